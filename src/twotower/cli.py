@@ -1,0 +1,219 @@
+"""The command line: `twotower <verb>`. A user's mistake ends with one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
+from twotower.watcher import Watcher
+
+app = typer.Typer(help="Two-tower retrieval: train, evaluate, look inside.", no_args_is_help=True,
+                  pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
+data_app = typer.Typer(help="Fetch MovieLens, look at tables.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a setting, such as train.epochs=3")
+]
+
+
+def main() -> None:
+    """Entry point: turns errors of the package into one line and an exit code."""
+    sys.exit(run_command(app))
+
+
+def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int:
+    """Run `command` and return the exit code: 0, 2 for a user's mistake, 1 for failed training, 143 if stopped."""
+    try:
+        code = typer.main.get_command(command).main(arguments, standalone_mode=False)
+        return int(code or 0)
+    except TwoTowerError as e:
+        print(f"{'' if isinstance(e, Interrupted) else 'error: '}{e}", file=sys.stderr)
+        return e.exit_code
+    except click.ClickException as e:
+        print(f"error: {e.format_message()}", file=sys.stderr)
+        return 2
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return 130
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="a TOML file; `twotower config` prints a template")],
+    run: Annotated[Path, typer.Option("--run", help="folder for the run")],
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint")] = False,
+    override: Annotated[bool, typer.Option("--override", help="resume although settings or data changed")] = False,
+) -> None:
+    """Train on the tables a config names, evaluate, and write a run folder."""
+    from twotower import config as settings
+    from twotower import pipeline
+
+    schema, resolved = settings.load(config, set_ or [])
+    console = Console()
+    tables, schema = pipeline.read(resolved, schema, console)
+    done = pipeline.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=console)
+    print_metrics(done.metrics, resolved.evaluation.k[0])
+    print(f"run: {run}   report: {run / 'report.html'}\nnext: twotower evaluate {run}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the flat metrics as JSON")] = False,
+) -> None:
+    """Measure a run again on its own test part, from the files in its folder."""
+    from twotower import pipeline
+
+    loaded = pipeline.load(run)
+    metrics = pipeline.evaluate(loaded)
+    if as_json:
+        print(json.dumps(metrics, indent=1))
+    else:
+        print(loaded.dataset.describe())
+        print_metrics(metrics, loaded.config.evaluation.k[0])
+
+
+@app.command()
+def config() -> None:
+    """Print a config file with every option, its default and its meaning."""
+    from twotower import config as settings
+
+    print(settings.template(), end="")
+
+
+@data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="ml-1m|ml-100k", help="which MovieLens")],
+    out: Annotated[Path, typer.Option("--out", help="folder for users, items and interactions as Parquet")],
+    source: Annotated[str, typer.Option("--source", help="local archive instead of the network")] = "",
+) -> None:
+    """Fetch a MovieLens, verify it, and write three Parquet tables."""
+    from twotower.data import movielens
+    from twotower.data.tables import check
+    from twotower.errors import nearest
+
+    if name not in movielens.ARCHIVES:
+        raise ConfigError(f"no dataset '{name}'{nearest(name, movielens.ARCHIVES)} (allowed: {', '.join(movielens.ARCHIVES)})")
+    tables = movielens.load(name, source or None)  # type: ignore[arg-type]
+    check(tables.users, tables.items, tables.interactions, movielens.SCHEMA)
+    movielens.save(tables, out)
+    print(
+        f"{out}: {tables.users.height:,} users, {tables.items.height:,} items, "
+        f"{tables.interactions.height:,} interactions"
+    )
+
+
+@data_app.command()
+def stats(folder: Annotated[Path, typer.Argument(help="folder with users, items and interactions")]) -> None:
+    """What three tables hold: sizes, columns, missing and distinct values, activity per user and item."""
+    from twotower.data import tables
+
+    found = {}
+    for name in ("users", "items", "interactions"):
+        path = next((p for e in ("parquet", "csv", "tsv") if (p := folder / f"{name}.{e}").exists()), None)
+        if path is None and name == "interactions":
+            raise DataError(f"{folder}: no interactions.parquet, .csv or .tsv there")
+        if path:
+            found[name] = tables.read_file(path)
+    for name, frame in found.items():
+        print(f"{name}: {frame.height:,} rows")
+        for column, kind, missing, distinct, example in tables.describe(frame):
+            print(f"  {column:<16} {kind:<14} {missing:>9,} missing {distinct:>11} distinct   {example}")
+    for line in tables.activity(found):
+        print(line)
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option("--data", help="local ml-1m.zip or ml-100k.zip")] = "",
+    run: Annotated[Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")] = Path("runs/demo"),
+) -> None:
+    """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend."""
+    from twotower import demo as main_job
+
+    done = main_job.main(data, run, Console())
+    k = done.config.evaluation.k[0]
+    print()
+    print_metrics(done.metrics, k)
+    for line in main_job.recommendations(done, k):
+        print(line)
+    print(
+        f"\nThe run is in {run}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser."
+        f"\nNext:\n  .venv/bin/twotower evaluate {run}"
+        "\n  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank   # the best ranking, minutes"
+        "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own         # your own tables, see docs/tutorial.md"
+    )
+
+
+class Console(Watcher):
+    """Tells a run's progress: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._live = sys.stdout.isatty()
+        self._last = 0.0
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if not self._live:
+            return
+        now = time.monotonic()
+        if done < total and now - self._last < 0.1:
+            return
+        self._last = now
+        if self._bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
+                TimeRemainingColumn(), transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("epoch", total=total, loss="")
+        self._bar.update(self._task, completed=done, loss=f"loss {loss:.4f}")
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def epoch(self, history: list[dict[str, Any]]) -> None:
+        self.close()
+        entry = history[-1]
+        shown = "  ".join(
+            f"{name.removeprefix('validation.')} {value:.4f}"
+            for name, value in entry.items()
+            if name in ("validation.auc", "validation.gauc") or name.startswith(("validation.recall", "validation.ndcg"))
+        )
+        print(f"epoch {entry['epoch']:>3}  loss {entry['train.loss']:.4f}  {shown}  {entry['train.seconds']:.1f} s", flush=True)
+
+
+def print_metrics(metrics: dict[str, float], k: int) -> None:
+    """The model's test metrics beside the baselines', one row each."""
+    columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
+    print(f"{'test':<18}" + "".join(f"{c:>13}" for c in columns))
+    for name, prefix in (("model", "test"), ("popularity", "baseline.popularity"), ("user+item bias", "baseline.bias")):
+        cells = (metrics.get(f"{prefix}.{c}") for c in columns)
+        print(f"{name:<18}" + "".join(f"{'–' if v is None else f'{v:.4f}':>13}" for v in cells))
+    if "train.seconds" in metrics:
+        print(
+            f"trained in {metrics['train.seconds']:.1f} s at {metrics['train.rows_per_second']:,.0f} rows/s, "
+            f"best epoch {metrics['train.best_epoch']:.0f}, peak memory {metrics['train.peak_memory_mb']:,.0f} MB"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""Every setting with its default, meaning and range: TOML in and out, overrides, the commented template.
+
+Data only. An unknown key is an error that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from twotower.errors import ConfigError, nearest
+from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Vector
+
+FEATURE_KINDS: dict[str, type[BaseModel]] = {
+    "categorical": Categorical,
+    "numeric": Numeric,
+    "multi_hot": MultiHot,
+    "vector": Vector,
+    "sequence": Sequence,
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataConfig(_Section):
+    """Where the tables are: three files, or a MovieLens by name."""
+
+    dataset: Literal["", "ml-1m", "ml-100k"] = Field("", description="a MovieLens; brings its own [schema] if none is given")
+    source: str = Field("", description="local archive of that MovieLens; TWOTOWER_DATA or the network if empty")
+    users: str = Field("", description="CSV or Parquet of users; empty: the distinct ids of the interactions")
+    items: str = Field("", description="CSV or Parquet of items; empty: the distinct ids of the interactions")
+    interactions: str = Field("", description="CSV or Parquet of interactions; paths are relative to the config file")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.dataset and (self.users or self.items or self.interactions):
+            raise ValueError("give either data.dataset or data.interactions (with users and items), not both")
+        return self
+
+
+class SplitConfig(_Section):
+    """Which interactions train, validate and test."""
+
+    kind: Literal["random", "last", "time"] = Field(
+        "random", description="random rows, each user's last two, or the latest rows"
+    )
+    test: float = Field(0.2, gt=0, lt=1, description="share of the rows that test (random, time)")
+    validation: float = Field(0.1, gt=0, lt=1, description="share of the other rows that validate (random, time)")
+    seed: int = Field(2022, ge=0, lt=2**32, description="of the random split")
+
+
+class SenetConfig(_Section):
+    """A gate per field: squeeze each field to one number, excite, multiply (FiBiNET, Huang et al. 2019, 3.2)."""
+
+    enabled: bool = Field(False, description="put the gate between the embeddings and the layers")
+    squeeze: Literal["mean", "sum", "max"] = Field("mean", description="how a field becomes one number")
+    reduction: float = Field(2.0, ge=1, description="fields / reduction is the width of the middle layer, at least 1")
+
+
+class TowerConfig(_Section):
+    """One side of one branch: fields -> SENet -> layers -> vector."""
+
+    fields: tuple[str, ...] = Field((), description="names of the features it reads; empty: all of its side")
+    width: int = Field(0, ge=0, description="embedding width of its fields; 0 takes model.width")
+    join: Literal["concat", "sum"] = Field(
+        "concat", description="fields side by side, or added up and activated (a first layer over one-hot inputs)"
+    )
+    senet: SenetConfig = SenetConfig()
+    layers: tuple[int, ...] = Field((64, 32), description="layer widths; the last is the vector's, without activation")
+    activation: Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"] = Field(
+        "LeakyReLU", description="between the layers"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
+    field_dropout: float = Field(0.0, ge=0, lt=1, description="share of joined inputs dropped in training")
+    layer_norm: bool = Field(False, description="normalise each hidden layer before its activation")
+
+    @model_validator(mode="after")
+    def _check(self) -> TowerConfig:
+        if any(w < 1 for w in self.layers):
+            raise ValueError("layers must be positive widths")
+        if self.senet.enabled and self.join == "sum":
+            raise ValueError("senet needs join = 'concat'")
+        return self
+
+
+class BranchConfig(_Section):
+    """A pair of towers whose vectors are compared with each other; the branches' scores add up."""
+
+    user: TowerConfig = TowerConfig()
+    item: TowerConfig = TowerConfig()
+
+
+class ModelConfig(_Section):
+    """What is trained."""
+
+    width: int = Field(16, ge=1, description="embedding width of a field")
+    branches: tuple[BranchConfig, ...] = Field(
+        (BranchConfig(),), min_length=1, description="pairs of towers side by side; one is the classic DSSM"
+    )
+    similarity: Literal["cosine", "dot"] = Field("cosine", description="of the user and item vectors")
+    temperature: float = Field(0.1, gt=0, description="logit = similarity / temperature")
+    learn_temperature: bool = Field(True, description="train the temperature (cosine only)")
+    bias: bool = Field(True, description="user, item and global bias, folded into the vectors")
+    unknown_rate: float = Field(0.01, ge=0, lt=1, description="share of categorical values trained as unknown")
+    embedding_std: float = Field(0.05, gt=0, description="standard deviation of fresh embeddings")
+
+
+class NegativesConfig(_Section):
+    """What stands against the positives: observed negatives, and random items of the whole catalogue."""
+
+    random: int = Field(0, ge=0, description="random items for each positive, fresh every epoch, never a positive of the user")
+    random_share: float = Field(
+        0.2, gt=0, lt=1, description="share of the negatives' weight that the random ones carry beside observed ones"
+    )
+
+
+class TrainConfig(_Section):
+    """How it is trained."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training interactions")
+    batch_size: int = Field(2048, ge=1, description="pairs a step")
+    optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="update rule")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="of the layers")
+    embedding_weight_decay: float = Field(0.0, ge=0, description="of the embeddings")
+    bias_weight_decay: float = Field(0.0, ge=0, description="of the user and item biases")
+    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="of the learning rate")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from zero")
+    decay_rate: float = Field(0.5, gt=0, le=1, description="factor of the step schedule")
+    decay_epochs: int = Field(1, ge=1, description="epochs between two factors of the step schedule")
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
+    average: float = Field(0.0, ge=0, lt=1, description="exponential average of the weights, used to evaluate; 0 is off")
+    monitor: str = Field("validation.auc", description="metric that chooses the best epoch, such as validation.recall@10")
+    patience: int = Field(0, ge=0, description="stop after so many validations without a better one; 0 never stops")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the layers' products; weights stay fp32")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu")
+    seed: int = Field(1, ge=0, lt=2**31, description="of weights, order, negatives and dropout")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="time between checkpoints; one also follows every epoch")
+    checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints; 0 leaves it to the clock")
+
+
+class EvaluationConfig(_Section):
+    """What is reported."""
+
+    k: tuple[int, ...] = Field((10, 50), min_length=1, description="cut-offs of the ranking metrics; the first is headline")
+    bootstrap: int = Field(200, ge=0, description="resamples of the users for the 95 % intervals; 0 gives none")
+    head_share: float = Field(0.2, gt=0, lt=1, description="most popular share of the items that is the head")
+    new_user_below: int = Field(5, ge=1, description="a user with fewer training interactions is new")
+    new_item_below: int = Field(5, ge=1, description="an item with fewer training interactions is new")
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationConfig:
+        if any(k < 1 for k in self.k):
+            raise ValueError("k must be at least 1")
+        return self
+
+
+class Config(_Section):
+    """All settings but the schema."""
+
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        known = metric_names(self.evaluation.k)
+        part, _, metric = self.train.monitor.partition(".")
+        if part != "validation" or metric not in known:
+            raise ValueError(
+                f"train.monitor '{self.train.monitor}' is not measured{nearest(metric, known)} "
+                f"(allowed: validation. followed by one of {', '.join(known)})"
+            )
+        return self
+
+
+def metric_names(k: Iterable[int]) -> list[str]:
+    """The metrics of one part, without the part's name."""
+    ranked = [f"{m}@{n}" for n in k for m in ("recall", "ndcg", "mrr", "hit_rate", "coverage")]
+    return ["auc", "gauc", "log_loss", *ranked]
+
+
+def parse(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None, Config]:
+    """A mapping as TOML gives it -> (schema or None, config). Raises ConfigError with one line."""
+    rest = dict(data)
+    schema = rest.pop("schema", None)
+    known = [*Config.model_fields, "schema"]
+    for key in rest:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown section '{key}'{nearest(key, known)} (allowed: {', '.join(known)})")
+    try:
+        config = Config.model_validate(rest)
+        return (Schema.model_validate(schema) if schema is not None else None), config
+    except ValidationError as e:
+        raise ConfigError(f"{where}: {_explain(e, schema is not None)}") from None
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Config]:
+    """Read a TOML file and apply `key=value` overrides; data paths become relative to the file's folder."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `twotower config` prints a template") from None
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path}: not valid TOML: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from None
+    for text in overrides:
+        _override(data, text)
+    schema, config = parse(data, str(path))
+    folder = path.resolve().parent
+    located = {
+        name: str((folder / value).resolve())
+        for name in ("users", "items", "interactions", "source")
+        if (value := getattr(config.data, name))
+    }
+    return schema, config.model_copy(update={"data": config.data.model_copy(update=located)})
+
+
+def dump(schema: Schema, config: Config) -> str:
+    """The resolved settings as TOML; `load` gives the same back."""
+    body = config.model_dump(mode="json")
+    body["schema"] = schema.model_dump(mode="json")
+    return tomli_w.dumps(body)
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Set `a.b.0.c=value` in place; the value is read as TOML, else taken as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: expected key=value, such as train.epochs=3")
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *path, last = key.strip().split(".")
+    node: Any = data
+    for i, step in enumerate(path):
+        if isinstance(node, list):
+            node = _element(node, step, text)
+        else:
+            following = [*path, last][i + 1]
+            node = node.setdefault(step, [{}] if following.isdigit() else {})
+    if isinstance(node, list):
+        _element(node, last, text)
+        node[int(last)] = parsed
+    elif isinstance(node, dict):
+        node[last] = parsed
+    else:
+        raise ConfigError(f"--set {text}: '{'.'.join(path)}' is a value, not a section")
+
+
+def _element(node: list[Any], step: str, text: str) -> Any:
+    if not step.isdigit() or int(step) >= len(node):
+        raise ConfigError(f"--set {text}: expected an index 0..{len(node) - 1} where '{step}' stands")
+    return node[int(step)]
+
+
+def _explain(error: ValidationError, has_schema: bool) -> str:
+    """The first problem in one line: where, what was given, what is allowed."""
+    first = error.errors()[0]
+    model: Any = Schema if error.title == "Schema" else Config
+    path = [str(p) for p in first["loc"]]
+    if error.title == "Schema":
+        path = [p for p in path if p not in FEATURE_KINDS]
+    where = ".".join(["schema", *path] if error.title == "Schema" else path)
+    if first["type"] == "extra_forbidden":
+        allowed = _allowed(model, [str(p) for p in first["loc"][:-1]])
+        return f"unknown key '{where}'{nearest(path[-1], allowed)} (allowed: {', '.join(allowed)})"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    if first["type"] == "missing":
+        return f"'{where}' is missing"
+    given = first.get("input")
+    shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _allowed(model: Any, path: list[str]) -> list[str]:
+    """Names of the fields of the section at `path` below `model`."""
+    for step in path:
+        if step in FEATURE_KINDS:
+            model = FEATURE_KINDS[step]
+        elif isinstance(model, type) and issubclass(model, BaseModel) and step in model.model_fields:
+            annotation = model.model_fields[step].annotation
+            while get_origin(annotation) is tuple:
+                annotation = get_args(annotation)[0]
+            model = annotation
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def options() -> Iterator[tuple[str, str, str, str]]:
+    """Every option as (section, key, default as TOML, meaning), in the order of the template."""
+    for name, info in Config.model_fields.items():
+        yield from _section_options(name, info.annotation)
+
+
+def _section_options(name: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
+    for key, info in section.model_fields.items():
+        if key == "branches":
+            for side in ("user", "item"):
+                yield from _section_options(f"model.branches.{side}", TowerConfig)
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _section_options(f"{name}.{key}", info.annotation)
+        else:
+            yield name, key, _toml(info.default), _meaning(info)
+
+
+def _meaning(info: Any) -> str:
+    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+    allowed = f" [{', '.join(repr(c) for c in choices)}]" if choices else ""
+    return f"{info.description or ''}{allowed}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip().replace("\n", "")
+
+
+def template() -> str:
+    """A complete config file: a schema to adapt, and every option with its default and meaning."""
+    lines = [_SCHEMA_TEMPLATE]
+    section = ""
+    for name, key, default, meaning in options():
+        if name != section:
+            if name == "model.branches.user":
+                lines.append("\n[[model.branches]]  # repeat the block for parallel branches")
+            lines.append(f"\n[{name}]")
+            section = name
+        lines.append(f"# {meaning}\n{key} = {default}")
+    return "\n".join(lines) + "\n"
+
+
+_SCHEMA_TEMPLATE = """\
+# A twotower config. Every option is here with its default; delete what you do not change.
+
+[schema]
+user_id = "user_id"
+item_id = "item_id"
+label = ""            # outcome column of the interactions; empty: every row is a positive
+positive_above = 0.0  # a row is a positive when its label is greater than this
+time = ""             # time column of the interactions (needed for split.kind = "last" or "time")
+time_unit = "s"       # 's', 'ms', 'us' since 1970, or 'order'
+title = ""            # column of the items to show to people
+duplicates = "last"   # repeated ids and pairs: keep the 'last', or 'error'
+
+# kind: categorical, numeric, multi_hot, vector or sequence; side: user or item
+[[schema.features]]
+name = "user_id"
+side = "user"
+kind = "categorical"
+
+[[schema.features]]
+name = "item_id"
+side = "item"
+kind = "categorical\""""

@@ -1,0 +1,176 @@
+"""Encoded columns to tensors: the only place where they become torch's.
+
+A batch names its distinct users and items once, so that each tower runs once per distinct row, and says which of
+its pairs are training interactions, so that no history contains its target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.data.dataset import Side
+from twotower.encoders import Codes, Field, Ints, Ragged
+
+
+@dataclass(frozen=True)
+class Bag:
+    """U rows of codes, flat, in both orders: by row for the forward pass, by code for the backward pass."""
+
+    values: Tensor  # (L,) int32 codes, row after row
+    offsets: Tensor  # (U + 1,) int32
+    rows_by_code: Tensor  # (L,) int32 row numbers, code after code
+    code_offsets: Tensor  # (table rows + 1,) int32
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The features of U rows of one side, by field name."""
+
+    rows: int
+    lookup: Tensor  # (U, number of lookup fields) int64, in the fields' order
+    bags: dict[str, Bag]
+    dense: dict[str, Tensor]  # (U, length) float32
+
+
+class SideTensors:
+    """All rows of one side, ready to be picked from."""
+
+    def __init__(self, side: Side, fields: Iterable[Field], device: torch.device | str = "cpu") -> None:
+        self.fields = tuple(fields)
+        self.device = torch.device(device)
+        self.n = len(side)
+        lookups = [side.columns[f.name] for f in self.fields if f.kind == "lookup"]
+        self._lookup = np.stack(lookups, 1).astype(np.int64) if lookups else np.zeros((self.n, 0), np.int64)
+        self._dense: dict[str, npt.NDArray[Any]] = {
+            f.name: side.columns[f.name] for f in self.fields if f.kind == "dense"  # type: ignore[misc]
+        }  # fmt: skip
+        self._bags: dict[str, tuple[Field, Ragged]] = {
+            f.name: (f, side.columns[f.name]) for f in self.fields if f.kind == "bag"  # type: ignore[misc]
+        }  # fmt: skip
+        self._kept: dict[str, npt.NDArray[np.bool_]] = {}
+        self._position: dict[str, Ints] = {}
+        for f, ragged in self._bags.values():
+            if f.sequence and ragged.source is not None:
+                self._kept[f.name] = np.ones(len(ragged.values), bool)
+                position = np.full(int(ragged.source.max(initial=-1)) + 1, -1, np.int64)
+                position[ragged.source] = np.arange(len(ragged.source))
+                self._position[f.name] = position
+
+    @property
+    def has_sequences(self) -> bool:
+        return bool(self._kept)
+
+    def take(self, rows: Ints, left_out: Ints | None = None) -> Inputs:
+        """The features of `rows` (U,). `left_out` numbers interactions that no sequence may contain."""
+        bags = {}
+        for name, (f, ragged) in self._bags.items():
+            kept = self._kept.get(name)
+            if kept is None or left_out is None or not len(left_out):
+                bags[name] = self._bag(f, ragged, rows, None)
+                continue
+            known = left_out[left_out < len(self._position[name])]
+            holes = self._position[name][known]
+            holes = holes[holes >= 0]
+            kept[holes] = False
+            bags[name] = self._bag(f, ragged, rows, kept)
+            kept[holes] = True
+        return Inputs(
+            len(rows),
+            torch.from_numpy(self._lookup[rows]).to(self.device),
+            bags,
+            {name: torch.from_numpy(x[rows]).to(self.device) for name, x in self._dense.items()},
+        )
+
+    def _bag(self, f: Field, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag:
+        lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
+        ends = np.cumsum(lengths)
+        flat = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(ragged.offsets[rows] - ends + lengths, lengths)
+        row = np.repeat(np.arange(len(rows), dtype=np.int32), lengths)
+        if kept is not None:
+            keep = kept[flat]
+            flat, row = flat[keep], row[keep]
+            ends = np.cumsum(np.bincount(row, minlength=len(rows)))
+        values = ragged.values[flat]
+        order = _stable_order(values)
+        code_offsets = np.zeros(f.rows + 1, np.int32)
+        np.cumsum(np.bincount(values, minlength=f.rows), out=code_offsets[1:])
+        offsets = np.zeros(len(rows) + 1, np.int32)
+        offsets[1:] = ends
+        arrays = (values, offsets, row[order], code_offsets)
+        return Bag(*(torch.from_numpy(a).to(self.device) for a in arrays))
+
+
+def _stable_order(codes: Codes) -> Ints:
+    """Stable argsort of codes >= 0: two passes over 16 bits each, which numpy sorts by radix."""
+    order = np.argsort(codes.astype(np.uint16), kind="stable")
+    high = codes >> 16
+    if not high.any():
+        return order
+    return order[np.argsort(high[order].astype(np.uint16), kind="stable")]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs over U distinct users and I distinct items."""
+
+    users: Inputs
+    items: Inputs
+    user: Tensor  # (B,) int64 into the U users
+    item: Tensor  # (B,) int64 into the I items
+    label: Tensor  # (B,) float32, 0 or 1
+    weight: Tensor  # (B,) float32
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass
+class Distinct:
+    """Numbers the distinct rows of a batch without sorting: a slot per row remembers where it was seen."""
+
+    n: int
+    _slot: Ints = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._slot = np.zeros(self.n, np.int64)
+
+    def __call__(self, rows: Codes) -> tuple[Ints, Ints]:
+        """(B,) rows -> distinct rows (U,), index of each of the B into them (B,)."""
+        here = np.arange(len(rows))
+        self._slot[rows] = here
+        seen = self._slot[rows]
+        first = seen == here
+        number = np.cumsum(first) - 1
+        return rows[first].astype(np.int64), number[seen]
+
+
+class Batcher:
+    """Aligned arrays of pairs -> batches on the device."""
+
+    def __init__(self, users: SideTensors, items: SideTensors) -> None:
+        self.users, self.items = users, items
+        self._distinct_users, self._distinct_items = Distinct(users.n), Distinct(items.n)
+
+    def __call__(
+        self, user: Codes, item: Codes, label: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], source: Ints
+    ) -> Batch:
+        """`source` (B,) numbers the interaction a pair is, or is -1 for a sampled one."""
+        users, user_index = self._distinct_users(user)
+        items, item_index = self._distinct_items(item)
+        left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
+        device = self.users.device
+        return Batch(
+            self.users.take(users, left_out),
+            self.items.take(items, left_out),
+            torch.from_numpy(user_index).to(device),
+            torch.from_numpy(item_index).to(device),
+            torch.from_numpy(label).to(device),
+            torch.from_numpy(weight).to(device),
+        )

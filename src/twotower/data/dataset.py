@@ -1,0 +1,182 @@
+"""The one object every later part exchanges: numbered interactions, their parts, and each side's encoded columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower.config import SplitConfig
+from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
+from twotower.data.tables import Tables
+from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
+from twotower.errors import DataError
+from twotower.schema import Numeric, Schema, Sequence, SideName
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Aligned (n,) arrays: user row, item row, and whether the user liked the item."""
+
+    user: Codes
+    item: Codes
+    positive: Bools
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+@dataclass(frozen=True)
+class Side:
+    """All rows of one side: `frame` with ids and raw features, `columns` with what the tower reads."""
+
+    frame: pl.DataFrame
+    columns: dict[str, Column]
+    id_column: str
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @property
+    def ids(self) -> pl.Series:
+        return self.frame[self.id_column]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows are internal: `user` and `item` number the rows of the two sides."""
+
+    schema: Schema
+    encoders: Encoders
+    users: Side
+    items: Side
+    pairs: Pairs
+    parts: Parts
+    seconds: Ints | None
+
+    def part(self, part: int) -> Pairs:
+        """The pairs of TRAIN, VALIDATION or TEST, in the table's order."""
+        keep = self.parts == part
+        return Pairs(self.pairs.user[keep], self.pairs.item[keep], self.pairs.positive[keep])
+
+    @cached_property
+    def train(self) -> Pairs:
+        return self.part(TRAIN)
+
+    @cached_property
+    def validation(self) -> Pairs:
+        return self.part(VALIDATION)
+
+    @cached_property
+    def test(self) -> Pairs:
+        return self.part(TEST)
+
+    def side(self, side: SideName) -> Side:
+        return self.users if side == "user" else self.items
+
+    def titles(self) -> list[str]:
+        """One line to show for every item row."""
+        column = self.schema.title or self.schema.item_id
+        return [str(t) for t in self.items.frame[column].to_list()]
+
+    def describe(self) -> str:
+        """One line: how many users, items and interactions, and the sizes of the parts."""
+        n = np.bincount(self.parts, minlength=3)
+        sizes = ", ".join(f"{count:,} {name}" for name, count in zip(NAMES, n, strict=True))
+        return f"{len(self.users):,} users, {len(self.items):,} items, {len(self.parts):,} interactions ({sizes})"
+
+
+def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
+    """Number the ids, split, compute training statistics, fit the encoders on the train part, encode.
+
+    Raises DataError for tables a model cannot be trained on.
+    """
+    user = _number(tables.interactions, tables.users, schema.user_id)
+    item = _number(tables.interactions, tables.items, schema.item_id)
+    seconds = (
+        tables.interactions["seconds"].to_numpy().astype(np.int64)
+        if "seconds" in tables.interactions.columns
+        else None
+    )
+    parts = split(user, seconds, config)
+    pairs = Pairs(user, item, tables.interactions["positive"].to_numpy().astype(bool))
+    train = parts == TRAIN
+    frames: dict[SideName, pl.DataFrame] = {}
+    counts: dict[SideName, Ints] = {}
+    for name, rows, frame in (("user", user, tables.users), ("item", item, tables.items)):
+        counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
+        frames[name] = _statistics(  # type: ignore[index]
+            frame, schema, name, rows[train], counts[name], tables.interactions.filter(train)  # type: ignore
+        )  # fmt: skip
+    encoders = Encoders.fit(schema, frames, counts)
+    return assemble(encoders, frames["user"], frames["item"], pairs, parts, seconds)
+
+
+def assemble(
+    encoders: Encoders, users: pl.DataFrame, items: pl.DataFrame, pairs: Pairs, parts: Parts, seconds: Ints | None
+) -> Dataset:
+    """A dataset from fitted encoders, as `prepare` makes it and as a run folder gives it back."""
+    schema = encoders.schema
+    train = parts == TRAIN
+    if not pairs.positive[train].any():
+        raise DataError("no positive interaction in the train part; there is nothing to learn from")
+    columns = {"user": encoders.transform("user", users), "item": encoders.transform("item", items)}
+    for feature in schema.features:
+        if isinstance(feature, Sequence):
+            keep = train
+            if feature.of != "all":
+                keep = train & (pairs.positive == (feature.of == "positive"))
+            columns[feature.side][feature.name] = _sequence(
+                encoders, feature, users, items, pairs, np.flatnonzero(keep), seconds
+            )
+    return Dataset(
+        schema,
+        encoders,
+        Side(users, columns["user"], schema.user_id),
+        Side(items, columns["item"], schema.item_id),
+        pairs,
+        parts,
+        seconds,
+    )
+
+
+def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
+    rows = side.select(key).with_row_index("row")
+    return actions.select(key).join(rows, on=key, how="left", maintain_order="left")["row"].to_numpy().astype(np.int32)
+
+
+def _statistics(
+    frame: pl.DataFrame, schema: Schema, side: SideName, rows: Codes, counts: Ints, actions: pl.DataFrame
+) -> pl.DataFrame:
+    """Adds the column of every numeric feature that is a statistic of the training interactions."""
+    for f in schema.side(side):
+        if not (isinstance(f, Numeric) and f.statistic):
+            continue
+        if f.statistic == "count":
+            values = np.log1p(counts.astype(np.float64))
+        else:
+            of = actions[f.of or schema.label or "positive"].cast(pl.Float64).to_numpy()
+            with np.errstate(invalid="ignore"):
+                values = np.bincount(rows, of, minlength=frame.height) / counts
+        frame = frame.with_columns(pl.Series(f.source, values))
+    return frame
+
+
+def _sequence(
+    encoders: Encoders, feature: Sequence, users: pl.DataFrame, items: pl.DataFrame, pairs: Pairs, keep: Ints,
+    seconds: Ints | None,
+) -> Ragged:  # fmt: skip
+    schema = encoders.schema
+    if seconds is not None:
+        keep = keep[np.argsort(seconds[keep], kind="stable")]
+    if feature.side == "user":
+        own, other, n, other_ids = pairs.user, pairs.item, users.height, items[schema.item_id]
+    else:
+        own, other, n, other_ids = pairs.item, pairs.user, items.height, users[schema.user_id]
+    codes = encoders.sequence_codes(feature, other_ids)
+    return Ragged.from_pairs(own[keep], codes[other[keep]], n, keep).keep_last(feature.max_length)

@@ -1,0 +1,258 @@
+"""MovieLens 100K and 1M: fetch, verify, parse into tables.
+
+The licence forbids redistribution, so the data is fetched on the user's machine: from GroupLens, from a local
+archive (`source`, or the environment variable TWOTOWER_DATA), or, for 100K, out of a PyPI wheel that carries it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from twotower.data.tables import Tables
+from twotower.errors import DataError
+from twotower.schema import Categorical, MultiHot, Schema
+
+Name = Literal["ml-1m", "ml-100k"]
+SOURCE_VARIABLE = "TWOTOWER_DATA"
+TIMEOUT_SECONDS = 20
+MAX_MEMBER_BYTES = 200_000_000  # the largest real member is 25 MB
+MAX_RATIO = 100  # unpacked to packed; the real archives stay below 10
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where an official archive is, and how to know it."""
+
+    url: str
+    size: int
+    sha256: str
+
+
+ARCHIVES: dict[Name, Archive] = {
+    "ml-1m": Archive(
+        "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+        5_917_549,
+        "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+    ),
+    "ml-100k": Archive(
+        "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        4_924_029,
+        "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    ),
+}
+# The one public package that carries MovieLens 100K; an exact version because it is data, known by its digest.
+WHEEL, WHEEL_SHA256 = "recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+WHEEL_FOLDER = "recbole/dataset_example/ml-100k/"
+
+SCHEMA = Schema(
+    user_id="user_id",
+    item_id="item_id",
+    label="rating",
+    positive_above=3,
+    time="timestamp",
+    title="title",
+    features=(
+        Categorical(name="user_id", side="user"),
+        Categorical(name="gender", side="user"),
+        Categorical(name="age", side="user"),
+        Categorical(name="occupation", side="user"),
+        Categorical(name="item_id", side="item"),
+        MultiHot(name="genres", side="item"),
+        Categorical(name="year", side="item"),
+    ),
+)
+"""Users and films as both archives have them; a rating above 3 is a positive."""
+
+GENRES_100K = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+
+
+def load(name: Name, source: str | Path | None = None, say: Callable[[str], None] = print) -> Tables:
+    """The tables of MovieLens `name`, from `source`, else from TWOTOWER_DATA, else from the network.
+
+    Raises DataError if the archive is damaged, is not MovieLens `name`, or nothing can be reached.
+    """
+    source = source or os.environ.get(SOURCE_VARIABLE) or None
+    if source:
+        path = Path(source)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; give the path of {name}.zip ({ARCHIVES[name].url})")
+        return parse(path.read_bytes(), str(path), name)
+    archive = ARCHIVES[name]
+    try:
+        return parse(_download(archive, say), archive.url, name)
+    except (urllib.error.URLError, OSError, http.client.HTTPException) as e:
+        reason = getattr(e, "reason", e)
+        if name == "ml-1m":
+            raise DataError(
+                f"cannot reach {archive.url} ({reason}); download it elsewhere and pass --source path/to/ml-1m.zip, "
+                f"set {SOURCE_VARIABLE}, or use ml-100k"
+            ) from None
+        say(f"cannot reach {archive.url} ({reason}); taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
+        return _from_wheel()
+
+
+def archive_name(source: str | Path) -> Name:
+    """Which MovieLens a local archive holds, from the folder inside it."""
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give the path of ml-1m.zip or ml-100k.zip")
+    names = _open(path.read_bytes(), str(path)).namelist()
+    for name in ARCHIVES:
+        if any(n.startswith(f"{name}/") for n in names):
+            return name
+    raise DataError(f"{path}: neither an ml-1m/ nor an ml-100k/ folder inside; expected a MovieLens archive")
+
+
+def save(tables: Tables, folder: Path) -> None:
+    """users.parquet, items.parquet and interactions.parquet in `folder`, each written whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("users", "items", "interactions"):
+        frame: pl.DataFrame = getattr(tables, name)
+        temporary = folder / f".{name}.parquet.tmp"
+        frame.write_parquet(temporary)
+        os.replace(temporary, folder / f"{name}.parquet")
+
+
+def _download(archive: Archive, say: Callable[[str], None]) -> bytes:
+    say(f"downloading {archive.url} ({archive.size / 1e6:.1f} MB)")
+    request = urllib.request.Request(archive.url, headers={"User-Agent": "twotower"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
+        data: bytes = reply.read(archive.size + 1)
+    digest = hashlib.sha256(data).hexdigest()
+    if len(data) != archive.size or digest != archive.sha256:
+        raise DataError(
+            f"{archive.url}: got {len(data)} bytes with SHA-256 {digest[:12]}…, expected {archive.size} with "
+            f"{archive.sha256[:12]}…; try again, or pass a local archive with --source"
+        )
+    return data
+
+
+def _from_wheel() -> Tables:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(folder).glob("recbole-*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+            raise DataError(f"cannot fetch {WHEEL} with pip either ({reason}); pass a local archive with --source")
+        data = wheels[0].read_bytes()
+    if (digest := hashlib.sha256(data).hexdigest()) != WHEEL_SHA256:
+        raise DataError(f"{WHEEL}: the wheel has SHA-256 {digest[:12]}…, expected {WHEEL_SHA256[:12]}…")
+    archive = _open(data, WHEEL)
+    users, items, actions = (
+        _typed_header(_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL)) for kind in ("user", "item", "inter")
+    )
+    return Tables(
+        users.rename({"zip_code": "zip"}).select("user_id", "gender", "age", "occupation", "zip"),
+        items.select(
+            "item_id",
+            title=pl.col("movie_title"),
+            year=pl.col("release_year").cast(pl.Int64, strict=False),
+            genres=pl.col("class").str.split(" "),
+        ),
+        actions.select("user_id", "item_id", "rating", "timestamp"),
+    )
+
+
+def _typed_header(data: bytes) -> pl.DataFrame:
+    """A tab-separated table whose header reads `name:type`."""
+    frame = pl.read_csv(data, separator="\t", quote_char=None, infer_schema=False)
+    frame = frame.rename({c: c.split(":")[0] for c in frame.columns})
+    numbers = [c for c in ("user_id", "item_id", "rating", "age") if c in frame.columns]
+    frame = frame.with_columns(pl.col(c).cast(pl.Float64).cast(pl.Int64) for c in numbers)
+    if "timestamp" in frame.columns:
+        frame = frame.with_columns(pl.col("timestamp").cast(pl.Float64).cast(pl.Int64))
+    return frame
+
+
+def _open(data: bytes, what: str) -> zipfile.ZipFile:
+    """The archive after checks on its entries: no path that leaves it, no links, no bombs."""
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except zipfile.BadZipFile as e:
+        raise DataError(f"{what}: not a complete zip archive ({e}); fetch it again") from None
+    for entry in archive.infolist():
+        parts = entry.filename.replace("\\", "/").split("/")
+        if entry.filename.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+            raise DataError(f"{what}: entry '{entry.filename}' points outside the archive; refused")
+        if (entry.external_attr >> 16) & 0o170000 == 0o120000:
+            raise DataError(f"{what}: entry '{entry.filename}' is a link; refused")
+        if entry.file_size > MAX_MEMBER_BYTES or entry.file_size > MAX_RATIO * max(entry.compress_size, 1024):
+            raise DataError(f"{what}: entry '{entry.filename}' unpacks to {entry.file_size} bytes; refused")
+    return archive
+
+
+def _member(archive: zipfile.ZipFile, name: str, what: str) -> bytes:
+    try:
+        return archive.read(name)
+    except KeyError:
+        raise DataError(f"{what}: no entry '{name}' (found: {', '.join(archive.namelist()[:5])}, …)") from None
+    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError) as e:  # type: ignore[attr-defined]
+        raise DataError(f"{what}: entry '{name}' is damaged ({e}); fetch the archive again") from None
+
+
+def parse(data: bytes, what: str, name: Name) -> Tables:
+    """The tables in the bytes of an archive with the official layout."""
+    archive = _open(data, what)
+    if name == "ml-1m":
+        ratings = _rows(
+            _member(archive, "ml-1m/ratings.dat", what).replace(b"::", b"\t"), "\t",
+            ["user_id", "item_id", "rating", "timestamp"], what,
+        )  # fmt: skip
+        users = _rows(
+            _member(archive, "ml-1m/users.dat", what).replace(b"::", b"\t"), "\t",
+            ["user_id", "gender", "age", "occupation", "zip"], what, text=("gender", "zip"),
+        )  # fmt: skip
+        films = _member(archive, "ml-1m/movies.dat", what).decode("latin-1")
+        lines = [line.split("::") for line in films.splitlines() if line]
+        bad = next((n for n, line in enumerate(lines, 1) if len(line) != 3), None)
+        if bad:
+            raise DataError(f"{what}: movies.dat line {bad} does not read MovieID::Title::Genres")
+        items = _films([int(x[0]) for x in lines], [x[1] for x in lines], [x[2].split("|") for x in lines])
+        return Tables(users, items, ratings)
+    ratings = _rows(
+        _member(archive, "ml-100k/u.data", what), "\t", ["user_id", "item_id", "rating", "timestamp"], what
+    )
+    users = _rows(
+        _member(archive, "ml-100k/u.user", what), "|", ["user_id", "age", "gender", "occupation", "zip"], what,
+        text=("gender", "occupation", "zip"),
+    )  # fmt: skip
+    lines = [line.split("|") for line in _member(archive, "ml-100k/u.item", what).decode("latin-1").splitlines()]
+    genres = [[g for g, on in zip(GENRES_100K, x[5:], strict=True) if on == "1"] for x in lines]
+    items = _films([int(x[0]) for x in lines], [x[1] for x in lines], genres)
+    return Tables(users.select("user_id", "gender", "age", "occupation", "zip"), items, ratings)
+
+
+def _rows(data: bytes, separator: str, columns: list[str], what: str, text: tuple[str, ...] = ()) -> pl.DataFrame:
+    dtypes = {c: pl.String if c in text else pl.Int64 for c in columns}
+    try:
+        return pl.read_csv(data, separator=separator, has_header=False, schema=dtypes, quote_char=None)
+    except pl.exceptions.PolarsError as e:
+        raise DataError(f"{what}: rows do not read {'::'.join(columns)} ({str(e).splitlines()[0]})") from None
+
+
+def _films(ids: list[int], titles: list[str], genres: list[list[str]]) -> pl.DataFrame:
+    years = [int(m[1]) if (m := re.search(r"\((\d{4})\)\s*$", t)) else None for t in titles]
+    return pl.DataFrame(
+        {"item_id": ids, "title": titles, "year": years, "genres": genres},
+        schema={"item_id": pl.Int64, "title": pl.String, "year": pl.Int64, "genres": pl.List(pl.String)},
+    )

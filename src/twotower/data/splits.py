@@ -1,0 +1,80 @@
+"""Which interactions train, which select, which report: one part code per row.
+
+TRAIN teaches, VALIDATION chooses epochs and settings, TEST is reported.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.config import SplitConfig
+from twotower.errors import DataError
+
+Rows = npt.NDArray[np.int64]
+Parts = npt.NDArray[np.int8]
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+NAMES = ("train", "validation", "test")
+
+
+def split(users: npt.NDArray[np.int32], seconds: Rows | None, config: SplitConfig) -> Parts:
+    """The part of every interaction, 0..2.
+
+    - `random`: a share `test` of the rows, then a share `validation` of the rest; the rows are those that
+      scikit-learn's `train_test_split(random_state=seed)` takes, twice.
+    - `last`: per user in time order, the last row tests, the one before validates; users with fewer than three
+      rows only train. Ties keep the table's order.
+    - `time`: the latest share `test` tests, the latest share `validation` of the rest validates; rows of one
+      moment stay together, so no test row is older than a training row.
+
+    Raises DataError if a part would be empty or if the split needs times and there are none.
+    """
+    if config.kind == "random":
+        parts = _random(len(users), config)
+    elif seconds is None:
+        raise DataError(f"split.kind = '{config.kind}' needs a time; name its column in schema.time")
+    elif config.kind == "last":
+        parts = _last(users, seconds)
+    else:
+        parts = _time(seconds, config)
+    for part, name in enumerate(NAMES):
+        if not (parts == part).any():
+            raise DataError(
+                f"split.kind = '{config.kind}' leaves no {name} rows out of {len(parts)} interactions; "
+                "give more data or other shares"
+            )
+    return parts
+
+
+def _random(n: int, config: SplitConfig) -> Parts:
+    parts = np.zeros(n, np.int8)
+    order = np.random.RandomState(config.seed).permutation(n)
+    n_test = int(np.ceil(config.test * n))
+    parts[order[:n_test]] = TEST
+    rest = order[n_test:]
+    # The second draw numbers the remaining rows in the order the first one left them.
+    again = np.random.RandomState(config.seed).permutation(len(rest))
+    parts[rest[again[: int(np.ceil(config.validation * len(rest)))]]] = VALIDATION
+    return parts
+
+
+def _last(users: npt.NDArray[np.int32], seconds: Rows) -> Parts:
+    order = np.lexsort((np.arange(len(users)), seconds, users))
+    sizes = np.bincount(users)
+    from_end = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(users))
+    enough = np.repeat(sizes >= 3, sizes)
+    parts = np.zeros(len(users), np.int8)
+    parts[order[(from_end == 1) & enough]] = TEST
+    parts[order[(from_end == 2) & enough]] = VALIDATION
+    return parts
+
+
+def _time(seconds: Rows, config: SplitConfig) -> Parts:
+    parts = np.zeros(len(seconds), np.int8)
+    test_from = np.quantile(seconds, 1 - config.test, method="higher")
+    rest = seconds[seconds < test_from]
+    if len(rest):
+        parts[seconds >= np.quantile(rest, 1 - config.validation, method="higher")] = VALIDATION
+    parts[seconds >= test_from] = TEST
+    return parts

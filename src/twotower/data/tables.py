@@ -1,0 +1,307 @@
+"""Users, items and interactions as tables: read, check, and number them.
+
+A table comes from a CSV or Parquet file, a polars or pandas frame, or anything with an Arrow stream. Checking
+gives every problem one line that says what was found, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from twotower.encoders import missing_count
+from twotower.errors import DataError, nearest
+from twotower.schema import Numeric, Schema, Sequence, SideName
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The three tables, ids still external. `notes` says what checking changed or counted."""
+
+    users: pl.DataFrame
+    items: pl.DataFrame
+    interactions: pl.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+    def side(self, side: SideName) -> pl.DataFrame:
+        return self.users if side == "user" else self.items
+
+
+def as_frame(table: Any, what: str) -> pl.DataFrame:
+    """A polars frame from polars, pandas, any Arrow producer, a mapping of columns, or a path to CSV or Parquet."""
+    if isinstance(table, pl.DataFrame):
+        return table
+    if isinstance(table, pl.LazyFrame):
+        return table.collect()
+    if isinstance(table, str | Path):
+        return read_file(Path(table))
+    if type(table).__module__.split(".")[0] == "pandas":
+        # Column by column: needs no pyarrow, and keeps lists and arrays as lists.
+        return pl.DataFrame([_pandas_column(str(name), table[name]) for name in table.columns])
+    if hasattr(table, "__arrow_c_stream__") or isinstance(table, dict):
+        return pl.DataFrame(table)
+    raise DataError(
+        f"{what}: found {type(table).__name__}, expected a polars or pandas frame, an Arrow table, a mapping of "
+        "columns, or a path to a CSV or Parquet file"
+    )
+
+
+def _pandas_column(name: str, column: Any) -> pl.Series:
+    values = column.to_numpy()
+    if values.dtype.kind in "biufM":
+        return pl.Series(name, values)
+    return pl.Series(name, [_cell(v) for v in values], strict=False)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return list(value)
+    return None if value is None or value != value else value
+
+
+def read_file(path: Path) -> pl.DataFrame:
+    """Read CSV (UTF-8, header line) or Parquet, by the file's ending."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    ending = path.suffix.lower()
+    try:
+        if ending in (".parquet", ".pq"):
+            return pl.read_parquet(path)
+        if ending in (".csv", ".tsv"):
+            return pl.read_csv(
+                path, separator="\t" if ending == ".tsv" else ",", infer_schema_length=10_000, try_parse_dates=True
+            )
+    except pl.exceptions.NoDataError:
+        raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
+    except (pl.exceptions.PolarsError, OSError) as e:
+        reason = str(e).splitlines()[0]
+        if ending in (".csv", ".tsv") and (line := _first_bad_line(path)):
+            raise DataError(f"{path}: line {line} is not UTF-8; convert the file, for example with iconv") from None
+        raise DataError(f"{path}: cannot be read as {ending[1:]} ({reason}); is the file complete?") from None
+    raise DataError(f"{path}: found a '{ending}' file, expected .csv, .tsv or .parquet")
+
+
+def _first_bad_line(path: Path) -> int:
+    with path.open("rb") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
+    """Tables that agree with the schema and with each other, or a `DataError` of one line.
+
+    `users` or `items` may be None: the side then is the distinct ids of the interactions.
+    """
+    notes: list[str] = []
+    actions = as_frame(interactions, "interactions")
+    _need(actions, [schema.user_id, schema.item_id], "interactions", schema)
+    _need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
+    _not_empty(actions, "interactions")
+    actions = _ids(_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
+
+    sides: dict[SideName, pl.DataFrame] = {}
+    for side, given in (("user", users), ("item", items)):
+        what, key = side + "s", schema.id_column(side)  # type: ignore[arg-type]
+        if given is None:
+            frame = actions.select(pl.col(key).unique().sort())
+        else:
+            frame = _side(as_frame(given, what), what, key, schema, notes)
+        _features(frame, side, what, schema, actions, notes)  # type: ignore[arg-type]
+        if frame[key].dtype != actions[key].dtype:
+            raise DataError(
+                f"column '{key}': {what} has {frame[key].dtype} and interactions {actions[key].dtype}; "
+                "give both the same type"
+            )
+        strangers = actions.join(frame.select(key), on=key, how="anti", maintain_order="left")[key].unique(
+            maintain_order=True
+        )
+        if len(strangers):
+            raise DataError(
+                f"interactions: {len(strangers)} ids of '{key}' are not in {what} (the first: {strangers[0]}); "
+                f"add them to {what} or drop their rows"
+            )
+        sides[side] = frame  # type: ignore[index]
+    if schema.title:
+        _need(sides["item"], [schema.title], "items", schema)
+
+    actions = _time(_label(actions, schema), schema)
+    actions = _deduplicate(actions, schema, notes)
+    return Tables(sides["user"], sides["item"], actions, notes)
+
+
+def _need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) -> None:
+    for name in columns:
+        if name not in frame.columns:
+            raise DataError(
+                f"{what}: no column '{name}'{nearest(name, frame.columns)} "
+                f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); name it in [schema]"
+            )
+
+
+def _not_empty(frame: pl.DataFrame, what: str) -> None:
+    if not frame.height:
+        raise DataError(f"{what}: the table has no rows")
+
+
+def _ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
+    """The id column as Int64, UInt64 or String, without nulls."""
+    series = frame[key]
+    if series.dtype.is_nested():
+        raise DataError(f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer)")
+    if n := missing_count(series):
+        raise DataError(f"{what}: column '{key}' has {n} missing ids; fill them or drop the rows")
+    if series.dtype.is_float():
+        if not (series == series.floor()).all() or (series.abs() >= 2**53).any():
+            raise DataError(f"{what}: column '{key}' holds fractions, expected ids as text or integers")
+        series = series.cast(pl.Int64)
+    elif series.dtype.is_integer():
+        series = series if series.dtype == pl.UInt64 and (series > 2**63 - 1).any() else series.cast(pl.Int64)
+    else:
+        series = series.cast(pl.String)
+    return frame.with_columns(series)
+
+
+def _side(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[str]) -> pl.DataFrame:
+    _need(frame, [key], what, schema)
+    _not_empty(frame, what)
+    frame = _ids(frame, key, what)
+    repeated = frame.height - frame[key].n_unique()
+    if repeated:
+        if schema.duplicates == "error":
+            first = frame.filter(pl.col(key).is_duplicated())[key][0]
+            raise DataError(
+                f"{what}: {repeated} rows repeat an id of '{key}' (the first: {first}); "
+                "drop them or set schema.duplicates = 'last'"
+            )
+        frame = frame.unique(key, keep="last", maintain_order=True)
+        notes.append(f"{what}: {repeated} rows repeated an id; the last of each was kept")
+    return frame
+
+
+def _features(
+    frame: pl.DataFrame, side: SideName, what: str, schema: Schema, actions: pl.DataFrame, notes: list[str]
+) -> None:
+    for f in schema.side(side):
+        if isinstance(f, Sequence):
+            continue
+        if isinstance(f, Numeric) and f.statistic:
+            if f.of:
+                _need(actions, [f.of], "interactions", schema)
+                if not actions[f.of].dtype.is_numeric():
+                    raise DataError(
+                        f"interactions: column '{f.of}' holds {actions[f.of].dtype}, expected numbers to average"
+                    )
+            continue
+        _need(frame, [f.source], what, schema)
+        if n := missing_count(frame[f.source]):
+            if f.missing == "error":
+                raise DataError(
+                    f"{what}: column '{f.source}' has {n} missing values and feature '{f.name}' has "
+                    "missing = 'error'; fill them or set missing = 'impute'"
+                )
+            notes.append(f"{what}: {n} of {frame.height} values of '{f.source}' are missing or not finite; imputed")
+
+
+def _label(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Adds the boolean column `positive`."""
+    if not schema.label:
+        return actions.with_columns(positive=pl.lit(True))
+    series = actions[schema.label]
+    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
+        raise DataError(f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans")
+    if n := missing_count(series):
+        raise DataError(f"interactions: label '{schema.label}' has {n} missing values; fill them or drop the rows")
+    positive = series.cast(pl.Float64) > schema.positive_above
+    if not positive.any():
+        raise DataError(
+            f"interactions: no row has '{schema.label}' above {schema.positive_above:g} "
+            f"(the largest is {series.cast(pl.Float64).max():g}); set schema.positive_above"
+        )
+    return actions.with_columns(positive=positive)
+
+
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
+
+
+def _time(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Adds the column `seconds` (Int64; with unit 'order' the number itself)."""
+    if not schema.time:
+        return actions
+    series = actions[schema.time]
+    what = f"interactions: time '{schema.time}'"
+    if series.dtype in (pl.Datetime, pl.Date):
+        seconds = series.cast(pl.Datetime("us")).dt.epoch("s")
+    elif series.dtype.is_numeric():
+        if n := missing_count(series):
+            raise DataError(f"{what} has {n} missing values; fill them or drop the rows")
+        if schema.time_unit == "order":
+            return actions.with_columns(seconds=series.cast(pl.Int64))
+        seconds = (series.cast(pl.Float64) / _PER_SECOND[schema.time_unit]).cast(pl.Int64)
+    else:
+        raise DataError(f"{what} holds {series.dtype}, expected a datetime or a number")
+    if n := seconds.null_count():
+        raise DataError(f"{what} has {n} missing values; fill them or drop the rows")
+    latest = int(seconds.max())  # type: ignore[arg-type]
+    now = int(clock.time())
+    if latest > now + 86_400:
+        unit = next((u for u, n in _PER_SECOND.items() if 0 < latest * _PER_SECOND[schema.time_unit] / n <= now), "")
+        hint = (
+            f"the numbers look like '{unit}': set schema.time_unit = '{unit}'"
+            if unit and series.dtype.is_numeric()
+            else "drop those rows, or set schema.time_unit = 'order'"
+        ) if latest <= 10**17 else "set schema.time_unit"
+        raise DataError(f"{what}: the latest is in the future when read in '{schema.time_unit}' ({latest} s); {hint}")
+    return actions.with_columns(seconds=seconds)
+
+
+def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.DataFrame:
+    pair = [schema.user_id, schema.item_id]
+    repeated = actions.height - actions.select(pl.struct(pair).n_unique()).item()
+    if not repeated:
+        return actions
+    if schema.duplicates == "error":
+        first = actions.filter(pl.struct(pair).is_duplicated()).select(pair).row(0)
+        raise DataError(
+            f"interactions: {repeated} rows repeat a pair of user and item (the first: {first[0]}, {first[1]}); "
+            "drop them or set schema.duplicates = 'last'"
+        )
+    notes.append(f"interactions: {repeated} rows repeated a pair of user and item; the last of each was kept")
+    actions = actions.with_row_index("__row")
+    by = ["seconds", "__row"] if "seconds" in actions.columns else ["__row"]
+    return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort("__row").drop("__row")
+
+
+def describe(frame: pl.DataFrame) -> list[tuple[str, str, int, str, str]]:
+    """Per column: name, type, missing values, distinct values (or '–' for lists), an example."""
+    out = []
+    for series in frame:
+        distinct = "–" if series.dtype.is_nested() else f"{series.n_unique():,}"
+        values = series.drop_nulls()
+        example = "" if not len(values) else str(values[0] if not series.dtype.is_nested() else values[0].to_list())
+        out.append((series.name, str(series.dtype), missing_count(series), distinct, example[:40]))
+    return out
+
+
+def activity(found: dict[str, pl.DataFrame]) -> list[str]:
+    """Interactions per user and per item, for the id columns that the tables have in common."""
+    lines = []
+    for name in ("users", "items"):
+        shared = [c for c in found[name].columns if c in found["interactions"].columns] if name in found else []
+        for key in shared:
+            n = found["interactions"].group_by(key).len()["len"]
+            lines.append(
+                f"interactions per {key}: median {n.median():.0f}, largest {n.max():,}, "
+                f"{found[name][key].n_unique() - len(n):,} of {found[name][key].n_unique():,} without any"
+            )
+    return lines

@@ -1,0 +1,65 @@
+"""`make demo`: the main job on MovieLens, from the archive to films for three real users."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from twotower import pipeline
+from twotower.config import parse
+from twotower.data import movielens
+from twotower.data.tables import check
+from twotower.errors import DataError
+from twotower.run import Run
+from twotower.watcher import Watcher
+
+_TOWER = {"layers": [64, 32], "senet": {"enabled": True}}
+SETTINGS = {
+    "model": {"width": 16, "branches": [{"user": _TOWER, "item": _TOWER}]},
+    "negatives": {"random": 5, "random_share": 0.5},
+    "train": {"epochs": 8, "batch_size": 8192, "lr": 4e-3, "schedule": "cosine", "monitor": "validation.recall@10"},
+}
+
+
+def main(data: str, folder: Path, watcher: Watcher) -> Run:
+    """Train DSSM + SENet with negative sampling on MovieLens; `folder` is replaced if an earlier run is there."""
+    name, source = _choose(data)
+    try:
+        raw = movielens.load(name, source, watcher.say)
+    except DataError as e:
+        if source:
+            raise
+        watcher.say(f"{e}\nTaking the smaller, real MovieLens 100K instead.")
+        name, raw = "ml-100k", movielens.load("ml-100k", None, watcher.say)
+    schema = movielens.SCHEMA
+    tables = check(raw.users, raw.items, raw.interactions, schema)
+    _, config = parse(SETTINGS)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"dataset": name, "source": source or ""})})
+    if (folder / "config.toml").exists():
+        shutil.rmtree(folder)
+    return pipeline.fit(tables, schema, config, folder=folder, watcher=watcher)
+
+
+def _choose(data: str) -> tuple[movielens.Name, str | None]:
+    source = data or os.environ.get(movielens.SOURCE_VARIABLE, "")
+    return (movielens.archive_name(source), str(Path(source).resolve())) if source else ("ml-1m", None)
+
+
+def recommendations(run: Run, k: int) -> Iterator[str]:
+    """Three users of different activity: what they liked last, and the `k` best films they have not seen."""
+    activity = np.bincount(run.dataset.train.user, minlength=len(run.dataset.users))
+    order = np.argsort(activity, kind="stable")
+    for share in (0.25, 0.5, 0.9):
+        row = int(order[int(share * (len(order) - 1))])
+        user = run.dataset.users.ids[row]
+        yield f"\nuser {user}, {activity[row]} ratings in training; liked last:"
+        yield "    " + ";  ".join(pipeline.recent(run, user))
+        yield f"  the {k} best films for them:"
+        for place, r in enumerate(pipeline.recommend(run, user, k), 1):
+            yield f"    {place:>2}. {r.title}  (logit {r.score:+.2f})"
+
+

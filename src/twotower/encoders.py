@@ -1,0 +1,428 @@
+"""Fit and transform, one encoder per feature kind: table columns in, numpy arrays of codes out.
+
+An encoder sees the train part only. `Encoders` holds one per feature of both sides and is written to disk
+as JSON; nothing here knows about torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower.errors import DataError, RunError
+from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, SideName, Vector
+
+Ints = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+UNKNOWN = 0  # embedding row of values below the cut or never seen in training
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths: row r is `values[offsets[r]:offsets[r + 1]]`.
+
+    `source[i]`, where it is kept, numbers the interaction that `values[i]` came from.
+    """
+
+    values: Codes
+    offsets: Ints
+    source: Ints | None = None
+
+    @classmethod
+    def from_pairs(
+        cls, rows: npt.NDArray[Any], values: npt.NDArray[Any], n_rows: int, source: Ints | None = None
+    ) -> Ragged:
+        """Group `values` by `rows` (each 0..n_rows-1), keeping the order within a row."""
+        order = np.argsort(rows, kind="stable")
+        offsets = np.zeros(n_rows + 1, np.int64)
+        np.cumsum(np.bincount(rows, minlength=n_rows), out=offsets[1:])
+        return cls(values[order].astype(np.int32), offsets, None if source is None else source[order])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Ints:
+        return np.diff(self.offsets)
+
+    def keep_last(self, n: int) -> Ragged:
+        """Every row cut to its last `n` values; 0 keeps all."""
+        if n == 0 or not len(self.values):
+            return self
+        from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.values))
+        offsets = np.zeros_like(self.offsets)
+        np.cumsum(np.minimum(self.lengths, n), out=offsets[1:])
+        keep = from_end <= n
+        return Ragged(self.values[keep], offsets, None if self.source is None else self.source[keep])
+
+
+Column = Codes | Floats | Ragged
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a tower must know of one encoded column to embed it."""
+
+    name: str
+    kind: Literal["lookup", "bag", "dense"]  # one code, many codes, or numbers
+    rows: int = 0  # embedding rows of a lookup or bag
+    length: int = 0  # numbers per row of a dense field
+    width: int = 0  # embedding width; 0 takes the model's
+    pooling: Literal["mean", "sqrt", "sum"] = "mean"
+    sequence: bool = False  # a bag that must leave the target out
+    shares: str = ""  # the other side's field whose embedding rows it uses
+
+
+def _values(series: pl.Series, what: str) -> pl.Series:
+    """Any scalar column as Int64, UInt64 or String, so that 7, 7.0 (with nulls) and True have one spelling."""
+    dtype = series.dtype
+    if dtype.is_float():
+        series = series.fill_nan(None)
+        whole = series.drop_nulls()
+        if (whole.is_finite() & (whole == whole.floor()) & (whole.abs() < 2**53)).all():
+            return series.cast(pl.Int64)
+        return series.cast(pl.String)
+    if dtype == pl.UInt64:
+        return series
+    if dtype.is_integer():
+        return series.cast(pl.Int64)
+    if dtype.is_nested():
+        raise DataError(f"{what}: found a {dtype} column, expected one value a row (text, integer or boolean)")
+    if dtype == pl.Null:
+        return series.cast(pl.String)
+    return series.cast(pl.String)
+
+
+class CategoricalEncoder:
+    """Values to codes: 0 unknown, 1..n the vocabulary in the order of its values."""
+
+    def __init__(self, vocabulary: pl.Series, hash_buckets: int = 0) -> None:
+        self.vocabulary = vocabulary
+        self.hash_buckets = hash_buckets
+        self._codes = pl.DataFrame(
+            {"value": vocabulary, "code": np.arange(1, len(vocabulary) + 1, dtype=np.int32)}
+        )
+
+    @classmethod
+    def fit(
+        cls, series: pl.Series, counts: Ints, min_count: int = 1, min_rate: float = 0.0, hash_buckets: int = 0
+    ) -> CategoricalEncoder:
+        """Keep the values whose `counts` add up to at least `min_count` and to `min_rate` of the total."""
+        values = _values(series, f"column '{series.name}'")
+        if hash_buckets:
+            return cls(values.clear(), hash_buckets)
+        least = max(min_count, min_rate * counts.sum())
+        kept = (
+            pl.DataFrame({"value": values, "n": counts})
+            .drop_nulls("value")
+            .group_by("value")
+            .agg(pl.col("n").sum())
+            .filter(pl.col("n") >= least)
+        )
+        return cls(kept["value"].sort())
+
+    @property
+    def rows(self) -> int:
+        return (self.hash_buckets or len(self.vocabulary)) + 1
+
+    def transform(self, series: pl.Series) -> Codes:
+        values = _values(series, f"column '{series.name}'")
+        if self.hash_buckets:
+            distinct = values.unique()
+            codes = [_bucket(v, self.hash_buckets) for v in distinct.to_list()]
+            table = pl.DataFrame({"value": distinct, "code": pl.Series(codes, dtype=pl.Int32)})
+        else:
+            table = self._codes
+        if values.dtype != table["value"].dtype:
+            # A vocabulary of numbers asked for text (or the reverse): compare as text.
+            values = values.cast(pl.String)
+            table = table.with_columns(pl.col("value").cast(pl.String))
+        joined = values.to_frame("value").join(table, on="value", how="left", maintain_order="left")
+        return joined["code"].fill_null(UNKNOWN).to_numpy().astype(np.int32)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "type": str(self.vocabulary.dtype),
+            "values": self.vocabulary.to_list(),
+            "hash_buckets": self.hash_buckets,
+        }
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> CategoricalEncoder:
+        dtype = {"Int64": pl.Int64, "UInt64": pl.UInt64, "String": pl.String}[state["type"]]
+        return cls(pl.Series("value", state["values"], dtype=dtype), state["hash_buckets"])
+
+
+def _bucket(value: Any, buckets: int) -> int:
+    """1..buckets, the same on every machine and in every release."""
+    if value is None:
+        return UNKNOWN
+    digest = hashlib.blake2b(str(value).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % buckets + 1
+
+
+class NumericEncoder:
+    """(x - mean) / deviation as (n, 1) floats, or quantile buckets 1..b as codes with 0 for missing."""
+
+    def __init__(self, mean: float, deviation: float, edges: list[float], buckets: int) -> None:
+        self.mean, self.deviation, self.edges, self.buckets = mean, deviation, edges, buckets
+
+    @classmethod
+    def fit(cls, series: pl.Series, used: npt.NDArray[np.bool_], buckets: int) -> NumericEncoder:
+        x = _numbers(series)[used]
+        x = x[np.isfinite(x)]
+        if not len(x):
+            return cls(0.0, 1.0, [], buckets)
+        edges = np.unique(np.quantile(x, np.arange(1, buckets) / buckets)).tolist() if buckets else []
+        deviation = float(x.std())
+        return cls(float(x.mean()), deviation if deviation > 1e-12 else 1.0, edges, buckets)
+
+    def transform(self, series: pl.Series) -> Column:
+        x = _numbers(series)
+        missing = ~np.isfinite(x)
+        if self.buckets:
+            codes = np.searchsorted(np.asarray(self.edges), x, side="right").astype(np.int32) + 1
+            codes[missing] = UNKNOWN
+            return codes
+        x = np.where(missing, self.mean, x)
+        return ((x - self.mean) / self.deviation).astype(np.float32)[:, None]
+
+    def state(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> NumericEncoder:
+        return cls(**state)
+
+
+def _numbers(series: pl.Series) -> npt.NDArray[np.float64]:
+    """A numeric column as float64 with NaN for every null and non-finite value."""
+    if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
+        raise DataError(f"column '{series.name}': found {series.dtype}, expected numbers; cast it, or make it categorical")
+    x = series.cast(pl.Float64).fill_null(float("nan")).to_numpy().copy()
+    x[~np.isfinite(x)] = np.nan
+    return x
+
+
+class MultiHotEncoder:
+    """Lists (or separated text) to rows of codes, unknown values dropped."""
+
+    def __init__(self, values: CategoricalEncoder, separator: str) -> None:
+        self.values, self.separator = values, separator
+
+    @classmethod
+    def fit(cls, series: pl.Series, counts: Ints, feature: MultiHot) -> MultiHotEncoder:
+        rows, flat = _explode(series, feature.separator)
+        inner = CategoricalEncoder.fit(flat, counts[rows], feature.min_count, feature.min_rate)
+        return cls(inner, feature.separator)
+
+    @property
+    def rows(self) -> int:
+        return self.values.rows
+
+    def transform(self, series: pl.Series) -> Ragged:
+        rows, flat = _explode(series, self.separator)
+        codes = self.values.transform(flat)
+        known = codes != UNKNOWN
+        return Ragged.from_pairs(rows[known], codes[known], len(series))
+
+    def state(self) -> dict[str, Any]:
+        return {"separator": self.separator, "values": self.values.state()}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> MultiHotEncoder:
+        return cls(CategoricalEncoder.restore(state["values"]), state["separator"])
+
+
+def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
+    """Row numbers and values of a list column, flat; null rows and null values left out."""
+    if separator and series.dtype == pl.String:
+        series = series.str.split(separator)
+    elif isinstance(series.dtype, pl.Array):
+        series = series.arr.to_list()
+    if series.dtype == pl.Null:
+        series = series.cast(pl.List(pl.String))
+    if not isinstance(series.dtype, pl.List):
+        raise DataError(
+            f"column '{series.name}': found {series.dtype}, expected lists, or text with schema separator set"
+        )
+    flat = (
+        series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
+    )
+    if flat["value"].dtype == pl.String:
+        flat = flat.filter(pl.col("value") != "")
+    return flat["row"].to_numpy().astype(np.int64), flat["value"].rename(series.name)
+
+
+class VectorEncoder:
+    """Given vectors as (n, length) floats; missing ones are zeros, numbers that are not finite are zeros."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    @classmethod
+    def fit(cls, series: pl.Series, length: int) -> VectorEncoder:
+        if not length:
+            length = int(_as_lists(series).list.len().drop_nulls().max() or 0)  # type: ignore[arg-type]
+        if not length:
+            raise DataError(f"column '{series.name}': every vector is missing or empty")
+        return cls(length)
+
+    def transform(self, series: pl.Series) -> Floats:
+        lists = _as_lists(series)
+        lengths = lists.list.len().to_numpy().astype(float)
+        wrong = np.flatnonzero(~np.isnan(lengths) & (lengths != self.length))
+        if len(wrong):
+            raise DataError(
+                f"column '{series.name}': {len(wrong)} vectors of unequal length, the first in row {wrong[0]} with "
+                f"{int(lengths[wrong[0]])} numbers, expected {self.length}; pad or drop them"
+            )
+        out = np.zeros((len(series), self.length), np.float32)
+        present = ~np.isnan(lengths)
+        flat = lists.drop_nulls().explode().cast(pl.Float32).fill_null(0.0).to_numpy()
+        out[present] = flat.reshape(-1, self.length)
+        out[~np.isfinite(out)] = 0.0
+        return out
+
+    def state(self) -> dict[str, Any]:
+        return {"length": self.length}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> VectorEncoder:
+        return cls(state["length"])
+
+
+def _as_lists(series: pl.Series) -> pl.Series:
+    if isinstance(series.dtype, pl.Array):
+        series = series.arr.to_list()
+    if not (isinstance(series.dtype, pl.List) and series.dtype.inner.is_numeric()):  # type: ignore[union-attr]
+        raise DataError(f"column '{series.name}': found {series.dtype}, expected lists of numbers")
+    return series
+
+
+Encoder = CategoricalEncoder | NumericEncoder | MultiHotEncoder | VectorEncoder
+_KINDS: dict[str, type[Encoder]] = {
+    "categorical": CategoricalEncoder,
+    "numeric": NumericEncoder,
+    "multi_hot": MultiHotEncoder,
+    "vector": VectorEncoder,
+}
+
+
+class Encoders:
+    """One encoder per feature of both sides, and the vocabulary of each side's ids for the sequences."""
+
+    def __init__(
+        self, schema: Schema, by_side: dict[SideName, dict[str, Encoder]], ids: dict[SideName, CategoricalEncoder]
+    ) -> None:
+        self.schema, self.by_side, self.ids = schema, by_side, ids
+
+    @classmethod
+    def fit(cls, schema: Schema, frames: Mapping[SideName, pl.DataFrame], counts: Mapping[SideName, Ints]) -> Encoders:
+        """`counts[side][row]` is the row's number of training interactions; rows with 0 teach nothing."""
+        by_side: dict[SideName, dict[str, Encoder]] = {}
+        ids: dict[SideName, CategoricalEncoder] = {}
+        for side in cast(tuple[SideName, ...], ("user", "item")):
+            frame, n = frames[side], counts[side]
+            by_side[side] = {
+                f.name: _fit(f, frame[f.source], n) for f in schema.side(side) if not isinstance(f, Sequence)
+            }
+            ids[side] = CategoricalEncoder.fit(frame[schema.id_column(side)], n)
+        return cls(schema, by_side, ids)
+
+    def transform(self, side: SideName, frame: pl.DataFrame) -> dict[str, Column]:
+        """Every column of one side but the sequences, by feature name."""
+        out: dict[str, Column] = {}
+        for feature in self.schema.side(side):
+            if isinstance(feature, Sequence):
+                continue
+            series = frame[feature.source]
+            if feature.missing == "error" and missing_count(series):
+                raise DataError(
+                    f"column '{feature.source}': {missing_count(series)} of {len(series)} values are missing, "
+                    f"and feature '{feature.name}' has missing = 'error'; fill them or set missing = 'impute'"
+                )
+            out[feature.name] = self.by_side[side][feature.name].transform(series)
+        return out
+
+    def sequence_codes(self, feature: Sequence, other_ids: pl.Series) -> Codes:
+        """The code of every row of the other side, as the sequence's embedding table numbers them."""
+        other: SideName = "item" if feature.side == "user" else "user"
+        shared = self.schema.id_feature(other) if feature.share else None
+        encoder = self.by_side[other][shared.name] if shared else self.ids[other]
+        return cast(CategoricalEncoder, encoder).transform(other_ids)
+
+    def fields(self, side: SideName) -> tuple[Field, ...]:
+        """What the tower of `side` embeds, in the schema's order."""
+        return tuple(self._field(f) for f in self.schema.side(side))
+
+    def _field(self, feature: Feature) -> Field:
+        name, width = feature.name, feature.width
+        if isinstance(feature, Sequence):
+            other: SideName = "item" if feature.side == "user" else "user"
+            shared = self.schema.id_feature(other) if feature.share else None
+            return Field(
+                name, "bag", rows=self.ids[other].rows, width=width, pooling=feature.pooling, sequence=True,
+                shares=shared.name if shared else "",
+            )  # fmt: skip
+        encoder = self.by_side[feature.side][name]
+        if isinstance(encoder, CategoricalEncoder):
+            return Field(name, "lookup", rows=encoder.rows, width=width)
+        if isinstance(encoder, MultiHotEncoder):
+            return Field(name, "bag", rows=encoder.rows, width=width)
+        if isinstance(encoder, NumericEncoder):
+            if encoder.buckets:
+                return Field(name, "lookup", rows=len(encoder.edges) + 2, width=width)
+            return Field(name, "dense", length=1, width=width)
+        return Field(name, "dense", length=encoder.length, width=width)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "sides": {s: {n: e.state() for n, e in d.items()} for s, d in self.by_side.items()},
+                "ids": {s: e.state() for s, e in self.ids.items()},
+            },
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, schema: Schema, text: str) -> Encoders:
+        try:
+            data = json.loads(text)
+            kinds = {(f.side, f.name): f.kind for f in schema.features}
+            by_side = {
+                cast(SideName, s): {n: _KINDS[kinds[s, n]].restore(state) for n, state in d.items()}
+                for s, d in data["sides"].items()
+            }
+            ids = {cast(SideName, s): CategoricalEncoder.restore(e) for s, e in data["ids"].items()}
+        except (KeyError, TypeError, ValueError) as e:
+            raise RunError(f"the encoders do not fit the schema of this run ({type(e).__name__}: {e})") from e
+        return cls(schema, by_side, ids)
+
+
+def _fit(feature: Feature, series: pl.Series, counts: Ints) -> Encoder:
+    if isinstance(feature, Categorical):
+        return CategoricalEncoder.fit(series, counts, feature.min_count, feature.min_rate, feature.hash_buckets)
+    if isinstance(feature, Numeric):
+        return NumericEncoder.fit(series, counts > 0, feature.buckets)
+    if isinstance(feature, MultiHot):
+        return MultiHotEncoder.fit(series, counts, feature)
+    assert isinstance(feature, Vector)
+    return VectorEncoder.fit(series, feature.length)
+
+
+def missing_count(series: pl.Series) -> int:
+    """Nulls, and for numbers also NaN and infinities."""
+    n = series.null_count()
+    if series.dtype.is_float():
+        n += int((~series.drop_nulls().is_finite()).sum())
+    return n

@@ -1,0 +1,115 @@
+"""One tower: field embeddings -> SENet gate -> layers -> vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from twotower.config import SenetConfig, TowerConfig
+from twotower.data.batches import Inputs
+from twotower.encoders import Field
+from twotower.errors import ConfigError, nearest
+from twotower.model.embeddings import FieldEmbeddings
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "LeakyReLU": nn.LeakyReLU,
+    "ReLU": nn.ReLU,
+    "GELU": nn.GELU,
+    "SiLU": nn.SiLU,
+    "Tanh": nn.Tanh,
+    "Sigmoid": nn.Sigmoid,
+}
+
+
+class SenetGate(nn.Module):
+    """A weight in (0, 1) for each field of each row (FiBiNET, Huang et al. 2019, section 3.2, sigmoid at the end).
+
+    The gate of a row depends on that row alone.
+    """
+
+    def __init__(self, fields: int, config: SenetConfig) -> None:
+        super().__init__()
+        self.squeeze = config.squeeze
+        middle = max(1, int(fields / config.reduction))
+        self.excite = nn.Sequential(nn.Linear(fields, middle), nn.ReLU(), nn.Linear(middle, fields), nn.Sigmoid())
+
+    def forward(self, fields: list[Tensor]) -> Tensor:
+        """F tensors (U, width) -> gates (U, F)."""
+        if self.squeeze == "mean":
+            squeezed = [f.mean(1) for f in fields]
+        elif self.squeeze == "sum":
+            squeezed = [f.sum(1) for f in fields]
+        else:
+            squeezed = [f.amax(1) for f in fields]
+        gates: Tensor = self.excite(torch.stack(squeezed, 1))
+        return gates
+
+
+class Tower(nn.Module):
+    """Inputs of U rows -> vectors (U, D), D the last layer's width, or the joined fields' without layers."""
+
+    def __init__(
+        self, config: TowerConfig, side_fields: tuple[Field, ...], width: int, std: float, unknown_rate: float
+    ) -> None:
+        super().__init__()
+        fields = _pick(side_fields, config.fields)
+        self.unknown_rate = unknown_rate
+        self.join = config.join
+        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std)
+        widths = self.embeddings.widths
+        self.senet = SenetGate(len(fields), config.senet) if config.senet.enabled else None
+        self.field_dropout = nn.Dropout(config.field_dropout)
+        activation = _ACTIVATIONS[config.activation]
+
+        def hidden(w: int) -> list[nn.Module]:
+            norm = [nn.LayerNorm(w)] if config.layer_norm else []
+            return [*norm, activation(), *([nn.Dropout(config.dropout)] if config.dropout else [])]
+
+        layers: list[nn.Module] = []
+        if config.join == "sum":
+            if len(set(widths)) > 1:
+                raise ConfigError(f"join = 'sum' needs fields of one width, found {sorted(set(widths))}")
+            size = widths[0]
+            self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(size))
+            layers += hidden(size)
+        else:
+            self.shift = None
+            size = sum(widths)
+        for i, w in enumerate(config.layers):
+            layers.append(nn.Linear(size, w))
+            size = w
+            if i + 1 < len(config.layers):
+                layers += hidden(w)
+        self.layers = nn.Sequential(*layers)
+        self.size = size
+
+    def gates(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
+        """The SENet gates (U, F) of the rows, in the order of `field_names`; ones without a gate."""
+        fields = self.embeddings(inputs, other, self.unknown_rate)
+        return self.senet(fields) if self.senet is not None else torch.ones(inputs.rows, len(fields))
+
+    @property
+    def field_names(self) -> list[str]:
+        return [f.name for f in self.embeddings.fields]
+
+    def forward(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
+        fields = self.embeddings(inputs, other, self.unknown_rate)
+        if self.senet is not None:
+            gates = self.senet(fields)
+            fields = [f * gates[:, i, None] for i, f in enumerate(fields)]
+        if self.shift is not None:
+            joined = torch.stack(fields).sum(0) + self.shift
+        else:
+            joined = torch.cat(fields, 1)
+        out: Tensor = self.layers(self.field_dropout(joined))
+        return out
+
+
+def _pick(fields: tuple[Field, ...], names: tuple[str, ...]) -> tuple[Field, ...]:
+    known = {f.name: f for f in fields}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"model.branches: no feature '{name}' on this side{nearest(name, known)} (allowed: {', '.join(known)})"
+            )
+    return tuple(known[n] for n in names) if names else fields

@@ -1,0 +1,134 @@
+"""User tower, item tower and their similarity.
+
+A user and an item become one vector each, and the logit of a pair is their plain dot product: temperature and
+biases are folded in, so that what is trained is what an index can search.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from twotower.config import ModelConfig
+from twotower.data.batches import Inputs
+from twotower.encoders import UNKNOWN, Field
+from twotower.errors import ConfigError
+from twotower.model.towers import Tower
+
+
+class Branch(nn.Module):
+    """A user tower and an item tower whose vectors are compared with each other."""
+
+    def __init__(self, user: Tower, item: Tower) -> None:
+        super().__init__()
+        self.user, self.item = user, item
+
+
+class FirstOrder(nn.Module):
+    """A number per code of every lookup field, summed: the linear part of a factorisation machine."""
+
+    first_rows: Tensor
+
+    def __init__(self, fields: tuple[Field, ...]) -> None:
+        super().__init__()
+        rows = [f.rows for f in fields if f.kind == "lookup"]
+        self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
+        self.table = nn.Embedding(max(1, sum(rows)), 1)
+        nn.init.zeros_(self.table.weight)
+
+    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
+        """(U, 1)"""
+        codes = inputs.lookup
+        if self.training and unknown_rate:
+            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
+        out: Tensor = self.table(codes + self.first_rows.long()).sum(1)
+        return out
+
+
+class TwoTower(nn.Module):
+    """`user_vectors(inputs) @ item_vectors(inputs).T` are the logits of "this user likes this item"."""
+
+    def __init__(self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
+        """Raises ConfigError if the two towers of a branch give vectors of different widths."""
+        super().__init__()
+        self.config = config
+        self.branches = nn.ModuleList()
+        extra = 1 if config.bias else 0
+        for number, branch in enumerate(config.branches):
+            user, item = (
+                Tower(
+                    # With biases a tower with layers gives one more number, its own bias.
+                    c.model_copy(update={"layers": (*c.layers[:-1], c.layers[-1] + extra)}) if c.layers else c,
+                    fields,
+                    config.width,
+                    config.embedding_std,
+                    config.unknown_rate,
+                )
+                for c, fields in ((branch.user, user_fields), (branch.item, item_fields))
+            )
+            sizes = [t.size - (extra if c.layers else 0) for t, c in ((user, branch.user), (item, branch.item))]
+            if sizes[0] != sizes[1]:
+                raise ConfigError(
+                    f"model.branches.{number}: the user vector has width {sizes[0]} and the item vector {sizes[1]}; "
+                    "end both towers' layers with the same width"
+                )
+            user.embeddings.check_shares(item.embeddings)
+            item.embeddings.check_shares(user.embeddings)
+            self.branches.append(Branch(user, item))
+        if config.bias:
+            self.user_bias, self.item_bias = FirstOrder(user_fields), FirstOrder(item_fields)
+            self.global_bias = nn.Parameter(torch.zeros(()))
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(config.temperature)),
+            requires_grad=config.learn_temperature and config.similarity == "cosine",
+        )
+
+    @property
+    def metric(self) -> Literal["cosine", "dot"]:
+        """What an index over the item vectors must rank by."""
+        return "cosine" if self.config.similarity == "cosine" and not self.config.bias else "dot"
+
+    @property
+    def temperature(self) -> Tensor:
+        return self.log_temperature.exp()
+
+    def user_vectors(self, inputs: Inputs) -> Tensor:
+        """(U, D) float32; with biases D counts two more: [vector / temperature, bias, 1]."""
+        vectors, bias = self._side(inputs, "user")
+        vectors = vectors / self.temperature
+        if bias is None:
+            return vectors
+        return torch.cat([vectors, bias + self.global_bias, torch.ones_like(bias)], 1)
+
+    def item_vectors(self, inputs: Inputs) -> Tensor:
+        """(I, D) float32; with biases [vector, 1, bias]."""
+        vectors, bias = self._side(inputs, "item")
+        if bias is None:
+            return vectors
+        return torch.cat([vectors, torch.ones_like(bias), bias], 1)
+
+    def forward(self, users: Inputs, items: Inputs, user: Tensor, item: Tensor) -> Tensor:
+        """Logits (B,) of the pairs (user[b], item[b]), indices into the U users and I items."""
+        u, v = self.user_vectors(users), self.item_vectors(items)
+        return (u.index_select(0, user) * v.index_select(0, item)).sum(1)
+
+    def _side(self, inputs: Inputs, side: Literal["user", "item"]) -> tuple[Tensor, Tensor | None]:
+        """The branches' vectors side by side (U, D), and the summed bias (U, 1)."""
+        vectors, bias = [], None
+        if self.config.bias:
+            bias = (self.user_bias if side == "user" else self.item_bias)(inputs, self.config.unknown_rate)
+        for branch, config in zip(self.branches, self.config.branches, strict=True):
+            tower, other = (branch.user, branch.item) if side == "user" else (branch.item, branch.user)
+            out = tower(inputs, other.embeddings).float()  # type: ignore[operator,union-attr]
+            if bias is not None and (config.user if side == "user" else config.item).layers:
+                bias = bias + out[:, -1:]
+                out = out[:, :-1]
+            vectors.append(out)
+        joined = torch.cat(vectors, 1) if len(vectors) > 1 else vectors[0]
+        if self.config.similarity == "cosine":
+            joined = normalize(joined, dim=1, eps=1e-6)
+        return joined, bias

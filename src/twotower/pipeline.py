@@ -1,0 +1,160 @@
+"""The product on one page: read, prepare, train, evaluate, recommend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from twotower import report, run
+from twotower.config import Config
+from twotower.data import movielens
+from twotower.data.dataset import Dataset, prepare
+from twotower.data.splits import TRAIN
+from twotower.data.tables import Tables, check
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.evaluation import Metrics
+from twotower.evaluation import evaluate as measure
+from twotower.run import Run
+from twotower.schema import Schema
+from twotower.train.trainer import Trainer, peak_memory_mb
+from twotower.watcher import Watcher
+
+load = run.load
+
+
+def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) -> tuple[Tables, Schema]:
+    """The tables that `config.data` names, checked against the schema."""
+    data, say = config.data, (watcher or Watcher()).say
+    if data.dataset:
+        schema = schema or movielens.SCHEMA
+        raw = movielens.load(data.dataset, data.source or None, say)
+        tables = check(raw.users, raw.items, raw.interactions, schema)
+    else:
+        if not data.interactions:
+            raise ConfigError("data.interactions is missing; name a CSV or Parquet file, or set data.dataset")
+        if schema is None:
+            raise ConfigError("[schema] is missing; `twotower config` prints a template")
+        tables = check(data.users or None, data.items or None, data.interactions, schema)
+    for note in tables.notes:
+        say(note)
+    return tables, schema
+
+
+def fit(
+    tables: Tables | tuple[Any, Any, Any],
+    schema: Schema,
+    config: Config | None = None,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    override: bool = False,
+    watcher: Watcher | None = None,
+) -> Run:
+    """Train a two-tower model on (users, items, interactions) and evaluate it.
+
+    A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and
+    items may be None. With `folder` the run is written there; `resume` goes on from its newest good checkpoint,
+    or starts when there is none. Raises DataError, ConfigError or RunError for what cannot be used.
+    """
+    config, watcher = config or Config(), watcher or Watcher()
+    if not isinstance(tables, Tables):
+        tables = check(*tables, schema)
+    dataset = prepare(tables, schema, config.split)
+    del tables
+    watcher.say(dataset.describe())
+    if folder is None:
+        return _train(dataset, config, None, watcher, False, False)
+    return _train(dataset, config, Path(folder), watcher, resume, override)
+
+
+def _train(
+    dataset: Dataset, config: Config, folder: Path | None, watcher: Watcher, resume: bool, override: bool
+) -> Run:
+    checkpoints = folder / "checkpoints" if folder else None
+    trainer = Trainer(dataset, config, checkpoints, _Recorder(folder, watcher), run.fingerprint(dataset, config))
+    if folder:
+        if resume:
+            if trainer.resume(override):
+                watcher.say(f"resuming after step {trainer.progress.step}")
+            else:
+                watcher.say("no checkpoint to resume from; starting")
+        elif (folder / "config.toml").exists():
+            raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
+        run.begin(folder, dataset, config)
+    trained = trainer.run()
+    factors = trainer.factors()
+    metrics = measure(factors, dataset, config.evaluation) | trained.metrics
+    metrics["train.peak_memory_mb"] = peak_memory_mb()
+    done = Run(folder, config, dataset, trained.model.eval(), metrics, trained.history)
+    if folder:
+        report.write(folder / "report.html", done, factors)
+        run.finish(folder, done)
+    return done
+
+
+class _Recorder(Watcher):
+    """Keeps history.jsonl up to date and passes everything on."""
+
+    def __init__(self, folder: Path | None, watcher: Watcher) -> None:
+        self.folder, self.watcher = folder, watcher
+        self.say, self.step = watcher.say, watcher.step  # type: ignore[method-assign]
+
+    def epoch(self, history: list[dict[str, Any]]) -> None:
+        if self.folder:
+            run.save_history(self.folder, history)
+        self.watcher.epoch(history)
+
+
+def evaluate(trained: Run) -> Metrics:
+    """Measure a run again: its vectors, over its own validation and test parts."""
+    return measure(trained.factors(), trained.dataset, trained.config.evaluation)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item, by external id, with its logit and the line to show."""
+
+    id: str
+    score: float
+    title: str
+
+
+def recent(trained: Run, user_id: Any, n: int = 5) -> list[str]:
+    """Titles of the last `n` items the user liked in training, latest first."""
+    dataset = trained.dataset
+    keep = np.flatnonzero((dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _row(dataset, user_id)))
+    if dataset.seconds is not None:
+        keep = keep[np.argsort(dataset.seconds[keep], kind="stable")]
+    titles = dataset.titles()
+    return [titles[i] for i in dataset.pairs.item[keep[::-1][:n]]]
+
+
+def recommend(trained: Run, user_id: Any, k: int = 10) -> list[Recommendation]:
+    """The best `k` items for a user of the run by exact search, the user's known interactions left out.
+
+    Raises DataError if the run does not know the user.
+    """
+    dataset = trained.dataset
+    row = _row(dataset, user_id)
+    seen = torch.from_numpy(dataset.pairs.item[dataset.pairs.user == row]).long()
+    factors = trained.factors()
+    scores = factors.items @ factors.users[row]
+    scores[seen] = -torch.inf
+    top = scores.topk(min(k, len(scores) - len(seen)))
+    titles, ids = dataset.titles(), dataset.items.ids
+    return [
+        Recommendation(str(ids[i]), score, titles[i])
+        for i, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def _row(dataset: Dataset, user_id: Any) -> int:
+    rows = (dataset.users.ids.cast(pl.String) == str(user_id)).arg_true()
+    if not len(rows):
+        raise DataError(f"user '{user_id}' is not among the {len(dataset.users):,} users of this run")
+    return int(rows[0])

@@ -1,0 +1,215 @@
+"""report.html: learning curves, score distributions, SENet gates and slices of a run, in one offline page."""
+
+from __future__ import annotations
+
+import html
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io
+import torch
+
+from twotower import storage
+from twotower.data.batches import SideTensors
+from twotower.data.splits import TEST
+from twotower.evaluation import Factors
+from twotower.run import Run
+from twotower.schema import SideName
+
+BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
+SAMPLE = 20_000  # rows whose gates are shown
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", sans-serif; color: #1f2933;
+       background: #fff; max-width: 1080px; margin: 0 auto; padding: 24px 20px 60px; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 4px; }
+p { margin: 4px 0 12px; max-width: 76ch; color: #52606d; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 12px 0; }
+th, td { padding: 5px 14px; text-align: right; border-bottom: 1px solid #e4e7eb; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: #52606d; font-weight: 600; }
+.best { font-weight: 700; } .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }
+"""
+
+
+def write(path: Path, run: Run, factors: Factors) -> None:
+    """Write the page; it loads nothing from the network."""
+    sections = [
+        _summary(run),
+        _section(
+            "Learning curves",
+            "One point an epoch. The marked epoch has the best value of "
+            f"<code>{html.escape(run.config.train.monitor)}</code>; its weights are the model.",
+            _curves(run),
+        ),
+        _section(
+            "Scores of test pairs",
+            "Logits of the pairs the user liked and of those they did not. The less the two overlap, the higher the AUC.",
+            [_distributions(run, factors)],
+        ),
+    ]
+    if gates := _gates(run):
+        sections.append(
+            _section(
+                "SENet gates",
+                "How strongly each feature passes into its tower: mean over rows, with the range of the middle 80 %.",
+                gates,
+            )
+        )
+    sections.append(_slices(run))
+    title = f"twotower: {html.escape(run.folder.name if run.folder else 'run')}"
+    body = "\n".join(sections)
+    script = f"<script>{plotly.offline.get_plotlyjs()}</script>"
+    storage.write(
+        path,
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>{script}</head>'
+        f"<body><h1>{title}</h1><p>{html.escape(run.dataset.describe())}</p>{body}</body></html>",
+    )
+
+
+def _section(title: str, text: str, figures: list[go.Figure]) -> str:
+    plots = "".join(
+        f'<div>{plotly.io.to_html(f, full_html=False, include_plotlyjs=False, config={"displayModeBar": False})}</div>'
+        for f in figures
+    )
+    return f'<h2>{title}</h2><p>{text}</p><div class="row">{plots}</div>'
+
+
+def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15, "color": INK}, "x": 0.0, "xref": "paper"},
+        height=height, margin={"l": 10, "r": 10, "t": 40, "b": 10}, plot_bgcolor="white", paper_bgcolor="white",
+        font={"color": INK, "size": 13}, legend={"orientation": "h", "y": -0.22, "x": 0},
+        xaxis={"title": x, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+        yaxis={"title": y, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+    )  # fmt: skip
+    return figure
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _summary(run: Run) -> str:
+    k = run.config.evaluation.k[0]
+    columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
+    rows = [("this model", "test"), ("popularity", "baseline.popularity"), ("user + item bias", "baseline.bias")]
+    values = {name: [run.metrics.get(f"{prefix}.{c}") for c in columns] for name, prefix in rows}
+    best = [max((v[i] for v in values.values() if v[i] is not None), default=None) for i in range(len(columns))]
+    lines = "".join(
+        f"<tr><td>{name}</td>"
+        + "".join(
+            f'<td{" class=best" if v is not None and v == b else ""}>{_number(v)}</td>'
+            for v, b in zip(vs, best, strict=True)
+        )
+        + "</tr>"
+        for name, vs in values.items()
+    )
+    low, high = run.metrics.get("test.gauc.low"), run.metrics.get("test.gauc.high")
+    interval = f" 95 % interval of GAUC over users: {_number(low)} to {_number(high)}." if low is not None else ""
+    head = "".join(f"<th>{c}</th>" for c in columns)
+    return (
+        "<h2>Test metrics</h2><p>Ranking metrics search the whole catalogue exactly, items seen before left out; "
+        f"bold is best.{interval}</p><table><tr><th></th>{head}</tr>{lines}</table>"
+    )
+
+
+def _curves(run: Run) -> list[go.Figure]:
+    epochs = [h["epoch"] for h in run.history]
+    loss = _figure("Loss", "epoch", "loss")
+    loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train (weighted)", line_color=BLUE,
+                     mode="lines+markers")  # fmt: skip
+    figures = [loss]
+    k = run.config.evaluation.k[0]
+    validated = [h for h in run.history if "validation.auc" in h or "validation.log_loss" in h]
+    at = [h["epoch"] for h in validated]
+    loss.add_scatter(x=at, y=[h.get("validation.log_loss") for h in validated], name="validation log loss",
+                     line_color=ORANGE, mode="lines+markers")  # fmt: skip
+    for title, names in (("AUC", ("auc", "gauc")), ("Ranking", (f"recall@{k}", f"ndcg@{k}"))):
+        figure = _figure(f"{title} on validation", "epoch", "")
+        for name, color in zip(names, (BLUE, ORANGE), strict=True):
+            figure.add_scatter(x=at, y=[h.get(f"validation.{name}") for h in validated], name=name, line_color=color,
+                               mode="lines+markers")  # fmt: skip
+        figures.append(figure)
+    for figure in figures:
+        figure.add_vline(x=run.metrics["train.best_epoch"], line_dash="dot", line_color=GREY)
+        figure.update_xaxes(tickformat="d", dtick=max(1, len(epochs) // 10))
+    return figures
+
+
+def _distributions(run: Run, factors: Factors) -> go.Figure:
+    pairs = run.dataset.part(TEST)
+    scores = factors.scores(pairs).astype(np.float64)
+    low, high = np.quantile(scores, [0.001, 0.999])
+    edges = np.linspace(low, high if high > low else low + 1, 61)
+    middle = (edges[1:] + edges[:-1]) / 2
+    figure = _figure("Share of pairs by logit", "logit", "share", 360)
+    for name, keep, color in (("liked", pairs.positive, BLUE), ("not liked", ~pairs.positive, ORANGE)):
+        if keep.any():
+            n, _ = np.histogram(np.clip(scores[keep], edges[0], edges[-1]), edges)
+            figure.add_scatter(x=middle, y=n / n.sum(), name=f"{name} ({keep.sum():,})", line_color=color,
+                               fill="tozeroy", mode="lines")  # fmt: skip
+    return figure
+
+
+def _gates(run: Run) -> list[go.Figure]:
+    figures = []
+    sides: tuple[SideName, ...] = ("user", "item")
+    for side in sides:
+        encoded = run.dataset.side(side)
+        rows = np.arange(len(encoded))
+        if len(rows) > SAMPLE:
+            rows = np.random.default_rng(0).choice(rows, SAMPLE, replace=False)
+        device = next(run.model.parameters()).device
+        inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
+        for number, branch in enumerate(run.model.branches):
+            tower, other = (branch.user, branch.item) if side == "user" else (branch.item, branch.user)
+            if tower.senet is None:
+                continue
+            with torch.no_grad():
+                gates = tower.gates(inputs, other.embeddings).cpu().numpy()
+            mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
+            name = f"{side.capitalize()} tower" + (f", branch {number}" if len(run.model.branches) > 1 else "")
+            figure = _figure(name, "gate", "", 120 + 34 * len(mean))
+            figure.add_bar(
+                x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
+                error_x={"type": "data", "array": high - mean, "arrayminus": mean - low, "color": INK, "thickness": 1},
+            )  # fmt: skip
+            figure.update_xaxes(range=[0, 1])
+            figure.update_yaxes(autorange="reversed")
+            figures.append(figure)
+    return figures
+
+
+_SLICES = {
+    "new_user": "new users (fewer than {new_user_below} training interactions)",
+    "new_item": "new items (fewer than {new_item_below} training interactions)",
+    "head": "head (the most popular {head_share:.0%} of the items)",
+    "tail": "tail (all other items)",
+}
+
+
+def _slices(run: Run) -> str:
+    k, m = run.config.evaluation.k[0], run.metrics
+    settings: dict[str, Any] = run.config.evaluation.model_dump()
+    n = len(run.dataset.test)
+    rows = [("all", n, m.get("test.auc"), m.get(f"test.recall@{k}"))]
+    rows += [
+        (text.format(**settings), int(m[f"test.rows.{name}"]), m.get(f"test.auc.{name}"), m.get(f"test.recall@{k}.{name}"))
+        for name, text in _SLICES.items()
+        if f"test.rows.{name}" in m
+    ]
+    lines = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{_number(a)}</td><td>{_number(r)}</td></tr>"
+        for name, count, a, r in rows
+    )
+    return (
+        "<h2>Slices of the test part</h2><p>The recall of an item slice counts its items alone, found among the "
+        f"{k} best of the whole catalogue.</p><table><tr><th></th><th>pairs</th><th>AUC</th><th>recall@{k}</th></tr>"
+        f"{lines}</table>"
+    )

@@ -1,0 +1,189 @@
+"""A run folder: everything a trained model is, in files that need nothing else.
+
+    config.toml             the resolved settings and schema; training from it gives the same run
+    model.safetensors       weights, and model.json, the fields and settings they belong to
+    encoders.json           vocabularies and statistics of the train part
+    users|items|interactions.parquet   the tables as numbered and split
+    metrics.json            flat metrics          history.jsonl   one line an epoch
+    report.html             curves, distributions, gates and slices in one offline page
+    checkpoints/            what --resume goes on from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+import twotower
+from twotower import config as settings
+from twotower import storage
+from twotower.config import Config
+from twotower.data.batches import SideTensors
+from twotower.data.dataset import Dataset, Pairs, assemble
+from twotower.encoders import Encoders
+from twotower.errors import RunError
+from twotower.evaluation import Factors, vectors
+from twotower.model.two_tower import TwoTower
+from twotower.schema import Schema
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run: the dataset it was trained on, its settings, its model with the best weights, its metrics."""
+
+    folder: Path | None
+    config: Config
+    dataset: Dataset
+    model: TwoTower
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+
+    def factors(self) -> Factors:
+        """Vectors of all users and items; `factors().users @ factors().items.T` are the logits."""
+        users, items = (
+            SideTensors(self.dataset.side(s), self.dataset.encoders.fields(s), _device(self.model))
+            for s in ("user", "item")  # type: ignore[arg-type]
+        )
+        return vectors(self.model, users, items)
+
+
+def _device(model: TwoTower) -> torch.device:
+    return next(model.parameters()).device
+
+
+def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
+    """What must be the same for a run to go on: settings by key, data by digest, library versions."""
+    body = config.model_dump(mode="json", exclude={"data", "evaluation"})
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    walk("", body)
+    for key in ("checkpoint_seconds", "checkpoint_steps"):
+        del flat[f"train.{key}"]
+    digest = hashlib.sha256()
+    for array in (dataset.pairs.user, dataset.pairs.item, dataset.pairs.positive, dataset.parts):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(dataset.encoders.to_json().encode())
+    digest.update(dataset.schema.model_dump_json().encode())
+    return flat | {"data": digest.hexdigest()[:16], "torch": torch.__version__, "twotower": twotower.__version__}
+
+
+def begin(folder: Path, dataset: Dataset, config: Config) -> None:
+    """Prove that the folder can be written, and put the settings and data there before training starts."""
+    storage.probe(folder)
+    storage.write(folder / "config.toml", settings.dump(dataset.schema, config))
+    storage.write(folder / "encoders.json", dataset.encoders.to_json())
+    pairs = pl.DataFrame(
+        {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
+         "part": dataset.parts}
+    )  # fmt: skip
+    if dataset.seconds is not None:
+        pairs = pairs.with_columns(seconds=dataset.seconds)
+    for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        storage.write(folder / f"{name}.parquet", buffer.getvalue())
+
+
+def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    storage.write(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def finish(folder: Path, run: Run) -> None:
+    """Write the model, its history and its metrics; metrics.json last, so its presence means complete."""
+    weights = {n: p.detach().cpu().contiguous() for n, p in run.model.named_parameters()}
+    data = save_tensors(weights)
+    storage.write(folder / "model.safetensors", data)
+    storage.write_json(
+        folder / "model.json",
+        {
+            "format": FORMAT,
+            "twotower": twotower.__version__,
+            "torch": torch.__version__,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "metric": run.model.metric,
+            "model": run.config.model.model_dump(mode="json"),
+            "fields": {s: [vars(f) for f in run.dataset.encoders.fields(s)] for s in ("user", "item")},  # type: ignore[arg-type]
+        },
+    )
+    save_history(folder, run.history)
+    storage.write_json(folder / "metrics.json", run.metrics)
+
+
+def is_complete(folder: Path) -> bool:
+    return (folder / "metrics.json").exists()
+
+
+def load(folder: Path | str) -> Run:
+    """Read a run folder back. Raises RunError if a file is missing, damaged or belongs to another run."""
+    folder = Path(folder)
+    if not is_complete(folder):
+        what = "an unfinished run" if (folder / "config.toml").exists() else "no run"
+        raise RunError(f"{folder}: {what} (metrics.json is missing); train it with `twotower train … --run {folder} --resume`")
+    schema, config = read_config(folder)
+    encoders = Encoders.from_json(schema, _read(folder / "encoders.json", Path.read_text))
+    users, items, actions = (
+        _read(folder / f"{n}.parquet", pl.read_parquet) for n in ("users", "items", "interactions")
+    )
+    pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
+    seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
+    dataset = assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds)
+    history = [json.loads(line) for line in _read(folder / "history.jsonl", Path.read_text).splitlines()]
+    model = _load_model(folder, config, encoders)
+    return Run(folder, config, dataset, model, storage.read_json(folder / "metrics.json"), history)
+
+
+def read_config(folder: Path) -> tuple[Schema, Config]:
+    """The settings a run folder was begun with."""
+    path = folder / "config.toml"
+    if not path.exists():
+        raise RunError(f"{folder}: no run here (config.toml is missing)")
+    schema, config = settings.parse(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    if schema is None:
+        raise RunError(f"{path}: the schema is missing")
+    return schema, config
+
+
+def _load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
+    about = storage.read_json(folder / "model.json")
+    if about.get("format") != FORMAT:
+        raise RunError(f"{folder / 'model.json'}: format {about.get('format')!r}, this version reads {FORMAT}")
+    data = _read(folder / "model.safetensors", Path.read_bytes)
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")
+    model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
+    try:
+        model.load_state_dict(load_tensors(data), strict=True)
+    except (RuntimeError, SafetensorError) as e:
+        raise RunError(f"{folder}: the weights do not fit config.toml ({str(e).splitlines()[0]})") from None
+    return model.eval()
+
+
+def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file; the run folder is not complete") from None
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
+        raise RunError(f"{path}: damaged ({str(e).splitlines()[0]})") from None

@@ -1,0 +1,152 @@
+"""What a table means: the id, label and time columns, and what each feature IS.
+
+Data only: no reading, no fitting (see `encoders`). Every feature belongs to one side, user or item.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SideName = Literal["user", "item"]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Feature(_Data):
+    name: str = Field(min_length=1, description="unique name within its side")
+    side: SideName = Field(description="the tower that reads it")
+    column: str = Field("", description="column of the side's table; the feature's name if empty")
+    width: int = Field(0, ge=0, description="embedding width of this field; 0 takes model.width")
+    missing: Literal["impute", "error"] = Field(
+        "impute",
+        description="a null: 'impute' (unknown row, train mean, own bucket, empty list or zeros) or 'error'",
+    )
+
+    @property
+    def source(self) -> str:
+        """The column the values are read from."""
+        return self.column or self.name
+
+
+class Categorical(_Feature):
+    """One value of a vocabulary, or of a fixed number of hash buckets.
+
+    Row 0 of the embedding is the *unknown* row: values below the frequency cut and values never seen in
+    training. It is trained, because a share of the known values is replaced by it (`model.unknown_rate`).
+    """
+
+    kind: Literal["categorical"] = "categorical"
+    min_count: int = Field(1, ge=1, description="keep values with at least so many training interactions")
+    min_rate: float = Field(0.0, ge=0, lt=1, description="… and at least this share of them")
+    hash_buckets: int = Field(0, ge=0, description="hash into so many buckets; 0 collects a vocabulary")
+
+
+class Numeric(_Feature):
+    """A number, standardised or cut into quantile buckets; or a statistic of the training interactions.
+
+    `statistic = "count"` counts the row's training interactions (as log(1 + n)), `"mean"` averages the
+    column named by `of`. Both see the train part only.
+    """
+
+    kind: Literal["numeric"] = "numeric"
+    buckets: int = Field(0, ge=0, description="quantile buckets, each with an embedding; 0 standardises")
+    statistic: Literal["", "count", "mean"] = Field("", description="compute it from training interactions")
+    of: str = Field("", description="interaction column that statistic = 'mean' averages; the label if empty")
+
+    @model_validator(mode="after")
+    def _check(self) -> Numeric:
+        if self.buckets == 1:
+            raise ValueError("buckets must be 0 (standardise) or at least 2")
+        if self.of and self.statistic != "mean":
+            raise ValueError("'of' only goes with statistic = 'mean'")
+        return self
+
+
+class MultiHot(_Feature):
+    """Several values of one vocabulary, averaged: a list column, or text split at `separator`."""
+
+    kind: Literal["multi_hot"] = "multi_hot"
+    separator: str = Field("", description="splits a text column, such as '|'; empty for a list column")
+    min_count: int = Field(1, ge=1, description="keep values with at least so many training interactions")
+    min_rate: float = Field(0.0, ge=0, lt=1, description="… and at least this share of them")
+
+
+class Vector(_Feature):
+    """A given vector (an embedding of text or image, say), projected to the field's width."""
+
+    kind: Literal["vector"] = "vector"
+    length: int = Field(0, ge=0, description="length of every vector; 0 takes it from the data")
+
+
+class Sequence(_Feature):
+    """The row's own training interactions: for a user the items, for an item the users.
+
+    In training the target pair itself is left out of both sides' sequences, so a history never contains
+    its target.
+    """
+
+    kind: Literal["sequence"] = "sequence"
+    of: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
+    max_length: int = Field(0, ge=0, description="keep the latest so many; 0 keeps all")
+    pooling: Literal["mean", "sqrt", "sum"] = Field("mean", description="sum divided by n, sqrt(n) or 1")
+    share: bool = Field(True, description="use the other side's id embedding; false gives it a table of its own")
+
+
+Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence, Field(discriminator="kind")]
+
+
+class Schema(_Data):
+    """Names the columns of the three tables. Ids are external values; rows 0..n-1 are internal."""
+
+    user_id: str = Field("user_id", description="id column of users and interactions")
+    item_id: str = Field("item_id", description="id column of items and interactions")
+    label: str = Field("", description="interactions column with the outcome; empty: every row is a positive")
+    positive_above: float = Field(0.0, description="a row is a positive when its label is greater than this")
+    time: str = Field("", description="interactions column with the time: a datetime, or a number in time_unit")
+    time_unit: Literal["s", "ms", "us", "order"] = Field(
+        "s", description="unit of a numeric time since 1970; 'order' takes any number that grows with time"
+    )
+    title: str = Field("", description="items column to show to people; the id if empty")
+    duplicates: Literal["last", "error"] = Field(
+        "last", description="repeated (user, item) pairs and repeated ids: keep the last (latest by time), or refuse"
+    )
+    features: tuple[Feature, ...] = Field(min_length=2, description="what the towers read")
+
+    @model_validator(mode="after")
+    def _check(self) -> Schema:
+        for side in ("user", "item"):
+            names = [f.name for f in self.features if f.side == side]
+            if not names:
+                raise ValueError(f"no feature on the {side} side; give each tower at least one")
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"feature {twice[0]!r} is defined twice on the {side} side")
+        for f in self.features:
+            if isinstance(f, Sequence) and f.share and self.id_feature(_other(f.side)) is None:
+                raise ValueError(
+                    f"sequence {f.name!r} shares the {_other(f.side)} id embedding, but no categorical feature "
+                    f"reads the {_other(f.side)} id column; add one or set share = false"
+                )
+        return self
+
+    def side(self, side: SideName) -> tuple[Feature, ...]:
+        """The features of one side, in the order given."""
+        return tuple(f for f in self.features if f.side == side)
+
+    def id_column(self, side: SideName) -> str:
+        return self.user_id if side == "user" else self.item_id
+
+    def id_feature(self, side: SideName) -> Categorical | None:
+        """The categorical feature that reads the side's id column, if there is one."""
+        for f in self.features:
+            if isinstance(f, Categorical) and f.side == side and f.source == self.id_column(side):
+                return None if f.hash_buckets else f
+        return None
+
+
+def _other(side: SideName) -> SideName:
+    return "item" if side == "user" else "user"

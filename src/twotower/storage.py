@@ -1,0 +1,81 @@
+"""Files that are whole or not there: written under a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from twotower.errors import RunError
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data` in one step; on failure the old file stays. Raises RunError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({e.strerror})") from e
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises RunError if the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except (ValueError, OSError) as e:
+        raise RunError(f"{path}: not readable as JSON ({e})") from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well, and is removed when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as e:
+        raise RunError(f"{path}: cannot be written ({e.strerror or e})") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def probe(folder: Path) -> None:
+    """Make `folder` and prove that it can be written to. Raises RunError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / ".probe"
+        file.write_bytes(b"\0" * 65_536)
+        file.unlink()
+    except OSError as e:
+        raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another --run") from e
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

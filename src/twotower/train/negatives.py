@@ -1,0 +1,101 @@
+"""What stands against the positives, drawn in this one place.
+
+Observed negatives are training interactions the user did not like. Random ones are items of the whole catalogue,
+fresh every epoch, never one of the user's positives. Draws depend on (seed, epoch) only, so a resumed run sees
+the same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.config import NegativesConfig
+from twotower.data.dataset import Dataset, Pairs
+from twotower.data.splits import TRAIN
+from twotower.encoders import Codes, Ints
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """All pairs of one epoch in the order they are trained; aligned (n,) arrays."""
+
+    user: Codes
+    item: Codes
+    label: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32]
+    source: Ints  # number of the interaction, -1 for a random negative
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+class RandomNegatives:
+    """Uniform draws from the items that are not a user's positives, exact and without rejection.
+
+    The r-th such item of a user is r plus the number of positives before it; with the positives p_0 < p_1 < …
+    that is r + #{j : p_j - j <= r}, one binary search for all draws together.
+    """
+
+    def __init__(self, pairs: Pairs, n_users: int, n_items: int) -> None:
+        """`pairs` must not repeat a positive; their negatives are ignored."""
+        user, item = pairs.user[pairs.positive], pairs.item[pairs.positive]
+        order = np.lexsort((item, user))
+        user, item = user[order].astype(np.int64), item[order].astype(np.int64)
+        self._n_items = n_items
+        self._first = np.zeros(n_users + 1, np.int64)
+        np.cumsum(np.bincount(user, minlength=n_users), out=self._first[1:])
+        rank = np.arange(len(user)) - self._first[user]
+        self._keys = user * (n_items + 1) + item - rank
+        self.free = n_items - np.diff(self._first)
+        """(n_users,) how many items are not positives of the user."""
+
+    def draw(self, users: Ints, rng: np.random.Generator) -> Codes:
+        """One item row for each of `users` (n,), which should be sorted; each must have `free` > 0."""
+        r = (rng.random(len(users)) * self.free[users]).astype(np.int64)
+        before = np.searchsorted(self._keys, users * (self._n_items + 1) + r, side="right") - self._first[users]
+        return (r + before).astype(np.int32)
+
+
+class Sampler:
+    """The pairs of every epoch: the training interactions and fresh random negatives, shuffled."""
+
+    def __init__(self, dataset: Dataset, config: NegativesConfig, seed: int) -> None:
+        self._seed, self._config = seed, config
+        self._source = np.flatnonzero(dataset.parts == TRAIN)
+        train = dataset.train
+        self._pairs = train
+        self._label = train.positive.astype(np.float32)
+        self._random: RandomNegatives | None = None
+        self._users = np.zeros(0, np.int64)
+        self.random_weight = 1.0
+        if config.random:
+            self._random = RandomNegatives(train, len(dataset.users), len(dataset.items))
+            positives = np.bincount(train.user[train.positive], minlength=len(dataset.users))
+            # A user whose positives are the whole catalogue has no negative to draw.
+            counts = np.where(self._random.free > 0, positives, 0) * config.random
+            self._users = np.repeat(np.arange(len(dataset.users)), counts)
+            observed = len(train) - int(train.positive.sum())
+            if observed and len(self._users):
+                share = config.random_share
+                self.random_weight = share / (1 - share) * observed / len(self._users)
+
+    def __len__(self) -> int:
+        return len(self._pairs) + len(self._users)
+
+    def epoch(self, number: int) -> Epoch:
+        """The pairs of epoch `number` (0, 1, …)."""
+        rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6E65], counter=[0, 0, 0, number]))
+        n, extra = len(self._pairs), len(self._users)
+        order = rng.permutation(n + extra)
+        user, item = self._pairs.user, self._pairs.item
+        label, weight, source = self._label, np.ones(n, np.float32), self._source
+        if self._random is not None:
+            user = np.concatenate([user, self._users.astype(np.int32)])
+            item = np.concatenate([item, self._random.draw(self._users, rng)])
+            label = np.concatenate([label, np.zeros(extra, np.float32)])
+            weight = np.concatenate([weight, np.full(extra, self.random_weight, np.float32)])
+            source = np.concatenate([source, np.full(extra, -1, np.int64)])
+        return Epoch(user[order], item[order], label[order], weight[order], source[order])

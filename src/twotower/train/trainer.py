@@ -1,0 +1,368 @@
+"""The loop: batches in, best weights out.
+
+Everything random depends on (seed, epoch, step) and not on what ran before, so a run that was killed at any step
+goes on from its checkpoint to the same weights, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from twotower.config import Config, TrainConfig
+from twotower.data.batches import Batch, Batcher, SideTensors
+from twotower.data.dataset import Dataset
+from twotower.data.splits import VALIDATION
+from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
+from twotower.evaluation import Factors, evaluate_part, vectors
+from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.two_tower import FirstOrder, TwoTower
+from twotower.train import checkpoint
+from twotower.train.losses import binary_cross_entropy
+from twotower.train.negatives import Epoch, Sampler
+from twotower.watcher import Watcher
+
+FAIL_POINT = "TWOTOWER_FAIL_AT_STEP"  # for tests of recovery: SIGKILL to itself after this step
+
+
+@dataclass
+class Trained:
+    """A model with its best weights, and how it came to them."""
+
+    model: TwoTower
+    history: list[dict[str, Any]]
+    metrics: dict[str, float]
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint remembers beside tensors; all of it goes on exactly."""
+
+    epoch: int = 0
+    batch: int = 0  # steps done in this epoch
+    step: int = 0  # steps done in all
+    rows: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    waited: int = 0  # validations since the best one
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def choose_device(name: str, say: Callable[[str], None]) -> torch.device:
+    """The device that `name` means here; `auto` picks and says why. Raises ConfigError if it is not there."""
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        say(f"device: {found} ({'an accelerator is here' if found != 'cpu' else 'no accelerator here'})")
+        return torch.device(found)
+    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError(f"train.device = '{name}' but there is none here; use 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+class Trainer:
+    """Trains one model on one dataset. `folder` (optional) gets the checkpoints; `fingerprint` names what must
+    not change between a checkpoint and its resume."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: Config,
+        folder: Path | None = None,
+        watcher: Watcher | None = None,
+        fingerprint: dict[str, Any] | None = None,
+    ) -> None:
+        self.dataset, self.config, self.folder = dataset, config, folder
+        self.fingerprint = fingerprint or {}
+        self.watcher = watcher or Watcher()
+        self.device = choose_device(config.train.device, self.watcher.say)
+        user_fields, item_fields = dataset.encoders.fields("user"), dataset.encoders.fields("item")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
+        self.users = SideTensors(dataset.users, user_fields, self.device)
+        self.items = SideTensors(dataset.items, item_fields, self.device)
+        self.batcher = Batcher(self.users, self.items)
+        self.sampler = Sampler(dataset, config.negatives, config.train.seed)
+        self.optimizer = _optimizer(self.model, config.train)
+        self.names = {p: n for n, p in self.model.named_parameters()}
+        self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
+        self.progress = _Progress()
+        self.best_weights: dict[str, Tensor] = {}
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
+        self._stop = False
+        self._last_saved = time.monotonic()
+        self._last_path: Path | None = None
+
+    # ---- the run
+
+    def run(self) -> Trained:
+        """Train to the last epoch or until patience runs out; the model ends with its best weights.
+
+        Raises TrainingError if the loss or the weights stop being finite, Interrupted on SIGTERM or SIGINT.
+        """
+        p, config = self.progress, self.config.train
+        with self._signals(), torch.random.fork_rng(devices=[]):
+            while p.epoch < config.epochs and not self._out_of_patience():
+                self._epoch(self.sampler.epoch(p.epoch))
+        self._load(self.best_weights)
+        seconds = max(p.seconds, 1e-9)
+        metrics = {
+            "train.seconds": p.seconds,
+            "train.rows_per_second": p.rows / seconds,
+            "train.steps": float(p.step),
+            "train.epochs": float(p.epoch),
+            "train.best_epoch": float(p.best_epoch),
+            "train.peak_memory_mb": peak_memory_mb(),
+        }
+        return Trained(self.model, p.history, metrics)
+
+    def _epoch(self, epoch: Epoch) -> None:
+        p = self.progress
+        while p.batch < self.steps_per_epoch:
+            started = time.perf_counter()
+            self._step(epoch, p.batch)
+            p.seconds += time.perf_counter() - started
+            if self._stop:
+                self._save()
+                raise Interrupted(f"stopped after step {p.step}; go on with --resume")
+            if self._due():
+                self._save()
+        started = time.perf_counter()
+        found = self._validate()
+        entry: dict[str, Any] = {
+            "epoch": p.epoch + 1,
+            "step": p.step,
+            "train.loss": p.loss_sum / self.steps_per_epoch,
+            "train.seconds": round(p.seconds, 3),
+            "lr": self._lr(max(p.step - 1, 0)),
+            **found,
+            "validation.seconds": round(time.perf_counter() - started, 3),
+        }
+        p.history.append(entry)
+        p.epoch, p.batch, p.loss_sum = p.epoch + 1, 0, 0.0
+        self._save()
+        self.watcher.epoch(p.history)
+
+    def _step(self, epoch: Epoch, number: int) -> None:
+        p, config = self.progress, self.config.train
+        torch.manual_seed((config.seed << 32) + p.step)
+        batch = self.batch(epoch, number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(p.step)
+        with torch.autocast(self.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
+            logits = self.model(batch.users, batch.items, batch.user, batch.item)
+        loss = binary_cross_entropy(logits, batch.label, batch.weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(self._not_finite(f"the loss is {value}", epoch, number))
+        self.optimizer.step()
+        p.step, p.batch, p.rows, p.loss_sum = p.step + 1, p.batch + 1, p.rows + len(batch), p.loss_sum + value
+        if self.average:
+            # A young average follows quickly, or it would remember the random start.
+            keep = min(config.average, p.step / (p.step + 10))
+            for name, parameter in self.model.named_parameters():
+                self.average[name].lerp_(parameter.detach(), 1 - keep)
+        self.watcher.step(p.batch, self.steps_per_epoch, value)
+        if os.environ.get(FAIL_POINT) == str(p.step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def batch(self, epoch: Epoch, number: int) -> Batch:
+        """Batch `number` of an epoch: a slice of its arrays."""
+        size = self.config.train.batch_size
+        part = slice(number * size, (number + 1) * size)
+        return self.batcher(
+            epoch.user[part], epoch.item[part], epoch.label[part], epoch.weight[part], epoch.source[part]
+        )
+
+    def _validate(self) -> dict[str, float]:
+        """Validation metrics, every `validate_every` epochs and after the last; keeps the weights if they are the best."""
+        p, config = self.progress, self.config.train
+        if (p.epoch + 1) % config.validate_every and p.epoch + 1 < config.epochs:
+            return {}
+        weights = {n: t.detach().clone() for n, t in self.model.named_parameters()}
+        if not all(bool(torch.isfinite(t).all()) for t in weights.values()):
+            raise TrainingError(f"weights are no longer finite after step {p.step}; {self._advice()}")
+        if self.average:
+            self._load(self.average)
+        factors = self.factors()
+        found = evaluate_part(factors, self.dataset, VALIDATION, self.config.evaluation)
+        found = {f"validation.{m}": v for m, v in found.items() if v == v}
+        value = found.get(config.monitor)
+        if value is None:
+            raise ConfigError(
+                f"train.monitor '{config.monitor}' cannot be measured on this validation part (one class only?); "
+                f"choose one of {', '.join(found)}"
+            )
+        # Only the log loss is better when it is lower.
+        better = -value if config.monitor.endswith("log_loss") else value
+        if better > p.best:
+            p.best, p.best_epoch, p.waited = better, p.epoch + 1, 0
+            self.best_weights = {n: t.detach().clone() for n, t in self.model.named_parameters()}
+        else:
+            p.waited += 1
+        self._load(weights)
+        return found
+
+    def factors(self) -> Factors:
+        """Vectors of all users and items with the model's present weights."""
+        return vectors(self.model, self.users, self.items)
+
+    def _out_of_patience(self) -> bool:
+        return bool(self.config.train.patience) and self.progress.waited >= self.config.train.patience
+
+    def _lr(self, step: int) -> float:
+        c = self.config.train
+        warm = min(1.0, (step + 1) / c.warmup_steps) if c.warmup_steps else 1.0
+        if c.schedule == "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * step / (c.epochs * self.steps_per_epoch)))
+        elif c.schedule == "step":
+            factor = c.decay_rate ** (step // (c.decay_epochs * self.steps_per_epoch))
+        else:
+            factor = 1.0
+        return c.lr * warm * factor
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+
+    # ---- stopping and going on
+
+    def resume(self, override: bool = False) -> bool:
+        """Go on from the newest good checkpoint; False if there is none.
+
+        Raises RunError with the differences if the fingerprint has changed, unless `override`.
+        """
+        if self.folder is None:
+            return False
+        found = checkpoint.newest(self.folder, self.watcher.say)
+        if found is None:
+            return False
+        tensors, state = found
+        changed = [
+            f"{key}: {old!r} then, {new!r} now"
+            for key in sorted({*state["fingerprint"], *self.fingerprint})
+            if (old := state["fingerprint"].get(key)) != (new := self.fingerprint.get(key))
+        ]
+        if changed:
+            what = "; ".join(changed[:5])
+            if not override:
+                raise RunError(f"cannot resume, the run has changed ({what}); go back, or pass --override")
+            self.watcher.say(f"warning: resuming although the run has changed ({what})")
+        self._restore(tensors)
+        self.progress = _Progress(**state["progress"])
+        if self.progress.best == "none":  # type: ignore[comparison-overlap]
+            self.progress.best = -math.inf  # type: ignore[unreachable]
+        return True
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        def group(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(f"{name}/"): v.to(self.device) for k, v in tensors.items() if k.startswith(f"{name}/")}
+
+        weights = group("model")
+        expected = {n: p.shape for n, p in self.model.named_parameters()}
+        if {n: w.shape for n, w in weights.items()} != expected:
+            raise RunError("the checkpoint's weights do not have the model's names and shapes; start a new run")
+        self._load(weights)
+        self.best_weights = group("best")
+        if self.average:
+            self.average = group("average") or self.average
+        checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
+
+    def _save(self) -> None:
+        self._last_saved = time.monotonic()
+        if self.folder is None:
+            return
+        tensors = {f"model/{n}": t for n, t in self.model.named_parameters()}
+        if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+            raise TrainingError(f"weights are no longer finite after step {self.progress.step}; {self._advice()}")
+        tensors |= {f"best/{n}": t for n, t in self.best_weights.items()}
+        tensors |= {f"average/{n}": t for n, t in self.average.items()}
+        tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)
+        progress = dict(vars(self.progress))
+        if progress["best"] == -math.inf:
+            progress["best"] = "none"
+        state = {"fingerprint": self.fingerprint, "progress": progress}
+        self._last_path = checkpoint.save(self.folder, self.progress.step, tensors, state)
+
+    def _due(self) -> bool:
+        config = self.config.train
+        if config.checkpoint_steps:
+            return self.progress.step % config.checkpoint_steps == 0
+        return time.monotonic() - self._last_saved > config.checkpoint_seconds
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask the loop to stop after its step (only the main thread can listen)."""
+
+        def ask(number: int, frame: Any) -> None:
+            self._stop = True
+
+        try:
+            old = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:
+            old = {}
+        try:
+            yield
+        finally:
+            for s, handler in old.items():
+                signal.signal(s, handler)
+
+    def _not_finite(self, what: str, epoch: Epoch, number: int) -> str:
+        size = self.config.train.batch_size
+        source = epoch.source[number * size : (number + 1) * size]
+        rows = ", ".join(str(s) for s in source[source >= 0][:5])
+        return f"{what} at step {self.progress.step + 1} (interactions {rows}, …); {self._advice()}"
+
+    def _advice(self) -> str:
+        good = f"last good checkpoint: {self._last_path}" if self._last_path else "no checkpoint yet"
+        return f"{good}; try a lower train.lr or train.clip_norm = 1"
+
+
+def _optimizer(model: TwoTower, config: TrainConfig) -> torch.optim.Optimizer:
+    """Embeddings, biases and layers are groups of their own, each with its weight decay."""
+    embeddings: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, FieldEmbeddings):
+            embeddings += module.tables.parameters()
+        elif isinstance(module, FirstOrder):
+            biases += module.parameters()
+    known = {id(p) for p in [*embeddings, *biases]}
+    layers = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in (
+            (layers, config.weight_decay),
+            (embeddings, config.embedding_weight_decay),
+            (biases, config.bias_weight_decay),
+        )
+        if params
+    ]
+    kind: Any = getattr(torch.optim, config.optimizer)
+    return kind(groups, lr=config.lr, fused=True)  # type: ignore[no-any-return]
+
+
+def peak_memory_mb() -> float:
+    """The largest resident size this process has had, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
