@@ -126,6 +126,7 @@ class TrainConfig(_Section):
 
     epochs: int = Field(10, ge=1, description="passes over the training interactions")
     batch_size: int = Field(2048, ge=1, description="pairs a step")
+    shuffle: bool = Field(True, description="a new order of the pairs every epoch; false keeps the table's")
     optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="update rule")
     lr: float = Field(1e-3, gt=0, description="learning rate")
     weight_decay: float = Field(0.0, ge=0, description="of the layers")

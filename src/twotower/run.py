@@ -92,6 +92,8 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
 def begin(folder: Path, dataset: Dataset, config: Config) -> None:
     """Prove that the folder can be written, and put the settings and data there before training starts."""
     storage.probe(folder)
+    for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
+        (folder / stale).unlink(missing_ok=True)
     storage.write(folder / "config.toml", settings.dump(dataset.schema, config))
     storage.write(folder / "encoders.json", dataset.encoders.to_json())
     pairs = pl.DataFrame(

@@ -40,10 +40,9 @@ class RandomNegatives:
     """
 
     def __init__(self, pairs: Pairs, n_users: int, n_items: int) -> None:
-        """`pairs` must not repeat a positive; their negatives are ignored."""
-        user, item = pairs.user[pairs.positive], pairs.item[pairs.positive]
-        order = np.lexsort((item, user))
-        user, item = user[order].astype(np.int64), item[order].astype(np.int64)
+        """Only the positives of `pairs` matter."""
+        user, item = pairs.user[pairs.positive].astype(np.int64), pairs.item[pairs.positive]
+        user, item = np.divmod(np.unique(user * n_items + item), n_items)
         self._n_items = n_items
         self._first = np.zeros(n_users + 1, np.int64)
         np.cumsum(np.bincount(user, minlength=n_users), out=self._first[1:])
@@ -62,8 +61,8 @@ class RandomNegatives:
 class Sampler:
     """The pairs of every epoch: the training interactions and fresh random negatives, shuffled."""
 
-    def __init__(self, dataset: Dataset, config: NegativesConfig, seed: int) -> None:
-        self._seed, self._config = seed, config
+    def __init__(self, dataset: Dataset, config: NegativesConfig, seed: int, shuffle: bool = True) -> None:
+        self._seed, self._shuffle = seed, shuffle
         self._source = np.flatnonzero(dataset.parts == TRAIN)
         train = dataset.train
         self._pairs = train
@@ -89,7 +88,7 @@ class Sampler:
         """The pairs of epoch `number` (0, 1, …)."""
         rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6E65], counter=[0, 0, 0, number]))
         n, extra = len(self._pairs), len(self._users)
-        order = rng.permutation(n + extra)
+        order = rng.permutation(n + extra) if self._shuffle else np.arange(n + extra)
         user, item = self._pairs.user, self._pairs.item
         label, weight, source = self._label, np.ones(n, np.float32), self._source
         if self._random is not None:

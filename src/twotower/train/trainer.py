@@ -97,7 +97,7 @@ class Trainer:
         self.users = SideTensors(dataset.users, user_fields, self.device)
         self.items = SideTensors(dataset.items, item_fields, self.device)
         self.batcher = Batcher(self.users, self.items)
-        self.sampler = Sampler(dataset, config.negatives, config.train.seed)
+        self.sampler = Sampler(dataset, config.negatives, config.train.seed, config.train.shuffle)
         self.optimizer = _optimizer(self.model, config.train)
         self.names = {p: n for n, p in self.model.named_parameters()}
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
