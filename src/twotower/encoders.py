@@ -264,18 +264,22 @@ def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
 
 
 class VectorEncoder:
-    """Given vectors as (n, length) floats; missing ones are zeros, numbers that are not finite are zeros."""
+    """Given vectors as (n, length) floats, divided by one number so that a training vector's entries have a root
+    mean square of 1; missing vectors and numbers that are not finite are zeros."""
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, length: int, scale: float) -> None:
+        self.length, self.scale = length, scale
 
     @classmethod
-    def fit(cls, series: pl.Series, length: int) -> VectorEncoder:
+    def fit(cls, series: pl.Series, used: npt.NDArray[np.bool_], length: int) -> VectorEncoder:
         if not length:
             length = int(_as_lists(series).list.len().drop_nulls().max() or 0)  # type: ignore[arg-type]
         if not length:
             raise DataError(f"column '{series.name}': every vector is missing or empty")
-        return cls(length)
+        numbers = cls(length, 1.0).transform(series)[used]
+        present = numbers[(numbers != 0).any(1)].astype(np.float64)
+        scale = float(np.sqrt((present**2).mean())) if len(present) else 1.0
+        return cls(length, scale)
 
     def transform(self, series: pl.Series) -> Floats:
         lists = _as_lists(series)
@@ -291,14 +295,14 @@ class VectorEncoder:
         flat = lists.drop_nulls().explode().cast(pl.Float32).fill_null(0.0).to_numpy()
         out[present] = flat.reshape(-1, self.length)
         out[~np.isfinite(out)] = 0.0
-        return out
+        return out / np.float32(self.scale)
 
     def state(self) -> dict[str, Any]:
-        return {"length": self.length}
+        return {"length": self.length, "scale": self.scale}
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> VectorEncoder:
-        return cls(state["length"])
+        return cls(state["length"], state["scale"])
 
 
 def _as_lists(series: pl.Series) -> pl.Series:
@@ -417,7 +421,7 @@ def _fit(feature: Feature, series: pl.Series, counts: Ints) -> Encoder:
     if isinstance(feature, MultiHot):
         return MultiHotEncoder.fit(series, counts, feature)
     assert isinstance(feature, Vector)
-    return VectorEncoder.fit(series, feature.length)
+    return VectorEncoder.fit(series, counts > 0, feature.length)
 
 
 def missing_count(series: pl.Series) -> int:
