@@ -20,7 +20,8 @@ data_app = typer.Typer(help="Fetch MovieLens, look at tables.", no_args_is_help=
 app.add_typer(data_app, name="data")
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a setting, such as train.epochs=3")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, such as train.epochs=3"),
 ]
 
 
@@ -50,7 +51,9 @@ def train(
     run: Annotated[Path, typer.Option("--run", help="folder for the run")],
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint")] = False,
-    override: Annotated[bool, typer.Option("--override", help="resume although settings or data changed")] = False,
+    override: Annotated[
+        bool, typer.Option("--override", help="resume although settings or data changed")
+    ] = False,
 ) -> None:
     """Train on the tables a config names, evaluate, and write a run folder."""
     from twotower import config as settings
@@ -59,7 +62,9 @@ def train(
     schema, resolved = settings.load(config, set_ or [])
     console = Console()
     tables, schema = pipeline.read(resolved, schema, console)
-    done = pipeline.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=console)
+    done = pipeline.fit(
+        tables, schema, resolved, folder=run, resume=resume, override=override, watcher=console
+    )
     print_metrics(done.metrics, resolved.evaluation.k[0])
     print(f"run: {run}   report: {run / 'report.html'}\nnext: twotower evaluate {run}")
 
@@ -101,7 +106,9 @@ def fetch(
     from twotower.errors import nearest
 
     if name not in movielens.ARCHIVES:
-        raise ConfigError(f"no dataset '{name}'{nearest(name, movielens.ARCHIVES)} (allowed: {', '.join(movielens.ARCHIVES)})")
+        raise ConfigError(
+            f"no dataset '{name}'{nearest(name, movielens.ARCHIVES)} (allowed: {', '.join(movielens.ARCHIVES)})"
+        )
     tables = movielens.load(name, source or None)  # type: ignore[arg-type]
     check(tables.users, tables.items, tables.interactions, movielens.SCHEMA)
     movielens.save(tables, out)
@@ -134,7 +141,9 @@ def stats(folder: Annotated[Path, typer.Argument(help="folder with users, items 
 @app.command()
 def demo(
     data: Annotated[str, typer.Option("--data", help="local ml-1m.zip or ml-100k.zip")] = "",
-    run: Annotated[Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")] = Path("runs/demo"),
+    run: Annotated[
+        Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")
+    ] = Path("runs/demo"),
 ) -> None:
     """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend."""
     from twotower import demo as main_job
@@ -196,16 +205,24 @@ class Console(Watcher):
         shown = "  ".join(
             f"{name.removeprefix('validation.')} {value:.4f}"
             for name, value in entry.items()
-            if name in ("validation.auc", "validation.gauc") or name.startswith(("validation.recall", "validation.ndcg"))
+            if name in ("validation.auc", "validation.gauc")
+            or name.startswith(("validation.recall", "validation.ndcg"))
         )
-        print(f"epoch {entry['epoch']:>3}  loss {entry['train.loss']:.4f}  {shown}  {entry['train.seconds']:.1f} s", flush=True)
+        print(
+            f"epoch {entry['epoch']:>3}  loss {entry['train.loss']:.4f}  {shown}  {entry['train.seconds']:.1f} s",
+            flush=True,
+        )
 
 
 def print_metrics(metrics: dict[str, float], k: int) -> None:
     """The model's test metrics beside the baselines', one row each."""
     columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
     print(f"{'test':<18}" + "".join(f"{c:>13}" for c in columns))
-    for name, prefix in (("model", "test"), ("popularity", "baseline.popularity"), ("user+item bias", "baseline.bias")):
+    for name, prefix in (
+        ("model", "test"),
+        ("popularity", "baseline.popularity"),
+        ("user+item bias", "baseline.bias"),
+    ):
         cells = (metrics.get(f"{prefix}.{c}") for c in columns)
         print(f"{name:<18}" + "".join(f"{'–' if v is None else f'{v:.4f}':>13}" for v in cells))
     if "train.seconds" in metrics:

@@ -7,7 +7,6 @@ the distinct items they name, and then trained like any other dataset.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -107,7 +106,10 @@ class DSSMTrainable:
             {
                 "model": {
                     "branches": [
-                        {"user": tower | {"layers": list(user_dnn_size)}, "item": tower | {"layers": list(item_dnn_size)}}
+                        {
+                            "user": tower | {"layers": list(user_dnn_size)},
+                            "item": tower | {"layers": list(item_dnn_size)},
+                        }
                     ]
                 },
                 "train": {"batch_size": batch_size, "shuffle": bool(shuffle)},
@@ -178,9 +180,11 @@ def _labels(y: Any, what: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return values.astype(bool)
 
 
-def _check_params(given: Mapping[str, Mapping[str, Any]] | None, x: pl.DataFrame) -> dict[str, dict[str, Any]]:
+def _check_params(
+    given: Mapping[str, Mapping[str, Any]] | None, x: pl.DataFrame
+) -> dict[str, dict[str, Any]]:
     if given is None:
-        known = {c: "user" for c in SEED_USER_COLUMNS} | {c: "item" for c in SEED_ITEM_COLUMNS}
+        known = dict.fromkeys(SEED_USER_COLUMNS, "user") | dict.fromkeys(SEED_ITEM_COLUMNS, "item")
         strange = [c for c in x.columns if c not in known]
         if strange:
             raise ConfigError(
@@ -221,7 +225,9 @@ def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float)
     return Schema(user_id=_ROW["user"], item_id=_ROW["item"], features=tuple(features))
 
 
-def _distinct(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
+def _distinct(
+    x: pl.DataFrame, columns: list[str]
+) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
     """The distinct rows of some columns, and for every row of `x` which of them it is."""
     part = x.select(columns)
     # Lists are compared by their text, which is exact for what JSON-like cells can hold.
@@ -239,7 +245,10 @@ def _distinct(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.nda
 
 
 def _from_rows(
-    schema: Schema, x: pl.DataFrame, y: np.ndarray[Any, Any], val: tuple[pl.DataFrame, np.ndarray[Any, Any]] | None
+    schema: Schema,
+    x: pl.DataFrame,
+    y: np.ndarray[Any, Any],
+    val: tuple[pl.DataFrame, np.ndarray[Any, Any]] | None,
 ) -> Dataset:
     """Number the distinct users and items of training and validation rows; fit the encoders on training."""
     columns = [f.source for f in schema.features]
@@ -268,7 +277,9 @@ def _dataset(
     if encoders is None:
         counts = {s: np.bincount(rows[s][train], minlength=frames[s].height) for s in sides}
         encoders = Encoders.fit(schema, frames, counts)
-    return assemble(encoders, frames["user"], frames["item"], Pairs(rows["user"], rows["item"], y), parts, None)
+    return assemble(
+        encoders, frames["user"], frames["item"], Pairs(rows["user"], rows["item"], y), parts, None
+    )
 
 
 def _fit(dataset: Dataset, config: Config) -> tuple[Trainer, Run, float]:
@@ -290,7 +301,9 @@ def score(trained: Run, x: pl.DataFrame, y: np.ndarray[Any, Any], device: str) -
     schema = trained.dataset.schema
     for feature in schema.features:
         if feature.source not in x.columns:
-            raise DataError(f"x: no column '{feature.source}'{nearest(feature.source, x.columns)}; the model was trained on it")
+            raise DataError(
+                f"x: no column '{feature.source}'{nearest(feature.source, x.columns)}; the model was trained on it"
+            )
     rows = _dataset(schema, x, y, np.zeros(len(y), np.int8), trained.dataset.encoders)
     factors = replace(trained, dataset=rows, model=trained.model.to(device)).factors()
     return auc(factors.scores(rows.pairs), rows.pairs.positive)
@@ -352,7 +365,10 @@ def _parser() -> argparse.ArgumentParser:
         except ConfigError as e:
             raise argparse.ArgumentTypeError(str(e)) from None
 
-    parser = _Parser(description="DSSM on MovieLens: train, then test.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(
+        description="DSSM on MovieLens: train, then test.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
     add("--data_path", default="dataset/ml-1m/feature", help="folder that data_processing.py wrote")
     add("--model_path", default="checkpont", help="folder of the model")
@@ -363,8 +379,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=0.001, help="learning rate")
     add("--optimizer", default="Adam", help="Adam, AdamW, SGD or Adagrad")
     add("--device", default="gpu", help="cpu or gpu; without a GPU the CPU does it")
-    add("--encode_min", type=float, default=0.0, help="values rarer than this share of the rows share one embedding")
-    add("--neg_sampling", type=int, default=5, help="random negatives for each positive, beside the observed ones")
+    add(
+        "--encode_min",
+        type=float,
+        default=0.0,
+        help="values rarer than this share of the rows share one embedding",
+    )
+    add(
+        "--neg_sampling",
+        type=int,
+        default=5,
+        help="random negatives for each positive, beside the observed ones",
+    )
     add("--use_senet", type=boolean, default=True, metavar="True|False", help="weigh the features with SENet")
     return parser
 
@@ -386,9 +412,7 @@ def _train_command(options: dict[str, Any]) -> None:
     folder = Path(options["data_path"])
     train, val = (_feature_file(folder, name) for name in ("train", "val"))
     schema = _schema(train, SEED_PARAMS, options["encode_min"])
-    dataset = _from_rows(
-        schema, train, _labels(train[LABEL], "train"), (val, _labels(val[LABEL], "val"))
-    )
+    dataset = _from_rows(schema, train, _labels(train[LABEL], "train"), (val, _labels(val[LABEL], "val")))
     tower = {"layers": [64, 32], "dropout": options["dropout"], "senet": {"enabled": options["use_senet"]}}
     _, config = parse(
         {
@@ -424,7 +448,9 @@ def _feature_file(folder: Path, name: str) -> pl.DataFrame:
         raise DataError(f"{path}: no such file; run data_process/movie_len/data_processing.py first")
     frame = as_frame(path, name)
     if missing := [c for c in (*SEED_PARAMS, LABEL) if c not in frame.columns]:
-        raise DataError(f"{path}: no column '{missing[0]}'; run data_process/movie_len/data_processing.py again")
+        raise DataError(
+            f"{path}: no column '{missing[0]}'; run data_process/movie_len/data_processing.py again"
+        )
     return frame
 
 
@@ -449,7 +475,9 @@ def process(root: Path) -> int:
         source, target = root / "dataset" / "ml-1m", root / "dataset" / "ml-1m" / "feature"
         paths = [source / f"{n}.parquet" for n in ("users", "items", "interactions")]
         if not all(p.exists() for p in paths):
-            raise DataError(f"{source}: users, items and interactions are not there; run data_download.py first")
+            raise DataError(
+                f"{source}: users, items and interactions are not there; run data_download.py first"
+            )
         sizes = write_features(*(as_frame(p, p.stem) for p in paths), target)
     except TwoTowerError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -458,7 +486,9 @@ def process(root: Path) -> int:
     return 0
 
 
-def write_features(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, target: Path) -> dict[str, int]:
+def write_features(
+    users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, target: Path
+) -> dict[str, int]:
     """train.parquet, val.parquet and test.parquet, one row per rating with the features of both sides.
 
     80/20, then 90/10, at random with seed 2022. `ratings_count` and `ratings_mean` are computed on the train part.

@@ -21,7 +21,13 @@ _TOWER = {"layers": [64, 32], "senet": {"enabled": True}}
 SETTINGS = {
     "model": {"width": 16, "branches": [{"user": _TOWER, "item": _TOWER}]},
     "negatives": {"random": 5, "random_share": 0.5},
-    "train": {"epochs": 8, "batch_size": 8192, "lr": 4e-3, "schedule": "cosine", "monitor": "validation.recall@10"},
+    "train": {
+        "epochs": 8,
+        "batch_size": 8192,
+        "lr": 4e-3,
+        "schedule": "cosine",
+        "monitor": "validation.recall@10",
+    },
 }
 
 
@@ -38,7 +44,9 @@ def main(data: str, folder: Path, watcher: Watcher) -> Run:
     schema = movielens.SCHEMA
     tables = check(raw.users, raw.items, raw.interactions, schema)
     _, config = parse(SETTINGS)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"dataset": name, "source": source or ""})})
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"dataset": name, "source": source or ""})}
+    )
     if (folder / "config.toml").exists():
         shutil.rmtree(folder)
     return pipeline.fit(tables, schema, config, folder=folder, watcher=watcher)
@@ -61,5 +69,3 @@ def recommendations(run: Run, k: int) -> Iterator[str]:
         yield f"  the {k} best films for them:"
         for place, r in enumerate(pipeline.recommend(run, user, k), 1):
             yield f"    {place:>2}. {r.title}  (logit {r.score:+.2f})"
-
-

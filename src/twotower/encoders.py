@@ -96,7 +96,9 @@ def _values(series: pl.Series, what: str) -> pl.Series:
     if dtype.is_integer():
         return series.cast(pl.Int64)
     if dtype.is_nested():
-        raise DataError(f"{what}: found a {dtype} column, expected one value a row (text, integer or boolean)")
+        raise DataError(
+            f"{what}: found a {dtype} column, expected one value a row (text, integer or boolean)"
+        )
     if dtype == pl.Null:
         return series.cast(pl.String)
     return series.cast(pl.String)
@@ -207,7 +209,9 @@ class NumericEncoder:
 def _numbers(series: pl.Series) -> npt.NDArray[np.float64]:
     """A numeric column as float64 with NaN for every null and non-finite value."""
     if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
-        raise DataError(f"column '{series.name}': found {series.dtype}, expected numbers; cast it, or make it categorical")
+        raise DataError(
+            f"column '{series.name}': found {series.dtype}, expected numbers; cast it, or make it categorical"
+        )
     x = series.cast(pl.Float64).fill_null(float("nan")).to_numpy().copy()
     x[~np.isfinite(x)] = np.nan
     return x
@@ -326,12 +330,17 @@ class Encoders:
     """One encoder per feature of both sides, and the vocabulary of each side's ids for the sequences."""
 
     def __init__(
-        self, schema: Schema, by_side: dict[SideName, dict[str, Encoder]], ids: dict[SideName, CategoricalEncoder]
+        self,
+        schema: Schema,
+        by_side: dict[SideName, dict[str, Encoder]],
+        ids: dict[SideName, CategoricalEncoder],
     ) -> None:
         self.schema, self.by_side, self.ids = schema, by_side, ids
 
     @classmethod
-    def fit(cls, schema: Schema, frames: Mapping[SideName, pl.DataFrame], counts: Mapping[SideName, Ints]) -> Encoders:
+    def fit(
+        cls, schema: Schema, frames: Mapping[SideName, pl.DataFrame], counts: Mapping[SideName, Ints]
+    ) -> Encoders:
         """`counts[side][row]` is the row's number of training interactions; rows with 0 teach nothing."""
         by_side: dict[SideName, dict[str, Encoder]] = {}
         ids: dict[SideName, CategoricalEncoder] = {}
@@ -415,7 +424,9 @@ class Encoders:
 
 def _fit(feature: Feature, series: pl.Series, counts: Ints) -> Encoder:
     if isinstance(feature, Categorical):
-        return CategoricalEncoder.fit(series, counts, feature.min_count, feature.min_rate, feature.hash_buckets)
+        return CategoricalEncoder.fit(
+            series, counts, feature.min_count, feature.min_rate, feature.hash_buckets
+        )
     if isinstance(feature, Numeric):
         return NumericEncoder.fit(series, counts > 0, feature.buckets)
     if isinstance(feature, MultiHot):

@@ -49,7 +49,9 @@ def _mid_ranks(scores: npt.NDArray[Any]) -> Doubles:
     return ranks
 
 
-def auc_by_group(scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[Any]) -> tuple[Ints, Doubles, Ints]:
+def auc_by_group(
+    scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[Any]
+) -> tuple[Ints, Doubles, Ints]:
     """Groups with both classes, their AUC, and their number of rows."""
     order = np.lexsort((scores, group))
     g, s, p = group[order], scores[order], positive[order]
@@ -65,7 +67,9 @@ def auc_by_group(scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[A
     n_neg = sizes - n_pos
     both = (n_pos > 0) & (n_neg > 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = (np.bincount(which, rank * p, minlength=len(starts)) - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
+        value = (np.bincount(which, rank * p, minlength=len(starts)) - n_pos * (n_pos + 1) / 2) / (
+            n_pos * n_neg
+        )
     return g[starts][both].astype(np.int64), value[both], sizes[both]
 
 
@@ -205,7 +209,8 @@ def biases(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rou
         bu = np.bincount(train.user, y - mean - bi[train.item], minlength=n_users) / (nu + strength)
     one_u, one_i = np.ones(n_users), np.ones(n_items)
     return Factors(
-        torch.from_numpy(np.stack([bu + mean, one_u], 1)).float(), torch.from_numpy(np.stack([one_i, bi], 1)).float()
+        torch.from_numpy(np.stack([bu + mean, one_u], 1)).float(),
+        torch.from_numpy(np.stack([one_i, bi], 1)).float(),
     )
 
 
@@ -307,7 +312,9 @@ class Report:
             keep = rows[self.pairs.item]
             out[f"rows.{name}"] = int(keep.sum())
             out[f"auc.{name}"] = auc(self.scores[keep], self.pairs.positive[keep])
-            targets = np.bincount(self.pairs.user[keep & self.pairs.positive], minlength=len(data.users))[self.users]
+            targets = np.bincount(self.pairs.user[keep & self.pairs.positive], minlength=len(data.users))[
+                self.users
+            ]
             found = (self.hit[:, :k] & rows[self.best[:, :k]]).sum(1)
             some = targets > 0
             if some.any():

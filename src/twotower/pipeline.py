@@ -76,7 +76,9 @@ def _train(
     dataset: Dataset, config: Config, folder: Path | None, watcher: Watcher, resume: bool, override: bool
 ) -> Run:
     checkpoints = folder / "checkpoints" if folder else None
-    trainer = Trainer(dataset, config, checkpoints, _Recorder(folder, watcher), run.fingerprint(dataset, config))
+    trainer = Trainer(
+        dataset, config, checkpoints, _Recorder(folder, watcher), run.fingerprint(dataset, config)
+    )
     if folder:
         if resume:
             if trainer.resume(override):
@@ -127,7 +129,9 @@ class Recommendation:
 def recent(trained: Run, user_id: Any, n: int = 5) -> list[str]:
     """Titles of the last `n` items the user liked in training, latest first."""
     dataset = trained.dataset
-    keep = np.flatnonzero((dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _row(dataset, user_id)))
+    keep = np.flatnonzero(
+        (dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _row(dataset, user_id))
+    )
     if dataset.seconds is not None:
         keep = keep[np.argsort(dataset.seconds[keep], kind="stable")]
     titles = dataset.titles()

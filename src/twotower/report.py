@@ -73,7 +73,7 @@ def write(path: Path, run: Run, factors: Factors) -> None:
 
 def _section(title: str, text: str, figures: list[go.Figure]) -> str:
     plots = "".join(
-        f'<div>{plotly.io.to_html(f, full_html=False, include_plotlyjs=False, config={"displayModeBar": False})}</div>'
+        f"<div>{plotly.io.to_html(f, full_html=False, include_plotlyjs=False, config={'displayModeBar': False})}</div>"
         for f in figures
     )
     return f'<h2>{title}</h2><p>{text}</p><div class="row">{plots}</div>'
@@ -98,20 +98,28 @@ def _number(value: float | None) -> str:
 def _summary(run: Run) -> str:
     k = run.config.evaluation.k[0]
     columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
-    rows = [("this model", "test"), ("popularity", "baseline.popularity"), ("user + item bias", "baseline.bias")]
+    rows = [
+        ("this model", "test"),
+        ("popularity", "baseline.popularity"),
+        ("user + item bias", "baseline.bias"),
+    ]
     values = {name: [run.metrics.get(f"{prefix}.{c}") for c in columns] for name, prefix in rows}
-    best = [max((v[i] for v in values.values() if v[i] is not None), default=None) for i in range(len(columns))]
+    best = [
+        max((v[i] for v in values.values() if v[i] is not None), default=None) for i in range(len(columns))
+    ]
     lines = "".join(
         f"<tr><td>{name}</td>"
         + "".join(
-            f'<td{" class=best" if v is not None and v == b else ""}>{_number(v)}</td>'
+            f"<td{' class=best' if v is not None and v == b else ''}>{_number(v)}</td>"
             for v, b in zip(vs, best, strict=True)
         )
         + "</tr>"
         for name, vs in values.items()
     )
     low, high = run.metrics.get("test.gauc.low"), run.metrics.get("test.gauc.high")
-    interval = f" 95 % interval of GAUC over users: {_number(low)} to {_number(high)}." if low is not None else ""
+    interval = (
+        f" 95 % interval of GAUC over users: {_number(low)} to {_number(high)}." if low is not None else ""
+    )
     head = "".join(f"<th>{c}</th>" for c in columns)
     return (
         "<h2>Test metrics</h2><p>Ranking metrics search the whole catalogue exactly, items seen before left out; "
@@ -174,7 +182,9 @@ def _gates(run: Run) -> list[go.Figure]:
             with torch.no_grad():
                 gates = tower.gates(inputs, other.embeddings).cpu().numpy()
             mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
-            name = f"{side.capitalize()} tower" + (f", branch {number}" if len(run.model.branches) > 1 else "")
+            name = f"{side.capitalize()} tower" + (
+                f", branch {number}" if len(run.model.branches) > 1 else ""
+            )
             figure = _figure(name, "gate", "", 120 + 34 * len(mean))
             figure.add_bar(
                 x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
@@ -200,7 +210,12 @@ def _slices(run: Run) -> str:
     n = len(run.dataset.test)
     rows = [("all", n, m.get("test.auc"), m.get(f"test.recall@{k}"))]
     rows += [
-        (text.format(**settings), int(m[f"test.rows.{name}"]), m.get(f"test.auc.{name}"), m.get(f"test.recall@{k}.{name}"))
+        (
+            text.format(**settings),
+            int(m[f"test.rows.{name}"]),
+            m.get(f"test.auc.{name}"),
+            m.get(f"test.recall@{k}.{name}"),
+        )
         for name, text in _SLICES.items()
         if f"test.rows.{name}" in m
     ]

@@ -1,12 +1,12 @@
 """A run folder: everything a trained model is, in files that need nothing else.
 
-    config.toml             the resolved settings and schema; training from it gives the same run
-    model.safetensors       weights, and model.json, the fields and settings they belong to
-    encoders.json           vocabularies and statistics of the train part
-    users|items|interactions.parquet   the tables as numbered and split
-    metrics.json            flat metrics          history.jsonl   one line an epoch
-    report.html             curves, distributions, gates and slices in one offline page
-    checkpoints/            what --resume goes on from
+config.toml             the resolved settings and schema; training from it gives the same run
+model.safetensors       weights, and model.json, the fields and settings they belong to
+encoders.json           vocabularies and statistics of the train part
+users|items|interactions.parquet   the tables as numbered and split
+metrics.json            flat metrics          history.jsonl   one line an epoch
+report.html             curves, distributions, gates and slices in one offline page
+checkpoints/            what --resume goes on from
 """
 
 from __future__ import annotations
@@ -86,7 +86,11 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update(dataset.encoders.to_json().encode())
     digest.update(dataset.schema.model_dump_json().encode())
-    return flat | {"data": digest.hexdigest()[:16], "torch": torch.__version__, "twotower": twotower.__version__}
+    return flat | {
+        "data": digest.hexdigest()[:16],
+        "torch": torch.__version__,
+        "twotower": twotower.__version__,
+    }
 
 
 def begin(folder: Path, dataset: Dataset, config: Config) -> None:
@@ -102,7 +106,11 @@ def begin(folder: Path, dataset: Dataset, config: Config) -> None:
     )  # fmt: skip
     if dataset.seconds is not None:
         pairs = pairs.with_columns(seconds=dataset.seconds)
-    for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
+    for name, frame in (
+        ("users", dataset.users.frame),
+        ("items", dataset.items.frame),
+        ("interactions", pairs),
+    ):
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
         storage.write(folder / f"{name}.parquet", buffer.getvalue())
@@ -142,7 +150,9 @@ def load(folder: Path | str) -> Run:
     folder = Path(folder)
     if not is_complete(folder):
         what = "an unfinished run" if (folder / "config.toml").exists() else "no run"
-        raise RunError(f"{folder}: {what} (metrics.json is missing); train it with `twotower train … --run {folder} --resume`")
+        raise RunError(
+            f"{folder}: {what} (metrics.json is missing); train it with `twotower train … --run {folder} --resume`"
+        )
     schema, config = read_config(folder)
     encoders = Encoders.from_json(schema, _read(folder / "encoders.json", Path.read_text))
     users, items, actions = (
@@ -170,7 +180,9 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
 def _load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     about = storage.read_json(folder / "model.json")
     if about.get("format") != FORMAT:
-        raise RunError(f"{folder / 'model.json'}: format {about.get('format')!r}, this version reads {FORMAT}")
+        raise RunError(
+            f"{folder / 'model.json'}: format {about.get('format')!r}, this version reads {FORMAT}"
+        )
     data = _read(folder / "model.safetensors", Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")

@@ -93,7 +93,9 @@ class Sequence(_Feature):
     of: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
     max_length: int = Field(0, ge=0, description="keep the latest so many; 0 keeps all")
     pooling: Literal["mean", "sqrt", "sum"] = Field("mean", description="sum divided by n, sqrt(n) or 1")
-    share: bool = Field(True, description="use the other side's id embedding; false gives it a table of its own")
+    share: bool = Field(
+        True, description="use the other side's id embedding; false gives it a table of its own"
+    )
 
 
 Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence, Field(discriminator="kind")]
@@ -106,13 +108,16 @@ class Schema(_Data):
     item_id: str = Field("item_id", description="id column of items and interactions")
     label: str = Field("", description="interactions column with the outcome; empty: every row is a positive")
     positive_above: float = Field(0.0, description="a row is a positive when its label is greater than this")
-    time: str = Field("", description="interactions column with the time: a datetime, or a number in time_unit")
+    time: str = Field(
+        "", description="interactions column with the time: a datetime, or a number in time_unit"
+    )
     time_unit: Literal["s", "ms", "us", "order"] = Field(
         "s", description="unit of a numeric time since 1970; 'order' takes any number that grows with time"
     )
     title: str = Field("", description="items column to show to people; the id if empty")
     duplicates: Literal["last", "error"] = Field(
-        "last", description="repeated (user, item) pairs and repeated ids: keep the last (latest by time), or refuse"
+        "last",
+        description="repeated (user, item) pairs and repeated ids: keep the last (latest by time), or refuse",
     )
     features: tuple[Feature, ...] = Field(min_length=2, description="what the towers read")
 

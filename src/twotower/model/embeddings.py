@@ -48,7 +48,9 @@ class FieldEmbeddings(nn.Module):
     All lookups of one width live in one table, a field after the other, so that a batch costs one gather.
     """
 
-    def __init__(self, fields: tuple[Field, ...], all_fields: tuple[Field, ...], width: int, std: float) -> None:
+    def __init__(
+        self, fields: tuple[Field, ...], all_fields: tuple[Field, ...], width: int, std: float
+    ) -> None:
         """`fields` are the tower's, out of `all_fields` of its side, which number the lookup columns."""
         super().__init__()
         self.fields = fields

@@ -36,7 +36,9 @@ class FirstOrder(nn.Module):
     def __init__(self, fields: tuple[Field, ...]) -> None:
         super().__init__()
         rows = [f.rows for f in fields if f.kind == "lookup"]
-        self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
+        self.register_buffer(
+            "first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False
+        )
         self.table = nn.Embedding(max(1, sum(rows)), 1)
         nn.init.zeros_(self.table.weight)
 
@@ -52,7 +54,9 @@ class FirstOrder(nn.Module):
 class TwoTower(nn.Module):
     """`user_vectors(inputs) @ item_vectors(inputs).T` are the logits of "this user likes this item"."""
 
-    def __init__(self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
+    def __init__(
+        self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]
+    ) -> None:
         """Raises ConfigError if the two towers of a branch give vectors of different widths."""
         super().__init__()
         self.config = config
@@ -62,7 +66,9 @@ class TwoTower(nn.Module):
             user, item = (
                 Tower(
                     # With biases a tower with layers gives one more number, its own bias.
-                    c.model_copy(update={"layers": (*c.layers[:-1], c.layers[-1] + extra)}) if c.layers else c,
+                    c.model_copy(update={"layers": (*c.layers[:-1], c.layers[-1] + extra)})
+                    if c.layers
+                    else c,
                     fields,
                     config.width,
                     config.embedding_std,
@@ -70,7 +76,9 @@ class TwoTower(nn.Module):
                 )
                 for c, fields in ((branch.user, user_fields), (branch.item, item_fields))
             )
-            sizes = [t.size - (extra if c.layers else 0) for t, c in ((user, branch.user), (item, branch.item))]
+            sizes = [
+                t.size - (extra if c.layers else 0) for t, c in ((user, branch.user), (item, branch.item))
+            ]
             if sizes[0] != sizes[1]:
                 raise ConfigError(
                     f"model.branches.{number}: the user vector has width {sizes[0]} and the item vector {sizes[1]}; "

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +68,9 @@ def choose_device(name: str, say: Callable[[str], None]) -> torch.device:
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         say(f"device: {found} ({'an accelerator is here' if found != 'cpu' else 'no accelerator here'})")
         return torch.device(found)
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
+    if (name == "cuda" and not torch.cuda.is_available()) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    ):
         raise ConfigError(f"train.device = '{name}' but there is none here; use 'auto' or 'cpu'")
     return torch.device(name)
 
@@ -103,7 +104,9 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
-        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
+        self.average = (
+            {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
+        )
         self._stop = False
         self._last_saved = time.monotonic()
         self._last_path: Path | None = None
@@ -164,7 +167,9 @@ class Trainer:
         batch = self.batch(epoch, number)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(p.step)
-        with torch.autocast(self.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
+        with (
+            torch.autocast(self.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+        ):
             logits = self.model(batch.users, batch.items, batch.user, batch.item)
         loss = binary_cross_entropy(logits, batch.label, batch.weight)
         self.optimizer.zero_grad(set_to_none=True)
@@ -276,12 +281,18 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         def group(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(f"{name}/"): v.to(self.device) for k, v in tensors.items() if k.startswith(f"{name}/")}
+            return {
+                k.removeprefix(f"{name}/"): v.to(self.device)
+                for k, v in tensors.items()
+                if k.startswith(f"{name}/")
+            }
 
         weights = group("model")
         expected = {n: p.shape for n, p in self.model.named_parameters()}
         if {n: w.shape for n, w in weights.items()} != expected:
-            raise RunError("the checkpoint's weights do not have the model's names and shapes; start a new run")
+            raise RunError(
+                "the checkpoint's weights do not have the model's names and shapes; start a new run"
+            )
         self._load(weights)
         self.best_weights = group("best")
         if self.average:
@@ -294,7 +305,9 @@ class Trainer:
             return
         tensors = {f"model/{n}": t for n, t in self.model.named_parameters()}
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-            raise TrainingError(f"weights are no longer finite after step {self.progress.step}; {self._advice()}")
+            raise TrainingError(
+                f"weights are no longer finite after step {self.progress.step}; {self._advice()}"
+            )
         tensors |= {f"best/{n}": t for n, t in self.best_weights.items()}
         tensors |= {f"average/{n}": t for n, t in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)
