@@ -1,1 +1,60 @@
+"""Two-tower retrieval (DSSM): tables of users, items and interactions in, trained towers with honest numbers out.
+
+    import twotower
+    run = twotower.fit((users, items, interactions), schema, config, folder="runs/mine")
+    twotower.evaluate(run)
+    twotower.recommend(twotower.load("runs/mine"), user_id)
+
+Importing the package loads nothing heavy; the names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from twotower.compat import DSSMTrainable
+    from twotower.config import Config
+    from twotower.errors import TwoTowerError
+    from twotower.pipeline import evaluate, fit, load, recommend
+    from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Vector
+
+_HOME = {
+    "fit": "pipeline",
+    "evaluate": "pipeline",
+    "load": "pipeline",
+    "recommend": "pipeline",
+    "Config": "config",
+    "Schema": "schema",
+    "Categorical": "schema",
+    "Numeric": "schema",
+    "MultiHot": "schema",
+    "Vector": "schema",
+    "Sequence": "schema",
+    "DSSMTrainable": "compat",
+    "TwoTowerError": "errors",
+}
+__all__ = [
+    "Categorical",
+    "Config",
+    "DSSMTrainable",
+    "MultiHot",
+    "Numeric",
+    "Schema",
+    "Sequence",
+    "TwoTowerError",
+    "Vector",
+    "evaluate",
+    "fit",
+    "load",
+    "recommend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'twotower' has no attribute {name!r}")
+    return getattr(import_module(f"twotower.{_HOME[name]}"), name)

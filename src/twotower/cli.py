@@ -51,9 +51,7 @@ def train(
     run: Annotated[Path, typer.Option("--run", help="folder for the run")],
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint")] = False,
-    override: Annotated[
-        bool, typer.Option("--override", help="resume although settings or data changed")
-    ] = False,
+    override: Annotated[bool, typer.Option("--override", help="resume although settings or data changed")] = False,
 ) -> None:
     """Train on the tables a config names, evaluate, and write a run folder."""
     from twotower import config as settings
@@ -62,9 +60,7 @@ def train(
     schema, resolved = settings.load(config, set_ or [])
     console = Console()
     tables, schema = pipeline.read(resolved, schema, console)
-    done = pipeline.fit(
-        tables, schema, resolved, folder=run, resume=resume, override=override, watcher=console
-    )
+    done = pipeline.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=console)
     print_metrics(done.metrics, resolved.evaluation.k[0])
     print(f"run: {run}   report: {run / 'report.html'}\nnext: twotower evaluate {run}")
 
@@ -109,7 +105,7 @@ def fetch(
         raise ConfigError(
             f"no dataset '{name}'{nearest(name, movielens.ARCHIVES)} (allowed: {', '.join(movielens.ARCHIVES)})"
         )
-    tables = movielens.load(name, source or None)  # type: ignore[arg-type]
+    tables = movielens.load(name, source or None)
     check(tables.users, tables.items, tables.interactions, movielens.SCHEMA)
     movielens.save(tables, out)
     print(
@@ -141,9 +137,9 @@ def stats(folder: Annotated[Path, typer.Argument(help="folder with users, items 
 @app.command()
 def demo(
     data: Annotated[str, typer.Option("--data", help="local ml-1m.zip or ml-100k.zip")] = "",
-    run: Annotated[
-        Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")
-    ] = Path("runs/demo"),
+    run: Annotated[Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend."""
     from twotower import demo as main_job

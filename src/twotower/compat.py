@@ -28,7 +28,7 @@ from twotower.encoders import Encoders
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
 from twotower.evaluation import auc
 from twotower.run import Run
-from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, SideName, Vector
+from twotower.schema import SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
 from twotower.train.trainer import Trainer
 from twotower.watcher import Watcher
 
@@ -180,9 +180,7 @@ def _labels(y: Any, what: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return values.astype(bool)
 
 
-def _check_params(
-    given: Mapping[str, Mapping[str, Any]] | None, x: pl.DataFrame
-) -> dict[str, dict[str, Any]]:
+def _check_params(given: Mapping[str, Mapping[str, Any]] | None, x: pl.DataFrame) -> dict[str, dict[str, Any]]:
     if given is None:
         known = dict.fromkeys(SEED_USER_COLUMNS, "user") | dict.fromkeys(SEED_ITEM_COLUMNS, "item")
         strange = [c for c in x.columns if c not in known]
@@ -225,9 +223,7 @@ def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float)
     return Schema(user_id=_ROW["user"], item_id=_ROW["item"], features=tuple(features))
 
 
-def _distinct(
-    x: pl.DataFrame, columns: list[str]
-) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
+def _distinct(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
     """The distinct rows of some columns, and for every row of `x` which of them it is."""
     part = x.select(columns)
     # Lists are compared by their text, which is exact for what JSON-like cells can hold.
@@ -269,17 +265,14 @@ def _dataset(
     schema: Schema, x: pl.DataFrame, y: np.ndarray[Any, Any], parts: Parts, encoders: Encoders | None = None
 ) -> Dataset:
     frames, rows = {}, {}
-    sides: tuple[SideName, ...] = ("user", "item")
-    for side in sides:
+    for side in SIDES:
         frame, rows[side] = _distinct(x, [f.source for f in schema.side(side)])
         frames[side] = frame.with_columns(pl.Series(schema.id_column(side), np.arange(frame.height)))
     train = parts == TRAIN
     if encoders is None:
-        counts = {s: np.bincount(rows[s][train], minlength=frames[s].height) for s in sides}
+        counts = {s: np.bincount(rows[s][train], minlength=frames[s].height) for s in SIDES}
         encoders = Encoders.fit(schema, frames, counts)
-    return assemble(
-        encoders, frames["user"], frames["item"], Pairs(rows["user"], rows["item"], y), parts, None
-    )
+    return assemble(encoders, frames["user"], frames["item"], Pairs(rows["user"], rows["item"], y), parts, None)
 
 
 def _fit(dataset: Dataset, config: Config) -> tuple[Trainer, Run, float]:
@@ -448,9 +441,7 @@ def _feature_file(folder: Path, name: str) -> pl.DataFrame:
         raise DataError(f"{path}: no such file; run data_process/movie_len/data_processing.py first")
     frame = as_frame(path, name)
     if missing := [c for c in (*SEED_PARAMS, LABEL) if c not in frame.columns]:
-        raise DataError(
-            f"{path}: no column '{missing[0]}'; run data_process/movie_len/data_processing.py again"
-        )
+        raise DataError(f"{path}: no column '{missing[0]}'; run data_process/movie_len/data_processing.py again")
     return frame
 
 
@@ -475,10 +466,9 @@ def process(root: Path) -> int:
         source, target = root / "dataset" / "ml-1m", root / "dataset" / "ml-1m" / "feature"
         paths = [source / f"{n}.parquet" for n in ("users", "items", "interactions")]
         if not all(p.exists() for p in paths):
-            raise DataError(
-                f"{source}: users, items and interactions are not there; run data_download.py first"
-            )
-        sizes = write_features(*(as_frame(p, p.stem) for p in paths), target)
+            raise DataError(f"{source}: users, items and interactions are not there; run data_download.py first")
+        users, items, actions = (as_frame(p, p.stem) for p in paths)
+        sizes = write_features(users, items, actions, target)
     except TwoTowerError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
@@ -486,9 +476,7 @@ def process(root: Path) -> int:
     return 0
 
 
-def write_features(
-    users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, target: Path
-) -> dict[str, int]:
+def write_features(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, target: Path) -> dict[str, int]:
     """train.parquet, val.parquet and test.parquet, one row per rating with the features of both sides.
 
     80/20, then 90/10, at random with seed 2022. `ratings_count` and `ratings_mean` are computed on the train part.

@@ -35,14 +35,10 @@ class DataConfig(_Section):
     dataset: Literal["", "ml-1m", "ml-100k"] = Field(
         "", description="a MovieLens; brings its own [schema] if none is given"
     )
-    source: str = Field(
-        "", description="local archive of that MovieLens; TWOTOWER_DATA or the network if empty"
-    )
+    source: str = Field("", description="local archive of that MovieLens; TWOTOWER_DATA or the network if empty")
     users: str = Field("", description="CSV or Parquet of users; empty: the distinct ids of the interactions")
     items: str = Field("", description="CSV or Parquet of items; empty: the distinct ids of the interactions")
-    interactions: str = Field(
-        "", description="CSV or Parquet of interactions; paths are relative to the config file"
-    )
+    interactions: str = Field("", description="CSV or Parquet of interactions; paths are relative to the config file")
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -58,9 +54,7 @@ class SplitConfig(_Section):
         "random", description="random rows, each user's last two, or the latest rows"
     )
     test: float = Field(0.2, gt=0, lt=1, description="share of the rows that test (random, time)")
-    validation: float = Field(
-        0.1, gt=0, lt=1, description="share of the other rows that validate (random, time)"
-    )
+    validation: float = Field(0.1, gt=0, lt=1, description="share of the other rows that validate (random, time)")
     seed: int = Field(2022, ge=0, lt=2**32, description="of the random split")
 
 
@@ -69,9 +63,7 @@ class SenetConfig(_Section):
 
     enabled: bool = Field(False, description="put the gate between the embeddings and the layers")
     squeeze: Literal["mean", "sum", "max"] = Field("mean", description="how a field becomes one number")
-    reduction: float = Field(
-        2.0, ge=1, description="fields / reduction is the width of the middle layer, at least 1"
-    )
+    reduction: float = Field(2.0, ge=1, description="fields / reduction is the width of the middle layer, at least 1")
 
 
 class TowerConfig(_Section):
@@ -84,9 +76,7 @@ class TowerConfig(_Section):
         description="fields side by side, or added up and activated (a first layer over one-hot inputs)",
     )
     senet: SenetConfig = SenetConfig()
-    layers: tuple[int, ...] = Field(
-        (64, 32), description="layer widths; the last is the vector's, without activation"
-    )
+    layers: tuple[int, ...] = Field((64, 32), description="layer widths; the last is the vector's, without activation")
     activation: Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"] = Field(
         "LeakyReLU", description="between the layers"
     )
@@ -121,9 +111,7 @@ class ModelConfig(_Section):
     temperature: float = Field(0.1, gt=0, description="logit = similarity / temperature")
     learn_temperature: bool = Field(True, description="train the temperature (cosine only)")
     bias: bool = Field(True, description="user, item and global bias, folded into the vectors")
-    unknown_rate: float = Field(
-        0.01, ge=0, lt=1, description="share of categorical values trained as unknown"
-    )
+    unknown_rate: float = Field(0.01, ge=0, lt=1, description="share of categorical values trained as unknown")
     embedding_std: float = Field(0.05, gt=0, description="standard deviation of fresh embeddings")
 
 
@@ -163,20 +151,12 @@ class TrainConfig(_Section):
     monitor: str = Field(
         "validation.auc", description="metric that chooses the best epoch, such as validation.recall@10"
     )
-    patience: int = Field(
-        0, ge=0, description="stop after so many validations without a better one; 0 never stops"
-    )
+    patience: int = Field(0, ge=0, description="stop after so many validations without a better one; 0 never stops")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the layers' products; weights stay fp32"
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto: cuda, then mps, then cpu"
-    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the layers' products; weights stay fp32")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu")
     seed: int = Field(1, ge=0, lt=2**31, description="of weights, order, negatives and dropout")
-    checkpoint_seconds: float = Field(
-        60.0, ge=0, description="time between checkpoints; one also follows every epoch"
-    )
+    checkpoint_seconds: float = Field(60.0, ge=0, description="time between checkpoints; one also follows every epoch")
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints; 0 leaves it to the clock")
 
 
@@ -186,9 +166,7 @@ class EvaluationConfig(_Section):
     k: tuple[int, ...] = Field(
         (10, 50), min_length=1, description="cut-offs of the ranking metrics; the first is headline"
     )
-    bootstrap: int = Field(
-        200, ge=0, description="resamples of the users for the 95 % intervals; 0 gives none"
-    )
+    bootstrap: int = Field(200, ge=0, description="resamples of the users for the 95 % intervals; 0 gives none")
     head_share: float = Field(0.2, gt=0, lt=1, description="most popular share of the items that is the head")
     new_user_below: int = Field(5, ge=1, description="a user with fewer training interactions is new")
     new_item_below: int = Field(5, ge=1, description="an item with fewer training interactions is new")
@@ -235,9 +213,7 @@ def parse(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None
     known = [*Config.model_fields, "schema"]
     for key in rest:
         if key not in known:
-            raise ConfigError(
-                f"{where}: unknown section '{key}'{nearest(key, known)} (allowed: {', '.join(known)})"
-            )
+            raise ConfigError(f"{where}: unknown section '{key}'{nearest(key, known)} (allowed: {', '.join(known)})")
     try:
         config = Config.model_validate(rest)
         return (Schema.model_validate(schema) if schema is not None else None), config

@@ -96,9 +96,7 @@ def _values(series: pl.Series, what: str) -> pl.Series:
     if dtype.is_integer():
         return series.cast(pl.Int64)
     if dtype.is_nested():
-        raise DataError(
-            f"{what}: found a {dtype} column, expected one value a row (text, integer or boolean)"
-        )
+        raise DataError(f"{what}: found a {dtype} column, expected one value a row (text, integer or boolean)")
     if dtype == pl.Null:
         return series.cast(pl.String)
     return series.cast(pl.String)
@@ -110,9 +108,7 @@ class CategoricalEncoder:
     def __init__(self, vocabulary: pl.Series, hash_buckets: int = 0) -> None:
         self.vocabulary = vocabulary
         self.hash_buckets = hash_buckets
-        self._codes = pl.DataFrame(
-            {"value": vocabulary, "code": np.arange(1, len(vocabulary) + 1, dtype=np.int32)}
-        )
+        self._codes = pl.DataFrame({"value": vocabulary, "code": np.arange(1, len(vocabulary) + 1, dtype=np.int32)})
 
     @classmethod
     def fit(
@@ -259,9 +255,7 @@ def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
         raise DataError(
             f"column '{series.name}': found {series.dtype}, expected lists, or text with schema separator set"
         )
-    flat = (
-        series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
-    )
+    flat = series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
     if flat["value"].dtype == pl.String:
         flat = flat.filter(pl.col("value") != "")
     return flat["row"].to_numpy().astype(np.int64), flat["value"].rename(series.name)
@@ -338,9 +332,7 @@ class Encoders:
         self.schema, self.by_side, self.ids = schema, by_side, ids
 
     @classmethod
-    def fit(
-        cls, schema: Schema, frames: Mapping[SideName, pl.DataFrame], counts: Mapping[SideName, Ints]
-    ) -> Encoders:
+    def fit(cls, schema: Schema, frames: Mapping[SideName, pl.DataFrame], counts: Mapping[SideName, Ints]) -> Encoders:
         """`counts[side][row]` is the row's number of training interactions; rows with 0 teach nothing."""
         by_side: dict[SideName, dict[str, Encoder]] = {}
         ids: dict[SideName, CategoricalEncoder] = {}
@@ -424,9 +416,7 @@ class Encoders:
 
 def _fit(feature: Feature, series: pl.Series, counts: Ints) -> Encoder:
     if isinstance(feature, Categorical):
-        return CategoricalEncoder.fit(
-            series, counts, feature.min_count, feature.min_rate, feature.hash_buckets
-        )
+        return CategoricalEncoder.fit(series, counts, feature.min_count, feature.min_rate, feature.hash_buckets)
     if isinstance(feature, Numeric):
         return NumericEncoder.fit(series, counts > 0, feature.buckets)
     if isinstance(feature, MultiHot):

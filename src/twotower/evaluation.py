@@ -49,9 +49,7 @@ def _mid_ranks(scores: npt.NDArray[Any]) -> Doubles:
     return ranks
 
 
-def auc_by_group(
-    scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[Any]
-) -> tuple[Ints, Doubles, Ints]:
+def auc_by_group(scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[Any]) -> tuple[Ints, Doubles, Ints]:
     """Groups with both classes, their AUC, and their number of rows."""
     order = np.lexsort((scores, group))
     g, s, p = group[order], scores[order], positive[order]
@@ -67,9 +65,7 @@ def auc_by_group(
     n_neg = sizes - n_pos
     both = (n_pos > 0) & (n_neg > 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = (np.bincount(which, rank * p, minlength=len(starts)) - n_pos * (n_pos + 1) / 2) / (
-            n_pos * n_neg
-        )
+        value = (np.bincount(which, rank * p, minlength=len(starts)) - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
     return g[starts][both].astype(np.int64), value[both], sizes[both]
 
 
@@ -312,9 +308,7 @@ class Report:
             keep = rows[self.pairs.item]
             out[f"rows.{name}"] = int(keep.sum())
             out[f"auc.{name}"] = auc(self.scores[keep], self.pairs.positive[keep])
-            targets = np.bincount(self.pairs.user[keep & self.pairs.positive], minlength=len(data.users))[
-                self.users
-            ]
+            targets = np.bincount(self.pairs.user[keep & self.pairs.positive], minlength=len(data.users))[self.users]
             found = (self.hit[:, :k] & rows[self.best[:, :k]]).sum(1)
             some = targets > 0
             if some.any():

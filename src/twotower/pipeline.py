@@ -76,9 +76,7 @@ def _train(
     dataset: Dataset, config: Config, folder: Path | None, watcher: Watcher, resume: bool, override: bool
 ) -> Run:
     checkpoints = folder / "checkpoints" if folder else None
-    trainer = Trainer(
-        dataset, config, checkpoints, _Recorder(folder, watcher), run.fingerprint(dataset, config)
-    )
+    trainer = Trainer(dataset, config, checkpoints, _Recorder(folder, watcher), run.fingerprint(dataset, config))
     if folder:
         if resume:
             if trainer.resume(override):

@@ -17,7 +17,7 @@ from twotower.data.batches import SideTensors
 from twotower.data.splits import TEST
 from twotower.evaluation import Factors
 from twotower.run import Run
-from twotower.schema import SideName
+from twotower.schema import SIDES
 
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
 SAMPLE = 20_000  # rows whose gates are shown
@@ -104,9 +104,7 @@ def _summary(run: Run) -> str:
         ("user + item bias", "baseline.bias"),
     ]
     values = {name: [run.metrics.get(f"{prefix}.{c}") for c in columns] for name, prefix in rows}
-    best = [
-        max((v[i] for v in values.values() if v[i] is not None), default=None) for i in range(len(columns))
-    ]
+    best = [max((x for v in values.values() if (x := v[i]) is not None), default=None) for i in range(len(columns))]
     lines = "".join(
         f"<tr><td>{name}</td>"
         + "".join(
@@ -117,9 +115,7 @@ def _summary(run: Run) -> str:
         for name, vs in values.items()
     )
     low, high = run.metrics.get("test.gauc.low"), run.metrics.get("test.gauc.high")
-    interval = (
-        f" 95 % interval of GAUC over users: {_number(low)} to {_number(high)}." if low is not None else ""
-    )
+    interval = f" 95 % interval of GAUC over users: {_number(low)} to {_number(high)}." if low is not None else ""
     head = "".join(f"<th>{c}</th>" for c in columns)
     return (
         "<h2>Test metrics</h2><p>Ranking metrics search the whole catalogue exactly, items seen before left out; "
@@ -167,24 +163,20 @@ def _distributions(run: Run, factors: Factors) -> go.Figure:
 
 def _gates(run: Run) -> list[go.Figure]:
     figures = []
-    sides: tuple[SideName, ...] = ("user", "item")
-    for side in sides:
+    for side in SIDES:
         encoded = run.dataset.side(side)
         rows = np.arange(len(encoded))
         if len(rows) > SAMPLE:
             rows = np.random.default_rng(0).choice(rows, SAMPLE, replace=False)
         device = next(run.model.parameters()).device
         inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
-        for number, branch in enumerate(run.model.branches):
-            tower, other = (branch.user, branch.item) if side == "user" else (branch.item, branch.user)
+        for number, (tower, other) in enumerate(run.model.towers(side)):
             if tower.senet is None:
                 continue
             with torch.no_grad():
                 gates = tower.gates(inputs, other.embeddings).cpu().numpy()
             mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
-            name = f"{side.capitalize()} tower" + (
-                f", branch {number}" if len(run.model.branches) > 1 else ""
-            )
+            name = f"{side.capitalize()} tower" + (f", branch {number}" if len(run.model.branches) > 1 else "")
             figure = _figure(name, "gate", "", 120 + 34 * len(mean))
             figure.add_bar(
                 x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,

@@ -37,7 +37,7 @@ from twotower.encoders import Encoders
 from twotower.errors import RunError
 from twotower.evaluation import Factors, vectors
 from twotower.model.two_tower import TwoTower
-from twotower.schema import Schema
+from twotower.schema import SIDES, Schema
 
 FORMAT = 1
 
@@ -57,7 +57,7 @@ class Run:
         """Vectors of all users and items; `factors().users @ factors().items.T` are the logits."""
         users, items = (
             SideTensors(self.dataset.side(s), self.dataset.encoders.fields(s), _device(self.model))
-            for s in ("user", "item")  # type: ignore[arg-type]
+            for s in SIDES
         )
         return vectors(self.model, users, items)
 
@@ -134,7 +134,7 @@ def finish(folder: Path, run: Run) -> None:
             "sha256": hashlib.sha256(data).hexdigest(),
             "metric": run.model.metric,
             "model": run.config.model.model_dump(mode="json"),
-            "fields": {s: [vars(f) for f in run.dataset.encoders.fields(s)] for s in ("user", "item")},  # type: ignore[arg-type]
+            "fields": {s: [vars(f) for f in run.dataset.encoders.fields(s)] for s in SIDES},
         },
     )
     save_history(folder, run.history)
@@ -180,9 +180,7 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
 def _load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     about = storage.read_json(folder / "model.json")
     if about.get("format") != FORMAT:
-        raise RunError(
-            f"{folder / 'model.json'}: format {about.get('format')!r}, this version reads {FORMAT}"
-        )
+        raise RunError(f"{folder / 'model.json'}: format {about.get('format')!r}, this version reads {FORMAT}")
     data = _read(folder / "model.safetensors", Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")

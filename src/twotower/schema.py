@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SideName = Literal["user", "item"]
+SIDES: tuple[SideName, SideName] = ("user", "item")
 
 
 class _Data(BaseModel):
@@ -93,9 +94,7 @@ class Sequence(_Feature):
     of: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
     max_length: int = Field(0, ge=0, description="keep the latest so many; 0 keeps all")
     pooling: Literal["mean", "sqrt", "sum"] = Field("mean", description="sum divided by n, sqrt(n) or 1")
-    share: bool = Field(
-        True, description="use the other side's id embedding; false gives it a table of its own"
-    )
+    share: bool = Field(True, description="use the other side's id embedding; false gives it a table of its own")
 
 
 Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence, Field(discriminator="kind")]
@@ -108,9 +107,7 @@ class Schema(_Data):
     item_id: str = Field("item_id", description="id column of items and interactions")
     label: str = Field("", description="interactions column with the outcome; empty: every row is a positive")
     positive_above: float = Field(0.0, description="a row is a positive when its label is greater than this")
-    time: str = Field(
-        "", description="interactions column with the time: a datetime, or a number in time_unit"
-    )
+    time: str = Field("", description="interactions column with the time: a datetime, or a number in time_unit")
     time_unit: Literal["s", "ms", "us", "order"] = Field(
         "s", description="unit of a numeric time since 1970; 'order' takes any number that grows with time"
     )

@@ -46,7 +46,7 @@ class SideTensors:
         self.fields = tuple(fields)
         self.device = torch.device(device)
         self.n = len(side)
-        lookups = [side.columns[f.name] for f in self.fields if f.kind == "lookup"]
+        lookups: list[Any] = [side.columns[f.name] for f in self.fields if f.kind == "lookup"]
         self._lookup = np.stack(lookups, 1).astype(np.int64) if lookups else np.zeros((self.n, 0), np.int64)
         self._dense: dict[str, npt.NDArray[Any]] = {
             f.name: side.columns[f.name] for f in self.fields if f.kind == "dense"  # type: ignore[misc]

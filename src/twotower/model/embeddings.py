@@ -35,7 +35,7 @@ def _bag_sum(table: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
 
 def pool(table: Tensor, bag: Bag, pooling: str) -> Tensor:
     """Table (rows, E) and a bag of U rows -> (U, E): the sum divided by n (mean), sqrt(n) or 1; empty gives 0."""
-    total: Tensor = _Pool.apply(table, bag)
+    total: Tensor = _Pool.apply(table, bag)  # type: ignore[no-untyped-call]
     if pooling == "sum":
         return total
     n = (bag.offsets[1:] - bag.offsets[:-1]).clamp(min=1).to(total.dtype)
@@ -48,9 +48,7 @@ class FieldEmbeddings(nn.Module):
     All lookups of one width live in one table, a field after the other, so that a batch costs one gather.
     """
 
-    def __init__(
-        self, fields: tuple[Field, ...], all_fields: tuple[Field, ...], width: int, std: float
-    ) -> None:
+    def __init__(self, fields: tuple[Field, ...], all_fields: tuple[Field, ...], width: int, std: float) -> None:
         """`fields` are the tower's, out of `all_fields` of its side, which number the lookup columns."""
         super().__init__()
         self.fields = fields

@@ -31,9 +31,7 @@ class SenetGate(nn.Module):
         super().__init__()
         self.squeeze = config.squeeze
         middle = max(1, int(fields / config.reduction))
-        self.excite = nn.Sequential(
-            nn.Linear(fields, middle), nn.ReLU(), nn.Linear(middle, fields), nn.Sigmoid()
-        )
+        self.excite = nn.Sequential(nn.Linear(fields, middle), nn.ReLU(), nn.Linear(middle, fields), nn.Sigmoid())
 
     def forward(self, fields: list[Tensor]) -> Tensor:
         """F tensors (U, width) -> gates (U, F)."""

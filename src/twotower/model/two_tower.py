@@ -7,7 +7,7 @@ biases are folded in, so that what is trained is what an index can search.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from twotower.data.batches import Inputs
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
 from twotower.model.towers import Tower
+from twotower.schema import SideName
 
 
 class Branch(nn.Module):
@@ -36,9 +37,7 @@ class FirstOrder(nn.Module):
     def __init__(self, fields: tuple[Field, ...]) -> None:
         super().__init__()
         rows = [f.rows for f in fields if f.kind == "lookup"]
-        self.register_buffer(
-            "first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False
-        )
+        self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
         self.table = nn.Embedding(max(1, sum(rows)), 1)
         nn.init.zeros_(self.table.weight)
 
@@ -54,9 +53,7 @@ class FirstOrder(nn.Module):
 class TwoTower(nn.Module):
     """`user_vectors(inputs) @ item_vectors(inputs).T` are the logits of "this user likes this item"."""
 
-    def __init__(
-        self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]
-    ) -> None:
+    def __init__(self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
         """Raises ConfigError if the two towers of a branch give vectors of different widths."""
         super().__init__()
         self.config = config
@@ -66,9 +63,7 @@ class TwoTower(nn.Module):
             user, item = (
                 Tower(
                     # With biases a tower with layers gives one more number, its own bias.
-                    c.model_copy(update={"layers": (*c.layers[:-1], c.layers[-1] + extra)})
-                    if c.layers
-                    else c,
+                    c.model_copy(update={"layers": (*c.layers[:-1], c.layers[-1] + extra)}) if c.layers else c,
                     fields,
                     config.width,
                     config.embedding_std,
@@ -76,9 +71,7 @@ class TwoTower(nn.Module):
                 )
                 for c, fields in ((branch.user, user_fields), (branch.item, item_fields))
             )
-            sizes = [
-                t.size - (extra if c.layers else 0) for t, c in ((user, branch.user), (item, branch.item))
-            ]
+            sizes = [t.size - (extra if c.layers else 0) for t, c in ((user, branch.user), (item, branch.item))]
             if sizes[0] != sizes[1]:
                 raise ConfigError(
                     f"model.branches.{number}: the user vector has width {sizes[0]} and the item vector {sizes[1]}; "
@@ -94,6 +87,11 @@ class TwoTower(nn.Module):
             torch.tensor(math.log(config.temperature)),
             requires_grad=config.learn_temperature and config.similarity == "cosine",
         )
+
+    def towers(self, side: SideName) -> list[tuple[Tower, Tower]]:
+        """Per branch the tower of `side` and the other side's."""
+        pairs = [cast(Branch, branch) for branch in self.branches]
+        return [(b.user, b.item) if side == "user" else (b.item, b.user) for b in pairs]
 
     @property
     def metric(self) -> Literal["cosine", "dot"]:
@@ -124,15 +122,14 @@ class TwoTower(nn.Module):
         u, v = self.user_vectors(users), self.item_vectors(items)
         return (u.index_select(0, user) * v.index_select(0, item)).sum(1)
 
-    def _side(self, inputs: Inputs, side: Literal["user", "item"]) -> tuple[Tensor, Tensor | None]:
+    def _side(self, inputs: Inputs, side: SideName) -> tuple[Tensor, Tensor | None]:
         """The branches' vectors side by side (U, D), and the summed bias (U, 1)."""
         vectors, bias = [], None
         if self.config.bias:
             bias = (self.user_bias if side == "user" else self.item_bias)(inputs, self.config.unknown_rate)
-        for branch, config in zip(self.branches, self.config.branches, strict=True):
-            tower, other = (branch.user, branch.item) if side == "user" else (branch.item, branch.user)
-            out = tower(inputs, other.embeddings).float()  # type: ignore[operator,union-attr]
-            if bias is not None and (config.user if side == "user" else config.item).layers:
+        for tower, other in self.towers(side):
+            out = tower(inputs, other.embeddings).float()
+            if bias is not None and len(tower.layers):
                 bias = bias + out[:, -1:]
                 out = out[:, :-1]
             vectors.append(out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from twotower import storage
 from twotower.errors import RunError
@@ -25,7 +25,7 @@ from twotower.errors import RunError
 KEPT = 2  # the newest, and one before it in case the newest is damaged
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
     """Write checkpoint `step` into `folder` and drop all but the newest. Raises RunError if it cannot be written."""
     data = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     path = folder / f"step-{step:09d}"
@@ -63,19 +63,17 @@ def _all(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
     """The optimizer's state by parameter name: `optimizer/<slot>/<parameter>`."""
     return {
-        f"optimizer/{slot}/{names[parameter]}": value
-        for parameter, slots in optimizer.state.items()
-        for slot, value in slots.items()
+        f"optimizer/{slot}/{name}": value
+        for parameter, name in names.items()
+        for slot, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: dict[str, Tensor]) -> None:
     """The reverse of `optimizer_tensors`, in place."""
     for parameter, name in names.items():
         slots = {

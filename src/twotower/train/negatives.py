@@ -54,10 +54,9 @@ class RandomNegatives:
     def draw(self, users: Ints, rng: np.random.Generator) -> Codes:
         """One item row for each of `users` (n,), which should be sorted; each must have `free` > 0."""
         r = (rng.random(len(users)) * self.free[users]).astype(np.int64)
-        before = (
-            np.searchsorted(self._keys, users * (self._n_items + 1) + r, side="right") - self._first[users]
-        )
-        return (r + before).astype(np.int32)
+        before = np.searchsorted(self._keys, users * (self._n_items + 1) + r, side="right") - self._first[users]
+        out: Codes = (r + before).astype(np.int32)
+        return out
 
 
 class Sampler:

@@ -68,9 +68,7 @@ def choose_device(name: str, say: Callable[[str], None]) -> torch.device:
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         say(f"device: {found} ({'an accelerator is here' if found != 'cpu' else 'no accelerator here'})")
         return torch.device(found)
-    if (name == "cuda" and not torch.cuda.is_available()) or (
-        name == "mps" and not torch.backends.mps.is_available()
-    ):
+    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
         raise ConfigError(f"train.device = '{name}' but there is none here; use 'auto' or 'cpu'")
     return torch.device(name)
 
@@ -104,9 +102,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
-        self.average = (
-            {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
-        )
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
         self._stop = False
         self._last_saved = time.monotonic()
         self._last_path: Path | None = None
@@ -138,7 +134,7 @@ class Trainer:
         p = self.progress
         while p.batch < self.steps_per_epoch:
             started = time.perf_counter()
-            self._step(epoch, p.batch)
+            self.step(epoch, p.batch)
             p.seconds += time.perf_counter() - started
             if self._stop:
                 self._save()
@@ -161,15 +157,14 @@ class Trainer:
         self._save()
         self.watcher.epoch(p.history)
 
-    def _step(self, epoch: Epoch, number: int) -> None:
+    def step(self, epoch: Epoch, number: int) -> None:
+        """One update of the weights with batch `number` of an epoch."""
         p, config = self.progress, self.config.train
-        torch.manual_seed((config.seed << 32) + p.step)
+        self._seed(p.step)
         batch = self.batch(epoch, number)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(p.step)
-        with (
-            torch.autocast(self.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
             logits = self.model(batch.users, batch.items, batch.user, batch.item)
         loss = binary_cross_entropy(logits, batch.label, batch.weight)
         self.optimizer.zero_grad(set_to_none=True)
@@ -189,6 +184,15 @@ class Trainer:
         self.watcher.step(p.batch, self.steps_per_epoch, value)
         if os.environ.get(FAIL_POINT) == str(p.step):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _seed(self, step: int) -> None:
+        """Dropout and unknown values of a step depend on (seed, step) alone."""
+        seed = (self.config.train.seed << 32) + step
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def batch(self, epoch: Epoch, number: int) -> Batch:
         """Batch `number` of an epoch: a slice of its arrays."""
@@ -282,17 +286,13 @@ class Trainer:
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         def group(name: str) -> dict[str, Tensor]:
             return {
-                k.removeprefix(f"{name}/"): v.to(self.device)
-                for k, v in tensors.items()
-                if k.startswith(f"{name}/")
+                k.removeprefix(f"{name}/"): v.to(self.device) for k, v in tensors.items() if k.startswith(f"{name}/")
             }
 
         weights = group("model")
         expected = {n: p.shape for n, p in self.model.named_parameters()}
         if {n: w.shape for n, w in weights.items()} != expected:
-            raise RunError(
-                "the checkpoint's weights do not have the model's names and shapes; start a new run"
-            )
+            raise RunError("the checkpoint's weights do not have the model's names and shapes; start a new run")
         self._load(weights)
         self.best_weights = group("best")
         if self.average:
@@ -303,11 +303,9 @@ class Trainer:
         self._last_saved = time.monotonic()
         if self.folder is None:
             return
-        tensors = {f"model/{n}": t for n, t in self.model.named_parameters()}
+        tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in self.model.named_parameters()}
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-            raise TrainingError(
-                f"weights are no longer finite after step {self.progress.step}; {self._advice()}"
-            )
+            raise TrainingError(f"weights are no longer finite after step {self.progress.step}; {self._advice()}")
         tensors |= {f"best/{n}": t for n, t in self.best_weights.items()}
         tensors |= {f"average/{n}": t for n, t in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)

@@ -1,0 +1,420 @@
+"""The loop: it learns, it stops and goes on exactly, it never keeps a broken model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+from twotower import pipeline, run
+from twotower.config import Config
+from twotower.data.dataset import Dataset
+from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
+from twotower.train import checkpoint
+from twotower.train.trainer import Trainer
+from twotower.watcher import Watcher
+
+
+class Listener(Watcher):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+# ---- learning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("tower", [{"layers": [16, 8]}, {"layers": [8], "senet": {"enabled": True}}, {"layers": []}])
+@pytest.mark.parametrize("random", [0, 2])
+def test_the_checkerboard_is_solved_by_every_tower_similarity_and_sampler(
+    board: Dataset, similarity: str, tower: dict[str, Any], random: int
+) -> None:
+    config = settings(
+        model={"width": 8, "similarity": similarity, "branches": [{"user": tower, "item": tower}]},
+        negatives={"random": random},
+        train={"epochs": 25, "batch_size": 64, "lr": 0.03, "device": "cpu"},
+    )
+    trained = Trainer(board, config).run()
+    best = max(h["validation.auc"] for h in trained.history)
+    assert best > 0.97, [round(h["validation.auc"], 3) for h in trained.history]
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD", "Adagrad"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_optimizer_and_precision_lowers_the_loss(board: Dataset, optimizer: str, precision: str) -> None:
+    lr = {"SGD": 1.0, "Adagrad": 0.1}.get(optimizer, 0.02)
+    config = settings(train={"epochs": 8, "batch_size": 64, "lr": lr, "optimizer": optimizer, "precision": precision})
+    losses = [h["train.loss"] for h in Trainer(board, config).run().history]
+    assert losses[-1] < losses[0] - 0.02
+
+
+def test_the_best_weights_are_kept_not_the_last(board: Dataset) -> None:
+    config = settings(train={"epochs": 12, "batch_size": 64, "lr": 0.5, "device": "cpu"})
+    trainer = Trainer(board, config)
+    trained = trainer.run()
+    aucs = [h["validation.auc"] for h in trained.history]
+    assert trained.metrics["train.best_epoch"] == 1 + int(np.argmax(aucs))
+    pairs = board.validation
+    from twotower.evaluation import auc
+
+    assert auc(trainer.factors().scores(pairs), pairs.positive) == pytest.approx(max(aucs), abs=1e-12)
+
+
+def test_patience_stops_early(board: Dataset) -> None:
+    config = settings(train={"epochs": 50, "batch_size": 64, "lr": 0.5, "device": "cpu", "patience": 2})
+    history = Trainer(board, config).run().history
+    assert len(history) < 50
+    best = int(np.argmax([h["validation.auc"] for h in history]))
+    assert len(history) == best + 3
+
+
+def test_log_loss_is_monitored_downwards(board: Dataset) -> None:
+    config = settings(train={"epochs": 6, "batch_size": 64, "lr": 0.05, "monitor": "validation.log_loss"})
+    trained = Trainer(board, config).run()
+    losses = [h["validation.log_loss"] for h in trained.history]
+    assert trained.metrics["train.best_epoch"] == 1 + int(np.argmin(losses))
+
+
+def test_schedules_move_the_learning_rate_as_they_say(board: Dataset) -> None:
+    def rates(**train: Any) -> list[float]:
+        trainer = Trainer(board, settings(train={"epochs": 4, "batch_size": 256, "lr": 1.0, **train}))
+        return [trainer._lr(s) for s in range(4 * trainer.steps_per_epoch)]
+
+    n = len(rates()) // 4
+    assert rates() == [1.0] * (4 * n)
+    step = rates(schedule="step", decay_rate=0.5, decay_epochs=2)
+    assert step == [1.0] * (2 * n) + [0.5] * (2 * n)
+    cosine = rates(schedule="cosine")
+    assert cosine[0] == 1.0
+    assert cosine[2 * n] == pytest.approx(0.5)
+    assert sorted(cosine, reverse=True) == cosine
+    assert rates(warmup_steps=2)[:3] == [0.5, 1.0, 1.0]
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated(board: Dataset) -> None:
+    config = settings(train={"epochs": 1, "batch_size": 64, "lr": 0.05, "average": 0.9})
+    trainer = Trainer(board, config)
+    expected = weights(trainer)
+    epoch = trainer.sampler.epoch(0)
+    for number in range(trainer.steps_per_epoch):
+        trainer.step(epoch, number)
+        keep = min(0.9, (number + 1) / (number + 11))
+        expected = {n: keep * expected[n] + (1 - keep) * p.detach() for n, p in trainer.model.named_parameters()}
+    again = Trainer(board, config)
+    again.run()
+    for name, value in weights(again).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+# ---- stopping and going on ---------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(everything_data: Dataset) -> None:
+    def train(seed: int) -> dict[str, torch.Tensor]:
+        trainer = Trainer(everything_data, settings(train={"seed": seed}, negatives={"random": 2}))
+        trainer.run()
+        return weights(trainer)
+
+    assert same(train(1), train(1))
+    assert not same(train(1), train(2))
+
+
+class StopAt(Watcher):
+    """Raises after a given number of steps, as a crash would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 8])
+def test_a_run_stopped_at_any_step_ends_in_the_same_weights(everything_data: Dataset, folder: Path, stop: int) -> None:
+    config = settings(
+        model={"width": 8, "branches": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
+        train={"epochs": 3, "batch_size": 300, "checkpoint_steps": 1, "average": 0.9, "schedule": "cosine"},
+        negatives={"random": 1},
+    )
+    whole = Trainer(everything_data, config)
+    expected = whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(everything_data, config, folder, StopAt(stop)).run()
+    again = Trainer(everything_data, config, folder)
+    assert again.resume() is (stop > 1)  # the step that crashes is not saved yet
+    got = again.run()
+    assert same(weights(whole), weights(again))
+    drop = ("train.seconds", "validation.seconds")
+    assert [{k: v for k, v in h.items() if k not in drop} for h in got.history] == [
+        {k: v for k, v in h.items() if k not in drop} for h in expected.history
+    ]
+
+
+def _write_config(tmp_path: Path, config: Config) -> Path:
+    for name, frame in zip(("users", "items", "interactions"), checkerboard(), strict=True):
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    data = {n: f"{n}.parquet" for n in ("users", "items", "interactions")}
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    from twotower.config import dump
+
+    path = tmp_path / "config.toml"
+    path.write_text(dump(CHECKERBOARD_SCHEMA, config), encoding="utf-8")
+    return path
+
+
+def _train_process(path: Path, target: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "twotower.cli", "train", str(path), "--run", str(target), *options]
+    return subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True, text=True, check=False
+    )
+
+
+def test_fault_B1_kill_at_any_step_then_resume_is_bit_equal(tmp_path: Path) -> None:
+    config = settings(
+        model={"width": 8, "branches": [{s: {"layers": [8], "dropout": 0.2} for s in ("user", "item")}]},
+        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 2, "lr": 0.02},
+        negatives={"random": 1},
+    )
+    path = _write_config(tmp_path, config)
+    assert _train_process(path, tmp_path / "whole").returncode == 0
+    expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    for step in (1, 4, 9):
+        target = tmp_path / f"killed{step}"
+        killed = _train_process(path, target, TWOTOWER_FAIL_AT_STEP=str(step))
+        assert killed.returncode == -signal.SIGKILL
+        assert not (target / "metrics.json").exists()
+        resumed = _train_process(path, target, "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        assert ("resuming after step" in resumed.stdout) is (step > 1)
+        assert (target / "model.safetensors").read_bytes() == expected
+
+
+def test_fault_B1_kill_inside_a_checkpoint_write_leaves_the_one_before(
+    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(train={"epochs": 1, "batch_size": 100, "checkpoint_steps": 1})
+    trainer = Trainer(board, config, folder)
+    epoch = trainer.sampler.epoch(0)
+    trainer.step(epoch, 0)
+    trainer._save()
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    trainer.step(epoch, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            trainer._save()
+    listener = Listener()
+    found = checkpoint.newest(folder, listener.say)
+    assert found is not None
+    assert found[1]["step"] == 1
+    assert not listener.lines
+
+
+def test_fault_B2_sigterm_finishes_the_step_saves_and_exits_143(tmp_path: Path) -> None:
+    config = settings(train={"epochs": 10_000, "batch_size": 64, "lr": 0.001})
+    path = _write_config(tmp_path, config)
+    command = [sys.executable, "-m", "twotower.cli", "train", str(path), "--run", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "--resume" in errors
+    assert time.monotonic() - started < 10
+    found = checkpoint.newest(tmp_path / "run" / "checkpoints", print)
+    assert found is not None
+    assert f"after step {found[1]['step']}" in errors
+
+
+def test_sigint_stops_like_sigterm_and_handlers_are_restored(board: Dataset, folder: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    class Press(Watcher):
+        def step(self, done: int, total: int, loss: float) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="after step 1;"):
+        Trainer(board, settings(), folder, Press()).run()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "state"])
+def test_fault_B3_a_damaged_newest_checkpoint_falls_back_and_says_so(
+    board: Dataset, folder: Path, damage: str
+) -> None:
+    trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
+    epoch = trainer.sampler.epoch(0)
+    for number in (0, 1):
+        trainer.step(epoch, number)
+        trainer._save()
+    newest = folder / "step-000000002"
+    tensors = newest / "tensors.safetensors"
+    data = bytearray(tensors.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        tensors.write_bytes(data)
+    elif damage == "truncate":
+        tensors.write_bytes(data[: len(data) // 2])
+    elif damage == "delete":
+        tensors.unlink()
+    else:
+        (newest / "state.json").write_text("{")
+    listener = Listener()
+    again = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder, listener)
+    assert again.resume()
+    assert again.progress.step == 1
+    assert any("falling back" in line and "step-000000002" in line for line in listener.lines)
+
+
+def test_fault_B4_a_loss_that_is_not_finite_stops_with_step_rows_and_last_good_checkpoint(
+    board: Dataset, folder: Path
+) -> None:
+    trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
+    epoch = trainer.sampler.epoch(0)
+    trainer.step(epoch, 0)
+    trainer._save()
+    with torch.no_grad():
+        trainer.model.log_temperature.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"step 2 \(interactions \d+.*step-000000001") as error:
+        trainer.step(epoch, 1)
+    assert error.value.exit_code == 1
+    with pytest.raises(TrainingError, match="no longer finite"):
+        trainer._save()
+    found = checkpoint.newest(folder, print)
+    assert found is not None
+    assert all(bool(torch.isfinite(t).all()) for t in found[0].values())
+
+
+def test_fault_B4_weights_that_are_not_finite_are_never_the_best(board: Dataset) -> None:
+    trainer = Trainer(board, settings())
+    with torch.no_grad():
+        next(iter(trainer.model.parameters())).fill_(math.inf)
+    with pytest.raises(TrainingError, match="no longer finite"):
+        trainer._validate()
+    assert not trainer.best_weights
+
+
+def test_fault_B5_resume_with_a_change_is_refused_with_the_difference(tmp_path: Path) -> None:
+    tables = checkerboard()
+    config = settings(train={"epochs": 1})
+    folder = tmp_path / "run"
+    pipeline.fit(tables, CHECKERBOARD_SCHEMA, config, folder=folder)
+    changed = settings(train={"epochs": 1, "lr": 0.5})
+    with pytest.raises(RunError, match=r"train.lr: 0.02 then, 0.5 now.*--override"):
+        pipeline.fit(tables, CHECKERBOARD_SCHEMA, changed, folder=folder, resume=True)
+    fewer = (*tables[:2], tables[2].head(900))
+    with pytest.raises(RunError, match="data: "):
+        pipeline.fit(fewer, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True)
+    longer = settings(train={"epochs": 3})
+    done = pipeline.fit(tables, CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True)
+    assert [h["epoch"] for h in done.history] == [1, 2, 3]
+
+
+def test_fault_B8_no_code_of_a_checkpoint_is_ever_run() -> None:
+    source = Path(run.__file__).parent
+    for path in source.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for call in ("torch.load(", "pickle.load", "import pickle", "yaml.load", "eval(\"", "exec("):
+            assert call not in text, f"{path.name}: {call}"
+
+
+def test_fault_B9_a_folder_that_cannot_be_written_fails_before_training(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    steps: list[int] = []
+
+    class Count(Watcher):
+        def step(self, done: int, total: int, loss: float) -> None:
+            steps.append(done)
+
+    with pytest.raises(RunError, match="cannot be written"):
+        pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=blocked / "run", watcher=Count())
+    assert not steps
+
+
+def test_fault_B9_a_full_disk_at_a_checkpoint_keeps_the_old_one_and_leaves_no_rubbish(
+    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
+    epoch = trainer.sampler.epoch(0)
+    trainer.step(epoch, 0)
+    trainer._save()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer.step(epoch, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(RunError, match="No space left"):
+            trainer._save()
+    assert [p.name for p in folder.iterdir()] == ["step-000000001"]
+    trainer._save()
+    assert (folder / "step-000000002").is_dir()
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
+    listener = Listener()
+    done = pipeline.fit(
+        checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run", resume=True, watcher=listener
+    )
+    assert len(done.history) == 2
+    assert any("starting" in line for line in listener.lines)
+
+
+def test_a_finished_run_is_not_trained_over(tmp_path: Path) -> None:
+    pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
+    before = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    with pytest.raises(RunError, match="holds a run already"):
+        pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == before
+
+
+def test_a_device_that_is_not_there_is_an_error(board: Dataset) -> None:
+    if torch.cuda.is_available():
+        assert Trainer(board, settings(train={"device": "cuda"})).device.type == "cuda"
+    else:
+        with pytest.raises(ConfigError, match="none here"):
+            Trainer(board, settings(train={"device": "cuda"}))
+
+
+def test_a_monitor_that_cannot_be_measured_is_named(board: Dataset) -> None:
+    from dataclasses import replace
+
+    parts = board.parts.copy()
+    parts[(parts == 1) & ~board.pairs.positive] = 0
+    with pytest.raises(ConfigError, match=r"validation\.auc.*one class"):
+        Trainer(replace(board, parts=parts), settings()).run()
