@@ -1,0 +1,134 @@
+"""A run folder stands alone, and a damaged or mixed one is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+
+from twotower import config as toml
+from twotower import pipeline, run
+from twotower.errors import RunError
+
+FILES = {
+    "config.toml",
+    "metrics.json",
+    "history.jsonl",
+    "model.safetensors",
+    "model.json",
+    "encoders.json",
+    "users.parquet",
+    "items.parquet",
+    "interactions.parquet",
+    "report.html",
+    "checkpoints",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "everything"
+    senet = [{s: {"layers": [8], "senet": {"enabled": True}} for s in ("user", "item")}]
+    config = settings(model={"width": 8, "branches": senet}, negatives={"random": 1}, evaluation={"bootstrap": 20})
+    pipeline.fit(everything(), EVERYTHING_SCHEMA, config, folder=folder)
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def test_a_run_folder_holds_what_it_promises_and_nothing_temporary(trained: Path) -> None:
+    assert {p.name for p in trained.iterdir()} == FILES
+
+
+def test_a_loaded_run_gives_the_same_vectors_and_metrics(copy: Path) -> None:
+    loaded = run.load(copy)
+    saved = json.loads((copy / "metrics.json").read_text())
+    measured = pipeline.evaluate(loaded)
+    assert {m: saved[m] for m in measured} == measured
+    for key in ("test.auc", "test.gauc", "test.recall@5", "test.ndcg@5", "train.rows_per_second", "train.seconds",
+                "baseline.popularity.recall@5", "baseline.bias.auc"):  # fmt: skip
+        assert np.isfinite(saved[key]), key
+    assert [json.loads(line)["epoch"] for line in (copy / "history.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_the_saved_config_gives_the_same_run(copy: Path, tmp_path: Path) -> None:
+    schema, config = toml.load(copy / "config.toml")
+    assert schema == EVERYTHING_SCHEMA
+    assert schema is not None
+    again = pipeline.fit(everything(), schema, config, folder=tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (copy / "model.safetensors").read_bytes()
+    assert toml.dump(schema, config) == (copy / "config.toml").read_text(encoding="utf-8")
+    assert again.metrics["test.auc"] == run.load(copy).metrics["test.auc"]
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"checkpoints", "report.html", "metrics.json"}))
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(RunError, match=name):
+        run.load(copy)
+
+
+def test_an_unfinished_run_says_how_to_finish_it(copy: Path) -> None:
+    (copy / "metrics.json").unlink()
+    with pytest.raises(RunError, match="unfinished.*--resume"):
+        run.load(copy)
+    with pytest.raises(RunError, match="no run"):
+        run.load(copy / "nowhere")
+
+
+def test_one_flipped_bit_in_the_weights_is_refused(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunError, match="checksum"):
+        run.load(copy)
+
+
+def test_a_file_of_another_run_is_refused(copy: Path, tmp_path: Path) -> None:
+    pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "other")
+    for name in ("model.safetensors", "encoders.json", "config.toml"):
+        mixed = Path(shutil.copytree(copy, tmp_path / f"mixed-{name}"))
+        shutil.copy(tmp_path / "other" / name, mixed / name)
+        with pytest.raises(RunError):
+            run.load(mixed)
+
+
+def test_encoders_that_do_not_fit_the_weights_are_refused(copy: Path) -> None:
+    path = copy / "encoders.json"
+    state = json.loads(path.read_text())
+    state["sides"]["user"]["uid"]["values"].append("u999")
+    path.write_text(json.dumps(state))
+    with pytest.raises(RunError, match="weights do not fit"):
+        run.load(copy)
+
+
+def test_truncated_parquet_is_refused(copy: Path) -> None:
+    path = copy / "items.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match="items.parquet: damaged"):
+        run.load(copy)
+
+
+def test_the_report_is_one_offline_page_with_every_section(trained: Path) -> None:
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    for title in ("Test metrics", "Learning curves", "Scores of test pairs", "SENet gates", "Slices"):
+        assert f"<h2>{title}" in page
+    body = page.split("</script>", 1)[1]  # plotly's own text names hosts it never calls here
+    assert "http://" not in body.replace("http://www.w3.org", "")
+    assert "<script src" not in page
+    assert "<link" not in page
+
+
+def test_loading_puts_the_model_in_evaluation_mode(copy: Path) -> None:
+    model = run.load(copy).model
+    assert not model.training
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
