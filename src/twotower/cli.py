@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
@@ -18,6 +17,9 @@ app = typer.Typer(help="Two-tower retrieval: train, evaluate, look inside.", no_
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
 data_app = typer.Typer(help="Fetch MovieLens, look at tables.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+# Click's base class, wherever the installed typer keeps its click.
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 Overrides = Annotated[
     list[str] | None,
@@ -38,10 +40,10 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
     except TwoTowerError as e:
         print(f"{'' if isinstance(e, Interrupted) else 'error: '}{e}", file=sys.stderr)
         return e.exit_code
-    except click.ClickException as e:
-        print(f"error: {e.format_message()}", file=sys.stderr)
+    except _UsageError as e:
+        print(f"error: {' '.join(e.format_message().split())}", file=sys.stderr)
         return 2
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return 130
 
 

@@ -47,10 +47,8 @@ class _Printer(Watcher):
 
     def epoch(self, history: list[dict[str, Any]]) -> None:
         entry = history[-1]
-        print(
-            f"epoch {entry['epoch']}: train loss {entry['train.loss']:.4f}, val AUC {entry['validation.auc']:.4f}",
-            flush=True,
-        )
+        found = f", val AUC {entry['validation.auc']:.4f}" if "validation.auc" in entry else ""
+        print(f"epoch {entry['epoch']}: train loss {entry['train.loss']:.4f}{found}", flush=True)
 
 
 class DSSMTrainable:

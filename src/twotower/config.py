@@ -325,14 +325,17 @@ def options() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _section_options(name: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
+    """The section's own options, then those of the sections inside it, as TOML wants them."""
+    inner = []
     for key, info in section.model_fields.items():
         if key == "branches":
-            for side in ("user", "item"):
-                yield from _section_options(f"model.branches.{side}", TowerConfig)
+            inner += [(f"model.branches.{side}", TowerConfig) for side in ("user", "item")]
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _section_options(f"{name}.{key}", info.annotation)
+            inner.append((f"{name}.{key}", info.annotation))
         else:
             yield name, key, _toml(info.default), _meaning(info)
+    for inner_name, inner_section in inner:
+        yield from _section_options(inner_name, inner_section)
 
 
 def _meaning(info: Any) -> str:

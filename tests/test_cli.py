@@ -1,0 +1,136 @@
+"""The command line: verbs, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+from twotower import cli
+from twotower import config as toml
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with three tables and a config that names them."""
+    for name, frame in zip(("users", "items", "interactions"), checkerboard(), strict=True):
+        frame.write_csv(tmp_path / f"{name}.csv")
+    config = settings(train={"epochs": 2, "batch_size": 200, "device": "cpu"})
+    data = {n: f"{n}.csv" for n in ("users", "items", "interactions")}
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    (tmp_path / "config.toml").write_text(toml.dump(CHECKERBOARD_SCHEMA, config), encoding="utf-8")
+    return tmp_path
+
+
+def call(*arguments: object) -> int:
+    return cli.run_command(cli.app, [str(a) for a in arguments])
+
+
+def test_train_then_evaluate_agree(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", project / "config.toml", "--run", project / "run") == 0
+    shown = capsys.readouterr().out
+    assert "popularity" in shown
+    assert "user+item bias" in shown
+    assert f"twotower evaluate {project / 'run'}" in shown
+    assert call("evaluate", project / "run", "--json") == 0
+    measured = json.loads(capsys.readouterr().out)
+    saved = json.loads((project / "run" / "metrics.json").read_text())
+    assert measured == {m: saved[m] for m in measured}
+    assert call("evaluate", project / "run") == 0
+    assert f"{saved['test.auc']:.4f}" in capsys.readouterr().out
+
+
+def test_set_overrides_a_setting(project: Path) -> None:
+    assert call("train", project / "config.toml", "--run", project / "run", "--set", "train.epochs=1") == 0
+    _, config = toml.load(project / "run" / "config.toml")
+    assert config.train.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "{}/nowhere.toml", "--run", "{}/r"], ["no such file", "twotower config"]),
+        (["train", "{}/config.toml"], ["--run"]),
+        (["train", "{}/config.toml", "--run", "{}/r", "--set", "train.epoch=3"], ["train.epoch", "'epochs'"]),
+        (["train", "{}/config.toml", "--run", "{}/r", "--set", "train.epochs=0"], ["train.epochs", "greater"]),
+        (["train", "{}/config.toml", "--run", "{}/r", "--set", "train.lr=fast"], ["train.lr", "number", "fast"]),
+        (["train", "{}/config.toml", "--run", "{}/r", "--set", "data.users=nope.csv"], ["nope.csv", "no such file"]),
+        (["train", "{}/config.toml", "--run", "{}/r", "--set", "schema.label=likd"], ["likd", "liked"]),
+        (["evaluate", "{}/nothing"], ["no run"]),
+        (["data", "fetch", "ml-1b", "--out", "{}/d"], ["ml-1b", "ml-1m"]),
+        (["data", "fetch", "ml-1m", "--source", "{}/no.zip", "--out", "{}/d"], ["no.zip", "no such file"]),
+        (["data", "stats", "{}/void"], ["no interactions.parquet"]),
+        (["trian"], ["trian"]),
+        (["evaluate", "{}/x", "--jsn"], ["--jsn"]),
+    ],
+)
+def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(
+    project: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p.name for p in project.iterdir()}
+    assert call(*(a.replace("{}", str(project)) for a in arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert {p.name for p in project.iterdir()} == before
+
+
+def test_the_template_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("config") == 0
+    schema, config = toml.parse(tomllib.loads(capsys.readouterr().out))
+    assert schema is not None
+    assert config == toml.Config()
+
+
+def test_stats_tell_what_tables_hold(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("data", "stats", project) == 0
+    shown = capsys.readouterr().out
+    assert "interactions: 1,200 rows" in shown
+    assert "interactions per user_id: median 30" in shown
+
+
+def test_output_that_is_not_a_terminal_is_plain(project: Path) -> None:
+    command = [sys.executable, "-m", "twotower.cli", "train", str(project / "config.toml"), "--run", str(project / "r")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    assert sum(line.startswith("epoch ") for line in done.stdout.splitlines()) == 2
+    assert not done.stderr
+
+
+def test_a_terminal_gets_a_progress_bar(project: Path) -> None:
+    import pty
+
+    command = [sys.executable, "-m", "twotower.cli", "train", str(project / "config.toml"), "--run", str(project / "r")]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    assert process.wait() == 0
+    assert b"training" in shown
+    assert b"\x1b" in shown
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom twotower import cli\nassert cli.run_command(cli.app, ['train', '--help']) == 0\n"
+        "heavy = {'torch', 'polars', 'plotly', 'faiss', 'fastapi', 'onnxruntime'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
