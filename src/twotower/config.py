@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,8 +25,11 @@ FEATURE_KINDS: dict[str, type[BaseModel]] = {
 }
 
 
+Positive = Annotated[int, Field(ge=1)]
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class DataConfig(_Section):
@@ -76,18 +79,19 @@ class TowerConfig(_Section):
         description="fields side by side, or added up and activated (a first layer over one-hot inputs)",
     )
     senet: SenetConfig = SenetConfig()
-    layers: tuple[int, ...] = Field((64, 32), description="layer widths; the last is the vector's, without activation")
+    layers: tuple[Positive, ...] = Field(
+        (64, 32), description="layer widths; the last is the vector's, without activation"
+    )
     activation: Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"] = Field(
         "LeakyReLU", description="between the layers"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
     field_dropout: float = Field(0.0, ge=0, lt=1, description="share of joined inputs dropped in training")
+    decay_scale: float = Field(1.0, ge=0, description="multiplies train.embedding_weight_decay for its embeddings")
     layer_norm: bool = Field(False, description="normalise each hidden layer before its activation")
 
     @model_validator(mode="after")
     def _check(self) -> TowerConfig:
-        if any(w < 1 for w in self.layers):
-            raise ValueError("layers must be positive widths")
         if self.senet.enabled and self.join == "sum":
             raise ValueError("senet needs join = 'concat'")
         return self
@@ -163,19 +167,13 @@ class TrainConfig(_Section):
 class EvaluationConfig(_Section):
     """What is reported."""
 
-    k: tuple[int, ...] = Field(
+    k: tuple[Positive, ...] = Field(
         (10, 50), min_length=1, description="cut-offs of the ranking metrics; the first is headline"
     )
     bootstrap: int = Field(200, ge=0, description="resamples of the users for the 95 % intervals; 0 gives none")
     head_share: float = Field(0.2, gt=0, lt=1, description="most popular share of the items that is the head")
     new_user_below: int = Field(5, ge=1, description="a user with fewer training interactions is new")
     new_item_below: int = Field(5, ge=1, description="an item with fewer training interactions is new")
-
-    @model_validator(mode="after")
-    def _check(self) -> EvaluationConfig:
-        if any(k < 1 for k in self.k):
-            raise ValueError("k must be at least 1")
-        return self
 
 
 class Config(_Section):
@@ -266,9 +264,11 @@ def _override(data: dict[str, Any], text: str) -> None:
     for i, step in enumerate(path):
         if isinstance(node, list):
             node = _element(node, step, text)
-        else:
+        elif isinstance(node, dict):
             following = [*path, last][i + 1]
             node = node.setdefault(step, [{}] if following.isdigit() else {})
+        else:
+            raise ConfigError(f"--set {text}: '{'.'.join(path[:i])}' is a value, not a section")
     if isinstance(node, list):
         _element(node, last, text)
         node[int(last)] = parsed
@@ -295,6 +295,10 @@ def _explain(error: ValidationError, has_schema: bool) -> str:
     if first["type"] == "extra_forbidden":
         allowed = _allowed(model, [str(p) for p in first["loc"][:-1]])
         return f"unknown key '{where}'{nearest(path[-1], allowed)} (allowed: {', '.join(allowed)})"
+    if first["type"].startswith("union_tag"):
+        kind = first["ctx"].get("tag", "")
+        given = f"no kind '{kind}'{nearest(kind, FEATURE_KINDS)}" if kind else "missing"
+        return f"{where}.kind: {given} (allowed: {', '.join(FEATURE_KINDS)})"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}" if where else message
@@ -326,7 +330,7 @@ def options() -> Iterator[tuple[str, str, str, str]]:
 
 def _section_options(name: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
     """The section's own options, then those of the sections inside it, as TOML wants them."""
-    inner = []
+    inner: list[tuple[str, Any]] = []
     for key, info in section.model_fields.items():
         if key == "branches":
             inner += [(f"model.branches.{side}", TowerConfig) for side in ("user", "item")]
@@ -338,6 +342,14 @@ def _section_options(name: str, section: Any) -> Iterator[tuple[str, str, str, s
         yield from _section_options(inner_name, inner_section)
 
 
+def feature_options() -> Iterator[tuple[str, str, str, str]]:
+    """Every option of a feature but its name, side and kind, as (kind, key, default as TOML, meaning)."""
+    for kind, model in FEATURE_KINDS.items():
+        for key, info in model.model_fields.items():
+            if key not in ("name", "side", "kind"):
+                yield kind, key, _toml(info.default), _meaning(info)
+
+
 def _meaning(info: Any) -> str:
     choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
     allowed = f" [{', '.join(repr(c) for c in choices)}]" if choices else ""
@@ -346,14 +358,19 @@ def _meaning(info: Any) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
-        value = list(value)
-    return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip().replace("\n", "")
+        return f"[{', '.join(_toml(v) for v in value)}]"
+    return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip()
 
 
 def template() -> str:
     """A complete config file: a schema to adapt, and every option with its default and meaning."""
     lines = [_SCHEMA_TEMPLATE]
     section = ""
+    for kind, key, default, meaning in feature_options():
+        if kind != section:
+            lines.append(f"# options of kind = {_toml(kind)}:")
+            section = kind
+        lines.append(f"#   {key} = {default}  # {meaning}")
     for name, key, default, meaning in options():
         if name != section:
             if name == "model.branches.user":
@@ -386,4 +403,5 @@ kind = "categorical"
 [[schema.features]]
 name = "item_id"
 side = "item"
-kind = "categorical\""""
+kind = "categorical"
+"""

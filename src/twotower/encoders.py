@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower.errors import DataError, RunError
-from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, SideName, Vector
+from twotower.schema import SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Sequence, SideName, Vector
 
 Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
@@ -82,24 +82,30 @@ class Field:
     shares: str = ""  # the other side's field whose embedding rows it uses
 
 
-def _values(series: pl.Series, what: str) -> pl.Series:
-    """Any scalar column as Int64, UInt64 or String, so that 7, 7.0 (with nulls) and True have one spelling."""
+def spelled(series: pl.Series) -> pl.Series:
+    """Any scalar column as Int64, UInt64 or String: 7, 7.0 and '7' are one value, whatever stands beside them."""
     dtype = series.dtype
     if dtype.is_float():
         series = series.fill_nan(None)
-        whole = series.drop_nulls()
-        if (whole.is_finite() & (whole == whole.floor()) & (whole.abs() < 2**53)).all():
-            return series.cast(pl.Int64)
-        return series.cast(pl.String)
-    if dtype == pl.UInt64:
-        return series
+        whole = series.is_finite() & (series == series.floor()) & (series.abs() < 2**53)
+        integers = series.cast(pl.Int64, strict=False)
+        if whole.all():
+            return integers
+        return integers.cast(pl.String).zip_with(whole.fill_null(False), series.cast(pl.String))
     if dtype.is_integer():
-        return series.cast(pl.Int64)
-    if dtype.is_nested():
-        raise DataError(f"{what}: found a {dtype} column, expected one value a row (text, integer or boolean)")
-    if dtype == pl.Null:
-        return series.cast(pl.String)
-    return series.cast(pl.String)
+        for width in (pl.Int64, pl.UInt64):
+            integers = series.cast(width, strict=False)
+            if integers.null_count() == series.null_count():
+                return integers
+    try:
+        if not dtype.is_nested():
+            return series.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        pass
+    raise DataError(
+        f"column '{series.name}': found {dtype}, expected one value a row (text, integers or booleans); "
+        "cast it, or choose another kind of feature"
+    )
 
 
 class CategoricalEncoder:
@@ -112,19 +118,25 @@ class CategoricalEncoder:
 
     @classmethod
     def fit(
-        cls, series: pl.Series, counts: Ints, min_count: int = 1, min_rate: float = 0.0, hash_buckets: int = 0
+        cls,
+        series: pl.Series,
+        counts: Ints,
+        min_count: int = 1,
+        min_rate: float = 0.0,
+        hash_buckets: int = 0,
+        total: int | None = None,
     ) -> CategoricalEncoder:
-        """Keep the values whose `counts` add up to at least `min_count` and to `min_rate` of the total."""
-        values = _values(series, f"column '{series.name}'")
+        """Keep the values whose `counts` add up to at least `min_count` and to `min_rate` of `total`, their sum."""
+        values = spelled(series)
         if hash_buckets:
             return cls(values.clear(), hash_buckets)
-        least = max(min_count, min_rate * counts.sum())
+        total = max(1, int(counts.sum()) if total is None else total)
         kept = (
             pl.DataFrame({"value": values, "n": counts})
             .drop_nulls("value")
             .group_by("value")
             .agg(pl.col("n").sum())
-            .filter(pl.col("n") >= least)
+            .filter(pl.col("n") >= min_count, pl.col("n") / total >= min_rate)
         )
         return cls(kept["value"].sort())
 
@@ -133,7 +145,7 @@ class CategoricalEncoder:
         return (self.hash_buckets or len(self.vocabulary)) + 1
 
     def transform(self, series: pl.Series) -> Codes:
-        values = _values(series, f"column '{series.name}'")
+        values = spelled(series)
         if self.hash_buckets:
             distinct = values.unique()
             codes = [_bucket(v, self.hash_buckets) for v in distinct.to_list()]
@@ -222,7 +234,7 @@ class MultiHotEncoder:
     @classmethod
     def fit(cls, series: pl.Series, counts: Ints, feature: MultiHot) -> MultiHotEncoder:
         rows, flat = _explode(series, feature.separator)
-        inner = CategoricalEncoder.fit(flat, counts[rows], feature.min_count, feature.min_rate)
+        inner = CategoricalEncoder.fit(flat, counts[rows], feature.min_count, feature.min_rate, total=int(counts.sum()))
         return cls(inner, feature.separator)
 
     @property
@@ -245,15 +257,16 @@ class MultiHotEncoder:
 
 def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
     """Row numbers and values of a list column, flat; null rows and null values left out."""
-    if separator and series.dtype == pl.String:
-        series = series.str.split(separator)
+    if separator and series.dtype in (pl.String, pl.Categorical, pl.Enum):
+        series = series.cast(pl.String).str.split(separator)
     elif isinstance(series.dtype, pl.Array):
         series = series.arr.to_list()
     if series.dtype == pl.Null:
         series = series.cast(pl.List(pl.String))
     if not isinstance(series.dtype, pl.List):
         raise DataError(
-            f"column '{series.name}': found {series.dtype}, expected lists, or text with schema separator set"
+            f"column '{series.name}': found {series.dtype}, expected lists, or text and the feature's separator; "
+            "set separator, or make it categorical"
         )
     flat = series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
     if flat["value"].dtype == pl.String:
@@ -273,7 +286,7 @@ class VectorEncoder:
         if not length:
             length = int(_as_lists(series).list.len().drop_nulls().max() or 0)  # type: ignore[arg-type]
         if not length:
-            raise DataError(f"column '{series.name}': every vector is missing or empty")
+            raise DataError(f"column '{series.name}': every vector is missing or empty; drop the feature")
         numbers = cls(length, 1.0).transform(series)[used]
         present = numbers[(numbers != 0).any(1)].astype(np.float64)
         scale = float(np.sqrt((present**2).mean())) if len(present) else 1.0
@@ -306,8 +319,13 @@ class VectorEncoder:
 def _as_lists(series: pl.Series) -> pl.Series:
     if isinstance(series.dtype, pl.Array):
         series = series.arr.to_list()
-    if not (isinstance(series.dtype, pl.List) and series.dtype.inner.is_numeric()):  # type: ignore[union-attr]
-        raise DataError(f"column '{series.name}': found {series.dtype}, expected lists of numbers")
+    if series.dtype in (pl.Null, pl.List(pl.Null)):
+        series = series.cast(pl.List(pl.Float64))
+    if not (isinstance(series.dtype, pl.List) and series.dtype.inner.is_numeric()):
+        raise DataError(
+            f"column '{series.name}': found {series.dtype}, expected lists of numbers; "
+            "convert it, or choose another kind of feature"
+        )
     return series
 
 
@@ -336,7 +354,7 @@ class Encoders:
         """`counts[side][row]` is the row's number of training interactions; rows with 0 teach nothing."""
         by_side: dict[SideName, dict[str, Encoder]] = {}
         ids: dict[SideName, CategoricalEncoder] = {}
-        for side in cast(tuple[SideName, ...], ("user", "item")):
+        for side in SIDES:
             frame, n = frames[side], counts[side]
             by_side[side] = {
                 f.name: _fit(f, frame[f.source], n) for f in schema.side(side) if not isinstance(f, Sequence)
@@ -361,10 +379,15 @@ class Encoders:
 
     def sequence_codes(self, feature: Sequence, other_ids: pl.Series) -> Codes:
         """The code of every row of the other side, as the sequence's embedding table numbers them."""
+        return self._numbering(feature)[0].transform(other_ids)
+
+    def _numbering(self, feature: Sequence) -> tuple[CategoricalEncoder, str]:
+        """The encoder of a sequence's values, and the other side's feature it belongs to ('' if to none)."""
         other: SideName = "item" if feature.side == "user" else "user"
         shared = self.schema.id_feature(other) if feature.share else None
-        encoder = self.by_side[other][shared.name] if shared else self.ids[other]
-        return cast(CategoricalEncoder, encoder).transform(other_ids)
+        if shared is None:
+            return self.ids[other], ""
+        return cast(CategoricalEncoder, self.by_side[other][shared.name]), shared.name
 
     def fields(self, side: SideName) -> tuple[Field, ...]:
         """What the tower of `side` embeds, in the schema's order."""
@@ -373,12 +396,10 @@ class Encoders:
     def _field(self, feature: Feature) -> Field:
         name, width = feature.name, feature.width
         if isinstance(feature, Sequence):
-            other: SideName = "item" if feature.side == "user" else "user"
-            shared = self.schema.id_feature(other) if feature.share else None
+            numbering, shares = self._numbering(feature)
             return Field(
-                name, "bag", rows=self.ids[other].rows, width=width, pooling=feature.pooling, sequence=True,
-                shares=shared.name if shared else "",
-            )  # fmt: skip
+                name, "bag", rows=numbering.rows, width=width, pooling=feature.pooling, sequence=True, shares=shares
+            )
         encoder = self.by_side[feature.side][name]
         if isinstance(encoder, CategoricalEncoder):
             return Field(name, "lookup", rows=encoder.rows, width=width)
@@ -403,12 +424,15 @@ class Encoders:
     def from_json(cls, schema: Schema, text: str) -> Encoders:
         try:
             data = json.loads(text)
-            kinds = {(f.side, f.name): f.kind for f in schema.features}
-            by_side = {
-                cast(SideName, s): {n: _KINDS[kinds[s, n]].restore(state) for n, state in d.items()}
-                for s, d in data["sides"].items()
+            by_side: dict[SideName, dict[str, Encoder]] = {
+                s: {
+                    f.name: _KINDS[f.kind].restore(data["sides"][s][f.name])
+                    for f in schema.side(s)
+                    if not isinstance(f, Sequence)
+                }
+                for s in SIDES
             }
-            ids = {cast(SideName, s): CategoricalEncoder.restore(e) for s, e in data["ids"].items()}
+            ids = {s: CategoricalEncoder.restore(data["ids"][s]) for s in SIDES}
         except (KeyError, TypeError, ValueError) as e:
             raise RunError(f"the encoders do not fit the schema of this run ({type(e).__name__}: {e})") from e
         return cls(schema, by_side, ids)

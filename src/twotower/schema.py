@@ -14,7 +14,7 @@ SIDES: tuple[SideName, SideName] = ("user", "item")
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _Feature(_Data):

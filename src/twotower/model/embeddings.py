@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,40 +43,50 @@ def pool(table: Tensor, bag: Bag, pooling: str) -> Tensor:
 
 
 class FieldEmbeddings(nn.Module):
-    """The fields of one tower, each (U, its width).
+    """The fields of one tower side by side, (U, sum of their widths).
 
-    All lookups of one width live in one table, a field after the other, so that a batch costs one gather.
+    All lookups of one width live in one table, a field after the other, so that a batch costs one gather; that is
+    why `fields` are reordered: lookups by width, then bags and dense fields.
     """
 
     def __init__(self, fields: tuple[Field, ...], all_fields: tuple[Field, ...], width: int, std: float) -> None:
         """`fields` are the tower's, out of `all_fields` of its side, which number the lookup columns."""
         super().__init__()
-        self.fields = fields
-        self.widths = [f.width or width for f in fields]
-        columns = [f.name for f in all_fields if f.kind == "lookup"]
+        fields = tuple(replace(f, width=f.width or width) for f in fields)
+        by_width: dict[int, list[Field]] = {}
+        for f in fields:
+            if f.kind == "lookup":
+                by_width.setdefault(f.width, []).append(f)
+        self._others = [f for f in fields if f.kind != "lookup"]
+        self.fields = (*(f for group in by_width.values() for f in group), *self._others)
         self.tables = nn.ModuleDict()
         self.projections = nn.ModuleDict()
         self._place: dict[str, tuple[str, int, int]] = {}  # field -> (table, first row, rows)
-        self._groups: list[tuple[str, list[int], list[str]]] = []  # table, lookup columns, field names
-        sizes: dict[int, int] = {}
-        for f, w in zip(fields, self.widths, strict=True):
-            if f.kind == "lookup":
-                first = sizes.get(w, 0)
-                sizes[w] = first + f.rows
-                self._place[f.name] = (f"lookup{w}", first, f.rows)
-            elif f.kind == "bag" and not f.shares:
-                self.tables[f"bag_{f.name}"] = nn.Embedding(f.rows, w)
-                self._place[f.name] = (f"bag_{f.name}", 0, f.rows)
-            elif f.kind == "dense":
-                self.projections[f"dense_{f.name}"] = nn.Linear(f.length, w)
-        for w, rows in sizes.items():
-            names = [f.name for f in fields if f.kind == "lookup" and (f.width or width) == w]
-            self.tables[f"lookup{w}"] = nn.Embedding(rows, w)
-            self._groups.append((f"lookup{w}", [columns.index(n) for n in names], names))
-            first_rows = torch.tensor([self._place[n][1] for n in names])
-            self.register_buffer(f"first_rows{w}", first_rows, persistent=False)
-        for table in self.tables.values():
-            nn.init.normal_(table.weight, std=std)  # type: ignore[arg-type]
+        self._groups: list[tuple[str, list[int] | None]] = []  # table, its lookup columns (None: all)
+        columns = [f.name for f in all_fields if f.kind == "lookup"]
+        for w, group in by_width.items():
+            table, first = f"lookup{w}", 0
+            for f in group:
+                self._place[f.name] = (table, first, f.rows)
+                first += f.rows
+            self.tables[table] = nn.Embedding(first, w)
+            wanted = [columns.index(f.name) for f in group]
+            self._groups.append((table, None if wanted == list(range(len(columns))) else wanted))
+            first_rows = torch.tensor([self._place[f.name][1] for f in group])
+            self.register_buffer(f"first_rows_{table}", first_rows, persistent=False)
+        for f in self._others:
+            if f.kind == "dense":
+                self.projections[f.name] = nn.Linear(f.length, f.width)
+            elif not f.shares:
+                table = f"bag_{f.name}"
+                self.tables[table] = nn.Embedding(f.rows, f.width)
+                self._place[f.name] = (table, 0, f.rows)
+        for module in self.tables.values():
+            nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
+
+    @property
+    def widths(self) -> list[int]:
+        return [f.width for f in self.fields]
 
     def rows_of(self, name: str) -> Tensor:
         """The (rows, width) slice of the table that holds the field `name`."""
@@ -84,46 +94,40 @@ class FieldEmbeddings(nn.Module):
         weight: Tensor = self.tables[table].weight  # type: ignore[assignment]
         return weight if len(weight) == rows else weight[first : first + rows]
 
-    def forward(self, inputs: Inputs, other: FieldEmbeddings, unknown_rate: float = 0.0) -> list[Tensor]:
-        """(U, width) per field, in the fields' order. `other` lends its id embedding to shared sequences.
+    def forward(self, inputs: Inputs, other: FieldEmbeddings, unknown_rate: float = 0.0) -> Tensor:
+        """(U, sum of widths), fields in the order of `fields`. `other` lends its id embedding to shared sequences.
 
         In training a share `unknown_rate` of the lookups reads the unknown row, which is how that row learns.
         """
-        out: dict[str, Tensor] = {}
-        for table, columns, names in self._groups:
-            codes = inputs.lookup if len(columns) == inputs.lookup.shape[1] else inputs.lookup[:, columns]
+        parts = []
+        for table, columns in self._groups:
+            codes = inputs.lookup if columns is None else inputs.lookup[:, columns]
             if self.training and unknown_rate:
                 unknown = torch.rand(codes.shape, device=codes.device) < unknown_rate
                 codes = codes.masked_fill(unknown, UNKNOWN)
-            embedded = self.tables[table](codes + getattr(self, f"first_rows{table.removeprefix('lookup')}"))
-            if len(self.fields) == len(names):
-                return [embedded[:, i] for i in range(len(names))] if len(names) > 1 else [embedded[:, 0]]
-            out.update(zip(names, embedded.unbind(1), strict=True))
-        for f in self.fields:
-            if f.kind == "bag":
+            embedded: Tensor = self.tables[table](codes + getattr(self, f"first_rows_{table}"))
+            parts.append(embedded.flatten(1))
+        for f in self._others:
+            if f.kind == "dense":
+                parts.append(self.projections[f.name](inputs.dense[f.name]))
+            else:
                 weights = other.rows_of(f.shares) if f.shares else self.rows_of(f.name)
-                out[f.name] = pool(weights, inputs.bags[f.name], f.pooling)
-            elif f.kind == "dense":
-                out[f.name] = self.projections[f"dense_{f.name}"](inputs.dense[f.name])
-        return [out[f.name] for f in self.fields]
-
-    def shared_names(self) -> Iterator[tuple[str, str]]:
-        """(sequence field, the other side's field whose embedding it uses)."""
-        return ((f.name, f.shares) for f in self.fields if f.shares)
+                parts.append(pool(weights, inputs.bags[f.name], f.pooling))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def check_shares(self, other: FieldEmbeddings) -> None:
         """Raises ConfigError if a shared sequence finds no id embedding of its width on the other side."""
-        for f, width in zip(self.fields, self.widths, strict=True):
+        for f in self.fields:
             if not f.shares:
                 continue
             if f.shares not in other._place:
                 raise ConfigError(
-                    f"sequence '{f.name}' shares the embedding of '{f.shares}', which the other tower of its branch does "
-                    f"not read; add '{f.shares}' to that tower's fields or set share = false on '{f.name}'"
+                    f"sequence '{f.name}' shares the embedding of '{f.shares}', which the other tower of its branch "
+                    f"does not read; add '{f.shares}' to that tower's fields or set share = false on '{f.name}'"
                 )
             theirs = other.rows_of(f.shares).shape[1]
-            if theirs != width:
+            if theirs != f.width:
                 raise ConfigError(
-                    f"sequence '{f.name}' has width {width} and shares '{f.shares}' of width {theirs}; "
+                    f"sequence '{f.name}' has width {f.width} and shares '{f.shares}' of width {theirs}; "
                     "give both the same width or set share = false"
                 )

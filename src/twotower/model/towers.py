@@ -27,22 +27,34 @@ class SenetGate(nn.Module):
     The gate of a row depends on that row alone.
     """
 
-    def __init__(self, fields: int, config: SenetConfig) -> None:
+    def __init__(self, widths: list[int], config: SenetConfig) -> None:
         super().__init__()
-        self.squeeze = config.squeeze
-        middle = max(1, int(fields / config.reduction))
-        self.excite = nn.Sequential(nn.Linear(fields, middle), nn.ReLU(), nn.Linear(middle, fields), nn.Sigmoid())
+        self.widths, self.squeeze = widths, config.squeeze
+        n = len(widths)
+        middle = max(1, int(n / config.reduction))
+        self.excite = nn.Sequential(nn.Linear(n, middle), nn.ReLU(), nn.Linear(middle, n), nn.Sigmoid())
 
-    def forward(self, fields: list[Tensor]) -> Tensor:
-        """F tensors (U, width) -> gates (U, F)."""
+    def forward(self, fields: Tensor) -> Tensor:
+        """F fields side by side (U, sum of widths) -> gates (U, F)."""
+        one_width = len(set(self.widths)) == 1
+        groups = [fields.unflatten(1, (-1, self.widths[0]))] if one_width else [
+            f[:, None] for f in fields.split(self.widths, 1)
+        ]  # fmt: skip
         if self.squeeze == "mean":
-            squeezed = [f.mean(1) for f in fields]
+            squeezed = [g.mean(2) for g in groups]
         elif self.squeeze == "sum":
-            squeezed = [f.sum(1) for f in fields]
+            squeezed = [g.sum(2) for g in groups]
         else:
-            squeezed = [f.amax(1) for f in fields]
-        gates: Tensor = self.excite(torch.stack(squeezed, 1))
+            squeezed = [g.amax(2) for g in groups]
+        gates: Tensor = self.excite(torch.cat(squeezed, 1))
         return gates
+
+    def weigh(self, fields: Tensor) -> Tensor:
+        """The fields, each multiplied by its gate."""
+        gates = self(fields)
+        if len(set(self.widths)) == 1:
+            return (fields.unflatten(1, (-1, self.widths[0])) * gates[:, :, None]).flatten(1)
+        return torch.cat([f * gates[:, i, None] for i, f in enumerate(fields.split(self.widths, 1))], 1)
 
 
 class Tower(nn.Module):
@@ -54,10 +66,10 @@ class Tower(nn.Module):
         super().__init__()
         fields = _pick(side_fields, config.fields)
         self.unknown_rate = unknown_rate
-        self.join = config.join
+        self.decay_scale = config.decay_scale
         self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std)
         widths = self.embeddings.widths
-        self.senet = SenetGate(len(fields), config.senet) if config.senet.enabled else None
+        self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
         self.field_dropout = nn.Dropout(config.field_dropout)
         activation = _ACTIVATIONS[config.activation]
 
@@ -86,21 +98,18 @@ class Tower(nn.Module):
     def gates(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
         """The SENet gates (U, F) of the rows, in the order of `field_names`; ones without a gate."""
         fields = self.embeddings(inputs, other, self.unknown_rate)
-        return self.senet(fields) if self.senet is not None else torch.ones(inputs.rows, len(fields))
+        return self.senet(fields) if self.senet is not None else torch.ones(inputs.rows, len(self.field_names))
 
     @property
     def field_names(self) -> list[str]:
         return [f.name for f in self.embeddings.fields]
 
     def forward(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
-        fields = self.embeddings(inputs, other, self.unknown_rate)
+        joined: Tensor = self.embeddings(inputs, other, self.unknown_rate)
         if self.senet is not None:
-            gates = self.senet(fields)
-            fields = [f * gates[:, i, None] for i, f in enumerate(fields)]
+            joined = self.senet.weigh(joined)
         if self.shift is not None:
-            joined = torch.stack(fields).sum(0) + self.shift
-        else:
-            joined = torch.cat(fields, 1)
+            joined = joined.unflatten(1, (-1, len(self.shift))).sum(1) + self.shift
         out: Tensor = self.layers(self.field_dropout(joined))
         return out
 

@@ -27,8 +27,8 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, vectors
-from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.two_tower import FirstOrder, TwoTower
+from twotower.schema import SIDES
 from twotower.train import checkpoint
 from twotower.train.losses import binary_cross_entropy
 from twotower.train.negatives import Epoch, Sampler
@@ -350,27 +350,26 @@ class Trainer:
 
 
 def _optimizer(model: TwoTower, config: TrainConfig) -> torch.optim.Optimizer:
-    """Embeddings, biases and layers are groups of their own, each with its weight decay."""
-    embeddings: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    for module in model.modules():
-        if isinstance(module, FieldEmbeddings):
-            embeddings += module.tables.parameters()
-        elif isinstance(module, FirstOrder):
-            biases += module.parameters()
-    known = {id(p) for p in [*embeddings, *biases]}
-    layers = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in (
-            (layers, config.weight_decay),
-            (embeddings, config.embedding_weight_decay),
-            (biases, config.bias_weight_decay),
-        )
-        if params
-    ]
+    """Each tower's embeddings, the biases and the layers are groups of their own, each with its weight decay."""
+    groups: list[tuple[list[nn.Parameter], float]] = []
+    for side in SIDES:
+        for tower, _ in model.towers(side):
+            decay = config.embedding_weight_decay * tower.decay_scale
+            groups.append((list(tower.embeddings.tables.parameters()), decay))
+    biases = [p for m in model.modules() if isinstance(m, FirstOrder) for p in m.parameters()]
+    groups.append((biases, config.bias_weight_decay))
+    known = {id(p) for params, _ in groups for p in params}
+    groups.append(([p for p in model.parameters() if id(p) not in known and p.requires_grad], config.weight_decay))
+    by_decay: dict[float, list[nn.Parameter]] = {}
+    for params, decay in groups:
+        by_decay.setdefault(decay, []).extend(params)
     kind: Any = getattr(torch.optim, config.optimizer)
-    return kind(groups, lr=config.lr, fused=True)  # type: ignore[no-any-return]
+    optimizer: torch.optim.Optimizer = kind(
+        [{"params": params, "weight_decay": decay} for decay, params in by_decay.items() if params],
+        lr=config.lr,
+        fused=True,
+    )
+    return optimizer
 
 
 def peak_memory_mb() -> float:

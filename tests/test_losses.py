@@ -1,0 +1,50 @@
+"""The loss equals a loop over its pairs, gradients included."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twotower.train.losses import binary_cross_entropy
+
+PAIR = st.tuples(st.floats(-15, 15, allow_nan=False), st.sampled_from([0.0, 1.0]), st.sampled_from([0.25, 1.0, 3.0]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(PAIR, min_size=1, max_size=12))
+def test_loss_and_gradient_equal_a_loop_over_the_pairs(pairs: list[tuple[float, float, float]]) -> None:
+    logits, labels, weights = (torch.tensor(x, dtype=torch.float64) for x in zip(*pairs, strict=True))
+    logits.requires_grad_()
+    loss = binary_cross_entropy(logits, labels, weights)
+    loss.backward()
+    total = sum(w for _, _, w in pairs)
+    expected = 0.0
+    for x, y, w in pairs:
+        p = 1 / (1 + math.exp(-x))
+        expected -= w * (y * math.log(p) + (1 - y) * math.log1p(-p)) / total
+    assert loss.item() == pytest.approx(expected, rel=1e-7)
+    gradient = [w * (1 / (1 + math.exp(-x)) - y) / total for x, y, w in pairs]
+    assert logits.grad is not None
+    assert logits.grad.tolist() == pytest.approx(gradient, rel=1e-7, abs=1e-12)
+
+
+def test_a_logit_of_zero_costs_log_2_and_the_scale_of_the_weights_does_not_matter() -> None:
+    labels, weights = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 5.0])
+    assert binary_cross_entropy(torch.zeros(3), labels, weights).item() == pytest.approx(math.log(2))
+    logits = torch.tensor([0.3, -1.0, 2.0])
+    once, scaled = (binary_cross_entropy(logits, labels, weights * c).item() for c in (1, 7))
+    assert once == pytest.approx(scaled)
+    assert once != pytest.approx(binary_cross_entropy(logits, labels, torch.ones(3)).item())
+
+
+def test_huge_logits_give_a_finite_loss_and_gradient() -> None:
+    logits = torch.tensor([500.0, -500.0], requires_grad=True)
+    loss = binary_cross_entropy(logits, torch.tensor([0.0, 1.0]), torch.ones(2))
+    loss.backward()
+    assert loss.item() == pytest.approx(500.0)
+    assert logits.grad is not None
+    assert logits.grad.tolist() == pytest.approx([0.5, -0.5])

@@ -1,0 +1,607 @@
+"""The towers by hand: pooling, gate, join, branches, and logits that are plain dot products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import EVERYTHING_SCHEMA, everything
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from twotower.config import Config, ModelConfig, SenetConfig, TowerConfig
+from twotower.data.batches import Bag, Inputs, SideTensors
+from twotower.data.dataset import Dataset, prepare
+from twotower.data.tables import check
+from twotower.encoders import Field
+from twotower.errors import ConfigError
+from twotower.model.embeddings import FieldEmbeddings, pool
+from twotower.model.towers import SenetGate, Tower
+from twotower.model.two_tower import TwoTower
+from twotower.schema import Schema
+
+
+class World(NamedTuple):
+    data: Dataset
+    users: SideTensors
+    items: SideTensors
+
+    def inputs(self) -> tuple[Inputs, Inputs]:
+        """All rows of both sides."""
+        return self.users.take(np.arange(self.users.n)), self.items.take(np.arange(self.items.n))
+
+
+def world_of(schema: Schema) -> World:
+    data = prepare(check(*everything(), schema), schema, Config().split)
+    users = SideTensors(data.users, data.encoders.fields("user"))
+    return World(data, users, SideTensors(data.items, data.encoders.fields("item")))
+
+
+@cache
+def world(without: tuple[str, ...] = ()) -> World:
+    """`everything`, also with some features deleted; read only."""
+    features = tuple(f for f in EVERYTHING_SCHEMA.features if f.name not in without)
+    return world_of(EVERYTHING_SCHEMA.model_copy(update={"features": features}))
+
+
+def tower(**options: Any) -> dict[str, Any]:
+    return {"layers": [6, 5]} | options
+
+
+def build(
+    *branches: tuple[dict[str, Any], dict[str, Any]], seed: int = 0, of: World | None = None, **options: Any
+) -> TwoTower:
+    """A model with random weights everywhere, biases included, in evaluation mode."""
+    of = of or world()
+    config = ModelConfig.model_validate(
+        {"width": 4, "embedding_std": 0.5}
+        | options
+        | {"branches": [{"user": u, "item": i} for u, i in branches or [(tower(), tower())]]}
+    )
+    model = TwoTower(config, of.users.fields, of.items.fields)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name != "log_temperature":
+                p.copy_(torch.randn(p.shape, generator=rng) * 0.5)
+    return model.eval()
+
+
+def fields_of(
+    embeddings: FieldEmbeddings, inputs: Inputs, other: FieldEmbeddings, rate: float = 0.0
+) -> dict[str, Tensor]:
+    """The embedded fields by name, in the order in which they are joined."""
+    names, widths = [f.name for f in embeddings.fields], embeddings.widths
+    return dict(zip(names, embeddings(inputs, other, rate).split(widths, 1), strict=True))
+
+
+def gradient_of(embeddings: FieldEmbeddings, name: str) -> Tensor:
+    """The gradient of the rows that hold a field."""
+    table, first, rows = embeddings._place[name]
+    gradient = embeddings.tables[table].weight.grad
+    assert isinstance(gradient, Tensor)
+    return gradient[first : first + rows]
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, atol=tolerance, rtol=1e-5)
+
+
+# ---- pooling
+
+
+def bag_of(rows: list[list[int]], n_codes: int) -> Bag:
+    flat = [(c, r) for r, codes in enumerate(rows) for c in codes]
+    by_code = sorted(flat, key=lambda pair: pair[0])
+    counts = [0, *(sum(c == code for c, _ in flat) for code in range(n_codes))]
+    return Bag(
+        torch.tensor([c for c, _ in flat], dtype=torch.int32),
+        torch.tensor([0, *np.cumsum([len(codes) for codes in rows])], dtype=torch.int32),
+        torch.tensor([r for _, r in by_code], dtype=torch.int32),
+        torch.tensor(np.cumsum(counts), dtype=torch.int32),
+    )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum"])
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=6))
+def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows: list[list[int]]) -> None:
+    rng = torch.Generator().manual_seed(len(rows))
+    table = torch.randn(5, 3, generator=rng, dtype=torch.float64).requires_grad_()
+    upstream = torch.randn(len(rows), 3, generator=rng, dtype=torch.float64)
+    pooled = pool(table, bag_of(rows, 5), pooling)
+    expected, gradient = (
+        torch.zeros(len(rows), 3, dtype=torch.float64),
+        torch.zeros(5, 3, dtype=torch.float64),
+    )
+    for r, codes in enumerate(rows):
+        divisor = {"mean": len(codes), "sqrt": math.sqrt(len(codes)), "sum": 1}[pooling]
+        for code in codes:
+            expected[r] += table.detach()[code] / divisor
+            gradient[code] += upstream[r] / divisor
+    assert close(pooled.detach(), expected, 1e-12)
+    (pooled * upstream).sum().backward()
+    assert table.grad is not None
+    assert close(table.grad, gradient, 1e-12)
+
+
+# ---- logits
+
+
+FOLDED = [
+    (tower(layers=[5]), tower(layers=[6, 5])),
+    (tower(layers=[], fields=["uid", "city"]), tower(layers=[], fields=["iid", "brand"])),
+    (tower(layers=[8]), tower(layers=[], fields=["iid", "picture"])),
+]
+
+
+def vectors_and_bias_by_hand(model: TwoTower, side: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """A side's raw vectors and the bias of its rows, before temperature and normalisation."""
+    vectors, bias = [], torch.zeros(inputs.rows)
+    for branch, config in zip(model.branches, model.config.branches, strict=True):
+        mine, other = (branch.user, branch.item) if side == "user" else (branch.item, branch.user)
+        out = mine(inputs, other.embeddings)
+        if model.config.bias and getattr(config, side).layers:
+            bias = bias + out[:, -1]
+            out = out[:, :-1]
+        vectors.append(out)
+    if model.config.bias:
+        table = (model.user_bias if side == "user" else model.item_bias).table.weight[:, 0]
+        first = 0
+        fields = world().users.fields if side == "user" else world().items.fields
+        for column, field in enumerate(f for f in fields if f.kind == "lookup"):
+            bias = bias + table[first + inputs.lookup[:, column]]
+            first += field.rows
+    return torch.cat(vectors, 1), bias
+
+
+def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
+    """(U, I): the similarity over the temperature, plus the three biases."""
+    (u, user_bias), (v, item_bias) = (
+        vectors_and_bias_by_hand(model, side, x) for side, x in zip(("user", "item"), inputs, strict=True)
+    )
+    similarity = u @ v.T
+    if model.config.similarity == "cosine":
+        similarity = similarity / (u.norm(dim=1)[:, None] * v.norm(dim=1)[None])
+    logits = similarity / model.log_temperature.exp() + user_bias[:, None] + item_bias[None]
+    return logits + model.global_bias if model.config.bias else logits
+
+
+@pytest.mark.parametrize("branch", FOLDED)
+@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_logit_is_the_similarity_over_the_temperature_plus_the_biases_and_a_plain_dot_product(
+    similarity: str, bias: bool, learn: bool, branch: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    model = build(branch, similarity=similarity, bias=bias, learn_temperature=learn, temperature=0.25)
+    assert model.temperature.item() == pytest.approx(0.25)
+    if learn and similarity == "cosine":
+        with torch.no_grad():
+            model.log_temperature += 0.3
+    inputs = world().inputs()
+    expected = logits_by_hand(model, inputs)
+    assert close(model.user_vectors(inputs[0]) @ model.item_vectors(inputs[1]).T, expected, 1e-4)
+    rng = torch.Generator().manual_seed(0)
+    user, item = torch.randint(0, 60, (50,), generator=rng), torch.randint(0, 40, (50,), generator=rng)
+    found = model(*inputs, user, item)
+    assert close(found, expected[user, item], 1e-4)
+    upstream = torch.randn(50, generator=rng)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients, by_hand = (
+        torch.autograd.grad(x @ upstream, list(trained.values()), allow_unused=True)
+        for x in (found, expected[user, item])
+    )
+    for name, a, b in zip(trained, gradients, by_hand, strict=True):
+        assert (a is None and b is None) or close(a, b, 2e-3), name
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_another_temperature_gives_other_logits_in_proportion(similarity: str) -> None:
+    cold, warm = (build(similarity=similarity, bias=False, temperature=t) for t in (0.1, 0.4))
+    users, items = world().inputs()
+    pairs = torch.arange(40), torch.arange(40)
+    assert close(cold(users, items, *pairs), 4 * warm(users, items, *pairs), 1e-4)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_temperature_is_trained_only_when_asked_and_only_for_the_cosine(similarity: str, learn: bool) -> None:
+    model = build(similarity=similarity, learn_temperature=learn)
+    model(*world().inputs(), torch.arange(40), torch.arange(40)).sum().backward()
+    trained = learn and similarity == "cosine"
+    assert model.log_temperature.requires_grad == trained
+    assert (model.log_temperature.grad is not None) == trained
+    if trained:
+        assert model.log_temperature.grad != 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_metric_is_cosine_only_where_ranking_by_cosine_is_ranking_by_logit(similarity: str, bias: bool) -> None:
+    model = build(similarity=similarity, bias=bias)
+    users, items = world().inputs()
+    with torch.no_grad():
+        u, v = model.user_vectors(users), model.item_vectors(items)
+    by_logit = (u @ v.T).argsort(1)
+    by_cosine = (nn.functional.normalize(u) @ nn.functional.normalize(v).T).argsort(1)
+    assert model.metric == ("cosine" if similarity == "cosine" and not bias else "dot")
+    # Vectors of one length tie in neither order but for rounding.
+    agree = (by_logit == by_cosine).float().mean().item()
+    assert (agree > 0.95) == (model.metric == "cosine")
+
+
+def test_a_zero_vector_has_a_finite_logit_and_gradient() -> None:
+    model = build(similarity="cosine", bias=False)
+    with torch.no_grad():
+        for p in model.branches[0].parameters():
+            p.zero_()
+    logits = model(*world().inputs(), torch.arange(40), torch.arange(40))
+    logits.sum().backward()
+    assert (logits == 0).all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+# ---- the gate
+
+
+@pytest.mark.parametrize("widths", [[2, 4, 3], [4, 4, 4]])
+@pytest.mark.parametrize("squeeze", ["mean", "sum", "max"])
+def test_a_gate_is_the_sigmoid_network_over_the_squeezed_fields(squeeze: str, widths: list[int]) -> None:
+    torch.manual_seed(0)
+    gate = SenetGate(widths, SenetConfig(enabled=True, squeeze=squeeze, reduction=1.5))
+    fields = [torch.randn(5, width) for width in widths]
+    found = gate(torch.cat(fields, 1))
+    (w1, b1), (w2, b2) = ((m.weight.tolist(), m.bias.tolist()) for m in gate.excite if isinstance(m, nn.Linear))
+    for r in range(5):
+        rows = [f[r].tolist() for f in fields]
+        z = [{"mean": sum(x) / len(x), "sum": sum(x), "max": max(x)}[squeeze] for x in rows]
+        middle = [max(0.0, b + sum(w * x for w, x in zip(ws, z, strict=True))) for ws, b in zip(w1, b1, strict=True)]
+        out = [b + sum(w * x for w, x in zip(ws, middle, strict=True)) for ws, b in zip(w2, b2, strict=True)]
+        assert found[r].tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in out], abs=1e-6)
+    assert ((found > 0) & (found < 1)).all()
+    weighed = torch.cat([f * found[:, i : i + 1] for i, f in enumerate(fields)], 1)
+    assert close(gate.weigh(torch.cat(fields, 1)), weighed)
+
+
+def test_each_squeeze_gives_other_gates_with_the_same_weights() -> None:
+    torch.manual_seed(0)
+    gates = [SenetGate([4, 4, 4], SenetConfig(enabled=True, squeeze=s)) for s in ("mean", "sum", "max")]
+    fields = torch.randn(5, 12)
+    for gate in gates[1:]:
+        gate.load_state_dict(gates[0].state_dict())
+    mean, total, highest = (gate(fields) for gate in gates)
+    assert not close(mean, total)
+    assert not close(mean, highest)
+    assert not close(total, highest)
+
+
+@pytest.mark.parametrize(("fields", "reduction", "middle"), [(6, 1, 6), (6, 2, 3), (6, 4, 1), (4, 1.5, 2), (2, 9, 1)])
+def test_reduction_sets_the_width_of_the_middle_layer(fields: int, reduction: float, middle: int) -> None:
+    gate = SenetGate([3] * fields, SenetConfig(enabled=True, reduction=reduction))
+    first, last = (m for m in gate.excite if isinstance(m, nn.Linear))
+    assert (first.in_features, first.out_features) == (fields, middle)
+    assert (last.in_features, last.out_features) == (middle, fields)
+
+
+def test_the_gate_of_a_row_depends_on_that_row_alone() -> None:
+    gated = tower(senet={"enabled": True, "squeeze": "sum", "reduction": 1})
+    model, of = build((gated, gated)), world()
+    with torch.no_grad():
+        for rows_in, call, side in (
+            (of.users, model.user_vectors, model.branches[0].user),
+            (of.items, model.item_vectors, model.branches[0].item),
+        ):
+            other = model.branches[0].item if rows_in is of.users else model.branches[0].user
+            n = rows_in.n
+            vectors = call(rows_in.take(np.arange(n)))
+            gates = side.gates(rows_in.take(np.arange(n)), other.embeddings)
+            assert gates.shape == (n, len(rows_in.fields)) == (n, len(side.field_names))
+            assert gates.std(0).median() > 1e-3
+            for rows in (
+                np.random.default_rng(0).permutation(n),
+                np.arange(n)[::-1][:7].copy(),
+                np.array([4]),
+            ):
+                assert close(call(rows_in.take(rows)), vectors[rows])
+                assert close(side.gates(rows_in.take(rows), other.embeddings), gates[rows])
+
+
+@pytest.mark.parametrize("fields", [[], ["income", "liked", "age"]])
+def test_the_gate_multiplies_its_field_before_the_layers(fields: list[str]) -> None:
+    gated = build((tower(senet={"enabled": True}, fields=fields), tower()), bias=False, similarity="dot")
+    users, items = world().inputs()
+    user, item = gated.branches[0].user, gated.branches[0].item
+    with torch.no_grad():
+        embedded = fields_of(user.embeddings, users, item.embeddings)
+        gates = user.gates(users, item.embeddings)
+        assert user.field_names == list(embedded)
+        joined = torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded.values())], 1)
+        first, last = (m for m in user.layers if isinstance(m, nn.Linear))
+        expected = last(nn.functional.leaky_relu(first(joined)))
+        assert close(user(users, item.embeddings), expected)
+        assert (item.gates(items, user.embeddings) == 1).all()
+
+
+# ---- fields of a tower
+
+
+def field_by_hand(embeddings: FieldEmbeddings, field: Field, of: SideTensors, other: FieldEmbeddings) -> Tensor:
+    """The embedding of one field for all rows, from its own column."""
+    inputs = of.take(np.arange(of.n))
+    if field.kind == "dense":
+        return embeddings.projections[field.name](inputs.dense[field.name])
+    if field.kind == "lookup":
+        column = [f.name for f in of.fields if f.kind == "lookup"].index(field.name)
+        return embeddings.rows_of(field.name)[inputs.lookup[:, column]]
+    table = other.rows_of(field.shares) if field.shares else embeddings.rows_of(field.name)
+    return pool(table, inputs.bags[field.name], field.pooling)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        ["uid"],
+        ["uid", "income"],
+        ["uid", "city", "income"],
+        ["income", "city", "uid"],
+        ["city", "uid", "income"],
+        ["age", "city"],
+        ["liked"],
+        ["disliked", "income", "age", "uid", "liked"],
+    ],
+)
+def test_a_tower_reads_its_fields_and_no_other_each_from_its_own_column(fields: list[str]) -> None:
+    model, of = build((tower(fields=fields), tower())), world()
+    mine, other = model.branches[0].user.embeddings, model.branches[0].item.embeddings
+    by_name = {f.name: f for f in of.users.fields}
+    with torch.no_grad():
+        found = fields_of(mine, world().inputs()[0], other)
+        assert set(found) == set(fields or by_name)
+        for name, embedded in found.items():
+            assert close(embedded, field_by_hand(mine, by_name[name], of.users, other)), name
+
+
+def test_a_field_with_a_width_of_its_own_is_embedded_in_that_width() -> None:
+    of = world()
+    widths = {"city": 3, "uid": 7, "age": 2, "disliked": 5}
+    fields = tuple(replace(f, width=widths.get(f.name, 0)) for f in of.users.fields)
+    other = FieldEmbeddings(of.items.fields, of.items.fields, 4, 0.5)
+    mine = FieldEmbeddings(fields, fields, 4, 0.5)
+    found = fields_of(mine, of.inputs()[0], other)
+    assert {name: f.shape[1] for name, f in found.items()} == {f.name: widths.get(f.name, 4) for f in fields}
+    for field in fields:
+        assert close(found[field.name], field_by_hand(mine, field, of.users, other)), field.name
+
+
+def test_an_unknown_field_name_is_a_config_error_that_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="'citty'.*city"):
+        build((tower(fields=["uid", "citty"]), tower()))
+
+
+@pytest.mark.parametrize(
+    ("masked", "bias"),
+    [
+        (("age", "disliked"), False),
+        (("age", "disliked"), True),
+        (("city", "income"), False),
+        (("uid", "liked"), False),
+    ],
+)
+def test_leaving_a_feature_out_equals_deleting_its_column(masked: tuple[str, ...], bias: bool) -> None:
+    kept = [f.name for f in world().users.fields if f.name not in masked]
+    full = build((tower(fields=kept), tower()), bias=bias)
+    deleted = build((tower(), tower()), bias=bias, of=world(masked))
+    deleted.load_state_dict(full.state_dict())
+    (users, items), (users_without, items_without) = world().inputs(), world(masked).inputs()
+    with torch.no_grad():
+        assert close(full.user_vectors(users), deleted.user_vectors(users_without))
+        assert close(full.item_vectors(items), deleted.item_vectors(items_without))
+
+
+# ---- layers
+
+
+def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers() -> None:
+    model = build((tower(join="sum", layers=[5]), tower(layers=[5])), bias=False, similarity="dot", temperature=1)
+    users, _ = world().inputs()
+    mine, other = model.branches[0].user, model.branches[0].item
+    with torch.no_grad():
+        total = torch.zeros(60, 4) + mine.shift
+        for field in fields_of(mine.embeddings, users, other.embeddings).values():
+            total = total + field
+        hidden = torch.where(total > 0, total, 0.01 * total)
+        (layer,) = (m for m in mine.layers if isinstance(m, nn.Linear))
+        assert close(model.user_vectors(users), hidden @ layer.weight.T + layer.bias)
+        assert (mine.shift.abs() > 0).all()
+
+
+def test_join_sum_of_fields_of_different_widths_is_a_config_error() -> None:
+    fields = (Field("a", "lookup", rows=3, width=4), Field("b", "lookup", rows=3, width=5))
+    with pytest.raises(ConfigError, match="one width"):
+        Tower(TowerConfig(join="sum"), fields, 4, 0.1, 0.0)
+
+
+def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weights() -> None:
+    users, _ = world().inputs()
+    found = []
+    for activation in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"):
+        model = build((tower(activation=activation), tower()))
+        found.append(model.user_vectors(users))
+    normed = build((tower(layer_norm=True), tower()))
+    with torch.no_grad():
+        normed.branches[0].user.layers[1].weight.fill_(1.0)
+        normed.branches[0].user.layers[1].bias.zero_()
+        normed.load_state_dict(build().state_dict(), strict=False)
+    assert [type(m) for m in normed.branches[0].user.layers] == [
+        nn.Linear,
+        nn.LayerNorm,
+        nn.LeakyReLU,
+        nn.Linear,
+    ]
+    found.append(normed.user_vectors(users))
+    assert not any(close(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
+@pytest.mark.parametrize("option", ["dropout", "field_dropout"])
+def test_dropout_is_for_training_only(option: str) -> None:
+    model = build((tower(**{option: 0.5}), tower()), unknown_rate=0)
+    users, _ = world().inputs()
+    assert torch.equal(model.user_vectors(users), model.user_vectors(users))
+    assert close(model.user_vectors(users), build().user_vectors(users))
+    model.train()
+    assert not close(model.user_vectors(users), model.user_vectors(users))
+
+
+@pytest.mark.parametrize(
+    ("user", "item"),
+    [
+        (tower(layers=[8, 5]), tower(layers=[8, 6])),
+        (tower(layers=[]), tower(layers=[])),
+        (tower(), tower(layers=[])),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_towers_that_end_in_different_widths_are_a_config_error(
+    user: dict[str, Any], item: dict[str, Any], bias: bool
+) -> None:
+    with pytest.raises(ConfigError, match=r"branches\.0: the user vector has width"):
+        build((user, item), bias=bias)
+
+
+# ---- branches
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_with_the_dot_product_the_scores_of_the_branches_add_up(bias: bool) -> None:
+    branches = [
+        (tower(layers=[5]), tower(layers=[5])),
+        (tower(layers=[7, 3], fields=["liked"]), tower(layers=[3])),
+    ]
+    both = build(*branches, similarity="dot", bias=bias, temperature=1)
+    inputs = world().inputs()
+    pairs = torch.arange(40), torch.arange(40).flip(0)
+    with torch.no_grad():
+        total = torch.zeros(40)
+        for number, branch in enumerate(branches):
+            alone = build(branch, similarity="dot", bias=bias, temperature=1)
+            alone.branches[0].load_state_dict(both.branches[number].state_dict())
+            if bias:
+                # Branches give their rows' biases; the rest of the bias is there once, whatever their number.
+                for part in ("user_bias", "item_bias"):
+                    nn.init.zeros_(getattr(both, part).table.weight)
+                    nn.init.zeros_(getattr(alone, part).table.weight)
+                nn.init.zeros_(both.global_bias)
+                nn.init.zeros_(alone.global_bias)
+            total = total + alone(*inputs, *pairs)
+        assert close(both(*inputs, *pairs), total, 1e-4)
+        width = both.user_vectors(inputs[0]).shape[1]
+        assert width == both.item_vectors(inputs[1]).shape[1] == 5 + 3 + 2 * bias
+
+
+# ---- the unknown row
+
+
+def test_the_unknown_row_is_trained_by_a_share_of_the_known_values() -> None:
+    model, of = build(unknown_rate=0.3), world()
+    embeddings, biases = model.branches[0].user.embeddings, model.user_bias
+    known = np.flatnonzero((of.users.take(np.arange(60)).lookup != 0).all(1).numpy())
+    assert len(known) > 30
+    starts = [0, 61, 66]  # of uid, city and income in the table of biases
+    for train in (True, False):
+        torch.manual_seed(0)
+        model.train(train).zero_grad()
+        model.user_vectors(of.users.take(known)).square().sum().backward()
+        for name in ("uid", "city", "income"):
+            gradient = gradient_of(embeddings, name)
+            assert bool(gradient[0].any()) == train, name
+            assert gradient[1:].any()
+        assert biases.table.weight.grad is not None
+        assert [bool(biases.table.weight.grad[s].any()) for s in starts] == [train] * 3
+
+
+def test_the_unknown_rate_is_the_share_of_lookups_that_read_the_unknown_row() -> None:
+    rows = 400
+    fields = (Field("a", "lookup", rows=rows + 1), Field("b", "lookup", rows=rows + 1))
+    embeddings = FieldEmbeddings(fields, fields, 2, 0.5).train()
+    lookup = torch.arange(1, rows + 1)[:, None].expand(rows, 2).contiguous()
+    inputs = Inputs(rows, lookup, {}, {})
+    for rate in (0.0, 0.25, 0.75):
+        torch.manual_seed(1)
+        for name, embedded in fields_of(embeddings, inputs, embeddings, rate).items():
+            unknown = (embedded == embeddings.rows_of(name)[0]).all(1)
+            assert unknown.float().mean().item() == pytest.approx(rate, abs=0.07)
+            assert torch.equal(embedded[~unknown], embeddings.rows_of(name)[1:][~unknown])
+    with torch.no_grad():
+        found = fields_of(embeddings.eval(), inputs, embeddings, 0.75)
+        assert torch.equal(found["a"], embeddings.rows_of("a")[1:])
+
+
+def test_training_mode_draws_and_evaluation_mode_is_deterministic() -> None:
+    model = build(unknown_rate=0.3)
+    users, items = world().inputs()
+    assert torch.equal(model.user_vectors(users), model.user_vectors(users))
+    assert torch.equal(model.item_vectors(items), model.item_vectors(items))
+    model.train()
+    assert not torch.equal(model.user_vectors(users), model.user_vectors(users))
+
+
+# ---- shared sequences
+
+
+def test_a_shared_sequence_reads_and_trains_the_other_towers_table() -> None:
+    model, of = build((tower(fields=["liked", "disliked"]), tower())), world()
+    user, item = model.branches[0].user.embeddings, model.branches[0].item.embeddings
+    assert set(user.tables) == {"bag_disliked"}
+    inputs = of.users.take(np.arange(5))
+    model.user_vectors(inputs).square().sum().backward()
+    gradient = gradient_of(item, "iid")
+    read = set(inputs.bags["liked"].values.tolist())
+    assert 0 < len(read) < 40
+    assert {code for code in range(41) if gradient[code].any()} == read
+    assert not gradient_of(item, "brand").any()
+    assert gradient_of(user, "disliked").any()
+    before = model.user_vectors(inputs)
+    with torch.no_grad():
+        item.rows_of("iid").add_(1.0)
+    assert not close(model.user_vectors(inputs), before)
+
+
+def test_a_shared_sequence_trains_a_table_with_a_frequency_cut() -> None:
+    features = tuple(
+        f.model_copy(update={"min_count": 25}) if f.name == "iid" else f for f in EVERYTHING_SCHEMA.features
+    )
+    of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": features}))
+    model = build(of=of)
+    rows = model.branches[0].item.embeddings.rows_of("iid")
+    model.user_vectors(of.users.take(np.arange(60))).square().sum().backward()
+    assert gradient_of(model.branches[0].item.embeddings, "iid").shape == rows.shape
+    assert 1 < len(rows) < 41
+
+
+def test_a_shared_sequence_whose_table_is_not_there_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="'liked' shares the embedding of 'iid'.*does not read"):
+        build((tower(), tower(fields=["brand", "tags"])))
+    # The table has to be in the same branch.
+    with pytest.raises(ConfigError, match="'liked' shares"):
+        build((tower(fields=["uid"]), tower()), (tower(), tower(fields=["brand"])))
+    assert build((tower(fields=["uid", "disliked"]), tower(fields=["brand", "tags"]))).branches
+    # An item's sequence is checked as a user's is.
+    shared = tuple(replace(f, shares="uid") if f.name == "fans" else f for f in world().items.fields)
+    of = world()._replace(items=SideTensors(world().data.items, shared))
+    with pytest.raises(ConfigError, match="'fans' shares the embedding of 'uid'.*does not read"):
+        build((tower(fields=["city"]), tower()), of=of)
+    assert build((tower(), tower()), of=of).branches
+
+
+def test_a_shared_sequence_of_another_width_than_its_table_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="'liked' has width 6 and shares 'iid' of width 4"):
+        build((tower(width=6), tower()))
+    assert build((tower(width=6), tower(width=6))).branches

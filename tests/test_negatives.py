@@ -1,0 +1,220 @@
+"""What stands against the positives: exact, fresh, reproducible, and weighted as asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twotower.config import NegativesConfig
+from twotower.data.dataset import Dataset, Pairs
+from twotower.data.splits import TRAIN, VALIDATION
+from twotower.train.negatives import Epoch, RandomNegatives, Sampler
+
+
+def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
+    return Pairs(
+        np.array([u for u, _, _ in rows], np.int32),
+        np.array([i for _, i, _ in rows], np.int32),
+        np.array([p for _, _, p in rows], bool),
+    )
+
+
+def same(a: Epoch, b: Epoch) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
+def positives_of(data: Dataset) -> set[tuple[int, int]]:
+    train = data.train
+    return set(zip(train.user[train.positive].tolist(), train.item[train.positive].tolist(), strict=True))
+
+
+def only_positives(data: Dataset) -> Dataset:
+    """The world without its dislikes."""
+    keep = data.pairs.positive
+    pairs = Pairs(data.pairs.user[keep], data.pairs.item[keep], np.ones(int(keep.sum()), bool))
+    return replace(data, pairs=pairs, parts=data.parts[keep])
+
+
+# ---- draws
+
+
+WORLD = st.integers(1, 9).flatmap(
+    lambda n_items: st.tuples(
+        st.just(n_items),
+        st.lists(
+            st.tuples(st.integers(0, 4), st.integers(0, n_items - 1), st.booleans()),
+            max_size=40,
+            unique_by=lambda row: row[:2],
+        ),
+        st.integers(0, 2**31),
+    )
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(WORLD)
+def test_a_draw_is_an_item_that_is_no_positive_and_every_such_item_is_drawn(
+    world: tuple[int, list[tuple[int, int, bool]], int],
+) -> None:
+    n_items, rows, seed = world
+    negatives = RandomNegatives(pairs_of(rows), 5, n_items)
+    allowed = {u: set(range(n_items)) - {i for v, i, p in rows if v == u and p} for u in range(5)}
+    assert negatives.free.tolist() == [len(allowed[u]) for u in range(5)]
+    users = np.repeat([u for u in range(5) if allowed[u]], 300).astype(np.int64)
+    drawn = negatives.draw(users, np.random.default_rng(seed))
+    for u in np.unique(users).tolist():
+        # An item is missed by 300 draws out of at most 9 with probability below 1e-15.
+        assert set(drawn[users == u].tolist()) == allowed[u]
+
+
+def test_draws_are_uniform_over_the_items_that_are_no_positives() -> None:
+    positives = {0: [0, 1, 2, 17], 1: [19], 2: [], 3: [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]}
+    rows = [(u, i, True) for u, items in positives.items() for i in items]
+    negatives = RandomNegatives(pairs_of(rows), 4, 20)
+    n = 20_000
+    users = np.repeat(np.arange(4), n)
+    drawn = negatives.draw(users, np.random.default_rng(3))
+    for u in range(4):
+        count = np.bincount(drawn[users == u], minlength=20)
+        free = np.setdiff1d(np.arange(20), positives[u])
+        assert count[positives[u]].sum() == 0
+        expected = n / len(free)
+        chi_square = ((count[free] - expected) ** 2 / expected).sum()
+        freedom = len(free) - 1
+        # Mean `freedom`, variance 2 x freedom; both tails, so that draws too even for chance fail as well.
+        assert abs(chi_square - freedom) < 4 * np.sqrt(2 * freedom)
+
+
+# ---- epochs
+
+
+@pytest.mark.parametrize("random", [0, 1, 3])
+def test_an_epoch_is_the_training_rows_and_so_many_negatives_for_each_positive(
+    everything_data: Dataset, random: int
+) -> None:
+    data = everything_data
+    sampler = Sampler(data, NegativesConfig(random=random), seed=1)
+    epoch = sampler.epoch(0)
+    train = data.train
+    assert len(epoch) == len(sampler) == len(train) + random * int(train.positive.sum())
+    sampled = epoch.source < 0
+    per_user = Counter(train.user[train.positive].tolist())
+    assert Counter(epoch.user[sampled].tolist()) == {u: n * random for u, n in per_user.items() if random}
+    assert not epoch.label[sampled].any()
+    drawn = set(zip(epoch.user[sampled].tolist(), epoch.item[sampled].tolist(), strict=True))
+    assert not drawn & positives_of(data)
+
+
+def test_a_source_number_points_at_the_training_row_with_the_same_user_item_and_label(
+    everything_data: Dataset,
+) -> None:
+    data = everything_data
+    epoch = Sampler(data, NegativesConfig(random=2), seed=5).epoch(3)
+    real = epoch.source >= 0
+    source = epoch.source[real]
+    assert np.array_equal(np.sort(source), np.flatnonzero(data.parts == TRAIN))
+    assert np.array_equal(epoch.user[real], data.pairs.user[source])
+    assert np.array_equal(epoch.item[real], data.pairs.item[source])
+    assert np.array_equal(epoch.label[real], data.pairs.positive[source].astype(np.float32))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_negatives_are_fresh_every_epoch_and_the_same_for_the_same_seed_and_epoch(
+    everything_data: Dataset, shuffle: bool
+) -> None:
+    config = NegativesConfig(random=1)
+    sampler = Sampler(everything_data, config, seed=1, shuffle=shuffle)
+    first, second = sampler.epoch(0), sampler.epoch(1)
+    assert not same(first, second)
+    # Asked again, in another order, by another sampler: a resumed run sees the same pairs.
+    again = Sampler(everything_data, config, seed=1, shuffle=shuffle)
+    assert same(again.epoch(1), second)
+    assert same(again.epoch(0), first)
+    assert not same(Sampler(everything_data, config, seed=2, shuffle=shuffle).epoch(0), first)
+
+    def drawn(epoch: Epoch) -> Counter[tuple[int, int]]:
+        sampled = epoch.source < 0
+        return Counter(zip(epoch.user[sampled].tolist(), epoch.item[sampled].tolist(), strict=True))
+
+    assert drawn(first) != drawn(second)
+
+
+def test_without_shuffling_the_training_rows_keep_the_order_of_the_table(everything_data: Dataset) -> None:
+    table = np.flatnonzero(everything_data.parts == TRAIN)
+    for random in (0, 2):
+        config = NegativesConfig(random=random)
+        kept = Sampler(everything_data, config, seed=1, shuffle=False).epoch(4).source
+        mixed = Sampler(everything_data, config, seed=1, shuffle=True).epoch(4).source
+        assert np.array_equal(kept[kept >= 0], table)
+        assert not np.array_equal(mixed[mixed >= 0], table)
+
+
+def test_shuffling_is_a_new_order_every_epoch_without_random_negatives_too(everything_data: Dataset) -> None:
+    sampler = Sampler(everything_data, NegativesConfig(random=0), seed=1)
+    first, second = sampler.epoch(0).source, sampler.epoch(1).source
+    assert not np.array_equal(first, second)
+    assert np.array_equal(np.sort(first), np.sort(second))
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("random", [1, 4])
+def test_random_negatives_carry_their_share_of_the_weight_of_all_negatives(
+    everything_data: Dataset, random: int, share: float
+) -> None:
+    epoch = Sampler(everything_data, NegativesConfig(random=random, random_share=share), seed=1).epoch(0)
+    sampled, negative = epoch.source < 0, epoch.label == 0
+    weight = epoch.weight.astype(np.float64)
+    assert weight[sampled].sum() / weight[negative].sum() == pytest.approx(share, rel=1e-5)
+    assert np.unique(weight[sampled]).size == 1
+    assert (weight[~sampled] == 1).all()
+
+
+def test_without_observed_negatives_every_random_one_weighs_one(everything_data: Dataset) -> None:
+    epoch = Sampler(only_positives(everything_data), NegativesConfig(random=3, random_share=0.9), seed=1).epoch(0)
+    assert (epoch.source < 0).sum() == 3 * (epoch.source >= 0).sum()
+    assert (epoch.weight == 1).all()
+
+
+# ---- a user who likes everything
+
+
+def test_a_user_who_likes_the_whole_catalogue_gets_no_random_negative_and_the_others_do(
+    board: Dataset,
+) -> None:
+    n_items = len(board.items)
+    rows = [(0, i, True) for i in range(n_items)] + [(1, i, True) for i in range(n_items - 1)] + [(2, 4, False)]
+    data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
+    sampler = Sampler(data, NegativesConfig(random=2, random_share=0.25), seed=1)
+    epoch = sampler.epoch(0)
+    sampled = epoch.source < 0
+    assert len(epoch) == len(sampler) == len(rows) + 2 * (n_items - 1)
+    assert set(zip(epoch.user[sampled].tolist(), epoch.item[sampled].tolist(), strict=True)) == {(1, n_items - 1)}
+    weight = epoch.weight.astype(np.float64)
+    assert weight[sampled].sum() / weight[epoch.label == 0].sum() == pytest.approx(0.25, rel=1e-5)
+
+
+def test_if_every_user_likes_everything_there_are_no_random_negatives(board: Dataset) -> None:
+    rows = [(u, i, True) for u in range(len(board.users)) for i in range(len(board.items))]
+    data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
+    epoch = Sampler(data, NegativesConfig(random=2), seed=1).epoch(0)
+    assert len(epoch) == len(rows)
+    assert epoch.label.all()
+
+
+def test_only_training_positives_are_spared_and_only_training_rows_are_given(board: Dataset) -> None:
+    rows = [(0, i, True) for i in range(10)] + [(0, i, True) for i in range(10, len(board.items))]
+    parts = np.array([TRAIN] * 10 + [VALIDATION] * (len(rows) - 10), np.int8)
+    data = replace(board, pairs=pairs_of(rows), parts=parts)
+    epoch = Sampler(data, NegativesConfig(random=50), seed=1).epoch(0)
+    sampled = epoch.source < 0
+    assert set(epoch.item[~sampled].tolist()) == set(range(10))
+    # Sparing what is held out would tell the model about it.
+    assert set(epoch.item[sampled].tolist()) == set(range(10, len(board.items)))

@@ -1,0 +1,119 @@
+"""The three splits against plain loops, and what each promises."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from twotower.config import SplitConfig
+from twotower.data.splits import TEST, TRAIN, VALIDATION, split
+from twotower.errors import DataError
+
+FEW = examples(max_examples=60, deadline=None)
+SHARES = st.sampled_from([0.05, 0.1, 0.2, 1 / 3, 0.5])
+ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 6)), min_size=1, max_size=40)
+
+
+def columns(rows: list[tuple[int, int]]) -> tuple[Any, Any]:
+    return np.array([u for u, _ in rows], np.int32), np.array([t for _, t in rows], np.int64)
+
+
+def parts_of(users: Any, seconds: Any, **settings: Any) -> list[int] | None:
+    """The parts, or None where one would be empty."""
+    try:
+        return split(users, seconds, SplitConfig(**settings)).tolist()
+    except DataError:
+        return None
+
+
+@pytest.mark.parametrize("n", [5, 17, 100, 1_003])
+@pytest.mark.parametrize(("test", "validation", "seed"), [(0.2, 0.1, 2022), (0.1, 0.3, 7)])
+def test_the_random_split_is_train_test_split_twice(n: int, test: float, validation: float, seed: int) -> None:
+    # scikit-learn's train_test_split: ceil(share * n) rows from the front of one permutation, the rest in its order.
+    def cut(rows: list[int], share: float) -> tuple[list[int], list[int]]:
+        order = np.random.RandomState(seed).permutation(len(rows))
+        held = ceil(share * len(rows))
+        return [rows[i] for i in order[held:]], [rows[i] for i in order[:held]]
+
+    rest, tested = cut(list(range(n)), test)
+    trained, validated = cut(rest, validation)
+    parts = split(np.zeros(n, np.int32), None, SplitConfig(test=test, validation=validation, seed=seed))
+    assert sorted(trained) == np.flatnonzero(parts == TRAIN).tolist()
+    assert sorted(validated) == np.flatnonzero(parts == VALIDATION).tolist()
+    assert sorted(tested) == np.flatnonzero(parts == TEST).tolist()
+
+
+def test_the_random_split_of_ten_rows_is_the_same_in_every_release() -> None:
+    assert split(np.zeros(10, np.int32), None, SplitConfig()).tolist() == [0, 0, 1, 0, 2, 0, 0, 2, 0, 0]
+
+
+@FEW
+@given(ROWS)
+def test_the_last_split_equals_a_loop(rows: list[tuple[int, int]]) -> None:
+    expected = [TRAIN] * len(rows)
+    for user in {u for u, _ in rows}:
+        own = sorted((t, n) for n, (u, t) in enumerate(rows) if u == user)  # ties keep the table's order
+        if len(own) >= 3:
+            expected[own[-1][1]], expected[own[-2][1]] = TEST, VALIDATION
+    assert parts_of(*columns(rows), kind="last") == (expected if TEST in expected else None)
+
+
+@FEW
+@given(ROWS, SHARES, SHARES)
+def test_fault_C6_no_test_row_is_older_than_a_training_row(
+    rows: list[tuple[int, int]], test: float, validation: float
+) -> None:
+    users, seconds = columns(rows)
+    parts = parts_of(users, seconds, kind="time", test=test, validation=validation)
+    assume(parts is not None)
+    of = [[t for (_, t), p in zip(rows, parts or [], strict=True) if p == part] for part in (TRAIN, VALIDATION, TEST)]
+    assert max(of[TRAIN]) < min(of[VALIDATION])
+    assert max(of[VALIDATION]) < min(of[TEST])
+
+
+@pytest.mark.parametrize("scale", [1, 2**40])
+@pytest.mark.parametrize(("test", "validation"), [(0.2, 0.1), (0.5, 0.5)])
+def test_the_time_split_holds_out_the_shares_asked_for(scale: int, test: float, validation: float) -> None:
+    seconds = np.random.default_rng(0).permutation(1_000) * scale
+    parts = split(np.zeros(1_000, np.int32), seconds, SplitConfig(kind="time", test=test, validation=validation))
+    assert abs((parts == TEST).mean() - test) <= 0.002
+    assert abs((parts == VALIDATION).sum() / (parts != TEST).sum() - validation) <= 0.002
+
+
+@pytest.mark.parametrize("kind", ["random", "last", "time"])
+def test_a_split_does_not_depend_on_numpys_global_seed(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    users, seconds = rng.integers(0, 9, 200, np.int32), rng.integers(0, 50, 200)
+    config = SplitConfig(kind=kind)  # type: ignore[arg-type]
+    np.random.seed(1)
+    first = split(users, seconds, config)
+    np.random.seed(2)
+    assert split(users, seconds, config).tolist() == first.tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "users", "seconds", "part"),
+    [
+        ("random", [0], None, "train"),
+        ("random", [0, 0], None, "train"),
+        ("last", [0, 0, 1, 1], [1, 2, 3, 4], "validation"),
+        ("time", [0, 0, 0], [5, 5, 5], "train"),
+        ("time", [0, 0, 0], [4, 5, 5], "train"),
+    ],
+)
+def test_a_split_that_leaves_a_part_empty_is_refused(kind: Any, users: Any, seconds: Any, part: str) -> None:
+    message = f"split.kind = '{kind}' leaves no {part} rows out of {len(users)} interactions; give more data"
+    with pytest.raises(DataError, match=message):
+        split(np.array(users, np.int32), seconds and np.array(seconds), SplitConfig(kind=kind))
+
+
+@pytest.mark.parametrize("kind", ["last", "time"])
+def test_a_split_by_time_without_times_is_refused(kind: Any) -> None:
+    with pytest.raises(DataError, match=f"'{kind}' needs a time; name its column in schema.time"):
+        split(np.zeros(9, np.int32), None, SplitConfig(kind=kind))
