@@ -285,8 +285,9 @@ def _element(node: list[Any], step: str, text: str) -> Any:
 
 
 def _explain(error: ValidationError, has_schema: bool) -> str:
-    """The first problem in one line: where, what was given, what is allowed."""
-    first = error.errors()[0]
+    """One problem in one line: where, what was given, what is allowed; an unknown key first, as it is a cause."""
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     model: Any = Schema if error.title == "Schema" else Config
     path = [str(p) for p in first["loc"]]
     if error.title == "Schema":

@@ -1,0 +1,62 @@
+# make demo   the main job on MovieLens        make test   all tests        make check  linters and types
+# make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
+# Every target makes .venv and installs what it needs.
+
+PYTHON ?= python3
+DATA ?= $(TWOTOWER_DATA)
+BIN = .venv/bin
+SOURCES = src tests benchmarks examples main.py data_process
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test test-real check docs bench-env bench clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; run make PYTHON=path/to/python3.11"; exit 2; }
+	@$(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "error: no venv module; on Debian: apt-get install python3-venv"; exit 2; }
+
+.venv/.run: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.test: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@ .venv/.run
+
+demo: .venv/.run
+	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data $(DATA))
+
+test: .venv/.test
+	$(BIN)/python -m pytest -m "not real"
+
+test-real: .venv/.test
+	@test -n "$(DATA)" || { echo "error: name the archive: make test-real DATA=path/to/ml-1m.zip"; exit 2; }
+	TWOTOWER_DATA="$(abspath $(DATA))" $(BIN)/python -m pytest -m real -s
+
+check: .venv/.test
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/.test
+	$(BIN)/python -m docs.generate
+
+# The tools measured beside this one live in an environment of their own.
+bench-env: .venv-bench/.ready
+.venv-bench/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e . 'torch-rechub>=0.9,<0.10'
+	@touch $@
+
+bench: bench-env
+	@test -n "$(DATA)" || { echo "error: name the archive: make bench DATA=path/to/ml-1m.zip"; exit 2; }
+	TWOTOWER_DATA="$(abspath $(DATA))" .venv-bench/bin/python benchmarks/train_speed.py
+	TWOTOWER_DATA="$(abspath $(DATA))" .venv-bench/bin/python benchmarks/rank_quality.py
+
+clean:
+	rm -rf .venv .venv-bench runs build dist src/*.egg-info
