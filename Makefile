@@ -44,7 +44,7 @@ check: .venv/.test
 	$(BIN)/lint-imports
 
 docs: .venv/.test
-	$(BIN)/python -m docs.generate
+	$(BIN)/python docs/generate.py
 
 # The tools measured beside this one live in an environment of their own.
 bench-env: .venv-bench/.ready

@@ -94,7 +94,7 @@ def config() -> None:
 
 @data_app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="ml-1m|ml-100k", help="which MovieLens")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m or ml-100k")],
     out: Annotated[Path, typer.Option("--out", help="folder for users, items and interactions as Parquet")],
     source: Annotated[str, typer.Option("--source", help="local archive instead of the network")] = "",
 ) -> None:

@@ -339,9 +339,9 @@ def activity(found: dict[str, pl.DataFrame]) -> list[str]:
     for name in ("users", "items"):
         shared = [c for c in found[name].columns if c in found["interactions"].columns] if name in found else []
         for key in shared:
-            n = found["interactions"].group_by(key).len()["len"]
+            n = found["interactions"].group_by(key).len()["len"].to_numpy()
             lines.append(
-                f"interactions per {key}: median {n.median():.0f}, largest {n.max():,}, "
+                f"interactions per {key}: median {np.median(n):.0f}, largest {n.max():,}, "
                 f"{found[name][key].n_unique() - len(n):,} of {found[name][key].n_unique():,} without any"
             )
     return lines
