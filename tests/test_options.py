@@ -1,0 +1,147 @@
+"""Every option earns its place: changing it changes an output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import EVERYTHING_SCHEMA, everything
+
+import twotower
+from twotower.config import Config, options, parse
+
+BASE: dict[str, Any] = {
+    "model": {
+        "width": 8,
+        "branches": [
+            {
+                "user": {"layers": [8, 8], "senet": {"enabled": True}},
+                "item": {"layers": [8, 8], "senet": {"enabled": True}},
+            }
+        ],
+    },
+    "negatives": {"random": 2},
+    "train": {"epochs": 3, "batch_size": 200, "lr": 0.02, "device": "cpu", "optimizer": "AdamW"},
+    "evaluation": {"k": [5], "bootstrap": 10},
+}
+
+# Option -> a value that is not the base's, and what else must be set for it to matter.
+CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "split.kind": ("time", {}),
+    "split.test": (0.3, {}),
+    "split.validation": (0.2, {}),
+    "split.seed": (5, {}),
+    "model.width": (12, {}),
+    "model.similarity": ("dot", {}),
+    "model.temperature": (0.5, {}),
+    "model.learn_temperature": (False, {}),
+    "model.bias": (False, {}),
+    "model.unknown_rate": (0.3, {}),
+    "model.embedding_std": (0.2, {}),
+    "model.branches.user.fields": (["uid", "city"], {}),
+    "model.branches.user.width": (4, {"schema_width": True}),
+    "model.branches.user.join": ("sum", {"model.branches.user.senet.enabled": False}),
+    "model.branches.user.layers": ([16, 8], {}),
+    "model.branches.user.activation": ("Tanh", {}),
+    "model.branches.user.dropout": (0.4, {}),
+    "model.branches.user.field_dropout": (0.4, {}),
+    "model.branches.user.decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
+    "model.branches.user.layer_norm": (True, {}),
+    "model.branches.user.senet.enabled": (False, {}),
+    "model.branches.user.senet.squeeze": ("max", {}),
+    "model.branches.user.senet.reduction": (1.0, {}),
+    "negatives.random": (3, {}),
+    "negatives.random_share": (0.6, {}),
+    "train.epochs": (4, {}),
+    "train.batch_size": (100, {}),
+    "train.shuffle": (False, {}),
+    "train.optimizer": ("SGD", {}),
+    "train.lr": (0.1, {}),
+    "train.weight_decay": (1.0, {}),
+    "train.embedding_weight_decay": (1.0, {}),
+    "train.bias_weight_decay": (1.0, {}),
+    "train.schedule": ("cosine", {}),
+    "train.warmup_steps": (4, {}),
+    "train.decay_rate": (0.1, {"train.schedule": "step"}),
+    "train.decay_epochs": (2, {"train.schedule": "step"}),
+    "train.clip_norm": (0.01, {}),
+    "train.average": (0.9, {}),
+    "train.monitor": ("validation.coverage@5", {"train.lr": 0.2, "train.epochs": 6}),
+    "train.patience": (1, {"train.lr": 0.3, "train.epochs": 12}),
+    "train.validate_every": (6, {"train.lr": 0.3, "train.epochs": 6}),
+    "train.precision": ("bf16", {}),
+    "train.seed": (9, {}),
+    "evaluation.k": ([3], {}),
+    "evaluation.bootstrap": (20, {}),
+    "evaluation.head_share": (0.5, {}),
+    "evaluation.new_user_below": (15, {}),
+    "evaluation.new_item_below": (25, {}),
+}
+# Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer.
+ELSEWHERE = {
+    "data.dataset",
+    "data.source",
+    "data.users",
+    "data.items",
+    "data.interactions",
+    "train.device",
+    "train.checkpoint_seconds",
+    "train.checkpoint_steps",
+}
+
+
+def put(body: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for step in path:
+        body = body.setdefault(step, {})
+        if isinstance(body, list):
+            body = body[0]
+    body[last] = value
+
+
+def outcome(changes: dict[str, Any]) -> dict[str, Any]:
+    import copy
+
+    body = copy.deepcopy(BASE)
+    schema = EVERYTHING_SCHEMA
+    if changes.pop("schema_width", False):  # a shared sequence takes its width from the item side
+        body["model"]["branches"][0]["user"]["fields"] = ["uid", "city"]
+    for key, value in changes.items():
+        put(body, key, value)
+    _, config = parse(body)
+    done = twotower.fit(everything(), schema, config)
+    drop = {"train.seconds", "train.rows_per_second", "train.peak_memory_mb"}
+    weights = {n: round(float(p.detach().double().abs().sum()), 9) for n, p in done.model.named_parameters()}
+    return {m: v for m, v in done.metrics.items() if m not in drop} | weights
+
+
+def test_every_option_is_covered() -> None:
+    known = {f"{section}.{key}" for section, key, _, _ in options()}
+    item = {k for k in known if k.startswith("model.branches.item")}
+    assert known - item == CHANGES.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("key", sorted(CHANGES))
+def test_changing_an_option_changes_an_output(key: str) -> None:
+    value, also = CHANGES[key]
+    before = outcome(dict(also))
+    after = outcome({**also, key: value})
+    assert before != after
+    if key.startswith("model.branches.user") and key != "model.branches.user.width":
+        assert outcome({**_mirrored(also), key.replace("user", "item"): _mirror(value)}) != before
+
+
+def _mirror(value: Any) -> Any:
+    return ["iid", "brand"] if value == ["uid", "city"] else value
+
+
+def _mirrored(also: dict[str, Any]) -> dict[str, Any]:
+    return {k.replace("branches.user", "branches.item"): v for k, v in also.items()}
+
+
+def test_the_same_settings_give_the_same_outputs() -> None:
+    assert outcome({}) == outcome({})
+
+
+def test_defaults_are_in_range() -> None:
+    assert Config() == parse({})[1]
