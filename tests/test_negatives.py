@@ -28,9 +28,8 @@ def same(a: Epoch, b: Epoch) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
 
 
-def positives_of(data: Dataset) -> set[tuple[int, int]]:
-    train = data.train
-    return set(zip(train.user[train.positive].tolist(), train.item[train.positive].tolist(), strict=True))
+def met_in_training(data: Dataset) -> set[tuple[int, int]]:
+    return set(zip(data.train.user.tolist(), data.train.item.tolist(), strict=True))
 
 
 def only_positives(data: Dataset) -> Dataset:
@@ -58,12 +57,12 @@ WORLD = st.integers(1, 9).flatmap(
 
 @settings(deadline=None, max_examples=60)
 @given(WORLD)
-def test_a_draw_is_an_item_that_is_no_positive_and_every_such_item_is_drawn(
+def test_a_draw_is_an_item_the_user_has_not_met_and_every_such_item_is_drawn(
     world: tuple[int, list[tuple[int, int, bool]], int],
 ) -> None:
     n_items, rows, seed = world
     negatives = RandomNegatives(pairs_of(rows), 5, n_items)
-    allowed = {u: set(range(n_items)) - {i for v, i, p in rows if v == u and p} for u in range(5)}
+    allowed = {u: set(range(n_items)) - {i for v, i, _ in rows if v == u} for u in range(5)}
     assert negatives.free.tolist() == [len(allowed[u]) for u in range(5)]
     users = np.repeat([u for u in range(5) if allowed[u]], 300).astype(np.int64)
     drawn = negatives.draw(users, np.random.default_rng(seed))
@@ -72,17 +71,17 @@ def test_a_draw_is_an_item_that_is_no_positive_and_every_such_item_is_drawn(
         assert set(drawn[users == u].tolist()) == allowed[u]
 
 
-def test_draws_are_uniform_over_the_items_that_are_no_positives() -> None:
-    positives = {0: [0, 1, 2, 17], 1: [19], 2: [], 3: [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]}
-    rows = [(u, i, True) for u, items in positives.items() for i in items]
+def test_draws_are_uniform_over_the_items_not_met() -> None:
+    met = {0: [0, 1, 2, 17], 1: [19], 2: [], 3: [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]}
+    rows = [(u, i, i % 2 == 0) for u, items in met.items() for i in items]
     negatives = RandomNegatives(pairs_of(rows), 4, 20)
     n = 20_000
     users = np.repeat(np.arange(4), n)
     drawn = negatives.draw(users, np.random.default_rng(3))
     for u in range(4):
         count = np.bincount(drawn[users == u], minlength=20)
-        free = np.setdiff1d(np.arange(20), positives[u])
-        assert count[positives[u]].sum() == 0
+        free = np.setdiff1d(np.arange(20), met[u])
+        assert count[met[u]].sum() == 0
         expected = n / len(free)
         chi_square = ((count[free] - expected) ** 2 / expected).sum()
         freedom = len(free) - 1
@@ -107,7 +106,7 @@ def test_an_epoch_is_the_training_rows_and_so_many_negatives_for_each_positive(
     assert Counter(epoch.user[sampled].tolist()) == {u: n * random for u, n in per_user.items() if random}
     assert not epoch.label[sampled].any()
     drawn = set(zip(epoch.user[sampled].tolist(), epoch.item[sampled].tolist(), strict=True))
-    assert not drawn & positives_of(data)
+    assert not drawn & met_in_training(data)
 
 
 def test_a_source_number_points_at_the_training_row_with_the_same_user_item_and_label(
@@ -209,7 +208,7 @@ def test_if_every_user_likes_everything_there_are_no_random_negatives(board: Dat
     assert epoch.label.all()
 
 
-def test_only_training_positives_are_spared_and_only_training_rows_are_given(board: Dataset) -> None:
+def test_only_training_pairs_are_spared_and_only_training_rows_are_given(board: Dataset) -> None:
     rows = [(0, i, True) for i in range(10)] + [(0, i, True) for i in range(10, len(board.items))]
     parts = np.array([TRAIN] * 10 + [VALIDATION] * (len(rows) - 10), np.int8)
     data = replace(board, pairs=pairs_of(rows), parts=parts)

@@ -114,7 +114,9 @@ class ModelConfig(_Section):
     similarity: Literal["cosine", "dot"] = Field("cosine", description="of the user and item vectors")
     temperature: float = Field(0.1, gt=0, description="logit = similarity / temperature")
     learn_temperature: bool = Field(True, description="train the temperature (cosine only)")
-    bias: bool = Field(True, description="user, item and global bias, folded into the vectors")
+    bias: bool = Field(
+        True, description="a global bias and one per value of each categorical feature, folded into the vectors"
+    )
     unknown_rate: float = Field(0.01, ge=0, lt=1, description="share of categorical values trained as unknown")
     embedding_std: float = Field(0.05, gt=0, description="standard deviation of fresh embeddings")
 

@@ -74,11 +74,11 @@ class FieldEmbeddings(nn.Module):
             self._groups.append((table, None if wanted == list(range(len(columns))) else wanted))
             first_rows = torch.tensor([self._place[f.name][1] for f in group])
             self.register_buffer(f"first_rows_{table}", first_rows, persistent=False)
-        for f in self._others:
+        for number, f in enumerate(self._others):  # named by number: a field may be called anything, dots included
             if f.kind == "dense":
-                self.projections[f.name] = nn.Linear(f.length, f.width)
+                self.projections[f"dense{number}"] = nn.Linear(f.length, f.width)
             elif not f.shares:
-                table = f"bag_{f.name}"
+                table = f"bag{number}"
                 self.tables[table] = nn.Embedding(f.rows, f.width)
                 self._place[f.name] = (table, 0, f.rows)
         for module in self.tables.values():
@@ -107,9 +107,9 @@ class FieldEmbeddings(nn.Module):
                 codes = codes.masked_fill(unknown, UNKNOWN)
             embedded: Tensor = self.tables[table](codes + getattr(self, f"first_rows_{table}"))
             parts.append(embedded.flatten(1))
-        for f in self._others:
+        for number, f in enumerate(self._others):
             if f.kind == "dense":
-                parts.append(self.projections[f.name](inputs.dense[f.name]))
+                parts.append(self.projections[f"dense{number}"](inputs.dense[f.name]))
             else:
                 weights = other.rows_of(f.shares) if f.shares else self.rows_of(f.name)
                 parts.append(pool(weights, inputs.bags[f.name], f.pooling))

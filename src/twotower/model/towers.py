@@ -67,6 +67,7 @@ class Tower(nn.Module):
         fields = _pick(side_fields, config.fields)
         self.unknown_rate = unknown_rate
         self.decay_scale = config.decay_scale
+        self.has_layers = bool(config.layers)
         self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std)
         widths = self.embeddings.widths
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
@@ -121,4 +122,6 @@ def _pick(fields: tuple[Field, ...], names: tuple[str, ...]) -> tuple[Field, ...
             raise ConfigError(
                 f"model.branches: no feature '{name}' on this side{nearest(name, known)} (allowed: {', '.join(known)})"
             )
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"model.branches: feature '{min(twice)}' is listed twice in one tower's fields; name it once")
     return tuple(known[n] for n in names) if names else fields

@@ -151,7 +151,7 @@ class TwoTower(nn.Module):
             bias = (self.user_bias if side == "user" else self.item_bias)(inputs, self.config.unknown_rate)
         for tower, other in self.towers(side):
             out = tower(inputs, other.embeddings).float()
-            if bias is not None and len(tower.layers):
+            if bias is not None and tower.has_layers:
                 bias = bias + out[:, -1:]
                 out = out[:, :-1]
             vectors.append(out)

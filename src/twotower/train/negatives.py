@@ -1,7 +1,8 @@
 """What stands against the positives, drawn in this one place.
 
 Observed negatives are training interactions the user did not like. Random ones are items of the whole catalogue,
-fresh every epoch, never one of the user's positives. Draws depend on (seed, epoch) only, so a resumed run sees
+fresh every epoch, never one the user has met in training, so never a positive and never in a history. Draws
+depend on (seed, epoch) only, so a resumed run sees
 the same ones.
 """
 
@@ -33,23 +34,22 @@ class Epoch:
 
 
 class RandomNegatives:
-    """Uniform draws from the items that are not a user's positives, exact and without rejection.
+    """Uniform draws from the items a user has not met, exact and without rejection.
 
-    The r-th such item of a user is r plus the number of positives before it; with the positives p_0 < p_1 < …
+    The r-th such item of a user is r plus the number of met items before it; with the met ones p_0 < p_1 < …
     that is r + #{j : p_j - j <= r}, one binary search for all draws together.
     """
 
-    def __init__(self, pairs: Pairs, n_users: int, n_items: int) -> None:
-        """Only the positives of `pairs` matter."""
-        user, item = pairs.user[pairs.positive].astype(np.int64), pairs.item[pairs.positive]
-        user, item = np.divmod(np.unique(user * n_items + item), n_items)
+    def __init__(self, met: Pairs, n_users: int, n_items: int) -> None:
+        """`met` are the pairs never to draw, liked or not."""
+        user, item = np.divmod(np.unique(met.user.astype(np.int64) * n_items + met.item), n_items)
         self._n_items = n_items
         self._first = np.zeros(n_users + 1, np.int64)
         np.cumsum(np.bincount(user, minlength=n_users), out=self._first[1:])
         rank = np.arange(len(user)) - self._first[user]
         self._keys = user * (n_items + 1) + item - rank
         self.free = n_items - np.diff(self._first)
-        """(n_users,) how many items are not positives of the user."""
+        """(n_users,) how many items the user has not met."""
 
     def draw(self, users: Ints, rng: np.random.Generator) -> Codes:
         """One item row for each of `users` (n,), which should be sorted; each must have `free` > 0."""
@@ -74,7 +74,7 @@ class Sampler:
         if config.random:
             self._random = RandomNegatives(train, len(dataset.users), len(dataset.items))
             positives = np.bincount(train.user[train.positive], minlength=len(dataset.users))
-            # A user whose positives are the whole catalogue has no negative to draw.
+            # A user who has met the whole catalogue has no negative to draw.
             counts = np.where(self._random.free > 0, positives, 0) * config.random
             self._users = np.repeat(np.arange(len(dataset.users)), counts)
             observed = len(train) - int(train.positive.sum())
