@@ -144,7 +144,9 @@ def seconds_to(goal: float) -> float | None:
     spent = 0.0
     started = time.perf_counter()
     dataset = prepare_movielens()
-    _, config = parse({"train": {"batch_size": 8192, "lr": 0.01, "epochs": 20, "device": "cpu"}, "model": {"bias": True}})
+    _, config = parse(
+        {"train": {"batch_size": 8192, "lr": 0.01, "epochs": 20, "device": "cpu"}, "model": {"bias": True}}
+    )
     trainer = Trainer(dataset, config)
     for number in range(config.train.epochs):
         epoch = trainer.sampler.epoch(number)
@@ -158,6 +160,7 @@ def seconds_to(goal: float) -> float | None:
         if found >= goal:
             return round(at, 2)
     return None
+
 
 if __name__ == "__main__":
     main()

@@ -37,7 +37,7 @@ def configuration() -> str:
     )
     for kind, model in FEATURE_KINDS.items():
         text = " ".join((model.__doc__ or "").split())
-        lines += [f"\n### kind = \"{kind}\"\n\n{text}\n", "| key | default | meaning |", "|---|---|---|"]
+        lines += [f'\n### kind = "{kind}"\n\n{text}\n', "| key | default | meaning |", "|---|---|---|"]
         lines += _fields(model, skip=("kind", "name", "side"))
     return "\n".join(lines) + "\n"
 

@@ -75,9 +75,7 @@ EVERYTHING_SCHEMA = Schema(
 )
 
 
-def everything(
-    n_users: int = 60, n_items: int = 40, n: int = 1200
-) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def everything(n_users: int = 60, n_items: int = 40, n: int = 1200) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Tables with every kind of column and some missing values; ids are text; taste follows city and brand."""
     rng = np.random.default_rng(7)
     users = pl.DataFrame(

@@ -99,7 +99,9 @@ def test_stats_tell_what_tables_hold(project: Path, capsys: pytest.CaptureFixtur
 
 def test_output_that_is_not_a_terminal_is_plain(project: Path) -> None:
     command = [sys.executable, "-m", "twotower.cli", "train", str(project / "config.toml"), "--run", str(project / "r")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
     assert sum(line.startswith("epoch ") for line in done.stdout.splitlines()) == 2

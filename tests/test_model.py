@@ -606,3 +606,25 @@ def test_a_shared_sequence_of_another_width_than_its_table_is_a_config_error() -
     with pytest.raises(ConfigError, match="'liked' has width 6 and shares 'iid' of width 4"):
         build((tower(width=6), tower()))
     assert build((tower(width=6), tower(width=6))).branches
+
+
+# ---- names and corners
+
+
+def test_a_field_named_twice_in_one_tower_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="'uid' is listed twice"):
+        build((tower(fields=["uid", "uid"]), tower()))
+
+
+@pytest.mark.parametrize("item", [{"join": "sum", "layers": []}, {"layers": [4]}])
+def test_a_sum_tower_without_layers_gives_its_whole_vector_with_biases(item: dict[str, Any]) -> None:
+    model = build(({"join": "sum", "layers": []}, item), bias=True)
+    users, items = world().inputs()
+    assert model.user_vectors(users).shape[1] == model.item_vectors(items).shape[1] == 4 + 2
+
+
+@pytest.mark.parametrize("name", ["keys", "train", "a.b"])
+@pytest.mark.parametrize("kind", ["lookup", "bag", "dense"])
+def test_a_feature_may_have_any_name(name: str, kind: Any) -> None:
+    field = Field(name, kind, rows=3, length=1)
+    assert FieldEmbeddings((field,), (field,), 4, 0.1).widths == [4]

@@ -46,9 +46,7 @@ def test_clicks_without_a_label_train_against_random_negatives() -> None:
     users, items, actions = checkerboard()
     clicks = actions.filter(pl.col("liked") == 1).drop("liked")
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
-    config = settings(
-        negatives={"random": 3}, train={"epochs": 20, "batch_size": 64, "monitor": "validation.recall@5"}
-    )
+    config = settings(negatives={"random": 3}, train={"epochs": 20, "batch_size": 64, "monitor": "validation.recall@5"})
     done = twotower.fit((users, items, clicks), schema, config)
     # A user is left with a few unseen liked items among 15 + those of the other colour.
     assert done.metrics["test.recall@5"] > 2 * done.metrics["baseline.popularity.recall@5"]

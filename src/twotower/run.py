@@ -56,8 +56,7 @@ class Run:
     def factors(self) -> Factors:
         """Vectors of all users and items; `factors().users @ factors().items.T` are the logits."""
         users, items = (
-            SideTensors(self.dataset.side(s), self.dataset.encoders.fields(s), _device(self.model))
-            for s in SIDES
+            SideTensors(self.dataset.side(s), self.dataset.encoders.fields(s), _device(self.model)) for s in SIDES
         )
         return vectors(self.model, users, items)
 

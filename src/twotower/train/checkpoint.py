@@ -73,7 +73,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parame
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: dict[str, Tensor]
+) -> None:
     """The reverse of `optimizer_tensors`, in place."""
     for parameter, name in names.items():
         slots = {
