@@ -77,7 +77,7 @@ def prepare_movielens() -> Dataset:
     raw = movielens.load("ml-1m", say=lambda line: print(line, file=sys.stderr))
     items = raw.items.with_columns(genre=pl.col("genres").list.first())
     features = tuple(
-        Categorical(name=name, side=side) for side in ("user", "item") for name in FIELDS[side]  # type: ignore[arg-type]
+        Categorical(name=name, side=side) for side in ("user", "item") for name in FIELDS[side]
     )  # fmt: skip
     schema = movielens.SCHEMA.model_copy(update={"features": features})
     return prepare(check(raw.users, items, raw.interactions, schema), schema, parse({})[1].split)

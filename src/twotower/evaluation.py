@@ -130,7 +130,8 @@ def _member(keys: Ints, within: Ints) -> Bools:
     if not len(within):
         return np.zeros(len(keys), bool)
     at = np.minimum(np.searchsorted(within, keys), len(within) - 1)
-    return within[at] == keys
+    found: Bools = within[at] == keys
+    return found
 
 
 def ranking_metrics(hit: Bools, wanted: Ints, k: int) -> dict[str, Doubles]:

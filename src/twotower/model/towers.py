@@ -37,8 +37,8 @@ class SenetGate(nn.Module):
     def forward(self, fields: Tensor) -> Tensor:
         """F fields side by side (U, sum of widths) -> gates (U, F)."""
         one_width = len(set(self.widths)) == 1
-        groups = [fields.unflatten(1, (-1, self.widths[0]))] if one_width else [
-            f[:, None] for f in fields.split(self.widths, 1)
+        groups = [fields.view(len(fields), len(self.widths), self.widths[0])] if one_width else [
+            f[:, None] for f in torch.split(fields, self.widths, 1)
         ]  # fmt: skip
         if self.squeeze == "mean":
             squeezed = [g.mean(2) for g in groups]
@@ -53,8 +53,8 @@ class SenetGate(nn.Module):
         """The fields, each multiplied by its gate."""
         gates = self(fields)
         if len(set(self.widths)) == 1:
-            return (fields.unflatten(1, (-1, self.widths[0])) * gates[:, :, None]).flatten(1)
-        return torch.cat([f * gates[:, i, None] for i, f in enumerate(fields.split(self.widths, 1))], 1)
+            return fields * gates.repeat_interleave(self.widths[0], 1)
+        return torch.cat([f * gates[:, i, None] for i, f in enumerate(torch.split(fields, self.widths, 1))], 1)
 
 
 class Tower(nn.Module):
@@ -110,7 +110,7 @@ class Tower(nn.Module):
         if self.senet is not None:
             joined = self.senet.weigh(joined)
         if self.shift is not None:
-            joined = joined.unflatten(1, (-1, len(self.shift))).sum(1) + self.shift
+            joined = joined.view(len(joined), len(self.field_names), len(self.shift)).sum(1) + self.shift
         out: Tensor = self.layers(self.field_dropout(joined))
         return out
 
