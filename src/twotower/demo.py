@@ -17,10 +17,10 @@ from twotower.errors import DataError
 from twotower.run import Run
 from twotower.watcher import Watcher
 
-_TOWER = {"layers": [64, 32], "senet": {"enabled": True}}
+_TOWER = {"layers": [128, 64], "senet": {"enabled": True}}
 SETTINGS = {
-    "model": {"width": 16, "branches": [{"user": _TOWER, "item": _TOWER}]},
-    "negatives": {"random": 5, "random_share": 0.5},
+    "model": {"width": 32, "branches": [{"user": _TOWER, "item": _TOWER}]},
+    "negatives": {"random": 5, "random_share": 0.7},
     "train": {
         "epochs": 8,
         "batch_size": 8192,

@@ -53,7 +53,8 @@ class SenetGate(nn.Module):
         """The fields, each multiplied by its gate."""
         gates = self(fields)
         if len(set(self.widths)) == 1:
-            return fields * gates.repeat_interleave(self.widths[0], 1)
+            weighed: Tensor = fields * gates.repeat_interleave(self.widths[0], 1)
+            return weighed
         return torch.cat([f * gates[:, i, None] for i, f in enumerate(torch.split(fields, self.widths, 1))], 1)
 
 
