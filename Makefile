@@ -31,7 +31,7 @@ demo: .venv/.run
 	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data $(DATA))
 
 test: .venv/.test
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python -m pytest
 
 test-real: .venv/.test
 	@test -n "$(DATA)" || { echo "error: name the archive: make test-real DATA=path/to/ml-1m.zip"; exit 2; }

@@ -97,7 +97,7 @@ class Trainer:
         self.items = SideTensors(dataset.items, item_fields, self.device)
         self.batcher = Batcher(self.users, self.items)
         self.sampler = Sampler(dataset, config.negatives, config.train.seed, config.train.shuffle)
-        self.optimizer = _optimizer(self.model, config.train)
+        self.optimizer = _optimizer(self.model, config.train, self.device)
         self.names = {p: n for n, p in self.model.named_parameters()}
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self.progress = _Progress()
@@ -349,7 +349,7 @@ class Trainer:
         return f"{good}; try a lower train.lr or train.clip_norm = 1"
 
 
-def _optimizer(model: TwoTower, config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(model: TwoTower, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     """Each tower's embeddings, the biases and the layers are groups of their own, each with its weight decay."""
     groups: list[tuple[list[nn.Parameter], float]] = []
     for side in SIDES:
@@ -367,7 +367,7 @@ def _optimizer(model: TwoTower, config: TrainConfig) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer = kind(
         [{"params": params, "weight_decay": decay} for decay, params in by_decay.items() if params],
         lr=config.lr,
-        fused=True,
+        fused=device.type == "cpu",  # every optimizer has a fused CPU kernel; elsewhere torch knows best
     )
     return optimizer
 

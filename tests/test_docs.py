@@ -1,0 +1,93 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from twotower import cli
+from twotower import config as settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["configuration.md", "cli.md"])
+def test_generated_pages_are_up_to_date(page: str) -> None:
+    text = generator().PAGES[page]()
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, "run `make docs`"
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_python_of_the_readme_runs(readme: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_both_readmes_have_the_same_sections_code_and_numbers() -> None:
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
+    for pattern in (r"^#+ ", r"^```", r"^\|", r"\d\.\d{4}"):
+        english, chinese = (re.findall(pattern, text, re.M) for text in texts)
+        assert english == chinese, pattern
+
+
+def test_no_placeholder_is_left_in_a_document() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for mark in ("SEEDAUC", "<!-- rank_quality", "<!-- train_speed", "TODO", "MISSING"):
+            assert mark not in text, f"{page.name}: {mark}"
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
+def test_every_example_is_a_valid_config(example: Path) -> None:
+    schema, _ = settings.load(example)
+    assert schema is not None
+    assert tomllib.loads(example.read_text(encoding="utf-8"))
+
+
+def test_the_example_of_own_data_trains_and_beats_popularity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ROOT / "examples" / "own-data.toml"
+    assert cli.run_command(cli.app, ["train", str(config), "--run", str(tmp_path / "run")]) == 0
+    from twotower import pipeline
+
+    metrics = pipeline.load(tmp_path / "run").metrics
+    assert metrics["test.recall@10"] > metrics["baseline.popularity.recall@10"]
+    assert "next: twotower evaluate" in capsys.readouterr().out
+
+
+def test_every_named_fault_test_exists() -> None:
+    table = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", table)
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
+    rows = {m for m in re.findall(r"^\| ([A-F]\d+) \|", table, re.M)}
+    assert {t.split("_")[2] for _, t in named} == rows

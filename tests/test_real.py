@@ -1,0 +1,77 @@
+"""What must hold on the real MovieLens 1M: `make test-real DATA=path/to/ml-1m.zip`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from twotower import pipeline
+from twotower.config import load as load_config
+from twotower.data import movielens
+from twotower.data.dataset import prepare
+from twotower.data.tables import check
+
+pytestmark = pytest.mark.real
+ROOT = Path(__file__).parent.parent
+ARCHIVE = os.environ.get("TWOTOWER_DATA", "")
+
+
+@pytest.fixture(autouse=True)
+def archive(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    assert ARCHIVE, "TWOTOWER_DATA must name ml-1m.zip"
+    monkeypatch.setenv("TWOTOWER_DATA", ARCHIVE)
+
+
+def python(folder: Path, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_archive_is_what_the_papers_describe() -> None:
+    raw = movielens.load("ml-1m")
+    tables = check(raw.users, raw.items, raw.interactions, movielens.SCHEMA)
+    assert (tables.users.height, tables.items.height, tables.interactions.height) == (6040, 3883, 1_000_209)
+    assert 575_279 <= tables.interactions["positive"].sum() <= 575_281
+    dataset = prepare(tables, movielens.SCHEMA, load_config(ROOT / "examples" / "movielens-rank.toml")[1].split)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (720_150, 80_017, 200_042)
+
+
+def test_the_teaching_projects_commands_reach_078(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "main.py", tmp_path)
+    shutil.copytree(ROOT / "data_process", tmp_path / "data_process")
+    for script in ("data_download.py", "data_processing.py"):
+        python(tmp_path / "data_process" / "movie_len", script)
+    flags = (
+        "--data_path dataset/ml-1m/feature --model_path checkpont --epochs 10 --batch_size 2048 --dropout 0.0 --lr 0.001 "
+        "--optimizer Adam --device gpu --encode_min 0.0 --neg_sampling 5 --use_senet True --whether_train"
+    ).split()
+    print(python(tmp_path, "main.py", *flags, "train"))
+    shown = python(tmp_path, "main.py", *flags, "test")
+    print(shown)
+    assert float(shown.split("Test AUC:")[1]) >= 0.78
+
+
+def test_the_ranking_example_reaches_its_goal() -> None:
+    schema, config = load_config(ROOT / "examples" / "movielens-rank.toml")
+    tables, schema = pipeline.read(config, schema)
+    metrics = pipeline.fit(tables, schema, config).metrics
+    print({m: round(metrics[m], 4) for m in ("test.auc", "test.gauc", "validation.auc")})
+    assert metrics["test.auc"] >= 0.8225
+    assert metrics["test.gauc"] >= 0.775
+
+
+def test_the_demo_beats_popularity_within_two_gigabytes(tmp_path: Path) -> None:
+    shown = python(tmp_path, "-m", "twotower.cli", "demo", "--run", "runs/demo")
+    print(shown)
+    metrics = json.loads((tmp_path / "runs" / "demo" / "metrics.json").read_text())
+    for metric in ("recall@10", "ndcg@10", "gauc"):
+        assert metrics[f"test.{metric}"] > metrics[f"baseline.popularity.{metric}"]
+    assert metrics["train.peak_memory_mb"] < 2000
+    assert shown.count(" 10. ") == 3
