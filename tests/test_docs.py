@@ -73,7 +73,9 @@ def test_every_example_is_a_valid_config(example: Path) -> None:
     assert tomllib.loads(example.read_text(encoding="utf-8"))
 
 
-def test_the_example_of_own_data_trains_and_beats_popularity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_own_data_trains_and_beats_popularity(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ROOT / "examples" / "own-data.toml"
     assert cli.run_command(cli.app, ["train", str(config), "--run", str(tmp_path / "run")]) == 0
     from twotower import pipeline
