@@ -28,14 +28,14 @@ help:
 	@touch $@ .venv/.run
 
 demo: .venv/.run
-	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data $(DATA))
+	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data "$(DATA)")
 
 test: .venv/.test
 	$(BIN)/python -m pytest
 
 test-real: .venv/.test
 	@test -n "$(DATA)" || { echo "error: name the archive: make test-real DATA=path/to/ml-1m.zip"; exit 2; }
-	TWOTOWER_DATA="$(abspath $(DATA))" $(BIN)/python -m pytest -m real -s
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" $(BIN)/python -m pytest -m real -s
 
 check: .venv/.test
 	$(BIN)/ruff format --check $(SOURCES)
@@ -55,8 +55,8 @@ bench-env: .venv-bench/.ready
 
 bench: bench-env
 	@test -n "$(DATA)" || { echo "error: name the archive: make bench DATA=path/to/ml-1m.zip"; exit 2; }
-	TWOTOWER_DATA="$(abspath $(DATA))" .venv-bench/bin/python benchmarks/train_speed.py
-	TWOTOWER_DATA="$(abspath $(DATA))" .venv-bench/bin/python benchmarks/rank_quality.py
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/train_speed.py
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/rank_quality.py
 
 clean:
-	rm -rf .venv .venv-bench runs build dist src/*.egg-info
+	rm -rf .venv .venv-bench build dist src/*.egg-info

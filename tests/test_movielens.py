@@ -114,7 +114,7 @@ def test_ml_100k_is_parsed() -> None:
 def test_the_schema_fits_the_tables(name: Any, members: dict[str, bytes]) -> None:
     tables = parse(zipped(members), "a.zip", name)
     checked = check(tables.users, tables.items, tables.interactions, movielens.SCHEMA)
-    assert checked.interactions["positive"].to_list() == [True, False, True]
+    assert checked.interactions["__positive"].to_list() == [True, False, True]
 
 
 @pytest.mark.parametrize(

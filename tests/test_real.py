@@ -38,7 +38,7 @@ def test_the_archive_is_what_the_papers_describe() -> None:
     raw = movielens.load("ml-1m")
     tables = check(raw.users, raw.items, raw.interactions, movielens.SCHEMA)
     assert (tables.users.height, tables.items.height, tables.interactions.height) == (6040, 3883, 1_000_209)
-    assert 575_279 <= tables.interactions["positive"].sum() <= 575_281
+    assert 575_279 <= tables.interactions["__positive"].sum() <= 575_281
     dataset = prepare(tables, movielens.SCHEMA, load_config(ROOT / "examples" / "movielens-rank.toml")[1].split)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (720_150, 80_017, 200_042)
 
@@ -48,10 +48,7 @@ def test_the_teaching_projects_commands_reach_078(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "data_process", tmp_path / "data_process")
     for script in ("data_download.py", "data_processing.py"):
         python(tmp_path / "data_process" / "movie_len", script)
-    flags = (
-        "--data_path dataset/ml-1m/feature --model_path checkpont --epochs 10 --batch_size 2048 --dropout 0.0 --lr 0.001 "
-        "--optimizer Adam --device gpu --encode_min 0.0 --neg_sampling 5 --use_senet True --whether_train"
-    ).split()
+    flags = ["--data_path", "dataset/ml-1m/feature", "--model_path", "checkpont", "--epochs", "10", "--batch_size", "2048", "--dropout", "0.0", "--lr", "0.001", "--optimizer", "Adam", "--device", "gpu", "--encode_min", "0.0", "--neg_sampling", "5", "--use_senet", "True", "--whether_train"]
     print(python(tmp_path, "main.py", *flags, "train"))
     shown = python(tmp_path, "main.py", *flags, "test")
     print(shown)

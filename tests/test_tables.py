@@ -400,7 +400,7 @@ def test_fault_C6_timestamps_of_another_unit_are_refused_and_the_right_one_is_na
     seconds = [1_600_000_000, 1_500_000_000, 1_400_000_000, 1_300_000_000, 978_300_760]
     given, schema = actions(at=[s * factor for s in seconds]), RATED.model_copy(update={"time_unit": read_as})
     if unit == read_as:
-        assert check(None, None, given, schema).interactions["seconds"].to_list() == seconds
+        assert check(None, None, given, schema).interactions["__seconds"].to_list() == seconds
     else:
         when = "in the future" if factor > read_factor else "before 1973"
         refused(lambda: check(None, None, given, schema), f"time 'at': the latest is {when}",
@@ -424,7 +424,7 @@ def test_fault_C6_times_in_the_future_are_refused(latest: Any, unit: str) -> Non
 
 def test_fault_C6_unsorted_times_are_fine_and_keep_the_tables_order() -> None:
     tables = check(None, None, actions(), RATED)
-    assert tables.interactions["seconds"].to_list() == actions()["at"]
+    assert tables.interactions["__seconds"].to_list() == actions()["at"]
     assert tables.notes == []
 
 
@@ -438,16 +438,16 @@ def test_fault_C6_unsorted_times_are_fine_and_keep_the_tables_order() -> None:
     ],
 )
 def test_datetimes_and_numbers_become_seconds(times: Any, seconds: int) -> None:
-    found = check(None, None, actions(at=times), RATED).interactions["seconds"].to_list()
+    found = check(None, None, actions(at=times), RATED).interactions["__seconds"].to_list()
     assert found == [seconds + s for s in range(5)]
 
 
 @pytest.mark.parametrize("times", [[0.5, 0.1, 0.4, 0.4, 0.2], pl.Series([2**63 + v for v in (9, 1, 5, 5, 3)])])
 def test_a_time_that_only_orders_may_be_any_number(times: Any) -> None:
     schema = RATED.model_copy(update={"time_unit": "order"})
-    found = check(None, None, actions(at=times), schema).interactions["seconds"].to_list()
+    found = check(None, None, actions(at=times), schema).interactions["__seconds"].to_list()
     assert found == [4, 1, 3, 3, 2]
-    whole = check(None, None, actions(at=[9, 10**17, -4, 0, 9]), schema).interactions["seconds"].to_list()
+    whole = check(None, None, actions(at=[9, 10**17, -4, 0, 9]), schema).interactions["__seconds"].to_list()
     assert whole == [9, 10**17, -4, 0, 9]
 
 
@@ -548,8 +548,8 @@ def test_sides_that_are_not_given_are_the_distinct_ids_in_order() -> None:
     tables = check(None, None, actions(), PLAIN)
     assert tables.users.to_dict(as_series=False) == {"user_id": [1, 2, 3]}
     assert tables.items.to_dict(as_series=False) == {"item_id": [10, 11, 12]}
-    assert tables.interactions["positive"].to_list() == [True] * 5
-    assert "seconds" not in tables.interactions.columns
+    assert tables.interactions["__positive"].to_list() == [True] * 5
+    assert "__seconds" not in tables.interactions.columns
 
 
 @examples(max_examples=40, deadline=None)

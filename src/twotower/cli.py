@@ -23,7 +23,9 @@ _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, such as train.epochs=3"),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="change a setting, such as train.epochs=3; paths are relative to the config"
+    ),
 ]
 
 
@@ -62,7 +64,8 @@ def train(
     schema, resolved = settings.load(config, set_ or [])
     console = Console()
     tables, schema = pipeline.read(resolved, schema, console)
-    done = pipeline.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=console)
+    with console:
+        done = pipeline.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=console)
     print_metrics(done.metrics, resolved.evaluation.k[0])
     print(f"run: {run}   report: {run / 'report.html'}\nnext: twotower evaluate {run}")
 
@@ -146,7 +149,8 @@ def demo(
     """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend."""
     from twotower import demo as main_job
 
-    done = main_job.main(data, run, Console())
+    with Console() as console:
+        done = main_job.main(data, run, console)
     k = done.config.evaluation.k[0]
     print()
     print_metrics(done.metrics, k)
@@ -169,7 +173,14 @@ class Console(Watcher):
         self._live = sys.stdout.isatty()
         self._last = 0.0
 
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def say(self, line: str) -> None:
+        self.close()
         print(line, flush=True)
 
     def step(self, done: int, total: int, loss: float) -> None:

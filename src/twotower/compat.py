@@ -23,7 +23,7 @@ from twotower.config import Config, parse
 from twotower.data import movielens
 from twotower.data.dataset import Dataset, Pairs, assemble
 from twotower.data.splits import TEST, TRAIN, VALIDATION, Parts, split
-from twotower.data.tables import as_frame, check
+from twotower.data.tables import POSITIVE, SECONDS, as_frame, check
 from twotower.encoders import Encoders
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
 from twotower.evaluation import auc
@@ -84,7 +84,7 @@ class DSSMTrainable:
         self._x, self._y = as_frame(x, "x"), _labels(y, "y")
         if self._x.height != len(self._y):
             raise DataError(f"x has {self._x.height} rows and y {len(self._y)}; give one label per row")
-        self.device = _device(device)
+        self._device = device
         self.model_path = Path(model_path) if model_path is not None else None
         self._trainer: Trainer | None = None
         self._run: Run | None = None
@@ -139,7 +139,7 @@ class DSSMTrainable:
             "validate_every": val_step,
             "optimizer": optimizer,
             "lr": lr,
-            "device": _device(device),
+            "device": self._choose(device),
         }
         if lr_decay_rate and lr_decay_step:
             settings |= {"schedule": "step", "decay_rate": lr_decay_rate, "decay_epochs": lr_decay_step}
@@ -153,7 +153,11 @@ class DSSMTrainable:
 
     def test(self, device: str = "cpu") -> float:
         """AUC over the rows given to the constructor; values never seen in training count as unknown."""
-        return score(self._trained(), self._x, self._y, _device(device))
+        return score(self._trained(), self._x, self._y, self._choose(device))
+
+    def _choose(self, device: str) -> str:
+        """The device of a call; 'cpu', its default, leaves it to the constructor's."""
+        return _device(device if device != "cpu" else self._device)
 
     def save_model(self, model_path: str | os.PathLike[str]) -> None:
         """Write the best weights, the encoders and the settings to the folder `model_path`."""
@@ -169,7 +173,10 @@ class DSSMTrainable:
 
 
 def _labels(y: Any, what: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    values = np.asarray(y, dtype=np.float64).reshape(-1)
+    try:
+        values = np.asarray(y, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise DataError(f"{what}: labels are not numbers; give 0 and 1") from None
     bad = ~np.isin(values, (0.0, 1.0))
     if bad.any():
         raise DataError(f"{what}: found label {values[bad][0]:g}, expected 0 or 1")
@@ -203,33 +210,43 @@ def _check_params(given: Mapping[str, Mapping[str, Any]] | None, x: pl.DataFrame
     return {c: dict(p) for c, p in given.items()}
 
 
+def _whole(params: dict[str, Any], key: str, column: str) -> int:
+    """A whole number from a number or its text, 0 if absent."""
+    value = params.get(key) or 0
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0 or (key == "bucket" and number == 1):
+        raise ConfigError(f"cols_params['{column}']: {key} is {value!r}, expected a whole number of at least 2")
+    return number
+
+
 def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float) -> Schema:
     """Rows of a side have no id of their own here: the row numbers are the ids."""
     features: list[Feature] = []
     for column, p in params.items():
         dtype = x[column].dtype
-        common: dict[str, Any] = {"name": column, "side": p["belongs"], "width": int(p.get("emb_size") or 0)}
+        common: dict[str, Any] = {"name": column, "side": p["belongs"], "width": _whole(p, "emb_size", column)}
         nested = isinstance(dtype, pl.List | pl.Array)
         if _flag(p.get("use_vec", False)):
-            features.append(Vector(**common, length=int(p.get("vec_len") or 0)))
+            features.append(Vector(**common, length=_whole(p, "vec_len", column)))
         elif nested:
             features.append(MultiHot(**common, min_rate=rate_min))
         elif dtype.is_float() or p.get("bucket"):
-            features.append(Numeric(**common, buckets=int(p.get("bucket") or 0)))
+            features.append(Numeric(**common, buckets=_whole(p, "bucket", column)))
         else:
             features.append(Categorical(**common, min_rate=rate_min))
+    for side in SIDES:
+        if not any(f.side == side for f in features):
+            raise ConfigError(f"cols_params: no column belongs to '{side}'; each tower needs at least one")
     return Schema(user_id=_ROW["user"], item_id=_ROW["item"], features=tuple(features))
 
 
 def _distinct(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
     """The distinct rows of some columns, and for every row of `x` which of them it is."""
     part = x.select(columns)
-    # Lists are compared by their text, which is exact for what JSON-like cells can hold.
-    keys = part.with_columns(
-        pl.col(c).cast(pl.List(pl.String)).list.join("\x1f", ignore_nulls=False)
-        for c, t in part.schema.items()
-        if isinstance(t, pl.List | pl.Array)
-    )
+    keys = part.with_columns(pl.col(c).arr.to_list() for c, t in part.schema.items() if isinstance(t, pl.Array))
     groups = keys.with_row_index("__at").group_by(columns, maintain_order=True).agg(pl.col("__at"))
     at = groups["__at"].explode().to_numpy()
     number = np.repeat(np.arange(groups.height, dtype=np.int32), groups["__at"].list.len().to_numpy())
@@ -253,9 +270,16 @@ def _from_rows(
         x = pl.concat([x.select(columns), val[0].select(columns)], how="vertical_relaxed")
         y = np.concatenate([y, val[1]])
     else:
+        # A tenth of each class, so that both parts have both.
         parts = np.zeros(x.height, np.int8)
         order = np.random.RandomState(2022).permutation(x.height)
-        parts[order[: max(1, x.height // 10)]] = VALIDATION
+        for label in (False, True):
+            mine = order[y[order] == label]
+            if len(mine) < 2:
+                raise DataError(
+                    f"y: only {len(mine)} rows are labelled {int(label)}; give more rows, or val_x and val_y"
+                )
+            parts[mine[: max(1, len(mine) // 10)]] = VALIDATION
     return _dataset(schema, x, y, parts)
 
 
@@ -314,9 +338,9 @@ def _flag(value: Any) -> bool:
 
 def _device(name: str) -> str:
     """'gpu' is the teaching project's name for an accelerator; without one the CPU does it, and says so."""
-    if name in ("cpu", "auto"):
-        return "cpu" if name == "cpu" else "auto"
-    if name not in ("gpu", "cuda", "mps"):
+    if name == "cpu":
+        return "cpu"
+    if name not in ("auto", "gpu", "cuda", "mps"):
         raise ConfigError(f"device {name!r} is not known (allowed: cpu, gpu)")
     if torch.cuda.is_available():
         return "cuda"
@@ -487,7 +511,7 @@ def write_features(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFra
         ratings_count=pl.len().cast(pl.Float64), ratings_mean=pl.col("rating").mean()
     )
     rows = (
-        actions.with_columns(part=pl.Series(parts), label=pl.col("positive").cast(pl.Int8))
+        actions.with_columns(part=pl.Series(parts), label=pl.col(POSITIVE).cast(pl.Int8))
         .join(tables.users, on="user_id", how="left", maintain_order="left")
         .join(tables.items, on="item_id", how="left", maintain_order="left")
         .join(counted, on="item_id", how="left", maintain_order="left")
@@ -497,7 +521,7 @@ def write_features(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFra
              "item_id": "MovieID", "title": "Title", "year": "Year", "genres": "Genres", "rating": "Rating",
              "timestamp": "Timestamp"}
         )
-        .drop("positive", "seconds", strict=False)
+        .drop(POSITIVE, SECONDS, strict=False)
     )  # fmt: skip
     target.mkdir(parents=True, exist_ok=True)
     sizes = {}

@@ -45,6 +45,8 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        if self.source and not self.dataset:
+            raise ValueError("data.source is the archive of data.dataset; set data.dataset, or name data.interactions")
         if self.dataset and (self.users or self.items or self.interactions):
             raise ValueError("give either data.dataset or data.interactions (with users and items), not both")
         return self
@@ -98,7 +100,7 @@ class TowerConfig(_Section):
 
 
 class BranchConfig(_Section):
-    """A pair of towers whose vectors are compared with each other; the branches' scores add up."""
+    """A pair of towers whose vectors are compared; the branches' vectors stand side by side, so their scores add up."""
 
     user: TowerConfig = TowerConfig()
     item: TowerConfig = TowerConfig()
@@ -111,7 +113,9 @@ class ModelConfig(_Section):
     branches: tuple[BranchConfig, ...] = Field(
         (BranchConfig(),), min_length=1, description="pairs of towers side by side; one is the classic DSSM"
     )
-    similarity: Literal["cosine", "dot"] = Field("cosine", description="of the user and item vectors")
+    similarity: Literal["cosine", "dot"] = Field(
+        "cosine", description="of the user and item vectors (of all branches together)"
+    )
     temperature: float = Field(0.1, gt=0, description="logit = similarity / temperature")
     learn_temperature: bool = Field(True, description="train the temperature (cosine only)")
     bias: bool = Field(
@@ -125,7 +129,7 @@ class NegativesConfig(_Section):
     """What stands against the positives: observed negatives, and random items of the whole catalogue."""
 
     random: int = Field(
-        0, ge=0, description="random items for each positive, fresh every epoch, never a positive of the user"
+        0, ge=0, description="random items for each positive, fresh every epoch, never one the user has met in training"
     )
     random_share: float = Field(
         0.2,
@@ -140,12 +144,14 @@ class TrainConfig(_Section):
 
     epochs: int = Field(10, ge=1, description="passes over the training interactions")
     batch_size: int = Field(2048, ge=1, description="pairs a step")
-    shuffle: bool = Field(True, description="a new order of the pairs every epoch; false keeps the table's")
+    shuffle: bool = Field(
+        True, description="a new order of the pairs every epoch; false keeps the table's, random negatives last"
+    )
     optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="update rule")
     lr: float = Field(1e-3, gt=0, description="learning rate")
     weight_decay: float = Field(0.0, ge=0, description="of the layers")
     embedding_weight_decay: float = Field(0.0, ge=0, description="of the embeddings")
-    bias_weight_decay: float = Field(0.0, ge=0, description="of the user and item biases")
+    bias_weight_decay: float = Field(0.0, ge=0, description="of the biases and the temperature")
     schedule: Literal["constant", "cosine", "step"] = Field("constant", description="of the learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from zero")
     decay_rate: float = Field(0.5, gt=0, le=1, description="factor of the step schedule")

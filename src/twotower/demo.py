@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from twotower import pipeline
+from twotower import pipeline, run
 from twotower.config import parse
 from twotower.data import movielens
 from twotower.data.tables import check
@@ -49,8 +48,7 @@ def main(data: str, folder: Path, watcher: Watcher) -> Run:
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"dataset": name, "source": source or ""})}
     )
-    if (folder / "config.toml").exists():
-        shutil.rmtree(folder)
+    run.clear(folder)
     return pipeline.fit(tables, schema, config, folder=folder, watcher=watcher)
 
 
@@ -59,15 +57,15 @@ def _choose(data: str) -> tuple[movielens.Name, str | None]:
     return (movielens.archive_name(source), str(Path(source).resolve())) if source else ("ml-1m", None)
 
 
-def recommendations(run: Run, k: int) -> Iterator[str]:
+def recommendations(done: Run, k: int) -> Iterator[str]:
     """Three users of different activity: what they liked last, and the `k` best films they have not seen."""
-    activity = np.bincount(run.dataset.train.user, minlength=len(run.dataset.users))
+    activity = np.bincount(done.dataset.train.user, minlength=len(done.dataset.users))
     order = np.argsort(activity, kind="stable")
     for share in (0.25, 0.5, 0.9):
         row = int(order[int(share * (len(order) - 1))])
-        user = run.dataset.users.ids[row]
+        user = done.dataset.users.ids[row]
         yield f"\nuser {user}, {activity[row]} ratings in training; liked last:"
-        yield "    " + ";  ".join(pipeline.recent(run, user))
+        yield "    " + ";  ".join(pipeline.recent(done, user))
         yield f"  the {k} best films for them:"
-        for place, r in enumerate(pipeline.recommend(run, user, k), 1):
+        for place, r in enumerate(pipeline.recommend(done, user, k), 1):
             yield f"    {place:>2}. {r.title}  (logit {r.score:+.2f})"

@@ -81,9 +81,11 @@ def _train(
         if resume:
             if trainer.resume(override):
                 watcher.say(f"resuming after step {trainer.progress.step}")
+            elif run.is_complete(folder):
+                raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another --run")
             else:
                 watcher.say("no checkpoint to resume from; starting")
-        elif (folder / "config.toml").exists():
+        elif (folder / "encoders.json").exists():
             raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
         run.begin(folder, dataset, config)
     trained = trainer.run()
@@ -111,7 +113,12 @@ class _Recorder(Watcher):
 
 
 def evaluate(trained: Run) -> Metrics:
-    """Measure a run again: its vectors, over its own validation and test parts."""
+    """Measure a run again: its vectors, over its own validation and test parts.
+
+    Raises RunError if the run has no test part (a model of `DSSMTrainable` or main.py has none).
+    """
+    if not len(trained.dataset.test):
+        raise RunError(f"{trained.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
     return measure(trained.factors(), trained.dataset, trained.config.evaluation)
 
 
@@ -142,6 +149,8 @@ def recommend(trained: Run, user_id: Any, k: int = 10) -> list[Recommendation]:
     Raises DataError if the run does not know the user.
     """
     dataset = trained.dataset
+    if k < 1:
+        raise DataError(f"k is {k}, expected at least 1")
     row = _row(dataset, user_id)
     seen = torch.from_numpy(dataset.pairs.item[dataset.pairs.user == row]).long()
     factors = trained.factors()

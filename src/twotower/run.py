@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,13 +34,17 @@ from twotower import storage
 from twotower.config import Config
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, Pairs, assemble
-from twotower.encoders import Encoders
+from twotower.encoders import Encoders, Ragged
 from twotower.errors import RunError
 from twotower.evaluation import Factors, vectors
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
 
 FORMAT = 1
+FILES = {
+    "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
+    "interactions.parquet", "metrics.json", "history.jsonl", "report.html", "checkpoints",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,13 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
     for key in ("checkpoint_seconds", "checkpoint_steps"):
         del flat[f"train.{key}"]
     digest = hashlib.sha256()
-    for array in (dataset.pairs.user, dataset.pairs.item, dataset.pairs.positive, dataset.parts):
+    arrays = [dataset.pairs.user, dataset.pairs.item, dataset.pairs.positive, dataset.parts]
+    if dataset.seconds is not None:
+        arrays.append(dataset.seconds)
+    for side in SIDES:
+        for column in dataset.side(side).columns.values():
+            arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
+    for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update(dataset.encoders.to_json().encode())
     digest.update(dataset.schema.model_dump_json().encode())
@@ -92,13 +103,33 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
     }
 
 
+def claim(folder: Path) -> None:
+    """Raises RunError unless `folder` is new, empty, or holds a run and nothing else: files of others stay safe."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(f"{folder}: a file is in the way, the run cannot be written there; choose another folder")
+    found = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+    strange = sorted(found if "encoders.json" not in found else found - FILES)
+    if strange:
+        raise RunError(f"{folder}: not empty and not a run (it holds {strange[0]}); choose another folder")
+
+
+def clear(folder: Path) -> None:
+    """Remove the run in `folder`. Raises RunError if anything else is there."""
+    claim(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def begin(folder: Path, dataset: Dataset, config: Config) -> None:
     """Prove that the folder can be written, and put the settings and data there before training starts."""
+    claim(folder)
     storage.probe(folder)
     for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
         (folder / stale).unlink(missing_ok=True)
-    storage.write(folder / "config.toml", settings.dump(dataset.schema, config))
+    # encoders.json comes first: it is what tells a run's tables from a user's.
     storage.write(folder / "encoders.json", dataset.encoders.to_json())
+    storage.write(folder / "config.toml", settings.dump(dataset.schema, config))
     pairs = pl.DataFrame(
         {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
          "part": dataset.parts}

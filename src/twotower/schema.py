@@ -64,7 +64,14 @@ class Numeric(_Feature):
             raise ValueError("buckets must be 0 (standardise) or at least 2")
         if self.of and self.statistic != "mean":
             raise ValueError("'of' only goes with statistic = 'mean'")
+        if self.statistic and self.column:
+            raise ValueError("'column' does not go with a statistic; 'of' names the column that is averaged")
         return self
+
+    @property
+    def source(self) -> str:
+        """The column the values are read from; a statistic has one of its own, beside the user's columns."""
+        return f"__{self.statistic}:{self.name}" if self.statistic else super().source
 
 
 class MultiHot(_Feature):
@@ -128,6 +135,10 @@ class Schema(_Data):
             if twice:
                 raise ValueError(f"feature {twice[0]!r} is defined twice on the {side} side")
         for f in self.features:
+            if isinstance(f, Sequence) and (f.column or f.missing == "error"):
+                raise ValueError(
+                    f"sequence {f.name!r} is made of interactions; it takes neither 'column' nor 'missing'"
+                )
             if isinstance(f, Sequence) and f.share and self.id_feature(_other(f.side)) is None:
                 raise ValueError(
                     f"sequence {f.name!r} shares the {_other(f.side)} id embedding, but no categorical feature "

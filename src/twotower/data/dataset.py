@@ -11,7 +11,7 @@ import polars as pl
 
 from twotower.config import SplitConfig
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
-from twotower.data.tables import Tables
+from twotower.data.tables import POSITIVE, SECONDS, Tables
 from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
 from twotower.errors import DataError
 from twotower.schema import Numeric, Schema, Sequence, SideName
@@ -99,10 +99,10 @@ def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
     user = _number(tables.interactions, tables.users, schema.user_id)
     item = _number(tables.interactions, tables.items, schema.item_id)
     seconds = (
-        tables.interactions["seconds"].to_numpy().astype(np.int64) if "seconds" in tables.interactions.columns else None
+        tables.interactions[SECONDS].to_numpy().astype(np.int64) if SECONDS in tables.interactions.columns else None
     )
     parts = split(user, seconds, config)
-    pairs = Pairs(user, item, tables.interactions["positive"].to_numpy().astype(bool))
+    pairs = Pairs(user, item, tables.interactions[POSITIVE].to_numpy().astype(bool))
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
     counts: dict[SideName, Ints] = {}
@@ -144,8 +144,8 @@ def assemble(
 
 
 def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
-    rows = side.select(key).with_row_index("row")
-    return actions.select(key).join(rows, on=key, how="left", maintain_order="left")["row"].to_numpy().astype(np.int32)
+    rows = side.select(key).with_row_index("__row")
+    return actions.select(key).join(rows, on=key, how="left", maintain_order="left")["__row"].to_numpy().astype(np.int32)
 
 
 def _statistics(
@@ -158,7 +158,7 @@ def _statistics(
         if f.statistic == "count":
             values = np.log1p(counts.astype(np.float64))
         else:
-            of = actions[f.of or schema.label or "positive"].cast(pl.Float64).to_numpy()
+            of = actions[f.of or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
             known = np.isfinite(of)
             with np.errstate(invalid="ignore"):
                 values = np.bincount(rows[known], of[known], frame.height) / np.bincount(

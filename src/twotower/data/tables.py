@@ -19,6 +19,10 @@ from twotower.errors import DataError, nearest
 from twotower.schema import Numeric, Schema, Sequence, SideName
 
 
+# Columns that checking adds to the interactions, named so that no column of a user is in their way.
+POSITIVE, SECONDS = "__positive", "__seconds"
+
+
 @dataclass(frozen=True)
 class Tables:
     """The three tables, ids still external. `notes` says what checking changed or counted."""
@@ -28,16 +32,14 @@ class Tables:
     interactions: pl.DataFrame
     notes: list[str] = field(default_factory=list)
 
-    def side(self, side: SideName) -> pl.DataFrame:
-        return self.users if side == "user" else self.items
 
 
-def as_frame(table: Any, what: str) -> pl.DataFrame:
+def as_frame(table: Any, what: str, text: tuple[str, ...] = ()) -> pl.DataFrame:
     """A polars frame from polars, pandas, any Arrow producer, a mapping of columns, or a path to CSV or Parquet."""
     if isinstance(table, pl.DataFrame):
         return table
     if isinstance(table, str | Path):
-        return read_file(Path(table))
+        return read_file(Path(table), text)
     try:
         if isinstance(table, pl.LazyFrame):
             return table.collect()
@@ -77,8 +79,11 @@ def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def read_file(path: Path) -> pl.DataFrame:
-    """Read CSV (UTF-8, header line) or Parquet, by the file's ending."""
+def read_file(path: Path, text: tuple[str, ...] = ()) -> pl.DataFrame:
+    """Read CSV (UTF-8, header line) or Parquet, by the file's ending.
+
+    The CSV columns named by `text` (ids) become integers only if that loses nothing: "007" and "7" stay two ids.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     ending = path.suffix.lower()
@@ -87,9 +92,16 @@ def read_file(path: Path) -> pl.DataFrame:
     try:
         if ending in (".parquet", ".pq"):
             return pl.read_parquet(path)
+        separator = "\t" if ending == ".tsv" else ","
+        names = pl.read_csv(path, separator=separator, n_rows=0, infer_schema=False).columns
         frame = pl.read_csv(
-            path, separator="\t" if ending == ".tsv" else ",", infer_schema_length=10_000, try_parse_dates=True
+            path,
+            separator=separator,
+            infer_schema_length=None,
+            try_parse_dates=True,
+            schema_overrides={name: pl.String for name in text if name in names},
         )
+        frame = frame.with_columns(_integers(frame[name]) for name in text if name in names)
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
@@ -99,6 +111,13 @@ def read_file(path: Path) -> pl.DataFrame:
     if any("\ufffd" in name for name in frame.columns):
         _check_utf8(path)
     return frame
+
+
+def _integers(series: pl.Series) -> pl.Series:
+    """Text as Int64 if every value is spelled the one way an integer is, else as it is."""
+    if series.str.contains(r"^(0|-?[1-9]\d{0,17})$").all() and not series.is_null().all():
+        return series.cast(pl.Int64)
+    return series
 
 
 def _check_utf8(path: Path) -> None:
@@ -118,7 +137,8 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     `users` or `items` may be None: the side then is the distinct ids of the interactions.
     """
     notes: list[str] = []
-    actions = as_frame(interactions, "interactions")
+    ids = (schema.user_id, schema.item_id)
+    actions = as_frame(interactions, "interactions", ids)
     _need(actions, [schema.user_id, schema.item_id], "interactions", schema)
     _need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
     _not_empty(actions, "interactions")
@@ -130,7 +150,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
         if given is None:
             frame = actions.select(pl.col(key).unique().sort())
         else:
-            frame = _side(as_frame(given, what), what, key, schema, notes)
+            frame = _side(as_frame(given, what, ids), what, key, schema, notes)
         if frame.height < 2:
             raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
         _features(frame, side, what, schema, actions, notes)  # type: ignore[arg-type]
@@ -139,6 +159,9 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
         ):
             # Only one of the two tables has ids from 2**63 on.
             frame, actions = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (frame, actions))
+        if {frame[key].dtype, actions[key].dtype} == {pl.Int64, pl.String} and _is_csv(given, interactions):
+            # A CSV does not say whether its ids are numbers; the other table does.
+            frame, actions = (t.with_columns(pl.col(key).cast(pl.String)) for t in (frame, actions))
         if frame[key].dtype != actions[key].dtype:
             raise DataError(
                 f"column '{key}': {what} has {frame[key].dtype} and interactions {actions[key].dtype}; "
@@ -159,6 +182,10 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     actions = _time(_label(actions, schema), schema)
     actions = _deduplicate(actions, schema, notes)
     return Tables(sides["user"], sides["item"], actions, notes)
+
+
+def _is_csv(*tables: Any) -> bool:
+    return any(isinstance(t, str | Path) and Path(t).suffix.lower() in (".csv", ".tsv") for t in tables)
 
 
 def _need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) -> None:
@@ -240,9 +267,9 @@ def _features(
 
 
 def _label(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Adds the boolean column `positive`."""
+    """Adds the boolean column POSITIVE."""
     if not schema.label:
-        return actions.with_columns(positive=pl.lit(True))
+        return actions.with_columns(pl.lit(True).alias(POSITIVE))
     series = actions[schema.label]
     if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
         raise DataError(
@@ -256,14 +283,14 @@ def _label(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
             f"interactions: no row has '{schema.label}' above {schema.positive_above:g} "
             f"(the largest is {series.cast(pl.Float64).to_numpy().max():g}); set schema.positive_above"
         )
-    return actions.with_columns(positive=positive)
+    return actions.with_columns(positive.alias(POSITIVE))
 
 
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
 
 
 def _time(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Adds the column `seconds` (Int64; with unit 'order' the number itself)."""
+    """Adds the column SECONDS (Int64; with unit 'order' the number itself)."""
     if not schema.time:
         return actions
     series, unit = actions[schema.time], schema.time_unit
@@ -275,11 +302,13 @@ def _time(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
         raise DataError(f"{what} has {n} missing values; fill them or drop the rows")
     if dated:
         seconds = series.cast(pl.Datetime("us")).dt.epoch("s")
+        if unit == "order":
+            return actions.with_columns(seconds.alias(SECONDS))
     elif unit == "order":
         seconds = series.cast(pl.Int64, strict=False)
         if not (seconds == series).fill_null(False).all():  # fractions, or more than 64 bits
             seconds = series.rank("dense").cast(pl.Int64)
-        return actions.with_columns(seconds=seconds)
+        return actions.with_columns(seconds.alias(SECONDS))
     else:
         seconds = series.cast(pl.Float64) / _PER_SECOND[unit]
     latest, now = float(seconds.max()), clock.time()  # type: ignore[arg-type]
@@ -294,7 +323,7 @@ def _time(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
             f"{what}: the latest is before 1973 when read in '{unit}' ({latest:.0f} s); the numbers look like "
             f"'{likely}': set schema.time_unit = '{likely}', or 'order'"
         )
-    return actions.with_columns(seconds=seconds.clip(-(2**62), None).cast(pl.Int64))
+    return actions.with_columns(seconds.clip(-(2**62), None).cast(pl.Int64).alias(SECONDS))
 
 
 _YEAR_1973 = 100_000_000  # in seconds since 1970
@@ -318,7 +347,7 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
         )
     notes.append(f"interactions: {repeated} rows repeated a pair of user and item; the last of each was kept")
     actions = actions.with_row_index("__row")
-    by = ["seconds", "__row"] if "seconds" in actions.columns else ["__row"]
+    by = [SECONDS, "__row"] if SECONDS in actions.columns else ["__row"]
     return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort("__row").drop("__row")
 
 

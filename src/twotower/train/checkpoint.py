@@ -33,6 +33,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str
         (temporary / "tensors.safetensors").write_bytes(data)
         state = state | {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    for left in folder.glob(".step-*.tmp"):  # of a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return path

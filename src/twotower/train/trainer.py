@@ -25,7 +25,7 @@ from twotower.config import Config, TrainConfig
 from twotower.data.batches import Batch, Batcher, SideTensors
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
-from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
+from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, vectors
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.schema import SIDES
@@ -96,6 +96,7 @@ class Trainer:
         self.users = SideTensors(dataset.users, user_fields, self.device)
         self.items = SideTensors(dataset.items, item_fields, self.device)
         self.batcher = Batcher(self.users, self.items)
+        self._check_learnable()
         self.sampler = Sampler(dataset, config.negatives, config.train.seed, config.train.shuffle)
         self.optimizer = _optimizer(self.model, config.train, self.device)
         self.names = {p: n for n, p in self.model.named_parameters()}
@@ -106,6 +107,21 @@ class Trainer:
         self._stop = False
         self._last_saved = time.monotonic()
         self._last_path: Path | None = None
+
+    def _check_learnable(self) -> None:
+        """Raises, before anything is written, if there is nothing to learn or nothing to choose epochs by."""
+        if self.dataset.train.positive.all() and not self.config.negatives.random:
+            raise DataError(
+                "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, or "
+                "name a label and schema.positive_above"
+            )
+        positive, monitor = self.dataset.validation.positive, self.config.train.monitor
+        k = self.config.evaluation.k[0]
+        if monitor in ("validation.auc", "validation.gauc") and (positive.all() or not positive.any()):
+            raise ConfigError(
+                f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
+                f"use train.monitor = 'validation.recall@{k}'"
+            )
 
     # ---- the run
 
@@ -138,7 +154,8 @@ class Trainer:
             p.seconds += time.perf_counter() - started
             if self._stop:
                 self._save()
-                raise Interrupted(f"stopped after step {p.step}; go on with --resume")
+                how = "go on with --resume" if self.folder else "nothing was saved"
+                raise Interrupted(f"stopped after step {p.step}; {how}")
             if self._due():
                 self._save()
         started = time.perf_counter()
@@ -267,6 +284,7 @@ class Trainer:
         if found is None:
             return False
         tensors, state = found
+        self._last_path = self.folder / f"step-{state['step']:09d}"
         changed = [
             f"{key}: {old!r} then, {new!r} now"
             for key in sorted({*state["fingerprint"], *self.fingerprint})
@@ -357,6 +375,7 @@ def _optimizer(model: TwoTower, config: TrainConfig, device: torch.device) -> to
             decay = config.embedding_weight_decay * tower.decay_scale
             groups.append((list(tower.embeddings.tables.parameters()), decay))
     biases = [p for m in model.modules() if isinstance(m, FirstOrder) for p in m.parameters()]
+    biases += [p for n, p in model.named_parameters() if n in ("global_bias", "log_temperature") and p.requires_grad]
     groups.append((biases, config.bias_weight_decay))
     known = {id(p) for params, _ in groups for p in params}
     groups.append(([p for p in model.parameters() if id(p) not in known and p.requires_grad], config.weight_decay))
