@@ -284,3 +284,31 @@ def test_mainpy_mistakes_are_one_line_and_exit_code_2(seed_project: Path, argume
     assert len(errors) == 1
     assert words in errors[0]
     assert "Traceback" not in shown
+
+
+def test_rows_that_differ_in_a_null_inside_a_list_are_different_items() -> None:
+    frame = pl.DataFrame({"tags": [["a", None], ["b", None], ["a", None], [], None, [""]], "n": [1] * 6})
+    distinct, rows = compat._distinct(frame, ["tags", "n"])
+    assert rows.tolist() == [0, 1, 0, 2, 3, 4]
+    assert distinct["tags"].to_list() == [["a", None], ["b", None], [], None, [""]]
+
+
+def test_few_rows_without_validation_rows_are_split_by_class_or_refused() -> None:
+    x, y = frames(40)
+    assert 0 <= DSSMTrainable(x, y, PARAMS, batch_size=8).train(epochs=1) <= 1
+    with pytest.raises(DataError, match="only 1 rows are labelled 1"):
+        DSSMTrainable(x.head(3), np.array([0, 1, 0]), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"UserID": {"belongs": "user"}}, "no column belongs to 'item'"),
+        (PARAMS | {"income": {"belongs": "user", "bucket": 1}}, "bucket is 1"),
+        (PARAMS | {"UserID": {"belongs": "user", "emb_size": "abc"}}, "emb_size is 'abc'"),
+    ],
+)
+def test_parameters_that_cannot_be_are_config_errors(params: dict[str, dict[str, Any]], words: str) -> None:
+    x, y = frames(60)
+    with pytest.raises(ConfigError, match=words):
+        DSSMTrainable(x, y, params)

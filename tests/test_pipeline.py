@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import twotower
 from twotower import pipeline
 from twotower.config import Config, DataConfig
 from twotower.errors import ConfigError, DataError
+from twotower.schema import Numeric
 
 
 def arrow(frame: pl.DataFrame) -> pa.Table:
@@ -95,3 +97,38 @@ def test_the_model_beats_popularity_and_knows_its_own_quality() -> None:
     done = twotower.fit(everything(), EVERYTHING_SCHEMA, config)
     assert done.metrics["test.auc"] > done.metrics["baseline.popularity.auc"] + 0.1
     assert done.metrics["test.gauc.low"] < done.metrics["test.gauc"] < done.metrics["test.gauc.high"]
+
+
+def test_nothing_to_learn_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    users, items, actions = checkerboard()
+    clicks = actions.filter(pl.col("liked") == 1)
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
+    monitor = {"monitor": "validation.recall@5"}
+    for config, error, words in (
+        (settings(train=monitor), DataError, "negatives.random = 5"),
+        (settings(negatives={"random": 2}), ConfigError, r"one class only; use train.monitor = 'validation.recall@5'"),
+    ):
+        with pytest.raises(error, match=words):
+            twotower.fit((users, items, clicks), schema, config, folder=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_k_below_one_is_an_error(k: int) -> None:
+    done = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
+    with pytest.raises(DataError, match=f"k is {k}"):
+        twotower.recommend(done, 3, k=k)
+
+
+def test_a_statistic_stands_beside_the_column_it_is_named_like() -> None:
+    users, items, actions = everything()
+    features = (
+        *(f for f in EVERYTHING_SCHEMA.features if f.name not in ("shown", "picture")),
+        Numeric(name="price", side="item", statistic="count"),
+        Numeric(name="cost", side="item", column="price"),
+    )
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
+    priced = items.with_columns(price=pl.Series(range(len(items))).cast(pl.Float64))
+    done = twotower.fit((users, priced, actions), schema, settings(train={"epochs": 1}))
+    assert done.dataset.items.frame["price"].to_list() == priced["price"].to_list()
+    assert not np.allclose(done.dataset.items.columns["price"], done.dataset.items.columns["cost"])

@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower import config as toml
 from twotower import pipeline, run
+from twotower.data.dataset import Dataset, prepare
+from twotower.data.tables import check
 from twotower.errors import RunError
 
 FILES = {
@@ -132,3 +135,59 @@ def test_loading_puts_the_model_in_evaluation_mode(copy: Path) -> None:
     model = run.load(copy).model
     assert not model.training
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+# ---- folders of other people
+
+
+def test_a_folder_with_other_files_is_never_written_to_or_removed(copy: Path, tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    checkerboard()[2].write_parquet(shop / "interactions.parquet")
+    (shop / "config.toml").write_text("mine = true")
+    before = {p.name: p.read_bytes() for p in shop.iterdir()}
+    for resume in (False, True):
+        with pytest.raises(RunError, match="not empty and not a run"):
+            pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=shop, resume=resume)
+    with pytest.raises(RunError, match="not empty and not a run"):
+        run.clear(shop)
+    assert {p.name: p.read_bytes() for p in shop.iterdir()} == before
+    (copy / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"it holds notes\.txt"):
+        run.clear(copy)
+    (copy / "notes.txt").unlink()
+    run.clear(copy)
+    assert not copy.exists()
+    run.clear(copy)
+
+
+def test_resuming_a_complete_run_without_checkpoints_keeps_it(copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    before = (copy / "model.safetensors").read_bytes()
+    schema, config = run.read_config(copy)
+    with pytest.raises(RunError, match="complete run without a checkpoint"):
+        pipeline.fit(everything(), schema, config, folder=copy, resume=True)
+    assert (copy / "model.safetensors").read_bytes() == before
+    assert run.load(copy).metrics
+
+
+def test_the_fingerprint_sees_every_feature_and_time(everything_data: Dataset) -> None:
+    config = settings()
+    first = run.fingerprint(everything_data, config)["data"]
+    users, items, actions = everything()
+    for changed in (
+        (users.with_columns(pl.col("city").reverse()), items, actions),
+        (users, items.with_columns(pl.col("picture").reverse()), actions),
+        (users, items, actions.with_columns(pl.col("when").reverse())),
+    ):
+        data = prepare(check(*changed, EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, config.split)
+        assert run.fingerprint(data, config)["data"] != first
+
+
+def test_a_run_without_a_test_part_says_so(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    done = pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
+    bare = replace(done, dataset=replace(done.dataset, parts=np.minimum(done.dataset.parts, 1)))
+    with pytest.raises(RunError, match="no test part"):
+        pipeline.evaluate(bare)

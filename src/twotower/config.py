@@ -224,7 +224,7 @@ def parse(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None
         config = Config.model_validate(rest)
         return (Schema.model_validate(schema) if schema is not None else None), config
     except ValidationError as e:
-        raise ConfigError(f"{where}: {_explain(e, schema is not None)}") from None
+        raise ConfigError(f"{where}: {_explain(e)}") from None
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Config]:
@@ -292,7 +292,7 @@ def _element(node: list[Any], step: str, text: str) -> Any:
     return node[int(step)]
 
 
-def _explain(error: ValidationError, has_schema: bool) -> str:
+def _explain(error: ValidationError) -> str:
     """One problem in one line: where, what was given, what is allowed; an unknown key first, as it is a cause."""
     problems = error.errors()
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])

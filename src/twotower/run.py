@@ -1,6 +1,6 @@
 """A run folder: everything a trained model is, in files that need nothing else.
 
-config.toml             the resolved settings and schema; training from it gives the same run
+config.toml             the resolved settings and schema; the same tables trained with it give the same run
 model.safetensors       weights, and model.json, the fields and settings they belong to
 encoders.json           vocabularies and statistics of the train part
 users|items|interactions.parquet   the tables as numbered and split
@@ -86,7 +86,7 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
     for key in ("checkpoint_seconds", "checkpoint_steps"):
         del flat[f"train.{key}"]
     digest = hashlib.sha256()
-    arrays = [dataset.pairs.user, dataset.pairs.item, dataset.pairs.positive, dataset.parts]
+    arrays: list[Any] = [dataset.pairs.user, dataset.pairs.item, dataset.pairs.positive, dataset.parts]
     if dataset.seconds is not None:
         arrays.append(dataset.seconds)
     for side in SIDES:

@@ -368,7 +368,13 @@ def activity(found: dict[str, pl.DataFrame]) -> list[str]:
     for name in ("users", "items"):
         shared = [c for c in found[name].columns if c in found["interactions"].columns] if name in found else []
         for key in shared:
-            n = found["interactions"].group_by(key).len()["len"].to_numpy()
+            known = found[name].select(pl.col(key).unique())
+            if known[key].dtype != found["interactions"][key].dtype:
+                continue
+            n = found["interactions"].join(known, on=key).group_by(key).len()["len"].to_numpy()
+            if not len(n):
+                lines.append(f"interactions per {key}: none, no id of {name} has any")
+                continue
             lines.append(
                 f"interactions per {key}: median {np.median(n):.0f}, largest {n.max():,}, "
                 f"{found[name][key].n_unique() - len(n):,} of {found[name][key].n_unique():,} without any"
