@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,11 @@ from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Ve
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tiny tensors are fastest on one thread; and no test may find the real archive by accident."""
+def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tiny tensors are fastest on one thread; and no test may find the real archive or a kept one by accident."""
     torch.set_num_threads(1)
     monkeypatch.delenv("TWOTOWER_DATA", raising=False)
-    return
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 ID_FEATURES = (

@@ -129,7 +129,7 @@ def test_statistics_equal_a_loop_over_the_train_part(config: SplitConfig) -> Non
     of_user = [[r["price"] for r in rows if r["uid"] == u and r["price"] == r["price"]] for u in users["uid"]]
     assert [] in of_item, "some item should be new, or the test says little"
     np.testing.assert_allclose(data.items.frame["__count:shown"], np.log1p([len(v) for v in of_item]))
-    for found, values in ((data.items.frame["stars"], of_item), (data.users.frame["paid"], of_user)):
+    for found, values in ((data.items.frame["__mean:stars"], of_item), (data.users.frame["__mean:paid"], of_user)):
         np.testing.assert_allclose(found, [np.mean(v) if v else np.nan for v in values])
 
 

@@ -338,6 +338,14 @@ def test_a_download_with_the_right_digest_is_taken(
     assert load(name, say=said.append).interactions.height == 3
     assert said == [f"downloading {server}/good/{name} (0.0 MB)"]
     assert not pip
+    # It is kept; a kept file that was damaged is fetched again.
+    assert load(name, say=said.append).interactions.height == 3
+    assert "before" in said[1]
+    kept = movielens._cached(movielens.ARCHIVES[name])
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert load(name, say=said.append).interactions.height == 3
+    assert said[2].startswith("downloading")
+    assert [p.name for p in kept.parent.iterdir()] == [kept.name]
 
 
 FAILURES: dict[str, tuple[str, dict[str, Any], str]] = {

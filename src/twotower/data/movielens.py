@@ -28,7 +28,7 @@ import polars as pl
 
 from twotower import storage
 from twotower.data.tables import Tables
-from twotower.errors import DataError
+from twotower.errors import DataError, RunError
 from twotower.schema import Categorical, MultiHot, Schema
 
 Name = Literal["ml-1m", "ml-100k"]
@@ -145,12 +145,25 @@ def save(tables: Tables, folder: Path) -> None:
         storage.write(folder / f"{name}.parquet", buffer.getvalue())
 
 
+def _cached(archive: Archive) -> Path:
+    """Where a verified download is kept for the next command."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "twotower" / f"{archive.sha256[:16]}.zip"
+
+
 def _download(archive: Archive, say: Callable[[str], None]) -> bytes:
+    """The bytes of an archive, size and SHA-256 checked; kept in the user's cache, written whole or not at all."""
+    kept = _cached(archive)
+    if kept.is_file():
+        data = kept.read_bytes()
+        if hashlib.sha256(data).hexdigest() == archive.sha256:
+            say(f"using {kept}, downloaded from {archive.url} before")
+            return data
     say(f"downloading {archive.url} ({archive.size / 1e6:.1f} MB)")
     request = urllib.request.Request(archive.url, headers={"User-Agent": "twotower"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
-            data: bytes = reply.read(archive.size + 1)
+            data = reply.read(archive.size + 1)
     except (OSError, http.client.HTTPException) as e:
         if isinstance(e, urllib.error.HTTPError):
             e.close()
@@ -162,6 +175,11 @@ def _download(archive: Archive, say: Callable[[str], None]) -> bytes:
             f"{archive.url}: got {len(data)} bytes with SHA-256 {digest[:12]}…, expected {archive.size} with "
             f"{archive.sha256[:12]}…"
         )
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        storage.write(kept, data)
+    except (OSError, RunError):
+        say(f"{kept} cannot be written; the next command will download again")
     return data
 
 
