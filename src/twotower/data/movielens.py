@@ -163,7 +163,7 @@ def _download(archive: Archive, say: Callable[[str], None]) -> bytes:
     request = urllib.request.Request(archive.url, headers={"User-Agent": "twotower"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
-            data = reply.read(archive.size + 1)
+            data = bytes(reply.read(archive.size + 1))
     except (OSError, http.client.HTTPException) as e:
         if isinstance(e, urllib.error.HTTPError):
             e.close()
