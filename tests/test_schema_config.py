@@ -178,7 +178,7 @@ def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
         ('train.optimizer="SGD"', "SGD"),
         ("train.monitor=validation.recall@10", "validation.recall@10"),
         ("evaluation.k=[5, 10]", (5, 10)),
-        ("data.interactions=/tmp/a=b.csv", "/tmp/a=b.csv"),
+        ("data.interactions=/data/a=b.csv", "/data/a=b.csv"),
         ("data.users=", ""),
         ("model.branches.0.user.dropout=0.5", 0.5),
         ("model.branches.0.item.senet.enabled=true", True),
