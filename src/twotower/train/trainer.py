@@ -154,7 +154,8 @@ class Trainer:
             p.seconds += time.perf_counter() - started
             if self._stop:
                 self._save()
-                how = "go on with --resume" if self.folder else "nothing was saved"
+                run = self.folder.parent if self.folder else None
+                how = f"go on: twotower train {run}/config.toml --run {run} --resume" if run else "nothing was saved"
                 raise Interrupted(f"stopped after step {p.step}; {how}")
             if self._due():
                 self._save()
