@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,23 +14,40 @@ from typing import Any
 
 from twotower.errors import RunError
 
+FAIL_POINT = "TWOTOWER_FAIL_AT_PUBLISH"  # for tests of recovery: SIGKILL to itself at this point
+_points = itertools.count(1)
 
-def write(path: Path, data: bytes | str) -> None:
+
+def point() -> None:
+    """A place between two steps where a test of recovery can kill the process."""
+    if (at := os.environ.get(FAIL_POINT)) and next(_points) == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write(path: Path, data: bytes | str, mode: int | None = None) -> None:
     """Replace `path` by `data` in one step; on failure the old file stays. Raises RunError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as f:
+            point()
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
+            point()
+            if mode is not None:
+                os.fchmod(f.fileno(), mode)
             os.fsync(f.fileno())
+        point()
         os.replace(temporary, path)
+        point()
+        sync(path.parent)
+        point()
     except OSError as e:
         temporary.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({e.strerror})") from e
 
 
-def write_json(path: Path, value: Any) -> None:
-    write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, mode: int | None = None) -> None:
+    write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", mode)
 
 
 def read_json(path: Path) -> Any:
@@ -50,12 +69,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as e:
         raise RunError(f"{path}: cannot be written ({e.strerror or e})") from e
     finally:
@@ -73,7 +92,8 @@ def probe(folder: Path) -> None:
         raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another --run") from e
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file or a folder's list of names on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
