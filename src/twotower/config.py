@@ -91,11 +91,15 @@ class TowerConfig(_Section):
     field_dropout: float = Field(0.0, ge=0, lt=1, description="share of joined inputs dropped in training")
     decay_scale: float = Field(1.0, ge=0, description="multiplies train.embedding_weight_decay for its embeddings")
     layer_norm: bool = Field(False, description="normalise each hidden layer before its activation")
+    field_norm: bool = Field(False, description="normalise each field before they are joined")
+    residual: bool = Field(False, description="add a linear map of the joined fields to the last layer")
 
     @model_validator(mode="after")
     def _check(self) -> TowerConfig:
         if self.senet.enabled and self.join == "sum":
             raise ValueError("senet needs join = 'concat'")
+        if self.residual and not self.layers:
+            raise ValueError("residual is added to the last layer, and layers is empty")
         return self
 
 
@@ -125,18 +129,62 @@ class ModelConfig(_Section):
     embedding_std: float = Field(0.05, gt=0, description="standard deviation of fresh embeddings")
 
 
+class LossConfig(_Section):
+    """How logits become a loss."""
+
+    kind: Literal["bce", "softmax", "gbce", "bpr"] = Field(
+        "bce",
+        description="bce: labelled pairs, liked or not; the others set each positive against a row of candidates",
+    )
+    log_q: bool = Field(
+        True, description="softmax: correct each candidate's logit by the log of how often it is expected to be drawn"
+    )
+    calibration: float = Field(
+        0.75, ge=0, le=1, description="gbce: t of gSASRec; 0 is plain BCE over candidates, 1 is calibrated in full"
+    )
+
+
 class NegativesConfig(_Section):
-    """What stands against the positives: observed negatives, and random items of the whole catalogue."""
+    """What stands against the positives: pairs for the loss 'bce', candidates for the others."""
 
     random: int = Field(
-        0, ge=0, description="random items for each positive, fresh every epoch, never one the user has met in training"
+        0,
+        ge=0,
+        description="bce: random items for each positive, fresh every epoch, never one the user has met in training",
     )
     random_share: float = Field(
         0.2,
         gt=0,
         lt=1,
-        description="share of the negatives' weight that the random ones carry beside observed ones",
+        description="bce: share of the negatives' weight that the random ones carry beside observed ones",
     )
+    full: bool = Field(False, description="candidates: the whole catalogue; no other source of candidates is needed")
+    in_batch: bool = Field(True, description="candidates: the batch's own positives")
+    uniform: int = Field(0, ge=0, description="candidates: so many items a batch, each as likely as any other")
+    popularity: int = Field(0, ge=0, description="candidates: so many items a batch, drawn by popularity^alpha")
+    alpha: float = Field(0.75, ge=0, le=1, description="exponent of the popularity draw")
+    memory: int = Field(0, ge=0, description="candidates: the item vectors of so many positives of earlier batches")
+    observed: int = Field(0, ge=0, description="candidates: so many items a positive that its user met and did not like")
+    hard: int = Field(0, ge=0, le=16, description="candidates: up to so many mined items a positive; 2 is plenty")
+    hard_ranks: tuple[Positive, Positive] = Field(
+        (101, 500), description="mined from these ranks (from 1, both included) of the present model's catalogue"
+    )
+    hard_ratio: float = Field(100.0, gt=0, description="at least so many other candidates for each mined one")
+    hard_every: int = Field(1, ge=1, description="epochs between two minings; the first epoch has none")
+    hard_margin: float = Field(
+        0.0, ge=0, description="a mined item must score so much below the positive, else it is left out; 0 is no guard"
+    )
+    attribute: str = Field("", description="item feature, such as a genre or a city; empty draws none")
+    attribute_items: int = Field(
+        1, ge=1, description="candidates: so many items a positive that share a value of `attribute` with it"
+    )
+    mask_positives: bool = Field(True, description="a user's other positives are no candidates")
+
+    @model_validator(mode="after")
+    def _check(self) -> NegativesConfig:
+        if self.hard_ranks[0] > self.hard_ranks[1]:
+            raise ValueError(f"negatives.hard_ranks {list(self.hard_ranks)} ends before it begins")
+        return self
 
 
 class TrainConfig(_Section):
@@ -144,6 +192,10 @@ class TrainConfig(_Section):
 
     epochs: int = Field(10, ge=1, description="passes over the training interactions")
     batch_size: int = Field(2048, ge=1, description="pairs a step")
+    histories: Literal["others", "earlier"] = Field(
+        "others",
+        description="what a training pair sees of the sequences: the row's other interactions, or only earlier ones",
+    )
     shuffle: bool = Field(
         True, description="a new order of the pairs every epoch; false keeps the table's, random negatives last"
     )
@@ -190,12 +242,21 @@ class Config(_Section):
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
     negatives: NegativesConfig = NegativesConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        n = self.negatives
+        if self.loss.kind == "bce" and self.train.histories == "earlier":
+            raise ValueError("train.histories = 'earlier' needs candidates: set loss.kind = 'softmax', 'gbce' or 'bpr'")
+        if self.loss.kind != "bce" and not (n.full or n.in_batch or n.uniform or n.popularity):
+            raise ValueError(
+                f"loss.kind = '{self.loss.kind}' has no candidates; set negatives.in_batch = true, or a number for "
+                "negatives.uniform or negatives.popularity, or negatives.full = true"
+            )
         known = metric_names(self.evaluation.k)
         part, _, metric = self.train.monitor.partition(".")
         if part != "validation" or metric not in known:

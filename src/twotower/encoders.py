@@ -77,7 +77,8 @@ class Field:
     rows: int = 0  # embedding rows of a lookup or bag
     length: int = 0  # numbers per row of a dense field
     width: int = 0  # embedding width; 0 takes the model's
-    pooling: Literal["mean", "sqrt", "sum"] = "mean"
+    pooling: Literal["mean", "sqrt", "sum", "decay"] = "mean"
+    rates: tuple[float, ...] = ()  # of the pooling "decay": so many means side by side
     sequence: bool = False  # a bag that must leave the target out
     shares: str = ""  # the other side's field whose embedding rows it uses
 
@@ -397,9 +398,11 @@ class Encoders:
         name, width = feature.name, feature.width
         if isinstance(feature, Sequence):
             numbering, shares = self._numbering(feature)
+            decays = feature.pooling == "decay"
             return Field(
-                name, "bag", rows=numbering.rows, width=width, pooling=feature.pooling, sequence=True, shares=shares
-            )
+                name, "bag", rows=numbering.rows, width=width, pooling=feature.pooling,
+                rates=feature.rates if decays else (), sequence=True, shares=shares,
+            )  # fmt: skip
         encoder = self.by_side[feature.side][name]
         if isinstance(encoder, CategoricalEncoder):
             return Field(name, "lookup", rows=encoder.rows, width=width)

@@ -21,6 +21,7 @@ from twotower.data.dataset import Bools, Dataset, Pairs
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.encoders import Ints
 from twotower.model.two_tower import TwoTower
+from twotower.schema import SIDES
 
 Doubles = npt.NDArray[np.float64]
 Metrics = dict[str, float]
@@ -228,6 +229,15 @@ def vectors(model: TwoTower, users: SideTensors, items: SideTensors, block: int 
         model.train(was_training)
 
 
+def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
+    """Vectors of all users and items as they are known when `part` is asked (see `Dataset.side_before`)."""
+    device = next(model.parameters()).device
+    users, items = (
+        SideTensors(dataset.side_before(side, part), dataset.encoders.fields(side), device) for side in SIDES
+    )
+    return vectors(model, users, items)
+
+
 def _all(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
     parts = [tower(side.take(np.arange(s, min(s + block, side.n)))) for s in range(0, side.n, block)]
     return torch.cat(parts)
@@ -317,11 +327,14 @@ class Report:
         return {name: value for name, value in out.items() if value == value}
 
 
-def evaluate(factors: Factors, dataset: Dataset, config: EvaluationConfig) -> Metrics:
-    """The flat metrics of a run: validation and test, intervals and slices of test, and the baselines beside them."""
+def evaluate(before: Callable[[int], Factors], dataset: Dataset, config: EvaluationConfig) -> Metrics:
+    """The flat metrics of a run: validation and test, intervals and slices of test, and the baselines beside them.
+
+    `before(part)` gives the vectors as they are known when that part is asked.
+    """
     out: Metrics = {}
     for name, part in (("validation", VALIDATION), ("test", TEST)):
-        report = Report.of(factors, dataset, part, config)
+        report = Report.of(before(part), dataset, part, config)
         out |= {f"{name}.{m}": v for m, v in report.metrics().items()}
         if part == TEST:
             for m, (low, high) in report.intervals().items():

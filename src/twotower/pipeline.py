@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,12 @@ def _train(
             raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
         run.begin(folder, dataset, config)
     trained = trainer.run()
-    factors = trainer.factors()
-    metrics = measure(factors, dataset, config.evaluation) | trained.metrics
+    done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
+    metrics = measure(done.factors, dataset, config.evaluation) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
-    done = Run(folder, config, dataset, trained.model.eval(), metrics, trained.history)
+    done = replace(done, metrics=metrics)
     if folder:
-        report.write(folder / "report.html", done, factors)
+        report.write(folder / "report.html", done, done.factors())
         run.finish(folder, done)
     return done
 
@@ -119,7 +119,7 @@ def evaluate(trained: Run) -> Metrics:
     """
     if not len(trained.dataset.test):
         raise RunError(f"{trained.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
-    return measure(trained.factors(), trained.dataset, trained.config.evaluation)
+    return measure(trained.factors, trained.dataset, trained.config.evaluation)
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,11 @@ import twotower
 from twotower import config as settings
 from twotower import storage
 from twotower.config import Config
-from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, Pairs, assemble
+from twotower.data.splits import TEST
 from twotower.encoders import Encoders, Ragged
 from twotower.errors import RunError
-from twotower.evaluation import Factors, vectors
+from twotower.evaluation import Factors, factors_before
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
 
@@ -58,16 +58,10 @@ class Run:
     metrics: dict[str, float]
     history: list[dict[str, Any]]
 
-    def factors(self) -> Factors:
-        """Vectors of all users and items; `factors().users @ factors().items.T` are the logits."""
-        users, items = (
-            SideTensors(self.dataset.side(s), self.dataset.encoders.fields(s), _device(self.model)) for s in SIDES
-        )
-        return vectors(self.model, users, items)
-
-
-def _device(model: TwoTower) -> torch.device:
-    return next(model.parameters()).device
+    def factors(self, part: int = TEST) -> Factors:
+        """Vectors of all users and items as known when `part` is asked; `factors().users @ factors().items.T` are
+        the logits."""
+        return factors_before(self.model, self.dataset, part)
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
@@ -190,7 +184,8 @@ def load(folder: Path | str) -> Run:
     )
     pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
     seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
-    dataset = assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds)
+    ordered = config.split.kind != "random"
+    dataset = assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, ordered)
     history = [json.loads(line) for line in _read(folder / "history.jsonl", Path.read_text).splitlines()]
     model = _load_model(folder, config, encoders)
     return Run(folder, config, dataset, model, storage.read_json(folder / "metrics.json"), history)

@@ -90,17 +90,26 @@ class Vector(_Feature):
     length: int = Field(0, ge=0, description="length of every vector; 0 takes it from the data")
 
 
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
 class Sequence(_Feature):
     """The row's own training interactions: for a user the items, for an item the users.
 
-    In training the target pair itself is left out of both sides' sequences, so a history never contains
-    its target.
+    In training a history never contains its target: see `train.histories`.
     """
 
     kind: Literal["sequence"] = "sequence"
     of: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
     max_length: int = Field(0, ge=0, description="keep the latest so many; 0 keeps all")
-    pooling: Literal["mean", "sqrt", "sum"] = Field("mean", description="sum divided by n, sqrt(n) or 1")
+    pooling: Literal["mean", "sqrt", "sum", "decay"] = Field(
+        "mean", description="sum divided by n, sqrt(n) or 1; or a mean that decays with age, at each of `rates`"
+    )
+    rates: tuple[Rate, ...] = Field(
+        (0.0, 0.5, 0.8, 0.93, 0.98, 1.0),
+        min_length=1,
+        description="decay: at rate r the interaction n places back weighs r^n; the means stand side by side",
+    )
     share: bool = Field(True, description="use the other side's id embedding; false gives it a table of its own")
 
 

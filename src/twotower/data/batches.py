@@ -29,20 +29,48 @@ class Bag:
     code_offsets: Tensor  # (table rows + 1,) int32
 
 
+CHUNK = 32
+"""Interactions a row of `Prefixes.codes` holds."""
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """U beginnings of S sequences: what was known at U moments.
+
+    The sequences are cut into K chunks of CHUNK codes, the last of each filled up with zeros.
+    """
+
+    codes: Tensor  # (K, CHUNK) int64
+    sequence: Tensor  # (K,) int64, the sequence a chunk belongs to
+    number: Tensor  # (K,) int64, its place in that sequence
+    last: Tensor  # (U,) int64, place in the flat codes of the latest interaction that is known
+    length: Tensor  # (U,) float32, how many are known; with 0 `last` means nothing
+
+
+@dataclass(frozen=True)
+class Padded:
+    """U rows of codes, oldest first, filled up to one length: what an exported tower is asked with."""
+
+    codes: Tensor  # (U, T) int64; -1 from the row's end on
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The features of U rows of one side, by field name."""
 
     rows: int
     lookup: Tensor  # (U, number of lookup fields) int64, in the fields' order
-    bags: dict[str, Bag]
+    bags: dict[str, Bag | Prefixes | Padded]
     dense: dict[str, Tensor]  # (U, length) float32
 
 
 class SideTensors:
     """All rows of one side, ready to be picked from."""
 
-    def __init__(self, side: Side, fields: Iterable[Field], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, side: Side, fields: Iterable[Field], device: torch.device | str = "cpu", timeline: Ragged | None = None
+    ) -> None:
+        """`timeline` (row -> numbers of its training interactions, oldest first) is what `take_before` needs."""
         self.fields = tuple(fields)
         self.device = torch.device(device)
         self.n = len(side)
@@ -62,6 +90,7 @@ class SideTensors:
                 position = np.full(int(ragged.source.max(initial=-1)) + 1, -1, np.int64)
                 position[ragged.source] = np.arange(len(ragged.source))
                 self._position[f.name] = position
+        self._known = {name: _counts_before(timeline, p) for name, p in self._position.items()} if timeline else {}
 
     @property
     def has_sequences(self) -> bool:
@@ -69,7 +98,7 @@ class SideTensors:
 
     def take(self, rows: Ints, left_out: Ints | None = None) -> Inputs:
         """The features of `rows` (U,). `left_out` numbers interactions that no sequence may contain."""
-        bags = {}
+        bags: dict[str, Bag | Prefixes | Padded] = {}
         for name, (f, ragged) in self._bags.items():
             kept = self._kept.get(name)
             if kept is None or left_out is None or not len(left_out):
@@ -81,12 +110,49 @@ class SideTensors:
             kept[holes] = False
             bags[name] = self._bag(f, ragged, rows, kept)
             kept[holes] = True
+        return self._inputs(rows, bags)
+
+    def take_before(self, rows: Ints, interactions: Ints) -> Inputs:
+        """The features of `rows` (U,) as they were known just before `interactions` (U,), each one of its row's."""
+        distinct, which = np.unique(rows, return_inverse=True)
+        bags: dict[str, Bag | Prefixes | Padded] = {}
+        for name, (f, ragged) in self._bags.items():
+            known = self._known.get(name)
+            if known is None:
+                bags[name] = self._bag(f, ragged, rows, None)
+            else:
+                bags[name] = self._prefixes(ragged, distinct, which, known[interactions])
+        return self._inputs(rows, bags)
+
+    def _inputs(self, rows: Ints, bags: dict[str, Bag | Prefixes | Padded]) -> Inputs:
         return Inputs(
             len(rows),
             torch.from_numpy(self._lookup[rows]).to(self.device),
             bags,
             {name: torch.from_numpy(x[rows]).to(self.device) for name, x in self._dense.items()},
         )
+
+    def _prefixes(self, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> Prefixes:
+        """`rows` are the S distinct sequences, `which` (U,) picks among them, `length` (U,) says how far each goes."""
+        used = np.zeros(len(rows), np.int64)
+        np.maximum.at(used, which, length)
+        chunks = -(-used // CHUNK)
+        first = np.cumsum(chunks) - chunks
+        sequence = np.repeat(np.arange(len(rows)), chunks)
+        ends = np.cumsum(used)
+        inside = np.arange(int(ends[-1])) - np.repeat(ends - used, used)
+        codes = np.zeros(max(1, int(chunks.sum())) * CHUNK, np.int64)
+        codes[np.repeat(first * CHUNK, used) + inside] = ragged.values[np.repeat(ragged.offsets[rows], used) + inside]
+        if not len(sequence):
+            sequence = np.zeros(1, np.int64)
+        arrays = (
+            codes.reshape(-1, CHUNK),
+            sequence,
+            np.arange(len(sequence)) - first[sequence],
+            np.where(length > 0, first[which] * CHUNK + length - 1, 0),
+            length.astype(np.float32),
+        )
+        return Prefixes(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
     def _bag(self, f: Field, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag:
         lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
@@ -105,6 +171,20 @@ class SideTensors:
         offsets[1:] = ends
         arrays = (values, offsets, row[order], code_offsets)
         return Bag(*(torch.from_numpy(a).to(self.device) for a in arrays))
+
+
+def _counts_before(timeline: Ragged, position: Ints) -> Ints:
+    """(n,) by number of an interaction: how many interactions before it in its row's timeline `position` knows."""
+    numbers = timeline.values
+    known = np.zeros(len(numbers), bool)
+    inside = numbers < len(position)
+    known[inside] = position[numbers[inside]] >= 0
+    before = np.cumsum(known) - known
+    starts = timeline.offsets[:-1]
+    before -= np.repeat(np.append(before, known.sum())[starts], timeline.lengths)
+    out = np.zeros(int(numbers.max(initial=-1)) + 1, np.int64)
+    out[numbers] = before
+    return out
 
 
 def _stable_order(codes: Codes) -> Ints:
@@ -151,6 +231,15 @@ class Distinct:
         return rows[first].astype(np.int64), number[seen]
 
 
+@dataclass(frozen=True)
+class Contestants:
+    """B positives and the items they stand against."""
+
+    users: Inputs
+    items: Inputs
+    user: Tensor | None  # (B,) int64 into the users; None: they are the B themselves
+
+
 class Batcher:
     """Aligned arrays of pairs -> batches on the device."""
 
@@ -173,4 +262,20 @@ class Batcher:
             torch.from_numpy(item_index).to(device),
             torch.from_numpy(label).to(device),
             torch.from_numpy(weight).to(device),
+        )
+
+    def contestants(self, user: Codes, source: Ints, items: Ints, earlier: bool) -> Contestants:
+        """The users of the positives that are the interactions `source` (B,), and `items` (I,), rows to embed.
+
+        With `earlier` each user is taken as known just before the interaction; else once for all of the batch, and
+        no sequence holds an interaction of the batch.
+        """
+        if earlier:
+            return Contestants(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
+        left_out = source if self.users.has_sequences or self.items.has_sequences else None
+        users, index = self._distinct_users(user)
+        return Contestants(
+            self.users.take(users, left_out),
+            self.items.take(items, left_out),
+            torch.from_numpy(index).to(self.users.device),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -58,6 +58,7 @@ class Dataset:
     pairs: Pairs
     parts: Parts
     seconds: Ints | None
+    ordered: bool = False  # the parts follow one another in time
 
     def part(self, part: int) -> Pairs:
         """The pairs of TRAIN, VALIDATION or TEST, in the table's order."""
@@ -78,6 +79,40 @@ class Dataset:
 
     def side(self, side: SideName) -> Side:
         return self.users if side == "user" else self.items
+
+    def side_before(self, side: SideName, part: int) -> Side:
+        """One side as it is known when `part` is asked: where the parts follow one another in time, its sequences
+        reach up to that part; else they hold the train part."""
+        known = self.side(side)
+        if part != TEST or not self.ordered:
+            return known
+        sequences = {
+            f.name: self.sequence(f, self.parts != TEST) for f in self.schema.side(side) if isinstance(f, Sequence)
+        }
+        return replace(known, columns=known.columns | sequences) if sequences else known
+
+    def sequence(self, feature: Sequence, among: Bools) -> Ragged:
+        """The sequence of every row of the feature's side, oldest first, out of the interactions `among` (n,)."""
+        if feature.of != "all":
+            among = among & (self.pairs.positive == (feature.of == "positive"))
+        keep = self.in_order(among)
+        own, other = (
+            (self.pairs.user, self.pairs.item) if feature.side == "user" else (self.pairs.item, self.pairs.user)
+        )
+        codes = self.encoders.sequence_codes(feature, (self.items if feature.side == "user" else self.users).ids)
+        n = len(self.side(feature.side))
+        return Ragged.from_pairs(own[keep], codes[other[keep]], n, keep).keep_last(feature.max_length)
+
+    def in_order(self, among: Bools) -> Ints:
+        """Numbers of the interactions `among` (n,), oldest first; ties keep the table's order."""
+        keep = np.flatnonzero(among)
+        return keep if self.seconds is None else keep[np.argsort(self.seconds[keep], kind="stable")]
+
+    @cached_property
+    def timeline(self) -> Ragged:
+        """Every user's training interactions by number, oldest first."""
+        keep = self.in_order(self.parts == TRAIN)
+        return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
 
     def titles(self) -> list[str]:
         """One line to show for every item row."""
@@ -112,35 +147,37 @@ def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
             frame, schema, name, rows[train], counts[name], tables.interactions.filter(train)  # type: ignore
         )  # fmt: skip
     encoders = Encoders.fit(schema, frames, counts)
-    return assemble(encoders, frames["user"], frames["item"], pairs, parts, seconds)
+    return assemble(encoders, frames["user"], frames["item"], pairs, parts, seconds, config.kind != "random")
 
 
 def assemble(
-    encoders: Encoders, users: pl.DataFrame, items: pl.DataFrame, pairs: Pairs, parts: Parts, seconds: Ints | None
+    encoders: Encoders,
+    users: pl.DataFrame,
+    items: pl.DataFrame,
+    pairs: Pairs,
+    parts: Parts,
+    seconds: Ints | None,
+    ordered: bool = False,
 ) -> Dataset:
     """A dataset from fitted encoders, as `prepare` makes it and as a run folder gives it back."""
     schema = encoders.schema
     train = parts == TRAIN
     if not pairs.positive[train].any():
         raise DataError("no positive interaction in the train part; there is nothing to learn from")
-    columns = {"user": encoders.transform("user", users), "item": encoders.transform("item", items)}
-    for feature in schema.features:
-        if isinstance(feature, Sequence):
-            keep = train
-            if feature.of != "all":
-                keep = train & (pairs.positive == (feature.of == "positive"))
-            columns[feature.side][feature.name] = _sequence(
-                encoders, feature, users, items, pairs, np.flatnonzero(keep), seconds
-            )
-    return Dataset(
+    dataset = Dataset(
         schema,
         encoders,
-        Side(users, columns["user"], schema.user_id),
-        Side(items, columns["item"], schema.item_id),
+        Side(users, encoders.transform("user", users), schema.user_id),
+        Side(items, encoders.transform("item", items), schema.item_id),
         pairs,
         parts,
         seconds,
+        ordered,
     )
+    for feature in schema.features:
+        if isinstance(feature, Sequence):
+            dataset.side(feature.side).columns[feature.name] = dataset.sequence(feature, train)
+    return dataset
 
 
 def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
@@ -166,18 +203,3 @@ def _statistics(
                 )
         frame = frame.with_columns(pl.Series(f.source, values))
     return frame
-
-
-def _sequence(
-    encoders: Encoders, feature: Sequence, users: pl.DataFrame, items: pl.DataFrame, pairs: Pairs, keep: Ints,
-    seconds: Ints | None,
-) -> Ragged:  # fmt: skip
-    schema = encoders.schema
-    if seconds is not None:
-        keep = keep[np.argsort(seconds[keep], kind="stable")]
-    if feature.side == "user":
-        own, other, n, other_ids = pairs.user, pairs.item, users.height, items[schema.item_id]
-    else:
-        own, other, n, other_ids = pairs.item, pairs.user, items.height, users[schema.user_id]
-    codes = encoders.sequence_codes(feature, other_ids)
-    return Ragged.from_pairs(own[keep], codes[other[keep]], n, keep).keep_last(feature.max_length)

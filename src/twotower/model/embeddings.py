@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from twotower.data.batches import Bag, Inputs
+from twotower.data.batches import Bag, Inputs, Padded, Prefixes
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
+from twotower.model.history import decayed_means, decayed_sums, over_weights
 
 
 class _Pool(torch.autograd.Function):
@@ -33,13 +34,54 @@ def _bag_sum(table: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
     return nn.functional.embedding_bag(values, table, offsets, mode="sum", include_last_offset=True)
 
 
-def pool(table: Tensor, bag: Bag, pooling: str) -> Tensor:
-    """Table (rows, E) and a bag of U rows -> (U, E): the sum divided by n (mean), sqrt(n) or 1; empty gives 0."""
-    total: Tensor = _Pool.apply(table, bag)  # type: ignore[no-untyped-call]
+def pool(table: Tensor, bag: Bag | Prefixes | Padded, pooling: str, rates: tuple[float, ...] = ()) -> Tensor:
+    """Table (rows, E) and U rows of codes -> (U, E): the sum divided by n (mean), sqrt(n) or 1; empty gives 0.
+
+    Pooling "decay" gives (U, R E): for each of the R `rates` a mean in which the code n places before the last
+    weighs rate^n.
+    """
+    if isinstance(bag, Prefixes):
+        if pooling == "decay":
+            return decayed_means(table, bag, rates)
+        total, n = decayed_sums(table, bag, (1.0,)), bag.length
+    elif isinstance(bag, Padded):
+        n = (bag.codes >= 0).sum(1)
+        weights = _age_weights(bag.codes, n, rates or (1.0,), pooling == "decay")
+        found = (weights.to(table.dtype) @ table[bag.codes.clamp(min=0)]).flatten(1)
+        if pooling == "decay":
+            return found
+        total = found
+    else:
+        n = bag.offsets[1:] - bag.offsets[:-1]
+        if pooling == "decay":
+            return _decayed_bag(table, bag, n, rates)
+        total = _Pool.apply(table, bag)  # type: ignore[no-untyped-call]
     if pooling == "sum":
         return total
-    n = (bag.offsets[1:] - bag.offsets[:-1]).clamp(min=1).to(total.dtype)
+    n = n.clamp(min=1).to(total.dtype)
     return total / (n if pooling == "mean" else n.sqrt())[:, None]
+
+
+def _age_weights(codes: Tensor, n: Tensor, rates: tuple[float, ...], decay: bool) -> Tensor:
+    """(U, R, T) weights of padded codes (U, T): rate^age over their sum, or 1 without decay; 0 from the end on."""
+    place = torch.arange(codes.shape[1], device=codes.device)
+    age = (n[:, None] - 1 - place).clamp(min=0)
+    weights = torch.stack([torch.pow(torch.tensor(r), age) for r in rates], 1) * (codes >= 0)[:, None]
+    return weights / weights.sum(2, keepdim=True).clamp(min=1e-12) if decay else weights
+
+
+def _decayed_bag(table: Tensor, bag: Bag, n: Tensor, rates: tuple[float, ...]) -> Tensor:
+    """`pool` with decay over whole sequences."""
+    row = torch.repeat_interleave(torch.arange(len(n), device=n.device), n)
+    age = bag.offsets[1:][row] - 1 - torch.arange(len(row), device=n.device)
+    out = []
+    for rate in rates:
+        weights = torch.pow(torch.tensor(rate, dtype=table.dtype, device=n.device), age)
+        total = nn.functional.embedding_bag(
+            bag.values, table, bag.offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
+        )
+        out.append(total * over_weights(n, rate).to(total.dtype)[:, None])
+    return torch.cat(out, 1)
 
 
 class FieldEmbeddings(nn.Module):
@@ -86,7 +128,12 @@ class FieldEmbeddings(nn.Module):
 
     @property
     def widths(self) -> list[int]:
-        return [f.width for f in self.fields]
+        return [f.width * max(1, len(f.rates)) for f in self.fields]
+
+    @property
+    def pieces(self) -> list[int]:
+        """As `widths`, with a decaying mean at R rates as R pieces."""
+        return [f.width for f in self.fields for _ in range(max(1, len(f.rates)))]
 
     def rows_of(self, name: str) -> Tensor:
         """The (rows, width) slice of the table that holds the field `name`."""
@@ -112,7 +159,7 @@ class FieldEmbeddings(nn.Module):
                 parts.append(self.projections[f"dense{number}"](inputs.dense[f.name]))
             else:
                 weights = other.rows_of(f.shares) if f.shares else self.rows_of(f.name)
-                parts.append(pool(weights, inputs.bags[f.name], f.pooling))
+                parts.append(pool(weights, inputs.bags[f.name], f.pooling, f.rates))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def check_shares(self, other: FieldEmbeddings) -> None:

@@ -99,3 +99,34 @@ class Sampler:
             weight = np.concatenate([weight, np.full(extra, self.random_weight, np.float32)])
             source = np.concatenate([source, np.full(extra, -1, np.int64)])
         return Epoch(user[order], item[order], label[order], weight[order], source[order])
+
+
+class Positives:
+    """The training positives of every epoch, for losses that set each against candidates."""
+
+    def __init__(self, dataset: Dataset, seed: int, shuffle: bool = True, by_user: bool = False) -> None:
+        """`by_user` keeps the positives of a user together, oldest first, and shuffles the users."""
+        self._seed, self._shuffle, self._by_user = seed, shuffle, by_user
+        self._source = dataset.in_order((dataset.parts == TRAIN) & dataset.pairs.positive)
+        if by_user:
+            self._source = self._source[np.argsort(dataset.pairs.user[self._source], kind="stable")]
+        else:
+            self._source = np.sort(self._source)
+        self._user, self._item = dataset.pairs.user[self._source], dataset.pairs.item[self._source]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def epoch(self, number: int) -> Epoch:
+        """The positives of epoch `number` (0, 1, …)."""
+        rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x706F], counter=[0, 0, 0, number]))
+        n = len(self._source)
+        if not self._shuffle:
+            order = np.arange(n)
+        elif self._by_user:
+            place = rng.permutation(int(self._user.max()) + 1)
+            order = np.argsort(place[self._user], kind="stable")
+        else:
+            order = rng.permutation(n)
+        one = np.ones(n, np.float32)
+        return Epoch(self._user[order], self._item[order], one, one, self._source[order])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +29,11 @@ from twotower.data.splits import VALIDATION
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, vectors
 from twotower.model.two_tower import FirstOrder, TwoTower
-from twotower.schema import SIDES
+from twotower.schema import SIDES, Sequence
 from twotower.train import checkpoint
-from twotower.train.losses import binary_cross_entropy
-from twotower.train.negatives import Epoch, Sampler
+from twotower.train.candidates import CandidateSampler, Memory
+from twotower.train.losses import binary_cross_entropy, contest
+from twotower.train.negatives import Epoch, Positives, Sampler
 from twotower.watcher import Watcher
 
 FAIL_POINT = "TWOTOWER_FAIL_AT_STEP"  # for tests of recovery: SIGKILL to itself after this step
@@ -93,11 +95,21 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
-        self.users = SideTensors(dataset.users, user_fields, self.device)
+        self.earlier = config.train.histories == "earlier"
+        timeline = dataset.timeline if self.earlier else None
+        self.users = SideTensors(dataset.users, user_fields, self.device, timeline)
         self.items = SideTensors(dataset.items, item_fields, self.device)
         self.batcher = Batcher(self.users, self.items)
         self._check_learnable()
-        self.sampler = Sampler(dataset, config.negatives, config.train.seed, config.train.shuffle)
+        seed, shuffle = config.train.seed, config.train.shuffle
+        self.sampler: Sampler | Positives
+        self.candidates: CandidateSampler | None = None
+        self.memory = Memory(config.negatives.memory)
+        if config.loss.kind == "bce":
+            self.sampler = Sampler(dataset, config.negatives, seed, shuffle)
+        else:
+            self.sampler = Positives(dataset, seed, shuffle, by_user=self.earlier)
+            self.candidates = CandidateSampler(dataset, config.negatives, seed)
         self.optimizer = _optimizer(self.model, config.train, self.device)
         self.names = {p: n for n, p in self.model.named_parameters()}
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
@@ -110,11 +122,13 @@ class Trainer:
 
     def _check_learnable(self) -> None:
         """Raises, before anything is written, if there is nothing to learn or nothing to choose epochs by."""
-        if self.dataset.train.positive.all() and not self.config.negatives.random:
+        pairs = self.config.loss.kind == "bce"
+        if pairs and self.dataset.train.positive.all() and not self.config.negatives.random:
             raise DataError(
-                "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, or "
-                "name a label and schema.positive_above"
+                "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
+                "or loss.kind = 'softmax', or name a label and schema.positive_above"
             )
+        self._check_histories()
         positive, monitor = self.dataset.validation.positive, self.config.train.monitor
         k = self.config.evaluation.k[0]
         if monitor in ("validation.auc", "validation.gauc") and (positive.all() or not positive.any()):
@@ -122,6 +136,24 @@ class Trainer:
                 f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
                 f"use train.monitor = 'validation.recall@{k}'"
             )
+
+    def _check_histories(self) -> None:
+        """Raises ConfigError if the sequences cannot be had as `train.histories` wants them."""
+        for f in self.dataset.schema.features:
+            if not isinstance(f, Sequence):
+                continue
+            if not self.earlier and f.pooling == "decay":
+                raise ConfigError(
+                    f"feature '{f.name}': pooling = 'decay' goes with the order of time; set train.histories = 'earlier'"
+                )
+            if self.earlier and (f.side == "item" or f.max_length):
+                what = "on the item side" if f.side == "item" else "with max_length"
+                raise ConfigError(
+                    f"feature '{f.name}': a sequence {what} cannot be had as it was at every earlier moment; drop it or "
+                    "set train.histories = 'others'"
+                )
+        if self.earlier and self.dataset.seconds is None:
+            raise ConfigError("train.histories = 'earlier' needs a time; name its column in schema.time")
 
     # ---- the run
 
@@ -148,6 +180,7 @@ class Trainer:
 
     def _epoch(self, epoch: Epoch) -> None:
         p = self.progress
+        self._mine()
         while p.batch < self.steps_per_epoch:
             started = time.perf_counter()
             self.step(epoch, p.batch)
@@ -179,12 +212,9 @@ class Trainer:
         """One update of the weights with batch `number` of an epoch."""
         p, config = self.progress, self.config.train
         self._seed(p.step)
-        batch = self.batch(epoch, number)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(p.step)
-        with torch.autocast(self.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
-            logits = self.model(batch.users, batch.items, batch.user, batch.item)
-        loss = binary_cross_entropy(logits, batch.label, batch.weight)
+        rows, loss = self._contest(epoch, number) if self.candidates else self._pairs(epoch, number)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if config.clip_norm:
@@ -193,7 +223,7 @@ class Trainer:
         if not math.isfinite(value):
             raise TrainingError(self._not_finite(f"the loss is {value}", epoch, number))
         self.optimizer.step()
-        p.step, p.batch, p.rows, p.loss_sum = p.step + 1, p.batch + 1, p.rows + len(batch), p.loss_sum + value
+        p.step, p.batch, p.rows, p.loss_sum = p.step + 1, p.batch + 1, p.rows + rows, p.loss_sum + value
         if self.average:
             # A young average follows quickly, or it would remember the random start.
             keep = min(config.average, p.step / (p.step + 10))
@@ -202,6 +232,37 @@ class Trainer:
         self.watcher.step(p.batch, self.steps_per_epoch, value)
         if os.environ.get(FAIL_POINT) == str(p.step):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _pairs(self, epoch: Epoch, number: int) -> tuple[int, Tensor]:
+        """Number and loss of a batch of labelled pairs."""
+        batch = self.batch(epoch, number)
+        with self._precision():
+            logits = self.model(batch.users, batch.items, batch.user, batch.item)
+        return len(batch), binary_cross_entropy(logits, batch.label, batch.weight)
+
+    def _contest(self, epoch: Epoch, number: int) -> tuple[int, Tensor]:
+        """Number and loss of a batch of positives against its candidates."""
+        assert self.candidates is not None
+        config, memory = self.config, self.memory
+        part = self._slice(number)
+        user, item, source = epoch.user[part], epoch.item[part], epoch.source[part]
+        drawn = self.candidates(user, item, self.progress.step, memory.items, self.device)
+        batch = self.batcher.contestants(user, source, drawn.items, self.earlier)
+        with self._precision():
+            users, items = self.model.user_vectors(batch.users), self.model.item_vectors(batch.items)
+        if batch.user is not None:
+            users = users.index_select(0, batch.user)
+        everything = items if memory.vectors is None else torch.cat([items, memory.vectors])
+        loss = contest(
+            users, everything, drawn, config.loss, len(self.dataset.items), config.negatives.hard_margin,
+            torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        )  # fmt: skip
+        memory.keep(torch.from_numpy(item.astype(np.int64)).to(self.device), items.index_select(0, drawn.positive))
+        return len(user), loss
+
+    def _precision(self) -> Any:
+        bf16 = self.config.train.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def _seed(self, step: int) -> None:
         """Dropout and unknown values of a step depend on (seed, step) alone."""
@@ -214,11 +275,21 @@ class Trainer:
 
     def batch(self, epoch: Epoch, number: int) -> Batch:
         """Batch `number` of an epoch: a slice of its arrays."""
-        size = self.config.train.batch_size
-        part = slice(number * size, (number + 1) * size)
+        part = self._slice(number)
         return self.batcher(
             epoch.user[part], epoch.item[part], epoch.label[part], epoch.weight[part], epoch.source[part]
         )
+
+    def _slice(self, number: int) -> slice:
+        size = self.config.train.batch_size
+        return slice(number * size, (number + 1) * size)
+
+    def _mine(self) -> None:
+        """Hard candidates from the present model, at the start of every `hard_every`-th epoch but the first."""
+        p, negatives = self.progress, self.config.negatives
+        if self.candidates and negatives.hard and not p.batch and p.epoch and (p.epoch - 1) % negatives.hard_every == 0:
+            factors = self.factors()
+            self.candidates.mine(factors.users, factors.items, p.epoch)
 
     def _validate(self) -> dict[str, float]:
         """Validation metrics, every `validate_every` epochs and after the last; keeps the weights if they are the best."""
@@ -316,6 +387,10 @@ class Trainer:
         self.best_weights = group("best")
         if self.average:
             self.average = group("average") or self.average
+        if memory := group("memory"):
+            self.memory.vectors, self.memory.items = memory["vectors"], memory["items"]
+        if self.candidates and (mined := group("mined")):
+            self.candidates.mined = mined["items"].cpu().numpy()
         checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
 
     def _save(self) -> None:
@@ -327,6 +402,10 @@ class Trainer:
             raise TrainingError(f"weights are no longer finite after step {self.progress.step}; {self._advice()}")
         tensors |= {f"best/{n}": t for n, t in self.best_weights.items()}
         tensors |= {f"average/{n}": t for n, t in self.average.items()}
+        if self.memory.vectors is not None:
+            tensors |= {"memory/vectors": self.memory.vectors, "memory/items": self.memory.items}
+        if self.candidates and self.candidates.mined is not None:
+            tensors["mined/items"] = torch.from_numpy(self.candidates.mined)
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)
         progress = dict(vars(self.progress))
         if progress["best"] == -math.inf:

@@ -1,0 +1,49 @@
+"""Means of a history that decay with age, at many moments of it in one pass.
+
+The state of a mean at rate r is one vector, s <- r s + x, so a service keeps it up to date in constant time for each
+event. In training the states at all moments are wanted: within a chunk they are one product with a triangular
+matrix, and the states at the ends of the chunks before are carried over by another (the chunked form of a linear
+recurrence, as in Dao and Gu 2024, "Transformers are SSMs", section 6).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from twotower.data.batches import CHUNK, Prefixes
+
+
+def decayed_means(table: Tensor, known: Prefixes, rates: tuple[float, ...]) -> Tensor:
+    """Table (rows, E) and U moments -> (U, R E): per rate the sum of rate^n x_n over the sum of rate^n, x_n the row of
+    the interaction n places before the latest; zeros where nothing is known."""
+    sums = decayed_sums(table, known, rates)
+    scale = torch.stack([over_weights(known.length, r) for r in rates], 1).to(sums.dtype)
+    return (sums.view(len(sums), len(rates), -1) * scale[:, :, None]).flatten(1)
+
+
+def over_weights(n: Tensor, rate: float) -> Tensor:
+    """1 / (1 + rate + … + rate^(n-1)), and 0 for n = 0."""
+    n = n.float()
+    total = n if rate == 1 else (1 - rate**n) / (1 - rate)
+    return torch.where(n > 0, 1 / total.clamp(min=1e-12), 0.0)
+
+
+def decayed_sums(table: Tensor, known: Prefixes, rates: tuple[float, ...]) -> Tensor:
+    """As `decayed_means`, not divided: (U, R E)."""
+    device = table.device
+    x = nn.functional.embedding(known.codes, table)  # (K, CHUNK, E)
+    rate = torch.tensor(rates, device=device)
+    place = torch.arange(CHUNK, device=device)
+    age = place[:, None] - place  # of the interaction in the column, seen from the row's
+    within = torch.where(age >= 0, rate[:, None, None] ** age.clamp(min=0), 0.0)  # (R, CHUNK, CHUNK)
+    states = within.transpose(0, 1).reshape(CHUNK * len(rates), CHUNK) @ x  # (K, CHUNK R, E)
+    ends = states[:, -len(rates) :]  # (K, R, E)
+    gap = known.number[:, None] - known.number
+    earlier = (known.sequence[:, None] == known.sequence) & (gap > 0)
+    reach = torch.where(earlier, rate[:, None, None] ** ((gap - 1).clamp(min=0) * CHUNK), 0.0)  # (R, K, K)
+    carried = (reach.to(x.dtype) @ ends.transpose(0, 1).contiguous()).transpose(0, 1)  # (K, R, E)
+    at = states.reshape(-1, len(rates), x.shape[2]).index_select(0, known.last)
+    steps = rate ** (known.last % CHUNK + 1)[:, None]  # (U, R)
+    sums = at + carried.index_select(0, known.last // CHUNK) * steps.to(at.dtype)[:, :, None]
+    return (sums * (known.length > 0).to(sums.dtype)[:, None, None]).flatten(1)

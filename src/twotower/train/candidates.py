@@ -1,0 +1,260 @@
+"""What stands against the positives of a batch: items drawn from a mixture of sources, each with the logarithm of how
+often it is expected to be drawn, and a mask.
+
+Draws depend on (seed, step) only, so a resumed run sees the same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.config import NegativesConfig
+from twotower.data.batches import Distinct
+from twotower.data.dataset import Dataset
+from twotower.encoders import Codes, Ints, Ragged
+from twotower.errors import ConfigError, nearest
+
+KEPT = 64
+"""Items of a user's rank window that are remembered between two minings."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The columns of a contest of B positives: C shared ones, the last M of them from memory, and H own ones."""
+
+    items: Ints  # (I,) distinct item rows whose vectors are needed; the first `shared` of them are columns
+    shared: int
+    memory: Tensor  # (M,) int64 item rows of remembered vectors, columns after the shared ones
+    positive: Tensor  # (B,) int64 column of the row's positive
+    drawn: Tensor  # (C,) float32 how often the column was drawn; 0: it is there for its positive only
+    log_q: Tensor  # (C,) float32 log of how often its item is expected to be drawn
+    own: Tensor  # (B, H) int64 into items, -1 for none; the last `mined` of them are mined ones
+    mined: int
+    group: Tensor | None  # (B,) int64: rows of one group share their banned columns
+    banned: Tensor  # (n,) int64 columns, group after group
+    offsets: Tensor  # (groups + 1,) int64
+
+    def ban(self, logits: Tensor, rows: slice) -> None:
+        """Put -inf into the banned columns of logits (b, C), in place."""
+        if self.group is None or not len(self.banned):
+            return
+        group = self.group[rows]
+        n = self.offsets[group + 1] - self.offsets[group]
+        row = torch.repeat_interleave(torch.arange(len(group), device=n.device), n)
+        inside = torch.arange(len(row), device=n.device) - torch.repeat_interleave(n.cumsum(0) - n, n)
+        column = self.banned[self.offsets[group].repeat_interleave(n) + inside]
+        logits.view(-1)[row * logits.shape[1] + column] = -torch.inf
+
+
+class Memory:
+    """The item vectors of the latest positives of earlier batches, without gradient (Wang et al. 2020, "Cross-Batch
+    Memory"; Wang et al. 2021 for two towers)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.items = torch.zeros(0, dtype=torch.int64)
+        self.vectors: Tensor | None = None
+
+    def keep(self, items: Tensor, vectors: Tensor) -> None:
+        """Add the batch's positives (B,) and their vectors (B, D); the oldest go."""
+        if not self.size:
+            return
+        vectors = vectors.detach()
+        if self.vectors is not None:
+            items, vectors = torch.cat([self.items, items]), torch.cat([self.vectors, vectors])
+        self.items, self.vectors = items[-self.size :], vectors[-self.size :]
+
+
+class CandidateSampler:
+    """Draws the candidates of each batch."""
+
+    def __init__(self, dataset: Dataset, config: NegativesConfig, seed: int) -> None:
+        """Raises ConfigError if `config.attribute` is no feature with codes on the item side."""
+        self._config, self._seed = config, seed
+        train, self._n_items = dataset.train, len(dataset.items)
+        liked = train.positive
+        counts = np.bincount(train.item[liked], minlength=self._n_items).astype(np.float64)
+        self._popularity = counts / counts.sum()
+        powered = np.where(counts > 0, counts**config.alpha, 0.0)
+        self._powered = powered / powered.sum()
+        self._cumulative = np.cumsum(self._powered)
+        self._liked = Ragged.from_pairs(train.user[liked], train.item[liked], len(dataset.users))
+        keys = train.user[liked].astype(np.int64) * self._n_items + train.item[liked]
+        self._liked_keys = np.sort(keys)
+        self._distinct = Distinct(self._n_items)
+        self._distinct_users = Distinct(len(dataset.users))
+        self._disliked: Ragged | None = None
+        if config.observed:
+            order = np.random.default_rng(seed).permutation(np.flatnonzero(~liked))
+            self._disliked = Ragged.from_pairs(train.user[order], train.item[order], len(dataset.users))
+        self._values, self._by_value = _attribute(dataset, config.attribute) if config.attribute else (None, None)
+        self.mined: Codes | None = None
+        """(n_users, KEPT) item rows of each user's rank window, -1 where there are fewer."""
+
+    def log_q(self, items: Ints, positives: int, memory: int) -> npt.NDArray[np.float32]:
+        """Log of how often each of `items` is expected among the shared candidates of a batch of `positives`, all
+        sources together: the density of the mixture times the number of draws."""
+        c = self._config
+        if c.full:
+            return np.zeros(len(items), np.float32)
+        expected = self._popularity[items] * (positives * c.in_batch + memory)
+        expected += c.uniform / self._n_items + c.popularity * self._powered[items]
+        return np.log(np.maximum(expected, 1e-30)).astype(np.float32)
+
+    def __call__(self, user: Codes, item: Codes, step: int, memory: Tensor, device: torch.device) -> Candidates:
+        """The candidates of a batch's positives: aligned (B,) user and item rows."""
+        c, n = self._config, self._n_items
+        rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6361], counter=[0, 0, 0, step]))
+        own = np.zeros((len(user), 0), np.int64)
+        if c.full:
+            items, shared, positive = np.arange(n), n, item.astype(np.int64)
+            drawn = np.ones(n, np.float32)
+        else:
+            uniform = rng.integers(0, n, c.uniform)
+            popular = np.minimum(np.searchsorted(self._cumulative, rng.random(c.popularity), side="right"), n - 1)
+            columns = np.concatenate([item, uniform, popular]).astype(np.int32)
+            items, index = self._distinct(columns)
+            shared, positive = len(items), index[: len(item)]
+            drawn = np.bincount(index if c.in_batch else index[len(item) :], minlength=shared).astype(np.float32)
+            own = self._own(user, item, drawn.sum() + len(memory), rng)
+            if own.shape[1]:
+                items, own = self._with_own(items, own)
+        memory_items = memory.cpu().numpy()
+        columns = np.concatenate([items[:shared], memory_items])
+        drawn = np.concatenate([drawn, np.ones(len(memory), np.float32)])
+        group, banned = self._banned(user, item, columns, len(memory) > 0)
+        return Candidates(
+            items, shared, memory.to(device),
+            *(torch.from_numpy(a).to(device) for a in (positive, drawn, self.log_q(columns, len(user), len(memory)), own)),
+            mined=c.hard if self.mined is not None else 0,
+            group=None if group is None else torch.from_numpy(group).to(device),
+            banned=torch.from_numpy(banned.values.astype(np.int64)).to(device),
+            offsets=torch.from_numpy(banned.offsets).to(device),
+        )  # fmt: skip
+
+    def _banned(self, user: Codes, item: Codes, columns: Ints, repeats: bool) -> tuple[Ints | None, Ragged]:
+        """The group of each row and the columns each group may not be measured against."""
+        if self._config.mask_positives:
+            groups, group = self._distinct_users(user)
+            values, lengths = _rows_of(self._liked, groups)
+        elif repeats:  # a remembered copy of the positive is no negative of it
+            groups, group = self._distinct(item)
+            values, lengths = groups, np.ones(len(groups), np.int64)
+        else:
+            return None, Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
+        order = np.argsort(columns, kind="stable")
+        ordered = columns[order]
+        low, high = np.searchsorted(ordered, values, side="left"), np.searchsorted(ordered, values, side="right")
+        found = high - low
+        places = np.repeat(low, found) + np.arange(found.sum()) - np.repeat(np.cumsum(found) - found, found)
+        rows = np.repeat(np.repeat(np.arange(len(groups)), lengths), found)
+        offsets = np.zeros(len(groups) + 1, np.int64)
+        np.cumsum(np.bincount(rows, minlength=len(groups)), out=offsets[1:])
+        return group, Ragged(order[places].astype(np.int32), offsets)
+
+    def _own(self, user: Codes, item: Codes, others: float, rng: np.random.Generator) -> Ints:
+        """(B, H) item rows that stand against one positive alone, -1 for none: observed, of the same attribute, mined."""
+        c = self._config
+        parts = []
+        if self._disliked is not None:
+            parts.append(_some(self._disliked, user, c.observed, rng))
+        if self._values is not None and self._by_value is not None:
+            value = _some(self._values, item, 1, rng)[:, 0]
+            found = _some(self._by_value, np.maximum(value, 0), c.attribute_items, rng)
+            parts.append(np.where(value[:, None] >= 0, found, -1))
+        if self.mined is not None:
+            place = (rng.integers(0, KEPT, (len(user), 1)) + np.arange(c.hard)) % KEPT
+            found = np.take_along_axis(self.mined[user], place, 1).astype(np.int64)
+            # So many that the others outnumber them: the fraction is rounded at random.
+            each = min(c.hard, others / c.hard_ratio)
+            wanted = np.floor(each + rng.random(len(user)))
+            parts.append(np.where(np.arange(c.hard) < wanted[:, None], found, -1))
+        if not parts:
+            return np.zeros((len(user), 0), np.int64)
+        own = np.concatenate(parts, 1)
+        own[own == item[:, None]] = -1
+        if c.mask_positives:
+            keys = user[:, None].astype(np.int64) * self._n_items + own
+            at = np.minimum(np.searchsorted(self._liked_keys, keys), len(self._liked_keys) - 1)
+            own[self._liked_keys[at] == keys] = -1
+        return own
+
+    def _with_own(self, items: Ints, own: Ints) -> tuple[Ints, Ints]:
+        """Items with those of `own` that are not among them put at the end, and `own` as places in them."""
+        wanted, index = np.unique(own, return_inverse=True)
+        order = np.argsort(items)
+        at = np.minimum(np.searchsorted(items[order], wanted), len(items) - 1)
+        place = np.where(items[order][at] == wanted, order[at], -1)
+        new = (place < 0) & (wanted >= 0)
+        place[new] = len(items) + np.arange(new.sum())
+        return np.concatenate([items, wanted[new]]), place[index.reshape(own.shape)]
+
+    def mine(self, users: Tensor, items: Tensor, epoch: int, block: int = 1024) -> None:
+        """Rank the catalogue for every user by `users` (n_users, D) . `items` (N, D), what they liked left out, and
+        remember a random part of the window `hard_ranks`."""
+        first, last = self._config.hard_ranks
+        rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6D69], counter=[0, 0, 0, epoch]))
+        mined = np.full((len(users), KEPT), -1, np.int32)
+        for start in range(0, len(users), block):
+            rows = np.arange(start, min(start + block, len(users)))
+            scores = users[start : start + block] @ items.T
+            liked, lengths = _rows_of(self._liked, rows)
+            flat = np.repeat(np.arange(len(rows)), lengths) * self._n_items + liked
+            scores.view(-1)[torch.from_numpy(flat).to(scores.device)] = -torch.inf
+            top = scores.topk(min(last, self._n_items), dim=1)
+            window = top.indices[:, first - 1 :].cpu().numpy()
+            if not window.shape[1]:
+                raise ConfigError(
+                    f"negatives.hard_ranks starts at {first}, and the catalogue has {self._n_items} items; lower it"
+                )
+            window = np.where(np.isfinite(top.values[:, first - 1 :].cpu().numpy()), window, -1)
+            order = rng.random(window.shape).argsort(1)[:, :KEPT]
+            mined[rows, : order.shape[1]] = np.take_along_axis(window, order, 1)
+        self.mined = mined
+
+
+def _rows_of(ragged: Ragged, rows: Ints) -> tuple[Ints, Ints]:
+    """Values of some rows, row after row, and their lengths."""
+    lengths = ragged.lengths[rows]
+    ends = np.cumsum(lengths)
+    inside = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    return ragged.values[np.repeat(ragged.offsets[rows], lengths) + inside].astype(np.int64), lengths
+
+
+def _some(ragged: Ragged, rows: npt.NDArray[np.integer], n: int, rng: np.random.Generator) -> Ints:
+    """(len(rows), n) values of each row, neighbours from a random place on, none twice; -1 where a row has fewer."""
+    lengths = ragged.lengths[rows]
+    start = (rng.random(len(rows)) * lengths).astype(np.int64)
+    place = (start[:, None] + np.arange(n)) % np.maximum(lengths, 1)[:, None]
+    if not len(ragged.values):
+        return np.full((len(rows), n), -1, np.int64)
+    at = np.minimum(ragged.offsets[rows][:, None] + place, len(ragged.values) - 1)
+    return np.where(np.arange(n) < lengths[:, None], ragged.values[at], -1).astype(np.int64)
+
+
+def _attribute(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
+    """Item -> its values of a feature, and value -> the items that have it."""
+    columns = dataset.items.columns
+    coded = [n for n, c in columns.items() if isinstance(c, Ragged) or (c.ndim == 1 and c.dtype == np.int32)]
+    if name not in coded:
+        raise ConfigError(
+            f"negatives.attribute: no item feature '{name}' with values to share{nearest(name, coded)} "
+            f"(allowed: {', '.join(coded)})"
+        )
+    column, n = columns[name], len(dataset.items)
+    if isinstance(column, Ragged):
+        values = Ragged(column.values, column.offsets)
+    else:
+        known = np.flatnonzero(column > 0)
+        values = Ragged.from_pairs(known, column[known], n)
+    items = np.repeat(np.arange(n), values.lengths)
+    shuffled = np.random.default_rng(0).permutation(len(items))
+    by_value = Ragged.from_pairs(
+        values.values[shuffled], items[shuffled], int(values.values.max(initial=0)) + 1
+    )
+    return values, by_value
