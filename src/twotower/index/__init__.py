@@ -1,0 +1,81 @@
+"""Find the items of a query: exact in numpy, or by FAISS, which is imported when an index asks for it.
+
+index = build("ivf", vectors, rows, "cosine")
+rows, scores = index.search(queries, 100)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from twotower.errors import ConfigError, RunError, nearest
+from twotower.index.choose import TuneResult, choose, recall, tune
+from twotower.index.exact import FORMAT, ExactIndex
+from twotower.index.protocol import Index, Metric, Rows, Vectors
+from twotower.storage import read_json
+
+__all__ = [
+    "KINDS",
+    "Index",
+    "Metric",
+    "TuneResult",
+    "build",
+    "choose",
+    "load",
+    "recall",
+    "tune",
+    "verify_file",
+]
+
+KINDS = {
+    "exact": "twotower.index.exact:ExactIndex",
+    "flat": "twotower.index.faiss:Flat",
+    "ivf": "twotower.index.faiss:Ivf",
+    "hnsw": "twotower.index.faiss:Hnsw",
+    "ivfpq": "twotower.index.faiss:IvfPq",
+}
+"""Where each kind of index lives."""
+
+
+def build(kind: str, vectors: Vectors, rows: Rows, metric: Metric, params: dict[str, int] | None = None) -> Index:
+    """An index of item vectors (N, D) under rows (N,). Vectors it cannot hold are in `index.rejected`.
+
+    Raises ConfigError for an unknown kind or parameter, DataError for arrays that do not fit.
+    """
+    return _engine(kind).build(vectors, rows, metric, params)
+
+
+def load(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
+    """The index saved in a folder, its vectors left on disk if `mmap`. Raises RunError.
+
+    `verify` loads a FAISS file in a process of its own first, because a hostile one can end the process that reads it.
+    """
+    said = read_json(folder / "index.json")
+    if not isinstance(said, dict) or said.get("format") != FORMAT or said.get("kind") not in KINDS:
+        raise RunError(f"{folder}: not an index of this version")
+    return _engine(said["kind"]).restore(folder, said, mmap, verify)
+
+
+def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None) -> None:
+    """Load and search a FAISS file in a process of its own. Raises RunError if that fails, dies or takes too long."""
+    module = _module("twotower.index.faiss")
+    module.verify_file(path, timeout=timeout, memory=memory)
+
+
+def _engine(kind: str) -> type[ExactIndex]:
+    if kind not in KINDS:
+        raise ConfigError(f"index: {kind!r} is not known; choose {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    module, name = KINDS[kind].split(":")
+    found: type[ExactIndex] = getattr(_module(module), name)
+    return found
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name != "faiss":
+            raise
+        raise ConfigError("this index needs FAISS; pip install faiss-cpu, or choose the index 'exact'") from None

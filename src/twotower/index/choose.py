@@ -1,0 +1,98 @@
+"""Which kind of index, how hard it must try, and how much it finds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from twotower.errors import ConfigError, DataError
+from twotower.index.protocol import Index, Metric, Vectors
+
+EXACT_UP_TO = 50_000
+WHOLE_UP_TO = 2_000_000
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """`setting`: the effort the index has now; `recall`: what it finds with it.
+
+    `table`: every setting that was tried, with its recall and the seconds of a query.
+    """
+
+    setting: dict[str, int]
+    recall: float
+    table: list[dict[str, float]]
+
+
+def choose(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
+    """Kind and parameters for so many items, and a sentence that says why."""
+    if n_items <= EXACT_UP_TO:
+        return "exact", {}, f"exact search: {n_items:,} items are scored in a few milliseconds, and nothing is missed"
+    nlist = round(4 * n_items**0.5)
+    if n_items > WHOLE_UP_TO:
+        why = f"cut vectors in {nlist:,} lists, then exact scores: whole vectors of {n_items:,} items need too much memory"
+        return "ivfpq", {"nlist": nlist}, why
+    if metric == "cosine":
+        why = f"a graph: the quickest at high recall for {n_items:,} items of one length"
+        return "hnsw", {"m": 16, "ef_construction": 100}, why
+    why = f"{nlist:,} lists of whole vectors: quick for {n_items:,} items, and safe for items of different lengths"
+    return "ivf", {"nlist": nlist}, why
+
+
+def recall(index: Index, queries: Vectors, k: int) -> float:
+    """Share of the exact best `k` that the index finds, mean over queries (B, D). Equal scores count as found.
+
+    Queries must be vectors of users that training did not see: items find themselves too easily.
+    """
+    return _recall(index, queries, k, _floor(index, queries, k))
+
+
+def tune(index: Index, queries: Vectors, k: int, target: float) -> TuneResult:
+    """Set each knob of the index to the smallest value that reaches recall `target`, one after the other.
+
+    The others stand at their largest meanwhile. If even that is below the target, it stays. Raises ConfigError, DataError.
+    """
+    if not 0 < target <= 1:
+        raise ConfigError(f"the target recall must be above 0 and at most 1, not {target}")
+    floor = _floor(index, queries, k)
+    table: list[dict[str, float]] = []
+
+    def tried() -> float:
+        started = time.perf_counter()
+        found = _recall(index, queries, k, floor)
+        table.append(index.effort | {"recall": found, "seconds": (time.perf_counter() - started) / len(queries)})
+        return found
+
+    most = index.most()
+    index.effort |= most
+    best = tried()
+    if best >= target:
+        for knob, top in most.items():
+            low, high = 0, 1  # low fails, high may reach
+            while high < top:
+                index.effort[knob] = high
+                if (found := tried()) >= target:
+                    best = found
+                    break
+                low, high = high, high * 2
+            high = min(high, top)
+            while high - low > max(1, high // 16):
+                index.effort[knob] = (low + high) // 2
+                if (found := tried()) >= target:
+                    high, best = index.effort[knob], found
+                else:
+                    low = index.effort[knob]
+            index.effort[knob] = high
+    return TuneResult(dict(index.effort), best, table)
+
+
+def _floor(index: Index, queries: Vectors, k: int) -> Vectors:
+    """The least score (B, 1) among the exact best `k`."""
+    if not len(index) or not len(queries):
+        raise DataError("recall needs an index with items and at least one query")
+    return index.search(queries, min(k, len(index)), exact=True)[1][:, -1:]
+
+
+def _recall(index: Index, queries: Vectors, k: int, floor: Vectors) -> float:
+    _, scores = index.search(queries, k)
+    return float((scores >= floor).sum() / (len(queries) * min(k, len(index))))

@@ -1,0 +1,514 @@
+"""Exact search in numpy, and the store of vectors that every index of this package stands on.
+
+How it is fast. The scores of a block of items stay in the cache; of every group of 32 items only the largest score is
+kept. The k-th largest of these maxima is no larger than the k-th best score, so the best k items are in groups
+whose maximum reaches it: about k groups of N / 32. Only these are scored again.
+
+How it is exact. Sums in float32 depend on the order of adding, so the threshold is lowered by a bound of that error, and
+what passes is scored once more: products and sums in float64, rounded to float32. That number is the score, for every
+kind of index, batch size and thread; equal scores are ordered by row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.errors import DataError, RunError
+from twotower.index.protocol import Metric, Rows, Vectors
+from twotower.storage import new_folder, write_json
+
+FORMAT = 1
+FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
+LONGEST = 1e18
+"""Longer vectors are rejected: the product of two could overflow float32."""
+SHORTEST = 1e-6
+"""Shorter vectors have no direction."""
+GROUP = 32
+QUERIES = 256
+CELLS = 1 << 18
+"""Scores of one block: 1 MiB, the second-level cache of a core."""
+
+
+class Scope(NamedTuple):
+    """Where one search may look, in positions of the store."""
+
+    only: Rows | None
+    """Rising positions, or None for all that are alive."""
+    banned: list[Rows] | None
+    """Rising positions for each query; those outside `only` are left out."""
+    remaining: Rows
+    """How many positions each query has (B,)."""
+
+
+class ExactIndex:
+    """Vectors under rows and the exact search over them; see `protocol.Index` for what is promised.
+
+    Removed vectors stay in the store under row -1 until they are half of it.
+    """
+
+    kind: ClassVar[str] = "exact"
+    params: dict[str, int]
+    effort: dict[str, int]
+
+    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
+        """An empty index of vectors (D,). Raises DataError."""
+        if metric not in ("cosine", "dot"):
+            raise DataError(f"metric: {metric!r} is not known; choose 'cosine' or 'dot'")
+        if width < 1:
+            raise DataError(f"vectors must have at least one column, not {width}")
+        self.metric: Metric = metric
+        self.params = dict(params or {})
+        self.effort = {}
+        self.threads = cores()
+        self._vectors: Vectors = np.empty((0, width), np.float32)
+        self._rows: Rows = np.empty(0, np.int64)
+        self._sorted: Rows = self._rows
+        self._position: Rows = self._rows
+        self._rejected: Rows = self._rows
+        self._longest = 0.0
+
+    @classmethod
+    def build(cls, vectors: Vectors, rows: Rows, metric: Metric, params: dict[str, int] | None = None) -> Self:
+        """An index of vectors (N, D) under rows (N,); what it cannot hold is in `rejected`. Raises DataError."""
+        if np.ndim(vectors) != 2:
+            raise DataError(f"vectors must be (N, D), not of shape {np.shape(vectors)}")
+        index = cls(np.shape(vectors)[1], metric, params)
+        index.add(rows, vectors)
+        return index
+
+    @property
+    def rows(self) -> Rows:
+        return self._sorted.copy()
+
+    @property
+    def rejected(self) -> Rows:
+        return self._rejected.copy()
+
+    @property
+    def width(self) -> int:
+        return int(self._vectors.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def most(self) -> dict[str, int]:
+        return {}
+
+    # Changing
+
+    def add(self, rows: Rows, vectors: Vectors) -> None:
+        rows, vectors = self._checked(rows, vectors)
+        there = rows[self._find(rows) >= 0]
+        if len(there):
+            raise DataError(f"row {there[0]} is in the index already; use update")
+        self._put(rows, vectors)
+
+    def update(self, rows: Rows, vectors: Vectors) -> None:
+        rows, vectors = self._checked(rows, vectors)
+        self._drop(self._known(rows))
+        self._put(rows, vectors)
+
+    def remove(self, rows: Rows) -> None:
+        rows = _row_array(rows)
+        self._drop(self._known(rows))
+        self._rejected = np.setdiff1d(self._rejected, rows)
+
+    def _put(self, rows: Rows, vectors: Vectors) -> None:
+        length = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+        good = length <= LONGEST  # false for nan
+        if self.metric == "cosine":
+            good &= length >= SHORTEST
+        self._rejected = np.union1d(np.setdiff1d(self._rejected, rows), rows[~good])
+        if not good.all():
+            rows, vectors, length = rows[good], vectors[good], length[good]
+        if not len(rows):
+            return
+        self._longest = max(self._longest, float(length.max()))
+        size = len(self._rows)
+        if size:
+            self._vectors = _grown(self._vectors, size, vectors)
+        else:
+            self._vectors = vectors.copy()
+        self._rows = np.concatenate([self._rows, rows])
+        order = np.argsort(rows)
+        at = np.searchsorted(self._sorted, rows[order])
+        self._sorted = np.insert(self._sorted, at, rows[order])
+        self._position = np.insert(self._position, at, size + order)
+        self._changed(size)
+
+    def _drop(self, positions: Rows) -> None:
+        if not len(positions):
+            return
+        gone = np.searchsorted(self._sorted, self._rows[positions])
+        self._rows[positions] = -1
+        self._sorted, self._position = np.delete(self._sorted, gone), np.delete(self._position, gone)
+        if 2 * len(self._sorted) < len(self._rows):
+            alive = np.flatnonzero(self._rows >= 0)
+            self._vectors, self._rows = self._vectors[alive], self._rows[alive]
+            self._position = np.searchsorted(alive, self._position)
+            self._changed(0)
+        else:
+            self._changed(len(self._rows))
+
+    def _changed(self, kept: int) -> None:
+        """Called after a change; positions below `kept` hold what they held, or were removed."""
+
+    # Searching
+
+    def search(
+        self,
+        queries: Vectors,
+        k: int,
+        *,
+        allowed: Rows | None = None,
+        banned: Sequence[Rows] | None = None,
+        exact: bool = False,
+    ) -> tuple[Rows, Vectors]:
+        queries = self._queries(queries, k)
+        scope = self._scope(len(queries), allowed, banned)
+        return self._padded(k, *self._search(queries, k, scope, exact))
+
+    def _search(self, queries: Vectors, k: int, scope: Scope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
+        return self._scan(queries, k, scope)
+
+    def _queries(self, queries: Vectors, k: int) -> Vectors:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise DataError(f"k must be a whole number from 1, not {k!r}")
+        queries = _matrix(queries, self.width, "queries")
+        length = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
+        if not (length <= LONGEST).all():
+            raise DataError(f"query {int(np.argmin(length <= LONGEST))} is not finite or longer than {LONGEST:g}")
+        return queries
+
+    def _scope(self, n_queries: int, allowed: Rows | None, banned: Sequence[Rows] | None) -> Scope:
+        only = None
+        if allowed is not None:
+            only = np.unique(self._find(_row_array(allowed, unique=False)))
+            only = only[only >= 0]
+        remaining = np.full(n_queries, len(self) if only is None else len(only))
+        if banned is None:
+            return Scope(only, None, remaining)
+        if len(banned) != n_queries:
+            raise DataError(f"banned must have one array of rows for each of {n_queries} queries, not {len(banned)}")
+        positions = []
+        for number, rows in enumerate(banned):
+            found = np.unique(self._find(_row_array(rows, unique=False)))
+            found = found[found >= 0] if only is None else np.intersect1d(found, only, assume_unique=True)
+            remaining[number] -= len(found)
+            positions.append(found)
+        return Scope(only, positions, remaining)
+
+    def _padded(self, k: int, rows: list[Rows], scores: list[Vectors]) -> tuple[Rows, Vectors]:
+        all_rows = np.full((len(rows), k), -1, np.int64)
+        all_scores = np.full((len(rows), k), -np.inf, np.float32)
+        for number, (found, score) in enumerate(zip(rows, scores, strict=True)):
+            all_rows[number, : len(found)], all_scores[number, : len(found)] = found, score
+        return all_rows, all_scores
+
+    def _scan(self, queries: Vectors, k: int, scope: Scope) -> tuple[list[Rows], list[Vectors]]:
+        """Rows and scores, best first, of each query."""
+        rows: list[Rows] = []
+        scores: list[Vectors] = []
+        n = len(self._rows) if scope.only is None else len(scope.only)
+        group = GROUP if n >= 4 * k * GROUP else 1
+        while n / group > 1 << 16 and 1 < group < 1024:
+            group *= 2
+        step = min(QUERIES, max(1, (1 << 24) * group // max(n, 1)))  # maxima of at most 64 MiB
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            banned = None if scope.banned is None else scope.banned[part]
+            for found, score in self._scan_part(queries[part], k, group, scope.only, banned):
+                rows.append(found)
+                scores.append(score)
+        return rows, scores
+
+    def _scan_part(
+        self, queries: Vectors, k: int, group: int, only: Rows | None, banned: list[Rows] | None
+    ) -> list[tuple[Rows, Vectors]]:
+        vectors, all_rows = self._vectors, self._rows
+        n, n_queries = len(all_rows) if only is None else len(only), len(queries)
+        # Blocks of one size, a power of two; the last one may be short. Member m of group g is m * width + g.
+        block = 1 << max(10, min(16, (CELLS // n_queries).bit_length() - 1))
+        block = min(block, max(group, 1 << max(n - 1, 0).bit_length()))
+        width, n_blocks = block // group, -(-n // block)
+        maxima = np.empty((n_queries, n_blocks * width), np.float32)
+        transposed = np.ascontiguousarray(queries.T)
+        dead = np.flatnonzero(all_rows < 0) if only is None else np.empty(0, np.int64)
+        ban_query, ban_at = _pairs(banned, only)
+
+        def reduce(blocks: range) -> None:
+            space = np.empty((block, n_queries), np.float32)
+            for number in blocks:
+                start, stop = number * block, min((number + 1) * block, n)
+                items = vectors[start:stop] if only is None else vectors[only[start:stop]]
+                np.matmul(items, transposed, out=space[: stop - start])
+                space[stop - start :] = -np.inf
+                if len(dead):
+                    low, high = np.searchsorted(dead, (start, stop))
+                    space[dead[low:high] - start] = -np.inf
+                if len(ban_at):
+                    low, high = np.searchsorted(ban_at, (start, stop))
+                    space[ban_at[low:high] - start, ban_query[low:high]] = -np.inf
+                maxima[:, number * width : (number + 1) * width] = space.reshape(group, width, n_queries).max(axis=0).T
+
+        # float32 sums of D products are off by less than D / 2^24 of the lengths' product; twice for two sums.
+        lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
+        slack = lengths * self._longest * self.width * 2.0**-22 + 1e-30
+        members = width * np.arange(group)
+        results: list[tuple[Rows, Vectors]] = [_NOTHING] * n_queries
+
+        def finish(numbers: range) -> None:
+            for number in numbers:
+                best = maxima[number]
+                floor = _kth(_coarse(best, k), k) - slack[number]
+                groups = np.flatnonzero((best >= floor) & (best > -np.inf))
+                at = (groups // width * block + groups % width)[:, None] + members
+                at = at[at < n] if group > 1 else at[:, 0]
+                if group > 1 and banned is not None:
+                    at = at[~within(banned[number] if only is None else np.searchsorted(only, banned[number]), at)]
+                positions = at if only is None else only[at]
+                if group > 1:
+                    positions = positions[all_rows[positions] >= 0]
+                    rough = _gathered(vectors, positions, queries[number])
+                    positions = positions[rough >= _kth(rough, k) - slack[number]]
+                rows, scores = all_rows[positions], precise(vectors, positions, queries[number])
+                order = np.lexsort((rows, -scores))[:k]
+                results[number] = rows[order], scores[order]
+
+        threads = self.threads if n * n_queries * self.width > 1 << 22 else 1
+        with one_blas_thread():
+            _share(reduce, n_blocks, threads)
+            _share(finish, n_queries, threads)
+        return results
+
+    # Files
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "metric": self.metric,
+            "n": len(self),
+            "width": self.width,
+            "params": self.params,
+            "effort": self.effort,
+            "longest": self._longest,
+            "rejected": self._rejected.tolist(),
+        }
+
+    def save(self, folder: Path) -> None:
+        strange = sorted(f.name for f in folder.iterdir() if f.name not in FILES) if folder.is_dir() else []
+        if strange:
+            raise RunError(f"{folder}: holds {strange[0]}, which is not of an index; choose a folder of its own")
+        with new_folder(folder) as temporary:
+            np.save(temporary / "vectors.npy", self._vectors[: len(self._rows)])
+            np.save(temporary / "rows.npy", self._rows)
+            self._save_engine(temporary)
+            write_json(temporary / "index.json", self.describe())
+
+    def _save_engine(self, folder: Path) -> None: ...
+
+    @classmethod
+    def restore(cls, folder: Path, said: dict[str, Any], mmap: bool, verify: bool) -> Self:
+        """The index of a folder whose `index.json` says `said`. Raises RunError."""
+        try:
+            index = cls(int(said["width"]), said["metric"], {str(n): int(v) for n, v in said["params"].items()})
+            index.effort = {name: max(1, int(said["effort"][name])) for name in index.effort}
+            index._longest = float(said["longest"])
+            index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
+            rows = np.load(folder / "rows.npy", allow_pickle=False)
+            vectors = np.load(folder / "vectors.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
+            if rows.dtype != np.int64 or rows.ndim != 1 or vectors.dtype != np.float32:
+                raise ValueError("wrong kind of array")
+            if vectors.shape != (len(rows), index.width) or not vectors.flags.c_contiguous:
+                raise ValueError(f"vectors of shape {vectors.shape} for {len(rows)} rows of width {index.width}")
+            order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
+            if len(order) != said["n"] or (np.diff(rows[order]) == 0).any():
+                raise ValueError("rows are repeated or missing")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, DataError) as e:
+            raise RunError(f"{folder}: not a usable index ({e})") from e
+        index._vectors, index._rows, index._sorted, index._position = vectors, rows, rows[order], order
+        index._load_engine(folder, mmap, verify)
+        return index
+
+    def _load_engine(self, folder: Path, mmap: bool, verify: bool) -> None: ...
+
+    # Rows
+
+    def _find(self, rows: Rows) -> Rows:
+        """The position of each row, or -1."""
+        if not len(self._sorted):
+            return np.full(len(rows), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, rows), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == rows, self._position[at], -1)
+
+    def _known(self, rows: Rows) -> Rows:
+        """The positions of rows that are in the index; rejected rows may be named too. Raises DataError for others."""
+        found = self._find(rows)
+        unknown = rows[(found < 0) & ~np.isin(rows, self._rejected)]
+        if len(unknown):
+            raise DataError(f"row {unknown[0]} is not in the index")
+        return found[found >= 0]
+
+    def _checked(self, rows: Rows, vectors: Vectors) -> tuple[Rows, Vectors]:
+        rows, vectors = _row_array(rows), _matrix(vectors, self.width, "vectors")
+        if len(rows) != len(vectors):
+            raise DataError(f"{len(rows)} rows for {len(vectors)} vectors")
+        return rows, vectors
+
+
+def precise(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
+    """The score (n,) that every index gives: summed in float64, rounded to float32."""
+    wide = query.astype(np.float64)
+    scores = np.empty(len(positions), np.float32)
+    for start in range(0, len(positions), 4096):
+        part = slice(start, start + 4096)
+        scores[part] = (vectors[positions[part]] * wide).sum(axis=1)
+    return scores
+
+
+def within(places: Rows, at: Rows) -> npt.NDArray[np.bool_]:
+    """Which of `at` are among the rising `places`."""
+    if not len(places):
+        return np.zeros(at.shape, np.bool_)
+    return np.equal(places[np.minimum(np.searchsorted(places, at), len(places) - 1)], at)
+
+
+def cores() -> int:
+    """The cores this process may use, or what OMP_NUM_THREADS says."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_NOTHING: tuple[Rows, Vectors] = (np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+def _kth(values: npt.NDArray[np.float32], k: int) -> float:
+    """The k-th largest, or -inf if there are fewer."""
+    return float(np.partition(values, len(values) - k)[len(values) - k]) if len(values) > k else -np.inf
+
+
+def _coarse(maxima: Vectors, k: int) -> Vectors:
+    """Maxima of eight maxima, if `k` are few beside them: their k-th largest is a lower bound as well, found sooner."""
+    return maxima[: len(maxima) // 8 * 8].reshape(8, -1).max(axis=0) if len(maxima) >= 64 * k else maxima
+
+
+def _gathered(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
+    """float32 products (n,), without a copy of everything where all vectors tie."""
+    scores = np.empty(len(positions), np.float32)
+    for start in range(0, len(positions), 1 << 14):
+        part = slice(start, start + (1 << 14))
+        scores[part] = vectors[positions[part]] @ query
+    return scores
+
+
+def _pairs(banned: list[Rows] | None, only: Rows | None) -> tuple[Rows, Rows]:
+    """Query numbers and places in the scan of all bans, by place."""
+    if not banned or not any(map(len, banned)):
+        return _NOTHING[0], _NOTHING[0]
+    at = np.concatenate(banned)
+    query = np.repeat(np.arange(len(banned)), [len(b) for b in banned])
+    if only is not None:
+        at = np.searchsorted(only, at)
+    order = np.argsort(at, kind="stable")
+    return query[order], at[order]
+
+
+def _share(work: Callable[[range], None], n: int, threads: int) -> None:
+    """`work` on the numbers below `n`, each thread an even share."""
+    threads = max(1, min(threads, n))
+    if threads == 1:
+        return work(range(n))
+    bounds = [n * t // threads for t in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, [range(a, b) for a, b in pairwise(bounds)]))
+    return None
+
+
+def _row_array(rows: Rows, unique: bool = True) -> Rows:
+    array = np.asarray(rows)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise DataError(f"rows must be whole numbers (N,), not {array.dtype} of shape {array.shape}")
+    array = array.astype(np.int64)
+    if array.size and array.min() < 0:
+        raise DataError(f"rows start at 0; found {array.min()}")
+    if unique and len(array) > 1:
+        ordered = np.sort(array)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            raise DataError(f"row {twice[0]} is named twice")
+    return array
+
+
+def _matrix(values: Vectors, width: int, what: str) -> Vectors:
+    array = np.asarray(values)
+    if array.ndim != 2 or array.shape[1] != width:
+        raise DataError(f"{what} must be (n, {width}), not of shape {array.shape}")
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{what} must be numbers, not {array.dtype}")
+    with np.errstate(over="ignore"):  # what overflows is rejected with the other infinities
+        return np.ascontiguousarray(array, np.float32)
+
+
+def _grown(vectors: Vectors, size: int, more: Vectors) -> Vectors:
+    """`vectors[:size]` and `more` in one array; what is over at the end makes many small additions cheap."""
+    total = size + len(more)
+    if total > len(vectors) or not vectors.flags.writeable:
+        wider = np.empty((max(total, size + size // 4), vectors.shape[1]), np.float32)
+        wider[:size] = vectors[:size]
+        vectors = wider
+    vectors[size:total] = more
+    return vectors
+
+
+class _Blas:
+    """numpy's OpenBLAS, if that is what numpy brings. One thread of it for each of ours: its own threads wait for each
+    other by spinning, and several of our threads would queue for them."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, 1
+        self.get: Callable[[], int] | None = None
+        self.set: Callable[[int], None] | None = None
+        for file in (Path(np.__file__).parent.parent / "numpy.libs").glob("*openblas*"):
+            library = ctypes.CDLL(str(file))
+            for end in ("64_", ""):
+                with contextlib.suppress(AttributeError):
+                    self.get = getattr(library, f"scipy_openblas_get_num_threads{end}")
+                    self.set = getattr(library, f"scipy_openblas_set_num_threads{end}")
+                    return
+
+
+_blas = _Blas()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """numpy's matrix products run on the calling thread alone; the last user puts the old number back."""
+    if _blas.get is None or _blas.set is None:
+        yield
+        return
+    with _blas.lock:
+        if not _blas.users:
+            _blas.before = _blas.get()
+            _blas.set(1)
+        _blas.users += 1
+    try:
+        yield
+    finally:
+        with _blas.lock:
+            _blas.users -= 1
+            if not _blas.users:
+                _blas.set(_blas.before)

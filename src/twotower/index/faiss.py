@@ -1,0 +1,461 @@
+"""FAISS proposes, the store decides: candidates of a FAISS index, scored again with the stored vectors.
+
+FAISS numbers are positions of the store. Removed positions stay in FAISS and are hidden by a selector; the store's clearing
+up builds FAISS anew. What FAISS does not find, because few rows are allowed or probes came back empty, the
+exact search does, so an answer is never short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import faiss as _faiss
+import numpy as np
+
+from twotower.errors import ConfigError, RunError, nearest
+from twotower.index.exact import ExactIndex, Scope, within
+from twotower.index.protocol import Metric, Rows, Vectors
+
+faiss: Any = _faiss  # its stubs lack half of what is used here
+
+FEWEST = 256
+"""Fewer vectors are searched exactly: there is nothing to learn centroids from."""
+BYTES = 1 << 40
+LOOPS = 1 << 31
+"""Limits of what FAISS reads: bytes of one array, items of one loop."""
+
+
+class FaissIndex(ExactIndex):
+    """A store of vectors with a FAISS index over it. Approximate, but for the promises of `protocol.Index`."""
+
+    defaults: ClassVar[dict[str, int]] = {}
+    tries: ClassVar[dict[str, int]] = {}
+    types: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
+        super().__init__(width, metric, self.defaults | (params or {}))
+        unknown = sorted(set(self.params) - set(self.defaults))
+        if unknown:
+            known = ", ".join(self.defaults) or "none"
+            raise ConfigError(
+                f"{unknown[0]}: not a parameter of {self.kind} ({known}){nearest(unknown[0], self.defaults)}"
+            )
+        self.effort = dict(self.tries)
+        self._engine: Any = None
+        self._viewed = False
+        self._bits: Any = None
+
+    # What an engine is
+
+    @abstractmethod
+    def _made(self, vectors: Vectors) -> Any:
+        """A trained FAISS index without vectors, for vectors like these."""
+
+    @abstractmethod
+    def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
+        """Search parameters with the effort times `harder`."""
+
+    def _items(self, vectors: Vectors) -> Vectors:
+        """Vectors as the engine takes them."""
+        return vectors
+
+    def _asked(self, queries: Vectors) -> Vectors:
+        """Queries as the engine takes them."""
+        return queries
+
+    def _renew(self) -> bool:
+        """Whether the vectors no longer fit the engine."""
+        return False
+
+    # Changing
+
+    def _changed(self, kept: int) -> None:
+        self._bits = None
+        size = len(self._rows)
+        if size < FEWEST:
+            self._engine = None
+            return
+        vectors = self._vectors[:size]
+        with faiss_threads(self.threads):
+            if self._engine is None or kept == 0 or self._renew():
+                self._engine, kept = self._made(vectors), 0
+                self._viewed = False
+            elif self._viewed and kept < size:
+                # FAISS aborts the process where a mapped index is added to.
+                self._engine, self._viewed = faiss.deserialize_index(faiss.serialize_index(self._engine)), False
+            for start in range(kept, size, 1 << 18):
+                self._engine.add(self._items(vectors[start : start + (1 << 18)]))
+
+    # Searching
+
+    def _search(self, queries: Vectors, k: int, scope: Scope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
+        size = len(self._rows)
+        few = scope.only is not None and len(scope.only) <= max(8192, size // 32)
+        if exact or few or self._engine is None or 4 * k > scope.remaining.max(initial=0):
+            return self._scan(queries, k, scope)
+        rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
+        scores: list[Vectors] = [np.empty(0, np.float32)] * len(queries)
+        todo = np.arange(len(queries))
+        for harder in (1, 4, 16):
+            todo = self._propose(queries, k, scope, harder, todo, rows, scores)
+            if not len(todo):
+                return rows, scores
+        banned = None if scope.banned is None else [scope.banned[i] for i in todo]
+        rest = self._scan(queries[todo], k, Scope(scope.only, banned, scope.remaining[todo]))
+        for number, found, score in zip(todo, *rest, strict=True):
+            rows[number], scores[number] = found, score
+        return rows, scores
+
+    def _propose(
+        self, queries: Vectors, k: int, scope: Scope, harder: int, todo: Rows, rows: list[Rows], scores: list[Vectors]
+    ) -> Rows:
+        """Fill in `rows` and `scores` of the queries `todo`; returns those that have too few."""
+        size, short = len(self._rows), []
+        banned = None if scope.banned is None else [scope.banned[i] for i in todo]
+        alone = banned[0] if banned is not None and len(todo) == 1 else None
+        selector, _bits = self._selector(scope.only, alone)
+        extra = 0 if banned is None or alone is not None else max(map(len, banned))
+        fetch = min(size, (k + extra) * self.effort.get("refine", 1) * harder)
+        tries = self._tries(harder, fetch, selector)
+        step = max(1, (1 << 22) // (fetch * self.width))  # float64 products of at most 32 MiB
+        for start in range(0, len(todo), step):
+            some = todo[start : start + step]
+            with faiss_threads(self.threads):
+                _, at = self._engine.search(self._asked(queries[some]), fetch, params=tries)
+            good = (at >= 0) & (at < size)
+            at[~good] = 0
+            good &= self._rows[at] >= 0
+            if extra and banned is not None:
+                for line, ban in enumerate(banned[start : start + step]):
+                    good[line] &= ~within(ban, at[line])
+            found = np.where(good, self._rows[at], np.iinfo(np.int64).max)
+            exact = (self._vectors[at] * queries[some, None].astype(np.float64)).sum(axis=2).astype(np.float32)
+            exact[~good] = -np.inf
+            order = np.lexsort((found, -exact))[:, :k]
+            found, exact = np.take_along_axis(found, order, 1), np.take_along_axis(exact, order, 1)
+            counts = np.minimum(good.sum(axis=1), k)
+            for line, number in enumerate(some):
+                rows[number], scores[number] = found[line, : counts[line]], exact[line, : counts[line]]
+                if counts[line] < min(k, scope.remaining[number]):
+                    short.append(number)
+        return np.asarray(short, np.int64)
+
+    def _selector(self, only: Rows | None, banned: Rows | None) -> tuple[Any, Any]:
+        """A FAISS selector, or None for everything, and the memory that it reads."""
+        whole = only is None and (banned is None or not len(banned))
+        if whole and len(self) == len(self._rows):
+            return None, None
+        if whole and self._bits is not None:
+            bits = self._bits
+        else:
+            good = self._rows >= 0
+            if only is not None:
+                good = np.zeros(len(self._rows), bool)
+                good[only] = True
+            if banned is not None:
+                good[banned] = False
+            bits = np.packbits(good, bitorder="little")
+            if whole:
+                self._bits = bits
+        return faiss.IDSelectorBitmap(bits), bits
+
+    # Files
+
+    def _save_engine(self, folder: Path) -> None:
+        if self._engine is not None:
+            faiss.write_index(self._engine, str(folder / "index.faiss"))
+
+    def _load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
+        if len(self._rows) < FEWEST:
+            return
+        path = folder / "index.faiss"
+        if verify:
+            verify_file(path)
+        engine = read(path, mmap)
+        wanted = (len(self._rows), self._asked(np.zeros((1, self.width), np.float32)).shape[1])
+        if type(engine).__name__ not in self.types or (engine.ntotal, engine.d) != wanted:
+            raise RunError(f"{path}: not the {self.kind} index of this folder ({type(engine).__name__})")
+        self._engine, self._viewed = engine, mmap
+
+
+class Flat(FaissIndex):
+    """FAISS's own exact search."""
+
+    kind = "flat"
+    types = ("IndexFlatIP", "IndexFlat")
+
+    def _made(self, vectors: Vectors) -> Any:
+        return faiss.IndexFlatIP(self.width)
+
+    def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
+        return faiss.SearchParameters(sel=selector) if selector else None
+
+
+class Ivf(FaissIndex):
+    """Lists around `nlist` centroids (0: four times the root of N), of which the `nprobe` best are looked at."""
+
+    kind = "ivf"
+    defaults = {"nlist": 0}
+    tries = {"nprobe": 16}
+    types = ("IndexIVFFlat",)
+
+    def most(self) -> dict[str, int]:
+        return {"nprobe": self._engine.nlist if self._engine is not None else 1}
+
+    def _made(self, vectors: Vectors) -> Any:
+        engine = faiss.IndexIVFFlat(faiss.IndexFlatIP(self.width), self.width, *self._lists(vectors))
+        self._train(engine, vectors)
+        return engine
+
+    def _lists(self, vectors: Vectors) -> tuple[int, int]:
+        nlist = self.params["nlist"] or round(4 * len(vectors) ** 0.5)
+        return max(1, min(nlist, len(vectors) // 8)), faiss.METRIC_INNER_PRODUCT
+
+    def _train(self, engine: Any, vectors: Vectors) -> None:
+        engine.cp.min_points_per_centroid = 1
+        engine.cp.max_points_per_centroid = 64
+        engine.cp.niter = 10
+        engine.train(self._items(_sample(vectors, 64 * engine.nlist)))
+
+    def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
+        nprobe = min(self._engine.nlist, self.effort["nprobe"] * harder)
+        return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+
+
+class IvfPq(Ivf):
+    """Lists as in `ivf`, of vectors cut to half a byte for two numbers; `refine` times k of them are scored exactly."""
+
+    kind = "ivfpq"
+    tries = {"nprobe": 16, "refine": 8}
+    types = ("IndexIVFPQFastScan",)
+
+    def most(self) -> dict[str, int]:
+        return super().most() | {"refine": 64}
+
+    def _made(self, vectors: Vectors) -> Any:
+        width = self.width + self.width % 2
+        quantizer = faiss.IndexFlatIP(width)
+        nlist, metric = self._lists(vectors)
+        engine = faiss.IndexIVFPQFastScan(quantizer, width, nlist, width // 2, 4, metric)
+        engine.pq.cp.min_points_per_centroid = 1
+        self._train(engine, vectors)
+        return engine
+
+    def _items(self, vectors: Vectors) -> Vectors:
+        return _wider(vectors, 0.0) if self.width % 2 else vectors
+
+    def _asked(self, queries: Vectors) -> Vectors:
+        return self._items(queries)
+
+
+class Hnsw(FaissIndex):
+    """A graph with `m` neighbours, made with `ef_construction`, searched with `ef` open ends.
+
+    Inner products do not suit a graph: long vectors become everyone's neighbours and recall collapses. For "dot" every
+    vector x gets one more number, sqrt(M² - |x|²) with M above all lengths, and every query a zero; the squared distance
+    is then |q|² + M² - 2 q·x, so the nearest is the best. A vector longer than M makes the graph anew.
+    """
+
+    kind = "hnsw"
+    defaults = {"m": 16, "ef_construction": 100}
+    tries = {"ef": 64}
+    types = ("IndexHNSWFlat",)
+    _radius = 0.0
+
+    def most(self) -> dict[str, int]:
+        return {"ef": max(64, min(len(self), 4096))}
+
+    def _made(self, vectors: Vectors) -> Any:
+        self._radius = 1.05 * self._longest
+        engine = faiss.IndexHNSWFlat(self._asked(vectors[:1]).shape[1], self.params["m"], faiss.METRIC_L2)
+        engine.hnsw.efConstruction = self.params["ef_construction"]
+        return engine
+
+    def _renew(self) -> bool:
+        return self.metric == "dot" and self._longest > self._radius
+
+    def _items(self, vectors: Vectors) -> Vectors:
+        if self.metric == "cosine":
+            return vectors
+        squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+        return _wider(vectors, np.sqrt(np.maximum(self._radius**2 - squares, 0.0)))
+
+    def _asked(self, queries: Vectors) -> Vectors:
+        return queries if self.metric == "cosine" else _wider(queries, 0.0)
+
+    def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.effort["ef"] * harder, fetch))
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"radius": self._radius}
+
+    @classmethod
+    def restore(cls, folder: Path, said: dict[str, Any], mmap: bool, verify: bool) -> Self:
+        index = super().restore(folder, said, mmap, verify)
+        index._radius = float(said.get("radius", 0.0))
+        return index
+
+
+def read(path: Path, mmap: bool = True) -> Any:
+    """A FAISS index from its file, mapped where FAISS can, within limits, and looked through. Raises RunError.
+
+    A damaged file can still end the process: files of others go through `verify_file` first.
+    """
+    try:
+        size = path.stat().st_size
+        faiss.set_deserialization_vector_byte_limit(min(BYTES, 2 * size + (1 << 20)))
+        faiss.set_deserialization_loop_limit(min(LOOPS, size + (1 << 20)))
+        engine = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        wrong = unsound(engine)
+    except (OSError, RuntimeError, ValueError, MemoryError, AttributeError, OverflowError) as e:
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        raise RunError(f"{path}: not a usable FAISS index ({lines[-1][:200]})") from e
+    if wrong:
+        raise RunError(f"{path}: not a usable FAISS index ({wrong})")
+    return engine
+
+
+def unsound(engine: Any) -> str:
+    """What in a loaded index would make a search read outside its memory, or an empty string."""
+    if not engine.is_trained or engine.d < 1 or engine.ntotal < 0:
+        return "not trained"
+    if isinstance(engine, faiss.IndexFlat):
+        return "" if engine.codes.size() == engine.ntotal * engine.d * 4 else "codes do not fit"
+    if isinstance(engine, faiss.IndexHNSW):
+        graph, storage = engine.hnsw, faiss.downcast_index(engine.storage)
+        if not isinstance(storage, faiss.IndexFlat) or (storage.d, storage.ntotal) != (engine.d, engine.ntotal):
+            return "storage does not fit"
+        if unsound(storage):
+            return unsound(storage)
+        n = engine.ntotal
+        levels, offsets = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.offsets)
+        per_level = faiss.vector_to_array(graph.cum_nneighbor_per_level)
+        if len(levels) != n or len(offsets) != n + 1 or not 0 <= graph.entry_point < n:
+            return "graph does not fit"
+        if levels.min() < 1 or levels.max() >= len(per_level) or graph.max_level != levels[graph.entry_point] - 1:
+            return "levels do not fit"
+        if per_level[0] != 0 or (np.diff(per_level) < 0).any():
+            return "levels do not fit"
+        if offsets[0] != 0 or (np.diff(offsets.astype(np.int64)) != per_level[levels]).any():
+            return "offsets do not fit"
+        neighbours = faiss.vector_to_array(graph.neighbors)
+        if len(neighbours) != offsets[-1] or neighbours.min(initial=0) < -1 or neighbours.max(initial=0) >= n:
+            return "neighbours do not fit"
+        return ""
+    if isinstance(engine, faiss.IndexIVF):
+        quantizer = faiss.downcast_index(engine.quantizer)
+        if not isinstance(quantizer, faiss.IndexFlat) or (quantizer.d, quantizer.ntotal) != (engine.d, engine.nlist):
+            return "centroids do not fit"
+        if unsound(quantizer):
+            return unsound(quantizer)
+        lists = engine.invlists
+        if lists.nlist != engine.nlist or sum(lists.list_size(i) for i in range(engine.nlist)) != engine.ntotal:
+            return "lists do not fit"
+        if isinstance(engine, faiss.IndexIVFPQFastScan):
+            pq = engine.pq
+            right = pq.nbits == 4 and 2 * pq.M == pq.d == engine.d and engine.M == pq.M and engine.nbits == 4
+            right &= pq.centroids.size() == pq.d * 16
+            return "" if right else "codes do not fit"
+        right = isinstance(engine, faiss.IndexIVFFlat) and engine.code_size == lists.code_size == 4 * engine.d
+        return "" if right else "codes do not fit"
+    return f"a {type(engine).__name__} is none of ours"
+
+
+_CHILD = """
+import json, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except ImportError:
+    pass
+from pathlib import Path
+import numpy as np
+from twotower.errors import RunError
+from twotower.index.faiss import read
+for path in sys.argv[2:]:
+    try:
+        engine = read(Path(path), mmap=False)
+        engine.search(np.ones((2, engine.d), np.float32), 10)
+        said = ""
+    except RunError as e:
+        said = str(e)
+    except Exception as e:
+        said = f"{path}: a search fails ({e})"
+    print(json.dumps(said), flush=True)
+"""
+
+
+def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None) -> None:
+    """Load and search the file in a process of its own first. Raises RunError if that fails, dies or takes too long.
+
+    `timeout` in seconds; `memory` in bytes of address space, by default 2 GiB and four times the file.
+    """
+    said = verify_files([path], timeout=timeout, memory=memory)[path]
+    if said:
+        raise RunError(said)
+
+
+def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | None = None) -> dict[Path, str]:
+    """What is wrong with each file, or an empty string; a process that dies is followed by another for the rest."""
+    said: dict[Path, str] = {}
+    while len(said) < len(paths):
+        rest = [p for p in paths if p not in said]
+        missing = next((p for p in rest if not p.is_file()), None)
+        if missing is not None:
+            said[missing] = f"{missing}: no such file"
+            continue
+        largest = max(p.stat().st_size for p in rest)
+        command = [sys.executable, "-c", _CHILD, str(memory or (2 << 30) + 4 * largest), *map(str, rest)]
+        source = str(Path(__file__).parents[2])
+        paths_there = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": paths_there}
+        reason = ""
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+            )
+            out = done.stdout
+            if done.returncode:
+                reason = f"loading it ended a process with code {done.returncode}"
+        except subprocess.TimeoutExpired as e:
+            out, reason = (e.stdout or b"").decode(), f"loading it takes more than {timeout:g} seconds"
+        answers = [json.loads(line) for line in out.splitlines() if line.startswith('"')]
+        said |= dict(zip(rest, answers, strict=False))
+        if len(answers) < len(rest):
+            victim = rest[len(answers)]
+            said[victim] = f"{victim}: not a usable FAISS index ({reason or 'no answer'})"
+    return said
+
+
+@contextmanager
+def faiss_threads(n: int) -> Iterator[None]:
+    """OpenMP threads of FAISS calls in this thread; the number is put back."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(n)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _sample(vectors: Vectors, n: int) -> Vectors:
+    """At most `n` of the vectors, the same ones every time."""
+    if len(vectors) <= n:
+        return vectors
+    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), n, replace=False))]
+
+
+def _wider(vectors: Vectors, last: Any) -> Vectors:
+    wide = np.empty((len(vectors), vectors.shape[1] + 1), np.float32)
+    wide[:, :-1] = vectors
+    wide[:, -1] = last
+    return wide
