@@ -15,6 +15,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -127,7 +128,7 @@ class Bundle:
                 raise BundleError(f"{self.folder}: {MANIFEST}: files: path {entry['path']!r} is not allowed", "path")
             listed[entry["path"]] = entry
         found = dict(_walk(self.folder))
-        del found[MANIFEST]
+        found.pop(MANIFEST, None)
         if lost := sorted(listed.keys() - found.keys()):
             raise BundleError(f"{self.folder / lost[0]}: missing", "missing")
         if strange := sorted(found.keys() - listed.keys()):
@@ -159,7 +160,7 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._bundles = self.path / "bundles"
-        if not self._bundles.is_dir() or not any((self.path / n).is_file() for n in _TOP):
+        if not os.path.isdir(self._bundles) or not any(os.path.isfile(self.path / name) for name in _TOP):
             raise BundleError(f"{path}: no store here; `twotower publish` with `--store {path}` makes one", "store")
 
     @classmethod
@@ -196,16 +197,16 @@ class Store:
 
     def bundles(self) -> list[Listed]:
         """All bundles, the oldest first."""
-        current, lines = self._pointer(), []
-        for name in self._ids():
+        current = self._pointer()
+
+        def line(name: str) -> Listed:
             try:
                 bundle = Bundle.open(self._bundles / name, checksums=False)
-                about = bundle.manifest
-                line = Listed(name, about["created"], bundle.size, about["gate"], name == current, None)
             except BundleError as e:
-                line = Listed(name, None, 0, {}, name == current, e.reason)
-            lines.append(line)
-        return lines
+                return Listed(name, None, 0, {}, name == current, e.reason)
+            return Listed(name, bundle.manifest["created"], bundle.size, bundle.manifest["gate"], name == current, None)
+
+        return [line(name) for name in self._ids()]
 
     def history(self) -> list[dict[str, Any]]:
         """The log, the oldest line first; what is not a line of ours is left out."""
@@ -255,7 +256,7 @@ class Store:
                 if probe is not None:
                     probe(bundle)
                 stage = "write"
-                self._flip(name)
+                storage.write(self.path / "CURRENT", f"{name}\n", 0o644)
             except BaseException as e:
                 if self._pointer() == folder.name:  # it is served already: only the sync of the folder failed
                     raise
@@ -282,7 +283,7 @@ class Store:
                 what = f"no bundle {name}" if name else "no bundle was current before"
                 raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with --to", "missing")
             bundle = self._open(name)
-            self._flip(name)
+            storage.write(self.path / "CURRENT", f"{name}\n", 0o644)
             self._log("rollback", name, old, reason, bundle.manifest["gate"], forced=bundle.manifest["forced"])
             return bundle
 
@@ -340,9 +341,6 @@ class Store:
         ids = self._ids()
         return next((name for name in reversed(way[:-1]) if name in ids), None)
 
-    def _flip(self, name: str) -> None:
-        storage.write(self.path / "CURRENT", f"{name}\n", 0o644)
-
     def _log(
         self, action: str, name: str, old: str, reason: str, gate: dict[str, Any] | None = None, forced: bool = False
     ) -> None:
@@ -352,7 +350,7 @@ class Store:
         try:
             before = path.read_bytes() if path.exists() else b""
             # Replaced as a whole: a kill or a full disk never leaves half a line.
-            storage.write(path, before + json.dumps(line, ensure_ascii=False).encode() + b"\n", 0o644)
+            storage.write(path, before + json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n", 0o644)
         except RunError as e:
             raise RunError(f"{e}; CURRENT is {self._pointer() or 'unset'}") from e
 
@@ -392,9 +390,10 @@ class Store:
                 lock.seek(0)
                 text = lock.read(1000).decode(errors="replace")
                 holder, pid, host, stamp = text.split() if text.count(" ") == 3 else ("publish", "?", "?", "")
+                who = f"(pid {pid} on {host})"
                 if not taken:
-                    raise BundleError(f"{self.path}: another {holder} is running (pid {pid} on {host})", "locked")
-                self._mend(f"{holder} (pid {pid} on {host}) died" if text else "", stamp)
+                    raise BundleError(f"{self.path}: another {holder} is running {who}", "locked")
+                self._mend(f"{holder} {who} died" if text else "", stamp)
                 lock.truncate(0)
                 stamp = self._next_stamp()
                 lock.write(f"{action} {os.getpid()} {os.uname().nodename} {stamp}\n".encode())
@@ -407,17 +406,18 @@ class Store:
             raise BundleError(f"{self.path}: cannot be changed ({e.strerror})", "write") from e
 
     def _mend(self, died: str, stamp: str) -> None:
-        """Remove what a killed process left, and log what it could not."""
-        current = self._pointer()
-        unborn = [name for name in self._ids() if name[:16] == stamp and name != current]
+        """Remove what a killed process left, a bundle it had not yet made current too, and log what it could not."""
+        current, history = self._pointer(), self.history()
+        known = {current, *(line["bundle"] for line in history)}
+        unborn = [name for name in self._ids() if name[:16] == stamp and name not in known]
         for path in [*self._bundles.glob(".tmp-*"), *(self._bundles / name for name in unborn)]:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("CURRENT", "HISTORY.jsonl"):
             for file in self.path.glob(f".{name}.*.tmp"):
                 file.unlink(missing_ok=True)
-        logged = next((line["bundle"] for line in reversed(self.history()) if line.get("action") in _FLIPS), "")
+        logged = next((line["bundle"] for line in reversed(history) if line.get("action") in _FLIPS), "")
         if died or logged != current:
-            self._log("recover", current, logged, died or "CURRENT was changed by hand")
+            self._log("recover", current, logged, died or "CURRENT was changed without a line here")
 
     def _next_stamp(self) -> str:
         """Now, or a second after the newest bundle there ever was if the clock is not past it."""
@@ -430,9 +430,10 @@ class Store:
 def _below(facts: dict[str, Any]) -> str:
     """Why the gate does not open, an empty string if it does. Raises BundleError if it was not measured."""
     gate = facts.get("gate")
-    if not isinstance(gate, dict) or not all(isinstance(gate.get(n), int | float) for n in ("recall", "threshold")):
-        raise BundleError("the facts have no gate with recall and threshold", "gate")
-    # A recall that is not a number does not open it.
+    numbers = [gate.get(name) for name in ("recall", "threshold")] if isinstance(gate, dict) else [None]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise BundleError(f"gate is {gate}, it must have the recall and its threshold", "gate")
+    assert isinstance(gate, dict)
     if gate["recall"] >= gate["threshold"]:
         return ""
     more = "".join(f", {name} {gate[name]}" for name in sorted(gate.keys() - {"recall", "threshold"}))

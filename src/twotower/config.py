@@ -164,7 +164,9 @@ class NegativesConfig(_Section):
     popularity: int = Field(0, ge=0, description="candidates: so many items a batch, drawn by popularity^alpha")
     alpha: float = Field(0.75, ge=0, le=1, description="exponent of the popularity draw")
     memory: int = Field(0, ge=0, description="candidates: the item vectors of so many positives of earlier batches")
-    observed: int = Field(0, ge=0, description="candidates: so many items a positive that its user met and did not like")
+    observed: int = Field(
+        0, ge=0, description="candidates: so many items a positive that its user met and did not like"
+    )
     hard: int = Field(0, ge=0, le=16, description="candidates: up to so many mined items a positive; 2 is plenty")
     hard_ranks: tuple[Positive, Positive] = Field(
         (101, 500), description="mined from these ranks (from 1, both included) of the present model's catalogue"
@@ -184,7 +186,15 @@ class NegativesConfig(_Section):
     def _check(self) -> NegativesConfig:
         if self.hard_ranks[0] > self.hard_ranks[1]:
             raise ValueError(f"negatives.hard_ranks {list(self.hard_ranks)} ends before it begins")
+        if self.full and (drawn := self.drawn()):
+            raise ValueError(
+                f"negatives.full makes every item a candidate, so negatives.{drawn[0]} adds none; drop one of the two"
+            )
         return self
+
+    def drawn(self) -> list[str]:
+        """Names of the sources of candidates that are asked for, beside `full` and `in_batch`."""
+        return [s for s in ("uniform", "popularity", "memory", "observed", "hard", "attribute") if getattr(self, s)]
 
 
 class TrainConfig(_Section):
@@ -250,8 +260,17 @@ class Config(_Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         n = self.negatives
-        if self.loss.kind == "bce" and self.train.histories == "earlier":
-            raise ValueError("train.histories = 'earlier' needs candidates: set loss.kind = 'softmax', 'gbce' or 'bpr'")
+        others = "set loss.kind = 'softmax', 'gbce' or 'bpr'"
+        if self.loss.kind == "bce":
+            if asked := [*n.drawn(), *(["full"] if n.full else [])]:
+                raise ValueError(f"negatives.{asked[0]} gives candidates, and loss.kind = 'bce' takes pairs; {others}")
+            if self.train.histories == "earlier":
+                raise ValueError(f"train.histories = 'earlier' needs candidates; {others}")
+        elif n.random:
+            raise ValueError(
+                f"negatives.random gives pairs, and loss.kind = '{self.loss.kind}' takes candidates; "
+                "use negatives.uniform"
+            )
         if self.loss.kind != "bce" and not (n.full or n.in_batch or n.uniform or n.popularity):
             raise ValueError(
                 f"loss.kind = '{self.loss.kind}' has no candidates; set negatives.in_batch = true, or a number for "

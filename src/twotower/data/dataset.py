@@ -182,7 +182,9 @@ def assemble(
 
 def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
     rows = side.select(key).with_row_index("__row")
-    return actions.select(key).join(rows, on=key, how="left", maintain_order="left")["__row"].to_numpy().astype(np.int32)
+    return (
+        actions.select(key).join(rows, on=key, how="left", maintain_order="left")["__row"].to_numpy().astype(np.int32)
+    )
 
 
 def _statistics(

@@ -33,7 +33,6 @@ class Tables:
     notes: list[str] = field(default_factory=list)
 
 
-
 def as_frame(table: Any, what: str, text: tuple[str, ...] = ()) -> pl.DataFrame:
     """A polars frame from polars, pandas, any Arrow producer, a mapping of columns, or a path to CSV or Parquet."""
     if isinstance(table, pl.DataFrame):

@@ -28,6 +28,8 @@ faiss: Any = _faiss  # its stubs lack half of what is used here
 
 FEWEST = 256
 """Fewer vectors are searched exactly: there is nothing to learn centroids from."""
+SMALL = 8192
+"""So many allowed rows, or a 32nd of all, are searched exactly: few pass a selector, and a graph loses its way."""
 BYTES = 1 << 40
 LOOPS = 1 << 31
 """Limits of what FAISS reads: bytes of one array, items of one loop."""
@@ -75,6 +77,10 @@ class FaissIndex(ExactIndex):
         """Whether the vectors no longer fit the engine."""
         return False
 
+    def _hopeless(self) -> bool:
+        """Whether the effort is so large that looking at every vector is less work."""
+        return False
+
     # Changing
 
     def _changed(self, kept: int) -> None:
@@ -98,8 +104,8 @@ class FaissIndex(ExactIndex):
 
     def _search(self, queries: Vectors, k: int, scope: Scope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
         size = len(self._rows)
-        few = scope.only is not None and len(scope.only) <= max(8192, size // 32)
-        if exact or few or self._engine is None or 4 * k > scope.remaining.max(initial=0):
+        few = scope.only is not None and len(scope.only) <= max(SMALL, size // 32)
+        if exact or few or self._engine is None or self._hopeless() or 4 * k > scope.remaining.max(initial=0):
             return self._scan(queries, k, scope)
         rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
         scores: list[Vectors] = [np.empty(0, np.float32)] * len(queries)
@@ -291,6 +297,9 @@ class Hnsw(FaissIndex):
     def _asked(self, queries: Vectors) -> Vectors:
         return queries if self.metric == "cosine" else _wider(queries, 0.0)
 
+    def _hopeless(self) -> bool:
+        return self.effort["ef"] >= len(self)
+
     def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
         return faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.effort["ef"] * harder, fetch))
 
@@ -356,16 +365,18 @@ def unsound(engine: Any) -> str:
             return "centroids do not fit"
         if unsound(quantizer):
             return unsound(quantizer)
-        lists = engine.invlists
+        lists = faiss.downcast_InvertedLists(engine.invlists)
         if lists.nlist != engine.nlist or sum(lists.list_size(i) for i in range(engine.nlist)) != engine.ntotal:
             return "lists do not fit"
         if isinstance(engine, faiss.IndexIVFPQFastScan):
             pq = engine.pq
-            right = pq.nbits == 4 and 2 * pq.M == pq.d == engine.d and engine.M == pq.M and engine.nbits == 4
-            right &= pq.centroids.size() == pq.d * 16
-            return "" if right else "codes do not fit"
-        right = isinstance(engine, faiss.IndexIVFFlat) and engine.code_size == lists.code_size == 4 * engine.d
-        return "" if right else "codes do not fit"
+            right = 2 * pq.M == pq.d == engine.d and pq.M == engine.M and pq.nbits == engine.nbits == 4
+            right &= pq.centroids.size() == pq.d * 16 and engine.ksub == 16 and engine.code_size == pq.code_size
+            right &= engine.bbs == 32 and engine.M2 == pq.M + pq.M % 2 and engine.qbs == 0
+            right &= isinstance(lists, faiss.BlockInvertedLists)
+            return "" if right and (lists.n_per_block, lists.block_size) == (32, 16 * engine.M2) else "codes do not fit"
+        right = isinstance(engine, faiss.IndexIVFFlat) and isinstance(lists, faiss.ArrayInvertedLists)
+        return "" if right and engine.code_size == lists.code_size == 4 * engine.d else "codes do not fit"
     return f"a {type(engine).__name__} is none of ours"
 
 

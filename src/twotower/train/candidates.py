@@ -7,6 +7,7 @@ Draws depend on (seed, step) only, so a resumed run sees the same ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +93,7 @@ class CandidateSampler:
         if config.observed:
             order = np.random.default_rng(seed).permutation(np.flatnonzero(~liked))
             self._disliked = Ragged.from_pairs(train.user[order], train.item[order], len(dataset.users))
-        self._values, self._by_value = _attribute(dataset, config.attribute) if config.attribute else (None, None)
+        self._attribute = _attribute(dataset, config.attribute) if config.attribute else None
         self.mined: Codes | None = None
         """(n_users, KEPT) item rows of each user's rank window, -1 where there are fewer."""
 
@@ -104,7 +105,8 @@ class CandidateSampler:
             return np.zeros(len(items), np.float32)
         expected = self._popularity[items] * (positives * c.in_batch + memory)
         expected += c.uniform / self._n_items + c.popularity * self._powered[items]
-        return np.log(np.maximum(expected, 1e-30)).astype(np.float32)
+        logarithm: npt.NDArray[np.float32] = np.log(np.maximum(expected, 1e-30)).astype(np.float32)
+        return logarithm
 
     def __call__(self, user: Codes, item: Codes, step: int, memory: Tensor, device: torch.device) -> Candidates:
         """The candidates of a batch's positives: aligned (B,) user and item rows."""
@@ -117,25 +119,32 @@ class CandidateSampler:
         else:
             uniform = rng.integers(0, n, c.uniform)
             popular = np.minimum(np.searchsorted(self._cumulative, rng.random(c.popularity), side="right"), n - 1)
-            columns = np.concatenate([item, uniform, popular]).astype(np.int32)
-            items, index = self._distinct(columns)
+            items, index = self._distinct(np.concatenate([item, uniform, popular]).astype(np.int32))
             shared, positive = len(items), index[: len(item)]
             drawn = np.bincount(index if c.in_batch else index[len(item) :], minlength=shared).astype(np.float32)
             own = self._own(user, item, drawn.sum() + len(memory), rng)
             if own.shape[1]:
                 items, own = self._with_own(items, own)
-        memory_items = memory.cpu().numpy()
-        columns = np.concatenate([items[:shared], memory_items])
+        columns = np.concatenate([items[:shared], memory.cpu().numpy()])
         drawn = np.concatenate([drawn, np.ones(len(memory), np.float32)])
         group, banned = self._banned(user, item, columns, len(memory) > 0)
+
+        def tensor(array: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
         return Candidates(
-            items, shared, memory.to(device),
-            *(torch.from_numpy(a).to(device) for a in (positive, drawn, self.log_q(columns, len(user), len(memory)), own)),
+            items=items,
+            shared=shared,
+            memory=memory,
+            positive=tensor(positive),
+            drawn=tensor(drawn),
+            log_q=tensor(self.log_q(columns, len(user), len(memory))),
+            own=tensor(own),
             mined=c.hard if self.mined is not None else 0,
-            group=None if group is None else torch.from_numpy(group).to(device),
-            banned=torch.from_numpy(banned.values.astype(np.int64)).to(device),
-            offsets=torch.from_numpy(banned.offsets).to(device),
-        )  # fmt: skip
+            group=None if group is None else tensor(group),
+            banned=tensor(banned.values.astype(np.int64)),
+            offsets=tensor(banned.offsets),
+        )
 
     def _banned(self, user: Codes, item: Codes, columns: Ints, repeats: bool) -> tuple[Ints | None, Ragged]:
         """The group of each row and the columns each group may not be measured against."""
@@ -163,9 +172,10 @@ class CandidateSampler:
         parts = []
         if self._disliked is not None:
             parts.append(_some(self._disliked, user, c.observed, rng))
-        if self._values is not None and self._by_value is not None:
-            value = _some(self._values, item, 1, rng)[:, 0]
-            found = _some(self._by_value, np.maximum(value, 0), c.attribute_items, rng)
+        if self._attribute is not None:
+            values, by_value = self._attribute
+            value = _some(values, item, 1, rng)[:, 0]
+            found = _some(by_value, np.maximum(value, 0), c.attribute_items, rng)
             parts.append(np.where(value[:, None] >= 0, found, -1))
         if self.mined is not None:
             place = (rng.integers(0, KEPT, (len(user), 1)) + np.arange(c.hard)) % KEPT
@@ -254,7 +264,5 @@ def _attribute(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
         values = Ragged.from_pairs(known, column[known], n)
     items = np.repeat(np.arange(n), values.lengths)
     shuffled = np.random.default_rng(0).permutation(len(items))
-    by_value = Ragged.from_pairs(
-        values.values[shuffled], items[shuffled], int(values.values.max(initial=0)) + 1
-    )
+    by_value = Ragged.from_pairs(values.values[shuffled], items[shuffled], int(values.values.max(initial=0)) + 1)
     return values, by_value
