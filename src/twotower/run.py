@@ -12,17 +12,14 @@ checkpoints/            what --resume goes on from
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -32,7 +29,8 @@ import twotower
 from twotower import config as settings
 from twotower import storage
 from twotower.config import Config
-from twotower.data.dataset import Dataset, Pairs, assemble
+from twotower.data.dataset import Dataset, read, save
+from twotower.data.dataset import load as load_dataset
 from twotower.data.splits import TEST
 from twotower.encoders import Encoders, Ragged
 from twotower.errors import RunError
@@ -121,23 +119,8 @@ def begin(folder: Path, dataset: Dataset, config: Config) -> None:
     storage.probe(folder)
     for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
         (folder / stale).unlink(missing_ok=True)
-    # encoders.json comes first: it is what tells a run's tables from a user's.
-    storage.write(folder / "encoders.json", dataset.encoders.to_json())
+    save(dataset, folder)
     storage.write(folder / "config.toml", settings.dump(dataset.schema, config))
-    pairs = pl.DataFrame(
-        {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
-         "part": dataset.parts}
-    )  # fmt: skip
-    if dataset.seconds is not None:
-        pairs = pairs.with_columns(seconds=dataset.seconds)
-    for name, frame in (
-        ("users", dataset.users.frame),
-        ("items", dataset.items.frame),
-        ("interactions", pairs),
-    ):
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer)
-        storage.write(folder / f"{name}.parquet", buffer.getvalue())
 
 
 def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
@@ -178,16 +161,9 @@ def load(folder: Path | str) -> Run:
             f"{folder}: {what} (metrics.json is missing); train it with `twotower train … --run {folder} --resume`"
         )
     schema, config = read_config(folder)
-    encoders = Encoders.from_json(schema, _read(folder / "encoders.json", Path.read_text))
-    users, items, actions = (
-        _read(folder / f"{n}.parquet", pl.read_parquet) for n in ("users", "items", "interactions")
-    )
-    pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
-    seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
-    ordered = config.split.kind != "random"
-    dataset = assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, ordered)
-    history = [json.loads(line) for line in _read(folder / "history.jsonl", Path.read_text).splitlines()]
-    model = _load_model(folder, config, encoders)
+    dataset = load_dataset(folder, schema, config.split)
+    history = [json.loads(line) for line in read(folder / "history.jsonl", Path.read_text).splitlines()]
+    model = load_model(folder, config, dataset.encoders)
     return Run(folder, config, dataset, model, storage.read_json(folder / "metrics.json"), history)
 
 
@@ -202,11 +178,12 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
     return schema, config
 
 
-def _load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
+def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
+    """The model whose weights are in `folder`. Raises RunError if they are damaged or do not fit."""
     about = storage.read_json(folder / "model.json")
     if about.get("format") != FORMAT:
         raise RunError(f"{folder / 'model.json'}: format {about.get('format')!r}, this version reads {FORMAT}")
-    data = _read(folder / "model.safetensors", Path.read_bytes)
+    data = read(folder / "model.safetensors", Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")
     model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
@@ -215,12 +192,3 @@ def _load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     except (RuntimeError, SafetensorError) as e:
         raise RunError(f"{folder}: the weights do not fit config.toml ({str(e).splitlines()[0]})") from None
     return model.eval()
-
-
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file; the run folder is not complete") from None
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
-        raise RunError(f"{path}: damaged ({str(e).splitlines()[0]})") from None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from twotower import storage
 from twotower.config import SplitConfig
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
 from twotower.data.tables import POSITIVE, SECONDS, Tables
 from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
-from twotower.errors import DataError
+from twotower.errors import DataError, RunError
 from twotower.schema import Numeric, Schema, Sequence, SideName
 
 Bools = npt.NDArray[np.bool_]
@@ -178,6 +183,41 @@ def assemble(
         if isinstance(feature, Sequence):
             dataset.side(feature.side).columns[feature.name] = dataset.sequence(feature, train)
     return dataset
+
+
+def save(dataset: Dataset, folder: Path) -> None:
+    """Write encoders.json and the three tables as numbered and split. encoders.json comes first: it is what tells a
+    run's tables from a user's."""
+    storage.write(folder / "encoders.json", dataset.encoders.to_json())
+    pairs = pl.DataFrame(
+        {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
+         "part": dataset.parts}
+    )  # fmt: skip
+    if dataset.seconds is not None:
+        pairs = pairs.with_columns(seconds=dataset.seconds)
+    for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        storage.write(folder / f"{name}.parquet", buffer.getvalue())
+
+
+def load(folder: Path, schema: Schema, split: SplitConfig) -> Dataset:
+    """What `save` wrote. Raises RunError if a file is missing, damaged or does not fit the schema."""
+    encoders = Encoders.from_json(schema, read(folder / "encoders.json", Path.read_text))
+    users, items, actions = (read(folder / f"{n}.parquet", pl.read_parquet) for n in ("users", "items", "interactions"))
+    pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
+    seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
+    return assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random")
+
+
+def read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """`reader(path)`, or a RunError that names the file."""
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file; the folder is not complete") from None
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
+        raise RunError(f"{path}: damaged ({str(e).splitlines()[0]})") from None
 
 
 def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:

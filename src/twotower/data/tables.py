@@ -18,7 +18,6 @@ from twotower.encoders import missing_count, spelled
 from twotower.errors import DataError, nearest
 from twotower.schema import Numeric, Schema, Sequence, SideName
 
-
 # Columns that checking adds to the interactions, named so that no column of a user is in their way.
 POSITIVE, SECONDS = "__positive", "__seconds"
 

@@ -3,6 +3,12 @@
 FAISS numbers are positions of the store. Removed positions stay in FAISS and are hidden by a selector; the store's clearing
 up builds FAISS anew. What FAISS does not find, because few rows are allowed or probes came back empty, the
 exact search does, so an answer is never short.
+
+Inner products suit neither graphs nor centroids: long vectors become everyone's neighbours, and where users do not look
+like items a graph finds a quarter of what it should, however hard it tries. So for "dot" every vector x gets one more
+number, sqrt(M² - |x|²) with M above all lengths, and every query a zero. The squared distance is then |q|² + M² - 2 q·x: the
+nearest is the best. A vector longer than M makes the index anew. A few vectors far longer than the rest squeeze these
+into a corner, and then a graph needs an `ef` of a thousand; lists do better.
 """
 
 from __future__ import annotations
@@ -54,6 +60,8 @@ class FaissIndex(ExactIndex):
         self._engine: Any = None
         self._viewed = False
         self._bits: Any = None
+        self._radius = 0.0
+        """M."""
 
     # What an engine is
 
@@ -65,17 +73,31 @@ class FaissIndex(ExactIndex):
     def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
         """Search parameters with the effort times `harder`."""
 
+    @property
+    def _lifted(self) -> bool:
+        """Whether vectors get one more number; see the top of this file."""
+        return self.metric == "dot"
+
+    @property
+    def _width(self) -> int:
+        """Numbers of a vector in the engine."""
+        return self.width + self._lifted
+
     def _items(self, vectors: Vectors) -> Vectors:
         """Vectors as the engine takes them."""
-        return vectors
+        last: Any = 0.0
+        if self._lifted:
+            squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+            last = np.sqrt(np.maximum(self._radius**2 - squares, 0.0))[:, None]
+        return self._wide(vectors, last)
 
-    def _asked(self, queries: Vectors) -> Vectors:
-        """Queries as the engine takes them."""
-        return queries
-
-    def _renew(self) -> bool:
-        """Whether the vectors no longer fit the engine."""
-        return False
+    def _wide(self, vectors: Vectors, last: Any = 0.0) -> Vectors:
+        if self._width == self.width:
+            return vectors
+        wide = np.zeros((len(vectors), self._width), np.float32)
+        wide[:, : self.width] = vectors
+        wide[:, self.width : self.width + 1] = last
+        return wide
 
     def _hopeless(self) -> bool:
         """Whether the effort is so large that looking at every vector is less work."""
@@ -91,7 +113,8 @@ class FaissIndex(ExactIndex):
             return
         vectors = self._vectors[:size]
         with faiss_threads(self.threads):
-            if self._engine is None or kept == 0 or self._renew():
+            if self._engine is None or kept == 0 or (self._lifted and self._longest > self._radius):
+                self._radius = 1.05 * self._longest
                 self._engine, kept = self._made(vectors), 0
                 self._viewed = False
             elif self._viewed and kept < size:
@@ -135,7 +158,7 @@ class FaissIndex(ExactIndex):
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
             with faiss_threads(self.threads):
-                _, at = self._engine.search(self._asked(queries[some]), fetch, params=tries)
+                _, at = self._engine.search(self._wide(queries[some]), fetch, params=tries)
             good = (at >= 0) & (at < size)
             at[~good] = 0
             good &= self._rows[at] >= 0
@@ -179,6 +202,18 @@ class FaissIndex(ExactIndex):
         if self._engine is not None:
             faiss.write_index(self._engine, str(folder / "index.faiss"))
 
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"radius": self._radius}
+
+    @classmethod
+    def restore(cls, folder: Path, said: dict[str, Any], mmap: bool, verify: bool) -> Self:
+        index = super().restore(folder, said, mmap, verify)
+        try:
+            index._radius = float(said["radius"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise RunError(f"{folder}: not a usable index ({e})") from e
+        return index
+
     def _load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
         if len(self._rows) < FEWEST:
             return
@@ -186,8 +221,7 @@ class FaissIndex(ExactIndex):
         if verify:
             verify_file(path)
         engine = read(path, mmap)
-        wanted = (len(self._rows), self._asked(np.zeros((1, self.width), np.float32)).shape[1])
-        if type(engine).__name__ not in self.types or (engine.ntotal, engine.d) != wanted:
+        if type(engine).__name__ not in self.types or (engine.ntotal, engine.d) != (len(self._rows), self._width):
             raise RunError(f"{path}: not the {self.kind} index of this folder ({type(engine).__name__})")
         self._engine, self._viewed = engine, mmap
 
@@ -196,7 +230,8 @@ class Flat(FaissIndex):
     """FAISS's own exact search."""
 
     kind = "flat"
-    types = ("IndexFlatIP", "IndexFlat")
+    types = ("IndexFlatIP",)
+    _lifted = False
 
     def _made(self, vectors: Vectors) -> Any:
         return faiss.IndexFlatIP(self.width)
@@ -217,13 +252,13 @@ class Ivf(FaissIndex):
         return {"nprobe": self._engine.nlist if self._engine is not None else 1}
 
     def _made(self, vectors: Vectors) -> Any:
-        engine = faiss.IndexIVFFlat(faiss.IndexFlatIP(self.width), self.width, *self._lists(vectors))
+        engine = faiss.IndexIVFFlat(faiss.IndexFlatL2(self._width), self._width, self._lists(vectors))
         self._train(engine, vectors)
         return engine
 
-    def _lists(self, vectors: Vectors) -> tuple[int, int]:
+    def _lists(self, vectors: Vectors) -> int:
         nlist = self.params["nlist"] or round(4 * len(vectors) ** 0.5)
-        return max(1, min(nlist, len(vectors) // 8)), faiss.METRIC_INNER_PRODUCT
+        return max(1, min(nlist, len(vectors) // 8))
 
     def _train(self, engine: Any, vectors: Vectors) -> None:
         engine.cp.min_points_per_centroid = 1
@@ -246,71 +281,39 @@ class IvfPq(Ivf):
     def most(self) -> dict[str, int]:
         return super().most() | {"refine": 64}
 
+    @property
+    def _width(self) -> int:
+        return super()._width + super()._width % 2
+
     def _made(self, vectors: Vectors) -> Any:
-        width = self.width + self.width % 2
-        quantizer = faiss.IndexFlatIP(width)
-        nlist, metric = self._lists(vectors)
-        engine = faiss.IndexIVFPQFastScan(quantizer, width, nlist, width // 2, 4, metric)
+        quantizer, nlist = faiss.IndexFlatL2(self._width), self._lists(vectors)
+        engine = faiss.IndexIVFPQFastScan(quantizer, self._width, nlist, self._width // 2, 4, faiss.METRIC_L2)
         engine.pq.cp.min_points_per_centroid = 1
         self._train(engine, vectors)
         return engine
 
-    def _items(self, vectors: Vectors) -> Vectors:
-        return _wider(vectors, 0.0) if self.width % 2 else vectors
-
-    def _asked(self, queries: Vectors) -> Vectors:
-        return self._items(queries)
-
 
 class Hnsw(FaissIndex):
-    """A graph with `m` neighbours, made with `ef_construction`, searched with `ef` open ends.
-
-    Inner products do not suit a graph: long vectors become everyone's neighbours and recall collapses. For "dot" every
-    vector x gets one more number, sqrt(M² - |x|²) with M above all lengths, and every query a zero; the squared distance
-    is then |q|² + M² - 2 q·x, so the nearest is the best. A vector longer than M makes the graph anew.
-    """
+    """A graph with `m` neighbours, made with `ef_construction`, searched with `ef` open ends."""
 
     kind = "hnsw"
     defaults = {"m": 16, "ef_construction": 100}
     tries = {"ef": 64}
     types = ("IndexHNSWFlat",)
-    _radius = 0.0
 
     def most(self) -> dict[str, int]:
         return {"ef": max(64, min(len(self), 4096))}
 
-    def _made(self, vectors: Vectors) -> Any:
-        self._radius = 1.05 * self._longest
-        engine = faiss.IndexHNSWFlat(self._asked(vectors[:1]).shape[1], self.params["m"], faiss.METRIC_L2)
-        engine.hnsw.efConstruction = self.params["ef_construction"]
-        return engine
-
-    def _renew(self) -> bool:
-        return self.metric == "dot" and self._longest > self._radius
-
-    def _items(self, vectors: Vectors) -> Vectors:
-        if self.metric == "cosine":
-            return vectors
-        squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-        return _wider(vectors, np.sqrt(np.maximum(self._radius**2 - squares, 0.0)))
-
-    def _asked(self, queries: Vectors) -> Vectors:
-        return queries if self.metric == "cosine" else _wider(queries, 0.0)
-
     def _hopeless(self) -> bool:
         return self.effort["ef"] >= len(self)
 
+    def _made(self, vectors: Vectors) -> Any:
+        engine = faiss.IndexHNSWFlat(self._width, self.params["m"], faiss.METRIC_L2)
+        engine.hnsw.efConstruction = self.params["ef_construction"]
+        return engine
+
     def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
         return faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.effort["ef"] * harder, fetch))
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"radius": self._radius}
-
-    @classmethod
-    def restore(cls, folder: Path, said: dict[str, Any], mmap: bool, verify: bool) -> Self:
-        index = super().restore(folder, said, mmap, verify)
-        index._radius = float(said.get("radius", 0.0))
-        return index
 
 
 def read(path: Path, mmap: bool = True) -> Any:
@@ -463,10 +466,3 @@ def _sample(vectors: Vectors, n: int) -> Vectors:
     if len(vectors) <= n:
         return vectors
     return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), n, replace=False))]
-
-
-def _wider(vectors: Vectors, last: Any) -> Vectors:
-    wide = np.empty((len(vectors), vectors.shape[1] + 1), np.float32)
-    wide[:, :-1] = vectors
-    wide[:, -1] = last
-    return wide
