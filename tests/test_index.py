@@ -1,0 +1,580 @@
+"""Every kind of index does the same: each test runs over all of them, and a plain loop says what is right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
+from twotower.index import KINDS, Index, Metric, build, choose, load, recall, tune, verify_file
+from twotower.index.exact import ExactIndex, one_blas_thread
+
+N, WIDTH = 600, 9
+CASES = [(kind, metric) for kind in KINDS for metric in ("cosine", "dot")]
+each = pytest.mark.parametrize(("kind", "metric"), CASES)
+each_approximate = pytest.mark.parametrize(("kind", "metric"), [c for c in CASES if c[0] not in ("exact", "flat")])
+
+
+def world(metric: str, n: int = N, seed: int = 0, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors, a tenth of them twins of others, and rows with gaps, in no order."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n, width)).astype(np.float32)
+    vectors[n - n // 10 :] = vectors[: n // 10]
+    if metric == "cosine":
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    else:
+        vectors *= rng.uniform(0.2, 3, (n, 1)).astype(np.float32)
+        vectors[n - n // 10 :] = vectors[: n // 10]
+    return vectors, rng.permutation(10 * n)[:n].astype(np.int64)
+
+
+def users(n: int, seed: int = 1, width: int = WIDTH) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, width)).astype(np.float32)
+
+
+def naive(
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    allowed: Sequence[int] | np.ndarray | None = None,
+    banned: Sequence[np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+    for number, query in enumerate(queries):
+        pairs = []
+        for row, vector in zip(rows, vectors, strict=True):
+            if allowed is not None and row not in set(np.asarray(allowed).tolist()):
+                continue
+            if banned is not None and row in set(np.asarray(banned[number]).tolist()):
+                continue
+            pairs.append((-np.float32((query.astype(np.float64) * vector).sum()), row))
+        for place, (score, row) in enumerate(sorted(pairs)[:k]):
+            found[number, place], scores[number, place] = row, -score
+    return found, scores
+
+
+def made(kind: str, metric: str, n: int = N, seed: int = 0) -> tuple[Index, np.ndarray, np.ndarray]:
+    vectors, rows = world(metric, n, seed)
+    return build(kind, vectors, rows, checked(metric)), vectors, rows
+
+
+def checked(metric: str) -> Metric:
+    return "cosine" if metric == "cosine" else "dot"
+
+
+def full(index: Index) -> Index:
+    """The index with every effort at its largest: then it must be right."""
+    index.effort |= index.most()
+    return index
+
+
+def same(got: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray], ties: bool) -> None:
+    """Equal scores; and equal rows, but FAISS may cut through twins where it likes."""
+    assert got[0].dtype == np.int64
+    assert got[1].dtype == np.float32
+    np.testing.assert_array_equal(got[1], wanted[1])
+    if ties:
+        np.testing.assert_array_equal(got[0], wanted[0])
+    else:
+        inside = wanted[1] > np.where(np.isinf(wanted[1]), 0, wanted[1]).min(axis=1, keepdims=True)
+        np.testing.assert_array_equal(got[0][inside], wanted[0][inside])
+
+
+def in_order(rows: np.ndarray, scores: np.ndarray) -> None:
+    """Best first, equal ones by row, no row twice, the empty ones at the end."""
+    for r, s in zip(rows, scores, strict=True):
+        filled = int((r >= 0).sum())
+        assert (r[:filled] >= 0).all()
+        assert np.isinf(s[filled:]).all()
+        assert np.isfinite(s[:filled]).all()
+        assert len(set(r[:filled].tolist())) == filled
+        pairs = list(zip(-s[:filled], r[:filled], strict=True))
+        assert pairs == sorted(pairs)
+
+
+# The same answers from all
+
+
+@each
+@pytest.mark.parametrize("k", [1, 7, 50, N, N + 30])
+def test_the_best_k_as_a_loop_finds_them(kind: str, metric: str, k: int) -> None:
+    index, vectors, rows = made(kind, metric)
+    full(index)
+    for queries in (users(1), users(5)):
+        got = index.search(queries, k)
+        in_order(*got)
+        same(got, naive(vectors, rows, queries, k), kind == "exact")
+        same(index.search(queries, k, exact=True), naive(vectors, rows, queries, k), True)
+
+
+@each
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
+    index, vectors, rows = made(kind, metric)
+    full(index)
+    rng, queries = np.random.default_rng(2), users(4)
+    allowed = np.append(rng.permutation(rows)[: int(share * N)], [10**12, 10**12])
+    banned = [np.append(rng.permutation(rows)[:n], [10**12]) for n in (0, 3, 300)] + [rows]
+    for some, none in ((allowed, None), (None, banned), (allowed, banned)):
+        got = index.search(queries, 20, allowed=some, banned=none)
+        in_order(*got)
+        same(got, naive(vectors, rows, queries, 20, some, none), kind == "exact")
+
+
+@each_approximate
+def test_little_effort_keeps_the_promises(kind: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One probe and lists that are mostly banned: still never short, never banned, in order."""
+    monkeypatch.setattr("twotower.index.faiss.SMALL", 1)
+    index, _, rows = made(kind, metric)
+    index.effort = dict.fromkeys(index.effort, 1)
+    rng, queries = np.random.default_rng(3), users(6)
+    index.remove(rows[:50])
+    for k in (1, 20, 100):
+        for keep in (None, rows[: N // 2], rows[40:80]):
+            banned = [rng.permutation(rows)[: 90 * n] for n in range(6)]
+            found, scores = index.search(queries, k, allowed=keep, banned=banned)
+            in_order(found, scores)
+            for line, ban in zip(found, banned, strict=True):
+                may = set((rows[50:] if keep is None else np.setdiff1d(keep, rows[:50])).tolist()) - set(ban.tolist())
+                seen = line[line >= 0].tolist()
+                assert len(seen) == min(k, len(may))
+                assert set(seen) <= may
+
+
+@each
+def test_rows_come_change_and_go(kind: str, metric: str) -> None:
+    index, vectors, rows = made(kind, metric)
+    full(index)
+    queries = users(3)
+    more, _ = world(metric, 40, seed=5)
+    new = np.arange(40) + 10 * N
+    index.add(new, 3 * more if metric == "dot" else more)
+    vectors, rows = np.concatenate([vectors, 3 * more if metric == "dot" else more]), np.concatenate([rows, new])
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+
+    changed = rows[::7]
+    other = world(metric, len(changed), seed=6)[0]
+    index.update(changed, other)
+    vectors[::7] = other
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+
+    index.remove(rows[100:200])
+    vectors, rows = np.delete(vectors, range(100, 200), 0), np.delete(rows, range(100, 200))
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+    assert len(index) == len(rows)
+    np.testing.assert_array_equal(index.rows, np.sort(rows))
+
+    index.remove(rows[150:])  # most: the store clears up
+    same(full(index).search(queries, 30), naive(vectors[:150], rows[:150], queries, 30), kind == "exact")
+    index.remove(rows[:150])
+    assert len(index) == 0
+    found, scores = index.search(queries, 5)
+    assert (found == -1).all()
+    assert np.isneginf(scores).all()
+    index.add(rows, vectors)
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+
+
+@each
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_saved_index_gives_the_same_and_goes_on(kind: str, metric: str, mmap: bool, folder: Path) -> None:
+    index, vectors, rows = made(kind, metric)
+    index.remove(rows[:20])
+    full(index).save(folder)
+    queries = users(4)
+    again = load(folder, mmap)
+    assert (again.kind, again.metric, again.effort, len(again)) == (kind, metric, index.effort, N - 20)
+    for got, wanted in zip(again.search(queries, 25), index.search(queries, 25), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    again.add(rows[:20], vectors[:20])
+    same(full(again).search(queries, 25), naive(vectors, rows, queries, 25), kind == "exact")
+    again.save(folder)  # onto the files that are mapped
+    same(load(folder, mmap, verify=False).search(queries, 25), naive(vectors, rows, queries, 25), kind == "exact")
+
+
+@each
+def test_few_or_no_vectors(kind: str, metric: str) -> None:
+    vectors, rows = world(metric, 3)
+    index = build(kind, vectors, rows, checked(metric))
+    same(index.search(users(2), 5), naive(vectors, rows, users(2), 5), kind == "exact")
+    empty = build(kind, vectors[:0], rows[:0], checked(metric))
+    assert (empty.search(users(2), 5)[0] == -1).all()
+    assert empty.search(users(0), 5)[0].shape == (0, 5)
+    empty.add(*world(metric, 300)[::-1])
+    assert (empty.search(users(2), 5)[0] >= 0).all()
+
+
+@each
+def test_what_cannot_be_asked(kind: str, metric: str) -> None:
+    index, vectors, rows = made(kind, metric)
+    queries = users(2)
+    for k in (0, -1, True, 2.0):
+        with pytest.raises(DataError, match="k must be"):
+            index.search(queries, k)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=rf"\(n, {WIDTH}\)"):
+        index.search(queries[:, 1:], 3)
+    with pytest.raises(DataError, match="query 1 is not finite"):
+        index.search(np.where(np.arange(2)[:, None] == 1, np.float32(np.nan), queries), 3)
+    with pytest.raises(DataError, match="one array of rows"):
+        index.search(queries, 3, banned=[rows])
+    with pytest.raises(DataError, match="whole numbers"):
+        index.search(queries, 3, allowed=np.array([0.5]))
+    with pytest.raises(DataError, match="in the index already"):
+        index.add(rows[:1], vectors[:1])
+    with pytest.raises(DataError, match="named twice"):
+        index.update(rows[[0, 0]], vectors[:2])
+    with pytest.raises(DataError, match="is not in the index"):
+        index.remove(np.array([10**9]))
+    with pytest.raises(DataError, match="start at 0"):
+        index.add(np.array([-1]), vectors[:1])
+    with pytest.raises(DataError, match="2 rows for 1 vectors"):
+        index.add(np.array([10**9, 10**9 + 1]), vectors[:1])
+    assert len(index) == N
+
+
+@each
+def test_fault_C10_vectors_without_a_direction_are_refused_and_counted(kind: str, metric: str, folder: Path) -> None:
+    vectors, rows = world(metric)
+    vectors[3], vectors[4, 0], vectors[5, 1], vectors[6] = 0, np.nan, np.inf, 1e30
+    index = full(build(kind, vectors, rows, checked(metric)))
+    refused = [4, 5, 6] + [3] * (metric == "cosine")
+    np.testing.assert_array_equal(index.rejected, np.sort(rows[refused]))
+    assert len(index) == N - len(refused)
+    found, scores = index.search(users(3), N)
+    in_order(found, scores)
+    assert not np.isnan(scores).any()
+    assert not np.isin(found, rows[refused]).any()
+    same(
+        (found, scores),
+        naive(np.delete(vectors, refused, 0), np.delete(rows, refused), users(3), N),
+        kind == "exact",
+    )
+    index.update(rows[[4]], vectors[[7]])
+    index.update(rows[[8]], vectors[[5]])
+    assert rows[4] in index.search(users(3), N)[0]
+    assert rows[8] not in index.search(users(3), N)[0]
+    index.save(folder)
+    np.testing.assert_array_equal(load(folder, verify=False).rejected, np.sort([*rows[[*refused[1:], 8]]]))
+
+
+@each
+def test_fault_C10_a_constant_catalogue(kind: str, metric: str) -> None:
+    """All vectors alike, or all without length: every score ties, and the smallest rows come first."""
+    for value in (1 / 3, 0.0):
+        if value == 0 and metric == "cosine":
+            continue
+        index = build(kind, np.full((5000, WIDTH), value, np.float32), np.arange(5000), checked(metric))
+        found, scores = index.search(users(3), 10)
+        in_order(found, scores)
+        assert (scores == scores[:, :1]).all()
+        if kind == "exact":
+            assert (found == np.arange(10)).all()
+
+
+# Exact search
+
+
+@pytest.mark.parametrize(("n", "b", "k"), [(5000, 3, 10), (70_001, 1, 100), (40_000, 300, 5), (9000, 2, 5000)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_groups_and_threads_miss_nothing(n: int, b: int, k: int, threads: int) -> None:
+    rng = np.random.default_rng(n)
+    vectors, queries = rng.standard_normal((n, 6)).astype(np.float32), users(b, width=6)
+    vectors[rng.integers(0, n, n // 3)] = vectors[rng.integers(0, n, n // 3)]
+    rows = rng.permutation(n)
+    index = ExactIndex.build(vectors, rows, "dot")
+    index.threads = threads
+    banned = [rng.integers(0, n, 40) for _ in range(b)]
+    index.remove(np.arange(0, n, 9))
+    keep = rows % 9 != 0
+    for allowed in (None, np.arange(0, n, 2)):
+        found, scores = index.search(queries, k, allowed=allowed, banned=banned)
+        for number in range(0, b, 60):
+            may = keep & ~np.isin(rows, banned[number]) & (True if allowed is None else rows % 2 == 0)
+            right = (vectors[may] * queries[number].astype(np.float64)).sum(axis=1).astype(np.float32)
+            order = np.lexsort((rows[may], -right))[:k]
+            np.testing.assert_array_equal(found[number, : len(order)], rows[may][order])
+            np.testing.assert_array_equal(scores[number, : len(order)], right[order])
+
+
+def test_a_score_does_not_depend_on_company() -> None:
+    vectors, rows = world("dot", 50_000)
+    index = ExactIndex.build(vectors, rows, "dot")
+    together = index.search(users(64), 20)
+    for number in (0, 63):
+        alone = index.search(users(64)[number : number + 1], 20)
+        np.testing.assert_array_equal(alone[0][0], together[0][number])
+        np.testing.assert_array_equal(alone[1][0], together[1][number])
+
+
+def test_many_small_additions() -> None:
+    vectors, rows = world("dot")
+    index = ExactIndex(WIDTH, "dot")
+    for row, vector in zip(rows, vectors, strict=True):
+        index.add(np.array([row]), vector[None])
+    same(index.search(users(3), 20), naive(vectors, rows, users(3), 20), True)
+
+
+def test_searches_side_by_side() -> None:
+    index, _, _ = made("exact", "dot", 20_000)
+    wanted, wrong = index.search(users(40), 10)[0], []
+
+    def ask(number: int) -> None:
+        for _ in range(20):
+            if not (index.search(users(40)[number : number + 2], 10)[0] == wanted[number : number + 2]).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    with one_blas_thread(), one_blas_thread():
+        pass
+
+
+@given(data=st.data(), kind=st.sampled_from(list(KINDS)), metric=st.sampled_from(["cosine", "dot"]))
+@settings(max_examples=60, deadline=None)
+def test_masking_is_deleting(data: st.DataObject, kind: str, metric: str) -> None:
+    n = data.draw(st.sampled_from([1, 20, 300, 400]))
+    vectors, rows = world(metric, n, seed=data.draw(st.integers(0, 3)))
+    queries, k = users(data.draw(st.integers(1, 3))), data.draw(st.integers(1, 40))
+    gone = rows[np.random.default_rng(data.draw(st.integers(0, 99))).random(n) < data.draw(st.floats(0, 1))]
+    whole, less = (full(build(kind, vectors, rows, checked(metric))) for _ in range(2))
+    less.remove(gone)
+    deleted = less.search(queries, k)
+    in_order(*deleted)
+    for masked in (
+        whole.search(queries, k, banned=[gone] * len(queries)),
+        whole.search(queries, k, allowed=np.setdiff1d(rows, gone)),
+    ):
+        same(masked, deleted, kind == "exact")
+
+
+# Choosing and tuning
+
+
+@each
+def test_tuning_reaches_the_target_with_the_least(kind: str, metric: str) -> None:
+    vectors, rows = world(metric, 3000)
+    index = build(kind, vectors, rows, checked(metric))
+    index.effort = dict.fromkeys(index.effort, 1)
+    before = recall(index, users(50), 10)
+    result = tune(index, users(50), 10, 0.9)
+    assert result.recall == recall(index, users(50), 10) >= 0.9
+    assert result.setting == index.effort
+    assert set(result.table[0]) == {*index.effort, "recall", "seconds"}
+    assert all(result.setting[name] <= top for name, top in index.most().items())
+    if kind in ("exact", "flat"):
+        assert before == result.recall == 1.0
+    else:
+        assert before < result.recall or kind == "hnsw"
+        assert tune(index, users(50), 10, 1.0).recall == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_a_graph_finds_nearly_all(metric: str) -> None:
+    """Twins may cut a vector off from the graph, so no effort is quite enough, up to N, where all are looked at."""
+    index, _, _ = made("hnsw", metric, 4000)
+    index.effort = {"ef": 400}
+    assert recall(index, users(50), 10) > 0.98
+    index.effort = {"ef": 4000}
+    assert recall(index, users(50), 10) == 1.0
+
+
+def test_recall_counts_against_a_loop() -> None:
+    index, vectors, rows = made("ivf", "dot")
+    index.effort = {"nprobe": 1}
+    found, wanted = index.search(users(20), 10)[0], naive(vectors, rows, users(20), 10)[0]
+    plain = np.mean([len(set(a.tolist()) & set(b.tolist())) / 10 for a, b in zip(found, wanted, strict=True)])
+    assert recall(index, users(20), 10) == pytest.approx(plain, abs=0.02)
+    assert plain < 1
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
+def test_biases_and_a_temperature_in_the_vectors_do_not_ruin_recall(kind: str) -> None:
+    """Users look nothing like items here: raw inner products on a graph find a quarter, whatever the effort."""
+    rng = np.random.default_rng(0)
+    taste = rng.standard_normal((30, 16))
+    near = (taste[rng.integers(0, 30, 8050)] + 0.5 * rng.standard_normal((8050, 16))).astype(np.float32)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    items = np.column_stack([near[50:], np.ones(8000), rng.standard_normal(8000)]).astype(np.float32)
+    queries = np.column_stack([10 * near[:50], np.ones((50, 2))]).astype(np.float32)
+    index = build(kind, items, np.arange(8000), "dot")
+    assert recall(index, queries, 10) > (0.97 if kind == "hnsw" else 0.8)
+    index.add(np.array([8000]), 3 * items[:1])  # longer than any: the engine is made anew
+    assert tune(index, queries, 10, 0.97).recall >= 0.97
+
+
+def test_tune_and_recall_say_what_they_need() -> None:
+    index, _, _ = made("ivf", "dot")
+    with pytest.raises(ConfigError, match="target recall"):
+        tune(index, users(2), 10, 1.5)
+    with pytest.raises(DataError, match="at least one query"):
+        recall(index, users(0), 10)
+    with pytest.raises(DataError, match="with items"):
+        recall(build("exact", users(0), np.arange(0), "dot"), users(2), 10)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_the_choice_follows_the_size(metric: str) -> None:
+    kinds = [choose(n, checked(metric)) for n in (0, 10, 50_000, 50_001, 1_000_000, 2_000_001, 10**8)]
+    large = "hnsw" if metric == "cosine" else "ivf"
+    assert [kind for kind, _, _ in kinds] == ["exact", "exact", "exact", large, large, "ivfpq", "ivfpq"]
+    for kind, params, reason in kinds:
+        assert reason.isprintable()
+        assert len(reason) < 160
+        build(kind, users(0), np.arange(0), checked(metric), params)
+
+
+def test_names_that_are_not_known() -> None:
+    vectors, rows = world("dot", 5)
+    with pytest.raises(ConfigError, match="did you mean 'hnsw'"):
+        build("hnws", vectors, rows, "dot")
+    with pytest.raises(ConfigError, match="did you mean 'nlist'"):
+        build("ivf", vectors, rows, "dot", {"nlits": 3})
+    with pytest.raises(DataError, match="choose 'cosine' or 'dot'"):
+        build("exact", vectors, rows, "l2")  # type: ignore[arg-type]
+
+
+def test_neither_torch_nor_faiss_is_imported_before_it_is_needed() -> None:
+    code = """
+import sys, numpy as np
+from twotower.index import build
+build("exact", np.ones((3, 2), np.float32), np.arange(3), "dot").search(np.ones((1, 2), np.float32), 2)
+assert not {"faiss", "torch", "polars"} & set(sys.modules), sorted(sys.modules)
+build("flat", np.ones((3, 2), np.float32), np.arange(3), "dot")
+assert "torch" not in sys.modules
+sys.modules["faiss"] = None
+del sys.modules["twotower.index.faiss"]
+try:
+    build("ivf", np.ones((3, 2), np.float32), np.arange(3), "dot")
+except Exception as e:
+    assert "pip install" in str(e) and type(e).__name__ == "ConfigError"
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+# Files of others
+
+
+def test_folders_that_are_no_index(folder: Path) -> None:
+    index, vectors, rows = made("exact", "dot")
+    index.save(folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"holds notes\.txt"):
+        index.save(folder)
+    (folder / "notes.txt").unlink()
+    good = json.loads((folder / "index.json").read_text())
+    for name, value in [("format", 99), ("kind", "os"), ("metric", "l2"), ("width", 4), ("width", "x"), ("n", 3),
+                        ("params", None), ("rejected", ["a"]), ("longest", None), ("effort", 3)]:  # fmt: skip
+        (folder / "index.json").write_text(json.dumps(good | {name: value}))
+        if name == "effort":
+            load(folder)  # an exact index has none
+            continue
+        with pytest.raises(RunError):
+            load(folder)
+    (folder / "index.json").write_text(json.dumps(good))
+    for name, array in [
+        ("rows", np.zeros(N, np.int64)),
+        ("rows", rows[1:]),
+        ("rows", rows.astype(float)),
+        ("rows", np.array([{}], object)),
+        ("vectors", vectors.astype(np.float64)),
+        ("vectors", vectors[1:]),
+        ("vectors", np.asfortranarray(vectors)),
+    ]:
+        index.save(folder)
+        np.save(folder / f"{name}.npy", array, allow_pickle=True)
+        with pytest.raises(RunError):
+            load(folder)
+    index.save(folder)
+    (folder / "vectors.npy").write_bytes(b"")
+    with pytest.raises(RunError):
+        load(folder)
+    (folder / "rows.npy").unlink()
+    with pytest.raises(RunError):
+        load(folder)
+
+
+def test_an_index_of_another_folder_is_refused(tmp_path: Path) -> None:
+    for kind, n in (("ivf", N), ("hnsw", N), ("flat", 300)):
+        made(kind, "dot", n)[0].save(tmp_path / kind)
+    for stranger in ("hnsw", "flat"):
+        (tmp_path / "ivf/index.faiss").write_bytes((tmp_path / stranger / "index.faiss").read_bytes())
+        with pytest.raises(RunError, match="not the ivf index"):
+            load(tmp_path / "ivf", verify=False)
+    (tmp_path / "ivf/index.faiss").unlink()
+    with pytest.raises(RunError, match="no such file"):
+        load(tmp_path / "ivf")
+
+
+def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None:
+    """Each file loads and can be searched, or is refused with one line; this process lives to see it."""
+    from twotower.index.faiss import read, verify_files
+
+    rng, files = np.random.default_rng(0), []
+    for kind in ("flat", "ivf", "hnsw", "ivfpq"):
+        made(kind, "dot", 300)[0].save(tmp_path / kind)
+        good = (tmp_path / kind / "index.faiss").read_bytes()
+        for case in range(10):
+            bad = bytearray(good)
+            if case == 0:
+                bad = bad[: len(bad) // 2]
+            elif case == 1:
+                bad = bad[:20]
+            elif case < 7:  # one number of the header
+                place = 4 + 4 * int(rng.integers(0, 30))
+                bad[place : place + 4] = bytes([[0, 1, 127, 128, 255][case - 2]] * 4)
+            else:
+                for place in rng.integers(0, len(bad), 20):
+                    bad[place] = rng.integers(0, 256)
+            files.append(tmp_path / f"{kind}-{case}.faiss")
+            files[-1].write_bytes(bad)
+    said = verify_files(files)
+    assert set(said) == set(files)
+    refused = [file for file in files if said[file]]
+    assert len(refused) >= 12
+    assert all(file.name in said[file] and len(said[file].splitlines()) == 1 for file in refused)
+    for file in files:
+        if not said[file]:
+            engine = read(file)
+            engine.search(users(3, width=engine.d), 10)
+    for kind in ("ivf", "hnsw"):
+        (tmp_path / kind / "index.faiss").write_bytes((tmp_path / f"{kind}-0.faiss").read_bytes())
+        with pytest.raises(TwoTowerError):
+            load(tmp_path / kind)
+    with pytest.raises(RunError, match="no such file"):
+        verify_file(tmp_path / "none.faiss")
+
+
+def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twotower.index import faiss as module
+
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"x")
+    second.write_bytes(b"x")
+    monkeypatch.setattr(module, "_CHILD", "import os, sys; os.abort() if sys.argv[2].endswith('a') else print('\"\"')")
+    said = module.verify_files([first, second])
+    assert "ended a process with code -6" in said[first]
+    assert said[second] == ""
+    monkeypatch.setattr(module, "_CHILD", "import time; time.sleep(60)")
+    with pytest.raises(RunError, match=r"more than 0\.3 seconds"):
+        verify_file(first, timeout=0.3)
+    monkeypatch.setattr(
+        module,
+        "_CHILD",
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)\nbytes(10**10)",
+    )
+    with pytest.raises(RunError, match="code 1"):
+        verify_file(first)
