@@ -160,7 +160,7 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._bundles = self.path / "bundles"
-        if not os.path.isdir(self._bundles) or not any(os.path.isfile(self.path / name) for name in _TOP):
+        if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _TOP):
             raise BundleError(f"{path}: no store here; `twotower publish` with `--store {path}` makes one", "store")
 
     @classmethod
