@@ -47,6 +47,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.branches.user.field_dropout": (0.4, {}),
     "model.branches.user.decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
     "model.branches.user.layer_norm": (True, {}),
+    "model.branches.user.output_norm": (True, {}),
     "model.branches.user.senet.enabled": (False, {}),
     "model.branches.user.senet.squeeze": ("max", {}),
     "model.branches.user.senet.reduction": (1.0, {}),

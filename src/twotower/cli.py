@@ -13,7 +13,7 @@ import typer
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
 from twotower.watcher import Watcher
 
-app = typer.Typer(help="Two-tower retrieval: train, evaluate, look inside.", no_args_is_help=True,
+app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
 data_app = typer.Typer(help="Fetch MovieLens, look at tables.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -72,19 +72,213 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    path: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="a run folder, or a store with a published bundle")],
     as_json: Annotated[bool, typer.Option("--json", help="print the flat metrics as JSON")] = False,
 ) -> None:
-    """Measure a run again on its own test part, from the files in its folder."""
+    """Measure a run again on its own test part; or a published bundle, through the retriever that serves it."""
     from twotower import pipeline
 
-    loaded = pipeline.load(run)
+    if pipeline.is_store(path):
+        retriever = pipeline.retriever(path)
+        found = pipeline.evaluate_bundle(retriever)
+        if as_json:
+            print(json.dumps({"bundle_id": retriever.bundle.id} | found, indent=1))
+        else:
+            print(f"bundle {retriever.bundle.id}\n{retriever.dataset.describe()}")
+            print_served(found, retriever.config.evaluation.k)
+        return
+    loaded = pipeline.load(path)
     metrics = pipeline.evaluate(loaded)
     if as_json:
         print(json.dumps(metrics, indent=1))
     else:
         print(loaded.dataset.describe())
         print_metrics(metrics, loaded.config.evaluation.k[0])
+
+
+@app.command()
+def doctor(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """Say in plain words whether the model learned, and what keeps it from learning; exit code 1 if it is ill."""
+    from twotower import doctor as clinic
+    from twotower import pipeline
+
+    findings = clinic.examine(pipeline.load(run))
+    for line in clinic.describe(findings):
+        print(line)
+    if any(f.severity == "ill" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="a run folder")],
+    b: Annotated[Path, typer.Argument(help="another, with the same test interactions")],
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="of the users")] = 1000,
+) -> None:
+    """Whether B is better than A: a paired bootstrap over the test users for each metric."""
+    from twotower import compare as contest
+    from twotower import pipeline
+
+    for line in contest.describe(contest.compare(pipeline.load(a), pipeline.load(b), resamples=resamples)):
+        print(line)
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    table: Annotated[Path, typer.Argument(help="Parquet or CSV of items or users, as large as you like")],
+    out: Annotated[Path, typer.Option("--out", help="folder for vectors.npy and ids.parquet")],
+    side: Annotated[str, typer.Option("--side", help="item or user")] = "item",
+) -> None:
+    """Vectors of every row of a table, read as a stream in bounded memory."""
+    from twotower import pipeline
+
+    if side not in ("user", "item"):
+        raise ConfigError(f"--side {side}: allowed are user and item")
+    pipeline.embed(pipeline.load(run), side, table, out, say=print)  # type: ignore[arg-type]
+
+
+Store = Annotated[Path, typer.Option("--store", help="folder of published bundles")]
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    store: Store,
+    set_: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="publish below the recall gate; the history will say so")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
+) -> None:
+    """Make a bundle of a run: towers, vectors, index, tested and sealed; it becomes the store's current one."""
+    from twotower import config as settings
+    from twotower import pipeline
+
+    loaded = pipeline.load(run)
+    for text in set_ or []:
+        if not text.startswith("index."):
+            raise ConfigError(f"--set {text}: a trained run can change index.* only")
+    config = settings.override(loaded.config, set_ or []).index
+    pipeline.publish(loaded, store, config, force=force, reason=reason, say=print)
+    print(f"next: twotower recommend --store {store} --user {loaded.dataset.users.ids[0]}")
+
+
+@app.command()
+def rollback(
+    store: Store,
+    to: Annotated[str, typer.Option("--to", help="a bundle id; the one that was current before, if empty")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
+) -> None:
+    """Make an earlier bundle current again."""
+    from twotower.bundle import Store as Bundles
+
+    print(f"current: {Bundles(store).rollback(to or None, reason=reason).id}")
+
+
+@app.command()
+def bundles(
+    store: Store,
+    history: Annotated[bool, typer.Option("--history", help="every publish, rollback and refusal instead")] = False,
+) -> None:
+    """List the bundles of a store."""
+    from twotower.bundle import Store as Bundles
+
+    opened = Bundles(store)
+    if history:
+        for line in opened.history():
+            print(json.dumps(line, ensure_ascii=False))
+        return
+    for b in opened.bundles():
+        gate = f"recall {b.gate['recall']:.4f}" if b.gate else ""
+        state = "current" if b.current else f"damaged: {b.damaged}" if b.damaged else ""
+        print(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {gate}  {state}".rstrip())
+
+
+@app.command()
+def gc(
+    store: Store,
+    keep: Annotated[int, typer.Option("--keep", help="newest bundles that stay, at least 2")] = 2,
+) -> None:
+    """Remove old bundles and what killed publishers left."""
+    from twotower.bundle import Store as Bundles
+
+    gone = Bundles(store).gc(keep)
+    print(f"removed: {', '.join(gone) or 'nothing'}")
+
+
+@app.command()
+def recommend(
+    store: Store,
+    user: Annotated[str, typer.Option("--user", help="a user's id")] = "",
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help='JSON file: {"user_id", "features": {column: value}, "history": [item ids]}'),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="how many")] = 10,
+    method: Annotated[int, typer.Option("--method", help="1: stored user vectors; 2: the user tower live")] = 1,
+    ban: Annotated[list[str] | None, typer.Option("--ban", help="an item id to leave out")] = None,
+    where: Annotated[list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only such items")] = None,
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="do not leave out what the user has met")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """The best items for a user, from the current bundle."""
+    from twotower import pipeline
+    from twotower.retrieve import Request
+
+    if not user and features is None:
+        raise ConfigError("name a user with --user ID, or describe one with --features FILE.json")
+    body = _json_file(features) if features else {}
+    if user:
+        if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
+            raise ConfigError(f"--user {user} and the user_id in {features} are not the same")
+        body["user_id"] = user
+    filters = dict(_equality(text) for text in where or [])
+    answer = pipeline.retriever(store).recommend(
+        Request.parse(body), k, method, ban=ban or (), where=filters or None, keep_seen=keep_seen  # type: ignore[arg-type]
+    )
+    _print_answer(answer, as_json)
+
+
+@app.command()
+def similar(
+    store: Store,
+    item: Annotated[str, typer.Option("--item", help="an item's id")],
+    k: Annotated[int, typer.Option("-k", help="how many")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """The items whose vectors are nearest to an item's."""
+    from twotower import pipeline
+
+    _print_answer(pipeline.retriever(store).similar(item, k), as_json)
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path}: not readable as JSON ({e})") from None
+
+
+def _equality(text: str) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not equals or not column:
+        raise ConfigError(f"--where {text}: expected COLUMN=VALUE, such as genres=Comedy")
+    return column, value
+
+
+def _print_answer(answer: Any, as_json: bool) -> None:
+    if as_json:
+        print(answer.to_json())
+        return
+    what = {"model": "", "cold_start": ", an unknown user by the tower alone", "popular": ", an unknown user: popular items"}
+    print(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
+    for place, item in enumerate(answer.items, 1):
+        print(f"{place:>3}. {item.title}  (id {item.id}, {item.score:+.3f})")
+    if answer.unknown:
+        print(f"never met by the model, left out: {', '.join(answer.unknown)}")
+    if answer.truncated:
+        print("no more items are left")
 
 
 @app.command()
@@ -239,6 +433,15 @@ def print_metrics(metrics: dict[str, float], k: int) -> None:
             f"trained in {metrics['train.seconds']:.1f} s at {metrics['train.rows_per_second']:,.0f} rows/s, "
             f"best epoch {metrics['train.best_epoch']:.0f}, peak memory {metrics['train.peak_memory_mb']:,.0f} MB"
         )
+
+
+def print_served(found: dict[str, dict[str, float]], cut_offs: tuple[int, ...]) -> None:
+    """A bundle's test metrics, exact search and index side by side."""
+    columns = ["auc", "gauc", *(f"{m}@{k}" for k in cut_offs for m in ("recall", "ndcg", "hit_rate"))]
+    print(f"{'test':<24}" + "".join(f"{c:>13}" for c in columns))
+    for name, key in (("method 1, exact search", "exact"), ("method 1, index", "index"), ("method 2, index", "live")):
+        cells = (found[key].get(c) for c in columns)
+        print(f"{name:<24}" + "".join(f"{'–' if v is None or v != v else f'{v:.4f}':>13}" for v in cells))
 
 
 if __name__ == "__main__":

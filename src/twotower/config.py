@@ -93,6 +93,7 @@ class TowerConfig(_Section):
     layer_norm: bool = Field(False, description="normalise each hidden layer before its activation")
     field_norm: bool = Field(False, description="normalise each field before they are joined")
     residual: bool = Field(False, description="add a linear map of the joined fields to the last layer")
+    output_norm: bool = Field(False, description="normalise the vector, with a learned scale and shift per number")
 
     @model_validator(mode="after")
     def _check(self) -> TowerConfig:
@@ -127,6 +128,11 @@ class ModelConfig(_Section):
     )
     unknown_rate: float = Field(0.01, ge=0, lt=1, description="share of categorical values trained as unknown")
     embedding_std: float = Field(0.05, gt=0, description="standard deviation of fresh embeddings")
+
+    @property
+    def metric(self) -> Literal["cosine", "dot"]:
+        """What an index over the item vectors must rank by."""
+        return "cosine" if self.similarity == "cosine" and not self.bias else "dot"
 
 
 class LossConfig(_Section):
@@ -246,6 +252,19 @@ class EvaluationConfig(_Section):
     new_item_below: int = Field(5, ge=1, description="an item with fewer training interactions is new")
 
 
+class IndexConfig(_Section):
+    """How a published model is searched."""
+
+    kind: Literal["auto", "exact", "flat", "ivf", "hnsw", "ivfpq"] = Field(
+        "auto", description="auto chooses by the size of the catalogue and says why"
+    )
+    recall: float = Field(
+        0.95, gt=0, le=1, description="least recall against exact search, by held-out users, to publish; tuned to it"
+    )
+    k: int = Field(100, ge=1, description="cut-off of that recall")
+    queries: int = Field(1000, ge=2, description="users that are asked for it: one half tunes, the other half judges")
+
+
 class Config(_Section):
     """All settings but the schema."""
 
@@ -256,6 +275,7 @@ class Config(_Section):
     negatives: NegativesConfig = NegativesConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    index: IndexConfig = IndexConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -329,6 +349,14 @@ def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Conf
         if (value := getattr(config.data, name))
     }
     return schema, config.model_copy(update={"data": config.data.model_copy(update=located)})
+
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """A config with `key=value` overrides applied. Raises ConfigError."""
+    data = config.model_dump(mode="json")
+    for text in overrides:
+        _override(data, text)
+    return parse(data)[1]
 
 
 def dump(schema: Schema, config: Config) -> str:

@@ -97,10 +97,7 @@ def rank_catalogue(
     device = item_vectors.device
     n_items = len(item_vectors)
     k = min(k, n_items)
-    want = _keys(wanted, n_items, positives_only=True)
-    gone = np.sort(np.concatenate([_keys(p, n_items) for p in seen] or [np.zeros(0, np.int64)]))
-    want = want[~_member(want, gone)]
-    users = np.flatnonzero(np.bincount(want // n_items, minlength=len(user_vectors)))
+    users, want, gone = _asked(wanted, seen, len(user_vectors), n_items)
     best = np.full((len(users), k), -1, np.int64)
     for start in range(0, len(users), block):
         rows = users[start : start + block]
@@ -115,9 +112,21 @@ def rank_catalogue(
         found = top.indices.cpu().numpy()
         found[~np.isfinite(top.values.cpu().numpy())] = -1
         best[start : start + block] = found
+    return users, best, _hits(users, best, want, n_items)
+
+
+def _asked(wanted: Pairs, seen: Iterable[Pairs], n_users: int, n_items: int) -> tuple[Ints, Ints, Ints]:
+    """Users with something to find, and the keys (user, item) to find and to leave out, rising."""
+    want = _keys(wanted, n_items, positives_only=True)
+    gone = np.sort(np.concatenate([_keys(p, n_items) for p in seen] or [np.zeros(0, np.int64)]))
+    want = want[~_member(want, gone)]
+    return np.flatnonzero(np.bincount(want // n_items, minlength=n_users)), want, gone
+
+
+def _hits(users: Ints, best: Ints, want: Ints, n_items: int) -> Bools:
+    """Which of the items (Q, k) that were found for users (Q,) were wanted."""
     keys = np.where(best >= 0, users[:, None] * n_items + best, -1)
-    hit = _member(keys.ravel(), want).reshape(keys.shape)
-    return users, best, hit
+    return _member(keys.ravel(), want).reshape(keys.shape)
 
 
 def _keys(pairs: Pairs, n_items: int, positives_only: bool = False) -> Ints:
@@ -243,6 +252,13 @@ def _all(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
     return torch.cat(parts)
 
 
+def _seen_before(dataset: Dataset, part: int) -> list[Pairs]:
+    """The pairs that are known when `part` is asked."""
+    if part == TRAIN:
+        return []
+    return [dataset.train, dataset.validation] if part == TEST else [dataset.train]
+
+
 def evaluate_part(factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
     """Every metric of one part by its plain name: `auc`, `gauc`, `log_loss`, `recall@10`, `coverage@10`, …"""
     report = Report.of(factors, dataset, part, config)
@@ -266,12 +282,24 @@ class Report:
     def of(cls, factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Report:
         """Test rankings leave out what was seen in training and validation, validation's what was in training."""
         pairs = dataset.part(part)
-        seen = [dataset.train] + ([dataset.validation] if part == TEST else [])
-        if part == TRAIN:
-            seen = []
-        users, best, hit = rank_catalogue(factors.users, factors.items, pairs, seen, max(config.k))
+        users, best, hit = rank_catalogue(
+            factors.users, factors.items, pairs, _seen_before(dataset, part), max(config.k)
+        )
         n = np.bincount(pairs.user[pairs.positive], minlength=len(dataset.users))
         return cls(dataset, config, pairs, factors.scores(pairs), users, best, hit, n[users])
+
+    @classmethod
+    def by(
+        cls, ask: Callable[[Ints, int], Ints], scores: npt.NDArray[np.float32], dataset: Dataset, part: int,
+        config: EvaluationConfig,
+    ) -> Report:  # fmt: skip
+        """The report of whatever answers: `ask(users (Q,), k)` gives item rows (Q, k), `scores` are the part's pairs'."""
+        pairs = dataset.part(part)
+        n_items = len(dataset.items)
+        users, want, _ = _asked(pairs, _seen_before(dataset, part), len(dataset.users), n_items)
+        best = ask(users, min(max(config.k), n_items))
+        n = np.bincount(pairs.user[pairs.positive], minlength=len(dataset.users))
+        return cls(dataset, config, pairs, scores, users, best, _hits(users, best, want, n_items), n[users])
 
     def metrics(self) -> Metrics:
         """Pair metrics over all rows, ranking metrics as means over users, coverage over the catalogue."""

@@ -1,4 +1,4 @@
-"""The product on one page: read, prepare, train, evaluate, recommend."""
+"""The product on one page: read, prepare, train, evaluate, publish, recommend."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import polars as pl
 import torch
 
 from twotower import report, run
+from twotower.bundle import Store
 from twotower.config import Config
 from twotower.data import movielens
 from twotower.data.dataset import Dataset, prepare
@@ -19,12 +20,31 @@ from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation import Metrics
 from twotower.evaluation import evaluate as measure
+from twotower.export import embed
+from twotower.publish import evaluate as evaluate_bundle
+from twotower.publish import publish
+from twotower.retrieve import Retriever
 from twotower.run import Run
 from twotower.schema import Schema
 from twotower.train.trainer import Trainer, peak_memory_mb
 from twotower.watcher import Watcher
 
+__all__ = [
+    "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "publish", "read", "recent", "recommend",
+    "retriever",
+]  # fmt: skip
+
 load = run.load
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder holds published bundles."""
+    return (path / "bundles").is_dir()
+
+
+def retriever(store: Path | str) -> Retriever:
+    """What answers from the current bundle of a store. Raises RunError if there is none or it is damaged."""
+    return Retriever(Store(store).current())
 
 
 def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) -> tuple[Tables, Schema]:

@@ -64,7 +64,7 @@ class Run:
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
     """What must be the same for a run to go on: settings by key, data by digest, library versions."""
-    body = config.model_dump(mode="json", exclude={"data", "evaluation"})
+    body = config.model_dump(mode="json", exclude={"data", "evaluation", "index"})
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:

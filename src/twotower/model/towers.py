@@ -81,8 +81,15 @@ class Tower(nn.Module):
     """Inputs of U rows -> vectors (U, D), D the last layer's width, or the joined fields' without layers."""
 
     def __init__(
-        self, config: TowerConfig, side_fields: tuple[Field, ...], width: int, std: float, unknown_rate: float
+        self,
+        config: TowerConfig,
+        side_fields: tuple[Field, ...],
+        width: int,
+        std: float,
+        unknown_rate: float,
+        extra: int = 0,
     ) -> None:
+        """The last `extra` numbers of the last layer are biases, no part of the vector."""
         super().__init__()
         fields = _pick(side_fields, config.fields)
         self.unknown_rate = unknown_rate
@@ -117,6 +124,7 @@ class Tower(nn.Module):
         self.layers = nn.Sequential(*layers)
         joined = sum(widths) if self.shift is None else widths[0]
         self.residual = nn.Linear(joined, size, bias=False) if config.residual else None
+        self.output_norm = nn.LayerNorm(size - extra) if config.output_norm else None
         self.size = size
 
     def gates(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
@@ -140,7 +148,12 @@ class Tower(nn.Module):
             joined = joined.view(len(joined), len(self.field_names), len(self.shift)).sum(1) + self.shift
         joined = self.field_dropout(joined)
         out: Tensor = self.layers(joined)
-        return out if self.residual is None else out + self.residual(joined)
+        if self.residual is not None:
+            out = out + self.residual(joined)
+        if self.output_norm is None:
+            return out
+        n = self.output_norm.normalized_shape[0]
+        return torch.cat([self.output_norm(out[:, :n]), out[:, n:]], 1)
 
 
 def _normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:

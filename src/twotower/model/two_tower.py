@@ -90,6 +90,7 @@ class TwoTower(nn.Module):
                     config.width,
                     config.embedding_std,
                     config.unknown_rate,
+                    extra if c.layers else 0,
                 )
                 for c, fields in ((branch.user, user_fields), (branch.item, item_fields))
             )
@@ -118,7 +119,7 @@ class TwoTower(nn.Module):
     @property
     def metric(self) -> Literal["cosine", "dot"]:
         """What an index over the item vectors must rank by."""
-        return "cosine" if self.config.similarity == "cosine" and not self.config.bias else "dot"
+        return self.config.metric
 
     @property
     def temperature(self) -> Tensor:

@@ -1,0 +1,228 @@
+"""From a run to a bundle, and what a bundle is worth.
+
+config.toml  encoders.json  users|items|interactions.parquet      as in the run
+model.safetensors  model.json  metrics.json
+user_tower.onnx  item_tower.onnx      parity with torch is checked before they are published
+user_vectors.npy  index/              of the same model: vectors.json says of which
+README.md                             the model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import twotower
+from twotower import index as indexes
+from twotower import storage
+from twotower.bundle import Bundle, Store
+from twotower.config import IndexConfig
+from twotower.data.splits import TEST
+from twotower.encoders import Floats, Ints
+from twotower.errors import RunError
+from twotower.evaluation import Factors, Metrics, Report
+from twotower.export import export
+from twotower.index import Index
+from twotower.retrieve import Method, Request, Retriever
+from twotower.run import Run
+from twotower.schema import SIDES
+
+FROM_RUN = (
+    "config.toml", "encoders.json", "users.parquet", "items.parquet", "interactions.parquet", "model.safetensors",
+    "model.json", "metrics.json",
+)  # fmt: skip
+
+
+def publish(
+    run: Run,
+    store: Path | str,
+    config: IndexConfig | None = None,
+    *,
+    force: bool = False,
+    reason: str = "",
+    say: Callable[[str], None] = lambda line: None,
+) -> Bundle:
+    """Make a bundle of a run and make it the store's current one; the store is made if it is not there.
+
+    The index is tuned to `config.recall` with one half of the asked users and judged with the other; below it the
+    bundle is refused, unless `force`, which the store's history tells. Raises RunError; on failure nothing changes.
+    """
+    if run.folder is None:
+        raise RunError("the run has no folder; train it with one to publish it")
+    config = config or run.config.index
+    opened = Store.create(store)
+    bundle = opened.publish(lambda folder: _write(run, config, folder, say), _probe, reason=reason, force=force)
+    say(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; it is the current bundle of {store}")
+    return bundle
+
+
+def _write(run: Run, config: IndexConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Fill a bundle's folder; the facts of its manifest."""
+    assert run.folder is not None
+    for name in FROM_RUN:
+        shutil.copyfile(run.folder / name, folder / name)
+    model = storage.read_json(folder / "model.json")["sha256"]
+    factors = run.factors(TEST)
+    items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
+    _check_users(users)
+    index = _index(items, run.model.metric, config, say)
+    gate = _tune(index, users[_asked(run, config.queries)], config, say)
+    index.save(folder / "index")
+    np.save(folder / "user_vectors.npy", users)
+    counts = {"users": len(users), "items": len(items)}
+    dims, metric = int(users.shape[1]), run.model.metric
+    storage.write_json(folder / "vectors.json", {"model": model, "dims": dims, "metric": metric, **counts})
+    parity = {}
+    for side in SIDES:
+        fields = run.dataset.encoders.fields(side)
+        parity[side] = export(
+            run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
+        )
+        say(f"{side}_tower.onnx: differs from torch by at most {parity[side]:.1e}")
+    (folder / "README.md").write_text(_card(run, index, gate), encoding="utf-8")
+    return {
+        "model": model,
+        "dims": dims,
+        "metric": metric,
+        "counts": counts,
+        "gate": gate,
+        "index": index.describe() | {"rejected": len(index.rejected)},
+        "parity": parity,
+        "schema_hash": _digest(run.dataset.schema.model_dump_json()),
+        "vocab_hash": _digest(run.dataset.encoders.to_json()),
+        "versions": {"twotower": twotower.__version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")},
+    }
+
+
+def _check_users(users: Floats) -> None:
+    bad = int((~np.isfinite(users).all(1)).sum())
+    if bad:
+        raise RunError(f"{bad} user vectors are not finite; the model is broken, train it again")
+
+
+def _index(items: Floats, metric: indexes.Metric, config: IndexConfig, say: Callable[[str], None]) -> Index:
+    if config.kind == "auto":
+        kind, params, why = indexes.choose(len(items), metric)
+        say(f"index: {kind} ({why})")
+    else:
+        kind, params = config.kind, None
+        say(f"index: {kind} (index.kind asks for it)")
+    index = indexes.build(kind, items, np.arange(len(items)), metric, params)
+    if len(index.rejected):
+        say(f"warning: {len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
+    if not len(index):
+        raise RunError("no item vector can be indexed; the model is broken, see `twotower doctor`")
+    return index
+
+
+def _asked(run: Run, n: int) -> Ints:
+    """Rows of up to `n` users with test interactions, at random."""
+    users = np.unique(run.dataset.test.user)
+    if len(users) < 2:
+        users = np.arange(len(run.dataset.users))
+    return np.random.default_rng(0).permutation(users)[:n]
+
+
+def _tune(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Set the index's effort with one half of the queries; the recall gate by the other."""
+    half = len(queries) // 2
+    tuned = indexes.tune(index, queries[:half], config.k, config.recall)
+    found = indexes.recall(index, queries[half:], config.k)
+    if tuned.setting:
+        say(f"index: {', '.join(f'{k} {v}' for k, v in tuned.setting.items())}, tuned to recall@{config.k} {config.recall}")
+    say(f"recall gate: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
+    return {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
+
+
+def _probe(bundle: Bundle) -> None:
+    """The new bundle answers, and both methods agree on a user."""
+    retriever = Retriever(bundle)
+    one, two = (retriever.recommend(Request(retriever.user_ids[0]), 10, method) for method in (1, 2))  # type: ignore[arg-type]
+    a, b = (np.array([i.score for i in answer.items]) for answer in (one, two))
+    if len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
+        raise RunError("the stored user vectors and the exported tower give different answers")
+
+
+def evaluate(retriever: Retriever) -> dict[str, Metrics]:
+    """The test metrics of a bundle, asked of the retriever that serves it: "index" and "exact" for method 1, and
+    "live" for method 2 by the index."""
+    dataset, config = retriever.dataset, retriever.config.evaluation
+    if not len(dataset.test):
+        raise RunError(f"{retriever.bundle.folder}: this bundle holds no test part")
+    seen = retriever.seen_before(TEST)
+    out: dict[str, Metrics] = {}
+    ways: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
+    for name, method, exact in ways:
+
+        def ask(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
+            return retriever.rank(users, k, method, seen, exact)
+
+        report = Report.by(ask, _scores(retriever, method), dataset, TEST, config)
+        out[name] = report.metrics()
+        if name == "index":
+            out["intervals"] = {
+                f"{m}.{end}": v
+                for m, pair in report.intervals().items()
+                for end, v in zip(("low", "high"), pair, strict=True)
+            }
+    return out
+
+
+def _scores(retriever: Retriever, method: Method) -> Any:
+    """Scores of the test pairs by the vectors that are served; a rejected item scores as low as can be."""
+    pairs = retriever.dataset.test
+    users = retriever.vectors(np.arange(len(retriever.user_ids)), method)
+    items = np.full((len(retriever.item_ids), users.shape[1]), np.nan, np.float32)
+    rows = retriever.index.rows
+    items[rows] = retriever.index.vectors(rows)
+    import torch
+
+    scores = Factors(torch.from_numpy(np.ascontiguousarray(users)), torch.from_numpy(items)).scores(pairs)
+    return np.nan_to_num(scores, nan=-1e9)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _card(run: Run, index: Index, gate: dict[str, Any]) -> str:
+    """The model card: what the bundle is, what it was trained on, how good it is."""
+    metrics = run.metrics
+    shown = [m for m in metrics if m.startswith("test.") and not m.endswith((".low", ".high")) and m.count(".") == 1]
+    rows = "\n".join(
+        f"| {m.removeprefix('test.')} | {metrics[m]:.4f} | {_cell(metrics, 'popularity', m)} |" for m in shown
+    )
+    features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)
+    return f"""# Two-tower model
+
+{run.dataset.describe()}
+
+Split: {run.config.split.kind}. Loss: {run.config.loss.kind}. Vectors: {index.width} numbers, metric {index.metric}.
+Index: {index.kind}, recall@{gate["k"]} {gate["recall"]:.4f} against exact search by {gate["queries"]} held-out users.
+
+| test metric | model | popularity |
+|---|---|---|
+{rows}
+
+Full catalogue, seen items left out; see config.toml for every setting.
+
+Features:
+
+{features}
+
+Trained by twotower {twotower.__version__}. Not for use: scores are no probabilities of liking outside the
+population and the time of the training data.
+"""
+
+
+def _cell(metrics: Metrics, baseline: str, name: str) -> str:
+    value = metrics.get(name.replace("test.", f"baseline.{baseline}.", 1))
+    return "" if value is None else f"{value:.4f}"
