@@ -119,7 +119,8 @@ def test_the_best_k_as_a_loop_finds_them(kind: str, metric: str, k: int) -> None
 
 @each
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
+def test_allowed_and_banned_rows(kind: str, metric: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twotower.index.faiss.SMALL", 1)  # FAISS is asked about small choices as well
     index, vectors, rows = made(kind, metric)
     full(index)
     rng, queries = np.random.default_rng(2), users(4)
@@ -443,6 +444,14 @@ def test_names_that_are_not_known() -> None:
         build("hnws", vectors, rows, "dot")
     with pytest.raises(ConfigError, match="did you mean 'nlist'"):
         build("ivf", vectors, rows, "dot", {"nlits": 3})
+    for kind, params in (
+        ("ivf", {"nlist": -1}),
+        ("hnsw", {"m": 2.5}),
+        ("exact", {"nlist": 3}),
+        ("ivf", {"nlist": True}),
+    ):
+        with pytest.raises(ConfigError, match="nlist|m must"):
+            build(kind, vectors, rows, "dot", params)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="choose 'cosine' or 'dot'"):
         build("exact", vectors, rows, "l2")  # type: ignore[arg-type]
 
@@ -477,7 +486,8 @@ def test_folders_that_are_no_index(folder: Path) -> None:
     (folder / "notes.txt").unlink()
     good = json.loads((folder / "index.json").read_text())
     for name, value in [("format", 99), ("kind", "os"), ("metric", "l2"), ("width", 4), ("width", "x"), ("n", 3),
-                        ("params", None), ("rejected", ["a"]), ("longest", None), ("effort", 3)]:  # fmt: skip
+                        ("params", None), ("rejected", ["a"]), ("longest", None), ("longest", float("nan")), ("longest", -1), ("kind", ["exact"]),
+                        ("params", {"nlist": 3}), ("effort", 3)]:  # fmt: skip
         (folder / "index.json").write_text(json.dumps(good | {name: value}))
         if name == "effort":
             load(folder)  # an exact index has none

@@ -53,7 +53,7 @@ def load(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
     `verify` loads a FAISS file in a process of its own first, because a hostile one can end the process that reads it.
     """
     said = read_json(folder / "index.json")
-    if not isinstance(said, dict) or said.get("format") != FORMAT or said.get("kind") not in KINDS:
+    if not isinstance(said, dict) or said.get("format") != FORMAT or str(said.get("kind")) not in KINDS:
         raise RunError(f"{folder}: not an index of this version")
     return _engine(said["kind"]).restore(folder, said, mmap, verify)
 

@@ -48,7 +48,7 @@ def recall(index: Index, queries: Vectors, k: int) -> float:
 
 
 def tune(index: Index, queries: Vectors, k: int, target: float) -> TuneResult:
-    """Set each knob of the index to the smallest value that reaches recall `target`, one after the other.
+    """Set each knob of the index to the smallest value, to a sixteenth, that reaches recall `target`, one by one.
 
     The others stand at their largest meanwhile. If even that is below the target, it stays. Raises ConfigError, DataError.
     """

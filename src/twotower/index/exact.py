@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from twotower.errors import DataError, RunError
+from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
 from twotower.index.protocol import Metric, Rows, Vectors
 from twotower.storage import new_folder, write_json
 
@@ -58,17 +58,25 @@ class ExactIndex:
     """
 
     kind: ClassVar[str] = "exact"
+    defaults: ClassVar[dict[str, int]] = {}
+    """What can be set when it is built."""
     params: dict[str, int]
     effort: dict[str, int]
 
     def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
-        """An empty index of vectors (D,). Raises DataError."""
+        """An empty index of vectors (D,). Raises ConfigError, DataError."""
         if metric not in ("cosine", "dot"):
             raise DataError(f"metric: {metric!r} is not known; choose 'cosine' or 'dot'")
         if width < 1:
             raise DataError(f"vectors must have at least one column, not {width}")
+        for name, value in (params or {}).items():
+            if name not in self.defaults:
+                known = ", ".join(self.defaults) or "it has none"
+                raise ConfigError(f"{name}: no parameter of {self.kind} ({known}){nearest(name, self.defaults)}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 24:
+                raise ConfigError(f"{name} must be a whole number from 0, not {value!r}")
         self.metric: Metric = metric
-        self.params = dict(params or {})
+        self.params = self.defaults | (params or {})
         self.effort = {}
         self.threads = cores()
         self._vectors: Vectors = np.empty((0, width), np.float32)
@@ -244,7 +252,7 @@ class ExactIndex:
         width, n_blocks = block // group, -(-n // block)
         maxima = np.empty((n_queries, n_blocks * width), np.float32)
         transposed = np.ascontiguousarray(queries.T)
-        dead = np.flatnonzero(all_rows < 0) if only is None else np.empty(0, np.int64)
+        dead = np.flatnonzero(all_rows < 0) if only is None and len(self) < n else _NOTHING[0]
         ban_query, ban_at = _pairs(banned, only)
 
         def reduce(blocks: range) -> None:
@@ -326,6 +334,8 @@ class ExactIndex:
             index = cls(int(said["width"]), said["metric"], {str(n): int(v) for n, v in said["params"].items()})
             index.effort = {name: max(1, int(said["effort"][name])) for name in index.effort}
             index._longest = float(said["longest"])
+            if not 0 <= index._longest <= LONGEST:
+                raise ValueError(f"longest: {index._longest}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
             rows = np.load(folder / "rows.npy", allow_pickle=False)
             vectors = np.load(folder / "vectors.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
@@ -336,7 +346,7 @@ class ExactIndex:
             order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
             if len(order) != said["n"] or (np.diff(rows[order]) == 0).any():
                 raise ValueError("rows are repeated or missing")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, DataError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._vectors, index._rows, index._sorted, index._position = vectors, rows, rows[order], order
         index._load_engine(folder, mmap, verify)
@@ -483,9 +493,9 @@ class _Blas:
         self.get: Callable[[], int] | None = None
         self.set: Callable[[int], None] | None = None
         for file in (Path(np.__file__).parent.parent / "numpy.libs").glob("*openblas*"):
-            library = ctypes.CDLL(str(file))
             for end in ("64_", ""):
-                with contextlib.suppress(AttributeError):
+                with contextlib.suppress(AttributeError, OSError):
+                    library = ctypes.CDLL(str(file))
                     self.get = getattr(library, f"scipy_openblas_get_num_threads{end}")
                     self.set = getattr(library, f"scipy_openblas_set_num_threads{end}")
                     return

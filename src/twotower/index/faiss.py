@@ -26,8 +26,8 @@ from typing import Any, ClassVar, Self
 import faiss as _faiss
 import numpy as np
 
-from twotower.errors import ConfigError, RunError, nearest
-from twotower.index.exact import ExactIndex, Scope, within
+from twotower.errors import RunError
+from twotower.index.exact import LONGEST, ExactIndex, Scope, within
 from twotower.index.protocol import Metric, Rows, Vectors
 
 faiss: Any = _faiss  # its stubs lack half of what is used here
@@ -44,18 +44,11 @@ LOOPS = 1 << 31
 class FaissIndex(ExactIndex):
     """A store of vectors with a FAISS index over it. Approximate, but for the promises of `protocol.Index`."""
 
-    defaults: ClassVar[dict[str, int]] = {}
     tries: ClassVar[dict[str, int]] = {}
     types: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
-        super().__init__(width, metric, self.defaults | (params or {}))
-        unknown = sorted(set(self.params) - set(self.defaults))
-        if unknown:
-            known = ", ".join(self.defaults) or "none"
-            raise ConfigError(
-                f"{unknown[0]}: not a parameter of {self.kind} ({known}){nearest(unknown[0], self.defaults)}"
-            )
+        super().__init__(width, metric, params)
         self.effort = dict(self.tries)
         self._engine: Any = None
         self._viewed = False
@@ -152,7 +145,8 @@ class FaissIndex(ExactIndex):
         alone = banned[0] if banned is not None and len(todo) == 1 else None
         selector, _bits = self._selector(scope.only, alone)
         extra = 0 if banned is None or alone is not None else max(map(len, banned))
-        fetch = min(size, (k + extra) * self.effort.get("refine", 1) * harder)
+        # An eighth more: FAISS rounds in float32, which matters between the last and the next.
+        fetch = min(size, (k + max(8, k // 8) + extra) * self.effort.get("refine", 1) * harder)
         tries = self._tries(harder, fetch, selector)
         step = max(1, (1 << 22) // (fetch * self.width))  # float64 products of at most 32 MiB
         for start in range(0, len(todo), step):
@@ -200,7 +194,10 @@ class FaissIndex(ExactIndex):
 
     def _save_engine(self, folder: Path) -> None:
         if self._engine is not None:
-            faiss.write_index(self._engine, str(folder / "index.faiss"))
+            try:
+                faiss.write_index(self._engine, str(folder / "index.faiss"))
+            except RuntimeError as e:
+                raise RunError(f"{folder}: cannot be written ({str(e).splitlines()[-1]})") from e
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"radius": self._radius}
@@ -210,6 +207,8 @@ class FaissIndex(ExactIndex):
         index = super().restore(folder, said, mmap, verify)
         try:
             index._radius = float(said["radius"])
+            if not 0 <= index._radius <= 2 * LONGEST:
+                raise ValueError(f"radius: {index._radius}")
         except (KeyError, TypeError, ValueError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         return index
@@ -308,8 +307,8 @@ class Hnsw(FaissIndex):
         return self.effort["ef"] >= len(self)
 
     def _made(self, vectors: Vectors) -> Any:
-        engine = faiss.IndexHNSWFlat(self._width, self.params["m"], faiss.METRIC_L2)
-        engine.hnsw.efConstruction = self.params["ef_construction"]
+        engine = faiss.IndexHNSWFlat(self._width, max(2, self.params["m"]), faiss.METRIC_L2)
+        engine.hnsw.efConstruction = max(1, self.params["ef_construction"])
         return engine
 
     def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
@@ -389,7 +388,7 @@ try:
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except ImportError:
+except (ImportError, ValueError, OSError):
     pass
 from pathlib import Path
 import numpy as np
@@ -428,7 +427,7 @@ def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | Non
             said[missing] = f"{missing}: no such file"
             continue
         largest = max(p.stat().st_size for p in rest)
-        command = [sys.executable, "-c", _CHILD, str(memory or (2 << 30) + 4 * largest), *map(str, rest)]
+        command = [sys.executable, "-P", "-c", _CHILD, str(memory or (2 << 30) + 4 * largest), *map(str, rest)]
         source = str(Path(__file__).parents[2])
         paths_there = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": paths_there}
