@@ -1,0 +1,45 @@
+"""Encoded columns of one side to the inputs of an exported tower; torch is not needed."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.encoders import Column, Field, Ints, Ragged
+
+Feed = dict[str, npt.NDArray[Any]]
+
+
+def feed(fields: tuple[Field, ...], columns: dict[str, Column], rows: slice | npt.NDArray[np.integer[Any]]) -> Feed:
+    """The features of `rows` (U,) by input name; n counts `fields`, because a field may be called anything.
+
+    lookup     (U, number of lookup fields) int64, in the fields' order
+    bag{n}     (U, T) int64 codes, oldest first, -1 from the row's end on; T is the longest row's, at least 1
+    dense{n}   (U, length) float32
+    """
+    if isinstance(rows, slice):
+        rows = np.arange(*rows.indices(len(columns[fields[0].name])))
+    lookups = [columns[f.name] for f in fields if f.kind == "lookup"]
+    out: Feed = {"lookup": np.empty((len(rows), len(lookups)), np.int64)}
+    for place, codes in enumerate(lookups):
+        out["lookup"][:, place] = cast(npt.NDArray[Any], codes)[rows]
+    for number, f in enumerate(fields):
+        if f.kind == "bag":
+            out[f"bag{number}"] = padded(cast(Ragged, columns[f.name]), rows)
+        elif f.kind == "dense":
+            out[f"dense{number}"] = cast(npt.NDArray[Any], columns[f.name])[rows].astype(np.float32, copy=False)
+    return out
+
+
+def padded(ragged: Ragged, rows: npt.NDArray[np.integer[Any]]) -> Ints:
+    """(U, T) codes of `rows` (U,), -1 from each row's end on; T is the longest row's, at least 1."""
+    rows = rows.astype(np.int64, copy=False)  # the row after the last of a narrow type is none of it
+    starts = ragged.offsets[rows]
+    lengths = ragged.offsets[rows + 1] - starts
+    out = np.full((len(rows), max(1, int(lengths.max(initial=0)))), -1, np.int64)
+    before = np.cumsum(lengths) - lengths
+    flat = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = ragged.values[flat]
+    return out

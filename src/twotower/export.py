@@ -1,0 +1,392 @@
+"""Trained towers elsewhere: one ONNX file each, and vectors of tables that are larger than memory.
+
+The graph is written node by node after the model's own modules: gathers, masked sums over padded rows and dense
+layers, no loop, nothing of the machine it was written on, and of the other tower only the rows a shared sequence
+reads. Whether it says what the model says is measured each time, before the file is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+import twotower
+from twotower import schema as meanings
+from twotower import storage
+from twotower.data.batches import Bag, Inputs, Padded, Prefixes, SideTensors
+from twotower.data.dataset import Side
+from twotower.data.feed import feed
+from twotower.data.splits import TEST
+from twotower.data.tables import _check_utf8, _ids, _integers, _need
+from twotower.encoders import CategoricalEncoder, Column, Field, Ints, Ragged
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.towers import Dropout, SenetGate, Tower
+from twotower.model.two_tower import FirstOrder, TwoTower
+from twotower.onnx_tower import OUTPUT, OnnxTower
+from twotower.run import Run
+from twotower.schema import SideName
+
+OPSET, IR = 18, 8  # of 2023: anything that runs ONNX reads them
+LIMIT = (1 << 31) - (1 << 20)
+"""Bytes of tables that fit one ONNX file."""
+TOLERANCE = 1e-4
+SAMPLE = 512
+BLOCK = 8192
+"""Rows a tower embeds at once: what is between two layers then stays in the cache."""
+
+_BATCH = 64  # rows of one comparison: a padded row is as long as the longest beside it
+
+
+# ---- a graph -----------------------------------------------------------------------------------------------------
+
+
+class _Graph:
+    """Nodes, constants and inputs under names that only count."""
+
+    def __init__(self) -> None:
+        try:
+            import onnx
+        except ImportError:
+            raise ConfigError("exporting a tower needs onnx and onnxruntime: pip install 'twotower[onnx]'") from None
+        self.onnx = onnx
+        self.nodes: list[Any] = []
+        self.inputs: list[Any] = []
+        self.constants: list[Any] = []
+        self.size = 0
+        self._known: dict[Any, str] = {}
+
+    def input(self, name: str, kind: type[np.generic], shape: Sequence[str | int]) -> str:
+        elements = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        self.inputs.append(self.onnx.helper.make_tensor_value_info(name, elements, shape))
+        return name
+
+    def constant(self, value: Tensor | npt.NDArray[Any] | Sequence[int] | int | float, key: Any = None) -> str:
+        """`value`, once for each `key`; small ones are their own key. Python's integers become int64, floats float32."""
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().numpy()
+        array = np.asarray(value)
+        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        if key is None and array.size <= 64:
+            key = (array.dtype, array.shape, array.tobytes())
+        if key is not None and key in self._known:
+            return self._known[key]
+        self.size += array.nbytes
+        if self.size > LIMIT:
+            raise RunError(
+                f"the tower's tables take more than {LIMIT / 2**30:.1f} GiB, which one ONNX file cannot hold; "
+                "make its vocabularies smaller (min_count, hash_buckets) or its fields narrower"
+            )
+        name = f"c{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+        if key is not None:
+            self._known[key] = name
+        return name
+
+    def __call__(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        names = [f"v{len(self.nodes)}"] if outputs == 1 else [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """Rows (U, …) -> (U, *shape)."""
+        return cast(str, self("Reshape", x, self.constant([0, *shape])))
+
+    def reduce(self, kind: str, x: str, axis: int, keep: bool = True) -> str:
+        return cast(str, self(f"Reduce{kind}", x, self.constant([axis]), keepdims=int(keep)))
+
+    def split(self, x: str, widths: Sequence[int]) -> list[str]:
+        """(U, sum of `widths`) -> one of each width."""
+        if len(widths) == 1:
+            return [x]
+        return cast(list[str], self("Split", x, self.constant(list(widths)), axis=1, outputs=len(widths)))
+
+    def concat(self, parts: Sequence[str]) -> str:
+        return parts[0] if len(parts) == 1 else self("Concat", *parts, axis=1)
+
+    def filled(self, like: str, value: float) -> str:
+        """`value` in the shape of `like`."""
+        number = self.onnx.numpy_helper.from_array(np.array([value], np.float32))
+        return cast(str, self("ConstantOfShape", self("Shape", like), value=number))
+
+    def serialize(self, output: str, width: int, about: dict[str, str]) -> bytes:
+        helper = self.onnx.helper
+        self.nodes.append(helper.make_node("Identity", [output], [OUTPUT]))
+        vector = helper.make_tensor_value_info(OUTPUT, self.onnx.TensorProto.FLOAT, ["U", width])
+        graph = helper.make_graph(self.nodes, "tower", self.inputs, [vector], self.constants)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR,
+            producer_name="twotower", producer_version=twotower.__version__,
+        )  # fmt: skip
+        helper.set_model_props(model, about)
+        return cast(bytes, model.SerializeToString())
+
+
+_PARTS = {"embeddings", "senet", "field_dropout", "layers", "residual", "output_norm"}  # of a tower
+
+
+# ---- the model's modules as nodes ----------------------------------------------------------------------------------
+
+
+def _pooled(g: _Graph, table: str, codes: str, f: Field) -> str:
+    """As `embeddings.pool` over padded codes (U, T): (U, width), or (U, rates width) for decay."""
+    known = g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT)
+    n = g.reduce("Sum", known, 1)
+    weights = g("Unsqueeze", known, g.constant([1]))  # (U, 1, T)
+    if f.pooling == "decay":
+        age = g("Unsqueeze", g("Sub", n, g("CumSum", known, g.constant(1))), g.constant([1]))
+        rates = g.constant(np.array(f.rates, np.float32)[:, None])
+        weights = g("Mul", g("Pow", rates, age), weights)  # (U, R, T)
+        weights = g("Div", weights, g("Max", g.reduce("Sum", weights, 2), g.constant(1e-12)))
+    rows = g("Gather", table, g("Max", codes, g.constant(0)), axis=0)  # (U, T, width)
+    total = g.reshape(g("MatMul", weights, rows), f.width * max(1, len(f.rates)))
+    if f.pooling in ("sum", "decay"):
+        return total
+    n = g("Max", n, g.constant(1.0))
+    return cast(str, g("Div", total, n if f.pooling == "mean" else g("Sqrt", n)))
+
+
+def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict[str, str], key: Any) -> str:
+    """As `FieldEmbeddings.forward`; `names` maps a field to its input."""
+    parts = []
+    for table, columns in own._groups:
+        codes = "lookup" if columns is None else g("Gather", "lookup", g.constant(columns), axis=1)
+        first = getattr(own, f"first_rows_{table}")
+        weight = cast(Tensor, own.tables[table].weight)
+        rows = g("Gather", g.constant(weight, (key, "own", table)), g("Add", codes, g.constant(first)), axis=0)
+        parts.append(g.reshape(rows, len(first) * weight.shape[1]))
+    for number, f in enumerate(own._others):
+        if f.kind == "dense":
+            parts.append(_layer(g, own.projections[f"dense{number}"], names[f.name]))
+        elif f.shares:
+            table = g.constant(other.rows_of(f.shares), (key, "other", f.shares))
+            parts.append(_pooled(g, table, names[f.name], f))
+        else:
+            parts.append(_pooled(g, g.constant(own.rows_of(f.name), (key, "bag", f.name)), names[f.name], f))
+    return g.concat(parts)
+
+
+def _layer(g: _Graph, module: nn.Module, x: str) -> str:
+    """A module of a tower's `layers`, of a gate's `excite` or a projection, (U, n) -> (U, m)."""
+    if isinstance(module, nn.Sequential):
+        for inner in module:
+            x = _layer(g, inner, x)
+        return x
+    if isinstance(module, Dropout):
+        return x
+    if isinstance(module, nn.Linear):
+        bias = [] if module.bias is None else [g.constant(module.bias)]
+        return cast(str, g("Gemm", x, g.constant(module.weight), *bias, transB=1))
+    if isinstance(module, nn.LayerNorm):
+        weights = (g.constant(module.weight), g.constant(module.bias))
+        return cast(str, g("LayerNormalization", x, *weights, axis=-1, epsilon=module.eps))
+    if isinstance(module, nn.LeakyReLU):
+        return cast(str, g("LeakyRelu", x, alpha=module.negative_slope))
+    if isinstance(module, nn.GELU):
+        half = g("Mul", x, g.constant(0.5))
+        return cast(str, g("Mul", half, g("Add", g("Erf", g("Mul", x, g.constant(math.sqrt(0.5)))), g.constant(1.0))))
+    if isinstance(module, nn.SiLU):
+        return cast(str, g("Mul", x, g("Sigmoid", x)))
+    simple = {nn.ReLU: "Relu", nn.Tanh: "Tanh", nn.Sigmoid: "Sigmoid"}
+    if type(module) not in simple:
+        raise RunError(f"a layer of kind {type(module).__name__} cannot be exported")
+    return cast(str, g(simple[type(module)], x))
+
+
+def _normalized(g: _Graph, joined: str, widths: list[int]) -> str:
+    """As `towers._normalize_pieces`."""
+
+    def norm(x: str, width: int) -> str:
+        ones = g.constant(np.ones(width, np.float32))
+        return cast(str, g("LayerNormalization", x, ones, axis=-1, epsilon=1e-5))
+
+    if len(set(widths)) == 1:
+        return g.reshape(norm(g.reshape(joined, len(widths), widths[0]), widths[0]), sum(widths))
+    return g.concat([norm(piece, w) for piece, w in zip(g.split(joined, widths), widths, strict=True)])
+
+
+def _gated(g: _Graph, joined: str, gate: SenetGate) -> str:
+    """As `SenetGate.weigh`."""
+    squeeze = {"mean": "Mean", "sum": "Sum", "max": "Max"}[gate.squeeze]
+    widths = gate.widths
+    if len(set(widths)) == 1:
+        fields = g.reshape(joined, len(widths), widths[0])
+        gates = _layer(g, gate.excite, g.reduce(squeeze, fields, 2, keep=False))
+        return g.reshape(g("Mul", fields, g.reshape(gates, len(widths), 1)), sum(widths))
+    pieces = g.split(joined, widths)
+    gates = _layer(g, gate.excite, g.concat([g.reduce(squeeze, p, 1) for p in pieces]))
+    parts = g.split(gates, [1] * len(widths))
+    return g.concat([g("Mul", p, w) for p, w in zip(pieces, parts, strict=True)])
+
+
+def _tower(g: _Graph, tower: Tower, other: Tower, names: dict[str, str], key: Any) -> str:
+    """As `Tower.forward`."""
+    if strange := {name for name, _ in tower.named_children()} - _PARTS:
+        raise RunError(f"a tower with {min(strange)} cannot be exported; the model is newer than the export")
+    joined = _fields(g, tower.embeddings, other.embeddings, names, key)
+    if tower.pieces:
+        joined = _normalized(g, joined, tower.pieces)
+    if tower.senet is not None:
+        joined = _gated(g, joined, tower.senet)
+    if tower.shift is not None:
+        joined = g.reshape(joined, len(tower.field_names), len(tower.shift))
+        joined = g("Add", g.reduce("Sum", joined, 1, keep=False), g.constant(tower.shift))
+    out = _layer(g, tower.layers, joined)
+    if tower.residual is not None:
+        out = g("Add", out, _layer(g, tower.residual, joined))
+    if tower.output_norm is None:
+        return out
+    n = tower.output_norm.normalized_shape[0]
+    vector, *bias = g.split(out, [n, tower.size - n] if tower.size > n else [n])
+    return g.concat([_layer(g, tower.output_norm, vector), *bias])
+
+
+def _first_order(g: _Graph, linear: FirstOrder, like: str) -> str:
+    """As `FirstOrder.forward`: (U, 1), of as many rows as `like` (U, D)."""
+    if not len(linear.first_rows):
+        return g.filled(g.reduce("Sum", like, 1), 0.0)
+    codes = g("Add", "lookup", g.constant(linear.first_rows))
+    return g.reduce("Sum", g("Gather", g.constant(linear.table.weight.flatten(), "linear"), codes, axis=0), 1)
+
+
+def _build(model: TwoTower, side: SideName, fields: tuple[Field, ...], digest: str = "") -> bytes:
+    """The serialized graph of one side's vectors."""
+    g = _Graph()
+    g.input("lookup", np.int64, ["U", sum(f.kind == "lookup" for f in fields)])
+    names = {}
+    for number, f in enumerate(fields):
+        if f.kind == "bag":
+            names[f.name] = g.input(f"bag{number}", np.int64, ["U", f"T{number}"])
+        elif f.kind == "dense":
+            names[f.name] = g.input(f"dense{number}", np.float32, ["U", f.length])
+    vectors, biases, width = [], [], 0
+    for number, (tower, other) in enumerate(model.towers(side)):
+        out, size = _tower(g, tower, other, names, number), tower.size
+        if model.config.bias and tower.has_layers:
+            size -= 1
+            out, bias = g.split(out, [size, 1])
+            biases.append(bias)
+        vectors.append(out)
+        width += size
+    joined = g.concat(vectors)
+    if model.config.similarity == "cosine":
+        square = g("Max", g.reduce("SumSquare", joined, 1), g.constant(1e-12))
+        joined = g("Div", joined, g("Sqrt", square))
+    if side == "user":
+        joined = g("Div", joined, g.constant(float(model.temperature)))
+    if model.config.bias:
+        bias = _first_order(g, model.user_bias if side == "user" else model.item_bias, joined)
+        for more in biases:
+            bias = g("Add", bias, more)
+        if side == "user":
+            bias = g("Add", bias, g.constant(model.global_bias))
+        ones = g.filled(bias, 1.0)
+        joined = g.concat([joined, bias, ones] if side == "user" else [joined, ones, bias])
+        width += 2
+    return g.serialize(joined, width, {"side": side} | ({"model": digest} if digest else {}))
+
+
+# ---- export and its proof ------------------------------------------------------------------------------------------
+
+
+def export(
+    model: TwoTower,
+    side: SideName,
+    fields: tuple[Field, ...],
+    path: Path,
+    rows: Side | None = None,
+    digest: str = "",
+) -> float:
+    """Write the tower of `side` as ONNX: inputs as `data.feed.feed` makes them, output "vector" (U, D), which is
+    `user_vectors` or `item_vectors` in evaluation mode. `fields` are the side's, as `Encoders.fields` gives them.
+
+    Gives the `parity` with the model over drawn features and over `rows`, if there are any. Raises RunError, and
+    writes nothing, if it is above 1e-4, or if the tables do not fit one file. `digest` of the model goes into the file.
+    """
+    data = _build(model, side, fields, digest)
+    found = max(parity(data, model, side, s, fields) for s in (_any_side(fields), rows) if s is not None)
+    if not found <= TOLERANCE:
+        raise RunError(
+            f"{path}: the exported {side} tower differs from the model by {found:.1e} of the vectors' largest number, "
+            f"expected at most {TOLERANCE:.0e}; the weights are not finite, or the model is newer than the export"
+        )
+    storage.write(Path(path), data)
+    return found
+
+
+def parity(
+    path: Path | str | bytes, model: TwoTower, side: SideName, dataset_side: Side, fields: tuple[Field, ...]
+) -> float:
+    """The largest difference between the exported tower and the model, over the largest number in the vectors.
+
+    Asked are up to 512 rows of `dataset_side`, among them the ones with the shortest and the longest bags.
+    """
+    tower = OnnxTower(path)
+    tensors = SideTensors(dataset_side, fields, _device(model))
+    largest, scale = 0.0, 0.0
+    rows = _sample(dataset_side, fields)
+    for start in range(0, len(rows), _BATCH):
+        block = rows[start : start + _BATCH]
+        wanted = _vectors(model, side, tensors.take(block))
+        found = tower(feed(fields, dataset_side.columns, block))
+        if found.shape != wanted.shape:
+            return math.inf
+        difference = float(np.abs(found - wanted).max(initial=0.0))
+        if not math.isfinite(difference):
+            return math.inf
+        largest = max(largest, difference)
+        scale = max(scale, float(np.abs(wanted).max(initial=0.0)))
+    return largest / scale if scale else largest
+
+
+def _device(model: TwoTower) -> torch.device:
+    return model.log_temperature.device
+
+
+def _vectors(model: TwoTower, side: SideName, inputs: Inputs) -> npt.NDArray[np.float32]:
+    """(U, D) in evaluation mode; the model's mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            vectors = (model.user_vectors if side == "user" else model.item_vectors)(inputs)
+    finally:
+        model.train(was_training)
+    return cast(npt.NDArray[np.float32], vectors.cpu().numpy())
+
+
+def _sample(side: Side, fields: tuple[Field, ...]) -> Ints:
+    """Of each bag field the rows with the fewest and with the most codes, and others spread over the table."""
+    extreme: list[int] = []
+    for f in fields:
+        if f.kind == "bag" and len(side):
+            lengths = cast(Ragged, side.columns[f.name]).lengths
+            extreme += [int(lengths.argmin()), int(lengths.argmax())]
+    extreme = extreme[:SAMPLE]
+    spread = np.linspace(0, len(side) - 1, min(len(side), SAMPLE - len(extreme))).astype(np.int64)
+    return np.unique(np.r_[np.array(extreme, np.int64), spread])
+
+
+def _any_side(fields: tuple[Field, ...], n: int = 96) -> Side:
+    """Rows of drawn features: first and last codes of every table, empty bags, bags of one code and long ones."""
+    rng = np.random.default_rng(0)
+    columns: dict[str, Column] = {}
+    for f in fields:
+        if f.kind == "dense":
+            columns[f.name] = rng.standard_normal((n, f.length)).astype(np.float32)
+        elif f.kind == "lookup":
+            columns[f.name] = np.r_[0, f.rows - 1, rng.integers(0, f.rows, n - 2)].astype(np.int32)
+        else:
+            lengths = np.r_[0, 1, 300, rng.integers(0, 40, n - 3)]
+            offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+            columns[f.name] = Ragged(rng.integers(0, f.rows, offsets[-1]).astype(np.int32), offsets)
+    return Side(pl.DataFrame({"row": np.arange(n)}), columns, "row")
