@@ -229,7 +229,7 @@ class ExactIndex:
         rows: list[Rows] = []
         scores: list[Vectors] = []
         n = len(self._rows) if scope.only is None else len(scope.only)
-        group = GROUP if n >= 4 * k * GROUP else 1
+        group = min(GROUP, 1 << max(0, (n // (64 * k)).bit_length() - 1))
         while n / group > 1 << 16 and 1 < group < 1024:
             group *= 2
         step = min(QUERIES, max(1, (1 << 24) * group // max(n, 1)))  # maxima of at most 64 MiB
