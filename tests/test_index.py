@@ -50,14 +50,11 @@ def naive(
     banned: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+    may = set(rows.tolist()) if allowed is None else set(np.asarray(allowed).tolist())
     for number, query in enumerate(queries):
-        pairs = []
-        for row, vector in zip(rows, vectors, strict=True):
-            if allowed is not None and row not in set(np.asarray(allowed).tolist()):
-                continue
-            if banned is not None and row in set(np.asarray(banned[number]).tolist()):
-                continue
-            pairs.append((-np.float32((query.astype(np.float64) * vector).sum()), row))
+        not_now = set() if banned is None else set(np.asarray(banned[number]).tolist())
+        scored = [np.float32((query.astype(np.float64) * vector).sum()) for vector in vectors]
+        pairs = [(-s, r) for s, r in zip(scored, rows.tolist(), strict=True) if r in may and r not in not_now]
         for place, (score, row) in enumerate(sorted(pairs)[:k]):
             found[number, place], scores[number, place] = row, -score
     return found, scores
