@@ -23,7 +23,7 @@ class OnnxTower:
         Raises RunError if it is no exported tower, ConfigError if onnxruntime is not installed.
         """
         try:
-            import onnxruntime
+            import onnxruntime  # type: ignore[import-untyped]
         except ImportError:
             raise ConfigError("running an exported tower needs onnxruntime: pip install 'twotower[onnx]'") from None
         self.name = "tower" if isinstance(source, bytes) else str(source)
@@ -47,7 +47,8 @@ class OnnxTower:
             raise RunError(f"{self.name}: not a tower (it gives {', '.join(o.name for o in outputs)}, not '{OUTPUT}')")
         self.width = int(outputs[0].shape[1])
         self.inputs = tuple(i.name for i in self._session.get_inputs())
-        self.about: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)  # side, digest of the model
+        about = self._session.get_modelmeta().custom_metadata_map
+        self.side, self.model = str(about.get("side", "")), str(about.get("model", ""))  # whose, and the model's digest
 
     def __call__(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """(U, D). Raises RunError if the inputs are not the tower's, or a code is in none of its tables."""

@@ -1,0 +1,123 @@
+"""Bulk embedding: rows per second and memory of `export.embed` over a Parquet table of items.
+
+    python benchmarks/embed_speed.py --rows 1000000 --threads 2
+
+An item tower over an id (a vocabulary of 200,000 items, or hashed), genres (several of 18, as text) and a year, layers
+128 and 64, with the weights of a fresh model: speed does not depend on them. The table is written first, piece by piece,
+into a temporary folder. Memory is the peak of resident memory during embedding less what was there before. The floor
+is the time of the tower's matrix products alone, at the rate of a large one with the same threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from twotower.config import parse
+from twotower.data.dataset import prepare
+from twotower.data.tables import check
+from twotower.export import embed
+from twotower.model.two_tower import TwoTower
+from twotower.run import Run
+from twotower.schema import Categorical, MultiHot, Schema
+
+GENRES = 18
+KNOWN = 200_000
+WIDTH, LAYERS = 16, (128, 64)
+FLOPS_PER_ROW = 2 * (3 * WIDTH * LAYERS[0] + LAYERS[0] * LAYERS[1])
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rows", type=int, default=1_000_000)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--ids", choices=("vocabulary", "hash", "both"), default="both")
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    print(f"{'ids':<12}{'rows':>12}{'rows/s':>12}{'seconds':>10}{'memory MB':>12}{'floor rows/s':>14}")
+    with tempfile.TemporaryDirectory() as folder:
+        table = write_items(Path(folder), chosen.rows)
+        for ids in ("vocabulary", "hash") if chosen.ids == "both" else (chosen.ids,):
+            run = fresh_run(ids)
+            embed(run, "item", write_items(Path(folder), 10_000, "few"), Path(folder) / "warm")
+            before = resident(reset=True)
+            started = time.perf_counter()
+            embed(run, "item", table, Path(folder) / "vectors")
+            seconds = time.perf_counter() - started
+            grown = (resident() - before) / 1024
+            floor = matrix_product_rate() / FLOPS_PER_ROW
+            rate = chosen.rows / seconds
+            print(f"{ids:<12}{chosen.rows:>12,}{rate:>12,.0f}{seconds:>10.1f}{grown:>12,.0f}{floor:>14,.0f}")
+
+
+def items(first: int, n: int) -> pl.DataFrame:
+    """Items `first` to `first + n`, with one to three genres each."""
+    rng = np.random.default_rng(first)
+    names = pl.Series([f"genre {g}" for g in range(GENRES)])
+    drawn = [names.gather(rng.integers(0, GENRES, n)).alias(str(i)) for i in range(3)]
+    frame = pl.DataFrame(
+        {"item_id": np.arange(first, first + n), "year": rng.integers(1930, 2025, n), "some": rng.integers(1, 4, n)}
+    )
+    genres = pl.concat_list([pl.col(str(i)) for i in range(3)]).list.head(pl.col("some")).list.join("|")
+    return frame.with_columns(drawn).select("item_id", genres.alias("genres"), "year")
+
+
+def write_items(folder: Path, n: int, name: str = "items", piece: int = 1_000_000) -> Path:
+    parts = []
+    for first in range(0, n, piece):
+        parts.append(folder / f"{name}.{first}.parquet")
+        items(first, min(piece, n - first)).write_parquet(parts[-1])
+    path = folder / f"{name}.parquet"
+    pl.scan_parquet(parts).sink_parquet(path)
+    for part in parts:
+        part.unlink()
+    return path
+
+
+def fresh_run(ids: str) -> Run:
+    """A run over the first items, each met once, that has not been trained."""
+    schema = Schema(
+        features=(
+            Categorical(name="user_id", side="user"),
+            Categorical(name="item_id", side="item", hash_buckets=KNOWN if ids == "hash" else 0),
+            MultiHot(name="genres", side="item", separator="|"),
+            Categorical(name="year", side="item"),
+        )
+    )
+    actions = pl.DataFrame({"user_id": np.arange(KNOWN) % 1000, "item_id": np.arange(KNOWN)})
+    layers = {s: {"layers": list(LAYERS)} for s in ("user", "item")}
+    _, config = parse({"model": {"width": WIDTH, "branches": [layers]}, "split": {"test": 0.01, "validation": 0.01}})
+    dataset = prepare(check(None, items(0, KNOWN), actions, schema), schema, config.split)
+    model = TwoTower(config.model, dataset.encoders.fields("user"), dataset.encoders.fields("item"))
+    return Run(None, config, dataset, model, {}, [])
+
+
+def resident(reset: bool = False) -> int:
+    """Peak of resident memory in KiB; with `reset` the present one, from which the peak then counts."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+def matrix_product_rate(size: int = 2048, seconds: float = 0.5) -> float:
+    """Flops per second of a large fp32 product with the present threads."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    a @ b
+    started, n = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        a @ b
+        n += 1
+    return n * 2 * size**3 / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
