@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
 
-from twotower import run
+from twotower import pipeline, run
 from twotower.compare import RULE, Comparison, compare, describe, differences, overall, paired, questions_of
 from twotower.config import Config
 from twotower.data.dataset import Dataset, prepare
@@ -161,8 +161,6 @@ def test_what_cannot_be_compared_is_refused(board: Dataset) -> None:
 
 
 def test_two_trained_runs_from_disk(tmp_path: Any) -> None:
-    from twotower import pipeline
-
     for seed in (1, 2):
         config = settings(train={"epochs": 1, "batch_size": 256, "lr": 0.02, "device": "cpu", "seed": seed})
         pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / str(seed))
