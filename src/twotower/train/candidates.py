@@ -17,7 +17,7 @@ from torch import Tensor
 from twotower.config import NegativesConfig
 from twotower.data.batches import Distinct
 from twotower.data.dataset import Dataset
-from twotower.encoders import Codes, Ints, Ragged
+from twotower.encoders import UNKNOWN, Codes, Ints, Ragged
 from twotower.errors import ConfigError, nearest
 
 KEPT = 64
@@ -75,9 +75,15 @@ class CandidateSampler:
     """Draws the candidates of each batch."""
 
     def __init__(self, dataset: Dataset, config: NegativesConfig, seed: int) -> None:
-        """Raises ConfigError if `config.attribute` is no feature with codes on the item side."""
+        """Raises ConfigError if `config.attribute` is no feature with codes on the item side, or `config.hard_ranks`
+        starts beyond the catalogue."""
         self._config, self._seed = config, seed
         train, self._n_items = dataset.train, len(dataset.items)
+        if config.hard and config.hard_ranks[0] > self._n_items:
+            raise ConfigError(
+                f"negatives.hard_ranks starts at {config.hard_ranks[0]}, and the catalogue has {self._n_items} items; "
+                "lower it"
+            )
         liked = train.positive
         counts = np.bincount(train.item[liked], minlength=self._n_items).astype(np.float64)
         self._popularity = counts / counts.sum()
@@ -95,7 +101,7 @@ class CandidateSampler:
             self._disliked = Ragged.from_pairs(train.user[order], train.item[order], len(dataset.users))
         self._attribute = _attribute(dataset, config.attribute) if config.attribute else None
         self.mined: Codes | None = None
-        """(n_users, KEPT) item rows of each user's rank window, -1 where there are fewer."""
+        """(n_users, KEPT) item rows of each user's rank window; -1 from the place on where there are no more."""
 
     def log_q(self, items: Ints, positives: int, memory: int) -> npt.NDArray[np.float32]:
         """Log of how often each of `items` is expected among the shared candidates of a batch of `positives`, all
@@ -178,8 +184,10 @@ class CandidateSampler:
             found = _some(by_value, np.maximum(value, 0), c.attribute_items, rng)
             parts.append(np.where(value[:, None] >= 0, found, -1))
         if self.mined is not None:
-            place = (rng.integers(0, KEPT, (len(user), 1)) + np.arange(c.hard)) % KEPT
-            found = np.take_along_axis(self.mined[user], place, 1).astype(np.int64)
+            mined = self.mined[user]
+            n = (mined >= 0).sum(1)[:, None]
+            place = ((rng.random((len(user), 1)) * n).astype(np.int64) + np.arange(c.hard)) % np.maximum(n, 1)
+            found = np.where(np.arange(c.hard) < n, np.take_along_axis(mined, place, 1), -1).astype(np.int64)
             # So many that the others outnumber them: the fraction is rounded at random.
             each = min(c.hard, others / c.hard_ratio)
             wanted = np.floor(each + rng.random(len(user)))
@@ -217,13 +225,9 @@ class CandidateSampler:
             flat = np.repeat(np.arange(len(rows)), lengths) * self._n_items + liked
             scores.view(-1)[torch.from_numpy(flat).to(scores.device)] = -torch.inf
             top = scores.topk(min(last, self._n_items), dim=1)
-            window = top.indices[:, first - 1 :].cpu().numpy()
-            if not window.shape[1]:
-                raise ConfigError(
-                    f"negatives.hard_ranks starts at {first}, and the catalogue has {self._n_items} items; lower it"
-                )
-            window = np.where(np.isfinite(top.values[:, first - 1 :].cpu().numpy()), window, -1)
-            order = rng.random(window.shape).argsort(1)[:, :KEPT]
+            there = np.isfinite(top.values[:, first - 1 :].cpu().numpy())
+            window = np.where(there, top.indices[:, first - 1 :].cpu().numpy(), -1)
+            order = np.where(there, rng.random(window.shape), 1.0).argsort(1)[:, :KEPT]
             mined[rows, : order.shape[1]] = np.take_along_axis(window, order, 1)
         self.mined = mined
 
@@ -256,12 +260,10 @@ def _attribute(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
             f"negatives.attribute: no item feature '{name}' with values to share{nearest(name, coded)} "
             f"(allowed: {', '.join(coded)})"
         )
-    column, n = columns[name], len(dataset.items)
-    if isinstance(column, Ragged):
-        values = Ragged(column.values, column.offsets)
-    else:
-        known = np.flatnonzero(column > 0)
-        values = Ragged.from_pairs(known, column[known], n)
+    column: Any = columns[name]
+    n, many = len(dataset.items), isinstance(column, Ragged)
+    owner, codes = (np.repeat(np.arange(n), column.lengths), column.values) if many else (np.arange(n), column)
+    values = Ragged.from_pairs(owner[codes != UNKNOWN], codes[codes != UNKNOWN], n)
     items = np.repeat(np.arange(n), values.lengths)
     shuffled = np.random.default_rng(0).permutation(len(items))
     by_value = Ragged.from_pairs(values.values[shuffled], items[shuffled], int(values.values.max(initial=0)) + 1)
