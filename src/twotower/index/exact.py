@@ -110,6 +110,11 @@ class ExactIndex:
     def __len__(self) -> int:
         return len(self._sorted)
 
+    def vectors(self, rows: Rows) -> Vectors:
+        """The vectors (n, D) of rows (n,). Raises DataError for unknown rows."""
+        found: Vectors = self._vectors[self._known(rows)]
+        return found
+
     def most(self) -> dict[str, int]:
         return {}
 

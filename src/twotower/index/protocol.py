@@ -43,6 +43,9 @@ class Index(Protocol):
 
     def __len__(self) -> int: ...
 
+    def vectors(self, rows: Rows) -> Vectors:
+        """The vectors (n, D) of rows (n,). Raises DataError for unknown rows."""
+
     def search(
         self,
         queries: Vectors,

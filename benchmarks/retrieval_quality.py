@@ -1,0 +1,107 @@
+"""Retrieval quality on MovieLens 1M (protocol P-DSSM): what a user watches next, out of all 3,416 films.
+
+    TWOTOWER_DATA=path/to/ml-1m.zip python benchmarks/retrieval_quality.py --sequences path/to/ml-1m-sequences.zip \
+        --out rows.json
+
+Per user the last film is the test, the one before it validation, the rest train; every rating counts; all films with
+five or more ratings are ranked by exact search, the user's history removed; no timestamps, only their order. Epochs are
+chosen on validation. The rows of the simple baselines and of other tools come from benchmarks/baselines.py, which
+writes into the same file. Rows that are in --out already are kept; --only TEXT runs those whose name holds the text.
+Without --sequences the order is the archive's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from baselines import load_sequences
+
+from twotower import pipeline
+from twotower.config import Config
+from twotower.config import load as load_config
+from twotower.data import movielens
+from twotower.schema import Schema
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+MEASURES = {"hr@10": "hit_rate@10", "ndcg@10": "ndcg@10", "hr@100": "hit_rate@100"}
+ROWS = [
+    *(f"ablation/{n}.toml" for n in ("bce", "in-batch", "in-batch-logq", "mixed", "hard", "full", "full-senet")),
+    "movielens-retrieve.toml",
+]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--sequences", default="", help="archive with the published order of every user's films")
+    options.add_argument("--out", type=Path, required=True, help="JSON file of rows")
+    options.add_argument("--only", default="")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--threads", type=int, default=0, help="0: as many as the machine has")
+    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the rows")
+    chosen = options.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    tables = films(chosen.sequences)
+    rows: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    for name in ROWS:
+        if chosen.only not in name:
+            continue
+        schema, config = load_config(EXAMPLES / name, [*chosen.set, "evaluation.k=[10, 100]"])
+        assert schema is not None
+        schema = schema.model_copy(update={"time_unit": "order"})
+        row = rows.setdefault(name, {"seeds": {}})
+        for seed in range(1, chosen.seeds + 1):
+            if str(seed) not in row["seeds"]:
+                row["seeds"][str(seed)] = measure(tables, schema, config, seed)
+                chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
+        print(line(name, list(row["seeds"].values())), flush=True)
+
+
+def films(sequences: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Users, films with five or more ratings, and interactions whose time is their place in the user's sequence."""
+    raw = movielens.load("ml-1m")
+    split = load_sequences(sequences)
+    length = split.offsets[1:] - split.offsets[:-1]
+    user = pl.Series(split.user_ids).gather(pl.int_ranges(0, len(length), eager=True).repeat_by(length).explode())
+    interactions = pl.DataFrame({"user_id": user, "item_id": split.item_ids[split.values]}).with_columns(
+        timestamp=pl.int_range(pl.len()).over("user_id")
+    )
+    known = pl.Series("item_id", split.item_ids)
+    return raw.users, raw.items.filter(pl.col("item_id").is_in(known.implode())), interactions
+
+
+def measure(tables: Any, schema: Schema, config: Config, seed: int) -> dict[str, float]:
+    """Test and validation metrics of one training."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed, "device": "cpu"})})
+    started = time.perf_counter()
+    done = pipeline.fit(tables, schema, config)
+    out = {
+        f"{part}.{short}": done.metrics[f"{part}.{name}"]
+        for part in ("validation", "test")
+        for short, name in MEASURES.items()
+    }
+    for short, name in MEASURES.items():
+        out[f"test.{short}.low"], out[f"test.{short}.high"] = (done.metrics[f"test.{name}.{e}"] for e in ("low", "high"))
+    keys = ("seconds", "rows_per_second", "best_epoch", "peak_memory_mb")
+    return out | {k: done.metrics[f"train.{k}"] for k in keys} | {"wall_seconds": time.perf_counter() - started}
+
+
+def line(name: str, runs: list[dict[str, float]]) -> str:
+    """A row of the table: mean over seeds, and half of their range."""
+    cells = []
+    for short in MEASURES:
+        values = [r[f"test.{short}"] for r in runs]
+        cells.append(f"{statistics.mean(values):.4f} ± {(max(values) - min(values)) / 2:.4f}")
+    seconds = statistics.mean(r["seconds"] for r in runs)
+    return f"{name:<32} {'   '.join(cells)}   {len(runs)} seeds, {seconds:,.0f} s a training"
+
+
+if __name__ == "__main__":
+    main()
