@@ -466,8 +466,11 @@ def _header(file: BinaryIO, n: int, width: int) -> None:
 def _join(parts: list[Path], path: Path) -> None:
     """The ids of all parts in one file and of one type: an id that is no integer makes all of them text."""
     types = {pl.read_parquet_schema(p)["id"] for p in parts}
-    common = types.pop() if len(types) == 1 else pl.String if pl.String in types else pl.UInt64
-    pl.concat([pl.scan_parquet(p).cast(common) for p in parts]).sink_parquet(path)  # type: ignore[arg-type]
+    if len(types) == 1:
+        pl.scan_parquet(parts).sink_parquet(path)
+        return
+    common = pl.String if pl.String in types else pl.UInt64
+    pl.concat([pl.scan_parquet(p).select(pl.col("id").cast(common)) for p in parts]).sink_parquet(path)
 
 
 class _Rows:
@@ -516,22 +519,20 @@ def _picked(ragged: Ragged, numbers: npt.NDArray[np.int32]) -> Ragged:
 
 def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, device: torch.device) -> Inputs:
     """Rows of encoded columns for a forward pass: as `SideTensors.take`, without what only a backward pass needs."""
-    lookups: list[Any] = [columns[f.name] for f in fields if f.kind == "lookup"]
-    dense = {f.name: torch.from_numpy(columns[f.name][part]) for f in fields if f.kind == "dense"}
+    arrays: dict[str, Any] = {f.name: columns[f.name] for f in fields}
+    lookups = [arrays[f.name][part] for f in fields if f.kind == "lookup"]
     bags: dict[str, Bag | Prefixes | Padded] = {}
     none = torch.zeros(0, dtype=torch.int32)
-    some: Any = columns[fields[0].name]
-    rows = range(*part.indices(len(some)))
+    rows = range(*part.indices(len(arrays[fields[0].name])))
     for f in fields:
         if f.kind == "bag":
             ragged = cast(Ragged, columns[f.name])
             offsets = ragged.offsets[rows.start : rows.stop + 1]
             values = torch.from_numpy(ragged.values[offsets[0] : offsets[-1]]).to(device)
             bags[f.name] = Bag(values, torch.from_numpy((offsets - offsets[0]).astype(np.int32)).to(device), none, none)
-    lookup = np.stack([c[part] for c in lookups], 1) if lookups else np.zeros((len(rows), 0))
-    return Inputs(
-        len(rows), torch.from_numpy(lookup.astype(np.int64)).to(device), bags, {n: x.to(device) for n, x in dense.items()}
-    )
+    lookup = np.stack(lookups, 1).astype(np.int64) if lookups else np.zeros((len(rows), 0), np.int64)
+    dense = {f.name: torch.from_numpy(arrays[f.name][part]).to(device) for f in fields if f.kind == "dense"}
+    return Inputs(len(rows), torch.from_numpy(lookup).to(device), bags, dense)
 
 
 def _batches(source: Path, rows: _Rows, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
@@ -551,7 +552,7 @@ def _batches(source: Path, rows: _Rows, scratch: Path, batch_rows: int) -> Itera
             raise DataError(f"{rows.side}s: the table has no rows, expected at least one; fill it")
         for start in range(0, n, batch_rows):
             # Slices of a Parquet file are stable and skip what comes before; streamed batches are read far ahead.
-            frame = table.slice(start, batch_rows).collect()
+            frame = table.slice(start, batch_rows).collect(engine="streaming")
             yield frame.with_columns(_integers(frame[rows.key])) if text else frame
     except pl.exceptions.NoDataError:
         raise DataError(f"{source}: the file is empty; it needs a header line and at least one row") from None

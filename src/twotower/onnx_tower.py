@@ -23,7 +23,7 @@ class OnnxTower:
         Raises RunError if it is no exported tower, ConfigError if onnxruntime is not installed.
         """
         try:
-            import onnxruntime  # type: ignore[import-untyped]
+            import onnxruntime
         except ImportError:
             raise ConfigError("running an exported tower needs onnxruntime: pip install 'twotower[onnx]'") from None
         self.name = "tower" if isinstance(source, bytes) else str(source)
