@@ -427,8 +427,7 @@ def test_tune_and_recall_say_what_they_need() -> None:
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
 def test_the_choice_follows_the_size(metric: str) -> None:
     kinds = [choose(n, checked(metric)) for n in (0, 10, 50_000, 50_001, 1_000_000, 2_000_001, 10**8)]
-    large = "hnsw" if metric == "cosine" else "ivf"
-    assert [kind for kind, _, _ in kinds] == ["exact", "exact", "exact", large, large, "ivfpq", "ivfpq"]
+    assert [kind for kind, _, _ in kinds] == ["exact", "exact", "exact", "ivf", "ivf", "ivfpq", "ivfpq"]
     for kind, params, reason in kinds:
         assert reason.isprintable()
         assert len(reason) < 160
