@@ -32,7 +32,8 @@ def choose(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
     if n_items > WHOLE_UP_TO:
         why = f"cut vectors in {nlist:,} lists, then exact scores: whole vectors of {n_items:,} items need too much memory"
         return "ivfpq", {"nlist": nlist}, why
-    # A graph is no quicker at recall 0.95 on one thread (benchmarks/search_speed.py), and takes five times as long to build.
+    # On made-up clusters a graph was no quicker than lists at recall 0.95, and a million vectors took it five times as
+    # long to build (benchmarks/search_speed.py --kinds ivf,hnsw).
     items = "items of one length" if metric == "cosine" else "items, made one length for the search"
     return "ivf", {"nlist": nlist}, f"{nlist:,} lists of whole vectors: quick and soon built for {n_items:,} {items}"
 
