@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything
 
 from twotower.config import SplitConfig
-from twotower.data.dataset import Dataset, assemble, prepare
+from twotower.data.dataset import Dataset, assemble, load, prepare, save
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.encoders import Encoders, Ragged
@@ -157,6 +158,59 @@ def test_sequences_equal_a_loop(config: SplitConfig, side: Any, of: Any, max_len
     found = data.side(side).columns["history"]
     assert lists(found) == [[c for c, _ in row] for row in expected]
     assert sources(found) == [[n for _, n in row] for row in expected]
+
+
+@pytest.mark.parametrize("config", SPLITS, ids=lambda c: c.kind)
+def test_a_sequence_reaches_up_to_the_part_that_is_asked_and_no_further(config: SplitConfig) -> None:
+    """Test questions know train and validation where the parts follow one another in time; all else knows train."""
+    extra = (
+        Sequence(name="seen", side="user", max_length=6),
+        Sequence(name="haters", side="item", of="negative", share=False),
+    )
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *extra)})
+    data = prepare(check(*everything(), schema), schema, config)
+    assert data.seconds is not None
+    assert data.ordered is (config.kind != "random")
+    before = {side: dict(data.side(side).columns) for side in SIDES}
+    for part in (TRAIN, VALIDATION, TEST):
+        may = {TRAIN, VALIDATION} if part == TEST and config.kind != "random" else {TRAIN}
+        for side in SIDES:
+            known = data.side_before(side, part)
+            own = data.pairs.user if side == "user" else data.pairs.item
+            assert known.frame is data.side(side).frame
+            assert known.columns.keys() == data.side(side).columns.keys()
+            for feature in schema.side(side):
+                found = known.columns[feature.name]
+                if not isinstance(feature, Sequence):
+                    assert found is data.side(side).columns[feature.name]
+                    continue
+                right = [feature.of == "all" or p == (feature.of == "positive") for p in data.pairs.positive]
+                order = [i for i in np.argsort(data.seconds, kind="stable").tolist() if data.parts[i] in may and right[i]]
+                wanted = [[i for i in order if own[i] == row][-feature.max_length :] for row in range(len(known))]
+                assert sources(found) == wanted, (feature.name, part)
+                assert len(may) == 1 or VALIDATION in {data.parts[i] for row in wanted for i in row}
+    # Nothing of it stays.
+    assert all(data.side(side).columns[n] is c for side in SIDES for n, c in before[side].items())
+    empty = [f for f in schema.features if not isinstance(f, Sequence)]
+    plain = schema.model_copy(update={"features": tuple(empty)})
+    without = prepare(check(*everything(), plain), plain, config)
+    assert without.side_before("user", TEST) is without.users
+
+
+def test_a_saved_dataset_knows_whether_its_parts_follow_one_another(tmp_path: Path) -> None:
+    for config in SPLITS:
+        data = prepare(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, config)
+        folder = tmp_path / config.kind
+        folder.mkdir()
+        save(data, folder)
+        again = load(folder, EVERYTHING_SCHEMA, config)
+        assert again.ordered is data.ordered is (config.kind != "random")
+        assert_same_columns(data, again)
+        for side in SIDES:
+            a, b = data.side_before(side, TEST), again.side_before(side, TEST)
+            for name, column in a.columns.items():
+                if isinstance(column, Ragged) and column.source is not None:
+                    assert sources(column) == sources(b.columns[name])
 
 
 def test_without_times_a_sequence_keeps_the_tables_order() -> None:
