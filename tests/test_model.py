@@ -22,7 +22,7 @@ from twotower.data.tables import check
 from twotower.encoders import Field
 from twotower.errors import ConfigError
 from twotower.model.embeddings import FieldEmbeddings, pool
-from twotower.model.towers import SenetGate, Tower
+from twotower.model.towers import Dropout, SenetGate, Tower
 from twotower.model.two_tower import TwoTower
 from twotower.schema import Schema
 
@@ -436,18 +436,18 @@ def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weigh
     for activation in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"):
         model = build((tower(activation=activation), tower()))
         found.append(model.user_vectors(users))
-    normed = build((tower(layer_norm=True), tower()))
+    layered = build((tower(layer_norm=True), tower()))
     with torch.no_grad():
-        normed.branches[0].user.layers[1].weight.fill_(1.0)
-        normed.branches[0].user.layers[1].bias.zero_()
-        normed.load_state_dict(build().state_dict(), strict=False)
-    assert [type(m) for m in normed.branches[0].user.layers] == [
+        layered.branches[0].user.layers[1].weight.fill_(1.0)
+        layered.branches[0].user.layers[1].bias.zero_()
+        layered.load_state_dict(build().state_dict(), strict=False)
+    assert [type(m) for m in layered.branches[0].user.layers] == [
         nn.Linear,
         nn.LayerNorm,
         nn.LeakyReLU,
         nn.Linear,
     ]
-    found.append(normed.user_vectors(users))
+    found.append(layered.user_vectors(users))
     assert not any(close(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
@@ -459,6 +459,148 @@ def test_dropout_is_for_training_only(option: str) -> None:
     assert close(model.user_vectors(users), build().user_vectors(users))
     model.train()
     assert not close(model.user_vectors(users), model.user_vectors(users))
+
+
+def normed(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Rows shifted to mean 0 and scaled to variance 1, by loops."""
+    out = torch.zeros_like(x)
+    for r, row in enumerate(x.tolist()):
+        mean = sum(row) / len(row)
+        variance = sum((v - mean) ** 2 for v in row) / len(row)
+        for k, v in enumerate(row):
+            out[r, k] = (v - mean) / math.sqrt(variance + 1e-5)
+            if weight is not None and bias is not None:
+                out[r, k] = out[r, k] * weight[k] + bias[k]
+    return out
+
+
+@pytest.mark.parametrize("senet", [False, True])
+@pytest.mark.parametrize("join", ["concat", "sum"])
+@pytest.mark.parametrize("widths", [{}, {"city": 3, "uid": 7, "age": 2}])
+def test_field_norm_normalises_each_field_by_itself_before_gate_and_join(
+    widths: dict[str, int], join: str, senet: bool
+) -> None:
+    if join == "sum" and (senet or widths):
+        return
+    of = world()
+    fields = tuple(replace(f, width=widths.get(f.name, 0)) for f in of.users.fields)
+    of = of._replace(users=SideTensors(of.data.users, fields))
+    plain, model = (
+        build((tower(field_norm=n, join=join, senet={"enabled": senet}), tower()), of=of, bias=False, similarity="dot")
+        for n in (False, True)
+    )
+    assert plain.state_dict().keys() == model.state_dict().keys(), "nothing to learn"
+    users, _ = of.inputs()
+    mine, other = model.branches[0].user, model.branches[0].item
+    with torch.no_grad():
+        embedded = [normed(f) for f in fields_of(mine.embeddings, users, other.embeddings).values()]
+        if join == "sum":
+            hidden = nn.functional.leaky_relu(torch.stack(embedded).sum(0) + mine.shift)
+            expected = mine.layers[1:](hidden)
+        else:
+            gates = mine.gates(users, other.embeddings)
+            if senet:
+                assert close(gates, mine.senet(torch.cat(embedded, 1)), 1e-4)
+            expected = mine.layers(torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded)], 1))
+        assert close(mine(users, other.embeddings), expected, 1e-3)
+        assert not close(plain.user_vectors(users), model.user_vectors(users))
+
+
+@pytest.mark.parametrize("layers", [[5], [6, 5]])
+@pytest.mark.parametrize("join", ["concat", "sum"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_residual_adds_a_linear_map_of_the_joined_fields_to_the_last_layer(
+    bias: bool, join: str, layers: list[int]
+) -> None:
+    options = tower(residual=True, join=join, layers=layers)
+    model = build((options, tower()), bias=bias)
+    users, _ = world().inputs()
+    mine, other = model.branches[0].user, model.branches[0].item
+    assert mine.residual.bias is None
+    assert mine.residual.weight.shape == (5 + bias, 4 if join == "sum" else 4 * len(mine.field_names))
+    with torch.no_grad():
+        fields = list(fields_of(mine.embeddings, users, other.embeddings).values())
+        joined = torch.stack(fields).sum(0) + mine.shift if join == "sum" else torch.cat(fields, 1)
+        expected = mine.layers(joined) + joined @ mine.residual.weight.T
+        assert close(mine(users, other.embeddings), expected)
+        mine.residual.weight.zero_()
+        assert close(mine(users, other.embeddings), mine.layers(joined))
+    with pytest.raises(ValueError, match="residual is added to the last layer, and layers is empty"):
+        TowerConfig(residual=True, layers=())
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("layers", [[6, 5], []])
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_norm_normalises_the_vector_and_not_the_bias(bias: bool, layers: list[int], residual: bool) -> None:
+    if residual and not layers:
+        return
+    fields = ["uid", "city"]
+    options = tower(output_norm=True, layers=layers, residual=residual, fields=fields)
+    item = tower(layers=[8] if not layers else [5])
+    model = build((options, item), bias=bias)
+    users, _ = world().inputs()
+    mine, other = model.branches[0].user, model.branches[0].item
+    norm = mine.output_norm
+    n = 5 if layers else 8
+    assert norm.weight.shape == (n,)
+    with torch.no_grad():
+        out = mine(users, other.embeddings)
+        mine.output_norm = None
+        before = mine(users, other.embeddings)
+        assert before.shape == out.shape == (60, n + (bias and bool(layers)))
+        assert close(out[:, :n], normed(before[:, :n], norm.weight, norm.bias), 1e-3)
+        assert torch.equal(out[:, n:], before[:, n:])
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.25, 0.5, 0.9, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_expectation(rate: float) -> None:
+    torch.manual_seed(0)
+    n = 200_000
+    x = torch.ones(n // 5, 5)
+    out = Dropout(rate).train()(x)
+    dropped = (out == 0).float().mean().item()
+    real = min(255, max(1, round(rate * 256))) / 256
+    assert abs(real - rate) < 1 / 256
+    # Five standard deviations of a share, and of the mean of what is left.
+    assert dropped == pytest.approx(real, abs=5 * math.sqrt(real * (1 - real) / n))
+    assert out.mean().item() == pytest.approx(1, abs=5 * math.sqrt(real / (1 - real) / n))
+    assert out[out > 0].unique().tolist() == pytest.approx([1 / (1 - real)])
+
+
+def test_dropout_drops_numbers_one_by_one_wherever_they_stand() -> None:
+    torch.manual_seed(1)
+    dropout = Dropout(0.25).train()
+    x = torch.ones(13)  # no multiple of the eight bytes of a draw
+    gone = torch.stack([dropout(x) == 0 for _ in range(8000)]).double()
+    assert gone.mean(0).tolist() == pytest.approx([0.25] * 13, abs=0.025)
+    together = torch.corrcoef(gone.T) - torch.eye(13)
+    assert together.abs().max() < 0.06
+    assert dropout(torch.ones(0, 4)).shape == (0, 4)
+
+
+def test_dropout_follows_torchs_seed_passes_its_mask_to_the_gradient_and_is_off_in_evaluation() -> None:
+    dropout = Dropout(0.4).train()
+    x = torch.randn(50, 7).requires_grad_()
+
+    def drop(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return dropout(x)
+
+    once = drop(3)
+    assert torch.equal(once, drop(3))
+    assert not torch.equal(once, drop(4))
+    assert not torch.equal(once, dropout(x)), "a new mask at every call"
+    (gradient,) = torch.autograd.grad(once.sum(), x)
+    torch.testing.assert_close(gradient, torch.where(once == 0, 0.0, 256 / (256 - round(0.4 * 256))))
+    torch.testing.assert_close(gradient * x, once)
+    before = torch.random.get_rng_state()
+    assert dropout.eval()(x) is x
+    assert Dropout(0.0).train()(x) is x
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return nn.functional.dropout(x, self.rate)
-        dropped = max(1, round(self.rate * 256))
+        dropped = min(255, max(1, round(self.rate * 256)))
         random = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)
         kept = (random[: x.numel()] >= dropped).view(x.shape)
         return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
