@@ -42,8 +42,7 @@ def scored(data: Dataset, vectors: Factors, **sections: dict[str, object]) -> Sc
 
 def oracle(data: Dataset) -> Factors:
     """Likes what has the id's parity, whatever the rows."""
-    user, item = (torch.from_numpy(data.side(s).ids.to_numpy() % 2 * 2 - 1).float()[:, None] for s in ("user", "item"))  # type: ignore[arg-type]
-    return Factors(user, item)
+    return Factors(*(torch.from_numpy(s.ids.to_numpy() % 2 * 2 - 1).float()[:, None] for s in (data.users, data.items)))
 
 
 def noise(data: Dataset, seed: int = 0) -> Factors:
@@ -110,8 +109,8 @@ def test_rows_are_matched_by_id(board: Dataset) -> None:
 def reordered(vectors: Factors, one: Dataset, other: Dataset) -> Factors:
     """The vectors of `one` in the rows of `other`, whose ids are text."""
     rows = [
-        [one.side(s).ids.cast(pl.String).to_list().index(i) for i in other.side(s).ids.to_list()]  # type: ignore[arg-type]
-        for s in ("user", "item")
+        [mine.ids.cast(pl.String).to_list().index(i) for i in theirs.ids.to_list()]
+        for mine, theirs in ((one.users, other.users), (one.items, other.items))
     ]
     return Factors(vectors.users[rows[0]], vectors.items[rows[1]])
 
@@ -209,7 +208,7 @@ def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None
 
     q = questions_of(board, np.unique(board.test.user).astype(np.int64))
     scores = np.round(noise(board).scores(board.test), 1)  # with ties
-    counts = next(iter(_resampled(q.users, 20, 4, len(scores))))
+    counts = next(iter(_resampled(q.users, 20, 4)))
     for found, drawn in zip(_auc_of_resamples(scores, q, 20, 4), counts, strict=True):
         rows = np.repeat(np.arange(len(scores)), drawn[q.pairs.user].astype(int))
         assert found == pytest.approx(auc(scores[rows], q.pairs.positive[rows]))

@@ -607,11 +607,16 @@ def test_a_run_without_a_test_part(healthy: Run) -> None:
     assert not {"baseline_pairs", "telling_feature"} & {f.name for f in found}
 
 
-def test_large_sides_are_sampled(data: Dataset, monkeypatch: pytest.MonkeyPatch, healthy: Run) -> None:
+def test_large_sides_are_sampled(monkeypatch: pytest.MonkeyPatch, healthy: Run) -> None:
+    rows = np.arange(100, 150)
+    few = doctor._sample(rows, 7)
+    assert len(few) == 7
+    assert few.tolist() == sorted(set(few.tolist()) & set(rows.tolist()))
+    assert doctor._sample(rows, 50) is rows
     monkeypatch.setattr(doctor, "SAMPLE", 10)
-    assert len(doctor._sample(np.arange(50))) == 50  # the default was bound before
-    assert doctor._sample(np.arange(50), 7).tolist() == sorted(set(doctor._sample(np.arange(50), 7).tolist()))
-    assert len(doctor._sample(np.arange(50), 7)) == 7
+    found = examine(healthy)
+    assert ill(found) == set()
+    assert named(found, "baseline_pairs").evidence["users"] == 10
 
 
 def test_findings_come_worst_first_and_in_words(data: Dataset) -> None:

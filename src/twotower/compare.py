@@ -118,7 +118,7 @@ def paired(
     """
     gap = (b - a) * weights
     out = []
-    for counts in _resampled(len(a), resamples, seed, len(a)):
+    for counts in _resampled(len(a), resamples, seed):
         total = counts @ weights
         with np.errstate(invalid="ignore", divide="ignore"):
             out.append(np.where(total > 0, (counts @ gap) / total, 0.0))
@@ -269,10 +269,10 @@ def _per_user(
     return out
 
 
-def _resampled(n: int, resamples: int, seed: int, width: int) -> Iterator[Doubles]:
-    """Blocks (r, n) of how often each of n users is drawn, `resamples` rows in all; `width` numbers are made of a row."""
+def _resampled(n: int, resamples: int, seed: int) -> Iterator[Doubles]:
+    """Blocks (r, n) of how often each of n users is drawn, `resamples` rows in all."""
     rng = np.random.default_rng(seed)
-    each = max(1, _BLOCK // max(1, width, n))
+    each = max(1, _BLOCK // n)
     for start in range(0, resamples, each):
         r = min(each, resamples - start)
         drawn = rng.integers(0, n, (r, n)) + np.arange(r)[:, None] * n
@@ -281,22 +281,21 @@ def _resampled(n: int, resamples: int, seed: int, width: int) -> Iterator[Double
 
 def _auc_of_resamples(scores: npt.NDArray[np.float32], questions: Questions, resamples: int, seed: int) -> Doubles:
     """(resamples,) AUC over the pairs of the drawn users; 0.5 where one class is missing."""
-    positive, user = questions.pairs.positive, questions.pairs.user
-    order = np.argsort(scores[~positive], kind="stable")
-    negative_scores, negative_user = scores[~positive][order], user[~positive][order]
-    positive_user = user[positive]
-    below = np.searchsorted(negative_scores, scores[positive], side="left")
-    not_above = np.searchsorted(negative_scores, scores[positive], side="right")
+    positive = questions.pairs.positive
+    # Sorted once; a resample only weighs the pairs anew, in an order that memory likes.
+    order = np.argsort(scores, kind="stable")
+    lower, upper = order[~positive[order]], order[positive[order]]
+    loser, winner = questions.pairs.user[lower], questions.pairs.user[upper]
+    below = np.searchsorted(scores[lower], scores[upper], side="left")
+    not_above = np.searchsorted(scores[lower], scores[upper], side="right")
     out = []
-    for counts in _resampled(questions.users, resamples, seed, len(scores)):
-        under = np.zeros((len(counts), len(negative_user) + 1))
-        np.cumsum(counts[:, negative_user], axis=1, out=under[:, 1:])
-        weight = counts[:, positive_user]
-        won = (weight * (under[:, below] + under[:, not_above])).sum(1) / 2
-        total = weight.sum(1) * under[:, -1]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            out.append(np.where(total > 0, won / total, 0.5))
-    return np.concatenate(out)
+    for counts in _resampled(questions.users, resamples, seed):
+        for row in counts:
+            under = np.concatenate([[0.0], np.cumsum(row[loser])])
+            weight = row[winner]
+            total = float(weight.sum() * under[-1])
+            out.append(float(weight @ (under[below] + under[not_above])) / 2 / total if total else 0.5)
+    return np.array(out)
 
 
 def _interval(gaps: Doubles) -> tuple[Doubles, Doubles, Doubles]:

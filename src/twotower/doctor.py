@@ -204,8 +204,9 @@ class _Patient:
         return [(int(h["epoch"]), float(h[monitor])) for h in self.run.history if monitor in h and "epoch" in h]
 
 
-def _sample(rows: Ints, n: int = SAMPLE) -> Ints:
-    """At most `n` of the rows, in their order; the same every time."""
+def _sample(rows: Ints, n: int = 0) -> Ints:
+    """At most `n` of the rows (0: SAMPLE), in their order; the same every time."""
+    n = n or SAMPLE
     if len(rows) <= n:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, n, replace=False))
@@ -375,7 +376,7 @@ def _collapse(p: _Patient) -> Iterator[Finding]:
 
 
 def _mean_cosine(rows: Tensor) -> float:
-    """Mean cosine of two different rows of (n, D); rows of zeros count as one direction."""
+    """Mean cosine of two different rows of (n, D); 1 if all are zeros."""
     n = len(rows)
     length = rows.norm(dim=1, keepdim=True)
     if float(length.max()) < 1e-12:
@@ -413,11 +414,10 @@ def _baselines(p: _Patient) -> Iterator[Finding]:
         counts = popularity(data.train, n_users, n_items)
         for c in _against(p, counts, users, questions, [k]):
             if c.metric == f"ndcg@{k}":
-                yield _verdict(
-                    c, "popularity", "baseline_ranking", "ill",
-                    "Raise train.epochs or train.lr, set loss.kind = 'softmax' with negatives.uniform, and see the "
-                    "other findings.",
-                )  # fmt: skip
+                pairs = config.loss.kind == "bce"
+                other = ", or set loss.kind = 'softmax' with negatives.uniform" if pairs else ""
+                how = f"See the other findings, and raise train.epochs or train.lr{other}."
+                yield _verdict(c, "popularity", "baseline_ranking", "ill", how)
     if config.loss.kind == "bce":
         fitted = biases(data.train, n_users, n_items)
         for c in _against(p, fitted, users, questions, []):
@@ -808,7 +808,8 @@ def _gate_findings(gates: Tensor, names: list[str], where: str) -> Iterator[Find
         yield Finding(
             "warning", "gates",
             f"The SENet gates of {where} are the same in every row: they weigh fields, but no row by what it holds. "
-            f"Raise model.embedding_std or set {where}.senet.squeeze = 'sum', or do without senet.",
+            f"Widen their middle layer by {where}.senet.reduction = 1 (its units may all be off), or set "
+            f"{where}.senet.enabled = false.",
             evidence,
         )  # fmt: skip
     elif shut := [n for n, m in zip(names, mean.tolist(), strict=True) if m < 0.01]:
