@@ -58,6 +58,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.shuffle": (False, {}),
     "train.optimizer": ("SGD", {}),
     "train.lr": (0.1, {}),
+    "train.beta2": (0.9, {}),
     "train.weight_decay": (1.0, {}),
     "train.embedding_weight_decay": (1.0, {}),
     "train.bias_weight_decay": (1.0, {}),

@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
+from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
+from torch import nn
 
 from twotower import pipeline, run
-from twotower.config import Config
-from twotower.data.dataset import Dataset
-from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
+from twotower.config import Config, SplitConfig
+from twotower.data.dataset import Dataset, prepare
+from twotower.data.tables import check
+from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
+from twotower.schema import Categorical, Sequence
 from twotower.train import checkpoint
+from twotower.train.candidates import CandidateSampler
 from twotower.train.trainer import Trainer
 from twotower.watcher import Watcher
 
@@ -59,6 +63,154 @@ def test_the_checkerboard_is_solved_by_every_tower_similarity_and_sampler(
     trained = Trainer(board, config).run()
     best = max(h["validation.auc"] for h in trained.history)
     assert best > 0.97, [round(h["validation.auc"], 3) for h in trained.history]
+
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "in batch": {},
+    "uniform": {"in_batch": False, "uniform": 20},
+    "popularity": {"in_batch": False, "popularity": 20},
+    "full": {"full": True},
+    "all": {
+        "uniform": 10, "popularity": 10, "memory": 64, "observed": 1, "hard": 1, "hard_ranks": [2, 6], "hard_ratio": 20,
+        "hard_margin": 0.1, "attribute": "item_id",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("loss", ["softmax", "bpr", "gbce"])
+@pytest.mark.parametrize("candidates", CANDIDATES)
+def test_the_checkerboard_is_solved_by_every_loss_and_source_of_candidates(
+    board: Dataset, candidates: str, loss: str, similarity: str
+) -> None:
+    config = settings(
+        model={"width": 8, "similarity": similarity, "branches": [{s: {"layers": [8]} for s in ("user", "item")}]},
+        loss={"kind": loss},
+        negatives=CANDIDATES[candidates],
+        train={"epochs": 16, "batch_size": 64, "lr": 0.05, "device": "cpu", "validate_every": 4},
+    )
+    trained = Trainer(board, config).run()
+    found = [h["validation.auc"] for h in trained.history if "validation.auc" in h]
+    assert max(found) > 0.97, found
+
+
+def parity_world(n_users: int = 60, n_items: int = 24) -> Dataset:
+    """Each user likes half of the items, shown in a mixed order; which half is told by the history alone, as the
+    users have no id and no feature."""
+    rng = np.random.default_rng(0)
+    pairs = rng.permutation(n_users * n_items)
+    user, item = pairs // n_items, pairs % n_items
+    taste = rng.integers(0, 2, n_users)
+    schema = CHECKERBOARD_SCHEMA.model_copy(
+        update={
+            "features": (
+                Categorical(name="item_id", side="item"),
+                Sequence(name="liked", side="user", of="positive", pooling="decay", rates=(0.0, 0.8, 1.0)),
+            )
+        }
+    )
+    tables = check(
+        {"user_id": np.arange(n_users)},
+        {"item_id": np.arange(n_items)},
+        {"user_id": user, "item_id": item, "liked": (taste[user] == item % 2).astype(int), "at": np.arange(len(pairs))},
+        schema,
+    )
+    return prepare(tables, schema, SplitConfig(kind="time"))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr", "gbce"])
+def test_tastes_that_only_the_earlier_history_tells_are_learnt_from_it(loss: str) -> None:
+    config = settings(
+        model={"width": 8, "bias": False, "branches": [{s: {"layers": [8]} for s in ("user", "item")}]},
+        loss={"kind": loss},
+        negatives={"uniform": 20},
+        train={"epochs": 12, "batch_size": 64, "lr": 0.03, "histories": "earlier", "validate_every": 4},
+    )
+    trained = Trainer(parity_world(), config).run()
+    found = [h["validation.auc"] for h in trained.history if "validation.auc" in h]
+    assert max(found) > 0.97, found
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
+def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset, temperature: float) -> None:
+    config = settings(
+        model={"width": 8, "bias": False, "unknown_rate": 0, "temperature": temperature},
+        loss={"kind": "softmax"},
+        negatives={"uniform": 15, "popularity": 15},
+        train={"batch_size": 50},
+    )
+    trainer = Trainer(board, config)
+    epoch = trainer.sampler.epoch(0)
+    _, loss = trainer._contest(epoch, 0)
+    assert trainer.candidates is not None
+    user, item = epoch.user[:50], epoch.item[:50]
+    c = trainer.candidates(user, item, 0, trainer.memory.items, trainer.device)
+    factors = trainer.factors()
+    u, v = (nn.functional.normalize(x.double()) for x in (factors.users[user], factors.items[c.items]))
+    liked = set(zip(*(x[board.train.positive].tolist() for x in (board.train.user, board.train.item)), strict=True))
+    total = 0.0
+    for b in range(50):
+        terms = [
+            times * math.exp(float(u[b] @ v[column]) / temperature - q)
+            for column, (times, q) in enumerate(zip(c.drawn.tolist(), c.log_q.tolist(), strict=True))
+            if column != c.positive[b] and (int(user[b]), int(c.items[column])) not in liked
+        ]
+        own = math.exp(float(u[b] @ v[c.positive[b]]) / temperature - float(c.log_q[c.positive[b]]))
+        total -= math.log(own / (own + sum(terms)))
+    assert loss.item() == pytest.approx(total / 50, rel=1e-4)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(1, [1, 2, 3, 4, 5]), (2, [1, 3, 5]), (4, [1, 5])])
+def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_but_the_first(
+    board: Dataset, monkeypatch: pytest.MonkeyPatch, every: int, epochs: list[int]
+) -> None:
+    negatives = {"hard": 1, "hard_ranks": [1, 3], "hard_ratio": 1, "hard_every": every}
+    trainer = Trainer(board, settings(loss={"kind": "bpr"}, negatives=negatives, train={"epochs": 6}))
+    mined: list[int] = []
+    widths: dict[int, set[int]] = {}
+    mine, draw = CandidateSampler.mine, CandidateSampler.__call__
+
+    def watch(self: CandidateSampler, users: torch.Tensor, items: torch.Tensor, epoch: int) -> None:
+        now = trainer.factors()
+        assert torch.equal(now.users, users)
+        assert torch.equal(now.items, items)
+        mined.append(epoch)
+        assert trainer.progress.epoch == epoch
+        mine(self, users, items, epoch)
+
+    def drawn(self: CandidateSampler, *args: Any) -> Any:
+        found = draw(self, *args)
+        widths.setdefault(trainer.progress.epoch, set()).add(found.own.shape[1])
+        return found
+
+    monkeypatch.setattr(CandidateSampler, "mine", watch)
+    monkeypatch.setattr(CandidateSampler, "__call__", drawn)
+    trainer.run()
+    assert mined == epochs
+    assert widths == {0: {0}, **{e: {1} for e in range(1, 6)}}
+
+
+def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_positives(board: Dataset) -> None:
+    config = settings(loss={"kind": "softmax"}, negatives={"memory": 90}, train={"batch_size": 40})
+    trainer = Trainer(board, config)
+    epoch = trainer.sampler.epoch(0)
+    vectors: list[torch.Tensor] = []
+    for number in range(4):
+        part = slice(40 * number, 40 * (number + 1))
+        before = trainer.memory.items.tolist()
+        assert before == epoch.item[: 40 * number][-90:].tolist()
+        with torch.no_grad():
+            trainer.model.train()
+            trainer._seed(trainer.progress.step)
+            drawn = trainer.candidates(epoch.user[part], epoch.item[part], number, trainer.memory.items, trainer.device)  # type: ignore[misc]
+            batch = trainer.batcher.contestants(epoch.user[part], epoch.source[part], drawn.items, False)
+            trainer.model.user_vectors(batch.users)  # draws the unknown values that come first
+            vectors.append(trainer.model.item_vectors(batch.items)[drawn.positive])
+        trainer.step(epoch, number)
+        assert trainer.memory.vectors is not None
+        assert not trainer.memory.vectors.requires_grad
+        # As the model was then: nothing is embedded again.
+        torch.testing.assert_close(trainer.memory.vectors, torch.cat(vectors)[-90:])
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD", "Adagrad"])
@@ -168,10 +320,81 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_weights(everything_data: Dat
     assert again.resume() is (stop > 1)  # the step that crashes is not saved yet
     got = again.run()
     assert same(weights(whole), weights(again))
-    drop = ("train.seconds", "validation.seconds")
-    assert [{k: v for k, v in h.items() if k not in drop} for h in got.history] == [
-        {k: v for k, v in h.items() if k not in drop} for h in expected.history
-    ]
+    assert drop_times(got.history) == drop_times(expected.history)
+
+
+def drop_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in h.items() if k not in ("train.seconds", "validation.seconds")} for h in history]
+
+
+def earlier_data() -> Dataset:
+    """`everything` with sequences that can be had at every moment."""
+    extra = Sequence(name="seen", side="user", pooling="decay", share=False)
+    features = (*(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")), extra)
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
+    return prepare(check(*everything(), schema), schema, SplitConfig(kind="last"))
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5, 6, 9])
+@pytest.mark.parametrize("histories", ["others", "earlier"])
+def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_same_weights(
+    everything_data: Dataset, folder: Path, histories: str, stop: int
+) -> None:
+    data = earlier_data() if histories == "earlier" else everything_data
+    config = settings(
+        model={"width": 8, "branches": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
+        loss={"kind": "softmax"},
+        train={"epochs": 3, "batch_size": 100, "checkpoint_steps": 1, "average": 0.9, "histories": histories},
+        negatives={
+            "uniform": 20, "popularity": 20, "memory": 150, "observed": 1, "hard": 2, "hard_ranks": [2, 9],
+            "hard_ratio": 30, "hard_every": 3, "attribute": "brand",
+        },
+    )  # fmt: skip
+    whole = Trainer(data, config)
+    expected = whole.run()
+    assert whole.candidates is not None
+    assert whole.candidates.mined is not None
+    assert whole.steps_per_epoch == 4
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(data, config, folder, StopAt(stop)).run()
+    again = Trainer(data, config, folder)
+    assert again.resume()
+    assert len(again.memory.items) == min(150, 100 * again.progress.batch) or again.progress.step >= 4
+    got = again.run()
+    assert same(weights(whole), weights(again))
+    assert drop_times(got.history) == drop_times(expected.history)
+    assert torch.equal(whole.memory.items, again.memory.items)
+    assert whole.memory.vectors is not None
+    assert again.memory.vectors is not None
+    assert torch.equal(whole.memory.vectors, again.memory.vectors)
+    assert again.candidates is not None
+    assert np.array_equal(whole.candidates.mined, again.candidates.mined)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("forgotten", ["memory", "mined"])
+def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
+    board: Dataset, folder: Path, forgotten: str
+) -> None:
+    config = settings(
+        loss={"kind": "softmax"},
+        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1},
+        negatives={"memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10},
+    )
+    whole = Trainer(board, config)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(board, config, folder, StopAt(8)).run()
+    again = Trainer(board, config, folder)
+    again.resume()
+    assert again.progress.epoch == 1
+    assert again.progress.batch > 0
+    assert again.candidates is not None
+    if forgotten == "memory":
+        again.memory.vectors, again.memory.items = None, again.memory.items[:0]
+    else:
+        again.candidates.mined = None
+    again.run()
+    assert not same(weights(whole), weights(again))
 
 
 def _write_config(tmp_path: Path, config: Config) -> Path:
@@ -416,3 +639,47 @@ def test_a_monitor_that_cannot_be_measured_is_named(board: Dataset) -> None:
     parts[(parts == 1) & ~board.pairs.positive] = 0
     with pytest.raises(ConfigError, match=r"validation\.auc.*one class"):
         Trainer(replace(board, parts=parts), settings()).run()
+
+
+# ---- settings that do not go with the data ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("features", "time", "histories", "words"),
+    [
+        ([Sequence(name="s", side="user", pooling="decay")], "at", "others",
+         "feature 's': pooling = 'decay' goes with the order of time; set train.histories = 'earlier'"),
+        ([Sequence(name="s", side="item")], "at", "earlier", "feature 's': a sequence on the item side cannot be had"),
+        ([Sequence(name="s", side="user", max_length=5)], "at", "earlier", "feature 's': a sequence with max_length"),
+        ([Sequence(name="s", side="user")], "", "earlier", "'earlier' needs a time; name its column in schema.time"),
+        ([], "", "earlier", "'earlier' needs a time"),
+    ],
+)  # fmt: skip
+def test_sequences_that_cannot_be_had_as_asked_are_refused(
+    features: list[Sequence], time: str, histories: str, words: str
+) -> None:
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": time, "features": (*ID_FEATURES, *features)})
+    data = prepare(check(*checkerboard(), schema), schema, SplitConfig())
+    with pytest.raises(ConfigError, match=words):
+        Trainer(data, settings(loss={"kind": "softmax"}, train={"histories": histories}))
+
+
+def test_ranks_beyond_the_catalogue_and_an_attribute_that_is_not_there_are_refused_before_training(
+    board: Dataset,
+) -> None:
+    for negatives, words in [
+        ({"hard": 1}, r"negatives.hard_ranks starts at 101, and the catalogue has 30 items; lower it"),
+        ({"attribute": "item_ids"}, r"no item feature 'item_ids' .*did you mean 'item_id'"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            Trainer(board, settings(loss={"kind": "softmax"}, negatives=negatives))
+
+
+def test_positives_alone_are_enough_for_candidates_and_not_for_pairs() -> None:
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
+    data = prepare(check(*checkerboard(), schema), schema, SplitConfig())
+    monitor = {"monitor": "validation.recall@5", "epochs": 1}
+    with pytest.raises(DataError, match="loss.kind = 'softmax'"):
+        Trainer(data, settings(train=monitor))
+    sizes = settings(loss={"kind": "softmax"}, train=monitor, negatives={"mask_positives": False})
+    assert Trainer(data, sizes).run().history

@@ -217,6 +217,9 @@ class TrainConfig(_Section):
     )
     optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="update rule")
     lr: float = Field(1e-3, gt=0, description="learning rate")
+    beta2: float = Field(
+        0.999, ge=0, lt=1, description="Adam, AdamW: memory of the squared gradients; 0.98 follows faster"
+    )
     weight_decay: float = Field(0.0, ge=0, description="of the layers")
     embedding_weight_decay: float = Field(0.0, ge=0, description="of the embeddings")
     bias_weight_decay: float = Field(0.0, ge=0, description="of the biases and the temperature")

@@ -466,6 +466,7 @@ def _optimizer(model: TwoTower, config: TrainConfig, device: torch.device) -> to
     optimizer: torch.optim.Optimizer = kind(
         [{"params": params, "weight_decay": decay} for decay, params in by_decay.items() if params],
         lr=config.lr,
+        **({"betas": (0.9, config.beta2)} if config.optimizer in ("Adam", "AdamW") else {}),
         fused=device.type == "cpu",  # every optimizer has a fused CPU kernel; elsewhere torch knows best
     )
     return optimizer
