@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
-from baselines import load_sequences
+from baselines import load_sequences, order_by_time
 
 from twotower import pipeline
 from twotower.config import Config
@@ -67,9 +68,8 @@ def main() -> None:
 def films(sequences: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Users, films with five or more ratings, and interactions whose time is their place in the user's sequence."""
     raw = movielens.load("ml-1m")
-    split = load_sequences(sequences)
-    length = split.offsets[1:] - split.offsets[:-1]
-    user = pl.Series(split.user_ids).gather(pl.int_ranges(0, len(length), eager=True).repeat_by(length).explode())
+    split = load_sequences(sequences) if sequences else order_by_time(raw.interactions)
+    user = np.repeat(split.user_ids, np.diff(split.offsets))
     interactions = pl.DataFrame({"user_id": user, "item_id": split.item_ids[split.values]}).with_columns(
         timestamp=pl.int_range(pl.len()).over("user_id")
     )

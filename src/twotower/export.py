@@ -27,7 +27,7 @@ from twotower.data.batches import Bag, Inputs, Padded, Prefixes, SideTensors
 from twotower.data.dataset import Side
 from twotower.data.feed import feed
 from twotower.data.splits import TEST
-from twotower.data.tables import _check_utf8, _ids, _integers, _need
+from twotower.data.tables import as_integers, check_utf8, need, with_ids
 from twotower.encoders import CategoricalEncoder, Column, Field, Ints, Ragged
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.model.embeddings import FieldEmbeddings
@@ -63,7 +63,7 @@ class _Graph:
         try:
             import onnx
         except ImportError:
-            raise ConfigError("exporting a tower needs onnx and onnxruntime: pip install 'twotower[onnx]'") from None
+            raise ConfigError("exporting a tower needs onnx and onnxruntime: pip install onnx onnxruntime") from None
         self.onnx = onnx
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
@@ -490,10 +490,10 @@ class _Rows:
 
     def check(self, names: Sequence[str]) -> None:
         """Raises DataError if a column is missing."""
-        _need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s", self.schema)
+        need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s", self.schema)
 
     def __call__(self, frame: pl.DataFrame) -> tuple[pl.Series, dict[str, Column]]:
-        frame = _ids(frame, self.key, self.side + "s")
+        frame = with_ids(frame, self.key, self.side + "s")
         if self.known.ids.dtype == pl.String:
             frame = frame.with_columns(pl.col(self.key).cast(pl.String))
         if self.statistics or self.sequences:
@@ -553,12 +553,12 @@ def _batches(source: Path, rows: _Rows, scratch: Path, batch_rows: int) -> Itera
         for start in range(0, n, batch_rows):
             # Slices of a Parquet file are stable and skip what comes before; streamed batches are read far ahead.
             frame = table.slice(start, batch_rows).collect(engine="streaming")
-            yield frame.with_columns(_integers(frame[rows.key])) if text else frame
+            yield frame.with_columns(as_integers(frame[rows.key])) if text else frame
     except pl.exceptions.NoDataError:
         raise DataError(f"{source}: the file is empty; it needs a header line and at least one row") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:
         if text:
-            _check_utf8(source)
+            check_utf8(source)
         line = (str(e).splitlines() or [type(e).__name__])[0]
         raise DataError(f"{source}: cannot be read as {ending[1:]} ({line}); is the file complete?") from None
 

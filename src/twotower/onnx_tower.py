@@ -25,7 +25,7 @@ class OnnxTower:
         try:
             import onnxruntime
         except ImportError:
-            raise ConfigError("running an exported tower needs onnxruntime: pip install 'twotower[onnx]'") from None
+            raise ConfigError("running an exported tower needs onnxruntime: pip install onnx onnxruntime") from None
         self.name = "tower" if isinstance(source, bytes) else str(source)
         if not isinstance(source, bytes):
             try:

@@ -125,7 +125,7 @@ def _index(items: Floats, metric: indexes.Metric, config: IndexConfig, say: Call
 
 def _asked(run: Run, n: int) -> Ints:
     """Rows of up to `n` users with test interactions, at random."""
-    users = np.unique(run.dataset.test.user)
+    users: Ints = np.unique(run.dataset.test.user).astype(np.int64)
     if len(users) < 2:
         users = np.arange(len(run.dataset.users))
     return np.random.default_rng(0).permutation(users)[:n]
@@ -145,7 +145,7 @@ def _tune(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str
 def _probe(bundle: Bundle) -> None:
     """The new bundle answers, and both methods agree on a user."""
     retriever = Retriever(bundle)
-    one, two = (retriever.recommend(Request(retriever.user_ids[0]), 10, method) for method in (1, 2))  # type: ignore[arg-type]
+    one, two = (retriever.recommend(Request(retriever.user_ids[0]), 10, method) for method in (1, 2))
     a, b = (np.array([i.score for i in answer.items]) for answer in (one, two))
     if len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
         raise RunError("the stored user vectors and the exported tower give different answers")

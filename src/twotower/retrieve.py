@@ -268,7 +268,7 @@ class Retriever:
             elif feature.of == "all" or (feature.of == "positive") == liked:
                 rows.append(row)
         codes = self._codes[feature.name][np.array(rows, np.int64)]
-        return codes[-feature.max_length :] if feature.max_length else codes
+        return codes[-feature.max_length :].astype(np.int64)  # 0 keeps all
 
     @cached_property
     def _codes(self) -> dict[str, npt.NDArray[np.int32]]:

@@ -99,26 +99,26 @@ def read_file(path: Path, text: tuple[str, ...] = ()) -> pl.DataFrame:
             try_parse_dates=True,
             schema_overrides={name: pl.String for name in text if name in names},
         )
-        frame = frame.with_columns(_integers(frame[name]) for name in text if name in names)
+        frame = frame.with_columns(as_integers(frame[name]) for name in text if name in names)
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
         if ending in (".csv", ".tsv"):
-            _check_utf8(path)
+            check_utf8(path)
         raise DataError(f"{path}: cannot be read as {ending[1:]} ({_line(e)}); is the file complete?") from None
     if any("\ufffd" in name for name in frame.columns):
-        _check_utf8(path)
+        check_utf8(path)
     return frame
 
 
-def _integers(series: pl.Series) -> pl.Series:
+def as_integers(series: pl.Series) -> pl.Series:
     """Text as Int64 if every value is spelled the one way an integer is, else as it is."""
     if series.str.contains(r"^(0|-?[1-9]\d{0,17})$").all() and not series.is_null().all():
         return series.cast(pl.Int64)
     return series
 
 
-def _check_utf8(path: Path) -> None:
+def check_utf8(path: Path) -> None:
     with path.open("rb") as f:
         for number, line in enumerate(f, 1):
             try:
@@ -137,10 +137,10 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     notes: list[str] = []
     ids = (schema.user_id, schema.item_id)
     actions = as_frame(interactions, "interactions", ids)
-    _need(actions, [schema.user_id, schema.item_id], "interactions", schema)
-    _need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
+    need(actions, [schema.user_id, schema.item_id], "interactions", schema)
+    need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
     _not_empty(actions, "interactions")
-    actions = _ids(_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
+    actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
 
     sides: dict[SideName, pl.DataFrame] = {}
     for side, given in (("user", users), ("item", items)):
@@ -175,7 +175,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
             )
         sides[side] = frame  # type: ignore[index]
     if schema.title:
-        _need(sides["item"], [schema.title], "items", schema)
+        need(sides["item"], [schema.title], "items", schema)
 
     actions = _time(_label(actions, schema), schema)
     actions = _deduplicate(actions, schema, notes)
@@ -186,7 +186,7 @@ def _is_csv(*tables: Any) -> bool:
     return any(isinstance(t, str | Path) and Path(t).suffix.lower() in (".csv", ".tsv") for t in tables)
 
 
-def _need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) -> None:
+def need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) -> None:
     for name in columns:
         if name not in frame.columns:
             raise DataError(
@@ -200,7 +200,7 @@ def _not_empty(frame: pl.DataFrame, what: str) -> None:
         raise DataError(f"{what}: the table has no rows, expected at least one; fill it")
 
 
-def _ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
+def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
     """The id column as Int64, UInt64 or String, without nulls."""
     series = frame[key]
     if series.dtype.is_nested():
@@ -221,9 +221,9 @@ def _ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
 
 
 def _side(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[str]) -> pl.DataFrame:
-    _need(frame, [key], what, schema)
+    need(frame, [key], what, schema)
     _not_empty(frame, what)
-    frame = _ids(frame, key, what)
+    frame = with_ids(frame, key, what)
     repeated = frame.height - frame[key].n_unique()
     if repeated:
         if schema.duplicates == "error":
@@ -245,7 +245,7 @@ def _features(
             continue
         if isinstance(f, Numeric) and f.statistic:
             if f.of:
-                _need(actions, [f.of], "interactions", schema)
+                need(actions, [f.of], "interactions", schema)
                 if not (actions[f.of].dtype.is_numeric() or actions[f.of].dtype == pl.Boolean):
                     raise DataError(
                         f"interactions: column '{f.of}' holds {actions[f.of].dtype}, expected numbers for feature "
@@ -254,7 +254,7 @@ def _features(
                 if n := missing_count(actions[f.of]):
                     notes.append(f"interactions: {n} of {actions.height} values of '{f.of}' are missing; left out")
             continue
-        _need(frame, [f.source], what, schema)
+        need(frame, [f.source], what, schema)
         if n := missing_count(frame[f.source]):
             if f.missing == "error":
                 raise DataError(
