@@ -83,12 +83,17 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 def test_the_checkerboard_is_solved_by_every_loss_and_source_of_candidates(
     board: Dataset, candidates: str, loss: str, similarity: str
 ) -> None:
+    branch = {side: {"layers": [4]} for side in ("user", "item")}
+    # What weighs one positive against a hundred candidates learns late to tell them apart.
+    epochs = 24 if (loss, candidates) == ("gbce", "all") else 10
     config = settings(
-        model={"width": 8, "similarity": similarity, "branches": [{s: {"layers": [8]} for s in ("user", "item")}]},
+        model={
+            "width": 4, "similarity": similarity, "temperature": 1.0, "embedding_std": 0.3, "branches": [branch],
+        },
         loss={"kind": loss},
         negatives=CANDIDATES[candidates],
-        train={"epochs": 16, "batch_size": 64, "lr": 0.05, "device": "cpu", "validate_every": 4},
-    )
+        train={"epochs": epochs, "batch_size": 64, "lr": 0.05, "device": "cpu", "validate_every": 2},
+    )  # fmt: skip
     trained = Trainer(board, config).run()
     found = [h["validation.auc"] for h in trained.history if "validation.auc" in h]
     assert max(found) > 0.97, found
@@ -354,12 +359,12 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
     expected = whole.run()
     assert whole.candidates is not None
     assert whole.candidates.mined is not None
-    assert whole.steps_per_epoch == 4
+    assert whole.steps_per_epoch in (4, 5)
     with pytest.raises(KeyboardInterrupt):
         Trainer(data, config, folder, StopAt(stop)).run()
     again = Trainer(data, config, folder)
     assert again.resume()
-    assert len(again.memory.items) == min(150, 100 * again.progress.batch) or again.progress.step >= 4
+    assert len(again.memory.items) == min(150, 100 * again.progress.step)
     got = again.run()
     assert same(weights(whole), weights(again))
     assert drop_times(got.history) == drop_times(expected.history)

@@ -146,7 +146,9 @@ def publish(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     store: Store,
     set_: Overrides = None,
-    force: Annotated[bool, typer.Option("--force", help="publish below the recall gate; the history will say so")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="publish below the recall gate; the history will say so")
+    ] = False,
     reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
 ) -> None:
     """Make a bundle of a run: towers, vectors, index, tested and sealed; it becomes the store's current one."""
@@ -221,7 +223,6 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """The best items for a user, from the current bundle."""
-    from twotower import pipeline
     from twotower.retrieve import Request
 
     if not user and features is None:
@@ -232,8 +233,13 @@ def recommend(
             raise ConfigError(f"--user {user} and the user_id in {features} are not the same")
         body["user_id"] = user
     filters = dict(_equality(text) for text in where or [])
-    answer = pipeline.retriever(store).recommend(
-        Request.parse(body), k, method, ban=ban or (), where=filters or None, keep_seen=keep_seen  # type: ignore[arg-type]
+    answer = _retriever(store).recommend(
+        Request.parse(body),
+        k,
+        method,
+        ban=ban or (),
+        where=filters or None,
+        keep_seen=keep_seen,  # type: ignore[arg-type]
     )
     _print_answer(answer, as_json)
 
@@ -246,9 +252,15 @@ def similar(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """The items whose vectors are nearest to an item's."""
-    from twotower import pipeline
+    _print_answer(_retriever(store).similar(item, k), as_json)
 
-    _print_answer(pipeline.retriever(store).similar(item, k), as_json)
+
+def _retriever(store: Path) -> Any:
+    """As `pipeline.retriever`, without loading torch."""
+    from twotower.bundle import Store as Bundles
+    from twotower.retrieve import Retriever
+
+    return Retriever(Bundles(store).current())
 
 
 def _json_file(path: Path) -> Any:
@@ -271,7 +283,11 @@ def _print_answer(answer: Any, as_json: bool) -> None:
     if as_json:
         print(answer.to_json())
         return
-    what = {"model": "", "cold_start": ", an unknown user by the tower alone", "popular": ", an unknown user: popular items"}
+    what = {
+        "model": "",
+        "cold_start": ", an unknown user by the tower alone",
+        "popular": ", an unknown user: popular items",
+    }
     print(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
     for place, item in enumerate(answer.items, 1):
         print(f"{place:>3}. {item.title}  (id {item.id}, {item.score:+.3f})")

@@ -207,6 +207,9 @@ def load(folder: Path, schema: Schema, split: SplitConfig) -> Dataset:
     users, items, actions = (read(folder / f"{n}.parquet", pl.read_parquet) for n in ("users", "items", "interactions"))
     pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
     seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
+    for name, rows, frame in (("users", pairs.user, users), ("items", pairs.item, items)):
+        if len(rows) and int(rows.max()) >= frame.height:
+            raise RunError(f"{folder}: interactions.parquet names more {name} than {name}.parquet holds")
     return assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random")
 
 
