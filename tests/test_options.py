@@ -9,6 +9,7 @@ from conftest import EVERYTHING_SCHEMA, everything
 
 import twotower
 from twotower.config import Config, options, parse
+from twotower.schema import Sequence
 
 BASE: dict[str, Any] = {
     "model": {
@@ -23,6 +24,15 @@ BASE: dict[str, Any] = {
     "negatives": {"random": 2},
     "train": {"epochs": 3, "batch_size": 200, "lr": 0.02, "device": "cpu", "optimizer": "AdamW"},
     "evaluation": {"k": [5], "bootstrap": 10},
+}
+
+CANDIDATES: dict[str, Any] = {"loss.kind": "softmax", "negatives.random": 0}
+FEW = CANDIDATES | {"negatives.in_batch": False, "negatives.uniform": 10}
+HARD = CANDIDATES | {
+    "negatives.hard": 2,
+    "negatives.hard_ranks": [1, 10],
+    "negatives.hard_ratio": 10,
+    "train.epochs": 5,
 }
 
 # Option -> a value that is not the base's, and what else must be set for it to matter.
@@ -48,13 +58,34 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.branches.user.decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
     "model.branches.user.layer_norm": (True, {}),
     "model.branches.user.output_norm": (True, {}),
+    "model.branches.user.field_norm": (True, {}),
+    "model.branches.user.residual": (True, {}),
     "model.branches.user.senet.enabled": (False, {}),
     "model.branches.user.senet.squeeze": ("max", {}),
     "model.branches.user.senet.reduction": (1.0, {}),
+    "loss.kind": ("softmax", {"negatives.random": 0}),
+    "loss.log_q": (False, CANDIDATES),
+    "loss.calibration": (0.1, FEW | {"loss.kind": "gbce"}),
+    "negatives.full": (True, CANDIDATES),
+    "negatives.in_batch": (True, FEW),
+    "negatives.uniform": (20, CANDIDATES),
+    "negatives.popularity": (20, CANDIDATES),
+    "negatives.alpha": (0.0, CANDIDATES | {"negatives.popularity": 20}),
+    "negatives.memory": (100, CANDIDATES),
+    "negatives.observed": (2, CANDIDATES),
+    "negatives.hard": (0, HARD),
+    "negatives.hard_ranks": ([5, 20], HARD),
+    "negatives.hard_ratio": (200.0, HARD),
+    "negatives.hard_every": (2, HARD),
+    "negatives.hard_margin": (2.0, HARD),
+    "negatives.attribute": ("brand", CANDIDATES),
+    "negatives.attribute_items": (4, CANDIDATES | {"negatives.attribute": "brand"}),
+    "negatives.mask_positives": (False, CANDIDATES),
     "negatives.random": (3, {}),
     "negatives.random_share": (0.6, {}),
     "train.epochs": (4, {}),
     "train.batch_size": (100, {}),
+    "train.histories": ("earlier", CANDIDATES | {"moments": True}),
     "train.shuffle": (False, {}),
     "train.optimizer": ("SGD", {}),
     "train.lr": (0.1, {}),
@@ -79,7 +110,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "evaluation.new_user_below": (15, {}),
     "evaluation.new_item_below": (25, {}),
 }
-# Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer.
+# Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer, the index of a
+# published model in test_publish.
 ELSEWHERE = {
     "data.dataset",
     "data.source",
@@ -89,6 +121,10 @@ ELSEWHERE = {
     "train.device",
     "train.checkpoint_seconds",
     "train.checkpoint_steps",
+    "index.kind",
+    "index.recall",
+    "index.k",
+    "index.queries",
 }
 
 
@@ -108,6 +144,13 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
     schema = EVERYTHING_SCHEMA
     if changes.pop("schema_width", False):  # a shared sequence takes its width from the item side
         body["model"]["branches"][0]["user"]["fields"] = ["uid", "city"]
+    if changes.pop("moments", False):  # sequences that can be had as they were at every moment
+        schema = schema.model_copy(
+            update={"features": tuple(f for f in schema.features if f.name not in ("disliked", "fans"))}
+        )
+    if feature := changes.pop("history", None):
+        features = tuple(f for f in schema.features if not isinstance(f, Sequence))
+        schema = schema.model_copy(update={"features": (*features, Sequence(name="history", side="user", **feature))})
     for key, value in changes.items():
         put(body, key, value)
     _, config = parse(body)
@@ -132,6 +175,25 @@ def test_changing_an_option_changes_an_output(key: str) -> None:
     assert before != after
     if key.startswith("model.branches.user") and key != "model.branches.user.width":
         assert outcome({**_mirrored(also), key.replace("user", "item"): _mirror(value)}) != before
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        ({}, {"of": "positive"}),
+        ({}, {"pooling": "sqrt"}),
+        ({}, {"pooling": "sum"}),
+        ({}, {"pooling": "decay"}),
+        ({}, {"share": False}),
+        ({"pooling": "decay"}, {"pooling": "decay", "rates": (0.0, 0.5, 0.8, 0.93, 0.98, 0.99)}),
+        ({"pooling": "decay", "of": "positive"}, {"pooling": "decay", "of": "negative"}),
+    ],
+)
+def test_changing_an_option_of_a_sequence_that_is_had_at_every_moment_changes_an_output(
+    options: dict[str, Any], other: dict[str, Any]
+) -> None:
+    base = CANDIDATES | {"train.histories": "earlier"}
+    assert outcome(base | {"history": {"of": "all"} | options}) != outcome(base | {"history": {"of": "all"} | other})
 
 
 def _mirror(value: Any) -> Any:
