@@ -51,6 +51,7 @@ EVERY_OPTION = Schema(
         MultiHot(name="g", side="item", separator="\\n|\"'", min_count=2, min_rate=0.5),
         Vector(name="v", side="item", length=4),
         Sequence(name="s", side="item", of="negative", max_length=9, pooling="sum", share=True),
+        Sequence(name="d", side="user", pooling="decay", rates=(0.0, 0.25, 1.0), share=False),
     ),
 )  # fmt: skip
 
@@ -67,8 +68,13 @@ EVERY_SETTING = parse(
                 {},
             ],
         },
-        "negatives": {"random": 4, "random_share": 0.75},
-        "train": {"monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16", "device": "cuda"},
+        "loss": {"kind": "gbce", "calibration": 0.5},
+        "negatives": {
+            "in_batch": False, "uniform": 4, "popularity": 3, "alpha": 0.5, "memory": 9, "observed": 1, "hard": 2,
+            "hard_ranks": [7, 9], "hard_ratio": 8.5, "hard_every": 3, "hard_margin": 0.5, "attribute": "g",
+            "attribute_items": 2, "mask_positives": False, "random_share": 0.75,
+        },
+        "train": {"histories": "earlier", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16", "device": "cuda"},
         "evaluation": {"k": [7, 3], "bootstrap": 0},
     }
 )[1]  # fmt: skip
@@ -333,6 +339,7 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
         ("[schema]\nfeatures = [{side = 'user', kind = 'vector'}]", "'schema.features.0.name' is missing"),
         ("[data]\ndataset = 'ml-1m'\nusers = 'u'", "give either data.dataset or data.interactions"),
         ("[[model.branches]]\nuser = {join = 'sum', senet = {enabled = true}}", "branches.0.user: senet needs join"),
+        ("[[model.branches]]\nitem = {residual = true, layers = []}", "branches.0.item: residual is added to the last"),
         ("[train\nepochs = 1", "not valid TOML"),
     ],
 )
@@ -340,6 +347,72 @@ def test_a_setting_that_is_missing_or_does_not_go_with_another_is_refused(
     tmp_path: Path, text: str, words: str
 ) -> None:
     refused(written(tmp_path, text), [], words)
+
+
+SOURCES = {"uniform": 5, "popularity": 5, "memory": 5, "observed": 1, "hard": 1, "attribute": "genre"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_of_candidates_goes_with_a_contest_and_not_with_the_whole_catalogue(
+    tmp_path: Path, source: str
+) -> None:
+    path, one = written(tmp_path, ""), f"negatives.{source}={SOURCES[source]}"
+    contest = "loss.kind=gbce"
+    assert load(path, [contest, one])[1].negatives.drawn() == [source]
+    words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; set loss.kind = 'softmax', 'gbce'"
+    refused(path, [one], words)
+    words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
+    refused(path, [contest, one, "negatives.full=true"], words)
+    # One that draws for all is enough; the others need something beside them.
+    alone = [contest, one, "negatives.in_batch=false"]
+    if source in ("uniform", "popularity"):
+        load(path, alone)
+    else:
+        refused(path, alone, "loss.kind = 'gbce' has no candidates; set negatives.in_batch = true, or a number for")
+        load(path, [*alone, "negatives.uniform=1"])
+
+
+@pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
+def test_pairs_and_contests_do_not_mix(tmp_path: Path, kind: str) -> None:
+    path, contest = written(tmp_path, ""), f"loss.kind={kind}"
+    load(path, [contest, "train.histories=earlier"])
+    load(path, [contest, "negatives.full=true", "negatives.in_batch=false"])
+    refused(
+        path, [contest, "negatives.random=2"],
+        f"negatives.random gives pairs, and loss.kind = '{kind}' takes candidates; use negatives.uniform",
+    )  # fmt: skip
+    refused(path, [contest, "negatives.in_batch=false"], f"loss.kind = '{kind}' has no candidates")
+    load(path, ["negatives.in_batch=false", "negatives.random=2"])
+    refused(
+        path, ["train.histories=earlier"], "train.histories = 'earlier' needs candidates; set loss.kind = 'softmax'"
+    )
+    refused(path, ["negatives.full=true"], "negatives.full gives candidates, and loss.kind = 'bce' takes pairs")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss.kind=hinge", "loss.kind: input should be 'bce', 'softmax', 'gbce' or 'bpr', got 'hinge'"),
+        ("loss.calibration=1.5", "loss.calibration: input should be less than or equal to 1, got 1.5"),
+        ("negatives.hard_ranks=[9, 3]", "negatives.hard_ranks [9, 3] ends before it begins"),
+        ("negatives.hard_ranks=[0, 3]", "negatives.hard_ranks.0: input should be greater than or equal to 1, got 0"),
+        ("negatives.hard_ranks=[3]", "negatives.hard_ranks.1"),
+        ("negatives.hard=17", "negatives.hard: input should be less than or equal to 16, got 17"),
+        ("negatives.hard_ratio=0", "negatives.hard_ratio: input should be greater than 0, got 0"),
+        ("negatives.alpha=1.1", "negatives.alpha: input should be less than or equal to 1"),
+        ("negatives.attribute_items=0", "negatives.attribute_items: input should be greater than or equal to 1"),
+        ("negatives.unifrom=3", "unknown key 'negatives.unifrom'; did you mean 'uniform'?"),
+        ("train.histories=later", "train.histories: input should be 'others' or 'earlier', got 'later'"),
+        ("schema.features.2.pooling=max", "pooling: input should be 'mean', 'sqrt', 'sum' or 'decay', got 'max'"),
+        ("schema.features.2.rates=[]", "features.2.rates: tuple should have at least 1 item"),
+        ("schema.features.2.rates=[0.5, 1.5]", "features.2.rates.1: input should be less than or equal to 1, got 1.5"),
+    ],
+)
+def test_a_setting_of_contests_and_histories_out_of_range_is_refused(tmp_path: Path, override: str, words: str) -> None:
+    feature = '[[schema.features]]\nname = "f"\nside = "user"\nkind = "sequence"\npooling = "decay"\n'
+    path = written(tmp_path, IDS_TOML + feature + '[loss]\nkind = "softmax"\n')
+    assert load(path, ["negatives.hard_ranks=[3, 3]", "schema.features.2.rates=[0.0, 1.0]"])[0] is not None
+    refused(path, [override], words)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
