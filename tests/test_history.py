@@ -16,6 +16,7 @@ from conftest import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twotower.config import Config, ModelConfig
 from twotower.data.batches import CHUNK, Bag, Batcher, Inputs, Padded, Prefixes, SideTensors
@@ -206,6 +207,32 @@ def test_the_weights_of_a_mean_add_up_to_one(rate: float) -> None:
     n = torch.tensor([0, 1, 2, 33, 1000])
     expected = [0.0] + [1 / sum(rate**a if a else 1.0 for a in range(k)) for k in (1, 2, 33, 1000)]
     assert over_weights(n, rate).tolist() == pytest.approx(expected, rel=1e-3)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how much the largest tensor that anything gave had to hold, in numbers of four bytes."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            self.n = max(self.n, x.untyped_storage().nbytes() // 4 if isinstance(x, Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_memory_grows_with_the_interactions_of_a_batch_not_with_their_square(chunks: int) -> None:
+    n, width = 900, 2
+    number = torch.arange(chunks).repeat(n // chunks)
+    last = torch.arange(chunks * CHUNK - 1, n * CHUNK, chunks * CHUNK)
+    known = Prefixes(torch.ones(n, CHUNK, dtype=torch.int64), number, last, torch.full((len(last),), 32.0 * chunks))
+    table = torch.ones(2, width, requires_grad=True)
+    with Largest() as largest:
+        found = pool(table, known, "decay", (0.5, 1.0))
+        found.sum().backward()
+    torch.testing.assert_close(found, torch.ones(len(last), 2 * width))
+    assert largest.n <= n * CHUNK * 2 * width < n * n
 
 
 def test_the_latest_interaction_alone_is_rate_zero_and_the_plain_mean_is_rate_one() -> None:

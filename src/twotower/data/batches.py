@@ -41,8 +41,7 @@ class Prefixes:
     """
 
     codes: Tensor  # (K, CHUNK) int64
-    sequence: Tensor  # (K,) int64, the sequence a chunk belongs to
-    number: Tensor  # (K,) int64, its place in that sequence
+    number: Tensor  # (K,) int64, a chunk's place in its sequence; a sequence's chunks stand together
     last: Tensor  # (U,) int64, place in the flat codes of the latest interaction that is known
     length: Tensor  # (U,) float32, how many are known; with 0 `last` means nothing
 
@@ -147,7 +146,6 @@ class SideTensors:
             sequence = np.zeros(1, np.int64)
         arrays = (
             codes.reshape(-1, CHUNK),
-            sequence,
             np.arange(len(sequence)) - first[sequence],
             np.where(length > 0, first[which] * CHUNK + length - 1, 0),
             length.astype(np.float32),

@@ -2,8 +2,9 @@
 
 The state of a mean at rate r is one vector, s <- r s + x, so a service keeps it up to date in constant time for each
 event. In training the states at all moments are wanted: within a chunk they are one product with a triangular
-matrix, and the states at the ends of the chunks before are carried over by another (the chunked form of a linear
-recurrence, as in Dao and Gu 2024, "Transformers are SSMs", section 6).
+matrix, and the states at the ends of the chunks before are carried over in as many rounds as the longest sequence's
+number of chunks has bits (the chunked form of a linear recurrence, as in Dao and Gu 2024, "Transformers are SSMs",
+section 6; the rounds are those of Hillis and Steele 1986, "Data Parallel Algorithms").
 """
 
 from __future__ import annotations
@@ -39,11 +40,19 @@ def decayed_sums(table: Tensor, known: Prefixes, rates: tuple[float, ...]) -> Te
     within = torch.where(age >= 0, rate[:, None, None] ** age.clamp(min=0), 0.0)  # (R, CHUNK, CHUNK)
     states = within.transpose(0, 1).reshape(CHUNK * len(rates), CHUNK) @ x  # (K, CHUNK R, E)
     ends = states[:, -len(rates) :]  # (K, R, E)
-    gap = known.number[:, None] - known.number
-    earlier = (known.sequence[:, None] == known.sequence) & (gap > 0)
-    reach = torch.where(earlier, rate[:, None, None] ** ((gap - 1).clamp(min=0) * CHUNK), 0.0)  # (R, K, K)
-    carried = (reach.to(x.dtype) @ ends.transpose(0, 1).contiguous()).transpose(0, 1)  # (K, R, E)
+    # The states at the ends of whole sequences, by doubling: a round reaches twice as far back as the one before.
+    held, far, longest = ends, 1, int(known.number.max()) + 1
+    while far < longest:
+        reach = torch.where(known.number[:, None] >= far, rate ** (far * CHUNK), 0.0).to(ends.dtype)  # (K, R)
+        held = held + _later(held, far) * reach[:, :, None]
+        far *= 2
+    carried = _later(held, 1) * (known.number > 0).to(ends.dtype)[:, None, None]  # (K, R, E)
     at = states.reshape(-1, len(rates), x.shape[2]).index_select(0, known.last)
     steps = rate ** (known.last % CHUNK + 1)[:, None]  # (U, R)
     sums = at + carried.index_select(0, known.last // CHUNK) * steps.to(at.dtype)[:, :, None]
     return (sums * (known.length > 0).to(sums.dtype)[:, None, None]).flatten(1)
+
+
+def _later(x: Tensor, places: int) -> Tensor:
+    """(K, R, E) moved `places` chunks on, zeros before."""
+    return nn.functional.pad(x[:-places], (0, 0, 0, 0, places, 0))
