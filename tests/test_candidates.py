@@ -18,7 +18,7 @@ from twotower.config import Config, NegativesConfig
 from twotower.data.dataset import Dataset, Pairs, prepare
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
-from twotower.encoders import Codes
+from twotower.encoders import Codes, Ragged
 from twotower.errors import ConfigError
 from twotower.schema import Categorical, MultiHot, Schema, Sequence
 from twotower.train.candidates import KEPT, Candidates, CandidateSampler, Memory
@@ -321,6 +321,29 @@ def test_mined_items_are_the_ranks_that_were_asked_for_both_ends_included(
         assert set(sampler.mined[u].tolist()) - {-1} == set(wanted)
 
 
+def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(
+    board: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    users, items = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
+    sizes: list[int] = []
+    topk = Tensor.topk
+
+    def watched(scores: Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(scores.numel())
+        return topk(scores, *args, **options)
+
+    monkeypatch.setattr(Tensor, "topk", watched)
+    for cells in (100, 7):  # of 30 items: three users, and one even if that is too many
+        monkeypatch.setattr("twotower.train.candidates._CELLS", cells)
+        sampler = CandidateSampler(board, NegativesConfig(hard=2, hard_ranks=(1, 30)), seed=1)
+        sampler.mine(users, items, epoch=1)
+        assert max(sizes) == max(30, cells // 30 * 30)
+        assert sampler.mined is not None
+        assert [set(m.tolist()) - {-1} for m in sampler.mined] == [set(r) for r in ranked(board, users, items)]
+        sizes.clear()
+
+
 def test_of_a_wide_window_a_random_part_is_kept_and_another_at_the_next_mining(board: Dataset) -> None:
     rng = torch.Generator().manual_seed(0)
     n = 400
@@ -387,6 +410,19 @@ EVERY_SOURCE = NegativesConfig(
     uniform=20, popularity=20, observed=2, hard=2, hard_ranks=(1, 20), hard_ratio=7, attribute="brand",
     attribute_items=2, memory=30,
 )  # fmt: skip
+
+
+def test_a_draw_looks_at_the_rows_of_its_batch_alone(everything_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lengths of all rows are a pass over all users, or all items: seconds a batch where there are many."""
+    sampler = CandidateSampler(everything_data, EVERY_SOURCE, seed=1)
+    rng = torch.Generator().manual_seed(0)
+
+    def of_all_rows(self: Ragged) -> None:
+        raise AssertionError("the lengths of all rows")
+
+    monkeypatch.setattr(Ragged, "lengths", property(of_all_rows))
+    sampler.mine(torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
+    assert sampler(*positives(everything_data, 20), 0, torch.arange(30), CPU).own.shape[1] == 6
 
 
 def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:

@@ -22,6 +22,7 @@ from twotower.errors import ConfigError, nearest
 
 KEPT = 64
 """Items of a user's rank window that are remembered between two minings."""
+_CELLS = 2**25  # scores that are held at a time while mining
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,9 @@ class CandidateSampler:
 
     def mine(self, users: Tensor, items: Tensor, epoch: int, block: int = 1024) -> None:
         """Rank the catalogue for every user by `users` (n_users, D) . `items` (N, D), what they liked left out, and
-        remember a random part of the window `hard_ranks`."""
+        remember a random part of the window `hard_ranks`. At most `block` users at a time."""
         first, last = self._config.hard_ranks
+        block = max(1, min(block, _CELLS // self._n_items))
         rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6D69], counter=[0, 0, 0, epoch]))
         mined = np.full((len(users), KEPT), -1, np.int32)
         for start in range(0, len(users), block):
@@ -234,7 +236,7 @@ class CandidateSampler:
 
 def _rows_of(ragged: Ragged, rows: Ints) -> tuple[Ints, Ints]:
     """Values of some rows, row after row, and their lengths."""
-    lengths = ragged.lengths[rows]
+    lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
     ends = np.cumsum(lengths)
     inside = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
     return ragged.values[np.repeat(ragged.offsets[rows], lengths) + inside].astype(np.int64), lengths
@@ -242,7 +244,7 @@ def _rows_of(ragged: Ragged, rows: Ints) -> tuple[Ints, Ints]:
 
 def _some(ragged: Ragged, rows: npt.NDArray[np.integer], n: int, rng: np.random.Generator) -> Ints:
     """(len(rows), n) values of each row, neighbours from a random place on, none twice; -1 where a row has fewer."""
-    lengths = ragged.lengths[rows]
+    lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
     start = (rng.random(len(rows)) * lengths).astype(np.int64)
     place = (start[:, None] + np.arange(n)) % np.maximum(lengths, 1)[:, None]
     if not len(ragged.values):
