@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 DATA ?= $(TWOTOWER_DATA)
+# The published order of every user's films, where you have it: SEQUENCES=path/to/ml-1m-sequences.zip
+ORDER = $(if $(SEQUENCES),--sequences "$(SEQUENCES)")
 BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
@@ -50,13 +52,17 @@ docs: .venv/.test
 bench-env: .venv-bench/.ready
 .venv-bench/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e . 'torch-rechub>=0.9,<0.10'
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e . 'torch-rechub>=0.9,<0.10' implicit scipy
 	@touch $@
 
 bench: bench-env
 	@test -n "$(DATA)" || { echo "error: name the archive: make bench DATA=path/to/ml-1m.zip"; exit 2; }
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/train_speed.py
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/rank_quality.py
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/baselines.py --out runs/retrieval.json $(ORDER)
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/retrieval_quality.py --out runs/retrieval.json $(ORDER)
+	.venv-bench/bin/python benchmarks/search_speed.py
+	.venv-bench/bin/python benchmarks/embed_speed.py
 
 clean:
 	rm -rf .venv .venv-bench build dist src/*.egg-info

@@ -18,7 +18,7 @@ from twotower.bundle import BundleError, Store
 from twotower.config import IndexConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
-from twotower.publish import _write
+from twotower.publish import _probe, _write
 from twotower.retrieve import Request, Retriever
 from twotower.run import Run
 
@@ -132,6 +132,38 @@ def test_fault_A3_a_damaged_file_is_refused_before_it_is_parsed(runs: tuple[Run,
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     assert pipeline.retriever(tmp_path / "store").recommend(Request("1"), 3).items
+
+
+@pytest.mark.parametrize("which", ["memory", "folder"])
+def test_files_of_another_model_than_the_one_in_memory_are_not_published(
+    runs: tuple[Run, Run], tmp_path: Path, which: str
+) -> None:
+    """Trained on after loading, or trained anew in the same folder meanwhile: no bundle holds both models."""
+    folder = tmp_path / "run"
+    shutil.copytree(str(runs[0].folder), folder)
+    run = twotower.load(folder)
+    if which == "memory":
+        with torch.no_grad():
+            next(run.model.parameters()).add_(0.1)
+    else:
+        shutil.rmtree(folder)
+        twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(train={"seed": 5}), folder=folder)
+    with pytest.raises(BundleError, match="holds another model than the run in memory"):
+        pipeline.publish(run, tmp_path / "store")
+    assert Store(tmp_path / "store").bundles() == []
+    pipeline.publish(twotower.load(folder), tmp_path / "store")
+
+
+def test_the_methods_must_agree_on_more_than_the_first_user(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    def write(folder: Path) -> dict[str, object]:
+        facts = _write(runs[0], runs[0].config.index, folder, lambda line: None)
+        vectors = np.load(folder / "user_vectors.npy")
+        vectors[20] = vectors[21]
+        np.save(folder / "user_vectors.npy", vectors)
+        return facts
+
+    with pytest.raises(BundleError, match="give different answers"):
+        Store.create(tmp_path / "store").publish(write, _probe)
 
 
 def test_fault_C10_zero_and_broken_vectors_are_counted_and_never_found(

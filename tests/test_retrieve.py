@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import polars as pl
 from conftest import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
@@ -20,11 +21,18 @@ from twotower.errors import DataError
 from twotower.evaluation import evaluate_part
 from twotower.retrieve import Request, Retriever
 from twotower.run import Run
-from twotower.schema import Sequence
+from twotower.schema import Numeric, Sequence
 
 DECAY = Sequence(name="latest", side="user", pooling="decay", rates=(0.0, 0.7, 1.0))
 SCHEMA = EVERYTHING_SCHEMA.model_copy(
-    update={"features": (*(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")), DECAY)}
+    update={
+        "features": (
+            *(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")),
+            DECAY,
+            Numeric(name="bought", side="user", statistic="count"),
+            Numeric(name="mildness", side="user", statistic="mean"),
+        )
+    }
 )
 CONFIG = settings(
     split={"kind": "last"},
@@ -38,7 +46,9 @@ CONFIG = settings(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Every kind of feature, a decaying history among them."""
-    return twotower.fit(everything(), SCHEMA, CONFIG, folder=tmp_path_factory.mktemp("runs") / "run")
+    users, items, actions = everything()
+    items = items.with_columns(year=pl.Series([1990.0 + i % 8 for i in range(len(items))]))
+    return twotower.fit((users, items, actions), SCHEMA, CONFIG, folder=tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +130,11 @@ def test_filters_and_bans(retriever: Retriever, run: Run) -> None:
     assert brand == [i for i in everything_left if int(i[1:]) % 5 == 2]
     tagged = ids(retriever.recommend(Request("u5"), 40, where={"tags": "t2"}))
     assert tagged == [i for i in everything_left if int(i[1:]) % 4 == 3]
+    # A whole number is one value however a table holds it.
+    for year in ("1993", "1993.0"):
+        found = ids(retriever.recommend(Request("u5"), 40, where={"year": year}))
+        assert found == [i for i in everything_left if int(i[1:]) % 8 == 3] * (year == "1993")
+    assert ids(retriever.recommend(Request("u5"), 3, where={"brand": "\udcff"})) == []
     assert ids(
         retriever.recommend(Request("u5"), 3, allow=["i1", "i2", "zz"], keep_seen=True, where={"brand": "brand1"})
     ) == ["i1"]
@@ -170,6 +185,9 @@ def test_json_has_ids_as_text(retriever: Retriever) -> None:
         ({"user": 1}, "unknown key 'user'; did you mean 'user_id'"),
         ({"user_id": True}, "user_id is True"),
         ({"features": [1]}, "features is not an object"),
+        ({"features": 0}, "features is not an object"),
+        ({"features": ""}, "features is not an object"),
+        ({"history": [{"id": True}]}, "is no event"),
         ({"history": "i1"}, "history is not a list"),
         ({"history": [{"item": 1}]}, "is no event"),
         ({"history": [None]}, "is no event"),
@@ -203,6 +221,11 @@ def test_arguments_out_of_range_are_refused(retriever: Retriever, change: dict[s
     [
         ({"agee": 3}, "no feature 'agee'; did you mean 'age'"),
         ({"age": "old"}, "feature 'age' is 'old', expected Float64"),
+        ({"age": {}}, "feature 'age' is {}, expected Float64"),
+        ({"city": {"name": "Porto"}}, "feature 'city' is {'name': 'Porto'}, expected String"),
+        ({"city": "\udcff"}, "feature 'city' is .*, expected String"),
+        ({"age": 1e35}, "too large"),
+        ({"bought": 3}, r"no feature 'bought' \(allowed: age, city, income\)"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(retriever: Retriever, features: dict[str, object], said: str) -> None:
@@ -210,6 +233,26 @@ def test_features_that_do_not_fit_are_refused(retriever: Retriever, features: di
         retriever.recommend(Request(features=features), 5, 2)
     with pytest.raises(DataError, match="item 'zz' is not among the 40 items"):
         retriever.similar("zz")
+
+
+def test_method_1_says_that_features_change_no_stored_vector(retriever: Retriever) -> None:
+    asked = Request.parse({"user_id": "u1", "features": {"age": 20}, "history": ["i1"]})
+    with pytest.raises(DataError, match="method 1 answers user 'u1' from the stored vector.*method 2"):
+        retriever.recommend(asked, 5, 1)
+    assert retriever.recommend(asked, 5, 2).source == "model"
+    # A history is left out of the answer and changes nothing else.
+    before = ids(retriever.recommend(Request("u1"), 6))
+    assert ids(retriever.recommend(Request("u1", history=[(before[0], True)]), 5)) == before[1:]
+
+
+def test_a_stranger_is_what_a_new_row_of_a_table_is(run: Run, retriever: Retriever, tmp_path: Path) -> None:
+    features = {"city": "city1", "age": 30.0, "income": 100.0}
+    pl.DataFrame({"uid": ["nobody"]} | {n: [v] for n, v in features.items()}).write_parquet(tmp_path / "new.parquet")
+    pipeline.embed(run, "user", tmp_path / "new.parquet", tmp_path / "out")
+    expected = np.load(tmp_path / "out" / "vectors.npy") @ run.factors().items.numpy().T
+    answer = retriever.recommend(Request(features=features), 40)
+    assert ids(answer) == [f"i{i}" for i in np.argsort(-expected[0], kind="stable")]
+    np.testing.assert_allclose([i.score for i in answer.items], np.sort(expected[0])[::-1], atol=1e-4)
 
 
 def test_a_retriever_needs_no_torch(store: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +88,9 @@ def test_an_unfinished_run_says_how_to_finish_it(copy: Path) -> None:
         run.load(copy)
     with pytest.raises(RunError, match="no run"):
         run.load(copy / "nowhere")
+    (copy.parent / "store" / "bundles").mkdir(parents=True)
+    with pytest.raises(RunError, match="a store of bundles, not a run"):
+        run.load(copy.parent / "store")
 
 
 def test_one_flipped_bit_in_the_weights_is_refused(copy: Path) -> None:
@@ -112,6 +118,52 @@ def test_encoders_that_do_not_fit_the_weights_are_refused(copy: Path) -> None:
     path.write_text(json.dumps(state))
     with pytest.raises(RunError, match="weights do not fit"):
         run.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.toml", b"[]", "config.toml: damaged"),
+        ("config.toml", b"\xff\xfe", "config.toml: damaged"),
+        ("model.json", b"[]", "model.json: format None"),
+        ("model.json", b'{"format": 1}', "model.json: format 1"),
+        ("metrics.json", b"[" * 100_000, "metrics.json: not readable as JSON"),
+        ("history.jsonl", b"{", "history.jsonl: not readable"),
+    ],
+)
+def test_a_file_of_something_else_is_one_line(copy: Path, name: str, content: bytes, said: str) -> None:
+    (copy / name).write_bytes(content)
+    with pytest.raises(RunError, match=said):
+        run.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("users", lambda f: f.drop("city")),
+        ("items", lambda f: f.drop("iid")),
+        ("interactions", lambda f: f.drop("user")),
+        ("interactions", lambda f: f.with_columns(f["user"].cast(pl.String))),
+        ("interactions", lambda f: f.with_columns(user=pl.lit(None))),
+    ],
+)
+def test_a_table_of_something_else_is_one_line(copy: Path, name: str, change: object) -> None:
+    path = copy / f"{name}.parquet"
+    change(pl.read_parquet(path)).write_parquet(path)  # type: ignore[operator]
+    with pytest.raises(RunError, match="a table is not as it was written"):
+        run.load(copy)
+
+
+def test_a_run_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
+    users, items, actions = checkerboard()
+    items, actions = (t.with_columns(pl.format("ä{}☃", "item_id").alias("item_id")) for t in (items, actions))
+    pipeline.fit((users, items, actions), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-c", f"from twotower import run; run.load({str(tmp_path / 'run')!r})"],
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
 
 
 def test_truncated_parquet_is_refused(copy: Path) -> None:

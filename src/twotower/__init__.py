@@ -4,6 +4,8 @@
     run = twotower.fit((users, items, interactions), schema, config, folder="runs/mine")
     twotower.evaluate(run)
     twotower.recommend(twotower.load("runs/mine"), user_id)
+    twotower.publish(run, "store")
+    twotower.retriever("store").recommend(twotower.Request(user_id), k=10)
 
 Importing the package loads nothing heavy; the names below are loaded on first use.
 """
@@ -19,14 +21,18 @@ if TYPE_CHECKING:
     from twotower.compat import DSSMTrainable
     from twotower.config import Config
     from twotower.errors import TwoTowerError
-    from twotower.pipeline import evaluate, fit, load, recommend
+    from twotower.pipeline import evaluate, fit, load, publish, recommend, retriever
+    from twotower.retrieve import Request
     from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Vector
 
 _HOME = {
     "fit": "pipeline",
     "evaluate": "pipeline",
     "load": "pipeline",
+    "publish": "pipeline",
     "recommend": "pipeline",
+    "retriever": "pipeline",
+    "Request": "retrieve",
     "Config": "config",
     "Schema": "schema",
     "Categorical": "schema",
@@ -43,6 +49,7 @@ __all__ = [
     "DSSMTrainable",
     "MultiHot",
     "Numeric",
+    "Request",
     "Schema",
     "Sequence",
     "TwoTowerError",
@@ -50,7 +57,9 @@ __all__ = [
     "evaluate",
     "fit",
     "load",
+    "publish",
     "recommend",
+    "retriever",
 ]
 
 

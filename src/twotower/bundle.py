@@ -264,7 +264,9 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
                 if not isinstance(e, Exception) or getattr(e, "exit_code", 2) != 2:
                     raise
-                what = e.strerror if isinstance(e, OSError) else str(e)
+                what = str(e)
+                if isinstance(e, OSError):
+                    what = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
                 raise BundleError(
                     f"{self.path}: not published, CURRENT stays {old or 'unset'}: {what or type(e).__name__}",
                     getattr(e, "reason", stage),
@@ -349,8 +351,9 @@ class Store:
         path = self.path / "HISTORY.jsonl"
         try:
             before = path.read_bytes() if path.exists() else b""
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
             # Replaced as a whole: a kill or a full disk never leaves half a line.
-            storage.write(path, before + json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n", 0o644)
+            storage.write(path, before + text.encode(errors="backslashreplace"), 0o644)
         except RunError as e:
             raise RunError(f"{e}; CURRENT is {self._pointer() or 'unset'}") from e
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -31,6 +32,9 @@ Overrides = Annotated[
 
 def main() -> None:
     """Entry point: turns errors of the package into one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # ids and titles have characters that a terminal may not
     sys.exit(run_command(app))
 
 
@@ -82,7 +86,8 @@ def evaluate(
         retriever = pipeline.retriever(path)
         found = pipeline.evaluate_bundle(retriever)
         if as_json:
-            print(json.dumps({"bundle_id": retriever.bundle.id} | found, indent=1))
+            known = {way: {m: v for m, v in metrics.items() if v == v} for way, metrics in found.items()}
+            print(json.dumps({"bundle_id": retriever.bundle.id} | known, indent=1, allow_nan=False))
         else:
             print(f"bundle {retriever.bundle.id}\n{retriever.dataset.describe()}")
             print_served(found, retriever.config.evaluation.k)
@@ -232,14 +237,19 @@ def recommend(
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
             raise ConfigError(f"--user {user} and the user_id in {features} are not the same")
         body["user_id"] = user
-    filters = dict(_equality(text) for text in where or [])
+    filters: dict[str, str] = {}
+    for text in where or []:
+        column, value = _equality(text)
+        if column in filters:
+            raise ConfigError(f"--where {text}: a condition on {column} is there already; give one for each column")
+        filters[column] = value
     answer = _retriever(store).recommend(
         Request.parse(body),
         k,
         method,
         ban=ban or (),
         where=filters or None,
-        keep_seen=keep_seen,  # type: ignore[arg-type]
+        keep_seen=keep_seen,
     )
     _print_answer(answer, as_json)
 
@@ -268,7 +278,7 @@ def _json_file(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise DataError(f"{path}: not readable as JSON ({e})") from None
 
 
@@ -356,8 +366,9 @@ def demo(
         "runs/demo"
     ),
 ) -> None:
-    """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend."""
+    """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish."""
     from twotower import demo as main_job
+    from twotower import pipeline
 
     with Console() as console:
         done = main_job.main(data, run, console)
@@ -366,11 +377,17 @@ def demo(
     print_metrics(done.metrics, k)
     for line in main_job.recommendations(done, k):
         print(line)
+    store = run.with_name(f"{run.name}-store")
+    print()
+    pipeline.publish(done, store, say=print)
     print(
         f"\nThe run is in {run}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser."
         f"\nNext:\n  .venv/bin/twotower evaluate {run}"
-        "\n  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank   # the best ranking, minutes"
-        "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own         # your own tables, see docs/tutorial.md"
+        f"\n  .venv/bin/twotower recommend --store {store} --user {done.dataset.users.ids[0]}"
+        f"\n  .venv/bin/twotower doctor {run}"
+        "\n  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank           # the best ranking, minutes"
+        "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # the best retrieval, minutes"
+        "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own                    # your own tables, see docs/tutorial.md"
     )
 
 

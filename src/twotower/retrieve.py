@@ -31,11 +31,12 @@ from twotower.data import dataset as datasets
 from twotower.data.dataset import Dataset
 from twotower.data.feed import feed
 from twotower.data.splits import TEST, TRAIN
-from twotower.encoders import Column, Floats, Ints, Ragged
+from twotower.encoders import Column, Floats, Ints, Ragged, spelled
 from twotower.errors import ConfigError, DataError, RunError, nearest
 from twotower.index import Index
+from twotower.index.exact import LONGEST
 from twotower.onnx_tower import OnnxTower
-from twotower.schema import MultiHot, Schema, Sequence
+from twotower.schema import MultiHot, Numeric, Schema, Sequence
 
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular"]
@@ -44,7 +45,11 @@ MAX_K = 10_000
 
 @dataclass(frozen=True)
 class Request:
-    """Who asks. `user_id` is known or not; `features` replace the stored ones; `history` replaces the stored one."""
+    """Who asks. `user_id` is known or not; `features` replace the stored ones; `history` replaces the stored one.
+
+    Method 1 answers a known user from the stored vector: it only leaves out what `history` names, and takes no
+    `features`.
+    """
 
     user_id: str | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
@@ -62,24 +67,24 @@ class Request:
         for key in body:
             if key not in known:
                 raise DataError(f"request: unknown key '{key}'{nearest(key, known)} (allowed: {', '.join(known)})")
-        user_id, features, history = body.get("user_id"), body.get("features") or {}, body.get("history")
+        user_id, features, history = body.get("user_id"), body.get("features"), body.get("history")
         if isinstance(user_id, bool) or not isinstance(user_id, str | int | None):
             raise DataError(f"request: user_id is {user_id!r}, expected text or a number")
-        if not isinstance(features, dict):
+        if not isinstance(features, dict | None):
             raise DataError("request: features is not an object of columns and values")
         if history is not None and not isinstance(history, list):
             raise DataError("request: history is not a list")
         events = None if history is None else [_event(e) for e in history]
-        return cls(None if user_id is None else str(user_id), features, events)
+        return cls(None if user_id is None else str(user_id), features or {}, events)
 
 
 def _event(event: Any) -> tuple[str, bool]:
     if isinstance(event, str | int) and not isinstance(event, bool):
         return str(event), True
-    if isinstance(event, dict) and set(event) <= {"id", "liked"} and isinstance(event.get("id"), str | int):
-        liked = event.get("liked", True)
-        if isinstance(liked, bool):
-            return str(event["id"]), liked
+    if isinstance(event, dict) and set(event) <= {"id", "liked"}:
+        item, liked = event.get("id"), event.get("liked", True)
+        if isinstance(item, str | int) and not isinstance(item, bool) and isinstance(liked, bool):
+            return str(item), liked
     raise DataError(f'request: {event!r} is no event of a history, expected an item id or {{"id": …, "liked": true}}')
 
 
@@ -204,12 +209,14 @@ class Retriever:
         if source == "popular":
             rows, scores = self._most_popular(k, out, allowed)
         else:
-            # Only the live tower can answer for features and histories that are not the stored ones.
-            live = method == 2 or row is None
-            if live:
+            if method == 2 or row is None:
                 vector = self._live(request, row, unknown)
+            elif request.features:
+                raise DataError(
+                    f"request: method 1 answers user '{request.user_id}' from the stored vector, which features do not "
+                    "change; ask by method 2, or leave the features out"
+                )
             else:
-                assert row is not None
                 vector = np.asarray(self.user_vectors[row : row + 1])
             found, values = self.index.search(vector, k, allowed=allowed, banned=[out], exact=exact)
             rows, scores = found[0], values[0]
@@ -230,13 +237,23 @@ class Retriever:
                 columns[f.name] = Ragged(codes.astype(np.int32), np.array([0, len(codes)]))
             elif f.source in request.features and _is_unknown(columns[f.name]):
                 unknown.append(f.name)
-        return self.tower(feed(self.fields, columns, np.array([0])))
+        vector = self.tower(feed(self.fields, columns, np.array([0])))
+        if not np.linalg.norm(vector) < LONGEST:
+            raise DataError("request: the user tower's vector is not finite; is a number among the features too large?")
+        return vector
 
     def _frame(self, request: Request, row: int | None) -> pl.DataFrame:
         """One row of the users table: the stored one or nulls, with the request's features in their place."""
         users = self.dataset.users.frame
         frame = users[row] if row is not None else users.clear(1)
-        wanted = {f.source for f in self.schema.side("user") if not isinstance(f, Sequence)}
+        wanted, counts = set(), []
+        for f in self.schema.side("user"):
+            if isinstance(f, Numeric) and f.statistic:  # of the training interactions: not for a request to say
+                counts += [f.source] if f.statistic == "count" else []
+            elif not isinstance(f, Sequence):
+                wanted.add(f.source)
+        if row is None:
+            frame = frame.with_columns(pl.lit(0.0, frame.schema[name]).alias(name) for name in counts)
         allowed = sorted(wanted - {self.schema.user_id})
         values = dict(request.features)
         if request.user_id is not None and row is None:
@@ -248,9 +265,11 @@ class Retriever:
                 )
             dtype = frame.schema[name]
             try:
+                if isinstance(value, dict):
+                    raise TypeError
                 given = pl.Series(name, [value], strict=False)
                 series = given.cast(dtype, strict=True) if given.dtype != dtype else given
-            except (pl.exceptions.PolarsError, TypeError, OverflowError):
+            except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: half a character
                 if name == self.schema.user_id:  # an id of another kind is an unknown user
                     continue
                 raise DataError(f"request: feature '{name}' is {value!r}, expected {dtype}") from None
@@ -277,7 +296,8 @@ class Retriever:
         return {f.name: encoders.sequence_codes(f, ids) for f in self.schema.side("user") if isinstance(f, Sequence)}
 
     def _most_popular(self, k: int, out: Ints, allowed: Ints | None) -> tuple[Ints, Floats]:
-        rows = self._popular if allowed is None else self._popular[np.isin(self._popular, allowed)]
+        # Without a filter the first k and as many as are left out are enough; a catalogue may be large.
+        rows = self._popular[: k + len(out)] if allowed is None else self._popular[np.isin(self._popular, allowed)]
         rows = rows[~np.isin(rows, out)][:k]
         return rows, np.zeros(len(rows), np.float32)
 
@@ -309,6 +329,7 @@ class Retriever:
         if column not in known:
             raise DataError(f"filter: items have no column '{column}'{nearest(column, known)} (found: {', '.join(known)})")
         series = frame[column]
+        value = value.encode(errors="backslashreplace").decode()  # half a character, which no column holds
         for f in self.schema.side("item"):
             if isinstance(f, MultiHot) and f.source == column and f.separator and series.dtype == pl.String:
                 series = series.str.split(f.separator)
@@ -317,7 +338,7 @@ class Retriever:
         elif series.dtype.is_nested():
             raise DataError(f"filter: items' column '{column}' holds {series.dtype}, which cannot be compared")
         else:
-            found = series.cast(pl.String) == value
+            found = spelled(series).cast(pl.String) == value
         return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
 
     # ---- items
@@ -329,7 +350,7 @@ class Retriever:
         if isinstance(k, bool) or not 1 <= k <= MAX_K:
             raise DataError(f"k is {k}, expected 1 to {MAX_K:,}")
         row = int(self._rows([item_id], strict=True)[0])
-        directions, place = self._directions
+        directions, rows, place = self._directions
         if not place[row] >= 0:
             raise DataError(f"item '{item_id}' has no vector to compare (it was rejected when the index was built)")
         scores = directions @ directions[place[row]]
@@ -337,13 +358,14 @@ class Retriever:
         n = min(k, len(scores) - 1)
         best = np.argpartition(-scores, n - 1)[:n] if n else np.zeros(0, np.int64)
         best = best[np.argsort(-scores[best], kind="stable")]
-        items = self._items(self.index.rows[best], scores[best])
+        items = self._items(rows[best], scores[best])
         spent = (time.perf_counter() - started) * 1e3
         return Answer(items, self.bundle.id, 1, "model", round(spent, 3), len(items) < k)
 
     @cached_property
-    def _directions(self) -> tuple[Floats, Ints]:
-        """Unit vectors of the index's rows without the bias columns, and the place of every item row (-1: none)."""
+    def _directions(self) -> tuple[Floats, Ints, Ints]:
+        """Unit vectors of the index's rows without the bias columns, these rows, and the place of every item row
+        (-1: none)."""
         rows = self.index.rows
         vectors = np.array(self.index.vectors(rows), np.float32)
         if self.config.model.bias:
@@ -351,7 +373,7 @@ class Retriever:
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         place = np.full(len(self.item_ids), -1, np.int64)
         place[rows] = np.arange(len(rows))
-        return vectors, place
+        return vectors, rows, place
 
     # ---- many users
 
@@ -383,7 +405,7 @@ class Retriever:
 def _settings(folder: Path) -> tuple[Schema, Config]:
     path = folder / "config.toml"
     try:
-        schema, config = settings.parse(tomllib.loads(datasets.read(path, Path.read_text)), str(path))
+        schema, config = settings.parse(tomllib.loads(datasets.read(path, datasets.text)), str(path))
     except (tomllib.TOMLDecodeError, ConfigError) as e:
         raise RunError(f"{path}: {e}") from None
     if schema is None:

@@ -29,7 +29,7 @@ import twotower
 from twotower import config as settings
 from twotower import storage
 from twotower.config import Config
-from twotower.data.dataset import Dataset, read, save
+from twotower.data.dataset import Dataset, read, save, text
 from twotower.data.dataset import load as load_dataset
 from twotower.data.splits import TEST
 from twotower.encoders import Encoders, Ragged
@@ -156,13 +156,19 @@ def load(folder: Path | str) -> Run:
     """Read a run folder back. Raises RunError if a file is missing, damaged or belongs to another run."""
     folder = Path(folder)
     if not is_complete(folder):
-        what = "an unfinished run" if (folder / "config.toml").exists() else "no run"
+        if not (folder / "config.toml").exists():
+            what = "a store of bundles, not a run" if (folder / "bundles").is_dir() else "no run there"
+            raise RunError(f"{folder}: {what} (config.toml is missing); name a folder that `twotower train --run` made")
         raise RunError(
-            f"{folder}: {what} (metrics.json is missing); train it with `twotower train … --run {folder} --resume`"
+            f"{folder}: an unfinished run (metrics.json is missing); "
+            f"train it with `twotower train … --run {folder} --resume`"
         )
     schema, config = read_config(folder)
     dataset = load_dataset(folder, schema, config.split)
-    history = [json.loads(line) for line in read(folder / "history.jsonl", Path.read_text).splitlines()]
+    try:
+        history = [json.loads(line) for line in read(folder / "history.jsonl", text).splitlines()]
+    except ValueError as e:
+        raise RunError(f"{folder / 'history.jsonl'}: not readable as lines of JSON ({e})") from None
     model = load_model(folder, config, dataset.encoders)
     return Run(folder, config, dataset, model, storage.read_json(folder / "metrics.json"), history)
 
@@ -172,7 +178,10 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
     path = folder / "config.toml"
     if not path.exists():
         raise RunError(f"{folder}: no run here (config.toml is missing)")
-    schema, config = settings.parse(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    try:
+        schema, config = settings.parse(tomllib.loads(read(path, text)), str(path))
+    except tomllib.TOMLDecodeError as e:
+        raise RunError(f"{path}: damaged ({e})") from None
     if schema is None:
         raise RunError(f"{path}: the schema is missing")
     return schema, config
@@ -181,8 +190,9 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
 def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     """The model whose weights are in `folder`. Raises RunError if they are damaged or do not fit."""
     about = storage.read_json(folder / "model.json")
-    if about.get("format") != FORMAT:
-        raise RunError(f"{folder / 'model.json'}: format {about.get('format')!r}, this version reads {FORMAT}")
+    form = about.get("format") if isinstance(about, dict) else None
+    if form != FORMAT or "sha256" not in about:
+        raise RunError(f"{folder / 'model.json'}: format {form!r}, this version reads {FORMAT}")
     data = read(folder / "model.safetensors", Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")

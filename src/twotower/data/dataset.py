@@ -203,14 +203,22 @@ def save(dataset: Dataset, folder: Path) -> None:
 
 def load(folder: Path, schema: Schema, split: SplitConfig) -> Dataset:
     """What `save` wrote. Raises RunError if a file is missing, damaged or does not fit the schema."""
-    encoders = Encoders.from_json(schema, read(folder / "encoders.json", Path.read_text))
+    encoders = Encoders.from_json(schema, read(folder / "encoders.json", text))
     users, items, actions = (read(folder / f"{n}.parquet", pl.read_parquet) for n in ("users", "items", "interactions"))
-    pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
-    seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
-    for name, rows, frame in (("users", pairs.user, users), ("items", pairs.item, items)):
-        if len(rows) and int(rows.max()) >= frame.height:
-            raise RunError(f"{folder}: interactions.parquet names more {name} than {name}.parquet holds")
-    return assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random")
+    try:
+        pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
+        seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
+        for name, rows, frame in (("users", pairs.user, users), ("items", pairs.item, items)):
+            if len(rows) and int(rows.max()) >= frame.height:
+                raise RunError(f"{folder}: interactions.parquet names more {name} than {name}.parquet holds")
+        return assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random")
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
+        raise RunError(f"{folder}: a table is not as it was written ({str(e).splitlines()[0]})") from e
+
+
+def text(path: Path) -> str:
+    """A reader for `read`: UTF-8, whatever the locale says."""
+    return path.read_text(encoding="utf-8")
 
 
 def read(path: Path, reader: Callable[[Path], Any]) -> Any:
