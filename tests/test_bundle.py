@@ -127,6 +127,18 @@ def test_what_is_published_is_current_whole_and_says_what_it_is(store: Store) ->
     assert not leftovers(store)
 
 
+def test_a_reason_of_any_bytes_is_in_the_history_and_a_file_that_is_missing_is_named(store: Store) -> None:
+    store.publish(content("one"), reason="caf\udce9")  # what a shell gives for a byte that is no UTF-8
+    assert store.history()[-1]["reason"] == "caf\udce9"
+
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "nowhere" / "x").read_bytes()
+        return {}
+
+    with pytest.raises(BundleError, match=r"nowhere/x: No such file"):
+        store.publish(write)
+
+
 def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o077)
     try:

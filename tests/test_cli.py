@@ -9,10 +9,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import polars as pl
 import pytest
 from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
 
-from twotower import cli
+from twotower import cli, pipeline
 from twotower import config as toml
 
 
@@ -81,6 +82,54 @@ def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(
     for word in words:
         assert word in error
     assert {p.name for p in project.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published model of films with names in two scripts, whose users liked all they met."""
+    folder = tmp_path_factory.mktemp("published")
+    users, items, actions = checkerboard()
+    items = items.with_columns(pl.format("Дом ☃ {}", "item_id").alias("title"))
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"title": "title"})
+    config = settings(loss={"kind": "softmax"}, negatives={"full": True}, train={"monitor": "validation.recall@5"})
+    run = pipeline.fit(
+        (users, items, actions.filter(pl.col("liked") == 1).head(300)), schema, config, folder=folder / "run"
+    )
+    pipeline.publish(run, folder / "store")
+    return folder / "store"
+
+
+def test_characters_that_a_terminal_does_not_have_end_nothing(store: Path) -> None:
+    arguments = ["recommend", "--store", str(store), "--user", "1", "-k", "3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "twotower.cli", *arguments], env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\\u2603" in done.stdout
+
+
+def test_json_of_what_cannot_be_measured_leaves_it_out(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def none(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    assert call("evaluate", store, "--json") == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=none)
+    assert "recall@5" in found["index"]
+    assert "gauc" not in found["index"]  # nobody disliked anything
+
+
+def test_odd_requests_are_one_line(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000, encoding="utf-8")
+    for arguments, said in (
+        (["--features", deep], "deep.json: not readable as JSON"),
+        (["--user", "1", "--where", "title=a", "--where", "title=b"], "--where title=b: a condition on title is there"),
+    ):
+        assert call("recommend", "--store", store, *arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert said in error
 
 
 def test_the_template_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,7 +250,9 @@ def test_a_damaged_or_foreign_file_is_a_run_error(worlds: dict[str, Dataset], tm
     x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy")
     other = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", [x], [y])
     with pytest.raises(RunError, match="not a tower"):
-        OnnxTower(helper.make_model(other, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString())
+        OnnxTower(
+            helper.make_model(other, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+        )
 
 
 def test_inputs_that_do_not_fit_are_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
@@ -278,7 +280,14 @@ def test_a_feed_says_what_side_tensors_say(worlds: dict[str, Dataset], side: Sid
     data = worlds["even"]
     fields, columns = data.encoders.fields(side), data.side(side).columns
     n = len(data.side(side))
-    for rows in (np.arange(n), np.array([5, 0, 5]), np.array([n - 1], np.int8), np.zeros(0, np.int64), slice(3, 9), slice(None)):
+    for rows in (
+        np.arange(n),
+        np.array([5, 0, 5]),
+        np.array([n - 1], np.int8),
+        np.zeros(0, np.int64),
+        slice(3, 9),
+        slice(None),
+    ):
         numbers = np.arange(n)[rows] if isinstance(rows, slice) else rows.astype(np.int64)
         wanted = SideTensors(data.side(side), fields).take(numbers)
         found = feed(fields, columns, rows)
@@ -501,6 +510,14 @@ def test_a_folder_of_something_else_stays_as_it_is(run: Run, tmp_path: Path) -> 
         with pytest.raises(RunError, match=r"letter\.txt"):
             embed(run, "item", tmp_path / "t.parquet", out)
     assert (tmp_path / "out" / "letter.txt").read_text() == "x"
+
+
+def test_the_present_folder_can_be_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.dataset.users.frame.write_parquet(tmp_path / "users.parquet")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert embed(run, "user", tmp_path / "users.parquet", ".") == len(run.dataset.users)
+    assert {p.name for p in (tmp_path / "here").iterdir()} == {"vectors.npy", "ids.parquet"}
 
 
 def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str, Dataset], tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import polars as pl
 from conftest import EVERYTHING_SCHEMA, everything, settings
 
 import twotower

@@ -150,7 +150,9 @@ def _tune(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str
     tuned = indexes.tune(index, queries[:half], config.k, config.recall)
     found = indexes.recall(index, queries[half:], config.k)
     if tuned.setting:
-        say(f"index: {', '.join(f'{k} {v}' for k, v in tuned.setting.items())}, tuned to recall@{config.k} {config.recall}")
+        say(
+            f"index: {', '.join(f'{k} {v}' for k, v in tuned.setting.items())}, tuned to recall@{config.k} {config.recall}"
+        )
     say(f"recall gate: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
     return {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
 

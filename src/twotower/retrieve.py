@@ -311,7 +311,9 @@ class Retriever:
         """Rows of item ids; unknown ones are an error if `strict`, else left out."""
         rows = [self._item_row.get(str(i), -1) for i in ids]
         if strict and -1 in rows:
-            raise DataError(f"item '{ids[rows.index(-1)]}' is not among the {len(self.item_ids):,} items of this bundle")
+            raise DataError(
+                f"item '{ids[rows.index(-1)]}' is not among the {len(self.item_ids):,} items of this bundle"
+            )
         return np.array([r for r in rows if r >= 0], np.int64)
 
     def _allowed(self, allow: Many[str] | None, where: Mapping[str, str] | None) -> Ints | None:
@@ -327,7 +329,9 @@ class Retriever:
         frame = self.dataset.items.frame
         known = [c for c in frame.columns if not c.startswith("__")]
         if column not in known:
-            raise DataError(f"filter: items have no column '{column}'{nearest(column, known)} (found: {', '.join(known)})")
+            raise DataError(
+                f"filter: items have no column '{column}'{nearest(column, known)} (found: {', '.join(known)})"
+            )
         series = frame[column]
         value = value.encode(errors="backslashreplace").decode()  # half a character, which no column holds
         for f in self.schema.side("item"):
@@ -377,9 +381,7 @@ class Retriever:
 
     # ---- many users
 
-    def rank(
-        self, users: Ints, k: int, method: Method, seen: Ragged, exact: bool = False, block: int = 256
-    ) -> Ints:
+    def rank(self, users: Ints, k: int, method: Method, seen: Ragged, exact: bool = False, block: int = 256) -> Ints:
         """(len(users), k) item rows for known users by row, what `seen` holds for them left out; -1 past the end."""
         best = np.full((len(users), k), -1, np.int64)
         for start in range(0, len(users), block):
@@ -422,5 +424,3 @@ def _is_unknown(column: Column) -> bool:
     if isinstance(column, Ragged):
         return not len(column.values)
     return column.dtype == np.int32 and not column.any()
-
-
