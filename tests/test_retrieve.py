@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from conftest import EVERYTHING_SCHEMA, everything, settings
 

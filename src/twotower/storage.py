@@ -63,7 +63,7 @@ def read_json(path: Path) -> Any:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and is removed when it does not."""
-    path = Path(os.path.abspath(path))  # "." has no name
+    path = path.resolve()  # "." has no name
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
