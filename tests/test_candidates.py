@@ -224,6 +224,34 @@ def test_every_observed_dislike_has_its_turn(everything_data: Dataset) -> None:
     assert seen == {(u, i) for u, i in wanted if u in set(user.tolist())}
 
 
+def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_before() -> None:
+    rng = np.random.default_rng(0)
+    rows = [(u, i, bool(rng.random() < 0.5)) for u in range(10) for i in range(30)]
+    frames = checkerboard()
+    board = prepare(check(*frames, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
+    data = replace(world(board, rows), seconds=rng.integers(0, 9, len(rows)))  # many ties
+    place = {int(number): n for n, number in enumerate(data.in_order(data.parts == TRAIN))}
+    sampler = CandidateSampler(data, NegativesConfig(observed=2), seed=1)
+    source = rng.permutation(np.flatnonzero(data.pairs.positive))
+    user, item = data.pairs.user[source], data.pairs.item[source]
+    met_later = set()
+    for step in range(80):
+        c = sampler(user, item, step, NONE, CPU, source)
+        pairs = set(zip(data.pairs.user[c.observed].tolist(), data.pairs.item[c.observed].tolist(), strict=True))
+        found = own_items(c)
+        assert pairs == {(u, i) for u, row in zip(user.tolist(), found, strict=True) for i in row}
+        for s, u, row in zip(source.tolist(), user.tolist(), found, strict=True):
+            met_later |= {(s, u * 30 + i) for i in row}
+        plain = sampler(user, item, step, NONE, CPU)
+        assert len(plain.observed) == 2 * len(user)
+        assert not data.pairs.positive[plain.observed].any()
+    # Row r of `rows` is interaction r: user r // 30, item r % 30.
+    dislikes = [r for r, row in enumerate(rows) if not row[2]]
+    assert met_later == {
+        (s, d) for s in source.tolist() for d in dislikes if d // 30 == s // 30 and place[d] > place[s]
+    }  # fmt: skip
+
+
 # ---- by attribute
 
 

@@ -20,12 +20,13 @@ from torch import nn
 
 from twotower import pipeline, run
 from twotower.config import Config, SplitConfig
+from twotower.data.batches import Bag, Contestants, Prefixes
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from twotower.schema import Categorical, Sequence
 from twotower.train import checkpoint
-from twotower.train.candidates import CandidateSampler
+from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.trainer import Trainer
 from twotower.watcher import Watcher
 
@@ -135,6 +136,51 @@ def test_tastes_that_only_the_earlier_history_tells_are_learnt_from_it(loss: str
     trained = Trainer(parity_world(), config).run()
     found = [h["validation.auc"] for h in trained.history if "validation.auc" in h]
     assert max(found) > 0.97, found
+
+
+@pytest.mark.parametrize("histories", ["others", "earlier"])
+def test_no_history_holds_an_observed_candidate_of_its_user(histories: str) -> None:
+    schema = CHECKERBOARD_SCHEMA.model_copy(
+        update={"features": (*ID_FEATURES, Sequence(name="met", side="user", of="negative", share=False))}
+    )
+    data = prepare(check(*checkerboard(), schema), schema, SplitConfig(kind="time"))
+    config = settings(
+        loss={"kind": "softmax"}, negatives={"observed": 2}, train={"histories": histories, "batch_size": 64}
+    )
+    trainer = Trainer(data, config)
+    codes = data.encoders.sequence_codes(schema.features[2], data.items.ids)  # type: ignore[arg-type]
+    contests: list[Candidates] = []
+    asked: list[list[set[int]]] = []
+
+    def watched(*args: Any) -> Contestants:
+        found = contestants(*args)
+        bag, lists = found.users.bags["met"], []
+        if isinstance(bag, Prefixes):
+            for last, n in zip(bag.last.tolist(), bag.length.int().tolist(), strict=True):
+                lists.append(set(bag.codes.flatten()[last - n + 1 : last + 1].tolist() if n else []))
+        else:
+            assert isinstance(bag, Bag)
+            ends = bag.offsets.tolist()
+            lists = [set(bag.values[ends[u] : ends[u + 1]].tolist()) for u in found.user.tolist()]  # type: ignore[union-attr]
+        asked.append(lists)
+        return found
+
+    def drawn(*args: Any) -> Candidates:
+        contests.append(sampler(*args))
+        return contests[-1]
+
+    contestants, trainer.batcher.contestants = trainer.batcher.contestants, watched  # type: ignore[method-assign]
+    sampler, trainer.candidates = trainer.candidates, drawn  # type: ignore[assignment]
+    epoch = trainer.sampler.epoch(0)
+    n = 0
+    for number in range(3):
+        trainer.step(epoch, number)
+        assert any(asked[number])
+        for own, known in zip(contests[number].own.tolist(), asked[number], strict=True):
+            against = {int(codes[contests[number].items[place]]) for place in own if place >= 0}
+            assert not against & known
+            n += len(against)
+    assert n > 100
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
@@ -689,3 +735,6 @@ def test_positives_alone_are_enough_for_candidates_and_not_for_pairs() -> None:
         Trainer(data, settings(train=monitor))
     sizes = settings(loss={"kind": "softmax"}, train=monitor, negatives={"mask_positives": False})
     assert Trainer(data, sizes).run().history
+    observed = settings(loss={"kind": "softmax"}, train=monitor, negatives={"observed": 1})
+    with pytest.raises(ConfigError, match=r"negatives\.observed .* every training interaction is a positive; drop it"):
+        Trainer(data, observed)

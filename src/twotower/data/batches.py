@@ -262,15 +262,19 @@ class Batcher:
             torch.from_numpy(weight).to(device),
         )
 
-    def contestants(self, user: Codes, source: Ints, items: Ints, earlier: bool) -> Contestants:
+    def contestants(
+        self, user: Codes, source: Ints, items: Ints, earlier: bool, observed: Ints | None = None
+    ) -> Contestants:
         """The users of the positives that are the interactions `source` (B,), and `items` (I,), rows to embed.
 
         With `earlier` each user is taken as known just before the interaction; else once for all of the batch, and
-        no sequence holds an interaction of the batch.
+        no sequence holds an interaction of the batch: neither one of `source` nor one of `observed`.
         """
         if earlier:
             return Contestants(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
-        left_out = source if self.users.has_sequences or self.items.has_sequences else None
+        left_out = None
+        if self.users.has_sequences or self.items.has_sequences:
+            left_out = source if observed is None else np.concatenate([source, observed])
         users, index = self._distinct_users(user)
         return Contestants(
             self.users.take(users, left_out),

@@ -6,7 +6,7 @@ Draws depend on (seed, step) only, so a resumed run sees the same ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from twotower.config import NegativesConfig
 from twotower.data.batches import Distinct
 from twotower.data.dataset import Dataset
+from twotower.data.splits import TRAIN
 from twotower.encoders import UNKNOWN, Codes, Ints, Ragged
 from twotower.errors import ConfigError, nearest
 
@@ -40,6 +41,8 @@ class Candidates:
     group: Tensor | None  # (B,) int64: rows of one group share their banned columns
     banned: Tensor  # (n,) int64 columns, group after group
     offsets: Tensor  # (groups + 1,) int64
+    # numbers of the interactions that observed candidates are: no history of the batch may hold them
+    observed: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def ban(self, logits: Tensor, rows: slice) -> None:
         """Put -inf into the banned columns of logits (b, C), in place."""
@@ -98,8 +101,14 @@ class CandidateSampler:
         self._distinct_users = Distinct(len(dataset.users))
         self._disliked: Ragged | None = None
         if config.observed:
-            order = np.random.default_rng(seed).permutation(np.flatnonzero(~liked))
-            self._disliked = Ragged.from_pairs(train.user[order], train.item[order], len(dataset.users))
+            disliked = np.flatnonzero((dataset.parts == TRAIN) & ~dataset.pairs.positive)
+            order = np.random.default_rng(seed).permutation(disliked)
+            # Their numbers, in a random order, and the place in time of every training interaction.
+            self._disliked = Ragged.from_pairs(dataset.pairs.user[order], order, len(dataset.users))
+            self._item_of = dataset.pairs.item
+            in_order = dataset.in_order(dataset.parts == TRAIN)
+            self._moment = np.zeros(len(dataset.parts), np.int64)
+            self._moment[in_order] = np.arange(len(in_order))
         self._attribute = _attribute(dataset, config.attribute) if config.attribute else None
         self.mined: Codes | None = None
         """(n_users, KEPT) item rows of each user's rank window; -1 from the place on where there are no more."""
@@ -115,11 +124,16 @@ class CandidateSampler:
         logarithm: npt.NDArray[np.float32] = np.log(np.maximum(expected, 1e-30)).astype(np.float32)
         return logarithm
 
-    def __call__(self, user: Codes, item: Codes, step: int, memory: Tensor, device: torch.device) -> Candidates:
-        """The candidates of a batch's positives: aligned (B,) user and item rows."""
+    def __call__(
+        self, user: Codes, item: Codes, step: int, memory: Tensor, device: torch.device, source: Ints | None = None
+    ) -> Candidates:
+        """The candidates of a batch's positives: aligned (B,) user and item rows.
+
+        With `source` (B,), the interactions they are, no observed candidate is one that the user had met before.
+        """
         c, n = self._config, self._n_items
         rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6361], counter=[0, 0, 0, step]))
-        own = np.zeros((len(user), 0), np.int64)
+        own, observed = np.zeros((len(user), 0), np.int64), np.zeros(0, np.int64)
         if c.full:
             items, shared, positive = np.arange(n), n, item.astype(np.int64)
             drawn = np.ones(n, np.float32)
@@ -129,7 +143,7 @@ class CandidateSampler:
             items, index = self._distinct(np.concatenate([item, uniform, popular]).astype(np.int32))
             shared, positive = len(items), index[: len(item)]
             drawn = np.bincount(index if c.in_batch else index[len(item) :], minlength=shared).astype(np.float32)
-            own = self._own(user, item, drawn.sum() + len(memory), rng)
+            own, observed = self._own(user, item, source, drawn.sum() + len(memory), rng)
             if own.shape[1]:
                 items, own = self._with_own(items, own)
         columns = np.concatenate([items[:shared], memory.cpu().numpy()])
@@ -151,6 +165,7 @@ class CandidateSampler:
             group=None if group is None else tensor(group),
             banned=tensor(banned.values.astype(np.int64)),
             offsets=tensor(banned.offsets),
+            observed=observed,
         )
 
     def _banned(self, user: Codes, item: Codes, columns: Ints, repeats: bool) -> tuple[Ints | None, Ragged]:
@@ -173,12 +188,19 @@ class CandidateSampler:
         np.cumsum(np.bincount(rows, minlength=len(groups)), out=offsets[1:])
         return group, Ragged(order[places].astype(np.int32), offsets)
 
-    def _own(self, user: Codes, item: Codes, others: float, rng: np.random.Generator) -> Ints:
-        """(B, H) item rows that stand against one positive alone, -1 for none: observed, of the same attribute, mined."""
+    def _own(
+        self, user: Codes, item: Codes, source: Ints | None, others: float, rng: np.random.Generator
+    ) -> tuple[Ints, Ints]:
+        """(B, H) item rows that stand against one positive alone, -1 for none: observed, of the same attribute, mined;
+        and the numbers of the interactions that the observed ones are."""
         c = self._config
         parts = []
+        observed = np.zeros((len(user), 0), np.int64)
         if self._disliked is not None:
-            parts.append(_some(self._disliked, user, c.observed, rng))
+            observed = _some(self._disliked, user, c.observed, rng)
+            if source is not None:
+                observed[self._moment[observed] < self._moment[source][:, None]] = -1
+            parts.append(np.where(observed >= 0, self._item_of[observed], -1).astype(np.int64))
         if self._attribute is not None:
             values, by_value = self._attribute
             value = _some(values, item, 1, rng)[:, 0]
@@ -194,14 +216,14 @@ class CandidateSampler:
             wanted = np.floor(each + rng.random(len(user)))
             parts.append(np.where(np.arange(c.hard) < wanted[:, None], found, -1))
         if not parts:
-            return np.zeros((len(user), 0), np.int64)
+            return np.zeros((len(user), 0), np.int64), observed.ravel()
         own = np.concatenate(parts, 1)
         own[own == item[:, None]] = -1
         if c.mask_positives:
             keys = user[:, None].astype(np.int64) * self._n_items + own
             at = np.minimum(np.searchsorted(self._liked_keys, keys), len(self._liked_keys) - 1)
             own[self._liked_keys[at] == keys] = -1
-        return own
+        return own, observed[observed >= 0]
 
     def _with_own(self, items: Ints, own: Ints) -> tuple[Ints, Ints]:
         """Items with those of `own` that are not among them put at the end, and `own` as places in them."""

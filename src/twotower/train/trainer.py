@@ -100,6 +100,8 @@ class Trainer:
         self.users = SideTensors(dataset.users, user_fields, self.device, timeline)
         self.items = SideTensors(dataset.items, item_fields, self.device)
         self.batcher = Batcher(self.users, self.items)
+        sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
+        self._tells_dislikes = any(f.of != "positive" for f in sequences)
         self._check_learnable()
         seed, shuffle = config.train.seed, config.train.shuffle
         self.sampler: Sampler | Positives
@@ -127,6 +129,11 @@ class Trainer:
             raise DataError(
                 "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
                 "or loss.kind = 'softmax', or name a label and schema.positive_above"
+            )
+        if self.config.negatives.observed and self.dataset.train.positive.all():
+            raise ConfigError(
+                "negatives.observed draws items that were met and not liked, and every training interaction is a "
+                "positive; drop it, or name a label and schema.positive_above"
             )
         self._check_histories()
         positive, monitor = self.dataset.validation.positive, self.config.train.monitor
@@ -246,8 +253,10 @@ class Trainer:
         config, memory = self.config, self.memory
         part = self._slice(number)
         user, item, source = epoch.user[part], epoch.item[part], epoch.source[part]
-        drawn = self.candidates(user, item, self.progress.step, memory.items, self.device)
-        batch = self.batcher.contestants(user, source, drawn.items, self.earlier)
+        # An observed candidate must not be readable from a history either; what was met before is in an earlier one.
+        moments = source if self.earlier and self._tells_dislikes else None
+        drawn = self.candidates(user, item, self.progress.step, memory.items, self.device, moments)
+        batch = self.batcher.contestants(user, source, drawn.items, self.earlier, drawn.observed)
         with self._precision():
             users, items = self.model.user_vectors(batch.users), self.model.item_vectors(batch.items)
         if batch.user is not None:
