@@ -14,6 +14,7 @@ from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import cli, pipeline
+from twotower import index as indexes
 from twotower.bundle import BundleError, Store
 from twotower.config import IndexConfig
 from twotower.data.splits import TEST
@@ -164,6 +165,25 @@ def test_the_methods_must_agree_on_more_than_the_first_user(runs: tuple[Run, Run
 
     with pytest.raises(BundleError, match="give different answers"):
         Store.create(tmp_path / "store").publish(write, _probe)
+
+
+def test_fault_A13_gc_leaves_a_bundle_alone_while_it_is_loaded(
+    runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = pipeline.publish(runs[0], tmp_path / "store")
+    real = indexes.load
+
+    def overtaken(folder: Path) -> object:
+        monkeypatch.setattr(indexes, "load", real)
+        for _ in range(2):
+            pipeline.publish(runs[0], tmp_path / "store")
+        assert Store(tmp_path / "store").gc() == []
+        return real(folder)
+
+    monkeypatch.setattr(indexes, "load", overtaken)
+    retriever = Retriever(old)
+    assert Store(tmp_path / "store").gc() == [old.id]
+    assert len(retriever.recommend(Request("1"), 3, 2).items) == 3
 
 
 def test_fault_C10_zero_and_broken_vectors_are_counted_and_never_found(

@@ -120,8 +120,12 @@ class Retriever:
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         """`bundle` has been verified by `Bundle.open`. Raises RunError or BundleError if its parts do not agree."""
-        folder = bundle.folder
         self.bundle = bundle
+        with bundle.lease():  # once everything is open or read, nobody can take it away
+            self._load(bundle, threads)
+
+    def _load(self, bundle: Bundle, threads: int) -> None:
+        folder = bundle.folder
         schema, self.config = _settings(folder)
         self.dataset: Dataset = datasets.load(folder, schema, self.config.split)
         self.index: Index = indexes.load(folder / "index")
@@ -238,7 +242,7 @@ class Retriever:
             elif f.source in request.features and _is_unknown(columns[f.name]):
                 unknown.append(f.name)
         vector = self.tower(feed(self.fields, columns, np.array([0])))
-        if not np.linalg.norm(vector) < LONGEST:
+        if not np.linalg.norm(vector.astype(np.float64)) < LONGEST:
             raise DataError("request: the user tower's vector is not finite; is a number among the features too large?")
         return vector
 
