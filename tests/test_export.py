@@ -512,12 +512,13 @@ def test_a_folder_of_something_else_stays_as_it_is(run: Run, tmp_path: Path) -> 
     assert (tmp_path / "out" / "letter.txt").read_text() == "x"
 
 
-def test_the_present_folder_can_be_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_present_folder_is_not_replaced(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run.dataset.users.frame.write_parquet(tmp_path / "users.parquet")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert embed(run, "user", tmp_path / "users.parquet", ".") == len(run.dataset.users)
-    assert {p.name for p in (tmp_path / "here").iterdir()} == {"vectors.npy", "ids.parquet"}
+    for out in (".", "../here"):
+        with pytest.raises(RunError, match="the present folder cannot be replaced"):
+            embed(run, "user", tmp_path / "users.parquet", out)
 
 
 def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str, Dataset], tmp_path: Path) -> None:

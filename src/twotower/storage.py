@@ -63,7 +63,8 @@ def read_json(path: Path) -> Any:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and is removed when it does not."""
-    path = path.resolve()  # "." has no name
+    if path.exists() and path.samefile("."):  # a shell in it would be left in a folder that is gone
+        raise RunError(f"{path}: the present folder cannot be replaced; name another, or start from elsewhere")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
