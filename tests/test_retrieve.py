@@ -203,6 +203,8 @@ def test_a_request_that_is_none_is_refused(body: object, said: str) -> None:
     [
         ({"k": 0}, "k is 0"),
         ({"k": 10_001}, "expected 1 to 10,000"),
+        ({"k": "5"}, "k is '5'"),
+        ({"k": 2.5}, "k is 2.5, expected 1 to 10,000"),
         ({"method": 3}, "method is 3"),
         ({"where": {"brnd": "x"}}, "no column 'brnd'; did you mean 'brand'"),
         ({"where": {"picture": "x"}}, None),

@@ -194,8 +194,7 @@ class Retriever:
         the most popular items if it says nothing ("popular"). Raises DataError for what cannot be used.
         """
         started = time.perf_counter()
-        if isinstance(k, bool) or not 1 <= k <= MAX_K:
-            raise DataError(f"k is {k}, expected 1 to {MAX_K:,}")
+        _check_k(k)
         if method not in (1, 2):
             raise DataError(f"method is {method}, expected 1 (stored vectors) or 2 (the user tower live)")
         row = self._user_row.get(request.user_id) if request.user_id is not None else None
@@ -355,8 +354,7 @@ class Retriever:
         """The `k` items whose vectors point most nearly the same way (biases left out). Raises DataError for an item
         the bundle does not know."""
         started = time.perf_counter()
-        if isinstance(k, bool) or not 1 <= k <= MAX_K:
-            raise DataError(f"k is {k}, expected 1 to {MAX_K:,}")
+        _check_k(k)
         row = int(self._rows([item_id], strict=True)[0])
         directions, rows, place = self._directions
         if not place[row] >= 0:
@@ -417,6 +415,11 @@ def _settings(folder: Path) -> tuple[Schema, Config]:
     if schema is None:
         raise RunError(f"{path}: the schema is missing")
     return schema, config
+
+
+def _check_k(k: object) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
+        raise DataError(f"k is {k!r}, expected 1 to {MAX_K:,}")
 
 
 def _row_of(ragged: Ragged, row: int) -> Ints:
