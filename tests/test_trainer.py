@@ -423,6 +423,32 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
     assert np.array_equal(whole.candidates.mined, again.candidates.mined)  # type: ignore[arg-type]
 
 
+def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything_data: Dataset, folder: Path) -> None:
+    negatives = {"memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10}
+    options = {"loss": {"kind": "softmax"}, "train": {"epochs": 2, "batch_size": 100}}
+    Trainer(everything_data, settings(negatives=negatives, **options), folder).run()  # type: ignore[arg-type]
+    again = Trainer(everything_data, settings(**options), folder)  # type: ignore[arg-type]
+    assert again.resume(override=True)
+    assert again.memory.vectors is None
+    assert not len(again.memory.items)
+    assert again.candidates is not None
+    assert again.candidates.mined is None
+
+
+def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: CandidateSampler, *args: Any) -> None:
+        mined.append(time.perf_counter())
+        time.sleep(0.5)
+
+    mined: list[float] = []
+    monkeypatch.setattr(CandidateSampler, "mine", slow)
+    config = settings(loss={"kind": "softmax"}, negatives={"hard": 1, "hard_ranks": [1, 3]})
+    found = Trainer(board, config).run()
+    first, second = (h["train.seconds"] for h in found.history)
+    assert len(mined) == 1
+    assert second - first >= 0.5
+
+
 @pytest.mark.parametrize("forgotten", ["memory", "mined"])
 def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
     board: Dataset, folder: Path, forgotten: str

@@ -187,7 +187,9 @@ class Trainer:
 
     def _epoch(self, epoch: Epoch) -> None:
         p = self.progress
+        started = time.perf_counter()
         self._mine()
+        p.seconds += time.perf_counter() - started
         while p.batch < self.steps_per_epoch:
             started = time.perf_counter()
             self.step(epoch, p.batch)
@@ -396,9 +398,10 @@ class Trainer:
         self.best_weights = group("best")
         if self.average:
             self.average = group("average") or self.average
-        if memory := group("memory"):
+        # With --override the settings may ask for none.
+        if self.memory.size and (memory := group("memory")):
             self.memory.vectors, self.memory.items = memory["vectors"], memory["items"]
-        if self.candidates and (mined := group("mined")):
+        if self.candidates and self.config.negatives.hard and (mined := group("mined")):
             self.candidates.mined = mined["items"].cpu().numpy()
         checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
 
