@@ -242,6 +242,27 @@ def test_a_ranking_equals_a_full_sort_of_the_unseen_items_in_blocks_of_any_size(
         assert found[2].tolist() == hit
 
 
+def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    vectors = torch.randn(20, 3, generator=rng), torch.randn(30, 3, generator=rng)
+    wanted = pairs_of([(u, u, True) for u in range(20)])
+    expected = rank_catalogue(*vectors, wanted, [], 5)
+    sizes: list[int] = []
+    topk = torch.Tensor.topk
+
+    def watched(scores: torch.Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(scores.numel())
+        return topk(scores, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "topk", watched)
+    for cells in (100, 7):  # of 30 items: three users, and one even if that is too many
+        monkeypatch.setattr("twotower.evaluation._CELLS", cells)
+        found = rank_catalogue(*vectors, wanted, [], 5)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert max(sizes) == max(30, cells // 30 * 30)
+        sizes.clear()
+
+
 def test_equal_scores_give_each_item_once_and_still_none_that_was_seen() -> None:
     seen = pairs_of([(0, 2, False), (0, 5, True), (1, 0, True)])
     wanted = pairs_of([(0, 1, True), (1, 5, True)])

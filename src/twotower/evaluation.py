@@ -25,6 +25,7 @@ from twotower.schema import SIDES
 
 Doubles = npt.NDArray[np.float64]
 Metrics = dict[str, float]
+_CELLS = 2**25  # scores that are held at a time while ranking
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------------
@@ -92,10 +93,11 @@ def rank_catalogue(
     """(users (Q,), best item rows (Q, k), hits (Q, k)) by exact dot product over all N items.
 
     Items of `seen` are left out, also as targets; equal scores are ordered as torch.topk does.
-    Users without a positive in `wanted` are left out.
+    Users without a positive in `wanted` are left out. At most `block` users are ranked at a time.
     """
     device = item_vectors.device
     n_items = len(item_vectors)
+    block = max(1, min(block, _CELLS // n_items))
     k = min(k, n_items)
     users, want, gone = _asked(wanted, seen, len(user_vectors), n_items)
     best = np.full((len(users), k), -1, np.int64)
