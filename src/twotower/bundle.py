@@ -42,6 +42,7 @@ _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
 _LARGEST_MANIFEST = 16 << 20
 _TOP = {"bundles", "CURRENT", "HISTORY.jsonl", "LOCK"}
+_BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)  # no fault of input or machine
 _FLIPS = {"publish", "rollback", "recover"}
 
 
@@ -262,7 +263,7 @@ class Store:
                     raise
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.rmtree(folder, ignore_errors=True)
-                if not isinstance(e, Exception) or getattr(e, "exit_code", 2) != 2:
+                if not isinstance(e, Exception) or isinstance(e, _BUGS) or getattr(e, "exit_code", 2) != 2:
                     raise
                 what = str(e)
                 if isinstance(e, OSError):

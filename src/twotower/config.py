@@ -265,7 +265,7 @@ class IndexConfig(_Section):
         0.95, gt=0, le=1, description="least recall against exact search, by held-out users, to publish; tuned to it"
     )
     k: int = Field(100, ge=1, description="cut-off of that recall")
-    queries: int = Field(1000, ge=2, description="users that are asked for it: one half tunes, the other half judges")
+    queries: int = Field(1000, ge=20, description="users that are asked for it: one half tunes, the other half judges")
 
 
 class Config(_Section):

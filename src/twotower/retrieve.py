@@ -55,6 +55,10 @@ class Request:
     features: Mapping[str, Any] = field(default_factory=dict)
     history: Many[tuple[str, bool]] | None = None  # item ids, oldest first, and whether the user liked each
 
+    def __post_init__(self) -> None:
+        if self.user_id is not None:
+            object.__setattr__(self, "user_id", str(self.user_id))
+
     @classmethod
     def parse(cls, body: Any) -> Request:
         """From JSON: {"user_id", "features": {column: value}, "history": [id or {"id", "liked"}]}.
@@ -127,15 +131,19 @@ class Retriever:
     def _load(self, bundle: Bundle, threads: int) -> None:
         folder = bundle.folder
         schema, self.config = _settings(folder)
-        self.dataset: Dataset = datasets.load(folder, schema, self.config.split)
+        # The item tower is not asked here, so its columns are not made.
+        self.dataset: Dataset = datasets.load(folder, schema, self.config.split, encode=("user",))
         self.index: Index = indexes.load(folder / "index")
         self.index.threads = threads
         self.user_vectors: Floats = datasets.read(folder / "user_vectors.npy", lambda p: np.load(p, mmap_mode="r"))
         self.tower = OnnxTower(folder / "user_tower.onnx", threads)
         self.fields = self.dataset.encoders.fields("user")
         told = datasets.read(folder / "vectors.json", storage.read_json)
+        digests = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
         bundle.agree(
             {
+                "encoders.json": {"vocab_hash": digests.get("encoders.json")},
+                "model.safetensors": {"model": digests.get("model.safetensors")},
                 "vectors.json": {n: told.get(n) for n in ("model", "dims", "metric", "users", "items")},
                 "user_vectors.npy": {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
                 "index": {
@@ -195,6 +203,8 @@ class Retriever:
         """
         started = time.perf_counter()
         _check_k(k)
+        if isinstance(allow, str) or isinstance(ban, str):
+            raise DataError("allow and ban are lists of item ids, not one text")
         if method not in (1, 2):
             raise DataError(f"method is {method}, expected 1 (stored vectors) or 2 (the user tower live)")
         row = self._user_row.get(request.user_id) if request.user_id is not None else None

@@ -19,7 +19,7 @@ from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
 from twotower.data.tables import POSITIVE, SECONDS, Tables
 from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
 from twotower.errors import DataError, RunError
-from twotower.schema import Numeric, Schema, Sequence, SideName
+from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 
 Bools = npt.NDArray[np.bool_]
 
@@ -163,6 +163,7 @@ def assemble(
     parts: Parts,
     seconds: Ints | None,
     ordered: bool = False,
+    encode: tuple[SideName, ...] = SIDES,
 ) -> Dataset:
     """A dataset from fitted encoders, as `prepare` makes it and as a run folder gives it back."""
     schema = encoders.schema
@@ -172,15 +173,15 @@ def assemble(
     dataset = Dataset(
         schema,
         encoders,
-        Side(users, encoders.transform("user", users), schema.user_id),
-        Side(items, encoders.transform("item", items), schema.item_id),
+        Side(users, encoders.transform("user", users) if "user" in encode else {}, schema.user_id),
+        Side(items, encoders.transform("item", items) if "item" in encode else {}, schema.item_id),
         pairs,
         parts,
         seconds,
         ordered,
     )
     for feature in schema.features:
-        if isinstance(feature, Sequence):
+        if isinstance(feature, Sequence) and feature.side in encode:
             dataset.side(feature.side).columns[feature.name] = dataset.sequence(feature, train)
     return dataset
 
@@ -201,8 +202,9 @@ def save(dataset: Dataset, folder: Path) -> None:
         storage.write(folder / f"{name}.parquet", buffer.getvalue())
 
 
-def load(folder: Path, schema: Schema, split: SplitConfig) -> Dataset:
-    """What `save` wrote. Raises RunError if a file is missing, damaged or does not fit the schema."""
+def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
+    """What `save` wrote; only the sides to `encode` get columns. Raises RunError if a file is missing, damaged or does
+    not fit the schema."""
     encoders = Encoders.from_json(schema, read(folder / "encoders.json", text))
     users, items, actions = (read(folder / f"{n}.parquet", pl.read_parquet) for n in ("users", "items", "interactions"))
     try:
@@ -211,7 +213,7 @@ def load(folder: Path, schema: Schema, split: SplitConfig) -> Dataset:
         for name, rows, frame in (("users", pairs.user, users), ("items", pairs.item, items)):
             if len(rows) and int(rows.max()) >= frame.height:
                 raise RunError(f"{folder}: interactions.parquet names more {name} than {name}.parquet holds")
-        return assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random")
+        return assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random", encode)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
         raise RunError(f"{folder}: a table is not as it was written ({str(e).splitlines()[0]})") from e
 

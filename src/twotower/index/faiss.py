@@ -5,10 +5,10 @@ up builds FAISS anew. What FAISS does not find, because few rows are allowed or 
 exact search does, so an answer is never short.
 
 Inner products suit neither graphs nor centroids: long vectors become everyone's neighbours, and where users do not look
-like items a graph finds a quarter of what it should, however hard it tries. So for "dot" every vector x gets one more
+like items a graph finds less than a third of what it should, however hard it tries. So for "dot" every vector x gets one more
 number, sqrt(M² - |x|²) with M above all lengths, and every query a zero. The squared distance is then |q|² + M² - 2 q·x: the
 nearest is the best. A vector longer than M makes the index anew. A few vectors far longer than the rest squeeze these
-into a corner, and then a graph needs an `ef` of a thousand; lists do better.
+into a corner, and then a graph may miss a fifth even with an `ef` of a thousand: the recall gate sees it.
 """
 
 from __future__ import annotations
