@@ -140,7 +140,7 @@ def naive(of: Game, users: Tensor, items: Tensor, config: LossConfig, n_items: i
             logit = users[row] @ items[place]
             if mined and margin and logit.item() > positive.item() - margin:
                 continue
-            against.append((logit, 1.0, 0.0))
+            against.append((logit, 1.0, float(c.log_q[c.positive[row]])))  # as sure to be there as the positive
         k = sum(times for _, times, _ in against)
         if config.kind == "softmax":
             q = float(c.log_q[c.positive[row]]) if config.log_q else 0.0
@@ -152,8 +152,8 @@ def naive(of: Game, users: Tensor, items: Tensor, config: LossConfig, n_items: i
                 total = total - times / k * torch.log(torch.sigmoid(positive - s))
         else:
             t = config.calibration
-            # The rate is the sampler's: what it drew for the batch, over the other items.
-            alpha = min(1.0, (float(c.drawn.sum()) + c.own.shape[1]) / (n_items - 1))
+            # The rate is the sampler's: the items it drew for the batch, over the other items.
+            alpha = min(1.0, (float((c.drawn > 0).sum()) + c.own.shape[1]) / (n_items - 1))
             beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
             row_loss = torch.log(torch.sigmoid(positive) ** beta)
             for s, times, _ in against:

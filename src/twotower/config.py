@@ -210,10 +210,13 @@ class TrainConfig(_Section):
     batch_size: int = Field(2048, ge=1, description="pairs a step")
     histories: Literal["others", "earlier"] = Field(
         "others",
-        description="what a training pair sees of the sequences: the row's other interactions, or only earlier ones",
+        description="what a training pair sees of the sequences: the row's other interactions, or only earlier ones "
+        "(equal times: those above it in the table)",
     )
     shuffle: bool = Field(
-        True, description="a new order of the pairs every epoch; false keeps the table's, random negatives last"
+        True,
+        description="a new order of the pairs (with histories = 'earlier': of the users) every epoch; false keeps the "
+        "table's, random negatives last",
     )
     optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="update rule")
     lr: float = Field(1e-3, gt=0, description="learning rate")

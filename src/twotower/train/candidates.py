@@ -98,6 +98,7 @@ class CandidateSampler:
         keys = train.user[liked].astype(np.int64) * self._n_items + train.item[liked]
         self._liked_keys = np.sort(keys)
         self._distinct = Distinct(self._n_items)
+        self._slot = np.zeros(self._n_items, np.int64)
         self._distinct_users = Distinct(len(dataset.users))
         self._disliked: Ragged | None = None
         if config.observed:
@@ -180,8 +181,13 @@ class CandidateSampler:
             return None, Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
         order = np.argsort(columns, kind="stable")
         ordered = columns[order]
-        low, high = np.searchsorted(ordered, values, side="left"), np.searchsorted(ordered, values, side="right")
-        found = high - low
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        ends = np.r_[starts[1:], len(ordered)]
+        items = ordered[starts]
+        # A slot per item, not cleared between batches: what it says is believed if the item is really there.
+        self._slot[items] = np.arange(len(items))
+        at = np.minimum(self._slot[values], len(items) - 1)
+        low, found = starts[at], np.where(items[at] == values, ends[at] - starts[at], 0)
         places = np.repeat(low, found) + np.arange(found.sum()) - np.repeat(np.cumsum(found) - found, found)
         rows = np.repeat(np.repeat(np.arange(len(groups)), lengths), found)
         offsets = np.zeros(len(groups) + 1, np.int64)

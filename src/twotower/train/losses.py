@@ -79,7 +79,8 @@ def _others(logits: Tensor, positive: Tensor, weight: Tensor) -> Tensor:
 
 
 def power_of(calibration: float, candidates: float, n_items: int) -> float:
-    """The exponent of gBCE: 1 - t (1 - alpha), alpha the share of the other items that are sampled (equation 12)."""
+    """The exponent of gBCE: 1 - t (1 - alpha), alpha the share of the other items that are among the `candidates`
+    (equation 12)."""
     return 1 - calibration * (1 - min(1.0, candidates / max(1, n_items - 1)))
 
 
@@ -116,13 +117,16 @@ def contest(
         if own is not None and margin and c.mined:
             own[:, -c.mined :].masked_fill_(own[:, -c.mined :] > chosen - margin, -torch.inf)
         logits.scatter_(1, positive, chosen - (correction[positive] if config.kind == "softmax" else 0.0))
+        if own is not None and config.kind == "softmax":
+            # An own candidate is as sure to be there as the positive, and is measured against it alone.
+            own -= correction[positive]
         everything = logits if own is None else torch.cat([logits, own], 1)
         if config.kind == "softmax":
             value = softmax(everything, positive)
         elif config.kind == "bpr":
             value = bpr(everything, positive, drawn)
         else:
-            power = power_of(config.calibration, float(drawn.sum()), n_items)
+            power = power_of(config.calibration, float((drawn > 0).sum()), n_items)
             value = gbce(everything, positive, drawn, power)
         n = logits.shape[1]
         return value, everything[:, :n], None if own is None else everything[:, n:]

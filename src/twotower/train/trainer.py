@@ -159,6 +159,12 @@ class Trainer:
                     f"feature '{f.name}': a sequence {what} cannot be had as it was at every earlier moment; drop it or "
                     "set train.histories = 'others'"
                 )
+        n = self.config.negatives
+        if self.earlier and not (n.full or n.uniform or n.popularity or n.memory):
+            self.watcher.say(
+                "warning: with train.histories = 'earlier' a batch holds few users, so the batch alone gives few "
+                "candidates; add negatives.uniform, or negatives.full = true"
+            )
         if self.earlier and self.dataset.seconds is None:
             raise ConfigError("train.histories = 'earlier' needs a time; name its column in schema.time")
 
