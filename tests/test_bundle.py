@@ -27,8 +27,10 @@ from hypothesis import strategies as st
 
 from twotower import bundle as module
 from twotower import storage
-from twotower.bundle import MANIFEST, Bundle, BundleError, Store
+from twotower import store as stores
+from twotower.bundle import MANIFEST, Bundle, BundleError
 from twotower.errors import ConfigError, Interrupted, RunError
+from twotower.store import Store
 
 FACTS: dict[str, Any] = {
     "versions": {"twotower": "0.1.0"},
@@ -167,7 +169,7 @@ def test_a_folder_that_is_not_a_store_is_refused_with_what_to_do(tmp_path: Path)
 
 
 def test_the_module_is_light_and_its_error_crosses_processes() -> None:
-    code = "import sys, twotower.bundle; assert not {'torch', 'polars', 'numpy', 'pydantic'} & set(sys.modules)"
+    code = "import sys, twotower.store; assert not {'torch', 'polars', 'numpy', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     copy = pickle.loads(pickle.dumps(BundleError("damaged", "size")))
     assert (str(copy), copy.reason, copy.exit_code) == ("damaged", "size", 2)
@@ -760,7 +762,7 @@ def test_fault_E8_bundles_are_in_the_order_of_publishing_when_the_clock_jumps_ba
         def now(cls, tz: Any = None) -> Any:
             return cls.time
 
-    monkeypatch.setattr(module, "datetime", Clock)
+    monkeypatch.setattr(stores, "datetime", Clock)
     names = [store.publish(content("a")).id, store.publish(content("b")).id]
     Clock.time = datetime(2020, 1, 1, tzinfo=UTC)
     names += [store.publish(content("c")).id for _ in range(3)]

@@ -15,13 +15,14 @@ from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
 import twotower
 from twotower import cli, pipeline
 from twotower import index as indexes
-from twotower.bundle import BundleError, Store
+from twotower.bundle import BundleError
 from twotower.config import IndexConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.publish import _probe, _write
 from twotower.retrieve import Request, Retriever
 from twotower.run import Run
+from twotower.store import Store
 
 
 def world() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:

@@ -14,7 +14,6 @@ from conftest import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower import pipeline
-from twotower.bundle import Store
 from twotower.config import IndexConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import DataError
@@ -22,6 +21,7 @@ from twotower.evaluation import evaluate_part
 from twotower.retrieve import Request, Retriever
 from twotower.run import Run
 from twotower.schema import Numeric, Sequence
+from twotower.store import Store
 
 DECAY = Sequence(name="latest", side="user", pooling="decay", rates=(0.0, 0.7, 1.0))
 SCHEMA = EVERYTHING_SCHEMA.model_copy(
@@ -259,7 +259,7 @@ def test_a_stranger_is_what_a_new_row_of_a_table_is(run: Run, retriever: Retriev
 
 def test_a_retriever_needs_no_torch(store: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from twotower.bundle import Store\n"
+        "import sys; from pathlib import Path; from twotower.store import Store\n"
         "from twotower.retrieve import Request, Retriever\n"
         f"r = Retriever(Store({str(store)!r}).current())\n"
         "assert len(r.recommend(Request('u1'), 3, 2).items) == 3 and r.similar('i1', 2).items\n"

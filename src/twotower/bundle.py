@@ -1,12 +1,8 @@
-"""The store of published models: every version an immutable folder, and one line that says which is served.
+"""One published model: an immutable folder, and a manifest that says what is in it.
 
-bundles/<id>/    what the publisher wrote, and MANIFEST.json: facts, and path, size and SHA-256 of every file
-CURRENT          the id that is served, replaced in one step
-HISTORY.jsonl    a line for every publish, refusal, rollback, removal and recovery
-LOCK             held by the one process that changes the store, and who that is
+MANIFEST.json    facts, and path, size and SHA-256 of every other file; a digest of it is part of the folder's name
 
-An id is a time, later than every id before it, and a digest of the manifest. The module knows nothing of towers:
-content is written and probed by callables. Readers need no lock.
+The module knows nothing of towers. A bundle is verified as a whole before anything in it is parsed.
 """
 
 from __future__ import annotations
@@ -15,21 +11,17 @@ import fcntl
 import functools
 import hashlib
 import json
-import math
 import os
-import re
-import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from twotower import storage
-from twotower.errors import ConfigError, RunError
+from twotower.errors import RunError
 
 MANIFEST = "MANIFEST.json"
 SCHEMA_VERSIONS = (1,)  # that can be read; the last is written
@@ -38,12 +30,7 @@ FIELDS: dict[str, type] = {
     "vocab_hash": str, "gate": dict, "forced": bool, "files": list,
 }  # fmt: skip
 
-_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
-_STAMP = "%Y%m%dT%H%M%SZ"
 _LARGEST_MANIFEST = 16 << 20
-_TOP = {"bundles", "CURRENT", "HISTORY.jsonl", "LOCK"}
-_BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)  # no fault of input or machine
-_FLIPS = {"publish", "rollback", "recover"}
 
 
 class BundleError(RunError):
@@ -143,308 +130,7 @@ class Bundle:
                 raise BundleError(f"{self.folder / path}: damaged, or of another bundle (checksum)", "checksum")
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A line of the list of bundles; `damaged` is the reason why it cannot be opened. Checksums are not looked at."""
-
-    id: str
-    created: str | None
-    size: int
-    gate: dict[str, Any]
-    current: bool
-    damaged: str | None
-
-
-class Store:
-    """The bundles in a folder. Raises BundleError if the folder is not a store."""
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self._bundles = self.path / "bundles"
-        if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _TOP):
-            raise BundleError(f"{path}: no store here; `twotower publish` with `--store {path}` makes one", "store")
-
-    @classmethod
-    def create(cls, path: Path | str) -> Store:
-        """The store in `path`, made if the folder is new or empty. Raises BundleError if it holds anything else."""
-        path = Path(path)
-        with suppress(BundleError):
-            return cls(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            strange = sorted(p.name for p in path.iterdir() if not p.name.startswith(".") and p.name not in _TOP)
-            if strange:
-                raise BundleError(f"{path}: not empty and not a store (it holds {strange[0]}); choose another", "store")
-            (path / "bundles").mkdir(exist_ok=True)
-            (path / "LOCK").touch()
-            storage.sync(path)
-            storage.sync(path.absolute().parent)
-        except OSError as e:
-            raise BundleError(f"{path}: no store can be made there ({e.strerror})", "store") from e
-        return cls(path)
-
-    def current(self) -> Bundle:
-        """The bundle that is served, verified. Raises BundleError with what there is and what to do."""
-        name = self._pointer()
-        while True:
-            try:
-                return self._open(name)
-            except BundleError as e:
-                tried, name = name, self._pointer()
-                if name != tried:  # it was replaced, and perhaps removed, between the two reads
-                    continue
-                advice = f"{self._available()}; `twotower rollback --store {self.path}` goes back to one of them"
-                raise BundleError(f"{e}; {advice}" if name else str(e), e.reason) from e
-
-    def bundles(self) -> list[Listed]:
-        """All bundles, the oldest first."""
-        current = self._pointer()
-
-        def line(name: str) -> Listed:
-            try:
-                bundle = Bundle.open(self._bundles / name, checksums=False)
-            except BundleError as e:
-                return Listed(name, None, 0, {}, name == current, e.reason)
-            return Listed(name, bundle.manifest["created"], bundle.size, bundle.manifest["gate"], name == current, None)
-
-        return [line(name) for name in self._ids()]
-
-    def history(self) -> list[dict[str, Any]]:
-        """The log, the oldest line first; what is not a line of ours is left out."""
-        lines = []
-        with suppress(FileNotFoundError):
-            for text in (self.path / "HISTORY.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError):
-                    line = json.loads(text)
-                    if isinstance(line, dict) and isinstance(line.get("bundle"), str):
-                        lines.append(line)
-        return lines
-
-    def publish(
-        self,
-        write: Callable[[Path], dict[str, Any]],
-        probe: Callable[[Bundle], None] | None = None,
-        *,
-        reason: str = "",
-        force: bool = False,
-    ) -> Bundle:
-        """Make a bundle of what `write` puts into a folder, verify it, probe it, and make it current.
-
-        `write` returns the facts of the manifest (FIELDS without bundle, created, forced and files; more are welcome).
-        Its `gate` has the `recall` that was measured and the `threshold` it must reach; `force` publishes nevertheless.
-        Raises BundleError, with CURRENT unchanged and nothing left behind, if anything fails; whatever is not an
-        error of input or the machine (an interrupt) passes through.
-        """
-        with self._locked("publish") as stamp:
-            old, stage = self._pointer(), "write"
-            temporary = folder = self._bundles / f".tmp-{stamp}"
-            try:
-                temporary.mkdir()
-                facts = write(temporary)
-                below = _below(facts)
-                if below and not force:
-                    self._log("refused", "", old, below, facts["gate"])
-                    raise BundleError(f"{below}; train or search better, or publish with --force", "gate")
-                created = datetime.now(UTC).isoformat(timespec="seconds")
-                name = _seal(temporary, stamp, facts | {"created": created, "forced": bool(below)})
-                folder = self._bundles / name
-                os.replace(temporary, folder)
-                storage.point()
-                storage.sync(self._bundles)
-                storage.point()
-                bundle = Bundle.open(folder)
-                stage = "probe"
-                if probe is not None:
-                    probe(bundle)
-                stage = "write"
-                storage.write(self.path / "CURRENT", f"{name}\n", 0o644)
-            except BaseException as e:
-                if self._pointer() == folder.name:  # it is served already: only the sync of the folder failed
-                    raise
-                shutil.rmtree(temporary, ignore_errors=True)
-                shutil.rmtree(folder, ignore_errors=True)
-                if not isinstance(e, Exception) or isinstance(e, _BUGS) or getattr(e, "exit_code", 2) != 2:
-                    raise
-                what = str(e)
-                if isinstance(e, OSError):
-                    what = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
-                raise BundleError(
-                    f"{self.path}: not published, CURRENT stays {old or 'unset'}: {what or type(e).__name__}",
-                    getattr(e, "reason", stage),
-                ) from e
-            self._log("publish", name, old, reason, facts["gate"], forced=bool(below))
-            return bundle
-
-    def rollback(self, to: str | None = None, *, reason: str = "") -> Bundle:
-        """Make `to`, or the bundle that was current before this one, current again. Raises BundleError.
-
-        A second rollback goes further back: what was rolled back from is reached by its id only.
-        """
-        with self._locked("rollback"):
-            old, name = self._pointer(), to or self._previous()
-            if name is None or name not in self._ids():
-                what = f"no bundle {name}" if name else "no bundle was current before"
-                raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with --to", "missing")
-            bundle = self._open(name)
-            storage.write(self.path / "CURRENT", f"{name}\n", 0o644)
-            self._log("rollback", name, old, reason, bundle.manifest["gate"], forced=bundle.manifest["forced"])
-            return bundle
-
-    def gc(self, keep: int = 2) -> list[str]:
-        """Remove old bundles and what killed publishers left; the ids that went.
-
-        The `keep` newest stay, CURRENT, the one a rollback goes to, and those a reader has a lease on. A reader
-        without a lease keeps the files it has open. Raises ConfigError if `keep` is below 2.
-        """
-        if keep < 2:
-            raise ConfigError(f"keep is {keep}, it must be at least 2: the current bundle and one to go back to")
-        with self._locked("gc"):
-            ids = self._ids()
-            current = self._pointer()
-            stay = {current, self._previous(), *ids[-keep:]}
-            gone = []
-            for name in ids:
-                if name not in stay and self._remove(name):
-                    self._log("gc", name, current, f"keep {keep}")
-                    gone.append(name)
-            return gone
-
-    def _ids(self) -> list[str]:
-        return sorted(
-            p.name for p in self._bundles.iterdir() if _ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
-        )
-
-    def _available(self) -> str:
-        return f"available: {', '.join(self._ids()) or 'none'}"
-
-    def _pointer(self) -> str:
-        """What CURRENT says, an empty string if there is none."""
-        try:
-            return (self.path / "CURRENT").read_text(encoding="utf-8", errors="replace").strip()
-        except FileNotFoundError:
-            return ""
-        except OSError as e:
-            raise BundleError(f"{self.path / 'CURRENT'}: cannot be read ({e.strerror})", "unreadable") from e
-
-    def _open(self, name: str) -> Bundle:
-        if not name:
-            raise BundleError(f"{self.path}: nothing is published yet; `twotower publish` does it", "missing")
-        if not _ID.fullmatch(name):
-            raise BundleError(f"{self.path}: {name[:80]!r} is not the id of a bundle", "current")
-        return Bundle.open(self._bundles / name)
-
-    def _previous(self) -> str | None:
-        """The newest that is still there of those that were current before, not counting what was rolled back from."""
-        way: list[str] = []
-        for name in [*(line["bundle"] for line in self.history() if line.get("action") in _FLIPS), self._pointer()]:
-            if name in way:
-                del way[way.index(name) + 1 :]
-            else:
-                way.append(name)
-        ids = self._ids()
-        return next((name for name in reversed(way[:-1]) if name in ids), None)
-
-    def _log(
-        self, action: str, name: str, old: str, reason: str, gate: dict[str, Any] | None = None, forced: bool = False
-    ) -> None:
-        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
-                "reason": reason, "gate": gate, "forced": forced}  # fmt: skip
-        path = self.path / "HISTORY.jsonl"
-        try:
-            before = path.read_bytes() if path.exists() else b""
-            text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-            # Replaced as a whole: a kill or a full disk never leaves half a line.
-            storage.write(path, before + text.encode(errors="backslashreplace"), 0o644)
-        except RunError as e:
-            raise RunError(f"{e}; CURRENT is {self._pointer() or 'unset'}") from e
-
-    def _remove(self, name: str) -> bool:
-        """Take a bundle away unless a reader has a lease on it."""
-        folder, gone = self._bundles / name, self._bundles / f".tmp-{name}"
-        with ExitStack() as held:
-            with suppress(FileNotFoundError):
-                handle = os.open(folder / MANIFEST, os.O_RDWR | os.O_NOFOLLOW)
-                held.callback(os.close, handle)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return False
-            os.replace(folder, gone)  # no name ever stands for half a bundle
-        storage.point()
-        storage.sync(self._bundles)
-        storage.point()
-        shutil.rmtree(gone, ignore_errors=True)
-        storage.point()
-        return True
-
-    @contextmanager
-    def _locked(self, action: str) -> Iterator[str]:
-        """Be the one process that changes the store; what a killed one left is mended first. Yields the next time.
-
-        The kernel lets go of the lock when its holder dies. LOCK is emptied by a holder that ends, so that text in a
-        free one is of a holder that was killed.
-        """
-        try:
-            with (self.path / "LOCK").open("a+b", buffering=0) as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    taken = True
-                except BlockingIOError:
-                    taken = False
-                lock.seek(0)
-                text = lock.read(1000).decode(errors="replace")
-                holder, pid, host, stamp = text.split() if text.count(" ") == 3 else ("publish", "?", "?", "")
-                who = f"(pid {pid} on {host})"
-                if not taken:
-                    raise BundleError(f"{self.path}: another {holder} is running {who}", "locked")
-                self._mend(f"{holder} {who} died" if text else "", stamp)
-                lock.truncate(0)
-                stamp = self._next_stamp()
-                lock.write(f"{action} {os.getpid()} {os.uname().nodename} {stamp}\n".encode())
-                storage.point()
-                try:
-                    yield stamp
-                finally:
-                    lock.truncate(0)
-        except OSError as e:
-            raise BundleError(f"{self.path}: cannot be changed ({e.strerror})", "write") from e
-
-    def _mend(self, died: str, stamp: str) -> None:
-        """Remove what a killed process left, a bundle it had not yet made current too, and log what it could not."""
-        current, history = self._pointer(), self.history()
-        known = {current, *(line["bundle"] for line in history)}
-        unborn = [name for name in self._ids() if name[:16] == stamp and name not in known]
-        for path in [*self._bundles.glob(".tmp-*"), *(self._bundles / name for name in unborn)]:
-            shutil.rmtree(path, ignore_errors=True)
-        for name in ("CURRENT", "HISTORY.jsonl"):
-            for file in self.path.glob(f".{name}.*.tmp"):
-                file.unlink(missing_ok=True)
-        logged = next((line["bundle"] for line in reversed(history) if line.get("action") in _FLIPS), "")
-        if died or logged != current:
-            self._log("recover", current, logged, died or "CURRENT was changed without a line here")
-
-    def _next_stamp(self) -> str:
-        """Now, or a second after the newest bundle there ever was if the clock is not past it."""
-        names = [*self._ids(), self._pointer(), *(line["bundle"] for line in self.history())]
-        last = max((name[:16] for name in names if _ID.fullmatch(name)), default="")
-        now = datetime.now(UTC).strftime(_STAMP)
-        return now if now > last else (datetime.strptime(last, _STAMP) + timedelta(seconds=1)).strftime(_STAMP)
-
-
-def _below(facts: dict[str, Any]) -> str:
-    """Why the gate does not open, an empty string if it does. Raises BundleError if it was not measured."""
-    gate = facts.get("gate")
-    numbers = [gate.get(name) for name in ("recall", "threshold")] if isinstance(gate, dict) else [None]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise BundleError(f"gate is {gate}, it must have the recall and its threshold", "gate")
-    assert isinstance(gate, dict)
-    if gate["recall"] >= gate["threshold"]:
-        return ""
-    more = "".join(f", {name} {gate[name]}" for name in sorted(gate.keys() - {"recall", "threshold"}))
-    return f"recall {gate['recall']:.6g} is below the threshold {gate['threshold']:.6g}{more}"
-
-
-def _seal(folder: Path, stamp: str, facts: dict[str, Any]) -> str:
+def seal(folder: Path, stamp: str, facts: dict[str, Any]) -> str:
     """Put every file and folder on the disk, then the manifest; the bundle's id."""
     files = []
     for name, info in sorted(_walk(folder), key=lambda found: found[0]):

@@ -176,7 +176,7 @@ def rollback(
     reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
 ) -> None:
     """Make an earlier bundle current again."""
-    from twotower.bundle import Store as Bundles
+    from twotower.store import Store as Bundles
 
     print(f"current: {Bundles(store).rollback(to or None, reason=reason).id}")
 
@@ -187,7 +187,7 @@ def bundles(
     history: Annotated[bool, typer.Option("--history", help="every publish, rollback and refusal instead")] = False,
 ) -> None:
     """List the bundles of a store."""
-    from twotower.bundle import Store as Bundles
+    from twotower.store import Store as Bundles
 
     opened = Bundles(store)
     if history:
@@ -206,7 +206,7 @@ def gc(
     keep: Annotated[int, typer.Option("--keep", help="newest bundles that stay, at least 2")] = 2,
 ) -> None:
     """Remove old bundles and what killed publishers left."""
-    from twotower.bundle import Store as Bundles
+    from twotower.store import Store as Bundles
 
     gone = Bundles(store).gc(keep)
     print(f"removed: {', '.join(gone) or 'nothing'}")
@@ -267,8 +267,8 @@ def similar(
 
 def _retriever(store: Path) -> Any:
     """As `pipeline.retriever`, without loading torch."""
-    from twotower.bundle import Store as Bundles
     from twotower.retrieve import Retriever
+    from twotower.store import Store as Bundles
 
     return Retriever(Bundles(store).current())
 

@@ -11,7 +11,6 @@ import polars as pl
 import torch
 
 from twotower import report, run
-from twotower.bundle import Store
 from twotower.config import Config
 from twotower.data import movielens
 from twotower.data.dataset import Dataset, prepare
@@ -26,6 +25,7 @@ from twotower.publish import publish
 from twotower.retrieve import Retriever
 from twotower.run import Run
 from twotower.schema import Schema
+from twotower.store import Store
 from twotower.train.trainer import Trainer, peak_memory_mb
 from twotower.watcher import Watcher
 

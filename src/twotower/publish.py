@@ -23,7 +23,7 @@ import twotower
 from twotower import index as indexes
 from twotower import run as runs
 from twotower import storage
-from twotower.bundle import Bundle, Store
+from twotower.bundle import Bundle
 from twotower.config import IndexConfig
 from twotower.data import dataset as datasets
 from twotower.data.splits import TEST
@@ -35,6 +35,7 @@ from twotower.index import Index
 from twotower.retrieve import Method, Request, Retriever
 from twotower.run import Run
 from twotower.schema import SIDES
+from twotower.store import Store
 
 FROM_RUN = (
     "config.toml", "encoders.json", "users.parquet", "items.parquet", "interactions.parquet", "model.safetensors",
