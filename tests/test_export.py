@@ -21,9 +21,10 @@ from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, Side, prepare
 from twotower.data.feed import feed
 from twotower.data.tables import check
+from twotower.embed import _header, embed
 from twotower.encoders import Ragged
 from twotower.errors import DataError, RunError
-from twotower.export import embed, export, parity
+from twotower.export import export, parity
 from twotower.model.two_tower import TwoTower
 from twotower.onnx_tower import OnnxTower
 from twotower.run import Run
@@ -458,9 +459,9 @@ def test_text_tables_are_read_with_the_types_of_all_their_rows(ending: str, tmp_
 def test_the_vectors_of_a_large_table_can_be_mapped_and_the_count_has_many_digits(tmp_path: Path) -> None:
     for n in (0, 9, 10**6, 10**12):
         with (tmp_path / "x.npy").open("w+b") as f:
-            exporting._header(f, 0, 66)
+            _header(f, 0, 66)
             size = f.tell()
-            exporting._header(f, n, 66)
+            _header(f, n, 66)
             assert f.tell() == size
 
 

@@ -6,7 +6,8 @@ whole catalogue, by exact search, with the items the user has already seen remov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,18 +227,22 @@ def biases(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rou
 # ---- a model on a dataset ----------------------------------------------------------------------------------------
 
 
-def vectors(model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536) -> Factors:
-    """Both towers over all rows, in evaluation mode; the model's mode is left as it was."""
+@contextmanager
+def evaluating(model: TwoTower) -> Iterator[None]:
+    """In evaluation mode and without gradients; afterwards the model's mode is as it was."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return Factors(
-                _all(model.user_vectors, users, block),
-                _all(model.item_vectors, items, block),
-            )
+            yield
     finally:
         model.train(was_training)
+
+
+def vectors(model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536) -> Factors:
+    """Both towers over all rows, in evaluation mode; the model's mode is left as it was."""
+    with evaluating(model):
+        return Factors(_all(model.user_vectors, users, block), _all(model.item_vectors, items, block))
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:

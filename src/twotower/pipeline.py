@@ -16,10 +16,10 @@ from twotower.data import movielens
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
+from twotower.embed import embed
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation import Metrics
 from twotower.evaluation import evaluate as measure
-from twotower.export import embed
 from twotower.publish import evaluate as evaluate_bundle
 from twotower.publish import publish
 from twotower.retrieve import Retriever
