@@ -44,6 +44,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="JSON file of rows")
     options.add_argument("--only", default="")
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--first-seed", type=int, default=1)
     options.add_argument("--threads", type=int, default=0, help="0: as many as the machine has")
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the rows")
     chosen = options.parse_args()
@@ -58,7 +59,7 @@ def main() -> None:
         assert schema is not None
         schema = schema.model_copy(update={"time_unit": "order"})
         row = rows.setdefault(name, {"seeds": {}})
-        for seed in range(1, chosen.seeds + 1):
+        for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
             if str(seed) not in row["seeds"]:
                 row["seeds"][str(seed)] = measure(tables, schema, config, seed)
                 chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
