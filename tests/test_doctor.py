@@ -16,12 +16,15 @@ import torch
 from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
 from torch import nn
 
-from twotower import doctor, pipeline, run
+from twotower import pipeline, run
+from twotower.compare import Comparison
 from twotower.config import Config
 from twotower.data.dataset import Dataset, Pairs, prepare
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
-from twotower.doctor import Finding, describe, examine
+from twotower.doctor import Finding, describe, examine, patient
+from twotower.doctor.features import _gate_findings
+from twotower.doctor.vectors import _effective_rank, _mean_cosine, _verdict
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.run import Run
@@ -214,14 +217,14 @@ def test_the_columns_of_the_biases_are_no_collapse(healthy: Run) -> None:
 
 def test_vectors_that_nearly_collapsed() -> None:
     rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).double()
-    assert doctor._mean_cosine(rows) == pytest.approx(0, abs=0.05)
-    assert doctor._effective_rank(rows) == pytest.approx(6, abs=0.2)
+    assert _mean_cosine(rows) == pytest.approx(0, abs=0.05)
+    assert _effective_rank(rows) == pytest.approx(6, abs=0.2)
     line = rows[:, :1] * torch.ones(1, 6)
-    assert doctor._effective_rank(line) == pytest.approx(1)
-    assert doctor._effective_rank(torch.ones(5, 3).double()) == 0
-    assert doctor._mean_cosine(torch.ones(5, 3)) == pytest.approx(1)
-    assert doctor._mean_cosine(torch.zeros(5, 3)) == 1
-    assert doctor._mean_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]])) == pytest.approx(0)
+    assert _effective_rank(line) == pytest.approx(1)
+    assert _effective_rank(torch.ones(5, 3).double()) == 0
+    assert _mean_cosine(torch.ones(5, 3)) == pytest.approx(1)
+    assert _mean_cosine(torch.zeros(5, 3)) == 1
+    assert _mean_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]])) == pytest.approx(0)
 
 
 # ---- c: baselines
@@ -253,8 +256,8 @@ def test_a_model_worse_than_popularity(data: Dataset) -> None:
 
 def test_words_for_what_chance_could_have_made() -> None:
     def verdict(difference: float, low: float, high: float) -> Finding:
-        c = doctor.Comparison("auc", 0.5, 0.5 + difference, difference, low, high, 0.5, 10)
-        return doctor._verdict(c, "popularity", "baseline", "ill", "Do this.")
+        c = Comparison("auc", 0.5, 0.5 + difference, difference, low, high, 0.5, 10)
+        return _verdict(c, "popularity", "baseline", "ill", "Do this.")
 
     assert verdict(0.1, 0.05, 0.15).severity == "fine"
     near = verdict(0.1, -0.05, 0.15)
@@ -507,7 +510,7 @@ def test_gates_that_do_nothing(gated: Run, bias: float, severity: str, text: str
 def test_one_shut_gate_names_its_field(gated: Run) -> None:
     gates = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
     gates[:, 1] = 0.001
-    (finding,) = doctor._gate_findings(gates, ["user_id", "age", "city"], "model.branches.0.user")
+    (finding,) = _gate_findings(gates, ["user_id", "age", "city"], "model.branches.0.user")
     assert "shut out age" in finding.text
     assert finding.severity == "warning"
 
@@ -609,11 +612,11 @@ def test_a_run_without_a_test_part(healthy: Run) -> None:
 
 def test_large_sides_are_sampled(monkeypatch: pytest.MonkeyPatch, healthy: Run) -> None:
     rows = np.arange(100, 150)
-    few = doctor._sample(rows, 7)
+    few = patient.sample(rows, 7)
     assert len(few) == 7
     assert few.tolist() == sorted(set(few.tolist()) & set(rows.tolist()))
-    assert doctor._sample(rows, 50) is rows
-    monkeypatch.setattr(doctor, "SAMPLE", 10)
+    assert patient.sample(rows, 50) is rows
+    monkeypatch.setattr(patient, "SAMPLE", 10)
     found = examine(healthy)
     assert ill(found) == set()
     assert named(found, "baseline_pairs").evidence["users"] == 10
