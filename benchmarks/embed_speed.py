@@ -23,7 +23,7 @@ import torch
 from twotower.config import parse
 from twotower.data.dataset import prepare
 from twotower.data.tables import check
-from twotower.export import embed
+from twotower.embed import embed
 from twotower.model.two_tower import TwoTower
 from twotower.run import Run
 from twotower.schema import Categorical, MultiHot, Schema

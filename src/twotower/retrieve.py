@@ -163,6 +163,7 @@ class Retriever:
         self.item_ids = self.dataset.items.ids.cast(pl.String).to_list()
         self._user_row = {user: row for row, user in enumerate(self.user_ids)}
         self._item_row = {item: row for row, item in enumerate(self.item_ids)}
+        _ = self.seen, self._codes  # made now, not by the first who asks
 
     @property
     def schema(self) -> Schema:
