@@ -227,6 +227,16 @@ def test_fault_A11_an_index_below_the_recall_gate_is_refused_unless_forced(
     assert (last["action"], last["forced"], last["reason"]) == ("publish", True, "a trial")
 
 
+def test_the_index_aims_above_the_gate_it_must_pass(
+    runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    tune = indexes.tune
+    monkeypatch.setattr(indexes, "tune", lambda i, q, k, target: asked.append(target) or tune(i, q, k, target))
+    pipeline.publish(runs[0], tmp_path / "store", IndexConfig(kind="ivf", k=5, recall=0.9))
+    assert asked == [pytest.approx(0.92)]
+
+
 def test_the_story_of_a_store(runs: tuple[Run, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = ["--store", str(tmp_path / "store")]
 
