@@ -770,3 +770,14 @@ def test_a_sum_tower_without_layers_gives_its_whole_vector_with_biases(item: dic
 def test_a_feature_may_have_any_name(name: str, kind: Any) -> None:
     field = Field(name, kind, rows=3, length=1)
     assert FieldEmbeddings((field,), (field,), 4, 0.1).widths == [4]
+
+
+def test_every_unit_of_a_fresh_gate_is_on() -> None:
+    """A unit that is off for all rows at the start stays off: its gate would weigh every row alike for ever."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        gate = SenetGate([16, 16, 16], SenetConfig(enabled=True))
+        fields = torch.randn(200, 48) * 0.05
+        hidden = gate.excite[1](gate.excite[0](fields.view(200, 3, 16).mean(2)))
+        assert (hidden > 0).all()
+        assert (gate(fields).std(0) > 0).all()

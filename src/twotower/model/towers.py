@@ -51,7 +51,10 @@ class SenetGate(nn.Module):
         self.widths, self.squeeze = widths, config.squeeze
         n = len(widths)
         middle = max(1, int(n / config.reduction))
-        self.excite = nn.Sequential(nn.Linear(n, middle), nn.ReLU(), nn.Linear(middle, n), nn.Sigmoid())
+        first = nn.Linear(n, middle)
+        # Squeezed fresh embeddings are near 0: with a bias below it a unit is off in every row, and stays off.
+        nn.init.ones_(first.bias)
+        self.excite = nn.Sequential(first, nn.ReLU(), nn.Linear(middle, n), nn.Sigmoid())
 
     def forward(self, fields: Tensor) -> Tensor:
         """F fields side by side (U, sum of widths) -> gates (U, F)."""
