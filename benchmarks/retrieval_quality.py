@@ -89,7 +89,9 @@ def measure(tables: Any, schema: Schema, config: Config, seed: int) -> dict[str,
         for short, name in MEASURES.items()
     }
     for short, name in MEASURES.items():
-        out[f"test.{short}.low"], out[f"test.{short}.high"] = (done.metrics[f"test.{name}.{e}"] for e in ("low", "high"))
+        out[f"test.{short}.low"], out[f"test.{short}.high"] = (
+            done.metrics[f"test.{name}.{e}"] for e in ("low", "high")
+        )
     keys = ("seconds", "rows_per_second", "best_epoch", "peak_memory_mb")
     return out | {k: done.metrics[f"train.{k}"] for k in keys} | {"wall_seconds": time.perf_counter() - started}
 

@@ -66,7 +66,7 @@ def test_no_placeholder_is_left_in_a_document() -> None:
             assert mark not in text, f"{page.name}: {mark}"
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.toml")), ids=lambda p: p.name)
 def test_every_example_is_a_valid_config(example: Path) -> None:
     schema, _ = settings.load(example)
     assert schema is not None

@@ -243,3 +243,17 @@ def test_a_run_without_a_test_part_says_so(tmp_path: Path) -> None:
     bare = replace(done, dataset=replace(done.dataset, parts=np.minimum(done.dataset.parts, 1)))
     with pytest.raises(RunError, match="no test part"):
         pipeline.evaluate(bare)
+
+
+def test_a_report_of_positives_alone_shows_no_auc_and_no_log_loss(tmp_path: Path) -> None:
+    config = settings(
+        loss={"kind": "softmax"}, train={"monitor": "validation.recall@5", "epochs": 1}, negatives={"full": True}
+    )
+    users, items, actions = checkerboard()
+    actions = actions.filter(pl.col("liked") == 1).sample(300, seed=1)
+    pipeline.fit((users, items, actions), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "all of them are positives" in page
+    assert "AUC on validation" not in page
+    assert "validation log loss" not in page
+    assert "Ranking on validation" in page

@@ -50,11 +50,7 @@ def write(path: Path, run: Run, factors: Factors) -> None:
             f"<code>{html.escape(run.config.train.monitor)}</code>; its weights are the model.",
             _curves(run),
         ),
-        _section(
-            "Scores of test pairs",
-            "Logits of the pairs the user liked and of those they did not. The less the two overlap, the higher the AUC.",
-            [_distributions(run, factors)],
-        ),
+        _section("Scores of test pairs", _about_scores(run), [_distributions(run, factors)]),
     ]
     if gates := _gates(run):
         sections.append(
@@ -94,6 +90,12 @@ def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
         yaxis={"title": y, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
     )  # fmt: skip
     return figure
+
+
+def _about_scores(run: Run) -> str:
+    if "test.auc" not in run.metrics:
+        return "Logits of the test pairs; all of them are positives, so there is no AUC."
+    return "Logits of the pairs the user liked and of those they did not. The less the two overlap, the higher the AUC."
 
 
 def _number(value: float | None) -> str:
@@ -137,9 +139,12 @@ def _curves(run: Run) -> list[go.Figure]:
     k = run.config.evaluation.k[0]
     validated = [h for h in run.history if "validation.auc" in h or "validation.log_loss" in h]
     at = [h["epoch"] for h in validated]
-    loss.add_scatter(x=at, y=[h.get("validation.log_loss") for h in validated], name="validation log loss",
-                     line_color=ORANGE, mode="lines+markers")  # fmt: skip
+    if run.config.loss.kind == "bce":  # no other loss is a log loss of pairs
+        loss.add_scatter(x=at, y=[h.get("validation.log_loss") for h in validated], name="validation log loss",
+                         line_color=ORANGE, mode="lines+markers")  # fmt: skip
     for title, names in (("AUC", ("auc", "gauc")), ("Ranking", (f"recall@{k}", f"ndcg@{k}"))):
+        if not any(f"validation.{name}" in h for h in validated for name in names):
+            continue  # pairs of one class have no AUC
         figure = _figure(f"{title} on validation", "epoch", "")
         for name, color in zip(names, (BLUE, ORANGE), strict=True):
             figure.add_scatter(x=at, y=[h.get(f"validation.{name}") for h in validated], name=name, line_color=color,
