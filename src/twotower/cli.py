@@ -228,11 +228,12 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """The best items for a user, from the current bundle."""
+    from twotower import storage
     from twotower.retrieve import Request
 
     if not user and features is None:
         raise ConfigError("name a user with --user ID, or describe one with --features FILE.json")
-    body = _json_file(features) if features else {}
+    body = storage.read_json(features) if features else {}
     if user:
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
             raise ConfigError(f"--user {user} and the user_id in {features} are not the same")
@@ -271,15 +272,6 @@ def _retriever(store: Path) -> Any:
     from twotower.store import Store as Bundles
 
     return Retriever(Bundles(store).current())
-
-
-def _json_file(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise DataError(f"{path}: not readable as JSON ({e})") from None
 
 
 def _equality(text: str) -> tuple[str, str]:

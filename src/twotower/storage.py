@@ -51,9 +51,9 @@ def write_json(path: Path, value: Any, mode: int | None = None) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises RunError if the file is missing or is not JSON."""
+    """A byte order mark, as some editors write it, does no harm. Raises RunError if the file is missing or no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
     except (ValueError, OSError, RecursionError) as e:
