@@ -96,7 +96,7 @@ def fresh_run(ids: str) -> Run:
     )
     actions = pl.DataFrame({"user_id": np.arange(KNOWN) % 1000, "item_id": np.arange(KNOWN)})
     layers = {s: {"layers": list(LAYERS)} for s in ("user", "item")}
-    _, config = parse({"model": {"width": WIDTH, "branches": [layers]}, "split": {"test": 0.01, "validation": 0.01}})
+    _, config = parse({"model": {"width": WIDTH, "pairs": [layers]}, "split": {"test": 0.01, "validation": 0.01}})
     dataset = prepare(check(None, items(0, KNOWN), actions, schema), schema, config.split)
     model = TwoTower(config.model, dataset.encoders.fields("user"), dataset.encoders.fields("item"))
     return Run(None, config, dataset, model, {}, [])

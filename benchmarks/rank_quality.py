@@ -37,10 +37,10 @@ def main() -> None:
     schema, rank = load_config(EXAMPLES / "movielens-rank.toml")
     models: dict[str, tuple[Schema | None, Config]] = {
         "DSSM, observed pairs only": (None, parse(PLAIN)[1]),
-        "DSSM + SENet, observed pairs only": (None, parse(PLAIN | {"model": {"branches": [SENET]}})[1]),
+        "DSSM + SENet, observed pairs only": (None, parse(PLAIN | {"model": {"pairs": [SENET]}})[1]),
         "DSSM + SENet, 5 random negatives a positive": (
             None,
-            parse(PLAIN | {"model": {"branches": [SENET]}, "negatives": {"random": 5}})[1],
+            parse(PLAIN | {"model": {"pairs": [SENET]}, "negatives": {"random": 5}})[1],
         ),
         "examples/movielens-rank.toml": (schema, rank),
     }

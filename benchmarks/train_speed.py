@@ -88,7 +88,7 @@ def twotower_epoch(dataset: Dataset, seed: int) -> float:
     _, config = parse(
         {
             "model": {"width": WIDTH, "bias": False, "unknown_rate": 0.0,
-                      "branches": [{s: {"layers": list(LAYERS), "activation": "ReLU"} for s in ("user", "item")}]},
+                      "pairs": [{s: {"layers": list(LAYERS), "activation": "ReLU"} for s in ("user", "item")}]},
             "train": {"batch_size": BATCH, "device": "cpu", "seed": seed},
         }
     )  # fmt: skip

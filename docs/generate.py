@@ -22,7 +22,7 @@ def configuration() -> str:
         NOTE,
         "A config is a TOML file; `twotower config` prints one with every option. An unknown key is an error. "
         "Any value can be changed from the command line: `--set train.epochs=3`, "
-        "`--set model.branches.0.user.dropout=0.2`.\n",
+        "`--set model.pairs.0.user.dropout=0.2`.\n",
     ]
     section = ""
     for name, key, default, meaning in options():

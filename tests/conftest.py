@@ -127,7 +127,7 @@ def settings(**sections: dict[str, object]) -> Config:
     """A config that trains in a blink; sections override."""
     base: dict[str, dict[str, object]] = {
         "train": {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"},
-        "model": {"width": 8, "branches": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]},
+        "model": {"width": 8, "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]},
         "evaluation": {"k": [5], "bootstrap": 0},
     }
     for name, values in sections.items():

@@ -186,7 +186,7 @@ def test_a_small_temperature_leaves_the_floor_out_of_reach(data: Dataset) -> Non
 
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_collapsed_vectors(data: Dataset, side: str) -> None:
-    sick = with_weights(trained(data, model={"bias": False}), lambda m: _blind(getattr(m.branches[0], side)))
+    sick = with_weights(trained(data, model={"bias": False}), lambda m: _blind(getattr(m.pairs[0], side)))
     found = examine(sick)
     assert "collapse" in ill(found)
     assert ill(found) <= {"collapse", "baseline_pairs"}
@@ -425,7 +425,7 @@ def test_features_without_effect() -> None:
         zero=list("abc") * 10, cut=[float(i) for i in range(30)], alone=list("abcde") * 6,
     )  # fmt: skip
     reads = {"layers": [8], "fields": ["item_id", "zero", "cut"]}
-    model: dict[str, object] = {"bias": False, "branches": [{"user": {"layers": [8]}, "item": reads}]}
+    model: dict[str, object] = {"bias": False, "pairs": [{"user": {"layers": [8]}, "item": reads}]}
 
     def cut(m: TwoTower) -> None:
         embeddings = m.towers("item")[0][0].embeddings
@@ -440,7 +440,7 @@ def test_features_without_effect() -> None:
     assert "train.embedding_weight_decay" in texts["zero"]
     assert "has no effect" in texts["cut"]
     assert "is read by no tower" in texts["alone"]
-    assert "model.branches.0.item.fields" in texts["alone"]
+    assert "model.pairs.0.item.fields" in texts["alone"]
 
 
 def test_a_dead_sequence() -> None:
@@ -468,12 +468,12 @@ def test_a_collapsed_model_says_nothing_about_its_features(healthy: Run) -> None
 
 @pytest.fixture(scope="module")
 def gated() -> Run:
-    branch = {s: {"layers": [8], "senet": {"enabled": True}} for s in ("user", "item")}
+    pair = {s: {"layers": [8], "senet": {"enabled": True}} for s in ("user", "item")}
     features = (Categorical(name="user_id", side="user"), Numeric(name="age", side="user"), *ID_FEATURES[1:])
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
     users, items, actions = checkerboard()
     ages = pl.Series(np.random.default_rng(0).random(40))
-    return trained(world(schema, users.with_columns(age=ages), items, actions), model={"branches": [branch]})
+    return trained(world(schema, users.with_columns(age=ages), items, actions), model={"pairs": [pair]})
 
 
 def test_healthy_gates(gated: Run) -> None:
@@ -485,9 +485,9 @@ def test_healthy_gates(gated: Run) -> None:
 @pytest.mark.parametrize(
     ("bias", "severity", "text"),
     [
-        (-20.0, "ill", "All SENet gates of model.branches.0.user are shut"),
-        (20.0, "warning", "All SENet gates of model.branches.0.user are open"),
-        (0.0, "warning", "The SENet gates of model.branches.0.user are the same in every row"),
+        (-20.0, "ill", "All SENet gates of model.pairs.0.user are shut"),
+        (20.0, "warning", "All SENet gates of model.pairs.0.user are open"),
+        (0.0, "warning", "The SENet gates of model.pairs.0.user are the same in every row"),
     ],
 )
 def test_gates_that_do_nothing(gated: Run, bias: float, severity: str, text: str) -> None:
@@ -510,7 +510,7 @@ def test_gates_that_do_nothing(gated: Run, bias: float, severity: str, text: str
 def test_one_shut_gate_names_its_field(gated: Run) -> None:
     gates = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
     gates[:, 1] = 0.001
-    (finding,) = _gate_findings(gates, ["user_id", "age", "city"], "model.branches.0.user")
+    (finding,) = _gate_findings(gates, ["user_id", "age", "city"], "model.pairs.0.user")
     assert "shut out age" in finding.text
     assert finding.severity == "warning"
 

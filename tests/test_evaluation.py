@@ -354,7 +354,7 @@ def test_vectors_come_from_evaluation_mode_in_blocks_and_leave_the_mode_as_it_wa
     data = everything_data
     fields = data.encoders.fields("user"), data.encoders.fields("item")
     tower = {"layers": [8], "field_dropout": 0.5}
-    model = TwoTower(config_of(model={"width": 4, "branches": [{"user": tower, "item": tower}]}).model, *fields)
+    model = TwoTower(config_of(model={"width": 4, "pairs": [{"user": tower, "item": tower}]}).model, *fields)
     users, items = SideTensors(data.users, fields[0]), SideTensors(data.items, fields[1])
     model.train()
     whole, parts = vectors(model, users, items), vectors(model, users, items, block=7)

@@ -44,12 +44,12 @@ def trained(dataset: Dataset, **model: Any) -> TwoTower:
     return made.eval()
 
 
-def branch(user: dict[str, Any] | None = None, item: dict[str, Any] | None = None) -> dict[str, Any]:
+def pair(user: dict[str, Any] | None = None, item: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"user": {"layers": [8]} | (user or {}), "item": {"layers": [8]} | (item or {})}
 
 
 def both(**tower: Any) -> list[dict[str, Any]]:
-    return [branch(tower, tower)]
+    return [pair(tower, tower)]
 
 
 # Some fields wider than others, so that the towers split them.
@@ -74,35 +74,35 @@ MODELS: dict[str, dict[str, Any]] = {
     "dot": {"similarity": "dot", "bias": True},
     "temperature": {"temperature": 0.03, "learn_temperature": False, "bias": False},
     "bias": {"bias": True},
-    "bias, no layers": {"bias": True, "branches": [{"user": {"fields": ["uid"]}, "item": {"fields": ["iid"]}}]},
-    "no bias": {"bias": False, "branches": both(layers=[16, 8])},
+    "bias, no layers": {"bias": True, "pairs": [{"user": {"fields": ["uid"]}, "item": {"fields": ["iid"]}}]},
+    "no bias": {"bias": False, "pairs": both(layers=[16, 8])},
     **{
-        f"senet {s}": {"branches": both(senet={"enabled": True, "squeeze": s, "reduction": 3})}
+        f"senet {s}": {"pairs": both(senet={"enabled": True, "squeeze": s, "reduction": 3})}
         for s in ("mean", "sum", "max")
     },
-    "join sum": {"branches": both(join="sum", layers=[8, 8])},
-    "join sum, no layers": {"branches": both(join="sum", layers=[])},
-    "field_norm": {"branches": both(field_norm=True)},
-    "residual": {"branches": both(residual=True, layers=[12, 8])},
-    "layer_norm": {"branches": both(layer_norm=True, layers=[12, 8])},
-    "output_norm": {"branches": both(output_norm=True), "bias": True},
-    "output_norm, no bias": {"branches": both(output_norm=True, layers=[12, 8]), "bias": False},
-    "dropout": {"branches": both(dropout=0.5, field_dropout=0.5, layers=[12, 8]), "unknown_rate": 0.5},
+    "join sum": {"pairs": both(join="sum", layers=[8, 8])},
+    "join sum, no layers": {"pairs": both(join="sum", layers=[])},
+    "field_norm": {"pairs": both(field_norm=True)},
+    "residual": {"pairs": both(residual=True, layers=[12, 8])},
+    "layer_norm": {"pairs": both(layer_norm=True, layers=[12, 8])},
+    "output_norm": {"pairs": both(output_norm=True), "bias": True},
+    "output_norm, no bias": {"pairs": both(output_norm=True, layers=[12, 8]), "bias": False},
+    "dropout": {"pairs": both(dropout=0.5, field_dropout=0.5, layers=[12, 8]), "unknown_rate": 0.5},
     **{
-        a: {"branches": both(activation=a, layers=[12, 8])}
+        a: {"pairs": both(activation=a, layers=[12, 8])}
         for a in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid")
     },
-    "branches": {
+    "pairs": {
         "bias": True,
-        "branches": [
-            branch({"fields": ["uid", "city"]}, {"fields": ["fans", "tags"], "layers": [8]}),
-            branch({"fields": ["liked", "age"], "layers": [12, 8]}, {"fields": ["brand", "iid"], "residual": True}),
+        "pairs": [
+            pair({"fields": ["uid", "city"]}, {"fields": ["fans", "tags"], "layers": [8]}),
+            pair({"fields": ["liked", "age"], "layers": [12, 8]}, {"fields": ["brand", "iid"], "residual": True}),
         ],
     },
-    "one field": {"branches": [branch({"fields": ["disliked"]}, {"fields": ["picture"]})]},
+    "one field": {"pairs": [pair({"fields": ["disliked"]}, {"fields": ["picture"]})]},
     "all of it": {
         "bias": True,
-        "branches": both(
+        "pairs": both(
             senet={"enabled": True}, field_norm=True, layer_norm=True, residual=True, output_norm=True, layers=[16, 8],
             activation="SiLU",
         ),
@@ -120,7 +120,7 @@ def worlds() -> dict[str, Dataset]:
 
 def _sums(name: str) -> bool:
     """Whether the model adds its fields up, which needs fields of one width."""
-    return bool(MODELS[name].get("branches", [{}])[0].get("user", {}).get("join") == "sum")
+    return bool(MODELS[name].get("pairs", [{}])[0].get("user", {}).get("join") == "sum")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_every_setting_of_a_model_is_exported_or_only_of_training() -> None:
     """A new setting must get a row in MODELS, or be named here as one that does not change evaluation."""
     tried = {key for model in MODELS.values() for key in model}
     assert set(ModelConfig.model_fields) - tried <= {"width", "embedding_std"}
-    towers = [t for m in MODELS.values() for b in m.get("branches", []) for t in b.values()]
+    towers = [t for m in MODELS.values() for b in m.get("pairs", []) for t in b.values()]
     tried = {key for tower in towers for key in tower}
     assert set(TowerConfig.model_fields) - tried <= {"width", "decay_scale"}
 
@@ -161,7 +161,7 @@ def test_a_model_with_an_unknown_part_is_refused(worlds: dict[str, Dataset], tmp
     model.towers("item")[0][0].add_module("mixture", torch.nn.Linear(2, 2))
     with pytest.raises(RunError, match="mixture"):
         export(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
-    model = trained(data, branches=both(layers=[12, 8]))
+    model = trained(data, pairs=both(layers=[12, 8]))
     model.towers("item")[0][0].layers[1] = torch.nn.Softplus()
     with pytest.raises(RunError, match="Softplus"):
         export(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
@@ -221,7 +221,7 @@ def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path)
     )
     schema = Schema(label="liked", time="at", time_unit="order", features=features)
     data = prepare(check(*checkerboard(), schema), schema, Config().split)
-    model = trained(data, width=8, bias=True, branches=[branch()])
+    model = trained(data, width=8, bias=True, pairs=[pair()])
     path = tmp_path / "user.onnx"
     export(model, "user", data.encoders.fields("user"), path, data.users)
     shapes = [tuple(t.dims) for t in onnx.load(path).graph.initializer]

@@ -314,7 +314,7 @@ def model_of(data: Dataset, **options: Any) -> TwoTower:
     torch.manual_seed(0)
     tower = {"layers": [5]} | options
     config = ModelConfig.model_validate(
-        {"width": 4, "embedding_std": 0.5, "branches": [{"user": tower, "item": {"layers": [5]}}]}
+        {"width": 4, "embedding_std": 0.5, "pairs": [{"user": tower, "item": {"layers": [5]}}]}
     )
     return TwoTower(config, data.encoders.fields("user"), data.encoders.fields("item")).eval()
 
@@ -342,7 +342,7 @@ def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(o
 
 
 def test_a_decaying_history_is_as_wide_as_its_rates_and_each_is_a_piece() -> None:
-    embeddings = model_of(base()).branches[0].user.embeddings
+    embeddings = model_of(base()).pairs[0].user.embeddings
     width = dict(zip([f.name for f in embeddings.fields], embeddings.widths, strict=True))
     assert width == {"user_id": 4, "name": 4, "hobbies": 4, "seen": 16, "liked": 16, "disliked": 16}
     assert embeddings.pieces == [4] * (3 + 3 * len(RATES))

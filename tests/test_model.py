@@ -1,4 +1,4 @@
-"""The towers by hand: pooling, gate, join, branches, and logits that are plain dot products."""
+"""The towers by hand: pooling, gate, join, pairs, and logits that are plain dot products."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def tower(**options: Any) -> dict[str, Any]:
 
 
 def build(
-    *branches: tuple[dict[str, Any], dict[str, Any]], seed: int = 0, of: World | None = None, **options: Any
+    *pairs: tuple[dict[str, Any], dict[str, Any]], seed: int = 0, of: World | None = None, **options: Any
 ) -> TwoTower:
     """A model with random weights everywhere, biases included, in evaluation mode."""
     of = of or world()
     config = ModelConfig.model_validate(
         {"width": 4, "embedding_std": 0.5}
         | options
-        | {"branches": [{"user": u, "item": i} for u, i in branches or [(tower(), tower())]]}
+        | {"pairs": [{"user": u, "item": i} for u, i in pairs or [(tower(), tower())]]}
     )
     model = TwoTower(config, of.users.fields, of.items.fields)
     rng = torch.Generator().manual_seed(seed)
@@ -144,8 +144,8 @@ FOLDED = [
 def vectors_and_bias_by_hand(model: TwoTower, side: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """A side's raw vectors and the bias of its rows, before temperature and normalisation."""
     vectors, bias = [], torch.zeros(inputs.rows)
-    for branch, config in zip(model.branches, model.config.branches, strict=True):
-        mine, other = (branch.user, branch.item) if side == "user" else (branch.item, branch.user)
+    for pair, config in zip(model.pairs, model.config.pairs, strict=True):
+        mine, other = (pair.user, pair.item) if side == "user" else (pair.item, pair.user)
         out = mine(inputs, other.embeddings)
         if model.config.bias and getattr(config, side).layers:
             bias = bias + out[:, -1]
@@ -173,14 +173,14 @@ def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
     return logits + model.global_bias if model.config.bias else logits
 
 
-@pytest.mark.parametrize("branch", FOLDED)
+@pytest.mark.parametrize("pair", FOLDED)
 @pytest.mark.parametrize("learn", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_a_logit_is_the_similarity_over_the_temperature_plus_the_biases_and_a_plain_dot_product(
-    similarity: str, bias: bool, learn: bool, branch: tuple[dict[str, Any], dict[str, Any]]
+    similarity: str, bias: bool, learn: bool, pair: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
-    model = build(branch, similarity=similarity, bias=bias, learn_temperature=learn, temperature=0.25)
+    model = build(pair, similarity=similarity, bias=bias, learn_temperature=learn, temperature=0.25)
     assert model.temperature.item() == pytest.approx(0.25)
     if learn and similarity == "cosine":
         with torch.no_grad():
@@ -240,7 +240,7 @@ def test_the_metric_is_cosine_only_where_ranking_by_cosine_is_ranking_by_logit(s
 def test_a_zero_vector_has_a_finite_logit_and_gradient() -> None:
     model = build(similarity="cosine", bias=False)
     with torch.no_grad():
-        for p in model.branches[0].parameters():
+        for p in model.pairs[0].parameters():
             p.zero_()
     logits = model(*world().inputs(), torch.arange(40), torch.arange(40))
     logits.sum().backward()
@@ -295,10 +295,10 @@ def test_the_gate_of_a_row_depends_on_that_row_alone() -> None:
     model, of = build((gated, gated)), world()
     with torch.no_grad():
         for rows_in, call, side in (
-            (of.users, model.user_vectors, model.branches[0].user),
-            (of.items, model.item_vectors, model.branches[0].item),
+            (of.users, model.user_vectors, model.pairs[0].user),
+            (of.items, model.item_vectors, model.pairs[0].item),
         ):
-            other = model.branches[0].item if rows_in is of.users else model.branches[0].user
+            other = model.pairs[0].item if rows_in is of.users else model.pairs[0].user
             n = rows_in.n
             vectors = call(rows_in.take(np.arange(n)))
             gates = side.gates(rows_in.take(np.arange(n)), other.embeddings)
@@ -317,7 +317,7 @@ def test_the_gate_of_a_row_depends_on_that_row_alone() -> None:
 def test_the_gate_multiplies_its_field_before_the_layers(fields: list[str]) -> None:
     gated = build((tower(senet={"enabled": True}, fields=fields), tower()), bias=False, similarity="dot")
     users, items = world().inputs()
-    user, item = gated.branches[0].user, gated.branches[0].item
+    user, item = gated.pairs[0].user, gated.pairs[0].item
     with torch.no_grad():
         embedded = fields_of(user.embeddings, users, item.embeddings)
         gates = user.gates(users, item.embeddings)
@@ -361,7 +361,7 @@ def field_by_hand(embeddings: FieldEmbeddings, field: Field, of: SideTensors, ot
 )
 def test_a_tower_reads_its_fields_and_no_other_each_from_its_own_column(fields: list[str]) -> None:
     model, of = build((tower(fields=fields), tower())), world()
-    mine, other = model.branches[0].user.embeddings, model.branches[0].item.embeddings
+    mine, other = model.pairs[0].user.embeddings, model.pairs[0].item.embeddings
     by_name = {f.name: f for f in of.users.fields}
     with torch.no_grad():
         found = fields_of(mine, world().inputs()[0], other)
@@ -413,7 +413,7 @@ def test_leaving_a_feature_out_equals_deleting_its_column(masked: tuple[str, ...
 def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers() -> None:
     model = build((tower(join="sum", layers=[5]), tower(layers=[5])), bias=False, similarity="dot", temperature=1)
     users, _ = world().inputs()
-    mine, other = model.branches[0].user, model.branches[0].item
+    mine, other = model.pairs[0].user, model.pairs[0].item
     with torch.no_grad():
         total = torch.zeros(60, 4) + mine.shift
         for field in fields_of(mine.embeddings, users, other.embeddings).values():
@@ -438,10 +438,10 @@ def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weigh
         found.append(model.user_vectors(users))
     layered = build((tower(layer_norm=True), tower()))
     with torch.no_grad():
-        layered.branches[0].user.layers[1].weight.fill_(1.0)
-        layered.branches[0].user.layers[1].bias.zero_()
+        layered.pairs[0].user.layers[1].weight.fill_(1.0)
+        layered.pairs[0].user.layers[1].bias.zero_()
         layered.load_state_dict(build().state_dict(), strict=False)
-    assert [type(m) for m in layered.branches[0].user.layers] == [
+    assert [type(m) for m in layered.pairs[0].user.layers] == [
         nn.Linear,
         nn.LayerNorm,
         nn.LeakyReLU,
@@ -491,7 +491,7 @@ def test_field_norm_normalises_each_field_by_itself_before_gate_and_join(
     )
     assert plain.state_dict().keys() == model.state_dict().keys(), "nothing to learn"
     users, _ = of.inputs()
-    mine, other = model.branches[0].user, model.branches[0].item
+    mine, other = model.pairs[0].user, model.pairs[0].item
     with torch.no_grad():
         embedded = [normed(f) for f in fields_of(mine.embeddings, users, other.embeddings).values()]
         if join == "sum":
@@ -515,7 +515,7 @@ def test_residual_adds_a_linear_map_of_the_joined_fields_to_the_last_layer(
     options = tower(residual=True, join=join, layers=layers)
     model = build((options, tower()), bias=bias)
     users, _ = world().inputs()
-    mine, other = model.branches[0].user, model.branches[0].item
+    mine, other = model.pairs[0].user, model.pairs[0].item
     assert mine.residual.bias is None
     assert mine.residual.weight.shape == (5 + bias, 4 if join == "sum" else 4 * len(mine.field_names))
     with torch.no_grad():
@@ -540,7 +540,7 @@ def test_output_norm_normalises_the_vector_and_not_the_bias(bias: bool, layers: 
     item = tower(layers=[8] if not layers else [5])
     model = build((options, item), bias=bias)
     users, _ = world().inputs()
-    mine, other = model.branches[0].user, model.branches[0].item
+    mine, other = model.pairs[0].user, model.pairs[0].item
     norm = mine.output_norm
     n = 5 if layers else 8
     assert norm.weight.shape == (n,)
@@ -615,36 +615,36 @@ def test_dropout_follows_torchs_seed_passes_its_mask_to_the_gradient_and_is_off_
 def test_towers_that_end_in_different_widths_are_a_config_error(
     user: dict[str, Any], item: dict[str, Any], bias: bool
 ) -> None:
-    with pytest.raises(ConfigError, match=r"branches\.0: the user vector has width"):
+    with pytest.raises(ConfigError, match=r"pairs\.0: the user vector has width"):
         build((user, item), bias=bias)
 
 
-# ---- branches
+# ---- pairs
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_with_the_dot_product_the_scores_of_the_branches_add_up(bias: bool) -> None:
-    branches = [
+def test_with_the_dot_product_the_scores_of_the_pairs_add_up(bias: bool) -> None:
+    towers = [
         (tower(layers=[5]), tower(layers=[5])),
         (tower(layers=[7, 3], fields=["liked"]), tower(layers=[3])),
     ]
-    both = build(*branches, similarity="dot", bias=bias, temperature=1)
+    both = build(*towers, similarity="dot", bias=bias, temperature=1)
     inputs = world().inputs()
-    pairs = torch.arange(40), torch.arange(40).flip(0)
+    rows = torch.arange(40), torch.arange(40).flip(0)
     with torch.no_grad():
         total = torch.zeros(40)
-        for number, branch in enumerate(branches):
-            alone = build(branch, similarity="dot", bias=bias, temperature=1)
-            alone.branches[0].load_state_dict(both.branches[number].state_dict())
+        for number, pair in enumerate(towers):
+            alone = build(pair, similarity="dot", bias=bias, temperature=1)
+            alone.pairs[0].load_state_dict(both.pairs[number].state_dict())
             if bias:
-                # Branches give their rows' biases; the rest of the bias is there once, whatever their number.
+                # Pairs of towers give their rows' biases; the rest of the bias is there once, whatever their number.
                 for part in ("user_bias", "item_bias"):
                     nn.init.zeros_(getattr(both, part).table.weight)
                     nn.init.zeros_(getattr(alone, part).table.weight)
                 nn.init.zeros_(both.global_bias)
                 nn.init.zeros_(alone.global_bias)
-            total = total + alone(*inputs, *pairs)
-        assert close(both(*inputs, *pairs), total, 1e-4)
+            total = total + alone(*inputs, *rows)
+        assert close(both(*inputs, *rows), total, 1e-4)
         width = both.user_vectors(inputs[0]).shape[1]
         assert width == both.item_vectors(inputs[1]).shape[1] == 5 + 3 + 2 * bias
 
@@ -654,7 +654,7 @@ def test_with_the_dot_product_the_scores_of_the_branches_add_up(bias: bool) -> N
 
 def test_the_unknown_row_is_trained_by_a_share_of_the_known_values() -> None:
     model, of = build(unknown_rate=0.3), world()
-    embeddings, biases = model.branches[0].user.embeddings, model.user_bias
+    embeddings, biases = model.pairs[0].user.embeddings, model.user_bias
     known = np.flatnonzero((of.users.take(np.arange(60)).lookup != 0).all(1).numpy())
     assert len(known) > 30
     starts = [0, 61, 66]  # of uid, city and income in the table of biases
@@ -701,7 +701,7 @@ def test_training_mode_draws_and_evaluation_mode_is_deterministic() -> None:
 
 def test_a_shared_sequence_reads_and_trains_the_other_towers_table() -> None:
     model, of = build((tower(fields=["liked", "disliked"]), tower())), world()
-    user, item = model.branches[0].user.embeddings, model.branches[0].item.embeddings
+    user, item = model.pairs[0].user.embeddings, model.pairs[0].item.embeddings
     assert set(user.tables) == {"bag1"}
     inputs = of.users.take(np.arange(5))
     model.user_vectors(inputs).square().sum().backward()
@@ -723,31 +723,31 @@ def test_a_shared_sequence_trains_a_table_with_a_frequency_cut() -> None:
     )
     of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": features}))
     model = build(of=of)
-    rows = model.branches[0].item.embeddings.rows_of("iid")
+    rows = model.pairs[0].item.embeddings.rows_of("iid")
     model.user_vectors(of.users.take(np.arange(60))).square().sum().backward()
-    assert gradient_of(model.branches[0].item.embeddings, "iid").shape == rows.shape
+    assert gradient_of(model.pairs[0].item.embeddings, "iid").shape == rows.shape
     assert 1 < len(rows) < 41
 
 
 def test_a_shared_sequence_whose_table_is_not_there_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="'liked' shares the embedding of 'iid'.*does not read"):
         build((tower(), tower(fields=["brand", "tags"])))
-    # The table has to be in the same branch.
+    # The table has to be in the same pair.
     with pytest.raises(ConfigError, match="'liked' shares"):
         build((tower(fields=["uid"]), tower()), (tower(), tower(fields=["brand"])))
-    assert build((tower(fields=["uid", "disliked"]), tower(fields=["brand", "tags"]))).branches
+    assert build((tower(fields=["uid", "disliked"]), tower(fields=["brand", "tags"]))).pairs
     # An item's sequence is checked as a user's is.
     shared = tuple(replace(f, shares="uid") if f.name == "fans" else f for f in world().items.fields)
     of = world()._replace(items=SideTensors(world().data.items, shared))
     with pytest.raises(ConfigError, match="'fans' shares the embedding of 'uid'.*does not read"):
         build((tower(fields=["city"]), tower()), of=of)
-    assert build((tower(), tower()), of=of).branches
+    assert build((tower(), tower()), of=of).pairs
 
 
 def test_a_shared_sequence_of_another_width_than_its_table_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="'liked' has width 6 and shares 'iid' of width 4"):
         build((tower(width=6), tower()))
-    assert build((tower(width=6), tower(width=6))).branches
+    assert build((tower(width=6), tower(width=6))).pairs
 
 
 # ---- names and corners

@@ -14,7 +14,7 @@ from twotower.schema import Sequence
 BASE: dict[str, Any] = {
     "model": {
         "width": 8,
-        "branches": [
+        "pairs": [
             {
                 "user": {"layers": [8, 8], "senet": {"enabled": True}},
                 "item": {"layers": [8, 8], "senet": {"enabled": True}},
@@ -48,21 +48,21 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.bias": (False, {}),
     "model.unknown_rate": (0.3, {}),
     "model.embedding_std": (0.2, {}),
-    "model.branches.user.fields": (["uid", "city"], {}),
-    "model.branches.user.width": (4, {"schema_width": True}),
-    "model.branches.user.join": ("sum", {"model.branches.user.senet.enabled": False}),
-    "model.branches.user.layers": ([16, 8], {}),
-    "model.branches.user.activation": ("Tanh", {}),
-    "model.branches.user.dropout": (0.4, {}),
-    "model.branches.user.field_dropout": (0.4, {}),
-    "model.branches.user.decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
-    "model.branches.user.layer_norm": (True, {}),
-    "model.branches.user.output_norm": (True, {}),
-    "model.branches.user.field_norm": (True, {}),
-    "model.branches.user.residual": (True, {}),
-    "model.branches.user.senet.enabled": (False, {}),
-    "model.branches.user.senet.squeeze": ("max", {}),
-    "model.branches.user.senet.reduction": (1.0, {}),
+    "model.pairs.user.fields": (["uid", "city"], {}),
+    "model.pairs.user.width": (4, {"schema_width": True}),
+    "model.pairs.user.join": ("sum", {"model.pairs.user.senet.enabled": False}),
+    "model.pairs.user.layers": ([16, 8], {}),
+    "model.pairs.user.activation": ("Tanh", {}),
+    "model.pairs.user.dropout": (0.4, {}),
+    "model.pairs.user.field_dropout": (0.4, {}),
+    "model.pairs.user.decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
+    "model.pairs.user.layer_norm": (True, {}),
+    "model.pairs.user.output_norm": (True, {}),
+    "model.pairs.user.field_norm": (True, {}),
+    "model.pairs.user.residual": (True, {}),
+    "model.pairs.user.senet.enabled": (False, {}),
+    "model.pairs.user.senet.squeeze": ("max", {}),
+    "model.pairs.user.senet.reduction": (1.0, {}),
     "loss.kind": ("softmax", {"negatives.random": 0}),
     "loss.log_q": (False, CANDIDATES),
     "loss.calibration": (0.1, FEW | {"loss.kind": "gbce"}),
@@ -143,7 +143,7 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
     body = copy.deepcopy(BASE)
     schema = EVERYTHING_SCHEMA
     if changes.pop("schema_width", False):  # a shared sequence takes its width from the item side
-        body["model"]["branches"][0]["user"]["fields"] = ["uid", "city"]
+        body["model"]["pairs"][0]["user"]["fields"] = ["uid", "city"]
     if changes.pop("moments", False):  # sequences that can be had as they were at every moment
         schema = schema.model_copy(
             update={"features": tuple(f for f in schema.features if f.name not in ("disliked", "fans"))}
@@ -163,7 +163,7 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_option_is_covered() -> None:
     known = {f"{section}.{key}" for section, key, _, _ in options()}
-    item = {k for k in known if k.startswith("model.branches.item")}
+    item = {k for k in known if k.startswith("model.pairs.item")}
     assert known - item == CHANGES.keys() | ELSEWHERE
 
 
@@ -173,7 +173,7 @@ def test_changing_an_option_changes_an_output(key: str) -> None:
     before = outcome(dict(also))
     after = outcome({**also, key: value})
     assert before != after
-    if key.startswith("model.branches.user") and key != "model.branches.user.width":
+    if key.startswith("model.pairs.user") and key != "model.pairs.user.width":
         assert outcome({**_mirrored(also), key.replace("user", "item"): _mirror(value)}) != before
 
 
@@ -201,7 +201,7 @@ def _mirror(value: Any) -> Any:
 
 
 def _mirrored(also: dict[str, Any]) -> dict[str, Any]:
-    return {k.replace("branches.user", "branches.item"): v for k, v in also.items()}
+    return {k.replace("pairs.user", "pairs.item"): v for k, v in also.items()}
 
 
 def test_the_same_settings_give_the_same_outputs() -> None:

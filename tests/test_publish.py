@@ -35,7 +35,7 @@ def world() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     """Two models of one world; the second has narrower vectors."""
     folder = tmp_path_factory.mktemp("runs")
-    narrow = {"branches": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]}
+    narrow = {"pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]}
     return (
         twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(), folder=folder / "a"),
         twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(model=narrow), folder=folder / "b"),

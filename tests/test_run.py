@@ -40,7 +40,7 @@ FILES = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "everything"
     senet = [{s: {"layers": [8], "senet": {"enabled": True}} for s in ("user", "item")}]
-    config = settings(model={"width": 8, "branches": senet}, negatives={"random": 1}, evaluation={"bootstrap": 20})
+    config = settings(model={"width": 8, "pairs": senet}, negatives={"random": 1}, evaluation={"bootstrap": 20})
     pipeline.fit(everything(), EVERYTHING_SCHEMA, config, folder=folder)
     return folder
 

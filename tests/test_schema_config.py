@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from twotower.config import (
     FEATURE_KINDS,
-    BranchConfig,
     Config,
+    PairConfig,
     TowerConfig,
     dump,
     feature_options,
@@ -62,7 +62,7 @@ EVERY_SETTING = parse(
         "model": {
             "width": 3, "similarity": "dot", "temperature": 1e-5, "learn_temperature": False, "bias": False,
             "unknown_rate": 0.0, "embedding_std": 1e22,
-            "branches": [
+            "pairs": [
                 {"user": {"fields": ["a", 'b"c'], "layers": [], "senet": {"enabled": True, "reduction": 3}}},
                 {"item": {"join": "sum", "activation": "GELU", "dropout": 0.25, "layer_norm": True, "layers": [5]}},
                 {},
@@ -137,8 +137,8 @@ def leaves(prefix: str, model: type[BaseModel]) -> set[tuple[str, str]]:
     """Every (section, key) below a section, found without the code under test."""
     found = set()
     for key, info in model.model_fields.items():
-        if key == "branches":
-            found |= leaves("model.branches.user", TowerConfig) | leaves("model.branches.item", TowerConfig)
+        if key == "pairs":
+            found |= leaves("model.pairs.user", TowerConfig) | leaves("model.pairs.item", TowerConfig)
         elif isinstance(info.default, BaseModel):
             found |= leaves(f"{prefix}.{key}".strip("."), type(info.default))
         else:
@@ -186,9 +186,9 @@ def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
         ("evaluation.k=[5, 10]", (5, 10)),
         ("data.interactions=/data/a=b.csv", "/data/a=b.csv"),
         ("data.users=", ""),
-        ("model.branches.0.user.dropout=0.5", 0.5),
-        ("model.branches.0.item.senet.enabled=true", True),
-        ("model.branches.0.item.layers=[]", ()),
+        ("model.pairs.0.user.dropout=0.5", 0.5),
+        ("model.pairs.0.item.senet.enabled=true", True),
+        ("model.pairs.0.item.layers=[]", ()),
         (" split.seed = 7", 7),
     ],
 )
@@ -206,22 +206,22 @@ def test_an_override_sets_one_option(tmp_path: Path, text: str, value: Any) -> N
         assert config.model_dump() == changed
 
 
-def test_overrides_apply_in_order_to_branches_features_and_schema(tmp_path: Path) -> None:
-    two = "[[model.branches]]\nuser.dropout = 0.1\n[[model.branches]]\n" + IDS_TOML
+def test_overrides_apply_in_order_to_pairs_features_and_schema(tmp_path: Path) -> None:
+    two = "[[model.pairs]]\nuser.dropout = 0.1\n[[model.pairs]]\n" + IDS_TOML
     schema, config = load(
         written(tmp_path, two),
-        ["model.branches.1.user.dropout=0.2", "model.branches.1.user.dropout=0.3", "schema.time=at",
+        ["model.pairs.1.user.dropout=0.2", "model.pairs.1.user.dropout=0.3", "schema.time=at",
          "schema.features.1.min_count=4"],
     )  # fmt: skip
-    assert [b.user.dropout for b in config.model.branches] == [0.1, 0.3]
+    assert [b.user.dropout for b in config.model.pairs] == [0.1, 0.3]
     assert schema is not None
     assert schema.time == "at"
     assert schema.features[1] == Categorical(name="item_id", side="item", min_count=4)
 
 
-def test_a_whole_branch_may_be_set(tmp_path: Path) -> None:
-    config = load(written(tmp_path, "[[model.branches]]"), ["model.branches.0={user = {dropout = 0.5}}"])[1]
-    assert config.model.branches == (BranchConfig(user=TowerConfig(dropout=0.5)),)
+def test_a_whole_pair_may_be_set(tmp_path: Path) -> None:
+    config = load(written(tmp_path, "[[model.pairs]]"), ["model.pairs.0={user = {dropout = 0.5}}"])[1]
+    assert config.model.pairs == (PairConfig(user=TowerConfig(dropout=0.5)),)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +231,9 @@ def test_a_whole_branch_may_be_set(tmp_path: Path) -> None:
         ("=3", "--set =3: expected key=value"),
         ("train.epochs.x=1", "'train.epochs' is a value, not a section"),
         ("train.epochs.x.y=1", "'train.epochs' is a value, not a section"),
-        ("model.branches.1.user.dropout=0.5", "expected an index 0..0 where '1' stands"),
-        ("model.branches.user.dropout=0.5", "expected an index 0..0 where 'user' stands"),
-        ("model.branches.3={}", "expected an index 0..0 where '3' stands"),
+        ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 where '1' stands"),
+        ("model.pairs.user.dropout=0.5", "expected an index 0..0 where 'user' stands"),
+        ("model.pairs.3={}", "expected an index 0..0 where '3' stands"),
         ("trian.epochs=1", "unknown section 'trian'; did you mean 'train'?"),
         ("train.epoch=1", "unknown key 'train.epoch'; did you mean 'epochs'?"),
         ("train.epochs=many", "train.epochs: input should be a valid integer"),
@@ -241,7 +241,7 @@ def test_a_whole_branch_may_be_set(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> None:
-    refused(written(tmp_path, "[train]\nepochs = 2\n[[model.branches]]"), [text], words)
+    refused(written(tmp_path, "[train]\nepochs = 2\n[[model.pairs]]"), [text], words)
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------
@@ -254,11 +254,11 @@ def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> Non
         ("epochs = 3", ["unknown section 'epochs'"]),
         ("[data]\nuser = 'x'", ["unknown key 'data.user'; did you mean 'users'? (allowed: dataset, source, users"]),
         ("[model]\ntemprature = 1", ["unknown key 'model.temprature'; did you mean 'temperature'?"]),
-        ("[[model.branches]]\nusr = 1", ["unknown key 'model.branches.0.usr'; did you mean 'user'? (allowed: user, i"]),
-        ("[[model.branches]]\n[model.branches.user]\nlayer = [1]", ["'model.branches.0.user.layer'", "mean 'layers'?"]),
+        ("[[model.pairs]]\nusr = 1", ["unknown key 'model.pairs.0.usr'; did you mean 'user'? (allowed: user, i"]),
+        ("[[model.pairs]]\n[model.pairs.user]\nlayer = [1]", ["'model.pairs.0.user.layer'", "mean 'layers'?"]),
         (
-            "[[model.branches]]\n[[model.branches]]\n[model.branches.item.senet]\nreductoin = 1",
-            ["unknown key 'model.branches.1.item.senet.reductoin'; did you mean 'reduction'? (allowed: enabled, squ"],
+            "[[model.pairs]]\n[[model.pairs]]\n[model.pairs.item.senet]\nreductoin = 1",
+            ["unknown key 'model.pairs.1.item.senet.reductoin'; did you mean 'reduction'? (allowed: enabled, squ"],
         ),
         ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, bootstrap"]),
         ("[schema]\nuserid = 'u'\nfeatures = []", ["unknown key 'schema.userid'; did you mean 'user_id'?"]),
@@ -302,12 +302,12 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("split.test=1", ["split.test: input should be less than 1, got 1"]),
         ("split.kind=rndom", ["split.kind: input should be 'random', 'last' or 'time', got 'rndom'"]),
         ("data.users=3", ["data.users: input should be a valid string, got 3"]),
-        ("model.branches=[]", ["model.branches: tuple should have at least 1 item"]),
-        ("model.branches.0=3", ["model.branches.0: input should be a valid dictionary", "got 3"]),
-        ("model.branches.0.user.dropout=1", ["model.branches.0.user.dropout: input should be less than 1, got 1"]),
-        ("model.branches.0.user.layers=[8, 0]", ["branches.0.user.layers.1: input should be greater than or equal to"]),
-        ("model.branches.0.user.layers=8", ["model.branches.0.user.layers: input should be a valid tuple, got 8"]),
-        ("model.branches.0.user.senet.reduction=0.5", ["senet.reduction: input should be greater than or equal to 1"]),
+        ("model.pairs=[]", ["model.pairs: tuple should have at least 1 item"]),
+        ("model.pairs.0=3", ["model.pairs.0: input should be a valid dictionary", "got 3"]),
+        ("model.pairs.0.user.dropout=1", ["model.pairs.0.user.dropout: input should be less than 1, got 1"]),
+        ("model.pairs.0.user.layers=[8, 0]", ["pairs.0.user.layers.1: input should be greater than or equal to"]),
+        ("model.pairs.0.user.layers=8", ["model.pairs.0.user.layers: input should be a valid tuple, got 8"]),
+        ("model.pairs.0.user.senet.reduction=0.5", ["senet.reduction: input should be greater than or equal to 1"]),
         ("evaluation.k=[10, 0]", ["evaluation.k.1: input should be greater than or equal to 1, got 0"]),
         ("evaluation.k=[]", ["evaluation.k: tuple should have at least 1 item"]),
         ("train.monitor=validation.acu", ["'validation.acu' is not measured; did you mean 'auc'?", "recall@50"]),
@@ -338,8 +338,8 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
         ("[schema]\nfeatures = [{name = 'a', side = 'user'}]", "schema.features.0.kind: missing (allowed: categorical"),
         ("[schema]\nfeatures = [{side = 'user', kind = 'vector'}]", "'schema.features.0.name' is missing"),
         ("[data]\ndataset = 'ml-1m'\nusers = 'u'", "give either data.dataset or data.interactions"),
-        ("[[model.branches]]\nuser = {join = 'sum', senet = {enabled = true}}", "branches.0.user: senet needs join"),
-        ("[[model.branches]]\nitem = {residual = true, layers = []}", "branches.0.item: residual is added to the last"),
+        ("[[model.pairs]]\nuser = {join = 'sum', senet = {enabled = true}}", "pairs.0.user: senet needs join"),
+        ("[[model.pairs]]\nitem = {residual = true, layers = []}", "pairs.0.item: residual is added to the last"),
         ("[train\nepochs = 1", "not valid TOML"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_checkerboard_is_solved_by_every_tower_similarity_and_sampler(
     board: Dataset, similarity: str, tower: dict[str, Any], random: int
 ) -> None:
     config = settings(
-        model={"width": 8, "similarity": similarity, "branches": [{"user": tower, "item": tower}]},
+        model={"width": 8, "similarity": similarity, "pairs": [{"user": tower, "item": tower}]},
         negatives={"random": random},
         train={"epochs": 25, "batch_size": 64, "lr": 0.03, "device": "cpu"},
     )
@@ -84,12 +84,12 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 def test_the_checkerboard_is_solved_by_every_loss_and_source_of_candidates(
     board: Dataset, candidates: str, loss: str, similarity: str
 ) -> None:
-    branch = {side: {"layers": [4]} for side in ("user", "item")}
+    pair = {side: {"layers": [4]} for side in ("user", "item")}
     # What weighs one positive against a hundred candidates learns late to tell them apart.
     epochs = 24 if (loss, candidates) == ("gbce", "all") else 12
     config = settings(
         model={
-            "width": 4, "similarity": similarity, "embedding_std": 0.3, "branches": [branch],
+            "width": 4, "similarity": similarity, "embedding_std": 0.3, "pairs": [pair],
             "temperature": 0.2 if similarity == "cosine" else 1.0,
         },
         loss={"kind": loss},
@@ -128,7 +128,7 @@ def parity_world(n_users: int = 60, n_items: int = 24) -> Dataset:
 @pytest.mark.parametrize("loss", ["softmax", "bpr", "gbce"])
 def test_tastes_that_only_the_earlier_history_tells_are_learnt_from_it(loss: str) -> None:
     config = settings(
-        model={"width": 8, "bias": False, "branches": [{s: {"layers": [8]} for s in ("user", "item")}]},
+        model={"width": 8, "bias": False, "pairs": [{s: {"layers": [8]} for s in ("user", "item")}]},
         loss={"kind": loss},
         negatives={"uniform": 20},
         train={"epochs": 12, "batch_size": 64, "lr": 0.03, "histories": "earlier", "validate_every": 4},
@@ -360,7 +360,7 @@ class StopAt(Watcher):
 @pytest.mark.parametrize("stop", [1, 3, 5, 8])
 def test_a_run_stopped_at_any_step_ends_in_the_same_weights(everything_data: Dataset, folder: Path, stop: int) -> None:
     config = settings(
-        model={"width": 8, "branches": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
+        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
         train={"epochs": 3, "batch_size": 300, "checkpoint_steps": 1, "average": 0.9, "schedule": "cosine"},
         negatives={"random": 1},
     )
@@ -394,7 +394,7 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
 ) -> None:
     data = earlier_data() if histories == "earlier" else everything_data
     config = settings(
-        model={"width": 8, "branches": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
+        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
         loss={"kind": "softmax"},
         train={"epochs": 3, "batch_size": 100, "checkpoint_steps": 1, "average": 0.9, "histories": histories},
         negatives={
@@ -496,7 +496,7 @@ def _train_process(path: Path, target: Path, *options: str, **env: str) -> subpr
 
 def test_fault_B1_kill_at_any_step_then_resume_is_bit_equal(tmp_path: Path) -> None:
     config = settings(
-        model={"width": 8, "branches": [{s: {"layers": [8], "dropout": 0.2} for s in ("user", "item")}]},
+        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.2} for s in ("user", "item")}]},
         train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 2, "lr": 0.02},
         negatives={"random": 1},
     )

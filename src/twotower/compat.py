@@ -103,7 +103,7 @@ class DSSMTrainable:
         _, self._config = parse(
             {
                 "model": {
-                    "branches": [
+                    "pairs": [
                         {
                             "user": tower | {"layers": list(user_dnn_size)},
                             "item": tower | {"layers": list(item_dnn_size)},
@@ -431,7 +431,7 @@ def _train_command(options: dict[str, Any]) -> None:
     tower = {"layers": [64, 32], "dropout": options["dropout"], "senet": {"enabled": options["use_senet"]}}
     _, config = parse(
         {
-            "model": {"branches": [{"user": tower, "item": tower}]},
+            "model": {"pairs": [{"user": tower, "item": tower}]},
             "negatives": {"random": options["neg_sampling"]},
             "train": {
                 "epochs": options["epochs"],

@@ -72,7 +72,7 @@ class SenetConfig(_Section):
 
 
 class TowerConfig(_Section):
-    """One side of one branch: fields -> SENet -> layers -> vector."""
+    """One side of one pair: fields -> SENet -> layers -> vector."""
 
     fields: tuple[str, ...] = Field((), description="names of the features it reads; empty: all of its side")
     width: int = Field(0, ge=0, description="embedding width of its fields; 0 takes model.width")
@@ -104,8 +104,8 @@ class TowerConfig(_Section):
         return self
 
 
-class BranchConfig(_Section):
-    """A pair of towers whose vectors are compared; the branches' vectors stand side by side, so their scores add up."""
+class PairConfig(_Section):
+    """A pair of towers whose vectors are compared; the pairs' vectors stand side by side, so their scores add up."""
 
     user: TowerConfig = TowerConfig()
     item: TowerConfig = TowerConfig()
@@ -115,11 +115,11 @@ class ModelConfig(_Section):
     """What is trained."""
 
     width: int = Field(16, ge=1, description="embedding width of a field")
-    branches: tuple[BranchConfig, ...] = Field(
-        (BranchConfig(),), min_length=1, description="pairs of towers side by side; one is the classic DSSM"
+    pairs: tuple[PairConfig, ...] = Field(
+        (PairConfig(),), min_length=1, description="pairs of towers side by side; one is the classic DSSM"
     )
     similarity: Literal["cosine", "dot"] = Field(
-        "cosine", description="of the user and item vectors (of all branches together)"
+        "cosine", description="of the user and item vectors (of all pairs together)"
     )
     temperature: float = Field(0.1, gt=0, description="logit = similarity / temperature")
     learn_temperature: bool = Field(True, description="train the temperature (cosine only)")
@@ -455,8 +455,8 @@ def _section_options(name: str, section: Any) -> Iterator[tuple[str, str, str, s
     """The section's own options, then those of the sections inside it, as TOML wants them."""
     inner: list[tuple[str, Any]] = []
     for key, info in section.model_fields.items():
-        if key == "branches":
-            inner += [(f"model.branches.{side}", TowerConfig) for side in ("user", "item")]
+        if key == "pairs":
+            inner += [(f"model.pairs.{side}", TowerConfig) for side in ("user", "item")]
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             inner.append((f"{name}.{key}", info.annotation))
         else:
@@ -496,8 +496,8 @@ def template() -> str:
         lines.append(f"#   {key} = {default}  # {meaning}")
     for name, key, default, meaning in options():
         if name != section:
-            if name == "model.branches.user":
-                lines.append("\n[[model.branches]]  # repeat the block for parallel branches")
+            if name == "model.pairs.user":
+                lines.append("\n[[model.pairs]]  # repeat the block for parallel pairs")
             lines.append(f"\n[{name}]")
             section = name
         lines.append(f"# {meaning}\n{key} = {default}")

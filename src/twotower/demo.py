@@ -18,7 +18,7 @@ from twotower.watcher import Watcher
 
 _TOWER = {"layers": [128, 64], "senet": {"enabled": True}}
 SETTINGS = {
-    "model": {"width": 32, "branches": [{"user": _TOWER, "item": _TOWER}]},
+    "model": {"width": 32, "pairs": [{"user": _TOWER, "item": _TOWER}]},
     "negatives": {"random": 5, "random_share": 0.7},
     "train": {
         "epochs": 8,

@@ -186,7 +186,7 @@ def _gates(run: Run) -> list[go.Figure]:
             with torch.no_grad():
                 gates = tower.gates(inputs, other.embeddings).cpu().numpy()
             mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
-            name = f"{side.capitalize()} tower" + (f", branch {number}" if len(run.model.branches) > 1 else "")
+            name = f"{side.capitalize()} tower" + (f", pair {number}" if len(run.model.pairs) > 1 else "")
             figure = _figure(name, "gate", "", 120 + 34 * len(mean))
             figure.add_bar(
                 x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,

@@ -47,7 +47,7 @@ def _train_loss(p: Patient) -> Iterator[Finding]:
                 f", and one answer for every pair would give {p.ignorance:.4f}. The model learns nothing: raise "
                 "train.lr, and look at the other findings for the cause."
                 if nothing
-                else ". If validation does not rise either, raise train.lr or the width of model.branches."
+                else ". If validation does not rise either, raise train.lr or the width of model.pairs."
             ),
             evidence,
         )  # fmt: skip
@@ -74,7 +74,7 @@ def _validation_curve(p: Patient) -> Iterator[Finding]:
             "warning", "peaks_at_once",
             f"{train.monitor} is best at its first measure (epoch {curve[0][0]}) and never improves. The model fits "
             "the training pairs by heart or steps too far: lower train.lr, or raise train.embedding_weight_decay or a "
-            "branch's dropout.",
+            "pair's dropout.",
             evidence,
         )  # fmt: skip
 

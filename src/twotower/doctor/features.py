@@ -160,7 +160,7 @@ def _why_dead(p: Patient, side: SideName, name: str, effect: float) -> str:
         return ""
     towers = [pair for pair in model.towers(side) if name in pair[0].field_names]
     if not towers:
-        return f"is read by no tower. Add it to model.branches.0.{side}.fields, or remove it from schema.features."
+        return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
     norms = [_norm(t.embeddings, other.embeddings, name) for t, other in towers]
     if max(norms) < 0.01 * p.config.model.embedding_std:
         return (
@@ -193,7 +193,7 @@ def gates(p: Patient) -> Iterator[Finding]:
     for side, number, tower, other in towers:
         (inputs,) = p.inputs(side, p.met[side])
         passed = tower.gates(inputs, other.embeddings).cpu()
-        found += _gate_findings(passed, tower.field_names, f"model.branches.{number}.{side}")
+        found += _gate_findings(passed, tower.field_names, f"model.pairs.{number}.{side}")
     well = "The SENet gates are neither all open nor all shut, and differ from row to row."
     return or_fine(found, "gates", well) if towers else iter(())
 

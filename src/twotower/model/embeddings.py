@@ -169,7 +169,7 @@ class FieldEmbeddings(nn.Module):
                 continue
             if f.shares not in other._place:
                 raise ConfigError(
-                    f"sequence '{f.name}' shares the embedding of '{f.shares}', which the other tower of its branch "
+                    f"sequence '{f.name}' shares the embedding of '{f.shares}', which the other tower of its pair "
                     f"does not read; add '{f.shares}' to that tower's fields or set share = false on '{f.name}'"
                 )
             theirs = other.rows_of(f.shares).shape[1]

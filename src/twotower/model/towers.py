@@ -172,8 +172,8 @@ def _pick(fields: tuple[Field, ...], names: tuple[str, ...]) -> tuple[Field, ...
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"model.branches: no feature '{name}' on this side{nearest(name, known)} (allowed: {', '.join(known)})"
+                f"model.pairs: no feature '{name}' on this side{nearest(name, known)} (allowed: {', '.join(known)})"
             )
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"model.branches: feature '{min(twice)}' is listed twice in one tower's fields; name it once")
+        raise ConfigError(f"model.pairs: feature '{min(twice)}' is listed twice in one tower's fields; name it once")
     return tuple(known[n] for n in names) if names else fields

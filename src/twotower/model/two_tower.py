@@ -43,7 +43,7 @@ def normalize(x: Tensor) -> Tensor:
     return out
 
 
-class Branch(nn.Module):
+class Pair(nn.Module):
     """A user tower and an item tower whose vectors are compared with each other."""
 
     def __init__(self, user: Tower, item: Tower) -> None:
@@ -76,12 +76,12 @@ class TwoTower(nn.Module):
     """`user_vectors(inputs) @ item_vectors(inputs).T` are the logits of "this user likes this item"."""
 
     def __init__(self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
-        """Raises ConfigError if the two towers of a branch give vectors of different widths."""
+        """Raises ConfigError if the two towers of a pair give vectors of different widths."""
         super().__init__()
         self.config = config
-        self.branches = nn.ModuleList()
+        self.pairs = nn.ModuleList()
         extra = 1 if config.bias else 0
-        for number, branch in enumerate(config.branches):
+        for number, pair in enumerate(config.pairs):
             user, item = (
                 Tower(
                     # With biases a tower with layers gives one more number, its own bias.
@@ -92,17 +92,17 @@ class TwoTower(nn.Module):
                     config.unknown_rate,
                     extra if c.layers else 0,
                 )
-                for c, fields in ((branch.user, user_fields), (branch.item, item_fields))
+                for c, fields in ((pair.user, user_fields), (pair.item, item_fields))
             )
-            sizes = [t.size - (extra if c.layers else 0) for t, c in ((user, branch.user), (item, branch.item))]
+            sizes = [t.size - (extra if c.layers else 0) for t, c in ((user, pair.user), (item, pair.item))]
             if sizes[0] != sizes[1]:
                 raise ConfigError(
-                    f"model.branches.{number}: the user vector has width {sizes[0]} and the item vector {sizes[1]}; "
+                    f"model.pairs.{number}: the user vector has width {sizes[0]} and the item vector {sizes[1]}; "
                     "end both towers' layers with the same width"
                 )
             user.embeddings.check_shares(item.embeddings)
             item.embeddings.check_shares(user.embeddings)
-            self.branches.append(Branch(user, item))
+            self.pairs.append(Pair(user, item))
         if config.bias:
             self.user_bias, self.item_bias = FirstOrder(user_fields), FirstOrder(item_fields)
             self.global_bias = nn.Parameter(torch.zeros(()))
@@ -112,8 +112,8 @@ class TwoTower(nn.Module):
         )
 
     def towers(self, side: SideName) -> list[tuple[Tower, Tower]]:
-        """Per branch the tower of `side` and the other side's."""
-        pairs = [cast(Branch, branch) for branch in self.branches]
+        """Per pair the tower of `side` and the other side's."""
+        pairs = [cast(Pair, pair) for pair in self.pairs]
         return [(b.user, b.item) if side == "user" else (b.item, b.user) for b in pairs]
 
     @property
@@ -146,7 +146,7 @@ class TwoTower(nn.Module):
         return (u.index_select(0, user) * v.index_select(0, item)).sum(1)
 
     def _side(self, inputs: Inputs, side: SideName) -> tuple[Tensor, Tensor | None]:
-        """The branches' vectors side by side (U, D), and the summed bias (U, 1)."""
+        """The pairs' vectors side by side (U, D), and the summed bias (U, 1)."""
         vectors, bias = [], None
         if self.config.bias:
             bias = (self.user_bias if side == "user" else self.item_bias)(inputs, self.config.unknown_rate)
