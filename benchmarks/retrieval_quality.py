@@ -35,11 +35,21 @@ MEASURES = {"hr@10": "hit_rate@10", "ndcg@10": "ndcg@10", "hr@100": "hit_rate@10
 ROWS = [
     *(f"ablation/{n}.toml" for n in ("bce", "in-batch", "in-batch-logq", "mixed", "hard", "full", "full-senet")),
     "movielens-retrieve.toml",
+    "movielens-sequence.toml",
 ]
+_ORDER = "model.pairs.0.user.fields=['order']"
+HISTORIES = {  # what --histories tries instead: file and settings, five epochs each
+    "six decaying means": ("movielens-retrieve.toml", []),
+    "attention of a learned query": ("movielens-sequence.toml", [_ORDER, "schema.features.1.pooling='attention'"]),
+    "transformer, plain blocks": ("movielens-sequence.toml", [_ORDER, "model.pairs.0.user.history.block='plain'"]),
+    "transformer, gated blocks": ("movielens-sequence.toml", [_ORDER]),
+    "means beside gated blocks": ("movielens-sequence.toml", []),
+}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--histories", action="store_true", help="compare ways to read a history, at five epochs")
     options.add_argument("--sequences", default="", help="archive with the published order of every user's films")
     options.add_argument("--out", type=Path, required=True, help="JSON file of rows")
     options.add_argument("--only", default="")
@@ -52,10 +62,13 @@ def main() -> None:
         torch.set_num_threads(chosen.threads)
     tables = films(chosen.sequences)
     rows: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
-    for name in ROWS:
+    tried: dict[str, tuple[str, list[str]]] = {name: (name, []) for name in ROWS}
+    if chosen.histories:
+        tried = {name: (file, [*changed, "train.epochs=5"]) for name, (file, changed) in HISTORIES.items()}
+    for name, (file, changed) in tried.items():
         if chosen.only not in name:
             continue
-        schema, config = load_config(EXAMPLES / name, [*chosen.set, "evaluation.k=[10, 100]"])
+        schema, config = load_config(EXAMPLES / file, [*changed, *chosen.set, "evaluation.k=[10, 100]"])
         assert schema is not None
         schema = schema.model_copy(update={"time_unit": "order"})
         row = rows.setdefault(name, {"seeds": {}})

@@ -20,7 +20,7 @@ from twotower import export as exporting
 from twotower.config import Config, ModelConfig, TowerConfig
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, Side, prepare
-from twotower.data.feed import feed
+from twotower.data.feed import feed, padded
 from twotower.data.tables import check
 from twotower.embed import _header, embed
 from twotower.encoders import Ragged
@@ -336,7 +336,7 @@ def test_a_feed_says_what_side_tensors_say(worlds: dict[str, Dataset], side: Sid
                 assert ((np.arange(codes.shape[1]) < lengths[:, None]) == (codes >= 0)).all()
 
 
-@pytest.mark.parametrize("world", ["even", "decay"])
+@pytest.mark.parametrize("world", ["even", "decay", "attention"])
 def test_empty_short_and_long_histories_of_one_and_of_many_rows(
     world: str, worlds: dict[str, Dataset], tmp_path: Path
 ) -> None:
@@ -358,8 +358,13 @@ def test_empty_short_and_long_histories_of_one_and_of_many_rows(
     together = tower(feed(fields, columns, slice(None)))
     for row in range(7):
         alone = feed(fields, columns, np.array([row]))
-        assert {x.shape[1] for n, x in alone.items() if n.startswith("bag")} == {max(1, lengths[row])}
+        for number, f in enumerate(fields):
+            if f.kind == "bag":
+                assert alone[f"bag{number}"].shape[1] == max(1, min(lengths[row], f.limit or 2000))
+                # More than is read may be given, and changes nothing.
+                alone[f"bag{number}"] = padded(columns[f.name], np.array([row]))  # type: ignore[arg-type]
         np.testing.assert_allclose(tower(alone)[0], together[row], rtol=1e-3, atol=1e-4)
+    assert model.user_vectors(SideTensors(side, fields).take(np.zeros(0, np.int64))).shape == (0, tower.width)
     assert tower(feed(fields, columns, np.zeros(0, np.int64))).shape == (0, tower.width)
 
 
@@ -370,7 +375,7 @@ def test_serving_a_tower_does_not_load_torch(worlds: dict[str, Dataset], tmp_pat
 import sys
 import numpy as np, polars as pl
 import twotower.encoders, twotower.data.tables
-from twotower.data.feed import feed
+from twotower.data.feed import feed, padded
 from twotower.encoders import Field, Ragged
 from twotower.onnx_tower import OnnxTower
 tower = OnnxTower(sys.argv[1])
@@ -393,9 +398,9 @@ assert "torch" not in sys.modules
 # ---- whole tables
 
 
-@pytest.fixture(scope="module")
-def run(worlds: dict[str, Dataset]) -> Run:
-    data = worlds["even"]
+@pytest.fixture(scope="module", params=["even", "attention"])
+def run(request: pytest.FixtureRequest, worlds: dict[str, Dataset]) -> Run:
+    data = worlds[request.param]
     return Run(None, Config(), data, trained(data, **MODELS["all of it"]), {}, [])
 
 

@@ -199,11 +199,11 @@ def _rotated(g: _Graph, x: str, angles: list[str]) -> str:
     return cast(str, g("Concat", turned, g("Add", g("Mul", right, cos), g("Mul", left, sin)), axis=-1))
 
 
-def _attended(g: _Graph, query: str, key: str, value: str, hidden: str, width: int) -> str:
+def _attended(g: _Graph, query: str, key: str, value: str, hidden: str, heads: int, width: int) -> str:
     """Softmax attention of (U, heads, T, width) with `hidden` (T, T) added to the scores: (U, T, heads width)."""
     scores = g("Mul", g("MatMul", query, g("Transpose", key, perm=[0, 1, 3, 2])), g.constant(width**-0.5))
     read = g("MatMul", g("Softmax", g("Add", scores, hidden), axis=-1), value)
-    return cast(str, g("Reshape", g("Transpose", read, perm=[0, 2, 1, 3]), g.constant([0, 0, -1])))
+    return cast(str, g("Reshape", g("Transpose", read, perm=[0, 2, 1, 3]), g.constant([0, 0, heads * width])))
 
 
 def _block(g: _Graph, block: Block, x: str, angles: list[str], hidden: str) -> str:
@@ -211,7 +211,7 @@ def _block(g: _Graph, block: Block, x: str, angles: list[str], hidden: str) -> s
     joint = _dense(g, block.query_key_value, _layer(g, block.attend_norm, x))
     width = block.out.in_features // block.heads
     query, key, value = _heads(g, joint, 3, block.heads, width)
-    read = _attended(g, _rotated(g, query, angles), _rotated(g, key, angles), value, hidden, width)
+    read = _attended(g, _rotated(g, query, angles), _rotated(g, key, angles), value, hidden, block.heads, width)
     change = _dense(g, block.out, read)
     if block.attend_gate is not None:
         change = g("Mul", change, g("Sigmoid", _dense(g, block.attend_gate, x)))
@@ -228,7 +228,7 @@ def _attention_pool(g: _Graph, pool: AttentionPool, x: str, angles: list[str], h
     width = pool.out.in_features // pool.heads
     key, value = _heads(g, _dense(g, pool.key_value, _layer(g, pool.norm, x)), 2, pool.heads, width)
     query = _rotated(g, g.constant(pool.query[None]), angles)  # (1, heads, T, width)
-    return _dense(g, pool.out, _attended(g, query, _rotated(g, key, angles), value, hidden, width))
+    return _dense(g, pool.out, _attended(g, query, _rotated(g, key, angles), value, hidden, pool.heads, width))
 
 
 def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict[str, str], key: Any) -> str:

@@ -127,6 +127,8 @@ class HistoryEncoder(nn.Module):
             out = self._read(table, here, torch.where(here >= 0, 0, -1))
             last = out[torch.arange(len(rows), device=out.device), (n[rows] - 1).clamp(min=0)]
             parts.append(last * (n[rows] > 0).to(out.dtype)[:, None])
+        if not parts:
+            return table.new_zeros(0, table.shape[1])
         return torch.cat(parts).index_select(0, torch.argsort(order))
 
     def _read(self, table: Tensor, codes: Tensor, sequence: Tensor) -> Tensor:
