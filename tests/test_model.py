@@ -498,7 +498,7 @@ def test_field_norm_normalises_each_field_by_itself_before_gate_and_join(
             hidden = nn.functional.leaky_relu(torch.stack(embedded).sum(0) + mine.shift)
             expected = mine.layers[1:](hidden)
         else:
-            gates = mine.gates(users, other.embeddings)
+            gates = mine.gates(users, other.embeddings).get("senet", torch.ones(len(embedded[0]), len(embedded)))
             if senet:
                 assert close(gates, mine.senet(torch.cat(embedded, 1)), 1e-4)
             expected = mine.layers(torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded)], 1))

@@ -598,10 +598,10 @@ def template() -> str:
 
 def _branch_lines() -> str:
     """What a branch may hold, as comments."""
-    lines = ["\n# a branch: [[model.pairs.user.branches]] with a kind, its options, and a section senet as below", ""]
+    lines = ['\n# branches = [{ kind = "mlp" }, { kind = "fm", senet = { enabled = true } }]; by kind:']
     for kind, model in BRANCH_KINDS.items():
-        own = ", ".join(f"{key} = {default}" for k, key, default, _ in branch_options() if k == kind)
-        lines.append(f"#   kind = {_toml(kind)}: {' '.join((model.__doc__ or '').split())} {own}".rstrip())
+        lines.append(f"# {_toml(kind)}: {' '.join((model.__doc__ or '').split())}")
+        lines += [f"#   {key} = {default}  # {meaning}" for k, key, default, meaning in branch_options() if k == kind]
     return "\n".join(lines)
 
 
