@@ -148,7 +148,8 @@ def _one_width(name: str, world: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "world"), [(n, w) for n in MODELS for w in ("even", "uneven", "decay") if w == "even" or not _one_width(n, w)]
+    ("name", "world"),
+    [(n, w) for n in MODELS for w in ("even", "uneven", "decay") if w == "even" or not _one_width(n, w)],
 )
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path

@@ -41,7 +41,16 @@ TOLERANCE = 1e-4
 SAMPLE = 512
 """Rows that `parity` asks for."""
 
-_PARTS = {"embeddings", "senet", "field_dropout", "branches", "augmented", "layers", "residual", "output_norm"}  # of a tower
+_PARTS = {
+    "embeddings",
+    "senet",
+    "field_dropout",
+    "branches",
+    "augmented",
+    "layers",
+    "residual",
+    "output_norm",
+}  # of a tower
 _BATCH = 64  # rows of one comparison: a padded row is as long as the longest beside it
 
 
@@ -261,7 +270,9 @@ def _branch(g: _Graph, branch: Part, x: str) -> str:
         x = _layer(g, branch.module.layers, x)
     elif not isinstance(branch.module, nn.Identity):
         x = _products(g, branch.module, x)
-    return x if branch.norm is None else _layer(g, branch.norm, x)
+    if not branch.norms:
+        return x
+    return g.concat([_layer(g, n, p) for n, p in zip(branch.norms, g.split(x, branch.parts), strict=True)])
 
 
 def _tower(g: _Graph, tower: Tower, other: Tower, names: dict[str, str], key: Any) -> str:

@@ -1,10 +1,10 @@
 """The parallel parts of a tower: each reads the joined fields, and what they give stands side by side.
 
-How a branch begins. A product of fresh embeddings is the smaller the more of them it multiplies (0.05, 0.05², …), and
-that of fields of length one, or of grown embeddings, the larger: a branch of products would be drowned by the fields
-beside it at the start, or drown them later. So the products of `fm`, `cin` and `bilinear` are normalised, row by row,
-and what remains is a learned scale and shift for each number, as He and Chua 2017 (section 3.2) normalise theirs.
-`cross` needs none: it adds its products to the fields, which pass through it from the first step on.
+How a branch begins. A product of fresh embeddings is the smaller the more of them it multiplies (0.05, 0.05², …), that of
+grown or normalised ones the larger: beside the fields a branch of products would be dead at first, or drown them. So the
+products of `fm`, `cin` and `bilinear` are normalised row by row, as He and Chua 2017 (section 3.2) normalise theirs, with a
+learned scale that begins at the deviation of the fields. (At 1 instead of 0.05 the products did drown the fields: test AUC
+0.793 instead of 0.806.) `cross` and `mlp` need none: a cross adds its products to the fields, which pass through it.
 """
 
 from __future__ import annotations
@@ -50,13 +50,12 @@ class Cross(nn.Module):
                 f"rank = {r} of a cross branch over {width} joined numbers is larger than the full matrix; "
                 f"give at most {width // 2}, or 0 for the full matrix"
             )
-        # With biases of zero a layer begins as x0 * (W x) + x, the fields and a few per cent of products.
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, r, bias=False), nn.Linear(r, width)) if r else nn.Linear(width, width)
-            for _ in range(config.depth)
-        )
-        for layer in self.layers:
-            nn.init.zeros_((layer[1] if isinstance(layer, nn.Sequential) else cast(nn.Linear, layer)).bias)
+        self.layers = nn.ModuleList()
+        for _ in range(config.depth):
+            last = nn.Linear(r or width, width)
+            # With biases of zero a layer begins as x0 * (W x) + x: the fields, and a few per cent of products.
+            nn.init.zeros_(last.bias)
+            self.layers.append(nn.Sequential(nn.Linear(width, r, bias=False), last) if r else last)
         self.size = width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +110,9 @@ class Bilinear(nn.Module):
     def __init__(self, n: int, width: int, config: BilinearBranch) -> None:
         super().__init__()
         self.n, self.width, self.of = n, width, config.matrices
-        self.first, self.second = (list(i) for i in zip(*[(i, j) for i in range(n) for j in range(i + 1, n)], strict=True))
+        self.first, self.second = (
+            list(i) for i in zip(*[(i, j) for i in range(n) for j in range(i + 1, n)], strict=True)
+        )
         count = {"all": 1, "each": n - 1, "interaction": len(self.first)}[self.of]
         # v W is as large as v.
         self.matrices = nn.Parameter(torch.randn(count, width, width) / math.sqrt(width))
@@ -133,8 +134,9 @@ class Bilinear(nn.Module):
 class Part(nn.Module):
     """One branch: its gate, what it computes, and the norm of it."""
 
-    def __init__(self, config: Branch, widths: list[int], pieces: list[int]) -> None:
-        """`widths` of the fields and of their `pieces`, which `fm`, `cin` and `bilinear` multiply.
+    def __init__(self, config: Branch, widths: list[int], pieces: list[int], deviation: float) -> None:
+        """`widths` of the fields and of their `pieces`, which `fm`, `cin` and `bilinear` multiply; the `deviation` of
+        their numbers at the start.
 
         Raises ConfigError if these are of different widths, or one alone.
         """
@@ -166,13 +168,20 @@ class Part(nn.Module):
         else:
             self.module = nn.Identity()
         self.size = cast(int, self.module.size) if hasattr(self.module, "size") else sum(widths)
-        # Products of fresh embeddings are below the usual 1e-5 under the root.
-        products = isinstance(self.module, Fm | Cin | Bilinear)
-        self.norm = nn.LayerNorm(self.size, eps=1e-8) if products else None
+        self.parts = list(config.widths) if isinstance(config, CinBranch) else [self.size]
+        """Widths that are normalised apart: the maps of one layer are products of one degree."""
+        self.norms = nn.ModuleList()
+        if isinstance(self.module, Fm | Cin | Bilinear):
+            # Products of fresh embeddings are far below the usual 1e-5 under the root.
+            self.norms.extend(nn.LayerNorm(w, eps=1e-10) for w in self.parts)
+        for norm in self.norms:
+            nn.init.constant_(cast(nn.LayerNorm, norm).weight, deviation)
 
     def forward(self, x: Tensor) -> Tensor:
         """The joined fields (U, N) -> (U, size)."""
         if self.senet is not None:
             x = self.senet.weigh(x)
         out: Tensor = self.module(x)
-        return out if self.norm is None else self.norm(out)
+        if not self.norms:
+            return out
+        return torch.cat([n(p) for n, p in zip(self.norms, torch.split(out, self.parts, 1), strict=True)], 1)

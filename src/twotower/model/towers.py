@@ -50,7 +50,8 @@ class Tower(nn.Module):
         else:
             self.shift = None
             size = sum(widths)
-        self.branches = nn.ModuleList(Part(b, widths, self.embeddings.pieces) for b in config.branches)
+        deviation = 1.0 if config.field_norm else std
+        self.branches = nn.ModuleList(Part(b, widths, self.embeddings.pieces, deviation) for b in config.branches)
         if config.branches:
             size = sum(cast(Part, b).size for b in self.branches)
         self.augmented = Augmented(side_fields, config.layers[-1] - extra) if config.augment else None
