@@ -597,3 +597,19 @@ def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset)
     assert finding.text.startswith("All SENet gates of model.pairs.0.item.branches.1 are shut")
     assert "set model.pairs.0.item.branches.1.senet.enabled = false" in finding.text
     override(config, ["model.pairs.0.item.branches.1.senet.enabled=false"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_checkerboard_is_solved_through_every_branch(kind: str, precision: str) -> None:
+    features = (*CHECKERBOARD_SCHEMA.features, Categorical(name="again", column="user_id", side="user"),
+                Categorical(name="again", column="item_id", side="item"))  # fmt: skip
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
+    data = prepare(check(*checkerboard(), schema), schema, Config().split)
+    side = {"layers": [8], "branches": [branch(kind, **({"widths": [8, 8]} if kind == "cin" else {}))]}
+    config = settings(
+        model={"width": 8, "pairs": [{"user": side, "item": side}]},
+        train={"epochs": 15, "batch_size": 64, "lr": 0.03, "precision": precision, "validate_every": 5},
+    )
+    found = [h["validation.auc"] for h in Trainer(data, config).run().history if "validation.auc" in h]
+    assert max(found) > 0.97, found
