@@ -21,6 +21,17 @@ from twotower.schema import Schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SENET = {s: {"layers": [64, 32], "senet": {"enabled": True}} for s in ("user", "item")}
+FIELDS: dict[str, object] = {"kind": "plain"}
+GATED: dict[str, object] = {"senet": {"enabled": True}}
+BRANCHES: dict[str, list[dict[str, object]]] = {
+    "mlp": [FIELDS, {"kind": "mlp"}],
+    "cross": [{"kind": "cross"}],
+    "fm": [FIELDS, {"kind": "fm"}],
+    "cin": [FIELDS, {"kind": "cin"}],
+    "bilinear": [FIELDS, {"kind": "bilinear"}],
+    "bilinear, with a gated one": [FIELDS, {"kind": "bilinear"}, {"kind": "bilinear"} | GATED],
+}
+"""Beside the fields themselves, which a cross holds."""
 PLAIN = {
     "data": {"dataset": "ml-1m"},
     "train": {"epochs": 10, "batch_size": 2048, "device": "cpu"},
@@ -42,6 +53,11 @@ def main() -> None:
             None,
             parse(PLAIN | {"model": {"pairs": [SENET]}, "negatives": {"random": 5}})[1],
         ),
+        **{
+            f"DSSM + branch {name}, observed pairs only": (None, parse(PLAIN | {"model": {"pairs": [_pair(parts)]}})[1])
+            for name, parts in BRANCHES.items()
+        },
+        **{f"examples/{n}.toml": load_config(EXAMPLES / f"{n}.toml") for n in ("parallel", "dat")},
         "examples/movielens-rank.toml": (schema, rank),
     }
     rows = []
@@ -61,6 +77,10 @@ def main() -> None:
     else:
         print("\n| model | test AUC | test GAUC | validation AUC | seconds |\n|---|---|---|---|---|")
         print("\n".join(line(row) for row in rows))
+
+
+def _pair(branches: list[dict[str, object]]) -> dict[str, object]:
+    return {side: {"layers": [64, 32], "branches": branches} for side in ("user", "item")}
 
 
 METRICS = ("test.auc", "test.gauc", "validation.auc", "train.seconds")

@@ -33,7 +33,8 @@ from twotower.schema import Schema
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MEASURES = {"hr@10": "hit_rate@10", "ndcg@10": "ndcg@10", "hr@100": "hit_rate@100"}
 ROWS = [
-    *(f"ablation/{n}.toml" for n in ("bce", "in-batch", "in-batch-logq", "mixed", "hard", "full", "full-senet")),
+    *(f"ablation/{n}.toml" for n in ("bce", "in-batch", "in-batch-logq", "mixed", "hard")),
+    *(f"ablation/{n}.toml" for n in ("full", "full-senet", "full-parallel", "full-dat")),
     "movielens-retrieve.toml",
     "movielens-sequence.toml",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from twotower import cli
-from twotower.config import FEATURE_KINDS, options
+from twotower.config import BRANCH_KINDS, FEATURE_KINDS, branch_options, options
 from twotower.schema import Schema
 
 DOCS = Path(__file__).parent
@@ -29,7 +29,16 @@ def configuration() -> str:
         if name != section:
             lines += [f"\n## [{name}]\n", "| key | default | meaning |", "|---|---|---|"]
             section = name
-        lines.append(f"| `{key}` | `{default}` | {_cell(meaning)} |")
+        lines.append(_row(key, default, meaning))
+    lines.append(
+        "\n## [[model.pairs.user.branches]]\n\nThe same on the item side. Every branch has a `kind`, a section `senet` "
+        "(its own gate, keys as in `[model.pairs.user.senet]`), and the keys of its kind."
+    )
+    for kind, model in BRANCH_KINDS.items():
+        text = " ".join((model.__doc__ or "").split())
+        lines.append(f'\n### branch kind = "{kind}"\n\n{text}')
+        if own := [_row(*rest) for k, *rest in branch_options() if k == kind]:
+            lines += ["", "| key | default | meaning |", "|---|---|---|", *own]
     lines += ["\n## [schema]\n", "| key | default | meaning |", "|---|---|---|", *_fields(Schema, skip=("features",))]
     lines.append(
         "\n## [[schema.features]]\n\nEvery feature has a `kind`, a `name`, a `side` (`user` or `item`), and the keys "
@@ -40,6 +49,10 @@ def configuration() -> str:
         lines += [f'\n### kind = "{kind}"\n\n{text}\n', "| key | default | meaning |", "|---|---|---|"]
         lines += _fields(model, skip=("kind", "name", "side"))
     return "\n".join(lines) + "\n"
+
+
+def _row(key: str, default: str, meaning: str) -> str:
+    return f"| `{key}` | `{default}` | {_cell(meaning)} |"
 
 
 def _fields(model: Any, skip: tuple[str, ...]) -> list[str]:

@@ -106,6 +106,28 @@ MODELS: dict[str, dict[str, Any]] = {
         a: {"pairs": both(activation=a, layers=[12, 8])}
         for a in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid")
     },
+    **{
+        f"branch {name}": {"pairs": both(branches=[b], layers=[12, 8])}
+        for name, b in {
+            "mlp": {"kind": "mlp", "layers": [9, 7], "activation": "GELU", "layer_norm": True, "dropout": 0.5},
+            "cross": {"kind": "cross", "depth": 3},
+            "cross of a rank": {"kind": "cross", "rank": 2},
+            "plain": {"kind": "plain", "senet": {"enabled": True, "squeeze": "max"}},
+        }.items()
+    },
+    **{
+        f"branch {name}": {"pairs": both(branches=[b | {"senet": {"enabled": True}}], layers=[12, 8])}
+        for name, b in {
+            "fm": {"kind": "fm"},
+            "cin": {"kind": "cin", "widths": [5, 4, 3]},
+            **{f"bilinear {m}": {"kind": "bilinear", "matrices": m} for m in ("all", "each", "interaction")},
+        }.items()
+    },
+    "branches, no layers": {
+        "pairs": [pair(*({"layers": [], "branches": [{"kind": "mlp", "layers": [5]}, {"kind": "mlp"}]},) * 2)],
+        "bias": True,
+    },
+    "augment": {"pairs": [pair({"augment": True}), pair({"layers": [6]}, {"layers": [6], "augment": True})]},
     "pairs": {
         "bias": True,
         "pairs": [
@@ -122,7 +144,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "bias": True,
         "pairs": both(
             senet={"enabled": True}, field_norm=True, layer_norm=True, residual=True, output_norm=True, layers=[16, 8],
-            activation="SiLU",
+            activation="SiLU", augment=True, branches=[{"kind": "cross"}, {"kind": "mlp"}, {"kind": "plain"}],
         ),
     },
 }  # fmt: skip
@@ -141,14 +163,16 @@ def worlds() -> dict[str, Dataset]:
     }
 
 
-def _sums(name: str) -> bool:
-    """Whether the model adds its fields up, which needs fields of one width."""
-    return bool(MODELS[name].get("pairs", [{}])[0].get("user", {}).get("join") == "sum")
+def _one_width(name: str, world: str) -> bool:
+    """Whether the model adds or multiplies its fields, which needs fields (or pieces of them) of one width."""
+    tower = MODELS[name].get("pairs", [{}])[0].get("user", {})
+    products = any(b["kind"] in ("fm", "cin", "bilinear") for b in tower.get("branches", []))
+    return tower.get("join") == "sum" or (products and world == "uneven")
 
 
 @pytest.mark.parametrize(
     ("name", "world"),
-    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "attention") if w == "even" or not _sums(n)],
+    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "attention") if w == "even" or not _one_width(n, w)],
 )
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path

@@ -8,7 +8,7 @@ import pytest
 from conftest import EVERYTHING_SCHEMA, everything
 
 import twotower
-from twotower.config import Config, options, parse
+from twotower.config import BRANCH_KINDS, Config, branch_options, options, parse
 from twotower.schema import SIDES, Sequence, SideName
 
 BASE: dict[str, Any] = {
@@ -50,6 +50,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.bias": (False, {}),
     "model.unknown_rate": (0.3, {}),
     "model.embedding_std": (0.2, {}),
+    "model.pairs.user.branches": ([{"kind": "plain"}, {"kind": "cross"}], {}),
+    "model.pairs.user.augment": (True, {}),
     "model.pairs.user.fields": (["uid", "city"], {}),
     "model.pairs.user.width": (4, {"schema_width": True}),
     "model.pairs.user.join": ("sum", {"model.pairs.user.senet.enabled": False}),
@@ -74,6 +76,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "loss.kind": ("softmax", {"negatives.random": 0}),
     "loss.log_q": (False, CANDIDATES),
     "loss.calibration": (0.1, FEW | {"loss.kind": "gbce"}),
+    "loss.mimic": (0.1, {"model.pairs.user.augment": True}),
     "negatives.full": (True, CANDIDATES),
     "negatives.in_batch": (True, FEW),
     "negatives.uniform": (20, CANDIDATES),
@@ -117,6 +120,17 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "evaluation.head_share": (0.5, {}),
     "evaluation.new_user_below": (15, {}),
     "evaluation.new_item_below": (25, {}),
+}
+# Kind of a branch and option -> a value that is not the default.
+BRANCHES: dict[tuple[str, str], Any] = {
+    ("mlp", "layers"): [8, 8],
+    ("mlp", "activation"): "Tanh",
+    ("mlp", "dropout"): 0.4,
+    ("mlp", "layer_norm"): True,
+    ("cross", "depth"): 3,
+    ("cross", "rank"): 2,
+    ("cin", "widths"): [4],
+    ("bilinear", "matrices"): "each",
 }
 # Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer, the index of a
 # published model in test_publish.
@@ -185,6 +199,19 @@ def test_changing_an_option_changes_an_output(key: str) -> None:
     assert before != after
     if key.startswith("model.pairs.user") and key != "model.pairs.user.width":
         assert outcome({**_mirrored(also), key.replace("user", "item"): _mirror(value)}) != before
+
+
+def test_every_option_of_a_branch_is_covered() -> None:
+    assert {(kind, key) for kind, key, _, _ in branch_options()} == BRANCHES.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [(*of, value) for of, value in BRANCHES.items()] + [(kind, "senet", {"enabled": True}) for kind in BRANCH_KINDS],
+)
+def test_changing_an_option_of_a_branch_changes_an_output(kind: str, option: str, value: Any) -> None:
+    key = "model.pairs.user.branches"
+    assert outcome({key: [{"kind": kind}]}) != outcome({key: [{"kind": kind, option: value}]})
 
 
 @pytest.mark.parametrize(

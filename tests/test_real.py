@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from twotower.config import load as load_config
 from twotower.data import movielens
 from twotower.data.dataset import prepare
 from twotower.data.tables import check
+from twotower.retrieve import Request
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parent.parent
@@ -86,6 +88,24 @@ def test_the_ranking_example_reaches_its_goal() -> None:
     print({m: round(metrics[m], 4) for m in ("test.auc", "test.gauc", "validation.auc")})
     assert metrics["test.auc"] >= 0.8225
     assert metrics["test.gauc"] >= 0.775
+
+
+@pytest.mark.parametrize("name", ["parallel", "dat"])
+def test_an_example_is_killed_resumed_published_and_asked(name: str, tmp_path: Path) -> None:
+    example, run, store = ROOT / "examples" / f"{name}.toml", tmp_path / "run", tmp_path / "store"
+    train = ["train", str(example), "--run", str(run), "--set", "train.epochs=1", "--set", "train.checkpoint_steps=100"]
+    killed = subprocess.run(
+        [sys.executable, "-m", "twotower.cli", *train],
+        env={**os.environ, "TWOTOWER_FAIL_AT_STEP": "250"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    assert "resuming after step 200" in python(tmp_path, "-m", "twotower.cli", *train, "--resume")
+    python(tmp_path, "-m", "twotower.cli", "publish", str(run), "--store", str(store))
+    asked = pipeline.retriever(store)
+    for user in ("1", "3000", "6040"):
+        one, two = (asked.recommend(Request(user), 10, method) for method in (1, 2))
+        assert [i.id for i in one.items] == [i.id for i in two.items]
+    assert len(asked.recommend(Request(None, {"gender": "F", "age": 25}), 10, 2).items) == 10
 
 
 def test_the_demo_beats_popularity_within_two_gigabytes(tmp_path: Path) -> None:

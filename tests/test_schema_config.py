@@ -11,10 +11,12 @@ from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
 from pydantic import BaseModel, ValidationError
 
 from twotower.config import (
+    BRANCH_KINDS,
     FEATURE_KINDS,
     Config,
     PairConfig,
     TowerConfig,
+    branch_options,
     dump,
     feature_options,
     load,
@@ -129,6 +131,11 @@ def test_the_template_names_every_option() -> None:
         assert f"#   {key} = {default}  # {meaning}" in lines
     for kind in FEATURE_KINDS:
         assert f'# options of kind = "{kind}":' in lines
+    for kind, key, default, meaning in branch_options():
+        assert f"#   {key} = {default}  # {meaning}" in lines
+        assert len(meaning) > 5, (kind, key)
+    for kind, branch in BRANCH_KINDS.items():
+        assert f'\n# "{kind}": {" ".join((branch.__doc__ or "").split())}\n' in text
     for key in Schema.model_fields:
         assert key in text
 

@@ -84,8 +84,75 @@ class HistoryConfig(_Section):
     input_dropout: float = Field(0.2, ge=0, lt=1, description="share dropped of the embeddings that are read")
 
 
+Activation = Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"]
+
+
+class _Branch(_Section):
+    senet: SenetConfig = SenetConfig()
+
+
+class MlpBranch(_Branch):
+    """Hidden layers, each with its activation."""
+
+    kind: Literal["mlp"] = "mlp"
+    layers: tuple[Positive, ...] = Field((64,), min_length=1, description="layer widths, all activated")
+    activation: Activation = Field("LeakyReLU", description="after each layer")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
+    layer_norm: bool = Field(False, description="normalise each layer before its activation")
+
+
+class CrossBranch(_Branch):
+    """x <- x0 * (W x + b) + x, the fields first: products of one degree more a layer (DCN-v2, Wang et al. 2021)."""
+
+    kind: Literal["cross"] = "cross"
+    depth: int = Field(2, ge=1, description="layers")
+    rank: int = Field(0, ge=0, description="W is the product of two matrices of this rank; 0 is one full matrix")
+
+
+class FmBranch(_Branch):
+    """½((Σv)² - Σv²) over the fields, a vector of their width (He and Chua 2017). Fields of one width only."""
+
+    kind: Literal["fm"] = "fm"
+
+
+class CinBranch(_Branch):
+    """Maps X_k = W_k (products of X_{k-1} with the fields), summed over their width (xDeepFM, Lian et al. 2018).
+    Fields of one width only."""
+
+    kind: Literal["cin"] = "cin"
+    widths: tuple[Positive, ...] = Field((16, 16), min_length=1, description="maps of each layer")
+
+
+class BilinearBranch(_Branch):
+    """(v_i W) * v_j for each two fields (FiBiNET, Huang et al. 2019, section 3.3). Fields of one width only."""
+
+    kind: Literal["bilinear"] = "bilinear"
+    matrices: Literal["all", "each", "interaction"] = Field(
+        "interaction", description="one W for all, one for each left field, or one for each two fields"
+    )
+
+
+class PlainBranch(_Branch):
+    """The joined fields as they are."""
+
+    kind: Literal["plain"] = "plain"
+
+
+Branch = Annotated[
+    MlpBranch | CrossBranch | FmBranch | CinBranch | BilinearBranch | PlainBranch, Field(discriminator="kind")
+]
+BRANCH_KINDS: dict[str, type[BaseModel]] = {
+    "mlp": MlpBranch,
+    "cross": CrossBranch,
+    "fm": FmBranch,
+    "cin": CinBranch,
+    "bilinear": BilinearBranch,
+    "plain": PlainBranch,
+}
+
+
 class TowerConfig(_Section):
-    """One side of one pair: fields -> SENet -> layers -> vector."""
+    """One side of one pair: fields -> SENet -> branches -> layers -> vector."""
 
     fields: tuple[str, ...] = Field((), description="names of the features it reads; empty: all of its side")
     width: int = Field(0, ge=0, description="embedding width of its fields; 0 takes model.width")
@@ -95,12 +162,16 @@ class TowerConfig(_Section):
     )
     senet: SenetConfig = SenetConfig()
     history: HistoryConfig = HistoryConfig()
+    branches: tuple[Branch, ...] = Field(
+        (), description="parallel parts between the joined fields and the layers, by kind; empty: none between"
+    )
+    augment: bool = Field(
+        False, description="join a vector per id that loss.mimic trains to be like the other side's vectors"
+    )
     layers: tuple[Positive, ...] = Field(
         (64, 32), description="layer widths; the last is the vector's, without activation"
     )
-    activation: Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"] = Field(
-        "LeakyReLU", description="between the layers"
-    )
+    activation: Activation = Field("LeakyReLU", description="between the layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
     field_dropout: float = Field(0.0, ge=0, lt=1, description="share of joined inputs dropped in training")
     decay_scale: float = Field(1.0, ge=0, description="multiplies train.embedding_weight_decay for its embeddings")
@@ -113,6 +184,10 @@ class TowerConfig(_Section):
     def _check(self) -> TowerConfig:
         if self.senet.enabled and self.join == "sum":
             raise ValueError("senet needs join = 'concat'")
+        if self.join == "sum" and (self.branches or self.augment):
+            raise ValueError(f"{'branches' if self.branches else 'augment'} needs join = 'concat'")
+        if self.augment and not self.layers:
+            raise ValueError("augment goes through the layers, and layers is empty; name the vector's width there")
         if self.residual and not self.layers:
             raise ValueError("residual is added to the last layer, and layers is empty")
         return self
@@ -161,6 +236,9 @@ class LossConfig(_Section):
     )
     calibration: float = Field(
         0.75, ge=0, le=1, description="gbce: t of gSASRec; 0 is plain BCE over candidates, 1 is calibrated in full"
+    )
+    mimic: float = Field(
+        0.0, ge=0, description="weight of the squared distance of augmented vectors to the other side's; 0 is off"
     )
 
 
@@ -316,6 +394,10 @@ class Config(_Section):
                 f"loss.kind = '{self.loss.kind}' has no candidates; set negatives.in_batch = true, or a number for "
                 "negatives.uniform or negatives.popularity, or negatives.full = true"
             )
+        if self.loss.mimic and not any(t.augment for p in self.model.pairs for t in (p.user, p.item)):
+            raise ValueError(
+                "loss.mimic trains augmented vectors, and no tower has them; set augment = true in a tower of model.pairs"
+            )
         known = metric_names(self.evaluation.k)
         part, _, metric = self.train.monitor.partition(".")
         if part != "validation" or metric not in known:
@@ -425,17 +507,16 @@ def _explain(error: ValidationError) -> str:
     problems = error.errors()
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     model: Any = Schema if error.title == "Schema" else Config
-    path = [str(p) for p in first["loc"]]
-    if error.title == "Schema":
-        path = [p for p in path if p not in FEATURE_KINDS]
+    kinds = FEATURE_KINDS if error.title == "Schema" else BRANCH_KINDS
+    path = [str(p) for p in first["loc"] if p not in kinds]
     where = ".".join(["schema", *path] if error.title == "Schema" else path)
     if first["type"] == "extra_forbidden":
         allowed = _allowed(model, [str(p) for p in first["loc"][:-1]])
         return f"unknown key '{where}'{nearest(path[-1], allowed)} (allowed: {', '.join(allowed)})"
     if first["type"].startswith("union_tag"):
         kind = first["ctx"].get("tag", "")
-        given = f"no kind '{kind}'{nearest(kind, FEATURE_KINDS)}" if kind else "missing"
-        return f"{where}.kind: {given} (allowed: {', '.join(FEATURE_KINDS)})"
+        given = f"no kind '{kind}'{nearest(kind, kinds)}" if kind else "missing"
+        return f"{where}.kind: {given} (allowed: {', '.join(kinds)})"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}" if where else message
@@ -449,8 +530,8 @@ def _explain(error: ValidationError) -> str:
 def _allowed(model: Any, path: list[str]) -> list[str]:
     """Names of the fields of the section at `path` below `model`."""
     for step in path:
-        if step in FEATURE_KINDS:
-            model = FEATURE_KINDS[step]
+        if kind := (FEATURE_KINDS | BRANCH_KINDS).get(step):
+            model = kind
         elif isinstance(model, type) and issubclass(model, BaseModel) and step in model.model_fields:
             annotation = model.model_fields[step].annotation
             while get_origin(annotation) is tuple:
@@ -487,6 +568,15 @@ def feature_options() -> Iterator[tuple[str, str, str, str]]:
                 yield kind, key, _toml(info.default), _meaning(info)
 
 
+def branch_options() -> Iterator[tuple[str, str, str, str]]:
+    """Every option of a branch but its kind, as (kind, key, default as TOML, meaning); the gate's are those of a
+    tower's."""
+    for kind, model in BRANCH_KINDS.items():
+        for key, info in model.model_fields.items():
+            if key not in ("kind", "senet"):
+                yield kind, key, _toml(info.default), _meaning(info)
+
+
 def _meaning(info: Any) -> str:
     choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
     allowed = f" [{', '.join(repr(c) for c in choices)}]" if choices else ""
@@ -510,12 +600,23 @@ def template() -> str:
         lines.append(f"#   {key} = {default}  # {meaning}")
     for name, key, default, meaning in options():
         if name != section:
+            if name == "model.pairs.user.senet":
+                lines.append(_branch_lines())
             if name == "model.pairs.user":
                 lines.append("\n[[model.pairs]]  # repeat the block for parallel pairs")
             lines.append(f"\n[{name}]")
             section = name
         lines.append(f"# {meaning}\n{key} = {default}")
     return "\n".join(lines) + "\n"
+
+
+def _branch_lines() -> str:
+    """What a branch may hold, as comments."""
+    lines = ['\n# branches = [{ kind = "mlp" }, { kind = "fm", senet = { enabled = true } }]; by kind:']
+    for kind, model in BRANCH_KINDS.items():
+        lines.append(f"# {_toml(kind)}: {' '.join((model.__doc__ or '').split())}")
+        lines += [f"#   {key} = {default}  # {meaning}" for k, key, default, meaning in branch_options() if k == kind]
+    return "\n".join(lines)
 
 
 _SCHEMA_TEMPLATE = """\

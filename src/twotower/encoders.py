@@ -82,6 +82,7 @@ class Field:
     limit: int = 0  # of the poolings "attention" and "transformer": the last so many are read
     sequence: bool = False  # a bag that must leave the target out
     shares: str = ""  # the other side's field whose embedding rows it uses
+    identifies: bool = False  # a lookup of the side's ids
 
 
 def spelled(series: pl.Series) -> pl.Series:
@@ -407,7 +408,8 @@ class Encoders:
             )  # fmt: skip
         encoder = self.by_side[feature.side][name]
         if isinstance(encoder, CategoricalEncoder):
-            return Field(name, "lookup", rows=encoder.rows, width=width)
+            identifies = feature == self.schema.id_feature(feature.side)
+            return Field(name, "lookup", rows=encoder.rows, width=width, identifies=identifies)
         if isinstance(encoder, MultiHotEncoder):
             return Field(name, "bag", rows=encoder.rows, width=width)
         if isinstance(encoder, NumericEncoder):

@@ -26,9 +26,10 @@ from twotower.encoders import Column, Field, Ints, Ragged
 from twotower.errors import ConfigError, RunError
 from twotower.evaluation import evaluating
 from twotower.model.attention import AttentionPool, Block, HistoryEncoder, rotations
-from twotower.model.dropout import Dropout
+from twotower.model.branches import Bilinear, Cin, Cross, Fm, Mlp, Part
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.towers import SenetGate, Tower
+from twotower.model.layers import Dropout, SenetGate
+from twotower.model.towers import Tower
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.onnx_tower import OUTPUT, OnnxTower
 from twotower.schema import SideName
@@ -41,7 +42,16 @@ TOLERANCE = 1e-4
 SAMPLE = 512
 """Rows that `parity` asks for."""
 
-_PARTS = {"embeddings", "senet", "field_dropout", "layers", "residual", "output_norm"}  # of a tower
+_PARTS = {
+    "embeddings",
+    "senet",
+    "field_dropout",
+    "branches",
+    "augmented",
+    "layers",
+    "residual",
+    "output_norm",
+}  # of a tower
 _BATCH = 64  # rows of one comparison: a padded row is as long as the longest beside it
 
 
@@ -308,6 +318,49 @@ def _gated(g: _Graph, joined: str, gate: SenetGate) -> str:
     return g.concat([g("Mul", p, w) for p, w in zip(pieces, parts, strict=True)])
 
 
+def _products(g: _Graph, module: nn.Module, x: str) -> str:
+    """As `forward` of `Cross`, `Fm`, `Cin` and `Bilinear`."""
+    if isinstance(module, Cross):
+        first = x
+        for layer in module.layers:
+            x = g("Add", x, g("Mul", first, _layer(g, layer, x)))
+        return x
+    assert isinstance(module, Fm | Cin | Bilinear)
+    fields = g.reshape(x, module.n, module.width)
+    if isinstance(module, Fm):
+        total = g.reduce("Sum", fields, 1, keep=False)
+        squares = g.reduce("SumSquare", fields, 1, keep=False)
+        return cast(str, g("Mul", g("Sub", g("Mul", total, total), squares), g.constant(0.5)))
+    if isinstance(module, Cin):
+        maps, out = fields, []
+        for weight in module.maps:
+            products = g("Mul", g("Unsqueeze", maps, g.constant([2])), g("Unsqueeze", fields, g.constant([1])))
+            maps = g("MatMul", g.constant(weight), g.reshape(products, weight.shape[1], module.width))
+            out.append(g.reduce("Sum", maps, 2, keep=False))
+        return g.concat(out)
+    first, second = (g("Gather", fields, g.constant(i), axis=1) for i in (module.first, module.second))
+    if module.of == "interaction":
+        weight = g.constant(module.matrices)
+    else:
+        which = [0] * len(module.first) if module.of == "all" else module.first
+        weight = g("Gather", g.constant(module.matrices), g.constant(which), axis=0)
+    by_pair = g("MatMul", g("Transpose", first, perm=[1, 0, 2]), weight)  # (pairs, U, E)
+    return g.reshape(g("Mul", g("Transpose", by_pair, perm=[1, 0, 2]), second), module.size)
+
+
+def _branch(g: _Graph, branch: Part, x: str) -> str:
+    """As `Part.forward`."""
+    if branch.senet is not None:
+        x = _gated(g, x, branch.senet)
+    if isinstance(branch.module, Mlp):
+        x = _layer(g, branch.module.layers, x)
+    elif not isinstance(branch.module, nn.Identity):
+        x = _products(g, branch.module, x)
+    if not branch.norms:
+        return x
+    return g.concat([_layer(g, n, p) for n, p in zip(branch.norms, g.split(x, branch.parts), strict=True)])
+
+
 def _tower(g: _Graph, tower: Tower, other: Tower, names: dict[str, str], key: Any) -> str:
     """As `Tower.forward`."""
     if strange := {name for name, _ in tower.named_children()} - _PARTS:
@@ -320,7 +373,12 @@ def _tower(g: _Graph, tower: Tower, other: Tower, names: dict[str, str], key: An
     if tower.shift is not None:
         joined = g.reshape(joined, len(tower.field_names), len(tower.shift))
         joined = g("Add", g.reduce("Sum", joined, 1, keep=False), g.constant(tower.shift))
-    out = _layer(g, tower.layers, joined)
+    parts = [_branch(g, cast(Part, b), joined) for b in tower.branches] or [joined]
+    if tower.augmented is not None:
+        codes = g("Gather", "lookup", g.constant([tower.augmented.column]), axis=1)
+        rows = g("Gather", g.constant(tower.augmented.table.weight, (key, "augmented")), codes, axis=0)
+        parts.append(g.reshape(rows, tower.augmented.width))
+    out = _layer(g, tower.layers, g.concat(parts))
     if tower.residual is not None:
         out = g("Add", out, _layer(g, tower.residual, joined))
     if tower.output_norm is None:

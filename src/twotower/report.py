@@ -181,20 +181,23 @@ def _gates(run: Run) -> list[go.Figure]:
         device = next(run.model.parameters()).device
         inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
         for number, (tower, other) in enumerate(run.model.towers(side)):
-            if tower.senet is None:
-                continue
             with torch.no_grad():
-                gates = tower.gates(inputs, other.embeddings).cpu().numpy()
-            mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
-            name = f"{side.capitalize()} tower" + (f", pair {number}" if len(run.model.pairs) > 1 else "")
-            figure = _figure(name, "gate", "", 120 + 34 * len(mean))
-            figure.add_bar(
-                x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
-                error_x={"type": "data", "array": high - mean, "arrayminus": mean - low, "color": INK, "thickness": 1},
-            )  # fmt: skip
-            figure.update_xaxes(range=[0, 1])
-            figure.update_yaxes(autorange="reversed")
-            figures.append(figure)
+                found = tower.gates(inputs, other.embeddings)
+            for section, passed in found.items():
+                gates = passed.cpu().numpy()
+                mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
+                name = f"{side.capitalize()} tower" + (f", pair {number}" if len(run.model.pairs) > 1 else "")
+                name += f", branch {section.split('.')[1]}" if section.startswith("branches.") else ""
+                figure = _figure(name, "gate", "", 120 + 34 * len(mean))
+                figure.add_bar(
+                    x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
+                    error_x={
+                        "type": "data", "array": high - mean, "arrayminus": mean - low, "color": INK, "thickness": 1
+                    },
+                )  # fmt: skip
+                figure.update_xaxes(range=[0, 1])
+                figure.update_yaxes(autorange="reversed")
+                figures.append(figure)
     return figures
 
 

@@ -183,19 +183,17 @@ def _norm(embeddings: FieldEmbeddings, other: FieldEmbeddings, name: str) -> flo
 
 
 def gates(p: Patient) -> Iterator[Finding]:
-    towers = [
-        (side, number, tower, other)
-        for side in SIDES
-        for number, (tower, other) in enumerate(p.run.model.towers(side))
-        if tower.senet is not None
-    ]
     found: list[Finding] = []
-    for side, number, tower, other in towers:
+    any_gate = False
+    for side in SIDES:
         (inputs,) = p.inputs(side, p.met[side])
-        passed = tower.gates(inputs, other.embeddings).cpu()
-        found += _gate_findings(passed, tower.field_names, f"model.pairs.{number}.{side}")
+        for number, (tower, other) in enumerate(p.run.model.towers(side)):
+            for section, passed in tower.gates(inputs, other.embeddings).items():
+                any_gate = True
+                where = f"model.pairs.{number}.{side}.{section}".removesuffix(".senet")
+                found += _gate_findings(passed.cpu(), tower.field_names, where)
     well = "The SENet gates are neither all open nor all shut, and differ from row to row."
-    return or_fine(found, "gates", well) if towers else iter(())
+    return or_fine(found, "gates", well) if any_gate else iter(())
 
 
 def _gate_findings(gates: Tensor, names: list[str], where: str) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twotower.config import HistoryConfig
 from twotower.data.batches import Padded, Windows
 from twotower.errors import ConfigError
-from twotower.model.dropout import Dropout
+from twotower.model.layers import Dropout
 
 TOKENS = 2**14
 """Items that are read at a time where whole histories are."""

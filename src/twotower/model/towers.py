@@ -1,65 +1,19 @@
-"""One tower: field embeddings -> SENet gate -> layers -> vector."""
+"""One tower: field embeddings -> SENet gate -> branches -> layers -> vector."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from twotower.config import SenetConfig, TowerConfig
+from twotower.config import TowerConfig
 from twotower.data.batches import Inputs
-from twotower.encoders import Field
+from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError, nearest
-from twotower.model.dropout import Dropout
+from twotower.model.branches import Part
 from twotower.model.embeddings import FieldEmbeddings
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "LeakyReLU": nn.LeakyReLU,
-    "ReLU": nn.ReLU,
-    "GELU": nn.GELU,
-    "SiLU": nn.SiLU,
-    "Tanh": nn.Tanh,
-    "Sigmoid": nn.Sigmoid,
-}
-
-
-class SenetGate(nn.Module):
-    """A weight in (0, 1) for each field of each row (FiBiNET, Huang et al. 2019, section 3.2, sigmoid at the end).
-
-    The gate of a row depends on that row alone.
-    """
-
-    def __init__(self, widths: list[int], config: SenetConfig) -> None:
-        super().__init__()
-        self.widths, self.squeeze = widths, config.squeeze
-        n = len(widths)
-        middle = max(1, int(n / config.reduction))
-        first = nn.Linear(n, middle)
-        # Squeezed fresh embeddings are near 0: with a bias below it a unit is off in every row, and stays off.
-        nn.init.ones_(first.bias)
-        self.excite = nn.Sequential(first, nn.ReLU(), nn.Linear(middle, n), nn.Sigmoid())
-
-    def forward(self, fields: Tensor) -> Tensor:
-        """F fields side by side (U, sum of widths) -> gates (U, F)."""
-        one_width = len(set(self.widths)) == 1
-        groups = [fields.view(len(fields), len(self.widths), self.widths[0])] if one_width else [
-            f[:, None] for f in torch.split(fields, self.widths, 1)
-        ]  # fmt: skip
-        if self.squeeze == "mean":
-            squeezed = [g.mean(2) for g in groups]
-        elif self.squeeze == "sum":
-            squeezed = [g.sum(2) for g in groups]
-        else:
-            squeezed = [g.amax(2) for g in groups]
-        gates: Tensor = self.excite(torch.cat(squeezed, 1))
-        return gates
-
-    def weigh(self, fields: Tensor) -> Tensor:
-        """The fields, each multiplied by its gate."""
-        gates = self(fields)
-        if len(set(self.widths)) == 1:
-            weighed: Tensor = fields * gates.repeat_interleave(self.widths[0], 1)
-            return weighed
-        return torch.cat([f * gates[:, i, None] for i, f in enumerate(torch.split(fields, self.widths, 1))], 1)
+from twotower.model.layers import Dropout, SenetGate, hidden
 
 
 class Tower(nn.Module):
@@ -85,60 +39,103 @@ class Tower(nn.Module):
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
         self.field_dropout = Dropout(config.field_dropout)
         self.pieces = self.embeddings.pieces if config.field_norm else []
-        activation = _ACTIVATIONS[config.activation]
-
-        def hidden(w: int) -> list[nn.Module]:
-            norm = [nn.LayerNorm(w)] if config.layer_norm else []
-            return [*norm, activation(), *([Dropout(config.dropout)] if config.dropout else [])]
-
+        after = (config.activation, config.layer_norm, config.dropout)
         layers: list[nn.Module] = []
         if config.join == "sum":
             if len(set(widths)) > 1:
                 raise ConfigError(f"join = 'sum' needs fields of one width, found {sorted(set(widths))}")
             size = widths[0]
             self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(size))
-            layers += hidden(size)
+            layers += hidden(size, *after)
         else:
             self.shift = None
             size = sum(widths)
+        deviation = 1.0 if config.field_norm else std
+        self.branches = nn.ModuleList(Part(b, widths, self.embeddings.pieces, deviation) for b in config.branches)
+        if config.branches:
+            size = sum(cast(Part, b).size for b in self.branches)
+        self.augmented = Augmented(side_fields, config.layers[-1] - extra) if config.augment else None
+        if self.augmented is not None:
+            size += self.augmented.width
         for i, w in enumerate(config.layers):
             layers.append(nn.Linear(size, w))
             size = w
             if i + 1 < len(config.layers):
-                layers += hidden(w)
+                layers += hidden(w, *after)
         self.layers = nn.Sequential(*layers)
         joined = sum(widths) if self.shift is None else widths[0]
         self.residual = nn.Linear(joined, size, bias=False) if config.residual else None
         self.output_norm = nn.LayerNorm(size - extra) if config.output_norm else None
         self.size = size
 
-    def gates(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
-        """The SENet gates (U, F) of the rows, in the order of `field_names`; ones without a gate."""
-        fields = self.embeddings(inputs, other, self.unknown_rate)
-        if self.pieces:
-            fields = _normalize_pieces(fields, self.pieces)
-        return self.senet(fields) if self.senet is not None else torch.ones(inputs.rows, len(self.field_names))
+    def gates(self, inputs: Inputs, other: FieldEmbeddings) -> dict[str, Tensor]:
+        """The SENet gates (U, F) of the rows, in the order of `field_names`, by the name of their section below the
+        tower: "senet", "branches.0.senet", …; empty without a gate."""
+        fields = self._fields(inputs, other)
+        found = {} if self.senet is None else {"senet": self.senet(fields)}
+        if self.senet is not None:
+            fields = self.senet.weigh(fields)
+        for number, branch in enumerate(self.branches):
+            if (gate := cast(Part, branch).senet) is not None:
+                found[f"branches.{number}.senet"] = gate(fields)
+        return found
 
     @property
     def field_names(self) -> list[str]:
         return [f.name for f in self.embeddings.fields]
 
+    def _fields(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
+        """The fields side by side, normalised if asked: (U, sum of widths)."""
+        fields: Tensor = self.embeddings(inputs, other, self.unknown_rate)
+        return _normalize_pieces(fields, self.pieces) if self.pieces else fields
+
     def forward(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
-        joined: Tensor = self.embeddings(inputs, other, self.unknown_rate)
-        if self.pieces:
-            joined = _normalize_pieces(joined, self.pieces)
+        joined = self._fields(inputs, other)
         if self.senet is not None:
             joined = self.senet.weigh(joined)
         if self.shift is not None:
             joined = joined.view(len(joined), len(self.field_names), len(self.shift)).sum(1) + self.shift
         joined = self.field_dropout(joined)
-        out: Tensor = self.layers(joined)
+        parts = [branch(joined) for branch in self.branches] or [joined]
+        if self.augmented is not None:
+            parts.append(self.augmented(inputs, self.unknown_rate))
+        out: Tensor = self.layers(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
         if self.residual is not None:
             out = out + self.residual(joined)
         if self.output_norm is None:
             return out
         n = self.output_norm.normalized_shape[0]
         return torch.cat([self.output_norm(out[:, :n]), out[:, n:]], 1)
+
+
+class Augmented(nn.Module):
+    """A vector per id of the side, trained to be like the other side's vectors of its positives (DAT, Yu et al. 2021,
+    section 3.2). Ids that training does not know read row 0.
+
+    It begins at zero: an id without a positive says nothing.
+    """
+
+    def __init__(self, side_fields: tuple[Field, ...], width: int) -> None:
+        """Raises ConfigError if no field of the side tells its ids apart."""
+        super().__init__()
+        lookups = [f for f in side_fields if f.kind == "lookup"]
+        own = [number for number, f in enumerate(lookups) if f.identifies]
+        if not own:
+            raise ConfigError(
+                "augment = true keeps a vector for each id, and no categorical feature of this side reads its id column "
+                "without hash_buckets; add one to schema.features"
+            )
+        self.column, self.width = own[0], width
+        self.table = nn.Embedding(lookups[own[0]].rows, width)
+        nn.init.zeros_(self.table.weight)
+
+    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
+        """(U, D); in training a share `unknown_rate` of the rows reads row 0."""
+        codes = inputs.lookup[:, self.column]
+        if self.training and unknown_rate:
+            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
+        out: Tensor = self.table(codes)
+        return out
 
 
 def _normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:

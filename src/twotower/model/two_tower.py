@@ -145,6 +145,19 @@ class TwoTower(nn.Module):
         u, v = self.user_vectors(users), self.item_vectors(items)
         return (u.index_select(0, user) * v.index_select(0, item)).sum(1)
 
+    def augmented(self, side: SideName, inputs: Inputs, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per tower of `side` with augmented vectors: those of the rows (U, D), and what its pair's other tower gave in
+        the other side's `vectors` (V, …), of length one if the similarity is the cosine: (V, D), without gradient."""
+        found, first = [], 0
+        for tower, _ in self.towers(side):
+            width = tower.size - (1 if self.config.bias and tower.has_layers else 0)
+            if tower.augmented is not None:
+                theirs = vectors[:, first : first + width].detach()
+                scale = self.temperature.detach() if side == "item" else 1.0  # undoes that of `user_vectors`
+                found.append((tower.augmented(inputs, tower.unknown_rate), theirs * scale))
+            first += width
+        return found
+
     def _side(self, inputs: Inputs, side: SideName) -> tuple[Tensor, Tensor | None]:
         """The pairs' vectors side by side (U, D), and the summed bias (U, 1)."""
         vectors, bias = [], None

@@ -30,6 +30,13 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Ten
     return each / weights.sum()
 
 
+def mimic(augmented: Tensor, vectors: Tensor) -> Tensor:
+    """Mean over P positives of the squared distance of one side's augmented vector (P, D) to the other side's vector
+    (P, D), which gets no gradient; 0 without positives (DAT, Yu et al. 2021, section 3.2, its positive terms: the
+    others are constant)."""
+    return (augmented - vectors.detach()).square().sum() / max(1, len(augmented))
+
+
 def softmax(logits: Tensor, positive: Tensor) -> Tensor:
     """Sum over rows of -log p(positive), p the softmax of the row; `positive` (b, 1) names a column.
 

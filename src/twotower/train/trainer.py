@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.config import Config, TrainConfig
-from twotower.data.batches import Batch, Batcher, SideTensors
+from twotower.data.batches import Batch, Batcher, Inputs, SideTensors
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
@@ -32,7 +32,7 @@ from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.schema import SIDES, Sequence
 from twotower.train import checkpoint
 from twotower.train.candidates import CandidateSampler, Memory
-from twotower.train.losses import binary_cross_entropy, contest
+from twotower.train.losses import binary_cross_entropy, contest, mimic
 from twotower.train.negatives import Epoch, Positives, Sampler
 from twotower.watcher import Watcher
 
@@ -252,8 +252,13 @@ class Trainer:
         """Number and loss of a batch of labelled pairs."""
         batch = self.batch(epoch, number)
         with self._precision():
-            logits = self.model(batch.users, batch.items, batch.user, batch.item)
-        return len(batch), binary_cross_entropy(logits, batch.label, batch.weight)
+            users, items = self.model.user_vectors(batch.users), self.model.item_vectors(batch.items)
+            logits = (users.index_select(0, batch.user) * items.index_select(0, batch.item)).sum(1)
+        loss = binary_cross_entropy(logits, batch.label, batch.weight)
+        if self.config.loss.mimic:
+            liked = batch.label > 0
+            loss = loss + self._mimic(batch.users, batch.items, users, items, batch.user[liked], batch.item[liked])
+        return len(batch), loss
 
     def _contest(self, epoch: Epoch, number: int) -> tuple[int, Tensor]:
         """Number and loss of a batch of positives against its candidates."""
@@ -267,6 +272,10 @@ class Trainer:
         batch = self.batcher.contestants(user, source, drawn.items, self.earlier, drawn.observed)
         with self._precision():
             users, items = self.model.user_vectors(batch.users), self.model.item_vectors(batch.items)
+        mimicry: Tensor | float = 0.0
+        if config.loss.mimic:
+            own = torch.arange(len(users), device=users.device) if batch.user is None else batch.user
+            mimicry = self._mimic(batch.users, batch.items, users, items, own, drawn.positive)
         if batch.user is not None:
             users = users.index_select(0, batch.user)
         everything = items if memory.vectors is None else torch.cat([items, memory.vectors])
@@ -275,7 +284,16 @@ class Trainer:
             torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         )  # fmt: skip
         memory.keep(torch.from_numpy(item.astype(np.int64)).to(self.device), items.index_select(0, drawn.positive))
-        return len(user), loss
+        return len(user), loss + mimicry
+
+    def _mimic(
+        self, user_rows: Inputs, item_rows: Inputs, users: Tensor, items: Tensor, user: Tensor, item: Tensor
+    ) -> Tensor:
+        """Weighted `mimic` losses of the positives (user[p], item[p]), indices into the rows and their vectors."""
+        model = self.model
+        found = [mimic(a[user], v[item]) for a, v in model.augmented("user", user_rows, items)]
+        found += [mimic(a[item], v[user]) for a, v in model.augmented("item", item_rows, users)]
+        return self.config.loss.mimic * torch.stack(found).sum()
 
     def _precision(self) -> Any:
         bf16 = self.config.train.precision == "bf16"
@@ -471,7 +489,8 @@ def _optimizer(model: TwoTower, config: TrainConfig, device: torch.device) -> to
     for side in SIDES:
         for tower, _ in model.towers(side):
             decay = config.embedding_weight_decay * tower.decay_scale
-            groups.append((list(tower.embeddings.tables.parameters()), decay))
+            tables = [tower.embeddings.tables, *([] if tower.augmented is None else [tower.augmented])]
+            groups.append(([p for t in tables for p in t.parameters()], decay))
     biases = [p for m in model.modules() if isinstance(m, FirstOrder) for p in m.parameters()]
     biases += [p for n, p in model.named_parameters() if n in ("global_bias", "log_temperature") and p.requires_grad]
     groups.append((biases, config.bias_weight_decay))

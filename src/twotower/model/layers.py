@@ -1,0 +1,82 @@
+"""What towers and their branches are built of: activations, dropout, and the SENet gate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from twotower.config import SenetConfig
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "LeakyReLU": nn.LeakyReLU,
+    "ReLU": nn.ReLU,
+    "GELU": nn.GELU,
+    "SiLU": nn.SiLU,
+    "Tanh": nn.Tanh,
+    "Sigmoid": nn.Sigmoid,
+}
+
+
+def hidden(width: int, activation: str, layer_norm: bool, dropout: float) -> list[nn.Module]:
+    """What follows a hidden layer: its norm, its activation, its dropout."""
+    norm = [nn.LayerNorm(width)] if layer_norm else []
+    return [*norm, ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
+
+
+class Dropout(nn.Module):
+    """As `torch.nn.Dropout`, with the rate rounded to a multiple of 1/256: on a CPU a random byte for each number is
+    an order of magnitude cheaper than a random number for each."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        if x.device.type != "cpu":
+            return nn.functional.dropout(x, self.rate)
+        dropped = min(255, max(1, round(self.rate * 256)))
+        random = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)
+        kept = (random[: x.numel()] >= dropped).view(x.shape)
+        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+
+
+class SenetGate(nn.Module):
+    """A weight in (0, 1) for each field of each row (FiBiNET, Huang et al. 2019, section 3.2, sigmoid at the end).
+
+    The gate of a row depends on that row alone.
+    """
+
+    def __init__(self, widths: list[int], config: SenetConfig) -> None:
+        super().__init__()
+        self.widths, self.squeeze = widths, config.squeeze
+        n = len(widths)
+        middle = max(1, int(n / config.reduction))
+        first = nn.Linear(n, middle)
+        # Squeezed fresh embeddings are near 0: with a bias below it a unit is off in every row, and stays off.
+        nn.init.ones_(first.bias)
+        self.excite = nn.Sequential(first, nn.ReLU(), nn.Linear(middle, n), nn.Sigmoid())
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """F fields side by side (U, sum of widths) -> gates (U, F)."""
+        one_width = len(set(self.widths)) == 1
+        groups = [fields.view(len(fields), len(self.widths), self.widths[0])] if one_width else [
+            f[:, None] for f in torch.split(fields, self.widths, 1)
+        ]  # fmt: skip
+        if self.squeeze == "mean":
+            squeezed = [g.mean(2) for g in groups]
+        elif self.squeeze == "sum":
+            squeezed = [g.sum(2) for g in groups]
+        else:
+            squeezed = [g.amax(2) for g in groups]
+        gates: Tensor = self.excite(torch.cat(squeezed, 1))
+        return gates
+
+    def weigh(self, fields: Tensor) -> Tensor:
+        """The fields, each multiplied by its gate."""
+        gates = self(fields)
+        if len(set(self.widths)) == 1:
+            weighed: Tensor = fields * gates.repeat_interleave(self.widths[0], 1)
+            return weighed
+        return torch.cat([f * gates[:, i, None] for i, f in enumerate(torch.split(fields, self.widths, 1))], 1)
