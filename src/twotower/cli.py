@@ -309,7 +309,7 @@ def config() -> None:
 
 @data_app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m or ml-100k")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m, ml-100k, or one of them with -titles after it")],
     out: Annotated[Path, typer.Option("--out", help="folder for users, items and interactions as Parquet")],
     source: Annotated[str, typer.Option("--source", help="local archive instead of the network")] = "",
 ) -> None:
@@ -318,12 +318,11 @@ def fetch(
     from twotower.data.tables import check
     from twotower.errors import nearest
 
-    if name not in movielens.ARCHIVES:
-        raise ConfigError(
-            f"no dataset '{name}'{nearest(name, movielens.ARCHIVES)} (allowed: {', '.join(movielens.ARCHIVES)})"
-        )
+    known = movielens.SCHEMAS
+    if name not in known:
+        raise ConfigError(f"no dataset '{name}'{nearest(name, known)} (allowed: {', '.join(known)})")
     tables = movielens.load(name, source or None)
-    check(tables.users, tables.items, tables.interactions, movielens.SCHEMA)
+    check(tables.users, tables.items, tables.interactions, known[name])
     movielens.save(tables, out)
     print(
         f"{out}: {tables.users.height:,} users, {tables.items.height:,} items, "

@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 SAMPLE = 512
 """Rows that `parity` asks for."""
 
-_PARTS = {"embeddings", "senet", "field_dropout", "layers", "residual", "output_norm"}  # of a tower
+_PARTS = {"embeddings", "senet", "field_dropout", "layers", "residual", "last", "output_norm"}  # of a tower
 _BATCH = 64  # rows of one comparison: a padded row is as long as the longest beside it
 
 
@@ -236,11 +236,12 @@ def _tower(g: _Graph, tower: Tower, other: Tower, names: dict[str, str], key: An
     out = _layer(g, tower.layers, joined)
     if tower.residual is not None:
         out = g("Add", out, _layer(g, tower.residual, joined))
-    if tower.output_norm is None:
+    if tower.last is None and tower.output_norm is None:
         return out
-    n = tower.output_norm.normalized_shape[0]
-    vector, *bias = g.split(out, [n, tower.size - n] if tower.size > n else [n])
-    return g.concat([_layer(g, tower.output_norm, vector), *bias])
+    vector, *bias = g.split(out, [tower.size - tower.extra, *([tower.extra] if tower.extra else [])])
+    for module in (tower.last, tower.output_norm):
+        vector = vector if module is None else _layer(g, module, vector)
+    return g.concat([vector, *bias])
 
 
 def _first_order(g: _Graph, linear: FirstOrder, like: str) -> str:

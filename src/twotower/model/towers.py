@@ -127,8 +127,9 @@ class Tower(nn.Module):
         self.layers = nn.Sequential(*layers)
         joined = sum(widths) if self.shift is None else widths[0]
         self.residual = nn.Linear(joined, size, bias=False) if config.residual else None
+        self.last = activation() if config.activate_last else None
         self.output_norm = nn.LayerNorm(size - extra) if config.output_norm else None
-        self.size = size
+        self.size, self.extra = size, extra
 
     def gates(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
         """The SENet gates (U, F) of the rows, in the order of `field_names`; ones without a gate."""
@@ -153,9 +154,11 @@ class Tower(nn.Module):
         out: Tensor = self.layers(joined)
         if self.residual is not None:
             out = out + self.residual(joined)
+        n = self.size - self.extra
+        if self.last is not None:
+            out = torch.cat([self.last(out[:, :n]), out[:, n:]], 1)
         if self.output_norm is None:
             return out
-        n = self.output_norm.normalized_shape[0]
         return torch.cat([self.output_norm(out[:, :n]), out[:, n:]], 1)
 
 
