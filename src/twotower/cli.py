@@ -238,21 +238,28 @@ def recommend(
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
             raise ConfigError(f"--user {user} and the user_id in {features} are not the same")
         body["user_id"] = user
-    filters: dict[str, str] = {}
-    for text in where or []:
-        column, value = _equality(text)
-        if column in filters:
-            raise ConfigError(f"--where {text}: a condition on {column} is there already; give one for each column")
-        filters[column] = value
     answer = _retriever(store).recommend(
         Request.parse(body),
         k,
         method,
         ban=ban or (),
-        where=filters or None,
+        where=_filters(where),
         keep_seen=keep_seen,
     )
     _print_answer(answer, as_json)
+
+
+@app.command()
+def search(
+    store: Store,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="what is looked for, in quotes")],
+    k: Annotated[int, typer.Option("-k", help="how many")] = 10,
+    feature: Annotated[str, typer.Option("--feature", help="the users' text feature that reads it, if several")] = "",
+    where: Annotated[list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only such items")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """The best items for a text, by the user tower live; needs a text feature on the user side."""
+    _print_answer(_retriever(store).search(text, k, feature, where=_filters(where)), as_json)
 
 
 @app.command()
@@ -274,6 +281,16 @@ def _retriever(store: Path) -> Any:
     return Retriever(Bundles(store).current())
 
 
+def _filters(where: list[str] | None) -> dict[str, str] | None:
+    filters: dict[str, str] = {}
+    for text in where or []:
+        column, value = _equality(text)
+        if column in filters:
+            raise ConfigError(f"--where {text}: a condition on {column} is there already; give one for each column")
+        filters[column] = value
+    return filters or None
+
+
 def _equality(text: str) -> tuple[str, str]:
     column, equals, value = text.partition("=")
     if not equals or not column:
@@ -288,7 +305,7 @@ def _print_answer(answer: Any, as_json: bool) -> None:
     what = {
         "model": "",
         "cold_start": ", an unknown user by the tower alone",
-        "popular": ", an unknown user: popular items",
+        "popular": ", nothing known of the text: popular items" if answer.unknown else ", an unknown user: popular items",
     }
     print(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
     for place, item in enumerate(answer.items, 1):

@@ -13,7 +13,7 @@ import time
 import tomllib
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -31,12 +31,12 @@ from twotower.data import dataset as datasets
 from twotower.data.dataset import Dataset
 from twotower.data.feed import feed
 from twotower.data.splits import TEST, TRAIN
-from twotower.encoders import Column, Floats, Ints, Ragged, spelled
+from twotower.encoders import UNKNOWN, Column, Floats, Ints, Ragged, spelled, words
 from twotower.errors import ConfigError, DataError, RunError, nearest
 from twotower.index import Index
 from twotower.index.exact import LONGEST
 from twotower.onnx_tower import OnnxTower
-from twotower.schema import MultiHot, Numeric, Schema, Sequence
+from twotower.schema import MultiHot, Numeric, Schema, Sequence, Text
 
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular"]
@@ -359,6 +359,50 @@ class Retriever:
             found = spelled(series).cast(pl.String) == value
         return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
 
+    # ---- a text
+
+    def search(
+        self,
+        text: str,
+        k: int = 10,
+        feature: str = "",
+        *,
+        allow: Many[str] | None = None,
+        ban: Many[str] = (),
+        where: Mapping[str, str] | None = None,
+        exact: bool = False,
+    ) -> Answer:
+        """The best `k` items for a text, by the user tower on that alone (method 2).
+
+        `feature` names the text feature of the users that reads it, if there are several; filters are as in `recommend`.
+        A text of whose grams the model knows none gets the most popular items ("popular"), and `unknown` names the
+        feature. Raises DataError if there is no such feature, or the text holds no word.
+        """
+        if not isinstance(text, str):
+            raise DataError(f"search: the text is {text!r}, expected text")
+        column = self._text(feature)
+        text = text.encode(errors="replace").decode()  # half a character is no letter
+        if not len(words(pl.Series(column.name, [text]))[1]):
+            raise DataError("search: the text holds no word; give at least one letter or digit")
+        request = Request(features={column.source: text})
+        answer = self.recommend(request, k, 2, allow=allow, ban=ban, where=where, exact=exact)
+        if not answer.unknown:
+            return replace(answer, source="model")
+        popular = self.recommend(Request(), k, 2, allow=allow, ban=ban, where=where)
+        return replace(popular, unknown=answer.unknown)
+
+    def _text(self, name: str) -> Text:
+        """The text feature of the users of that name, or the only one."""
+        texts = self.schema.texts("user")
+        names = [f.name for f in texts]
+        if not texts:
+            raise DataError("search: this bundle's users have no text feature; train one with kind = 'text', side = 'user'")
+        if not name and len(texts) > 1:
+            raise DataError(f"search: the users have {len(texts)} text features; name one of {', '.join(names)}")
+        if name and name not in names:
+            raise DataError(f"search: no text feature '{name}'{nearest(name, names)} (allowed: {', '.join(names)})")
+        return texts[names.index(name)] if name else texts[0]
+
     # ---- items
 
     def similar(self, item_id: str, k: int = 10) -> Answer:
@@ -440,5 +484,5 @@ def _row_of(ragged: Ragged, row: int) -> Ints:
 def _is_unknown(column: Column) -> bool:
     """Whether an encoded row holds nothing the model has met."""
     if isinstance(column, Ragged):
-        return not len(column.values)
+        return not (column.values != UNKNOWN).any()
     return column.dtype == np.int32 and not column.any()
