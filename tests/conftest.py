@@ -85,7 +85,10 @@ def everything(n_users: int = 60, n_items: int = 40, n: int = 1200) -> tuple[pl.
             "city": [None if i % 11 == 0 else f"city{i % 4}" for i in range(n_users)],
             "age": [None if i % 9 == 0 else float(18 + i) for i in range(n_users)],
             "income": [float("nan") if i % 13 == 0 else float(i * i) for i in range(n_users)],
-            "motto": [None if i % 10 == 0 else ["more is more", "Less IS more!", "少即是多", ""][i % 4] for i in range(n_users)],
+            "motto": [
+                None if i % 10 == 0 else ["more is more", "Less IS more!", "少即是多", ""][i % 4]
+                for i in range(n_users)
+            ],
         }
     )
     items = pl.DataFrame(

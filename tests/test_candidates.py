@@ -290,7 +290,9 @@ def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_st
     again = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
     draws = [own_items(again(user, item, step, NONE, CPU)) for step in (7, 8, 7)]
     assert draws[0] == draws[2] != draws[1]
-    assert draws[0] != own_items(CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(user, item, 7, NONE, CPU))
+    assert draws[0] != own_items(
+        CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(user, item, 7, NONE, CPU)
+    )
 
 
 @pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
@@ -328,7 +330,9 @@ def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_b
         config = NegativesConfig(in_batch=False, uniform=10, random=random, hard=2, hard_ranks=(1, 10), hard_ratio=20)
         sampler = CandidateSampler(board, config, seed=1)
         sampler.mine(*vectors, 1)
-        means.append(np.mean([int((sampler(user, item, s, NONE, CPU).own[:, -2:] >= 0).sum()) / 300 for s in range(20)]))
+        means.append(
+            np.mean([int((sampler(user, item, s, NONE, CPU).own[:, -2:] >= 0).sum()) / 300 for s in range(20)])
+        )
     assert means == pytest.approx([0.5, 1.0], abs=0.05)
 
 

@@ -136,7 +136,8 @@ def _sums(name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "world"), [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "shared") if w == "even" or not _sums(n)]
+    ("name", "world"),
+    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "shared") if w == "even" or not _sums(n)],
 )
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path

@@ -305,7 +305,9 @@ def _print_answer(answer: Any, as_json: bool) -> None:
     what = {
         "model": "",
         "cold_start": ", an unknown user by the tower alone",
-        "popular": ", nothing known of the text: popular items" if answer.unknown else ", an unknown user: popular items",
+        "popular": ", nothing known of the text: popular items"
+        if answer.unknown
+        else ", an unknown user: popular items",
     }
     print(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
     for place, item in enumerate(answer.items, 1):

@@ -435,7 +435,9 @@ class TextEncoder:
         distinct = frame.unique().with_row_index("number")
         number = frame.join(distinct, on="word", how="left", maintain_order="left")["number"]
         which, gram = grams(distinct["word"], self.n)
-        return Ragged.from_pairs(which, self.values.transform(gram), distinct.height), number.to_numpy().astype(np.int64)
+        return Ragged.from_pairs(which, self.values.transform(gram), distinct.height), number.to_numpy().astype(
+            np.int64
+        )
 
     def report(self, series: pl.Series) -> Grams:
         """What the grams of the texts are to this encoder; `max_length` does not matter."""
@@ -498,9 +500,7 @@ class Encoders:
         for side in SIDES:
             frame, n = frames[side], counts[side]
             by_side[side] = {
-                f.name: _fit(f, frame[f.source], n)
-                for f in schema.side(side)
-                if not isinstance(f, Sequence | Text)
+                f.name: _fit(f, frame[f.source], n) for f in schema.side(side) if not isinstance(f, Sequence | Text)
             }
             other = _other(side)
             for text in schema.texts(side):
@@ -556,7 +556,8 @@ class Encoders:
             return Field(name, "lookup", rows=encoder.rows, width=width)
         if isinstance(encoder, MultiHotEncoder):
             return Field(name, "bag", rows=encoder.rows, width=width)
-        if isinstance(feature, Text) and isinstance(encoder, TextEncoder):
+        if isinstance(encoder, TextEncoder):
+            assert isinstance(feature, Text)
             return Field(name, "bag", rows=encoder.rows, width=width, pooling=feature.pooling, shares=feature.shares)
         if isinstance(encoder, NumericEncoder):
             if encoder.buckets:
@@ -581,11 +582,7 @@ class Encoders:
         try:
             data = json.loads(text)
             by_side: dict[SideName, dict[str, Encoder]] = {
-                s: {
-                    f.name: _KINDS[f.kind].restore(data["sides"][s][f.name])
-                    for f in schema.side(s)
-                    if _keeps_state(f)
-                }
+                s: {f.name: _KINDS[f.kind].restore(data["sides"][s][f.name]) for f in schema.side(s) if _keeps_state(f)}
                 for s in SIDES
             }
             ids = {s: CategoricalEncoder.restore(data["ids"][s]) for s in SIDES}

@@ -36,7 +36,7 @@ from twotower.errors import ConfigError, DataError, RunError, nearest
 from twotower.index import Index
 from twotower.index.exact import LONGEST
 from twotower.onnx_tower import OnnxTower
-from twotower.schema import MultiHot, Numeric, Schema, Sequence, Text
+from twotower.schema import MultiHot, Numeric, Schema, Sequence
 
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular"]
@@ -374,34 +374,35 @@ class Retriever:
     ) -> Answer:
         """The best `k` items for a text, by the user tower on that alone (method 2).
 
-        `feature` names the text feature of the users that reads it, if there are several; filters are as in `recommend`.
-        A text of whose grams the model knows none gets the most popular items ("popular"), and `unknown` names the
-        feature. Raises DataError if there is no such feature, or the text holds no word.
+        `feature` names a text feature of the users, if they have some of different columns; filters are as in `recommend`.
+        A text of whose grams the model knows none gets the most popular items ("popular"), and `unknown` names its
+        features. Raises DataError if there is no such feature, or the text holds no word.
         """
         if not isinstance(text, str):
             raise DataError(f"search: the text is {text!r}, expected text")
-        column = self._text(feature)
+        column = self._text_column(feature)
         text = text.encode(errors="replace").decode()  # half a character is no letter
-        if not len(words(pl.Series(column.name, [text]))[1]):
+        if not len(words(pl.Series(column, [text]))[1]):
             raise DataError("search: the text holds no word; give at least one letter or digit")
-        request = Request(features={column.source: text})
+        request = Request(features={column: text})
         answer = self.recommend(request, k, 2, allow=allow, ban=ban, where=where, exact=exact)
-        if not answer.unknown:
+        if len(answer.unknown) < sum(f.source == column for f in self.schema.side("user")):
             return replace(answer, source="model")
         popular = self.recommend(Request(), k, 2, allow=allow, ban=ban, where=where)
         return replace(popular, unknown=answer.unknown)
 
-    def _text(self, name: str) -> Text:
-        """The text feature of the users of that name, or the only one."""
-        texts = self.schema.texts("user")
-        names = [f.name for f in texts]
-        if not texts:
-            raise DataError("search: this bundle's users have no text feature; train one with kind = 'text', side = 'user'")
-        if not name and len(texts) > 1:
-            raise DataError(f"search: the users have {len(texts)} text features; name one of {', '.join(names)}")
-        if name and name not in names:
-            raise DataError(f"search: no text feature '{name}'{nearest(name, names)} (allowed: {', '.join(names)})")
-        return texts[names.index(name)] if name else texts[0]
+    def _text_column(self, name: str) -> str:
+        """The column that the text feature `name` of the users reads, or the one that all of them read."""
+        columns = {f.name: f.source for f in self.schema.texts("user")}
+        if not columns:
+            raise DataError(
+                "search: this bundle's users have no text feature; train one with kind = 'text', side = 'user'"
+            )
+        if name and name not in columns:
+            raise DataError(f"search: no text feature '{name}'{nearest(name, columns)} (allowed: {', '.join(columns)})")
+        if not name and len(set(columns.values())) > 1:
+            raise DataError(f"search: the users have {len(columns)} text features; name one of {', '.join(columns)}")
+        return columns[name] if name else next(iter(columns.values()))
 
     # ---- items
 
