@@ -36,7 +36,7 @@ from twotower.evaluation import bootstrap
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Scores = npt.NDArray[np.floating[Any]]
 MEASURES = ("hr@1", "hr@10", "mrr@10")
-OURS = ("title-search.toml", "title-search-full.toml")
+OURS = ("title-search.toml", "title-search-linear.toml")
 QUESTIONS = {"new queries": "random", "new films": "time"}
 
 
@@ -129,8 +129,13 @@ def exact(titles: list[str]) -> Iterator[Scorer]:
     yield score
 
 
-def bm25(titles: list[str], cut: Callable[[list[str]], list[list[str]]]) -> Iterator[Scorer]:
-    """bm25s over the tokens that `cut` makes."""
+def bm25(titles: list[str], *cuts: Callable[[list[str]], list[list[str]]]) -> Iterator[Scorer]:
+    """bm25s over the tokens that one of `cuts` makes."""
+    for cut in cuts:
+        yield from _bm25(titles, cut)
+
+
+def _bm25(titles: list[str], cut: Callable[[list[str]], list[list[str]]]) -> Iterator[Scorer]:
     library = need("bm25s")
     corpus = cut(titles)
     for k1, b in itertools.product((0.5, 1.2, 2.0), (0.25, 0.5, 0.75, 1.0)):
@@ -164,11 +169,15 @@ def tokens(texts: list[str]) -> list[list[str]]:
     return _grouped(*words(pl.Series("text", texts, dtype=pl.String)), len(texts))
 
 
-def trigrams(texts: list[str]) -> list[list[str]]:
-    """The letter trigrams of texts, as a text feature reads them."""
-    row, flat = words(pl.Series("text", texts, dtype=pl.String))
-    which, gram = grams(flat, 3)
-    return _grouped(row[which], gram, len(texts))
+def letters(*sizes: int) -> Callable[[list[str]], list[list[str]]]:
+    """The letter n-grams of texts, for each n of `sizes`, as text features read them."""
+
+    def cut(texts: list[str]) -> list[list[str]]:
+        row, flat = words(pl.Series("text", texts, dtype=pl.String))
+        parts = [_grouped(row[which], gram, len(texts)) for which, gram in (grams(flat, n) for n in sizes)]
+        return [[gram for part in parts for gram in part[q]] for q in range(len(texts))]
+
+    return cut
 
 
 def _grouped(rows: Ints, values: pl.Series, n: int) -> list[list[str]]:
@@ -181,7 +190,9 @@ def _grouped(rows: Ints, values: pl.Series, n: int) -> list[list[str]]:
 BASELINES: dict[str, Callable[[list[str]], Iterator[Scorer]]] = {
     "exact title": exact,
     "BM25, words (bm25s)": lambda titles: bm25(titles, tokens),
-    "BM25, letter trigrams (bm25s)": lambda titles: bm25(titles, trigrams),
+    "BM25, letter n-grams (bm25s)": lambda titles: bm25(
+        titles, letters(3), letters(2, 3), letters(3, 4), letters(2, 3, 4)
+    ),
     "TF-IDF, letters in words (scikit-learn)": tfidf,
 }
 

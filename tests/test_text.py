@@ -16,6 +16,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import twotower
+from twotower import doctor
 from twotower.config import Config, parse
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.tables import check
@@ -223,6 +224,23 @@ def test_training_tells_of_every_text() -> None:
 
     twotower.fit(everything(), EVERYTHING_SCHEMA, settings(train={"epochs": 1}), watcher=Ear())
     assert [line.split(":")[0] for line in said if " text " in line] == ["user text 'motto'", "item text 'label'"]
+
+
+@pytest.mark.parametrize(
+    ("options", "severity", "words_"),
+    [
+        ({}, "fine", "The texts' words keep codes of their own"),
+        ({"hash_buckets": 1}, "warning", "have the codes of another word"),
+        ({"max_grams": 1}, "warning", "of the grams of the item text 'label' are unknown in the rows that test"),
+    ],
+)
+def test_the_doctor_says_what_is_lost(options: dict[str, object], severity: str, words_: str) -> None:
+    features = (Categorical(name="uid", side="user"), Text(name="label", side="item", column="name", **options))  # type: ignore[arg-type]
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
+    run = twotower.fit(everything(), schema, settings(train={"epochs": 1}))
+    found = [f for f in doctor.examine(run) if f.name == "text"]
+    assert {f.severity for f in found} == {severity}
+    assert any(words_ in f.text for f in found)
 
 
 # ---- shared grams
