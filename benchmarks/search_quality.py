@@ -50,7 +50,7 @@ def main() -> None:
     for question, split in QUESTIONS.items():
         if not chosen.json:
             print(f"\n{question}\n\n| model | HR@1 | HR@10 | MRR@10 | seconds |\n|---|---|---|---|---|", flush=True)
-        found = (*baselines(split, chosen.only), *ours(split, chosen.only, chosen.seeds))
+        found = itertools.chain(baselines(split, chosen.only), ours(split, chosen.only, chosen.seeds))
         for row in found:
             rows.append({"question": question} | row)
             if not chosen.json:
