@@ -142,7 +142,8 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
     import copy
 
     body = copy.deepcopy(BASE)
-    schema = EVERYTHING_SCHEMA
+    features = tuple(f for f in EVERYTHING_SCHEMA.features if not isinstance(f, Text))
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
     if changes.pop("schema_width", False):  # a shared sequence takes its width from the item side
         body["model"]["pairs"][0]["user"]["fields"] = ["uid", "city"]
     if changes.pop("moments", False):  # sequences that can be had as they were at every moment
@@ -152,7 +153,7 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
     if text := changes.pop("text", None):
         label = text.pop("label")
         made = {"motto": Text(name="motto", side="user", **text), "label": label}
-        features = tuple(made.get(f.name, f) for f in schema.features)
+        features = tuple(made.get(f.name, f) for f in EVERYTHING_SCHEMA.features)
         schema = schema.model_copy(update={"features": features})
     if feature := changes.pop("history", None):
         features = tuple(f for f in schema.features if not isinstance(f, Sequence))
