@@ -166,7 +166,15 @@ def publish(
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = settings.override(loaded.config, set_ or []).index
     pipeline.publish(loaded, store, config, force=force, reason=reason, say=print)
-    print(f"next: twotower recommend --store {store} --user {loaded.dataset.users.ids[0]}")
+    if texts := loaded.dataset.schema.texts("user"):
+        print(f'next: twotower search --store {store} "{_example(loaded.dataset.users.frame[texts[0].source])}"')
+    else:
+        print(f"next: twotower recommend --store {store} --user {loaded.dataset.users.ids[0]}")
+
+
+def _example(texts: Any) -> str:
+    """A text that is there."""
+    return next((str(t) for t in texts.drop_nulls().head(100) if str(t).strip()), "some words")
 
 
 @app.command()

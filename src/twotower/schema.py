@@ -119,7 +119,7 @@ class Text(_Feature):
 
     The text is normalised (NFKC, lower case) and split into words, runs of letters and digits of any script; `good`
     gives `#go`, `goo`, `ood` and `od#`. An ideograph is a gram of its own. Row 0 is the *unknown* row, of the grams
-    that have none of their own.
+    that have none of their own; it is trained on those that `min_count` and `max_grams` leave out.
     """
 
     kind: Literal["text"] = "text"
