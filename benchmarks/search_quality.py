@@ -44,10 +44,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--only", default="", help="rows whose name holds this text")
+    options.add_argument("--question", choices=QUESTIONS, help="one of the two")
     options.add_argument("--json", action="store_true")
     chosen = options.parse_args()
     rows = []
     for question, split in QUESTIONS.items():
+        if chosen.question not in (None, question):
+            continue
         if not chosen.json:
             print(f"\n{question}\n\n| model | HR@1 | HR@10 | MRR@10 | seconds |\n|---|---|---|---|---|", flush=True)
         found = itertools.chain(baselines(split, chosen.only), ours(split, chosen.only, chosen.seeds))
@@ -229,20 +232,21 @@ def need(module: str) -> Any:
 
 def ours(split: str, only: str, seeds: int) -> Iterator[dict[str, Any]]:
     for example in OURS:
-        if only not in example:
-            continue
-        found, seconds = [], 0.0
-        for seed in range(1, seeds + 1):
-            schema, config = load_config(EXAMPLES / example)
-            config = override(config, [f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0"])
-            tables, schema = pipeline.read(config, schema)
-            run = pipeline.fit(tables, schema, config)
-            user, item = asked(run.dataset, TEST, split == "time")
-            factors = run.factors(TEST)
-            scores = factors.users.cpu().numpy()[user] @ factors.items.cpu().numpy().T
-            found.append(quality(ranks(scores, item)))
-            seconds += run.metrics["train.seconds"] / seeds
-        yield summary(f"examples/{example}", found, seconds)
+        if only in example:
+            found, seconds = zip(*(trained(example, split, seed) for seed in range(1, seeds + 1)), strict=True)
+            yield summary(f"examples/{example}", list(found), sum(seconds) / seeds)
+
+
+def trained(example: str, split: str, seed: int) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
+    """The measures of a model on the test queries, and how many seconds it was trained."""
+    schema, config = load_config(EXAMPLES / example)
+    config = override(config, [f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0"])
+    tables, schema = pipeline.read(config, schema)
+    run = pipeline.fit(tables, schema, config)
+    user, item = asked(run.dataset, TEST, split == "time")
+    factors = run.factors(TEST)
+    scores = factors.users.cpu().numpy()[user] @ factors.items.cpu().numpy().T
+    return quality(ranks(scores, item)), run.metrics["train.seconds"]
 
 
 if __name__ == "__main__":
