@@ -77,6 +77,20 @@ DECAY = EVERYTHING_SCHEMA.model_copy(
         )
     }
 )  # fmt: skip
+ATTENTION = EVERYTHING_SCHEMA.model_copy(
+    update={
+        "features": tuple(
+            f.model_copy(
+                update={
+                    "liked": {"pooling": "transformer", "max_length": 5},
+                    "disliked": {"pooling": "attention", "max_length": 200},
+                    "fans": {"pooling": "transformer", "max_length": 200, "share": False},
+                }[f.name]
+            )
+            if isinstance(f, Sequence) else f for f in EVERYTHING_SCHEMA.features
+        )
+    }
+)  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "dot": {"similarity": "dot", "bias": True},
@@ -111,6 +125,10 @@ MODELS: dict[str, dict[str, Any]] = {
             pair({"fields": ["liked", "age"], "layers": [12, 8]}, {"fields": ["brand", "iid"], "residual": True}),
         ],
     },
+    **{
+        f"history {b}": {"pairs": both(history={"block": b, "blocks": n, "heads": h, "dropout": 0.5})}
+        for b, n, h in (("plain", 1, 2), ("gated", 3, 1))
+    },
     "one field": {"pairs": [pair({"fields": ["disliked"]}, {"fields": ["picture"]})]},
     "all of it": {
         "bias": True,
@@ -126,7 +144,13 @@ MODELS: dict[str, dict[str, Any]] = {
 def worlds() -> dict[str, Dataset]:
     return {
         name: prepare(check(*everything(), schema), schema, Config().split)
-        for name, schema in (("even", EVERYTHING_SCHEMA), ("uneven", UNEVEN), ("decay", DECAY), ("shared", SHARED))
+        for name, schema in (
+            ("even", EVERYTHING_SCHEMA),
+            ("uneven", UNEVEN),
+            ("decay", DECAY),
+            ("shared", SHARED),
+            ("attention", ATTENTION),
+        )
     }
 
 
@@ -137,7 +161,7 @@ def _sums(name: str) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "world"),
-    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "shared") if w == "even" or not _sums(n)],
+    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "shared", "attention") if w == "even" or not _sums(n)],
 )
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path

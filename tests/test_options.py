@@ -9,7 +9,7 @@ from conftest import EVERYTHING_SCHEMA, everything
 
 import twotower
 from twotower.config import Config, options, parse
-from twotower.schema import Sequence, Text
+from twotower.schema import SIDES, Sequence, SideName, Text
 
 BASE: dict[str, Any] = {
     "model": {
@@ -34,6 +34,8 @@ HARD = CANDIDATES | {
     "negatives.hard_ratio": 10,
     "train.epochs": 5,
 }
+
+TRANSFORMER: dict[str, Any] = {"history": {"pooling": "transformer", "max_length": 6}}
 
 # Option -> a value that is not the base's, and what else must be set for it to matter.
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -64,6 +66,12 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.pairs.user.senet.enabled": (False, {}),
     "model.pairs.user.senet.squeeze": ("max", {}),
     "model.pairs.user.senet.reduction": (1.0, {}),
+    "model.pairs.user.history.block": ("plain", TRANSFORMER),
+    "model.pairs.user.history.blocks": (1, TRANSFORMER),
+    "model.pairs.user.history.heads": (2, TRANSFORMER),
+    "model.pairs.user.history.feed_forward": (1, TRANSFORMER),
+    "model.pairs.user.history.dropout": (0.5, TRANSFORMER),
+    "model.pairs.user.history.input_dropout": (0.5, TRANSFORMER),
     "loss.kind": ("softmax", {"negatives.random": 0}),
     "loss.log_q": (False, CANDIDATES),
     "loss.calibration": (0.1, FEW | {"loss.kind": "gbce"}),
@@ -157,7 +165,9 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
         schema = schema.model_copy(update={"features": features})
     if feature := changes.pop("history", None):
         features = tuple(f for f in schema.features if not isinstance(f, Sequence))
-        schema = schema.model_copy(update={"features": (*features, Sequence(name="history", side="user", **feature))})
+        sides: tuple[SideName, ...] = SIDES if feature.get("max_length") else ("user",)
+        features = (*features, *(Sequence(name="history", side=side, **feature) for side in sides))
+        schema = schema.model_copy(update={"features": features})
     for key, value in changes.items():
         put(body, key, value)
     _, config = parse(body)
@@ -192,6 +202,9 @@ def test_changing_an_option_changes_an_output(key: str) -> None:
         ({}, {"pooling": "sum"}),
         ({}, {"pooling": "decay"}),
         ({}, {"share": False}),
+        ({}, {"pooling": "attention", "max_length": 9}),
+        ({"pooling": "attention", "max_length": 9}, {"pooling": "transformer", "max_length": 9}),
+        ({"pooling": "transformer", "max_length": 9}, {"pooling": "transformer", "max_length": 2}),
         ({"pooling": "decay"}, {"pooling": "decay", "rates": (0.0, 0.5, 0.8, 0.93, 0.98, 0.99)}),
         ({"pooling": "decay", "of": "positive"}, {"pooling": "decay", "of": "negative"}),
     ],

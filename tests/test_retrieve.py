@@ -29,6 +29,8 @@ SCHEMA = EVERYTHING_SCHEMA.model_copy(
         "features": (
             *(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")),
             DECAY,
+            Sequence(name="order", side="user", pooling="transformer", max_length=12),
+            Sequence(name="gist", side="user", of="positive", pooling="attention", max_length=50),
             Numeric(name="bought", side="user", statistic="count"),
             Numeric(name="mildness", side="user", statistic="mean"),
         )
@@ -102,6 +104,32 @@ def test_an_event_changes_the_answer_of_method_2(retriever: Retriever) -> None:
     after = retriever.recommend(Request.parse({"user_id": "u3", "history": ["i1", "i2", ids(before)[0]]}), 5, 2)
     assert ids(before)[0] not in ids(after)
     assert [i.score for i in before.items] != [i.score for i in after.items]
+
+
+def test_events_go_on_from_the_stored_history_or_the_told_one(run: Run, retriever: Retriever) -> None:
+    data = run.dataset
+    order = data.in_order((data.pairs.user == 7) & (data.parts != TEST))
+    history = [(str(data.items.ids[int(data.pairs.item[i])]), bool(data.pairs.positive[i])) for i in order]
+    events = [("i1", True), ("i2", False), ("i4", True)]
+    for asked in (Request("u7", events=events), Request("u7", history=history, events=events)):
+        found = retriever.recommend(asked, 6, 2, keep_seen=True)
+        whole = retriever.recommend(Request("u7", history=[*history, *events]), 6, 2, keep_seen=True)
+        assert found.source == "model"
+        assert ids(found) == ids(whole)
+        np.testing.assert_allclose([i.score for i in found.items], [i.score for i in whole.items], atol=1e-5)
+        unchanged = retriever.recommend(Request("u7"), 6, 2, keep_seen=True)
+        assert [i.score for i in found.items] != [i.score for i in unchanged.items]
+    before = retriever.recommend(Request("u7"), 5, 1)
+    assert ids(before)[0] not in ids(retriever.recommend(Request("u7", events=[(ids(before)[0], True)]), 5, 1))
+
+
+def test_somebody_new_with_three_clicks_gets_the_towers_answer(retriever: Retriever) -> None:
+    clicks = Request.parse({"events": ["i1", "i4", "i9"]})
+    answer = retriever.recommend(clicks, 5, 2)
+    assert answer.source == "cold_start"
+    assert not {"i1", "i4", "i9"} & set(ids(answer))
+    told = retriever.recommend(Request.parse({"history": ["i1", "i4", "i9"]}), 5, 2)
+    assert ids(told) == ids(answer)
 
 
 def test_an_unknown_user_is_said_to_be_one(retriever: Retriever, run: Run) -> None:
@@ -190,6 +218,8 @@ def test_json_has_ids_as_text(retriever: Retriever) -> None:
         ({"history": [{"id": True}]}, "is no event"),
         ({"history": "i1"}, "history is not a list"),
         ({"history": [{"item": 1}]}, "is no event"),
+        ({"events": {}}, "events is not a list"),
+        ({"events": [2.5]}, "is no event"),
         ({"history": [None]}, "is no event"),
     ],
 )

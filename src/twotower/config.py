@@ -73,6 +73,19 @@ class SenetConfig(_Section):
     reduction: float = Field(2.0, ge=1, description="fields / reduction is the width of the middle layer, at least 1")
 
 
+class HistoryConfig(_Section):
+    """How sequences with pooling = 'attention' or 'transformer' are read."""
+
+    block: Literal["plain", "gated"] = Field(
+        "gated", description="transformer: SASRec's block, or one whose changes pass a sigmoid gate of its input (LiGR)"
+    )
+    blocks: int = Field(2, ge=1, description="transformer: blocks one after another")
+    heads: int = Field(4, ge=1, description="of attention; a head's width is the sequence's divided by them")
+    feed_forward: int = Field(2, ge=1, description="transformer: hidden width of a block's layers, in widths")
+    dropout: float = Field(0.2, ge=0, lt=1, description="transformer: share dropped of what a block changes")
+    input_dropout: float = Field(0.2, ge=0, lt=1, description="share dropped of the embeddings that are read")
+
+
 class TowerConfig(_Section):
     """One side of one pair: fields -> SENet -> layers -> vector."""
 
@@ -83,6 +96,7 @@ class TowerConfig(_Section):
         description="fields side by side, or added up and activated (a first layer over one-hot inputs)",
     )
     senet: SenetConfig = SenetConfig()
+    history: HistoryConfig = HistoryConfig()
     layers: tuple[Positive, ...] = Field(
         (64, 32), description="layer widths; the last is the vector's, without activation unless activate_last"
     )

@@ -15,7 +15,8 @@ import torch
 
 from twotower import schema as meanings
 from twotower import storage
-from twotower.data.batches import Bag, Inputs, Padded, Prefixes
+from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
+from twotower.data.feed import padded
 from twotower.data.splits import TEST
 from twotower.data.tables import as_integers, check_utf8, need, with_ids
 from twotower.encoders import CategoricalEncoder, Column, Field, Ragged
@@ -156,12 +157,15 @@ def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, 
     """Rows of encoded columns for a forward pass: as `SideTensors.take`, without what only a backward pass needs."""
     arrays: dict[str, Any] = {f.name: columns[f.name] for f in fields}
     lookups = [arrays[f.name][part] for f in fields if f.kind == "lookup"]
-    bags: dict[str, Bag | Prefixes | Padded] = {}
+    bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
     none = torch.zeros(0, dtype=torch.int32)
     rows = range(*part.indices(len(arrays[fields[0].name])))
     for f in fields:
         if f.kind == "bag":
             ragged = cast(Ragged, columns[f.name])
+            if f.limit:
+                bags[f.name] = Padded(torch.from_numpy(padded(ragged, np.array(rows), f.limit)).to(device))
+                continue
             offsets = ragged.offsets[rows.start : rows.stop + 1]
             values = torch.from_numpy(ragged.values[offsets[0] : offsets[-1]]).to(device)
             bags[f.name] = Bag(values, torch.from_numpy((offsets - offsets[0]).astype(np.int32)).to(device), none, none)

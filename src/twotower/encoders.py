@@ -17,7 +17,19 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower.errors import DataError, RunError
-from twotower.schema import SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
+from twotower.schema import (
+    SIDES,
+    Categorical,
+    Feature,
+    MultiHot,
+    Numeric,
+    Pooling,
+    Schema,
+    Sequence,
+    SideName,
+    Text,
+    Vector,
+)
 
 Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
@@ -85,8 +97,9 @@ class Field:
     rows: int = 0  # embedding rows of a lookup or bag
     length: int = 0  # numbers per row of a dense field
     width: int = 0  # embedding width; 0 takes the model's
-    pooling: Literal["mean", "sqrt", "sum", "decay"] = "mean"
+    pooling: Pooling = "mean"
     rates: tuple[float, ...] = ()  # of the pooling "decay": so many means side by side
+    limit: int = 0  # of the poolings "attention" and "transformer": the last so many are read
     sequence: bool = False  # a bag that must leave the target out
     shares: str = ""  # the other side's field whose embedding rows it uses
 
@@ -547,9 +560,10 @@ class Encoders:
         if isinstance(feature, Sequence):
             numbering, shares = self._numbering(feature)
             decays = feature.pooling == "decay"
+            limit = feature.max_length if feature.attends else 0
             return Field(
                 name, "bag", rows=numbering.rows, width=width, pooling=feature.pooling,
-                rates=feature.rates if decays else (), sequence=True, shares=shares,
+                rates=feature.rates if decays else (), limit=limit, sequence=True, shares=shares,
             )  # fmt: skip
         encoder = self.by_side[feature.side][name]
         if isinstance(encoder, CategoricalEncoder):

@@ -25,8 +25,10 @@ from twotower.data.feed import feed
 from twotower.encoders import Column, Field, Ints, Ragged
 from twotower.errors import ConfigError, RunError
 from twotower.evaluation import evaluating
+from twotower.model.attention import AttentionPool, Block, HistoryEncoder, rotations
+from twotower.model.dropout import Dropout
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.towers import Dropout, SenetGate, Tower
+from twotower.model.towers import SenetGate, Tower
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.onnx_tower import OUTPUT, OnnxTower
 from twotower.schema import SideName
@@ -83,7 +85,7 @@ class _Graph:
                 "make its vocabularies smaller (min_count, hash_buckets) or its fields narrower"
             )
         name = f"c{len(self.constants)}"
-        self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.constants.append(self.onnx.numpy_helper.from_array(array.copy(order="C"), name))
         if key is not None:
             self._known[key] = name
         return name
@@ -148,6 +150,87 @@ def _pooled(g: _Graph, table: str, codes: str, f: Field) -> str:
     return cast(str, g("Div", total, n if f.pooling == "mean" else g("Sqrt", n)))
 
 
+def _latest(g: _Graph, codes: str, n: str, limit: int) -> tuple[str, str]:
+    """As `attention.latest`; n (U, 1) is float."""
+    width = g("Squeeze", g("Shape", codes, start=1, end=2), g.constant([0]))
+    taken = g("Range", g.constant(0), g("Min", width, g.constant(limit)), g.constant(1))  # (min(T, limit),)
+    first = g("Cast", g("Max", g("Sub", n, g.constant(float(limit))), g.constant(0.0)), to=g.onnx.TensorProto.INT64)
+    return g("GatherElements", codes, g("Add", first, taken), axis=1), g("Min", n, g.constant(float(limit)))
+
+
+def _encoded(g: _Graph, encoder: HistoryEncoder, table: str, codes: str) -> str:
+    """As `HistoryEncoder.forward` over padded codes (U, T): (U, width)."""
+    n = g.reduce("Sum", g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT), 1)
+    codes, n = _latest(g, codes, n, encoder.limit)
+    x = _layer(g, encoder.input_norm, g("Gather", table, g("Max", codes, g.constant(0)), axis=0))  # (U, T, E)
+    places = g("Range", g.constant(0), g("Squeeze", g("Shape", codes, start=1, end=2), g.constant([0])), g.constant(1))
+    angles = [g("Gather", g.constant(a), places, axis=0) for a in rotations(encoder.limit, encoder.head_width)]
+    # A row's codes stand at its beginning, so that an item that reads none after itself reads no empty place.
+    later = g("Less", g("Unsqueeze", places, g.constant([1])), g("Unsqueeze", places, g.constant([0])))
+    hidden = g("Mul", g("Cast", later, to=g.onnx.TensorProto.FLOAT), g.constant(-1e9))  # (T, T)
+    for block in encoder.blocks:
+        if isinstance(block, Block):
+            x = _block(g, block, x, angles, hidden)
+        else:
+            x = _attention_pool(g, cast(AttentionPool, block), x, angles, hidden)
+    last = g("Cast", g("Max", g("Sub", n, g.constant(1.0)), g.constant(0.0)), to=g.onnx.TensorProto.INT64)
+    here = g("Cast", g("Equal", g("Unsqueeze", places, g.constant([0])), last), to=g.onnx.TensorProto.FLOAT)
+    x = g("MatMul", g("Unsqueeze", here, g.constant([1])), _layer(g, encoder.norm, x))  # (U, 1, E)
+    x = g("Squeeze", x, g.constant([1]))
+    return cast(str, g("Mul", x, g("Min", n, g.constant(1.0))))
+
+
+def _dense(g: _Graph, layer: nn.Linear, x: str) -> str:
+    """A linear layer over (…, n)."""
+    return cast(str, g("Add", g("MatMul", x, g.constant(layer.weight.T)), g.constant(layer.bias)))
+
+
+def _heads(g: _Graph, x: str, parts: int, heads: int, width: int) -> list[str]:
+    """(U, T, parts heads width) -> `parts` times (U, heads, T, width)."""
+    x = g("Transpose", g("Reshape", x, g.constant([0, 0, parts, heads, width])), perm=[2, 0, 3, 1, 4])
+    return [g("Gather", x, g.constant(i), axis=0) for i in range(parts)]
+
+
+def _rotated(g: _Graph, x: str, angles: list[str]) -> str:
+    """As `attention.rotate`."""
+    left, right = g("Split", x, axis=-1, num_outputs=2, outputs=2)
+    cos, sin = angles
+    turned = g("Sub", g("Mul", left, cos), g("Mul", right, sin))
+    return cast(str, g("Concat", turned, g("Add", g("Mul", right, cos), g("Mul", left, sin)), axis=-1))
+
+
+def _attended(g: _Graph, query: str, key: str, value: str, hidden: str, width: int) -> str:
+    """Softmax attention of (U, heads, T, width) with `hidden` (T, T) added to the scores: (U, T, heads width)."""
+    scores = g("Mul", g("MatMul", query, g("Transpose", key, perm=[0, 1, 3, 2])), g.constant(width**-0.5))
+    read = g("MatMul", g("Softmax", g("Add", scores, hidden), axis=-1), value)
+    return cast(str, g("Reshape", g("Transpose", read, perm=[0, 2, 1, 3]), g.constant([0, 0, -1])))
+
+
+def _block(g: _Graph, block: Block, x: str, angles: list[str], hidden: str) -> str:
+    """As `Block.forward`."""
+    joint = _dense(g, block.query_key_value, _layer(g, block.attend_norm, x))
+    width = block.out.in_features // block.heads
+    query, key, value = _heads(g, joint, 3, block.heads, width)
+    read = _attended(g, _rotated(g, query, angles), _rotated(g, key, angles), value, hidden, width)
+    change = _dense(g, block.out, read)
+    if block.attend_gate is not None:
+        change = g("Mul", change, g("Sigmoid", _dense(g, block.attend_gate, x)))
+    x = g("Add", x, change)
+    inner = _dense(g, block.first, _layer(g, block.layer_norm, x))
+    change = _dense(g, block.second, g("Mul", inner, g("Sigmoid", inner)))
+    if block.layer_gate is not None:
+        change = g("Mul", change, g("Sigmoid", _dense(g, block.layer_gate, x)))
+    return cast(str, g("Add", x, change))
+
+
+def _attention_pool(g: _Graph, pool: AttentionPool, x: str, angles: list[str], hidden: str) -> str:
+    """As `AttentionPool.forward`."""
+    width = pool.out.in_features // pool.heads
+    key, value = _heads(g, _dense(g, pool.key_value, _layer(g, pool.norm, x)), 2, pool.heads, width)
+    query = _rotated(g, g.constant(pool.query[None]), angles)  # (1, heads, T, width)
+    return _dense(g, pool.out, _attended(g, query, _rotated(g, key, angles), value, hidden, width))
+
+
 def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict[str, str], key: Any) -> str:
     """As `FieldEmbeddings.forward`; `names` maps a field to its input."""
     parts = []
@@ -160,11 +243,15 @@ def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict
     for number, f in enumerate(own._others):
         if f.kind == "dense":
             parts.append(_layer(g, own.projections[f"dense{number}"], names[f.name]))
-        elif f.shares:
+            continue
+        if f.shares:
             table = g.constant(other.rows_of(f.shares), (key, "other", f.shares))
-            parts.append(_pooled(g, table, names[f.name], f))
         else:
-            parts.append(_pooled(g, g.constant(own.rows_of(f.name), (key, "bag", f.name)), names[f.name], f))
+            table = g.constant(own.rows_of(f.name), (key, "bag", f.name))
+        if f.limit:
+            parts.append(_encoded(g, cast(HistoryEncoder, own.encoders[f"bag{number}"]), table, names[f.name]))
+        else:
+            parts.append(_pooled(g, table, names[f.name], f))
     return g.concat(parts)
 
 

@@ -45,15 +45,17 @@ MAX_K = 10_000
 
 @dataclass(frozen=True)
 class Request:
-    """Who asks. `user_id` is known or not; `features` replace the stored ones; `history` replaces the stored one.
+    """Who asks. `user_id` is known or not; `features` replace the stored ones; `history` replaces the stored one, and
+    `events` have happened since: they go on from whichever it is.
 
-    Method 1 answers a known user from the stored vector: it only leaves out what `history` names, and takes no
-    `features`.
+    Method 1 answers a known user from the stored vector: it only leaves out what `history` and `events` name,
+    and takes no `features`.
     """
 
     user_id: str | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
     history: Many[tuple[str, bool]] | None = None  # item ids, oldest first, and whether the user liked each
+    events: Many[tuple[str, bool]] = ()  # likewise
 
     def __post_init__(self) -> None:
         if self.user_id is not None:
@@ -61,25 +63,30 @@ class Request:
 
     @classmethod
     def parse(cls, body: Any) -> Request:
-        """From JSON: {"user_id", "features": {column: value}, "history": [id or {"id", "liked"}]}.
+        """From JSON: {"user_id", "features": {column: value}, "history": [id or {"id", "liked"}], "events": [likewise]}.
 
         Raises DataError for anything else.
         """
         if not isinstance(body, dict):
             raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
-        known = ("user_id", "features", "history")
+        known = ("user_id", "features", "history", "events")
         for key in body:
             if key not in known:
                 raise DataError(f"request: unknown key '{key}'{nearest(key, known)} (allowed: {', '.join(known)})")
-        user_id, features, history = body.get("user_id"), body.get("features"), body.get("history")
+        user_id, features = body.get("user_id"), body.get("features")
         if isinstance(user_id, bool) or not isinstance(user_id, str | int | None):
             raise DataError(f"request: user_id is {user_id!r}, expected text or a number")
         if not isinstance(features, dict | None):
             raise DataError("request: features is not an object of columns and values")
-        if history is not None and not isinstance(history, list):
-            raise DataError("request: history is not a list")
-        events = None if history is None else [_event(e) for e in history]
-        return cls(None if user_id is None else str(user_id), features or {}, events)
+        lists: dict[str, list[tuple[str, bool]]] = {}
+        for name in ("history", "events"):
+            if (value := body.get(name)) is not None:
+                if not isinstance(value, list):
+                    raise DataError(f"request: {name} is not a list")
+                lists[name] = [_event(e) for e in value]
+        return cls(
+            None if user_id is None else str(user_id), features or {}, lists.get("history"), lists.get("events", [])
+        )
 
 
 def _event(event: Any) -> tuple[str, bool]:
@@ -209,15 +216,15 @@ class Retriever:
         if method not in (1, 2):
             raise DataError(f"method is {method}, expected 1 (stored vectors) or 2 (the user tower live)")
         row = self._user_row.get(request.user_id) if request.user_id is not None else None
-        told = bool(request.features) or request.history is not None
+        told = bool(request.features or request.events) or request.history is not None
         unknown: list[str] = []
         source: Source = "model" if row is not None else "cold_start" if told else "popular"
         banned = [self._rows(ban, strict=False)]
         if not keep_seen:
             if row is not None:
                 banned.append(_row_of(self.seen, row))
-            if request.history is not None:
-                banned.append(self._rows([i for i, _ in request.history], strict=False))
+            met = [i for i, _ in (*(request.history or ()), *request.events)]
+            banned.append(self._rows(met, strict=False))
         out = np.unique(np.concatenate(banned))
         allowed = self._allowed(allow, where)
         if source == "popular":
@@ -240,7 +247,7 @@ class Retriever:
 
     def _live(self, request: Request, row: int | None, unknown: list[str]) -> Floats:
         """(1, D): the user tower on the stored columns of `row`, with what the request says in their place."""
-        if row is not None and not request.features and request.history is None:
+        if row is not None and not request.features and request.history is None and not request.events:
             return self.tower(feed(self.fields, self.columns, np.array([row])))
         frame = self._frame(request, row)
         columns = self.dataset.encoders.transform("user", frame)
@@ -248,6 +255,7 @@ class Retriever:
             if isinstance(f, Sequence):
                 stored = _row_of(self.columns[f.name], row) if row is not None else np.zeros(0, np.int64)  # type: ignore[arg-type]
                 codes = stored if request.history is None else self._history(f, request.history, unknown)
+                codes = np.concatenate([codes, self._history(f, request.events, unknown)])[-f.max_length :]  # 0: all
                 columns[f.name] = Ragged(codes.astype(np.int32), np.array([0, len(codes)]))
             elif f.source in request.features and _is_unknown(columns[f.name]):
                 unknown.append(f.name)
@@ -301,7 +309,7 @@ class Retriever:
             elif feature.of == "all" or (feature.of == "positive") == liked:
                 rows.append(row)
         codes = self._codes[feature.name][np.array(rows, np.int64)]
-        return codes[-feature.max_length :].astype(np.int64)  # 0 keeps all
+        return codes.astype(np.int64)
 
     @cached_property
     def _codes(self) -> dict[str, npt.NDArray[np.int32]]:

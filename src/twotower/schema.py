@@ -93,6 +93,9 @@ class Vector(_Feature):
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
+Pooling = Literal["mean", "sqrt", "sum", "decay", "attention", "transformer"]
+
+
 class Sequence(_Feature):
     """The row's own training interactions: for a user the items, for an item the users.
 
@@ -102,8 +105,10 @@ class Sequence(_Feature):
     kind: Literal["sequence"] = "sequence"
     of: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
     max_length: int = Field(0, ge=0, description="keep the latest so many; 0 keeps all")
-    pooling: Literal["mean", "sqrt", "sum", "decay"] = Field(
-        "mean", description="sum divided by n, sqrt(n) or 1; or a mean that decays with age, at each of `rates`"
+    pooling: Pooling = Field(
+        "mean",
+        description="sum divided by n, sqrt(n) or 1; a mean that decays with age, at each of `rates`; or read by "
+        "attention: a learned query's, or the transformer of the tower's `history`",
     )
     rates: tuple[Rate, ...] = Field(
         (0.0, 0.5, 0.8, 0.93, 0.98, 1.0),
@@ -111,6 +116,19 @@ class Sequence(_Feature):
         description="decay: at rate r the interaction n places back weighs r^n; the means stand side by side",
     )
     share: bool = Field(True, description="use the other side's id embedding; false gives it a table of its own")
+
+    @property
+    def attends(self) -> bool:
+        """Whether attention reads it."""
+        return self.pooling in ("attention", "transformer")
+
+    @model_validator(mode="after")
+    def _check(self) -> Sequence:
+        if self.attends and self.max_length < 2:
+            raise ValueError(
+                f"pooling = '{self.pooling}' reads a limited history; set max_length, such as 200 (at least 2)"
+            )
+        return self
 
 
 class Text(_Feature):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from twotower.data.dataset import Side
+from twotower.data.feed import padded
 from twotower.encoders import Codes, Field, Ints, Ragged
 
 
@@ -28,6 +29,9 @@ class Bag:
     rows_by_code: Tensor  # (L,) int32 row numbers, code after code
     code_offsets: Tensor  # (table rows + 1,) int32
 
+
+PAST = 8
+"""A row of `Windows` begins with 1 / PAST of it from the row before."""
 
 CHUNK = 32
 """Interactions a row of `Prefixes.codes` holds."""
@@ -47,8 +51,22 @@ class Prefixes:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """U moments of S sequences that are read by attention: the sequences follow one another, cut into R rows of W.
+
+    A row but the first begins with the last items of the row before, so that no moment is without a past, and where
+    a sequence is cut depends on what stands before it: on the order of the epoch.
+    """
+
+    codes: Tensor  # (R, W) int64
+    sequence: Tensor  # (R, W) int64, whose code it is; -1 after the end of the last
+    place: Tensor  # (U,) int64, place in the flat codes of the latest interaction that is known
+    length: Tensor  # (U,) float32, how many are known; with 0 `place` means nothing
+
+
+@dataclass(frozen=True)
 class Padded:
-    """U rows of codes, oldest first, filled up to one length: what an exported tower is asked with."""
+    """U rows of codes, oldest first, filled up to one length: what attention and an exported tower are asked with."""
 
     codes: Tensor  # (U, T) int64; -1 from the row's end on
 
@@ -59,7 +77,7 @@ class Inputs:
 
     rows: int
     lookup: Tensor  # (U, number of lookup fields) int64, in the fields' order
-    bags: dict[str, Bag | Prefixes | Padded]
+    bags: dict[str, Bag | Prefixes | Windows | Padded]
     dense: dict[str, Tensor]  # (U, length) float32
 
 
@@ -97,33 +115,35 @@ class SideTensors:
 
     def take(self, rows: Ints, left_out: Ints | None = None) -> Inputs:
         """The features of `rows` (U,). `left_out` numbers interactions that no sequence may contain."""
-        bags: dict[str, Bag | Prefixes | Padded] = {}
+        bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
             kept = self._kept.get(name)
             if kept is None or left_out is None or not len(left_out):
-                bags[name] = self._bag(f, ragged, rows, None)
+                bags[name] = self._whole(f, ragged, rows, None)
                 continue
             known = left_out[left_out < len(self._position[name])]
             holes = self._position[name][known]
             holes = holes[holes >= 0]
             kept[holes] = False
-            bags[name] = self._bag(f, ragged, rows, kept)
+            bags[name] = self._whole(f, ragged, rows, kept)
             kept[holes] = True
         return self._inputs(rows, bags)
 
     def take_before(self, rows: Ints, interactions: Ints) -> Inputs:
         """The features of `rows` (U,) as they were known just before `interactions` (U,), each one of its row's."""
         distinct, which = np.unique(rows, return_inverse=True)
-        bags: dict[str, Bag | Prefixes | Padded] = {}
+        bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
             known = self._known.get(name)
             if known is None:
-                bags[name] = self._bag(f, ragged, rows, None)
+                bags[name] = self._whole(f, ragged, rows, None)
+            elif f.limit:
+                bags[name] = self._windows(f, ragged, distinct, which, known[interactions])
             else:
                 bags[name] = self._prefixes(ragged, distinct, which, known[interactions])
         return self._inputs(rows, bags)
 
-    def _inputs(self, rows: Ints, bags: dict[str, Bag | Prefixes | Padded]) -> Inputs:
+    def _inputs(self, rows: Ints, bags: dict[str, Bag | Prefixes | Windows | Padded]) -> Inputs:
         return Inputs(
             len(rows),
             torch.from_numpy(self._lookup[rows]).to(self.device),
@@ -151,6 +171,49 @@ class SideTensors:
             length.astype(np.float32),
         )
         return Prefixes(*(torch.from_numpy(a).to(self.device) for a in arrays))
+
+    def _windows(self, f: Field, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> Windows:
+        """As `_prefixes`, of what the moments of this batch can see."""
+        past = f.limit // PAST
+        ends = np.zeros(len(rows), np.int64)
+        np.maximum.at(ends, which, length)
+        starts = ends.copy()
+        np.minimum.at(starts, which, np.where(length > 0, length - 1, ends[which]))
+        starts = np.maximum(starts - past, 0)
+        used = ends - starts
+        first = np.cumsum(used) - used
+        n = int(used.sum())
+        codes = ragged.values[np.repeat(ragged.offsets[rows] + starts - first, used) + np.arange(n)]
+        sequence = np.repeat(np.arange(len(rows)), used)
+        at = first[which] + length - 1 - starts[which]  # of each moment, in the sequences one after another
+        n_rows = max(1, -(-(n - past) // (f.limit - past)))
+        wide = max(1, -(-(n + (n_rows - 1) * past) // n_rows))  # the rows share what there is
+        step = wide - past if n_rows > 1 else wide
+        row = np.clip((at - past) // step, 0, n_rows - 1)
+        grid = np.arange(n_rows)[:, None] * step + np.arange(wide)
+        there = grid < n
+        grid = np.where(there, grid, 0)
+        arrays = (
+            codes[grid].astype(np.int64) if n else np.zeros(grid.shape, np.int64),
+            np.where(there, sequence[grid], -1) if n else np.full(grid.shape, -1),
+            np.where(length > 0, row * (wide - step) + at, 0),
+            length.astype(np.float32),
+        )
+        return Windows(*(torch.from_numpy(a).to(self.device) for a in arrays))
+
+    def _whole(self, f: Field, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag | Padded:
+        """All codes of the rows, but for those that are not `kept`; for attention no more than it reads."""
+        if not f.limit:
+            return self._bag(f, ragged, rows, kept)
+        if kept is not None:
+            lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
+            offsets = np.zeros(len(rows) + 1, np.int64)
+            np.cumsum(lengths, out=offsets[1:])
+            flat = np.arange(offsets[-1]) + np.repeat(ragged.offsets[rows] - offsets[:-1], lengths)
+            row = np.repeat(np.arange(len(rows)), lengths)[kept[flat]]
+            ragged = Ragged.from_pairs(row, ragged.values[flat][kept[flat]], len(rows))
+            rows = np.arange(len(rows))
+        return Padded(torch.from_numpy(padded(ragged, rows, f.limit)).to(self.device))
 
     def _bag(self, f: Field, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag:
         lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]

@@ -106,7 +106,9 @@ class Dataset:
         )
         codes = self.encoders.sequence_codes(feature, (self.items if feature.side == "user" else self.users).ids)
         n = len(self.side(feature.side))
-        return Ragged.from_pairs(own[keep], codes[other[keep]], n, keep).keep_last(feature.max_length)
+        found = Ragged.from_pairs(own[keep], codes[other[keep]], n, keep)
+        # Attention is trained all along a history, and itself reads no more than its last `max_length`.
+        return found if feature.attends else found.keep_last(feature.max_length)
 
     def in_order(self, among: Bools) -> Ints:
         """Numbers of the interactions `among` (n,), oldest first; ties keep the table's order."""

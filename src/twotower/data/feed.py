@@ -16,7 +16,8 @@ def feed(fields: tuple[Field, ...], columns: dict[str, Column], rows: slice | np
     """The features of `rows` (U,) by input name; n counts `fields`, because a field may be called anything.
 
     lookup     (U, number of lookup fields) int64, in the fields' order
-    bag{n}     (U, T) int64 codes, oldest first, -1 from the row's end on; T is the longest row's, at least 1
+    bag{n}     (U, T) int64 codes, oldest first, -1 from the row's end on; T is the longest row's, at least 1,
+               of attention's no longer than it reads
     dense{n}   (U, length) float32
     """
     if isinstance(rows, slice):
@@ -27,17 +28,21 @@ def feed(fields: tuple[Field, ...], columns: dict[str, Column], rows: slice | np
         out["lookup"][:, place] = cast(npt.NDArray[Any], codes)[rows]
     for number, f in enumerate(fields):
         if f.kind == "bag":
-            out[f"bag{number}"] = padded(cast(Ragged, columns[f.name]), rows)
+            out[f"bag{number}"] = padded(cast(Ragged, columns[f.name]), rows, f.limit)
         elif f.kind == "dense":
             out[f"dense{number}"] = cast(npt.NDArray[Any], columns[f.name])[rows].astype(np.float32, copy=False)
     return out
 
 
-def padded(ragged: Ragged, rows: npt.NDArray[np.integer[Any]]) -> Ints:
-    """(U, T) codes of `rows` (U,), -1 from each row's end on; T is the longest row's, at least 1."""
+def padded(ragged: Ragged, rows: npt.NDArray[np.integer[Any]], limit: int = 0) -> Ints:
+    """(U, T) codes of `rows` (U,), -1 from each row's end on; T is the longest row's, at least 1.
+
+    With `limit` they are the last so many of each row."""
     rows = rows.astype(np.int64, copy=False)  # the row after the last of a narrow type is none of it
     starts = ragged.offsets[rows]
     lengths = ragged.offsets[rows + 1] - starts
+    if limit:
+        starts, lengths = starts + np.maximum(lengths - limit, 0), np.minimum(lengths, limit)
     out = np.full((len(rows), max(1, int(lengths.max(initial=0)))), -1, np.int64)
     before = np.cumsum(lengths) - lengths
     flat = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from twotower.data.batches import Bag, Inputs, Padded, Prefixes
+from twotower.config import HistoryConfig
+from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
+from twotower.model.attention import HistoryEncoder
 from twotower.model.history import decayed_means, decayed_sums, over_weights
 
 
@@ -91,7 +93,14 @@ class FieldEmbeddings(nn.Module):
     why `fields` are reordered: lookups by width, then bags and dense fields.
     """
 
-    def __init__(self, fields: tuple[Field, ...], all_fields: tuple[Field, ...], width: int, std: float) -> None:
+    def __init__(
+        self,
+        fields: tuple[Field, ...],
+        all_fields: tuple[Field, ...],
+        width: int,
+        std: float,
+        history: HistoryConfig | None = None,
+    ) -> None:
         """`fields` are the tower's, out of `all_fields` of its side, which number the lookup columns."""
         super().__init__()
         fields = tuple(replace(f, width=f.width or width) for f in fields)
@@ -103,6 +112,7 @@ class FieldEmbeddings(nn.Module):
         self.fields = (*(f for group in by_width.values() for f in group), *self._others)
         self.tables = nn.ModuleDict()
         self.projections = nn.ModuleDict()
+        self.encoders = nn.ModuleDict()
         self._place: dict[str, tuple[str, int, int]] = {}  # field -> (table, first row, rows)
         self._groups: list[tuple[str, list[int] | None]] = []  # table, its lookup columns (None: all)
         columns = [f.name for f in all_fields if f.kind == "lookup"]
@@ -119,7 +129,12 @@ class FieldEmbeddings(nn.Module):
         for number, f in enumerate(self._others):  # named by number: a field may be called anything, dots included
             if f.kind == "dense":
                 self.projections[f"dense{number}"] = nn.Linear(f.length, f.width)
-            elif not f.shares:
+                continue
+            if f.limit:
+                self.encoders[f"bag{number}"] = HistoryEncoder(
+                    f.width, f.pooling, f.limit, history or HistoryConfig(), f.name
+                )
+            if not f.shares:
                 table = f"bag{number}"
                 self.tables[table] = nn.Embedding(f.rows, f.width)
                 self._place[f.name] = (table, 0, f.rows)
@@ -159,7 +174,11 @@ class FieldEmbeddings(nn.Module):
                 parts.append(self.projections[f"dense{number}"](inputs.dense[f.name]))
             else:
                 weights = other.rows_of(f.shares) if f.shares else self.rows_of(f.name)
-                parts.append(pool(weights, inputs.bags[f.name], f.pooling, f.rates))
+                bag = inputs.bags[f.name]
+                if isinstance(bag, Windows) or f.limit:
+                    parts.append(self.encoders[f"bag{number}"](weights, bag))
+                else:
+                    parts.append(pool(weights, bag, f.pooling, f.rates))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def check_shares(self, other: FieldEmbeddings) -> None:

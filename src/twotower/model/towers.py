@@ -9,6 +9,7 @@ from twotower.config import SenetConfig, TowerConfig
 from twotower.data.batches import Inputs
 from twotower.encoders import Field
 from twotower.errors import ConfigError, nearest
+from twotower.model.dropout import Dropout
 from twotower.model.embeddings import FieldEmbeddings
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -19,25 +20,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Tanh": nn.Tanh,
     "Sigmoid": nn.Sigmoid,
 }
-
-
-class Dropout(nn.Module):
-    """As `torch.nn.Dropout`, with the rate rounded to a multiple of 1/256: on a CPU a random byte for each number is
-    an order of magnitude cheaper than a random number for each."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.rate:
-            return x
-        if x.device.type != "cpu":
-            return nn.functional.dropout(x, self.rate)
-        dropped = min(255, max(1, round(self.rate * 256)))
-        random = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)
-        kept = (random[: x.numel()] >= dropped).view(x.shape)
-        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
 
 
 class SenetGate(nn.Module):
@@ -98,7 +80,7 @@ class Tower(nn.Module):
         self.unknown_rate = unknown_rate
         self.decay_scale = config.decay_scale
         self.has_layers = bool(config.layers)
-        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std)
+        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history)
         widths = self.embeddings.widths
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
         self.field_dropout = Dropout(config.field_dropout)

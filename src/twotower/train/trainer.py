@@ -153,7 +153,7 @@ class Trainer:
                 raise ConfigError(
                     f"feature '{f.name}': pooling = 'decay' goes with the order of time; set train.histories = 'earlier'"
                 )
-            if self.earlier and (f.side == "item" or f.max_length):
+            if self.earlier and (f.side == "item" or (f.max_length and not f.attends)):
                 what = "on the item side" if f.side == "item" else "with max_length"
                 raise ConfigError(
                     f"feature '{f.name}': a sequence {what} cannot be had as it was at every earlier moment; drop it or "

@@ -1,0 +1,115 @@
+"""Speed of training a transformer over histories, beside what the machine's matrix products alone would allow.
+
+    python benchmarks/sequence_speed.py --threads 2
+
+The settings are those of examples/movielens-sequence.toml, the data are drawn: as many users, items and interactions
+as MovieLens 1M has, of like lengths. A step's floating-point operations are counted as it runs; the limit is the rate
+of a product of two 2,048 x 2,048 matrices in the precision of the training, measured before and after in the same
+process. Then a profile says which share of the time went where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from twotower.config import load
+from twotower.data.dataset import prepare
+from twotower.data.tables import check
+from twotower.train.trainer import Trainer
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "movielens-sequence.toml"
+USERS, ITEMS, LONGEST = 6040, 3416, 2000
+# Where an operator's time belongs; the first that fits, else "other".
+PARTS = {
+    "attention": ("scaled_dot_product",),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::matmul"),
+    "copies and casts": ("aten::copy_", "aten::cat", "aten::index", "aten::embedding", "aten::fill_", "aten::zero_"),
+    "dropout": ("aten::random_", "aten::ge"),
+    "norms": ("native_layer_norm",),
+    "softmax of the loss": ("aten::exp_", "aten::amax", "aten::sum", "aten::scatter", "aten::gather"),
+    "optimizer and average": ("fused_adam", "aten::lerp"),
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    schema, config = load(EXAMPLE, [*chosen.set, "train.device='cpu'"])
+    assert schema is not None
+    schema = schema.model_copy(update={"time_unit": "order", "title": ""})
+    trainer = Trainer(prepare(check(None, None, drawn(), schema), schema, config.split), config)
+    epoch = trainer.sampler.epoch(0)
+    size = config.train.batch_size
+
+    def step() -> None:
+        trainer.step(epoch, trainer.progress.batch)
+
+    for _ in range(3):
+        step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flops = counter.get_total_flops()
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    rates = [product_rate(dtype)]
+    times = [seconds(step) for _ in range(chosen.steps)]
+    rates.append(product_rate(dtype))
+    took = statistics.median(times)
+    floor = flops / max(rates)
+    print(f"{chosen.threads} threads, {config.train.precision}, batches of {size:,} positions")
+    print(f"a step: {took * 1e3:,.0f} ms (from {min(times) * 1e3:,.0f} to {max(times) * 1e3:,.0f})")
+    print(f"positions/s: {size / took:,.0f}")
+    print(f"products: {flops / size / 1e6:.1f} MFLOP a position at {max(rates) / 1e9:,.0f} GFLOP/s")
+    print(
+        f"positions/s if nothing but products took time: {size / floor:,.0f}; the step takes {took / floor:.1f} times"
+    )
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(5):
+            step()
+    spent: dict[str, float] = defaultdict(float)
+    for event in profiled.key_averages():
+        part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), "other")
+        spent[part] += event.self_cpu_time_total
+    for part, micro in sorted(spent.items(), key=lambda e: -e[1]):
+        print(f"{micro / sum(spent.values()):6.1%}  {part}")
+
+
+def drawn() -> pl.DataFrame:
+    """Interactions of users with log-normal lengths and items with a long tail; nobody meets an item twice."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(4.6, 1.0, USERS)).astype(int), 20, LONGEST)
+    taste = np.log(1 / np.arange(1, ITEMS + 1) ** 0.7)
+    items = [np.argpartition(-(taste + rng.gumbel(size=ITEMS)), n)[:n] for n in lengths]
+    user = np.repeat(np.arange(USERS), lengths)
+    time_ = np.concatenate([rng.permutation(n) for n in lengths])
+    return pl.DataFrame({"user_id": user, "item_id": np.concatenate(items), "timestamp": time_})
+
+
+def seconds(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def product_rate(dtype: torch.dtype, n: int = 2048, rounds: int = 10) -> float:
+    """Operations per second of the best of `rounds` products."""
+    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    return 2 * n**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(rounds))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
