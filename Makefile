@@ -52,7 +52,7 @@ docs: .venv/.test
 bench-env: .venv-bench/.ready
 .venv-bench/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e . 'torch-rechub>=0.9,<0.10' implicit scipy
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e . 'torch-rechub>=0.9,<0.10' implicit scipy bm25s scikit-learn
 	@touch $@
 
 bench: bench-env
@@ -61,6 +61,7 @@ bench: bench-env
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/rank_quality.py
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/baselines.py --out runs/retrieval.json $(ORDER)
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/retrieval_quality.py --out runs/retrieval.json $(ORDER)
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/search_quality.py
 	.venv-bench/bin/python benchmarks/search_speed.py
 	.venv-bench/bin/python benchmarks/embed_speed.py
 

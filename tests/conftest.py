@@ -12,7 +12,7 @@ import torch
 from twotower.config import Config, parse
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.tables import Tables, check
-from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Vector
+from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +63,7 @@ EVERYTHING_SCHEMA = Schema(
         Numeric(name="income", side="user", buckets=4),
         Sequence(name="liked", side="user", of="positive"),
         Sequence(name="disliked", side="user", of="negative", share=False, pooling="sqrt", max_length=5),
+        Text(name="motto", side="user", pooling="mean", min_count=2),
         Categorical(name="iid", side="item"),
         Categorical(name="brand", side="item", hash_buckets=7),
         MultiHot(name="tags", side="item", separator="|"),
@@ -70,6 +71,7 @@ EVERYTHING_SCHEMA = Schema(
         Numeric(name="shown", side="item", statistic="count"),
         Numeric(name="mean_stars", side="item", statistic="mean"),
         Sequence(name="fans", side="item", of="positive", share=False),
+        Text(name="label", side="item", column="name", hash_buckets=50),
     ),
 )
 
@@ -83,6 +85,10 @@ def everything(n_users: int = 60, n_items: int = 40, n: int = 1200) -> tuple[pl.
             "city": [None if i % 11 == 0 else f"city{i % 4}" for i in range(n_users)],
             "age": [None if i % 9 == 0 else float(18 + i) for i in range(n_users)],
             "income": [float("nan") if i % 13 == 0 else float(i * i) for i in range(n_users)],
+            "motto": [
+                None if i % 10 == 0 else ["more is more", "Less IS more!", "少即是多", ""][i % 4]
+                for i in range(n_users)
+            ],
         }
     )
     items = pl.DataFrame(

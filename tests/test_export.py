@@ -29,7 +29,7 @@ from twotower.export import export, parity
 from twotower.model.two_tower import TwoTower
 from twotower.onnx_tower import OnnxTower
 from twotower.run import Run
-from twotower.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName
+from twotower.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,6 +57,14 @@ UNEVEN = EVERYTHING_SCHEMA.model_copy(
     update={
         "features": tuple(
             f.model_copy(update={"width": 5}) if f.name in ("city", "brand", "picture", "age", "fans") else f
+            for f in EVERYTHING_SCHEMA.features
+        )
+    }
+)
+SHARED = EVERYTHING_SCHEMA.model_copy(
+    update={
+        "features": tuple(
+            Text(name="motto", side="user", shares="label", max_length=9) if f.name == "motto" else f
             for f in EVERYTHING_SCHEMA.features
         )
     }
@@ -98,6 +106,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "join sum, no layers": {"pairs": both(join="sum", layers=[])},
     "field_norm": {"pairs": both(field_norm=True)},
     "residual": {"pairs": both(residual=True, layers=[12, 8])},
+    "activate_last": {"pairs": both(activate_last=True, activation="Tanh"), "bias": True},
+    "activate_last, all else": {
+        "pairs": both(activate_last=True, residual=True, output_norm=True, layers=[12, 8]), "bias": False,
+    },
     "layer_norm": {"pairs": both(layer_norm=True, layers=[12, 8])},
     "output_norm": {"pairs": both(output_norm=True), "bias": True},
     "output_norm, no bias": {"pairs": both(output_norm=True, layers=[12, 8]), "bias": False},
@@ -158,6 +170,7 @@ def worlds() -> dict[str, Dataset]:
             ("even", EVERYTHING_SCHEMA),
             ("uneven", UNEVEN),
             ("decay", DECAY),
+            ("shared", SHARED),
             ("attention", ATTENTION),
         )
     }
@@ -172,7 +185,12 @@ def _one_width(name: str, world: str) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "world"),
-    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "attention") if w == "even" or not _one_width(n, w)],
+    [
+        (n, w)
+        for n in MODELS
+        for w in ("even", "uneven", "decay", "shared", "attention")
+        if w == "even" or not _one_width(n, w)
+    ],
 )
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
@@ -404,9 +422,9 @@ from twotower.encoders import Field, Ragged
 from twotower.onnx_tower import OnnxTower
 tower = OnnxTower(sys.argv[1])
 fields = (Field("uid", "lookup"), Field("city", "lookup"), Field("age", "dense"), Field("income", "lookup"),
-          Field("liked", "bag"), Field("disliked", "bag"))
+          Field("liked", "bag"), Field("disliked", "bag"), Field("motto", "bag"))
 codes, none = np.zeros(2, np.int32), Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64))
-columns = dict(uid=codes, city=codes, age=np.zeros((2, 1), np.float32), income=codes, liked=none, disliked=none)
+columns = dict(uid=codes, city=codes, age=np.zeros((2, 1), np.float32), income=codes, liked=none, disliked=none, motto=none)
 print(tower(feed(fields, columns, slice(None))).tolist())
 assert "torch" not in sys.modules
 """
@@ -550,7 +568,7 @@ def test_files_that_cannot_be_read_are_data_errors(run: Run, tmp_path: Path) -> 
         ("t.json", b"{}", "found a '.json' file"),
         ("t.csv", b"", "the file is empty"),
         ("t.csv", b"iid,name\n", "no column 'brand'"),
-        ("t.csv", b"iid,brand,tags,picture\n\xff\xfe,b,t,\n", "line 2 is not UTF-8"),
+        ("t.csv", b"iid,name,brand,tags,picture\n\xff\xfe,a,b,t,\n", "line 2 is not UTF-8"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):

@@ -9,7 +9,7 @@ from conftest import EVERYTHING_SCHEMA, everything
 
 import twotower
 from twotower.config import BRANCH_KINDS, Config, branch_options, options, parse
-from twotower.schema import SIDES, Sequence, SideName
+from twotower.schema import SIDES, Sequence, SideName, Text
 
 BASE: dict[str, Any] = {
     "model": {
@@ -57,6 +57,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.pairs.user.join": ("sum", {"model.pairs.user.senet.enabled": False}),
     "model.pairs.user.layers": ([16, 8], {}),
     "model.pairs.user.activation": ("Tanh", {}),
+    "model.pairs.user.activate_last": (True, {}),
     "model.pairs.user.dropout": (0.4, {}),
     "model.pairs.user.field_dropout": (0.4, {}),
     "model.pairs.user.decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
@@ -163,13 +164,19 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
     import copy
 
     body = copy.deepcopy(BASE)
-    schema = EVERYTHING_SCHEMA
+    features = tuple(f for f in EVERYTHING_SCHEMA.features if not isinstance(f, Text))
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
     if changes.pop("schema_width", False):  # a shared sequence takes its width from the item side
         body["model"]["pairs"][0]["user"]["fields"] = ["uid", "city"]
     if changes.pop("moments", False):  # sequences that can be had as they were at every moment
         schema = schema.model_copy(
             update={"features": tuple(f for f in schema.features if f.name not in ("disliked", "fans"))}
         )
+    if text := changes.pop("text", None):
+        label = text.pop("label")
+        made = {"motto": Text(name="motto", side="user", **text), "label": label}
+        features = tuple(made.get(f.name, f) for f in EVERYTHING_SCHEMA.features)
+        schema = schema.model_copy(update={"features": features})
     if feature := changes.pop("history", None):
         features = tuple(f for f in schema.features if not isinstance(f, Sequence))
         sides: tuple[SideName, ...] = SIDES if feature.get("max_length") else ("user",)
@@ -234,6 +241,27 @@ def test_changing_an_option_of_a_sequence_that_is_had_at_every_moment_changes_an
 ) -> None:
     base = CANDIDATES | {"train.histories": "earlier"}
     assert outcome(base | {"history": {"of": "all"} | options}) != outcome(base | {"history": {"of": "all"} | other})
+
+
+@pytest.mark.parametrize("loss", ["softmax", "gbce", "bpr"])
+def test_random_candidates_are_an_option_of_every_contest(loss: str) -> None:
+    base = {"loss.kind": loss, "negatives.in_batch": False, "train.epochs": 1}
+    assert outcome(base | {"negatives.random": 2}) != outcome(base | {"negatives.random": 4})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"n": 2}, {"max_grams": 5}, {"min_count": 200}, {"hash_buckets": 9}, {"pooling": "mean"}, {"pooling": "sqrt"},
+        {"max_length": 3}, {"width": 4}, {"column": "city"}, {"shares": "label"},
+    ],
+)  # fmt: skip
+def test_changing_an_option_of_a_text_changes_an_output(other: dict[str, Any]) -> None:
+    def trained(**options: Any) -> dict[str, Any]:
+        return outcome({"train.epochs": 1, "text": options})
+
+    label = Text(name="label", side="item", column="name", width=other.get("width", 0))
+    assert trained(label=label) != trained(label=label, **other)
 
 
 def _mirror(value: Any) -> Any:

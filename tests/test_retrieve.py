@@ -257,7 +257,7 @@ def test_arguments_out_of_range_are_refused(retriever: Retriever, change: dict[s
         ({"city": {"name": "Porto"}}, "feature 'city' is {'name': 'Porto'}, expected String"),
         ({"city": "\udcff"}, "feature 'city' is .*, expected String"),
         ({"age": 1e35}, "too large"),
-        ({"bought": 3}, r"no feature 'bought' \(allowed: age, city, income\)"),
+        ({"bought": 3}, r"no feature 'bought' \(allowed: age, city, income, motto\)"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(retriever: Retriever, features: dict[str, object], said: str) -> None:
@@ -278,7 +278,7 @@ def test_method_1_says_that_features_change_no_stored_vector(retriever: Retrieve
 
 
 def test_a_stranger_is_what_a_new_row_of_a_table_is(run: Run, retriever: Retriever, tmp_path: Path) -> None:
-    features = {"city": "city1", "age": 30.0, "income": 100.0}
+    features = {"city": "city1", "age": 30.0, "income": 100.0, "motto": "more or less"}
     pl.DataFrame({"uid": ["nobody"]} | {n: [v] for n, v in features.items()}).write_parquet(tmp_path / "new.parquet")
     pipeline.embed(run, "user", tmp_path / "new.parquet", tmp_path / "out")
     expected = np.load(tmp_path / "out" / "vectors.npy") @ run.factors().items.numpy().T

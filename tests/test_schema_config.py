@@ -27,7 +27,7 @@ from twotower.config import (
 )
 from twotower.data.movielens import SCHEMA as MOVIELENS_SCHEMA
 from twotower.errors import ConfigError, nearest
-from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Vector
+from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 IDS_TOML = """
 [schema]
@@ -54,6 +54,8 @@ EVERY_OPTION = Schema(
         Vector(name="v", side="item", length=4),
         Sequence(name="s", side="item", of="negative", max_length=9, pooling="sum", share=True),
         Sequence(name="d", side="user", pooling="decay", rates=(0.0, 0.25, 1.0), share=False),
+        Text(name="x", side="item", n=4, max_grams=70, min_count=2, hash_buckets=5, pooling="sqrt", max_length=0),
+        Text(name="y", side="user", column="z", shares="x"),
     ),
 )  # fmt: skip
 
@@ -384,9 +386,10 @@ def test_pairs_and_contests_do_not_mix(tmp_path: Path, kind: str) -> None:
     path, contest = written(tmp_path, ""), f"loss.kind={kind}"
     load(path, [contest, "train.histories=earlier"])
     load(path, [contest, "negatives.full=true", "negatives.in_batch=false"])
+    load(path, [contest, "negatives.random=2", "negatives.in_batch=false"])
     refused(
-        path, [contest, "negatives.random=2"],
-        f"negatives.random gives pairs, and loss.kind = '{kind}' takes candidates; use negatives.uniform",
+        path, [contest, "negatives.random=2", "negatives.full=true"],
+        "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two",
     )  # fmt: skip
     refused(path, [contest, "negatives.in_batch=false"], f"loss.kind = '{kind}' has no candidates")
     load(path, ["negatives.in_batch=false", "negatives.random=2"])
@@ -410,7 +413,10 @@ def test_pairs_and_contests_do_not_mix(tmp_path: Path, kind: str) -> None:
         ("negatives.attribute_items=0", "negatives.attribute_items: input should be greater than or equal to 1"),
         ("negatives.unifrom=3", "unknown key 'negatives.unifrom'; did you mean 'uniform'?"),
         ("train.histories=later", "train.histories: input should be 'others' or 'earlier', got 'later'"),
-        ("schema.features.2.pooling=max", "pooling: input should be 'mean', 'sqrt', 'sum' or 'decay', got 'max'"),
+        (
+            "schema.features.2.pooling=max",
+            "pooling: input should be 'mean', 'sqrt', 'sum', 'decay', 'attention' or 'transformer', got 'max'",
+        ),
         ("schema.features.2.rates=[]", "features.2.rates: tuple should have at least 1 item"),
         ("schema.features.2.rates=[0.5, 1.5]", "features.2.rates.1: input should be less than or equal to 1, got 1.5"),
     ],
@@ -476,7 +482,7 @@ def test_the_id_feature_is_the_categorical_that_reads_the_id_column() -> None:
     assert schema.id_feature("user") == schema.features[0]
     assert schema.id_feature("item") is None
     assert [f.source for f in schema.features] == ["u", "i"]
-    assert EVERYTHING_SCHEMA.side("user") == EVERYTHING_SCHEMA.features[:6]
+    assert EVERYTHING_SCHEMA.side("user") == EVERYTHING_SCHEMA.features[:7]
 
 
 def test_settings_and_schema_cannot_be_changed_in_place() -> None:

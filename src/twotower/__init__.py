@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from twotower.errors import TwoTowerError
     from twotower.pipeline import evaluate, fit, load, publish, recommend, retriever
     from twotower.retrieve import Request
-    from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Vector
+    from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 _HOME = {
     "fit": "pipeline",
@@ -40,6 +40,7 @@ _HOME = {
     "MultiHot": "schema",
     "Vector": "schema",
     "Sequence": "schema",
+    "Text": "schema",
     "DSSMTrainable": "compat",
     "TwoTowerError": "errors",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "Request",
     "Schema",
     "Sequence",
+    "Text",
     "TwoTowerError",
     "Vector",
     "evaluate",

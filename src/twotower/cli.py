@@ -166,7 +166,15 @@ def publish(
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = settings.override(loaded.config, set_ or []).index
     pipeline.publish(loaded, store, config, force=force, reason=reason, say=print)
-    print(f"next: twotower recommend --store {store} --user {loaded.dataset.users.ids[0]}")
+    if texts := loaded.dataset.schema.texts("user"):
+        print(f'next: twotower search --store {store} "{_example(loaded.dataset.users.frame[texts[0].source])}"')
+    else:
+        print(f"next: twotower recommend --store {store} --user {loaded.dataset.users.ids[0]}")
+
+
+def _example(texts: Any) -> str:
+    """A text that is there."""
+    return next((str(t) for t in texts.drop_nulls().head(100) if str(t).strip()), "some words")
 
 
 @app.command()
@@ -238,21 +246,28 @@ def recommend(
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
             raise ConfigError(f"--user {user} and the user_id in {features} are not the same")
         body["user_id"] = user
-    filters: dict[str, str] = {}
-    for text in where or []:
-        column, value = _equality(text)
-        if column in filters:
-            raise ConfigError(f"--where {text}: a condition on {column} is there already; give one for each column")
-        filters[column] = value
     answer = _retriever(store).recommend(
         Request.parse(body),
         k,
         method,
         ban=ban or (),
-        where=filters or None,
+        where=_filters(where),
         keep_seen=keep_seen,
     )
     _print_answer(answer, as_json)
+
+
+@app.command()
+def search(
+    store: Store,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="what is looked for, in quotes")],
+    k: Annotated[int, typer.Option("-k", help="how many")] = 10,
+    feature: Annotated[str, typer.Option("--feature", help="the users' text feature that reads it, if several")] = "",
+    where: Annotated[list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only such items")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """The best items for a text, by the user tower live; needs a text feature on the user side."""
+    _print_answer(_retriever(store).search(text, k, feature, where=_filters(where)), as_json)
 
 
 @app.command()
@@ -274,6 +289,16 @@ def _retriever(store: Path) -> Any:
     return Retriever(Bundles(store).current())
 
 
+def _filters(where: list[str] | None) -> dict[str, str] | None:
+    filters: dict[str, str] = {}
+    for text in where or []:
+        column, value = _equality(text)
+        if column in filters:
+            raise ConfigError(f"--where {text}: a condition on {column} is there already; give one for each column")
+        filters[column] = value
+    return filters or None
+
+
 def _equality(text: str) -> tuple[str, str]:
     column, equals, value = text.partition("=")
     if not equals or not column:
@@ -288,7 +313,9 @@ def _print_answer(answer: Any, as_json: bool) -> None:
     what = {
         "model": "",
         "cold_start": ", an unknown user by the tower alone",
-        "popular": ", an unknown user: popular items",
+        "popular": ", nothing known of the text: popular items"
+        if answer.unknown
+        else ", an unknown user: popular items",
     }
     print(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
     for place, item in enumerate(answer.items, 1):
@@ -309,7 +336,7 @@ def config() -> None:
 
 @data_app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m or ml-100k")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m, ml-100k, or one of them with -titles after it")],
     out: Annotated[Path, typer.Option("--out", help="folder for users, items and interactions as Parquet")],
     source: Annotated[str, typer.Option("--source", help="local archive instead of the network")] = "",
 ) -> None:
@@ -318,12 +345,11 @@ def fetch(
     from twotower.data.tables import check
     from twotower.errors import nearest
 
-    if name not in movielens.ARCHIVES:
-        raise ConfigError(
-            f"no dataset '{name}'{nearest(name, movielens.ARCHIVES)} (allowed: {', '.join(movielens.ARCHIVES)})"
-        )
+    known = movielens.SCHEMAS
+    if name not in known:
+        raise ConfigError(f"no dataset '{name}'{nearest(name, known)} (allowed: {', '.join(known)})")
     tables = movielens.load(name, source or None)
-    check(tables.users, tables.items, tables.interactions, movielens.SCHEMA)
+    check(tables.users, tables.items, tables.interactions, known[name])
     movielens.save(tables, out)
     print(
         f"{out}: {tables.users.height:,} users, {tables.items.height:,} items, "

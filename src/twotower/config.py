@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower.errors import ConfigError, nearest
-from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Vector
+from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 FEATURE_KINDS: dict[str, type[BaseModel]] = {
     "categorical": Categorical,
@@ -22,6 +22,7 @@ FEATURE_KINDS: dict[str, type[BaseModel]] = {
     "multi_hot": MultiHot,
     "vector": Vector,
     "sequence": Sequence,
+    "text": Text,
 }
 
 
@@ -35,8 +36,9 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the tables are: three files, or a MovieLens by name."""
 
-    dataset: Literal["", "ml-1m", "ml-100k"] = Field(
-        "", description="a MovieLens; brings its own [schema] if none is given"
+    dataset: Literal["", "ml-1m", "ml-100k", "ml-1m-titles", "ml-100k-titles"] = Field(
+        "",
+        description="a MovieLens, or queries made of its films' titles; brings its own [schema] if none is given",
     )
     source: str = Field("", description="local archive of that MovieLens; TWOTOWER_DATA or the network if empty")
     users: str = Field("", description="CSV or Parquet of users; empty: the distinct ids of the interactions")
@@ -169,9 +171,10 @@ class TowerConfig(_Section):
         False, description="join a vector per id that loss.mimic trains to be like the other side's vectors"
     )
     layers: tuple[Positive, ...] = Field(
-        (64, 32), description="layer widths; the last is the vector's, without activation"
+        (64, 32), description="layer widths; the last is the vector's, without activation unless activate_last"
     )
     activation: Activation = Field("LeakyReLU", description="between the layers")
+    activate_last: bool = Field(False, description="activation after the last layer too, as in the 2013 DSSM")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
     field_dropout: float = Field(0.0, ge=0, lt=1, description="share of joined inputs dropped in training")
     decay_scale: float = Field(1.0, ge=0, description="multiplies train.embedding_weight_decay for its embeddings")
@@ -190,6 +193,8 @@ class TowerConfig(_Section):
             raise ValueError("augment goes through the layers, and layers is empty; name the vector's width there")
         if self.residual and not self.layers:
             raise ValueError("residual is added to the last layer, and layers is empty")
+        if self.activate_last and not self.layers:
+            raise ValueError("activate_last is about the last layer, and layers is empty")
         return self
 
 
@@ -248,7 +253,8 @@ class NegativesConfig(_Section):
     random: int = Field(
         0,
         ge=0,
-        description="bce: random items for each positive, fresh every epoch, never one the user has met in training",
+        description="random items for each positive, its own, never one the user has met in training; bce: drawn anew "
+        "every epoch, as pairs; the others: drawn anew in every batch, no item twice, as candidates",
     )
     random_share: float = Field(
         0.2,
@@ -384,15 +390,14 @@ class Config(_Section):
                 raise ValueError(f"negatives.{asked[0]} gives candidates, and loss.kind = 'bce' takes pairs; {others}")
             if self.train.histories == "earlier":
                 raise ValueError(f"train.histories = 'earlier' needs candidates; {others}")
-        elif n.random:
+        elif n.random and n.full:
             raise ValueError(
-                f"negatives.random gives pairs, and loss.kind = '{self.loss.kind}' takes candidates; "
-                "use negatives.uniform"
+                "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two"
             )
-        if self.loss.kind != "bce" and not (n.full or n.in_batch or n.uniform or n.popularity):
+        if self.loss.kind != "bce" and not (n.full or n.in_batch or n.random or n.uniform or n.popularity):
             raise ValueError(
                 f"loss.kind = '{self.loss.kind}' has no candidates; set negatives.in_batch = true, or a number for "
-                "negatives.uniform or negatives.popularity, or negatives.full = true"
+                "negatives.random, negatives.uniform or negatives.popularity, or negatives.full = true"
             )
         if self.loss.mimic and not any(t.augment for p in self.model.pairs for t in (p.user, p.item)):
             raise ValueError(
@@ -632,7 +637,7 @@ time_unit = "s"       # 's', 'ms', 'us' since 1970, or 'order'
 title = ""            # column of the items to show to people
 duplicates = "last"   # repeated ids and pairs: keep the 'last', or 'error'
 
-# kind: categorical, numeric, multi_hot, vector or sequence; side: user or item
+# kind: categorical, numeric, multi_hot, vector, sequence or text; side: user or item
 [[schema.features]]
 name = "user_id"
 side = "user"

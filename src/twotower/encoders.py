@@ -17,7 +17,19 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower.errors import DataError, RunError
-from twotower.schema import SIDES, Categorical, Feature, MultiHot, Numeric, Pooling, Schema, Sequence, SideName, Vector
+from twotower.schema import (
+    SIDES,
+    Categorical,
+    Feature,
+    MultiHot,
+    Numeric,
+    Pooling,
+    Schema,
+    Sequence,
+    SideName,
+    Text,
+    Vector,
+)
 
 Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
@@ -53,6 +65,14 @@ class Ragged:
     @property
     def lengths(self) -> Ints:
         return np.diff(self.offsets)
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Ragged:
+        """Some rows, one after another."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Ragged(self.values[np.repeat(self.offsets[rows], lengths) + inside], offsets)
 
     def keep_last(self, n: int) -> Ragged:
         """Every row cut to its last `n` values; 0 keeps all."""
@@ -332,12 +352,146 @@ def _as_lists(series: pl.Series) -> pl.Series:
     return series
 
 
-Encoder = CategoricalEncoder | NumericEncoder | MultiHotEncoder | VectorEncoder
+# An ideograph, or a run of letters, digits and the marks that belong to them (vowel signs, say).
+_WORD = r"\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+"
+
+
+def words(series: pl.Series) -> tuple[Ints, pl.Series]:
+    """Row numbers and words of a text column, flat, in the order of the text; NFKC and lower case."""
+    # NFKC can bring capitals (of a Roman numeral, say), and small letters can be two characters that it joins.
+    plain = spelled(series).cast(pl.String).str.to_lowercase().str.normalize("NFKC").str.to_lowercase()
+    frame = plain.str.extract_all(_WORD).to_frame("word").with_row_index("row").explode("word").drop_nulls("word")
+    return frame["row"].to_numpy().astype(np.int64), frame["word"]
+
+
+def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:
+    """Row numbers and letter n-grams of a column of words, flat: `good` gives `#go`, `goo`, `ood`, `od#` for n = 3.
+
+    An ideograph is its own gram, and a word shorter than a gram gives one gram, the whole of it.
+    """
+    frame = words.to_frame("word").with_row_index("row")
+    ideograph = pl.col("word").str.contains(r"^\p{Han}$")
+    frame = frame.with_columns(word=pl.when(ideograph).then(pl.col("word")).otherwise("#" + pl.col("word") + "#"))
+    places = (pl.col("word").str.len_chars().cast(pl.Int64) - n + 1).clip(lower_bound=1)
+    frame = frame.with_columns(place=pl.int_ranges(0, places)).explode("place")
+    frame = frame.select("row", gram=pl.col("word").str.slice(pl.col("place"), n))
+    return frame["row"].to_numpy().astype(np.int64), frame["gram"]
+
+
+@dataclass(frozen=True)
+class Grams:
+    """What the grams of some texts are to an encoder (table 1 of Huang et al. 2013 has words, grams and collisions)."""
+
+    words: int  # distinct words
+    grams: int  # distinct grams
+    rows: int  # embedding rows they use, without the unknown one
+    collisions: int  # words with the very grams of another word
+    code_collisions: int  # words with the very codes of another word: after hashing, or cutting the vocabulary
+    occurrences: int  # of all grams in all texts
+    unknown: int  # of them those that read the unknown row
+
+    def __str__(self) -> str:
+        share = self.unknown / max(1, self.occurrences)
+        return (
+            f"{self.words:,} words, {self.grams:,} grams in {self.rows:,} rows, {share:.2%} of their occurrences "
+            f"unknown; {self.collisions:,} words have the grams of another word, {self.code_collisions:,} its codes"
+        )
+
+
+class TextEncoder:
+    """Texts to rows of gram codes, with repeats; grams that have no row are UNKNOWN."""
+
+    def __init__(self, values: CategoricalEncoder, n: int, max_length: int) -> None:
+        self.values, self.n, self.max_length = values, n, max_length
+
+    @classmethod
+    def fit(cls, columns: list[tuple[pl.Series, Ints]], feature: Text) -> TextEncoder:
+        """`columns` are texts and how many training interactions each row has; more than one if they share grams."""
+        if feature.hash_buckets:
+            nothing = pl.Series("gram", [], dtype=pl.String)
+            return cls(CategoricalEncoder(nothing, feature.hash_buckets), feature.n, feature.max_length)
+        found = []
+        for series, counts in columns:
+            rows, flat = words(series)
+            weights = pl.DataFrame({"word": flat, "n": counts[rows]}).group_by("word").agg(pl.col("n").sum())
+            which, gram = grams(weights["word"], feature.n)
+            found.append(pl.DataFrame({"gram": gram, "n": weights["n"].to_numpy()[which]}))
+        kept = (
+            pl.concat(found)
+            .group_by("gram")
+            .agg(pl.col("n").sum())
+            .filter(pl.col("n") >= feature.min_count)
+            .sort("n", "gram", descending=[True, False])
+            .head(feature.max_grams)
+        )
+        return cls(CategoricalEncoder(kept["gram"].sort()), feature.n, feature.max_length)
+
+    @property
+    def rows(self) -> int:
+        return self.values.rows
+
+    def transform(self, series: pl.Series) -> Ragged:
+        row, flat = words(series)
+        codes, number = self._coded(flat)
+        found = codes.take(number)
+        lengths = np.bincount(np.repeat(row, np.diff(found.offsets)), minlength=len(series))
+        offsets = np.zeros(len(series) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        if not self.max_length or int(lengths.max(initial=0)) <= self.max_length:
+            return Ragged(found.values, offsets)
+        keep = np.arange(len(found.values)) - np.repeat(offsets[:-1], lengths) < self.max_length
+        np.cumsum(np.minimum(lengths, self.max_length), out=offsets[1:])
+        return Ragged(found.values[keep], offsets)
+
+    def _coded(self, flat: pl.Series) -> tuple[Ragged, Ints]:
+        """The codes of every distinct word, and the number of each of the words among them."""
+        frame = flat.to_frame("word")
+        distinct = frame.unique().with_row_index("number")
+        number = frame.join(distinct, on="word", how="left", maintain_order="left")["number"]
+        which, gram = grams(distinct["word"], self.n)
+        return Ragged.from_pairs(which, self.values.transform(gram), distinct.height), number.to_numpy().astype(
+            np.int64
+        )
+
+    def report(self, series: pl.Series) -> Grams:
+        """What the grams of the texts are to this encoder; `max_length` does not matter."""
+        _, flat = words(series)
+        codes, number = self._coded(flat)
+        distinct = flat.unique()
+        which, gram = grams(distinct, self.n)
+        code = self.values.transform(gram)
+        spread = codes.take(number).values
+        return Grams(
+            words=len(distinct),
+            grams=gram.n_unique(),
+            rows=int((np.unique(code) != UNKNOWN).sum()),
+            collisions=_collisions(which, gram),
+            code_collisions=_collisions(which, pl.Series(code)),
+            occurrences=len(spread),
+            unknown=int((spread == UNKNOWN).sum()),
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"n": self.n, "max_length": self.max_length, "values": self.values.state()}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> TextEncoder:
+        return cls(CategoricalEncoder.restore(state["values"]), state["n"], state["max_length"])
+
+
+def _collisions(rows: Ints, values: pl.Series) -> int:
+    """How many rows have the values of another row, as often and in whatever order."""
+    bags = pl.DataFrame({"row": rows, "value": values}).sort("row", "value").group_by("row").agg("value")
+    return int(bags.group_by("value").len().filter(pl.col("len") > 1)["len"].sum())
+
+
+Encoder = CategoricalEncoder | NumericEncoder | MultiHotEncoder | VectorEncoder | TextEncoder
 _KINDS: dict[str, type[Encoder]] = {
     "categorical": CategoricalEncoder,
     "numeric": NumericEncoder,
     "multi_hot": MultiHotEncoder,
     "vector": VectorEncoder,
+    "text": TextEncoder,
 }
 
 
@@ -360,10 +514,16 @@ class Encoders:
         for side in SIDES:
             frame, n = frames[side], counts[side]
             by_side[side] = {
-                f.name: _fit(f, frame[f.source], n) for f in schema.side(side) if not isinstance(f, Sequence)
+                f.name: _fit(f, frame[f.source], n) for f in schema.side(side) if not isinstance(f, Sequence | Text)
             }
+            other = _other(side)
+            for text in schema.texts(side):
+                if not text.shares:
+                    borrowers = [f for f in schema.texts(other) if f.shares == text.name]
+                    columns = [(frame[text.source], n), *((frames[other][f.source], counts[other]) for f in borrowers)]
+                    by_side[side][text.name] = TextEncoder.fit(columns, text)
             ids[side] = CategoricalEncoder.fit(frame[schema.id_column(side)], n)
-        return cls(schema, by_side, ids)
+        return cls(schema, _lent(schema, by_side), ids)
 
     def transform(self, side: SideName, frame: pl.DataFrame) -> dict[str, Column]:
         """Every column of one side but the sequences, by feature name."""
@@ -386,7 +546,7 @@ class Encoders:
 
     def _numbering(self, feature: Sequence) -> tuple[CategoricalEncoder, str]:
         """The encoder of a sequence's values, and the other side's feature it belongs to ('' if to none)."""
-        other: SideName = "item" if feature.side == "user" else "user"
+        other = _other(feature.side)
         shared = self.schema.id_feature(other) if feature.share else None
         if shared is None:
             return self.ids[other], ""
@@ -412,6 +572,9 @@ class Encoders:
             return Field(name, "lookup", rows=encoder.rows, width=width, identifies=identifies)
         if isinstance(encoder, MultiHotEncoder):
             return Field(name, "bag", rows=encoder.rows, width=width)
+        if isinstance(encoder, TextEncoder):
+            assert isinstance(feature, Text)
+            return Field(name, "bag", rows=encoder.rows, width=width, pooling=feature.pooling, shares=feature.shares)
         if isinstance(encoder, NumericEncoder):
             if encoder.buckets:
                 return Field(name, "lookup", rows=len(encoder.edges) + 2, width=width)
@@ -421,7 +584,10 @@ class Encoders:
     def to_json(self) -> str:
         return json.dumps(
             {
-                "sides": {s: {n: e.state() for n, e in d.items()} for s, d in self.by_side.items()},
+                "sides": {
+                    s: {f.name: self.by_side[s][f.name].state() for f in self.schema.side(s) if _keeps_state(f)}
+                    for s in SIDES
+                },
                 "ids": {s: e.state() for s, e in self.ids.items()},
             },
             ensure_ascii=False,
@@ -432,17 +598,36 @@ class Encoders:
         try:
             data = json.loads(text)
             by_side: dict[SideName, dict[str, Encoder]] = {
-                s: {
-                    f.name: _KINDS[f.kind].restore(data["sides"][s][f.name])
-                    for f in schema.side(s)
-                    if not isinstance(f, Sequence)
-                }
+                s: {f.name: _KINDS[f.kind].restore(data["sides"][s][f.name]) for f in schema.side(s) if _keeps_state(f)}
                 for s in SIDES
             }
             ids = {s: CategoricalEncoder.restore(data["ids"][s]) for s in SIDES}
         except (KeyError, TypeError, ValueError) as e:
             raise RunError(f"the encoders do not fit the schema of this run ({type(e).__name__}: {e})") from e
-        return cls(schema, by_side, ids)
+        return cls(schema, _lent(schema, by_side), ids)
+
+    def text(self, side: SideName, name: str) -> TextEncoder:
+        """The encoder of a text feature."""
+        return cast(TextEncoder, self.by_side[side][name])
+
+
+def _other(side: SideName) -> SideName:
+    return "item" if side == "user" else "user"
+
+
+def _keeps_state(feature: Feature) -> bool:
+    """Whether the feature has an encoder, and that is not another feature's."""
+    return not isinstance(feature, Sequence) and not (isinstance(feature, Text) and feature.shares)
+
+
+def _lent(schema: Schema, by_side: dict[SideName, dict[str, Encoder]]) -> dict[SideName, dict[str, Encoder]]:
+    """Adds the encoders of texts that share the grams of the other side's."""
+    for side in SIDES:
+        for f in schema.texts(side):
+            if f.shares:
+                owner = cast(TextEncoder, by_side[_other(side)][f.shares])
+                by_side[side][f.name] = TextEncoder(owner.values, owner.n, f.max_length)
+    return by_side
 
 
 def _fit(feature: Feature, series: pl.Series, counts: Ints) -> Encoder:

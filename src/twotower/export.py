@@ -49,6 +49,7 @@ _PARTS = {
     "branches",
     "augmented",
     "layers",
+    "last",
     "residual",
     "output_norm",
 }  # of a tower
@@ -381,11 +382,12 @@ def _tower(g: _Graph, tower: Tower, other: Tower, names: dict[str, str], key: An
     out = _layer(g, tower.layers, g.concat(parts))
     if tower.residual is not None:
         out = g("Add", out, _layer(g, tower.residual, joined))
-    if tower.output_norm is None:
+    if tower.last is None and tower.output_norm is None:
         return out
-    n = tower.output_norm.normalized_shape[0]
-    vector, *bias = g.split(out, [n, tower.size - n] if tower.size > n else [n])
-    return g.concat([_layer(g, tower.output_norm, vector), *bias])
+    vector, *bias = g.split(out, [tower.size - tower.extra, *([tower.extra] if tower.extra else [])])
+    for module in (tower.last, tower.output_norm):
+        vector = vector if module is None else _layer(g, module, vector)
+    return g.concat([vector, *bias])
 
 
 def _first_order(g: _Graph, linear: FirstOrder, like: str) -> str:

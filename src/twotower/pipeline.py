@@ -51,7 +51,7 @@ def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) 
     """The tables that `config.data` names, checked against the schema."""
     data, say = config.data, (watcher or Watcher()).say
     if data.dataset:
-        schema = schema or movielens.SCHEMA
+        schema = schema or movielens.SCHEMAS[data.dataset]
         raw = movielens.load(data.dataset, data.source or None, say)
         tables = check(raw.users, raw.items, raw.interactions, schema)
     else:
@@ -87,6 +87,8 @@ def fit(
     dataset = prepare(tables, schema, config.split)
     del tables
     watcher.say(dataset.describe())
+    for line in dataset.describe_texts():
+        watcher.say(line)
     if folder is None:
         return _train(dataset, config, None, watcher, False, False)
     return _train(dataset, config, Path(folder), watcher, resume, override)

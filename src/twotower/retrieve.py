@@ -13,7 +13,7 @@ import time
 import tomllib
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from twotower.data import dataset as datasets
 from twotower.data.dataset import Dataset
 from twotower.data.feed import feed
 from twotower.data.splits import TEST, TRAIN
-from twotower.encoders import Column, Floats, Ints, Ragged, spelled
+from twotower.encoders import UNKNOWN, Column, Floats, Ints, Ragged, spelled, words
 from twotower.errors import ConfigError, DataError, RunError, nearest
 from twotower.index import Index
 from twotower.index.exact import LONGEST
@@ -367,6 +367,51 @@ class Retriever:
             found = spelled(series).cast(pl.String) == value
         return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
 
+    # ---- a text
+
+    def search(
+        self,
+        text: str,
+        k: int = 10,
+        feature: str = "",
+        *,
+        allow: Many[str] | None = None,
+        ban: Many[str] = (),
+        where: Mapping[str, str] | None = None,
+        exact: bool = False,
+    ) -> Answer:
+        """The best `k` items for a text, by the user tower on that alone (method 2).
+
+        `feature` names a text feature of the users, if they have some of different columns; filters are as in `recommend`.
+        A text of whose grams the model knows none gets the most popular items ("popular"), and `unknown` names its
+        features. Raises DataError if there is no such feature, or the text holds no word.
+        """
+        if not isinstance(text, str):
+            raise DataError(f"search: the text is {text!r}, expected text")
+        column = self._text_column(feature)
+        text = text.encode(errors="replace").decode()  # half a character is no letter
+        if not len(words(pl.Series(column, [text]))[1]):
+            raise DataError("search: the text holds no word; give at least one letter or digit")
+        request = Request(features={column: text})
+        answer = self.recommend(request, k, 2, allow=allow, ban=ban, where=where, exact=exact)
+        if len(answer.unknown) < sum(f.source == column for f in self.schema.side("user")):
+            return replace(answer, source="model")
+        popular = self.recommend(Request(), k, 2, allow=allow, ban=ban, where=where)
+        return replace(popular, unknown=answer.unknown)
+
+    def _text_column(self, name: str) -> str:
+        """The column that the text feature `name` of the users reads, or the one that all of them read."""
+        columns = {f.name: f.source for f in self.schema.texts("user")}
+        if not columns:
+            raise DataError(
+                "search: this bundle's users have no text feature; train one with kind = 'text', side = 'user'"
+            )
+        if name and name not in columns:
+            raise DataError(f"search: no text feature '{name}'{nearest(name, columns)} (allowed: {', '.join(columns)})")
+        if not name and len(set(columns.values())) > 1:
+            raise DataError(f"search: the users have {len(columns)} text features; name one of {', '.join(columns)}")
+        return columns[name] if name else next(iter(columns.values()))
+
     # ---- items
 
     def similar(self, item_id: str, k: int = 10) -> Answer:
@@ -448,5 +493,5 @@ def _row_of(ragged: Ragged, row: int) -> Ints:
 def _is_unknown(column: Column) -> bool:
     """Whether an encoded row holds nothing the model has met."""
     if isinstance(column, Ragged):
-        return not len(column.values)
+        return not (column.values != UNKNOWN).any()
     return column.dtype == np.int32 and not column.any()

@@ -131,7 +131,38 @@ class Sequence(_Feature):
         return self
 
 
-Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence, Field(discriminator="kind")]
+class Text(_Feature):
+    """Words as letter n-grams: a bag of the grams of a text, each as often as it occurs (the word hashing of Huang et
+    al. 2013, "Learning Deep Structured Semantic Models for Web Search using Clickthrough Data", section 3.2).
+
+    The text is normalised (NFKC, lower case) and split into words, runs of letters and digits of any script; `good`
+    gives `#go`, `goo`, `ood` and `od#`. An ideograph is a gram of its own. Row 0 is the *unknown* row, of the grams
+    that have none of their own; it is trained on those that `min_count` and `max_grams` leave out.
+    """
+
+    kind: Literal["text"] = "text"
+    n: int = Field(3, ge=2, le=8, description="letters of a gram, with the word's boundaries '#'")
+    max_grams: int = Field(30_000, ge=1, description="rows of the vocabulary: the most frequent grams of training")
+    min_count: int = Field(1, ge=1, description="keep grams that occur at least so often in training interactions")
+    hash_buckets: int = Field(0, ge=0, description="hash into so many buckets; 0 collects a vocabulary")
+    pooling: Literal["sum", "mean", "sqrt"] = Field(
+        "sum", description="sum of the grams' embeddings, divided by 1, n or sqrt(n)"
+    )
+    max_length: int = Field(1_000, ge=0, description="keep the first so many grams of a text; 0 keeps all")
+    shares: str = Field(
+        "",
+        description="the other side's text feature whose grams and embeddings it uses; both columns make the vocabulary",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Text:
+        own = ("n", "max_grams", "min_count", "hash_buckets")
+        if self.shares and (set_ := [k for k in own if getattr(self, k) != type(self).model_fields[k].default]):
+            raise ValueError(f"'{set_[0]}' is that of '{self.shares}', whose grams it shares; set it there")
+        return self
+
+
+Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence | Text, Field(discriminator="kind")]
 
 
 class Schema(_Data):
@@ -171,11 +202,25 @@ class Schema(_Data):
                     f"sequence {f.name!r} shares the {_other(f.side)} id embedding, but no categorical feature "
                     f"reads the {_other(f.side)} id column; add one or set share = false"
                 )
+            if isinstance(f, Text) and f.shares and self.text(_other(f.side), f.shares) is None:
+                own = [t.name for t in self.texts(_other(f.side)) if not t.shares]
+                raise ValueError(
+                    f"text {f.name!r} shares the grams of {f.shares!r}, which is no text feature of the "
+                    f"{_other(f.side)} side with grams of its own (allowed: {', '.join(own) or 'none'})"
+                )
         return self
 
     def side(self, side: SideName) -> tuple[Feature, ...]:
         """The features of one side, in the order given."""
         return tuple(f for f in self.features if f.side == side)
+
+    def texts(self, side: SideName) -> tuple[Text, ...]:
+        """The text features of one side, in the order given."""
+        return tuple(f for f in self.side(side) if isinstance(f, Text))
+
+    def text(self, side: SideName, name: str) -> Text | None:
+        """The text feature of that name that has grams of its own, if there is one."""
+        return next((f for f in self.texts(side) if f.name == name and not f.shares), None)
 
     def id_column(self, side: SideName) -> str:
         return self.user_id if side == "user" else self.item_id

@@ -17,7 +17,7 @@ from twotower import storage
 from twotower.config import SplitConfig
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
 from twotower.data.tables import POSITIVE, SECONDS, Tables
-from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
+from twotower.encoders import Codes, Column, Encoders, Grams, Ints, Ragged, TextEncoder
 from twotower.errors import DataError, RunError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 
@@ -131,6 +131,17 @@ class Dataset:
         n = np.bincount(self.parts, minlength=3)
         sizes = ", ".join(f"{count:,} {name}" for name, count in zip(NAMES, n, strict=True))
         return f"{len(self.users):,} users, {len(self.items):,} items, {len(self.parts):,} interactions ({sizes})"
+
+    def texts(self, side: SideName) -> dict[str, Grams]:
+        """Per text feature of the side what its grams are to its encoder, over the rows with training interactions."""
+        rows = np.unique(self.train.user if side == "user" else self.train.item)
+        frame, encoders = self.side(side).frame, self.encoders.by_side[side]
+        found = {f.name: (encoders[f.name], frame[f.source][rows]) for f in self.schema.texts(side)}
+        return {name: e.report(column) for name, (e, column) in found.items() if isinstance(e, TextEncoder)}
+
+    def describe_texts(self) -> list[str]:
+        """A line for each text feature: words, grams, collisions, and what is unknown."""
+        return [f"{side} text '{name}': {grams}" for side in SIDES for name, grams in self.texts(side).items()]
 
 
 def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:

@@ -22,16 +22,18 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import polars as pl
 
 from twotower import storage
+from twotower.data import queries
 from twotower.data.tables import Tables
 from twotower.errors import DataError, RunError
-from twotower.schema import Categorical, MultiHot, Schema
+from twotower.schema import Categorical, MultiHot, Schema, Text
 
 Name = Literal["ml-1m", "ml-100k"]
+TITLES = "-titles"  # after an archive's name: queries made of its films' titles
 SOURCE_VARIABLE = "TWOTOWER_DATA"
 TIMEOUT_SECONDS = 20
 MAX_MEMBER_BYTES = 200_000_000  # the largest real member is 25 MB
@@ -82,6 +84,18 @@ SCHEMA = Schema(
 )
 """Users and films as both archives have them; a rating above 3 is a positive."""
 
+TITLES_SCHEMA = Schema(
+    user_id="query_id",
+    item_id="item_id",
+    time="arrived",
+    time_unit="order",
+    title="title",
+    features=(Text(name="query", side="user"), Text(name="title", side="item")),
+)
+"""Queries and films by their words alone; every pair is a positive."""
+SCHEMAS: dict[str, Schema] = {name: SCHEMA for name in ARCHIVES} | {name + TITLES: TITLES_SCHEMA for name in ARCHIVES}
+"""What there is, and what it means."""
+
 Columns = dict[str, type[pl.DataType]]
 RATING: Columns = {"user_id": pl.Int64, "item_id": pl.Int64, "rating": pl.Int64, "timestamp": pl.Int64}
 USER_1M: Columns = {
@@ -96,11 +110,14 @@ GENRES_100K = (
 )  # fmt: skip
 
 
-def load(name: Name, source: str | Path | None = None, say: Callable[[str], None] = print) -> Tables:
-    """The tables of MovieLens `name`, from `source`, else from TWOTOWER_DATA, else from the network.
+def load(name: str, source: str | Path | None = None, say: Callable[[str], None] = print) -> Tables:
+    """The tables of one of SCHEMAS, from the archive `source`, else from TWOTOWER_DATA, else from the network.
 
     Raises DataError if the archive is damaged, is not MovieLens `name`, or nothing can be reached.
     """
+    if name.endswith(TITLES):
+        return queries.make(load(name.removesuffix(TITLES), source, say).items)
+    name = cast(Name, name)
     source = source or os.environ.get(SOURCE_VARIABLE) or None
     if source:
         path = Path(source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from twotower.doctor.curves import history, loss_floor
-from twotower.doctor.features import dead_features, gates, statistics, telling_features
+from twotower.doctor.features import dead_features, gates, statistics, telling_features, texts
 from twotower.doctor.findings import Finding, describe
 from twotower.doctor.pairs import false_negatives, split
 from twotower.doctor.patient import Patient
@@ -20,7 +20,7 @@ from twotower.run import Run
 __all__ = ["Finding", "describe", "examine"]
 
 Diagnosis = Callable[[Patient], Iterator[Finding]]
-ALWAYS: tuple[Diagnosis, ...] = (history, split, statistics, telling_features, false_negatives)
+ALWAYS: tuple[Diagnosis, ...] = (history, split, statistics, telling_features, texts, false_negatives)
 OF_NUMBERS: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, dead_features, gates)
 """Those that need vectors of finite numbers."""
 

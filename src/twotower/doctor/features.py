@@ -70,6 +70,41 @@ def telling_features(p: Patient) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def texts(p: Patient) -> Iterator[Finding]:
+    """What letter n-grams lose: words that become one, and grams the model has never met."""
+    found = []
+    names = [(side, name, grams) for side in SIDES for name, grams in p.data.texts(side).items()]
+    for side, name, trained in names:
+        test = p.data.test.user if side == "user" else p.data.test.item
+        known = p.data.encoders.text(side, name)
+        column = next(f.source for f in p.data.schema.texts(side) if f.name == name)
+        asked = known.report(p.data.side(side).frame[column][np.unique(test)])
+        merged = trained.code_collisions / max(1, trained.words)
+        unknown = asked.unknown / max(1, asked.occurrences)
+        evidence = {"words": float(trained.words), "merged": merged, "unknown": unknown}
+        if merged >= 0.01:
+            found.append(
+                Finding(
+                    "warning", "text",
+                    f"{merged:.1%} of the {trained.words:,} words of the {side} text '{name}' have the codes of another "
+                    f"word ({trained.collisions:,} have its very grams): the tower cannot tell them apart. Raise its "
+                    "max_grams, hash_buckets or n, or lower its min_count.",
+                    evidence,
+                )
+            )  # fmt: skip
+        if unknown >= 0.1:
+            found.append(
+                Finding(
+                    "warning", "text",
+                    f"{unknown:.1%} of the grams of the {side} text '{name}' are unknown in the rows that test, "
+                    "and all of them read one row. Raise its max_grams, lower its min_count or n, or set hash_buckets.",
+                    evidence,
+                )
+            )  # fmt: skip
+    well = "The texts' words keep codes of their own, and few of the grams that test asks for are unknown."
+    return or_fine(found, "text", well) if names else iter(())
+
+
 def _single(column: Column, rows: npt.NDArray[np.integer], positive: Bools, n: int) -> npt.NDArray[np.float64] | None:
     """(n,) score of every row by one feature alone: its number, or how often its values are liked; None for vectors."""
     if not isinstance(column, Ragged):

@@ -72,7 +72,9 @@ def false_negatives(p: Patient) -> Iterator[Finding]:
         fewer = "Lower negatives.random or negatives.random_share."
     else:
         unmasked, later = _false_candidates(p, liked, held)
-        named = [f"negatives.{s}" for s in n.drawn()] or ["negatives.in_batch or train.batch_size"]
+        named = [f"negatives.{s}" for s in (*n.drawn(), *["random"] * bool(n.random))] or [
+            "negatives.in_batch or train.batch_size"
+        ]
         fewer = (
             f"Draw fewer or others: {', '.join(named)}; negatives.observed draws items the user is known not to like."
         )

@@ -182,18 +182,19 @@ class FieldEmbeddings(nn.Module):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def check_shares(self, other: FieldEmbeddings) -> None:
-        """Raises ConfigError if a shared sequence finds no id embedding of its width on the other side."""
+        """Raises ConfigError if a shared feature finds no embedding of its width on the other side."""
         for f in self.fields:
             if not f.shares:
                 continue
+            alone = "set share = false" if f.sequence else "leave out its shares"
             if f.shares not in other._place:
                 raise ConfigError(
-                    f"sequence '{f.name}' shares the embedding of '{f.shares}', which the other tower of its pair "
-                    f"does not read; add '{f.shares}' to that tower's fields or set share = false on '{f.name}'"
+                    f"feature '{f.name}' shares the embedding of '{f.shares}', which the other tower of its pair "
+                    f"does not read; add '{f.shares}' to that tower's fields or {alone} on '{f.name}'"
                 )
             theirs = other.rows_of(f.shares).shape[1]
             if theirs != f.width:
                 raise ConfigError(
-                    f"sequence '{f.name}' has width {f.width} and shares '{f.shares}' of width {theirs}; "
-                    "give both the same width or set share = false"
+                    f"feature '{f.name}' has width {f.width} and shares '{f.shares}' of width {theirs}; "
+                    f"give both the same width or {alone}"
                 )

@@ -13,7 +13,7 @@ from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError, nearest
 from twotower.model.branches import Part
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.layers import Dropout, SenetGate, hidden
+from twotower.model.layers import ACTIVATIONS, Dropout, SenetGate, hidden
 
 
 class Tower(nn.Module):
@@ -65,8 +65,9 @@ class Tower(nn.Module):
         self.layers = nn.Sequential(*layers)
         joined = sum(widths) if self.shift is None else widths[0]
         self.residual = nn.Linear(joined, size, bias=False) if config.residual else None
+        self.last = ACTIVATIONS[config.activation]() if config.activate_last else None
         self.output_norm = nn.LayerNorm(size - extra) if config.output_norm else None
-        self.size = size
+        self.size, self.extra = size, extra
 
     def gates(self, inputs: Inputs, other: FieldEmbeddings) -> dict[str, Tensor]:
         """The SENet gates (U, F) of the rows, in the order of `field_names`, by the name of their section below the
@@ -102,9 +103,11 @@ class Tower(nn.Module):
         out: Tensor = self.layers(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
         if self.residual is not None:
             out = out + self.residual(joined)
+        n = self.size - self.extra
+        if self.last is not None:
+            out = torch.cat([self.last(out[:, :n]), out[:, n:]], 1)
         if self.output_norm is None:
             return out
-        n = self.output_norm.normalized_shape[0]
         return torch.cat([self.output_norm(out[:, :n]), out[:, n:]], 1)
 
 

@@ -20,6 +20,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.encoders import UNKNOWN, Codes, Ints, Ragged
 from twotower.errors import ConfigError, nearest
+from twotower.train.negatives import RandomNegatives
 
 KEPT = 64
 """Items of a user's rank window that are remembered between two minings."""
@@ -110,6 +111,9 @@ class CandidateSampler:
             in_order = dataset.in_order(dataset.parts == TRAIN)
             self._moment = np.zeros(len(dataset.parts), np.int64)
             self._moment[in_order] = np.arange(len(in_order))
+        self._random: RandomNegatives | None = None
+        if config.random:
+            self._random = RandomNegatives(train, len(dataset.users), self._n_items)
         self._attribute = _attribute(dataset, config.attribute) if config.attribute else None
         self.mined: Codes | None = None
         """(n_users, KEPT) item rows of each user's rank window; -1 from the place on where there are no more."""
@@ -118,8 +122,8 @@ class CandidateSampler:
         """Log of how often each of `items` is expected among the shared candidates of a batch of `positives`, all
         sources together: the density of the mixture times the number of draws."""
         c = self._config
-        if c.full:
-            return np.zeros(len(items), np.float32)
+        if c.full or not (c.in_batch or c.memory or c.uniform or c.popularity):
+            return np.zeros(len(items), np.float32)  # nothing is sampled, or no candidate is shared
         expected = self._popularity[items] * (positives * c.in_batch + memory)
         expected += c.uniform / self._n_items + c.popularity * self._powered[items]
         logarithm: npt.NDArray[np.float32] = np.log(np.maximum(expected, 1e-30)).astype(np.float32)
@@ -144,7 +148,7 @@ class CandidateSampler:
             items, index = self._distinct(np.concatenate([item, uniform, popular]).astype(np.int32))
             shared, positive = len(items), index[: len(item)]
             drawn = np.bincount(index if c.in_batch else index[len(item) :], minlength=shared).astype(np.float32)
-            own, observed = self._own(user, item, source, drawn.sum() + len(memory), rng)
+            own, observed = self._own(user, item, source, drawn.sum() + len(memory) + c.random, rng)
             if own.shape[1]:
                 items, own = self._with_own(items, own)
         columns = np.concatenate([items[:shared], memory.cpu().numpy()])
@@ -197,11 +201,13 @@ class CandidateSampler:
     def _own(
         self, user: Codes, item: Codes, source: Ints | None, others: float, rng: np.random.Generator
     ) -> tuple[Ints, Ints]:
-        """(B, H) item rows that stand against one positive alone, -1 for none: observed, of the same attribute, mined;
-        and the numbers of the interactions that the observed ones are."""
+        """(B, H) item rows that stand against one positive alone, -1 for none: random, observed, of the same attribute,
+        mined; and the numbers of the interactions that the observed ones are."""
         c = self._config
         parts = []
         observed = np.zeros((len(user), 0), np.int64)
+        if self._random is not None:
+            parts.append(self._random.draw_distinct(user.astype(np.int64), c.random, rng))
         if self._disliked is not None:
             observed = _some(self._disliked, user, c.observed, rng)
             if source is not None:

@@ -53,7 +53,21 @@ class RandomNegatives:
 
     def draw(self, users: Ints, rng: np.random.Generator) -> Codes:
         """One item row for each of `users` (n,), which should be sorted; each must have `free` > 0."""
-        r = (rng.random(len(users)) * self.free[users]).astype(np.int64)
+        return self._free_item(users, (rng.random(len(users)) * self.free[users]).astype(np.int64))
+
+    def draw_distinct(self, users: Ints, n: int, rng: np.random.Generator) -> Ints:
+        """(len(users), n) item rows, no item twice in a row; -1 where a user has fewer free ones than n (Floyd's
+        sampling without replacement, Bentley and Floyd 1987, with a column for each of his rounds)."""
+        top = self.free[users][:, None] - n + np.arange(n)  # of each round; below 0 there is nothing to draw
+        ranks = (rng.random((len(users), n)) * (top + 1).clip(min=1)).astype(np.int64)
+        for j in range(1, n):
+            again = ((ranks[:, :j] == ranks[:, j, None]) & (top[:, :j] >= 0)).any(1)
+            ranks[again, j] = top[again, j]
+        drawn = self._free_item(np.repeat(users, n), ranks.ravel()).reshape(ranks.shape)
+        return np.where(top >= 0, drawn, -1).astype(np.int64)
+
+    def _free_item(self, users: Ints, r: Ints) -> Codes:
+        """The `r`-th item that each of `users` has not met."""
         before = np.searchsorted(self._keys, users * (self._n_items + 1) + r, side="right") - self._first[users]
         out: Codes = (r + before).astype(np.int32)
         return out

@@ -1,0 +1,128 @@
+"""Queries made of the titles of a catalogue: what people might type who look for an item they half remember.
+
+There is no public log of queries and clicks on titles that comes with a licence to use it, so this one is drawn, always
+the same: words left out, shuffled or cut short, letters lost, doubled, swapped or mistaken, articles moved, years added.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+
+import numpy as np
+import polars as pl
+
+from twotower.data.tables import Tables
+
+EACH = 10
+"""Queries of an item, where its title gives so many."""
+NEW = 0.1
+"""Share of the items that nobody asks for before the last tenth of the time."""
+_ARTICLES = "the a an la le les il lo el los las der die das un une una o os".split()
+_YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
+_MOVED = re.compile(rf"^(.+), ({'|'.join(_ARTICLES)}|l')$", re.I)
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def make(items: pl.DataFrame, each: int = EACH, seed: int = 2013) -> Tables:
+    """Queries (query_id, query) and the item each is meant for (query_id, item_id, arrived), of items with the columns
+    item_id and title.
+
+    No text comes twice; one that is made of two items' titles is left out. `arrived` is an order: the queries of a
+    share NEW of the items come in its last tenth, so that split.kind = "time" tests items that were never asked for.
+    """
+    rng = random.Random(seed)
+    meant: dict[str, int] = {}
+    for row, title in enumerate(items["title"].to_list()):
+        for text in _queries(title or "", each, rng):
+            meant[text] = -1 if meant.get(text, row) != row else row
+    texts = [text for text, row in meant.items() if row >= 0]
+    rows = np.array([meant[text] for text in texts], np.int64)
+    draw = np.random.default_rng(seed)
+    new = draw.random(items.height) < NEW
+    moment = draw.random(len(texts))
+    moment = np.where(new[rows], 0.9 + 0.1 * moment, moment)
+    number = np.arange(len(texts))
+    return Tables(
+        pl.DataFrame({"query_id": number, "query": texts}, schema_overrides={"query": pl.String}),
+        items,
+        pl.DataFrame({"query_id": number, "item_id": items["item_id"][rows], "arrived": moment.argsort().argsort()}),
+    )
+
+
+def names(title: str) -> tuple[list[list[str]], str]:
+    """The words of every name in a title, in the order they are said, and its year ('' if it has none).
+
+    "Lost City, The (Cité perdue, La) (1995)" is "the lost city" and "la cité perdue" of 1995.
+    """
+    found = _YEAR.search(title)
+    year, rest = (found[1], title[: found.start()]) if found else ("", title)
+    parts = [re.sub(r"\(.*", "", rest), *re.findall(r"\(([^()]+)\)", rest)]
+    out = []
+    for part in parts:
+        part = re.sub(r"^a\.?k\.?a\.? ", "", part.strip())
+        if moved := _MOVED.match(part):
+            part = f"{moved[2]} {moved[1]}"
+        plain = unicodedata.normalize("NFKC", part).lower()
+        if words := re.findall(r"[^\W_]+(?:'[^\W_]+)*", plain):
+            out.append(words)
+    return out, year
+
+
+def _queries(title: str, n: int, rng: random.Random) -> list[str]:
+    """At most `n` different queries."""
+    known, year = names(title)
+    found: dict[str, None] = {}
+    for _ in range(3 * n):
+        if known and len(found) < n:
+            words = known[0] if len(known) == 1 or rng.random() < 0.7 else rng.choice(known[1:])
+            found[_query(words, year, rng)] = None
+    return list(found)
+
+
+def _query(words: list[str], year: str, rng: random.Random) -> str:
+    words = [w.replace("'", "") if rng.random() < 0.5 else w for w in words]
+    if words[0] in _ARTICLES and len(words) > 1:
+        article, *rest = words
+        words = rng.choices([words, rest, [*rest, article]], (5, 4, 1))[0]
+    words = _chosen(words, rng)
+    for _ in range(rng.choices((0, 1, 2), (50, 35, 15))[0]):
+        long = [i for i, w in enumerate(words) if len(w) >= 4]
+        if long:
+            place = rng.choice(long)
+            words[place] = _mistyped(words[place], rng)
+    if len(words[-1]) > 4 and rng.random() < 0.15:  # not typed to the end
+        words[-1] = words[-1][: rng.randint(3, len(words[-1]) - 1)]
+    if year and rng.random() < 0.15:
+        words.append(year)
+    return " ".join(words)
+
+
+def _chosen(words: list[str], rng: random.Random) -> list[str]:
+    """Which words, in which order."""
+    n = len(words)
+    if n == 1 or (how := rng.random()) < 0.4:
+        return list(words)
+    if how < 0.6:
+        return rng.sample(words, n)
+    if how < 0.75:
+        return words[: rng.randint(max(1, n // 2), n - 1)]
+    kept = sorted(rng.sample(range(n), rng.randint((n + 1) // 2, n - 1)))
+    if all(len(words[i]) < 3 or words[i] in _ARTICLES for i in kept):
+        return list(words)
+    return [words[i] for i in (kept if how < 0.9 else rng.sample(kept, len(kept)))]
+
+
+def _mistyped(word: str, rng: random.Random) -> str:
+    """One letter left out, put in, mistaken, or swapped with the next."""
+    at = rng.randrange(len(word) - 1)
+    before, letter, after = word[:at], word[at], word[at + 1 :]
+    how = rng.randrange(4)
+    if how == 0:
+        return before + after
+    if how == 1:
+        return before + letter + rng.choice(_LETTERS) + after
+    if how == 2:
+        return before + rng.choice(_LETTERS) + after
+    return before + after[0] + letter + after[1:]
