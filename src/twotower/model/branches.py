@@ -95,12 +95,11 @@ class Cin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """F fields of width E side by side (U, F E) -> (U, number of maps)."""
-        fields = x.view(len(x), self.n, self.width)
+        fields = x.view(len(x), self.n, self.width).transpose(1, 2)  # (U, E, F), so that a map is one matrix product
         maps, out = fields, []
         for weight in self.maps:
-            products = (maps[:, :, None] * fields[:, None]).flatten(1, 2)  # (U, H F, E)
-            maps = weight.to(products.dtype) @ products
-            out.append(maps.sum(2))
+            maps = nn.functional.linear((maps[:, :, :, None] * fields[:, :, None]).flatten(2), weight)  # (U, E, H)
+            out.append(maps.sum(1))
         return torch.cat(out, 1)
 
 
