@@ -311,3 +311,20 @@ def test_attention_needs_a_limit() -> None:
 def test_heads_must_share_the_width_in_pairs_of_numbers() -> None:
     with pytest.raises(ConfigError, match=r"width 8, which 3 heads cannot share.*multiple of 6"):
         HistoryEncoder(8, "transformer", 5, HistoryConfig(heads=3), "history")
+
+
+def test_settings_of_attention_need_a_sequence_that_it_reads() -> None:
+    data = interleaved_world(30)
+    with pytest.raises(ConfigError, match="this tower reads none"):
+        Trainer(
+            data,
+            settings(
+                model={
+                    "width": 8,
+                    "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8], "history": {"heads": 2}}}],
+                },
+                split={"kind": "last"},
+                negatives={"random": 1},
+                train={"monitor": "validation.recall@5"},
+            ),
+        )

@@ -176,21 +176,21 @@ def worlds() -> dict[str, Dataset]:
     }
 
 
-def _one_width(name: str, world: str) -> bool:
-    """Whether the model adds or multiplies its fields, which needs fields (or pieces of them) of one width."""
+def _refused(name: str, world: str) -> bool:
+    """Whether the model is none for the world: it adds or multiplies fields of several widths, or reads a history by
+    attention where there is none."""
     tower = MODELS[name].get("pairs", [{}])[0].get("user", {})
+    if "history" in tower and world != "attention":
+        return True
+    if world == "even":
+        return False
     products = any(b["kind"] in ("fm", "cin", "bilinear") for b in tower.get("branches", []))
     return tower.get("join") == "sum" or (products and world == "uneven")
 
 
 @pytest.mark.parametrize(
     ("name", "world"),
-    [
-        (n, w)
-        for n in MODELS
-        for w in ("even", "uneven", "decay", "shared", "attention")
-        if w == "even" or not _one_width(n, w)
-    ],
+    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "shared", "attention") if not _refused(n, w)],
 )
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
@@ -199,7 +199,7 @@ def test_an_exported_tower_gives_the_vectors_of_the_model(
     for side in SIDES:
         fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
         found = export(model, side, fields, path, data.side(side), "digest")
-        assert found < 2e-5
+        assert found < 4e-5  # of weights far from where training ends
         assert parity(path, model, side, data.side(side), fields) <= found
         tower = OnnxTower(path)
         assert (tower.side, tower.model) == (side, "digest")

@@ -179,7 +179,8 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
         schema = schema.model_copy(update={"features": features})
     if feature := changes.pop("history", None):
         features = tuple(f for f in schema.features if not isinstance(f, Sequence))
-        sides: tuple[SideName, ...] = SIDES if feature.get("max_length") else ("user",)
+        moments = changes.get("train.histories") == "earlier"  # a sequence of an item cannot be had at every moment
+        sides: tuple[SideName, ...] = SIDES if feature.get("max_length") and not moments else ("user",)
         features = (*features, *(Sequence(name="history", side=side, **feature) for side in sides))
         schema = schema.model_copy(update={"features": features})
     for key, value in changes.items():

@@ -193,7 +193,7 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
     )
     trainer = Trainer(board, config)
     epoch = trainer.sampler.epoch(0)
-    _, loss = trainer._contest(epoch, 0)
+    _, loss, _ = trainer._contest(epoch, 0)
     assert trainer.candidates is not None
     user, item = epoch.user[:50], epoch.item[:50]
     c = trainer.candidates(user, item, 0, trainer.memory.items, trainer.device)

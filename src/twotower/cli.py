@@ -167,7 +167,8 @@ def publish(
     config = settings.override(loaded.config, set_ or []).index
     pipeline.publish(loaded, store, config, force=force, reason=reason, say=print)
     if texts := loaded.dataset.schema.texts("user"):
-        print(f'next: twotower search --store {store} "{_example(loaded.dataset.users.frame[texts[0].source])}"')
+        which = f" --feature {texts[0].name}" if len({t.source for t in texts}) > 1 else ""
+        print(f'next: twotower search --store {store}{which} "{_example(loaded.dataset.users.frame[texts[0].source])}"')
     else:
         print(f"next: twotower recommend --store {store} --user {loaded.dataset.users.ids[0]}")
 

@@ -41,6 +41,8 @@ from twotower.schema import MultiHot, Numeric, Schema, Sequence
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular"]
 MAX_K = 10_000
+CELLS = 2**21
+"""Products of two items of a history that a call of the tower may hold for each of its heads."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,11 @@ class Retriever:
             if isinstance(f, Sequence):
                 stored = _row_of(self.columns[f.name], row) if row is not None else np.zeros(0, np.int64)  # type: ignore[arg-type]
                 codes = stored if request.history is None else self._history(f, request.history, unknown)
-                codes = np.concatenate([codes, self._history(f, request.events, unknown)])[-f.max_length :]  # 0: all
+                if request.events:
+                    codes = np.concatenate([codes, self._history(f, request.events, unknown)])
+                    if self.schema.duplicates == "last":  # as in training
+                        codes = _at_last(codes)
+                codes = codes[-f.max_length :]  # 0: all
                 columns[f.name] = Ragged(codes.astype(np.int32), np.array([0, len(codes)]))
             elif f.source in request.features and _is_unknown(columns[f.name]):
                 unknown.append(f.name)
@@ -268,6 +274,8 @@ class Retriever:
         """One row of the users table: the stored one or nulls, with the request's features in their place."""
         users = self.dataset.users.frame
         frame = users[row] if row is not None else users.clear(1)
+        # A column of texts that all are digits was read as numbers; what is asked may be anything.
+        frame = frame.with_columns(pl.col(f.source).cast(pl.String) for f in self.schema.texts("user"))
         wanted, counts = set(), []
         for f in self.schema.side("user"):
             if isinstance(f, Numeric) and f.statistic:  # of the training interactions: not for a request to say
@@ -389,6 +397,12 @@ class Retriever:
         if not isinstance(text, str):
             raise DataError(f"search: the text is {text!r}, expected text")
         column = self._text_column(feature)
+        for f in self.schema.side("user"):
+            if f.missing == "error" and f.source != column:
+                raise DataError(
+                    f"search: feature '{f.name}' of the users has missing = 'error', and a text alone does not give it; "
+                    "ask recommend, with features"
+                )
         text = text.encode(errors="replace").decode()  # half a character is no letter
         if not len(words(pl.Series(column, [text]))[1]):
             raise DataError("search: the text holds no word; give at least one letter or digit")
@@ -461,13 +475,26 @@ class Retriever:
         """(len(users), D) of known users: looked up, or by the tower on their stored features and history."""
         if method == 1:
             return np.asarray(self.user_vectors[users], np.float32)
-        return self.tower(feed(self.fields, self.columns, users))
+        # Attention holds a number for every two items of a history, and as many rows as it is asked with.
+        longest = max((f.limit for f in self.fields), default=0)
+        step = max(1, CELLS // longest**2) if longest else max(1, len(users))
+        blocks = range(0, max(1, len(users)), step)
+        return np.concatenate([self.tower(feed(self.fields, self.columns, users[b : b + step])) for b in blocks])
 
     def seen_before(self, part: int) -> Ragged:
         """User row -> item rows of the interactions that come before `part`."""
         pairs, parts = self.dataset.pairs, self.dataset.parts
         keep = (parts < part) if part != TRAIN else np.zeros(len(parts), bool)
         return Ragged.from_pairs(pairs.user[keep], pairs.item[keep], len(self.user_ids))
+
+
+def _at_last(codes: Ints) -> Ints:
+    """Every code at its last place only, but for the unknown one, which is of many items."""
+    back = codes[::-1]
+    last = np.zeros(len(codes), bool)
+    last[np.unique(back, return_index=True)[1]] = True
+    out: Ints = back[last | (back == UNKNOWN)][::-1]
+    return out
 
 
 def _settings(folder: Path) -> tuple[Schema, Config]:

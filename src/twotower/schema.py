@@ -104,7 +104,12 @@ class Sequence(_Feature):
 
     kind: Literal["sequence"] = "sequence"
     of: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
-    max_length: int = Field(0, ge=0, description="keep the latest so many; 0 keeps all")
+    max_length: int = Field(
+        0,
+        ge=0,
+        description="keep the latest so many; 0 keeps all. Of attention: what is read at a time; training cuts longer "
+        "histories and uses them whole",
+    )
     pooling: Pooling = Field(
         "mean",
         description="sum divided by n, sqrt(n) or 1; a mean that decays with age, at each of `rates`; or read by "

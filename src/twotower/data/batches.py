@@ -174,7 +174,7 @@ class SideTensors:
 
     def _windows(self, f: Field, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> Windows:
         """As `_prefixes`, of what the moments of this batch can see."""
-        past = f.limit // PAST
+        past = max(1, f.limit // PAST)
         ends = np.zeros(len(rows), np.int64)
         np.maximum.at(ends, which, length)
         starts = ends.copy()

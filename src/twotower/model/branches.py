@@ -175,6 +175,11 @@ class Part(nn.Module):
             self.norms.extend(nn.LayerNorm(w, eps=1e-10) for w in self.parts)
         for norm in self.norms:
             nn.init.constant_(cast(nn.LayerNorm, norm).weight, deviation)
+        if self.norms and min(self.parts) < 2:
+            raise ConfigError(
+                f"a branch of kind '{config.kind}' gives a part of width 1, which normalised says nothing; give its fields "
+                "(fm) or its maps (cin) a width of at least 2"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """The joined fields (U, N) -> (U, size)."""

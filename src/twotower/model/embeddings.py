@@ -140,6 +140,10 @@ class FieldEmbeddings(nn.Module):
                 self._place[f.name] = (table, 0, f.rows)
         for module in self.tables.values():
             nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
+        for f in self._others:
+            if f.kind == "bag" and not f.sequence and not f.shares:
+                # Training may never meet a value without a row, and what is unknown then adds nothing.
+                nn.init.zeros_(self.rows_of(f.name)[UNKNOWN])
 
     @property
     def widths(self) -> list[int]:

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from twotower.config import TowerConfig
+from twotower.config import HistoryConfig, TowerConfig
 from twotower.data.batches import Inputs
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError, nearest
@@ -35,6 +35,11 @@ class Tower(nn.Module):
         self.decay_scale = config.decay_scale
         self.has_layers = bool(config.layers)
         self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history)
+        if config.history != HistoryConfig() and not any(f.limit for f in fields):
+            raise ConfigError(
+                "history is about sequences with pooling = 'transformer' or 'attention', and this tower reads none; "
+                "drop it, or change the pooling of a sequence"
+            )
         widths = self.embeddings.widths
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
         self.field_dropout = Dropout(config.field_dropout)

@@ -58,6 +58,7 @@ class _Progress:
     rows: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0
+    mimic_sum: float = 0.0
     best: float = -math.inf
     best_epoch: int = 0
     waited: int = 0  # validations since the best one
@@ -160,7 +161,7 @@ class Trainer:
                     "set train.histories = 'others'"
                 )
         n = self.config.negatives
-        if self.earlier and not (n.full or n.uniform or n.popularity or n.memory):
+        if self.earlier and not (n.full or n.random or n.uniform or n.popularity or n.memory):
             self.watcher.say(
                 "warning: with train.histories = 'earlier' a batch holds few users, so the batch alone gives few "
                 "candidates; add negatives.uniform, or negatives.full = true"
@@ -213,13 +214,14 @@ class Trainer:
             "epoch": p.epoch + 1,
             "step": p.step,
             "train.loss": p.loss_sum / self.steps_per_epoch,
+            **({"train.mimic": p.mimic_sum / self.steps_per_epoch} if self.config.loss.mimic else {}),
             "train.seconds": round(p.seconds, 3),
             "lr": self._lr(max(p.step - 1, 0)),
             **found,
             "validation.seconds": round(time.perf_counter() - started, 3),
         }
         p.history.append(entry)
-        p.epoch, p.batch, p.loss_sum = p.epoch + 1, 0, 0.0
+        p.epoch, p.batch, p.loss_sum, p.mimic_sum = p.epoch + 1, 0, 0.0, 0.0
         self._save()
         self.watcher.epoch(p.history)
 
@@ -229,16 +231,17 @@ class Trainer:
         self._seed(p.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(p.step)
-        rows, loss = self._contest(epoch, number) if self.candidates else self._pairs(epoch, number)
+        rows, loss, mimicry = self._contest(epoch, number) if self.candidates else self._pairs(epoch, number)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + mimicry).backward()  # type: ignore[no-untyped-call]
         if config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(self._not_finite(f"the loss is {value}", epoch, number))
+        value, mimicked = loss.item(), mimicry.item()
+        if not math.isfinite(value + mimicked):
+            raise TrainingError(self._not_finite(f"the loss is {value + mimicked}", epoch, number))
         self.optimizer.step()
         p.step, p.batch, p.rows, p.loss_sum = p.step + 1, p.batch + 1, p.rows + rows, p.loss_sum + value
+        p.mimic_sum += mimicked
         if self.average:
             # A young average follows quickly, or it would remember the random start.
             keep = min(config.average, p.step / (p.step + 10))
@@ -248,20 +251,21 @@ class Trainer:
         if os.environ.get(FAIL_POINT) == str(p.step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _pairs(self, epoch: Epoch, number: int) -> tuple[int, Tensor]:
-        """Number and loss of a batch of labelled pairs."""
+    def _pairs(self, epoch: Epoch, number: int) -> tuple[int, Tensor, Tensor]:
+        """Number, loss and mimic loss of a batch of labelled pairs."""
         batch = self.batch(epoch, number)
         with self._precision():
             users, items = self.model.user_vectors(batch.users), self.model.item_vectors(batch.items)
             logits = (users.index_select(0, batch.user) * items.index_select(0, batch.item)).sum(1)
         loss = binary_cross_entropy(logits, batch.label, batch.weight)
+        mimicry = torch.zeros((), device=self.device)
         if self.config.loss.mimic:
             liked = batch.label > 0
-            loss = loss + self._mimic(batch.users, batch.items, users, items, batch.user[liked], batch.item[liked])
-        return len(batch), loss
+            mimicry = self._mimic(batch.users, batch.items, users, items, batch.user[liked], batch.item[liked])
+        return len(batch), loss, mimicry
 
-    def _contest(self, epoch: Epoch, number: int) -> tuple[int, Tensor]:
-        """Number and loss of a batch of positives against its candidates."""
+    def _contest(self, epoch: Epoch, number: int) -> tuple[int, Tensor, Tensor]:
+        """Number, loss and mimic loss of a batch of positives against its candidates."""
         assert self.candidates is not None
         config, memory = self.config, self.memory
         part = self._slice(number)
@@ -272,7 +276,7 @@ class Trainer:
         batch = self.batcher.contestants(user, source, drawn.items, self.earlier, drawn.observed)
         with self._precision():
             users, items = self.model.user_vectors(batch.users), self.model.item_vectors(batch.items)
-        mimicry: Tensor | float = 0.0
+        mimicry = torch.zeros((), device=self.device)
         if config.loss.mimic:
             own = torch.arange(len(users), device=users.device) if batch.user is None else batch.user
             mimicry = self._mimic(batch.users, batch.items, users, items, own, drawn.positive)
@@ -284,7 +288,7 @@ class Trainer:
             torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         )  # fmt: skip
         memory.keep(torch.from_numpy(item.astype(np.int64)).to(self.device), items.index_select(0, drawn.positive))
-        return len(user), loss + mimicry
+        return len(user), loss, mimicry
 
     def _mimic(
         self, user_rows: Inputs, item_rows: Inputs, users: Tensor, items: Tensor, user: Tensor, item: Tensor
