@@ -630,8 +630,9 @@ def test_the_training_loss_that_is_reported_is_without_the_mimicry() -> None:
 
 @pytest.mark.parametrize("branch", [{"kind": "cin", "widths": [4, 1]}, {"kind": "fm"}])
 def test_a_branch_whose_norm_would_say_nothing_is_refused(branch: dict[str, Any]) -> None:
-    data = prepare(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
-    tower_ = {"layers": [4], "branches": [branch]}
+    data = prepare(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
+    user = {"layers": [4], "fields": ["uid", "city"], "branches": [branch]}
     width = 1 if branch["kind"] == "fm" else 8
+    model = settings(model={"width": width, "pairs": [{"user": user, "item": {"layers": [4]}}]}).model
     with pytest.raises(ConfigError, match="a part of width 1"):
-        Trainer(data, settings(model={"width": width, "pairs": [{"user": tower_, "item": {"layers": [4]}}]}))
+        TwoTower(model, data.encoders.fields("user"), data.encoders.fields("item"))
