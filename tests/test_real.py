@@ -90,22 +90,32 @@ def test_the_ranking_example_reaches_its_goal() -> None:
     assert metrics["test.gauc"] >= 0.775
 
 
-@pytest.mark.parametrize("name", ["parallel", "dat"])
+VISITORS: dict[str, Request] = {
+    "parallel": Request(None, {"gender": "F", "age": 25}),
+    "dat": Request(None, {"gender": "F", "age": 25}),
+    "movielens-sequence": Request(events=[("2571", True), ("589", True), ("1240", True)]),
+    "title-search": Request(None, {"query": "terminater 2"}),
+    "title-search-linear": Request(None, {"query": "terminater 2"}),
+}
+
+
+@pytest.mark.parametrize("name", VISITORS)
 def test_an_example_is_killed_resumed_published_and_asked(name: str, tmp_path: Path) -> None:
     example, run, store = ROOT / "examples" / f"{name}.toml", tmp_path / "run", tmp_path / "store"
-    train = ["train", str(example), "--run", str(run), "--set", "train.epochs=1", "--set", "train.checkpoint_steps=100"]
+    train = ["train", str(example), "--run", str(run), "--set", "train.epochs=1", "--set", "train.checkpoint_steps=20"]
     killed = subprocess.run(
         [sys.executable, "-m", "twotower.cli", *train],
-        env={**os.environ, "TWOTOWER_FAIL_AT_STEP": "250"}, capture_output=True, text=True, check=False,
+        env={**os.environ, "TWOTOWER_FAIL_AT_STEP": "25"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
-    assert "resuming after step 200" in python(tmp_path, "-m", "twotower.cli", *train, "--resume")
+    assert "resuming after step 20" in python(tmp_path, "-m", "twotower.cli", *train, "--resume")
     python(tmp_path, "-m", "twotower.cli", "publish", str(run), "--store", str(store))
     asked = pipeline.retriever(store)
-    for user in ("1", "3000", "6040"):
+    for user in (asked.user_ids[0], asked.user_ids[3000], asked.user_ids[-1]):
         one, two = (asked.recommend(Request(user), 10, method) for method in (1, 2))
         assert [i.id for i in one.items] == [i.id for i in two.items]
-    assert len(asked.recommend(Request(None, {"gender": "F", "age": 25}), 10, 2).items) == 10
+    answer = asked.recommend(VISITORS[name], 10, 2)
+    assert (len(answer.items), answer.source) == (10, "cold_start")
 
 
 def test_the_demo_beats_popularity_within_two_gigabytes(tmp_path: Path) -> None:
