@@ -126,6 +126,15 @@ def test_events_go_on_from_the_stored_history_or_the_told_one(run: Run, retrieve
     assert ids(before)[0] not in ids(retriever.recommend(Request("u7", events=[(ids(before)[0], True)]), 5, 1))
 
 
+def test_an_event_replaces_what_was_thought_of_its_item_before(retriever: Retriever) -> None:
+    told = [("i3", True), ("i5", True), ("i8", False)]
+    events = [("i3", False), ("i9", False), ("i5", True), ("i9", True)]
+    found = retriever.recommend(Request(history=told, events=events), 5, 2, keep_seen=True)
+    wanted = [("i8", False), ("i3", False), ("i5", True), ("i9", True)]
+    whole = retriever.recommend(Request(history=wanted), 5, 2, keep_seen=True)
+    assert [(i.id, i.score) for i in found.items] == [(i.id, i.score) for i in whole.items]
+
+
 def test_somebody_new_with_three_clicks_gets_the_towers_answer(retriever: Retriever) -> None:
     clicks = Request.parse({"events": ["i1", "i4", "i9"]})
     answer = retriever.recommend(clicks, 5, 2)

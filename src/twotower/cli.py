@@ -227,7 +227,10 @@ def recommend(
     user: Annotated[str, typer.Option("--user", help="a user's id")] = "",
     features: Annotated[
         Path | None,
-        typer.Option("--features", help='JSON file: {"user_id", "features": {column: value}, "history": [item ids]}'),
+        typer.Option(
+            "--features",
+            help='JSON file: {"user_id", "features": {column: value}, "history": [item ids], "events": [item ids]}',
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="how many")] = 10,
     method: Annotated[int, typer.Option("--method", help="1: stored user vectors; 2: the user tower live")] = 1,

@@ -258,9 +258,15 @@ class Retriever:
                 stored = _row_of(self.columns[f.name], row) if row is not None else np.zeros(0, np.int64)  # type: ignore[arg-type]
                 codes = stored if request.history is None else self._history(f, request.history, unknown)
                 if request.events:
-                    codes = np.concatenate([codes, self._history(f, request.events, unknown)])
-                    if self.schema.duplicates == "last":  # as in training
-                        codes = _at_last(codes)
+                    events = request.events
+                    if self.schema.duplicates == "last":  # as in training: a pair is what it was last
+                        codes = codes[~np.isin(codes, self._met(f, events))]
+                        last: dict[str, bool] = {}
+                        for item, liked in events:
+                            last.pop(item, None)
+                            last[item] = liked
+                        events = list(last.items())
+                    codes = np.concatenate([codes, self._history(f, events, unknown)])
                 codes = codes[-f.max_length :]  # 0: all
                 columns[f.name] = Ragged(codes.astype(np.int32), np.array([0, len(codes)]))
             elif f.source in request.features and _is_unknown(columns[f.name]):
@@ -275,7 +281,8 @@ class Retriever:
         users = self.dataset.users.frame
         frame = users[row] if row is not None else users.clear(1)
         # A column of texts that all are digits was read as numbers; what is asked may be anything.
-        frame = frame.with_columns(pl.col(f.source).cast(pl.String) for f in self.schema.texts("user"))
+        texts = dict.fromkeys(f.source for f in self.schema.texts("user"))
+        frame = frame.with_columns(spelled(frame[name]).cast(pl.String).alias(name) for name in texts)
         wanted, counts = set(), []
         for f in self.schema.side("user"):
             if isinstance(f, Numeric) and f.statistic:  # of the training interactions: not for a request to say
@@ -318,6 +325,13 @@ class Retriever:
                 rows.append(row)
         codes = self._codes[feature.name][np.array(rows, np.int64)]
         return codes.astype(np.int64)
+
+    def _met(self, feature: Sequence, events: Many[tuple[str, bool]]) -> Ints:
+        """The codes of the items of the events, liked or not; the unknown code is of many items, and none of them."""
+        rows = [row for item, _ in events if (row := self._item_row.get(item)) is not None]
+        codes = self._codes[feature.name][np.array(rows, np.int64)].astype(np.int64)
+        met: Ints = codes[codes != UNKNOWN]
+        return met
 
     @cached_property
     def _codes(self) -> dict[str, npt.NDArray[np.int32]]:
@@ -486,15 +500,6 @@ class Retriever:
         pairs, parts = self.dataset.pairs, self.dataset.parts
         keep = (parts < part) if part != TRAIN else np.zeros(len(parts), bool)
         return Ragged.from_pairs(pairs.user[keep], pairs.item[keep], len(self.user_ids))
-
-
-def _at_last(codes: Ints) -> Ints:
-    """Every code at its last place only, but for the unknown one, which is of many items."""
-    back = codes[::-1]
-    last = np.zeros(len(codes), bool)
-    last[np.unique(back, return_index=True)[1]] = True
-    out: Ints = back[last | (back == UNKNOWN)][::-1]
-    return out
 
 
 def _settings(folder: Path) -> tuple[Schema, Config]:
