@@ -408,7 +408,8 @@ def demo(
         f"\n  .venv/bin/twotower recommend --store {store} --user {done.dataset.users.ids[0]}"
         f"\n  .venv/bin/twotower doctor {run}"
         "\n  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank           # the best ranking, minutes"
-        "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # the best retrieval, minutes"
+        "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # retrieval without attention, minutes"
+        "\n  .venv/bin/twotower train examples/movielens-sequence.toml --run runs/sequence   # the best retrieval, twice as long"
         "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own                    # your own tables, see docs/tutorial.md"
     )
 
