@@ -34,13 +34,13 @@ from twotower.schema import SIDES, Categorical, MultiHot, Schema, Sequence, Side
 ROOT = Path(__file__).parent.parent
 
 
-def trained(dataset: Dataset, **model: Any) -> TwoTower:
+def trained(dataset: Dataset, moved: float = 0.3, **model: Any) -> TwoTower:
     """A model whose every parameter has moved from where it began."""
     made = TwoTower(settings(model=model).model, dataset.encoders.fields("user"), dataset.encoders.fields("item"))
     torch.manual_seed(1)
     with torch.no_grad():
         for p in made.parameters():
-            p.add_(torch.randn_like(p) * 0.3)
+            p.add_(torch.randn_like(p) * moved)
     return made.eval()
 
 
@@ -195,11 +195,12 @@ def _refused(name: str, world: str) -> bool:
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
 ) -> None:
-    data, model = worlds[world], trained(worlds[world], **MODELS[name])
+    # Blocks and crosses multiply what each parameter is moved by; 0.3 of all is far from where any training ends.
+    data, model = worlds[world], trained(worlds[world], 0.1 if world == "attention" else 0.3, **MODELS[name])
     for side in SIDES:
         fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
         found = export(model, side, fields, path, data.side(side), "digest")
-        assert found < 4e-5  # of weights far from where training ends
+        assert found < 2e-5
         assert parity(path, model, side, data.side(side), fields) <= found
         tower = OnnxTower(path)
         assert (tower.side, tower.model) == (side, "digest")
