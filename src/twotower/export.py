@@ -329,9 +329,8 @@ def _products(g: _Graph, module: nn.Module, x: str) -> str:
     assert isinstance(module, Fm | Cin | Bilinear)
     fields = g.reshape(x, module.n, module.width)
     if isinstance(module, Fm):
-        total = g.reduce("Sum", fields, 1, keep=False)
-        squares = g.reduce("SumSquare", fields, 1, keep=False)
-        return cast(str, g("Mul", g("Sub", g("Mul", total, total), squares), g.constant(0.5)))
+        before = g("CumSum", fields, g.constant(1), exclusive=1)
+        return g.reduce("Sum", g("Mul", fields, before), 1, keep=False)
     if isinstance(module, Cin):
         maps, out = fields, []
         for weight in module.maps:
