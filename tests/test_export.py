@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import polars as pl
 import pytest
 import torch
@@ -27,7 +29,7 @@ from twotower.encoders import Ragged
 from twotower.errors import DataError, RunError
 from twotower.export import export, parity
 from twotower.model.two_tower import TwoTower
-from twotower.onnx_tower import OnnxTower
+from twotower.onnx_tower import Gate, OnnxTower
 from twotower.run import Run
 from twotower.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
 
@@ -134,6 +136,16 @@ MODELS: dict[str, dict[str, Any]] = {
             "cin": {"kind": "cin", "widths": [5, 4, 3]},
             **{f"bilinear {m}": {"kind": "bilinear", "matrices": m} for m in ("all", "each", "interaction")},
         }.items()
+    },
+    "gates": {
+        "bias": True,
+        "pairs": [
+            pair({"senet": {"enabled": True}, "branches": [{"kind": "mlp"}, {"kind": "plain", "senet": {"enabled": True}}]}),
+            pair(
+                {"fields": ["liked", "age", "uid"], "branches": [{"kind": "cross", "senet": {"enabled": True}}]},
+                {"fields": ["tags", "iid"], "senet": {"enabled": True, "squeeze": "sum"}},
+            ),
+        ],
     },
     "branches, no layers": {
         "pairs": [pair(*({"layers": [], "branches": [{"kind": "mlp", "layers": [5]}, {"kind": "mlp"}]},) * 2)],
@@ -273,10 +285,170 @@ def test_the_file_is_plain_small_and_the_same_each_time(worlds: dict[str, Datase
         onnx.checker.check_model(graph, full_check=True)
         assert {n.op_type for n in graph.graph.node}.isdisjoint({"Loop", "Scan", "If"})
         assert not any(n.doc_string or n.metadata_props for n in graph.graph.node)
-        assert {p.key for p in graph.metadata_props} == {"side", "model"}
+        assert {p.key for p in graph.metadata_props} == {"side", "model", "gates"}
         assert {o.domain for o in graph.opset_import} == {""}
         shape = [d.dim_param or d.dim_value for d in graph.graph.output[0].type.tensor_type.shape.dim]
         assert shape == ["U", OnnxTower(content).width]
+
+
+def test_no_gate_is_no_output_and_no_metadata(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, path = worlds["even"], tmp_path / "x.onnx"
+    fields = data.encoders.fields("user")
+    export(trained(data), "user", fields, path)
+    graph = onnx.load(path)
+    assert [o.name for o in graph.graph.output] == ["vector"]
+    assert {p.key for p in graph.metadata_props} == {"side"}
+    tower, inputs = OnnxTower(path), feed(fields, data.users.columns, slice(None))
+    vectors, weights = tower.explain(inputs)
+    assert tower.gates == weights == []
+    assert np.array_equal(vectors, tower(inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [
+        (n, w)
+        for n in (
+            "senet mean",
+            "senet sum",
+            "senet max",
+            "branch plain",
+            "branch fm",
+            "branch cin",
+            "gates",
+            "all of it",
+        )
+        for w in ("even", "uneven", "attention")
+        if not _refused(n, w)
+    ],
+)
+def test_the_weights_of_the_gates_are_those_of_the_model(
+    name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
+) -> None:
+    data, model = worlds[world], trained(worlds[world], 0.1, **MODELS[name])
+    for side in SIDES:
+        fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
+        export(model, side, fields, path, data.side(side))
+        inputs = SideTensors(data.side(side), fields).take(np.arange(len(data.side(side))))
+        wanted = []
+        for number, (towers, config) in enumerate(zip(model.towers(side), model.config.pairs, strict=True), 1):
+            tower, other = towers
+            with torch.no_grad():
+                found = tower.gates(inputs, other.embeddings)
+            for section, weights in found.items():
+                gate = f"pair {number}"
+                if section != "senet":
+                    place = int(section.split(".")[1])
+                    gate += f", branch {place + 1} ({getattr(config, side).branches[place].kind})"
+                wanted.append((Gate(gate, tuple(tower.field_names)), weights.numpy()))
+        exported = OnnxTower(path)
+        assert exported.gates == [gate for gate, _ in wanted]
+        given = feed(fields, data.side(side).columns, slice(None))
+        vectors, got = exported.explain(given)
+        assert np.array_equal(vectors, exported(given))
+        for (gate, weights), by_onnx in zip(wanted, got, strict=True):
+            assert by_onnx.shape == weights.shape == (len(vectors), len(gate.fields))
+            np.testing.assert_allclose(by_onnx, weights, rtol=1e-6)
+            assert by_onnx.std() > 0
+        assert [w.shape[0] for w in exported.explain({n: x[:0] for n, x in given.items()})[1]] == [0] * len(got)
+
+
+def test_gates_are_named_by_their_pair_and_branch_and_computed_once(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, model = worlds["even"], trained(worlds["even"], **MODELS["gates"])
+    names = {"user": ["pair 1", "pair 1, branch 2 (plain)", "pair 2, branch 1 (cross)"], "item": ["pair 2"]}
+    for side in SIDES:
+        export(model, side, data.encoders.fields(side), tmp_path / side)
+        gates = OnnxTower(tmp_path / side).gates
+        assert [g.name for g in gates] == names[side]
+        nodes = onnx.load(tmp_path / side).graph.node
+        assert sum(n.op_type == "Sigmoid" for n in nodes) == len(gates)
+    assert gates == [Gate("pair 2", ("iid", "tags"))]  # lookups first, as the tower joins them
+
+
+def _changed(content: bytes, gates: str | None, output: bool = True) -> bytes:
+    """The file with other metadata, or none, and without the weights."""
+    graph = onnx.load_from_string(content)
+    props = {p.key: p.value for p in graph.metadata_props if p.key != "gates"}
+    del graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, props | ({} if gates is None else {"gates": gates}))
+    if not output:
+        del graph.graph.output[1]
+        for node in [n for n in graph.graph.node if "gates" in n.output]:
+            graph.graph.node.remove(node)
+    return graph.SerializeToString()
+
+
+def test_a_file_from_before_the_gates_were_given_still_loads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, path = worlds["even"], tmp_path / "x.onnx"
+    fields = data.encoders.fields("user")
+    export(trained(data, **MODELS["senet mean"]), "user", fields, path)
+    tower, old = OnnxTower(path), OnnxTower(_changed(path.read_bytes(), None, output=False))
+    inputs = feed(fields, data.users.columns, slice(None))
+    vectors, weights = old.explain(inputs)
+    assert old.gates == weights == []
+    assert np.array_equal(vectors, tower(inputs))
+    assert np.array_equal(vectors, old(inputs))
+
+
+def test_metadata_that_does_not_fit_the_gates_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    export(trained(worlds["even"], **MODELS["senet mean"]), "user", worlds["even"].encoders.fields("user"), path)
+    content, (gate,) = path.read_bytes(), OnnxTower(path).gates
+    named = [{"name": gate.name, "fields": list(gate.fields)}]
+    assert OnnxTower(_changed(content, json.dumps(named))).gates == [gate]
+    for gates in (
+        "", "{", "null", "3", '"pair 1"', "[" * 100_000, "9" * 10_000, "[3]", '["name"]', "[null]", "[{}]",
+        json.dumps(named[0]),
+        json.dumps([named[0] | {"name": 1}]),
+        json.dumps([named[0] | {"fields": None}]),
+        json.dumps([named[0] | {"fields": "a" * len(gate.fields)}]),
+        json.dumps([named[0] | {"fields": [1] * len(gate.fields)}]),
+    ):  # fmt: skip
+        with pytest.raises(RunError, match="no list of gates"):
+            OnnxTower(_changed(content, gates))
+    for gates in (None, "[]", json.dumps(named * 2), json.dumps([named[0] | {"fields": named[0]["fields"][1:]}])):
+        with pytest.raises(RunError, match="weights"):
+            OnnxTower(_changed(content, gates))
+    with pytest.raises(RunError, match="give 0 weights"):
+        OnnxTower(_changed(content, json.dumps(named), output=False))
+    odd = onnx.load_from_string(content)
+    odd.graph.output[1].name = "weights"
+    odd.graph.node[-1].output[0] = "weights"
+    with pytest.raises(RunError, match="not a tower"):
+        OnnxTower(odd.SerializeToString())
+
+
+def test_in_the_last_block_only_the_last_item_reads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    """The rows of each dense layer's output: those of all items (3 x 5), or the last items' alone (3)."""
+    data, path = worlds["attention"], tmp_path / "x.onnx"
+    model, fields = trained(data, 0.1, **MODELS["history gated"]), data.encoders.fields("user")
+    export(model, "user", fields, path)
+    graph = onnx.load(path)
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
+
+    def rows(weight: torch.Tensor) -> int:
+        wanted = weight.detach().numpy()
+        (node,) = [
+            n for n in graph.graph.node if n.op_type == "Gemm" and np.array_equal(values.get(n.input[1], 0), wanted)
+        ]
+        seen = onnx.ModelProto.FromString(graph.SerializeToString())
+        seen.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
+        session = onnxruntime.InferenceSession(seen.SerializeToString(), providers=["CPUExecutionProvider"])
+        given = feed(fields, data.users.columns, np.arange(3)) | {
+            f"bag{i}": codes for i, f in enumerate(fields) if f.limit
+        }
+        return len(session.run([node.output[0]], given)[0])
+
+    codes = np.array([[1, 2, 3, 4, 5], [1, 2, -1, -1, -1], [-1, -1, -1, -1, -1]])
+    embeddings = model.towers("user")[0][0].embeddings
+    encoders = {f.name: embeddings.encoders[f"bag{i}"] for i, f in enumerate(embeddings._others) if f.limit}
+    first, *_, last = encoders["liked"].blocks
+    key = last.query_key_value.weight.chunk(3)[1]
+    assert [rows(w) for w in (first.first.weight, first.out.weight, key)] == [15, 15, 15]
+    parts = (last.query_key_value.weight.chunk(3)[0], last.out.weight, last.attend_gate.weight, last.first.weight)
+    assert [rows(w) for w in (*parts, last.second.weight, last.layer_gate.weight)] == [3] * 6
+    (pool,) = encoders["disliked"].blocks
+    assert [rows(w) for w in (pool.key_value.weight.chunk(2)[0], pool.out.weight)] == [15, 3]
 
 
 def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path) -> None:
@@ -317,12 +489,13 @@ def test_a_damaged_or_foreign_file_is_a_run_error(worlds: dict[str, Dataset], tm
     with pytest.raises(RunError, match="none.onnx: cannot be read"):
         OnnxTower(tmp_path / "none.onnx")
     helper = onnx.helper
-    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy")
-    other = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", [x], [y])
-    with pytest.raises(RunError, match="not a tower"):
-        OnnxTower(
-            helper.make_model(other, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
-        )
+    for name in ("y", "vector"):  # a name that is not the tower's, and one that is with a shape that is not
+        x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in ("x", name))
+        other = helper.make_graph([helper.make_node("Abs", ["x"], [name])], "g", [x], [y])
+        with pytest.raises(RunError, match="not a tower"):
+            OnnxTower(
+                helper.make_model(other, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+            )
 
 
 def test_inputs_that_do_not_fit_are_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:

@@ -7,18 +7,22 @@ reads. Whether it says what the model says is measured each time, before the fil
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
 from torch import Tensor, nn
 
 import twotower
 from twotower import storage
+from twotower.config import Branch
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Side
 from twotower.data.feed import feed
@@ -31,7 +35,7 @@ from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.layers import Dropout, SenetGate
 from twotower.model.towers import Tower
 from twotower.model.two_tower import FirstOrder, TwoTower
-from twotower.onnx_tower import OUTPUT, OnnxTower
+from twotower.onnx_tower import GATES, OUTPUT, Gate, OnnxTower
 from twotower.schema import SideName
 
 OPSET, IR = 18, 8  # of 2023: anything that runs ONNX reads them
@@ -71,6 +75,7 @@ class _Graph:
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.constants: list[Any] = []
+        self.gates: dict[Gate, str] = {}  # with the weights (U, fields) of each
         self.size = 0
         self._known: dict[Any, str] = {}
 
@@ -129,9 +134,16 @@ class _Graph:
 
     def serialize(self, output: str, width: int, about: dict[str, str]) -> bytes:
         helper = self.onnx.helper
-        self.nodes.append(helper.make_node("Identity", [output], [OUTPUT]))
-        vector = helper.make_tensor_value_info(OUTPUT, self.onnx.TensorProto.FLOAT, ["U", width])
-        graph = helper.make_graph(self.nodes, "tower", self.inputs, [vector], self.constants)
+        outputs = {OUTPUT: (output, width)}
+        if self.gates:
+            outputs[GATES] = (self.concat(list(self.gates.values())), sum(len(gate.fields) for gate in self.gates))
+            about = about | {GATES: json.dumps([asdict(gate) for gate in self.gates])}
+        self.nodes += [helper.make_node("Identity", [value], [name]) for name, (value, _) in outputs.items()]
+        shapes = [
+            helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["U", size])
+            for name, (_, size) in outputs.items()
+        ]
+        graph = helper.make_graph(self.nodes, "tower", self.inputs, shapes, self.constants)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR,
             producer_name="twotower", producer_version=twotower.__version__,
@@ -150,10 +162,11 @@ def _pooled(g: _Graph, table: str, codes: str, f: Field) -> str:
     weights = g("Unsqueeze", known, g.constant([1]))  # (U, 1, T)
     if f.pooling == "decay":
         age = g("Unsqueeze", g("Sub", n, g("CumSum", known, g.constant(1))), g.constant([1]))
-        rates = g.constant(np.array(f.rates, np.float32)[:, None])
-        weights = g("Mul", g("Pow", rates, age), weights)  # (U, R, T)
+        # rate^age = exp(age log rate): onnxruntime's Pow takes twenty times as long. e^-1000 is 0, as is rate 0.
+        rates = g.constant(np.array([math.log(r) if r else -1000.0 for r in f.rates], np.float32)[:, None])
+        weights = g("Mul", g("Exp", g("Mul", rates, age)), weights)  # (U, R, T)
         weights = g("Div", weights, g("Max", g.reduce("Sum", weights, 2), g.constant(1e-12)))
-    rows = g("Gather", table, g("Max", codes, g.constant(0)), axis=0)  # (U, T, width)
+    rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 takes a row that weighs nothing
     total = g.reshape(g("MatMul", weights, rows), f.width * max(1, len(f.rates)))
     if f.pooling in ("sum", "decay"):
         return total
@@ -169,77 +182,119 @@ def _latest(g: _Graph, codes: str, n: str, limit: int) -> tuple[str, str]:
     return g("GatherElements", codes, g("Add", first, taken), axis=1), g("Min", n, g.constant(float(limit)))
 
 
+class _Readers(NamedTuple):
+    """The items of each history that read it: all of them (Q = T) or the last one (Q = 1)."""
+
+    at: str  # where they stand in (U T, E); "" if all read
+    shape: str  # [U, Q]
+    angles: list[str]  # cosines and sines of their places, to be multiplied with (U, heads, Q, width)
+    hidden: str  # is added to their scores (U, heads, Q, T), so that none reads what is later; "" if they never read
+
+
 def _encoded(g: _Graph, encoder: HistoryEncoder, table: str, codes: str) -> str:
-    """As `HistoryEncoder.forward` over padded codes (U, T): (U, width)."""
+    """As `HistoryEncoder.forward` over padded codes (U, T): (U, width).
+
+    Only the last item of a row is wanted, so that in the last block it alone reads; the others are read.
+    """
     n = g.reduce("Sum", g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT), 1)
     codes, n = _latest(g, codes, n, encoder.limit)
-    x = _layer(g, encoder.input_norm, g("Gather", table, g("Max", codes, g.constant(0)), axis=0))  # (U, T, E)
-    places = g("Range", g.constant(0), g("Squeeze", g("Shape", codes, start=1, end=2), g.constant([0])), g.constant(1))
-    angles = [g("Gather", g.constant(a), places, axis=0) for a in rotations(encoder.limit, encoder.head_width)]
-    # A row's codes stand at its beginning, so that an item that reads none after itself reads no empty place.
-    later = g("Less", g("Unsqueeze", places, g.constant([1])), g("Unsqueeze", places, g.constant([0])))
-    hidden = g("Mul", g("Cast", later, to=g.onnx.TensorProto.FLOAT), g.constant(-1e9))  # (T, T)
-    for block in encoder.blocks:
-        if isinstance(block, Block):
-            x = _block(g, block, x, angles, hidden)
-        else:
-            x = _attention_pool(g, cast(AttentionPool, block), x, angles, hidden)
-    last = g("Cast", g("Max", g("Sub", n, g.constant(1.0)), g.constant(0.0)), to=g.onnx.TensorProto.INT64)
-    here = g("Cast", g("Equal", g("Unsqueeze", places, g.constant([0])), last), to=g.onnx.TensorProto.FLOAT)
-    x = g("MatMul", g("Unsqueeze", here, g.constant([1])), _layer(g, encoder.norm, x))  # (U, 1, E)
-    x = g("Squeeze", x, g.constant([1]))
-    return cast(str, g("Mul", x, g("Min", n, g.constant(1.0))))
+    rows = g("Gather", table, codes, axis=0)  # -1 takes a row that none reads
+    x = _layer(g, encoder.input_norm, g("Flatten", rows, axis=2))  # (U T, E)
+    every, last = _readers(g, encoder, codes, n)
+    *before, block = encoder.blocks
+    for b in before:
+        x = _block(g, cast(Block, b), x, every, every)
+    if isinstance(block, Block):
+        x = _block(g, block, x, last, every)
+    else:
+        x = _attention_pool(g, cast(AttentionPool, block), x, last, every)
+    return cast(str, g("Mul", _layer(g, encoder.norm, x), g("Min", n, g.constant(1.0))))
 
 
-def _dense(g: _Graph, layer: nn.Linear, x: str) -> str:
-    """A linear layer over (…, n)."""
-    return cast(str, g("Add", g("MatMul", x, g.constant(layer.weight.T)), g.constant(layer.bias)))
+def _readers(g: _Graph, encoder: HistoryEncoder, codes: str, n: str) -> tuple[_Readers, _Readers]:
+    """All items of the codes (U, T), of which n (U, 1) are known, and the last known one of each row."""
+    users, width = g("Shape", codes, end=1), g("Shape", codes, start=1)
+    places = g("Range", g.constant(0), g("Squeeze", width), g.constant(1))  # (T,)
+    end = g("Max", g("Sub", n, g.constant(1.0)), g.constant(0.0))
+    place = g("Cast", end, to=g.onnx.TensorProto.INT64)  # (U, 1)
+    firsts = g("Mul", g("Range", g.constant(0), g("Squeeze", users), g.constant(1)), width)  # (U,)
+    at = g("Add", firsts, g("Squeeze", place, g.constant([1])))
+
+    cos, sin = rotations(encoder.limit, encoder.head_width)
+    tables = [g.constant(torch.cat([cos, cos], 1)), g.constant(torch.cat([-sin, sin], 1))]
+    far = g("Mul", g("Cast", places, to=g.onnx.TensorProto.FLOAT), g.constant(1e9))
+
+    def hidden(own: str) -> str:
+        # A row's codes stand at its beginning, so that an item that reads none after itself reads no empty place.
+        return cast(str, g("Min", g("Sub", own, far), g.constant(0.0)))
+
+    every = _Readers(
+        at="",
+        shape=g("Shape", codes),
+        angles=[g("Slice", table, g.constant([0]), width) for table in tables],
+        hidden=hidden(g("Unsqueeze", far, g.constant([1]))) if len(encoder.blocks) > 1 else "",
+    )
+    last = _Readers(
+        at=at,
+        shape=g("Concat", users, g.constant([1]), axis=0),
+        angles=[g("Gather", table, g.reshape(place, 1, 1), axis=0) for table in tables],
+        hidden=hidden(g("Mul", g.reshape(end, 1, 1, 1), g.constant(1e9))),
+    )
+    return every, last
 
 
-def _heads(g: _Graph, x: str, parts: int, heads: int, width: int) -> list[str]:
-    """(U, T, parts heads width) -> `parts` times (U, heads, T, width)."""
-    x = g("Transpose", g("Reshape", x, g.constant([0, 0, parts, heads, width])), perm=[2, 0, 3, 1, 4])
-    return [g("Gather", x, g.constant(i), axis=0) for i in range(parts)]
+def _heads(g: _Graph, x: str, shape: str, heads: int, width: int) -> str:
+    """(U T, heads width) -> (U, heads, T, width); `shape` is [U, T]."""
+    x = g("Reshape", x, g("Concat", shape, g.constant([heads, width]), axis=0))
+    return cast(str, g("Transpose", x, perm=[0, 2, 1, 3]))
 
 
 def _rotated(g: _Graph, x: str, angles: list[str]) -> str:
-    """As `attention.rotate`."""
+    """As `attention.rotate`: (a, b) cos + (-b, a) sin; the sign is in `angles`."""
     left, right = g("Split", x, axis=-1, num_outputs=2, outputs=2)
     cos, sin = angles
-    turned = g("Sub", g("Mul", left, cos), g("Mul", right, sin))
-    return cast(str, g("Concat", turned, g("Add", g("Mul", right, cos), g("Mul", left, sin)), axis=-1))
+    return cast(str, g("Add", g("Mul", x, cos), g("Mul", g("Concat", right, left, axis=-1), sin)))
 
 
-def _attended(g: _Graph, query: str, key: str, value: str, hidden: str, heads: int, width: int) -> str:
-    """Softmax attention of (U, heads, T, width) with `hidden` (T, T) added to the scores: (U, T, heads width)."""
+def _attended(g: _Graph, query: str, key: str, value: str, hidden: str, width: int) -> str:
+    """Softmax attention of queries (U, heads, Q, width) over T keys and values: (U Q, heads width)."""
     scores = g("Mul", g("MatMul", query, g("Transpose", key, perm=[0, 1, 3, 2])), g.constant(width**-0.5))
     read = g("MatMul", g("Softmax", g("Add", scores, hidden), axis=-1), value)
-    return cast(str, g("Reshape", g("Transpose", read, perm=[0, 2, 1, 3]), g.constant([0, 0, heads * width])))
+    return cast(str, g("Flatten", g("Transpose", read, perm=[0, 2, 1, 3]), axis=2))
 
 
-def _block(g: _Graph, block: Block, x: str, angles: list[str], hidden: str) -> str:
-    """As `Block.forward`."""
-    joint = _dense(g, block.query_key_value, _layer(g, block.attend_norm, x))
-    width = block.out.in_features // block.heads
-    query, key, value = _heads(g, joint, 3, block.heads, width)
-    read = _attended(g, _rotated(g, query, angles), _rotated(g, key, angles), value, hidden, block.heads, width)
-    change = _dense(g, block.out, read)
+def _block(g: _Graph, block: Block, x: str, readers: _Readers, every: _Readers) -> str:
+    """As `Block.forward` over (U T, E), of the items that read: (U Q, E)."""
+    heads, width = block.heads, block.out.in_features // block.heads
+    normed = _layer(g, block.attend_norm, x)
+    asking = normed
+    if readers.at:
+        x, asking = (g("Gather", items, readers.at, axis=0) for items in (x, normed))
+    weights, biases = block.query_key_value.weight.chunk(3), block.query_key_value.bias.chunk(3)
+    query = _heads(g, _linear(g, asking, weights[0], biases[0]), readers.shape, heads, width)
+    key = _heads(g, _linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
+    value = _heads(g, _linear(g, normed, weights[2], biases[2]), every.shape, heads, width)
+    query, key = _rotated(g, query, readers.angles), _rotated(g, key, every.angles)
+    change = _layer(g, block.out, _attended(g, query, key, value, readers.hidden, width))
     if block.attend_gate is not None:
-        change = g("Mul", change, g("Sigmoid", _dense(g, block.attend_gate, x)))
+        change = g("Mul", change, g("Sigmoid", _layer(g, block.attend_gate, x)))
     x = g("Add", x, change)
-    inner = _dense(g, block.first, _layer(g, block.layer_norm, x))
-    change = _dense(g, block.second, g("Mul", inner, g("Sigmoid", inner)))
+    inner = _layer(g, block.first, _layer(g, block.layer_norm, x))
+    change = _layer(g, block.second, g("Mul", inner, g("Sigmoid", inner)))
     if block.layer_gate is not None:
-        change = g("Mul", change, g("Sigmoid", _dense(g, block.layer_gate, x)))
+        change = g("Mul", change, g("Sigmoid", _layer(g, block.layer_gate, x)))
     return cast(str, g("Add", x, change))
 
 
-def _attention_pool(g: _Graph, pool: AttentionPool, x: str, angles: list[str], hidden: str) -> str:
-    """As `AttentionPool.forward`."""
-    width = pool.out.in_features // pool.heads
-    key, value = _heads(g, _dense(g, pool.key_value, _layer(g, pool.norm, x)), 2, pool.heads, width)
-    query = _rotated(g, g.constant(pool.query[None]), angles)  # (1, heads, T, width)
-    return _dense(g, pool.out, _attended(g, query, _rotated(g, key, angles), value, hidden, pool.heads, width))
+def _attention_pool(g: _Graph, pool: AttentionPool, x: str, readers: _Readers, every: _Readers) -> str:
+    """As `AttentionPool.forward` over (U T, E), of the items that read: (U Q, E)."""
+    heads, width = pool.heads, pool.out.in_features // pool.heads
+    normed = _layer(g, pool.norm, x)
+    weights, biases = pool.key_value.weight.chunk(2), pool.key_value.bias.chunk(2)
+    key = _heads(g, _linear(g, normed, weights[0], biases[0]), every.shape, heads, width)
+    value = _heads(g, _linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
+    query = _rotated(g, g.constant(pool.query[None]), readers.angles)  # (U, heads, Q, width)
+    return _layer(g, pool.out, _attended(g, query, _rotated(g, key, every.angles), value, readers.hidden, width))
 
 
 def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict[str, str], key: Any) -> str:
@@ -266,6 +321,11 @@ def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict
     return g.concat(parts)
 
 
+def _linear(g: _Graph, x: str, weight: Tensor, bias: Tensor | None) -> str:
+    """(U, n) -> (U, m)"""
+    return cast(str, g("Gemm", x, g.constant(weight), *([] if bias is None else [g.constant(bias)]), transB=1))
+
+
 def _layer(g: _Graph, module: nn.Module, x: str) -> str:
     """A module of a tower's `layers`, of a gate's `excite` or a projection, (U, n) -> (U, m)."""
     if isinstance(module, nn.Sequential):
@@ -275,16 +335,15 @@ def _layer(g: _Graph, module: nn.Module, x: str) -> str:
     if isinstance(module, Dropout):
         return x
     if isinstance(module, nn.Linear):
-        bias = [] if module.bias is None else [g.constant(module.bias)]
-        return cast(str, g("Gemm", x, g.constant(module.weight), *bias, transB=1))
+        return _linear(g, x, module.weight, module.bias)
     if isinstance(module, nn.LayerNorm):
         weights = (g.constant(module.weight), g.constant(module.bias))
         return cast(str, g("LayerNormalization", x, *weights, axis=-1, epsilon=module.eps))
     if isinstance(module, nn.LeakyReLU):
         return cast(str, g("LeakyRelu", x, alpha=module.negative_slope))
     if isinstance(module, nn.GELU):
-        half = g("Mul", x, g.constant(0.5))
-        return cast(str, g("Mul", half, g("Add", g("Erf", g("Mul", x, g.constant(math.sqrt(0.5)))), g.constant(1.0))))
+        half = g("Mul", x, g.constant(0.5))  # as onnxruntime knows it, which makes it one node
+        return cast(str, g("Mul", half, g("Add", g("Erf", g("Div", x, g.constant(math.sqrt(2)))), g.constant(1.0))))
     if isinstance(module, nn.SiLU):
         return cast(str, g("Mul", x, g("Sigmoid", x)))
     simple = {nn.ReLU: "Relu", nn.Tanh: "Tanh", nn.Sigmoid: "Sigmoid"}
@@ -305,16 +364,16 @@ def _normalized(g: _Graph, joined: str, widths: list[int]) -> str:
     return g.concat([norm(piece, w) for piece, w in zip(g.split(joined, widths), widths, strict=True)])
 
 
-def _gated(g: _Graph, joined: str, gate: SenetGate) -> str:
-    """As `SenetGate.weigh`."""
+def _gated(g: _Graph, joined: str, gate: SenetGate, about: Gate) -> str:
+    """As `SenetGate.weigh`; the weights become the graph's gate `about`."""
     squeeze = {"mean": "Mean", "sum": "Sum", "max": "Max"}[gate.squeeze]
     widths = gate.widths
     if len(set(widths)) == 1:
         fields = g.reshape(joined, len(widths), widths[0])
-        gates = _layer(g, gate.excite, g.reduce(squeeze, fields, 2, keep=False))
+        gates = g.gates[about] = _layer(g, gate.excite, g.reduce(squeeze, fields, 2, keep=False))
         return g.reshape(g("Mul", fields, g.reshape(gates, len(widths), 1)), sum(widths))
     pieces = g.split(joined, widths)
-    gates = _layer(g, gate.excite, g.concat([g.reduce(squeeze, p, 1) for p in pieces]))
+    gates = g.gates[about] = _layer(g, gate.excite, g.concat([g.reduce(squeeze, p, 1) for p in pieces]))
     parts = g.split(gates, [1] * len(widths))
     return g.concat([g("Mul", p, w) for p, w in zip(pieces, parts, strict=True)])
 
@@ -348,10 +407,10 @@ def _products(g: _Graph, module: nn.Module, x: str) -> str:
     return g.reshape(g("Mul", g("Transpose", by_pair, perm=[1, 0, 2]), second), module.size)
 
 
-def _branch(g: _Graph, branch: Part, x: str) -> str:
+def _branch(g: _Graph, branch: Part, x: str, gate: Gate) -> str:
     """As `Part.forward`."""
     if branch.senet is not None:
-        x = _gated(g, x, branch.senet)
+        x = _gated(g, x, branch.senet, gate)
     if isinstance(branch.module, Mlp):
         x = _layer(g, branch.module.layers, x)
     elif not isinstance(branch.module, nn.Identity):
@@ -361,22 +420,28 @@ def _branch(g: _Graph, branch: Part, x: str) -> str:
     return g.concat([_layer(g, n, p) for n, p in zip(branch.norms, g.split(x, branch.parts), strict=True)])
 
 
-def _tower(g: _Graph, tower: Tower, other: Tower, names: dict[str, str], key: Any) -> str:
-    """As `Tower.forward`."""
+def _tower(
+    g: _Graph, tower: Tower, other: Tower, names: dict[str, str], number: int, branches: Sequence[Branch]
+) -> str:
+    """As `Tower.forward`, of the pair `number`, which counts from 0; `branches` are the tower's settings."""
+    pair, fields = f"pair {number + 1}", tuple(tower.field_names)
     if strange := {name for name, _ in tower.named_children()} - _PARTS:
         raise RunError(f"a tower with {min(strange)} cannot be exported; the model is newer than the export")
-    joined = _fields(g, tower.embeddings, other.embeddings, names, key)
+    joined = _fields(g, tower.embeddings, other.embeddings, names, number)
     if tower.pieces:
         joined = _normalized(g, joined, tower.pieces)
     if tower.senet is not None:
-        joined = _gated(g, joined, tower.senet)
+        joined = _gated(g, joined, tower.senet, Gate(pair, fields))
     if tower.shift is not None:
         joined = g.reshape(joined, len(tower.field_names), len(tower.shift))
         joined = g("Add", g.reduce("Sum", joined, 1, keep=False), g.constant(tower.shift))
-    parts = [_branch(g, cast(Part, b), joined) for b in tower.branches] or [joined]
+    parts = [
+        _branch(g, cast(Part, branch), joined, Gate(f"{pair}, branch {i} ({config.kind})", fields))
+        for i, (branch, config) in enumerate(zip(tower.branches, branches, strict=True), 1)
+    ] or [joined]
     if tower.augmented is not None:
         codes = g("Gather", "lookup", g.constant([tower.augmented.column]), axis=1)
-        rows = g("Gather", g.constant(tower.augmented.table.weight, (key, "augmented")), codes, axis=0)
+        rows = g("Gather", g.constant(tower.augmented.table.weight, (number, "augmented")), codes, axis=0)
         parts.append(g.reshape(rows, tower.augmented.width))
     out = _layer(g, tower.layers, g.concat(parts))
     if tower.residual is not None:
@@ -408,8 +473,9 @@ def _build(model: TwoTower, side: SideName, fields: tuple[Field, ...], digest: s
         elif f.kind == "dense":
             names[f.name] = g.input(f"dense{number}", np.float32, ["U", f.length])
     vectors, biases, width = [], [], 0
-    for number, (tower, other) in enumerate(model.towers(side)):
-        out, size = _tower(g, tower, other, names, number), tower.size
+    for number, ((tower, other), pair) in enumerate(zip(model.towers(side), model.config.pairs, strict=True)):
+        config = pair.user if side == "user" else pair.item
+        out, size = _tower(g, tower, other, names, number, config.branches), tower.size
         if model.config.bias and tower.has_layers:
             size -= 1
             out, bias = g.split(out, [size, 1])
@@ -447,6 +513,10 @@ def export(
 ) -> float:
     """Write the tower of `side` as ONNX: inputs as `data.feed.feed` makes them, output "vector" (U, D), which is
     `user_vectors` or `item_vectors` in evaluation mode. `fields` are the side's, as `Encoders.fields` gives them.
+
+    If the side has SENet gates there is a second output "gates" (U, G): the weights of all of them side by side, pair
+    by pair the tower's own gate before its branches'. The file's metadata "gates" says which they are, as JSON:
+    [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [names of the features, in the order of the weights]}, …].
 
     Gives the `parity` with the model over drawn features and over `rows`, if there are any. Raises RunError, and
     writes nothing, if it is above 1e-4, or if the tables do not fit one file. `digest` of the model goes into the file.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,11 +13,26 @@ import numpy.typing as npt
 
 from twotower.errors import ConfigError, RunError
 
-OUTPUT = "vector"
+OUTPUT, GATES = "vector", "gates"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A SENet gate of a tower: it gives each of `fields`, the features it reads, a weight in (0, 1).
+
+    `name` is "pair 1" for the gate of a tower, by the number of its pair of towers, and "pair 2, branch 3 (fm)" for
+    that of a branch.
+    """
+
+    name: str
+    fields: tuple[str, ...]
 
 
 class OnnxTower:
-    """Inputs of U rows, as `data.feed.feed` makes them -> vectors (U, D). Several threads may call one tower."""
+    """Inputs of U rows, as `data.feed.feed` makes them -> vectors (U, D). Several threads may call one tower.
+
+    `gates` are its SENet gates, pair by pair the tower's own before its branches'; none in files of older versions.
+    """
 
     def __init__(self, source: Path | str | bytes, threads: int = 1) -> None:
         """`source` is an ONNX file or its bytes; `threads` work on one call.
@@ -42,25 +59,58 @@ class OnnxTower:
             self._session: Any = onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime's own errors share no other base
             raise RunError(f"{self.name}: damaged, or not an ONNX file ({_line(e)})") from None
-        outputs = self._session.get_outputs()
-        if [o.name for o in outputs] != [OUTPUT]:
-            raise RunError(f"{self.name}: not a tower (it gives {', '.join(o.name for o in outputs)}, not '{OUTPUT}')")
-        self.width = int(outputs[0].shape[1])
+        outputs = {o.name: o.shape for o in self._session.get_outputs()}
+        if list(outputs) not in ([OUTPUT], [OUTPUT, GATES]):
+            raise RunError(f"{self.name}: not a tower (it gives {', '.join(outputs)}, not '{OUTPUT}')")
+        if not all(len(shape) == 2 and isinstance(shape[1], int) for shape in outputs.values()):
+            raise RunError(f"{self.name}: not a tower (its outputs have the shapes {list(outputs.values())})")
+        self.width: int = outputs[OUTPUT][1]
         self.inputs = tuple(i.name for i in self._session.get_inputs())
-        about = self._session.get_modelmeta().custom_metadata_map
+        try:
+            about = self._session.get_modelmeta().custom_metadata_map
+            self.gates = _gates(about.get(GATES, "[]"))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise RunError(f"{self.name}: damaged (its metadata '{GATES}' is no list of gates)") from None
         self.side, self.model = str(about.get("side", "")), str(about.get("model", ""))  # whose, and the model's digest
+        weights = outputs[GATES][1] if GATES in outputs else 0
+        if weights != (told := sum(len(gate.fields) for gate in self.gates)):
+            raise RunError(f"{self.name}: damaged (its gates give {weights} weights, its metadata says {told})")
 
     def __call__(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """(U, D). Raises RunError if the inputs are not the tower's, or a code is in none of its tables."""
+        return self._run(feed, OUTPUT)[0]
+
+    def explain(
+        self, feed: Mapping[str, npt.NDArray[Any]]
+    ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+        """The vectors (U, D), and for each of `gates` its weights (U, fields). Raises RunError as a call does."""
+        if not self.gates:
+            return self(feed), []
+        vectors, weights = self._run(feed, OUTPUT, GATES)
+        ends = np.cumsum([len(gate.fields) for gate in self.gates])
+        return vectors, np.split(weights, ends[:-1], axis=1)
+
+    def _run(self, feed: Mapping[str, npt.NDArray[Any]], *outputs: str) -> list[npt.NDArray[np.float32]]:
         if feed.keys() != set(self.inputs):
             raise RunError(
                 f"{self.name}: found the inputs {', '.join(feed)}, expected {', '.join(self.inputs)}; "
                 "the tower belongs to other features"
             )
         try:
-            return cast(npt.NDArray[np.float32], self._session.run([OUTPUT], dict(feed))[0])
+            return cast(list[npt.NDArray[np.float32]], self._session.run(outputs, dict(feed)))
         except Exception as e:
             raise RunError(f"{self.name}: the inputs do not fit the tower ({_line(e)})") from None
+
+
+def _gates(text: str) -> list[Gate]:
+    """Of the metadata of a file. Raises ValueError, TypeError, KeyError or RecursionError if it is something else."""
+    gates = []
+    for entry in json.loads(text):
+        name, fields = entry["name"], entry["fields"]
+        if not isinstance(name, str) or not isinstance(fields, list) or not all(isinstance(f, str) for f in fields):
+            raise TypeError
+        gates.append(Gate(name, tuple(fields)))
+    return gates
 
 
 def _line(error: BaseException) -> str:
