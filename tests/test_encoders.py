@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from twotower.encoders import (
     MultiHotEncoder,
     NumericEncoder,
     Ragged,
+    TextEncoder,
     VectorEncoder,
     missing_count,
     spelled,
 )
 from twotower.errors import DataError, RunError
-from twotower.schema import Categorical, MultiHot, Schema, Sequence
+from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 FEW = examples(max_examples=40, deadline=None)
 PLAIN_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -67,6 +69,90 @@ def test_fault_C8_ids_of_every_kind_get_codes_1_to_n_also_after_json(kind: str, 
     asked = series([*known, unseen, None], dtype)
     assert again.transform(asked).tolist() == encoder.transform(asked).tolist() == [*codes, UNKNOWN, UNKNOWN]
     assert again.vocabulary.to_list() == encoder.vocabulary.to_list()
+
+
+KNOWN: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "int": ([-3, 0, 7, 2**53, 2**63 - 1], {}),
+    "uint64": ([0, 7, 2**64 - 1], {"dtype": pl.UInt64}),
+    "text": (["", "-3", "007", "7", "7.0", "7.5", "true", "漢", "a" * 5_000], {}),
+    "float": ([7.0, 7.5, -3.0, 1e300], {}),
+    "bool": ([True, False], {}),
+    "none": (["x"], {}),
+}
+ONE = st.one_of(
+    st.tuples(st.sampled_from([pl.Int64, pl.UInt64, pl.Int8, pl.Float64, pl.Float32, pl.String]), st.sampled_from([0, 7])),
+    st.tuples(st.just(pl.Int64), st.one_of(st.none(), st.sampled_from([-3, 2**53, 2**63 - 1]), st.integers(-(2**63), 2**63 - 1))),
+    st.tuples(st.just(pl.UInt64), st.sampled_from([2**63, 2**64 - 1])),
+    st.tuples(
+        st.just(pl.Float64), st.one_of(st.sampled_from([7.0, 7.5, -0.0, 1e300, float("nan"), 2.0**53]), st.floats())
+    ),
+    st.tuples(
+        st.just(pl.String),
+        st.one_of(st.sampled_from(["7", "007", "7.0", "-0", "-3", "+7", "９", "--3", "9" * 5_000, "true", "", "漢"]), PLAIN_TEXT),
+    ),
+    st.tuples(st.just(pl.Boolean), st.sampled_from([True, False, None])),
+    st.tuples(st.just(pl.Null), st.none()),
+    st.tuples(st.just(pl.Date), st.just(date(2020, 1, 1))),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("buckets", [0, 5])
+@FEW
+@given(ONE)
+def test_one_value_gets_the_code_it_has_in_a_column(kind: str, buckets: int, one: tuple[Any, Any]) -> None:
+    known, how = KNOWN[kind]
+    encoder = CategoricalEncoder.fit(pl.Series(known, **how), ones(len(known)), hash_buckets=buckets)
+    asked = pl.Series("col", [one[1]]).cast(one[0])
+    column = encoder.transform(pl.concat([asked, asked]))
+    found = encoder.transform(asked)
+    assert found.dtype == column.dtype == np.int32
+    assert found.tolist() == column[:1].tolist()
+
+
+@pytest.mark.parametrize("buckets", [0, 3])
+@FEW
+@given(
+    st.one_of(st.none(), PLAIN_TEXT, st.text("aAß fiΣİ漢〡少Ⅷ́-#", max_size=12)),
+    st.integers(2, 4),
+    st.sampled_from([0, 1, 5]),
+)
+def test_one_text_gets_the_grams_it_has_in_a_column(buckets: int, text: str | None, n: int, most: int) -> None:
+    known = series(["a fi ff", "straße ΣΑΣ 漢字", None, text])
+    feature = Text(name="col", side="user", n=n, max_length=most, hash_buckets=buckets)
+    encoder = TextEncoder.fit([(known[:3], ones(3))], feature)
+    column, found = encoder.transform(known), encoder.transform(known[3:])
+    assert found.values.dtype == np.int32
+    assert found.values.tolist() == column.values[column.offsets[3] :].tolist()
+    assert found.offsets.tolist() == [0, len(found.values)]
+
+
+@FEW
+@given(
+    st.sampled_from([(pl.String, "|"), (pl.List(pl.String), ""), (pl.List(pl.Float64), ""), (pl.List(pl.Boolean), "")]),
+    st.data(),
+)
+def test_one_list_gets_the_codes_it_has_in_a_column(how: tuple[Any, str], data: st.DataObject) -> None:
+    dtype, separator = how
+    text = st.text("ab|7.", max_size=6)
+    values: dict[Any, st.SearchStrategy[Any]] = {
+        pl.String: text,
+        pl.List(pl.String): st.lists(st.one_of(st.none(), text), max_size=4),
+        pl.List(pl.Float64): st.lists(
+            st.one_of(st.none(), st.sampled_from([7.0, 7.5, float("nan"), 1e300])), max_size=4
+        ),
+        pl.List(pl.Boolean): st.lists(st.one_of(st.none(), st.booleans()), max_size=4),
+    }
+    drawn = series(data.draw(st.lists(st.one_of(st.none(), values[dtype]), min_size=3, max_size=3)), dtype)
+    encoder = MultiHotEncoder.fit(drawn[:2], np.array([1, 1]), MultiHot(name="col", side="user", separator=separator))
+    column, found = encoder.transform(drawn), encoder.transform(drawn[2:])
+    assert found.values.tolist() == column.values[column.offsets[2] :].tolist()
+    assert found.offsets.tolist() == [0, len(found.values)]
+
+
+def test_a_vocabulary_out_of_order_is_read_as_it_is_written() -> None:
+    encoder = CategoricalEncoder.restore({"type": "String", "values": ["b", "a", "c"], "hash_buckets": 0})
+    assert [encoder.transform(series([v])).tolist() for v in ("a", "b", "c", "d")] == [[2], [1], [3], [UNKNOWN]]
 
 
 @pytest.mark.parametrize("unseen", ["d", "", "A", None])
@@ -354,6 +440,49 @@ def test_a_shared_sequence_has_the_rows_of_the_id_feature_it_shares(share: bool,
     assert history.rows == rows
     codes = encoders.sequence_codes(schema.features[2], frames["item"]["item_id"])  # type: ignore[arg-type]
     assert codes.tolist() == ([1, 0, 2] if share else [1, 2, 3])
+
+
+def test_encoders_come_back_from_json_to_the_last_bit() -> None:
+    schema = Schema(
+        features=(
+            ID_FEATURES[0],
+            Categorical(name="a.b [x]", side="user"),
+            Numeric(name="age", side="user"),
+            Numeric(name="income", side="user", buckets=5),
+            MultiHot(name="tags", side="user"),
+            ID_FEATURES[1],
+            Vector(name="picture", side="item"),
+            Text(name="label", side="item"),
+        )
+    )
+    rng = np.random.default_rng(0)
+    odd = ['"', "\\", "]", "\n", "\u2028", "漢", "🎬", ""]
+    user = {"user_id": np.array([2**64 - 1, *range(7)], np.uint64), "a.b [x]": odd, "age": rng.normal(size=8) * 1e-7,
+            "income": rng.random(8) * 1e9, "tags": [[o] for o in odd]}  # fmt: skip
+    item = {"item_id": [-(2**63), 2**63 - 1], "picture": [[0.1, 0.7], [1.0, 2.0]], "label": odd[-3:-1]}
+    frames: Any = {"user": pl.DataFrame(user), "item": pl.DataFrame(item)}
+    encoders = Encoders.fit(schema, frames, {"user": ones(8), "item": ones(2)})
+    text = encoders.to_json()
+    again = Encoders.from_json(schema, text)
+    assert again.to_json() == text
+    for side in frames:
+        for name, column in encoders.transform(side, frames[side]).items():
+            back = again.transform(side, frames[side])[name]
+            for a, b in zip(*(vars(c).values() if isinstance(c, Ragged) else [c] for c in (column, back)), strict=True):
+                np.testing.assert_array_equal(a, b)
+    # What is not read in columns is read as JSON: a mean that is no number, say.
+    broken = json.loads(text)
+    broken["sides"]["user"]["age"]["mean"] = float("nan")
+    assert np.isnan(Encoders.from_json(schema, json.dumps(broken)).by_side["user"]["age"].mean)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("values", ['["a"]', '{"a": 1}', "[[1]]", "[1.5]"])
+def test_a_vocabulary_of_another_type_is_refused(values: str) -> None:
+    schema = Schema(features=ID_FEATURES)
+    frames: Any = {"user": pl.DataFrame({"user_id": [77]}), "item": pl.DataFrame({"item_id": [1]})}
+    text = Encoders.fit(schema, frames, {"user": ones(1), "item": ones(1)}).to_json()
+    with pytest.raises(RunError, match="do not fit the schema"):
+        Encoders.from_json(schema, text.replace("[77]", values))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sides": {"user": {}, "item": {}}, "ids": {}}', '{"sides": 3}'])

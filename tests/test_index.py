@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
 from twotower.index import KINDS, Index, Metric, build, choose, load, recall, tune, verify_file
-from twotower.index.exact import ExactIndex, one_blas_thread
+from twotower.index.exact import ExactIndex, one_blas_thread, rising
 
 N, WIDTH = 600, 9
 CASES = [(kind, metric) for kind in KINDS for metric in ("cosine", "dot")]
@@ -584,3 +584,46 @@ def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeyp
     )
     with pytest.raises(RunError, match="code 1"):
         verify_file(first)
+
+
+@each
+def test_rows_from_0_on_are_found_as_any_others(
+    kind: str, metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row r at position r goes a shorter way, until a row is gone."""
+    monkeypatch.setattr("twotower.index.faiss.SMALL", 1)
+    vectors = world(metric)[0]
+    rows = np.arange(len(vectors))
+    index = full(build(kind, vectors, rows, checked(metric)))
+    index.save(tmp_path / "index")
+    queries, rng = users(4), np.random.default_rng(1)
+    allowed = rng.permutation(len(vectors) + 50)[: len(vectors) // 2]
+    banned = [np.repeat(rng.permutation(len(vectors) + 50)[: 20 * n], 2) for n in range(4)]
+
+    def check(index: Index, rows: np.ndarray) -> None:
+        for only, ban in ((None, None), (allowed, None), (np.sort(allowed), banned), (None, banned)):
+            wanted = naive(vectors[rows], rows, queries, 20, only, ban)
+            same(index.search(queries, 20, allowed=only, banned=ban), wanted, kind == "exact")
+            for query, b, *best in zip(queries, ban or [None] * 4, *wanted, strict=True):
+                alone = index.search(query[None], 20, allowed=only, banned=None if b is None else [b])
+                same(alone, (best[0][None], best[1][None]), kind == "exact")
+        np.testing.assert_allclose(index.products(queries[:1]), vectors[rows] @ queries[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(index.vectors(rows[::3]), vectors[rows[::3]])
+
+    check(index, rows)
+    check(full(load(tmp_path / "index")), rows)
+    index.remove(rows[10:30])
+    left = np.delete(rows, slice(10, 30))
+    check(index, left)
+    with pytest.raises(DataError, match="row 10 is not in the index"):
+        index.vectors(rows)
+    index.add(rows[10:30], vectors[10:30])  # at the end of the store
+    check(index, rows)
+
+
+def test_rising_rows_are_taken_as_they_are() -> None:
+    rows = np.array([0, 3, 9])
+    assert rising(rows) is rows
+    assert rising(np.array([9, 3, 3, 0, 9])).tolist() == [0, 3, 9]
+    assert rising(np.array([4, 4])).tolist() == [4]
+    assert rising(np.array([], np.int64)).tolist() == []

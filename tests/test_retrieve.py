@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from conftest import EVERYTHING_SCHEMA, everything, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 import twotower
 from twotower import pipeline
 from twotower.config import IndexConfig
+from twotower.data.dataset import Ids, Lines
+from twotower.data.feed import feed
 from twotower.data.splits import TEST, VALIDATION
+from twotower.encoders import Ragged, spelled
 from twotower.errors import DataError
 from twotower.evaluation import evaluate_part
-from twotower.retrieve import Request, Retriever
+from twotower.retrieve import KEPT_FILTERS, Request, Retriever, UnknownId
 from twotower.run import Run
-from twotower.schema import Numeric, Sequence
+from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 from twotower.store import Store
 
 DECAY = Sequence(name="latest", side="user", pooling="decay", rates=(0.0, 0.7, 1.0))
@@ -320,3 +332,312 @@ def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind
     found = pipeline.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
     assert abs(found["index"]["recall@5"] - found["exact"]["recall@5"]) < 0.1
     assert any("index.kind asks for it" in line for line in said)
+
+
+# ---- vectors, histories, ids
+
+
+def test_a_vector_is_what_the_answer_was_searched_with(retriever: Retriever) -> None:
+    asked: list[tuple[Request, Any]] = [
+        (Request("u5"), 1),
+        (Request("u5"), 2),
+        (Request("u5", {"age": 40.0}, [("i1", True)]), 2),
+        (Request("nobody", {"city": "atlantis"}, events=[("i3", True), ("zz", True)]), 2),
+        (Request("nobody", history=[]), 1),
+    ]
+    for request, method in asked:
+        vector, source, unknown = retriever.vector(request, method)
+        assert vector.shape == (1, retriever.index.width)
+        answer = retriever.recommend(request, 5, method)
+        assert (answer.source, answer.unknown) == (source, unknown)
+        again = retriever.recommend(request, 5, method, vector=vector)
+        assert again.items == answer.items
+        assert again.source == answer.source
+    # Another vector changes the order of the items, and not which are left out.
+    other, _, _ = retriever.vector(Request("u9"), 1)
+    mine, theirs = (set(ids(retriever.recommend(Request("u5"), 40, vector=v))) for v in (None, other))
+    assert mine == theirs
+    assert ids(retriever.recommend(Request("u5"), 40, vector=other)) != ids(retriever.recommend(Request("u5"), 40))
+    # Somebody of whom nothing is known gets the most popular items, unless a vector says what to search.
+    _, source, _ = retriever.vector(Request("nobody"), 2)
+    assert source == "popular"
+    assert retriever.recommend(Request("nobody"), 5, 2, vector=other).source == "cold_start"
+    with pytest.raises(DataError, match="method 1 answers user"):
+        retriever.vector(Request("u5", {"age": 3}), 1)
+    with pytest.raises(DataError, match="no feature 'agee'"):
+        retriever.vector(Request("u5", {"agee": 3}), 2)
+    with pytest.raises(DataError, match="method is 3"):
+        retriever.vector(Request("u5"), 3)  # type: ignore[arg-type]
+    for wrong in (np.zeros((1, 3), np.float32), np.full((1, retriever.index.width), np.nan, np.float32)):
+        with pytest.raises(DataError):
+            retriever.recommend(Request("u5"), 5, vector=wrong)
+
+
+def test_a_history_is_what_the_tower_has_read(run: Run, retriever: Retriever) -> None:
+    data = run.dataset
+    for row in (0, 7, 33):
+        order = data.in_order((data.pairs.user == row) & (data.parts != TEST))
+        told = [(str(data.items.ids[int(data.pairs.item[i])]), bool(data.pairs.positive[i])) for i in order]
+        assert len(told) > 3
+        for n in (0, 1, 3, 1000):
+            wanted = [(i, f"Item {i[1:]}", liked) for i, liked in told[max(0, len(told) - n) :]]
+            assert retriever.history(f"u{row}", n) == wanted
+        assert set(retriever.met(f"u{row}")) > {i for i, _ in told}  # the test part was met as well
+    with pytest.raises(UnknownId, match="user 'nobody' is not among the 60 users"):
+        retriever.history("nobody", 5)
+    with pytest.raises(UnknownId):
+        retriever.similar("zz")
+
+
+def test_columns_that_a_request_and_a_filter_may_name(retriever: Retriever, wide_retriever: Retriever) -> None:
+    assert retriever.user_columns == ["city", "age", "income", "motto"]
+    assert retriever.item_columns == [
+        c for c in retriever.dataset.items.frame.columns if c not in ("__count:shown", "__mean:mean_stars")
+    ]
+    for asked in (retriever, wide_retriever):
+        for column in asked.item_columns:
+            assert asked.recommend(Request(asked.user_ids[0]), 3, where={column: "no such value"}).items == []
+
+
+def test_a_filter_asked_again_gives_the_same_and_few_are_kept(retriever: Retriever) -> None:
+    filters: list[dict[str, str]] = [
+        {"brand": "brand2"},
+        {"tags": "t1"},
+        {"brand": "brand2", "tags": "t1"},
+        {"year": "x"},
+    ]
+    for _ in range(2):
+        for where in filters:
+            rows = set(range(40))
+            for column, value in where.items():
+                rows &= {
+                    r
+                    for r in range(40)
+                    if value in (f"brand{r % 5}", *(f"t{t}" for t in range(r % 4))) and column != "year"
+                }
+            assert set(ids(retriever.recommend(Request("u5"), 40, keep_seen=True, where=where))) == {
+                f"i{r}" for r in rows
+            }
+            assert retriever.passing(["i2", "i7", "zz"], where) == len(rows & {2, 7})
+    for number in range(2 * KEPT_FILTERS):
+        retriever.passing(None, {"brand": f"no{number}"})
+    assert len(retriever._filters) == KEPT_FILTERS
+    with pytest.raises(DataError, match="no column 'brnd'"):
+        retriever.passing(None, {"brand": "brand2", "brnd": "x"})
+
+
+ID_COLUMNS = [
+    pl.Series("id", ["7", "007", "", "漢", "7.0", "\\udcff", "a" * 300]),
+    pl.Series("id", [7, -7, 2**63 - 1, 0]),
+    pl.Series("id", [0, 2**64 - 1], dtype=pl.UInt64),
+]
+
+
+@pytest.mark.parametrize("bits", [64, 1, 0])
+@pytest.mark.parametrize("column", ID_COLUMNS)
+def test_ids_have_their_rows_also_where_hashes_collide(
+    column: pl.Series, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from twotower.data import dataset as datasets
+
+    hashes = datasets._hashes
+    monkeypatch.setattr(datasets, "_hashes", lambda c: hashes(c) & np.uint64(2**bits - 1))
+    known = [str(i) for i in column]
+    row = {i: r for r, i in enumerate(known)}
+    found = Ids(column)
+    asked = [*known[::-1], "nobody", "07", "7 ", "\udcff", "漢漢", known[0]]
+    assert found.rows(asked) == [row.get(i, -1) for i in asked]
+    assert [found.row(i) for i in asked * 2] == [row.get(i) for i in asked * 2]
+    assert found.rows([]) == []
+    assert list(found) == known == found[:]
+    assert (len(found), found[-1], found[np.int64(1)], found[1:3]) == (len(known), known[-1], known[1], known[1:3])
+    assert known[1] in found
+    assert "nobody" not in found
+    assert Ids(column.clear()).rows(["7"]) == [-1]
+    assert list(Lines(column)) == known
+    with pytest.raises(IndexError):
+        found[len(known)]
+
+
+def test_the_ids_asked_last_are_few() -> None:
+    many = Ids(pl.Series("id", np.arange(20_000)))
+    assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))
+    assert len(many._last) <= 16_384
+    assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))
+
+
+def test_a_retriever_is_gone_as_soon_as_nobody_holds_it(store: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        found = pipeline.retriever(store)
+        assert found.recommend(Request("u1", {"age": 3.0}, [("i1", True)]), 3, 2, where={"brand": "brand1"}).items
+        assert found.search("more", 3).items
+        assert found.similar("i1", 3).items
+        with pytest.raises(DataError):
+            found.recommend(Request("u1", {"agee": 3.0}), 3, 2)
+        parts = [weakref.ref(part) for part in (found, found.dataset, found.index, found.tower, found.item_ids)]
+        del found
+        assert [part() for part in parts] == [None] * len(parts)
+    finally:
+        gc.enable()
+
+
+# ---- what a request says, and what a table would say
+
+
+WIDE = Schema(
+    user_id="uid",
+    item_id="iid",
+    time="when",
+    features=(
+        Categorical(name="uid", side="user"),
+        Categorical(name="plan", side="user", missing="error"),
+        Categorical(name="code", side="user"),
+        Categorical(name="level", side="user"),
+        Categorical(name="flag", side="user"),
+        Categorical(name="shop", side="user", hash_buckets=9),
+        Categorical(name="again", side="user", column="level", min_count=30),
+        Numeric(name="age", side="user"),
+        Numeric(name="income", side="user", buckets=4),
+        Numeric(name="years", side="user", missing="error"),
+        Numeric(name="bought", side="user", statistic="count"),
+        Numeric(name="mildness", side="user", statistic="mean"),
+        MultiHot(name="tags", side="user", separator="|"),
+        MultiHot(name="numbers", side="user"),
+        Vector(name="taste", side="user"),
+        Text(name="motto", side="user"),
+        Text(name="digits", side="user", n=2),
+        Sequence(name="liked", side="user", of="positive", max_length=4),
+        Sequence(name="met", side="user", pooling="sqrt"),
+        Categorical(name="iid", side="item"),
+    ),
+)
+
+
+def wide() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Users with every kind of column; ids are numbers."""
+    rng = np.random.default_rng(3)
+    n = 30
+    users = pl.DataFrame(
+        {
+            "uid": range(n),
+            "plan": [("free", "paid")[i % 2] for i in range(n)],
+            "code": [None if i % 7 == 0 else ("7", "007", "7.5", "true", "漢")[i % 5] for i in range(n)],
+            "level": [None if i % 8 == 0 else (7.0, 7.5, -3.0, 2.0**53)[i % 4] for i in range(n)],
+            "flag": [None if i % 9 == 0 else i % 3 == 0 for i in range(n)],
+            "shop": [f"shop{i % 4}" for i in range(n)],
+            "age": [None if i % 6 == 0 else 20 + i for i in range(n)],
+            "income": [None if i % 5 == 0 else i**2 / 3 for i in range(n)],
+            "years": [i / 4 for i in range(n)],
+            "tags": [None if i % 7 == 0 else "|".join("abc7"[: i % 5]) for i in range(n)],
+            "numbers": [None if i % 9 == 0 else list(range(i % 4)) for i in range(n)],
+            "taste": [None if i % 10 == 0 else [i / 7, -1.5] for i in range(n)],
+            "motto": [None if i % 10 == 0 else ("more is more", "少即是多", "")[i % 3] for i in range(n)],
+            "digits": [i * 111 for i in range(n)],
+        }
+    )
+    items = pl.DataFrame({"iid": [f"i{i}" for i in range(20)]})
+    pairs = rng.choice(n * 20, 300, replace=False)
+    actions = pl.DataFrame({"uid": pairs // 20, "iid": [f"i{i % 20}" for i in pairs], "when": np.arange(300)})
+    return users, items, actions
+
+
+@pytest.fixture(scope="module")
+def wide_retriever(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
+    folder = tmp_path_factory.mktemp("wide")
+    fitted = twotower.fit(
+        wide(),
+        WIDE,
+        settings(
+            split={"kind": "last"}, negatives={"random": 2}, train={"epochs": 1, "monitor": "validation.recall@5"}
+        ),
+        folder=folder / "run",
+    )
+    pipeline.publish(fitted, folder / "store", force=True)
+    return pipeline.retriever(folder / "store")
+
+
+def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> dict[str, Any]:
+    """What the tower reads, by putting the request into a row of the users table and encoding two of it (one value
+    goes another way)."""
+    schema, users = retriever.schema, retriever.dataset.users.frame
+    row = retriever.user_ids.row(request.user_id) if request.user_id is not None else None
+    frame = users[row] if row is not None else users.clear(1).with_columns(pl.lit(0.0).alias("__count:bought"))
+    texts = [f.source for f in schema.texts("user")]
+    frame = frame.with_columns(spelled(frame[name]).cast(pl.String).alias(name) for name in texts)
+    values = dict(request.features)
+    if row is None and request.user_id is not None:
+        values.setdefault(schema.user_id, request.user_id)
+    for name, value in values.items():
+        try:
+            if isinstance(value, dict):
+                raise TypeError
+            frame = frame.with_columns(pl.Series(name, [value], strict=False).cast(frame.schema[name], strict=True))
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
+            if name != schema.user_id:
+                raise DataError(f"request: feature '{name}' is {value!r}, expected {frame.schema[name]}") from None
+    columns = retriever.dataset.encoders.transform("user", pl.concat([frame, frame]))
+    for f in schema.side("user"):
+        if isinstance(f, Sequence):
+            stored = retriever.columns[f.name]
+            assert isinstance(stored, Ragged)
+            columns[f.name] = (
+                stored.take(np.array([row])) if row is not None else Ragged(stored.values[:0], np.zeros(2, np.int64))
+            )
+        elif f.source in request.features:
+            column = columns[f.name]
+            codes = column.values if isinstance(column, Ragged) else column
+            if codes.dtype == np.int32 and not codes.any():
+                unknown.append(f.name)
+    return feed(retriever.fields, columns, np.array([0]))
+
+
+def outcome(work: Callable[[list[str]], dict[str, Any]]) -> Any:
+    """The arrays and what is unknown, or the error."""
+    unknown: list[str] = []
+    try:
+        found = work(unknown)
+    except Exception as e:
+        # Of two rows of a table twice as many values are missing.
+        return type(e), str(e).replace("2 of 2", "1 of 1").replace("2 vectors", "1 vectors")
+    return {n: (v.dtype, v.shape, v.tobytes()) for n, v in found.items()}, unknown
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([0, 7, -3, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63) - 1, 10**400]),
+    st.sampled_from([7.0, 7.5, -0.0, 1e300, 1e-320, float("nan"), float("inf"), -float("inf"), 2.0**53]),
+    st.sampled_from(
+        ["7", "007", "-7", "-0", "7.0", "7.5", "true", "True", "free", "shop1", "漢", "少即是多", "more IS", "", " ", "a|b", "|a||7|",
+         "222", "\\udcff", "９", "+7", "9" * 5000]
+    ),
+    st.lists(st.one_of(st.none(), st.booleans(), st.integers(-2, 4), st.floats(width=16), st.sampled_from(["a", "1", ""])), max_size=3),
+    st.lists(st.lists(st.integers(0, 3), max_size=2), max_size=2),
+    st.sampled_from([{}, {"a": 1}, b"7", (1, 2), {1, 2}, 1j, Decimal("7"), datetime(2020, 1, 1), range(2), object]),
+    st.text(max_size=3),
+    st.integers(),
+    st.floats(),
+)  # fmt: skip
+
+
+@examples(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([None, "3", "7", "nobody", "007", "-1", "\\udcff"]),
+    st.dictionaries(
+        st.sampled_from(
+            [f.source for f in WIDE.side("user") if not f.source.startswith("__") and f.kind != "sequence"]
+        ),
+        ODD,
+        max_size=4,
+    ),
+)
+def test_a_request_is_read_as_the_row_of_a_table_it_stands_for(
+    wide_retriever: Retriever, user: str | None, features: dict[str, Any]
+) -> None:
+    for told in (features, {"plan": "paid", "years": 2} | features):
+        request = Request(user, told)
+        row = wide_retriever._user(request)
+        found = outcome(lambda unknown: wide_retriever._feed(request, row, {}, unknown))  # noqa: B023
+        assert found == outcome(lambda unknown: by_the_table(wide_retriever, request, unknown))  # noqa: B023

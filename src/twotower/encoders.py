@@ -6,8 +6,11 @@ as JSON; nothing here knows about torch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -138,6 +141,8 @@ class CategoricalEncoder:
         self.vocabulary = vocabulary
         self.hash_buckets = hash_buckets
         self._codes = pl.DataFrame({"value": vocabulary, "code": np.arange(1, len(vocabulary) + 1, dtype=np.int32)})
+        self.quick = vocabulary.is_sorted() and not vocabulary.null_count()
+        """Whether `code` may be asked: the vocabulary is in order, as `fit` makes it."""
 
     @classmethod
     def fit(
@@ -169,6 +174,8 @@ class CategoricalEncoder:
 
     def transform(self, series: pl.Series) -> Codes:
         values = spelled(series)
+        if len(values) == 1 and self.quick:
+            return np.array([self.code(values[0])], np.int32)
         if self.hash_buckets:
             distinct = values.unique()
             codes = [_bucket(v, self.hash_buckets) for v in distinct.to_list()]
@@ -182,6 +189,21 @@ class CategoricalEncoder:
         joined = values.to_frame("value").join(table, on="value", how="left", maintain_order="left")
         return joined["code"].fill_null(UNKNOWN).to_numpy().astype(np.int32)
 
+    def code(self, value: str | int | None) -> int:
+        """The code of one value as `spelled` gives it. A join takes a hundred times as long."""
+        if value is None or self.hash_buckets:
+            return _bucket(value, self.hash_buckets)
+        # A vocabulary of numbers asked for text (or the reverse): compare as text.
+        if self.vocabulary.dtype == pl.String:
+            value = str(value)
+        elif isinstance(value, str):
+            number = int(value) if len(value) <= 20 and value.removeprefix("-").isdecimal() else 0
+            if str(number) != value:
+                return UNKNOWN
+            value = number
+        place = bisect_left(self.vocabulary, value)
+        return place + 1 if place < len(self.vocabulary) and self.vocabulary[place] == value else UNKNOWN
+
     def state(self) -> dict[str, Any]:
         return {
             "type": str(self.vocabulary.dtype),
@@ -192,7 +214,9 @@ class CategoricalEncoder:
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> CategoricalEncoder:
         dtype = {"Int64": pl.Int64, "UInt64": pl.UInt64, "String": pl.String}[state["type"]]
-        return cls(pl.Series("value", state["values"], dtype=dtype), state["hash_buckets"])
+        values = state["values"]
+        read = values.cast(dtype) if isinstance(values, pl.Series) else pl.Series(values, dtype=dtype)
+        return cls(read.alias("value"), state["hash_buckets"])
 
 
 def _bucket(value: Any, buckets: int) -> int:
@@ -227,14 +251,15 @@ class NumericEncoder:
             codes[missing] = UNKNOWN
             return codes
         x = np.where(missing, self.mean, x)
-        return ((x - self.mean) / self.deviation).astype(np.float32)[:, None]
+        with np.errstate(over="ignore"):  # the tower's vector will not be finite, which is looked at
+            return ((x - self.mean) / self.deviation).astype(np.float32)[:, None]
 
     def state(self) -> dict[str, Any]:
         return dict(vars(self))
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> NumericEncoder:
-        return cls(**state)
+        return cls(**dict(state) | {"edges": list(state["edges"])})
 
 
 def _numbers(series: pl.Series) -> npt.NDArray[np.float64]:
@@ -243,7 +268,7 @@ def _numbers(series: pl.Series) -> npt.NDArray[np.float64]:
         raise DataError(
             f"column '{series.name}': found {series.dtype}, expected numbers; cast it, or make it categorical"
         )
-    x = series.cast(pl.Float64).fill_null(float("nan")).to_numpy().copy()
+    x = np.array(series.cast(pl.Float64).to_numpy())  # a null is nan
     x[~np.isfinite(x)] = np.nan
     return x
 
@@ -265,6 +290,10 @@ class MultiHotEncoder:
         return self.values.rows
 
     def transform(self, series: pl.Series) -> Ragged:
+        if len(series) == 1 and self.values.quick:
+            flat = _lists(series, self.separator)[0]
+            given = [] if flat is None else spelled(_present(flat).alias(series.name)).to_list()
+            return _one_row([code for value in given if (code := self.values.code(value)) != UNKNOWN])
         rows, flat = _explode(series, self.separator)
         codes = self.values.transform(flat)
         known = codes != UNKNOWN
@@ -278,8 +307,18 @@ class MultiHotEncoder:
         return cls(CategoricalEncoder.restore(state["values"]), state["separator"])
 
 
-def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
-    """Row numbers and values of a list column, flat; null rows and null values left out."""
+def _present(values: pl.Series) -> pl.Series:
+    """Without nulls and, of text, empty ones."""
+    values = values.drop_nulls()
+    return values.filter(values != "") if values.dtype == pl.String else values
+
+
+def _one_row(codes: list[int]) -> Ragged:
+    return Ragged(np.array(codes, np.int32), np.array([0, len(codes)]))
+
+
+def _lists(series: pl.Series, separator: str) -> pl.Series:
+    """A list column, or a text column cut to one. Raises DataError for another."""
     if separator and series.dtype in (pl.String, pl.Categorical, pl.Enum):
         series = series.cast(pl.String).str.split(separator)
     elif isinstance(series.dtype, pl.Array):
@@ -291,6 +330,12 @@ def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
             f"column '{series.name}': found {series.dtype}, expected lists, or text and the feature's separator; "
             "set separator, or make it categorical"
         )
+    return series
+
+
+def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
+    """Row numbers and values of a list column, flat; null rows and null values left out."""
+    series = _lists(series, separator)
     flat = series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
     if flat["value"].dtype == pl.String:
         flat = flat.filter(pl.col("value") != "")
@@ -354,14 +399,25 @@ def _as_lists(series: pl.Series) -> pl.Series:
 
 # An ideograph, or a run of letters, digits and the marks that belong to them (vowel signs, say).
 _WORD = r"\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+"
+_IDEOGRAPH = r"^\p{Han}$"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_ideograph(character: str) -> bool:
+    return bool(pl.Series([character]).str.contains(_IDEOGRAPH)[0])
 
 
 def words(series: pl.Series) -> tuple[Ints, pl.Series]:
     """Row numbers and words of a text column, flat, in the order of the text; NFKC and lower case."""
-    # NFKC can bring capitals (of a Roman numeral, say), and small letters can be two characters that it joins.
-    plain = spelled(series).cast(pl.String).str.to_lowercase().str.normalize("NFKC").str.to_lowercase()
-    frame = plain.str.extract_all(_WORD).to_frame("word").with_row_index("row").explode("word").drop_nulls("word")
+    frame = _words(series).to_frame().with_row_index("row").explode("word").drop_nulls("word")
     return frame["row"].to_numpy().astype(np.int64), frame["word"]
+
+
+def _words(series: pl.Series) -> pl.Series:
+    """The list of words of each text."""
+    # NFKC can bring capitals (of a Roman numeral, say), and small letters can be two characters that it joins.
+    plain = pl.col("word").str.to_lowercase().str.normalize("NFKC").str.to_lowercase()
+    return spelled(series).cast(pl.String).to_frame("word").select(plain.str.extract_all(_WORD)).to_series()
 
 
 def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:
@@ -370,7 +426,7 @@ def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:
     An ideograph is its own gram, and a word shorter than a gram gives one gram, the whole of it.
     """
     frame = words.to_frame("word").with_row_index("row")
-    ideograph = pl.col("word").str.contains(r"^\p{Han}$")
+    ideograph = pl.col("word").str.contains(_IDEOGRAPH)
     frame = frame.with_columns(word=pl.when(ideograph).then(pl.col("word")).otherwise("#" + pl.col("word") + "#"))
     places = (pl.col("word").str.len_chars().cast(pl.Int64) - n + 1).clip(lower_bound=1)
     frame = frame.with_columns(place=pl.int_ranges(0, places)).explode("place")
@@ -431,6 +487,8 @@ class TextEncoder:
         return self.values.rows
 
     def transform(self, series: pl.Series) -> Ragged:
+        if len(series) == 1 and self.values.quick:
+            return self._one(series)
         row, flat = words(series)
         codes, number = self._coded(flat)
         found = codes.take(number)
@@ -442,6 +500,16 @@ class TextEncoder:
         keep = np.arange(len(found.values)) - np.repeat(offsets[:-1], lengths) < self.max_length
         np.cumsum(np.minimum(lengths, self.max_length), out=offsets[1:])
         return Ragged(found.values[keep], offsets)
+
+    def _one(self, series: pl.Series) -> Ragged:
+        """As `transform`, of one text, without the columns that distinct words and their grams are."""
+        found = _words(series)[0]
+        codes: list[int] = []
+        for word in [] if found is None else found.to_list():
+            alone = len(word) == 1 and _is_ideograph(word)
+            text = word if alone else f"#{word}#"
+            codes += [self.values.code(text[i : i + self.n]) for i in range(max(1, len(text) - self.n + 1))]
+        return _one_row(codes[: self.max_length or None])
 
     def _coded(self, flat: pl.Series) -> tuple[Ragged, Ints]:
         """The codes of every distinct word, and the number of each of the words among them."""
@@ -527,18 +595,17 @@ class Encoders:
 
     def transform(self, side: SideName, frame: pl.DataFrame) -> dict[str, Column]:
         """Every column of one side but the sequences, by feature name."""
-        out: dict[str, Column] = {}
-        for feature in self.schema.side(side):
-            if isinstance(feature, Sequence):
-                continue
-            series = frame[feature.source]
-            if feature.missing == "error" and missing_count(series):
-                raise DataError(
-                    f"column '{feature.source}': {missing_count(series)} of {len(series)} values are missing, "
-                    f"and feature '{feature.name}' has missing = 'error'; fill them or set missing = 'impute'"
-                )
-            out[feature.name] = self.by_side[side][feature.name].transform(series)
-        return out
+        features = [f for f in self.schema.side(side) if not isinstance(f, Sequence)]
+        return {f.name: self.encode(f, frame[f.source]) for f in features}
+
+    def encode(self, feature: Feature, series: pl.Series) -> Column:
+        """What a feature that is no sequence reads of its column's values. Raises DataError if it cannot."""
+        if feature.missing == "error" and missing_count(series):
+            raise DataError(
+                f"column '{feature.source}': {missing_count(series)} of {len(series)} values are missing, "
+                f"and feature '{feature.name}' has missing = 'error'; fill them or set missing = 'impute'"
+            )
+        return self.by_side[feature.side][feature.name].transform(series)
 
     def sequence_codes(self, feature: Sequence, other_ids: pl.Series) -> Codes:
         """The code of every row of the other side, as the sequence's embedding table numbers them."""
@@ -596,19 +663,54 @@ class Encoders:
     @classmethod
     def from_json(cls, schema: Schema, text: str) -> Encoders:
         try:
-            data = json.loads(text)
+            data = _parsed(schema, text)
             by_side: dict[SideName, dict[str, Encoder]] = {
                 s: {f.name: _KINDS[f.kind].restore(data["sides"][s][f.name]) for f in schema.side(s) if _keeps_state(f)}
                 for s in SIDES
             }
             ids = {s: CategoricalEncoder.restore(data["ids"][s]) for s in SIDES}
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as e:
             raise RunError(f"the encoders do not fit the schema of this run ({type(e).__name__}: {e})") from e
         return cls(schema, _lent(schema, by_side), ids)
 
     def text(self, side: SideName, name: str) -> TextEncoder:
         """The encoder of a text feature."""
         return cast(TextEncoder, self.by_side[side][name])
+
+
+_VOCABULARY = pl.Struct({"type": pl.String, "values": pl.List(pl.String), "hash_buckets": pl.Int64})
+_STATES: dict[str, pl.DataType] = {
+    "categorical": _VOCABULARY,
+    "numeric": pl.Struct(
+        {"mean": pl.Float64, "deviation": pl.Float64, "edges": pl.List(pl.Float64), "buckets": pl.Int64}
+    ),
+    "multi_hot": pl.Struct({"separator": pl.String, "values": _VOCABULARY}),
+    "vector": pl.Struct({"length": pl.Int64, "scale": pl.Float64}),
+    "text": pl.Struct({"n": pl.Int64, "max_length": pl.Int64, "values": _VOCABULARY}),
+}
+
+
+def _parsed(schema: Schema, text: str) -> Any:
+    """As `json.loads`, but a vocabulary is a column: of a million ids it takes the interpreter's lock for no time."""
+    sides = {s: {f.name: _STATES[f.kind] for f in schema.side(s) if _keeps_state(f)} for s in SIDES}
+    dtype = {
+        "sides": pl.Struct({s: pl.Struct(states) for s, states in sides.items() if states}),
+        "ids": pl.Struct(dict.fromkeys(SIDES, _VOCABULARY)),
+    }
+    try:
+        return _first(pl.read_json(io.BytesIO(text.encode()), schema=dtype).to_struct())
+    except (pl.exceptions.PolarsError, ValueError, IndexError):
+        return json.loads(text)  # which says what is wrong, or reads the NaN of a mean
+
+
+def _first(column: pl.Series) -> Any:
+    """The first value: a struct as a dict, a list as a column. Raises ValueError if something in it is missing."""
+    if isinstance(column.dtype, pl.Struct):
+        return {name: _first(column.struct.field(name)) for name in column.struct.fields}
+    value = column[0]
+    if value is None or (isinstance(value, pl.Series) and value.null_count()):
+        raise ValueError(f"no {column.name}")
+    return value
 
 
 def _other(side: SideName) -> SideName:

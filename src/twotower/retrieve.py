@@ -9,10 +9,12 @@ No torch: the tower is an ONNX graph.
 from __future__ import annotations
 
 import json
+import threading
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,21 +30,30 @@ from twotower import storage
 from twotower.bundle import Bundle
 from twotower.config import Config
 from twotower.data import dataset as datasets
-from twotower.data.dataset import Dataset
-from twotower.data.feed import feed
+from twotower.data.dataset import Dataset, Ids, Lines
+from twotower.data.feed import Feed, feed, feed_row, row_of
 from twotower.data.splits import TEST, TRAIN
-from twotower.encoders import UNKNOWN, Column, Floats, Ints, Ragged, spelled, words
+from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, spelled, words
 from twotower.errors import ConfigError, DataError, RunError, nearest
 from twotower.index import Index
-from twotower.index.exact import LONGEST
-from twotower.onnx_tower import OnnxTower
-from twotower.schema import MultiHot, Numeric, Schema, Sequence
+from twotower.index.exact import LONGEST, within
+from twotower.onnx_tower import Gate, OnnxTower
+from twotower.schema import Feature, MultiHot, Numeric, Schema, Sequence
 
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular"]
 MAX_K = 10_000
 CELLS = 2**21
 """Products of two items of a history that a call of the tower may hold for each of its heads."""
+PIECE = 2**13
+"""Vectors that are looked at together."""
+KEPT_ROWS = 2**24
+KEPT_FILTERS = 256
+"""Of the filters asked last are kept so many, and so many rows together (128 MiB)."""
+
+
+class UnknownId(DataError):
+    """A user or an item that the bundle does not know."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +150,22 @@ class Retriever:
 
     def _load(self, bundle: Bundle, threads: int) -> None:
         folder = bundle.folder
-        schema, self.config = _settings(folder)
-        # The item tower is not asked here, so its columns are not made.
-        self.dataset: Dataset = datasets.load(folder, schema, self.config.split, encode=("user",))
-        self.index: Index = indexes.load(folder / "index")
+        with ThreadPoolExecutor(1) as beside:  # it mostly waits for the process that looks at FAISS's file
+            index = beside.submit(indexes.load, folder / "index")
+            schema, self.config = _settings(folder)
+            # The item tower is not asked here, so its columns are not made.
+            self.dataset: Dataset = datasets.load(folder, schema, self.config.split, encode=("user",))
+            self.user_ids, self.item_ids = Ids(self.dataset.users.ids), Ids(self.dataset.items.ids)
+            self.titles = Lines(self.dataset.title_column())
+            self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
+            self.user_vectors: Floats = datasets.read(
+                folder / "user_vectors.npy", lambda p: np.asarray(np.load(p, mmap_mode="r"))
+            )
+            self.tower = OnnxTower(folder / "user_tower.onnx", threads)
+            self.fields = self.dataset.encoders.fields("user")
+            told = datasets.read(folder / "vectors.json", storage.read_json)
+            self.index: Index = index.result()
         self.index.threads = threads
-        self.user_vectors: Floats = datasets.read(folder / "user_vectors.npy", lambda p: np.load(p, mmap_mode="r"))
-        self.tower = OnnxTower(folder / "user_tower.onnx", threads)
-        self.fields = self.dataset.encoders.fields("user")
-        told = datasets.read(folder / "vectors.json", storage.read_json)
         digests = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
         bundle.agree(
             {
@@ -166,13 +184,11 @@ class Retriever:
                 "config.toml": {"metric": self.config.model.metric},
             }
         )
-        self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
-        self.titles = self.dataset.titles()
-        self.user_ids = self.dataset.users.ids.cast(pl.String).to_list()
-        self.item_ids = self.dataset.items.ids.cast(pl.String).to_list()
-        self._user_row = {user: row for row, user in enumerate(self.user_ids)}
-        self._item_row = {item: row for row, item in enumerate(self.item_ids)}
-        _ = self.seen, self._codes  # made now, not by the first who asks
+        self._filters: dict[tuple[tuple[str, str], ...], Ints] = {}
+        self._filtering = threading.Lock()
+        # Made now, not by the first who asks.
+        _ = self.seen, self._codes, self.popular, self._rank, self._lengths
+        _ = self._features, self._dtypes, self._stranger
 
     @property
     def schema(self) -> Schema:
@@ -180,16 +196,70 @@ class Retriever:
 
     @cached_property
     def seen(self) -> Ragged:
-        """User row -> item rows of all their interactions, whatever the part."""
+        """User row -> item rows of all their interactions, whatever the part; its source numbers these."""
         pairs = self.dataset.pairs
-        return Ragged.from_pairs(pairs.user, pairs.item, len(self.user_ids))
+        return Ragged.from_pairs(pairs.user, pairs.item, len(self.user_ids), np.arange(len(pairs)))
 
     @cached_property
-    def _popular(self) -> Ints:
+    def popular(self) -> Ints:
         """Item rows, most training positives first."""
         train = self.dataset.train
         counts = np.bincount(train.item[train.positive], minlength=len(self.item_ids))
         return np.argsort(-counts, kind="stable")
+
+    @cached_property
+    def _rank(self) -> Ints:
+        """Item row -> its place in `popular`."""
+        rank = np.empty_like(self.popular)
+        rank[self.popular] = np.arange(len(rank))
+        return rank
+
+    @property
+    def user_columns(self) -> list[str]:
+        """The columns that a request's `features` may name."""
+        return [name for name in self._dtypes if name != self.schema.user_id]
+
+    @property
+    def item_columns(self) -> list[str]:
+        """The columns that `where` may name."""
+        dtypes = self.dataset.items.frame.schema
+        return [c for c in _shown(dtypes) if isinstance(dtypes[c], pl.List) or not dtypes[c].is_nested()]
+
+    def history(self, user_id: str, n: int) -> list[tuple[str, str, bool]]:
+        """Id and title of the last `n` items that a user met, oldest first, and whether they liked each: of what the
+        tower has been told, the test part left out. Raises UnknownId."""
+        row, data = self._known(user_id), self.dataset
+        assert self.seen.source is not None
+        mine = self.seen.source[self.seen.offsets[row] : self.seen.offsets[row + 1]]
+        mine = mine[data.parts[mine] != TEST] if data.ordered else mine[data.parts[mine] == TRAIN]
+        if data.seconds is not None:
+            mine = mine[np.argsort(data.seconds[mine], kind="stable")]
+        mine = mine[max(0, len(mine) - n) :]
+        liked = data.pairs.positive[mine].tolist()
+        return [
+            (self.item_ids[i], self.titles[i], like)
+            for i, like in zip(data.pairs.item[mine].tolist(), liked, strict=True)
+        ]
+
+    def knows(self, user_id: str) -> bool:
+        """Whether the bundle has the user."""
+        return self.user_ids.row(user_id) is not None
+
+    def stored(self, user_id: str) -> dict[str, Any]:
+        """What a request's `features` would replace: the known user's row of the users table. Raises UnknownId."""
+        row: dict[str, Any] = self.dataset.users.frame.select(self.user_columns).row(self._known(user_id), named=True)
+        return row
+
+    def met(self, user_id: str) -> list[str]:
+        """The items that a known user has met, which answers leave out. Raises UnknownId."""
+        items: list[str] = self.item_ids.column.gather(row_of(self.seen, self._known(user_id))).to_list()
+        return items
+
+    def _known(self, user_id: str) -> int:
+        row = self.user_ids.row(str(user_id))
+        if row is None:
+            raise UnknownId(f"user '{user_id}' is not among the {len(self.user_ids):,} users of this bundle")
+        return row
 
     # ---- one user
 
@@ -204,174 +274,274 @@ class Retriever:
         where: Mapping[str, str] | None = None,
         keep_seen: bool = False,
         exact: bool = False,
+        vector: Floats | None = None,
     ) -> Answer:
         """The best `k` items for who asks, what they have met left out unless `keep_seen`.
 
         `allow` and `ban` are item ids, `where` wants an item column to equal a value (or to hold it, for a column of
         several). A user the bundle does not know gets the tower on what the request says of them ("cold_start"), or
-        the most popular items if it says nothing ("popular"). Raises DataError for what cannot be used.
+        the most popular items if it says nothing ("popular"). A `vector` (1, D) stands for what `vector` gives, and is
+        searched with as it is. Raises DataError for what cannot be used.
         """
         started = time.perf_counter()
         _check_k(k)
         if isinstance(allow, str) or isinstance(ban, str):
             raise DataError("allow and ban are lists of item ids, not one text")
-        if method not in (1, 2):
-            raise DataError(f"method is {method}, expected 1 (stored vectors) or 2 (the user tower live)")
-        row = self._user_row.get(request.user_id) if request.user_id is not None else None
-        told = bool(request.features or request.events) or request.history is not None
+        _check_method(method)
+        row = self._user(request)
+        source = _source(request, row)
         unknown: list[str] = []
-        source: Source = "model" if row is not None else "cold_start" if told else "popular"
-        banned = [self._rows(ban, strict=False)]
+        named = self._named(request)
+        out = self._rows(ban)
         if not keep_seen:
-            if row is not None:
-                banned.append(_row_of(self.seen, row))
-            met = [i for i, _ in (*(request.history or ()), *request.events)]
-            banned.append(self._rows(met, strict=False))
-        out = np.unique(np.concatenate(banned))
+            met = [r for r in named.values() if r >= 0]
+            out = np.concatenate([out, np.array(met, np.int64), row_of(self.seen, row) if row is not None else out[:0]])
         allowed = self._allowed(allow, where)
-        if source == "popular":
+        if vector is None and source == "popular":
             rows, scores = self._most_popular(k, out, allowed)
         else:
-            if method == 2 or row is None:
-                vector = self._live(request, row, unknown)
-            elif request.features:
-                raise DataError(
-                    f"request: method 1 answers user '{request.user_id}' from the stored vector, which features do not "
-                    "change; ask by method 2, or leave the features out"
-                )
-            else:
-                vector = np.asarray(self.user_vectors[row : row + 1])
+            if vector is None:
+                vector = self._vector(request, row, method, named, unknown)
+            elif source == "popular":
+                source = "cold_start"
             found, values = self.index.search(vector, k, allowed=allowed, banned=[out], exact=exact)
             rows, scores = found[0], values[0]
         items = self._items(rows, scores)
         spent = (time.perf_counter() - started) * 1e3
         return Answer(items, self.bundle.id, method, source, round(spent, 3), len(items) < k, unknown)
 
-    def _live(self, request: Request, row: int | None, unknown: list[str]) -> Floats:
+    def vector(self, request: Request, method: Method = 2) -> tuple[Floats, Source, list[str]]:
+        """The vector (1, D) that `recommend` searches with, where it comes from, and what of the request is unknown.
+
+        "popular" is somebody of whom nothing is known: `recommend` does not search then, and the vector is the tower's
+        of a user without features or history. Raises DataError as `recommend` does.
+        """
+        _check_method(method)
+        row = self._user(request)
+        unknown: list[str] = []
+        return self._vector(request, row, method, self._named(request), unknown), _source(request, row), unknown
+
+    def _user(self, request: Request) -> int | None:
+        """The row of a known user."""
+        return None if request.user_id is None else self.user_ids.row(request.user_id)
+
+    def _named(self, request: Request) -> dict[str, int]:
+        """The rows of the items that the history and the events name, -1 for those that are not known."""
+        items = [i for i, _ in (*(request.history or ()), *request.events)]
+        return dict(zip(items, self.item_ids.rows([str(i) for i in items]), strict=True))
+
+    def _vector(
+        self, request: Request, row: int | None, method: Method, named: dict[str, int], unknown: list[str]
+    ) -> Floats:
+        if method == 2 or row is None:
+            return self._live(request, row, named, unknown)
+        if request.features:
+            raise DataError(
+                f"request: method 1 answers user '{request.user_id}' from the stored vector, which features do not "
+                "change; ask by method 2, or leave the features out"
+            )
+        vector: Floats = self.user_vectors[row : row + 1]
+        return vector
+
+    def explain(self, request: Request, method: Method = 2) -> tuple[Floats, list[tuple[Gate, Floats]]]:
+        """The vector (1, D) that `recommend` searches with, and the weights (fields,) of each SENet gate as the tower
+        reads the request. Raises DataError as `recommend` does."""
+        _check_method(method)
+        row = self._user(request)
+        named = self._named(request)
+        vector, weights = self.tower.explain(self._feed(request, row, named, []))
+        if method == 1 and row is not None:
+            vector = self._vector(request, row, 1, named, [])
+        return vector, [(gate, w[0]) for gate, w in zip(self.tower.gates, weights, strict=True)]
+
+    def _live(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Floats:
         """(1, D): the user tower on the stored columns of `row`, with what the request says in their place."""
-        if row is not None and not request.features and request.history is None and not request.events:
-            return self.tower(feed(self.fields, self.columns, np.array([row])))
-        frame = self._frame(request, row)
-        columns = self.dataset.encoders.transform("user", frame)
-        for f in self.schema.side("user"):
-            if isinstance(f, Sequence):
-                stored = _row_of(self.columns[f.name], row) if row is not None else np.zeros(0, np.int64)  # type: ignore[arg-type]
-                codes = stored if request.history is None else self._history(f, request.history, unknown)
-                if request.events:
-                    events = request.events
-                    if self.schema.duplicates == "last":  # as in training: a pair is what it was last
-                        codes = codes[~np.isin(codes, self._met(f, events))]
-                        last: dict[str, bool] = {}
-                        for item, liked in events:
-                            last.pop(item, None)
-                            last[item] = liked
-                        events = list(last.items())
-                    codes = np.concatenate([codes, self._history(f, events, unknown)])
-                codes = codes[-f.max_length :]  # 0: all
-                columns[f.name] = Ragged(codes.astype(np.int32), np.array([0, len(codes)]))
-            elif f.source in request.features and _is_unknown(columns[f.name]):
-                unknown.append(f.name)
-        vector = self.tower(feed(self.fields, columns, np.array([0])))
+        vector = self.tower(self._feed(request, row, named, unknown))
         if not np.linalg.norm(vector.astype(np.float64)) < LONGEST:
             raise DataError("request: the user tower's vector is not finite; is a number among the features too large?")
         return vector
 
-    def _frame(self, request: Request, row: int | None) -> pl.DataFrame:
-        """One row of the users table: the stored one or nulls, with the request's features in their place."""
-        users = self.dataset.users.frame
-        frame = users[row] if row is not None else users.clear(1)
-        # A column of texts that all are digits was read as numbers; what is asked may be anything.
-        texts = dict.fromkeys(f.source for f in self.schema.texts("user"))
-        frame = frame.with_columns(spelled(frame[name]).cast(pl.String).alias(name) for name in texts)
-        wanted, counts = set(), []
-        for f in self.schema.side("user"):
-            if isinstance(f, Numeric) and f.statistic:  # of the training interactions: not for a request to say
-                counts += [f.source] if f.statistic == "count" else []
-            elif not isinstance(f, Sequence):
-                wanted.add(f.source)
-        if row is None:
-            frame = frame.with_columns(pl.lit(0.0, frame.schema[name]).alias(name) for name in counts)
-        allowed = sorted(wanted - {self.schema.user_id})
-        values = dict(request.features)
+    def _feed(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Feed:
+        """What the tower reads."""
+        told = self._told(request, row)
+        values: dict[str, npt.NDArray[Any]] = {}
+        for f in self._features:
+            if isinstance(f, Sequence):
+                values[f.name] = self._sequence(f, request, row, named, unknown)
+                continue
+            if f.source in told:
+                values[f.name] = row_of(self.dataset.encoders.encode(f, told[f.source]), 0)
+            elif row is not None:
+                values[f.name] = row_of(self.columns[f.name], row)
+            else:
+                unsaid = self._stranger[f.name]
+                if isinstance(unsaid, str):
+                    raise DataError(unsaid)
+                values[f.name] = unsaid
+            if f.source in request.features and _is_unknown(values[f.name]):
+                unknown.append(f.name)
+        return feed_row(self.fields, values)
+
+    def _told(self, request: Request, row: int | None) -> dict[str, pl.Series]:
+        """What the request says of the user: one value for each column that it names, of the column's type."""
+        values, key = dict(request.features), self.schema.user_id
         if request.user_id is not None and row is None:
-            values.setdefault(self.schema.user_id, request.user_id)
+            values.setdefault(key, request.user_id)
+        told: dict[str, pl.Series] = {}
         for name, value in values.items():
-            if name not in wanted and name != self.schema.user_id:
+            if name not in self._dtypes:
+                if name == key:  # which no feature reads
+                    continue
+                allowed = sorted(self.user_columns)
                 raise DataError(
                     f"request: no feature '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed) or 'none'})"
                 )
-            dtype = frame.schema[name]
+            dtype = self._dtypes[name]
             try:
                 if isinstance(value, dict):
                     raise TypeError
                 given = pl.Series(name, [value], strict=False)
-                series = given.cast(dtype, strict=True) if given.dtype != dtype else given
+                told[name] = given.cast(dtype, strict=True) if given.dtype != dtype else given
             except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: half a character
-                if name == self.schema.user_id:  # an id of another kind is an unknown user
+                if name == key:  # an id of another kind is an unknown user
                     continue
                 raise DataError(f"request: feature '{name}' is {value!r}, expected {dtype}") from None
-            frame = frame.with_columns(series)
-        return frame
+        return told
 
-    def _history(self, feature: Sequence, history: Many[tuple[str, bool]], unknown: list[str]) -> Ints:
+    @cached_property
+    def _features(self) -> tuple[Feature, ...]:
+        """What the user tower reads."""
+        return self.schema.side("user")
+
+    @cached_property
+    def _dtypes(self) -> dict[str, pl.DataType]:
+        """The columns that features read, and what a value of each is; statistics are not for a request to say."""
+        frame = self.dataset.users.frame.schema
+        read = {
+            f.source: frame[f.source]
+            for f in self._features
+            if not isinstance(f, Sequence) and not (isinstance(f, Numeric) and f.statistic)
+        }
+        # A column of texts that all are digits was read as numbers; what is asked may be anything.
+        return read | {f.source: pl.String() for f in self.schema.texts("user")}
+
+    @cached_property
+    def _stranger(self) -> dict[str, npt.NDArray[Any] | str]:
+        """By feature what the tower reads where nothing is said, or why it cannot be left unsaid."""
+        nobody = self.dataset.users.frame.clear(1)
+        found: dict[str, npt.NDArray[Any] | str] = {}
+        for f in self._features:
+            if isinstance(f, Sequence):
+                continue
+            series = nobody[f.source].cast(self._dtypes.get(f.source, nobody.schema[f.source]))
+            if isinstance(f, Numeric) and f.statistic == "count":
+                series = series.fill_null(0.0)
+            try:
+                found[f.name] = row_of(self.dataset.encoders.encode(f, series), 0)
+            except DataError as e:
+                found[f.name] = str(e)
+        return found
+
+    def _sequence(
+        self, feature: Sequence, request: Request, row: int | None, named: dict[str, int], unknown: list[str]
+    ) -> Codes:
+        """The codes of a sequence: the stored or the told history, and the events since."""
+        if request.history is not None:
+            codes = self._history(feature, request.history, named, unknown)
+        else:
+            codes = row_of(self.columns[feature.name], row) if row is not None else np.zeros(0, np.int32)
+        if request.events:
+            events = request.events
+            if self.schema.duplicates == "last":  # as in training: a pair is what it was last
+                codes = codes[~np.isin(codes, self._met(feature, events, named))]
+                last: dict[str, bool] = {}
+                for item, liked in events:
+                    last.pop(item, None)
+                    last[item] = liked
+                events = list(last.items())
+            codes = np.concatenate([codes, self._history(feature, events, named, unknown)])
+        return codes[-feature.max_length :]  # 0: all
+
+    def _history(
+        self, feature: Sequence, history: Many[tuple[str, bool]], named: dict[str, int], unknown: list[str]
+    ) -> Codes:
         """The codes of a sequence, of the events that belong in it and whose items are known."""
         rows = []
         for item, liked in history:
-            row = self._item_row.get(item)
-            if row is None:
+            row = named[item]
+            if row < 0:
                 if item not in unknown:
                     unknown.append(item)
             elif feature.of == "all" or (feature.of == "positive") == liked:
                 rows.append(row)
-        codes = self._codes[feature.name][np.array(rows, np.int64)]
-        return codes.astype(np.int64)
+        return self._codes[feature.name][np.array(rows, np.int64)]
 
-    def _met(self, feature: Sequence, events: Many[tuple[str, bool]]) -> Ints:
+    def _met(self, feature: Sequence, events: Many[tuple[str, bool]], named: dict[str, int]) -> Codes:
         """The codes of the items of the events, liked or not; the unknown code is of many items, and none of them."""
-        rows = [row for item, _ in events if (row := self._item_row.get(item)) is not None]
-        codes = self._codes[feature.name][np.array(rows, np.int64)].astype(np.int64)
-        met: Ints = codes[codes != UNKNOWN]
+        codes = self._codes[feature.name][np.array([r for i, _ in events if (r := named[i]) >= 0], np.int64)]
+        met: Codes = codes[codes != UNKNOWN]
         return met
 
     @cached_property
-    def _codes(self) -> dict[str, npt.NDArray[np.int32]]:
+    def _codes(self) -> dict[str, Codes]:
         """Per sequence of the user side the code of every item row."""
         encoders, ids = self.dataset.encoders, self.dataset.items.ids
         return {f.name: encoders.sequence_codes(f, ids) for f in self.schema.side("user") if isinstance(f, Sequence)}
 
     def _most_popular(self, k: int, out: Ints, allowed: Ints | None) -> tuple[Ints, Floats]:
-        # Without a filter the first k and as many as are left out are enough; a catalogue may be large.
-        rows = self._popular[: k + len(out)] if allowed is None else self._popular[np.isin(self._popular, allowed)]
+        # The first k and as many as are left out are enough; a catalogue may be large.
+        n = k + len(out)
+        if allowed is None:
+            rows = self.popular[:n]
+        else:
+            rank = self._rank[allowed]
+            rows = self.popular[np.sort(np.partition(rank, n)[:n] if n < len(rank) else rank)]
         rows = rows[~np.isin(rows, out)][:k]
         return rows, np.zeros(len(rows), np.float32)
 
     def _items(self, rows: Ints, scores: Floats) -> list[Item]:
-        return [
-            Item(self.item_ids[r], float(s), self.titles[r]) for r, s in zip(rows.tolist(), scores.tolist(), strict=True)
-            if r >= 0
-        ]  # fmt: skip
+        ids, titles = self.item_ids.column, self.titles.column
+        found = zip(rows.tolist(), scores.tolist(), strict=True)
+        return [Item(ids[row], score, titles[row]) for row, score in found if row >= 0]
 
-    def _rows(self, ids: Many[str], strict: bool) -> Ints:
-        """Rows of item ids; unknown ones are an error if `strict`, else left out."""
-        rows = [self._item_row.get(str(i), -1) for i in ids]
-        if strict and -1 in rows:
-            raise DataError(
-                f"item '{ids[rows.index(-1)]}' is not among the {len(self.item_ids):,} items of this bundle"
-            )
-        return np.array([r for r in rows if r >= 0], np.int64)
+    def _rows(self, ids: Many[str]) -> Ints:
+        """Rows of the item ids that are known."""
+        return np.array([r for r in self.item_ids.rows([str(i) for i in ids]) if r >= 0], np.int64)
+
+    def passing(self, allow: Many[str] | None, where: Mapping[str, str] | None) -> int | None:
+        """How many items the filters let through, or None without filters. Raises DataError."""
+        allowed = self._allowed(allow, where)
+        return None if allowed is None else len(allowed)
 
     def _allowed(self, allow: Many[str] | None, where: Mapping[str, str] | None) -> Ints | None:
-        """Rows that the filters let through, or None without filters."""
-        allowed = None if allow is None else np.unique(self._rows(allow, strict=False))
-        for column, value in (where or {}).items():
-            rows = self._having(column, str(value))
-            allowed = rows if allowed is None else np.intersect1d(allowed, rows, assume_unique=True)
-        return allowed
+        """Rows that the filters let through, rising, or None without filters."""
+        allowed = None if allow is None else np.unique(self._rows(allow))
+        if not where:
+            return allowed
+        rows = self._where(tuple((column, str(value)) for column, value in where.items()))
+        return rows if allowed is None else _both(rows, allowed)
+
+    def _where(self, wanted: tuple[tuple[str, str], ...]) -> Ints:
+        """Item rows, rising, whose columns have the values; what was asked last is kept."""
+        with self._filtering:
+            if (rows := self._filters.pop(wanted, None)) is not None:
+                self._filters[wanted] = rows  # the last again
+                return rows
+        *others, (column, value) = wanted
+        rows = (
+            self._having(column, value) if not others else _both(self._where(tuple(others)), self._where(wanted[-1:]))
+        )
+        rows.setflags(write=False)
+        with self._filtering:
+            self._filters[wanted] = rows
+            while sum(map(len, self._filters.values())) > KEPT_ROWS or len(self._filters) > KEPT_FILTERS:
+                del self._filters[next(iter(self._filters))]
+        return rows
 
     def _having(self, column: str, value: str) -> Ints:
         """Item rows whose column equals the value, or holds it."""
         frame = self.dataset.items.frame
-        known = [c for c in frame.columns if not c.startswith("__")]
+        known = _shown(frame.columns)
         if column not in known:
             raise DataError(
                 f"filter: items have no column '{column}'{nearest(column, known)} (found: {', '.join(known)})"
@@ -443,35 +613,54 @@ class Retriever:
     # ---- items
 
     def similar(self, item_id: str, k: int = 10) -> Answer:
-        """The `k` items whose vectors point most nearly the same way (biases left out). Raises DataError for an item
-        the bundle does not know."""
+        """The `k` items whose vectors point most nearly the same way (biases left out). Raises UnknownId for an item
+        the bundle does not know, DataError for one without a vector."""
         started = time.perf_counter()
         _check_k(k)
-        row = int(self._rows([item_id], strict=True)[0])
-        directions, rows, place = self._directions
-        if not place[row] >= 0:
+        row = self.item_ids.row(str(item_id))
+        if row is None:
+            raise UnknownId(f"item '{item_id}' is not among the {len(self.item_ids):,} items of this bundle")
+        query = self._unbiased(np.array([row]))
+        if not len(query):
             raise DataError(f"item '{item_id}' has no vector to compare (it was rejected when the index was built)")
-        scores = directions @ directions[place[row]]
-        scores[place[row]] = -np.inf
+        rows, lengths = self._lengths
+        scores = self.index.products(query / np.maximum(np.linalg.norm(query), 1e-12)) / lengths
+        scores[np.searchsorted(rows, row)] = -np.inf
         n = min(k, len(scores) - 1)
-        best = np.argpartition(-scores, n - 1)[:n] if n else np.zeros(0, np.int64)
-        best = best[np.argsort(-scores[best], kind="stable")]
+        best = np.argpartition(scores, len(scores) - n)[len(scores) - n :] if n else np.zeros(0, np.int64)
+        best = best[np.lexsort((best, -scores[best]))]
         items = self._items(rows[best], scores[best])
         spent = (time.perf_counter() - started) * 1e3
         return Answer(items, self.bundle.id, 1, "model", round(spent, 3), len(items) < k)
 
-    @cached_property
-    def _directions(self) -> tuple[Floats, Ints, Ints]:
-        """Unit vectors of the index's rows without the bias columns, these rows, and the place of every item row
-        (-1: none)."""
-        rows = self.index.rows
+    def _unbiased(self, rows: Ints) -> Floats:
+        """The vectors (n, D) of rows of the index, with zeros in the bias columns."""
         vectors = np.array(self.index.vectors(rows), np.float32)
         if self.config.model.bias:
+            vectors[:, -2:] = 0
+        return vectors
+
+    @cached_property
+    def _lengths(self) -> tuple[Ints, Floats]:
+        """The index's rows, and the lengths of their vectors without the biases."""
+        rows = self.index.rows
+        lengths = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), PIECE):
+            part = slice(start, start + PIECE)
+            lengths[part] = np.linalg.norm(self._unbiased(rows[part]), axis=1)
+        return rows, np.maximum(lengths, 1e-12)
+
+    @cached_property
+    def directions(self) -> tuple[Floats, Ints, Ints]:
+        """Unit vectors of the index's rows without the bias columns, these rows, and the place of every item row
+        (-1: none)."""
+        rows, lengths = self._lengths
+        vectors = self.index.vectors(rows)
+        if self.config.model.bias:
             vectors = vectors[:, :-2]
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         place = np.full(len(self.item_ids), -1, np.int64)
         place[rows] = np.arange(len(rows))
-        return vectors, rows, place
+        return vectors / lengths[:, None], rows, place
 
     # ---- many users
 
@@ -481,7 +670,7 @@ class Retriever:
         for start in range(0, len(users), block):
             rows = users[start : start + block]
             vectors = self.vectors(rows, method)
-            banned = [np.unique(_row_of(seen, int(r))) for r in rows]
+            banned = [np.unique(row_of(seen, int(r))) for r in rows]
             best[start : start + block] = self.index.search(vectors, k, banned=banned, exact=exact)[0]
         return best
 
@@ -518,12 +707,28 @@ def _check_k(k: object) -> None:
         raise DataError(f"k is {k!r}, expected 1 to {MAX_K:,}")
 
 
-def _row_of(ragged: Ragged, row: int) -> Ints:
-    return ragged.values[ragged.offsets[row] : ragged.offsets[row + 1]].astype(np.int64)
+def _check_method(method: object) -> None:
+    if method not in (1, 2):
+        raise DataError(f"method is {method}, expected 1 (stored vectors) or 2 (the user tower live)")
 
 
-def _is_unknown(column: Column) -> bool:
-    """Whether an encoded row holds nothing the model has met."""
-    if isinstance(column, Ragged):
-        return not (column.values != UNKNOWN).any()
-    return column.dtype == np.int32 and not column.any()
+def _source(request: Request, row: int | None) -> Source:
+    if row is not None:
+        return "model"
+    return "cold_start" if request.features or request.events or request.history is not None else "popular"
+
+
+def _shown(columns: Iterable[str]) -> list[str]:
+    """The columns of a table without those that were made for statistics."""
+    return [c for c in columns if not c.startswith("__")]
+
+
+def _both(rows: Ints, others: Ints) -> Ints:
+    """The rows that are in both, of rising ones."""
+    fewer, more = (rows, others) if len(rows) < len(others) else (others, rows)
+    return fewer[within(more, fewer)]
+
+
+def _is_unknown(values: npt.NDArray[Any]) -> bool:
+    """Whether one row of a column holds nothing the model has met."""
+    return values.dtype == np.int32 and not values.any()

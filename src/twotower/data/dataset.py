@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,74 @@ from twotower.errors import DataError, RunError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 
 Bools = npt.NDArray[np.bool_]
+
+
+class Lines(Many[str]):
+    """A column of text by row, read where it is asked: a million texts as objects take a second to make."""
+
+    def __init__(self, column: pl.Series) -> None:
+        self.column = column.cast(pl.String)
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.column)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return self.column[row].to_list()
+        text: str = self.column[index(row)]
+        return text
+
+
+class Ids(Lines):
+    """The external ids of one side as text by row, and the row of an id.
+
+    Hashes in order stand for a dict: they are made, and freed, at once and without the interpreter's lock.
+    """
+
+    def __init__(self, column: pl.Series) -> None:
+        super().__init__(column)
+        hashes = _hashes(self.column)
+        self._order: Ints = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
+        self._last: dict[str, int] = {}
+        # Ids that share a hash: among a million there are none, but for a chance of one in thirty million.
+        self._twins = {self[row]: int(row) for row in np.sort(self._order[np.union1d(same, same + 1)])}
+
+    def row(self, asked: str) -> int | None:
+        """The row of an id, or None; those asked last are remembered."""
+        row = self._last.get(asked, -1)
+        if row < 0:
+            row = self.rows([asked])[0]
+            if row < 0:
+                return None
+            if len(self._last) >= 16_384:
+                self._last.clear()
+            self._last[asked] = row
+        return row
+
+    def rows(self, asked: Many[str]) -> list[int]:
+        """The row of each id, -1 where there is none."""
+        if not len(asked) or not len(self):
+            return [-1] * len(asked)
+        try:
+            wanted = pl.Series(asked, dtype=pl.String)
+        except ValueError:  # half a character, which no id has
+            wanted = pl.Series([i.encode(errors="replace").decode() for i in asked])
+        at = np.minimum(np.searchsorted(self._hashes, _hashes(wanted)), len(self) - 1)
+        rows = [row if self.column[row] == i else -1 for i, row in zip(asked, self._order[at].tolist(), strict=True)]
+        return [self._twins.get(i, row) for i, row in zip(asked, rows, strict=True)] if self._twins else rows
+
+
+def _hashes(column: pl.Series) -> npt.NDArray[np.uint64]:
+    return column.to_frame().hash_rows().to_numpy()
 
 
 @dataclass(frozen=True)
@@ -123,8 +193,15 @@ class Dataset:
 
     def titles(self) -> list[str]:
         """One line to show for every item row."""
-        titles = self.items.frame[self.schema.title or self.schema.item_id].to_list()
-        return [str(i if t is None else t) for t, i in zip(titles, self.items.ids.to_list(), strict=True)]
+        return self.title_column().to_list()
+
+    def title_column(self) -> pl.Series:
+        """One line to show for every item row: the title, or the id where there is none."""
+        titles, ids = self.items.frame[self.schema.title or self.schema.item_id], self.items.ids
+        if not titles.dtype.is_integer() and titles.dtype != pl.String:
+            titles = pl.Series([None if t is None else str(t) for t in titles], dtype=pl.String)
+        titles = titles.cast(pl.String)
+        return titles.zip_with(titles.is_not_null(), ids.cast(pl.String)) if titles.null_count() else titles
 
     def describe(self) -> str:
         """One line: how many users, items and interactions, and the sizes of the parts."""
@@ -226,7 +303,9 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
         for name, rows, frame in (("users", pairs.user, users), ("items", pairs.item, items)):
             if len(rows) and int(rows.max()) >= frame.height:
                 raise RunError(f"{folder}: interactions.parquet names more {name} than {name}.parquet holds")
-        return assemble(encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random", encode)
+        return assemble(
+            encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random", encode
+        )
     except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
         raise RunError(f"{folder}: a table is not as it was written ({str(e).splitlines()[0]})") from e
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +33,28 @@ def feed(fields: tuple[Field, ...], columns: dict[str, Column], rows: slice | np
         elif f.kind == "dense":
             out[f"dense{number}"] = cast(npt.NDArray[Any], columns[f.name])[rows].astype(np.float32, copy=False)
     return out
+
+
+def row_of(column: Column, row: int) -> npt.NDArray[Any]:
+    """One row of a column: a code (1,), codes (n,) or numbers (length,)."""
+    if isinstance(column, Ragged):
+        return column.values[column.offsets[row] : column.offsets[row + 1]]
+    return np.atleast_1d(column[row])
+
+
+def feed_row(fields: tuple[Field, ...], values: Mapping[str, npt.NDArray[Any]]) -> Feed:
+    """What `feed` makes of one row, given as what `row_of` gives of each column."""
+    out: Feed = {"lookup": np.array([[values[f.name][0] for f in fields if f.kind == "lookup"]], np.int64)}
+    for number, f in enumerate(fields):
+        if f.kind == "bag":
+            codes = values[f.name][-f.limit :]  # 0: all
+            out[f"bag{number}"] = (codes if len(codes) else _NO_CODES).astype(np.int64)[None]
+        elif f.kind == "dense":
+            out[f"dense{number}"] = values[f.name].astype(np.float32)[None]
+    return out
+
+
+_NO_CODES = np.array([-1])
 
 
 def padded(ragged: Ragged, rows: npt.NDArray[np.integer[Any]], limit: int = 0) -> Ints:

@@ -83,6 +83,8 @@ class ExactIndex:
         self._rows: Rows = np.empty(0, np.int64)
         self._sorted: Rows = self._rows
         self._position: Rows = self._rows
+        self._plain = False
+        """Whether row r is at position r, and none is missing."""
         self._rejected: Rows = self._rows
         self._longest = 0.0
 
@@ -114,6 +116,12 @@ class ExactIndex:
         """The vectors (n, D) of rows (n,). Raises DataError for unknown rows."""
         found: Vectors = self._vectors[self._known(rows)]
         return found
+
+    def products(self, query: Vectors) -> Vectors:
+        query = self._queries(query, 1)[0]
+        with one_blas_thread():
+            found: Vectors = self._vectors[: len(self._rows)] @ query
+        return found if self._plain else found[self._position]
 
     def most(self) -> dict[str, int]:
         return {}
@@ -158,6 +166,7 @@ class ExactIndex:
         at = np.searchsorted(self._sorted, rows[order])
         self._sorted = np.insert(self._sorted, at, rows[order])
         self._position = np.insert(self._position, at, size + order)
+        self._plain = _is_plain(self._rows)
         self._changed(size)
 
     def _drop(self, positions: Rows) -> None:
@@ -166,6 +175,7 @@ class ExactIndex:
         gone = np.searchsorted(self._sorted, self._rows[positions])
         self._rows[positions] = -1
         self._sorted, self._position = np.delete(self._sorted, gone), np.delete(self._position, gone)
+        self._plain = False
         if 2 * len(self._sorted) < len(self._rows):
             alive = np.flatnonzero(self._rows >= 0)
             self._vectors, self._rows = self._vectors[alive], self._rows[alive]
@@ -207,8 +217,7 @@ class ExactIndex:
     def _scope(self, n_queries: int, allowed: Rows | None, banned: Sequence[Rows] | None) -> Scope:
         only = None
         if allowed is not None:
-            only = np.unique(self._find(_row_array(allowed, unique=False)))
-            only = only[only >= 0]
+            only = self._places(allowed)
         remaining = np.full(n_queries, len(self) if only is None else len(only))
         if banned is None:
             return Scope(only, None, remaining)
@@ -216,8 +225,9 @@ class ExactIndex:
             raise DataError(f"banned must have one array of rows for each of {n_queries} queries, not {len(banned)}")
         positions = []
         for number, rows in enumerate(banned):
-            found = np.unique(self._find(_row_array(rows, unique=False)))
-            found = found[found >= 0] if only is None else np.intersect1d(found, only, assume_unique=True)
+            found = self._places(rows)
+            if only is not None:
+                found = found[within(only, found)]
             remaining[number] -= len(found)
             positions.append(found)
         return Scope(only, positions, remaining)
@@ -343,7 +353,8 @@ class ExactIndex:
                 raise ValueError(f"longest: {index._longest}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
             rows = np.load(folder / "rows.npy", allow_pickle=False)
-            vectors = np.load(folder / "vectors.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
+            # A plain array over the map: every slice of a memmap is an object of its own.
+            vectors = np.asarray(np.load(folder / "vectors.npy", mmap_mode="r" if mmap else None, allow_pickle=False))
             if rows.dtype != np.int64 or rows.ndim != 1 or vectors.dtype != np.float32:
                 raise ValueError("wrong kind of array")
             if vectors.shape != (len(rows), index.width) or not vectors.flags.c_contiguous:
@@ -354,6 +365,7 @@ class ExactIndex:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._vectors, index._rows, index._sorted, index._position = vectors, rows, rows[order], order
+        index._plain = _is_plain(rows)
         index._load_engine(folder, mmap, verify)
         return index
 
@@ -361,8 +373,15 @@ class ExactIndex:
 
     # Rows
 
+    def _places(self, rows: Rows) -> Rows:
+        """The positions, rising, of those rows that are in the index."""
+        found = rising(self._find(_row_array(rows, unique=False)))
+        return found[np.searchsorted(found, 0) :]
+
     def _find(self, rows: Rows) -> Rows:
         """The position of each row, or -1."""
+        if self._plain:
+            return np.where(rows < len(self._rows), rows, -1)
         if not len(self._sorted):
             return np.full(len(rows), -1, np.int64)
         at = np.minimum(np.searchsorted(self._sorted, rows), len(self._sorted) - 1)
@@ -371,7 +390,10 @@ class ExactIndex:
     def _known(self, rows: Rows) -> Rows:
         """The positions of rows that are in the index; rejected rows may be named too. Raises DataError for others."""
         found = self._find(rows)
-        unknown = rows[(found < 0) & ~np.isin(rows, self._rejected)]
+        if (found >= 0).all():
+            return found
+        missing = rows[found < 0]
+        unknown = missing[~np.isin(missing, self._rejected)]
         if len(unknown):
             raise DataError(f"row {unknown[0]} is not in the index")
         return found[found >= 0]
@@ -398,6 +420,19 @@ def within(places: Rows, at: Rows) -> npt.NDArray[np.bool_]:
     if not len(places):
         return np.zeros(at.shape, np.bool_)
     return np.equal(places[np.minimum(np.searchsorted(places, at), len(places) - 1)], at)
+
+
+def rising(rows: Rows) -> Rows:
+    """The rows in order, each once: themselves, if they are so."""
+    if (rows[1:] > rows[:-1]).all():
+        return rows
+    rows = np.sort(rows)
+    once: Rows = rows[np.concatenate([[True], rows[1:] != rows[:-1]])]
+    return once
+
+
+def _is_plain(rows: Rows) -> bool:
+    return bool((rows == np.arange(len(rows))).all())
 
 
 def cores() -> int:
@@ -457,7 +492,7 @@ def _row_array(rows: Rows, unique: bool = True) -> Rows:
     array = np.asarray(rows)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise DataError(f"rows must be whole numbers (N,), not {array.dtype} of shape {array.shape}")
-    array = array.astype(np.int64)
+    array = array.astype(np.int64, copy=False)
     if array.size and array.min() < 0:
         raise DataError(f"rows start at 0; found {array.min()}")
     if unique and len(array) > 1:

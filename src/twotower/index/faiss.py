@@ -173,21 +173,20 @@ class FaissIndex(ExactIndex):
 
     def _selector(self, only: Rows | None, banned: Rows | None) -> tuple[Any, Any]:
         """A FAISS selector, or None for everything, and the memory that it reads."""
-        whole = only is None and (banned is None or not len(banned))
-        if whole and len(self) == len(self._rows):
-            return None, None
-        if whole and self._bits is not None:
-            bits = self._bits
-        else:
-            good = self._rows >= 0
-            if only is not None:
-                good = np.zeros(len(self._rows), bool)
-                good[only] = True
-            if banned is not None:
-                good[banned] = False
+        if self._bits is None:
+            self._bits = np.packbits(self._rows >= 0, bitorder="little")
+        if only is not None:
+            good = np.zeros(len(self._rows), bool)
+            good[only] = True
             bits = np.packbits(good, bitorder="little")
-            if whole:
-                self._bits = bits
+        elif banned is not None and len(banned):
+            bits = self._bits.copy()
+        elif len(self) == len(self._rows):
+            return None, None
+        else:
+            bits = self._bits
+        if banned is not None and len(banned):
+            np.bitwise_and.at(bits, banned >> 3, ~np.left_shift(1, banned & 7).astype(np.uint8))
         return faiss.IDSelectorBitmap(bits), bits
 
     # Files

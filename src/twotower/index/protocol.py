@@ -62,6 +62,9 @@ class Index(Protocol):
         with row -1, score -inf. `exact` looks at every vector. Raises DataError.
         """
 
+    def products(self, query: Vectors) -> Vectors:
+        """The products (N,) of a query (1, D) with the vector of every one of `rows`, summed in float32. Raises DataError."""
+
     def add(self, rows: Rows, vectors: Vectors) -> None:
         """Put new rows in. Raises DataError if a row is there already."""
 
