@@ -1,0 +1,154 @@
+"""A store with a catalogue of any size, made from a trained store: what a service has to carry, without a long training.
+
+    python benchmarks/catalogue.py --store runs/h50-store --items 100000 --out runs/c100k-store --bundles 2
+
+The first rows are the items of the current bundle of `--store`, the others copies of them in turn: id "<id>-<n>", title
+"<title>, copy n", and the vector of the original with `--noise` deviations of every number added at random (a number that
+all items share, as the bias columns have one, stays as it is). Item ids become text. Users, their vectors, interactions,
+encoders and towers are kept, and so are the rows of the originals, so a known user's answer by the originals alone is
+what it was. The index is chosen, tuned and judged as `twotower publish` does it, with users that have test interactions.
+
+The tower has no embedding of a copy: in a history it is an unknown item (code 0), and costs what a known one costs.
+`--bundles 2` publishes two, of different noise, so that a benchmark can go back and forth; the last is current.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from twotower import index as indexes
+from twotower import storage
+from twotower.bundle import Bundle
+from twotower.encoders import Floats
+from twotower.errors import TwoTowerError
+from twotower.retrieve import Request, Retriever
+from twotower.store import Store
+
+MADE_HERE = {"items.parquet", "vectors.json", "README.md"}  # and index/; the rest is copied
+PIECE = 65_536
+"""Rows whose noise is drawn at once."""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--store", type=Path, required=True, help="a trained store; its current bundle is taken")
+    options.add_argument("--items", type=int, required=True, help="items of the new catalogue")
+    options.add_argument("--out", type=Path, required=True, help="the store to publish to; made if it is not there")
+    options.add_argument("--bundles", type=int, default=1, help="how many to publish")
+    options.add_argument("--noise", type=float, default=0.3, help="of a copy, in deviations of each number")
+    options.add_argument("--kind", choices=sorted(indexes.KINDS), help="of the index; by default chosen by size")
+    options.add_argument("--seed", type=int, default=0)
+    chosen = options.parse_args()
+    try:
+        source = Retriever(Store(chosen.store).current())
+        store = Store.create(chosen.out)
+        for number in range(chosen.bundles):
+            started = time.perf_counter()
+            bundle = publish(source, store, chosen.items, chosen.noise, chosen.seed + number, chosen.kind)
+            gate, index = bundle.manifest["gate"], bundle.manifest["index"]
+            print(
+                f"{bundle.id}: {chosen.items:,} items, index {index['kind']} {index['effort']}, recall@{gate['k']} "
+                f"{gate['recall']:.4f}, {bundle.size / 1e6:,.0f} MB, {time.perf_counter() - started:.0f} s"
+            )
+    except TwoTowerError as e:
+        sys.exit(f"error: {e}")
+
+
+def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, kind: str | None = None) -> Bundle:
+    """A bundle of `n` items, made current once it answers. Raises RunError; on failure nothing changes."""
+    known = len(source.item_ids)
+    if n < known:
+        sys.exit(f"error: --items is {n:,}, the store has {known:,} items; ask for at least as many")
+
+    def write(folder: Path) -> dict[str, Any]:
+        old = source.bundle
+        for name in (entry["path"] for entry in old.manifest["files"]):
+            if name not in MADE_HERE and "/" not in name:
+                shutil.copyfile(old.folder / name, folder / name)
+        items(source, n).write_parquet(folder / "items.parquet")
+        index, gate = search(source, vectors(source, n, noise, seed), kind)
+        index.save(folder / "index")
+        counts = {"users": len(source.user_ids), "items": n}
+        told = {name: old.manifest[name] for name in ("model", "dims", "metric")}
+        storage.write_json(folder / "vectors.json", told | counts)
+        about = (
+            f"{known:,} items of bundle {old.id} and {n - known:,} copies, noise {noise}; metrics are of the former."
+        )
+        (folder / "README.md").write_text(f"# A made catalogue\n\n{about}\n", encoding="utf-8")
+        made = {"bundle", "created", "forced", "files", "schema_version"}
+        kept = {name: value for name, value in old.manifest.items() if name not in made}
+        described = index.describe() | {"rejected": len(index.rejected)}
+        return kept | {"counts": counts, "gate": gate, "index": described, "catalogue": {"noise": noise, "seed": seed}}
+
+    return store.publish(write, answers, reason=f"{n:,} items, seed {seed}")
+
+
+def items(source: Retriever, n: int) -> pl.DataFrame:
+    """The table of `n` items: the originals, then copies of them in turn, ids as text."""
+    frame, schema = source.dataset.items.frame, source.schema
+    row = pl.Series("row", np.arange(n) % frame.height)
+    copy = pl.lit(pl.Series("copy", np.arange(n) // frame.height))
+    key, title = pl.col(schema.item_id).cast(pl.String), schema.title
+    new = [pl.when(copy == 0).then(key).otherwise(pl.format("{}-{}", key, copy)).alias(schema.item_id)]
+    if title and title != schema.item_id:
+        line = pl.col(title).cast(pl.String)
+        new.append(pl.when(copy == 0).then(line).otherwise(pl.format("{}, copy {}", line, copy)).alias(title))
+    table = frame[row].with_columns(new)
+    if twice := n - table[schema.item_id].n_unique():
+        sys.exit(f"error: {twice:,} ids of copies are ids of originals; such a table cannot be copied")
+    return table
+
+
+def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
+    """(n, D): of the originals as they are, of the copies with noise; of "cosine" at the original's length."""
+    index, rng = source.index, np.random.default_rng(seed)
+    known = len(source.item_ids)
+    originals = np.full((known, index.width), np.nan, np.float32)  # a rejected one is rejected again
+    originals[index.rows] = index.vectors(index.rows)
+    size = np.float32(noise) * np.nanstd(originals, axis=0)
+    out = np.empty((n, index.width), np.float32)
+    out[:known] = originals
+    for start in range(known, n, PIECE):
+        stop = min(start + PIECE, n)
+        own = originals[np.arange(start, stop) % known]
+        copies = own + size * rng.standard_normal(own.shape, dtype=np.float32)
+        if index.metric == "cosine":
+            copies *= np.linalg.norm(own, axis=1, keepdims=True) / np.linalg.norm(copies, axis=1, keepdims=True)
+        out[start:stop] = copies
+    return out
+
+
+def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[indexes.Index, dict[str, Any]]:
+    """The index of the vectors and its recall gate: tuned with one half of the users, judged with the other."""
+    config, metric = source.config.index, source.index.metric
+    chosen, params, _ = indexes.choose(len(vectors), metric)
+    index = indexes.build(kind or chosen, vectors, np.arange(len(vectors)), metric, params if not kind else None)
+    users = np.unique(source.dataset.test.user).astype(np.int64)
+    users = np.random.default_rng(0).permutation(users if len(users) > 1 else len(source.user_ids))[: config.queries]
+    queries = np.asarray(source.user_vectors[users], np.float32)
+    half = len(queries) // 2
+    # As in `twotower publish`: users it was not tuned with find a little less.
+    indexes.tune(index, queries[:half], config.k, config.recall + (1 - config.recall) / 5)
+    found = indexes.recall(index, queries[half:], config.k)
+    return index, {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
+
+
+def answers(bundle: Bundle) -> None:
+    """Raises RunError unless the bundle loads and answers a known user by both methods."""
+    retriever = Retriever(bundle)
+    for method in (1, 2):
+        answer = retriever.recommend(Request(retriever.user_ids[0]), 10, method)
+        assert answer.source == "model", answer
+        assert len(answer.items) == min(10, len(retriever.item_ids)), answer
+
+
+if __name__ == "__main__":
+    main()
