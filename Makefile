@@ -1,5 +1,6 @@
 # make demo   the main job on MovieLens        make test   all tests        make check  linters and types
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
+# make demo SERVE=1   … and open its console   make test-system  with a real Chromium and Valkey
 # Every target makes .venv and installs what it needs.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-real check docs bench-env bench clean
+.PHONY: help demo test test-system test-real check docs bench-env bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -22,7 +23,7 @@ help:
 	  { rm -rf .venv; echo "error: no venv module; on Debian: apt-get install python3-venv"; exit 2; }
 
 .venv/.run: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[serve]'
 	@touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml
@@ -30,10 +31,17 @@ help:
 	@touch $@ .venv/.run
 
 demo: .venv/.run
-	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data "$(DATA)")
+	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data "$(DATA)") $(if $(SERVE),--serve)
 
 test: .venv/.test
 	$(BIN)/python -m pytest
+
+# Debian's packages are installed where that is allowed; elsewhere they must be there.
+test-system: .venv/.test
+	@command -v chromium valkey-server >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium valkey-server >/dev/null; } || \
+	  { echo "error: chromium and valkey-server are needed; on Debian: apt-get install chromium valkey-server"; exit 2; }
+	$(BIN)/python -m pytest -m system
 
 test-real: .venv/.test
 	@test -n "$(DATA)" || { echo "error: name the archive: make test-real DATA=path/to/ml-1m.zip"; exit 2; }

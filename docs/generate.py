@@ -1,7 +1,9 @@
-"""Writes docs/configuration.md and docs/cli.md from the code: `make docs`. A test keeps them up to date."""
+"""Writes docs/configuration.md, cli.md, http.md and openapi.json from the code: `make docs`. A test keeps them so."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +89,132 @@ def _command(command: Any, name: str, lines: list[str]) -> None:
     for p in params:
         shown = " ".join(p.opts) if p.param_type_name == "option" else (p.metavar or p.name.upper())
         value = f" {p.metavar}" if p.param_type_name == "option" and p.metavar else ""
-        lines.append(f"| `{shown}{value}` | {_cell(p.help or '')} |")
+        shows = p.default not in (None, "") and not isinstance(p.default, bool)
+        default = f" (default {p.default})" if shows else ""
+        lines.append(f"| `{shown}{value}` | {_cell(p.help or '')}{default} |")
 
 
-PAGES = {"configuration.md": configuration, "cli.md": command_line}
+# ---- the service
+
+
+def openapi() -> dict[str, Any]:
+    """The OpenAPI document of the service, without the titles that libraries make up."""
+    from twotower.serve.app import create
+    from twotower.serve.service import Service
+    from twotower.serve.settings import ServeSettings
+    from twotower.store import Store
+
+    with tempfile.TemporaryDirectory() as folder:
+        Store.create(Path(folder) / "store")
+        told = create(Service(ServeSettings(store=Path(folder) / "store"))).openapi()
+
+    def plain(value: Any, of_names: bool = False) -> Any:
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            k: plain(v, k == "properties") for k, v in value.items() if of_names or k != "title" or "version" in value
+        }
+
+    document: dict[str, Any] = plain(told)
+    return document
+
+
+def openapi_json() -> str:
+    """As `GET /openapi.json` gives it."""
+    return json.dumps(openapi(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def http() -> str:
+    """Every page of the service, every body and reply, and every problem."""
+    from twotower.serve.problem import PROBLEMS
+
+    document = openapi()
+    lines = [
+        "# HTTP",
+        NOTE,
+        "`twotower serve --store STORE` answers these. Bodies and replies are JSON in UTF-8; the document for machines is "
+        "[openapi.json](openapi.json), also at `GET /openapi.json`. Every reply has the header `X-Request-ID`: the request's "
+        "own, if it is 1 to 64 of `A-Z a-z 0-9 . _ -`, or a new one. With `--keys`, everything but `/`, `/livez`, `/readyz`, "
+        "`/openapi.json` and `/problems` needs `Authorization: Bearer KEY`. How to run it is in [operations.md](operations.md).\n",
+    ]
+    for tag in document["tags"]:
+        lines.append(f"\n## {tag['name'].capitalize()}\n\n{tag['description']}")
+        for path, operations in document["paths"].items():
+            for verb, operation in operations.items():
+                if operation["tags"] == [tag["name"]]:
+                    lines += _operation(verb, path, operation)
+    lines.append("\n## Bodies and replies")
+    for name, schema in document["components"]["schemas"].items():
+        lines += _shape(name, schema)
+    lines += [
+        "\n## Problems\n",
+        "Every error is `application/problem+json` (RFC 9457); `type` is a page that says what to do.\n",
+        "| type | status | title | what to do |",
+        "|---|---|---|---|",
+    ]
+    for name, (status, title, what_to_do) in PROBLEMS.items():
+        lines.append(f"| `/problems/{name}` | {status} | {title} | {_cell(what_to_do)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _operation(verb: str, path: str, operation: dict[str, Any]) -> list[str]:
+    lines = [f"\n### {verb.upper()} {path.replace(':path}', '}')}\n", operation["description"]]
+    rows = [
+        f"| `{p['name']}` | {p['in']} | {_kind(p['schema'])} | {_cell(p.get('description', ''))} |"
+        for p in operation.get("parameters", [])
+    ]
+    if rows:
+        lines += ["", "| parameter | in | kind | meaning |", "|---|---|---|---|", *rows]
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    if body:
+        lines.append(f"\nBody: {_kind(body)}.")
+    for status, reply in operation["responses"].items():
+        schema = next(iter(reply.get("content", {}).values()), {}).get("schema") or {}
+        kind = f": {_kind(schema)}" if schema else ""
+        if not kind.endswith("(#problemreply)"):
+            lines.append(f"\n{status}{kind}.")
+    refused = [
+        f"{s} {r['description']}"
+        for s, r in operation["responses"].items()
+        if "application/problem+json" in r.get("content", {})
+    ]
+    if refused:
+        lines.append(f"\nProblems: {'; '.join(refused)}.")
+    return lines
+
+
+def _shape(name: str, schema: dict[str, Any]) -> list[str]:
+    lines = [f"\n### {name}\n", " ".join(schema.get("description", "").split()), ""]
+    lines += ["| field | kind | default | meaning |", "|---|---|---|---|"]
+    for field, about in schema.get("properties", {}).items():
+        default = "required" if field in schema.get("required", ()) else f"`{json.dumps(about.get('default'))}`"
+        lines.append(f"| `{field}` | {_cell(_kind(about))} | {default} | {_cell(about.get('description', ''))} |")
+    return lines
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A JSON schema in a few words."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_kind(s) for s in schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(v)}`" for v in schema["enum"])
+    kind = schema.get("type", "any")
+    if kind == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"object of {_kind(schema['additionalProperties'])}"
+    bounds = [f"{word} {schema[key]:g}" for key, word in _BOUNDS.items() if key in schema]
+    return f"{kind} ({', '.join(bounds)})" if bounds else str(kind)
+
+
+_BOUNDS = {"minimum": "from", "maximum": "to", "minLength": "at least", "maxLength": "at most"}
+
+PAGES = {"configuration.md": configuration, "cli.md": command_line, "http.md": http, "openapi.json": openapi_json}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

@@ -826,7 +826,7 @@ def test_fault_A10_a_reader_overtaken_by_publish_and_gc_reads_current_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = store.publish(content("old"))
-    real, overtaken = store._open, [True, True]
+    real, overtaken = store.open, [True, True]
 
     def slow(name: str) -> Bundle:
         if overtaken and overtaken.pop():
@@ -835,7 +835,7 @@ def test_fault_A10_a_reader_overtaken_by_publish_and_gc_reads_current_again(
             Store(store.path).gc()
         return real(name)
 
-    monkeypatch.setattr(store, "_open", slow)
+    monkeypatch.setattr(store, "open", slow)
     assert tag_of(store.current()) == "c"
     assert not overtaken
     assert old.id not in ids(store)

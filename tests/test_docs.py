@@ -28,7 +28,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["configuration.md", "cli.md"])
+@pytest.mark.parametrize("page", ["configuration.md", "cli.md", "http.md", "openapi.json"])
 def test_generated_pages_are_up_to_date(page: str) -> None:
     text = generator().PAGES[page]()
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, "run `make docs`"

@@ -134,7 +134,7 @@ BRANCHES: dict[tuple[str, str], Any] = {
     ("bilinear", "matrices"): "each",
 }
 # Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer, the index of a
-# published model in test_publish.
+# published model in test_publisher.
 ELSEWHERE = {
     "data.dataset",
     "data.source",

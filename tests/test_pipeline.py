@@ -132,3 +132,12 @@ def test_a_statistic_stands_beside_the_column_it_is_named_like() -> None:
     done = twotower.fit((users, priced, actions), schema, settings(train={"epochs": 1}))
     assert done.dataset.items.frame["price"].to_list() == priced["price"].to_list()
     assert not np.allclose(done.dataset.items.columns["price"], done.dataset.items.columns["cost"])
+
+
+def test_no_module_hides_a_name_of_the_package(tmp_path: Path) -> None:
+    """`twotower.publish` is the verb, also when everything has been imported."""
+    run = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}), folder=tmp_path / "run")
+    bundle = twotower.publish(run, tmp_path / "store")
+    assert twotower.retriever(tmp_path / "store").bundle.id == bundle.id
+    for name in twotower.__all__:
+        assert callable(getattr(twotower, name)), name

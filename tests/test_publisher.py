@@ -19,7 +19,7 @@ from twotower.bundle import BundleError
 from twotower.config import IndexConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
-from twotower.publish import _probe, _write
+from twotower.publisher import _probe, _write
 from twotower.retrieve import Request, Retriever
 from twotower.run import Run
 from twotower.store import Store

@@ -331,6 +331,75 @@ def _print_answer(answer: Any, as_json: bool) -> None:
 
 
 @app.command()
+def serve(
+    store: Store,
+    host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one")] = 8000,
+    workers: Annotated[int, typer.Option("--workers", help="processes; one for each core that is to answer")] = 1,
+    threads: Annotated[int, typer.Option("--threads", help="threads of one search")] = 1,
+    keys: Annotated[Path | None, typer.Option("--keys", help="file of API keys (`twotower key`)")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="listen beyond this machine without keys")] = False,
+    admin_port: Annotated[
+        int | None, typer.Option("--admin-port", help="port for rollback and reload; needs a key of scope admin")
+    ] = None,
+    live: Annotated[
+        str, typer.Option("--live", help="live histories: memory, or redis://HOST:PORT/DB, shared by workers and hosts")
+    ] = "memory",
+    live_events: Annotated[int, typer.Option("--live-events", help="latest events kept of a user")] = 200,
+    live_seconds: Annotated[int, typer.Option("--live-seconds", help="… and for how long after the last")] = 86_400,
+    live_timeout: Annotated[float, typer.Option("--live-timeout", help="ms to wait for the store of histories")] = 20.0,
+    rate: Annotated[float, typer.Option("--rate", help="requests a second of one client; 0: no limit")] = 0.0,
+    burst: Annotated[int, typer.Option("--burst", help="… and at once; 0: two seconds' worth")] = 0,
+    trusted_proxies: Annotated[
+        str, typer.Option("--trusted-proxies", help="addresses whose X-Forwarded-For is believed, with commas")
+    ] = "",
+    max_k: Annotated[int, typer.Option("--max-k", help="largest k")] = 1_000,
+    max_list: Annotated[int, typer.Option("--max-list", help="most items of one list of a request")] = 10_000,
+    max_batch: Annotated[int, typer.Option("--max-batch", help="most requests of one batch")] = 100,
+    max_body: Annotated[int, typer.Option("--max-body", help="bytes of a body")] = 1 << 20,
+    max_wait: Annotated[float, typer.Option("--max-wait", help="ms a request may wait in a burst")] = 100.0,
+    target_wait: Annotated[float, typer.Option("--target-wait", help="… and while the burst does not end")] = 5.0,
+    unknown_user: Annotated[
+        str, typer.Option("--unknown-user", help="popular: answer with popular items; 404: refuse")
+    ] = "popular",
+    console: Annotated[bool, typer.Option("--console/--no-console", help="the page at /")] = True,
+    access_log: Annotated[bool, typer.Option("--access-log/--no-access-log", help="a line for each request")] = True,
+    poll: Annotated[float, typer.Option("--poll", help="seconds between two looks for a new bundle")] = 0.5,
+    memory_limit: Annotated[
+        int, typer.Option("--memory-limit", help="bytes the process may take; 0 asks the machine and the control group")
+    ] = 0,
+    drain: Annotated[float, typer.Option("--drain", help="seconds from SIGTERM to the last new connection")] = 0.0,
+    grace: Annotated[float, typer.Option("--grace", help="seconds for requests under way after that")] = 10.0,
+    head_timeout: Annotated[float, typer.Option("--head-timeout", help="seconds for the head of a request")] = 10.0,
+    body_timeout: Annotated[float, typer.Option("--body-timeout", help="seconds for each part of a body")] = 10.0,
+    keep_alive: Annotated[float, typer.Option("--keep-alive", help="seconds an idle connection is kept")] = 75.0,
+) -> None:
+    """Answer over HTTP from the store's current bundle, and show a console at /."""
+    options = dict(locals())
+    try:
+        from twotower.serve import process
+        from twotower.serve.settings import ServeSettings
+    except ModuleNotFoundError as e:
+        raise ConfigError(f"serving needs {e.name}: pip install 'twotower[serve]'") from None
+    code = process.run(ServeSettings(**options), say=lambda line: print(line, flush=True))
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="whose key it is; the name is in the log of requests")],
+    admin: Annotated[bool, typer.Option("--admin", help="the key may also roll back and reload")] = False,
+) -> None:
+    """Make an API key: the key itself on stderr, once; the lines for the file of `serve --keys` on stdout."""
+    from twotower.serve.keys import make
+
+    secret, lines = make(name, admin)
+    print(f"the key of {name}, shown only now: {secret}", file=sys.stderr)
+    print(lines, end="")
+
+
+@app.command()
 def config() -> None:
     """Print a config file with every option, its default and its meaning."""
     from twotower import config as settings
@@ -387,8 +456,10 @@ def demo(
     run: Annotated[Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")] = Path(
         "runs/demo"
     ),
+    serve_it: Annotated[bool, typer.Option("--serve", help="then serve the bundle, with the console")] = False,
+    port: Annotated[int, typer.Option("--port", help="… on this port; 0 takes a free one")] = 8000,
 ) -> None:
-    """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish."""
+    """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish; and serve it, if asked."""
     from twotower import demo as main_job
     from twotower import pipeline
 
@@ -411,7 +482,10 @@ def demo(
         "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # retrieval without attention, minutes"
         "\n  .venv/bin/twotower train examples/movielens-sequence.toml --run runs/sequence   # the best retrieval, twice as long"
         "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own                    # your own tables, see docs/tutorial.md"
+        f"\nSee why a film was recommended, in a browser:\n  .venv/bin/twotower serve --store {store}   # or make demo SERVE=1"
     )
+    if serve_it:
+        serve(store, port=port)
 
 
 class Console(Watcher):

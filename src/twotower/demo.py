@@ -14,8 +14,15 @@ from twotower.data import movielens
 from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.run import Run
+from twotower.schema import Sequence
 from twotower.watcher import Watcher
 
+SCHEMA = movielens.SCHEMA.model_copy(
+    update={
+        "features": (*movielens.SCHEMA.features, Sequence(name="liked", side="user", of="positive", max_length=50)),
+    }
+)
+"""With a history, so that what somebody does now changes what they are shown next."""
 _TOWER = {"layers": [128, 64], "senet": {"enabled": True}}
 SETTINGS = {
     "model": {"width": 32, "pairs": [{"user": _TOWER, "item": _TOWER}]},
@@ -40,7 +47,7 @@ def main(data: str, folder: Path, watcher: Watcher) -> Run:
             raise
         watcher.say(f"{e}\nTaking the smaller, real MovieLens 100K instead.")
         name, raw = "ml-100k", movielens.load("ml-100k", None, watcher.say)
-    schema = movielens.SCHEMA
+    schema = SCHEMA
     tables = check(raw.users, raw.items, raw.interactions, schema)
     _, config = parse(SETTINGS)
     if name == "ml-100k":  # a tenth of the rows: a smaller batch gives it as many steps

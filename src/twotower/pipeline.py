@@ -20,8 +20,8 @@ from twotower.embed import embed
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation import Metrics
 from twotower.evaluation import evaluate as measure
-from twotower.publish import evaluate as evaluate_bundle
-from twotower.publish import publish
+from twotower.publisher import evaluate as evaluate_bundle
+from twotower.publisher import publish
 from twotower.retrieve import Retriever
 from twotower.run import Run
 from twotower.schema import Schema

@@ -80,13 +80,34 @@ class Store:
         name = self._pointer()
         while True:
             try:
-                return self._open(name)
+                return self.open(name)
             except BundleError as e:
                 tried, name = name, self._pointer()
                 if name != tried:  # it was replaced, and perhaps removed, between the two reads
                     continue
                 advice = f"{self._available()}; `twotower rollback --store {self.path}` goes back to one of them"
                 raise BundleError(f"{e}; {advice}" if name else str(e), e.reason) from e
+
+    def stamp(self) -> tuple[str, int]:
+        """What CURRENT says and when that was written, in ns: another stamp is a reason to look. Raises BundleError."""
+        name = self._pointer()
+        try:
+            return name, (self.path / "CURRENT").stat().st_mtime_ns
+        except OSError:
+            return name, 0
+
+    def touch(self) -> None:
+        """Give CURRENT another stamp, so that every reader looks again. Raises BundleError if nothing is current."""
+        try:
+            os.utime(self.path / "CURRENT")
+        except OSError as e:
+            raise BundleError(f"{self.path / 'CURRENT'}: cannot be touched ({e.strerror})", "unreadable") from e
+
+    def replaced(self) -> str | None:
+        """The bundle that the current one took the place of, if the history tells."""
+        current = self._pointer()
+        lines = (line for line in reversed(self.history()) if line.get("action") in _FLIPS)
+        return next((line.get("from") or None for line in lines if line["bundle"] == current), None)
 
     def bundles(self) -> list[Listed]:
         """All bundles, the oldest first."""
@@ -177,7 +198,7 @@ class Store:
             if name is None or name not in self._ids():
                 what = f"no bundle {name}" if name else "no bundle was current before"
                 raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with --to", "missing")
-            bundle = self._open(name)
+            bundle = self.open(name)
             storage.write(self.path / "CURRENT", f"{name}\n", 0o644)
             self._log("rollback", name, old, reason, bundle.manifest["gate"], forced=bundle.manifest["forced"])
             return bundle
@@ -218,7 +239,8 @@ class Store:
         except OSError as e:
             raise BundleError(f"{self.path / 'CURRENT'}: cannot be read ({e.strerror})", "unreadable") from e
 
-    def _open(self, name: str) -> Bundle:
+    def open(self, name: str) -> Bundle:
+        """A bundle by its id, verified. Raises BundleError."""
         if not name:
             raise BundleError(f"{self.path}: nothing is published yet; `twotower publish` does it", "missing")
         if not _ID.fullmatch(name):

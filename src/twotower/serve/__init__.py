@@ -1,0 +1,9 @@
+"""A published bundle over HTTP: `twotower serve`.
+
+process.py   sockets, workers, signals            door.py     what every request passes: keys, limits, turns, logs
+app.py       the routes                           service.py  what is done for a request
+console.py   what the page at / asks              shelf.py    the bundle that answers, and its replacement
+live.py      what has happened since the bundle   wire.py     bodies, replies and problems as they travel
+
+Needs `pip install 'twotower[serve]'`. No torch: the towers are ONNX graphs.
+"""

@@ -1,0 +1,320 @@
+"""The routes. What they do is in service.py, what travels in wire.py."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Query
+from fastapi import Path as InPath
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+import twotower
+from twotower.errors import DataError, RunError
+from twotower.serve import wire
+from twotower.serve.console import Console
+from twotower.serve.metrics import CONTENT_TYPE
+from twotower.serve.problem import PROBLEMS, Problem
+from twotower.serve.service import Service, problem_of
+
+KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+         ".svg": "image/svg+xml"}  # fmt: skip
+POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+
+ItemId = Annotated[str, InPath(max_length=wire.LONGEST_ID)]
+UserId = Annotated[str, InPath(max_length=wire.LONGEST_ID)]
+K = Annotated[int, Query(description="how many")]
+Words = Annotated[str, Query(max_length=wire.LONGEST_ID)]
+Few = Annotated[int, Query(ge=1, le=200)]
+BundleId = Annotated[str, Query(max_length=64, description="another bundle of the store; the current one if empty")]
+
+
+class _HttpRequest(HttpRequest):
+    async def json(self) -> Any:
+        """By orjson, which takes no NaN, no half characters and no endless nesting."""
+        return orjson.loads(await self.body())
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Any:
+        handle = super().get_route_handler()
+
+        async def with_orjson(request: HttpRequest) -> Response:
+            return await handle(_HttpRequest(request.scope, request.receive))
+
+        return with_orjson
+
+
+def json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def _problems(*names: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that answers clients."""
+    return _responses(*names, "no-key", "rate", "overload")
+
+
+def _responses(*names: str) -> dict[int | str, dict[str, Any]]:
+    found: dict[int | str, dict[str, Any]] = {}
+    for name in names:
+        status, title, _ = PROBLEMS[name]
+        said = found.get(status, {}).get("description")
+        found[status] = {
+            "description": f"{said}; {title}" if said else title,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemReply"}}},
+        }
+    return found
+
+
+BODY = ("malformed", "too-large", "media-type", "slow", "invalid", "no-bundle")
+
+
+def create(service: Service) -> FastAPI:
+    """The application that answers clients, without the door."""
+    app = FastAPI(
+        title="twotower",
+        version=twotower.__version__,
+        description="The best items for a user, from a published bundle. Every error is application/problem+json (RFC 9457).",
+        docs_url=None,
+        redoc_url=None,
+        openapi_tags=[
+            {"name": "answers", "description": "What a client asks for."},
+            {"name": "live", "description": "What users do now."},
+            {"name": "operation", "description": "For those who run the service."},
+            {"name": "console", "description": "What the page at / asks; only there without --no-console."},
+        ],
+    )
+    app.router.route_class = _Route
+    _handle_errors(app)
+
+    @app.post("/v1/recommend", response_model=wire.Reply, responses=_problems(*BODY, "unknown-user"), tags=["answers"])
+    async def recommend(body: wire.RecommendBody) -> Any:
+        """The best items for a user, known or described."""
+        return json(await service.recommend(body))
+
+    @app.post("/v1/recommend:batch", response_model=wire.BatchReply, responses=_problems(*BODY), tags=["answers"])
+    async def recommend_batch(body: wire.BatchBody, request: HttpRequest) -> Any:
+        """Several requests at once; a mistake in one is a problem in its place."""
+        return json(await service.batch(body, request.is_disconnected))
+
+    @app.post(
+        "/v1/embed/user", response_model=wire.VectorReply, responses=_problems(*BODY, "unknown-user"), tags=["answers"]
+    )
+    async def embed_user(body: wire.AskBody) -> Any:
+        """The vector of a user."""
+        return json(await service.embed(body))
+
+    @app.get(
+        "/v1/items/{item_id:path}/similar", response_model=wire.Reply,
+        responses=_problems("unknown-item", "invalid", "no-bundle"), tags=["answers"],
+    )  # fmt: skip
+    async def similar(item_id: ItemId, k: K = 10) -> Any:
+        """The items whose vectors point most nearly the same way; scores are cosines."""
+        return json(await service.similar(item_id, k))
+
+    @app.post("/v1/search", response_model=wire.Reply, responses=_problems(*BODY, "no-text"), tags=["answers"])
+    async def search(body: wire.SearchBody) -> Any:
+        """The best items for a text."""
+        return json(await service.search(body))
+
+    @app.post(
+        "/v1/events",
+        response_model=wire.EventsReply,
+        status_code=202,
+        responses=_problems(*BODY, "conflict"),
+        tags=["live"],
+    )
+    async def add_events(body: wire.EventsBody) -> Any:
+        """Append to a user's live history, which the next answer reads."""
+        return json(await service.add_events(body), 202)
+
+    @app.delete("/v1/events/{user_id:path}", status_code=204, responses=_problems("no-bundle"), tags=["live"])
+    async def forget(user_id: UserId) -> Response:
+        """Forget a user's live history."""
+        await service.forget(user_id)
+        return Response(status_code=204)
+
+    @app.get("/v1/bundle", response_model=wire.BundleReply, responses=_problems("no-bundle"), tags=["answers"])
+    async def bundle() -> Any:
+        """What answers, what a request may tell, and the limits."""
+        return json(service.describe())
+
+    @app.get("/livez", response_model=wire.Health, tags=["operation"])
+    async def livez() -> Any:
+        """Whether the process runs."""
+        return json({"status": "ok", "bundle_id": _bundle_id(service)})
+
+    @app.get("/readyz", response_model=wire.Health, responses=_responses("draining", "no-bundle"), tags=["operation"])
+    async def readyz() -> Any:
+        """Whether requests should be sent here."""
+        if service.draining:
+            raise Problem("draining")
+        return json({"status": "ok", "bundle_id": service.shelf.current.bundle.id})
+
+    @app.get("/metrics", responses=_responses("no-key"), tags=["operation"])
+    async def metrics() -> Response:
+        """For Prometheus."""
+        service.metrics.ready.set(int(service.ready))
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
+    @app.get("/problems/{name}", tags=["operation"])
+    async def problem(name: Annotated[str, InPath(max_length=64)]) -> Response:
+        """What a problem means, and what to do."""
+        if name not in PROBLEMS:
+            raise Problem("not-found")
+        status, title, what_to_do = PROBLEMS[name]
+        return Response(f"{status} {title}\n\n{what_to_do}\n", media_type="text/plain")
+
+    if service.settings.console:
+        _console(app, service)
+    _describe_problems(app)
+    return app
+
+
+def _console(app: FastAPI, service: Service) -> None:
+    console = Console(service)
+    responses = _problems("invalid", "no-bundle")
+    folder = resources.files("twotower.serve") / "page"
+    files = {
+        f.name: (f.read_bytes(), KINDS[suffix]) for f in folder.iterdir() if (suffix := Path(f.name).suffix) in KINDS
+    }
+
+    def page(name: str) -> Response:
+        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+                   "Cache-Control": "no-cache"}  # fmt: skip
+        content, kind = files[name]
+        return Response(content, media_type=kind, headers=headers)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return page("index.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        if name not in files:
+            raise Problem("not-found")
+        return page(name)
+
+    @app.get("/v1/console/users", responses=responses, tags=["console"])
+    async def users(query: Words = "", limit: Few = 20) -> Any:
+        """Users whose id begins with or holds the text."""
+        return json(console.users(query, limit))
+
+    @app.get("/v1/console/users/{user_id:path}", responses=_problems("unknown-user", "no-bundle"), tags=["console"])
+    async def user(user_id: UserId) -> Any:
+        """A user's features, history and live history."""
+        return json(await console.user(user_id))
+
+    @app.get("/v1/console/items", responses=responses, tags=["console"])
+    async def items(query: Words = "", limit: Few = 20) -> Any:
+        """Items whose title holds the text, or of that id."""
+        return json(console.items(query, limit))
+
+    @app.get("/v1/console/map", responses=responses, tags=["console"])
+    async def space(
+        column: Words = "", limit: Annotated[int, Query(ge=1, le=20_000)] = 4_000, bundle: BundleId = ""
+    ) -> Any:
+        """Item vectors in the plane of their two principal directions."""
+        return json(await console.map(column, limit, bundle))
+
+    @app.post("/v1/console/explain", responses=_problems(*BODY, "unknown-bundle"), tags=["console"])
+    async def explain(body: wire.RecommendBody, bundle: BundleId = "") -> Any:
+        """An answer with what led to it: history, filters, gates, the user's place among the items."""
+        return json(await console.explain(body, bundle))
+
+    @app.get("/v1/console/bundles", responses=responses, tags=["console"])
+    async def bundles() -> Any:
+        """The bundles of the store."""
+        return json(await console.bundles())
+
+
+def create_admin(service: Service) -> FastAPI:
+    """The application of the admin port."""
+    app = FastAPI(title="twotower admin", version=twotower.__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.route_class = _Route
+    _handle_errors(app)
+
+    @app.get("/v1/bundles")
+    async def bundles() -> Any:
+        """The bundles of the store, and what has been done with them."""
+        return json(await Console(service).bundles() | {"history": service.shelf.store.history()[-100:]})
+
+    @app.post("/v1/rollback")
+    async def rollback(body: wire.RollbackBody) -> Any:
+        """Make an earlier bundle current again; every worker takes it up within a moment."""
+        try:
+            bundle = service.shelf.store.rollback(body.to or None, reason=body.reason or "by the service's admin port")
+        except RunError as e:
+            raise Problem("conflict", str(e)) from None
+        await service.shelf.look()
+        return json({"current": bundle.id, "serving": _bundle_id(service)})
+
+    @app.post("/v1/reload")
+    async def reload() -> Any:
+        """Look again at what is current, also at a bundle that was refused."""
+        service.shelf.store.touch()
+        await service.shelf.look()
+        return json({"serving": _bundle_id(service), "refused": service.shelf.why})
+
+    return app
+
+
+def _bundle_id(service: Service) -> str | None:
+    return service.shelf.retriever.bundle.id if service.shelf.retriever else None
+
+
+def _handle_errors(app: FastAPI) -> None:
+    def answer(problem: Problem, request: HttpRequest) -> Response:
+        body = problem.body(request.scope.get("request_id", ""))
+        return Response(body, problem.status, problem.headers, "application/problem+json")
+
+    async def known(request: HttpRequest, error: Any) -> Response:
+        return answer(error, request)
+
+    async def data(request: HttpRequest, error: Any) -> Response:
+        return answer(problem_of(error), request)
+
+    async def invalid(request: HttpRequest, error: Any) -> Response:
+        found = error.errors()
+        if any(e["type"] == "json_invalid" for e in found):
+            told = found[0].get("ctx", {}).get("error", "")
+            return answer(Problem("malformed", f"the body is not JSON in UTF-8: {told}" if told else ""), request)
+        errors = [{"at": ".".join(map(str, e["loc"])), "detail": e["msg"]} for e in found[:20]]
+        detail = "; ".join(f"{e['at']}: {e['detail']}" for e in errors[:3])
+        return answer(Problem("invalid", detail, errors=errors), request)
+
+    async def plain(request: HttpRequest, error: Any) -> Response:
+        name = {400: "malformed", 404: "not-found", 405: "method"}.get(error.status_code, "broken")
+        return answer(Problem(name, headers=error.headers), request)
+
+    app.add_exception_handler(Problem, known)
+    app.add_exception_handler(DataError, data)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(StarletteHTTPException, plain)
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the shape of a problem into the OpenAPI document in place of FastAPI's own error shapes."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if not app.openapi_schema:
+            schema = made()
+            schemas = schema["components"]["schemas"]
+            schemas.setdefault("ProblemReply", wire.ProblemReply.model_json_schema())
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    replies = operation["responses"]
+                    if "application/json" in replies.get("422", {}).get("content", {}):
+                        replies["422"] = _responses("invalid")[422]
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

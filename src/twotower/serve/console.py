@@ -1,0 +1,248 @@
+"""What the page at / asks: who there is, what led to an answer, and where everything lies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower.retrieve import Retriever
+from twotower.schema import Categorical, MultiHot
+from twotower.serve import wire
+from twotower.serve.problem import Problem
+from twotower.serve.service import Service
+
+SHOWN = 100
+"""Latest events of a history that are shown."""
+GROUPS = 20
+"""Colours of a map; the groups beyond are one."""
+LEFT_OUT = 10
+"""Best items that were left out of an answer, and are shown."""
+Plane = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]
+"""A middle (D,), two directions (D, 2), and the scale that brings nearly all points into -1..1."""
+
+
+class Console:
+    """For people: a look costs more than an answer, and nobody asks a hundred times a second."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._planes: OrderedDict[str, Plane] = OrderedDict()
+
+    def users(self, query: str, limit: int) -> dict[str, Any]:
+        """Users whose id begins with the text, then those that hold it."""
+        retriever = self._service.shelf.current
+        rows, total = _matching(retriever.user_ids.column, query, limit)
+        lengths = retriever.seen.lengths[rows]
+        ids = retriever.user_ids.column.gather(rows).to_list()
+        users = [{"id": i, "events": int(n)} for i, n in zip(ids, lengths, strict=True)]
+        return {"users": users, "total": total}
+
+    async def user(self, user_id: str) -> dict[str, Any]:
+        """A user's stored features and history, and what is live. Raises Problem "unknown-user"."""
+        retriever = self._service.shelf.current
+        recalled = await self._service.live.recall(self._service.shelf.bundles, user_id)
+        if not retriever.knows(user_id):
+            if not recalled.events:
+                raise Problem("unknown-user", f"user '{user_id}' is not among the bundle's users")
+            return {"id": user_id, "features": {}, "history": [], "events": 0, "live": self._titled(recalled.events)}
+        history = retriever.history(user_id, SHOWN)
+        return {
+            "id": user_id,
+            "features": retriever.stored(user_id),
+            "history": [{"id": i, "title": title, "liked": liked} for i, title, liked in history],
+            "events": len(retriever.met(user_id)),
+            "live": self._titled(recalled.events),
+        }
+
+    def items(self, query: str, limit: int) -> dict[str, Any]:
+        """Items of that id, then those whose title holds the text."""
+        retriever = self._service.shelf.current
+        titles = retriever.titles.column
+        found = (titles.str.to_lowercase().str.contains(query.lower(), literal=True)).fill_null(False).arg_true()
+        rows = found.head(limit).to_numpy()
+        total = len(found)
+        if (row := retriever.item_ids.rows([query])[0]) >= 0:
+            total += int(not (found == row).any())
+            rows = np.r_[row, rows[rows != row]][:limit]
+        ids, names = retriever.item_ids.column.gather(rows).to_list(), titles.gather(rows).to_list()
+        return {"items": [{"id": i, "title": t} for i, t in zip(ids, names, strict=True)], "total": total}
+
+    async def map(self, column: str, limit: int, bundle: str) -> dict[str, Any]:
+        """The most popular items in the plane of the two principal directions of all item vectors."""
+        retriever = await self._retriever(bundle)
+        return await asyncio.to_thread(self._map, retriever, column, limit)
+
+    async def explain(self, body: wire.RecommendBody, bundle: str) -> dict[str, Any]:
+        """An answer and what led to it."""
+        retriever = await self._retriever(bundle)  # which may have to be loaded: nobody waits for that
+        async with self._service.gate:
+            return await self._explained(body, retriever)
+
+    async def _explained(self, body: wire.RecommendBody, retriever: Retriever) -> dict[str, Any]:
+        service = self._service
+        service.check(body)
+        asked = await service.recall(body, retriever)
+        answer, _ = service.answer(body, asked, retriever)
+        request = asked.request
+        told = [*(request.history or ()), *request.events]
+        user_id = request.user_id if asked.known else None
+        stored = retriever.history(user_id, SHOWN) if user_id is not None and request.history is None else []
+        history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(told, retriever)
+        met = set(retriever.met(user_id) if user_id is not None else ()) | {i for i, _ in told}
+        out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
+        if answer.source != "popular":
+            vector, gates = retriever.explain(request, asked.method)
+            out = {
+                "vector_norm": round(float(np.linalg.norm(vector)), 4),
+                "point": _round(self._placed(retriever, vector))[0].tolist(),
+                "gates": [
+                    {"name": g.name, "fields": list(g.fields), "weights": _round(weights).tolist()}
+                    for g, weights in gates
+                ],
+            }
+        return {
+            "reply": service.reply(answer, asked, retriever),
+            "history": history[-SHOWN:],
+            "filtered": {
+                "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(met))),
+                "banned": len(set(body.ban)),
+                "where": retriever.passing(body.allow, body.where or None),
+                "items": self._left_out(body, asked, retriever, {i.id for i in answer.items}, met),
+            },
+        } | out
+
+    async def bundles(self) -> dict[str, Any]:
+        """The bundles of the store."""
+        listed = await asyncio.to_thread(self._service.shelf.store.bundles)
+        return {
+            "bundles": [
+                {
+                    "id": b.id,
+                    "created": b.created,
+                    "size": b.size,
+                    "current": b.current,
+                    "recall": b.gate.get("recall"),
+                    "damaged": b.damaged,
+                }
+                for b in listed
+            ]
+        }
+
+    async def _retriever(self, bundle: str) -> Retriever:
+        shelf = self._service.shelf
+        return await shelf.other(bundle) if bundle else shelf.current
+
+    def _titled(self, events: Any, retriever: Retriever | None = None) -> list[dict[str, Any]]:
+        retriever = retriever or self._service.shelf.current
+        rows = retriever.item_ids.rows([i for i, _ in events])
+        titles = [retriever.titles[row] if row >= 0 else item for row, (item, _) in zip(rows, events, strict=True)]
+        return [{"id": i, "title": t, "liked": liked} for t, (i, liked) in zip(titles, events, strict=True)]
+
+    def _left_out(
+        self, body: wire.RecommendBody, asked: Any, retriever: Retriever, given: set[str], met: set[str]
+    ) -> list[dict[str, str]]:
+        """The best items that would be in the answer, had the user not met them or the request banned them."""
+        k = min(self._service.settings.max_k, body.k + LEFT_OUT + len(given))
+        every = body.model_copy(update={"ban": [], "keep_seen": True, "k": k})
+        answer, _ = self._service.answer(every, asked, retriever)
+        out = met | set(body.ban)
+        items = [i for i in answer.items if i.id not in given and i.id in out]
+        return [{"id": i.id, "title": i.title} for i in items[:LEFT_OUT]]
+
+    # ---- the map
+
+    def _map(self, retriever: Retriever, column: str, limit: int) -> dict[str, Any]:
+        columns = _columns(retriever)
+        if column and column not in columns:
+            raise Problem(
+                "invalid", f"items cannot be coloured by '{column}' (allowed: {', '.join(columns) or 'none'})"
+            )
+        column = column or next(iter(columns), "")
+        vectors, _, place = retriever.directions
+        shown = retriever.popular[:limit]
+        shown = shown[place[shown] >= 0]
+        points = _round(self._placed(retriever, vectors[place[shown]], unit=True))
+        names, groups = _groups(retriever, columns.get(column), shown)
+        return {
+            "bundle_id": retriever.bundle.id,
+            "columns": list(columns),
+            "column": column,
+            "groups": names,
+            "points": [[x, y, g] for (x, y), g in zip(points.tolist(), groups, strict=True)],
+            "ids": retriever.item_ids.column.gather(shown).to_list(),
+            "titles": retriever.titles.column.gather(shown).to_list(),
+        }
+
+    def _placed(self, retriever: Retriever, vectors: npt.NDArray[np.float32], unit: bool = False) -> Any:
+        """Points (n, 2) of vectors (n, D): a user's, or unit vectors of items without their biases."""
+        middle, directions, scale = self._plane(retriever)
+        if not unit:
+            vectors = vectors[:, : len(middle)]
+            vectors = vectors / max(float(np.linalg.norm(vectors)), 1e-12)
+        return (vectors - middle) @ directions * scale
+
+    def _plane(self, retriever: Retriever) -> Plane:
+        name = retriever.bundle.id
+        if name not in self._planes:
+            vectors = retriever.directions[0]
+            sample = vectors[:: max(1, len(vectors) // 50_000)]
+            middle = sample.mean(axis=0)
+            _, directions = np.linalg.eigh(
+                np.cov((sample - middle).T.astype(np.float64), bias=True).reshape(len(middle), -1)
+            )
+            plane = np.zeros((len(middle), 2), np.float32)
+            best = directions[:, ::-1][:, :2].astype(np.float32)
+            plane[:, : best.shape[1]] = best * np.where(best.sum(axis=0) < 0, -1, 1)  # one of the two signs, always
+            far = float(np.quantile(np.abs((sample - middle) @ plane), 0.995)) if len(sample) else 0.0
+            self._planes[name] = (middle, plane, 1 / far if far > 0 else 1.0)
+            while len(self._planes) > 2:
+                self._planes.popitem(last=False)
+        return self._planes[name]
+
+
+def _matching(ids: pl.Series, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Rows of ids that begin with the text, the shortest first, then those that hold it; and how many there are."""
+    if not query:
+        return np.arange(min(limit, len(ids))), len(ids)
+    found = ids.str.contains(query, literal=True).arg_true()
+    some = found.head(10_000).to_numpy().astype(np.int64)
+    texts = ids.gather(some).to_list()
+    order = sorted(range(len(some)), key=lambda i: (not texts[i].startswith(query), len(texts[i]), texts[i]))
+    return some[np.array(order[:limit], np.int64)], len(found)
+
+
+def _columns(retriever: Retriever) -> dict[str, MultiHot | Categorical]:
+    """Columns of the items that can colour a map."""
+    features = [f for f in retriever.schema.side("item") if isinstance(f, MultiHot | Categorical)]
+    return {
+        f.source: f for f in features if f.source in retriever.item_columns and f.source != retriever.schema.item_id
+    }
+
+
+def _groups(
+    retriever: Retriever, feature: MultiHot | Categorical | None, rows: npt.NDArray[np.int64]
+) -> tuple[list[str], list[int]]:
+    """Names of the largest groups, and of every row its group's number; an item of several values is in its first."""
+    if feature is None:
+        return [], [-1] * len(rows)
+    series = retriever.dataset.items.frame[feature.source].gather(rows)
+    if isinstance(feature, MultiHot):
+        lists = series.str.split(feature.separator) if series.dtype == pl.String and feature.separator else series
+        series = lists.list.first() if isinstance(lists.dtype, pl.List) else lists
+    values = series.cast(pl.String).fill_null("").alias("value")
+    counts = (
+        values.value_counts(sort=True).filter(pl.col("value") != "").sort("count", "value", descending=[True, False])
+    )
+    names = counts["value"].head(GROUPS).to_list()
+    number = {name: place for place, name in enumerate(names)}
+    return names, [number.get(value, -1) for value in values.to_list()]
+
+
+def _round(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    rounded: Any = np.round(np.asarray(values, np.float64), 4)
+    return rounded  # type: ignore[no-any-return]

@@ -1,0 +1,84 @@
+"""Turns: requests are answered one after the other, and those that would wait too long are refused at once.
+
+One process answers on one core, so answering two requests at the same time makes both late. While the queue is empty
+now and then, a request may wait `burst` seconds; once it has not been empty for so long, only `target` ("controlled
+delay", Maurer 2015, "Fail at Scale", ACM Queue 13(8), after Nichols and Jacobson's CoDel). So a burst is answered, and an
+overload does not make everyone wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+from twotower.serve.problem import Problem
+
+
+class Gate:
+    """`async with gate:` is a turn. `width` turns may be taken at once: 1 where a turn does not wait for others."""
+
+    def __init__(
+        self, burst: float = 0.1, target: float = 0.005, width: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`burst` and `target` in seconds."""
+        self.burst, self.target, self.width = burst, target, width
+        self._clock = clock
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._taken = 0
+        self._work = 0.001
+        """Seconds of a turn, lately."""
+        self._empty = clock()
+
+    @property
+    def wait(self) -> float:
+        """Seconds that somebody who comes now must expect to wait."""
+        ahead = len(self._queue) + self._taken
+        return max(0, ahead - self.width + 1) * self._work / self.width
+
+    def check(self) -> None:
+        """Raises Problem "overload" if the wait is too long."""
+        now = self._clock()
+        if self._taken < self.width:
+            self._empty = now
+            return
+        limit = self.burst if now - self._empty <= self.burst else self.target
+        if self.wait > limit:
+            raise Problem("overload", headers={"Retry-After": "1"})
+
+    async def __aenter__(self) -> None:
+        if self._taken < self.width and not self._queue:
+            self._taken += 1
+            try:
+                await asyncio.sleep(0)  # let those who came at the same time be queued, or refused
+            except BaseException:
+                self._leave()
+                raise
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+            try:
+                await turn
+            except BaseException:
+                if turn.done() and not turn.cancelled():
+                    self._leave()  # it was given the turn and does not take it
+                raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def worked(self, seconds: float) -> None:
+        """How long a turn took, without waiting."""
+        self._work += 0.02 * (seconds - self._work)
+
+    def _leave(self) -> None:
+        self._taken -= 1
+        while self._queue and self._taken < self.width:
+            turn = self._queue.popleft()
+            if not turn.done():
+                self._taken += 1
+                turn.set_result(None)

@@ -1,0 +1,301 @@
+"""What users have done since the bundle was published, and their vectors with it.
+
+Keys carry the bundle's id: `BUNDLE:history:USER`, `BUNDLE:vector:USER`. Read are the histories under the present bundle
+and under the one that it replaced, so a swap forgets nobody; a vector of another bundle is a miss. A vector is kept with
+a digest of the events it was made of, so it is never older than the history.
+
+A store that fails makes an answer colder, never an error: reads give what this process knows, writes are kept here until
+the store is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from twotower.errors import ConfigError
+
+Event = tuple[str, bool]
+"""An item's id, and whether the user liked it."""
+Vector = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+log = logging.getLogger("twotower.live")
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """A user's events, oldest first, and the vector that was made with them, if it was kept."""
+
+    events: list[Event]
+    vector: Vector | None = None
+
+
+NOBODY = Recalled([])
+
+
+class Live(Protocol):
+    """Where live histories and vectors are kept."""
+
+    shared: bool
+    """Whether other processes see them."""
+
+    async def add(self, bundle: str, user: str, events: Sequence[Event]) -> tuple[int, bool]:
+        """Append; how many are kept under this bundle, and whether others see them."""
+
+    async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
+        """The events under these bundles, one bundle after the other, and the vector under the last."""
+
+    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: Vector) -> None:
+        """Keep the vector (1, D) that was made with these events."""
+
+    async def forget(self, bundles: Sequence[str], user: str) -> None:
+        """Drop the user's events."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+
+class Memory:
+    """In this process: the latest `users`, of each the latest `events`, `seconds` after the last of them."""
+
+    shared = False
+
+    def __init__(
+        self, events: int = 200, seconds: float = 86_400, users: int = 100_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.events, self.seconds, self.users = events, seconds, users
+        self._clock = clock
+        self._histories: OrderedDict[str, tuple[float, list[Event]]] = OrderedDict()
+        self._vectors: OrderedDict[str, tuple[bytes, Vector]] = OrderedDict()
+
+    async def add(self, bundle: str, user: str, events: Sequence[Event]) -> tuple[int, bool]:
+        return self.put(bundle, user, events), True
+
+    def put(self, bundle: str, user: str, events: Sequence[Event]) -> int:
+        key = _history(bundle, user)
+        kept = [*self._fresh(key), *events][-self.events :]
+        self._histories[key] = (self._clock() + self.seconds, kept)
+        self._histories.move_to_end(key)
+        while len(self._histories) > self.users:
+            self._histories.popitem(last=False)
+        return len(kept)
+
+    async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
+        return self.get(bundles, user)
+
+    def get(self, bundles: Sequence[str], user: str) -> Recalled:
+        if not self._histories:
+            return NOBODY
+        events = [e for bundle in bundles for e in self._fresh(_history(bundle, user))][-self.events :]
+        if not events:
+            return NOBODY
+        made_of, vector = self._vectors.get(_vector(bundles[-1], user), (b"", None))
+        return Recalled(events, vector if made_of == digest(events) else None)
+
+    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: Vector) -> None:
+        key = _vector(bundle, user)
+        self._vectors[key] = (digest(events), vector)
+        self._vectors.move_to_end(key)
+        while len(self._vectors) > self.users:
+            self._vectors.popitem(last=False)
+
+    async def forget(self, bundles: Sequence[str], user: str) -> None:
+        for bundle in bundles:
+            self._histories.pop(_history(bundle, user), None)
+            self._vectors.pop(_vector(bundle, user), None)
+
+    async def close(self) -> None:
+        return
+
+    def taken(self, bundle: str, user: str) -> list[Event]:
+        """The events under one bundle, which are here no longer."""
+        return self._histories.pop(_history(bundle, user), (0.0, []))[1]
+
+    def _fresh(self, key: str) -> list[Event]:
+        until, events = self._histories.get(key, (0.0, []))
+        if events and until < self._clock():
+            del self._histories[key]
+            return []
+        return events
+
+
+class Breaker:
+    """After `failures` in a row nobody asks for a while, which doubles from `rest` to `most` seconds; then one may try."""
+
+    def __init__(
+        self, failures: int = 3, rest: float = 0.5, most: float = 15.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.failures, self.rest, self.most = failures, rest, most
+        self._clock = clock
+        self._failed, self._until = 0, 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last try went well."""
+        return self._failed < self.failures
+
+    def allows(self) -> bool:
+        if self.closed:
+            return True
+        if (now := self._clock()) < self._until:
+            return False
+        self._until = now + self.rest  # others wait for this one
+        return True
+
+    def went_well(self) -> None:
+        self._failed = 0
+
+    def went_wrong(self) -> None:
+        self._failed += 1
+        if not self.closed:
+            pause = min(self.most, self.rest * 2.0 ** (self._failed - self.failures))
+            self._until = self._clock() + pause * random.uniform(0.75, 1.25)
+
+
+class Redis:
+    """In Redis or Valkey, which workers and hosts share."""
+
+    shared = True
+
+    def __init__(
+        self,
+        url: str,
+        events: int = 200,
+        seconds: int = 86_400,
+        timeout: float = 0.02,
+        failed: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """`timeout` in seconds for one exchange; `failed` is told "read" or "write" each time one fails.
+
+        Raises ConfigError if the client is not installed or the URL is none.
+        """
+        try:
+            import redis.asyncio as client
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
+            from redis.exceptions import RedisError
+        except ImportError:
+            raise ConfigError("--live redis://… needs the client: pip install 'twotower[serve]'") from None
+        try:
+            self._client: Any = client.Redis.from_url(
+                url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0),
+                max_connections=64,
+            )  # fmt: skip
+        except ValueError as e:
+            raise ConfigError(f"--live {url}: {e}") from None
+        self.events, self.seconds, self.timeout = events, seconds, timeout
+        self.breaker = Breaker()
+        self._failed = failed
+        self._errors: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
+        self._here = Memory(events, seconds)
+
+    async def add(self, bundle: str, user: str, events: Sequence[Event]) -> tuple[int, bool]:
+        key = _history(bundle, user)
+        waiting = self._here.taken(bundle, user)
+
+        async def push() -> int:
+            pipe = self._client.pipeline(transaction=True)
+            pipe.rpush(key, *(orjson.dumps(e) for e in (*waiting, *events)))
+            pipe.ltrim(key, -self.events, -1)
+            pipe.expire(key, self.seconds)
+            pipe.llen(key)
+            return int((await pipe.execute())[-1])
+
+        # Not tried twice: nobody knows whether the first one arrived.
+        n = await self._tried("write", push, tries=1)
+        if n is not None:
+            return n, True
+        return self._here.put(bundle, user, [*waiting, *events]), False
+
+    async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
+        async def read() -> list[Any]:
+            pipe = self._client.pipeline(transaction=False)
+            for bundle in bundles:
+                pipe.lrange(_history(bundle, user), 0, -1)
+            pipe.get(_vector(bundles[-1], user))
+            return list(await pipe.execute())
+
+        found = await self._tried("read", read, tries=2)
+        here = self._here.get(bundles, user)
+        if found is None:
+            return here
+        *histories, kept = found
+        there = [event for history in histories for raw in history if (event := _event(raw))]
+        events = [*there, *here.events][-self.events :]
+        if not events:
+            return NOBODY
+        fits = isinstance(kept, bytes) and kept[:_DIGEST] == digest(events) and (len(kept) - _DIGEST) % 4 == 0
+        return Recalled(events, np.frombuffer(kept, "<f4", offset=_DIGEST)[None] if fits else None)
+
+    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: Vector) -> None:
+        value = digest(events) + vector.astype("<f4").tobytes()
+        await self._tried("write", lambda: self._client.set(_vector(bundle, user), value, ex=self.seconds), tries=1)
+
+    async def forget(self, bundles: Sequence[str], user: str) -> None:
+        await self._here.forget(bundles, user)
+        keys = [key for bundle in bundles for key in (_history(bundle, user), _vector(bundle, user))]
+        await self._tried("write", lambda: self._client.delete(*keys), tries=2)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _tried(self, what: str, ask: Callable[[], Awaitable[T]], tries: int) -> T | None:
+        """What the store says, or None if it fails or is being left alone."""
+        for attempt in range(tries):
+            if not self.breaker.allows():
+                return None
+            try:
+                async with asyncio.timeout(self.timeout):
+                    answer = await ask()
+            except self._errors as e:
+                self._failed(what)
+                was_closed = self.breaker.closed
+                self.breaker.went_wrong()
+                if was_closed and not self.breaker.closed:
+                    log.warning("live store fails, going on without it: %s", type(e).__name__)
+                if attempt + 1 < tries:
+                    await asyncio.sleep(random.uniform(0, self.timeout / 4))
+            else:
+                if not self.breaker.closed:
+                    log.warning("live store is back")
+                self.breaker.went_well()
+                return answer
+        return None
+
+
+_DIGEST = 8
+
+
+def digest(events: Sequence[Event]) -> bytes:
+    """Of a history."""
+    return hashlib.blake2b(orjson.dumps(events), digest_size=_DIGEST).digest()
+
+
+def _history(bundle: str, user: str) -> str:
+    return f"{bundle}:history:{user}"
+
+
+def _vector(bundle: str, user: str) -> str:
+    return f"{bundle}:vector:{user}"
+
+
+def _event(raw: bytes) -> Event | None:
+    """Nothing for what is no event of ours."""
+    try:
+        item, liked = orjson.loads(raw)
+    except (ValueError, TypeError):
+        return None
+    return (item, liked) if isinstance(item, str) and isinstance(liked, bool) else None

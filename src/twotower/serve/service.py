@@ -1,0 +1,304 @@
+"""What is done for a request: recall what is new of the user, ask the bundle, count, reply."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twotower.errors import DataError
+from twotower.retrieve import Answer, Method, Request, Retriever, UnknownId
+from twotower.schema import Sequence as History
+from twotower.serve import wire
+from twotower.serve.gate import Gate
+from twotower.serve.live import NOBODY, Live, Memory, Recalled, Redis
+from twotower.serve.metrics import Metrics
+from twotower.serve.problem import Problem
+from twotower.serve.settings import ServeSettings
+from twotower.serve.shelf import Shelf
+
+BATCHES = 4
+"""Batches that may be under way at once."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as the retriever takes it, the method that answers it, and a vector that is known already."""
+
+    request: Request
+    method: Method
+    known: bool
+    """Whether the bundle has the user."""
+    recalled: Recalled
+    live: int
+    plain: bool
+    """Only the live history is new, so the vector may be kept for the next time."""
+
+
+class Service:
+    """One process: the bundle, the live histories, the turns and the numbers."""
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics | None = None) -> None:
+        """Raises ConfigError or BundleError for settings that cannot be used."""
+        self.settings = s = settings
+        self.metrics = metrics or Metrics()
+        self.shelf = Shelf(s.store, self.metrics, s.threads, s.memory_limit)
+        self.live: Live
+        if s.live == "memory":
+            self.live = Memory(s.live_events, s.live_seconds)
+        else:
+            count = self.metrics.live_errors
+            self.live = Redis(
+                s.live, s.live_events, s.live_seconds, s.live_timeout / 1e3, lambda w: count.labels(w).inc()
+            )
+        # A turn that waits for another process lets others have theirs.
+        self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, 16 if self.live.shared else 1)
+        self.draining = False
+        self._batches = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Load the bundle and go on looking for the next; the service is not ready before."""
+        self._later(self.shelf.watch(self.settings.poll))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self.shelf.close()
+        await self.live.close()
+
+    def drain(self) -> None:
+        """Say no to /readyz; requests are still answered."""
+        self.draining = True
+
+    @property
+    def ready(self) -> bool:
+        return self.shelf.retriever is not None and not self.draining
+
+    # ---- what is asked
+
+    async def recommend(self, body: wire.RecommendBody, retriever: Retriever | None = None) -> dict[str, Any]:
+        """The reply to a request. Raises Problem and DataError."""
+        self.check(body)
+        retriever = retriever or self.shelf.current
+        asked = await self.recall(body, retriever)
+        answer, vector = self.answer(body, asked, retriever)
+        if vector is not None and asked.plain and asked.recalled.vector is None:
+            assert body.user_id is not None
+            await self._keep(self.live.keep(retriever.bundle.id, body.user_id, asked.recalled.events, vector))
+        return self.reply(answer, asked, retriever)
+
+    async def batch(self, body: wire.BatchBody, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+        """Replies, each in a turn of its own between the requests of others, until the client is `gone`."""
+        if len(body.requests) > self.settings.max_batch:
+            raise _too_many("body.requests", len(body.requests), self.settings.max_batch)
+        if self._batches >= BATCHES:
+            raise Problem("overload", f"{BATCHES} batches are under way", headers={"Retry-After": "1"})
+        self._batches += 1
+        replies: list[dict[str, Any]] = []
+        try:
+            for place, one in enumerate(body.requests):
+                if place % 8 == 7 and await gone():
+                    break
+                async with self.gate:
+                    started = time.perf_counter()
+                    try:
+                        replies.append(await self.recommend(one))
+                    except Problem as e:
+                        replies.append(e.shape())
+                    except DataError as e:
+                        replies.append(problem_of(e).shape())
+                    self.gate.worked(time.perf_counter() - started)
+        finally:
+            self._batches -= 1
+        return {"replies": replies}
+
+    async def embed(self, body: wire.AskBody) -> dict[str, Any]:
+        """The user's vector."""
+        self.check(body)
+        retriever = self.shelf.current
+        asked = await self.recall(body, retriever)
+        started = time.perf_counter()
+        vector, source, unknown = retriever.vector(asked.request, asked.method)
+        spent = (time.perf_counter() - started) * 1e3
+        return {
+            "vector": vector[0].tolist(),
+            "metric": retriever.index.metric,
+            "bundle_id": retriever.bundle.id,
+            "method": asked.method,
+            "source": source,
+            "milliseconds": round(spent, 3),
+            "unknown": unknown,
+            "live": asked.live,
+        }
+
+    async def search(self, body: wire.SearchBody) -> dict[str, Any]:
+        """The best items for a text."""
+        retriever = self.shelf.current
+        if not retriever.schema.texts("user"):
+            raise Problem("no-text")
+        self._check_k(body.k)
+        for name in ("allow", "ban"):
+            self._check_list(name, getattr(body, name))
+        answer = retriever.search(
+            body.text, body.k, body.feature, allow=body.allow, ban=body.ban, where=body.where or None
+        )
+        return self.reply(answer, None, retriever)
+
+    async def similar(self, item_id: str, k: int) -> dict[str, Any]:
+        """The items nearest to an item."""
+        retriever = self.shelf.current
+        self._check_k(k, "query.k")
+        return self.reply(retriever.similar(item_id, k), None, retriever)
+
+    async def add_events(self, body: wire.EventsBody) -> dict[str, Any]:
+        """Go on with a user's live history. Raises Problem "conflict" where other workers would not see it."""
+        self._check_list("events", body.events)
+        if self.settings.workers > 1 and not self.live.shared:
+            raise Problem(
+                "conflict",
+                f"{self.settings.workers} workers do not share live histories kept in memory; serve with "
+                "--live redis://HOST:PORT/DB, or with one worker",
+            )
+        n, shared = await self.live.add(self.shelf.current.bundle.id, body.user_id, wire.events(list(body.events)))
+        return {"live": n, "shared": shared and self.live.shared}
+
+    async def forget(self, user_id: str) -> None:
+        """Drop a user's live history."""
+        await self.live.forget(self.shelf.bundles, user_id)
+
+    def describe(self) -> dict[str, Any]:
+        """What answers, and what may be asked."""
+        retriever = self.shelf.current
+        manifest, s = retriever.bundle.manifest, self.settings
+        return {
+            "bundle_id": retriever.bundle.id,
+            "created": manifest["created"],
+            "dims": manifest["dims"],
+            "metric": manifest["metric"],
+            "counts": manifest["counts"],
+            "gate": manifest["gate"],
+            "index": {name: manifest.get("index", {}).get(name) for name in ("kind", "params", "effort")},
+            "features": {"user": list(retriever.user_columns), "item": list(retriever.item_columns)},
+            "history": any(isinstance(f, History) for f in retriever.schema.side("user")),
+            "search": [f.name for f in retriever.schema.texts("user")],
+            "limits": {"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
+        }
+
+    # ---- the parts of an answer
+
+    def check(self, body: wire.AskBody) -> None:
+        """Raises Problem for more than the service takes."""
+        if isinstance(body, wire.RecommendBody):
+            self._check_k(body.k)
+            for name in ("allow", "ban"):
+                self._check_list(name, getattr(body, name))
+        for name in ("history", "events"):
+            self._check_list(name, getattr(body, name))
+
+    async def recall(self, body: wire.AskBody, retriever: Retriever) -> Asked:
+        """What the user has done since, and so the method."""
+        recalled = NOBODY
+        if body.live and body.user_id is not None:
+            started = time.perf_counter()
+            recalled = await self.live.recall(self.shelf.bundles, body.user_id)
+            self.metrics.stages["live"].observe(time.perf_counter() - started)
+        told = bool(body.features or body.events) or body.history is not None
+        known = body.user_id is not None and retriever.knows(body.user_id)
+        nothing = not known and not told and not recalled.events
+        if nothing and body.user_id is not None and self.settings.unknown_user == "404":
+            raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
+        request = Request(
+            body.user_id,
+            body.features,
+            None if body.history is None else wire.events(body.history),
+            [*recalled.events, *wire.events(body.events)],
+        )
+        news = told or bool(recalled.events)
+        method: Method = body.method or (2 if news else 1)
+        if not known and news:
+            method = 2  # there is no stored vector
+        return Asked(request, method, known, recalled, len(recalled.events), bool(recalled.events) and not told)
+
+    def answer(self, body: wire.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
+        """The answer, and the vector that the tower gave, if it was asked."""
+        vector = asked.recalled.vector if asked.plain and asked.method == 2 else None
+        if vector is not None and vector.shape != (1, retriever.index.width):
+            vector = None
+        made = None
+        unknown: list[str] = []
+        started = time.perf_counter()
+        if asked.method == 2 and vector is None and (asked.known or _tells(asked.request)):
+            vector, _, unknown = retriever.vector(asked.request, 2)
+            made = vector
+            self.metrics.stages["tower"].observe(time.perf_counter() - started)
+        searching = time.perf_counter()
+        answer = retriever.recommend(
+            asked.request,
+            body.k,
+            asked.method,
+            allow=body.allow,
+            ban=body.ban,
+            where=body.where or None,
+            keep_seen=body.keep_seen,
+            vector=vector,
+        )
+        ended = time.perf_counter()
+        self.metrics.stages["search"].observe(ended - searching)
+        object.__setattr__(answer, "milliseconds", round((ended - started) * 1e3, 3))
+        answer.unknown.extend(name for name in unknown if name not in answer.unknown)
+        return answer, made
+
+    def reply(self, answer: Answer, asked: Asked | None, retriever: Retriever) -> dict[str, Any]:
+        """As it travels; counted."""
+        self.metrics.answered(
+            answer.bundle_id, answer.method, answer.source, answer.unknown, retriever.user_columns, answer.truncated
+        )
+        return {
+            "items": answer.items,
+            "bundle_id": answer.bundle_id,
+            "method": answer.method,
+            "source": answer.source,
+            "milliseconds": answer.milliseconds,
+            "truncated": answer.truncated,
+            "unknown": answer.unknown,
+            "live": asked.live if asked else 0,
+        }
+
+    def _check_k(self, k: int, at: str = "body.k") -> None:
+        if not 1 <= k <= self.settings.max_k:
+            detail = f"k is {k}, expected 1 to {self.settings.max_k:,}"
+            raise Problem("invalid", detail, errors=[{"at": at, "detail": detail}])
+
+    def _check_list(self, name: str, value: Sequence[Any] | None) -> None:
+        if value is not None and len(value) > self.settings.max_list:
+            raise _too_many(f"body.{name}", len(value), self.settings.max_list)
+
+    async def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it now where that is nothing, else beside the reply."""
+        if self.live.shared:
+            self._later(work)
+        else:
+            await work
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _tells(request: Request) -> bool:
+    """Whether a request says more than who asks."""
+    return bool(request.features or request.events) or request.history is not None
+
+
+def problem_of(error: DataError) -> Problem:
+    """A mistake in a request, as a problem."""
+    return Problem("unknown-item" if isinstance(error, UnknownId) else "invalid", str(error))
+
+
+def _too_many(at: str, found: int, most: int) -> Problem:
+    detail = f"{at.removeprefix('body.')} holds {found:,}, at most {most:,} are taken"
+    return Problem("invalid", detail, errors=[{"at": at, "detail": detail}])

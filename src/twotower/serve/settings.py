@@ -1,0 +1,115 @@
+"""What a service is told when it starts."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from twotower.errors import ConfigError
+
+UnknownUser = Literal["popular", "404"]
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Limits and addresses of a service. Raises ConfigError for what cannot be."""
+
+    store: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free one."""
+    workers: int = 1
+    threads: int = 1
+    """Threads of one search and of one run of the tower."""
+    keys: Path | None = None
+    """File of API keys; without one everybody may ask."""
+    insecure: bool = False
+    """Listen beyond this machine without keys."""
+    admin_port: int | None = None
+    trusted_proxies: str = ""
+    """Addresses, separated by commas, whose X-Forwarded-For is believed."""
+    rate: float = 0.0
+    """Requests a second of one client; 0 does not limit."""
+    burst: int = 0
+    """Requests at once of one client; 0 takes two seconds' worth."""
+    max_k: int = 1_000
+    max_list: int = 10_000
+    """Items of one list of a request: history, events, allow, ban."""
+    max_batch: int = 100
+    max_body: int = 1 << 20
+    """Bytes."""
+    max_wait: float = 100.0
+    """Milliseconds that a request may have to wait for its turn while bursts come and go."""
+    target_wait: float = 5.0
+    """… and while the queue has not been empty for `max_wait`."""
+    unknown_user: UnknownUser = "popular"
+    live: str = "memory"
+    """Where live histories are kept: `memory`, or `redis://HOST:PORT/DB`, which workers and hosts share."""
+    live_events: int = 200
+    """Latest events kept of a user."""
+    live_seconds: int = 86_400
+    """A user's events are forgotten so long after the last."""
+    live_timeout: float = 20.0
+    """Milliseconds to wait for the store of live histories."""
+    console: bool = True
+    access_log: bool = True
+    poll: float = 0.5
+    """Seconds between two looks at which bundle is current."""
+    memory_limit: int = 0
+    """Bytes this process may take before a bundle is refused; 0 asks the machine and the control group."""
+    drain: float = 0.0
+    """Seconds between SIGTERM, when /readyz says no, and the last new connection."""
+    grace: float = 10.0
+    """Seconds that requests under way may then still take."""
+    head_timeout: float = 10.0
+    """Seconds in which the head of a request must have come."""
+    body_timeout: float = 10.0
+    keep_alive: float = 75.0
+    """Seconds that an idle connection is kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "live_events", "live_seconds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 1")
+        for name in ("max_wait", "target_wait", "live_timeout", "poll", "grace", "head_timeout", "body_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected more than 0")
+        for name in ("rate", "burst", "drain", "keep_alive", "memory_limit"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 0")
+        for name in ("port", "admin_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1 << 16:
+                raise ConfigError(f"{_flag(name)} is {value}, expected 0 to 65535")
+        if self.unknown_user not in ("popular", "404"):
+            raise ConfigError(f"--unknown-user is '{self.unknown_user}' (allowed: popular, 404)")
+        if self.live != "memory" and urlsplit(self.live).scheme not in ("redis", "rediss", "unix"):
+            raise ConfigError(f"--live is '{self.live}' (allowed: memory, redis://HOST:PORT/DB)")
+        if self.admin_port is not None and self.keys is None:
+            raise ConfigError("--admin-port needs --keys FILE with a key of scope admin; `twotower key NAME --admin`")
+        if not (self.keys or self.insecure or is_loopback(self.host)):
+            raise ConfigError(
+                f"--host {self.host} can be reached from other machines; give --keys FILE (`twotower key NAME` makes "
+                "a key), or --insecure if something in front of it keeps strangers out"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        raise ConfigError(f"--host {host}: no such address or name") from None
+    return all(ipaddress.ip_address(str(address)).is_loopback for address in found)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,327 @@
+"""Live histories: in memory, in a real server of the Redis protocol, and when that fails (rows F of the faults)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twotower.errors import ConfigError
+from twotower.serve.live import Breaker, Live, Memory, Redis, digest
+
+SERVER = """
+import sys
+from fakeredis import TcpFakeServer
+TcpFakeServer.allow_reuse_address = True
+server = TcpFakeServer(("127.0.0.1", int(sys.argv[1])), server_type="redis")
+print("ready", flush=True)
+server.serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Server:
+    """A process that speaks Redis on loopback; killed and started at will."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.process: subprocess.Popen[str] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER, str(self.port)],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().strip() == "ready"
+
+    def kill(self) -> None:
+        if self.process is not None:
+            assert self.process.stdout is not None
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            self.process = None
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.kill()
+
+
+def redis(url: str, timeout: float = 0.5, **more: object) -> Redis:
+    return Redis(url, timeout=timeout, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def make(kind: str, request: pytest.FixtureRequest, **more: object) -> Live:
+    if kind == "memory":
+        return Memory(**more)  # type: ignore[arg-type]
+    server: Server = request.getfixturevalue("server")
+    return redis(server.url, **more)
+
+
+def test_events_are_appended_read_and_forgotten(kind: str, request: pytest.FixtureRequest) -> None:
+    async def world() -> None:
+        live = make(kind, request, events=4)
+        assert (await live.recall(["b1"], "u")).events == []
+        assert (await live.add("b1", "u", [("1", True), ("2", False)]))[0] == 2
+        assert (await live.add("b1", "u", [("3", True), ("é☃", True), ("5", True)]))[0] == 4
+        assert (await live.recall(["b1"], "u")).events == [("2", False), ("3", True), ("é☃", True), ("5", True)]
+        assert (await live.recall(["b1"], "v")).events == []
+        await live.forget(["b1"], "u")
+        assert (await live.recall(["b1"], "u")).events == []
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_a_swap_forgets_nobody_and_two_do(kind: str, request: pytest.FixtureRequest) -> None:
+    async def world() -> None:
+        live = make(kind, request)
+        await live.add("b1", "u", [("1", True)])
+        await live.add("b2", "u", [("2", True)])
+        assert (await live.recall(["b1", "b2"], "u")).events == [("1", True), ("2", True)]
+        assert (await live.recall(["b2", "b3"], "u")).events == [("2", True)]
+        assert (await live.recall(["b2", "b1"], "u")).events == [("2", True), ("1", True)]
+        await live.forget(["b1", "b2"], "u")
+        assert (await live.recall(["b1", "b2"], "u")).events == []
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_fault_F4_a_vector_of_another_bundle_or_another_history_is_a_miss(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    async def world() -> None:
+        live, vector = make(kind, request), np.arange(6, dtype=np.float32)[None]
+        await live.add("b1", "u", [("1", True)])
+        events = (await live.recall(["b1"], "u")).events
+        await live.keep("b1", "u", events, vector)
+        kept = (await live.recall(["b1"], "u")).vector
+        assert kept is not None
+        assert kept.shape == (1, 6)
+        assert (kept == vector).all()
+        assert (await live.recall(["b1", "b2"], "u")).vector is None  # the bundle is another
+        await live.add("b1", "u", [("2", True)])
+        assert (await live.recall(["b1"], "u")).vector is None  # the history is another
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
+    now = 0.0
+
+    async def world() -> None:
+        nonlocal now
+        live = Memory(seconds=10, users=2, clock=lambda: now)
+        for user in "abc":
+            await live.add("b", user, [("1", True)])
+        assert [(await live.recall(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
+        now = 9.0
+        await live.add("b", "c", [("2", True)])
+        now = 12.0
+        assert (await live.recall(["b"], "b")).events == []
+        assert len((await live.recall(["b"], "c")).events) == 2
+
+    asyncio.run(world())
+
+
+def test_keys_carry_the_bundle(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url, seconds=77)
+        await live.add("20260101T000000Z-abcdef", "u:1", [("1", True)])
+        await live.keep("20260101T000000Z-abcdef", "u:1", [("1", True)], np.zeros((1, 2), np.float32))
+        keys = sorted(await live._client.keys("*"))
+        assert keys == [b"20260101T000000Z-abcdef:history:u:1", b"20260101T000000Z-abcdef:vector:u:1"]
+        for key in keys:
+            assert 0 < await live._client.ttl(key) <= 77
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url)
+        await live._client.rpush("b:history:u", b"\xff", b"[1, true]", b'["2", true]', b'{"a": 1}', b'["3", 1]')
+        await live._client.set("b:vector:u", digest([("2", True)]) + b"123")  # cut short
+        found = await live.recall(["b"], "u")
+        assert found.events == [("2", True)]
+        assert found.vector is None
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_comes_back() -> None:
+    async def world() -> None:
+        server = Server()
+        server.kill()
+        failures: list[str] = []
+        live = redis(server.url, failed=failures.append)
+        live.breaker.rest = 0.05
+        assert (await live.recall(["b"], "u")).events == []
+        assert await live.add("b", "u", [("1", True)]) == (1, False)  # kept here
+        assert (await live.recall(["b"], "u")).events == [("1", True)]
+        assert failures
+        assert set(failures) == {"read", "write"}
+        server.start()
+        try:
+            await asyncio.sleep(0.3)
+            for _ in range(20):
+                if (await live.add("b", "u", [("2", True)]))[1]:
+                    break
+                await asyncio.sleep(0.1)
+            other = redis(server.url)  # what was kept here went there, first things first
+            events = (await other.recall(["b"], "u")).events
+            assert events[0] == ("1", True)
+            assert events[-1] == ("2", True)
+            assert live.breaker.closed
+            await other.close()
+        finally:
+            await live.close()
+            server.kill()
+
+    asyncio.run(world())
+
+
+def test_fault_F1_a_store_that_is_killed_in_the_middle_costs_a_bounded_time_and_then_none(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url, timeout=0.1)
+        await live.add("b", "u", [("1", True)])
+        server.kill()
+        started = time.perf_counter()
+        for _ in range(50):
+            assert (await live.recall(["b"], "u")).events == []
+        # Two or three failures, then nobody asks any more.
+        assert time.perf_counter() - started < 4 * 0.1 + 0.5
+        assert not live.breaker.closed
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_fault_F1_a_store_that_answers_too_slowly_is_left_alone() -> None:
+    async def world() -> None:
+        async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while await reader.read(1000):
+                    await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                pass
+            finally:
+                writer.close()
+
+        slow = await asyncio.start_server(never, "127.0.0.1", 0)
+        port = slow.sockets[0].getsockname()[1]
+        live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.05)
+        started = time.perf_counter()
+        for _ in range(20):
+            assert (await live.recall(["b"], "u")).events == []
+        assert time.perf_counter() - started < 1.0
+        assert not live.breaker.closed
+        await live.close()
+        slow.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    asyncio.run(world())
+
+
+def test_a_breaker_opens_after_three_lets_one_try_and_rests_longer_each_time() -> None:
+    now = 0.0
+    breaker = Breaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
+    for _ in range(3):
+        assert breaker.allows()
+        breaker.went_wrong()
+    assert not breaker.allows()
+    now += 1.3
+    assert breaker.allows()
+    assert not breaker.allows()  # one at a time
+    breaker.went_wrong()
+    now += 1.3
+    assert not breaker.allows()
+    now += 1.3
+    assert breaker.allows()
+    breaker.went_well()
+    assert breaker.closed
+    assert breaker.allows()
+    for _ in range(40):
+        breaker.went_wrong()
+    now += 8.0 * 1.25
+    assert breaker.allows()
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--live"):
+        Redis("http://127.0.0.1")
+
+
+@pytest.mark.system
+def test_fault_F1_a_real_valkey_is_killed_slowed_and_comes_back(tmp_path: Path) -> None:
+    port = free_port()
+
+    def start() -> subprocess.Popen[bytes]:
+        found = subprocess.Popen(
+            ["valkey-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1", "--dir", str(tmp_path)],
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(100):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    return found
+            time.sleep(0.05)
+        raise AssertionError("valkey does not start")
+
+    async def world() -> None:
+        process = start()
+        live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.1)
+        live.breaker.rest = 0.1
+        try:
+            assert await live.add("b", "u", [("1", True)]) == (1, True)
+            assert (await live.recall(["b"], "u")).events == [("1", True)]
+            await live._client.execute_command("CLIENT", "PAUSE", "2000")  # a hundred times slower than usual
+            started = time.perf_counter()
+            assert (await live.recall(["b"], "u")).events == []
+            assert time.perf_counter() - started < 0.5
+            await asyncio.sleep(2.5)
+            assert (await live.recall(["b"], "u")).events == [("1", True)]
+            process.kill()
+            process.wait()
+            assert (await live.add("b", "u", [("2", True)]))[1] is False
+            process = start()
+            await asyncio.sleep(0.5)
+            assert (await live.add("b", "u", [("3", True)])) == (2, True)  # its memory was empty, ours was not
+            assert (await live.recall(["b"], "u")).events == [("2", True), ("3", True)]
+        finally:
+            await live.close()
+            process.kill()
+            process.wait()
+
+    asyncio.run(world())

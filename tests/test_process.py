@@ -1,0 +1,441 @@
+"""The service as a process: sockets, workers and signals (rows A10, D2, D7, E3, E4 and E7 of the faults)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import EVERYTHING_SCHEMA, everything, settings
+
+import twotower
+from twotower.data.tables import check
+from twotower.errors import ConfigError
+from twotower.serve import keys as api_keys
+from twotower.serve import process
+from twotower.serve.settings import ServeSettings
+from twotower.store import Store
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two bundles."""
+    folder = tmp_path_factory.mktemp("process")
+    tables = check(*everything(), EVERYTHING_SCHEMA)
+    for epochs in (1, 2):
+        config = settings(train={"epochs": epochs, "batch_size": 256})
+        run = twotower.fit(tables, EVERYTHING_SCHEMA, config, folder=folder / f"run{epochs}")
+        twotower.publish(run, folder / "store")
+    return folder / "store"
+
+
+class Served:
+    """`twotower serve` in a process of its own."""
+
+    def __init__(self, store: Path, *flags: str) -> None:
+        command = [sys.executable, "-m", "twotower.cli", "serve", "--store", str(store), "--port", "0", *flags]
+        # A pipe that nobody reads would stop the service.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        found = re.search(r"on (http://\S+)", self.said)
+        if found is None:
+            raise AssertionError(self.said + self.end()[1])
+        self.url = found[1]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def wait(self, seconds: float = 30) -> Served:
+        """Until it is ready."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            try:
+                if httpx.get(self.url + "/readyz", timeout=5).status_code == 200:
+                    return self
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("not ready: " + self.end()[1])
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def workers(self) -> list[int]:
+        """Processes that this one started, without Python's own helper."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/status"):
+            try:
+                text, line = path.read_text(), (path.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"PPid:\t{self.process.pid}\n" in text and b"spawn_main" in line:
+                found.append(int(path.parent.name))
+        return found
+
+    def end(self, sig: int = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code and the log."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        with self.log as log:
+            log.seek(0)
+            return self.process.returncode, log.read()
+
+
+@pytest.fixture
+def serve(published: Path) -> Iterator[Any]:
+    """Starts services and stops them at the end."""
+    started: list[Served] = []
+
+    def start(*flags: str, store: Path = published) -> Served:
+        started.append(Served(store, *flags))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if not one.log.closed:
+            one.end()
+
+
+def test_it_answers_says_where_it_is_and_ends_well(serve: Any) -> None:
+    served = serve("--no-access-log").wait()
+    assert re.fullmatch(r"serving \S+ on http://127\.0\.0\.1:\d+  \(console: \S+/\)\n", served.said)
+    reply = httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"})
+    assert len(reply.json()["items"]) == 10
+    code, log = served.end()
+    assert code == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert [line["event"] for line in lines if line["level"] != "info"] == []
+    assert "bundle is current" in [line["event"] for line in lines]
+
+
+def test_no_torch_in_the_process(serve: Any) -> None:
+    served = serve().wait()
+    httpx.post(served.url + "/v1/recommend", json={"user_id": "u1", "history": ["i1"]})
+    httpx.get(served.url + "/")
+    maps = Path(f"/proc/{served.process.pid}/maps").read_text()
+    assert "onnxruntime" in maps
+    assert "libtorch" not in maps
+    assert "/torch/" not in maps
+
+
+def test_fault_E3_sigterm_under_load_loses_no_request(serve: Any) -> None:
+    served = serve("--drain", "0.6", "--grace", "5", "--no-access-log").wait()
+    answered, refused, lost = [0], [0], []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=served.url) as client:
+            while not stop.is_set():
+                try:
+                    reply = client.post("/v1/recommend", json={"user_id": "u1"})
+                    assert reply.status_code == 200, reply.text
+                    answered[0] += 1
+                except httpx.ConnectError:
+                    refused[0] += 1  # it does not listen any more, so the request was never sent
+                    return
+                except httpx.HTTPError as e:
+                    lost.append(repr(e))
+                    return
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    started = time.monotonic()
+    served.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert httpx.get(served.url + "/readyz").status_code == 503
+    served.process.wait(timeout=20)
+    spent = time.monotonic() - started
+    for thread in threads:  # they end when nobody listens any more
+        thread.join(timeout=10)
+    stop.set()
+    code, log = served.end()
+    assert code == 0, log
+    assert not lost
+    assert answered[0] > 50
+    assert refused[0] == 4
+    assert 0.6 <= spent < 6
+
+
+def test_fault_E4_a_worker_that_is_killed_is_replaced_and_the_others_answer(serve: Any) -> None:
+    served = serve("--workers", "2", "--no-access-log").wait()
+    until = time.monotonic() + 20
+    while len(served.workers()) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    first = served.workers()
+    assert len(first) == 2
+    for _ in range(20):
+        assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+    os.kill(first[0], signal.SIGKILL)
+    failed = 0
+    for _ in range(40):
+        try:
+            assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+        except httpx.HTTPError:
+            failed += 1  # what the killed one had in its hands
+        time.sleep(0.05)
+    assert failed <= 2
+    until = time.monotonic() + 20
+    while (len(served.workers()) < 2 or first[0] in served.workers()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(served.workers()) == 2
+    text = httpx.get(served.url + "/metrics").text
+    counted = sum(
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("twotower_requests_total{") and '"/v1/recommend"' in line and '"200"' in line
+    )
+    assert counted >= 60 - failed - 2  # those of the killed worker too
+    assert float(re.search(r"^twotower_in_flight_requests (\S+)", text, re.M)[1]) == 1  # type: ignore[index]
+    code, log = served.end()
+    assert code == 0
+    assert "worker died" in log
+
+
+def test_workers_end_with_the_process_that_watches_them(serve: Any) -> None:
+    served = serve("--workers", "2").wait()
+    workers = served.workers()
+    assert workers
+    served.end(signal.SIGKILL)
+    until = time.monotonic() + 15
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_fault_E7_workers_are_spawned_and_never_forked(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Context:
+        def Process(self, **_: Any) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(process.multiprocessing, "get_context", lambda method: asked.append(method) or Context())
+    monkeypatch.setattr(process, "log_as_json", lambda: None)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            process.supervise(ServeSettings(store=published, workers=2), [])
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+        os.environ.pop(process.METRICS_FOLDER, None)
+    assert asked == ["spawn"]
+
+
+def test_fault_D7_a_head_that_does_not_end_is_cut_off_and_others_are_answered(serve: Any) -> None:
+    served = serve("--head-timeout", "0.5", "--keep-alive", "0.7").wait()
+    with contextlib.ExitStack() as opened:
+        silent, slow, idle = (opened.enter_context(served.connect()) for _ in range(3))
+        _cut_off(served, silent, slow, idle)
+
+
+def _cut_off(served: Served, silent: socket.socket, slow: socket.socket, idle: socket.socket) -> None:
+    slow.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+    idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"200 OK" in idle.recv(1000)
+    started = time.monotonic()
+    for _ in range(5):
+        assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+    for s in (silent, slow, idle):
+        with contextlib.suppress(ConnectionResetError):
+            assert s.recv(1000) == b""  # closed by the server
+    assert time.monotonic() - started < 4
+
+
+def test_fault_D7_a_body_that_does_not_come_is_408(serve: Any) -> None:
+    served = serve("--body-timeout", "0.4").wait()
+    with served.connect() as s:
+        s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        assert httpx.post(served.url + "/v1/recommend", json={}).status_code == 200
+        assert b"408 Request Timeout" in s.recv(1000)
+
+
+def test_fault_D1_a_head_without_end_or_no_http_is_refused(serve: Any) -> None:
+    served = serve().wait()
+    for head in (
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET /%ff%00 HTTP/9.9\r\n\r\n",
+    ):
+        s = served.connect()
+        try:
+            s.sendall(head)
+            assert s.recv(1000)[:12] in (b"HTTP/1.1 400", b"")
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        s.close()
+    assert httpx.get(served.url + "/readyz").status_code == 200
+
+
+def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(serve: Any) -> None:
+    served = serve("--max-body", "100000", "--no-access-log").wait()
+
+    def resident() -> int:
+        return int(Path(f"/proc/{served.process.pid}/statm").read_text().split()[1]) * 4096
+
+    def send(size: int) -> None:
+        s = served.connect()
+        try:
+            s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            piece = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
+            for _ in range(size // 65_536):
+                s.sendall(piece)
+            reply = s.recv(1000)
+            assert b" 413 " in reply
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        finally:
+            s.close()
+
+    send(1 << 20)
+    before = resident()
+    for _ in range(20):
+        send(20 << 20)
+    assert resident() - before < 30 << 20
+    assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+
+
+def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Any, published: Path) -> None:
+    served = serve("--poll", "0.05", "--no-access-log").wait()
+    first, second = (b.id for b in Store(published).bundles())
+    pid, stop = served.process.pid, threading.Event()
+    statuses: list[int] = []
+    bundles: set[str] = set()
+    errors: list[str] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=served.url, timeout=20) as client:
+            while not stop.is_set():
+                try:
+                    reply = client.post("/v1/recommend", json={"user_id": "u1"})
+                    statuses.append(reply.status_code)
+                    bundles.add(reply.json()["bundle_id"])
+                except httpx.HTTPError as e:
+                    errors.append(repr(e))
+
+    def swap(to: str) -> None:
+        Store(published).rollback(to)
+        until = time.monotonic() + 20
+        while httpx.get(served.url + "/livez").json()["bundle_id"] != to:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    def held() -> tuple[int, int]:
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+        return resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for n in range(10):
+            swap((first, second)[n % 2])
+        memory, files = held()
+        for n in range(40):
+            swap((first, second)[n % 2])
+        time.sleep(0.5)
+        more_memory, more_files = held()
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+    assert set(statuses) == {200}
+    assert bundles == {first, second}
+    assert more_memory < memory * 1.05
+    assert more_files <= files + 2
+    assert httpx.get(served.url + "/livez").json()["bundle_id"] == second
+
+
+def test_fault_A8_a_store_with_nothing_to_serve_starts_alive_and_takes_up_what_comes(
+    serve: Any, tmp_path: Path
+) -> None:
+    Store.create(tmp_path / "empty")
+    served = serve(store=tmp_path / "empty")
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            reply = httpx.get(served.url + "/readyz")
+            if "nothing is published yet" in reply.json()["detail"]:
+                break
+        except httpx.HTTPError:
+            time.sleep(0.05)
+    assert reply.status_code == 503
+    assert httpx.get(served.url + "/livez").status_code == 200
+
+
+def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Path) -> None:
+    key, lines = api_keys.make("boss", True)
+    (tmp_path / "keys.toml").write_text(lines)
+    served = serve("--keys", str(tmp_path / "keys.toml"), "--admin-port", "0", "--poll", "0.05").wait()
+    admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
+    headers = {"authorization": f"Bearer {key}"}
+    first, second = (b.id for b in Store(published).bundles())
+    assert httpx.post(served.url + "/v1/rollback", json={"to": first}, headers=headers).status_code == 404
+    assert httpx.post(admin + "/v1/rollback", json={"to": first}, headers=headers).json()["current"] == first
+    assert httpx.get(served.url + "/v1/bundle", headers=headers).json()["bundle_id"] == first
+    assert httpx.post(admin + "/v1/rollback", json={"to": second}, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "0.0.0.0"], "can be reached from other machines"),
+        (["--host", "no.such.name.invalid"], "no such address"),
+        (["--port", "70000"], "expected 0 to 65535"),
+        (["--workers", "0"], "at least 1"),
+        (["--live", "http://x"], "allowed: memory"),
+        (["--unknown-user", "maybe"], "allowed: popular, 404"),
+        (["--admin-port", "0"], "--admin-port needs --keys"),
+        (["--keys", "none.toml"], "none.toml"),
+        (["--max-wait", "0"], "more than 0"),
+    ],
+)
+def test_settings_that_cannot_be_end_with_one_line_and_code_2(published: Path, flags: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "twotower.cli", "serve", "--store", str(published), "--port", "0", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+
+
+def test_no_store_and_a_taken_port_are_told_at_once(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(twotower.TwoTowerError, match="no store here"):
+        process.run(ServeSettings(store=tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="cannot be listened on"):
+            process.listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_key_is_made_by_a_verb(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "twotower.cli", "key", "shop", "--admin"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    secret = done.stderr.split()[-1]
+    (tmp_path / "keys.toml").write_text(done.stdout)
+    found = api_keys.Keys(tmp_path / "keys.toml").find(secret)
+    assert found is not None
+    assert (found.name, found.admin) == ("shop", True)

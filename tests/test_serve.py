@@ -1,0 +1,801 @@
+"""The service over HTTP, in this process: what a client may ask, what it is told, and rows C and D of the faults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import EVERYTHING_SCHEMA, everything, settings
+
+import twotower
+from twotower.data.tables import check
+from twotower.retrieve import Request, Retriever
+from twotower.serve import keys as api_keys
+from twotower.serve.app import create, create_admin
+from twotower.serve.door import Door
+from twotower.serve.keys import Keys
+from twotower.serve.live import Redis
+from twotower.serve.problem import PROBLEMS
+from twotower.serve.service import Service
+from twotower.serve.settings import ServeSettings
+from twotower.store import Store
+
+PAIR = {"layers": [8], "senet": {"enabled": True}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bundles of a small model that reads every kind of feature; the second is current."""
+    folder = tmp_path_factory.mktemp("served")
+    tables = check(*everything(), EVERYTHING_SCHEMA)
+    for epochs in (1, 2):
+        config = settings(
+            model={"width": 8, "pairs": [{"user": PAIR, "item": PAIR}]}, train={"epochs": epochs, "batch_size": 256}
+        )
+        run = twotower.fit(tables, EVERYTHING_SCHEMA, config, folder=folder / f"run{epochs}")
+        twotower.publish(run, folder / "store")
+    return folder / "store"
+
+
+class Client:
+    """Asks an application of this process; sends events and other bodies as JSON."""
+
+    def __init__(self, service: Service, door: Door) -> None:
+        self.service, self.door = service, door
+
+    def ask(self, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
+        async def go() -> httpx.Response:
+            transport = httpx.ASGITransport(self.door, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as client:
+                return await client.request(method, path, **({"json": body} if body is not None else {}), **more)
+
+        return self.run(go())
+
+    def run(self, work: Any) -> Any:
+        return self.loop.run_until_complete(work)
+
+    loop: asyncio.AbstractEventLoop
+
+    def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
+        return self.ask("POST", path, body, **more)
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return self.ask("GET", path, **more)
+
+
+Make = Callable[..., Client]
+
+
+@pytest.fixture
+def make(store: Path) -> Iterator[Make]:
+    """Services with settings of a test's own."""
+    loop = asyncio.new_event_loop()
+    made: list[Service] = []
+
+    def one(keys: Path | None = None, admin: bool = False, at: Path = store, load: bool = True, **more: Any) -> Client:
+        service = Service(ServeSettings(store=at, keys=keys, **more))
+        made.append(service)
+        app = create_admin(service) if admin else create(service)
+        client = Client(service, Door(app, service, Keys(keys) if keys else None, admin))
+        client.loop = loop
+        if load:
+            loop.run_until_complete(service.shelf.look())
+        return client
+
+    yield one
+    for service in made:
+        loop.run_until_complete(service.stop())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+@pytest.fixture
+def client(make: Make) -> Client:
+    return make()
+
+
+@pytest.fixture(scope="module")
+def retriever(store: Path) -> Retriever:
+    return Retriever(Store(store).current())
+
+
+def ids(reply: httpx.Response) -> list[str]:
+    assert reply.status_code == 200, reply.text
+    return [item["id"] for item in reply.json()["items"]]
+
+
+def problem(reply: httpx.Response, name: str) -> dict[str, Any]:
+    """The problem, which has its one shape."""
+    told: dict[str, Any] = reply.json()
+    assert told["type"] == f"/problems/{name}", told
+    status, title, _ = PROBLEMS[name]
+    assert (reply.status_code, told["status"], told["title"]) == (status, status, title)
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert told["instance"] == reply.headers["x-request-id"]
+    assert told["detail"]
+    return told
+
+
+# ---- answers
+
+
+@pytest.mark.parametrize("method", [1, 2])
+def test_the_reply_is_what_the_retriever_answers(client: Client, retriever: Retriever, method: Any) -> None:
+    body = {"user_id": "u3", "k": 7, "method": method, "ban": ["i1"], "where": {"brand": "brand2"}}
+    reply = client.post("/v1/recommend", body).json()
+    wanted = retriever.recommend(Request("u3"), 7, method, ban=["i1"], where={"brand": "brand2"})
+    assert reply["items"] == [{"id": i.id, "score": i.score, "title": i.title} for i in wanted.items]
+    assert reply["bundle_id"] == retriever.bundle.id
+    assert (reply["method"], reply["source"], reply["live"]) == (method, "model", 0)
+    assert reply["truncated"] == wanted.truncated
+    assert 0 < reply["milliseconds"] < 1000
+
+
+def test_the_method_follows_from_what_is_new(client: Client) -> None:
+    ask = lambda **body: client.post("/v1/recommend", body).json()  # noqa: E731
+    assert ask(user_id="u3")["method"] == 1
+    assert ask(user_id="u3", features={"city": "city1"})["method"] == 2
+    assert ask(user_id="u3", events=["i1"])["method"] == 2
+    assert ask(user_id="nobody", features={"city": "city1"}, method=1)["method"] == 2  # nothing is stored of them
+    assert ask(user_id="nobody", features={"city": "city1"})["source"] == "cold_start"
+    assert ask(user_id="nobody")["source"] == "popular"
+    assert ask()["source"] == "popular"
+
+
+def test_a_feature_with_method_1_is_refused(client: Client) -> None:
+    told = problem(client.post("/v1/recommend", {"user_id": "u3", "features": {"age": 3}, "method": 1}), "invalid")
+    assert "ask by method 2" in told["detail"]
+
+
+def test_live_events_change_the_next_answer_and_can_be_forgotten(client: Client, retriever: Retriever) -> None:
+    before = client.post("/v1/recommend", {"user_id": "u3"}).json()
+    events = [before["items"][0]["id"], {"id": before["items"][1]["id"], "liked": False}]
+    added = client.post("/v1/events", {"user_id": "u3", "events": events})
+    assert added.status_code == 202
+    assert added.json() == {"live": 2, "shared": False}
+    after = client.post("/v1/recommend", {"user_id": "u3"}).json()
+    assert (after["method"], after["live"]) == (2, 2)
+    told = [(before["items"][0]["id"], True), (before["items"][1]["id"], False)]
+    wanted = retriever.recommend(Request("u3", events=told), 10, 2)
+    assert [i["id"] for i in after["items"]] == [i.id for i in wanted.items]
+    assert not {i for i, _ in told} & {i["id"] for i in after["items"]}
+    assert client.post("/v1/recommend", {"user_id": "u3", "live": False}).json()["live"] == 0
+    assert client.ask("DELETE", "/v1/events/u3").status_code == 204
+    assert client.post("/v1/recommend", {"user_id": "u3"}).json()["items"] == before["items"]
+
+
+def test_the_vector_of_a_live_history_is_made_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.post("/v1/events", {"user_id": "u3", "events": ["i1"]})
+    made = []
+    vector = Retriever.vector
+    monkeypatch.setattr(Retriever, "vector", lambda *a: made.append(1) or vector(*a))
+    first, second = (client.post("/v1/recommend", {"user_id": "u3"}).json() for _ in range(2))
+    assert len(made) == 1
+    assert first["items"] == second["items"]
+    client.post("/v1/events", {"user_id": "u3", "events": ["i2"]})
+    third = client.post("/v1/recommend", {"user_id": "u3"}).json()
+    assert len(made) == 2
+    assert third["items"] != first["items"]
+    client.post("/v1/recommend", {"user_id": "u3", "features": {"city": "city1"}})
+    assert len(made) == 3
+
+
+def test_live_events_of_somebody_new_are_a_cold_start(client: Client) -> None:
+    client.post("/v1/events", {"user_id": "new one", "events": ["i1", "i2"]})
+    reply = client.post("/v1/recommend", {"user_id": "new one"}).json()
+    assert (reply["source"], reply["method"], reply["live"]) == ("cold_start", 2, 2)
+
+
+def test_a_batch_is_the_single_answers_and_problems_in_their_places(client: Client) -> None:
+    requests = [{"user_id": "u1"}, {"user_id": "u2", "k": 3, "method": 2}, {"features": {"citi": "x"}}, {"k": 5000}]
+    replies = client.post("/v1/recommend:batch", {"requests": requests}).json()["replies"]
+    for body, reply in zip(requests[:2], replies[:2], strict=True):
+        alone = client.post("/v1/recommend", body).json()
+        assert {k: v for k, v in reply.items() if k != "milliseconds"} == {
+            k: v for k, v in alone.items() if k != "milliseconds"
+        }
+    assert "did you mean 'city'" in replies[2]["detail"]
+    assert replies[3]["errors"] == [{"at": "body.k", "detail": "k is 5000, expected 1 to 1,000"}]
+
+
+def test_a_vector_is_the_one_that_is_searched_with(client: Client, retriever: Retriever) -> None:
+    for body, method in (({"user_id": "u3"}, 1), ({"user_id": "u3", "method": 2}, 2), ({"history": ["i1"]}, 2)):
+        reply = client.post("/v1/embed/user", body).json()
+        request = Request(body.get("user_id"), history=[("i1", True)] if "history" in body else None)
+        wanted, source, _ = retriever.vector(request, method)  # type: ignore[arg-type]
+        assert np.allclose(reply["vector"], wanted[0], rtol=1e-6)
+        assert (reply["method"], reply["source"], reply["metric"]) == (method, source, retriever.index.metric)
+
+
+def test_similar_items_and_an_item_nobody_knows(client: Client, retriever: Retriever) -> None:
+    assert ids(client.get("/v1/items/i3/similar?k=5")) == [i.id for i in retriever.similar("i3", 5).items]
+    problem(client.get("/v1/items/none/similar"), "unknown-item")
+    problem(client.get("/v1/items/a/b/similar"), "unknown-item")
+    problem(client.get("/v1/items/i3/similar?k=x"), "invalid")
+    problem(client.get("/v1/items/i3/similar?k=0"), "invalid")
+
+
+def test_search_by_words(client: Client, retriever: Retriever) -> None:
+    assert ids(client.post("/v1/search", {"text": "more is more", "k": 5})) == [
+        i.id for i in retriever.search("more is more", 5).items
+    ]
+    problem(client.post("/v1/search", {"text": "..."}), "invalid")
+
+
+def test_what_the_bundle_says_of_itself(client: Client, retriever: Retriever) -> None:
+    told = client.get("/v1/bundle").json()
+    assert told["bundle_id"] == retriever.bundle.id
+    assert set(told["features"]["user"]) == {"city", "age", "income", "motto"}
+    assert "brand" in told["features"]["item"]
+    assert told["history"] is True
+    assert told["search"] == ["motto"]
+    assert told["limits"] == {"k": 1000, "list": 10000, "batch": 100, "body": 1 << 20}
+    assert told["counts"] == {"users": 60, "items": 40}
+
+
+def test_health_readiness_and_draining(client: Client) -> None:
+    assert client.get("/livez").json()["status"] == "ok"
+    assert client.get("/readyz").status_code == 200
+    client.service.drain()
+    problem(client.get("/readyz"), "draining")
+    still = client.post("/v1/recommend", {"user_id": "u1"})
+    assert still.status_code == 200
+    assert still.headers["connection"] == "close"
+    assert client.get("/livez").status_code == 200
+
+
+def test_every_problem_has_its_page(client: Client) -> None:
+    for name, (status, title, what_to_do) in PROBLEMS.items():
+        text = client.get(f"/problems/{name}").text
+        assert str(status) in text
+        assert title in text
+        assert what_to_do in text
+    problem(client.get("/problems/none"), "not-found")
+    problem(client.get("/v2/recommend"), "not-found")
+    problem(client.get("/v1/recommend"), "method")
+
+
+def test_metrics_tell_stages_bundles_recall_and_what_is_unknown(client: Client, retriever: Retriever) -> None:
+    client.post("/v1/recommend", {"user_id": "u1", "features": {"city": "nowhere"}, "history": ["i1", "never seen"]})
+    client.post("/v1/recommend", {"user_id": "u1", "k": 1000})
+    client.get("/v1/items/none/similar")
+    text = client.get("/metrics").text
+    bundle = retriever.bundle.id
+    for line in (
+        f'twotower_bundle{{bundle="{bundle}"}} 1.0',
+        f'twotower_bundle_recall{{bundle="{bundle}"}} 1.0',
+        f'twotower_answers_total{{bundle="{bundle}",method="2",source="model"}} 1.0',
+        'twotower_unknown_features_total{feature="city"} 1.0',
+        "twotower_unknown_items_total 1.0",
+        "twotower_truncated_answers_total 1.0",
+        'twotower_requests_total{route="/v1/recommend",status="200"} 2.0',
+        'twotower_requests_total{route="/v1/items/{item_id:path}/similar",status="404"} 1.0',
+        'twotower_stage_seconds_count{stage="tower"} 1.0',
+        'twotower_stage_seconds_count{stage="search"} 2.0',
+        "twotower_in_flight_requests 1.0",  # this one
+        "twotower_ready 1.0",
+    ):
+        assert line in text, line
+    assert "never seen" not in text
+    assert "u1" not in text
+
+
+# ---- faults C and D
+
+
+def test_fault_C3_unknown_values_are_served_and_counted(client: Client) -> None:
+    reply = client.post("/v1/recommend", {"user_id": "u1", "features": {"city": "nowhere"}, "history": ["?"]})
+    assert reply.status_code == 200
+    assert sorted(reply.json()["unknown"]) == ["?", "city"]
+
+
+@pytest.mark.parametrize("id_", ["7", 7, 2**64 - 1, "é☃", "a" * 512, "a/b?c#d", "\u0000", " "])
+def test_fault_C8_an_id_of_any_kind_comes_through(client: Client, id_: Any) -> None:
+    reply = client.post("/v1/recommend", {"user_id": id_, "history": [id_], "ban": [id_]})
+    assert reply.status_code == 200
+    assert reply.json()["unknown"] == [str(id_)]
+    assert client.post("/v1/events", {"user_id": id_, "events": [{"id": id_}]}).status_code == 202
+    assert client.post("/v1/recommend", {"user_id": id_}).json()["live"] == 1
+
+
+MALFORMED = [
+    b"",
+    b"{",
+    b'{"user_id": }',
+    b"\xff\xfe",
+    b'{"features": {"age": NaN}}',
+    b'{"features": {"age": Infinity}}',
+    b'{"features": {"age": 1e400}}',
+    b'{"user_id": "\\ud800"}',
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
+]
+INVALID = [
+    b"null",
+    b"[]",
+    b'"text"',
+    b"12",
+    b'{"user": "1"}',
+    b'{"k": "10"}',
+    b'{"k": 1.5}',
+    b'{"k": true}',
+    b'{"method": 3}',
+    b'{"user_id": true}',
+    b'{"user_id": ""}',
+    b'{"user_id": 1.5}',
+    b'{"user_id": ["1"]}',
+    b'{"history": "1"}',
+    b'{"history": [null]}',
+    b'{"history": [{"item": "1"}]}',
+    b'{"history": [{"id": "1", "liked": "yes"}]}',
+    b'{"features": [1]}',
+    b'{"features": {"age": {"a": 1}}}',
+    b'{"features": {"age": [[1]]}}',
+    b'{"features": {"age": "old"}}',
+    b'{"features": {"colour": 1}}',
+    b'{"where": {"colour": "red"}}',
+    b'{"where": {"brand": 1}}',
+    b'{"allow": "i1"}',
+    b'{"keep_seen": 1}',
+    json.dumps({"user_id": "u" * 513}).encode(),
+    json.dumps({"features": {"motto": "x" * 10_001}}).encode(),
+]
+
+
+@pytest.mark.parametrize("content", MALFORMED, ids=range(len(MALFORMED)))
+def test_fault_D1_what_is_no_json_is_400(client: Client, content: bytes) -> None:
+    reply = client.ask("POST", "/v1/recommend", content=content, headers={"content-type": "application/json"})
+    assert reply.status_code in (400, 422)
+    problem(reply, "malformed" if reply.status_code == 400 else "invalid")
+
+
+@pytest.mark.parametrize("content", INVALID, ids=range(len(INVALID)))
+def test_fault_D1_what_is_no_request_is_422_and_says_where(client: Client, content: bytes) -> None:
+    reply = client.ask("POST", "/v1/recommend", content=content, headers={"content-type": "application/json"})
+    problem(reply, "invalid")
+
+
+def test_fault_D1_a_body_of_another_kind_is_415(client: Client) -> None:
+    reply = client.ask("POST", "/v1/recommend", content=b"user_id=1", headers={"content-type": "text/plain"})
+    problem(reply, "media-type")
+
+
+def test_fault_D2_a_body_over_the_limit_is_413_with_and_without_its_length(make: Make) -> None:
+    client = make(max_body=10_000)
+    big = b'{"user_id": "' + b"u" * 20_000 + b'"}'
+    told = problem(client.ask("POST", "/v1/recommend", content=big), "too-large")
+    assert "10,000" in told["detail"]
+    sent = 0
+
+    async def pieces() -> Any:
+        nonlocal sent
+        for _ in range(1_000):
+            sent += 1
+            yield b"x" * 4_000
+
+    problem(client.ask("POST", "/v1/recommend", content=pieces()), "too-large")
+    assert sent <= 4  # the rest was never read
+    lied = {"content-length": "1" * 30}
+    problem(client.ask("POST", "/v1/recommend", content=b"{}", headers=lied), "too-large")
+
+
+def test_fault_D3_k_below_one_above_the_limit_and_above_the_catalogue(make: Make) -> None:
+    client = make(max_k=200)
+    for k in (0, -1, 201, 10**9, 2**63):
+        problem(client.post("/v1/recommend", {"user_id": "u1", "k": k}), "invalid")
+    reply = client.post("/v1/recommend", {"user_id": "u1", "k": 200, "keep_seen": True}).json()
+    assert len(reply["items"]) == 40
+    assert reply["truncated"] is True
+
+
+def test_fault_D4_an_unknown_user_gets_popular_items_or_404(make: Make) -> None:
+    reply = make().post("/v1/recommend", {"user_id": "nobody"}).json()
+    assert reply["source"] == "popular"
+    assert len(reply["items"]) == 10
+    strict = make(unknown_user="404")
+    problem(strict.post("/v1/recommend", {"user_id": "nobody"}), "unknown-user")
+    assert strict.post("/v1/recommend", {"user_id": "nobody", "history": ["i1"]}).status_code == 200
+    assert strict.post("/v1/recommend", {"user_id": "u1"}).status_code == 200
+    assert strict.post("/v1/recommend", {}).status_code == 200
+
+
+@pytest.mark.parametrize("method", [1, 2])
+def test_fault_D5_filters_that_leave_few_or_none(client: Client, method: int) -> None:
+    few = client.post(
+        "/v1/recommend", {"user_id": "u1", "allow": ["i1", "i2", "none"], "keep_seen": True, "method": method}
+    )
+    assert sorted(ids(few)) == ["i1", "i2"]
+    assert few.json()["truncated"] is True
+    none = client.post("/v1/recommend", {"user_id": "u1", "allow": [], "method": method})
+    assert ids(none) == []
+    assert none.json()["truncated"] is True
+    nothing = client.post("/v1/recommend", {"user_id": "u1", "where": {"brand": "no such"}, "method": method})
+    assert ids(nothing) == []
+
+
+def test_fault_D6_ten_thousand_banned_ids_and_still_k(make: Make) -> None:
+    client = make()
+    ban = [f"i{n}" for n in range(20)] + [f"x{n}" for n in range(9_980)]
+    reply = client.post("/v1/recommend", {"user_id": "u1", "k": 10, "ban": ban, "keep_seen": True})
+    assert len(ids(reply)) == 10
+    assert not set(ids(reply)) & set(ban)
+    told = problem(client.post("/v1/recommend", {"ban": [*ban, "one more"]}), "invalid")
+    assert told["errors"][0]["at"] == "body.ban"
+    for name in ("history", "events", "allow"):
+        problem(client.post("/v1/recommend", {name: [*ban, "one more"]}), "invalid")
+    problem(client.post("/v1/events", {"user_id": "u1", "events": [*ban, "one more"]}), "invalid")
+    problem(client.post("/v1/recommend:batch", {"requests": [{}] * 101}), "invalid")
+
+
+def test_fault_D8_a_client_that_goes_away_ends_its_batch_and_the_gauge_is_zero(client: Client) -> None:
+    answered = []
+    recommend = client.service.recommend
+
+    async def counted(body: Any) -> Any:
+        answered.append(1)
+        return await recommend(body)
+
+    client.service.recommend = counted  # type: ignore[method-assign, assignment]
+    body = json.dumps({"requests": [{"user_id": "u1"}] * 100}).encode()
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Any:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        return
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/recommend:batch", "raw_path": b"/v1/recommend:batch",
+             "query_string": b"", "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
+             "server": ("127.0.0.1", 2), "scheme": "http", "root_path": "", "http_version": "1.1"}  # fmt: skip
+    client.run(client.door(scope, receive, send))
+    assert len(answered) < 20
+    assert "twotower_in_flight_requests 1.0" in client.get("/metrics").text
+    assert client.service.gate.wait == 0
+
+
+def test_fault_D8_a_cancelled_request_gives_its_turn_back(client: Client) -> None:
+    async def go() -> None:
+        async def never(body: Any) -> Any:
+            await asyncio.sleep(30)
+
+        client.service.recommend = never  # type: ignore[method-assign, assignment]
+        transport = httpx.ASGITransport(client.door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as http:
+            task = asyncio.create_task(http.post("/v1/recommend", json={}))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    client.run(go())
+    assert client.service.gate._taken == 0
+    assert "twotower_in_flight_requests 1.0" in client.get("/metrics").text
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> tuple[Path, str, str]:
+    """A file of keys, a key to ask with, and an admin's."""
+    (ask, ask_lines), (boss, boss_lines) = api_keys.make("shop", False), api_keys.make("boss", True)
+    (tmp_path / "keys.toml").write_text(ask_lines + boss_lines)
+    return tmp_path / "keys.toml", ask, boss
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_fault_D9_without_a_valid_key_nothing_is_answered(
+    make: Make, key_file: tuple[Path, str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    file, key, _ = key_file
+    client = make(keys=file)
+    caplog.set_level(logging.DEBUG)
+    for headers in ({}, bearer(key[:-1]), bearer(""), {"authorization": f"Basic {key}"}, {"authorization": key}):
+        reply = client.post("/v1/recommend", {"user_id": "u1"}, headers=headers)
+        problem(reply, "no-key")
+        assert reply.headers["www-authenticate"].startswith("Bearer")
+        problem(client.get("/metrics", headers=headers), "no-key")
+        problem(client.get("/v1/console/users/u1", headers=headers), "no-key")
+    assert client.post("/v1/recommend", {"user_id": "u1"}, headers=bearer(key)).status_code == 200
+    for path in ("/livez", "/readyz", "/openapi.json", "/"):
+        assert client.get(path).status_code == 200
+    assert key not in caplog.text
+    assert key[:-1] not in caplog.text
+
+
+def test_fault_D9_administration_is_elsewhere_and_needs_its_scope(
+    make: Make, key_file: tuple[Path, str, str], store: Path
+) -> None:
+    file, key, boss = key_file
+    client, admin = make(keys=file), make(keys=file, admin=True)
+    for path in ("/v1/rollback", "/v1/reload"):
+        problem(client.post(path, {}, headers=bearer(boss)), "not-found")
+        problem(admin.post(path, {}), "no-key")
+        problem(admin.post(path, {}, headers=bearer(key)), "scope")
+    first, second = (b.id for b in Store(store).bundles())
+    told = admin.post("/v1/rollback", {"to": first, "reason": "a test"}, headers=bearer(boss))
+    assert told.json() == {"current": first, "serving": first}
+    listed = admin.get("/v1/bundles", headers=bearer(boss)).json()
+    assert [b["id"] for b in listed["bundles"] if b["current"]] == [first]
+    assert listed["history"][-1]["reason"] == "a test"
+    assert admin.post("/v1/rollback", {"to": second}, headers=bearer(boss)).json()["serving"] == second
+    problem(admin.post("/v1/rollback", {"to": "none"}, headers=bearer(boss)), "conflict")
+    assert admin.post("/v1/reload", {}, headers=bearer(boss)).json() == {"serving": second, "refused": ""}
+
+
+def test_fault_D10_ids_of_requests_are_ours_or_harmless(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    good = client.post("/v1/recommend", {}, headers={"x-request-id": "abc-1.2_3"})
+    assert good.headers["x-request-id"] == "abc-1.2_3"
+    for bad in ("a b", "a" * 65, "a\tb", '"}{', "é", ""):
+        reply = client.post("/v1/recommend", {}, headers={"x-request-id": bad.encode()})
+        assert reply.headers["x-request-id"] not in ("", bad)
+    client.post(
+        "/v1/recommend", {"user_id": "secret person", "features": {"city": "secret city"}, "history": ["secret"]}
+    )
+    client.get("/v1/items/secret%0d%0aX-Evil:%201/similar")
+    lines = [r for r in caplog.records if r.name == "twotower.access"]
+    assert len(lines) == 9
+    told = " ".join(json.dumps(r.told) for r in lines)  # type: ignore[attr-defined]
+    assert "secret" not in told
+    assert '"route": "/v1/recommend"' in told
+
+
+# ---- limits and overload
+
+
+def test_fault_E2_a_client_above_its_rate_is_429_and_others_are_not(
+    make: Make, key_file: tuple[Path, str, str]
+) -> None:
+    file, key, boss = key_file
+    client = make(keys=file, rate=1, burst=3)
+    replies = [client.post("/v1/recommend", {}, headers=bearer(key)) for _ in range(5)]
+    assert [r.status_code for r in replies] == [200, 200, 200, 429, 429]
+    problem(replies[-1], "rate")
+    assert int(replies[-1].headers["retry-after"]) >= 1
+    assert client.post("/v1/recommend", {}, headers=bearer(boss)).status_code == 200
+    assert client.get("/livez").status_code == 200
+
+
+def test_fault_E1_more_than_can_be_answered_is_refused_at_once(make: Make) -> None:
+    client = make(max_wait=1.0, target_wait=0.5)
+    for _ in range(500):
+        client.service.gate.worked(0.01)
+
+    async def go() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(client.door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as http:
+            return await asyncio.gather(*(http.post("/v1/recommend", json={"user_id": "u1"}) for _ in range(20)))
+
+    replies = client.run(go())
+    statuses = [r.status_code for r in replies]
+    assert set(statuses) == {200, 503}
+    refused = next(r for r in replies if r.status_code == 503)
+    problem(refused, "overload")
+    assert refused.headers["retry-after"] == "1"
+    assert client.post("/v1/recommend", {"user_id": "u1"}).status_code == 200
+    assert 'twotower_refused_total{problem="overload"}' in client.get("/metrics").text
+
+
+def test_fault_E6_single_requests_have_their_turns_between_those_of_a_batch(client: Client) -> None:
+    order: list[str] = []
+    answer = client.service.answer
+
+    def noted(body: Any, *rest: Any) -> Any:
+        order.append("batch" if body.k == 9 else "single")
+        time.sleep(0.002)
+        return answer(body, *rest)
+
+    client.service.answer = noted  # type: ignore[method-assign]
+
+    async def go() -> None:
+        transport = httpx.ASGITransport(client.door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as http:
+            batch = asyncio.create_task(http.post("/v1/recommend:batch", json={"requests": [{"k": 9}] * 60}))
+            while len(order) < 5:
+                await asyncio.sleep(0.001)
+            for _ in range(5):
+                assert (await http.post("/v1/recommend", json={"k": 3})).status_code == 200
+            assert not batch.done()
+            assert len((await batch).json()["replies"]) == 60
+
+    client.run(go())
+    first, last = order.index("single"), len(order) - 1 - order[::-1].index("single")
+    assert last - first < 40  # five singles, each after at most a few of the batch's
+    assert order.count("batch") == 60
+
+
+def test_batches_beyond_the_bound_are_refused(client: Client) -> None:
+    async def go() -> list[int]:
+        transport = httpx.ASGITransport(client.door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as http:
+            body = {"requests": [{"user_id": "u1"}] * 30}
+            return [
+                r.status_code
+                for r in await asyncio.gather(*(http.post("/v1/recommend:batch", json=body) for _ in range(9)))
+            ]
+
+    statuses = client.run(go())
+    assert statuses.count(503) == 5
+    assert statuses.count(200) == 4
+
+
+def test_events_that_other_workers_would_not_see_are_refused(make: Make) -> None:
+    client = make(workers=2)
+    told = problem(client.post("/v1/events", {"user_id": "u1", "events": ["i1"]}), "conflict")
+    assert "--live redis://" in told["detail"]
+
+
+def test_fault_F1_a_live_store_that_fails_is_no_error(make: Make) -> None:
+    client = make(live="redis://127.0.0.1:1/0")
+    assert isinstance(client.service.live, Redis)
+    assert client.post("/v1/recommend", {"user_id": "u1"}).status_code == 200
+    added = client.post("/v1/events", {"user_id": "u1", "events": ["i1"]})
+    assert added.status_code == 202
+    assert added.json() == {"live": 1, "shared": False}
+    reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
+    assert (reply["live"], reply["method"]) == (1, 2)
+    assert 'twotower_live_errors_total{operation="read"}' in client.get("/metrics").text
+
+
+# ---- the store
+
+
+def test_fault_A8_current_that_points_nowhere_is_alive_and_not_ready(store: Path, make: Make, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "store"
+    shutil.copytree(store, broken)
+    (broken / "CURRENT").write_text("20200101T000000Z-abcdef\n")
+    client = make(at=broken)
+    assert client.get("/livez").status_code == 200
+    told = problem(client.get("/readyz"), "no-bundle")
+    assert "available: " in told["detail"]
+    problem(client.post("/v1/recommend", {}), "no-bundle")
+    assert 'twotower_bundle_load_failures_total{reason="missing"} 1.0' in client.get("/metrics").text
+    Store(broken).rollback(Store(broken).bundles()[0].id)
+    client.run(client.service.shelf.look())
+    assert client.get("/readyz").status_code == 200
+
+
+def test_fault_A3_a_damaged_bundle_is_refused_counted_and_the_old_one_answers(
+    store: Path, make: Make, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    first, second = (b.id for b in Store(copy).bundles())
+    Store(copy).rollback(first)
+    client = make(at=copy)
+    assert client.get("/v1/bundle").json()["bundle_id"] == first
+    file = copy / "bundles" / second / "index" / "vectors.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    (copy / "CURRENT").write_text(second + "\n")
+    client.run(client.service.shelf.look())
+    assert client.get("/v1/bundle").json()["bundle_id"] == first
+    assert client.get("/readyz").status_code == 200
+    assert 'twotower_bundle_load_failures_total{reason="checksum"} 1.0' in client.get("/metrics").text
+    client.run(client.service.shelf.look())  # not at every look
+    assert 'twotower_bundle_load_failures_total{reason="checksum"} 1.0' in client.get("/metrics").text
+    data[-1] ^= 1
+    file.write_bytes(data)
+    (copy / "CURRENT").touch()
+    client.run(client.service.shelf.look())
+    assert client.get("/v1/bundle").json()["bundle_id"] == second
+
+
+def test_fault_E5_a_bundle_that_does_not_fit_the_memory_is_refused(store: Path, make: Make) -> None:
+    client = make(memory_limit=1_000_000)
+    told = problem(client.get("/readyz"), "no-bundle")
+    assert "MB are free" in told["detail"]
+    assert 'twotower_bundle_load_failures_total{reason="memory"} 1.0' in client.get("/metrics").text
+
+
+def test_live_events_outlive_a_swap(store: Path, make: Make) -> None:
+    first, second = (b.id for b in Store(store).bundles())
+    client = make()
+    client.post("/v1/events", {"user_id": "u1", "events": ["i1"]})
+    Store(store).rollback(first)
+    client.run(client.service.shelf.look())
+    reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
+    assert (reply["bundle_id"], reply["live"]) == (first, 1)
+    Store(store).rollback(second)
+    client.run(client.service.shelf.look())
+    reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
+    assert (reply["bundle_id"], reply["live"]) == (second, 1)
+
+
+# ---- the console's data
+
+
+def test_the_console_finds_users_and_items(client: Client, retriever: Retriever) -> None:
+    found = client.get("/v1/console/users?query=u1&limit=3").json()
+    assert [u["id"] for u in found["users"]] == ["u1", "u10", "u11"]
+    assert found["total"] == 11
+    assert client.get("/v1/console/users").json()["total"] == 60
+    items = client.get("/v1/console/items?query=ITEM%203").json()
+    assert [i["title"] for i in items["items"]][:1] == ["Item 3"]
+    assert items["total"] == 11
+    assert client.get("/v1/console/items?query=i7").json()["items"] == [{"id": "i7", "title": "Item 7"}]
+    user = client.get("/v1/console/users/u3").json()
+    assert user["features"]["city"] == "city3"
+    assert [(e["id"], e["title"], e["liked"]) for e in user["history"]] == retriever.history("u3", 100)
+    problem(client.get("/v1/console/users/none"), "unknown-user")
+
+
+def test_the_console_explains_an_answer(client: Client, retriever: Retriever) -> None:
+    body = {"user_id": "u3", "k": 5, "events": ["i1"], "ban": ["i2"], "where": {"brand": "brand1"}}
+    told = client.post("/v1/console/explain", body).json()
+    assert told["reply"]["items"] == client.post("/v1/recommend", body).json()["items"]
+    assert told["history"][-1] == {"id": "i1", "title": "Item 1", "liked": True}
+    met = set(retriever.met("u3")) | {"i1"}
+    assert told["filtered"]["seen"] == len(met)
+    assert told["filtered"]["banned"] == 1
+    assert told["filtered"]["where"] == 8
+    assert {i["id"] for i in told["filtered"]["items"]} <= met | {"i2"}
+    (gate,) = told["gates"]
+    assert gate["name"] == "pair 1"
+    assert len(gate["fields"]) == len(gate["weights"])
+    assert "city" in gate["fields"]
+    assert all(-3 <= x <= 3 for x in told["point"])
+    changed = client.post("/v1/console/explain", {**body, "features": {"city": "city1"}}).json()
+    assert changed["gates"][0]["weights"] != gate["weights"]
+    assert changed["point"] != told["point"]
+    nobody = client.post("/v1/console/explain", {}).json()
+    assert nobody["point"] is None
+    assert nobody["gates"] == []
+
+
+def test_the_console_maps_the_items(client: Client) -> None:
+    told = client.get("/v1/console/map?column=tags").json()
+    assert set(told["columns"]) == {"brand", "tags"}
+    assert sorted(told["ids"]) == sorted(f"i{n}" for n in range(40))
+    assert told["groups"] == ["t0"]
+    by_id = {i: g for i, (_, _, g) in zip(told["ids"], told["points"], strict=True)}
+    assert [by_id[f"i{n}"] for n in range(4)] == [-1, 0, 0, 0]
+    points = np.array([p[:2] for p in told["points"]])
+    assert (np.abs(points) <= 1).mean() > 0.95
+    assert points.std() > 0.05
+    assert len(client.get("/v1/console/map?limit=7").json()["ids"]) == 7
+    problem(client.get("/v1/console/map?column=colour"), "invalid")
+
+
+def test_the_console_asks_another_bundle(client: Client, store: Path) -> None:
+    first, second = (b.id for b in Store(store).bundles())
+    listed = client.get("/v1/console/bundles").json()["bundles"]
+    assert [(b["id"], b["current"]) for b in listed] == [(first, False), (second, True)]
+    told = client.post(f"/v1/console/explain?bundle={first}", {"user_id": "u1"}).json()
+    assert told["reply"]["bundle_id"] == first
+    assert told["reply"]["items"] == [
+        {"id": i.id, "score": i.score, "title": i.title}
+        for i in Retriever(Store(store).open(first)).recommend(Request("u1"), 10).items
+    ]
+    assert client.get("/v1/bundle").json()["bundle_id"] == second
+    assert client.get(f"/v1/console/map?bundle={first}").json()["bundle_id"] == first
+    problem(client.get("/v1/console/map?bundle=none"), "unknown-bundle")
+    problem(client.post("/v1/console/explain?bundle=../../etc", {}), "unknown-bundle")
+
+
+def test_the_page_is_there_with_a_strict_policy_and_can_be_left_out(make: Make) -> None:
+    client = make()
+    reply = client.get("/")
+    assert reply.status_code == 200
+    assert "default-src 'self'" in reply.headers["content-security-policy"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    problem(client.get("/page/none.js"), "not-found")
+    problem(client.get("/page/..%2fapp.py"), "not-found")
+    without = make(console=False)
+    for path in ("/", "/page/console.js", "/v1/console/users", "/v1/console/map"):
+        problem(without.get(path), "not-found")
