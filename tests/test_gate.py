@@ -109,31 +109,56 @@ def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
 
     async def world() -> None:
         gate = Gate(burst=0.1, target=0.005, clock=clock)
-        for _ in range(400):
-            gate.worked(0.01)  # a turn takes 10 ms
-        gate.check()
+        gate._pace = 0.0101  # a turn takes 10 ms
+        assert not gate.full
         await gate.__aenter__()
         waiting = []
-        for _ in range(10):  # the last may expect just below 100 ms
+        for _ in range(9):
             gate.check()
             waiting.append(asyncio.create_task(gate.__aenter__()))
             await asyncio.sleep(0)
+        assert gate.wait == pytest.approx(0.101)
         with pytest.raises(Problem, match="Retry-After") as refused:
             gate.check()
         assert refused.value.status == 503
         assert refused.value.headers == {"Retry-After": "1"}
-        for _ in range(8):  # three remain
-            await gate.__aexit__(None, None, None)
-        gate.check()  # the queue was empty less than 100 ms ago
+
+        async def leave(n: int) -> None:
+            for _ in range(n):
+                gate._ended = clock.now - 0.0101
+                await gate.__aexit__(None, None, None)
+
+        await leave(7)  # three remain
+        gate.check()  # there was nobody less than 100 ms ago
         clock.now += 0.11
-        with pytest.raises(Problem):
-            gate.check()
-        for _ in range(3):
-            await gate.__aexit__(None, None, None)
+        assert gate.full
+        await leave(3)
         gate.check()
         await asyncio.gather(*waiting)
 
     asyncio.run(world())
+
+
+def test_the_pace_is_what_lies_between_the_ends_of_turns_while_somebody_waits() -> None:
+    clock = Clock()
+
+    async def world() -> Gate:
+        gate = Gate(clock=clock)
+
+        async def one() -> None:
+            async with gate:
+                clock.now += 0.002
+                await asyncio.sleep(0)
+                clock.now += 0.001  # others' work meanwhile
+
+        for _ in range(20):
+            await asyncio.gather(*(one() for _ in range(20)))
+            clock.now += 5.0  # nobody is there
+        return gate
+
+    gate = asyncio.run(world())
+    assert gate._pace == pytest.approx(0.003, rel=0.02)
+    assert gate.wait == 0
 
 
 def test_a_client_has_its_rate_and_its_burst() -> None:

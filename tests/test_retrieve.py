@@ -641,3 +641,23 @@ def test_a_request_is_read_as_the_row_of_a_table_it_stands_for(
         row = wide_retriever._user(request)
         found = outcome(lambda unknown: wide_retriever._feed(request, row, {}, unknown))  # noqa: B023
         assert found == outcome(lambda unknown: by_the_table(wide_retriever, request, unknown))  # noqa: B023
+
+
+def test_an_index_file_that_is_known_to_be_sound_is_not_looked_at_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from twotower.index import faiss
+
+    monkeypatch.setattr(faiss, "FEWEST", 8)
+    pipeline.publish(run, tmp_path / "store", IndexConfig(kind="ivf", recall=0.1))
+    bundle = Store(tmp_path / "store").current()
+    looked: list[Path] = []
+    monkeypatch.setattr(faiss, "verify_file", looked.append)
+    first = Retriever(bundle)
+    assert [p.name for p in looked] == ["index.faiss"]
+    assert first.index_digest == first.digests["index/index.faiss"]
+    again = Retriever(bundle, sound={first.index_digest})
+    other = Retriever(bundle, sound={"0" * 64})
+    assert len(looked) == 2
+    answers = [r.recommend(Request("u1"), 5).items for r in (first, again, other)]
+    assert answers[0] == answers[1] == answers[2]

@@ -357,7 +357,7 @@ def serve(
     max_list: Annotated[int, typer.Option("--max-list", help="most items of one list of a request")] = 10_000,
     max_batch: Annotated[int, typer.Option("--max-batch", help="most requests of one batch")] = 100,
     max_body: Annotated[int, typer.Option("--max-body", help="bytes of a body")] = 1 << 20,
-    max_wait: Annotated[float, typer.Option("--max-wait", help="ms a request may wait in a burst")] = 100.0,
+    max_wait: Annotated[float, typer.Option("--max-wait", help="ms a request may wait in a burst")] = 50.0,
     target_wait: Annotated[float, typer.Option("--target-wait", help="… and while the burst does not end")] = 5.0,
     unknown_user: Annotated[
         str, typer.Option("--unknown-user", help="popular: answer with popular items; 404: refuse")

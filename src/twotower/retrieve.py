@@ -12,7 +12,7 @@ import json
 import threading
 import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -142,16 +142,23 @@ class Answer:
 class Retriever:
     """One bundle, loaded."""
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        """`bundle` has been verified by `Bundle.open`. Raises RunError or BundleError if its parts do not agree."""
+    def __init__(self, bundle: Bundle, threads: int = 1, sound: Container[str] = ()) -> None:
+        """`bundle` has been verified by `Bundle.open`. A FAISS file is first loaded in a process of its own, unless its
+        SHA-256 is among the `sound` ones. Raises RunError or BundleError if the bundle's parts do not agree."""
         self.bundle = bundle
+        self.digests: dict[str, str] = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
         with bundle.lease():  # once everything is open or read, nobody can take it away
-            self._load(bundle, threads)
+            self._load(bundle, threads, self.index_digest not in sound)
 
-    def _load(self, bundle: Bundle, threads: int) -> None:
+    @property
+    def index_digest(self) -> str:
+        """The SHA-256 of the FAISS file, an empty string if there is none."""
+        return self.digests.get("index/index.faiss", "")
+
+    def _load(self, bundle: Bundle, threads: int, verify: bool) -> None:
         folder = bundle.folder
         with ThreadPoolExecutor(1) as beside:  # it mostly waits for the process that looks at FAISS's file
-            index = beside.submit(indexes.load, folder / "index")
+            index = beside.submit(indexes.load, folder / "index", verify=verify)
             schema, self.config = _settings(folder)
             # The item tower is not asked here, so its columns are not made.
             self.dataset: Dataset = datasets.load(folder, schema, self.config.split, encode=("user",))
@@ -166,11 +173,10 @@ class Retriever:
             told = datasets.read(folder / "vectors.json", storage.read_json)
             self.index: Index = index.result()
         self.index.threads = threads
-        digests = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
         bundle.agree(
             {
-                "encoders.json": {"vocab_hash": digests.get("encoders.json")},
-                "model.safetensors": {"model": digests.get("model.safetensors")},
+                "encoders.json": {"vocab_hash": self.digests.get("encoders.json")},
+                "model.safetensors": {"model": self.digests.get("model.safetensors")},
                 "vectors.json": {n: told.get(n) for n in ("model", "dims", "metric", "users", "items")},
                 "user_vectors.npy": {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
                 "index": {

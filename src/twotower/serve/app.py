@@ -11,7 +11,7 @@ from fastapi import FastAPI, Query
 from fastapi import Path as InPath
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -112,7 +112,7 @@ def create(service: Service) -> FastAPI:
 
     @app.get(
         "/v1/items/{item_id:path}/similar", response_model=wire.Reply,
-        responses=_problems("unknown-item", "invalid", "no-bundle"), tags=["answers"],
+        responses=_problems("unknown-item", "not-found", "invalid", "no-bundle"), tags=["answers"],
     )  # fmt: skip
     async def similar(item_id: ItemId, k: K = 10) -> Any:
         """The items whose vectors point most nearly the same way; scores are cosines."""
@@ -134,7 +134,9 @@ def create(service: Service) -> FastAPI:
         """Append to a user's live history, which the next answer reads."""
         return json(await service.add_events(body), 202)
 
-    @app.delete("/v1/events/{user_id:path}", status_code=204, responses=_problems("no-bundle"), tags=["live"])
+    @app.delete(
+        "/v1/events/{user_id:path}", status_code=204, responses=_problems("not-found", "no-bundle"), tags=["live"]
+    )
     async def forget(user_id: UserId) -> Response:
         """Forget a user's live history."""
         await service.forget(user_id)
@@ -157,13 +159,15 @@ def create(service: Service) -> FastAPI:
             raise Problem("draining")
         return json({"status": "ok", "bundle_id": service.shelf.current.bundle.id})
 
-    @app.get("/metrics", responses=_responses("no-key"), tags=["operation"])
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_responses("no-key"), tags=["operation"])
     async def metrics() -> Response:
         """For Prometheus."""
         service.metrics.ready.set(int(service.ready))
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
-    @app.get("/problems/{name}", tags=["operation"])
+    @app.get(
+        "/problems/{name}", response_class=PlainTextResponse, responses=_responses("not-found"), tags=["operation"]
+    )
     async def problem(name: Annotated[str, InPath(max_length=64)]) -> Response:
         """What a problem means, and what to do."""
         if name not in PROBLEMS:
@@ -180,6 +184,7 @@ def create(service: Service) -> FastAPI:
 def _console(app: FastAPI, service: Service) -> None:
     console = Console(service)
     responses = _problems("invalid", "no-bundle")
+    of_a_bundle = _problems("invalid", "unknown-bundle", "no-bundle")
     folder = resources.files("twotower.serve") / "page"
     files = {
         f.name: (f.read_bytes(), KINDS[suffix]) for f in folder.iterdir() if (suffix := Path(f.name).suffix) in KINDS
@@ -206,7 +211,11 @@ def _console(app: FastAPI, service: Service) -> None:
         """Users whose id begins with or holds the text."""
         return json(console.users(query, limit))
 
-    @app.get("/v1/console/users/{user_id:path}", responses=_problems("unknown-user", "no-bundle"), tags=["console"])
+    @app.get(
+        "/v1/console/users/{user_id:path}",
+        responses=_problems("unknown-user", "not-found", "no-bundle"),
+        tags=["console"],
+    )
     async def user(user_id: UserId) -> Any:
         """A user's features, history and live history."""
         return json(await console.user(user_id))
@@ -216,7 +225,7 @@ def _console(app: FastAPI, service: Service) -> None:
         """Items whose title holds the text, or of that id."""
         return json(console.items(query, limit))
 
-    @app.get("/v1/console/map", responses=responses, tags=["console"])
+    @app.get("/v1/console/map", responses=of_a_bundle, tags=["console"])
     async def space(
         column: Words = "", limit: Annotated[int, Query(ge=1, le=20_000)] = 4_000, bundle: BundleId = ""
     ) -> Any:

@@ -12,6 +12,7 @@ import secrets
 import time
 from typing import Any
 
+from twotower.serve.gate import overload
 from twotower.serve.keys import Keys
 from twotower.serve.limiter import Limiter
 from twotower.serve.problem import Problem
@@ -38,7 +39,9 @@ class Door:
         self.app, self.service, self.keys, self.admin = app, service, keys, admin
         self.limiter = Limiter(s.rate, s.burst) if s.rate else None
         self._metrics, self._gate = service.metrics, service.gate
-        self._shed, self._shed_said = 0, 0.0
+        self._shed_count, self._shed_said = 0, 0.0
+        self._refused = self._metrics.refused.labels("overload")
+        self._refused_replies = self._metrics.requests.labels("refused", "503")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -46,6 +49,10 @@ class Door:
             return
         started = time.perf_counter()
         path: str = scope["path"]
+        turn = path.startswith("/v1/") and path not in WITHOUT_TURN and not self.admin
+        if turn and self._gate.full:
+            await self._shed(send)
+            return
         named, length, bearer, kind = b"", b"", b"", b""
         for name, value in scope["headers"]:
             if name == b"x-request-id":
@@ -74,23 +81,16 @@ class Door:
         self._metrics.in_flight.inc()
         try:
             who = self._enter(scope, path, bearer)
-            turn = path.startswith("/v1/") and path not in WITHOUT_TURN and not self.admin
-            if turn:
-                self._gate.check()
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._body(receive, length, kind)
             if turn:
                 arrived = time.perf_counter()
                 async with self._gate:
-                    begun = time.perf_counter()
-                    self._metrics.stages["wait"].observe(begun - arrived)
+                    self._metrics.stages["wait"].observe(time.perf_counter() - arrived)
                     await self.app(scope, receive, reply)
-                    self._gate.worked(time.perf_counter() - begun)
             else:
                 await self.app(scope, receive, reply)
         except Problem as problem:
-            if problem.name == "overload":
-                self._count_shed()
             self._metrics.refused.labels(problem.name).inc()
             if problem.name in ("slow", "too-large"):
                 finish.append((b"connection", b"close"))
@@ -161,13 +161,24 @@ class Door:
         except TimeoutError:
             raise Problem("slow") from None
 
-    def _count_shed(self) -> None:
-        """One line a second instead of one for each: a log must not be what an overload is made of."""
-        self._shed += 1
+    async def _shed(self, send: Any) -> None:
+        """Refuse for overload, before anything else is done: what is spent on the refused is taken from the answered."""
+        request_id = secrets.token_hex(8).encode()
+        self._refused.inc()
+        self._refused_replies.inc()
+        self._shed_count += 1
         now = time.monotonic()
-        if now - self._shed_said >= SHED_EVERY:
-            log.warning("requests refused for overload", extra={"told": {"requests": self._shed}})
-            self._shed, self._shed_said = 0, now
+        if now - self._shed_said >= SHED_EVERY:  # a log must not be what an overload is made of
+            log.warning("requests refused for overload", extra={"told": {"requests": self._shed_count}})
+            self._shed_count, self._shed_said = 0, now
+        await send({"type": "http.response.start", "status": 503,
+                    "headers": [*_OVERLOAD_HEADERS, (b"x-request-id", request_id)]})  # fmt: skip
+        await send({"type": "http.response.body", "body": _OVERLOAD.replace(_ID, request_id)})
+
+
+_ID = b"0" * 16
+_OVERLOAD = overload().body(_ID.decode())
+_OVERLOAD_HEADERS = overload().raw_headers(len(_OVERLOAD))
 
 
 async def _send(problem: Problem, scope: Any, send: Any) -> None:

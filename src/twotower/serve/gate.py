@@ -21,36 +21,40 @@ class Gate:
     """`async with gate:` is a turn. `width` turns may be taken at once: 1 where a turn does not wait for others."""
 
     def __init__(
-        self, burst: float = 0.1, target: float = 0.005, width: int = 1, clock: Callable[[], float] = time.monotonic
+        self, burst: float = 0.05, target: float = 0.005, width: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`burst` and `target` in seconds."""
         self.burst, self.target, self.width = burst, target, width
         self._clock = clock
         self._queue: deque[asyncio.Future[None]] = deque()
         self._taken = 0
-        self._work = 0.001
-        """Seconds of a turn, lately."""
-        self._empty = clock()
+        self._pace = 0.001
+        """Seconds between the ends of two turns, lately, while somebody waits: what else the process does counts too."""
+        self._ended = self._empty = clock()
 
     @property
     def wait(self) -> float:
         """Seconds that somebody who comes now must expect to wait."""
-        ahead = len(self._queue) + self._taken
-        return max(0, ahead - self.width + 1) * self._work / self.width
+        return max(0, len(self._queue) + self._taken - self.width + 1) * self._pace
 
-    def check(self) -> None:
-        """Raises Problem "overload" if the wait is too long."""
+    @property
+    def full(self) -> bool:
+        """Whether somebody who comes now would wait too long."""
         now = self._clock()
         if self._taken < self.width:
             self._empty = now
-            return
-        limit = self.burst if now - self._empty <= self.burst else self.target
-        if self.wait > limit:
-            raise Problem("overload", headers={"Retry-After": "1"})
+            return False
+        return self.wait > (self.burst if now - self._empty <= self.burst else self.target)
+
+    def check(self) -> None:
+        """Raises Problem "overload" if it is full."""
+        if self.full:
+            raise overload()
 
     async def __aenter__(self) -> None:
         if self._taken < self.width and not self._queue:
             self._taken += 1
+            self._ended = self._clock()  # nobody has waited for this turn
             try:
                 await asyncio.sleep(0)  # let those who came at the same time be queued, or refused
             except BaseException:
@@ -69,11 +73,10 @@ class Gate:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        now = self._clock()
+        self._pace += 0.02 * (now - self._ended - self._pace)
+        self._ended = now
         self._leave()
-
-    def worked(self, seconds: float) -> None:
-        """How long a turn took, without waiting."""
-        self._work += 0.02 * (seconds - self._work)
 
     def _leave(self) -> None:
         self._taken -= 1
@@ -82,3 +85,8 @@ class Gate:
             if not turn.done():
                 self._taken += 1
                 turn.set_result(None)
+
+
+def overload(detail: str = "") -> Problem:
+    """What somebody who would wait too long is told."""
+    return Problem("overload", detail, headers={"Retry-After": "1"})

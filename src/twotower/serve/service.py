@@ -12,7 +12,7 @@ from twotower.errors import DataError
 from twotower.retrieve import Answer, Method, Request, Retriever, UnknownId
 from twotower.schema import Sequence as History
 from twotower.serve import wire
-from twotower.serve.gate import Gate
+from twotower.serve.gate import Gate, overload
 from twotower.serve.live import NOBODY, Live, Memory, Recalled, Redis
 from twotower.serve.metrics import Metrics
 from twotower.serve.problem import Problem
@@ -95,7 +95,7 @@ class Service:
         if len(body.requests) > self.settings.max_batch:
             raise _too_many("body.requests", len(body.requests), self.settings.max_batch)
         if self._batches >= BATCHES:
-            raise Problem("overload", f"{BATCHES} batches are under way", headers={"Retry-After": "1"})
+            raise overload(f"{BATCHES} batches are under way")
         self._batches += 1
         replies: list[dict[str, Any]] = []
         try:
@@ -103,14 +103,12 @@ class Service:
                 if place % 8 == 7 and await gone():
                     break
                 async with self.gate:
-                    started = time.perf_counter()
                     try:
                         replies.append(await self.recommend(one))
                     except Problem as e:
                         replies.append(e.shape())
                     except DataError as e:
                         replies.append(problem_of(e).shape())
-                    self.gate.worked(time.perf_counter() - started)
         finally:
             self._batches -= 1
         return {"replies": replies}

@@ -42,7 +42,7 @@ class ServeSettings:
     max_batch: int = 100
     max_body: int = 1 << 20
     """Bytes."""
-    max_wait: float = 100.0
+    max_wait: float = 50.0
     """Milliseconds that a request may have to wait for its turn while bursts come and go."""
     target_wait: float = 5.0
     """… and while the queue has not been empty for `max_wait`."""

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from twotower.bundle import BundleError
+from twotower.bundle import Bundle, BundleError
 from twotower.errors import RunError, TwoTowerError
 from twotower.retrieve import Method, Request, Retriever
 from twotower.serve.metrics import Metrics
@@ -28,7 +28,7 @@ log = logging.getLogger("twotower.shelf")
 
 LOADED = 1.5
 """Bytes of memory that a byte of a bundle takes, at most, while it is loaded."""
-NICE = 10
+NICE = 15
 """How far the loading thread stands back behind the serving one."""
 PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before a bundle that was refused is tried again."""
@@ -50,6 +50,8 @@ class Shelf:
         self._tried: tuple[Any, ...] | None = None
         self._failures, self._again = 0, 0.0
         self._other: Retriever | None = None
+        self._sound: set[str] = set()
+        """Digests of index files that were looked at before: going back to a bundle costs no second look."""
         self._lock = asyncio.Lock()
 
     @property
@@ -111,8 +113,12 @@ class Shelf:
                 run = asyncio.get_running_loop().run_in_executor
                 self._other = await run(self._pool, self._open, bundle)
             except TwoTowerError as e:
-                raise Problem("unknown-bundle", str(e)) from None
+                raise Problem("unknown-bundle", self._told(e)) from None
             return self._other
+
+    def _told(self, error: Exception) -> str:
+        """What a client is told: where the store lies is not its business."""
+        return str(error).replace(str(self.store.path.absolute()), "store").replace(str(self.store.path), "store")
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -120,14 +126,19 @@ class Shelf:
     def _open(self, name: str) -> Retriever:
         bundle = self.store.open(name)
         _check_memory(bundle.size, self._limit)
-        return Retriever(bundle, self._threads)
+        return self._retriever(bundle)
+
+    def _retriever(self, bundle: Bundle) -> Retriever:
+        loaded = Retriever(bundle, self._threads, self._sound)
+        self._sound.add(loaded.index_digest)
+        return loaded
 
     def _load(self) -> Retriever | None:
         bundle = self.store.current()
         if self.retriever is not None and bundle.id == self.retriever.bundle.id:
             return None
         _check_memory(bundle.size, self._limit)
-        fresh = Retriever(bundle, self._threads)
+        fresh = self._retriever(bundle)
         probe(fresh)
         return fresh
 
@@ -149,7 +160,7 @@ class Shelf:
         reason = getattr(error, "reason", "broken")
         self._again = time.monotonic() + PAUSES[min(self._failures, len(PAUSES) - 1)]
         self._failures += 1
-        self.why = str(error)
+        self.why = self._told(error)
         self._metrics.load_failures.labels(reason).inc()
         log.error("bundle refused", exc_info=error if not isinstance(error, TwoTowerError) else None,
                   extra={"told": {"reason": reason, "detail": str(error)}})  # fmt: skip
@@ -218,8 +229,8 @@ def _stand_back() -> None:
 
 
 def _trim() -> None:
-    """Give the memory of the old bundle back to the machine, where the C library can."""
-    gc.collect()
+    """Give the memory of the old bundle back to the machine, where the C library can. The bundle itself was freed when
+    the last request let go of it: there is no cycle in it for `gc.collect`, which would hold everybody up."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -160,7 +160,9 @@ class VectorReply(BaseModel):
     metric: Literal["cosine", "dot"]
     bundle_id: str
     method: int
-    source: Literal["model", "cold_start"]
+    source: Literal["model", "cold_start", "popular"] = Field(
+        description="as in a reply; popular: the tower's vector of somebody of whom nothing is known"
+    )
     milliseconds: float
     unknown: list[str]
     live: int

@@ -1,0 +1,87 @@
+"""`twotower serve` in a process of its own, for tests that ask it over HTTP."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+from conftest import EVERYTHING_SCHEMA, everything, settings
+
+import twotower
+from twotower.data.tables import check
+
+
+def publish_two(folder: Path) -> Path:
+    """A store with two bundles of a small model that reads every kind of feature."""
+    tables = check(*everything(), EVERYTHING_SCHEMA)
+    for epochs in (1, 2):
+        config = settings(train={"epochs": epochs, "batch_size": 256})
+        run = twotower.fit(tables, EVERYTHING_SCHEMA, config, folder=folder / f"run{epochs}")
+        twotower.publish(run, folder / "store")
+    return folder / "store"
+
+
+class Served:
+    """`twotower serve` in a process of its own."""
+
+    def __init__(self, store: Path, *flags: str) -> None:
+        command = [sys.executable, "-m", "twotower.cli", "serve", "--store", str(store), "--port", "0", *flags]
+        # A pipe that nobody reads would stop the service.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        found = re.search(r"on (http://\S+)", self.said)
+        if found is None:
+            raise AssertionError(self.said + self.end()[1])
+        self.url = found[1]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def wait(self, seconds: float = 30) -> Served:
+        """Until it is ready."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            try:
+                if httpx.get(self.url + "/readyz", timeout=5).status_code == 200:
+                    return self
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("not ready: " + self.end()[1])
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def workers(self) -> list[int]:
+        """Processes that this one started, without Python's own helper."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/status"):
+            try:
+                text, line = path.read_text(), (path.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"PPid:\t{self.process.pid}\n" in text and b"spawn_main" in line:
+                found.append(int(path.parent.name))
+        return found
+
+    def end(self, sig: int = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code and the log."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        with self.log as log:
+            log.seek(0)
+            return self.process.returncode, log.read()
