@@ -93,3 +93,36 @@ def test_every_named_fault_test_exists() -> None:
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
     rows = set(re.findall(r"^\| ([A-F]\d+) \|", table, re.M))
     assert {t.split("_")[2] for _, t in named} == rows
+
+
+def test_every_metric_is_on_the_operations_page() -> None:
+    from twotower.serve.metrics import Metrics
+
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    metrics = Metrics()
+    names = [family.name for family in metrics._registry.collect()]
+    assert len(names) > 12
+    for name in names:
+        assert f"`{name}" in page, name
+
+
+def test_every_flag_that_is_named_exists() -> None:
+    flags = set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")))
+    flags |= {"--no-console", "--no-access-log"}
+    named = re.findall(r"`(--[a-z-]+)", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))
+    for file in ("twotower.service", "Dockerfile", "kubernetes/twotower.yaml"):
+        lines = (ROOT / "deploy" / file).read_text(encoding="utf-8").splitlines()
+        starts = [line for line in lines if re.match(r"\s*(ExecStart|--workers|ENTRYPOINT|CMD \[\"--|args:)", line)]
+        assert starts, file
+        named += re.findall(r"(?<![\w-])(--[a-z-]+)", " ".join(starts))
+    assert len(named) > 30
+    assert set(named) - flags == set()
+
+
+def test_the_container_installs_what_the_service_needs() -> None:
+    """The Dockerfile leaves torch out: its list is that of the package without what only training and export need."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {*project["dependencies"], *project["optional-dependencies"]["serve"]}
+    text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    left_out = {re.split(r"[><=]", name)[0] for name in wanted - set(re.findall(r"'([a-z][\w.-]*[><=][^']+)'", text))}
+    assert left_out == {"torch", "safetensors", "onnx", "plotly"}
