@@ -8,6 +8,9 @@ all items share, as the bias columns have one, stays as it is). Item ids become 
 encoders and towers are kept, and so are the rows of the originals, so a known user's answer by the originals alone is
 what it was. The index is chosen, tuned and judged as `twotower publish` does it, with users that have test interactions.
 
+Only items are multiplied: users stay as many as they are, and so the id of a user asked again is found sooner than among
+a million.
+
 The tower has no embedding of a copy: in a history it is an unknown item (code 0), and costs what a known one costs.
 `--bundles 2` publishes two, of different noise, so that a benchmark can go back and forth; the last is current.
 """

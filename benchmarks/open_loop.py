@@ -314,7 +314,7 @@ class Generator:
                 self._fail(connection, REFUSED)
                 return
             self._flush(connection)
-        if not event & ~select.EPOLLOUT or connection.fd not in self._connections:
+        if not event & ~select.EPOLLOUT or self._connections.get(connection.fd) is not connection:
             return
         try:
             data = connection.socket.recv(262_144)

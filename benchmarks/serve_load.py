@@ -292,6 +292,8 @@ class Bench:
         numbers = log.within(chosen.warm_up, chosen.warm_up + chosen.seconds) | {"cost": cost}
         self.found[name] = numbers
         self.line(name, numbers)
+        failed = numbers["count"] - numbers["ok"]
+        self.check("requests that were not answered (percentiles leave them out)", failed, "0", failed == 0)
 
     def swap(self) -> None:
         """The same rate without swaps, and while bundles change."""
@@ -639,6 +641,8 @@ def main() -> None:
     names = chosen.only.split(",")
     if strange := sorted(set(names) - set(everything)):
         options.error(f"--only: no scenario {strange[0]!r}; choose {', '.join(everything)}")
+    if "swap" in names and chosen.swaps < 10:
+        options.error(f"--swaps {chosen.swaps}: growth is counted from the fifth on; take at least 10")
     about = machine(chosen)
     if chosen.server_core & chosen.generator_core:
         print("!! INVALID: the server and the generator share a core")

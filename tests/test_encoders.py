@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from twotower.data.dataset import Dataset
 from twotower.encoders import (
+    SHORT,
     UNKNOWN,
     CategoricalEncoder,
     Encoders,
@@ -497,3 +498,20 @@ def test_missing_error_refuses_new_tables_with_gaps() -> None:
     encoders = Encoders.fit(schema, frames, {"user": ones(2), "item": ones(2)})
     with pytest.raises(DataError, match=r"column 'item_id': 1 of 2 values are missing.*fill them or set missing"):
         encoders.transform("item", pl.DataFrame({"item_id": [1, None]}))
+
+
+@pytest.mark.parametrize("n", [SHORT - 1, SHORT, SHORT + 1, 5 * SHORT])
+def test_a_long_row_is_coded_as_a_short_one(n: int) -> None:
+    """Long rows go the way of columns, short ones are coded one by one; both give the same."""
+    values = [f"v{i % 90}" for i in range(n)]
+    some = MultiHot(name="tags", side="item")
+    encoder = MultiHotEncoder.fit(pl.Series("tags", [[f"v{i}" for i in range(60)]]), np.ones(1, np.int64), some)
+    alone, beside = (encoder.transform(pl.Series("tags", rows)) for rows in ([values], [values, []]))
+    assert alone.values.tolist() == beside.values.tolist()
+    assert len(alone.values) == sum(i % 90 < 60 for i in range(n))
+    words = ("less is more " * n)[:n]
+    text = Text(name="motto", side="user", max_length=0)
+    texts = TextEncoder.fit([(pl.Series("motto", ["more or less"]), np.ones(1, np.int64))], text)
+    alone, beside = (texts.transform(pl.Series("motto", rows)) for rows in ([words], [words, ""]))
+    assert alone.values.tolist() == beside.values.tolist()
+    assert len(alone.values) > n // 2

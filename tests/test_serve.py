@@ -188,6 +188,20 @@ def test_the_vector_of_a_live_history_is_made_once(client: Client, monkeypatch: 
     assert len(made) == 3
 
 
+def test_what_is_unknown_in_a_live_history_is_told_every_time(client: Client) -> None:
+    client.post("/v1/events", {"user_id": "u3", "events": ["nonsense", "i1", "nonsense"]})
+    replies = [client.post("/v1/recommend", {"user_id": "u3"}).json() for _ in range(2)]
+    assert [r["unknown"] for r in replies] == [["nonsense"], ["nonsense"]]
+    assert "twotower_unknown_items_total 2.0" in client.get("/metrics").text
+
+
+def test_what_is_unknown_is_told_once_each_in_its_order(client: Client) -> None:
+    items = [f"x{n % 5_000}" for n in range(10_000)]
+    reply = client.post("/v1/recommend", {"user_id": "u1", "history": items, "features": {"city": "nowhere"}}).json()
+    assert sorted(reply["unknown"]) == sorted(["city", *items[:5_000]])
+    assert [u for u in reply["unknown"] if u != "city"] == items[:5_000]
+
+
 def test_live_events_of_somebody_new_are_a_cold_start(client: Client) -> None:
     client.post("/v1/events", {"user_id": "new one", "events": ["i1", "i2"]})
     reply = client.post("/v1/recommend", {"user_id": "new one"}).json()
@@ -744,6 +758,13 @@ def test_the_console_explains_an_answer(client: Client, retriever: Retriever) ->
     assert told["filtered"]["banned"] == 1
     assert told["filtered"]["where"] == 8
     assert {i["id"] for i in told["filtered"]["items"]} <= met | {"i2"}
+    whole = retriever.recommend(Request("u3", events=[("i1", True)]), 40, 2, where={"brand": "brand1"}, keep_seen=True)
+    given = {i["id"] for i in told["reply"]["items"]}
+    out = [i.id for i in whole.items if i.id not in given]  # one brand has eight items: all that was met was left out
+    assert [i["id"] for i in told["filtered"]["items"]] == out
+    kept = client.post("/v1/console/explain", {**body, "ban": [], "keep_seen": True}).json()["filtered"]
+    assert (kept["seen"], kept["items"]) == (0, [])
+    assert client.post("/v1/console/explain", {"ban": ["zzz", "i1"]}).json()["filtered"]["banned"] == 1
     (gate,) = told["gates"]
     assert gate["name"] == "pair 1"
     assert len(gate["fields"]) == len(gate["weights"])
@@ -783,6 +804,11 @@ def test_the_console_asks_another_bundle(client: Client, store: Path) -> None:
     ]
     assert client.get("/v1/bundle").json()["bundle_id"] == second
     assert client.get(f"/v1/console/map?bundle={first}").json()["bundle_id"] == first
+    client.post("/v1/events", {"user_id": "u1", "events": ["i1"]})
+    client.post("/v1/recommend", {"user_id": "u1"})  # keeps a vector of the current bundle
+    told = client.post(f"/v1/console/explain?bundle={first}", {"user_id": "u1"}).json()["reply"]
+    wanted = Retriever(Store(store).open(first)).recommend(Request("u1", events=[("i1", True)]), 10, 2)
+    assert [(i["id"], i["score"]) for i in told["items"]] == [(i.id, i.score) for i in wanted.items]
     problem(client.get("/v1/console/map?bundle=none"), "unknown-bundle")
     problem(client.post("/v1/console/explain?bundle=../../etc", {}), "unknown-bundle")
 

@@ -39,6 +39,9 @@ Codes = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
 UNKNOWN = 0  # embedding row of values below the cut or never seen in training
+SHORT = (
+    400  # values of a list, or characters of a text, up to which one row is quicker coded one by one than in columns
+)
 
 
 @dataclass(frozen=True)
@@ -292,8 +295,9 @@ class MultiHotEncoder:
     def transform(self, series: pl.Series) -> Ragged:
         if len(series) == 1 and self.values.quick:
             flat = _lists(series, self.separator)[0]
-            given = [] if flat is None else spelled(_present(flat).alias(series.name)).to_list()
-            return _one_row([code for value in given if (code := self.values.code(value)) != UNKNOWN])
+            if flat is None or len(flat) <= SHORT:
+                given = [] if flat is None else spelled(_present(flat).alias(series.name)).to_list()
+                return _one_row([code for value in given if (code := self.values.code(value)) != UNKNOWN])
         rows, flat = _explode(series, self.separator)
         codes = self.values.transform(flat)
         known = codes != UNKNOWN
@@ -311,6 +315,10 @@ def _present(values: pl.Series) -> pl.Series:
     """Without nulls and, of text, empty ones."""
     values = values.drop_nulls()
     return values.filter(values != "") if values.dtype == pl.String else values
+
+
+def _is_long(texts: pl.Series) -> bool:
+    return texts.dtype == pl.String and bool((texts.str.len_chars() > SHORT).any())
 
 
 def _one_row(codes: list[int]) -> Ragged:
@@ -487,7 +495,7 @@ class TextEncoder:
         return self.values.rows
 
     def transform(self, series: pl.Series) -> Ragged:
-        if len(series) == 1 and self.values.quick:
+        if len(series) == 1 and self.values.quick and not _is_long(series):
             return self._one(series)
         row, flat = words(series)
         codes, number = self._coded(flat)

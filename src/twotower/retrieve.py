@@ -16,7 +16,7 @@ from collections.abc import Container, Iterable, Mapping
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +73,11 @@ class Request:
     def __post_init__(self) -> None:
         if self.user_id is not None:
             object.__setattr__(self, "user_id", str(self.user_id))
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says more than who asks."""
+        return bool(self.features or self.events) or self.history is not None
 
     @classmethod
     def parse(cls, body: Any) -> Request:
@@ -331,6 +336,11 @@ class Retriever:
         """The row of a known user."""
         return None if request.user_id is None else self.user_ids.row(request.user_id)
 
+    def strange(self, items: Iterable[str]) -> list[str]:
+        """The item ids that the bundle does not know, each once."""
+        distinct = list(dict.fromkeys(items))
+        return [i for i, row in zip(distinct, self.item_ids.rows(distinct), strict=True) if row < 0]
+
     def _named(self, request: Request) -> dict[str, int]:
         """The rows of the items that the history and the events name, -1 for those that are not known."""
         items = [i for i, _ in (*(request.history or ()), *request.events)]
@@ -358,13 +368,13 @@ class Retriever:
         vector, weights = self.tower.explain(self._feed(request, row, named, []))
         if method == 1 and row is not None:
             vector = self._vector(request, row, 1, named, [])
+        _check_vector(vector)
         return vector, [(gate, w[0]) for gate, w in zip(self.tower.gates, weights, strict=True)]
 
     def _live(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Floats:
         """(1, D): the user tower on the stored columns of `row`, with what the request says in their place."""
         vector = self.tower(self._feed(request, row, named, unknown))
-        if not np.linalg.norm(vector.astype(np.float64)) < LONGEST:
-            raise DataError("request: the user tower's vector is not finite; is a number among the features too large?")
+        _check_vector(vector)
         return vector
 
     def _feed(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Feed:
@@ -472,14 +482,16 @@ class Retriever:
         self, feature: Sequence, history: Many[tuple[str, bool]], named: dict[str, int], unknown: list[str]
     ) -> Codes:
         """The codes of a sequence, of the events that belong in it and whose items are known."""
-        rows = []
+        rows: list[int] = []
+        strange: dict[str, None] = {}
         for item, liked in history:
             row = named[item]
             if row < 0:
-                if item not in unknown:
-                    unknown.append(item)
+                strange[item] = None
             elif feature.of == "all" or (feature.of == "positive") == liked:
                 rows.append(row)
+        if strange:
+            unknown[:] = dict.fromkeys([*unknown, *strange])
         return self._codes[feature.name][np.array(rows, np.int64)]
 
     def _met(self, feature: Sequence, events: Many[tuple[str, bool]], named: dict[str, int]) -> Codes:
@@ -533,10 +545,10 @@ class Retriever:
             if (rows := self._filters.pop(wanted, None)) is not None:
                 self._filters[wanted] = rows  # the last again
                 return rows
-        *others, (column, value) = wanted
-        rows = (
-            self._having(column, value) if not others else _both(self._where(tuple(others)), self._where(wanted[-1:]))
-        )
+        if len(wanted) == 1:
+            rows = self._having(*wanted[0])
+        else:
+            rows = reduce(_both, (self._where((one,)) for one in wanted))
         rows.setflags(write=False)
         with self._filtering:
             self._filters[wanted] = rows
@@ -718,10 +730,15 @@ def _check_method(method: object) -> None:
         raise DataError(f"method is {method}, expected 1 (stored vectors) or 2 (the user tower live)")
 
 
+def _check_vector(vector: Floats) -> None:
+    if not np.linalg.norm(vector.astype(np.float64)) < LONGEST:
+        raise DataError("request: the user tower's vector is not finite; is a number among the features too large?")
+
+
 def _source(request: Request, row: int | None) -> Source:
     if row is not None:
         return "model"
-    return "cold_start" if request.features or request.events or request.history is not None else "popular"
+    return "cold_start" if request.tells else "popular"
 
 
 def _shown(columns: Iterable[str]) -> list[str]:

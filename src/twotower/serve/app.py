@@ -209,7 +209,7 @@ def _console(app: FastAPI, service: Service) -> None:
     @app.get("/v1/console/users", responses=responses, tags=["console"])
     async def users(query: Words = "", limit: Few = 20) -> Any:
         """Users whose id begins with or holds the text."""
-        return json(console.users(query, limit))
+        return json(await console.users(query, limit))
 
     @app.get(
         "/v1/console/users/{user_id:path}",
@@ -223,7 +223,7 @@ def _console(app: FastAPI, service: Service) -> None:
     @app.get("/v1/console/items", responses=responses, tags=["console"])
     async def items(query: Words = "", limit: Few = 20) -> Any:
         """Items whose title holds the text, or of that id."""
-        return json(console.items(query, limit))
+        return json(await console.items(query, limit))
 
     @app.get("/v1/console/map", responses=of_a_bundle, tags=["console"])
     async def space(

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.retrieve import Retriever
+from twotower.data.dataset import Ids
+from twotower.encoders import spelled
+from twotower.retrieve import MAX_K, Answer, Request, Retriever
 from twotower.schema import Categorical, MultiHot
 from twotower.serve import wire
 from twotower.serve.problem import Problem
@@ -33,10 +35,10 @@ class Console:
         self._service = service
         self._planes: OrderedDict[str, Plane] = OrderedDict()
 
-    def users(self, query: str, limit: int) -> dict[str, Any]:
-        """Users whose id begins with the text, then those that hold it."""
+    async def users(self, query: str, limit: int) -> dict[str, Any]:
+        """The user of that id, those whose id begins with the text, then those that hold it."""
         retriever = self._service.shelf.current
-        rows, total = _matching(retriever.user_ids.column, query, limit)
+        rows, total = await asyncio.to_thread(_matching, retriever.user_ids, query, limit)
         lengths = retriever.seen.lengths[rows]
         ids = retriever.user_ids.column.gather(rows).to_list()
         users = [{"id": i, "events": int(n)} for i, n in zip(ids, lengths, strict=True)]
@@ -45,7 +47,7 @@ class Console:
     async def user(self, user_id: str) -> dict[str, Any]:
         """A user's stored features and history, and what is live. Raises Problem "unknown-user"."""
         retriever = self._service.shelf.current
-        recalled = await self._service.live.recall(self._service.shelf.bundles, user_id)
+        recalled = await self._service.live.recall(self._service.shelf.bundles(retriever), user_id)
         if not retriever.knows(user_id):
             if not recalled.events:
                 raise Problem("unknown-user", f"user '{user_id}' is not among the bundle's users")
@@ -59,11 +61,11 @@ class Console:
             "live": self._titled(recalled.events),
         }
 
-    def items(self, query: str, limit: int) -> dict[str, Any]:
+    async def items(self, query: str, limit: int) -> dict[str, Any]:
         """Items of that id, then those whose title holds the text."""
         retriever = self._service.shelf.current
         titles = retriever.titles.column
-        found = (titles.str.to_lowercase().str.contains(query.lower(), literal=True)).fill_null(False).arg_true()
+        found = await asyncio.to_thread(_holding, titles, query)
         rows = found.head(limit).to_numpy()
         total = len(found)
         if (row := retriever.item_ids.rows([query])[0]) >= 0:
@@ -80,6 +82,7 @@ class Console:
     async def explain(self, body: wire.RecommendBody, bundle: str) -> dict[str, Any]:
         """An answer and what led to it."""
         retriever = await self._retriever(bundle)  # which may have to be loaded: nobody waits for that
+        await asyncio.to_thread(self._plane, retriever)
         async with self._service.gate:
             return await self._explained(body, retriever)
 
@@ -95,6 +98,7 @@ class Console:
         history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(told, retriever)
         met = set(retriever.met(user_id) if user_id is not None else ()) | {i for i, _ in told}
         out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
+        vector = None
         if answer.source != "popular":
             vector, gates = retriever.explain(request, asked.method)
             out = {
@@ -110,9 +114,9 @@ class Console:
             "history": history[-SHOWN:],
             "filtered": {
                 "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(met))),
-                "banned": len(set(body.ban)),
+                "banned": len(set(body.ban)) - len(retriever.strange(body.ban)),
                 "where": retriever.passing(body.allow, body.where or None),
-                "items": self._left_out(body, asked, retriever, {i.id for i in answer.items}, met),
+                "items": _left_out(body, request, retriever, answer, vector, met),
             },
         } | out
 
@@ -142,17 +146,6 @@ class Console:
         rows = retriever.item_ids.rows([i for i, _ in events])
         titles = [retriever.titles[row] if row >= 0 else item for row, (item, _) in zip(rows, events, strict=True)]
         return [{"id": i, "title": t, "liked": liked} for t, (i, liked) in zip(titles, events, strict=True)]
-
-    def _left_out(
-        self, body: wire.RecommendBody, asked: Any, retriever: Retriever, given: set[str], met: set[str]
-    ) -> list[dict[str, str]]:
-        """The best items that would be in the answer, had the user not met them or the request banned them."""
-        k = min(self._service.settings.max_k, body.k + LEFT_OUT + len(given))
-        every = body.model_copy(update={"ban": [], "keep_seen": True, "k": k})
-        answer, _ = self._service.answer(every, asked, retriever)
-        out = met | set(body.ban)
-        items = [i for i in answer.items if i.id not in given and i.id in out]
-        return [{"id": i.id, "title": i.title} for i in items[:LEFT_OUT]]
 
     # ---- the map
 
@@ -188,7 +181,8 @@ class Console:
 
     def _plane(self, retriever: Retriever) -> Plane:
         name = retriever.bundle.id
-        if name not in self._planes:
+        found = self._planes.get(name)
+        if found is None:
             vectors = retriever.directions[0]
             sample = vectors[:: max(1, len(vectors) // 50_000)]
             middle = sample.mean(axis=0)
@@ -199,21 +193,43 @@ class Console:
             best = directions[:, ::-1][:, :2].astype(np.float32)
             plane[:, : best.shape[1]] = best * np.where(best.sum(axis=0) < 0, -1, 1)  # one of the two signs, always
             far = float(np.quantile(np.abs((sample - middle) @ plane), 0.995)) if len(sample) else 0.0
-            self._planes[name] = (middle, plane, 1 / far if far > 0 else 1.0)
+            found = self._planes[name] = (middle, plane, 1 / far if far > 0 else 1.0)
             while len(self._planes) > 2:
                 self._planes.popitem(last=False)
-        return self._planes[name]
+        return found
 
 
-def _matching(ids: pl.Series, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
+def _left_out(
+    body: wire.RecommendBody, request: Request, retriever: Retriever, answer: Answer, vector: Any, met: set[str]
+) -> list[dict[str, str]]:
+    """The best items that would be in the answer, had the user not met them or the request banned them."""
+    out = set(body.ban) | (set() if body.keep_seen else met)
+    k = min(MAX_K, len(answer.items) + len(out))
+    if not out or not k:
+        return []
+    every = retriever.recommend(
+        request, k, vector=vector, allow=body.allow, where=body.where or None, keep_seen=True
+    ).items  # fmt: skip
+    given = {i.id for i in answer.items}
+    last = max((place for place, i in enumerate(every) if i.id in given), default=len(every))
+    better = every if answer.truncated else every[:last]
+    return [{"id": i.id, "title": i.title} for i in better if i.id in out][:LEFT_OUT]
+
+
+def _holding(titles: pl.Series, query: str) -> pl.Series:
+    """Rows of the titles that hold the text, in whatever case."""
+    return titles.str.to_lowercase().str.contains(query.lower(), literal=True).fill_null(False).arg_true()
+
+
+def _matching(ids: Ids, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
     """Rows of ids that begin with the text, the shortest first, then those that hold it; and how many there are."""
     if not query:
         return np.arange(min(limit, len(ids))), len(ids)
-    found = ids.str.contains(query, literal=True).arg_true()
-    some = found.head(10_000).to_numpy().astype(np.int64)
-    texts = ids.gather(some).to_list()
-    order = sorted(range(len(some)), key=lambda i: (not texts[i].startswith(query), len(texts[i]), texts[i]))
-    return some[np.array(order[:limit], np.int64)], len(found)
+    found = ids.column.str.contains(query, literal=True).arg_true()
+    texts = pl.DataFrame({"row": found, "id": ids.column.gather(found)})
+    first = ~pl.col("id").str.starts_with(query)
+    best = texts.sort(first, pl.col("id").str.len_chars(), "id").head(limit)
+    return best["row"].to_numpy().astype(np.int64), len(found)
 
 
 def _columns(retriever: Retriever) -> dict[str, MultiHot | Categorical]:
@@ -234,7 +250,7 @@ def _groups(
     if isinstance(feature, MultiHot):
         lists = series.str.split(feature.separator) if series.dtype == pl.String and feature.separator else series
         series = lists.list.first() if isinstance(lists.dtype, pl.List) else lists
-    values = series.cast(pl.String).fill_null("").alias("value")
+    values = spelled(series).cast(pl.String).fill_null("").alias("value")  # as `where` spells them
     counts = (
         values.value_counts(sort=True).filter(pl.col("value") != "").sort("count", "value", descending=[True, False])
     )

@@ -24,7 +24,7 @@ access = logging.getLogger("twotower.access")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPEN = ("/", "/livez", "/readyz", "/problems", "/page", "/openapi.json", "/favicon.ico")
 """Asked without a key: they tell nothing of anybody."""
-WITHOUT_TURN = ("/v1/recommend:batch", "/v1/console/explain", "/v1/console/map", "/v1/console/bundles")
+WITHOUT_TURN = ("/v1/recommend:batch", "/v1/console/")
 """Work that takes turns of its own, or is done elsewhere."""
 SHED_EVERY = 1.0
 """Seconds between two lines that say how many were refused."""
@@ -49,7 +49,7 @@ class Door:
             return
         started = time.perf_counter()
         path: str = scope["path"]
-        turn = path.startswith("/v1/") and path not in WITHOUT_TURN and not self.admin
+        turn = path.startswith("/v1/") and not path.startswith(WITHOUT_TURN) and not self.admin
         if turn and self._gate.full:
             await self._shed(send)
             return

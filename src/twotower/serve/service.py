@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twotower.errors import DataError
@@ -165,7 +165,7 @@ class Service:
 
     async def forget(self, user_id: str) -> None:
         """Drop a user's live history."""
-        await self.live.forget(self.shelf.bundles, user_id)
+        await self.live.forget(self.shelf.bundles(self.shelf.current), user_id)
 
     def describe(self) -> dict[str, Any]:
         """What answers, and what may be asked."""
@@ -201,24 +201,22 @@ class Service:
         recalled = NOBODY
         if body.live and body.user_id is not None:
             started = time.perf_counter()
-            recalled = await self.live.recall(self.shelf.bundles, body.user_id)
+            recalled = await self.live.recall(self.shelf.bundles(retriever), body.user_id)
             self.metrics.stages["live"].observe(time.perf_counter() - started)
-        told = bool(body.features or body.events) or body.history is not None
-        known = body.user_id is not None and retriever.knows(body.user_id)
-        nothing = not known and not told and not recalled.events
-        if nothing and body.user_id is not None and self.settings.unknown_user == "404":
-            raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
         request = Request(
             body.user_id,
             body.features,
             None if body.history is None else wire.events(body.history),
             [*recalled.events, *wire.events(body.events)],
         )
-        news = told or bool(recalled.events)
-        method: Method = body.method or (2 if news else 1)
-        if not known and news:
+        known = body.user_id is not None and retriever.knows(body.user_id)
+        if body.user_id is not None and not (known or request.tells) and self.settings.unknown_user == "404":
+            raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
+        method: Method = body.method or (2 if request.tells else 1)
+        if not known and request.tells:
             method = 2  # there is no stored vector
-        return Asked(request, method, known, recalled, len(recalled.events), bool(recalled.events) and not told)
+        plain = bool(recalled.events) and not (body.features or body.events or body.history is not None)
+        return Asked(request, method, known, recalled, len(recalled.events), plain)
 
     def answer(self, body: wire.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
         """The answer, and the vector that the tower gave, if it was asked."""
@@ -228,7 +226,7 @@ class Service:
         made = None
         unknown: list[str] = []
         started = time.perf_counter()
-        if asked.method == 2 and vector is None and (asked.known or _tells(asked.request)):
+        if asked.method == 2 and vector is None and (asked.known or asked.request.tells):
             vector, _, unknown = retriever.vector(asked.request, 2)
             made = vector
             self.metrics.stages["tower"].observe(time.perf_counter() - started)
@@ -245,9 +243,10 @@ class Service:
         )
         ended = time.perf_counter()
         self.metrics.stages["search"].observe(ended - searching)
-        object.__setattr__(answer, "milliseconds", round((ended - started) * 1e3, 3))
-        answer.unknown.extend(name for name in unknown if name not in answer.unknown)
-        return answer, made
+        if vector is not None:  # whoever made the vector has met what is unknown
+            unknown = unknown if made is not None else retriever.strange(i for i, _ in asked.request.events)
+            answer = replace(answer, unknown=unknown)
+        return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), made
 
     def reply(self, answer: Answer, asked: Asked | None, retriever: Retriever) -> dict[str, Any]:
         """As it travels; counted."""
@@ -285,11 +284,6 @@ class Service:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _tells(request: Request) -> bool:
-    """Whether a request says more than who asks."""
-    return bool(request.features or request.events) or request.history is not None
 
 
 def problem_of(error: DataError) -> Problem:

@@ -61,11 +61,12 @@ class Shelf:
             raise Problem("no-bundle", self.why, headers={"Retry-After": "5"})
         return self.retriever
 
-    @property
-    def bundles(self) -> tuple[str, ...]:
-        """The bundle before the current one, if any, and the current one."""
-        here = self.current.bundle.id
-        return (self.replaced, here) if self.replaced and self.replaced != here else (here,)
+    def bundles(self, retriever: Retriever) -> tuple[str, ...]:
+        """Where a user's live events can be: under the bundle before the current one, the current one, and, last, the
+        one that is asked."""
+        known = (self.replaced, self.current.bundle.id)
+        asked = retriever.bundle.id
+        return (*(name for name in dict.fromkeys(known) if name and name != asked), asked)
 
     async def watch(self, seconds: float) -> None:
         """Look every `seconds`, for ever."""
