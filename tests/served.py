@@ -31,11 +31,15 @@ def publish_two(folder: Path) -> Path:
 class Served:
     """`twotower serve` in a process of its own."""
 
-    def __init__(self, store: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "twotower.cli", "serve", "--store", str(store), "--port", "0", *flags]
+    def __init__(self, store: Path, *flags: str, group: bool = False, code: str = "") -> None:
+        """`group`: it leads a group of processes; `code` is run in place of the command line."""
+        what = ["-c", code] if code else ["-m", "twotower.cli"]
+        command = [sys.executable, *what, "serve", "--store", str(store), "--port", "0", *flags]
         # A pipe that nobody reads would stop the service.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self.log, text=True, start_new_session=group
+        )  # fmt: skip
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline()
         found = re.search(r"on (http://\S+)", self.said)

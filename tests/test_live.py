@@ -15,6 +15,7 @@ import pytest
 
 from twotower.errors import ConfigError
 from twotower.serve.live import Breaker, Live, Memory, Redis, digest
+from twotower.serve.settings import ServeSettings
 
 SERVER = """
 import sys
@@ -88,8 +89,8 @@ def test_events_are_appended_read_and_forgotten(kind: str, request: pytest.Fixtu
     async def world() -> None:
         live = make(kind, request, events=4)
         assert (await live.recall(["b1"], "u")).events == []
-        assert (await live.add("b1", "u", [("1", True), ("2", False)]))[0] == 2
-        assert (await live.add("b1", "u", [("3", True), ("é☃", True), ("5", True)]))[0] == 4
+        assert (await live.add(["b1"], "u", [("1", True), ("2", False)]))[0] == 2
+        assert (await live.add(["b1"], "u", [("3", True), ("é☃", True), ("5", True)]))[0] == 4
         assert (await live.recall(["b1"], "u")).events == [("2", False), ("3", True), ("é☃", True), ("5", True)]
         assert (await live.recall(["b1"], "v")).events == []
         await live.forget(["b1"], "u")
@@ -99,15 +100,17 @@ def test_events_are_appended_read_and_forgotten(kind: str, request: pytest.Fixtu
     asyncio.run(world())
 
 
-def test_a_swap_forgets_nobody_and_two_do(kind: str, request: pytest.FixtureRequest) -> None:
+def test_swaps_and_rollbacks_keep_the_order_of_what_came(kind: str, request: pytest.FixtureRequest) -> None:
     async def world() -> None:
         live = make(kind, request)
-        await live.add("b1", "u", [("1", True)])
-        await live.add("b2", "u", [("2", True)])
-        assert (await live.recall(["b1", "b2"], "u")).events == [("1", True), ("2", True)]
-        assert (await live.recall(["b2", "b3"], "u")).events == [("2", True)]
-        assert (await live.recall(["b2", "b1"], "u")).events == [("2", True), ("1", True)]
-        await live.forget(["b1", "b2"], "u")
+        await live.add(["b1"], "u", [("1", True)])
+        await live.add(["b1", "b2"], "u", [("2", True), ("3", False)])
+        assert (await live.add(["b2", "b1"], "u", [("4", True)]))[0] == 4  # back to the first
+        told = [("1", True), ("2", True), ("3", False), ("4", True)]
+        for bundles in (["b1", "b2"], ["b2", "b1"], ["b2", "b1", "b3"]):
+            assert (await live.recall(bundles, "u")).events == told
+        assert (await live.recall(["b2"], "u")).events == told[1:3]
+        assert await live.forget(["b1", "b2"], "u")
         assert (await live.recall(["b1", "b2"], "u")).events == []
         await live.close()
 
@@ -119,7 +122,7 @@ def test_fault_F4_a_vector_of_another_bundle_or_another_history_is_a_miss(
 ) -> None:
     async def world() -> None:
         live, vector = make(kind, request), np.arange(6, dtype=np.float32)[None]
-        await live.add("b1", "u", [("1", True)])
+        await live.add(["b1"], "u", [("1", True)])
         events = (await live.recall(["b1"], "u")).events
         await live.keep("b1", "u", events, vector)
         kept = (await live.recall(["b1"], "u")).vector
@@ -127,7 +130,7 @@ def test_fault_F4_a_vector_of_another_bundle_or_another_history_is_a_miss(
         assert kept.shape == (1, 6)
         assert (kept == vector).all()
         assert (await live.recall(["b1", "b2"], "u")).vector is None  # the bundle is another
-        await live.add("b1", "u", [("2", True)])
+        await live.add(["b1"], "u", [("2", True)])
         assert (await live.recall(["b1"], "u")).vector is None  # the history is another
         await live.close()
 
@@ -141,10 +144,10 @@ def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
         nonlocal now
         live = Memory(seconds=10, users=2, clock=lambda: now)
         for user in "abc":
-            await live.add("b", user, [("1", True)])
+            await live.add(["b"], user, [("1", True)])
         assert [(await live.recall(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
         now = 9.0
-        await live.add("b", "c", [("2", True)])
+        await live.add(["b"], "c", [("2", True)])
         now = 12.0
         assert (await live.recall(["b"], "b")).events == []
         assert len((await live.recall(["b"], "c")).events) == 2
@@ -155,7 +158,7 @@ def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
 def test_keys_carry_the_bundle(server: Server) -> None:
     async def world() -> None:
         live = redis(server.url, seconds=77)
-        await live.add("20260101T000000Z-abcdef", "u:1", [("1", True)])
+        await live.add(["20260101T000000Z-abcdef"], "u:1", [("1", True)])
         await live.keep("20260101T000000Z-abcdef", "u:1", [("1", True)], np.zeros((1, 2), np.float32))
         keys = sorted(await live._client.keys("*"))
         assert keys == [b"20260101T000000Z-abcdef:history:u:1", b"20260101T000000Z-abcdef:vector:u:1"]
@@ -169,7 +172,9 @@ def test_keys_carry_the_bundle(server: Server) -> None:
 def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
     async def world() -> None:
         live = redis(server.url)
-        await live._client.rpush("b:history:u", b"\xff", b"[1, true]", b'["2", true]', b'{"a": 1}', b'["3", 1]')
+        await live._client.rpush(
+            "b:history:u", b"\xff", b"[1, true, 1.0]", b'["2", true, 1.5]', b'{"a": 1}', b'["3", true]'
+        )
         await live._client.set("b:vector:u", digest([("2", True)]) + b"123")  # cut short
         found = await live.recall(["b"], "u")
         assert found.events == [("2", True)]
@@ -187,7 +192,7 @@ def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_com
         live = redis(server.url, failed=failures.append)
         live.breaker.rest = 0.05
         assert (await live.recall(["b"], "u")).events == []
-        assert await live.add("b", "u", [("1", True)]) == (1, False)  # kept here
+        assert await live.add(["b"], "u", [("1", True)]) == (1, False)  # kept here
         assert (await live.recall(["b"], "u")).events == [("1", True)]
         assert failures
         assert set(failures) == {"read", "write"}
@@ -195,7 +200,7 @@ def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_com
         try:
             await asyncio.sleep(0.3)
             for _ in range(20):
-                if (await live.add("b", "u", [("2", True)]))[1]:
+                if (await live.add(["b"], "u", [("2", True)]))[1]:
                     break
                 await asyncio.sleep(0.1)
             other = redis(server.url)  # what was kept here went there, first things first
@@ -214,7 +219,7 @@ def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_com
 def test_fault_F1_a_store_that_is_killed_in_the_middle_costs_a_bounded_time_and_then_none(server: Server) -> None:
     async def world() -> None:
         live = redis(server.url, timeout=0.1)
-        await live.add("b", "u", [("1", True)])
+        await live.add(["b"], "u", [("1", True)])
         server.kill()
         started = time.perf_counter()
         for _ in range(50):
@@ -258,29 +263,78 @@ def test_a_breaker_opens_after_three_lets_one_try_and_rests_longer_each_time() -
     now = 0.0
     breaker = Breaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
     for _ in range(3):
-        assert breaker.allows()
-        breaker.went_wrong()
-    assert not breaker.allows()
+        began = breaker.allows()
+        assert began is not None
+        breaker.went_wrong(began)
+    assert breaker.allows() is None
     now += 1.3
-    assert breaker.allows()
-    assert not breaker.allows()  # one at a time
-    breaker.went_wrong()
+    began = breaker.allows()
+    assert began is not None
+    assert breaker.allows() is None  # one at a time
+    breaker.went_wrong(began)
     now += 1.3
-    assert not breaker.allows()
+    assert breaker.allows() is None
     now += 1.3
-    assert breaker.allows()
+    assert breaker.allows() is not None
     breaker.went_well()
     assert breaker.closed
-    assert breaker.allows()
     for _ in range(40):
-        breaker.went_wrong()
+        now += 20
+        began = breaker.allows()
+        assert began is not None
+        breaker.went_wrong(began)
+    assert breaker.allows() is None
     now += 8.0 * 1.25
-    assert breaker.allows()
+    assert breaker.allows() is not None
 
 
-def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--live"):
-        Redis("http://127.0.0.1")
+def test_tries_that_fail_together_are_one_failure() -> None:
+    now = 0.0
+    breaker = Breaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
+    tries = [breaker.allows() for _ in range(16)]
+    now += 0.02
+    for began in tries:
+        assert began is not None
+        breaker.went_wrong(began)
+    assert breaker.allows() is None
+    now += 1.3  # the first rest, not the fourteenth
+    assert breaker.allows() is not None
+
+
+def test_what_was_not_forgotten_for_certain_is_told(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url, timeout=0.1)
+        await live.add(["b"], "u", [("1", True)])
+        server.kill()
+        assert not await live.forget(["b"], "u")
+        await live.close()
+
+    asyncio.run(world())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1",
+        "redis://",
+        "redis://host:x/0",
+        "redis://host/abc",
+        "redis://:s3cret@host/abc",
+        "s3cret",
+        "unix:",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match="--live") as refused:
+        ServeSettings(store=tmp_path, live=url)
+    assert "s3cret@" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["memory", "redis://host", "redis://:pw@host:1/3", "rediss://host/0", "unix:///run/valkey"]
+)
+def test_addresses_that_can_be(tmp_path: Path, url: str) -> None:
+    ServeSettings(store=tmp_path, live=url)
 
 
 @pytest.mark.system
@@ -304,7 +358,7 @@ def test_fault_F1_a_real_valkey_is_killed_slowed_and_comes_back(tmp_path: Path) 
         live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.1)
         live.breaker.rest = 0.1
         try:
-            assert await live.add("b", "u", [("1", True)]) == (1, True)
+            assert await live.add(["b"], "u", [("1", True)]) == (1, True)
             assert (await live.recall(["b"], "u")).events == [("1", True)]
             await live._client.execute_command("CLIENT", "PAUSE", "2000")  # a hundred times slower than usual
             started = time.perf_counter()
@@ -314,10 +368,10 @@ def test_fault_F1_a_real_valkey_is_killed_slowed_and_comes_back(tmp_path: Path) 
             assert (await live.recall(["b"], "u")).events == [("1", True)]
             process.kill()
             process.wait()
-            assert (await live.add("b", "u", [("2", True)]))[1] is False
+            assert (await live.add(["b"], "u", [("2", True)]))[1] is False
             process = start()
             await asyncio.sleep(0.5)
-            assert (await live.add("b", "u", [("3", True)])) == (2, True)  # its memory was empty, ours was not
+            assert (await live.add(["b"], "u", [("3", True)])) == (2, True)  # its memory was empty, ours was not
             assert (await live.recall(["b"], "u")).events == [("2", True), ("3", True)]
         finally:
             await live.close()

@@ -39,8 +39,8 @@ def serve(published: Path) -> Iterator[Any]:
     """Starts services and stops them at the end."""
     started: list[Served] = []
 
-    def start(*flags: str, store: Path = published) -> Served:
-        started.append(Served(store, *flags))
+    def start(*flags: str, store: Path = published, **more: Any) -> Served:
+        started.append(Served(store, *flags, **more))
         return started[-1]
 
     yield start
@@ -109,6 +109,53 @@ def test_fault_E3_sigterm_under_load_loses_no_request(serve: Any) -> None:
     assert answered[0] > 50
     assert refused[0] == 4
     assert 0.6 <= spent < 6
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_fault_E3_a_signal_to_the_whole_group_drains_as_one_to_the_first(serve: Any, sig: int) -> None:
+    """As systemd and a terminal send it: to the process that watches and to every worker."""
+    served = serve("--workers", "2", "--drain", "0.8", "--grace", "5", group=True).wait()
+    started = time.monotonic()
+    os.killpg(served.process.pid, sig)
+    time.sleep(0.3)
+    assert httpx.get(served.url + "/livez").status_code == 200  # everything is answered while it drains
+    served.process.wait(timeout=20)
+    assert 0.8 <= time.monotonic() - started < 6
+    assert served.end()[0] == 0
+
+
+def test_fault_E3_another_signal_ends_it_at_once(serve: Any) -> None:
+    served = serve("--drain", "30").wait()
+    served.process.send_signal(signal.SIGTERM)
+    time.sleep(0.8)
+    assert served.process.poll() is None
+    started = time.monotonic()
+    served.process.send_signal(signal.SIGTERM)
+    served.process.wait(timeout=20)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.3, 0.6, 1.2])
+def test_fault_E3_a_signal_while_workers_begin_ends_them_all(serve: Any, pause: float) -> None:
+    served = serve("--workers", "3")
+    time.sleep(pause)
+    code, log = served.end()
+    assert code == 0, log
+    assert "Traceback" not in log, log
+    assert served.workers() == []
+
+
+def test_fault_E3_a_signal_while_a_bundle_is_loaded_does_not_wait_for_it(serve: Any, published: Path) -> None:
+    slow = (
+        "import sys, time\nfrom twotower import cli\nfrom twotower.serve import shelf\n"
+        "shelf.probe = lambda retriever: time.sleep(30)\nsys.argv[0] = 'twotower'\ncli.main()"
+    )
+    served = serve(code=slow)
+    time.sleep(3)
+    started = time.monotonic()
+    code, log = served.end()
+    assert code == 0, log
+    assert time.monotonic() - started < 10
 
 
 def test_fault_E4_a_worker_that_is_killed_is_replaced_and_the_others_answer(serve: Any) -> None:
@@ -185,8 +232,8 @@ def test_fault_D7_a_head_that_does_not_end_is_cut_off_and_others_are_answered(se
 
 
 def _cut_off(served: Served, silent: socket.socket, slow: socket.socket, idle: socket.socket) -> None:
-    slow.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-    idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    slow.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+    idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert b"200 OK" in idle.recv(1000)
     started = time.monotonic()
     for _ in range(5):
@@ -200,9 +247,51 @@ def _cut_off(served: Served, silent: socket.socket, slow: socket.socket, idle: s
 def test_fault_D7_a_body_that_does_not_come_is_408(serve: Any) -> None:
     served = serve("--body-timeout", "0.4").wait()
     with served.connect() as s:
-        s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         assert httpx.post(served.url + "/v1/recommend", json={}).status_code == 200
         assert b"408 Request Timeout" in s.recv(1000)
+
+
+def test_fault_D7_a_body_in_drips_is_408(serve: Any) -> None:
+    served = serve("--body-timeout", "0.6").wait()
+    with served.connect() as s:
+        s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n")
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while time.monotonic() - started < 8:
+                s.sendall(b" ")
+                time.sleep(0.2)
+        assert time.monotonic() - started < 6
+
+
+def test_fault_D7_a_client_that_does_not_take_its_reply_keeps_nobody_waiting(serve: Any) -> None:
+    served = serve("--body-timeout", "1.0", "--max-k", "1000").wait()
+    body = b'{"k": 40, "keep_seen": true}'
+    one = (
+        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.settimeout(0.5)
+        s.connect(("127.0.0.1", served.port))
+        with contextlib.suppress(TimeoutError, ConnectionResetError, BrokenPipeError):
+            for _ in range(3000):
+                s.sendall(one)
+        for _ in range(10):
+            reply = httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}, timeout=5)
+            assert reply.status_code == 200
+        until = time.monotonic() + 15
+        while _connections(served) > 0:  # and it is cut off
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def _connections(served: Served) -> int:
+    """Established connections of the service's port, as the service sees them."""
+    lines = Path(f"/proc/{served.process.pid}/net/tcp").read_text().splitlines()[1:]
+    here = f":{served.port:04X}"
+    return sum(f[1].endswith(here) and f[3] == "01" for f in (line.split() for line in lines))
 
 
 def test_fault_D1_a_head_without_end_or_no_http_is_refused(serve: Any) -> None:
@@ -215,7 +304,8 @@ def test_fault_D1_a_head_without_end_or_no_http_is_refused(serve: Any) -> None:
         s = served.connect()
         try:
             s.sendall(head)
-            assert s.recv(1000)[:12] in (b"HTTP/1.1 400", b"")
+            reply = s.recv(1000)
+            assert reply == b"" or (reply[:12] == b"HTTP/1.1 400" and b"application/problem+json" in reply)
         except (ConnectionResetError, BrokenPipeError):
             pass
         s.close()
@@ -231,7 +321,7 @@ def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(serve: Any) -> N
     def send(size: int) -> None:
         s = served.connect()
         try:
-            s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
             piece = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
             for _ in range(size // 65_536):
                 s.sendall(piece)
@@ -342,6 +432,12 @@ def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Pa
         (["--admin-port", "0"], "--admin-port needs --keys"),
         (["--keys", "none.toml"], "none.toml"),
         (["--max-wait", "0"], "more than 0"),
+        (["--rate", "nan"], "--rate"),
+        (["--rate", "inf"], "finite"),
+        (["--burst", "3"], "--burst goes with --rate"),
+        (["--max-k", "20000"], "at most 10,000"),
+        (["--target-wait", "200"], "at most --max-wait"),
+        (["--trusted-proxies", "nonsense/33"], "no address or network"),
     ],
 )
 def test_settings_that_cannot_be_end_with_one_line_and_code_2(published: Path, flags: list[str], said: str) -> None:

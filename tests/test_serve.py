@@ -16,9 +16,11 @@ import pytest
 from conftest import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
+from twotower.bundle import BundleError
 from twotower.data.tables import check
 from twotower.retrieve import Request, Retriever
 from twotower.serve import keys as api_keys
+from twotower.serve import shelf
 from twotower.serve.app import create, create_admin
 from twotower.serve.door import Door
 from twotower.serve.keys import Keys
@@ -54,7 +56,7 @@ class Client:
     def ask(self, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
         async def go() -> httpx.Response:
             transport = httpx.ASGITransport(self.door, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.request(method, path, **({"json": body} if body is not None else {}), **more)
 
         return self.run(go())
@@ -258,8 +260,10 @@ def test_what_the_bundle_says_of_itself(client: Client, retriever: Retriever) ->
 def test_health_readiness_and_draining(client: Client) -> None:
     assert client.get("/livez").json()["status"] == "ok"
     assert client.get("/readyz").status_code == 200
+    assert "twotower_ready 1.0" in client.get("/metrics").text
     client.service.drain()
     problem(client.get("/readyz"), "draining")
+    assert "twotower_ready 0.0" in client.get("/metrics").text
     still = client.post("/v1/recommend", {"user_id": "u1"})
     assert still.status_code == 200
     assert still.headers["connection"] == "close"
@@ -274,7 +278,43 @@ def test_every_problem_has_its_page(client: Client) -> None:
         assert what_to_do in text
     problem(client.get("/problems/none"), "not-found")
     problem(client.get("/v2/recommend"), "not-found")
+    problem(client.post("/v1/recommend/", {}), "not-found")
     problem(client.get("/v1/recommend"), "method")
+
+
+def test_an_error_nobody_thought_of_is_a_problem_and_is_in_the_log(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("secret detail")
+
+    client.service.answer = broken  # type: ignore[method-assign]
+    reply = client.post("/v1/recommend", {}, headers={"x-request-id": "abc"})
+    told = problem(reply, "broken")
+    assert "secret" not in json.dumps(told)
+    assert [r.told["id"] for r in caplog.records if r.message == "request failed"] == ["abc"]  # type: ignore[attr-defined]
+    problem(client.post("/v1/recommend:batch", {"requests": [{}]}), "broken")
+    assert client.service.gate.wait == 0
+    assert 'twotower_requests_total{route="/v1/recommend",status="500"} 1.0' in client.get("/metrics").text
+    assert client.get("/livez").status_code == 200
+
+
+def test_head_is_get_without_a_body(client: Client) -> None:
+    for path in ("/livez", "/readyz", "/", "/v1/bundle"):
+        reply = client.ask("HEAD", path)
+        assert reply.status_code == 200
+        assert int(reply.headers["content-length"]) > 0
+
+
+def test_a_page_of_another_site_cannot_ask_by_another_name(make: Make, key_file: tuple[Path, str, str]) -> None:
+    client = make()
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "LOCALHOST"):
+        assert client.post("/v1/recommend", {}, headers={"host": host}).status_code == 200
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80"):
+        problem(client.get("/v1/console/users", headers={"host": host}), "host")
+    file, key, _ = key_file
+    kept = make(keys=file)
+    assert kept.post("/v1/recommend", {}, headers={"host": "shop.example", **bearer(key)}).status_code == 200
 
 
 def test_metrics_tell_stages_bundles_recall_and_what_is_unknown(client: Client, retriever: Retriever) -> None:
@@ -378,8 +418,13 @@ def test_fault_D1_what_is_no_request_is_422_and_says_where(client: Client, conte
 
 
 def test_fault_D1_a_body_of_another_kind_is_415(client: Client) -> None:
-    reply = client.ask("POST", "/v1/recommend", content=b"user_id=1", headers={"content-type": "text/plain"})
-    problem(reply, "media-type")
+    for kind in ("text/plain", "application/jsonp", "application/x-www-form-urlencoded"):
+        problem(client.ask("POST", "/v1/recommend", content=b"{}", headers={"content-type": kind}), "media-type")
+    packed = {"content-type": "application/json", "content-encoding": "gzip"}
+    problem(client.ask("POST", "/v1/recommend", content=b"{}", headers=packed), "media-type")
+    for kind in ("application/json; charset=utf-8", "Application/JSON"):
+        assert client.ask("POST", "/v1/recommend", content=b"{}", headers={"content-type": kind}).status_code == 200
+    assert client.ask("POST", "/v1/recommend", content=b"{}").status_code == 200
 
 
 def test_fault_D2_a_body_over_the_limit_is_413_with_and_without_its_length(make: Make) -> None:
@@ -476,6 +521,24 @@ def test_fault_D8_a_client_that_goes_away_ends_its_batch_and_the_gauge_is_zero(c
     assert client.service.gate.wait == 0
 
 
+def test_fault_D8_a_client_that_goes_away_before_its_body_has_come_is_nobody(client: Client) -> None:
+    messages = iter([{"type": "http.request", "body": b'{"k', "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "raw_path": b"/v1/recommend",
+             "query_string": b"", "headers": [], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+             "scheme": "http", "root_path": "", "http_version": "1.1"}  # fmt: skip
+    client.run(client.door(scope, receive, send))
+    assert sent == []
+    assert 'twotower_requests_total{route="gone",status="0"} 1.0' in client.get("/metrics").text
+
+
 def test_fault_D8_a_cancelled_request_gives_its_turn_back(client: Client) -> None:
     async def go() -> None:
         async def never(body: Any) -> Any:
@@ -483,7 +546,7 @@ def test_fault_D8_a_cancelled_request_gives_its_turn_back(client: Client) -> Non
 
         client.service.recommend = never  # type: ignore[method-assign, assignment]
         transport = httpx.ASGITransport(client.door)
-        async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             task = asyncio.create_task(http.post("/v1/recommend", json={}))
             await asyncio.sleep(0.05)
             task.cancel()
@@ -544,6 +607,8 @@ def test_fault_D9_administration_is_elsewhere_and_needs_its_scope(
     assert admin.post("/v1/rollback", {"to": second}, headers=bearer(boss)).json()["serving"] == second
     problem(admin.post("/v1/rollback", {"to": "none"}, headers=bearer(boss)), "conflict")
     assert admin.post("/v1/reload", {}, headers=bearer(boss)).json() == {"serving": second, "refused": ""}
+    told = problem(admin.post("/v1/rollback", {"to": "none"}, headers=bearer(boss)), "conflict")
+    assert str(store) not in told["detail"]
 
 
 def test_fault_D10_ids_of_requests_are_ours_or_harmless(client: Client, caplog: pytest.LogCaptureFixture) -> None:
@@ -586,7 +651,7 @@ def test_fault_E1_more_than_can_be_answered_is_refused_at_once(make: Make) -> No
 
     async def go() -> list[httpx.Response]:
         transport = httpx.ASGITransport(client.door)
-        async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             return await asyncio.gather(*(http.post("/v1/recommend", json={"user_id": "u1"}) for _ in range(20)))
 
     replies = client.run(go())
@@ -612,7 +677,7 @@ def test_fault_E6_single_requests_have_their_turns_between_those_of_a_batch(clie
 
     async def go() -> None:
         transport = httpx.ASGITransport(client.door)
-        async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             batch = asyncio.create_task(http.post("/v1/recommend:batch", json={"requests": [{"k": 9}] * 60}))
             while len(order) < 5:
                 await asyncio.sleep(0.001)
@@ -627,10 +692,24 @@ def test_fault_E6_single_requests_have_their_turns_between_those_of_a_batch(clie
     assert order.count("batch") == 60
 
 
+def test_looks_beyond_the_bound_are_refused_and_do_not_count_as_answers(client: Client) -> None:
+    async def go() -> list[int]:
+        transport = httpx.ASGITransport(client.door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            asked = (http.post("/v1/console/explain", json={"user_id": "u1"}) for _ in range(40))
+            return [r.status_code for r in await asyncio.gather(*asked)]
+
+    statuses = client.run(go())
+    assert statuses.count(200) == 8
+    assert statuses.count(503) == 32
+    assert client.post("/v1/console/explain", {"user_id": "u1"}).status_code == 200
+    assert "twotower_answers_total{" not in client.get("/metrics").text
+
+
 def test_batches_beyond_the_bound_are_refused(client: Client) -> None:
     async def go() -> list[int]:
         transport = httpx.ASGITransport(client.door)
-        async with httpx.AsyncClient(transport=transport, base_url="http://twotower") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             body = {"requests": [{"user_id": "u1"}] * 30}
             return [
                 r.status_code
@@ -658,6 +737,7 @@ def test_fault_F1_a_live_store_that_fails_is_no_error(make: Make) -> None:
     reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
     assert (reply["live"], reply["method"]) == (1, 2)
     assert 'twotower_live_errors_total{operation="read"}' in client.get("/metrics").text
+    problem(client.ask("DELETE", "/v1/events/u1"), "live")
 
 
 # ---- the store
@@ -714,6 +794,68 @@ def test_fault_E5_a_bundle_that_does_not_fit_the_memory_is_refused(store: Path, 
     told = problem(client.get("/readyz"), "no-bundle")
     assert "MB are free" in told["detail"]
     assert 'twotower_bundle_load_failures_total{reason="memory"} 1.0' in client.get("/metrics").text
+
+
+def test_fault_E5_the_limit_of_every_control_group_counts(tmp_path: Path) -> None:
+    proc, root = tmp_path / "cgroup", tmp_path / "sys"
+    inner = root / "system.slice" / "twotower.service"
+    inner.mkdir(parents=True)
+    proc.write_text("0::/system.slice/twotower.service\n")
+    for folder, most in ((inner, "max"), (inner.parent, "1000000")):
+        (folder / "memory.max").write_text(most + "\n")
+        (folder / "memory.current").write_text("400000\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
+    groups = shelf._groups(proc, root)
+    assert groups == [inner, inner.parent, root]
+    assert [shelf._free(group) for group in groups] == [None, 700_000, None]
+    old = root / "memory" / "docker"
+    old.mkdir(parents=True)
+    proc.write_text("7:cpu:/docker\n5:memory:/docker\n")
+    (old / "memory.limit_in_bytes").write_text("500")
+    (old / "memory.usage_in_bytes").write_text("100")
+    (old / "memory.stat").write_text("total_inactive_file 7\n")
+    assert shelf._groups(proc, root) == [old, old.parent]
+    assert shelf._free(old) == 407
+
+
+def test_fault_E5_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "available", lambda: 1_000)
+    shelf._check_memory(600, 0, 1)
+    with pytest.raises(BundleError, match="MB are free"):
+        shelf._check_memory(600, 0, 2)
+
+
+def test_a_bundle_that_was_compared_with_goes_at_the_next_swap(client: Client, store: Path) -> None:
+    first, second = (b.id for b in Store(store).bundles())
+    client.get(f"/v1/console/map?bundle={first}")
+    other = client.service.shelf._other
+    assert other is not None
+    Store(store).rollback(first)
+    client.run(client.service.shelf.look())
+    assert client.service.shelf.retriever is other  # it was loaded already
+    assert client.service.shelf._other is None
+    client.get(f"/v1/console/map?bundle={second}")
+    Store(store).rollback(second)
+    client.run(client.service.shelf.look())
+    assert client.service.shelf._other is None
+
+
+def test_whoever_looks_for_bundles_goes_on_looking(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    async def broken(again: bool = False) -> bool:
+        looked.append(1)
+        raise ValueError("nobody thought of it")
+
+    monkeypatch.setattr(client.service.shelf, "look", broken)
+
+    async def go() -> None:
+        task = asyncio.create_task(client.service.shelf.watch(0.001))
+        while len(looked) < 3:
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    client.run(go())
 
 
 def test_live_events_outlive_a_swap(store: Path, make: Make) -> None:

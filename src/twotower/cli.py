@@ -348,7 +348,9 @@ def serve(
     live_events: Annotated[int, typer.Option("--live-events", help="latest events kept of a user")] = 200,
     live_seconds: Annotated[int, typer.Option("--live-seconds", help="… and for how long after the last")] = 86_400,
     live_timeout: Annotated[float, typer.Option("--live-timeout", help="ms to wait for the store of histories")] = 20.0,
-    rate: Annotated[float, typer.Option("--rate", help="requests a second of one client; 0: no limit")] = 0.0,
+    rate: Annotated[
+        float, typer.Option("--rate", help="requests a second of one client to one worker; 0: no limit")
+    ] = 0.0,
     burst: Annotated[int, typer.Option("--burst", help="… and at once; 0: two seconds' worth")] = 0,
     trusted_proxies: Annotated[
         str, typer.Option("--trusted-proxies", help="addresses whose X-Forwarded-For is believed, with commas")
@@ -371,7 +373,9 @@ def serve(
     drain: Annotated[float, typer.Option("--drain", help="seconds from SIGTERM to the last new connection")] = 0.0,
     grace: Annotated[float, typer.Option("--grace", help="seconds for requests under way after that")] = 10.0,
     head_timeout: Annotated[float, typer.Option("--head-timeout", help="seconds for the head of a request")] = 10.0,
-    body_timeout: Annotated[float, typer.Option("--body-timeout", help="seconds for each part of a body")] = 10.0,
+    body_timeout: Annotated[
+        float, typer.Option("--body-timeout", help="seconds for a body to come, and for a client to take a reply")
+    ] = 10.0,
     keep_alive: Annotated[float, typer.Option("--keep-alive", help="seconds an idle connection is kept")] = 75.0,
 ) -> None:
     """Answer over HTTP from the store's current bundle, and show a console at /."""
@@ -462,6 +466,11 @@ def demo(
     """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish; and serve it, if asked."""
     from twotower import demo as main_job
     from twotower import pipeline
+
+    if serve_it:  # not after minutes of training
+        from twotower.serve.process import listen
+
+        listen("127.0.0.1", port).close()
 
     with Console() as console:
         done = main_job.main(data, run, console)

@@ -103,11 +103,10 @@ class Store:
         except OSError as e:
             raise BundleError(f"{self.path / 'CURRENT'}: cannot be touched ({e.strerror})", "unreadable") from e
 
-    def replaced(self) -> str | None:
-        """The bundle that the current one took the place of, if the history tells."""
-        current = self._pointer()
-        lines = (line for line in reversed(self.history()) if line.get("action") in _FLIPS)
-        return next((line.get("from") or None for line in lines if line["bundle"] == current), None)
+    def recent(self, n: int) -> list[str]:
+        """The last `n` bundles that were current, the latest first, as far as the history tells."""
+        flips = (line["bundle"] for line in reversed(self.history()) if line.get("action") in _FLIPS)
+        return list(dict.fromkeys(name for name in flips if name))[:n]
 
     def bundles(self) -> list[Listed]:
         """All bundles, the oldest first."""

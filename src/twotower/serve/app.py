@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +29,7 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".svg": "image/svg+xml"}  # fmt: skip
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
-ItemId = Annotated[str, InPath(max_length=wire.LONGEST_ID)]
-UserId = Annotated[str, InPath(max_length=wire.LONGEST_ID)]
+Id = Annotated[str, InPath(min_length=1, max_length=wire.LONGEST_ID)]
 K = Annotated[int, Query(description="how many")]
 Words = Annotated[str, Query(max_length=wire.LONGEST_ID)]
 Few = Annotated[int, Query(ge=1, le=200)]
@@ -83,6 +84,8 @@ def create(service: Service) -> FastAPI:
         description="The best items for a user, from a published bundle. Every error is application/problem+json (RFC 9457).",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,  # the door has looked at it
         openapi_tags=[
             {"name": "answers", "description": "What a client asks for."},
             {"name": "live", "description": "What users do now."},
@@ -114,7 +117,7 @@ def create(service: Service) -> FastAPI:
         "/v1/items/{item_id:path}/similar", response_model=wire.Reply,
         responses=_problems("unknown-item", "not-found", "invalid", "no-bundle"), tags=["answers"],
     )  # fmt: skip
-    async def similar(item_id: ItemId, k: K = 10) -> Any:
+    async def similar(item_id: Id, k: K = 10) -> Any:
         """The items whose vectors point most nearly the same way; scores are cosines."""
         return json(await service.similar(item_id, k))
 
@@ -135,9 +138,12 @@ def create(service: Service) -> FastAPI:
         return json(await service.add_events(body), 202)
 
     @app.delete(
-        "/v1/events/{user_id:path}", status_code=204, responses=_problems("not-found", "no-bundle"), tags=["live"]
+        "/v1/events/{user_id:path}",
+        status_code=204,
+        responses=_problems("not-found", "no-bundle", "live"),
+        tags=["live"],
     )
-    async def forget(user_id: UserId) -> Response:
+    async def forget(user_id: Id) -> Response:
         """Forget a user's live history."""
         await service.forget(user_id)
         return Response(status_code=204)
@@ -162,7 +168,6 @@ def create(service: Service) -> FastAPI:
     @app.get("/metrics", response_class=PlainTextResponse, responses=_responses("no-key"), tags=["operation"])
     async def metrics() -> Response:
         """For Prometheus."""
-        service.metrics.ready.set(int(service.ready))
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
     @app.get(
@@ -209,43 +214,52 @@ def _console(app: FastAPI, service: Service) -> None:
     @app.get("/v1/console/users", responses=responses, tags=["console"])
     async def users(query: Words = "", limit: Few = 20) -> Any:
         """Users whose id begins with or holds the text."""
-        return json(await console.users(query, limit))
+        async with console.look():
+            return json(await console.users(query, limit))
 
     @app.get(
         "/v1/console/users/{user_id:path}",
         responses=_problems("unknown-user", "not-found", "no-bundle"),
         tags=["console"],
     )
-    async def user(user_id: UserId) -> Any:
+    async def user(user_id: Id) -> Any:
         """A user's features, history and live history."""
-        return json(await console.user(user_id))
+        async with console.look():
+            return json(await console.user(user_id))
 
     @app.get("/v1/console/items", responses=responses, tags=["console"])
     async def items(query: Words = "", limit: Few = 20) -> Any:
         """Items whose title holds the text, or of that id."""
-        return json(await console.items(query, limit))
+        async with console.look():
+            return json(await console.items(query, limit))
 
     @app.get("/v1/console/map", responses=of_a_bundle, tags=["console"])
     async def space(
         column: Words = "", limit: Annotated[int, Query(ge=1, le=20_000)] = 4_000, bundle: BundleId = ""
     ) -> Any:
         """Item vectors in the plane of their two principal directions."""
-        return json(await console.map(column, limit, bundle))
+        async with console.look():
+            return json(await console.map(column, limit, bundle))
 
     @app.post("/v1/console/explain", responses=_problems(*BODY, "unknown-bundle"), tags=["console"])
     async def explain(body: wire.RecommendBody, bundle: BundleId = "") -> Any:
         """An answer with what led to it: history, filters, gates, the user's place among the items."""
-        return json(await console.explain(body, bundle))
+        async with console.look():
+            return json(await console.explain(body, bundle))
 
     @app.get("/v1/console/bundles", responses=responses, tags=["console"])
     async def bundles() -> Any:
         """The bundles of the store."""
-        return json(await console.bundles())
+        async with console.look():
+            return json(await console.bundles())
 
 
 def create_admin(service: Service) -> FastAPI:
     """The application of the admin port."""
-    app = FastAPI(title="twotower admin", version=twotower.__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="twotower admin", version=twotower.__version__, docs_url=None, redoc_url=None, openapi_url=None,
+        redirect_slashes=False, strict_content_type=False,
+    )  # fmt: skip
     app.router.route_class = _Route
     _handle_errors(app)
 
@@ -257,18 +271,21 @@ def create_admin(service: Service) -> FastAPI:
     @app.post("/v1/rollback")
     async def rollback(body: wire.RollbackBody) -> Any:
         """Make an earlier bundle current again; every worker takes it up within a moment."""
+        reason = body.reason or "by the service's admin port"
         try:
-            bundle = service.shelf.store.rollback(body.to or None, reason=body.reason or "by the service's admin port")
+            bundle = await asyncio.to_thread(service.shelf.store.rollback, body.to or None, reason=reason)
         except RunError as e:
-            raise Problem("conflict", str(e)) from None
+            raise Problem("conflict", service.shelf.told(e)) from None
         await service.shelf.look()
         return json({"current": bundle.id, "serving": _bundle_id(service)})
 
     @app.post("/v1/reload")
     async def reload() -> Any:
-        """Look again at what is current, also at a bundle that was refused."""
-        service.shelf.store.touch()
-        await service.shelf.look()
+        """Look again at what is current, also at a bundle that was refused; in every worker, if the store can be
+        written to."""
+        with suppress(RunError):
+            service.shelf.store.touch()
+        await service.shelf.look(again=True)
         return json({"serving": _bundle_id(service), "refused": service.shelf.why})
 
     return app

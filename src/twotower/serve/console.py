@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from twotower.encoders import spelled
 from twotower.retrieve import MAX_K, Answer, Request, Retriever
 from twotower.schema import Categorical, MultiHot
 from twotower.serve import wire
+from twotower.serve.gate import overload
 from twotower.serve.problem import Problem
 from twotower.serve.service import Service
 
@@ -24,6 +27,8 @@ GROUPS = 20
 """Colours of a map; the groups beyond are one."""
 LEFT_OUT = 10
 """Best items that were left out of an answer, and are shown."""
+LOOKS = 8
+"""Looks that may be under way at once; a page that opens takes five."""
 Plane = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]
 """A middle (D,), two directions (D, 2), and the scale that brings nearly all points into -1..1."""
 
@@ -34,6 +39,18 @@ class Console:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._planes: OrderedDict[str, Plane] = OrderedDict()
+        self._looks = 0
+
+    @asynccontextmanager
+    async def look(self) -> AsyncIterator[None]:
+        """One of the few places for those who look. Raises Problem "overload" if all are taken."""
+        if self._looks >= LOOKS:
+            raise overload(f"{LOOKS} looks are under way")
+        self._looks += 1
+        try:
+            yield
+        finally:
+            self._looks -= 1
 
     async def users(self, query: str, limit: int) -> dict[str, Any]:
         """The user of that id, those whose id begins with the text, then those that hold it."""
@@ -110,7 +127,7 @@ class Console:
                 ],
             }
         return {
-            "reply": service.reply(answer, asked, retriever),
+            "reply": service.reply(answer, asked, retriever, count=False),
             "history": history[-SHOWN:],
             "filtered": {
                 "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(met))),

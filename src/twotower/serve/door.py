@@ -1,6 +1,7 @@
 """What every request passes before and after it is answered: a name, a key, a limit, its body, a turn, the log.
 
-Plain ASGI, because a request that is refused must cost nearly nothing.
+Plain ASGI, because a request that is refused must cost nearly nothing. A reply is made in its turn and sent after it:
+a client that does not take its reply must not keep the turn.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from twotower.serve.keys import Keys
 from twotower.serve.limiter import Limiter
 from twotower.serve.problem import Problem
 from twotower.serve.service import Service
+from twotower.serve.settings import is_loopback
 
 log = logging.getLogger("twotower.door")
 access = logging.getLogger("twotower.access")
@@ -25,9 +27,11 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPEN = ("/", "/livez", "/readyz", "/problems", "/page", "/openapi.json", "/favicon.ico")
 """Asked without a key: they tell nothing of anybody."""
 WITHOUT_TURN = ("/v1/recommend:batch", "/v1/console/")
-"""Work that takes turns of its own, or is done elsewhere."""
+"""Work that takes turns of its own, or is done beside them; it has bounds of its own."""
 SHED_EVERY = 1.0
 """Seconds between two lines that say how many were refused."""
+GONE = "gone"
+"""The route of requests whose client left before they were read."""
 
 
 class Door:
@@ -38,6 +42,9 @@ class Door:
         s = service.settings
         self.app, self.service, self.keys, self.admin = app, service, keys, admin
         self.limiter = Limiter(s.rate, s.burst) if s.rate else None
+        # Without keys, a page of another site that has its name point here could read what the browser may.
+        self._local = keys is None and not s.insecure and is_loopback(s.host)
+        self._hosts = {b"localhost", b"127.0.0.1", b"[::1]", s.host.encode(), b"[" + s.host.encode() + b"]"}
         self._metrics, self._gate = service.metrics, service.gate
         self._shed_count, self._shed_said = 0, 0.0
         self._refused = self._metrics.refused.labels("overload")
@@ -50,70 +57,67 @@ class Door:
         started = time.perf_counter()
         path: str = scope["path"]
         turn = path.startswith("/v1/") and not path.startswith(WITHOUT_TURN) and not self.admin
-        if turn and self._gate.full:
+        if turn and self._gate.full():
             await self._shed(send)
             return
-        named, length, bearer, kind = b"", b"", b"", b""
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                named = value
-            elif name == b"content-length":
-                length = value
-            elif name == b"authorization":
-                bearer = value
-            elif name == b"content-type":
-                kind = value
+        headers = dict(scope["headers"])
+        named = headers.get(b"x-request-id", b"")
         # Anything else could forge a line of a log or a header.
         request_id = named if _REQUEST_ID.fullmatch(named) else secrets.token_hex(8).encode()
         scope["request_id"] = request_id.decode()
-        status, who = 0, "-"
-        finish = [(b"x-request-id", request_id)]
-        if self.service.draining:
-            finish.append((b"connection", b"close"))
+        # What is asked with HEAD is made as with GET; the server leaves the body out.
+        inner = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
+        reply: list[Any] = []
 
-        async def reply(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], *finish]
-            await send(message)
+        async def collect(message: Any) -> None:
+            reply.append(message)
 
+        who, route = "-", "refused"
         self._metrics.in_flight.inc()
         try:
-            who = self._enter(scope, path, bearer)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
-                receive = await self._body(receive, length, kind)
-            if turn:
-                arrived = time.perf_counter()
-                async with self._gate:
-                    self._metrics.stages["wait"].observe(time.perf_counter() - arrived)
-                    await self.app(scope, receive, reply)
-            else:
-                await self.app(scope, receive, reply)
-        except Problem as problem:
-            self._metrics.refused.labels(problem.name).inc()
-            if problem.name in ("slow", "too-large"):
-                finish.append((b"connection", b"close"))
-            await _send(problem, scope, reply)
-        except Exception:
-            log.exception("request failed", extra={"told": {"id": scope["request_id"]}})
-            if status:  # the reply has begun: all that can be done is to break it off
-                raise
-            await _send(Problem("broken"), scope, reply)
+            try:
+                who = self._enter(scope, path, headers)
+                if scope["method"] in ("POST", "PUT", "PATCH"):
+                    receive = await self._body(receive, headers)
+                if turn:
+                    arrived = time.perf_counter()
+                    async with self._gate:
+                        self._metrics.stages["wait"].observe(time.perf_counter() - arrived)
+                        await self.app(inner, receive, collect)
+                else:
+                    await self.app(inner, receive, collect)
+                route = getattr(inner.get("route"), "path", route)
+            except Problem as problem:
+                self._metrics.refused.labels(problem.name).inc()
+                reply[:] = _messages(problem, scope)
+            except _ClientGone:
+                route = GONE
+            except Exception:
+                log.exception("request failed", extra={"told": {"id": scope["request_id"]}})
+                route = getattr(inner.get("route"), "path", route)
+                reply[:] = _messages(Problem("broken"), scope)
+            if reply:
+                more = [(b"x-request-id", request_id)]
+                if self.service.draining or reply[0]["status"] in (408, 413):
+                    more.append((b"connection", b"close"))
+                reply[0]["headers"] = [*reply[0]["headers"], *more]
+            for message in reply:
+                await send(message)
         finally:
             self._metrics.in_flight.dec()
             spent = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", "") or ("refused" if status else "gone")
+            status = reply[0]["status"] if reply else 0
             self._metrics.replied(route, status, spent)
-            if self.service.settings.access_log and status != 503:
+            if self.service.settings.access_log:
                 told = {"id": scope["request_id"], "method": scope["method"], "route": route, "status": status,
                         "ms": round(spent * 1e3, 3), "client": who}  # fmt: skip
                 access.info("request", extra={"told": told})
 
-    def _enter(self, scope: Any, path: str, bearer: bytes) -> str:
+    def _enter(self, scope: Any, path: str, headers: dict[bytes, bytes]) -> str:
         """The name of the client's key. Raises Problem."""
         client = "-"
         if self.keys is not None and not (path == "/" or path.startswith(OPEN[1:])):
+            bearer = headers.get(b"authorization", b"")
             token = bearer[7:].decode("latin-1").strip() if bearer[:7].lower() == b"bearer " else ""
             key = self.keys.find(token) if token else None
             if key is None:
@@ -121,29 +125,37 @@ class Door:
             if self.admin and not key.admin:
                 raise Problem("scope")
             client = key.name
+        if self._local and (host := headers.get(b"host")) and re.sub(rb":\d+$", b"", host).lower() not in self._hosts:
+            raise Problem("host")
         if self.limiter is not None and path.startswith("/v1/"):
             self.limiter.take(client if client != "-" else (scope.get("client") or ("-",))[0])
         return client
 
-    async def _body(self, receive: Any, length: bytes, kind: bytes) -> Any:
+    async def _body(self, receive: Any, headers: dict[bytes, bytes]) -> Any:
         """Read the body, within its limits, and a `receive` that gives it again. Raises Problem."""
-        most = self.service.settings.max_body
-        if length and (not length.isdigit() or int(length) > most):
+        most, length = self.service.settings.max_body, headers.get(b"content-length", b"")
+        if length and (not length.isdigit() or len(length) > 20 or int(length) > most):
             raise Problem("too-large", f"{length.decode('latin-1')[:20]} bytes, at most {most:,} are taken")
-        message = await self._next(receive)
-        if message.get("more_body"):
-            parts, size = [message.get("body", b"")], len(message.get("body", b""))
-            while message.get("more_body") and message["type"] == "http.request":
-                message = await self._next(receive)
-                parts.append(message.get("body", b""))
-                if (size := size + len(parts[-1])) > most:
-                    raise Problem("too-large", f"more than {most:,} bytes")
-            message = {"type": message["type"], "body": b"".join(parts), "more_body": False}
-        if len(message.get("body", b"")) > most:
-            raise Problem("too-large", f"more than {most:,} bytes")
-        if kind and not kind.lower().startswith(b"application/json"):
+        kind, coding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity")
+        if kind and kind.partition(b";")[0].strip().lower() != b"application/json":
             raise Problem("media-type", f"the body is {kind.decode('latin-1')[:80]!r}; send application/json")
-        given: Any = message
+        if coding.lower() != b"identity":
+            raise Problem("media-type", f"the body is in {coding.decode('latin-1')[:80]!r}; send it as it is")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.service.settings.body_timeout):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        raise _ClientGone
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > most:
+                        raise Problem("too-large", f"more than {most:,} bytes")
+        except TimeoutError:
+            raise Problem("slow") from None
+        given: Any = {"type": "http.request", "body": bytes(body), "more_body": False}
 
         async def again() -> Any:
             nonlocal given
@@ -153,13 +165,6 @@ class Door:
             return message
 
         return again
-
-    async def _next(self, receive: Any) -> Any:
-        try:
-            async with asyncio.timeout(self.service.settings.body_timeout):
-                return await receive()
-        except TimeoutError:
-            raise Problem("slow") from None
 
     async def _shed(self, send: Any) -> None:
         """Refuse for overload, before anything else is done: what is spent on the refused is taken from the answered."""
@@ -176,12 +181,19 @@ class Door:
         await send({"type": "http.response.body", "body": _OVERLOAD.replace(_ID, request_id)})
 
 
+class _ClientGone(Exception):
+    pass
+
+
 _ID = b"0" * 16
 _OVERLOAD = overload().body(_ID.decode())
 _OVERLOAD_HEADERS = overload().raw_headers(len(_OVERLOAD))
 
 
-async def _send(problem: Problem, scope: Any, send: Any) -> None:
+def _messages(problem: Problem, scope: Any) -> list[Any]:
     body = problem.body(scope["request_id"])
-    await send({"type": "http.response.start", "status": problem.status, "headers": problem.raw_headers(len(body))})
-    await send({"type": "http.response.body", "body": body})
+    headers = problem.raw_headers(len(body))
+    return [
+        {"type": "http.response.start", "status": problem.status, "headers": headers},
+        {"type": "http.response.body", "body": body},
+    ]

@@ -37,19 +37,14 @@ class Gate:
         """Seconds that somebody who comes now must expect to wait."""
         return max(0, len(self._queue) + self._taken - self.width + 1) * self._pace
 
-    @property
     def full(self) -> bool:
-        """Whether somebody who comes now would wait too long."""
+        """Whether somebody who comes now would wait too long. To be asked of everybody who comes: it also sees when
+        the queue was empty."""
         now = self._clock()
         if self._taken < self.width:
             self._empty = now
             return False
         return self.wait > (self.burst if now - self._empty <= self.burst else self.target)
-
-    def check(self) -> None:
-        """Raises Problem "overload" if it is full."""
-        if self.full:
-            raise overload()
 
     async def __aenter__(self) -> None:
         if self._taken < self.width and not self._queue:

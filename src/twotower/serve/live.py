@@ -1,8 +1,9 @@
 """What users have done since the bundle was published, and their vectors with it.
 
-Keys carry the bundle's id: `BUNDLE:history:USER`, `BUNDLE:vector:USER`. Read are the histories under the present bundle
-and under the one that it replaced, so a swap forgets nobody; a vector of another bundle is a miss. A vector is kept with
-a digest of the events it was made of, so it is never older than the history.
+Keys carry the bundle's id: `BUNDLE:history:USER`, `BUNDLE:vector:USER`. Events are written under the present bundle and read
+under it and those that were current lately, in the order of their times, so swaps and rollbacks forget nobody; a vector
+of another bundle is a miss. A vector is kept with a digest of the events it was made of, so it is never older than the
+history.
 
 A store that fails makes an answer colder, never an error: reads give what this process knows, writes are kept here until
 the store is back.
@@ -28,6 +29,8 @@ from twotower.errors import ConfigError
 
 Event = tuple[str, bool]
 """An item's id, and whether the user liked it."""
+Timed = tuple[str, bool, float]
+"""An event, and when it came, in seconds since 1970."""
 Vector = npt.NDArray[np.float32]
 T = TypeVar("T")
 
@@ -51,17 +54,17 @@ class Live(Protocol):
     shared: bool
     """Whether other processes see them."""
 
-    async def add(self, bundle: str, user: str, events: Sequence[Event]) -> tuple[int, bool]:
-        """Append; how many are kept under this bundle, and whether others see them."""
+    async def add(self, bundles: Sequence[str], user: str, events: Sequence[Event]) -> tuple[int, bool]:
+        """Append under the last of the bundles; how many are kept under all of them, and whether others see the new ones."""
 
     async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
-        """The events under these bundles, one bundle after the other, and the vector under the last."""
+        """The events under these bundles, in the order in which they came, and the vector under the last bundle."""
 
     async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: Vector) -> None:
         """Keep the vector (1, D) that was made with these events."""
 
-    async def forget(self, bundles: Sequence[str], user: str) -> None:
-        """Drop the user's events."""
+    async def forget(self, bundles: Sequence[str], user: str) -> bool:
+        """Drop the user's events; whether that is certain."""
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -78,28 +81,35 @@ class Memory:
     ) -> None:  # fmt: skip
         self.events, self.seconds, self.users = events, seconds, users
         self._clock = clock
-        self._histories: OrderedDict[str, tuple[float, list[Event]]] = OrderedDict()
+        self._histories: OrderedDict[str, tuple[float, list[Timed]]] = OrderedDict()
         self._vectors: OrderedDict[str, tuple[bytes, Vector]] = OrderedDict()
 
-    async def add(self, bundle: str, user: str, events: Sequence[Event]) -> tuple[int, bool]:
-        return self.put(bundle, user, events), True
+    async def add(self, bundles: Sequence[str], user: str, events: Sequence[Event]) -> tuple[int, bool]:
+        self.put(bundles[-1], user, timed(events))
+        return len(self.get(bundles, user)), True
 
-    def put(self, bundle: str, user: str, events: Sequence[Event]) -> int:
+    def put(self, bundle: str, user: str, events: Sequence[Timed]) -> None:
         key = _history(bundle, user)
-        kept = [*self._fresh(key), *events][-self.events :]
-        self._histories[key] = (self._clock() + self.seconds, kept)
+        self._histories[key] = (self._clock() + self.seconds, [*self._fresh(key), *events][-self.events :])
         self._histories.move_to_end(key)
         while len(self._histories) > self.users:
             self._histories.popitem(last=False)
-        return len(kept)
+
+    def get(self, bundles: Sequence[str], user: str) -> list[Timed]:
+        """The latest events under these bundles."""
+        if not self._histories:
+            return []
+        return latest([e for bundle in bundles for e in self._fresh(_history(bundle, user))], self.events)
+
+    def taken(self, bundles: Sequence[str], user: str) -> list[Timed]:
+        """The events under these bundles, which are here no longer."""
+        events = self.get(bundles, user)
+        for bundle in bundles:
+            self._histories.pop(_history(bundle, user), None)
+        return events
 
     async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
-        return self.get(bundles, user)
-
-    def get(self, bundles: Sequence[str], user: str) -> Recalled:
-        if not self._histories:
-            return NOBODY
-        events = [e for bundle in bundles for e in self._fresh(_history(bundle, user))][-self.events :]
+        events = [(item, liked) for item, liked, _ in self.get(bundles, user)]
         if not events:
             return NOBODY
         made_of, vector = self._vectors.get(_vector(bundles[-1], user), (b"", None))
@@ -112,19 +122,16 @@ class Memory:
         while len(self._vectors) > self.users:
             self._vectors.popitem(last=False)
 
-    async def forget(self, bundles: Sequence[str], user: str) -> None:
+    async def forget(self, bundles: Sequence[str], user: str) -> bool:
         for bundle in bundles:
             self._histories.pop(_history(bundle, user), None)
             self._vectors.pop(_vector(bundle, user), None)
+        return True
 
     async def close(self) -> None:
         return
 
-    def taken(self, bundle: str, user: str) -> list[Event]:
-        """The events under one bundle, which are here no longer."""
-        return self._histories.pop(_history(bundle, user), (0.0, []))[1]
-
-    def _fresh(self, key: str) -> list[Event]:
+    def _fresh(self, key: str) -> list[Timed]:
         until, events = self._histories.get(key, (0.0, []))
         if events and until < self._clock():
             del self._histories[key]
@@ -140,29 +147,35 @@ class Breaker:
     ) -> None:
         self.failures, self.rest, self.most = failures, rest, most
         self._clock = clock
-        self._failed, self._until = 0, 0.0
+        self._failed, self._opened, self._until = 0, 0.0, 0.0
 
     @property
     def closed(self) -> bool:
-        """Whether the last try went well."""
+        """Whether it lets everybody ask."""
         return self._failed < self.failures
 
-    def allows(self) -> bool:
+    def allows(self) -> float | None:
+        """When this try begins, to be told if it goes wrong; None if nobody should ask now."""
+        now = self._clock()
         if self.closed:
-            return True
-        if (now := self._clock()) < self._until:
-            return False
+            return now
+        if now < self._until:
+            return None
         self._until = now + self.rest  # others wait for this one
-        return True
+        return now
 
     def went_well(self) -> None:
         self._failed = 0
 
-    def went_wrong(self) -> None:
+    def went_wrong(self, began: float) -> None:
+        """Tries that were under way when it opened are one failure with those that opened it."""
+        if not self.closed and began <= self._opened:
+            return
         self._failed += 1
         if not self.closed:
+            self._opened = self._clock()
             pause = min(self.most, self.rest * 2.0 ** (self._failed - self.failures))
-            self._until = self._clock() + pause * random.uniform(0.75, 1.25)
+            self._until = self._opened + pause * random.uniform(0.75, 1.25)
 
 
 class Redis:
@@ -192,7 +205,7 @@ class Redis:
         try:
             self._client: Any = client.Redis.from_url(
                 url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0),
-                max_connections=64,
+                max_connections=256,
             )  # fmt: skip
         except ValueError as e:
             raise ConfigError(f"--live {url}: {e}") from None
@@ -202,23 +215,25 @@ class Redis:
         self._errors: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
         self._here = Memory(events, seconds)
 
-    async def add(self, bundle: str, user: str, events: Sequence[Event]) -> tuple[int, bool]:
-        key = _history(bundle, user)
-        waiting = self._here.taken(bundle, user)
+    async def add(self, bundles: Sequence[str], user: str, events: Sequence[Event]) -> tuple[int, bool]:
+        key, new = _history(bundles[-1], user), timed(events)
+        waiting = self._here.taken(bundles, user)
 
         async def push() -> int:
             pipe = self._client.pipeline(transaction=True)
-            pipe.rpush(key, *(orjson.dumps(e) for e in (*waiting, *events)))
+            pipe.rpush(key, *(orjson.dumps(e) for e in (*waiting, *new)))
             pipe.ltrim(key, -self.events, -1)
             pipe.expire(key, self.seconds)
-            pipe.llen(key)
-            return int((await pipe.execute())[-1])
+            for bundle in bundles:
+                pipe.llen(_history(bundle, user))
+            return sum(map(int, (await pipe.execute())[3:]))
 
         # Not tried twice: nobody knows whether the first one arrived.
         n = await self._tried("write", push, tries=1)
         if n is not None:
-            return n, True
-        return self._here.put(bundle, user, [*waiting, *events]), False
+            return min(n, self.events), True
+        self._here.put(bundles[-1], user, [*waiting, *new])
+        return len(self._here.get(bundles, user)), False
 
     async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
         async def read() -> list[Any]:
@@ -229,12 +244,11 @@ class Redis:
             return list(await pipe.execute())
 
         found = await self._tried("read", read, tries=2)
-        here = self._here.get(bundles, user)
         if found is None:
-            return here
+            return await self._here.recall(bundles, user)
         *histories, kept = found
         there = [event for history in histories for raw in history if (event := _event(raw))]
-        events = [*there, *here.events][-self.events :]
+        events = [(i, liked) for i, liked, _ in latest([*there, *self._here.get(bundles, user)], self.events)]
         if not events:
             return NOBODY
         fits = isinstance(kept, bytes) and kept[:_DIGEST] == digest(events) and (len(kept) - _DIGEST) % 4 == 0
@@ -244,10 +258,10 @@ class Redis:
         value = digest(events) + vector.astype("<f4").tobytes()
         await self._tried("write", lambda: self._client.set(_vector(bundle, user), value, ex=self.seconds), tries=1)
 
-    async def forget(self, bundles: Sequence[str], user: str) -> None:
+    async def forget(self, bundles: Sequence[str], user: str) -> bool:
         await self._here.forget(bundles, user)
         keys = [key for bundle in bundles for key in (_history(bundle, user), _vector(bundle, user))]
-        await self._tried("write", lambda: self._client.delete(*keys), tries=2)
+        return await self._tried("write", lambda: self._client.delete(*keys), tries=2) is not None
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -255,7 +269,7 @@ class Redis:
     async def _tried(self, what: str, ask: Callable[[], Awaitable[T]], tries: int) -> T | None:
         """What the store says, or None if it fails or is being left alone."""
         for attempt in range(tries):
-            if not self.breaker.allows():
+            if (began := self.breaker.allows()) is None:
                 return None
             try:
                 async with asyncio.timeout(self.timeout):
@@ -263,7 +277,7 @@ class Redis:
             except self._errors as e:
                 self._failed(what)
                 was_closed = self.breaker.closed
-                self.breaker.went_wrong()
+                self.breaker.went_wrong(began)
                 if was_closed and not self.breaker.closed:
                     log.warning("live store fails, going on without it: %s", type(e).__name__)
                 if attempt + 1 < tries:
@@ -292,10 +306,22 @@ def _vector(bundle: str, user: str) -> str:
     return f"{bundle}:vector:{user}"
 
 
-def _event(raw: bytes) -> Event | None:
+def _event(raw: bytes) -> Timed | None:
     """Nothing for what is no event of ours."""
     try:
-        item, liked = orjson.loads(raw)
+        item, liked, when = orjson.loads(raw)
     except (ValueError, TypeError):
         return None
-    return (item, liked) if isinstance(item, str) and isinstance(liked, bool) else None
+    ours = isinstance(item, str) and isinstance(liked, bool) and isinstance(when, float)
+    return (item, liked, when) if ours else None
+
+
+def timed(events: Sequence[Event]) -> list[Timed]:
+    """Events of now, in their order."""
+    now = time.time()
+    return [(item, liked, now + place * 1e-6) for place, (item, liked) in enumerate(events)]
+
+
+def latest(events: list[Timed], n: int) -> list[Timed]:
+    """The last `n` in the order of their times."""
+    return sorted(events, key=lambda e: e[2])[-n:]

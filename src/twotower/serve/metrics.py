@@ -1,7 +1,7 @@
 """What Prometheus reads at /metrics. With several workers the numbers are those of all of them.
 
-prometheus-client keeps a worker's numbers in files of a folder where PROMETHEUS_MULTIPROC_DIR names one, which must be
-said before this module is imported.
+prometheus-client keeps a worker's numbers in files where METRICS_FOLDER names a folder, which must be said before this
+module is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+from twotower.serve.settings import METRICS_FOLDER
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 STAGES = ("wait", "live", "tower", "search")
@@ -55,6 +56,7 @@ class Metrics:
         self.load_failures = counter("bundle_load_failures_total", "Bundles that were refused, by reason", "reason")
         self.live_errors = counter("live_errors_total", "Failures of the store of live histories", "operation")
         self.ready = gauge("ready", "1 while /readyz says yes", mode="livemin")
+        self.ready.set(0)
         self.stages = {name: self.stage.labels(name) for name in STAGES}
         self._routes: dict[str, Any] = {}
         self._answers: dict[tuple[str, int, str], Any] = {}
@@ -95,15 +97,16 @@ class Metrics:
             self.bundle.labels(before).set(0)
             self.recall.labels(before).set(0)
             self._answers = {key: child for key, child in self._answers.items() if key[0] != before}
-            if not os.environ.get(FOLDER):  # files of several workers keep what was
+            if not os.environ.get(METRICS_FOLDER):  # files of several workers keep what was
                 for gauge in (self.bundle, self.recall):
                     gauge.remove(before)
+        self.ready.set(1)
         self.bundle.labels(bundle).set(1)
         self.recall.labels(bundle).set(recall)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""
-        folder = os.environ.get(FOLDER)
+        folder = os.environ.get(METRICS_FOLDER)
         if not folder:
             return bytes(generate_latest(self._registry))
         for path in Path(folder).glob("gauge_live*_*.db"):  # a worker that was killed could not say so

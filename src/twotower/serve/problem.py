@@ -36,9 +36,11 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "too-large": (413, "The body is too large", "Send less at a time; GET /v1/bundle names the limit."),
     "media-type": (415, "The body is of another kind", "Send Content-Type: application/json."),
     "invalid": (422, "The request cannot be used", "What was given and what is allowed is in the detail."),
+    "host": (421, "The request is for another host", "Ask by the address it listens on, or serve with --keys."),
     "rate": (429, "Too many requests of this client", "Wait as long as Retry-After says, in seconds."),
     "broken": (500, "The service failed", "The log has the reason under the id of the request."),
     "no-bundle": (503, "No bundle can be served yet", "Publish one, or roll back to one that is whole."),
+    "live": (503, "The store of live histories does not answer", "Try again later; it may or may not have been done."),
     "overload": (
         503,
         "More requests than can be answered in time",

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -26,17 +27,21 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from twotower.errors import ConfigError, TwoTowerError
-from twotower.serve.settings import ServeSettings
+from twotower.serve.problem import Problem
+from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 HEAD = 32 << 10
 """Bytes that the head of a request may have."""
 SWITCH = 0.0005
 """Seconds after which the thread that loads a bundle lets the one that serves go on."""
 LAST_WORD = 0.5
 """Seconds that a connection made just before the end has for its request."""
+AGAIN = 0.5
+"""Seconds after which another signal is another wish: a terminal and systemd send one to every process of a group."""
 SHORT_LIVED, TRIES = 5.0, 5
-"""A worker that dies within so many seconds, so many times in a row, will not live."""
+"""Workers of which each dies within so many seconds, so many times in a row, will not live."""
+MOST_PAUSE = 10.0
+"""Seconds before a worker that keeps dying is begun again."""
 
 log = logging.getLogger("twotower.process")
 
@@ -57,6 +62,8 @@ def run(settings: ServeSettings, say: Callable[[str], None] = print) -> int:
     with contextlib.ExitStack() as open_sockets:
         for s in sockets:
             open_sockets.callback(s.close)
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, lambda *_: sys.exit(0))  # until somebody is there who drains
         url = address(sockets[0])
         there = f"  (console: {url}/)" if settings.console else ""
         admin = f"  (admin: {address(sockets[1])})" if len(sockets) > 1 else ""
@@ -94,13 +101,21 @@ def address(s: socket.socket) -> str:
 def work(settings: ServeSettings, sockets: list[socket.socket]) -> int:
     """Serve in this process."""
     log_as_json()
+    if settings.workers == 1:
+        os.environ.pop(METRICS_FOLDER, None)  # one process needs no files to add up its numbers
     sys.setswitchinterval(SWITCH)
     loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop) as runner:
-        return runner.run(_serve(settings, sockets))
+        loading = runner.run(_serve(settings, sockets))
+    if loading:  # Python would wait for the thread, however long the bundle takes
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+    return 0
 
 
-async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> int:
+async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
+    """Serve until a signal; whether a bundle is still being loaded."""
     from twotower.serve.app import create, create_admin
     from twotower.serve.door import Door
     from twotower.serve.keys import Keys
@@ -111,7 +126,9 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> int:
     servers = [_Server(_config(Door(create(service), service, keys), settings))]
     if len(sockets) > 1:
         servers.append(_Server(_config(Door(create_admin(service), service, keys, admin=True), settings)))
-    stopping: list[asyncio.Task[None]] = []
+    for server in servers:
+        server.alone = settings.workers == 1
+    stopping: list[tuple[float, asyncio.Task[None]]] = []
 
     async def stop() -> None:
         service.drain()
@@ -121,26 +138,33 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> int:
             server.should_exit = True
 
     def asked_to_stop() -> None:
+        now = time.monotonic()
         if not stopping:
-            stopping.append(asyncio.create_task(stop()))
-        else:  # a second time: at once
+            stopping.append((now, asyncio.create_task(stop())))
+        elif now - stopping[0][0] > AGAIN:  # at once
             for server in servers:
                 server.should_exit = server.force_exit = True
 
     loop = asyncio.get_running_loop()
-    for sig in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sig, asked_to_stop)
+    loop.add_signal_handler(signal.SIGTERM, asked_to_stop)
+    # A terminal's Ctrl-C reaches every process; of several, the one that watches them passes it on.
+    loop.add_signal_handler(signal.SIGINT, asked_to_stop if settings.workers == 1 else lambda: None)
     tasks = [asyncio.create_task(_refresh(keys))] if keys else []
     if settings.workers > 1:
         tasks.append(asyncio.create_task(_follow(os.getppid(), asked_to_stop)))
+    # Who listens before there is anything to answer with takes requests from workers that could answer them.
+    first = asyncio.create_task(service.shelf.look())
+    while not first.done() and not stopping:
+        await asyncio.wait([first], timeout=0.1)
     await service.start()
     try:
         await asyncio.gather(*(server.serve([s]) for server, s in zip(servers, sockets, strict=True)))
     finally:
         for task in tasks:
             task.cancel()
+        loading = service.shelf.busy
         await service.stop()
-    return 0
+    return loading
 
 
 async def _follow(parent: int, stop: Callable[[], None]) -> None:
@@ -163,6 +187,9 @@ async def _refresh(keys: Any) -> None:
 
 
 class _Server(uvicorn.Server):
+    alone = True
+    """Whether no other process listens on the same sockets."""
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the worker's: they drain before they stop."""
@@ -172,15 +199,18 @@ class _Server(uvicorn.Server):
         """Closing a socket resets the connections that wait in its queue, whose requests are on the way: they are
         taken out first."""
         loop = asyncio.get_running_loop()
-        waiting = [s.dup() for s in sockets or ()]
+        listening = [s.dup() for s in sockets or ()]
         for server in self.servers:
             server.close()
-        for s in waiting:
+        for s in listening:
             s.setblocking(False)
             with s:
-                for connection in _queued(s):
-                    connection.setblocking(False)
-                    await loop.connect_accepted_socket(self._protocol, connection)
+                waiting = list(_queued(s))
+                if self.alone:  # now, and not when the loop gets round to closing it: others may come meanwhile
+                    s.shutdown(socket.SHUT_RD)
+            for connection in waiting:
+                connection.setblocking(False)
+                await loop.connect_accepted_socket(self._protocol, connection)
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
@@ -202,7 +232,7 @@ def _queued(listener: socket.socket) -> Iterator[socket.socket]:
 
 def _config(app: Any, s: ServeSettings) -> uvicorn.Config:
     class Protocol(_Protocol):
-        head_timeout = s.head_timeout
+        head_timeout, write_timeout = s.head_timeout, s.body_timeout
 
     return uvicorn.Config(
         app,
@@ -220,10 +250,12 @@ def _config(app: Any, s: ServeSettings) -> uvicorn.Config:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, and nobody holds a connection by sending the head of a request for ever, or without an end."""
+    """uvicorn's, and nobody holds a connection by sending the head of a request for ever, or without an end, or by not
+    taking the reply; and what is no HTTP is told so as a problem."""
 
-    head_timeout = 10.0
+    head_timeout = write_timeout = 10.0
     _timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
     _size = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -232,7 +264,31 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest()
+        self._written()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.write_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._written()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # it would wait for ever to send the rest
+        else:
+            super().timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        body = Problem("malformed", "this is no HTTP/1.1 request, or its head is too long").body()
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        self.transport.close()
 
     def shutdown(self) -> None:
         """Close the connection; one that was made just now, when its request may be on the way, a moment later."""
@@ -273,6 +329,11 @@ class _Protocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _written(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
     def _give_up(self) -> None:
         self._timer = None
         cycle: Any = self.cycle
@@ -284,57 +345,85 @@ class _Protocol(HttpToolsProtocol):
 # ---- several
 
 
+@dataclass
+class _Place:
+    """Where one of several workers runs."""
+
+    process: Any = None
+    began: float = 0.0
+    short: int = 0
+    """How many in a row died as soon as they had begun."""
+    again: float = 0.0
+    """When the next may begin."""
+
+    def tend(self, begin: Callable[[], Any]) -> None:
+        """Begin another process if there is none, or none alive any more."""
+        now = time.monotonic()
+        if self.process is not None and not self.process.is_alive():
+            log.error("worker died", extra={"told": {"pid": self.process.pid, "code": self.process.exitcode}})
+            self.process.join()
+            self.process = None
+            self.short = self.short + 1 if now - self.began < SHORT_LIVED else 0
+            self.again = now + (min(MOST_PAUSE, 0.1 * 2.0**self.short) if self.short else 0.0)
+        if self.process is None and now >= self.again:
+            self.process, self.began = begin(), now
+
+
 def supervise(settings: ServeSettings, sockets: list[socket.socket]) -> int:
     """Keep `settings.workers` processes alive until a signal; the exit code."""
     log_as_json()
     folder = tempfile.mkdtemp(prefix="twotower-metrics-")
     os.environ[METRICS_FOLDER] = folder
     context = multiprocessing.get_context("spawn")
-    stopping = False
+    asked: list[int] = []
+    wake, woken = socket.socketpair()
+    woken.setblocking(False)
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sig, lambda sig, frame: asked.append(sig))
+    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    places = [_Place() for _ in range(settings.workers)]
 
-    def stop(*_: object) -> None:
-        nonlocal stopping
-        stopping = True
-        for s in sockets:
-            s.close()  # the workers have theirs; the last of them ends the queue
-        for worker, _started in workers:
-            if worker.is_alive() and worker.pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker.pid, signal.SIGTERM)
-
-    def begin() -> tuple[Any, float]:
+    def begin() -> Any:
         worker = context.Process(target=_worker, args=(settings, sockets), name="twotower-worker")
         worker.start()
-        return worker, time.monotonic()
+        return worker
 
-    workers: list[tuple[Any, float]] = []
-    short = 0
     try:
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sig, stop)
-        workers.extend(begin() for _ in range(settings.workers))
-        while not stopping:
-            wait([worker.sentinel for worker, _ in workers], timeout=0.5)
-            for place, (worker, started) in enumerate(workers):
-                if worker.is_alive() or stopping:
-                    continue
-                worker.join()
-                log.error("worker died", extra={"told": {"pid": worker.pid, "code": worker.exitcode}})
-                short = short + 1 if time.monotonic() - started < SHORT_LIVED else 0
-                if short >= TRIES:
-                    log.error("workers die as soon as they start; giving up")
-                    stop()
-                    return 1
-                workers[place] = begin()
+        while not asked:
+            for place in places:
+                if not asked:
+                    place.tend(begin)
+            if min(place.short for place in places) >= TRIES:
+                log.error("workers die as soon as they begin; giving up")
+                return 1
+            wait([wake, *(place.process.sentinel for place in places if place.process is not None)], timeout=0.5)
         return 0
     finally:
-        until = time.monotonic() + settings.drain + settings.grace + 5
-        for worker, _ in workers:
-            worker.join(max(0.0, until - time.monotonic()))
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
+        signal.set_wakeup_fd(-1)
+        for s in sockets:
+            s.close()  # the workers have theirs; the last of them ends the queue
+        _end([place.process for place in places if place.process is not None], settings, asked)
+        wake.close()
+        woken.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(workers: list[Any], settings: ServeSettings, asked: list[int]) -> None:
+    """Ask workers to stop, wait as long as they may take, or until one more signal, and kill the rest."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
+    now = began = time.monotonic()
+    until, before = began + settings.drain + settings.grace + 5, len(asked)
+    while now < until and any(worker.is_alive() for worker in workers):
+        if len(asked) > before and now - began > AGAIN:
+            break
+        wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.2)
+        now = time.monotonic()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+        worker.join()
 
 
 def _worker(settings: ServeSettings, sockets: list[socket.socket]) -> None:
@@ -366,4 +455,5 @@ def log_as_json() -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # Below errors it speaks of every stranger who sends no HTTP.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

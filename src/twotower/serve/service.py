@@ -44,7 +44,7 @@ class Service:
         """Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings
         self.metrics = metrics or Metrics()
-        self.shelf = Shelf(s.store, self.metrics, s.threads, s.memory_limit)
+        self.shelf = Shelf(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
         self.live: Live
         if s.live == "memory":
             self.live = Memory(s.live_events, s.live_seconds)
@@ -53,14 +53,15 @@ class Service:
             self.live = Redis(
                 s.live, s.live_events, s.live_seconds, s.live_timeout / 1e3, lambda w: count.labels(w).inc()
             )
-        # A turn that waits for another process lets others have theirs.
-        self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, 16 if self.live.shared else 1)
+        # A turn that waits for another process lets others have theirs; but a few, for what the loop has to do before
+        # it reads an answer looks to them like a slow store.
+        self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, 4 if self.live.shared else 1)
         self.draining = False
         self._batches = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Load the bundle and go on looking for the next; the service is not ready before."""
+        """Look for the next bundle, again and again."""
         self._later(self.shelf.watch(self.settings.poll))
 
     async def stop(self) -> None:
@@ -72,10 +73,7 @@ class Service:
     def drain(self) -> None:
         """Say no to /readyz; requests are still answered."""
         self.draining = True
-
-    @property
-    def ready(self) -> bool:
-        return self.shelf.retriever is not None and not self.draining
+        self.metrics.ready.set(0)
 
     # ---- what is asked
 
@@ -137,9 +135,7 @@ class Service:
         retriever = self.shelf.current
         if not retriever.schema.texts("user"):
             raise Problem("no-text")
-        self._check_k(body.k)
-        for name in ("allow", "ban"):
-            self._check_list(name, getattr(body, name))
+        self.check(body)
         answer = retriever.search(
             body.text, body.k, body.feature, allow=body.allow, ban=body.ban, where=body.where or None
         )
@@ -160,12 +156,14 @@ class Service:
                 f"{self.settings.workers} workers do not share live histories kept in memory; serve with "
                 "--live redis://HOST:PORT/DB, or with one worker",
             )
-        n, shared = await self.live.add(self.shelf.current.bundle.id, body.user_id, wire.events(list(body.events)))
+        bundles = self.shelf.bundles(self.shelf.current)
+        n, shared = await self.live.add(bundles, body.user_id, wire.events(list(body.events)))
         return {"live": n, "shared": shared and self.live.shared}
 
     async def forget(self, user_id: str) -> None:
-        """Drop a user's live history."""
-        await self.live.forget(self.shelf.bundles(self.shelf.current), user_id)
+        """Drop a user's live history. Raises Problem "live" if it cannot be said that it is gone."""
+        if not await self.live.forget(self.shelf.bundles(self.shelf.current), user_id):
+            raise Problem("live", headers={"Retry-After": "5"})
 
     def describe(self) -> dict[str, Any]:
         """What answers, and what may be asked."""
@@ -187,14 +185,12 @@ class Service:
 
     # ---- the parts of an answer
 
-    def check(self, body: wire.AskBody) -> None:
+    def check(self, body: wire.AskBody | wire.SearchBody) -> None:
         """Raises Problem for more than the service takes."""
-        if isinstance(body, wire.RecommendBody):
+        if isinstance(body, wire.Choice):
             self._check_k(body.k)
-            for name in ("allow", "ban"):
-                self._check_list(name, getattr(body, name))
-        for name in ("history", "events"):
-            self._check_list(name, getattr(body, name))
+        for name in ("history", "events", "allow", "ban"):
+            self._check_list(name, getattr(body, name, None))
 
     async def recall(self, body: wire.AskBody, retriever: Retriever) -> Asked:
         """What the user has done since, and so the method."""
@@ -222,7 +218,7 @@ class Service:
         """The answer, and the vector that the tower gave, if it was asked."""
         vector = asked.recalled.vector if asked.plain and asked.method == 2 else None
         if vector is not None and vector.shape != (1, retriever.index.width):
-            vector = None
+            vector = None  # another program wrote it there
         made = None
         unknown: list[str] = []
         started = time.perf_counter()
@@ -248,11 +244,12 @@ class Service:
             answer = replace(answer, unknown=unknown)
         return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), made
 
-    def reply(self, answer: Answer, asked: Asked | None, retriever: Retriever) -> dict[str, Any]:
-        """As it travels; counted."""
-        self.metrics.answered(
-            answer.bundle_id, answer.method, answer.source, answer.unknown, retriever.user_columns, answer.truncated
-        )
+    def reply(self, answer: Answer, asked: Asked | None, retriever: Retriever, count: bool = True) -> dict[str, Any]:
+        """As it travels; counted, if a client asked and not somebody who looks."""
+        if count:
+            self.metrics.answered(
+                answer.bundle_id, answer.method, answer.source, answer.unknown, retriever.user_columns, answer.truncated
+            )
         return {
             "items": answer.items,
             "bundle_id": answer.bundle_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from twotower.errors import ConfigError
+from twotower.retrieve import MAX_K
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus-client keeps the numbers of several workers."""
 UnknownUser = Literal["popular", "404"]
 
 
@@ -33,7 +37,7 @@ class ServeSettings:
     trusted_proxies: str = ""
     """Addresses, separated by commas, whose X-Forwarded-For is believed."""
     rate: float = 0.0
-    """Requests a second of one client; 0 does not limit."""
+    """Requests a second of one client to one worker; 0 does not limit."""
     burst: int = 0
     """Requests at once of one client; 0 takes two seconds' worth."""
     max_k: int = 1_000
@@ -68,6 +72,7 @@ class ServeSettings:
     head_timeout: float = 10.0
     """Seconds in which the head of a request must have come."""
     body_timeout: float = 10.0
+    """Seconds in which a body must have come, and in which a client must take a part of its reply."""
     keep_alive: float = 75.0
     """Seconds that an idle connection is kept."""
 
@@ -81,14 +86,31 @@ class ServeSettings:
         for name in ("rate", "burst", "drain", "keep_alive", "memory_limit"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 0")
+        for name in ("rate", "max_wait", "target_wait", "live_timeout", "poll", "drain", "grace", "head_timeout",
+                     "body_timeout", "keep_alive"):  # fmt: skip
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected a finite number")
+        if self.max_k > MAX_K:
+            raise ConfigError(f"--max-k is {self.max_k}, at most {MAX_K:,} can be asked for")
+        if self.target_wait > self.max_wait:
+            raise ConfigError(f"--target-wait is {self.target_wait:g}, expected at most --max-wait, {self.max_wait:g}")
+        if self.burst and not self.rate:
+            raise ConfigError("--burst goes with --rate, which is not given")
+        for address in filter(None, self.trusted_proxies.split(",")):
+            try:
+                ipaddress.ip_network(address.strip(), strict=False)
+            except ValueError:
+                raise ConfigError(
+                    f"--trusted-proxies: '{address}' is no address or network, such as 10.0.0.0/8"
+                ) from None
         for name in ("port", "admin_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1 << 16:
                 raise ConfigError(f"{_flag(name)} is {value}, expected 0 to 65535")
         if self.unknown_user not in ("popular", "404"):
             raise ConfigError(f"--unknown-user is '{self.unknown_user}' (allowed: popular, 404)")
-        if self.live != "memory" and urlsplit(self.live).scheme not in ("redis", "rediss", "unix"):
-            raise ConfigError(f"--live is '{self.live}' (allowed: memory, redis://HOST:PORT/DB)")
+        if self.live != "memory":
+            _check_url(self.live)
         if self.admin_port is not None and self.keys is None:
             raise ConfigError("--admin-port needs --keys FILE with a key of scope admin; `twotower key NAME --admin`")
         if not (self.keys or self.insecure or is_loopback(self.host)):
@@ -109,6 +131,23 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         raise ConfigError(f"--host {host}: no such address or name") from None
     return all(ipaddress.ip_address(str(address)).is_loopback for address in found)
+
+
+def _check_url(url: str) -> None:
+    """Raises ConfigError, which does not repeat the password that a URL may hold."""
+    allowed = "(allowed: memory, redis://HOST:PORT/DB, rediss://…, unix:///PATH)"
+    try:
+        parts = urlsplit(url)
+        port, database = parts.port, parts.path.removeprefix("/")
+    except ValueError:
+        raise ConfigError(f"--live is no URL {allowed}") from None
+    where = f"{parts.scheme}://{parts.hostname or ''}"
+    if parts.scheme == "unix" and parts.path:
+        return
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
+        raise ConfigError(f"--live is '{where if parts.scheme else url[:20]}' {allowed}")
+    if database and not database.isdecimal():
+        raise ConfigError(f"--live {where}: the database is '{database[:20]}', expected a number {allowed}")
 
 
 def _flag(name: str) -> str:

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ LOADED = 1.5
 """Bytes of memory that a byte of a bundle takes, at most, while it is loaded."""
 NICE = 15
 """How far the loading thread stands back behind the serving one."""
+RECENT = 8
+"""Bundles under whose ids a user's live events are looked for."""
 PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before a bundle that was refused is tried again."""
 
@@ -37,15 +40,17 @@ PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 class Shelf:
     """The current bundle of a store, loaded; and one other, for comparing."""
 
-    def __init__(self, store: Path, metrics: Metrics, threads: int = 1, memory_limit: int = 0) -> None:
-        """Raises BundleError if the folder is no store."""
+    def __init__(
+        self, store: Path, metrics: Metrics, threads: int = 1, memory_limit: int = 0, workers: int = 1
+    ) -> None:
+        """`workers` share the machine's memory. Raises BundleError if the folder is no store."""
         self.store = Store(store)
         self.retriever: Retriever | None = None
-        self.replaced: str | None = None
-        """The bundle that the current one took the place of."""
+        self._recent: list[str] = []
         self.why = "no bundle has been loaded yet"
         """Why there is no newer one."""
-        self._metrics, self._threads, self._limit = metrics, threads, memory_limit
+        self._metrics, self._threads = metrics, threads
+        self._limit, self._workers = memory_limit, workers
         self._pool = ThreadPoolExecutor(1, "shelf", initializer=_stand_back)
         self._tried: tuple[Any, ...] | None = None
         self._failures, self._again = 0, 0.0
@@ -62,37 +67,48 @@ class Shelf:
         return self.retriever
 
     def bundles(self, retriever: Retriever) -> tuple[str, ...]:
-        """Where a user's live events can be: under the bundle before the current one, the current one, and, last, the
-        one that is asked."""
-        known = (self.replaced, self.current.bundle.id)
+        """Where a user's live events can be: under the bundles that were current lately and, last, the one that is
+        asked."""
         asked = retriever.bundle.id
-        return (*(name for name in dict.fromkeys(known) if name and name != asked), asked)
+        return (*(name for name in self._recent if name != asked), asked)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a bundle is being loaded."""
+        return self._lock.locked()
 
     async def watch(self, seconds: float) -> None:
         """Look every `seconds`, for ever."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # whoever does not look any more serves the same bundle for ever
+                log.exception("looking for a bundle failed")
             await asyncio.sleep(seconds)
 
-    async def look(self) -> bool:
-        """Load what CURRENT names if it is another bundle than the one that answers. Whether it was changed."""
+    async def look(self, again: bool = False) -> bool:
+        """Load what CURRENT names if it is another bundle than the one that answers. Whether it was changed.
+
+        A bundle that was refused is tried again after a while, or at once if `again`."""
         async with self._lock:
             try:
                 stamp: tuple[Any, ...] = self.store.stamp()
             except RunError as e:
                 stamp = ("unreadable", str(e))
-            if stamp == self._tried and (not self._failures or time.monotonic() < self._again):
+            waits = not self._failures or time.monotonic() < self._again
+            if stamp == self._tried and waits and not again:
                 return False
             if stamp != self._tried:
                 self._failures = 0
             self._tried = stamp
             started = time.perf_counter()
             try:
-                loaded = await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
+                loaded, recent = await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
             except Exception as e:  # whatever a bundle does to the loader, the old one goes on
                 self._refused(e)
                 return False
             self._failures, self.why = 0, ""
+            self._recent = recent
             if loaded is None:
                 return False
             self._metrics.load_seconds.set(time.perf_counter() - started)
@@ -114,19 +130,20 @@ class Shelf:
                 run = asyncio.get_running_loop().run_in_executor
                 self._other = await run(self._pool, self._open, bundle)
             except TwoTowerError as e:
-                raise Problem("unknown-bundle", self._told(e)) from None
+                raise Problem("unknown-bundle", self.told(e)) from None
             return self._other
 
-    def _told(self, error: Exception) -> str:
+    def told(self, error: Exception) -> str:
         """What a client is told: where the store lies is not its business."""
-        return str(error).replace(str(self.store.path.absolute()), "store").replace(str(self.store.path), "store")
+        text = str(error).replace(str(self.store.path.absolute()), "store")
+        return text if str(self.store.path) == "." else text.replace(str(self.store.path), "store")
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _open(self, name: str) -> Retriever:
         bundle = self.store.open(name)
-        _check_memory(bundle.size, self._limit)
+        _check_memory(bundle.size, self._limit, self._workers)
         return self._retriever(bundle)
 
     def _retriever(self, bundle: Bundle) -> Retriever:
@@ -134,18 +151,23 @@ class Shelf:
         self._sound.add(loaded.index_digest)
         return loaded
 
-    def _load(self) -> Retriever | None:
+    def _load(self) -> tuple[Retriever | None, list[str]]:
+        """The bundle that is to become current, None if it is so already; and those that were current lately."""
         bundle = self.store.current()
+        recent = self.store.recent(RECENT)
         if self.retriever is not None and bundle.id == self.retriever.bundle.id:
-            return None
-        _check_memory(bundle.size, self._limit)
+            return None, recent
+        other, self._other = self._other, None  # three at a time would be one too many
+        if other is not None and other.bundle.id == bundle.id:
+            return other, recent
+        del other
+        _check_memory(bundle.size, self._limit, self._workers)
         fresh = self._retriever(bundle)
         probe(fresh)
-        return fresh
+        return fresh, recent
 
     def _swap(self, fresh: Retriever) -> None:
         old = self.retriever
-        self.replaced = old.bundle.id if old else self.store.replaced()
         self.retriever = fresh
         name, recall = fresh.bundle.id, float(fresh.bundle.manifest["gate"]["recall"])
         self._metrics.serves(name, recall, old.bundle.id if old else None)
@@ -161,7 +183,7 @@ class Shelf:
         reason = getattr(error, "reason", "broken")
         self._again = time.monotonic() + PAUSES[min(self._failures, len(PAUSES) - 1)]
         self._failures += 1
-        self.why = self._told(error)
+        self.why = self.told(error)
         self._metrics.load_failures.labels(reason).inc()
         log.error("bundle refused", exc_info=error if not isinstance(error, TwoTowerError) else None,
                   extra={"told": {"reason": reason, "detail": str(error)}})  # fmt: skip
@@ -177,30 +199,43 @@ def probe(retriever: Retriever) -> None:
                 raise RunError(f"{retriever.bundle.folder}: gives no answer by method {method}")
 
 
-def available(limit: int = 0) -> int:
-    """Bytes that this process may still take: of `limit`, of the control group, of the machine; the least of them."""
-    found = [_meminfo("MemAvailable")]
-    group = Path("/sys/fs/cgroup")
-    for most, now, idle in (
-        (group / "memory.max", group / "memory.current", "inactive_file"),
-        (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            bound, used = most.read_text().strip(), int(now.read_text())
-            if bound != "max":
-                # Pages of files that nobody has touched lately are given up when memory is asked for.
-                lines = dict(line.split() for line in (most.parent / "memory.stat").read_text().splitlines())
-                found.append(int(bound) - used + int(lines.get(idle, 0)))
-        except (OSError, ValueError):
-            continue
-    if limit:
-        found.append(limit - _resident())
+def available() -> int:
+    """Bytes that may still be taken: of the machine, and of the control groups of this process; the least of them."""
+    found = [_meminfo("MemAvailable"), *(free for folder in _groups() if (free := _free(folder)) is not None)]
     return min(found)
 
 
-def _check_memory(size: int, limit: int) -> None:
-    """Raises BundleError if a bundle of `size` bytes does not fit."""
-    need, have = int(size * LOADED), available(limit)
+def _groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """The control groups that this process is in, of either version, up to the root: each can have a limit."""
+    found = []
+    with suppress(OSError):
+        for line in proc.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top = root / controllers
+                inner = top / path.strip("/")
+                found += [inner, *(p for p in inner.parents if p.is_relative_to(top))]
+    return found
+
+
+def _free(group: Path) -> int | None:
+    """Bytes that a control group may still take, None if it has no limit."""
+    for most, now, idle in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError):
+            bound = (group / most).read_text().strip()
+            if bound != "max":
+                # Pages of files that nobody has touched lately are given up when memory is asked for.
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                return int(bound) - int((group / now).read_text()) + int(stat.get(idle, 0))
+    return None
+
+
+def _check_memory(size: int, limit: int, workers: int) -> None:
+    """Raises BundleError if a bundle of `size` bytes does not fit, loaded by all workers at about the same time."""
+    need, have = int(size * LOADED), min(available() // workers, limit - _resident() if limit else 1 << 62)
     if need > have:
         raise BundleError(
             f"the bundle may need {need / 1e6:,.0f} MB and {have / 1e6:,.0f} MB are free; it is not loaded", "memory"

@@ -53,6 +53,7 @@ class EventBody(_Body):
 
 
 Event = Id | EventBody
+Source = Literal["model", "cold_start", "popular"]
 
 
 class AskBody(_Body):
@@ -70,8 +71,8 @@ class AskBody(_Body):
     live: StrictBool = Field(True, description="go on with the user's live history (POST /v1/events)")
 
 
-class RecommendBody(AskBody):
-    """Who asks, for how many, and which items may be answered."""
+class Choice(_Body):
+    """For how many, and which items may be answered."""
 
     k: StrictInt = Field(10, ge=1, description="how many; the service has a limit (GET /v1/bundle)")
     allow: list[Id] | None = Field(None, description="only these items")
@@ -79,6 +80,11 @@ class RecommendBody(AskBody):
     where: dict[Name, Annotated[str, Field(max_length=LONGEST_ID)]] = Field(
         {}, max_length=20, description="only items whose column equals the value, or holds it"
     )
+
+
+class RecommendBody(AskBody, Choice):
+    """Who asks, for how many, and which items may be answered."""
+
     keep_seen: StrictBool = Field(False, description="do not leave out what the user has met")
 
 
@@ -88,15 +94,11 @@ class BatchBody(_Body):
     requests: list[RecommendBody] = Field(min_length=1)
 
 
-class SearchBody(_Body):
+class SearchBody(Choice):
     """A text, by the user tower live; needs a bundle whose users have a text feature."""
 
     text: str = Field(max_length=LONGEST_TEXT)
-    k: StrictInt = Field(10, ge=1)
     feature: Annotated[str, Field(max_length=LONGEST_ID)] = Field("", description="which text feature, if several")
-    allow: list[Id] | None = None
-    ban: list[Id] = []
-    where: dict[Name, Annotated[str, Field(max_length=LONGEST_ID)]] = Field({}, max_length=20)
 
 
 class EventsBody(_Body):
@@ -127,7 +129,7 @@ class Reply(BaseModel):
     items: list[ItemReply]
     bundle_id: str
     method: int
-    source: Literal["model", "cold_start", "popular"] = Field(
+    source: Source = Field(
         description="model: a known user, or a text; cold_start: an unknown one by what the request tells; popular: nothing is known"
     )
     milliseconds: float
@@ -160,7 +162,7 @@ class VectorReply(BaseModel):
     metric: Literal["cosine", "dot"]
     bundle_id: str
     method: int
-    source: Literal["model", "cold_start", "popular"] = Field(
+    source: Source = Field(
         description="as in a reply; popular: the tower's vector of somebody of whom nothing is known"
     )
     milliseconds: float
