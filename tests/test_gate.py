@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
 from twotower.serve import keys as api_keys
-from twotower.serve.gate import Gate
+from twotower.serve.gate import CALM, Gate
 from twotower.serve.limiter import Limiter
 from twotower.serve.problem import Problem
 
@@ -119,6 +119,8 @@ def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
             await asyncio.sleep(0)
         assert gate.wait == pytest.approx(0.101)
         assert gate.full()
+        clock.now += 0.02
+        gate._refused -= CALM  # long ago
 
         async def leave(n: int) -> None:
             for _ in range(n):
@@ -129,6 +131,10 @@ def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
         assert not gate.full()  # there was nobody less than 100 ms ago
         clock.now += 0.11
         assert gate.full()
+        gate._empty = clock.now
+        assert gate.full()  # somebody has just been refused
+        gate._refused -= CALM
+        assert not gate.full()
         await leave(3)
         assert not gate.full()
         await asyncio.gather(*waiting)

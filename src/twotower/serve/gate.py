@@ -3,7 +3,8 @@
 One process answers on one core, so answering two requests at the same time makes both late. While the queue is empty
 now and then, a request may wait `burst` seconds; once it has not been empty for so long, only `target` ("controlled
 delay", Maurer 2015, "Fail at Scale", ACM Queue 13(8), after Nichols and Jacobson's CoDel). So a burst is answered, and an
-overload does not make everyone wait.
+overload does not make everyone wait. Within a second of a refusal it is `target` too: an overload that leaves the queue
+empty for a moment is no burst.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 from twotower.serve.problem import Problem
+
+CALM = 1.0
+"""Seconds without a refusal after which a burst may come again."""
 
 
 class Gate:
@@ -31,6 +35,7 @@ class Gate:
         self._pace = 0.001
         """Seconds between the ends of two turns, lately, while somebody waits: what else the process does counts too."""
         self._ended = self._empty = clock()
+        self._refused = self._ended - CALM
 
     @property
     def wait(self) -> float:
@@ -44,7 +49,11 @@ class Gate:
         if self._taken < self.width:
             self._empty = now
             return False
-        return self.wait > (self.burst if now - self._empty <= self.burst else self.target)
+        calm = now - self._empty <= self.burst and now - self._refused >= CALM
+        if self.wait <= (self.burst if calm else self.target):
+            return False
+        self._refused = now
+        return True
 
     async def __aenter__(self) -> None:
         if self._taken < self.width and not self._queue:
