@@ -174,12 +174,12 @@ def test_fault_A13_gc_leaves_a_bundle_alone_while_it_is_loaded(
     old = pipeline.publish(runs[0], tmp_path / "store")
     real = indexes.load
 
-    def overtaken(folder: Path) -> object:
+    def overtaken(folder: Path, **how: bool) -> object:
         monkeypatch.setattr(indexes, "load", real)
         for _ in range(2):
             pipeline.publish(runs[0], tmp_path / "store")
         assert Store(tmp_path / "store").gc() == []
-        return real(folder)
+        return real(folder, **how)
 
     monkeypatch.setattr(indexes, "load", overtaken)
     retriever = Retriever(old)
