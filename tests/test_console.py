@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 from conftest import EVERYTHING_SCHEMA, everything, settings
+from playwright import sync_api as playwright
 
 import twotower
 from twotower import pipeline
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.system
 
 PAGE = Path(twotower.__file__).parent / "serve" / "page"
@@ -118,7 +118,7 @@ def _address(process: subprocess.Popen[str], log: Path) -> str:
 def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("needs chromium")
+        pytest.fail("needs chromium; on Debian: apt-get install chromium")
     with playwright.sync_playwright() as p:
         found = p.chromium.launch(executable_path=chromium, args=ARGS)
         yield found
