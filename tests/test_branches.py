@@ -431,7 +431,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         schema = schema.model_copy(update={"features": (*schema.features, history)})
     data = prepare(check(*checkerboard(), schema), schema, Config().split)
     plain, dat = trainer_of(data, 0.0, **sections), trainer_of(data, 0.5, **sections)
-    assert plain._slice(0) == dat._slice(0)
+    assert plain.examples(plain.sampler.epoch(0), 0)[2] == dat.examples(dat.sampler.epoch(0), 0)[2]
     for t in (plain, dat):
         t.model.train()
         rng = torch.Generator().manual_seed(0)
@@ -453,7 +453,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         grads = {n: p.grad.clone() for n, p in t.model.named_parameters() if p.grad is not None}
         found.append((loss.item(), grads))
     epoch = plain.sampler.epoch(0)
-    part = plain._slice(0)
+    part = plain.examples(epoch, 0)[2]
     user, item = epoch.user[part], epoch.item[part]
     if not plain.candidates:
         liked = epoch.label[part] > 0
@@ -469,7 +469,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
     dat._seed(0)
     with torch.no_grad():
         (dat._contest if dat.candidates else dat._pairs)(epoch, 0)
-    _, _, us, vs, ui, vi = captured["args"]
+    _, _, us, vs, ui, vi, *_ = captured["args"]
     by_row_user, by_row_item = us[ui], vs[vi]
     d, total = 4, 0.0
     (mine, _), (theirs, _) = dat.model.towers("user")[0], dat.model.towers("item")[0]

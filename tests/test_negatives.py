@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from twotower.config import NegativesConfig
 from twotower.data.dataset import Dataset, Pairs
 from twotower.data.splits import TRAIN, VALIDATION
-from twotower.train.negatives import Epoch, RandomNegatives, Sampler
+from twotower.encoders import Ragged
+from twotower.train.negatives import RandomNegatives, Sampler
+from twotower.train.order import Epoch
 
 
 def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
@@ -25,7 +27,14 @@ def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
 
 
 def same(a: Epoch, b: Epoch) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+    return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("user", "item", "label", "weight", "source"))
+
+
+def items_of(rows: list[tuple[int, int, bool]], n_users: int) -> Ragged:
+    """The items of each user, rising."""
+    rows = sorted({(u, i, True) for u, i, _ in rows})
+    met = pairs_of(rows)
+    return Ragged.from_pairs(met.user, met.item, n_users)
 
 
 def met_in_training(data: Dataset) -> set[tuple[int, int]]:
@@ -61,7 +70,7 @@ def test_a_draw_is_an_item_the_user_has_not_met_and_every_such_item_is_drawn(
     world: tuple[int, list[tuple[int, int, bool]], int],
 ) -> None:
     n_items, rows, seed = world
-    negatives = RandomNegatives(pairs_of(rows), 5, n_items)
+    negatives = RandomNegatives(items_of(rows, 5), n_items)
     allowed = {u: set(range(n_items)) - {i for v, i, _ in rows if v == u} for u in range(5)}
     assert negatives.free.tolist() == [len(allowed[u]) for u in range(5)]
     users = np.repeat([u for u in range(5) if allowed[u]], 300).astype(np.int64)
@@ -74,7 +83,7 @@ def test_a_draw_is_an_item_the_user_has_not_met_and_every_such_item_is_drawn(
 def test_draws_are_uniform_over_the_items_not_met() -> None:
     met = {0: [0, 1, 2, 17], 1: [19], 2: [], 3: [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]}
     rows = [(u, i, i % 2 == 0) for u, items in met.items() for i in items]
-    negatives = RandomNegatives(pairs_of(rows), 4, 20)
+    negatives = RandomNegatives(items_of(rows, 4), 20)
     n = 20_000
     users = np.repeat(np.arange(4), n)
     drawn = negatives.draw(users, np.random.default_rng(3))

@@ -22,11 +22,12 @@ from twotower.evaluation import Metrics
 from twotower.evaluation import evaluate as measure
 from twotower.publisher import evaluate as evaluate_bundle
 from twotower.publisher import publish
+from twotower.ranks import Ranks
 from twotower.retrieve import Retriever
 from twotower.run import Run
 from twotower.schema import Schema
 from twotower.store import Store
-from twotower.train.trainer import Trainer, peak_memory_mb
+from twotower.train.trainer import Trainer, choose_device, peak_memory_mb
 from twotower.watcher import Watcher
 
 __all__ = [
@@ -77,6 +78,8 @@ def fit(
 ) -> Run:
     """Train a two-tower model on (users, items, interactions) and evaluate it.
 
+    Under torchrun all ranks train it together; the first evaluates it and writes.
+
     A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and
     items may be None. With `folder` the run is written there; `resume` goes on from its newest good checkpoint,
     or starts when there is none. Raises DataError, ConfigError or RunError for what cannot be used.
@@ -97,21 +100,29 @@ def fit(
 def _train(
     dataset: Dataset, config: Config, folder: Path | None, watcher: Watcher, resume: bool, override: bool
 ) -> Run:
-    checkpoints = folder / "checkpoints" if folder else None
-    trainer = Trainer(dataset, config, checkpoints, _Recorder(folder, watcher), run.fingerprint(dataset, config))
-    if folder:
-        if resume:
-            if trainer.resume(override):
-                watcher.say(f"resuming after step {trainer.progress.step}")
-            elif run.is_complete(folder):
-                raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another --run")
-            else:
-                watcher.say("no checkpoint to resume from; starting")
-        elif (folder / "encoders.json").exists():
-            raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
-        run.begin(folder, dataset, config)
-    trained = trainer.run()
+    ranks = Ranks.here()
+    device = choose_device(config.train.device, watcher.say, ranks.local)
+    with ranks.together(device.type, config.train.timeout):
+        checkpoints = folder / "checkpoints" if folder else None
+        told = _Recorder(folder, watcher) if ranks.first else Watcher()
+        trainer = Trainer(dataset, config, checkpoints, told, run.fingerprint(dataset, config), ranks, device)
+        if folder:
+            if resume:
+                if trainer.resume(override):
+                    told.say(f"resuming after step {trainer.progress.step}")
+                elif run.is_complete(folder):
+                    raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another --run")
+                else:
+                    told.say("no checkpoint to resume from; starting")
+            elif (folder / "encoders.json").exists():
+                raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
+            ranks.told(None)  # nobody writes before all have looked
+            if ranks.first:
+                run.begin(folder, dataset, config)
+        trained = trainer.run()
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
+    if not ranks.first:
+        return done
     metrics = measure(done.factors, dataset, config.evaluation) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)

@@ -311,7 +311,7 @@ class Batcher:
     def __call__(
         self, user: Codes, item: Codes, label: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], source: Ints
     ) -> Batch:
-        """`source` (B,) numbers the interaction a pair is, or is -1 for a sampled one."""
+        """`source` numbers the interactions of the batch, -1 for a sampled pair; the B pairs may be a part of it."""
         users, user_index = self._distinct_users(user)
         items, item_index = self._distinct_items(item)
         left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
@@ -326,18 +326,18 @@ class Batcher:
         )
 
     def contestants(
-        self, user: Codes, source: Ints, items: Ints, earlier: bool, observed: Ints | None = None
+        self, user: Codes, source: Ints, items: Ints, earlier: bool, batch: Ints | None = None
     ) -> Contestants:
         """The users of the positives that are the interactions `source` (B,), and `items` (I,), rows to embed.
 
         With `earlier` each user is taken as known just before the interaction; else once for all of the batch, and
-        no sequence holds an interaction of the batch: neither one of `source` nor one of `observed`.
+        no sequence holds an interaction of the batch: neither one of `source` nor one of `batch`.
         """
         if earlier:
             return Contestants(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
         left_out = None
         if self.users.has_sequences or self.items.has_sequences:
-            left_out = source if observed is None else np.concatenate([source, observed])
+            left_out = source if batch is None else batch
         users, index = self._distinct_users(user)
         return Contestants(
             self.users.take(users, left_out),

@@ -185,11 +185,52 @@ class Dataset:
         keep = np.flatnonzero(among)
         return keep if self.seconds is None else keep[np.argsort(self.seconds[keep], kind="stable")]
 
+    # What training asks of the train part; a dataset on a disk has it ready.
+
+    @property
+    def by_user(self) -> bool:
+        """Whether the training interactions stand user by user, each user's oldest first."""
+        return False
+
+    @cached_property
+    def train_numbers(self) -> Ints:
+        """Numbers of the training interactions, rising."""
+        return np.flatnonzero(self.parts == TRAIN)
+
+    @cached_property
+    def positive_numbers(self) -> Ints:
+        """Of them those of the positives."""
+        return np.flatnonzero((self.parts == TRAIN) & self.pairs.positive)
+
     @cached_property
     def timeline(self) -> Ragged:
         """Every user's training interactions by number, oldest first."""
         keep = self.in_order(self.parts == TRAIN)
         return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
+
+    @cached_property
+    def positives_by_user(self) -> Ragged:
+        """As `timeline`, of the positives alone."""
+        keep = self.in_order((self.parts == TRAIN) & self.pairs.positive)
+        return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
+
+    @cached_property
+    def met(self) -> Ragged:
+        """User row -> the distinct items of their training interactions, rising."""
+        return _items_of(self.train.user, self.train.item, len(self.users), len(self.items))
+
+    @cached_property
+    def liked(self) -> Ragged:
+        """User row -> the distinct items of their training positives, rising."""
+        train = self.train
+        liked = train.positive
+        return _items_of(train.user[liked], train.item[liked], len(self.users), len(self.items))
+
+    @cached_property
+    def positives_of_item(self) -> Ints:
+        """(items,) how many training positives each has."""
+        train = self.train
+        return np.bincount(train.item[train.positive], minlength=len(self.items))
 
     def titles(self) -> list[str]:
         """One line to show for every item row."""
@@ -323,6 +364,13 @@ def read(path: Path, reader: Callable[[Path], Any]) -> Any:
         raise RunError(f"{path}: no such file; the folder is not complete") from None
     except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
         raise RunError(f"{path}: damaged ({str(e).splitlines()[0]})") from None
+
+
+def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:
+    user, item = np.divmod(np.unique(user.astype(np.int64) * n_items + item), n_items)
+    offsets = np.zeros(n_users + 1, np.int64)
+    np.cumsum(np.bincount(user, minlength=n_users), out=offsets[1:])
+    return Ragged(item.astype(np.int32), offsets)
 
 
 def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:

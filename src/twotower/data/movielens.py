@@ -93,7 +93,7 @@ TITLES_SCHEMA = Schema(
     features=(Text(name="query", side="user"), Text(name="title", side="item")),
 )
 """Queries and films by their words alone; every pair is a positive."""
-SCHEMAS: dict[str, Schema] = {name: SCHEMA for name in ARCHIVES} | {name + TITLES: TITLES_SCHEMA for name in ARCHIVES}
+SCHEMAS: dict[str, Schema] = dict.fromkeys(ARCHIVES, SCHEMA) | {name + TITLES: TITLES_SCHEMA for name in ARCHIVES}
 """What there is, and what it means."""
 
 Columns = dict[str, type[pl.DataType]]

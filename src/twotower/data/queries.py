@@ -19,7 +19,27 @@ EACH = 10
 """Queries of an item, where its title gives so many."""
 NEW = 0.1
 """Share of the items that nobody asks for before the last tenth of the time."""
-_ARTICLES = "the a an la le les il lo el los las der die das un une una o os".split()
+_ARTICLES = [
+    "the",
+    "a",
+    "an",
+    "la",
+    "le",
+    "les",
+    "il",
+    "lo",
+    "el",
+    "los",
+    "las",
+    "der",
+    "die",
+    "das",
+    "un",
+    "une",
+    "una",
+    "o",
+    "os",
+]
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
 _MOVED = re.compile(rf"^(.+), ({'|'.join(_ARTICLES)}|l')$", re.I)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"

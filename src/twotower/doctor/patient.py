@@ -19,7 +19,8 @@ from twotower.run import Run
 from twotower.schema import SIDES, SideName
 from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.losses import contest
-from twotower.train.negatives import Epoch, Positives, Sampler
+from twotower.train.negatives import Positives, Sampler
+from twotower.train.order import Epoch
 
 SAMPLE = 2_000
 """Rows of a side, and test users, that are looked at."""

@@ -20,7 +20,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.encoders import UNKNOWN, Codes, Ints, Ragged
 from twotower.errors import ConfigError, nearest
-from twotower.train.negatives import RandomNegatives
+from twotower.train.negatives import Known, RandomNegatives
 
 KEPT = 64
 """Items of a user's rank window that are remembered between two minings."""
@@ -44,6 +44,8 @@ class Candidates:
     offsets: Tensor  # (groups + 1,) int64
     # numbers of the interactions that observed candidates are: no history of the batch may hold them
     observed: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    # int64 columns of the positives of the whole batch, of which the B may be one rank's part
+    batch: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def ban(self, logits: Tensor, rows: slice) -> None:
         """Put -inf into the banned columns of logits (b, C), in place."""
@@ -83,21 +85,18 @@ class CandidateSampler:
         """Raises ConfigError if `config.attribute` is no feature with codes on the item side, or `config.hard_ranks`
         starts beyond the catalogue."""
         self._config, self._seed = config, seed
-        train, self._n_items = dataset.train, len(dataset.items)
+        self._n_items = len(dataset.items)
         if config.hard and config.hard_ranks[0] > self._n_items:
             raise ConfigError(
                 f"negatives.hard_ranks starts at {config.hard_ranks[0]}, and the catalogue has {self._n_items} items; "
                 "lower it"
             )
-        liked = train.positive
-        counts = np.bincount(train.item[liked], minlength=self._n_items).astype(np.float64)
+        counts = dataset.positives_of_item.astype(np.float64)
         self._popularity = counts / counts.sum()
         powered = np.where(counts > 0, counts**config.alpha, 0.0)
         self._powered = powered / powered.sum()
         self._cumulative = np.cumsum(self._powered)
-        self._liked = Ragged.from_pairs(train.user[liked], train.item[liked], len(dataset.users))
-        keys = train.user[liked].astype(np.int64) * self._n_items + train.item[liked]
-        self._liked_keys = np.sort(keys)
+        self._liked = Known(dataset.liked, self._n_items)
         self._distinct = Distinct(self._n_items)
         self._slot = np.zeros(self._n_items, np.int64)
         self._distinct_users = Distinct(len(dataset.users))
@@ -113,7 +112,7 @@ class CandidateSampler:
             self._moment[in_order] = np.arange(len(in_order))
         self._random: RandomNegatives | None = None
         if config.random:
-            self._random = RandomNegatives(train, len(dataset.users), self._n_items)
+            self._random = RandomNegatives(dataset.met, self._n_items)
         self._attribute = _attribute(dataset, config.attribute) if config.attribute else None
         self.mined: Codes | None = None
         """(n_users, KEPT) item rows of each user's rank window; -1 from the place on where there are no more."""
@@ -130,15 +129,18 @@ class CandidateSampler:
         return logarithm
 
     def __call__(
-        self, user: Codes, item: Codes, step: int, memory: Tensor, device: torch.device, source: Ints | None = None
-    ) -> Candidates:
-        """The candidates of a batch's positives: aligned (B,) user and item rows.
+        self, user: Codes, item: Codes, step: int, memory: Tensor, device: torch.device, source: Ints | None = None,
+        ends: Ints | None = None, mine: slice = slice(None),
+    ) -> Candidates:  # fmt: skip
+        """The candidates of the positives `mine` of a batch: aligned (B,) user and item rows.
 
         With `source` (B,), the interactions they are, no observed candidate is one that the user had met before.
+        `ends` says where each of the batch's shards ends: what is drawn for one does not depend on the others.
         """
         c, n = self._config, self._n_items
-        rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6361], counter=[0, 0, 0, step]))
-        own, observed = np.zeros((len(user), 0), np.int64), np.zeros(0, np.int64)
+        rng = self._rng(step)
+        mine = slice(*mine.indices(len(user))[:2])
+        own, observed = np.zeros((mine.stop - mine.start, 0), np.int64), np.zeros(0, np.int64)
         if c.full:
             items, shared, positive = np.arange(n), n, item.astype(np.int64)
             drawn = np.ones(n, np.float32)
@@ -148,12 +150,23 @@ class CandidateSampler:
             items, index = self._distinct(np.concatenate([item, uniform, popular]).astype(np.int32))
             shared, positive = len(items), index[: len(item)]
             drawn = np.bincount(index if c.in_batch else index[len(item) :], minlength=shared).astype(np.float32)
-            own, observed = self._own(user, item, source, drawn.sum() + len(memory) + c.random, rng)
+            others = drawn.sum() + len(memory) + c.random
+            found, first = [], 0
+            for shard, end in enumerate([len(user)] if ends is None else ends.tolist()):
+                part, first = slice(first, end), end
+                low, high = max(mine.start, part.start), min(mine.stop, part.stop)
+                if low < high:
+                    of = None if source is None else source[part]
+                    drawn_own = self._own(user[part], item[part], of, others, self._rng(step, shard) if shard else rng)
+                    kept = slice(low - part.start, high - part.start)
+                    found.append((drawn_own[0][kept], drawn_own[1]))
+            if found:
+                own, observed = (np.concatenate(parts) for parts in zip(*found, strict=True))
             if own.shape[1]:
                 items, own = self._with_own(items, own)
         columns = np.concatenate([items[:shared], memory.cpu().numpy()])
         drawn = np.concatenate([drawn, np.ones(len(memory), np.float32)])
-        group, banned = self._banned(user, item, columns, len(memory) > 0)
+        group, banned = self._banned(user[mine], item[mine], columns, len(memory) > 0)
 
         def tensor(array: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -162,7 +175,7 @@ class CandidateSampler:
             items=items,
             shared=shared,
             memory=memory,
-            positive=tensor(positive),
+            positive=tensor(positive[mine]),
             drawn=tensor(drawn),
             log_q=tensor(self.log_q(columns, len(user), len(memory))),
             own=tensor(own),
@@ -171,13 +184,17 @@ class CandidateSampler:
             banned=tensor(banned.values.astype(np.int64)),
             offsets=tensor(banned.offsets),
             observed=observed,
+            batch=tensor(positive),
         )
+
+    def _rng(self, step: int, shard: int = 0) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self._seed, 0x6361], counter=[0, 0, shard, step]))
 
     def _banned(self, user: Codes, item: Codes, columns: Ints, repeats: bool) -> tuple[Ints | None, Ragged]:
         """The group of each row and the columns each group may not be measured against."""
         if self._config.mask_positives:
             groups, group = self._distinct_users(user)
-            values, lengths = _rows_of(self._liked, groups)
+            values, lengths = _rows_of(self._liked.items, groups)
         elif repeats:  # a remembered copy of the positive is no negative of it
             groups, group = self._distinct(item)
             values, lengths = groups, np.ones(len(groups), np.int64)
@@ -232,9 +249,7 @@ class CandidateSampler:
         own = np.concatenate(parts, 1)
         own[own == item[:, None]] = -1
         if c.mask_positives:
-            keys = user[:, None].astype(np.int64) * self._n_items + own
-            at = np.minimum(np.searchsorted(self._liked_keys, keys), len(self._liked_keys) - 1)
-            own[self._liked_keys[at] == keys] = -1
+            own[self._liked.holds(user[:, None].astype(np.int64), own)] = -1
         return own, observed[observed >= 0]
 
     def _with_own(self, items: Ints, own: Ints) -> tuple[Ints, Ints]:
@@ -257,7 +272,7 @@ class CandidateSampler:
         for start in range(0, len(users), block):
             rows = np.arange(start, min(start + block, len(users)))
             scores = users[start : start + block] @ items.T
-            liked, lengths = _rows_of(self._liked, rows)
+            liked, lengths = _rows_of(self._liked.items, rows)
             flat = np.repeat(np.arange(len(rows)), lengths) * self._n_items + liked
             scores.view(-1)[torch.from_numpy(flat).to(scores.device)] = -torch.inf
             top = scores.topk(min(last, self._n_items), dim=1)

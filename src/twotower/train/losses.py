@@ -21,20 +21,21 @@ from twotower.config import LossConfig
 from twotower.train.candidates import Candidates
 
 
-def binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over B pairs of -log p(label), p = sigmoid(logit); a scalar.
+def binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, total: float = 0.0) -> Tensor:
+    """Weighted mean over B pairs of -log p(label), p = sigmoid(logit), or with `total` their part in the mean of pairs of
+    that weight; a scalar.
 
     Use it when negatives are observed or sampled as pairs: its probabilities are calibrated to the weights.
     """
     each = binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
-    return each / weights.sum()
+    return each / (total or weights.sum())
 
 
-def mimic(augmented: Tensor, vectors: Tensor) -> Tensor:
-    """Mean over P positives of the squared distance of one side's augmented vector (P, D) to the other side's vector
+def mimic(augmented: Tensor, vectors: Tensor, n: int = 0) -> Tensor:
+    """Mean over P positives, or their part in the mean over `n`, of the squared distance of one side's augmented vector (P, D) to the other side's vector
     (P, D), which gets no gradient; 0 without positives (DAT, Yu et al. 2021, section 3.2, its positive terms: the
     others are constant)."""
-    return (augmented - vectors.detach()).square().sum() / max(1, len(augmented))
+    return (augmented - vectors.detach()).square().sum() / max(1, n or len(augmented))
 
 
 def softmax(logits: Tensor, positive: Tensor) -> Tensor:
@@ -99,8 +100,9 @@ def contest(
     n_items: int,
     margin: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    of: int = 0,
 ) -> Tensor:
-    """Mean loss of B positives; a scalar.
+    """Mean loss of B positives, or their part in the mean `of` so many; a scalar.
 
     `users` (B, D) are the positives' users, `items` (I + M, D) the vectors of `candidates.items` and of its memory.
     A mined candidate must score `margin` below the positive, if margin > 0. `dtype` is the precision of the products.
@@ -138,7 +140,7 @@ def contest(
         n = logits.shape[1]
         return value, everything[:, :n], None if own is None else everything[:, n:]
 
-    loss: Tensor = _Contest.apply(users, shared, own, score, dtype)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Contest.apply(users, shared, own, score, dtype, of or len(users))  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -152,9 +154,8 @@ class _Contest(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, shared: Tensor, own: Tensor | None, score: Score, dtype: torch.dtype
+        ctx: Any, users: Tensor, shared: Tensor, own: Tensor | None, score: Score, dtype: torch.dtype, n: int
     ) -> Tensor:
-        n = len(users)
         u, v = users.to(dtype), shared.to(dtype)
         vt = v.T.contiguous()
         du, dv = torch.empty_like(users), torch.zeros(shared.shape, dtype=torch.float32, device=shared.device)
@@ -162,7 +163,7 @@ class _Contest(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64 if users.device.type == "cpu" else torch.float32)
         total = total.to(users.device)
         step = max(16, BLOCK // len(shared))
-        for start in range(0, n, step):
+        for start in range(0, len(users), step):
             rows = slice(start, start + step)
             logits = (u[rows] @ vt).float()
             mine = None if own is None else own[rows].clone()
@@ -180,4 +181,4 @@ class _Contest(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         du, dv, *down = ctx.saved_tensors
         g = grads[0]
-        return du * g, dv * g, down[0] * g if down else None, None, None
+        return du * g, dv * g, down[0] * g if down else None, None, None, None

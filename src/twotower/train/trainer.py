@@ -2,6 +2,9 @@
 
 Everything random depends on (seed, epoch, step) and not on what ran before, so a run that was killed at any step
 goes on from its checkpoint to the same weights, bit for bit on a CPU.
+
+Several ranks train one batch together: each runs the user tower for its own positives and the item tower for its part of
+the batch's candidates, and the item vectors of all are gathered, gradients included. So the batch is what it is for one.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +30,21 @@ from twotower.config import Config, TrainConfig
 from twotower.data.batches import Batch, Batcher, Inputs, SideTensors
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
+from twotower.encoders import Ints
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
-from twotower.evaluation import Factors, evaluate_part, vectors
+from twotower.evaluation import Factors, evaluate_part, evaluating, vectors
 from twotower.model.two_tower import FirstOrder, TwoTower
+from twotower.ranks import Ranks
 from twotower.schema import SIDES, Sequence
 from twotower.train import checkpoint
 from twotower.train.candidates import CandidateSampler, Memory
 from twotower.train.losses import binary_cross_entropy, contest, mimic
-from twotower.train.negatives import Epoch, Positives, Sampler
+from twotower.train.negatives import Positives, Sampler
+from twotower.train.order import Epoch, Examples
 from twotower.watcher import Watcher
 
-FAIL_POINT = "TWOTOWER_FAIL_AT_STEP"  # for tests of recovery: SIGKILL to itself after this step
+FAIL_POINT = "TWOTOWER_FAIL_AT_STEP"
+"""For tests of recovery: SIGKILL to itself after this step; "step:rank" is meant for one rank, ":hang" at the end stops it."""
 
 
 @dataclass
@@ -65,20 +73,45 @@ class _Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def choose_device(name: str, say: Callable[[str], None]) -> torch.device:
-    """The device that `name` means here; `auto` picks and says why. Raises ConfigError if it is not there."""
+def choose_device(name: str, say: Callable[[str], None], local: int = 0) -> torch.device:
+    """The device that `name` means here, the `local`-th of its kind; `auto` picks and says why. Raises ConfigError if it
+    is not there."""
     if name == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        say(f"device: {found} ({'an accelerator is here' if found != 'cpu' else 'no accelerator here'})")
-        return torch.device(found)
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
-        raise ConfigError(f"train.device = '{name}' but there is none here; use 'auto' or 'cpu'")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        say(f"device: {name} ({'an accelerator is here' if name != 'cpu' else 'no accelerator here'})")
+    if (name == "cuda" and torch.cuda.device_count() <= local) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    ):
+        which = f"the {local + 1}th GPU" if local else "one"
+        raise ConfigError(f"train.device = '{name}' but {which} is not here; use 'auto' or 'cpu'")
+    if name == "cuda":
+        torch.cuda.set_device(local)
     return torch.device(name)
+
+
+class _Towers(nn.Module):
+    """Both towers in one call, as DistributedDataParallel wants it."""
+
+    def __init__(self, model: TwoTower) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
+        return self.model.user_vectors(users), self.model.item_vectors(items)
+
+
+def _together(towers: _Towers) -> nn.parallel.DistributedDataParallel:
+    """The towers with gradients that are averaged over the ranks."""
+    kind: Any = nn.parallel.DistributedDataParallel
+    constants = [name for name, _ in towers.named_buffers()]  # the same on all ranks for ever
+    kind._set_params_and_buffers_to_ignore_for_model(towers, constants)
+    wrapped: nn.parallel.DistributedDataParallel = kind(towers)
+    return wrapped
 
 
 class Trainer:
     """Trains one model on one dataset. `folder` (optional) gets the checkpoints; `fingerprint` names what must
-    not change between a checkpoint and its resume."""
+    not change between a checkpoint and its resume. Several `ranks` must be together (`Ranks.together`)."""
 
     def __init__(
         self,
@@ -87,11 +120,15 @@ class Trainer:
         folder: Path | None = None,
         watcher: Watcher | None = None,
         fingerprint: dict[str, Any] | None = None,
+        ranks: Ranks | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        """`device` is chosen by `train.device` if it is None."""
         self.dataset, self.config, self.folder = dataset, config, folder
+        self.ranks = ranks or Ranks()
         self.fingerprint = fingerprint or {}
         self.watcher = watcher or Watcher()
-        self.device = choose_device(config.train.device, self.watcher.say)
+        self.device = device or choose_device(config.train.device, self.watcher.say, self.ranks.local)
         user_fields, item_fields = dataset.encoders.fields("user"), dataset.encoders.fields("item")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
@@ -104,22 +141,30 @@ class Trainer:
         sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
         self._tells_dislikes = any(f.of != "positive" for f in sequences)
         self._check_learnable()
-        seed, shuffle = config.train.seed, config.train.shuffle
+        seed, shuffle, shards = config.train.seed, config.train.shuffle, config.train.shards
+        if shards > 1 and shards % self.ranks.count:
+            raise ConfigError(
+                f"train.shards = {shards} cannot be dealt to {self.ranks.count} ranks; set a multiple, or 1: then every "
+                "rank reads all shards"
+            )
         self.sampler: Sampler | Positives
         self.candidates: CandidateSampler | None = None
         self.memory = Memory(config.negatives.memory)
         if config.loss.kind == "bce":
-            self.sampler = Sampler(dataset, config.negatives, seed, shuffle)
+            self.sampler = Sampler(dataset, config.negatives, seed, shuffle, shards)
         else:
-            self.sampler = Positives(dataset, seed, shuffle, by_user=self.earlier)
+            self.sampler = Positives(dataset, seed, shuffle, self.earlier, shards)
             self.candidates = CandidateSampler(dataset, config.negatives, seed)
         self.optimizer = _optimizer(self.model, config.train, self.device)
         self.names = {p: n for n, p in self.model.named_parameters()}
+        self.towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(self.model)
+        if self.ranks.count > 1:
+            self.towers = _together(_Towers(self.model))
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
-        self._stop = False
+        self._stop = self._late = False
         self._last_saved = time.monotonic()
         self._last_path: Path | None = None
 
@@ -181,6 +226,7 @@ class Trainer:
             while p.epoch < config.epochs and not self._out_of_patience():
                 self._epoch(self.sampler.epoch(p.epoch))
         self._load(self.best_weights)
+        self.towers = _Towers(self.model)  # nobody waits for other ranks any more
         seconds = max(p.seconds, 1e-9)
         metrics = {
             "train.seconds": p.seconds,
@@ -231,12 +277,13 @@ class Trainer:
         self._seed(p.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(p.step)
-        rows, loss, mimicry = self._contest(epoch, number) if self.candidates else self._pairs(epoch, number)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss + mimicry).backward()  # type: ignore[no-untyped-call]
+        rows, loss, mimicry = self._contest(epoch, number) if self.candidates else self._pairs(epoch, number)
+        # The gradients of the ranks are averaged, and a rank's loss is its part of the batch's: a sum is meant.
+        ((loss + mimicry) * self.ranks.count).backward()  # type: ignore[no-untyped-call]
         if config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        value, mimicked = loss.item(), mimicry.item()
+        value, mimicked = self._agree(loss.item(), mimicry.item())
         if not math.isfinite(value + mimicked):
             raise TrainingError(self._not_finite(f"the loss is {value + mimicked}", epoch, number))
         self.optimizer.step()
@@ -248,55 +295,99 @@ class Trainer:
             for name, parameter in self.model.named_parameters():
                 self.average[name].lerp_(parameter.detach(), 1 - keep)
         self.watcher.step(p.batch, self.steps_per_epoch, value)
-        if os.environ.get(FAIL_POINT) == str(p.step):
-            os.kill(os.getpid(), signal.SIGKILL)
+        here = (str(p.step), f"{p.step}:{self.ranks.number}")
+        if (told := os.environ.get(FAIL_POINT)) and told.removesuffix(":hang") in here:
+            os.kill(os.getpid(), signal.SIGSTOP if told.endswith(":hang") else signal.SIGKILL)
+
+    def _agree(self, loss: float, mimicry: float) -> tuple[float, float]:
+        """The losses of all ranks' parts together; and if one is to stop, all do, when the first is to save, all know."""
+        if self.ranks.count == 1:
+            return loss, mimicry
+        late = self.ranks.first and time.monotonic() - self._last_saved > self.config.train.checkpoint_seconds
+        loss, mimicry, stop, save = self.ranks.sum(loss, mimicry, float(self._stop), float(late))
+        self._stop, self._late = stop > 0, save > 0
+        return loss, mimicry
 
     def _pairs(self, epoch: Epoch, number: int) -> tuple[int, Tensor, Tensor]:
         """Number, loss and mimic loss of a batch of labelled pairs."""
-        batch = self.batch(epoch, number)
+        whole, _, mine = self.examples(epoch, number)
+        # Who has none runs the towers for one, of weight nothing: all ranks take part in every step.
+        own = whole[mine] if mine.start < mine.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
+        batch = self.batcher(own.user, own.item, own.label, own.weight, whole.source)
         with self._precision():
-            users, items = self.model.user_vectors(batch.users), self.model.item_vectors(batch.items)
+            users, items = self.towers(batch.users, batch.items)
             logits = (users.index_select(0, batch.user) * items.index_select(0, batch.item)).sum(1)
-        loss = binary_cross_entropy(logits, batch.label, batch.weight)
+        total = 0.0 if self.ranks.count == 1 else float(whole.weight.sum(dtype=np.float64))
+        loss = binary_cross_entropy(logits, batch.label, batch.weight, total)
         mimicry = torch.zeros((), device=self.device)
         if self.config.loss.mimic:
-            liked = batch.label > 0
-            mimicry = self._mimic(batch.users, batch.items, users, items, batch.user[liked], batch.item[liked])
-        return len(batch), loss, mimicry
+            liked = (batch.label > 0) & (batch.weight > 0)
+            mimicry = self._mimic(
+                batch.users, batch.items, users, items, batch.user[liked], batch.item[liked], int(whole.label.sum())
+            )
+        return len(whole), loss, mimicry
 
     def _contest(self, epoch: Epoch, number: int) -> tuple[int, Tensor, Tensor]:
         """Number, loss and mimic loss of a batch of positives against its candidates."""
         assert self.candidates is not None
-        config, memory = self.config, self.memory
-        part = self._slice(number)
-        user, item, source = epoch.user[part], epoch.item[part], epoch.source[part]
+        config, memory, ranks = self.config, self.memory, self.ranks
+        whole, ends, mine = self.examples(epoch, number)
+        own = whole[mine]
         # An observed candidate must not be readable from a history either; what was met before is in an earlier one.
-        moments = source if self.earlier and self._tells_dislikes else None
-        drawn = self.candidates(user, item, self.progress.step, memory.items, self.device, moments)
-        batch = self.batcher.contestants(user, source, drawn.items, self.earlier, drawn.observed)
+        moments = whole.source if self.earlier and self._tells_dislikes else None
+        drawn = self.candidates(
+            whole.user, whole.item, self.progress.step, memory.items, self.device, moments, ends, mine
+        )
+        share = ranks.share(drawn.shared)
+        sizes = [s.stop - s.start for s in map(partial(ranks.share, drawn.shared), range(ranks.count))]
+        rows = np.concatenate([drawn.items[share], drawn.items[drawn.shared :]])
+        known = self._left_out(whole.source, drawn.observed)
+        # All ranks take part in every step: who has nothing to embed embeds something, and drops it.
+        asked, items_asked = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
+        batch = self.batcher.contestants(asked.user, asked.source, items_asked, self.earlier, known)
         with self._precision():
-            users, items = self.model.user_vectors(batch.users), self.model.item_vectors(batch.items)
+            users, items = self.towers(batch.users, batch.items)
+        n = share.stop - share.start
+
+        def everything(mine: Tensor) -> Tensor:
+            """What is known of the rank's items -> of `drawn.items`."""
+            return mine if ranks.count == 1 else torch.cat([ranks.gather(mine[:n], sizes), mine[n : len(rows)]])
+
+        items = everything(items)
         mimicry = torch.zeros((), device=self.device)
         if config.loss.mimic:
-            own = torch.arange(len(users), device=users.device) if batch.user is None else batch.user
-            mimicry = self._mimic(batch.users, batch.items, users, items, own, drawn.positive)
+            of = torch.arange(len(asked), device=users.device) if batch.user is None else batch.user
+            mimicry = self._mimic(
+                batch.users, batch.items, users, items, of[: len(own)], drawn.positive, len(whole), everything
+            )
         if batch.user is not None:
             users = users.index_select(0, batch.user)
-        everything = items if memory.vectors is None else torch.cat([items, memory.vectors])
+        columns = items if memory.vectors is None else torch.cat([items, memory.vectors])
         loss = contest(
-            users, everything, drawn, config.loss, len(self.dataset.items), config.negatives.hard_margin,
-            torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+            users[: len(own)], columns, drawn, config.loss, len(self.dataset.items), config.negatives.hard_margin,
+            torch.bfloat16 if config.train.precision == "bf16" else torch.float32, len(whole),
         )  # fmt: skip
-        memory.keep(torch.from_numpy(item.astype(np.int64)).to(self.device), items.index_select(0, drawn.positive))
-        return len(user), loss, mimicry
+        if memory.size:
+            latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
+            memory.keep(latest, items.index_select(0, drawn.batch))
+        return len(whole), loss, mimicry
+
+    def _left_out(self, source: Ints, observed: Ints) -> Ints:
+        """The interactions of the batch, which no sequence may hold."""
+        if self.ranks.count > 1 and self.config.train.shards > 1 and self.config.negatives.observed:
+            counts = [int(n) for n in self.ranks.gather_array(np.array([len(observed)]), [1] * self.ranks.count)]
+            observed = self.ranks.gather_array(observed, counts)
+        return np.concatenate([source, observed]) if len(observed) else source
 
     def _mimic(
-        self, user_rows: Inputs, item_rows: Inputs, users: Tensor, items: Tensor, user: Tensor, item: Tensor
-    ) -> Tensor:
-        """Weighted `mimic` losses of the positives (user[p], item[p]), indices into the rows and their vectors."""
+        self, user_rows: Inputs, item_rows: Inputs, users: Tensor, items: Tensor, user: Tensor, item: Tensor,
+        n: int, everything: Callable[[Tensor], Tensor] = lambda mine: mine,
+    ) -> Tensor:  # fmt: skip
+        """Weighted `mimic` losses of the positives (user[p], item[p]), indices into `users` and `items`; they are a part
+        of `n`. `everything` turns what belongs to `item_rows` into what belongs to `items`."""
         model = self.model
-        found = [mimic(a[user], v[item]) for a, v in model.augmented("user", user_rows, items)]
-        found += [mimic(a[item], v[user]) for a, v in model.augmented("item", item_rows, users)]
+        found = [mimic(a[user], v[item], n) for a, v in model.augmented("user", user_rows, items)]
+        found += [mimic(everything(a)[item], v[user], n) for a, v in model.augmented("item", item_rows, users)]
         return self.config.loss.mimic * torch.stack(found).sum()
 
     def _precision(self) -> Any:
@@ -306,6 +397,8 @@ class Trainer:
     def _seed(self, step: int) -> None:
         """Dropout and unknown values of a step depend on (seed, step) alone."""
         seed = (self.config.train.seed << 32) + step
+        if not self.ranks.first:
+            seed = int(np.random.SeedSequence([seed, self.ranks.number]).generate_state(1, np.uint64)[0] >> 1)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -313,15 +406,26 @@ class Trainer:
             torch.mps.manual_seed(seed)
 
     def batch(self, epoch: Epoch, number: int) -> Batch:
-        """Batch `number` of an epoch: a slice of its arrays."""
-        part = self._slice(number)
-        return self.batcher(
-            epoch.user[part], epoch.item[part], epoch.label[part], epoch.weight[part], epoch.source[part]
-        )
+        """Batch `number` of an epoch, of all ranks."""
+        whole, _, _ = self.examples(epoch, number)
+        return self.batcher(whole.user, whole.item, whole.label, whole.weight, whole.source)
 
-    def _slice(self, number: int) -> slice:
-        size = self.config.train.batch_size
-        return slice(number * size, (number + 1) * size)
+    def examples(self, epoch: Epoch, number: int) -> tuple[Examples, Ints, slice]:
+        """The examples of a batch, where those of each shard end, and which are this rank's."""
+        parts, ranks = epoch.cut(number, self.config.train.batch_size), self.ranks
+        ends = np.cumsum([p.stop - p.start for p in parts])
+        if ranks.count == 1 or len(parts) == 1:
+            whole = Examples.join([epoch.of(s, part) for s, part in enumerate(parts)])
+            return whole, ends, ranks.share(len(whole))
+        starts = [
+            int(ends[s.start - 1]) if s.start else 0 for s in map(partial(ranks.share, len(parts)), range(ranks.count))
+        ]
+        counts = np.diff([*starts, ends[-1]]).tolist()
+        own = ranks.share(len(parts))
+        read = Examples.join([epoch.of(s, parts[s]) for s in range(own.start, own.stop)])
+        whole = Examples.unpack(ranks.gather_array(read.pack(), counts))
+        first = starts[ranks.number]
+        return whole, ends, slice(first, first + len(read))
 
     def _mine(self) -> None:
         """Hard candidates from the present model, at the start of every `hard_every`-th epoch but the first."""
@@ -341,8 +445,8 @@ class Trainer:
         if self.average:
             self._load(self.average)
         factors = self.factors()
-        found = evaluate_part(factors, self.dataset, VALIDATION, self.config.evaluation)
-        found = {f"validation.{m}": v for m, v in found.items() if v == v}
+        metrics = evaluate_part(factors, self.dataset, VALIDATION, self.config.evaluation) if self.ranks.first else {}
+        found: dict[str, float] = self.ranks.told({f"validation.{m}": v for m, v in metrics.items() if v == v})
         value = found.get(config.monitor)
         if value is None:
             raise ConfigError(
@@ -361,7 +465,23 @@ class Trainer:
 
     def factors(self) -> Factors:
         """Vectors of all users and items with the model's present weights."""
-        return vectors(self.model, self.users, self.items)
+        if self.ranks.count == 1:
+            return vectors(self.model, self.users, self.items)
+        with evaluating(self.model):
+            return Factors(
+                self._everyone(self.model.user_vectors, self.users), self._everyone(self.model.item_vectors, self.items)
+            )
+
+    def _everyone(self, tower: Callable[[Inputs], Tensor], side: SideTensors, block: int = 32_768) -> Tensor:
+        """The vectors of all rows, each rank's part of every block by itself; all ask their tower as often."""
+        ranks, found = self.ranks, []
+        for start in range(0, side.n, block * ranks.count):
+            n = min(side.n - start, block * ranks.count)
+            sizes = [s.stop - s.start for s in map(partial(ranks.share, n), range(ranks.count))]
+            mine = ranks.share(n)
+            rows = start + np.arange(mine.start, max(mine.stop, mine.start + 1)) % n
+            found.append(ranks.gather(tower(side.take(rows))[: sizes[ranks.number]], sizes))
+        return torch.cat(found)
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.train.patience) and self.progress.waited >= self.config.train.patience
@@ -435,7 +555,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._last_saved = time.monotonic()
-        if self.folder is None:
+        if self.folder is None or not self.ranks.first:
             return
         tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in self.model.named_parameters()}
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
@@ -457,7 +577,7 @@ class Trainer:
         config = self.config.train
         if config.checkpoint_steps:
             return self.progress.step % config.checkpoint_steps == 0
-        return time.monotonic() - self._last_saved > config.checkpoint_seconds
+        return self._late if self.ranks.count > 1 else time.monotonic() - self._last_saved > config.checkpoint_seconds
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -477,8 +597,7 @@ class Trainer:
                 signal.signal(s, handler)
 
     def _not_finite(self, what: str, epoch: Epoch, number: int) -> str:
-        size = self.config.train.batch_size
-        source = epoch.source[number * size : (number + 1) * size]
+        source = self.examples(epoch, number)[0].source
         rows = ", ".join(str(s) for s in source[source >= 0][:5])
         return f"{what} at step {self.progress.step + 1} (interactions {rows}, …); {self._advice()}"
 

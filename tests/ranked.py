@@ -1,0 +1,136 @@
+"""Trainings that several ranks do together, and one alone: run by tests/test_ranks.py under torchrun.
+
+python -m torch.distributed.run --nproc-per-node 2 tests/ranked.py OUT
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence as Many
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+
+from twotower.config import Config
+from twotower.data.dataset import Dataset, prepare
+from twotower.data.tables import check
+from twotower.ranks import Ranks
+from twotower.schema import Schema, Sequence
+from twotower.train.trainer import Trainer
+
+SOFTMAX: dict[str, Any] = {"kind": "softmax"}
+EARLIER: dict[str, Any] = {"histories": "earlier"}
+PLAIN: dict[str, Any] = {"history": {"dropout": 0.0, "input_dropout": 0.0, "heads": 2}, "layers": [8]}
+AUGMENTED: dict[str, Any] = {"layers": [8], "augment": True}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "pairs": ("everything", {}),
+    "pairs and random ones": ("everything", {"negatives": {"random": 2}}),
+    "pairs in shards": ("everything", {"negatives": {"random": 2}, "train": {"shards": 6}}),
+    "mimic of pairs": (
+        "board",
+        {"loss": {"mimic": 0.5}, "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]}},
+    ),
+    "in batch": ("everything", {"loss": SOFTMAX}),
+    "in batch, in shards": ("everything", {"loss": SOFTMAX, "train": {"shards": 6}}),
+    "memory": ("everything", {"loss": SOFTMAX, "negatives": {"memory": 90, "uniform": 9, "popularity": 7}}),
+    "the whole catalogue": ("board", {"loss": SOFTMAX, "negatives": {"full": True}}),
+    "own candidates": (
+        "everything",
+        {
+            "loss": {"kind": "bpr"},
+            "negatives": {"random": 3, "observed": 2, "attribute": "brand", "attribute_items": 2, "memory": 30},
+        },
+    ),
+    "own candidates in shards": (
+        "everything",
+        {
+            "loss": {"kind": "gbce"},
+            "negatives": {"random": 3, "observed": 2, "hard": 1, "hard_ranks": [1, 9], "hard_ratio": 5},
+            "train": {"shards": 6},
+        },
+    ),
+    "mimic of candidates": (
+        "board",
+        {
+            "loss": {"kind": "softmax", "mimic": 0.5},
+            "negatives": {"uniform": 5, "memory": 40},
+            "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
+        },
+    ),
+    "earlier": ("earlier", {"loss": SOFTMAX, "negatives": {"uniform": 9, "observed": 2}, "train": EARLIER}),
+    "earlier in shards": (
+        "earlier",
+        {"loss": SOFTMAX, "negatives": {"uniform": 9, "observed": 2}, "train": EARLIER | {"shards": 6}},
+    ),
+    "attention": (
+        "attention",
+        {
+            "loss": SOFTMAX,
+            "negatives": {"full": True},
+            "train": EARLIER | {"lr": 0.1},  # a larger one makes rounding grow
+            "model": {"width": 8, "pairs": [{"user": PLAIN, "item": {"layers": [8]}}]},
+        },
+    ),
+    "a last batch of one": ("board", {"loss": SOFTMAX, "train": {"batch_size": 0}}),
+    "a last batch of one pair": ("board", {"train": {"batch_size": 0}}),
+}
+
+
+def world(name: str) -> Dataset:
+    if name == "everything":
+        return prepare(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
+    extra: Many[Sequence] = ()
+    if name == "earlier":
+        extra = (Sequence(name="met", side="user", pooling="decay", share=False, rates=(0.5, 0.9), of="all"),)
+    if name == "attention":
+        extra = (Sequence(name="met", side="user", pooling="transformer", max_length=128, width=8),)
+    schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, *extra)})
+    return prepare(check(*checkerboard(), schema), schema, Config().split)
+
+
+def trainer(case: str, ranks: Ranks | None = None, **train: Any) -> Trainer:
+    """A training without anything that is drawn a row at a time: ranks draw other dropout than one alone."""
+    name, sections = CASES[case]
+    data = world(name)
+    sections = {k: dict(v) for k, v in sections.items()}
+    sections["model"] = {"unknown_rate": 0.0, "width": 8} | sections.get("model", {})
+    chosen = {"optimizer": "SGD", "lr": 0.5, "batch_size": 90, "epochs": 2} | sections.get("train", {}) | train
+    if chosen["batch_size"] == 0:
+        positives = sections.get("loss", {}).get("kind", "bce") != "bce"
+        chosen["batch_size"] = (len(data.positive_numbers) if positives else len(data.train)) - 1
+    config = settings(**sections | {"train": {"device": "cpu"} | chosen})
+    return Trainer(data, config, ranks=ranks)
+
+
+def weights(of: Trainer) -> dict[str, np.ndarray[Any, Any]]:
+    """What the training of a case ends with: weights, and the loss and metrics of each epoch."""
+    torch.set_num_threads(1)
+    trained = of.run()
+    found = {n: p.detach().numpy().copy() for n, p in trained.model.named_parameters()}
+    names = ("train.loss", "validation.auc", "validation.recall@5")
+    found["history"] = np.array([[entry.get(n, 0.0) for n in names] for entry in trained.history])
+    return found
+
+
+def main() -> None:
+    out, ranks = Path(sys.argv[1]), Ranks.here()
+    cases = sys.argv[2:] or list(CASES)
+    with ranks.together(seconds=60):
+        for number, case in enumerate(cases):
+            found = weights(trainer(case, ranks))
+            np.savez(out / f"{number}-{ranks.number}.npz", **found)
+            if ranks.first:
+                (out / f"{number}.txt").write_text(case, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    assert os.environ.get("WORLD_SIZE"), "run by torchrun"
+    main()
