@@ -5,8 +5,11 @@ python -m torch.distributed.run --nproc-per-node 2 tests/ranked.py OUT
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower.config import Config
+from twotower.config import Config, DataConfig, SplitConfig
+from twotower.data import preparation
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.tables import check
 from twotower.ranks import Ranks
 from twotower.schema import Schema, Sequence
+from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
 
 SOFTMAX: dict[str, Any] = {"kind": "softmax"}
@@ -70,6 +75,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "earlier",
         {"loss": SOFTMAX, "negatives": {"uniform": 9, "observed": 2}, "train": EARLIER | {"shards": 6}},
     ),
+    "prepared, in shards": (
+        "prepared",
+        {"loss": SOFTMAX, "negatives": {"uniform": 9, "random": 2}, "train": {"shards": 6}},
+    ),
     "attention": (
         "attention",
         {
@@ -87,6 +96,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def world(name: str) -> Dataset:
     if name == "everything":
         return prepare(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
+    if name == "prepared":
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder)
+        checkerboard()[2].write_parquet(Path(folder, "interactions.parquet"))
+        data = DataConfig(interactions=folder + "/*.parquet")
+        return preparation.prepare(data, CHECKERBOARD_SCHEMA, SplitConfig(kind="last"), Path(folder, "out"))
     extra: Many[Sequence] = ()
     if name == "earlier":
         extra = (Sequence(name="met", side="user", pooling="decay", share=False, rates=(0.5, 0.9), of="all"),)
@@ -113,10 +128,19 @@ def trainer(case: str, ranks: Ranks | None = None, **train: Any) -> Trainer:
 def weights(of: Trainer) -> dict[str, np.ndarray[Any, Any]]:
     """What the training of a case ends with: weights, and the loss and metrics of each epoch."""
     torch.set_num_threads(1)
+    epochs: list[Epoch] = []
+    make = of.sampler.epoch
+
+    def epoch(number: int) -> Epoch:
+        epochs.append(make(number))
+        return epochs[-1]
+
+    of.sampler.epoch = epoch  # type: ignore[method-assign]
     trained = of.run()
     found = {n: p.detach().numpy().copy() for n, p in trained.model.named_parameters()}
     names = ("train.loss", "validation.auc", "validation.recall@5")
     found["history"] = np.array([[entry.get(n, 0.0) for n in names] for entry in trained.history])
+    found["shards"] = np.array(sorted(epochs[-1]._held))  # that were read
     return found
 
 

@@ -46,10 +46,15 @@ def test_ranks_train_what_one_trains(together: tuple[int, Path], case: str) -> N
     assert (out / f"{number}.txt").read_text(encoding="utf-8") == case
     alone = ranked.weights(ranked.trainer(case))
     each = [dict(np.load(out / f"{number}-{rank}.npz")) for rank in range(n)]
+    read = [found.pop("shards").tolist() for found in each]
+    assert alone.pop("shards").tolist() == list(range(max(map(max, read)) + 1))
+    if "in shards" in case:
+        assert read == np.arange(6).reshape(n, -1).tolist(), "each rank reads its own shards"
     for name, expected in alone.items():
         for found in each:
             assert np.array_equal(found[name], each[0][name]), f"{name}: the ranks have other weights"
-        bound = 3e-4 if case == "attention" else 2e-5  # deep towers make rounding grow
+        # Deep towers make rounding grow, and it can turn two scores round.
+        bound = 2e-3 if name == "history" else 3e-4 if case == "attention" else 2e-5
         np.testing.assert_allclose(each[0][name], expected, rtol=2e-4, atol=bound, err_msg=name)
     for name, start in ranked.trainer(case).model.named_parameters():
         # Who is asked does not matter to a softmax: the biases of users stay what they are.

@@ -534,10 +534,24 @@ def test_fault_C9_parquet_truncated_anywhere_is_refused(tmp_path: Path) -> None:
         refused(lambda: read_file(path), f"{path}: cannot be read as parquet", "is the file complete?")
 
 
-@pytest.mark.parametrize("name", ["none.csv", "folder.csv"])
-def test_fault_C9_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder.csv").mkdir()
-    refused(lambda: check(tmp_path / name, None, actions(), PLAIN), f"{tmp_path / name}: no such file")
+@pytest.mark.parametrize(
+    ("name", "what"), [("none.csv", "no such file"), ("folder", "no file there"), ("*.csv", "no file")]
+)
+def test_fault_C9_a_missing_file_is_refused(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / "folder").mkdir()
+    refused(lambda: check(tmp_path / name, None, actions(), PLAIN), f"{tmp_path / name}: {what}")
+
+
+def test_a_folder_or_a_pattern_is_one_table_in_the_order_of_names(tmp_path: Path) -> None:
+    for n, ids in (("b", ["007", "x"]), ("a", ["1", "2"])):
+        pl.DataFrame({"id": ids, "v": [1, 2]}).write_csv(tmp_path / f"{n}.csv")
+    (tmp_path / "_SUCCESS").touch()
+    for source in (tmp_path, tmp_path / "*.csv"):
+        assert read_file(source, ("id",))["id"].to_list() == ["1", "2", "007", "x"], "one text makes all of them text"
+    pl.DataFrame({"id": ["3"], "w": [1]}).write_csv(tmp_path / "c.csv")
+    refused(
+        lambda: read_file(tmp_path, ("id",)), "c.csv: column 'v' is not as in a.csv; give all files the same columns"
+    )
 
 
 # --- whole tables -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -54,22 +55,42 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
 
 
 @app.command()
-def train(
-    config: Annotated[Path, typer.Argument(help="a TOML file; `twotower config` prints a template")],
-    run: Annotated[Path, typer.Option("--run", help="folder for the run")],
+def prepare(
+    config: Annotated[Path, typer.Argument(help="a TOML file that names tables")],
+    out: Annotated[Path, typer.Option("--out", help="folder for the prepared dataset")],
     set_: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint")] = False,
-    override: Annotated[bool, typer.Option("--override", help="resume although settings or data changed")] = False,
 ) -> None:
-    """Train on the tables a config names, evaluate, and write a run folder."""
+    """Make sharded Parquet that may be larger than memory ready to train on, as a stream in bounded memory."""
     from twotower import config as settings
     from twotower import pipeline
 
     schema, resolved = settings.load(config, set_ or [])
-    console = Console()
-    tables, schema = pipeline.read(resolved, schema, console)
-    with console:
-        done = pipeline.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=console)
+    pipeline.prepare_folder(resolved, schema, out, print)
+    print(f"next: twotower train {config} --set data.prepared={out.resolve()} --run RUN")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="a TOML file; `twotower config` prints a template")],
+    # Python 3.11's argparse, which torchrun uses, stumbles over --run: it has a --run-path.
+    run: Annotated[Path, typer.Option("--run", "-r", help="folder for the run; under torchrun spell it -r")],
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint")] = False,
+    override: Annotated[bool, typer.Option("--override", help="resume although settings or data changed")] = False,
+) -> None:
+    """Train on the tables a config names, evaluate, and write a run folder; under torchrun, with all ranks."""
+    from twotower import config as settings
+    from twotower import pipeline
+    from twotower.ranks import Ranks
+
+    schema, resolved = settings.load(config, set_ or [])
+    first = Ranks.here().first
+    with Console() as console:
+        watcher = console if first else Watcher()
+        tables, schema = pipeline.read(resolved, schema, watcher)
+        done = pipeline.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=watcher)
+    if not first:
+        return
     print_metrics(done.metrics, resolved.evaluation.k[0])
     print(f"run: {run}   report: {run / 'report.html'}\nnext: twotower evaluate {run}")
 
@@ -131,16 +152,59 @@ def compare(
 @app.command()
 def embed(
     run: Annotated[Path, typer.Argument(help="a run folder")],
-    table: Annotated[Path, typer.Argument(help="Parquet or CSV of items or users, as large as you like")],
-    out: Annotated[Path, typer.Option("--out", help="folder for vectors.npy and ids.parquet")],
+    table: Annotated[
+        Path,
+        typer.Argument(help="Parquet or CSV of items or users, as large as you like: a file, a folder, '*.parquet'"),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="folder for the vectors and their ids")],
     side: Annotated[str, typer.Option("--side", help="item or user")] = "item",
+    shard_rows: Annotated[
+        int, typer.Option("--shard-rows", min=1, help="rows of a shard; one shard is vectors.npy and ids.parquet")
+    ] = 1_048_576,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, or fp16 for half the disk")] = "fp32",
+    anew: Annotated[
+        bool, typer.Option("--anew", help="give up vectors in the folder that are of another table or model")
+    ] = False,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="of a rank; 0: its share of the machine's cores")
+    ] = 0,
 ) -> None:
-    """Vectors of every row of a table, read as a stream in bounded memory."""
-    from twotower import pipeline
+    """Vectors of every row of a table, in bounded memory; shared by the ranks of torchrun, and gone on with when called again."""
+    from twotower.ranks import Ranks
 
     if side not in ("user", "item"):
         raise ConfigError(f"--side {side}: allowed are user and item")
-    pipeline.embed(pipeline.load(run), side, table, out, say=print)  # type: ignore[arg-type]
+    ranks = Ranks.here()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if ranks.count > 1:
+        threads = threads or _cores() // _local(ranks.count) or 1
+    if threads:
+        os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
+    import torch
+
+    from twotower import pipeline
+
+    if threads:
+        torch.set_num_threads(threads)
+    if ranks.count > 1 and ranks.first:
+        say(f"{ranks.count} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
+    pipeline.embed(
+        pipeline.load(run), side, table, out, say=say, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
+        anew=anew, ranks=ranks,
+    )  # fmt: skip
+
+
+def _local(ranks: int) -> int:
+    """How many of the ranks are on this machine: as torchrun says, else all of them."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(said) if said.isdecimal() and int(said) else ranks
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 Store = Annotated[Path, typer.Option("--store", help="folder of published bundles")]
@@ -185,9 +249,10 @@ def rollback(
     reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
 ) -> None:
     """Make an earlier bundle current again."""
-    from twotower.store import Store as Bundles
+    from twotower import collections
 
-    print(f"current: {Bundles(store).rollback(to or None, reason=reason).id}")
+    bundle, alias = collections.rollback(store, to or None, reason=reason)
+    print(f"current: {bundle.id}{f', {alias}' if alias else ''}")
 
 
 @app.command()
@@ -214,11 +279,13 @@ def gc(
     store: Store,
     keep: Annotated[int, typer.Option("--keep", help="newest bundles that stay, at least 2")] = 2,
 ) -> None:
-    """Remove old bundles and what killed publishers left."""
-    from twotower.store import Store as Bundles
+    """Remove old bundles and what killed publishers left, their Milvus collections too."""
+    from twotower import collections
 
-    gone = Bundles(store).gc(keep)
+    gone, dropped = collections.gc(store, keep)
     print(f"removed: {', '.join(gone) or 'nothing'}")
+    if dropped:
+        print(f"dropped: {', '.join(dropped)}")
 
 
 @app.command()
@@ -320,6 +387,7 @@ def _print_answer(answer: Any, as_json: bool) -> None:
         "popular": ", nothing known of the text: popular items"
         if answer.unknown
         else ", an unknown user: popular items",
+        "fallback": ", the index does not answer: popular items",
     }
     print(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
     for place, item in enumerate(answer.items, 1):
@@ -363,6 +431,12 @@ def serve(
     target_wait: Annotated[float, typer.Option("--target-wait", help="… and while the burst does not end")] = 5.0,
     unknown_user: Annotated[
         str, typer.Option("--unknown-user", help="popular: answer with popular items; 404: refuse")
+    ] = "popular",
+    index_timeout: Annotated[
+        float, typer.Option("--index-timeout", help="ms to wait for an index that is elsewhere (Milvus)")
+    ] = 250.0,
+    index_down: Annotated[
+        str, typer.Option("--index-down", help="popular: answer with popular items while it is silent; 503: refuse")
     ] = "popular",
     console: Annotated[bool, typer.Option("--console/--no-console", help="the page at /")] = True,
     access_log: Annotated[bool, typer.Option("--access-log/--no-access-log", help="a line for each request")] = True,

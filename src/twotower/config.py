@@ -41,9 +41,14 @@ class DataConfig(_Section):
         description="a MovieLens, or queries made of its films' titles; brings its own [schema] if none is given",
     )
     source: str = Field("", description="local archive of that MovieLens; TWOTOWER_DATA or the network if empty")
-    users: str = Field("", description="CSV or Parquet of users; empty: the distinct ids of the interactions")
-    items: str = Field("", description="CSV or Parquet of items; empty: the distinct ids of the interactions")
-    interactions: str = Field("", description="CSV or Parquet of interactions; paths are relative to the config file")
+    users: str = Field(
+        "", description="CSV or Parquet of users: a file, a folder or a pattern; empty: the ids of the interactions"
+    )
+    items: str = Field("", description="as users, of items")
+    interactions: str = Field("", description="as users, of interactions; paths are relative to the config file")
+    prepared: str = Field(
+        "", description="a folder that `twotower prepare` made of such tables, to train on instead of them"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -51,6 +56,8 @@ class DataConfig(_Section):
             raise ValueError("data.source is the archive of data.dataset; set data.dataset, or name data.interactions")
         if self.dataset and (self.users or self.items or self.interactions):
             raise ValueError("give either data.dataset or data.interactions (with users and items), not both")
+        if self.prepared and self.dataset:
+            raise ValueError("give either data.dataset or data.prepared, not both")
         return self
 
 
@@ -305,7 +312,22 @@ class TrainConfig(_Section):
     """How it is trained."""
 
     epochs: int = Field(10, ge=1, description="passes over the training interactions")
-    batch_size: int = Field(2048, ge=1, description="pairs a step")
+    batch_size: int = Field(2048, ge=1, description="pairs a step, those of all ranks together")
+    shards: int = Field(
+        1,
+        ge=1,
+        description="ranges of users that are shuffled each by itself, and of which a batch takes equal parts; with a "
+        "multiple of the number of ranks, each rank reads its own only",
+    )
+    tables: Literal["replicated", "torchrec"] = Field(
+        "replicated",
+        description="where embeddings lie: every rank has all of them, or each a part, by TorchRec (docs/scale.md)",
+    )
+    sharding: Literal["auto", "table", "column", "row"] = Field(
+        "auto",
+        description="of tables = 'torchrec': each table whole on one rank, its columns or its rows on all; auto cuts the "
+        "columns of tables larger than an equal share of all",
+    )
     histories: Literal["others", "earlier"] = Field(
         "others",
         description="what a training pair sees of the sequences: the row's other interactions, or only earlier ones "
@@ -340,8 +362,17 @@ class TrainConfig(_Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the layers' products; weights stay fp32")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu")
     seed: int = Field(1, ge=0, lt=2**31, description="of weights, order, negatives and dropout")
+    timeout: float = Field(600.0, gt=0, description="seconds after which a rank that waits for another gives up")
     checkpoint_seconds: float = Field(60.0, ge=0, description="time between checkpoints; one also follows every epoch")
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints; 0 leaves it to the clock")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.sharding != "auto" and self.tables != "torchrec":
+            raise ValueError(
+                f"sharding = '{self.sharding}' is about tables = 'torchrec'; set that too, or leave it out"
+            )
+        return self
 
 
 class EvaluationConfig(_Section):
@@ -359,14 +390,50 @@ class EvaluationConfig(_Section):
 class IndexConfig(_Section):
     """How a published model is searched."""
 
-    kind: Literal["auto", "exact", "flat", "ivf", "hnsw", "ivfpq"] = Field(
-        "auto", description="auto chooses by the size of the catalogue and says why"
+    kind: Literal["auto", "exact", "flat", "ivf", "hnsw", "ivfpq", "milvus"] = Field(
+        "auto", description="auto chooses by the size of the catalogue, never milvus, and says why"
     )
     recall: float = Field(
         0.95, gt=0, le=1, description="least recall against exact search, by held-out users, to publish; tuned to it"
     )
     k: int = Field(100, ge=1, description="cut-off of that recall")
     queries: int = Field(1000, ge=20, description="users that are asked for it: one half tunes, the other half judges")
+    uri: str = Field(
+        "",
+        description="of kind milvus: http://HOST:PORT of a server, or a path ending in .db, which milvus-lite opens; "
+        "a token is read from TWOTOWER_MILVUS_TOKEN",
+    )
+    prefix: str = Field(
+        "twotower",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$",
+        description="of kind milvus: the alias of the current bundle's collection, and how names of collections begin; "
+        "a store has its own",
+    )
+    type: Literal["auto", "FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"] = Field(
+        "auto", description="of kind milvus: its index type; auto chooses by the size of the catalogue and says why"
+    )
+    timeout: float = Field(
+        300.0,
+        gt=0,
+        description="of kind milvus: seconds that one step of publishing may take there, building the index too",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> IndexConfig:
+        if self.kind != "milvus":
+            for name in ("uri", "prefix", "type", "timeout"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is an option of kind = 'milvus', not of '{self.kind}'; leave it out")
+        elif not self.uri:
+            raise ValueError(
+                "kind = 'milvus' needs index.uri: http://HOST:PORT, or a path ending in .db for milvus-lite"
+            )
+        elif self.uri.startswith(("http://", "https://")):
+            if "@" in self.uri:
+                raise ValueError("uri holds a user or password, which a bundle would carry; set TWOTOWER_MILVUS_TOKEN")
+        elif "://" in self.uri or not self.uri.endswith(".db"):
+            raise ValueError(f"uri is '{self.uri}', expected http://HOST:PORT, https://…, or a path ending in .db")
+        return self
 
 
 class Config(_Section):
@@ -452,7 +519,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Conf
     folder = path.resolve().parent
     located = {
         name: str((folder / value).resolve())
-        for name in ("users", "items", "interactions", "source")
+        for name in ("users", "items", "interactions", "prepared", "source")
         if (value := getattr(config.data, name))
     }
     return schema, config.model_copy(update={"data": config.data.model_copy(update=located)})

@@ -1,12 +1,17 @@
-"""Vectors of tables that are larger than memory: a piece at a time, encoded and sent through its tower."""
+"""Vectors of tables that are larger than memory: in shards that ranks share, a piece at a time through the tower."""
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +25,24 @@ from twotower.data.feed import padded
 from twotower.data.splits import TEST
 from twotower.data.tables import as_integers, check_utf8, need, with_ids
 from twotower.encoders import CategoricalEncoder, Column, Field, Ragged
-from twotower.errors import DataError, RunError
+from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation import evaluating
+from twotower.ranks import Ranks
 from twotower.run import Run
 from twotower.schema import SideName
+from twotower.shards import ANEW, File, Shard, Work, claim, clear, common_type, cut, save_ids
+from twotower.vectors import IDS, VECTORS, WORK
 
 BLOCK = 32_768
 """Rows a tower embeds at once: more takes memory, fewer makes its threads wait for each other more often."""
 
-VECTORS, IDS = "vectors.npy", "ids.parquet"
+SHARD_ROWS = 1_048_576
+"""A multiple of the blocks, so that a row meets the same rows in its block however the table is cut."""
+
+FAIL_POINT = "TWOTOWER_FAIL_AT_SHARD"  # for tests of recovery: SIGKILL to itself in the middle of this shard
+
+Precision = Literal["fp32", "fp16"]
+_TYPES = {"fp32": "<f4", "fp16": "<f2"}
 
 
 def embed(
@@ -38,28 +52,123 @@ def embed(
     out: Path | str,
     batch_rows: int = 65_536,
     say: Callable[[str], None] = lambda line: None,
+    *,
+    shard_rows: int = SHARD_ROWS,
+    precision: Precision = "fp32",
+    anew: bool = False,
+    ranks: Ranks | None = None,
 ) -> int:
-    """Vectors of every row of `source` (CSV, TSV or Parquet), which may be larger than memory; gives their number.
+    """Vectors of every row of `source`, which may be larger than memory; gives the number of rows that have theirs.
 
-    The folder `out` then holds vectors.npy (n, D) float32 and ids.parquet, the ids in the same order. A row whose id
-    the run knows has the sequences and statistics that the run has for it; a new one has empty sequences, a count of
-    zero and no mean. An id that comes twice has two vectors.
+    `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet". Up to `shard_rows`
+    rows of a Parquet file are a shard; so is a whole text file. `out` then holds, for one shard, vectors.npy (n, D)
+    float32 and ids.parquet, the ids in the same order; for several, what `vectors.py` describes and `Vectors` reads.
+    Shards are made once: a later call goes on with what is missing or damaged. `ranks` share them, and nobody waits
+    for anybody: who is done early helps, and the last one writes the list.
 
-    Raises DataError for a table that is not as the schema says, RunError if `out` holds anything else or the model
-    gives a vector that is not finite.
+    A row whose id the run knows has the sequences and statistics that the run has for it; a new one has empty sequences,
+    a count of zero and no mean. An id that comes twice has two vectors.
+
+    Raises DataError for a table that is not as the schema says, RunError if `out` holds anything else, or vectors of
+    another table or model that `anew` does not give up, or the model gives a vector that is not finite; ConfigError.
     """
-    source, out = Path(source), Path(out)
-    _claim(out)
-    started = told = time.perf_counter()
-    tower = run.model.user_vectors if side == "user" else run.model.item_vectors
-    device = run.model.log_temperature.device
-    n = width = 0
+    source, out, me = Path(source), Path(out), ranks or Ranks()
+    if precision not in _TYPES:
+        raise ConfigError(f"precision '{precision}': allowed are {', '.join(_TYPES)}")
+    if shard_rows < 1:
+        raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
+    rows = _Rows(run, side)
+    files = _files(source, rows)
+    shards = cut(files, shard_rows)
+    if not shards:
+        raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
+    tower = _Tower(run, rows, precision, batch_rows, say if me.count == 1 else lambda t: say(f"rank {me.number}: {t}"))
+    if len(shards) == 1:
+        return _whole(tower, shards[0], out, anew) if me.first else 0
+    plan = {
+        "side": side, "model": _digest(run), "schema": hashlib.sha256(rows.schema.model_dump_json().encode()).hexdigest(),
+        "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in files],
+    }  # fmt: skip
+    with Work.begin(out, plan, len(shards), anew) as work:
+        mine = range(me.number, len(shards), me.count)
+        made = sum(_make(tower, work, shards[i], look=True) for i in mine)
+        while True:  # from the end, where those who are slow come last
+            missing = [s for s in reversed(shards) if not work.record(s.number)]
+            helped = sum(_make(tower, work, s, look=False) for s in missing)
+            made += helped
+            if not helped:
+                break
+        n, last = work.finish(run.model.metric)
+        if not n and all(work.record(s.number) for s in shards):
+            raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
+        if last or (work.complete and me.first):
+            say(f"{n:,} {side}s in {len(shards):,} shards have vectors: {out}")
+        return n
+
+
+def _whole(tower: _Tower, shard: Shard, out: Path, anew: bool) -> int:
+    """A table of one shard, replacing an earlier one."""
+    claim(out)
+    if (out / WORK).exists():
+        if not anew:
+            raise RunError(f"{out}: holds the shards of another table; {ANEW}")
+        clear(out)
     with storage.new_folder(out) as folder:
+        n, *_ = tower(shard, folder)
+        if not n:
+            raise DataError(f"{tower.rows.side}s: the table has no rows, expected at least one; fill it")
+    tower.tell(n, f": {out}")
+    return n
+
+
+def _make(tower: _Tower, work: Work, shard: Shard, look: bool) -> bool:
+    """Make a shard unless another process is at it, or it is there; with `look`, whole. Gives whether it was made."""
+    with work.claimed(shard.number) as mine:
+        if not mine:
+            return False
+        if work.record(shard.number):
+            if not look or work.sound(shard.number):
+                return False
+            tower.say(f"shard {shard.number + 1} is damaged, it is made again")
+            work.forget(shard.number)
+        with work.making(shard.number) as folder:
+            n, width, kind = tower(shard, folder)
+            work.put(shard.number, folder, n, width, kind)
+        tower.tell(n, f", shard {shard.number + 1} of {work.shards}")
+    return True
+
+
+def _digest(run: Run) -> str:
+    """The digest in the run's model.json; of a model that is in no folder, one of its weights."""
+    if run.folder and (run.folder / "model.json").exists():
+        return str(storage.read_json(run.folder / "model.json")["sha256"])
+    digest = hashlib.sha256()
+    for name, weights in run.model.named_parameters():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weights.detach().cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+class _Tower:
+    """Makes the vectors of a shard, and tells how fast."""
+
+    def __init__(
+        self, run: Run, rows: _Rows, precision: Precision, batch_rows: int, say: Callable[[str], None]
+    ) -> None:
+        self.run, self.rows, self.type, self.batch_rows, self.say = run, rows, _TYPES[precision], batch_rows, say
+        self.started = 0.0
+
+    def __call__(self, shard: Shard, folder: Path) -> tuple[int, int, str]:
+        """Write vectors.npy (n, D) and ids.parquet of a shard; gives n, D and the type of the ids. Nothing, if n is 0."""
+        run, rows, source = self.run, self.rows, shard.file.path
+        tower = run.model.user_vectors if rows.side == "user" else run.model.item_vectors
+        device = run.model.log_temperature.device
+        self.started = told = time.perf_counter()
+        n = width = 0
         scratch = folder / "scratch"
         scratch.mkdir()
-        rows = _Rows(run, side)
         with (folder / VECTORS).open("w+b") as file:
-            for frame in _batches(source, rows, scratch, batch_rows):
+            for frame in _batches(shard, rows, scratch, self.batch_rows):
                 ids, columns = rows(frame)
                 for start in range(0, len(ids), BLOCK):
                     inputs = _inputs(rows.fields, columns, slice(start, start + BLOCK), device)
@@ -69,44 +178,43 @@ def embed(
                         raise RunError(f"a vector of {source} is not finite; the model is broken, train it again")
                     if not width:
                         width = vectors.shape[1]
-                        _header(file, 0, width)
-                    file.write(np.ascontiguousarray(vectors).data)
+                        _header(file, 0, width, self.type)
+                    file.write(np.ascontiguousarray(self._rounded(vectors, source)).data)
                 ids.to_frame().write_parquet(scratch / f"{n:015d}.parquet")
                 n += len(ids)
+                if os.environ.get(FAIL_POINT) == str(shard.number):
+                    os.kill(os.getpid(), signal.SIGKILL)
                 if time.perf_counter() > told + 5:
                     told = time.perf_counter()
-                    say(f"{n:,} {side}s embedded, {n / (told - started):,.0f} a second")
-            _header(file, n, width)
-        _join(sorted(scratch.glob("*.parquet")), folder / IDS)
+                    self.tell(n)
+            _header(file, n, width, self.type)
+        kind = ""
+        if n:
+            parts = sorted(scratch.glob("*.parquet"))
+            common = common_type({str(pl.read_parquet_schema(p)["id"]) for p in parts})
+            save_ids(parts, common, folder / IDS)
+            kind = str(common)
         shutil.rmtree(scratch)
-    say(f"{n:,} {side}s embedded, {n / (time.perf_counter() - started):,.0f} a second: {out}")
-    return n
+        return n, width, kind
+
+    def _rounded(self, vectors: npt.NDArray[np.float32], source: Path) -> npt.NDArray[Any]:
+        if self.type == "<f4":
+            return vectors
+        with np.errstate(over="ignore"):
+            out = vectors.astype(self.type)
+        if not np.isfinite(out).all():
+            raise RunError(f"a vector of {source} has a number above 65,504, which fp16 does not reach; use fp32")
+        return out
+
+    def tell(self, n: int, more: str = "") -> None:
+        self.say(f"{n:,} {self.rows.side}s embedded, {n / (time.perf_counter() - self.started):,.0f} a second{more}")
 
 
-def _claim(out: Path) -> None:
-    """Raises RunError unless `out` is new, empty, or holds vectors and their ids and nothing else."""
-    if not out.exists():
-        return
-    strange = sorted({p.name for p in out.iterdir()} - {VECTORS, IDS}) if out.is_dir() else [out.name]
-    if strange:
-        raise RunError(f"{out}: not a folder of vectors (it holds {strange[0]}); choose another folder")
-
-
-def _header(file: BinaryIO, n: int, width: int) -> None:
+def _header(file: BinaryIO, n: int, width: int, kind: str = "<f4") -> None:
     """The header of a .npy file of shape (n, width); numpy leaves room in it for any n."""
     file.seek(0)
-    about = {"descr": "<f4", "fortran_order": False, "shape": (n, width)}
+    about = {"descr": kind, "fortran_order": False, "shape": (n, width)}
     np.lib.format.write_array_header_1_0(file, about)
-
-
-def _join(parts: list[Path], path: Path) -> None:
-    """The ids of all parts in one file and of one type: an id that is no integer makes all of them text."""
-    types = {pl.read_parquet_schema(p)["id"] for p in parts}
-    if len(types) == 1:
-        pl.scan_parquet(parts).sink_parquet(path)
-        return
-    common = pl.String if pl.String in types else pl.UInt64
-    pl.concat([pl.scan_parquet(p).select(pl.col("id").cast(common)) for p in parts]).sink_parquet(path)
 
 
 class _Rows:
@@ -174,42 +282,93 @@ def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, 
     return Inputs(len(rows), torch.from_numpy(lookup).to(device), bags, dense)
 
 
-def _batches(source: Path, rows: _Rows, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
-    """The columns that are read, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
-    if not source.is_file():
-        raise DataError(f"{source}: no such file")
-    ending = source.suffix.lower()
-    if ending not in (".parquet", ".pq", ".csv", ".tsv"):
-        raise DataError(f"{source}: found a '{ending}' file, expected .csv, .tsv or .parquet; convert or rename it")
-    text = ending in (".csv", ".tsv")
-    try:
-        table = _from_text(source, rows, scratch / "table") if text else pl.scan_parquet(source)
+_ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
+
+
+def _files(source: Path, rows: _Rows) -> list[File]:
+    """The files of a table in the order of their names, with the columns that are needed. Raises DataError."""
+    if source.is_dir():
+        paths = [p for p in source.iterdir() if not p.name.startswith((".", "_"))]  # Spark puts _SUCCESS and .crc there
+        if other := sorted(p.name for p in paths if p.is_dir()):
+            raise DataError(
+                f"{source}: found the folder {other[0]} in it; name all files, as in '{source}/*/*.parquet'"
+            )
+    elif not source.exists() and glob.has_magic(str(source)):
+        found = glob.glob(str(source), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        paths = [p for p in map(Path, found) if not p.is_dir()]
+    else:
+        paths = [source]
+    if not paths:
+        raise DataError(f"{source}: no file there; name a table, a folder of tables or a pattern")
+    base = Path(os.path.commonpath([p.parent for p in paths]))
+    named = sorted((p.relative_to(base).as_posix(), p) for p in paths)
+    return [File(path, name, _length(path, rows)) for name, path in named]
+
+
+def _length(path: Path, rows: _Rows) -> int | None:
+    """Rows of a Parquet file, None of a text. Raises DataError if it is neither or a column is missing."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix.lower() not in _ENDINGS:
+        ending = path.suffix.lower()
+        raise DataError(f"{path}: found a '{ending}' file, expected .csv, .tsv or .parquet; convert or rename it")
+    with _reading(path):
+        if _is_text(path):
+            rows.check(_names(path))
+            return None
+        table = pl.scan_parquet(path)
         rows.check(table.collect_schema().names())
-        table = table.select(rows.columns)
-        n = int(table.select(pl.len()).collect().item())
-        if not n:
-            raise DataError(f"{rows.side}s: the table has no rows, expected at least one; fill it")
-        for start in range(0, n, batch_rows):
-            # Slices of a Parquet file are stable and skip what comes before; streamed batches are read far ahead.
-            frame = table.slice(start, batch_rows).collect(engine="streaming")
-            yield frame.with_columns(as_integers(frame[rows.key])) if text else frame
+        return int(table.select(pl.len()).collect().item())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What polars says of a file it cannot read, as a DataError of one line."""
+    try:
+        yield
     except pl.exceptions.NoDataError:
-        raise DataError(f"{source}: the file is empty; it needs a header line and at least one row") from None
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:
-        if text:
-            check_utf8(source)
+        raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
+        if _is_text(path) and path.is_file():
+            check_utf8(path)
         line = (str(e).splitlines() or [type(e).__name__])[0]
-        raise DataError(f"{source}: cannot be read as {ending[1:]} ({line}); is the file complete?") from None
+        ending = path.suffix.lower()[1:]
+        raise DataError(f"{path}: cannot be read as {ending} ({line}); is the file complete?") from None
+
+
+def _batches(shard: Shard, rows: _Rows, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
+    """The columns that are read, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
+    path, text = shard.file.path, _is_text(shard.file.path)
+    with _reading(path):
+        table = _from_text(path, rows, scratch / "table") if text else pl.scan_parquet(path).select(rows.columns)
+        n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
+    for start in range(0, n, batch_rows):
+        with _reading(path):
+            # Slices of a Parquet file are stable and skip what comes before; streamed batches are read far ahead.
+            rest = min(batch_rows, n - start)
+            frame = table.slice(shard.start + start, rest).collect(engine="streaming")
+        if len(frame) != rest:
+            raise DataError(f"{path}: has changed while it was read; call again when it is complete")
+        yield frame.with_columns(as_integers(frame[rows.key])) if text else frame
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv")
+
+
+def _separator(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _names(path: Path) -> list[str]:
+    return pl.read_csv(path, separator=_separator(path), n_rows=0, infer_schema=False).columns
 
 
 def _from_text(source: Path, rows: _Rows, path: Path) -> pl.LazyFrame:
     """A CSV as Parquet: its types are those of all its rows, and it is read once."""
-    separator = "\t" if source.suffix.lower() == ".tsv" else ","
-    names = pl.read_csv(source, separator=separator, n_rows=0, infer_schema=False).columns
-    rows.check(names)
     table = pl.scan_csv(
         source,
-        separator=separator,
+        separator=_separator(source),
         infer_schema_length=None,
         try_parse_dates=True,
         schema_overrides={rows.key: pl.String},

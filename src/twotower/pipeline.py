@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 
 from twotower import report, run
 from twotower.config import Config
-from twotower.data import movielens
+from twotower.data import movielens, preparation
 from twotower.data.dataset import Dataset, prepare
+from twotower.data.prepared import Prepared
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.embed import embed
@@ -31,8 +33,8 @@ from twotower.train.trainer import Trainer, choose_device, peak_memory_mb
 from twotower.watcher import Watcher
 
 __all__ = [
-    "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "publish", "read", "recent", "recommend",
-    "retriever",
+    "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read", "recent",
+    "recommend", "retriever",
 ]  # fmt: skip
 
 load = run.load
@@ -48,9 +50,13 @@ def retriever(store: Path | str) -> Retriever:
     return Retriever(Store(store).current())
 
 
-def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) -> tuple[Tables, Schema]:
-    """The tables that `config.data` names, checked against the schema."""
+def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) -> tuple[Tables | Dataset, Schema]:
+    """The tables that `config.data` names, checked against the schema; or the prepared dataset."""
     data, say = config.data, (watcher or Watcher()).say
+    if data.prepared:
+        dataset = Prepared.open(data.prepared)
+        dataset.check(schema, config.split)
+        return dataset, dataset.schema
     if data.dataset:
         schema = schema or movielens.SCHEMAS[data.dataset]
         raw = movielens.load(data.dataset, data.source or None, say)
@@ -66,8 +72,21 @@ def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) 
     return tables, schema
 
 
+def prepare_folder(
+    config: Config, schema: Schema | None, out: Path | str, say: Callable[[str], None] = lambda line: None
+) -> Dataset:
+    """Make the folder `out` of the sharded Parquet that `config.data` names, however large, to train on.
+
+    Raises DataError, ConfigError or RunError for what cannot be used; then nothing is left behind."""
+    if schema is None:
+        raise ConfigError("[schema] is missing; `twotower config` prints a template")
+    dataset = preparation.prepare(config.data, schema, config.split, Path(out), say)
+    say(f"{dataset.describe()}: {out}")
+    return dataset
+
+
 def fit(
-    tables: Tables | tuple[Any, Any, Any],
+    tables: Tables | Dataset | tuple[Any, Any, Any],
     schema: Schema,
     config: Config | None = None,
     *,
@@ -76,7 +95,7 @@ def fit(
     override: bool = False,
     watcher: Watcher | None = None,
 ) -> Run:
-    """Train a two-tower model on (users, items, interactions) and evaluate it.
+    """Train a two-tower model on (users, items, interactions), or on a prepared dataset, and evaluate it.
 
     Under torchrun all ranks train it together; the first evaluates it and writes.
 
@@ -85,9 +104,10 @@ def fit(
     or starts when there is none. Raises DataError, ConfigError or RunError for what cannot be used.
     """
     config, watcher = config or Config(), watcher or Watcher()
-    if not isinstance(tables, Tables):
-        tables = check(*tables, schema)
-    dataset = prepare(tables, schema, config.split)
+    if isinstance(tables, Dataset):
+        dataset = tables
+    else:
+        dataset = prepare(tables if isinstance(tables, Tables) else check(*tables, schema), schema, config.split)
     del tables
     watcher.say(dataset.describe())
     for line in dataset.describe_texts():
@@ -102,7 +122,7 @@ def _train(
 ) -> Run:
     ranks = Ranks.here()
     device = choose_device(config.train.device, watcher.say, ranks.local)
-    with ranks.together(device.type, config.train.timeout):
+    with ranks.together(device.type, config.train.timeout, alone=config.train.tables == "torchrec"):
         checkpoints = folder / "checkpoints" if folder else None
         told = _Recorder(folder, watcher) if ranks.first else Watcher()
         trainer = Trainer(dataset, config, checkpoints, told, run.fingerprint(dataset, config), ranks, device)

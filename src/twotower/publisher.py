@@ -1,6 +1,6 @@
 """From a run to a bundle, and what a bundle is worth.
 
-config.toml  encoders.json  users|items|interactions.parquet      as in the run
+config.toml  encoders.json  users|items|interactions.parquet, or prepared/      as in the run
 model.safetensors  model.json  metrics.json
 user_tower.onnx  item_tower.onnx      parity with torch is checked before they are published
 user_vectors.npy  index/              of the same model: vectors.json says of which
@@ -24,23 +24,23 @@ from twotower import index as indexes
 from twotower import run as runs
 from twotower import storage
 from twotower.bundle import Bundle
+from twotower.collections import Collections
 from twotower.config import IndexConfig
 from twotower.data import dataset as datasets
+from twotower.data.prepared import FOLDER, Prepared
 from twotower.data.splits import TEST
 from twotower.encoders import Encoders, Floats, Ints
 from twotower.errors import RunError
 from twotower.evaluation import Factors, Metrics, Report
 from twotower.export import export
-from twotower.index import Index
+from twotower.index import Index, Place
 from twotower.retrieve import Method, Request, Retriever
 from twotower.run import Run
 from twotower.schema import SIDES
 from twotower.store import Store
 
-FROM_RUN = (
-    "config.toml", "encoders.json", "users.parquet", "items.parquet", "interactions.parquet", "model.safetensors",
-    "model.json", "metrics.json",
-)  # fmt: skip
+FROM_RUN = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
+TABLES = ("users.parquet", "items.parquet", "interactions.parquet")
 
 
 def publish(
@@ -55,28 +55,44 @@ def publish(
     """Make a bundle of a run and make it the store's current one; the store is made if it is not there.
 
     The index is tuned to `config.recall` with one half of the asked users and judged with the other; below it the
-    bundle is refused, unless `force`, which the store's history tells. Raises RunError; on failure nothing changes.
+    bundle is refused, unless `force`, which the store's history tells. An index in Milvus is a new collection, for which
+    the alias stands as soon as the bundle is current. Raises RunError; on failure nothing changes.
     """
     if run.folder is None:
         raise RunError("the run has no folder; train it with one to publish it")
     config = config or run.config.index
     opened = Store.create(store)
-    bundle = opened.publish(lambda folder: _write(run, config, folder, say), _probe, reason=reason, force=force)
+    collections = Collections(opened)
+    try:
+        bundle = opened.publish(
+            lambda folder: _write(run, config, folder, say, collections), _probe, reason=reason, force=force
+        )
+    except BaseException:
+        collections.discard()
+        raise
+    if line := collections.follow():
+        say(line)
     say(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; it is the current bundle of {store}")
     return bundle
 
 
-def _write(run: Run, config: IndexConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _write(
+    run: Run, config: IndexConfig, folder: Path, say: Callable[[str], None], collections: Collections | None = None
+) -> dict[str, Any]:
     """Fill a bundle's folder; the facts of its manifest."""
     assert run.folder is not None
-    for name in FROM_RUN:
+    if collections is not None and (left := collections.sweep()):
+        say(f"dropped what no bundle names: {', '.join(left)}")
+    for name in FROM_RUN if isinstance(run.dataset, Prepared) else FROM_RUN + TABLES:
         shutil.copyfile(run.folder / name, folder / name)
+    if isinstance(run.dataset, Prepared):
+        run.dataset.link(folder / FOLDER)
     model = storage.read_json(folder / "model.json")["sha256"]
     _check_unchanged(run, folder)
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)
-    index = _index(items, run.model.metric, config, say)
+    index = _index(items, run.model.metric, config, say, model, collections)
     gate = _tune(index, users[_asked(run, config.queries)], config, say)
     index.save(folder / "index")
     np.save(folder / "user_vectors.npy", users)
@@ -102,7 +118,8 @@ def _write(run: Run, config: IndexConfig, folder: Path, say: Callable[[str], Non
         "schema_hash": _digest(run.dataset.schema.model_dump_json()),
         "vocab_hash": _digest(run.dataset.encoders.to_json()),
         "versions": {"twotower": twotower.__version__, "python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")},
+        | {name: version(name) for name in ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")}
+        | ({"pymilvus": version("pymilvus")} if index.remote else {}),
     }
 
 
@@ -122,14 +139,38 @@ def _check_users(users: Floats) -> None:
         raise RunError(f"{bad} user vectors are not finite; the model is broken, train it again")
 
 
-def _index(items: Floats, metric: indexes.Metric, config: IndexConfig, say: Callable[[str], None]) -> Index:
-    if config.kind == "auto":
+def _index(
+    items: Floats,
+    metric: indexes.Metric,
+    config: IndexConfig,
+    say: Callable[[str], None],
+    model: str,
+    collections: Collections | None,
+) -> Index:
+    place = None
+    if config.kind == "milvus":
+        type_, why = (config.type, "index.type asks for it")
+        if config.type == "auto":
+            type_, why = indexes.choose_type(len(items))
+        assert type_ != "auto"
+        kind, params = "milvus", None
+
+        def announce(name: str) -> None:
+            if collections is not None:
+                collections.announce(uri, name)
+            say(f"index: collection {name} at {uri}")
+
+        # The present folder is not that of whoever serves it.
+        uri = config.uri if "://" in config.uri else str(Path(config.uri).absolute())
+        place = Place(uri, config.prefix, type_, config.timeout, model, announce)
+        say(f"index: milvus {type_} ({why})")
+    elif config.kind == "auto":
         kind, params, why = indexes.choose(len(items), metric)
         say(f"index: {kind} ({why})")
     else:
         kind, params = config.kind, None
         say(f"index: {kind} (index.kind asks for it)")
-    index = indexes.build(kind, items, np.arange(len(items)), metric, params)
+    index = indexes.build(kind, items, np.arange(len(items)), metric, params, place)
     if len(index.rejected):
         say(f"warning: {len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
     if not len(index):

@@ -12,9 +12,11 @@ import json
 import threading
 import time
 import tomllib
+import weakref
 from collections.abc import Container, Iterable, Mapping
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -30,6 +32,7 @@ from twotower import storage
 from twotower.bundle import Bundle
 from twotower.config import Config
 from twotower.data import dataset as datasets
+from twotower.data import prepared
 from twotower.data.dataset import Dataset, Ids, Lines
 from twotower.data.feed import Feed, feed, feed_row, row_of
 from twotower.data.splits import TEST, TRAIN
@@ -41,12 +44,14 @@ from twotower.onnx_tower import Gate, OnnxTower
 from twotower.schema import Feature, MultiHot, Numeric, Schema, Sequence
 
 Method = Literal[1, 2]
-Source = Literal["model", "cold_start", "popular"]
+Source = Literal["model", "cold_start", "popular", "fallback"]
 MAX_K = 10_000
 CELLS = 2**21
 """Products of two items of a history that a call of the tower may hold for each of its heads."""
 PIECE = 2**13
 """Vectors that are looked at together."""
+MAPPED = 20_000
+"""Of a remote index, so many items, the most popular, give their directions."""
 KEPT_ROWS = 2**24
 KEPT_FILTERS = 256
 """Of the filters asked last are kept so many, and so many rows together (128 MiB)."""
@@ -149,11 +154,15 @@ class Retriever:
 
     def __init__(self, bundle: Bundle, threads: int = 1, sound: Container[str] = ()) -> None:
         """`bundle` has been verified by `Bundle.open`. A FAISS file is first loaded in a process of its own, unless its
-        SHA-256 is among the `sound` ones. Raises RunError or BundleError if the bundle's parts do not agree."""
+        SHA-256 is among the `sound` ones. Raises RunError or BundleError if the bundle's parts do not agree, Unavailable
+        if its index is elsewhere and does not answer."""
         self.bundle = bundle
         self.digests: dict[str, str] = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
-        with bundle.lease():  # once everything is open or read, nobody can take it away
+        with ExitStack() as held:
+            held.enter_context(bundle.lease())  # once everything is open or read, nobody can take it away
             self._load(bundle, threads, self.index_digest not in sound)
+            if self.index.remote:  # but a collection goes with its bundle
+                weakref.finalize(self, held.pop_all().close)
 
     @property
     def index_digest(self) -> str:
@@ -166,7 +175,7 @@ class Retriever:
             index = beside.submit(indexes.load, folder / "index", verify=verify)
             schema, self.config = _settings(folder)
             # The item tower is not asked here, so its columns are not made.
-            self.dataset: Dataset = datasets.load(folder, schema, self.config.split, encode=("user",))
+            self.dataset: Dataset = prepared.load(folder, schema, self.config.split, encode=("user",))
             self.user_ids, self.item_ids = Ids(self.dataset.users.ids), Ids(self.dataset.items.ids)
             self.titles = Lines(self.dataset.title_column())
             self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
@@ -188,7 +197,8 @@ class Retriever:
                     "items": len(self.index) + len(self.index.rejected),
                     "dims": self.index.width,
                     "metric": self.index.metric,
-                },
+                }
+                | ({"model": self.index.describe()["model"]} if self.index.remote else {}),
                 "users.parquet": {"users": len(self.dataset.users)},
                 "items.parquet": {"items": len(self.dataset.items)},
                 "user_tower.onnx": {"model": self.tower.model, "dims": self.tower.width},
@@ -198,25 +208,24 @@ class Retriever:
         self._filters: dict[tuple[tuple[str, str], ...], Ints] = {}
         self._filtering = threading.Lock()
         # Made now, not by the first who asks.
-        _ = self.seen, self._codes, self.popular, self._rank, self._lengths
+        _ = self.seen, self._codes, self.popular, self._rank
         _ = self._features, self._dtypes, self._stranger
+        if not self.index.remote:
+            _ = self._lengths
 
     @property
     def schema(self) -> Schema:
         return self.dataset.schema
 
-    @cached_property
+    @property
     def seen(self) -> Ragged:
         """User row -> item rows of all their interactions, whatever the part; its source numbers these."""
-        pairs = self.dataset.pairs
-        return Ragged.from_pairs(pairs.user, pairs.item, len(self.user_ids), np.arange(len(pairs)))
+        return self.dataset.seen
 
     @cached_property
     def popular(self) -> Ints:
         """Item rows, most training positives first."""
-        train = self.dataset.train
-        counts = np.bincount(train.item[train.positive], minlength=len(self.item_ids))
-        return np.argsort(-counts, kind="stable")
+        return np.argsort(-self.dataset.positives_of_item, kind="stable")
 
     @cached_property
     def _rank(self) -> Ints:
@@ -286,13 +295,15 @@ class Retriever:
         keep_seen: bool = False,
         exact: bool = False,
         vector: Floats | None = None,
+        fallback: bool = False,
     ) -> Answer:
         """The best `k` items for who asks, what they have met left out unless `keep_seen`.
 
         `allow` and `ban` are item ids, `where` wants an item column to equal a value (or to hold it, for a column of
         several). A user the bundle does not know gets the tower on what the request says of them ("cold_start"), or
         the most popular items if it says nothing ("popular"). A `vector` (1, D) stands for what `vector` gives, and is
-        searched with as it is. Raises DataError for what cannot be used.
+        searched with as it is. `fallback` gives the most popular items ("fallback") without a search. Raises DataError
+        for what cannot be used, Unavailable if the index is elsewhere and does not answer.
         """
         started = time.perf_counter()
         _check_k(k)
@@ -308,7 +319,9 @@ class Retriever:
             met = [r for r in named.values() if r >= 0]
             out = np.concatenate([out, np.array(met, np.int64), row_of(self.seen, row) if row is not None else out[:0]])
         allowed = self._allowed(allow, where)
-        if vector is None and source == "popular":
+        if fallback:
+            source = "fallback"
+        if fallback or (vector is None and source == "popular"):
             rows, scores = self._most_popular(k, out, allowed)
         else:
             if vector is None:
@@ -641,15 +654,32 @@ class Retriever:
         query = self._unbiased(np.array([row]))
         if not len(query):
             raise DataError(f"item '{item_id}' has no vector to compare (it was rejected when the index was built)")
-        rows, lengths = self._lengths
-        scores = self.index.products(query / np.maximum(np.linalg.norm(query), 1e-12)) / lengths
-        scores[np.searchsorted(rows, row)] = -np.inf
+        query /= np.maximum(np.linalg.norm(query), 1e-12)
+        if self.index.remote:
+            rows, scores = self._near(query, k)
+        else:
+            rows, lengths = self._lengths
+            scores = self.index.products(query) / lengths
+        if (at := int(np.searchsorted(rows, row))) < len(rows) and rows[at] == row:
+            scores[at] = -np.inf
         n = min(k, len(scores) - 1)
         best = np.argpartition(scores, len(scores) - n)[len(scores) - n :] if n else np.zeros(0, np.int64)
         best = best[np.lexsort((best, -scores[best]))]
         items = self._items(rows[best], scores[best])
         spent = (time.perf_counter() - started) * 1e3
         return Answer(items, self.bundle.id, 1, "model", round(spent, 3), len(items) < k)
+
+    def _near(self, query: Floats, k: int) -> tuple[Ints, Floats]:
+        """Rows, rising, that include those nearest to a direction (1, D), and their cosines.
+
+        The index finds the largest products; where lengths differ, some more of these are the nearest.
+        """
+        n = min(len(self.index), k + 1 if self.config.model.similarity == "cosine" else 8 * k + 64)
+        rows = np.sort(self.index.search(query, n)[0][0])
+        rows = rows[rows >= 0]
+        vectors = self._unbiased(rows)
+        cosines = (vectors @ query[0]) / np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
+        return rows, cosines
 
     def _unbiased(self, rows: Ints) -> Floats:
         """The vectors (n, D) of rows of the index, with zeros in the bias columns."""
@@ -671,9 +701,15 @@ class Retriever:
     @cached_property
     def directions(self) -> tuple[Floats, Ints, Ints]:
         """Unit vectors of the index's rows without the bias columns, these rows, and the place of every item row
-        (-1: none)."""
-        rows, lengths = self._lengths
-        vectors = self.index.vectors(rows)
+        (-1: none). Of a remote index, those of the most popular items. Raises Unavailable."""
+        if self.index.remote:
+            known = self.popular[np.isin(self.popular, self.index.rows)]
+            rows = np.sort(known[:MAPPED])
+            vectors = self.index.vectors(rows)
+            lengths = np.maximum(np.linalg.norm(vectors[:, :-2] if self.config.model.bias else vectors, axis=1), 1e-12)
+        else:
+            rows, lengths = self._lengths
+            vectors = self.index.vectors(rows)
         if self.config.model.bias:
             vectors = vectors[:, :-2]
         place = np.full(len(self.item_ids), -1, np.int64)

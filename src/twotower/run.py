@@ -3,7 +3,7 @@
 config.toml             the resolved settings and schema; the same tables trained with it give the same run
 model.safetensors       weights, and model.json, the fields and settings they belong to
 encoders.json           vocabularies and statistics of the train part
-users|items|interactions.parquet   the tables as numbered and split
+users|items|interactions.parquet   the tables as numbered and split; or prepared/, the same on a disk
 metrics.json            flat metrics          history.jsonl   one line an epoch
 report.html             curves, distributions, gates and slices in one offline page
 checkpoints/            what --resume goes on from
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -29,10 +28,10 @@ import twotower
 from twotower import config as settings
 from twotower import storage
 from twotower.config import Config
-from twotower.data.dataset import Dataset, read, save, text
-from twotower.data.dataset import load as load_dataset
+from twotower.data import prepared
+from twotower.data.dataset import Dataset, read, text
 from twotower.data.splits import TEST
-from twotower.encoders import Encoders, Ragged
+from twotower.encoders import Encoders
 from twotower.errors import RunError
 from twotower.evaluation import Factors, factors_before
 from twotower.model.two_tower import TwoTower
@@ -41,7 +40,7 @@ from twotower.schema import SIDES, Schema
 FORMAT = 1
 FILES = {
     "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
-    "interactions.parquet", "metrics.json", "history.jsonl", "report.html", "checkpoints",
+    "interactions.parquet", prepared.FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
 }  # fmt: skip
 
 
@@ -75,21 +74,11 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
             flat[prefix] = value
 
     walk("", body)
-    for key in ("checkpoint_seconds", "checkpoint_steps"):
+    # A checkpoint does not say where tables lay.
+    for key in ("checkpoint_seconds", "checkpoint_steps", "tables", "sharding"):
         del flat[f"train.{key}"]
-    digest = hashlib.sha256()
-    arrays: list[Any] = [dataset.pairs.user, dataset.pairs.item, dataset.pairs.positive, dataset.parts]
-    if dataset.seconds is not None:
-        arrays.append(dataset.seconds)
-    for side in SIDES:
-        for column in dataset.side(side).columns.values():
-            arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(dataset.encoders.to_json().encode())
-    digest.update(dataset.schema.model_dump_json().encode())
     return flat | {
-        "data": digest.hexdigest()[:16],
+        "data": dataset.digest,
         "torch": torch.__version__,
         "twotower": twotower.__version__,
     }
@@ -119,7 +108,7 @@ def begin(folder: Path, dataset: Dataset, config: Config) -> None:
     storage.probe(folder)
     for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
         (folder / stale).unlink(missing_ok=True)
-    save(dataset, folder)
+    prepared.save(dataset, folder)
     storage.write(folder / "config.toml", settings.dump(dataset.schema, config))
 
 
@@ -164,7 +153,7 @@ def load(folder: Path | str) -> Run:
             f"train it with `twotower train … --run {folder} --resume`"
         )
     schema, config = read_config(folder)
-    dataset = load_dataset(folder, schema, config.split)
+    dataset = prepared.load(folder, schema, config.split)
     try:
         history = [json.loads(line) for line in read(folder / "history.jsonl", text).splitlines()]
     except ValueError as e:

@@ -85,9 +85,11 @@ class SideTensors:
     """All rows of one side, ready to be picked from."""
 
     def __init__(
-        self, side: Side, fields: Iterable[Field], device: torch.device | str = "cpu", timeline: Ragged | None = None
-    ) -> None:
-        """`timeline` (row -> numbers of its training interactions, oldest first) is what `take_before` needs."""
+        self, side: Side, fields: Iterable[Field], device: torch.device | str = "cpu", timeline: Ragged | None = None,
+        by_user: bool = False,
+    ) -> None:  # fmt: skip
+        """`timeline` (row -> numbers of its training interactions, oldest first) is what `take_before` needs. With
+        `by_user` the numbers rise from row to row and in time."""
         self.fields = tuple(fields)
         self.device = torch.device(device)
         self.n = len(side)
@@ -100,14 +102,11 @@ class SideTensors:
             f.name: (f, side.columns[f.name]) for f in self.fields if f.kind == "bag"  # type: ignore[misc]
         }  # fmt: skip
         self._kept: dict[str, npt.NDArray[np.bool_]] = {}
-        self._position: dict[str, Ints] = {}
+        self._places: dict[str, _Places] = {}
         for f, ragged in self._bags.values():
             if f.sequence and ragged.source is not None:
                 self._kept[f.name] = np.ones(len(ragged.values), bool)
-                position = np.full(int(ragged.source.max(initial=-1)) + 1, -1, np.int64)
-                position[ragged.source] = np.arange(len(ragged.source))
-                self._position[f.name] = position
-        self._known = {name: _counts_before(timeline, p) for name, p in self._position.items()} if timeline else {}
+                self._places[f.name] = _Places(ragged, timeline, by_user)
 
     @property
     def has_sequences(self) -> bool:
@@ -121,9 +120,7 @@ class SideTensors:
             if kept is None or left_out is None or not len(left_out):
                 bags[name] = self._whole(f, ragged, rows, None)
                 continue
-            known = left_out[left_out < len(self._position[name])]
-            holes = self._position[name][known]
-            holes = holes[holes >= 0]
+            holes = self._places[name].of(left_out)
             kept[holes] = False
             bags[name] = self._whole(f, ragged, rows, kept)
             kept[holes] = True
@@ -134,19 +131,19 @@ class SideTensors:
         distinct, which = np.unique(rows, return_inverse=True)
         bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
-            known = self._known.get(name)
-            if known is None:
+            places = self._places.get(name)
+            if places is None:
                 bags[name] = self._whole(f, ragged, rows, None)
             elif f.limit:
-                bags[name] = self._windows(f, ragged, distinct, which, known[interactions])
+                bags[name] = self._windows(f, ragged, distinct, which, places.before(rows, interactions))
             else:
-                bags[name] = self._prefixes(ragged, distinct, which, known[interactions])
+                bags[name] = self._prefixes(ragged, distinct, which, places.before(rows, interactions))
         return self._inputs(rows, bags)
 
     def _inputs(self, rows: Ints, bags: dict[str, Bag | Prefixes | Windows | Padded]) -> Inputs:
         return Inputs(
             len(rows),
-            torch.from_numpy(self._lookup[rows]).to(self.device),
+            torch.from_numpy(np.take(self._lookup, rows, 0)).to(self.device),
             bags,
             {name: torch.from_numpy(x[rows]).to(self.device) for name, x in self._dense.items()},
         )
@@ -234,6 +231,37 @@ class SideTensors:
         return Bag(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
 
+class _Places:
+    """Where interactions stand in a sequence column, and how much of a row's sequence is older than one."""
+
+    def __init__(self, ragged: Ragged, timeline: Ragged | None, by_user: bool) -> None:
+        assert ragged.source is not None
+        self._ragged, self._source = ragged, ragged.source
+        self._place: Ints | None = None
+        self._known: Ints | None = None
+        if by_user:  # then the sources rise, and places are searched: nothing of their number is held
+            return
+        self._place = np.full(int(self._source.max(initial=-1)) + 1, -1, np.int64)
+        self._place[self._source] = np.arange(len(self._source))
+        if timeline is not None:
+            self._known = _counts_before(timeline, self._place)
+
+    def of(self, interactions: Ints) -> Ints:
+        """The places of those interactions that are in the column."""
+        if self._place is None:
+            at = np.minimum(np.searchsorted(self._source, interactions), len(self._source) - 1)
+            return at[self._source[at] == interactions] if len(self._source) else at[:0]
+        found = self._place[interactions[interactions < len(self._place)]]
+        return found[found >= 0]
+
+    def before(self, rows: Ints, interactions: Ints) -> Ints:
+        """(U,) how many values of each row are older than the interaction (U,) of that row."""
+        if self._place is None:
+            return np.searchsorted(self._source, interactions) - self._ragged.offsets[rows]
+        assert self._known is not None, "made without a timeline"
+        return self._known[interactions]
+
+
 def _counts_before(timeline: Ragged, position: Ints) -> Ints:
     """(n,) by number of an interaction: how many interactions before it in its row's timeline `position` knows."""
     numbers = timeline.values
@@ -284,12 +312,11 @@ class Distinct:
 
     def __call__(self, rows: Codes) -> tuple[Ints, Ints]:
         """(B,) rows -> distinct rows (U,), index of each of the B into them (B,)."""
-        here = np.arange(len(rows))
+        rows, here = rows.astype(np.int64), np.arange(len(rows))
         self._slot[rows] = here
-        seen = self._slot[rows]
-        first = seen == here
-        number = np.cumsum(first) - 1
-        return rows[first].astype(np.int64), number[seen]
+        distinct = rows[self._slot[rows] == here]
+        self._slot[distinct] = here[: len(distinct)]
+        return distinct, self._slot[rows]
 
 
 @dataclass(frozen=True)

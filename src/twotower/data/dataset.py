@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from operator import index
 from pathlib import Path
 from typing import Any, overload
@@ -24,6 +25,7 @@ from twotower.errors import DataError, RunError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 
 Bools = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
 
 
 class Lines(Many[str]):
@@ -232,6 +234,32 @@ class Dataset:
         train = self.train
         return np.bincount(train.item[train.positive], minlength=len(self.items))
 
+    @property
+    def digest(self) -> str:
+        """Another for other data."""
+        digest = hashlib.sha256()
+        arrays: list[Any] = [self.pairs.user, self.pairs.item, self.pairs.positive, self.parts]
+        if self.seconds is not None:
+            arrays.append(self.seconds)
+        for side in SIDES:
+            for column in self.side(side).columns.values():
+                arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.encoders.to_json().encode())
+        digest.update(self.schema.model_dump_json().encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def seen(self) -> Ragged:
+        """User row -> item rows of all their interactions, whatever the part; its source numbers these."""
+        return Ragged.from_pairs(self.pairs.user, self.pairs.item, len(self.users), np.arange(len(self.pairs)))
+
+    def pairs_before(self, part: int, users: Ints) -> Pairs:
+        """The pairs that are known when `part` is asked; those of others than `users` may be among them."""
+        keep = self.parts < part
+        return Pairs(self.pairs.user[keep], self.pairs.item[keep], self.pairs.positive[keep])
+
     def titles(self) -> list[str]:
         """One line to show for every item row."""
         return self.title_column().to_list()
@@ -279,9 +307,9 @@ def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
     counts: dict[SideName, Ints] = {}
     for name, rows, frame in (("user", user, tables.users), ("item", item, tables.items)):
         counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
-        frames[name] = _statistics(  # type: ignore[index]
-            frame, schema, name, rows[train], counts[name], tables.interactions.filter(train)  # type: ignore
-        )  # fmt: skip
+        mine, actions = rows[train], tables.interactions.filter(train)
+        mean = partial(_mean, schema=schema, n=frame.height, rows=mine, actions=actions)
+        frames[name] = with_statistics(frame, schema, name, counts[name], mean)  # type: ignore[index,arg-type]
     encoders = Encoders.fit(schema, frames, counts)
     return assemble(encoders, frames["user"], frames["item"], pairs, parts, seconds, config.kind != "random")
 
@@ -380,21 +408,22 @@ def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
     )
 
 
-def _statistics(
-    frame: pl.DataFrame, schema: Schema, side: SideName, rows: Codes, counts: Ints, actions: pl.DataFrame
+def with_statistics(
+    frame: pl.DataFrame, schema: Schema, side: SideName, counts: Ints, mean: Callable[[Numeric], Doubles]
 ) -> pl.DataFrame:
-    """Adds the column of every numeric feature that is a statistic of the training interactions."""
+    """Adds the column of every numeric feature that is a statistic of the training interactions, of which a row has
+    `counts`; `mean(feature)` gives those that are means, NaN for none."""
     for f in schema.side(side):
-        if not (isinstance(f, Numeric) and f.statistic):
-            continue
-        if f.statistic == "count":
-            values = np.log1p(counts.astype(np.float64))
-        else:
-            of = actions[f.of or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
-            known = np.isfinite(of)
-            with np.errstate(invalid="ignore"):
-                values = np.bincount(rows[known], of[known], frame.height) / np.bincount(
-                    rows[known], minlength=frame.height
-                )
-        frame = frame.with_columns(pl.Series(f.source, values))
+        if isinstance(f, Numeric) and f.statistic:
+            values = np.log1p(counts.astype(np.float64)) if f.statistic == "count" else mean(f)
+            frame = frame.with_columns(pl.Series(f.source, values))
     return frame
+
+
+def _mean(feature: Numeric, schema: Schema, n: int, rows: Codes, actions: pl.DataFrame) -> Doubles:
+    """(n,) the mean of a column of the interactions by row."""
+    of = actions[feature.of or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
+    known = np.isfinite(of)
+    with np.errstate(invalid="ignore"):
+        means: Doubles = np.bincount(rows[known], of[known], n) / np.bincount(rows[known], minlength=n)
+    return means

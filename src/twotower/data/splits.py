@@ -35,7 +35,7 @@ def split(users: npt.NDArray[np.int32], seconds: Rows | None, config: SplitConfi
     elif seconds is None:
         raise DataError(f"split.kind = '{config.kind}' needs a time; name its column in schema.time")
     elif config.kind == "last":
-        parts = _last(users, seconds)
+        parts = last(users, seconds)
     else:
         parts = _time(seconds, config)
     for part, name in enumerate(NAMES):
@@ -59,7 +59,8 @@ def _random(n: int, config: SplitConfig) -> Parts:
     return parts
 
 
-def _last(users: npt.NDArray[np.int32], seconds: Rows) -> Parts:
+def last(users: npt.NDArray[np.int32], seconds: Rows) -> Parts:
+    """The parts by `last`, of the rows of some users; empty ones are not refused."""
     order = np.lexsort((np.arange(len(users)), seconds, users))
     sizes = np.bincount(users)
     from_end = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(users))

@@ -6,6 +6,7 @@ gives every problem one line that says what was found, what is allowed and what 
 
 from __future__ import annotations
 
+import glob
 import time as clock
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,16 +78,57 @@ def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def read_file(path: Path, text: tuple[str, ...] = ()) -> pl.DataFrame:
-    """Read CSV (UTF-8, header line) or Parquet, by the file's ending.
+ENDINGS = (".csv", ".tsv", ".parquet", ".pq")
+
+
+def table_files(source: Path | str, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
+    """The files of a table, which is a file, a folder of files or a pattern, in the order of their names.
+
+    Raises DataError if there is none, or one of another kind."""
+    source = Path(source)
+    if source.is_dir():
+        paths = [p for p in source.iterdir() if not p.name.startswith((".", "_"))]  # Spark puts _SUCCESS and .crc there
+    elif not source.exists() and glob.has_magic(str(source)):
+        paths = [Path(p) for p in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - Path.glob wants no root
+        paths = [p for p in paths if not p.is_dir()]
+    else:
+        paths = [source]
+    if not paths:
+        raise DataError(f"{source}: no file there; name a table, a folder of tables or a pattern")
+    for path in paths:
+        if path.is_dir():
+            raise DataError(
+                f"{source}: found the folder {path.name} in it; name all files, as in '{source}/*/*.parquet'"
+            )
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        if path.suffix.lower() not in endings:
+            shown = ".csv, .tsv or .parquet" if ".csv" in endings else ".parquet"
+            raise DataError(f"{path}: found a '{path.suffix.lower()}' file, expected {shown}; convert or rename it")
+    return sorted(paths)
+
+
+def read_file(source: Path | str, text: tuple[str, ...] = ()) -> pl.DataFrame:
+    """Read CSV (UTF-8, header line) or Parquet, by the file's ending; of a folder or a pattern all files, as one table.
 
     The CSV columns named by `text` (ids) become integers only if that loses nothing: "007" and "7" stay two ids.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    paths = table_files(source)
+    frames = [_read_one(path, text) for path in paths]
+    for path, other in zip(paths[1:], frames[1:], strict=True):
+        if other.schema != frames[0].schema:
+            differs = next(f"'{n}'" for n in [*frames[0].columns, *other.columns]
+                           if frames[0].schema.get(n) != other.schema.get(n))  # fmt: skip
+            raise DataError(f"{path}: column {differs} is not as in {paths[0].name}; give all files the same columns")
+    frame = pl.concat(frames) if len(frames) > 1 else frames[0]
+    if paths[0].suffix.lower() in (".csv", ".tsv"):
+        frame = frame.with_columns(as_integers(frame[name]) for name in text if name in frame.columns)
+    return frame
+
+
+def _read_one(path: Path, text: tuple[str, ...]) -> pl.DataFrame:
+    """A file; the CSV columns named by `text` as text."""
     ending = path.suffix.lower()
-    if ending not in (".parquet", ".pq", ".csv", ".tsv"):
-        raise DataError(f"{path}: found a '{ending}' file, expected .csv, .tsv or .parquet; convert or rename it")
     try:
         if ending in (".parquet", ".pq"):
             return pl.read_parquet(path)
@@ -99,7 +141,6 @@ def read_file(path: Path, text: tuple[str, ...] = ()) -> pl.DataFrame:
             try_parse_dates=True,
             schema_overrides={name: pl.String for name in text if name in names},
         )
-        frame = frame.with_columns(as_integers(frame[name]) for name in text if name in names)
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
@@ -177,7 +218,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     if schema.title:
         need(sides["item"], [schema.title], "items", schema)
 
-    actions = _time(_label(actions, schema), schema)
+    actions = timed(labelled(actions, schema), schema)
     actions = _deduplicate(actions, schema, notes)
     return Tables(sides["user"], sides["item"], actions, notes)
 
@@ -237,14 +278,28 @@ def _side(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[
     return frame
 
 
+def check_side(frame: pl.DataFrame, side: SideName, schema: Schema, notes: list[str]) -> pl.DataFrame:
+    """A side's table by itself: ids, features, at least two rows, and of its columns those that the schema names."""
+    what, key = side + "s", schema.id_column(side)
+    frame = _side(frame, what, key, schema, notes)
+    if frame.height < 2:
+        raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
+    _features(frame, side, what, schema, None, notes)
+    made = {f.name for f in schema.side(side) if isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)}
+    named = [f.source for f in schema.side(side) if f.name not in made]
+    return frame.select(
+        list(dict.fromkeys([key, *named, *([schema.title] if schema.title and side == "item" else [])]))
+    )
+
+
 def _features(
-    frame: pl.DataFrame, side: SideName, what: str, schema: Schema, actions: pl.DataFrame, notes: list[str]
+    frame: pl.DataFrame, side: SideName, what: str, schema: Schema, actions: pl.DataFrame | None, notes: list[str]
 ) -> None:
     for f in schema.side(side):
         if isinstance(f, Sequence):
             continue
         if isinstance(f, Numeric) and f.statistic:
-            if f.of:
+            if f.of and actions is not None:
                 need(actions, [f.of], "interactions", schema)
                 if not (actions[f.of].dtype.is_numeric() or actions[f.of].dtype == pl.Boolean):
                     raise DataError(
@@ -264,8 +319,8 @@ def _features(
             notes.append(f"{what}: {n} of {frame.height} values of '{f.source}' are missing or not finite; imputed")
 
 
-def _label(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Adds the boolean column POSITIVE."""
+def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.DataFrame:
+    """Adds the boolean column POSITIVE. Raises DataError, also if no row is one, unless `some` is false."""
     if not schema.label:
         return actions.with_columns(pl.lit(True).alias(POSITIVE))
     series = actions[schema.label]
@@ -276,7 +331,7 @@ def _label(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     if n := missing_count(series):
         raise DataError(f"interactions: label '{schema.label}' has {n} missing values; fill them or drop the rows")
     positive = series.cast(pl.Float64) > schema.positive_above
-    if not positive.any():
+    if some and not positive.any():
         raise DataError(
             f"interactions: no row has '{schema.label}' above {schema.positive_above:g} "
             f"(the largest is {series.cast(pl.Float64).to_numpy().max():g}); set schema.positive_above"
@@ -287,7 +342,7 @@ def _label(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
 
 
-def _time(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+def timed(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """Adds the column SECONDS (Int64; with unit 'order' the number itself)."""
     if not schema.time:
         return actions

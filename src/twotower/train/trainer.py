@@ -15,7 +15,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,14 +33,16 @@ from twotower.data.splits import VALIDATION
 from twotower.encoders import Ints
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, evaluating, vectors
+from twotower.model.tables import Shard
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.ranks import Ranks
-from twotower.schema import SIDES, Sequence
+from twotower.schema import SIDES, Sequence, SideName
 from twotower.train import checkpoint
 from twotower.train.candidates import CandidateSampler, Memory
 from twotower.train.losses import binary_cross_entropy, contest, mimic
 from twotower.train.negatives import Positives, Sampler
 from twotower.train.order import Epoch, Examples
+from twotower.train.sharded import Sharded
 from twotower.watcher import Watcher
 
 FAIL_POINT = "TWOTOWER_FAIL_AT_STEP"
@@ -100,11 +102,12 @@ class _Towers(nn.Module):
         return self.model.user_vectors(users), self.model.item_vectors(items)
 
 
-def _together(towers: _Towers) -> nn.parallel.DistributedDataParallel:
-    """The towers with gradients that are averaged over the ranks."""
+def _together(towers: _Towers, pieces: Iterable[str]) -> nn.parallel.DistributedDataParallel:
+    """The towers with gradients that are averaged over the ranks, but for the `pieces`, parameters of the model of which
+    each rank has its own."""
     kind: Any = nn.parallel.DistributedDataParallel
     constants = [name for name, _ in towers.named_buffers()]  # the same on all ranks for ever
-    kind._set_params_and_buffers_to_ignore_for_model(towers, constants)
+    kind._set_params_and_buffers_to_ignore_for_model(towers, [*constants, *(f"model.{name}" for name in pieces)])
     wrapped: nn.parallel.DistributedDataParallel = kind(towers)
     return wrapped
 
@@ -130,12 +133,17 @@ class Trainer:
         self.watcher = watcher or Watcher()
         self.device = device or choose_device(config.train.device, self.watcher.say, self.ranks.local)
         user_fields, item_fields = dataset.encoders.fields("user"), dataset.encoders.fields("item")
+        self.sharded: Sharded | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
-            self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
+            if config.train.tables == "torchrec":
+                self.sharded = Sharded(config, user_fields, item_fields, self.ranks, self.device)
+                self.model = self.sharded.model
+            else:
+                self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
         self.earlier = config.train.histories == "earlier"
         timeline = dataset.timeline if self.earlier else None
-        self.users = SideTensors(dataset.users, user_fields, self.device, timeline)
+        self.users = SideTensors(dataset.users, user_fields, self.device, timeline, dataset.by_user)
         self.items = SideTensors(dataset.items, item_fields, self.device)
         self.batcher = Batcher(self.users, self.items)
         sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
@@ -159,7 +167,7 @@ class Trainer:
         self.names = {p: n for n, p in self.model.named_parameters()}
         self.towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(self.model)
         if self.ranks.count > 1:
-            self.towers = _together(_Towers(self.model))
+            self.towers = _together(_Towers(self.model), self.sharded.names if self.sharded else ())
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
@@ -226,6 +234,8 @@ class Trainer:
             while p.epoch < config.epochs and not self._out_of_patience():
                 self._epoch(self.sampler.epoch(p.epoch))
         self._load(self.best_weights)
+        if self.sharded:
+            self.sharded.whole()
         self.towers = _Towers(self.model)  # nobody waits for other ranks any more
         seconds = max(p.seconds, 1e-9)
         metrics = {
@@ -281,11 +291,13 @@ class Trainer:
         rows, loss, mimicry = self._contest(epoch, number) if self.candidates else self._pairs(epoch, number)
         # The gradients of the ranks are averaged, and a rank's loss is its part of the batch's: a sum is meant.
         ((loss + mimicry) * self.ranks.count).backward()  # type: ignore[no-untyped-call]
-        if config.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         value, mimicked = self._agree(loss.item(), mimicry.item())
         if not math.isfinite(value + mimicked):
             raise TrainingError(self._not_finite(f"the loss is {value + mimicked}", epoch, number))
+        if self.sharded:
+            self.sharded.send(self._lr(p.step))
+        if config.clip_norm:
+            self._clip(config.clip_norm)
         self.optimizer.step()
         p.step, p.batch, p.rows, p.loss_sum = p.step + 1, p.batch + 1, p.rows + rows, p.loss_sum + value
         p.mimic_sum += mimicked
@@ -298,6 +310,28 @@ class Trainer:
         here = (str(p.step), f"{p.step}:{self.ranks.number}")
         if (told := os.environ.get(FAIL_POINT)) and told.removesuffix(":hang") in here:
             os.kill(os.getpid(), signal.SIGSTOP if told.endswith(":hang") else signal.SIGKILL)
+
+    def _clip(self, norm: float) -> None:
+        """Scale all gradients down to `norm`, if they are longer together."""
+        if not self.sharded or self.ranks.count == 1:
+            nn.utils.clip_grad_norm_(self.model.parameters(), norm)
+            return
+        gradients: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None:
+                gradients[name in self.sharded.names].append(parameter.grad)
+        pieces, same = (float(nn.utils.get_total_norm(gradients[of])) for of in (True, False))
+        total = math.sqrt(same**2 + self.ranks.sum(pieces**2)[0])
+        if total > norm:
+            for gradient in gradients[True] + gradients[False]:
+                gradient.mul_(norm / (total + 1e-6))  # as torch does
+
+    def _both(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
+        """The vectors of these users and items."""
+        if self.sharded:
+            self.sharded.fetch(users, items)
+        with self._precision():
+            return self.towers(users, items)
 
     def _agree(self, loss: float, mimicry: float) -> tuple[float, float]:
         """The losses of all ranks' parts together; and if one is to stop, all do, when the first is to save, all know."""
@@ -314,8 +348,8 @@ class Trainer:
         # Who has none runs the towers for one, of weight nothing: all ranks take part in every step.
         own = whole[mine] if mine.start < mine.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
         batch = self.batcher(own.user, own.item, own.label, own.weight, whole.source)
+        users, items = self._both(batch.users, batch.items)
         with self._precision():
-            users, items = self.towers(batch.users, batch.items)
             logits = (users.index_select(0, batch.user) * items.index_select(0, batch.item)).sum(1)
         total = 0.0 if self.ranks.count == 1 else float(whole.weight.sum(dtype=np.float64))
         loss = binary_cross_entropy(logits, batch.label, batch.weight, total)
@@ -345,8 +379,7 @@ class Trainer:
         # All ranks take part in every step: who has nothing to embed embeds something, and drops it.
         asked, items_asked = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
         batch = self.batcher.contestants(asked.user, asked.source, items_asked, self.earlier, known)
-        with self._precision():
-            users, items = self.towers(batch.users, batch.items)
+        users, items = self._both(batch.users, batch.items)
         n = share.stop - share.start
 
         def everything(mine: Tensor) -> Tensor:
@@ -440,7 +473,7 @@ class Trainer:
         if (p.epoch + 1) % config.validate_every and p.epoch + 1 < config.epochs:
             return {}
         weights = {n: t.detach().clone() for n, t in self.model.named_parameters()}
-        if not all(bool(torch.isfinite(t).all()) for t in weights.values()):
+        if not self._finite(weights):
             raise TrainingError(f"weights are no longer finite after step {p.step}; {self._advice()}")
         if self.average:
             self._load(self.average)
@@ -465,23 +498,33 @@ class Trainer:
 
     def factors(self) -> Factors:
         """Vectors of all users and items with the model's present weights."""
-        if self.ranks.count == 1:
+        if self.ranks.count == 1 and not self.sharded:
             return vectors(self.model, self.users, self.items)
         with evaluating(self.model):
-            return Factors(
-                self._everyone(self.model.user_vectors, self.users), self._everyone(self.model.item_vectors, self.items)
-            )
+            return Factors(self._everyone("user"), self._everyone("item"))
 
-    def _everyone(self, tower: Callable[[Inputs], Tensor], side: SideTensors, block: int = 32_768) -> Tensor:
-        """The vectors of all rows, each rank's part of every block by itself; all ask their tower as often."""
-        ranks, found = self.ranks, []
+    def _everyone(self, name: SideName) -> Tensor:
+        """The vectors of all rows of a side, each rank's part of every block by itself; all ask their tower as often."""
+        ranks, found, sharded = self.ranks, [], self.sharded
+        side, tower = (self.users, self.model.user_vectors) if name == "user" else (self.items, self.model.item_vectors)
+        block = 4096 if sharded else 32_768  # a block's rows of the tables are held
         for start in range(0, side.n, block * ranks.count):
             n = min(side.n - start, block * ranks.count)
             sizes = [s.stop - s.start for s in map(partial(ranks.share, n), range(ranks.count))]
             mine = ranks.share(n)
             rows = start + np.arange(mine.start, max(mine.stop, mine.start + 1)) % n
-            found.append(ranks.gather(tower(side.take(rows))[: sizes[ranks.number]], sizes))
+            inputs = side.take(rows)
+            if sharded:
+                sharded.fetch(*((inputs, None) if name == "user" else (None, inputs)))
+            found.append(ranks.gather(tower(inputs)[: sizes[ranks.number]], sizes))
+        if sharded:
+            sharded.forget()
         return torch.cat(found)
+
+    def _finite(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether all numbers are, on every rank that has others."""
+        strange = any(not bool(torch.isfinite(t).all()) for t in tensors.values())
+        return not (self.ranks.sum(float(strange))[0] if self.sharded else strange)
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.train.patience) and self.progress.waited >= self.config.train.patience
@@ -533,15 +576,25 @@ class Trainer:
         return True
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
+        shards = self.sharded.names if self.sharded else {}
+        expected = {
+            n: (s.num_embeddings, s.embedding_dim) if (s := shards.get(n)) else tuple(p.shape)
+            for n, p in self.model.named_parameters()
+        }
+        if {n.removeprefix("model/"): tuple(w.shape) for n, w in tensors.items() if n.startswith("model/")} != expected:
+            raise RunError("the checkpoint's weights do not have the model's names and shapes; start a new run")
+        if self.sharded:
+            tensors = {
+                name: self.sharded.take(shard, value) if (shard := self._shard(name, value)) else value
+                for name, value in tensors.items()
+            }
+
         def group(name: str) -> dict[str, Tensor]:
             return {
                 k.removeprefix(f"{name}/"): v.to(self.device) for k, v in tensors.items() if k.startswith(f"{name}/")
             }
 
         weights = group("model")
-        expected = {n: p.shape for n, p in self.model.named_parameters()}
-        if {n: w.shape for n, w in weights.items()} != expected:
-            raise RunError("the checkpoint's weights do not have the model's names and shapes; start a new run")
         self._load(weights)
         self.best_weights = group("best")
         if self.average:
@@ -551,14 +604,24 @@ class Trainer:
             self.memory.vectors, self.memory.items = memory["vectors"], memory["items"]
         if self.candidates and self.config.negatives.hard and (mined := group("mined")):
             self.candidates.mined = mined["items"].cpu().numpy()
-        checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
+        if self.sharded and self.sharded.touched:
+            self.sharded.restore(tensors)
+        swept = {p: n for p, n in self.names.items() if p.requires_grad or n not in shards}
+        checkpoint.restore_optimizer(self.optimizer, swept, tensors)
+
+    def _shard(self, name: str, value: Tensor) -> Shard | None:
+        """The table that a tensor of a checkpoint is as large as, if the ranks hold it in pieces."""
+        if self.sharded is None or not value.ndim:
+            return None
+        kind, _, rest = name.partition("/")
+        return self.sharded.names.get(rest.partition("/")[2] if kind == "optimizer" else rest)
 
     def _save(self) -> None:
         self._last_saved = time.monotonic()
-        if self.folder is None or not self.ranks.first:
+        if self.folder is None or not (self.ranks.first or self.sharded):
             return
-        tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in self.model.named_parameters()}
-        if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        tensors: dict[str, Tensor | checkpoint.Blocks] = {f"model/{n}": t for n, t in self.model.named_parameters()}
+        if not self._finite(dict(self.model.named_parameters())):
             raise TrainingError(f"weights are no longer finite after step {self.progress.step}; {self._advice()}")
         tensors |= {f"best/{n}": t for n, t in self.best_weights.items()}
         tensors |= {f"average/{n}": t for n, t in self.average.items()}
@@ -567,6 +630,19 @@ class Trainer:
         if self.candidates and self.candidates.mined is not None:
             tensors["mined/items"] = torch.from_numpy(self.candidates.mined)
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)
+        if self.sharded:
+            if self.sharded.touched:
+                tensors |= self.sharded.states(self.progress.step)
+            for name, value in list(tensors.items()):
+                if isinstance(value, Tensor) and (shard := self._shard(name, value)):
+                    shape = (shard.num_embeddings, shard.embedding_dim)
+                    tensors[name] = checkpoint.Blocks(shape, self.sharded.blocks(shard, value))
+            if not self.ranks.first:  # what the first rank asks for, in its order
+                for name in checkpoint.in_order(tensors):
+                    if isinstance(value := tensors[name], checkpoint.Blocks):
+                        for _ in value.rows:
+                            pass
+                return
         progress = dict(vars(self.progress))
         if progress["best"] == -math.inf:
             progress["best"] = "none"
@@ -613,8 +689,8 @@ def _optimizer(model: TwoTower, config: TrainConfig, device: torch.device) -> to
         for tower, _ in model.towers(side):
             decay = config.embedding_weight_decay * tower.decay_scale
             tables = [tower.embeddings.tables, *([] if tower.augmented is None else [tower.augmented])]
-            groups.append(([p for t in tables for p in t.parameters()], decay))
-    biases = [p for m in model.modules() if isinstance(m, FirstOrder) for p in m.parameters()]
+            groups.append(([p for t in tables for p in t.parameters() if p.requires_grad], decay))
+    biases = [p for m in model.modules() if isinstance(m, FirstOrder) for p in m.parameters() if p.requires_grad]
     biases += [p for n, p in model.named_parameters() if n in ("global_bias", "log_temperature") and p.requires_grad]
     groups.append((biases, config.bias_weight_decay))
     known = {id(p) for params, _ in groups for p in params}

@@ -1,0 +1,456 @@
+"""Sharded Parquet, however large -> a prepared dataset (prepared.py), in memory that does not grow with the interactions.
+
+The interactions are read a piece at a time, numbered, and dealt to buckets by ranges of users; a bucket fits in memory, so
+it is deduplicated, split, sorted and written by itself. What stays in memory is one side's table at a time (its named
+columns), a few numbers per user and per item, a piece and a bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+import twotower
+from twotower import storage
+from twotower.config import DataConfig, SplitConfig
+from twotower.data import splits
+from twotower.data.dataset import with_statistics
+from twotower.data.prepared import FACTS, FORMAT, Prepared
+from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
+from twotower.data.tables import POSITIVE, SECONDS, check_side, labelled, need, read_file, table_files, timed, with_ids
+from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
+from twotower.errors import ConfigError, DataError
+from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
+
+PIECE = 2**21
+"""Interactions that are read at once."""
+BUCKET = 2**23
+"""Interactions of a bucket, about."""
+ROWS = 2**18
+"""Rows of a side that are encoded at once."""
+MOST = 2**31 - 1
+"""Interactions are numbered by 32 bits."""
+
+
+def prepare(
+    data: DataConfig, schema: Schema, split: SplitConfig, out: Path, say: Callable[[str], None] = lambda line: None
+) -> Prepared:
+    """Prepare the tables that `data` names, files, folders of shards or patterns, into the new folder `out`.
+
+    The dataset is the one that `dataset.prepare` makes of the same tables in memory, its interactions in another order.
+    Raises DataError or ConfigError for what cannot be used; then `out` is as it was.
+    """
+    _check(data, schema, split, out)
+    with storage.new_folder(out) as folder:
+        (folder / "arrays").mkdir()
+        (folder / "work").mkdir()
+        work = _Preparation(data, schema, split, folder, say)
+        work.run()
+        for path in (folder / "work").iterdir():
+            path.unlink()
+        (folder / "work").rmdir()
+        for path in (folder / "arrays").iterdir():
+            storage.sync(path)
+    return Prepared.open(out)
+
+
+def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> None:
+    if split.kind == "random":
+        raise ConfigError("split.kind = 'random' draws from all rows at once; to prepare, set 'last' or 'time'")
+    if not schema.time:
+        raise DataError(f"split.kind = '{split.kind}' needs a time; name its column in schema.time")
+    if not data.interactions:
+        raise ConfigError("data.interactions is missing; name Parquet files, a folder of them or a pattern")
+    for f in schema.features:
+        if isinstance(f, Sequence) and f.side == "item":
+            raise ConfigError(f"feature '{f.name}': sequences of items' users cannot be prepared; drop it")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FACTS).exists())):
+        raise ConfigError(f"{out}: not empty and not a prepared dataset; choose another folder")
+
+
+class _Preparation:
+    def __init__(
+        self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path, say: Callable[[str], None]
+    ) -> None:
+        self.data, self.schema, self.split, self.folder, self.say = data, schema, split, folder, say
+        self.files = table_files(data.interactions, (".parquet", ".pq"))
+        self.averaged = sorted({_of(f, schema) for f in schema.features if _is_mean(f)})
+        keys = [schema.user_id, schema.item_id, schema.time, *([schema.label] if schema.label else [])]
+        self.columns = list(dict.fromkeys([*keys, *(a for a in self.averaged if a != POSITIVE)]))
+
+    def run(self) -> None:
+        frames = self._sides()
+        n_users, n_items = frames["user"].height, frames["item"].height
+        buckets, rows = self._deal(frames)
+        kept = sum(self._sorted(b) for b in buckets)
+        if rows > kept:
+            self.say(f"interactions: {rows - kept:,} rows repeated a pair of user and item; the last of each was kept")
+        cuts = self._cuts(buckets, kept) if self.split.kind == "time" else None
+        sizes = np.zeros(3, np.int64)
+        counts: dict[SideName, Ints] = {"user": np.zeros(n_users, np.int64), "item": np.zeros(n_items, np.int64)}
+        sums = {(s, a): np.zeros((2, len(counts[s]))) for s in SIDES for a in self.averaged}
+        for b in buckets:
+            frame = pl.read_ipc(b)
+            parts = self._parts(frame, cuts)
+            np.save(b.with_suffix(".npy"), parts)
+            sizes += np.bincount(parts, minlength=3)
+            train = frame.filter(parts == TRAIN)
+            for side in SIDES:
+                of = train[side].to_numpy()
+                counts[side] += np.bincount(of, minlength=len(counts[side]))
+                for a in self.averaged:
+                    values = train[a].cast(pl.Float64).to_numpy()
+                    known = np.isfinite(values)
+                    sums[side, a][0] += np.bincount(of[known], values[known], len(counts[side]))
+                    sums[side, a][1] += np.bincount(of[known], minlength=len(counts[side]))
+        for part, name in enumerate(NAMES):
+            if not sizes[part]:
+                raise DataError(
+                    f"split.kind = '{self.split.kind}' leaves no {name} rows out of {kept} interactions; "
+                    "give more data or other shares"
+                )
+        for side in SIDES:
+            with np.errstate(invalid="ignore"):
+                means = {a: sums[side, a][0] / sums[side, a][1] for a in self.averaged}
+            frames[side] = with_statistics(
+                frames[side], self.schema, side, counts[side], lambda f: means[_of(f, self.schema)]
+            )
+        encoders = Encoders.fit(self.schema, frames, counts)
+        self._emit(buckets, sizes, encoders, frames)
+        columns = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
+        for side in SIDES:
+            frames[side].write_parquet(self.folder / f"{side}s.parquet")
+        storage.write(self.folder / "encoders.json", encoders.to_json())
+        facts = {
+            "format": FORMAT, "twotower": twotower.__version__, "rows": kept, "users": n_users, "items": n_items,
+            "ends": [int(sizes[0]), int(sizes[0] + sizes[1])], "columns": columns,
+            "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
+        }  # fmt: skip
+        storage.write_json(self.folder / FACTS, facts | {"digest": self._digest()})
+
+    # ---- reading
+
+    def _pieces(self) -> Iterator[pl.DataFrame]:
+        """The interactions' columns that are read, PIECE rows at a time."""
+        empty = True
+        for path in self.files:
+            with _reading(path):
+                table = pl.scan_parquet(path)
+                need(pl.DataFrame(schema=table.collect_schema()), self.columns, "interactions", self.schema)
+            for start in range(0, _length(path), PIECE):
+                empty = False
+                with _reading(path):
+                    piece = table.select(self.columns).slice(start, PIECE).collect()
+                yield piece
+        if empty:
+            raise DataError("interactions: the table has no rows, expected at least one; fill it")
+
+    def _sides(self) -> dict[SideName, pl.DataFrame]:
+        """Both sides' tables, the columns that the schema names; of a side without one, the ids of the interactions."""
+        schema, frames, notes = self.schema, {}, list[str]()
+        for side, given in (("user", self.data.users), ("item", self.data.items)):
+            key = schema.id_column(side)  # type: ignore[arg-type]
+            if given:
+                frame = read_file(given, (schema.user_id, schema.item_id))
+                frames[side] = check_side(frame, side, schema, notes)  # type: ignore[arg-type]
+            else:
+                found = None
+                for piece in self._pieces():
+                    ids = with_ids(piece.select(key), key, "interactions").unique()
+                    found = ids if found is None else pl.concat([found, ids]).unique()
+                assert found is not None
+                frames[side] = check_side(found.sort(key), side, schema, notes)  # type: ignore[arg-type]
+        for note in notes:
+            self.say(note)
+        if schema.title:
+            need(frames["item"], [schema.title], "items", schema)
+        return frames  # type: ignore[return-value]
+
+    def _deal(self, frames: dict[SideName, pl.DataFrame]) -> tuple[list[Path], int]:
+        """The numbered interactions in buckets of users; and how many there are."""
+        schema, rows = self.schema, 0
+        ids = {side: _rows_of(frames[side], schema.id_column(side)) for side in SIDES}
+        total = sum(map(_length, self.files))
+        if total > MOST:
+            raise DataError(
+                f"interactions: {total:,} rows, at most {MOST:,} can be prepared in one folder; cut the time"
+            )
+        count = max(1, -(-total // BUCKET))
+        n_users, dtype, positives = frames["user"].height, self._dtype(), 0
+        paths = [self.folder / "work" / f"{b:05d}.bin" for b in range(count)]
+        with ExitStack() as opened:
+            files: list[BinaryIO] = [opened.enter_context(p.open("wb")) for p in paths]
+            for piece in self._pieces():
+                piece = timed(labelled(piece, schema, some=False), schema)
+                record = np.empty(piece.height, dtype)
+                for side in SIDES:
+                    record[side] = _numbered(piece, frames[side], ids[side], schema.id_column(side), side)
+                record["positive"], record["seconds"] = piece[POSITIVE].to_numpy(), piece[SECONDS].to_numpy()
+                record["row"] = np.arange(rows, rows + piece.height)
+                for a in self.averaged:
+                    record[a] = piece[a].cast(pl.Float64).to_numpy()
+                positives += int(record["positive"].sum())
+                rows += piece.height
+                bucket = record["user"].astype(np.int64) * count // n_users
+                order = np.argsort(bucket, kind="stable")
+                ends = np.cumsum(np.bincount(bucket, minlength=count))
+                record = record[order]
+                for file, start, end in zip(files, [0, *ends[:-1]], ends, strict=True):
+                    file.write(record[start:end].data)
+                self.say(f"{rows:,} of {total:,} interactions read") if rows < total else None
+        if not positives:
+            raise DataError(f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; "
+                            "set schema.positive_above")  # fmt: skip
+        return [p for p in paths if p.stat().st_size], rows
+
+    def _dtype(self) -> Any:
+        plain = [("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("seconds", "<i8"), ("row", "<i8")]
+        return np.dtype([*plain, *((a, "<f8") for a in self.averaged)])
+
+    # ---- a bucket at a time
+
+    def _sorted(self, path: Path) -> int:
+        """Sort a bucket by user, time and place in the table, each pair once; the rows that are left."""
+        record = np.fromfile(path, self._dtype())
+        frame = pl.DataFrame({name: record[name] for name in record.dtype.names or ()})
+        del record
+        frame = frame.sort("user", "seconds", "row")
+        once = frame.unique(["user", "item"], keep="last", maintain_order=True)
+        if self.schema.duplicates == "error" and once.height < frame.height:
+            raise DataError(
+                f"interactions: {frame.height - once.height} rows repeat a pair of user and item; "
+                "drop them or set schema.duplicates = 'last'"
+            )
+        once.drop("row").write_ipc(path, compression="uncompressed")
+        return once.height
+
+    def _parts(self, frame: pl.DataFrame, cuts: tuple[int, int] | None) -> npt.NDArray[np.int8]:
+        """The part of every row of a sorted bucket."""
+        seconds = frame["seconds"].to_numpy()
+        if cuts is None:
+            user = frame["user"].to_numpy()
+            return splits.last(user - user[0], seconds)
+        parts = np.zeros(len(seconds), np.int8)
+        parts[seconds >= cuts[0]] = VALIDATION
+        parts[seconds >= cuts[1]] = TEST
+        return parts
+
+    def _cuts(self, buckets: list[Path], n: int) -> tuple[int, int]:
+        """From which times on rows validate and test: those that `splits.split` finds."""
+
+        def times() -> Iterator[Ints]:
+            for b in buckets:
+                yield pl.read_ipc(b, columns=["seconds"])["seconds"].to_numpy()
+
+        test = _ordered(times, int(np.ceil((n - 1) * (1 - self.split.test))))
+        rest = sum(int((t < test).sum()) for t in times())
+        if not rest:
+            return test, test
+        below = _ordered(lambda: (t[t < test] for t in times()), int(np.ceil((rest - 1) * (1 - self.split.validation))))
+        return below, test
+
+    def _emit(self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]) -> None:
+        """Write the interactions, and what is known of each user, in the users' order."""
+        arrays, n, n_users = self.folder / "arrays", int(sizes.sum()), frames["user"].height
+        whole = {
+            name: np.lib.format.open_memmap(arrays / f"{name}.npy", "w+", kind, (n,))
+            for name, kind in (("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("part", "|i1"), ("seconds", "<i8"))
+        }
+        cursor = np.r_[0, np.cumsum(sizes)[:2]]
+        features = list(self.schema.side("user"))
+        sequences = [(i, f) for i, f in enumerate(features) if isinstance(f, Sequence)]
+        codes = {i: encoders.sequence_codes(f, frames["item"][self.schema.item_id]) for i, f in sequences}
+        of_item = np.zeros(frames["item"].height, np.int64)
+        with _Files(arrays, n_users) as files:
+            for b in buckets:
+                frame, parts = pl.read_ipc(b), np.load(b.with_suffix(".npy"))
+                user, item = frame["user"].to_numpy(), frame["item"].to_numpy()
+                positive = frame["positive"].to_numpy()
+                number = np.empty(len(user), np.int32)
+                for part in (TRAIN, VALIDATION, TEST):
+                    keep = parts == part
+                    place = slice(cursor[part], cursor[part] + int(keep.sum()))
+                    number[keep] = np.arange(place.start, place.stop)
+                    for name in ("user", "item", "positive", "seconds"):
+                        whole[name][place] = frame[name].to_numpy()[keep]
+                    whole["part"][place] = part
+                    cursor[part] = place.stop
+                train = parts == TRAIN
+                liked = train & positive
+                of_item += np.bincount(item[liked], minlength=len(of_item))
+                files.append("train", number[train])
+                files.append("positives", number[liked])
+                files.count("train", user[train])
+                files.count("positives", user[liked])
+                for name, keep in (("met", train), ("liked", liked)):
+                    files.append(name, item[keep][np.lexsort((item[keep], user[keep]))])
+                files.ragged("seen", user, item, number)
+                for i, f in sequences:
+                    among = np.ones(len(user), bool) if f.of == "all" else positive == (f.of == "positive")
+                    for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
+                        most = 0 if f.attends else f.max_length
+                        files.ragged(name, user[keep], codes[i][item[keep]], number[keep], most)
+                b.unlink()
+        np.save(arrays / "positives_of_item.npy", of_item)
+        for array in whole.values():
+            array.flush()
+
+    # ---- a side
+
+    def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame) -> list[str]:
+        """Write the encoded columns of a side; the names of all its features, in order."""
+        features = list(self.schema.side(side))
+        with _Files(self.folder / "arrays", frame.height) as files:
+            for start in range(0, frame.height, ROWS):
+                some = frame.slice(start, ROWS)
+                rows = np.arange(start, start + some.height)
+                for i, f in enumerate(features):
+                    if isinstance(f, Sequence):
+                        continue
+                    column: Column = encoders.encode(f, some[f.source])
+                    if isinstance(column, Ragged):
+                        files.ragged(f"{side}.{i}", np.repeat(rows, column.lengths), column.values)
+                    else:
+                        files.append(f"{side}.{i}", column)
+        return [f.name for f in features]
+
+    def _digest(self) -> str:
+        found = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and path.parent.name != "work":
+                with path.open("rb") as f:
+                    found.update(
+                        f"{path.relative_to(self.folder)} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode()
+                    )
+        return found.hexdigest()[:16]
+
+
+class _Files:
+    """Arrays that grow at their end, and offsets of rows that come in order."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self.folder, self.rows = folder, rows
+        self._files: dict[str, tuple[BinaryIO, npt.NDArray[Any]]] = {}
+        self._lengths: dict[str, Ints] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name, lengths in self._lengths.items():
+            self.append(f"{name}.offsets", np.r_[0, np.cumsum(lengths)])
+        for name, (file, like) in self._files.items():
+            n = (file.tell() - 128) // like.nbytes if like.nbytes else 0
+            _header(file, like, n)
+            file.close()
+            del name
+
+    def append(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Rows (n, …) at the end of an array."""
+        if name not in self._files:
+            file = (self.folder / f"{name}.npy").open("w+b")
+            like = np.zeros(values.shape[1:], values.dtype)
+            _header(file, like, 0)
+            self._files[name] = (file, like)
+        self._files[name][0].write(np.ascontiguousarray(values).data)
+
+    def count(self, name: str, rows: npt.NDArray[Any]) -> None:
+        """One more value for each of `rows`, which rise from call to call: what the offsets of `name` count."""
+        lengths = self._lengths.setdefault(name, np.zeros(self.rows, np.int64))
+        if len(rows):
+            first = int(rows[0])
+            n = np.bincount(rows - first)
+            lengths[first : first + len(n)] += n
+
+    def ragged(
+        self, name: str, rows: npt.NDArray[Any], values: Codes, source: npt.NDArray[Any] | None = None, most: int = 0
+    ) -> None:
+        """Values of rows that rise; of each row the last `most`, or all."""
+        if most and len(rows):
+            n = np.bincount(rows - rows[0])
+            from_end = np.repeat(np.cumsum(n), n) - np.arange(len(rows))
+            keep = from_end <= most
+            rows, values, source = rows[keep], values[keep], None if source is None else source[keep]
+        self.append(f"{name}.values", values)
+        if source is not None:
+            self.append(f"{name}.source", source)
+        self.count(name, rows)
+
+
+def _header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
+    """The header of a .npy file of n rows as `like`: 128 bytes, whatever n."""
+    file.seek(0)
+    about = {"descr": like.dtype.str, "fortran_order": False, "shape": (n, *like.shape)}
+    np.lib.format.write_array_header_1_0(file, about)
+    assert file.tell() == 128, "the header grew"
+    file.seek(0, 2)
+
+
+def _ordered(times: Callable[[], Iterator[Ints]], k: int) -> int:
+    """The k-th (from 0) smallest of many whole numbers, by counting in bins that get narrower."""
+    low = min(int(t.min()) for t in times() if len(t))
+    high = max(int(t.max()) for t in times() if len(t)) + 1
+    while high - low > 1:
+        width = -(-(high - low) // 65_536)
+        counts = np.zeros(65_536, np.int64)
+        for t in times():
+            inside = t[(t >= low) & (t < high)]
+            counts += np.bincount((inside - low) // width, minlength=65_536)
+        ends = np.cumsum(counts)
+        bin_ = int(np.searchsorted(ends, k, side="right"))
+        k -= int(ends[bin_ - 1]) if bin_ else 0
+        low, high = low + bin_ * width, min(high, low + (bin_ + 1) * width)
+    return low
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as e:
+        line = (str(e).splitlines() or [type(e).__name__])[0]
+        raise DataError(f"{path}: cannot be read as parquet ({line}); is the file complete?") from None
+
+
+def _length(path: Path) -> int:
+    """The rows of a file, as it says."""
+    with _reading(path):
+        return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+
+
+def _rows_of(frame: pl.DataFrame, key: str) -> pl.DataFrame:
+    return frame.select(key).with_row_index("__row")
+
+
+def _numbered(piece: pl.DataFrame, frame: pl.DataFrame, rows: pl.DataFrame, key: str, side: SideName) -> Ints:
+    """The row of every id of a piece. Raises DataError if the side does not have one."""
+    ids = with_ids(piece.select(key), key, "interactions")
+    if ids[key].dtype != frame[key].dtype:
+        raise DataError(
+            f"column '{key}': {side}s has {frame[key].dtype} and interactions {ids[key].dtype}; give both the same type"
+        )
+    found = ids.join(rows, on=key, how="left", maintain_order="left")["__row"]
+    if n := found.null_count():
+        first = ids[key].filter(found.is_null())[0]
+        raise DataError(
+            f"interactions: {n} rows have ids of '{key}' that are not in {side}s (the first: {first}); "
+            f"add them to {side}s or drop their rows"
+        )
+    return found.to_numpy().astype(np.int64)
+
+
+def _is_mean(feature: Any) -> bool:
+    return isinstance(feature, Numeric) and feature.statistic == "mean"
+
+
+def _of(feature: Any, schema: Schema) -> str:
+    """The column of the interactions that a mean is of."""
+    name: str = feature.of or schema.label or POSITIVE
+    return name

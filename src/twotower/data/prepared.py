@@ -1,0 +1,224 @@
+"""A prepared dataset: a folder of arrays that are mapped into memory, and read where they are asked.
+
+prepared.json           what it was made of and for: counts, split, schema, a digest of all of it
+encoders.json           vocabularies and statistics of the train part
+users|items.parquet     ids and raw features, the one thing that is loaded
+arrays/*.npy            interactions sorted by part, user and time; per user what they met and liked; encoded columns
+
+A column of rows of different lengths is two files, or three with the interactions its values come from.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower import storage
+from twotower.config import SplitConfig
+from twotower.data import dataset as datasets
+from twotower.data.dataset import Dataset, Pairs, Side, read, text
+from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.encoders import Column, Encoders, Ints, Ragged
+from twotower.errors import ConfigError, RunError
+from twotower.schema import SIDES, Schema, Sequence, SideName
+
+FOLDER = "prepared"
+"""Where a run and a bundle keep theirs."""
+FACTS = "prepared.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Prepared(Dataset):
+    """A dataset that lies on a disk. Its interactions stand part by part, user by user, each user's oldest first."""
+
+    folder: Path = Path()
+    facts: dict[str, Any] | None = None
+
+    @classmethod
+    def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES) -> Prepared:
+        """The dataset in a folder; only the sides to `encode` get columns. Raises RunError if it is damaged."""
+        folder = Path(folder)
+        facts = storage.read_json(folder / FACTS)
+        form = facts.get("format") if isinstance(facts, dict) else None
+        if form != FORMAT:
+            raise RunError(f"{folder / FACTS}: format {form!r}, this version reads {FORMAT}; prepare the tables again")
+        schema = Schema.model_validate(facts["schema"])
+        arrays = {n: _mapped(folder, n) for n in ("user", "item", "positive", "part", "seconds")}
+        if {len(a) for a in arrays.values()} != {facts["rows"]}:
+            raise RunError(f"{folder}: damaged (the interactions' arrays are not of {facts['rows']:,} rows)")
+        frames = {side: read(folder / f"{side}s.parquet", pl.read_parquet) for side in SIDES}
+        sides = {
+            side: Side(
+                frames[side],
+                {name: _column(folder, f"{side}.{i}") for i, name in enumerate(facts["columns"][side])}
+                if side in encode
+                else {},
+                schema.id_column(side),
+            )
+            for side in SIDES
+        }
+        return cls(
+            schema,
+            Encoders.from_json(schema, read(folder / "encoders.json", text)),
+            sides["user"],
+            sides["item"],
+            Pairs(arrays["user"], arrays["item"], arrays["positive"]),
+            arrays["part"],
+            arrays["seconds"],
+            True,
+            folder,
+            facts,
+        )
+
+    def check(self, schema: Schema | None, split: SplitConfig) -> None:
+        """Raises ConfigError if it was prepared for other settings."""
+        assert self.facts is not None
+        for what, then, now in (
+            ("[schema]", self.facts["schema"], schema.model_dump(mode="json") if schema else self.facts["schema"]),
+            ("[split]", self.facts["split"], split.model_dump(mode="json")),
+        ):
+            if then != now:
+                differs = ", ".join(sorted(k for k in then if then[k] != now.get(k)))
+                raise ConfigError(
+                    f"data.prepared: {self.folder} was prepared with another {what} ({differs}); "
+                    "prepare the tables again, or set it as it was"
+                )
+
+    @property
+    def digest(self) -> str:
+        assert self.facts is not None
+        found: str = self.facts["digest"]
+        return found
+
+    def link(self, folder: Path) -> None:
+        """Put the dataset's files into `folder` too, as other names of the same ones where the file system can."""
+        if folder.exists() and (folder / FACTS).exists() and folder.resolve() == self.folder.resolve():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            to = folder / path.relative_to(self.folder)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, to)
+            except OSError:
+                shutil.copyfile(path, to)
+
+    def _slice(self, part: int) -> slice:
+        assert self.facts is not None
+        ends = [0, *self.facts["ends"], len(self.parts)]
+        return slice(ends[part], ends[part + 1])
+
+    def part(self, part: int) -> Pairs:
+        keep = self._slice(part)
+        return Pairs(self.pairs.user[keep], self.pairs.item[keep], self.pairs.positive[keep])
+
+    def side_before(self, side: SideName, part: int) -> Side:
+        known = self.side(side)
+        if part != TEST or side == "item" or not known.columns:
+            return known
+        names = [f.name for f in self.schema.side(side) if isinstance(f, Sequence)]
+        later = {n: _ragged(self.folder, f"user.{list(known.columns).index(n)}.test") for n in names}
+        return replace(known, columns=known.columns | later)
+
+    @property
+    def by_user(self) -> bool:
+        return True
+
+    @cached_property
+    def train_numbers(self) -> Ints:
+        return _mapped(self.folder, "train")
+
+    @cached_property
+    def positive_numbers(self) -> Ints:
+        return _mapped(self.folder, "positives")
+
+    @cached_property
+    def timeline(self) -> Ragged:
+        return Ragged(_mapped(self.folder, "train"), _mapped(self.folder, "train.offsets"))
+
+    @cached_property
+    def positives_by_user(self) -> Ragged:
+        return Ragged(_mapped(self.folder, "positives"), _mapped(self.folder, "positives.offsets"))
+
+    @cached_property
+    def met(self) -> Ragged:
+        return Ragged(_mapped(self.folder, "met"), _mapped(self.folder, "train.offsets"))
+
+    @cached_property
+    def liked(self) -> Ragged:
+        return Ragged(_mapped(self.folder, "liked"), _mapped(self.folder, "positives.offsets"))
+
+    @cached_property
+    def seen(self) -> Ragged:
+        return _ragged(self.folder, "seen")
+
+    @cached_property
+    def positives_of_item(self) -> Ints:
+        return _mapped(self.folder, "positives_of_item")
+
+    def pairs_before(self, part: int, users: Ints) -> Pairs:
+        """The pairs of some users (rising) that are known when `part` is asked."""
+        found = [self._of_users(p, users) for p in (TRAIN, VALIDATION) if p < part]
+        numbers = np.concatenate(found or [np.zeros(0, np.int64)])
+        return Pairs(self.pairs.user[numbers], self.pairs.item[numbers], self.pairs.positive[numbers])
+
+    def _of_users(self, part: int, users: Ints) -> Ints:
+        """Numbers of the interactions of some users in one part, where a user's are together."""
+        of = self.part(part).user
+        first, last = (np.searchsorted(of, users.astype(of.dtype), side) for side in ("left", "right"))
+        n = last - first
+        start: int = self._slice(part).start
+        return start + np.repeat(first - np.cumsum(n) + n, n) + np.arange(int(n.sum()))
+
+
+def save(dataset: Dataset, folder: Path) -> None:
+    """Put a dataset into a run's or a bundle's folder."""
+    if not isinstance(dataset, Prepared):
+        datasets.save(dataset, folder)
+        return
+    storage.write(folder / "encoders.json", dataset.encoders.to_json())
+    dataset.link(folder / FOLDER)
+
+
+def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
+    """What `save` put there; only the sides to `encode` get columns. Raises RunError as `dataset.load` does."""
+    if (folder / FOLDER).is_dir():
+        return Prepared.open(folder / FOLDER, encode)
+    return datasets.load(folder, schema, split, encode)
+
+
+def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
+    path = folder / "arrays" / f"{name}.npy"
+    found: npt.NDArray[Any] = np.asarray(read(path, _load))
+    return found
+
+
+def _load(path: Path) -> npt.NDArray[Any]:
+    try:
+        # Copied where it is written to, which nobody does, and so no array that torch warns of.
+        found: npt.NDArray[Any] = np.load(path, mmap_mode="c" if path.stat().st_size > 128 else None)
+        return found
+    except (ValueError, EOFError) as e:
+        raise RunError(f"{path}: damaged ({e})") from None
+
+
+def _ragged(folder: Path, name: str) -> Ragged:
+    source = folder / "arrays" / f"{name}.source.npy"
+    return Ragged(
+        _mapped(folder, f"{name}.values"),
+        _mapped(folder, f"{name}.offsets"),
+        _mapped(folder, f"{name}.source") if source.exists() else None,
+    )
+
+
+def _column(folder: Path, name: str) -> Column:
+    return _mapped(folder, name) if (folder / "arrays" / f"{name}.npy").exists() else _ragged(folder, name)

@@ -1,0 +1,330 @@
+"""A dataset prepared on a disk is the one prepared in memory, and takes no memory that grows with its interactions."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+
+import twotower
+from twotower import pipeline
+from twotower.config import Config, DataConfig, SplitConfig, parse
+from twotower.data import preparation
+from twotower.data.batches import SideTensors
+from twotower.data.dataset import Dataset, prepare
+from twotower.data.prepared import Prepared
+from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.tables import check
+from twotower.encoders import Ragged
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.retrieve import Request, Retriever
+from twotower.schema import SIDES, Schema, Sequence
+from twotower.store import Store
+
+SCHEMA = EVERYTHING_SCHEMA.model_copy(
+    update={
+        "features": (
+            *(f for f in EVERYTHING_SCHEMA.features if f.name != "fans"),
+            Sequence(name="met", side="user", of="all", pooling="decay", rates=(0.5, 0.9), share=False),
+        )
+    }
+)
+SPLITS = {"time": SplitConfig(kind="time", test=0.13, validation=0.11), "last": SplitConfig(kind="last")}
+
+
+def tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """With times that are equal, and pairs that come twice."""
+    users, items, actions = everything()
+    rng = np.random.default_rng(1)
+    again = actions.sample(90, seed=2).with_columns(stars=pl.lit(5, pl.Int64))
+    actions = pl.concat([actions.with_columns(stars=pl.col("stars").cast(pl.Int64)), again]).sample(
+        fraction=1, shuffle=True, seed=3
+    )
+    return users, items, actions.with_columns(when=1_600_000_000 + rng.integers(0, 300, actions.height))
+
+
+def shards(folder: Path, schema: Schema, *frames: pl.DataFrame | None, n: int = 3) -> DataConfig:
+    """The tables as folders of uneven Parquet shards."""
+    named = {}
+    for name, frame in zip(("users", "items", "interactions"), frames, strict=True):
+        if frame is None:
+            continue
+        (folder / name).mkdir(parents=True)
+        cuts = [0, 1, *sorted(np.random.default_rng(0).integers(1, frame.height, n - 1).tolist()), frame.height]
+        for i, (a, b) in enumerate(itertools.pairwise(cuts)):
+            frame[a:b].write_parquet(folder / name / f"part-{i}.parquet")
+        (folder / name / "_SUCCESS").touch()
+        named[name] = str(folder / name)
+    return DataConfig(**named)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small worlds have several pieces and buckets."""
+    monkeypatch.setattr(preparation, "PIECE", 101)
+    monkeypatch.setattr(preparation, "BUCKET", 150)
+    monkeypatch.setattr(preparation, "ROWS", 17)
+
+
+def rows(data: Dataset) -> list[tuple[Any, ...]]:
+    assert data.seconds is not None
+    return sorted(
+        zip(data.pairs.user.tolist(), data.pairs.item.tolist(), data.pairs.positive.tolist(), data.parts.tolist(),
+            data.seconds.tolist(), strict=True)
+    )  # fmt: skip
+
+
+def lists(column: Ragged) -> list[list[int]]:
+    return [column.values[a:b].tolist() for a, b in zip(column.offsets, column.offsets[1:], strict=False)]
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path, small: None, kind: str) -> None:
+    frames = tables()
+    memory = prepare(check(*frames, SCHEMA), SCHEMA, SPLITS[kind])
+    said: list[str] = []
+    data = shards(tmp_path / "in", SCHEMA, *frames)
+    preparation.prepare(data, SCHEMA, SPLITS[kind], tmp_path / "out", said.append)
+    disk = Prepared.open(tmp_path / "out")
+    assert any("90 rows repeated a pair" in line for line in said)
+    assert disk.encoders.to_json() == memory.encoders.to_json()
+    assert rows(disk) == rows(memory)
+    assert isinstance(disk.pairs.user.base, np.memmap) or isinstance(disk.pairs.user, np.memmap)
+    for part in (TRAIN, VALIDATION, TEST):
+        a, b = disk.part(part), memory.part(part)
+        assert sorted(zip(a.user, a.item, a.positive, strict=True)) == sorted(
+            zip(b.user, b.item, b.positive, strict=True)
+        )
+        for side in SIDES:
+            mine, theirs = disk.side_before(side, part), memory.side_before(side, part)
+            assert mine.ids.equals(theirs.ids)
+            assert set(mine.columns) == set(theirs.columns)
+            for name, column in theirs.columns.items():
+                found = mine.columns[name]
+                if isinstance(column, Ragged):
+                    assert isinstance(found, Ragged)
+                    assert lists(found) == lists(column), name
+                else:
+                    assert np.array_equal(found, column, equal_nan=True), name
+    for name in ("met", "liked"):
+        assert lists(getattr(disk, name)) == lists(getattr(memory, name)), name
+    assert [sorted(x) for x in lists(disk.seen)] == [sorted(x) for x in lists(memory.seen)]
+    assert disk.seen.source is not None
+    assert np.array_equal(disk.pairs.item[disk.seen.source], disk.seen.values)
+    assert np.array_equal(disk.positives_of_item, memory.positives_of_item)
+    numbers = disk.positives_by_user
+    for u, (mine, theirs) in enumerate(zip(lists(numbers), lists(memory.positives_by_user), strict=True)):
+        assert disk.pairs.item[mine].tolist() == memory.pairs.item[theirs].tolist(), f"oldest first, user {u}"
+    some = np.array([3, 4, 40])
+    before, whole = disk.pairs_before(TEST, some), memory.pairs_before(TEST, some)
+    keep = np.isin(whole.user, some)
+    assert sorted(zip(before.user, before.item, strict=True)) == sorted(
+        zip(whole.user[keep], whole.item[keep], strict=True)
+    )
+
+
+def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path, small: None) -> None:
+    _, _, actions = checkerboard()
+    config = SplitConfig(kind="last")
+    memory = prepare(check(None, None, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, config)
+    preparation.prepare(
+        shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions), CHECKERBOARD_SCHEMA, config, tmp_path / "out"
+    )
+    disk = Prepared.open(tmp_path / "out")
+    assert rows(disk) == rows(memory)
+    assert disk.users.ids.equals(memory.users.ids)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {
+            "loss": {"kind": "softmax"},
+            "negatives": {"uniform": 20, "hard": 1, "hard_ranks": [1, 9]},
+            "train": {"histories": "earlier"},
+        },
+        {"loss": {"kind": "softmax"}, "negatives": {"random": 3}},
+        {"negatives": {"random": 2}, "train": {"shards": 3}},
+    ],
+)
+def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
+    tmp_path: Path, small: None, sections: dict[str, Any]
+) -> None:
+    schema = SCHEMA
+    earlier = "histories" in sections.get("train", {})
+    if not earlier:
+        schema = SCHEMA.model_copy(update={"features": SCHEMA.features[:-1]})  # a decay goes with earlier histories
+    else:
+        keep = tuple(f for f in SCHEMA.features if f.name != "disliked")  # a bound does not
+        schema = SCHEMA.model_copy(update={"features": keep})
+    preparation.prepare(shards(tmp_path / "in", schema, *tables()), schema, SPLITS["time"], tmp_path / "out")
+    config = settings(split=SPLITS["time"].model_dump(), data={"prepared": str(tmp_path / "out")}, **sections)
+    given, schema = pipeline.read(config, None)
+    run = pipeline.fit(given, schema, config, folder=tmp_path / "run")
+    if earlier:  # then the order is that of users, and the same in memory
+        again = pipeline.fit(tables(), schema, config)
+        for name, weight in again.model.state_dict().items():
+            assert np.array_equal(weight.numpy(), run.model.state_dict()[name].numpy()), name
+    loaded = twotower.load(tmp_path / "run")
+    assert isinstance(loaded.dataset, Prepared)
+    assert loaded.dataset.folder == tmp_path / "run" / "prepared", "a run stands alone"
+    measured = pipeline.evaluate(loaded)
+    assert {m: v for m, v in run.metrics.items() if m in measured} == pytest.approx(measured)
+    pipeline.publish(loaded, tmp_path / "store", config.index)
+    retriever = Retriever(Store(tmp_path / "store").current())
+    user = str(loaded.dataset.users.ids[0])
+    one, two = (retriever.recommend(Request(user), 5, method) for method in (1, 2))  # type: ignore[arg-type]
+    assert [i.id for i in one.items] == [i.id for i in two.items]
+    assert not {i.id for i in one.items} & set(retriever.met(user))
+    assert retriever.history(user, 3)
+
+
+def test_moments_are_found_by_search_as_by_a_table(tmp_path: Path, small: None) -> None:
+    preparation.prepare(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, SPLITS["last"], tmp_path / "out")
+    disk = Prepared.open(tmp_path / "out")
+    fields = disk.encoders.fields("user")
+    by_search = SideTensors(disk.users, fields, timeline=disk.timeline, by_user=True)
+    by_table = SideTensors(disk.users, fields, timeline=disk.timeline)
+    numbers = np.asarray(disk.positive_numbers)[::7].astype(np.int64)
+    users = disk.pairs.user[numbers].astype(np.int64)
+    for name in ("liked", "met"):
+        a, b = by_search._places[name], by_table._places[name]
+        assert np.array_equal(a.before(users, numbers), b.before(users, numbers))
+        assert np.array_equal(np.sort(a.of(numbers)), np.sort(b.of(numbers)))
+
+
+def test_other_settings_are_refused(tmp_path: Path, small: None) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    with pytest.raises(ConfigError, match="'random' draws from all rows at once; to prepare, set 'last' or 'time'"):
+        preparation.prepare(data, SCHEMA, SplitConfig(), tmp_path / "out")
+    with pytest.raises(ConfigError, match="'fans': sequences of items' users cannot be prepared; drop it"):
+        preparation.prepare(data, EVERYTHING_SCHEMA, SPLITS["last"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match="not empty and not a prepared dataset"):
+        preparation.prepare(data, SCHEMA, SPLITS["last"], tmp_path / "mine")
+    preparation.prepare(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+    config = Config(data=DataConfig(prepared=str(tmp_path / "out")), split=SplitConfig(kind="time"))
+    with pytest.raises(ConfigError, match=r"was prepared with another \[split\] \(kind\)"):
+        pipeline.read(config, None)
+    other = SCHEMA.model_copy(update={"positive_above": 1})
+    with pytest.raises(ConfigError, match=r"was prepared with another \[schema\] \(positive_above\)"):
+        pipeline.read(config.model_copy(update={"split": SPLITS["last"]}), other)
+    (tmp_path / "out" / "arrays" / "item.npy").write_bytes(b"x" * 300)
+    with pytest.raises(RunError, match=r"item.npy"):
+        Prepared.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t.with_columns(iid=pl.lit("nobody")), "ids of 'iid' that are not in items"),
+        (lambda t: t.with_columns(uid=pl.lit(7)), "give both the same type"),
+        (lambda t: t.with_columns(stars=pl.lit(1)), "no row has 'stars' above 3"),
+        (lambda t: t.drop("when"), "no column 'when'"),
+        (lambda t: t.head(0), "no rows, expected at least one"),
+        (lambda t: t.with_columns(when=pl.lit("now")), "expected a datetime or a number"),
+    ],
+)
+def test_bad_tables_end_with_one_line_and_leave_nothing(
+    tmp_path: Path, small: None, change: Any, expected: str
+) -> None:
+    users, items, actions = tables()
+    data = shards(tmp_path / "in", SCHEMA, users, items, actions)
+    for path in (tmp_path / "in" / "interactions").glob("*.parquet"):
+        change(pl.read_parquet(path)).write_parquet(path)
+    with pytest.raises(DataError, match=expected):
+        preparation.prepare(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def test_fault_C9_a_truncated_shard_is_named(tmp_path: Path, small: None) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    path = tmp_path / "in" / "interactions" / "part-2.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"part-2.parquet: cannot be read as parquet .*is the file complete"):
+        preparation.prepare(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+
+
+MEASURED = """
+import json, re, sys
+from pathlib import Path
+import numpy as np, polars as pl, torch
+torch.set_num_threads(1)
+from twotower import config as settings
+from twotower.data import preparation
+from twotower.data.prepared import Prepared
+from twotower.train.trainer import Trainer
+
+def held():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+schema, config = settings.load(Path(sys.argv[1]))
+n = int(sys.argv[2])
+preparation.PIECE, preparation.BUCKET = 2**16, 2**17
+most = [0.0]
+def say(line):
+    most[0] = max(most[0], held())
+before = held()
+preparation.prepare(config.data, schema, config.split, Path(sys.argv[3]), say)
+most[0] = max(most[0], held())
+trainer = Trainer(Prepared.open(sys.argv[3]), config)
+epoch = trainer.sampler.epoch(0)
+for number in range(20):
+    trainer.step(epoch, number * 7)
+print(json.dumps({"preparing": most[0] - before, "training": held() - before}))
+"""
+
+
+def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded_memory(tmp_path: Path) -> None:
+    """Sixteen times the interactions take no more than a fifth more memory that cannot be given back."""
+    found = {}
+    for n in (200_000, 3_200_000):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for part in range(4):
+            pl.DataFrame(
+                {
+                    "user_id": rng.integers(0, 20_000, n // 4),
+                    "item_id": (rng.random(n // 4) ** 3 * 5_000).astype(np.int64),
+                    "at": np.arange(n // 4) + part * n,
+                }
+            ).write_parquet(folder / f"{part}.parquet")
+        body = {
+            "data": {"interactions": "*.parquet"},
+            "split": {"kind": "last"},
+            "loss": {"kind": "softmax"},
+            "negatives": {"uniform": 100},
+            "model": {"width": 4, "pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]},
+            "train": {"batch_size": 512, "device": "cpu", "histories": "earlier", "monitor": "validation.recall@10"},
+            "schema": {
+                "time": "at", "time_unit": "order",
+                "features": [
+                    {"name": "user_id", "side": "user", "kind": "categorical"},
+                    {"name": "item_id", "side": "item", "kind": "categorical"},
+                    {"name": "met", "side": "user", "kind": "sequence", "pooling": "decay"},
+                ],
+            },
+        }  # fmt: skip
+        schema, config = parse(body)
+        assert schema is not None
+        from twotower.config import dump
+
+        (folder / "config.toml").write_text(dump(schema, config), encoding="utf-8")
+        command = [sys.executable, "-c", MEASURED, str(folder / "config.toml"), str(n), str(folder / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[n] = json.loads(done.stdout.splitlines()[-1])
+    few, many = found.values()
+    for stage in ("preparing", "training"):
+        assert many[stage] < few[stage] * 1.2 + 60, found
