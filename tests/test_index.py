@@ -6,22 +6,58 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twotower import index as indexes
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
-from twotower.index import KINDS, Index, Metric, build, choose, load, recall, tune, verify_file
+from twotower.index import KINDS, Index, Metric, Place, choose, choose_type, load, recall, tune, verify_file
 from twotower.index.exact import ExactIndex, one_blas_thread, rising
+from twotower.index.protocol import MilvusType
 
 N, WIDTH = 600, 9
-CASES = [(kind, metric) for kind in KINDS for metric in ("cosine", "dot")]
+HERE = [kind for kind in KINDS if kind != "milvus"]
+MILVUS: dict[str, MilvusType] = {f"milvus {name}": name for name in get_args(MilvusType)}
+CASES = [(kind, metric) for kind in (*HERE, *MILVUS) for metric in ("cosine", "dot")]
+# Every type of Milvus and both metrics, but not every pair.
+CASES = [case for case in CASES if case not in (("milvus FLAT", "dot"), ("milvus IVF_SQ8", "cosine"))]
 each = pytest.mark.parametrize(("kind", "metric"), CASES)
-each_approximate = pytest.mark.parametrize(("kind", "metric"), [c for c in CASES if c[0] not in ("exact", "flat")])
+EXACT = ("exact", "flat", "milvus FLAT")
+each_approximate = pytest.mark.parametrize(("kind", "metric"), [c for c in CASES if c[0] not in EXACT])
+URI = ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """milvus-lite in this process, for all the tests."""
+    global URI
+    from milvus_lite.server_manager import server_manager_instance
+
+    URI = str(tmp_path_factory.mktemp("milvus") / "milvus.db")
+    yield
+    server_manager_instance.release_server(URI)
+
+
+@pytest.fixture
+def no_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS and Milvus are asked about small choices as well."""
+    for name in ("faiss", "milvus"):
+        monkeypatch.setattr(f"twotower.index.{name}.SMALL", 1)
+
+
+def build(
+    kind: str, vectors: np.ndarray, rows: np.ndarray, metric: Metric, params: dict[str, int] | None = None
+) -> Index:
+    """As of twotower.index, with a place for "milvus TYPE"."""
+    if kind in MILVUS:
+        return indexes.build("milvus", vectors, rows, metric, params, Place(URI, "test", MILVUS[kind]))
+    return indexes.build(kind, vectors, rows, metric, params)
 
 
 def world(metric: str, n: int = N, seed: int = 0, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
@@ -116,8 +152,8 @@ def test_the_best_k_as_a_loop_finds_them(kind: str, metric: str, k: int) -> None
 
 @each
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_allowed_and_banned_rows(kind: str, metric: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.index.faiss.SMALL", 1)  # FAISS is asked about small choices as well
+@pytest.mark.usefixtures("no_few")
+def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
     index, vectors, rows = made(kind, metric)
     full(index)
     rng, queries = np.random.default_rng(2), users(4)
@@ -130,9 +166,9 @@ def test_allowed_and_banned_rows(kind: str, metric: str, share: float, monkeypat
 
 
 @each_approximate
-def test_little_effort_keeps_the_promises(kind: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_few")
+def test_little_effort_keeps_the_promises(kind: str, metric: str) -> None:
     """One probe and lists that are mostly banned: still never short, never banned, in order."""
-    monkeypatch.setattr("twotower.index.faiss.SMALL", 1)
     index, _, rows = made(kind, metric)
     index.effort = dict.fromkeys(index.effort, 1)
     rng, queries = np.random.default_rng(3), users(6)
@@ -191,7 +227,8 @@ def test_a_saved_index_gives_the_same_and_goes_on(kind: str, metric: str, mmap: 
     full(index).save(folder)
     queries = users(4)
     again = load(folder, mmap)
-    assert (again.kind, again.metric, again.effort, len(again)) == (kind, metric, index.effort, N - 20)
+    assert (again.kind, again.metric, again.effort) == (kind.split()[0], metric, index.effort)
+    assert len(again) == N - 20
     for got, wanted in zip(again.search(queries, 25), index.search(queries, 25), strict=True):
         np.testing.assert_array_equal(got, wanted)
     again.add(rows[:20], vectors[:20])
@@ -341,7 +378,7 @@ def test_searches_side_by_side() -> None:
         pass
 
 
-@given(data=st.data(), kind=st.sampled_from(list(KINDS)), metric=st.sampled_from(["cosine", "dot"]))
+@given(data=st.data(), kind=st.sampled_from([*HERE, *MILVUS]), metric=st.sampled_from(["cosine", "dot"]))
 @settings(max_examples=60, deadline=None)
 def test_masking_is_deleting(data: st.DataObject, kind: str, metric: str) -> None:
     n = data.draw(st.sampled_from([1, 20, 300, 400]))
@@ -373,10 +410,10 @@ def test_tuning_reaches_the_target_with_the_least(kind: str, metric: str) -> Non
     assert result.setting == index.effort
     assert set(result.table[0]) == {*index.effort, "recall", "seconds"}
     assert all(result.setting[name] <= top for name, top in index.most().items())
-    if kind in ("exact", "flat"):
+    if kind in EXACT:
         assert before == result.recall == 1.0
     else:
-        assert before < result.recall or kind == "hnsw"
+        assert before < result.recall or "hnsw" in kind.lower()
         assert tune(index, users(50), 10, 1.0).recall >= (0.9 if kind == "ivfpq" else 0.98)
 
 
@@ -432,6 +469,12 @@ def test_the_choice_follows_the_size(metric: str) -> None:
         assert reason.isprintable()
         assert len(reason) < 160
         build(kind, users(0), np.arange(0), checked(metric), params)
+
+
+def test_the_type_in_milvus_follows_the_size() -> None:
+    chosen = [choose_type(n) for n in (10, 50_000, 50_001, 2_000_000, 2_000_001)]
+    assert [name for name, _ in chosen] == ["FLAT", "FLAT", "IVF_FLAT", "IVF_FLAT", "IVF_SQ8"]
+    assert all(why.isprintable() and len(why) < 160 for _, why in chosen)
 
 
 def test_names_that_are_not_known() -> None:
@@ -587,11 +630,9 @@ def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeyp
 
 
 @each
-def test_rows_from_0_on_are_found_as_any_others(
-    kind: str, metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_few")
+def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path: Path) -> None:
     """Row r at position r goes a shorter way, until a row is gone."""
-    monkeypatch.setattr("twotower.index.faiss.SMALL", 1)
     vectors = world(metric)[0]
     rows = np.arange(len(vectors))
     index = full(build(kind, vectors, rows, checked(metric)))

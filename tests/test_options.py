@@ -97,6 +97,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "negatives.random_share": (0.6, {}),
     "train.epochs": (4, {}),
     "train.batch_size": (100, {}),
+    "train.shards": (4, {}),
     "train.histories": ("earlier", CANDIDATES | {"moments": True}),
     "train.shuffle": (False, {}),
     "train.optimizer": ("SGD", {}),
@@ -133,21 +134,28 @@ BRANCHES: dict[tuple[str, str], Any] = {
     ("cin", "widths"): [4],
     ("bilinear", "matrices"): "each",
 }
-# Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer, the index of a
-# published model in test_publisher.
+# Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer,
+# the patience of ranks in test_ranks, a prepared dataset in test_prepared, the index of a
+# published model in test_publisher and, where it is in Milvus, in test_milvus.
 ELSEWHERE = {
     "data.dataset",
     "data.source",
     "data.users",
     "data.items",
     "data.interactions",
+    "data.prepared",
     "train.device",
+    "train.timeout",
     "train.checkpoint_seconds",
     "train.checkpoint_steps",
     "index.kind",
     "index.recall",
     "index.k",
     "index.queries",
+    "index.uri",
+    "index.prefix",
+    "index.type",
+    "index.timeout",
 }
 
 

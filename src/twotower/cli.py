@@ -281,11 +281,13 @@ def gc(
 ) -> None:
     """Remove old bundles and what killed publishers left, their Milvus collections too."""
     from twotower import collections
+    from twotower.store import Store as Bundles
 
     gone, dropped = collections.gc(store, keep)
     print(f"removed: {', '.join(gone) or 'nothing'}")
     if dropped:
         print(f"dropped: {', '.join(dropped)}")
+    collections.Collections(Bundles(store)).follow()  # it may have been left behind while Milvus was down
 
 
 @app.command()

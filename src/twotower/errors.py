@@ -27,6 +27,12 @@ class RunError(TwoTowerError):
     """A run folder or checkpoint that is missing, damaged or does not match."""
 
 
+class Unavailable(TwoTowerError):
+    """A service that this one asks does not answer in time; it may later. `reason` is a word for counters."""
+
+    reason = "unavailable"
+
+
 class TrainingError(TwoTowerError):
     """Training cannot go on: the loss or the weights are no longer finite."""
 

@@ -202,11 +202,12 @@ class Store:
             self._log("rollback", name, old, reason, bundle.manifest["gate"], forced=bundle.manifest["forced"])
             return bundle
 
-    def gc(self, keep: int = 2) -> list[str]:
+    def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
         """Remove old bundles and what killed publishers left; the ids that went.
 
         The `keep` newest stay, CURRENT, the one a rollback goes to, and those a reader has a lease on. A reader
-        without a lease keeps the files it has open. Raises ConfigError if `keep` is below 2.
+        without a lease keeps the files it has open. `also` is done at the end, while nobody else changes the store.
+        Raises ConfigError if `keep` is below 2.
         """
         if keep < 2:
             raise ConfigError(f"keep is {keep}, it must be at least 2: the current bundle and one to go back to")
@@ -219,6 +220,7 @@ class Store:
                 if name not in stay and self._remove(name):
                     self._log("gc", name, current, f"keep {keep}")
                     gone.append(name)
+            also()
             return gone
 
     def _ids(self) -> list[str]:

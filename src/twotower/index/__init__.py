@@ -1,4 +1,4 @@
-"""Find the items of a query: exact in numpy, or by FAISS, which is imported when an index asks for it.
+"""Find the items of a query: exact in numpy, by FAISS, or in Milvus, which are imported when an index asks for them.
 
 index = build("ivf", vectors, rows, "cosine")
 rows, scores = index.search(queries, 100)
@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from twotower.errors import ConfigError, RunError, nearest
-from twotower.index.choose import TuneResult, choose, recall, tune
+from twotower.index.choose import TuneResult, choose, choose_type, recall, tune
 from twotower.index.exact import FORMAT, ExactIndex
-from twotower.index.protocol import Index, Metric, Rows, Vectors
+from twotower.index.protocol import Index, Metric, Place, Rows, Vectors
 from twotower.storage import read_json
 
 __all__ = [
     "KINDS",
     "Index",
     "Metric",
+    "Place",
     "TuneResult",
     "build",
     "choose",
+    "choose_type",
     "load",
     "recall",
     "tune",
@@ -35,16 +37,33 @@ KINDS = {
     "ivf": "twotower.index.faiss:Ivf",
     "hnsw": "twotower.index.faiss:Hnsw",
     "ivfpq": "twotower.index.faiss:IvfPq",
+    "milvus": "twotower.index.milvus:Milvus",
 }
 """Where each kind of index lives."""
 
 
-def build(kind: str, vectors: Vectors, rows: Rows, metric: Metric, params: dict[str, int] | None = None) -> Index:
+def build(
+    kind: str,
+    vectors: Vectors,
+    rows: Rows,
+    metric: Metric,
+    params: dict[str, int] | None = None,
+    place: Place | None = None,
+) -> Index:
     """An index of item vectors (N, D) under rows (N,). Vectors it cannot hold are in `index.rejected`.
 
-    Raises ConfigError for an unknown kind or parameter, DataError for arrays that do not fit.
+    `place` goes with "milvus". Raises ConfigError for an unknown kind or parameter, DataError for arrays that do not fit.
     """
-    return _engine(kind).build(vectors, rows, metric, params)
+    engine: Any = _engine(kind)
+    if engine.remote != (place is not None):
+        what = (
+            "needs a place, such as Place('./milvus.db')"
+            if engine.remote
+            else "keeps its vectors here; leave place out"
+        )
+        raise ConfigError(f"index: {kind!r} {what}")
+    index: Index = engine.build(vectors, rows, metric, params, *([place] if engine.remote else []))
+    return index
 
 
 def load(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
@@ -76,6 +95,8 @@ def _module(name: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as e:
-        if e.name != "faiss":
-            raise
-        raise ConfigError("this index needs FAISS; pip install faiss-cpu, or choose the index 'exact'") from None
+        if e.name == "faiss":
+            raise ConfigError("this index needs FAISS; pip install faiss-cpu, or choose the index 'exact'") from None
+        if e.name in ("pymilvus", "grpc"):
+            raise ConfigError("this index needs the client of Milvus; pip install 'twotower[milvus]'") from None
+        raise

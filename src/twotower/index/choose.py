@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from twotower.errors import ConfigError, DataError
-from twotower.index.protocol import Index, Metric, Vectors
+from twotower.index.protocol import Index, Metric, MilvusType, Vectors
 
 EXACT_UP_TO = 50_000
 WHOLE_UP_TO = 2_000_000
@@ -36,6 +36,15 @@ def choose(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
     # long to build (benchmarks/search_speed.py --kinds ivf,hnsw).
     items = "items of one length" if metric == "cosine" else "items, made one length for the search"
     return "ivf", {"nlist": nlist}, f"{nlist:,} lists of whole vectors: quick and soon built for {n_items:,} {items}"
+
+
+def choose_type(n_items: int) -> tuple[MilvusType, str]:
+    """Milvus's index type for so many items, and a sentence that says why."""
+    if n_items <= EXACT_UP_TO:
+        return "FLAT", f"{n_items:,} items are scored one by one"
+    if n_items <= WHOLE_UP_TO:
+        return "IVF_FLAT", f"lists of whole vectors: quick and soon built for {n_items:,} items"
+    return "IVF_SQ8", f"lists of rounded vectors, then exact scores: {n_items:,} whole vectors need much memory"
 
 
 def recall(index: Index, queries: Vectors, k: int) -> float:

@@ -58,6 +58,7 @@ class ExactIndex:
     """
 
     kind: ClassVar[str] = "exact"
+    remote: ClassVar[bool] = False
     defaults: ClassVar[dict[str, int]] = {}
     """What can be set when it is built."""
     params: dict[str, int]
@@ -69,14 +70,8 @@ class ExactIndex:
             raise DataError(f"metric: {metric!r} is not known; choose 'cosine' or 'dot'")
         if width < 1:
             raise DataError(f"vectors must have at least one column, not {width}")
-        for name, value in (params or {}).items():
-            if name not in self.defaults:
-                known = ", ".join(self.defaults) or "it has none"
-                raise ConfigError(f"{name}: no parameter of {self.kind} ({known}){nearest(name, self.defaults)}")
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 24:
-                raise ConfigError(f"{name} must be a whole number from 0, not {value!r}")
         self.metric: Metric = metric
-        self.params = self.defaults | (params or {})
+        self.params = settled(self.kind, self.defaults, params)
         self.effort = {}
         self.threads = cores()
         self._vectors: Vectors = np.empty((0, width), np.float32)
@@ -335,10 +330,13 @@ class ExactIndex:
         if strange:
             raise RunError(f"{folder}: holds {strange[0]}, which is not of an index; choose a folder of its own")
         with new_folder(folder) as temporary:
-            np.save(temporary / "vectors.npy", self._vectors[: len(self._rows)])
-            np.save(temporary / "rows.npy", self._rows)
+            self._save_vectors(temporary)
             self._save_engine(temporary)
             write_json(temporary / "index.json", self.describe())
+
+    def _save_vectors(self, folder: Path) -> None:
+        np.save(folder / "vectors.npy", self._vectors[: len(self._rows)])
+        np.save(folder / "rows.npy", self._rows)
 
     def _save_engine(self, folder: Path) -> None: ...
 
@@ -403,6 +401,17 @@ class ExactIndex:
         if len(rows) != len(vectors):
             raise DataError(f"{len(rows)} rows for {len(vectors)} vectors")
         return rows, vectors
+
+
+def settled(kind: str, defaults: dict[str, int], params: dict[str, int] | None) -> dict[str, int]:
+    """The parameters of an index, those that are not given at their defaults. Raises ConfigError."""
+    for name, value in (params or {}).items():
+        if name not in defaults:
+            known = ", ".join(defaults) or "it has none"
+            raise ConfigError(f"{name}: no parameter of {kind} ({known}){nearest(name, defaults)}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 24:
+            raise ConfigError(f"{name} must be a whole number from 0, not {value!r}")
+    return defaults | (params or {})
 
 
 def precise(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -14,6 +15,26 @@ Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 
+MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an index of kind "milvus" keeps its vectors."""
+
+    uri: str
+    """`http://HOST:PORT` of a server, or a path ending in .db, which milvus-lite opens in this process."""
+    prefix: str = "twotower"
+    """The alias, and how names of collections begin."""
+    type: MilvusType = "IVF_FLAT"
+    timeout: float = 300.0
+    """Seconds that one step of building may take."""
+    model: str = ""
+    """Digest of the model whose vectors they are."""
+    announce: Callable[[str], None] = lambda name: None
+    """Told the name of a collection before it is made."""
+
+
 class Index(Protocol):
     """Item vectors (N, D) under their rows, and the search for the best of them.
 
@@ -21,6 +42,8 @@ class Index(Protocol):
     """
 
     kind: ClassVar[str]
+    remote: ClassVar[bool]
+    """Whether vectors are elsewhere: a search waits for another process, and raises Unavailable if it does not answer."""
     metric: Metric
     params: dict[str, int]
     """What it was built with."""

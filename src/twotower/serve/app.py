@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -18,12 +19,15 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import twotower
-from twotower.errors import DataError, RunError
+from twotower.collections import Collections
+from twotower.errors import DataError, RunError, Unavailable
 from twotower.serve import wire
 from twotower.serve.console import Console
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problem import PROBLEMS, Problem
-from twotower.serve.service import Service, problem_of
+from twotower.serve.service import Service, index_is_down, problem_of
+
+log = logging.getLogger("twotower.app")
 
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".svg": "image/svg+xml"}  # fmt: skip
@@ -96,7 +100,12 @@ def create(service: Service) -> FastAPI:
     app.router.route_class = _Route
     _handle_errors(app)
 
-    @app.post("/v1/recommend", response_model=wire.Reply, responses=_problems(*BODY, "unknown-user"), tags=["answers"])
+    @app.post(
+        "/v1/recommend",
+        response_model=wire.Reply,
+        responses=_problems(*BODY, "unknown-user", "index"),
+        tags=["answers"],
+    )
     async def recommend(body: wire.RecommendBody) -> Any:
         """The best items for a user, known or described."""
         return json(await service.recommend(body))
@@ -115,13 +124,13 @@ def create(service: Service) -> FastAPI:
 
     @app.get(
         "/v1/items/{item_id:path}/similar", response_model=wire.Reply,
-        responses=_problems("unknown-item", "not-found", "invalid", "no-bundle"), tags=["answers"],
+        responses=_problems("unknown-item", "not-found", "invalid", "no-bundle", "index"), tags=["answers"],
     )  # fmt: skip
     async def similar(item_id: Id, k: K = 10) -> Any:
         """The items whose vectors point most nearly the same way; scores are cosines."""
         return json(await service.similar(item_id, k))
 
-    @app.post("/v1/search", response_model=wire.Reply, responses=_problems(*BODY, "no-text"), tags=["answers"])
+    @app.post("/v1/search", response_model=wire.Reply, responses=_problems(*BODY, "no-text", "index"), tags=["answers"])
     async def search(body: wire.SearchBody) -> Any:
         """The best items for a text."""
         return json(await service.search(body))
@@ -189,7 +198,7 @@ def create(service: Service) -> FastAPI:
 def _console(app: FastAPI, service: Service) -> None:
     console = Console(service)
     responses = _problems("invalid", "no-bundle")
-    of_a_bundle = _problems("invalid", "unknown-bundle", "no-bundle")
+    of_a_bundle = _problems("invalid", "unknown-bundle", "no-bundle", "index")
     folder = resources.files("twotower.serve") / "page"
     files = {
         f.name: (f.read_bytes(), KINDS[suffix]) for f in folder.iterdir() if (suffix := Path(f.name).suffix) in KINDS
@@ -241,7 +250,7 @@ def _console(app: FastAPI, service: Service) -> None:
         async with console.look():
             return json(await console.map(column, limit, bundle))
 
-    @app.post("/v1/console/explain", responses=_problems(*BODY, "unknown-bundle"), tags=["console"])
+    @app.post("/v1/console/explain", responses=_problems(*BODY, "unknown-bundle", "index"), tags=["console"])
     async def explain(body: wire.RecommendBody, bundle: BundleId = "") -> Any:
         """An answer with what led to it: history, filters, gates, the user's place among the items."""
         async with console.look():
@@ -276,6 +285,10 @@ def create_admin(service: Service) -> FastAPI:
             bundle = await asyncio.to_thread(service.shelf.store.rollback, body.to or None, reason=reason)
         except RunError as e:
             raise Problem("conflict", service.shelf.told(e)) from None
+        try:
+            await asyncio.to_thread(Collections(service.shelf.store).follow)
+        except RunError as e:
+            log.warning("the alias does not follow", extra={"told": {"detail": str(e)}})
         await service.shelf.look()
         return json({"current": bundle.id, "serving": _bundle_id(service)})
 
@@ -306,6 +319,9 @@ def _handle_errors(app: FastAPI) -> None:
     async def data(request: HttpRequest, error: Any) -> Response:
         return answer(problem_of(error), request)
 
+    async def unavailable(request: HttpRequest, error: Any) -> Response:
+        return answer(index_is_down(), request)
+
     async def invalid(request: HttpRequest, error: Any) -> Response:
         found = error.errors()
         if any(e["type"] == "json_invalid" for e in found):
@@ -321,6 +337,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(Problem, known)
     app.add_exception_handler(DataError, data)
+    app.add_exception_handler(Unavailable, unavailable)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(StarletteHTTPException, plain)
 

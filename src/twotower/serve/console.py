@@ -107,7 +107,7 @@ class Console:
         service = self._service
         service.check(body)
         asked = await service.recall(body, retriever)
-        answer, _ = service.answer(body, asked, retriever)
+        answer, _ = await service.found(body, asked, retriever)
         request = asked.request
         told = [*(request.history or ()), *request.events]
         user_id = request.user_id if asked.known else None
@@ -116,7 +116,7 @@ class Console:
         met = set(retriever.met(user_id) if user_id is not None else ()) | {i for i, _ in told}
         out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
         vector = None
-        if answer.source != "popular":
+        if answer.source not in ("popular", "fallback"):
             vector, gates = retriever.explain(request, asked.method)
             out = {
                 "vector_norm": round(float(np.linalg.norm(vector)), 4),
@@ -126,6 +126,11 @@ class Console:
                     for g, weights in gates
                 ],
             }
+        left_out = []
+        if answer.source != "fallback":
+            left_out = await service.beside(
+                retriever, lambda: _left_out(body, request, retriever, answer, vector, met)
+            )  # fmt: skip
         return {
             "reply": service.reply(answer, asked, retriever, count=False),
             "history": history[-SHOWN:],
@@ -133,7 +138,7 @@ class Console:
                 "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(met))),
                 "banned": len(set(body.ban)) - len(retriever.strange(body.ban)),
                 "where": retriever.passing(body.allow, body.where or None),
-                "items": _left_out(body, request, retriever, answer, vector, met),
+                "items": left_out,
             },
         } | out
 

@@ -40,6 +40,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "rate": (429, "Too many requests of this client", "Wait as long as Retry-After says, in seconds."),
     "broken": (500, "The service failed", "The log has the reason under the id of the request."),
     "no-bundle": (503, "No bundle can be served yet", "Publish one, or roll back to one that is whole."),
+    "index": (503, "The index does not answer", "Wait as long as Retry-After says, in seconds."),
     "live": (503, "The store of live histories does not answer", "Try again later; it may or may not have been done."),
     "overload": (
         503,

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from twotower.errors import DataError
+from twotower.errors import DataError, Unavailable
 from twotower.retrieve import Answer, Method, Request, Retriever, UnknownId
 from twotower.schema import Sequence as History
 from twotower.serve import wire
@@ -16,11 +16,13 @@ from twotower.serve.gate import Gate, overload
 from twotower.serve.live import NOBODY, Live, Memory, Recalled, Redis
 from twotower.serve.metrics import Metrics
 from twotower.serve.problem import Problem
+from twotower.serve.remote import THREADS, Remote
 from twotower.serve.settings import ServeSettings
 from twotower.serve.shelf import Shelf
 
 BATCHES = 4
 """Batches that may be under way at once."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Service:
             )
         # A turn that waits for another process lets others have theirs; but a few, for what the loop has to do before
         # it reads an answer looks to them like a slow store.
-        self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, 4 if self.live.shared else 1)
+        self._turns = 4 if self.live.shared else 1
+        self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, self._turns)
+        self.remote = Remote(s.index_timeout / 1e3, self.metrics.index_errors.inc)
         self.draining = False
         self._batches = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -68,6 +72,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         self.shelf.close()
+        self.remote.close()
         await self.live.close()
 
     def drain(self) -> None:
@@ -82,7 +87,7 @@ class Service:
         self.check(body)
         retriever = retriever or self.shelf.current
         asked = await self.recall(body, retriever)
-        answer, vector = self.answer(body, asked, retriever)
+        answer, vector = await self.found(body, asked, retriever)
         if vector is not None and asked.plain and asked.recalled.vector is None:
             assert body.user_id is not None
             await self._keep(self.live.keep(retriever.bundle.id, body.user_id, asked.recalled.events, vector))
@@ -136,16 +141,18 @@ class Service:
         if not retriever.schema.texts("user"):
             raise Problem("no-text")
         self.check(body)
-        answer = retriever.search(
-            body.text, body.k, body.feature, allow=body.allow, ban=body.ban, where=body.where or None
-        )
+        filters: dict[str, Any] = {"allow": body.allow, "ban": body.ban, "where": body.where or None}
+        try:
+            answer = await self.beside(retriever, lambda: retriever.search(body.text, body.k, body.feature, **filters))
+        except Unavailable as e:
+            answer = self._without_index(e, retriever, Request(), body.k, 2, **filters)
         return self.reply(answer, None, retriever)
 
     async def similar(self, item_id: str, k: int) -> dict[str, Any]:
-        """The items nearest to an item."""
+        """The items nearest to an item. Raises Unavailable: popular items would not be like it."""
         retriever = self.shelf.current
         self._check_k(k, "query.k")
-        return self.reply(retriever.similar(item_id, k), None, retriever)
+        return self.reply(await self.beside(retriever, lambda: retriever.similar(item_id, k)), None, retriever)
 
     async def add_events(self, body: wire.EventsBody) -> dict[str, Any]:
         """Go on with a user's live history. Raises Problem "conflict" where other workers would not see it."""
@@ -213,6 +220,32 @@ class Service:
             method = 2  # there is no stored vector
         plain = bool(recalled.events) and not (body.features or body.events or body.history is not None)
         return Asked(request, method, known, recalled, len(recalled.events), plain)
+
+    async def beside(self, retriever: Retriever, work: Callable[[], T]) -> T:
+        """What `work` gives: done at once where the index is here, in a thread where a search waits for others.
+
+        Raises Unavailable, and whatever `work` does."""
+        remote = retriever.index.remote
+        self.gate.width = max(self._turns, THREADS) if remote else self._turns
+        return await self.remote.run(work) if remote else work()
+
+    async def found(self, body: wire.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
+        """`answer`, wherever the index is; popular items, or Problem "index", if it does not answer."""
+        try:
+            return await self.beside(retriever, lambda: self.answer(body, asked, retriever))
+        except Unavailable as e:
+            answer = self._without_index(
+                e, retriever, asked.request, body.k, asked.method, allow=body.allow, ban=body.ban,
+                where=body.where or None, keep_seen=body.keep_seen,
+            )  # fmt: skip
+            return answer, None
+
+    def _without_index(
+        self, error: Unavailable, retriever: Retriever, request: Request, k: int, method: Method, **filters: Any
+    ) -> Answer:
+        if self.settings.index_down == "503":
+            raise index_is_down() from error
+        return retriever.recommend(request, k, method, fallback=True, **filters)
 
     def answer(self, body: wire.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
         """The answer, and the vector that the tower gave, if it was asked."""
@@ -286,6 +319,11 @@ class Service:
 def problem_of(error: DataError) -> Problem:
     """A mistake in a request, as a problem."""
     return Problem("unknown-item" if isinstance(error, UnknownId) else "invalid", str(error))
+
+
+def index_is_down() -> Problem:
+    """What is told where there is nothing else to give."""
+    return Problem("index", headers={"Retry-After": "2"})
 
 
 def _too_many(at: str, found: int, most: int) -> Problem:

@@ -16,6 +16,7 @@ from twotower.retrieve import MAX_K
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus-client keeps the numbers of several workers."""
 UnknownUser = Literal["popular", "404"]
+IndexDown = Literal["popular", "503"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class ServeSettings:
     """A user's events are forgotten so long after the last."""
     live_timeout: float = 20.0
     """Milliseconds to wait for the store of live histories."""
+    index_timeout: float = 250.0
+    """Milliseconds to wait for an index that is elsewhere (Milvus)."""
+    index_down: IndexDown = "popular"
+    """What is answered while it does not answer."""
     console: bool = True
     access_log: bool = True
     poll: float = 0.5
@@ -80,13 +85,22 @@ class ServeSettings:
         for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "live_events", "live_seconds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 1")
-        for name in ("max_wait", "target_wait", "live_timeout", "poll", "grace", "head_timeout", "body_timeout"):
+        for name in (
+            "max_wait",
+            "target_wait",
+            "live_timeout",
+            "index_timeout",
+            "poll",
+            "grace",
+            "head_timeout",
+            "body_timeout",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected more than 0")
         for name in ("rate", "burst", "drain", "keep_alive", "memory_limit"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 0")
-        for name in ("rate", "max_wait", "target_wait", "live_timeout", "poll", "drain", "grace", "head_timeout",
+        for name in ("rate", "max_wait", "target_wait", "live_timeout", "index_timeout", "poll", "drain", "grace", "head_timeout",
                      "body_timeout", "keep_alive"):  # fmt: skip
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected a finite number")
@@ -109,6 +123,8 @@ class ServeSettings:
                 raise ConfigError(f"{_flag(name)} is {value}, expected 0 to 65535")
         if self.unknown_user not in ("popular", "404"):
             raise ConfigError(f"--unknown-user is '{self.unknown_user}' (allowed: popular, 404)")
+        if self.index_down not in ("popular", "503"):
+            raise ConfigError(f"--index-down is '{self.index_down}' (allowed: popular, 503)")
         if self.live != "memory":
             _check_url(self.live)
         if self.admin_port is not None and self.keys is None:

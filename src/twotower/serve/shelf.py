@@ -12,6 +12,7 @@ import ctypes
 import gc
 import logging
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower.bundle import Bundle, BundleError
-from twotower.errors import RunError, TwoTowerError
+from twotower.errors import RunError, TwoTowerError, Unavailable
 from twotower.retrieve import Method, Request, Retriever
 from twotower.serve.metrics import Metrics
 from twotower.serve.problem import Problem
@@ -35,6 +36,8 @@ RECENT = 8
 """Bundles under whose ids a user's live events are looked for."""
 PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before a bundle that was refused is tried again."""
+SOON = 5.0
+"""… at most, if only what holds its vectors does not answer."""
 
 
 class Shelf:
@@ -134,8 +137,9 @@ class Shelf:
             return self._other
 
     def told(self, error: Exception) -> str:
-        """What a client is told: where the store lies is not its business."""
-        text = str(error).replace(str(self.store.path.absolute()), "store")
+        """What a client is told: where the store and its vectors lie is not its business."""
+        text = re.sub(r"https?://[^/\s:]+(:\d+)?", "index", str(error))
+        text = text.replace(str(self.store.path.absolute()), "store")
         return text if str(self.store.path) == "." else text.replace(str(self.store.path), "store")
 
     def close(self) -> None:
@@ -181,7 +185,8 @@ class Shelf:
 
     def _refused(self, error: Exception) -> None:
         reason = getattr(error, "reason", "broken")
-        self._again = time.monotonic() + PAUSES[min(self._failures, len(PAUSES) - 1)]
+        pause = PAUSES[min(self._failures, len(PAUSES) - 1)]
+        self._again = time.monotonic() + (min(pause, SOON) if isinstance(error, Unavailable) else pause)
         self._failures += 1
         self.why = self.told(error)
         self._metrics.load_failures.labels(reason).inc()

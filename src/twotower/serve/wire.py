@@ -53,7 +53,7 @@ class EventBody(_Body):
 
 
 Event = Id | EventBody
-Source = Literal["model", "cold_start", "popular"]
+Source = Literal["model", "cold_start", "popular", "fallback"]
 
 
 class AskBody(_Body):
@@ -130,7 +130,8 @@ class Reply(BaseModel):
     bundle_id: str
     method: int
     source: Source = Field(
-        description="model: a known user, or a text; cold_start: an unknown one by what the request tells; popular: nothing is known"
+        description="model: a known user, or a text; cold_start: an unknown one by what the request tells; popular: nothing is known; "
+        "fallback: popular items, because the index does not answer"
     )
     milliseconds: float
     truncated: bool = Field(description="fewer than k were left to give")

@@ -411,7 +411,7 @@ function drawColumns() {
     note.textContent = notes.join(" · ");
     put(list, reply.items.map((item, at) => {
       const r = row(item.id, make("span", { class: "n" }, String(at + 1)), itemTitle(item.id), mark(n, at + 1, rivals, item.id),
-        score(reply.source === "popular" ? null : item.score),
+        score(["popular", "fallback"].includes(reply.source) ? null : item.score),
         deeds(item.id, ["look", "dislike", "ban"]));
       if (n === 1 && rivals.size && !rivals.has(item.id)) r.classList.add("out");
       return r;

@@ -78,6 +78,7 @@ export const words = {
   source_model: { en: "model", zh: "模型" },
   source_cold_start: { en: "cold start", zh: "冷启动" },
   source_popular: { en: "popular", zh: "热门" },
+  source_fallback: { en: "popular (the index does not answer)", zh: "热门（索引无响应）" },
   live_used: { en: "{n} live events", zh: "{n} 个实时事件" },
   truncated: { en: "Fewer than asked for were left.", zh: "剩余的物品不足所要的数量。" },
   nothing: { en: "No item is left to give.", zh: "没有可以推荐的物品。" },
