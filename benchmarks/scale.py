@@ -1,0 +1,424 @@
+"""How cost grows: with interactions, with items, and once all the way with a catalogue of ten million.
+
+    python benchmarks/scale.py --only rows --sizes 1000000,10000000,100000000
+    python benchmarks/scale.py --only items --sizes 1000,10000,100000,1000000,10000000
+    python benchmarks/scale.py --only end --items 10000000 --folder runs/scale
+
+rows    sharded Parquet of so many interactions is prepared, then trained on for a while, on one rank and on two
+items   so many vectors of 64 numbers are indexed as `index.kind = "auto"` does, tuned to recall 0.95 and searched; they
+        are centres with noise, and so are the queries, of which none is an item
+end     users, items and interactions are written as shards; then the product's own commands: prepare, train, embed
+        (two ranks), publish, serve; each with its time and memory
+
+Every stage is a process of its own. `memory` is the most that its processes held together and could not give back
+(RssAnon, looked at ten times a second): pages of mapped files are the system's to keep or drop. The last line of a
+curve is the exponent e of cost ~ size^e, by least squares over the sizes within a hundredth of the largest.
+
+The made world: an item has one of a thousand topics, a user three; four of five interactions are with an item of one of
+them, and within a topic the popular are met far more often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from measure import Numbers, finish, options, result
+
+TOPICS, SHARD = 1_000, 4_000_000
+WIDTH, K, RECALL = 64, 100, 0.95
+TWOTOWER = [sys.executable, "-m", "twotower"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+CONFIG = """
+data = {{ users = "users/*.parquet", items = "items/*.parquet", interactions = "interactions/*.parquet" }}
+split = {{ kind = "time", test = 0.001, validation = 0.001 }}
+loss.kind = "softmax"
+negatives.uniform = 512
+evaluation = {{ k = [10, 100], bootstrap = 50, users = 2000 }}
+index = {{ kind = "auto", recall = 0.95, queries = 1000 }}
+
+[model]
+width = 32
+bias = false
+temperature = 0.07
+
+[[model.pairs]]
+user = {{ layers = [128, 64] }}
+item = {{ layers = [128, 64] }}
+
+[train]
+epochs = 1
+batch_size = {batch}
+lr = 0.002
+device = "cpu"
+monitor = "validation.recall@10"
+checkpoint_seconds = 600
+shards = 2
+
+[schema]
+time = "at"
+time_unit = "order"
+
+[[schema.features]]
+name = "item_id"
+side = "item"
+kind = "categorical"
+hash_buckets = 200000
+
+[[schema.features]]
+name = "topic"
+side = "item"
+kind = "categorical"
+
+[[schema.features]]
+name = "user_id"
+side = "user"
+kind = "categorical"
+hash_buckets = 100000
+
+[[schema.features]]
+name = "topics"
+side = "user"
+kind = "multi_hot"
+width = 32
+"""
+
+
+# ---- the made world
+
+
+def write_world(folder: Path, users: int, items: int, rows: int, batch: int = 2048) -> Path:
+    """Shards of all three tables, and the config that trains on them."""
+    for name in ("users", "items", "interactions"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir(parents=True)
+    likes = topics_of(np.arange(users))
+    pl.DataFrame(
+        {"user_id": np.arange(users), "topics": [*likes]}, schema_overrides={"topics": pl.List(pl.Int64)}
+    ).write_parquet(folder / "users" / "part-0.parquet")
+    for start in range(0, items, SHARD):
+        item = np.arange(start, min(start + SHARD, items))
+        pl.DataFrame({"item_id": item, "topic": item % TOPICS}).write_parquet(
+            folder / "items" / f"part-{start // SHARD:04d}.parquet"
+        )
+    rng = np.random.default_rng(0)
+    for start in range(0, rows, SHARD):
+        n = min(SHARD, rows - start)
+        user = (users * rng.random(n) ** 1.5).astype(np.int64)
+        topic = np.where(rng.random(n) < 0.8, likes[user, rng.integers(0, 3, n)], rng.integers(0, TOPICS, n))
+        item = topic + TOPICS * (items // TOPICS * rng.random(n) ** 3).astype(np.int64)
+        pl.DataFrame({"user_id": user, "item_id": item, "at": np.arange(start, start + n)}).write_parquet(
+            folder / "interactions" / f"part-{start // SHARD:04d}.parquet"
+        )
+    (folder / "config.toml").write_text(CONFIG.format(batch=batch), encoding="utf-8")
+    return folder / "config.toml"
+
+
+def topics_of(users: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(n, 3) the topics that users like."""
+    return np.stack([(users * m + a) % TOPICS for m, a in ((7, 1), (131, 5), (977, 11))], 1)
+
+
+# ---- processes and what they hold
+
+
+class Watch(threading.Thread):
+    """Looks at what a process and its children hold, until `end`."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.most, self.over = pid, 0.0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.1):
+            self.most = max(self.most, sum(map(_held, _family(self.pid))))
+
+    def end(self) -> float:
+        """The most megabytes."""
+        self.over.set()
+        self.join()
+        return self.most
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from _family(int(child))
+
+
+def _held(pid: int) -> float:
+    with suppress(OSError, TypeError):
+        found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        return int(found[1]) / 1e3 if found else 0.0
+    return 0.0
+
+
+def run(words: list[Any]) -> tuple[float, float, str]:
+    """Seconds, memory in MB and output of a command. Exits if it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    watch = Watch(process.pid)
+    watch.start()
+    said, _ = process.communicate()
+    memory = watch.end()
+    if process.returncode:
+        raise SystemExit(f"{words} failed:\n{said[-3000:]}")
+    return time.perf_counter() - started, memory, said
+
+
+def child(function: str, *arguments: Any) -> tuple[float, float, Numbers]:
+    """As `run`, of a function of this script in a process of its own, and what it printed as JSON."""
+    call = f"import json, scale; print(json.dumps(scale.{function}{arguments!r}))"
+    seconds, memory, said = run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {call}"]
+    )
+    found: Numbers = json.loads(said.splitlines()[-1])
+    return seconds, memory, found
+
+
+# ---- rows
+
+
+def rows_curve(sizes: list[int], folder: Path, threads: int) -> list[Numbers]:
+    found, seconds, memory = [], [], []
+    for rows in sizes:
+        config = write_world(folder / "rows", max(1_000, rows // 40), 100_000, rows)
+        took, held, _ = run([*TWOTOWER, "prepare", config, "--out", folder / "rows" / "prepared"])
+        seconds.append(took)
+        memory.append(held)
+        name = f"scale: {rows:,} interactions"
+        found += [
+            result(f"{name}, prepare", took, "s", more=False, size=rows),
+            result(f"{name}, prepare, memory", held, "MB", more=False),
+        ]
+        for ranks in (1, 2):
+            script = [*TORCHRUN, ranks, __file__, "--steps", folder / "rows", "--threads", max(1, threads // ranks)]
+            _, held, said = run(script)
+            rate = float(said.split("rows a second:")[1].split()[0])
+            what = f"{name}, training, {ranks} rank{'s' if ranks > 1 else ''}"
+            found += [result(what, rate, "rows/s"), result(f"{what}, memory", held, "MB", more=False)]
+        shutil.rmtree(folder / "rows")
+    found.append(result("scale: exponent of interactions, prepare", exponent(sizes, seconds), "", more=False))
+    found.append(result("scale: exponent of interactions, memory", exponent(sizes, memory), "", more=False))
+    return found
+
+
+def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
+    """Some steps of training on the prepared dataset, on all ranks; the first prints rows per second."""
+    import torch
+
+    from twotower import config as settings
+    from twotower.data.prepared import Prepared
+    from twotower.ranks import Ranks
+    from twotower.train.trainer import Trainer
+
+    torch.set_num_threads(threads)
+    ranks = Ranks.here()
+    _, config = settings.load(folder / "config.toml")
+    with ranks.together():
+        trainer = Trainer(Prepared.open(folder / "prepared"), config, ranks=ranks)
+        steps = min(steps, trainer.steps_per_epoch - 2)
+        epoch = trainer.sampler.epoch(0)
+        trainer.step(epoch, 0)
+        started = time.perf_counter()
+        for number in range(1, steps + 1):
+            trainer.step(epoch, number)
+        rate = steps * config.train.batch_size / (time.perf_counter() - started)
+    if ranks.first:
+        print(f"rows a second: {rate:.0f} over {steps} steps")
+
+
+# ---- items
+
+
+def items_curve(sizes: list[int]) -> list[Numbers]:
+    found: list[Numbers] = []
+    costs: dict[str, list[float]] = {"build": [], "search": [], "memory": []}
+    for items in sizes:
+        _, held, told = child("index_items", items)
+        name = f"scale: {items:,} items ({told['kind']})"
+        costs["build"].append(told["build"])
+        costs["search"].append(told["search"])
+        costs["memory"].append(held)
+        found += [
+            result(f"{name}, build and tune", told["build"], "s", more=False, size=items),
+            result(f"{name}, one search at recall {told['recall']:.3f}", told["search"] * 1e3, "ms", more=False),
+            result(f"{name}, index on disk", told["bytes"] / 1e6, "MB", more=False),
+            result(f"{name}, memory to build", held, "MB", more=False),
+        ]
+    return found + [
+        result(f"scale: exponent of items, {what}", exponent(sizes, cost), "", more=False)
+        for what, cost in costs.items()
+    ]
+
+
+def index_items(items: int) -> Numbers:
+    """Build, tune and ask the index that is chosen for so many items."""
+    import tempfile
+
+    from twotower import index as indexes
+
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((TOPICS, WIDTH)).astype(np.float32)
+
+    def some(n: int, seed: int) -> Any:
+        own = np.random.default_rng(seed)
+        made = centres[own.integers(0, TOPICS, n)]
+        made += 0.7 * own.standard_normal((n, WIDTH), dtype=np.float32)
+        return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+    vectors, queries = some(items, 1), some(1000, 2)
+    started = time.perf_counter()
+    kind, params, _ = indexes.choose(items, "cosine")
+    index = indexes.build(kind, vectors, np.arange(items), "cosine", params)
+    k = min(K, items)
+    indexes.tune(index, queries[:500], k, RECALL + (1 - RECALL) / 5)
+    build = time.perf_counter() - started
+    recall = indexes.recall(index, queries[500:], k)
+    index.threads = 1
+    times = []
+    for query in queries[500:700]:
+        started = time.perf_counter()
+        index.search(query[None], k)
+        times.append(time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as folder:
+        index.save(Path(folder) / "index")
+        size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
+    return {"kind": kind, "build": build, "recall": recall, "search": float(np.median(times)), "bytes": size}
+
+
+# ---- all the way
+
+
+def end_to_end(users: int, items: int, rows: int, folder: Path) -> list[Numbers]:
+    name, found = f"scale: {items:,} items end to end", []
+
+    def told(stage: str, seconds: float, memory: float | None = None) -> None:
+        found.append(result(f"{name}, {stage}", seconds, "s", more=False))
+        if memory is not None:
+            found.append(result(f"{name}, {stage}, memory", memory, "MB", more=False))
+        print(f"{stage}: {seconds:,.0f} s, {memory or 0:,.0f} MB", flush=True)
+
+    config = write_world(folder, users, items, rows)
+    for made in ("prepared", "run", "vectors", "store"):
+        shutil.rmtree(folder / made, ignore_errors=True)
+    told("prepare", *run([*TWOTOWER, "prepare", config, "--out", folder / "prepared"])[:2])
+    here = ["--set", f"data.prepared={(folder / 'prepared').resolve()}"]
+    told("train", *run([*TWOTOWER, "train", config, *here, "--run", folder / "run"])[:2])
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    table = [folder / "run", folder / "items", "--out", folder / "vectors"]
+    told("embed, two ranks", *run([*TORCHRUN, 2, "-m", "twotower", "embed", *table])[:2])
+    seconds, memory, said = run([*TWOTOWER, "publish", folder / "run", "--store", folder / "store"])
+    print(said)
+    told("publish", seconds, memory)
+    bundle = json.loads(next((folder / "store" / "bundles").glob("*/MANIFEST.json")).read_text())
+    size = sum(entry["size"] for entry in bundle["files"]) / 1e6
+    with serving(folder / "store") as (ready, ask, held):
+        told("serve, ready", ready)
+        rng = np.random.default_rng(3)
+        for method in (1, 2):
+            times = [ask(int(u), method) for u in rng.integers(0, users, 400)][100:]
+            for what, share in (("p50", 0.5), ("p99", 0.99)):
+                value = float(np.quantile(times, share)) * 1e3
+                found.append(result(f"{name}, answer by method {method}, {what}", value, "ms", more=False))
+        found.append(result(f"{name}, serve, memory", held(), "MB", more=False))
+    return [
+        *found,
+        result(f"{name}, bundle", size, "MB", more=False),
+        result(f"{name}, recall gate at {bundle['gate']['k']}", bundle["gate"]["recall"], ""),
+        result(f"{name}, test recall@100 of {2000:,} users", metrics["test.recall@100"], ""),
+        result(f"{name}, popularity's", metrics["baseline.popularity.recall@100"], ""),
+    ]
+
+
+@contextmanager
+def serving(store: Path) -> Iterator[tuple[float, Any, Any]]:
+    """A service: seconds until it was ready, a function that asks it and gives the seconds, and one that gives its memory."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [*TWOTOWER, "serve", "--store", str(store), "--port", str(port)], stdout=subprocess.DEVNULL
+    )
+    watch = Watch(process.pid)
+    watch.start()
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+                break
+            except OSError:
+                if process.poll() is not None or time.perf_counter() > started + 600:
+                    raise SystemExit("the service did not start") from None
+                time.sleep(0.05)
+        ready = time.perf_counter() - started
+
+        def ask(user: int, method: int) -> float:
+            body = json.dumps({"user_id": str(user), "k": 100, "method": method}).encode()
+            call = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v1/recommend", body, {"Content-Type": "application/json"}
+            )
+            began = time.perf_counter()
+            with urllib.request.urlopen(call, timeout=60) as answer:
+                assert len(json.load(answer)["items"]) == 100
+            return time.perf_counter() - began
+
+        yield ready, ask, lambda: watch.most
+    finally:
+        watch.end()
+        process.terminate()
+        process.wait(60)
+
+
+def exponent(sizes: list[int], costs: list[float]) -> float:
+    """e of cost ~ size^e over the upper sizes."""
+    x, y = np.log(np.array(sizes, float)), np.log(np.array(costs, float))
+    upper = x >= x.max() - np.log(100) - 1e-9
+    return float(np.polyfit(x[upper], y[upper], 1)[0]) if upper.sum() > 1 else float("nan")
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--only", default="rows,items,end", help="parts, with commas")
+    parser.add_argument("--sizes", default="", help="of rows or items, with commas")
+    parser.add_argument("--users", type=int, default=500_000)
+    parser.add_argument("--items", type=int, default=10_000_000)
+    parser.add_argument("--rows", type=int, default=20_000_000)
+    parser.add_argument("--folder", type=Path, default=Path("runs/scale"), help="for what is made")
+    parser.add_argument("--steps", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.steps:
+        train_steps(chosen.steps, chosen.threads)
+        return
+    sizes = [int(s) for s in chosen.sizes.split(",") if s]
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    for part in chosen.only.split(","):
+        if part == "rows":
+            found = rows_curve(sizes or [10**6, 10**7, 10**8], chosen.folder, chosen.threads)
+        elif part == "items":
+            found = items_curve(sizes or [10**3, 10**4, 10**5, 10**6, 10**7])
+        else:
+            found = end_to_end(chosen.users, chosen.items, chosen.rows, chosen.folder)
+        finish(found, chosen)
+
+
+if __name__ == "__main__":
+    main()
