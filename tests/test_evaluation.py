@@ -120,6 +120,23 @@ def test_pair_metrics_by_hand() -> None:
     assert gauc(scores, positive, np.array([0, 1, 1, 0])) == (2 * 1 + 2 * 0.5) / 4
 
 
+EDGES = [-math.inf, -1e38, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1e38, math.inf]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@quick
+@given(st.lists(st.tuples(st.sampled_from(EDGES), st.booleans(), st.sampled_from([0, 2**31 - 1])), max_size=25))
+def test_scores_of_any_size_and_both_zeros_are_ordered_as_numbers(
+    kind: type[np.floating[Any]], rows: list[tuple[float, bool, int]]
+) -> None:
+    scores, positive, group = (np.array([r[i] for r in rows], t) for i, t in enumerate((kind, bool, np.int32)))
+    known = [(float(s), p, g) for s, (_, p, g) in zip(scores, rows, strict=True)]
+    assert auc(scores, positive) == pytest.approx(naive_auc(known), nan_ok=True)
+    names, values, _ = auc_by_group(scores, positive, group)
+    for name, value in zip(names, values, strict=True):
+        assert value == pytest.approx(naive_auc([r for r in known if r[2] == name]))
+
+
 @pytest.mark.parametrize("labels", [[True, True], [False, False], []])
 def test_auc_of_one_class_is_nan(labels: list[bool]) -> None:
     scores, positive, group = np.arange(len(labels)), np.array(labels, bool), np.zeros(len(labels), np.int32)
@@ -255,11 +272,11 @@ def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(monk
         return topk(scores, *args, **options)
 
     monkeypatch.setattr(torch.Tensor, "topk", watched)
-    for cells in (100, 7):  # of 30 items: three users, and one even if that is too many
+    for cells in (310, 7):  # of 30 items: ten users, and eight even if that is too many
         monkeypatch.setattr("twotower.evaluation._CELLS", cells)
         found = rank_catalogue(*vectors, wanted, [], 5)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-        assert max(sizes) == max(30, cells // 30 * 30)
+        assert max(sizes) == max(240, cells // 30 * 30)
         sizes.clear()
 
 
@@ -269,6 +286,13 @@ def test_equal_scores_give_each_item_once_and_still_none_that_was_seen() -> None
     _, best, hit = rank_catalogue(torch.ones(2, 1), torch.ones(6, 1), wanted, [seen], k=6)
     assert [sorted(row) for row in best.tolist()] == [[-1, -1, 0, 1, 3, 4], [-1, 1, 2, 3, 4, 5]]
     assert hit.sum(1).tolist() == [1, 1]
+
+
+def test_pairs_are_scored_alike_however_many_at_a_time(everything_data: Dataset) -> None:
+    pairs, factors = everything_data.train, random_factors(everything_data)
+    expected = (factors.users[pairs.user] * factors.items[pairs.item]).sum(1).numpy()
+    for block in (1, 7, len(pairs)):
+        assert np.array_equal(factors.scores(pairs, block), expected)
 
 
 def test_a_monotone_map_of_the_scores_changes_no_ranking() -> None:
@@ -293,6 +317,18 @@ def test_an_interval_holds_the_weighted_mean_and_is_the_same_every_time() -> Non
     assert low < np.average(values, weights=weights) < high
     assert bootstrap(values, weights, 500) == (low, high)
     assert bootstrap(values, weights, 500, seed=1) != (low, high)
+
+
+def test_an_interval_is_that_of_the_means_over_drawn_users_for_every_column_as_if_alone() -> None:
+    rng = np.random.default_rng(0)
+    values, weights = rng.random((40, 3)), rng.random(40)
+    draws = np.random.default_rng(7)
+    picks = [draws.integers(0, 40, 40) for _ in range(30)]
+    low, high = bootstrap(values, weights, 30, seed=7)
+    for i, column in enumerate(values.T):
+        means = [np.average(column[pick], weights=weights[pick]) for pick in picks]
+        assert [low[i], high[i]] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), rel=1e-12)
+        assert [low[i], high[i]] == pytest.approx(bootstrap(column, weights, 30, seed=7), rel=1e-12)
 
 
 def test_an_interval_is_as_wide_as_the_normal_one_for_many_users() -> None:

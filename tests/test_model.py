@@ -22,6 +22,7 @@ from twotower.data.tables import check
 from twotower.encoders import Field
 from twotower.errors import ConfigError
 from twotower.model.embeddings import FieldEmbeddings, pool
+from twotower.model.layers import gather
 from twotower.model.towers import Dropout, SenetGate, Tower
 from twotower.model.two_tower import TwoTower
 from twotower.schema import Schema
@@ -129,6 +130,41 @@ def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows:
     (pooled * upstream).sum().backward()
     assert table.grad is not None
     assert close(table.grad, gradient, 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0,), (7,), (40, 3), (5, 0), (4, 3, 2)])
+@pytest.mark.parametrize("width", [1, 3, 16, 20])
+def test_gathered_rows_and_their_gradient_equal_an_embeddings(shape: tuple[int, ...], width: int) -> None:
+    rng = torch.Generator().manual_seed(width)
+    codes = torch.randint(0, 9, shape, generator=rng)
+    table = torch.randn(9, width, generator=rng)
+    upstream = torch.randn(*shape, width, generator=rng)
+    one, other = table.clone().requires_grad_(), table.clone().requires_grad_()
+    rows, expected = gather(one, codes), torch.nn.functional.embedding(codes, other)
+    assert torch.equal(rows, expected)
+    for out in (rows, expected):
+        (out * upstream).sum().backward()
+    assert one.grad is not None
+    assert other.grad is not None
+    assert close(one.grad, other.grad)
+
+
+def test_the_gradient_of_gathered_rows_has_the_same_bits_with_any_number_of_threads() -> None:
+    rng = torch.Generator().manual_seed(0)
+    codes, table = torch.randint(0, 50, (3000, 4), generator=rng), torch.randn(60, 16, generator=rng)
+    upstream = torch.randn(3000, 4, 16, generator=rng)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 2, 4):
+            torch.set_num_threads(n)
+            weight = table.clone().requires_grad_()
+            (gather(weight, codes) * upstream).sum().backward()
+            assert weight.grad is not None
+            found.append(weight.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], g) for g in found)
 
 
 # ---- logits

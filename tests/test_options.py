@@ -118,6 +118,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.precision": ("bf16", {}),
     "train.seed": (9, {}),
     "evaluation.k": ([3], {}),
+    "evaluation.users": (9, {}),
     "evaluation.bootstrap": (20, {}),
     "evaluation.head_share": (0.5, {}),
     "evaluation.new_user_below": (15, {}),
@@ -135,7 +136,7 @@ BRANCHES: dict[tuple[str, str], Any] = {
     ("bilinear", "matrices"): "each",
 }
 # Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer,
-# the patience of ranks in test_ranks, a prepared dataset in test_prepared, the index of a
+# the patience of ranks in test_ranks, where tables lie in test_torchrec, a prepared dataset in test_prepared, the index of a
 # published model in test_publisher and, where it is in Milvus, in test_milvus.
 ELSEWHERE = {
     "data.dataset",
@@ -146,6 +147,8 @@ ELSEWHERE = {
     "data.prepared",
     "train.device",
     "train.timeout",
+    "train.tables",
+    "train.sharding",
     "train.checkpoint_seconds",
     "train.checkpoint_steps",
     "index.kind",

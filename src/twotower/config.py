@@ -381,6 +381,9 @@ class EvaluationConfig(_Section):
     k: tuple[Positive, ...] = Field(
         (10, 50), min_length=1, description="cut-offs of the ranking metrics; the first is headline"
     )
+    users: int = Field(
+        0, ge=0, description="ranking metrics of so many users at most, drawn once; 0 asks all, which is what to report"
+    )
     bootstrap: int = Field(200, ge=0, description="resamples of the users for the 95 % intervals; 0 gives none")
     head_share: float = Field(0.2, gt=0, lt=1, description="most popular share of the items that is the head")
     new_user_below: int = Field(5, ge=1, description="a user with fewer training interactions is new")

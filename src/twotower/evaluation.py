@@ -18,8 +18,8 @@ from torch import Tensor
 
 from twotower.config import EvaluationConfig
 from twotower.data.batches import SideTensors
-from twotower.data.dataset import Bools, Dataset, Pairs
-from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.dataset import PIECE, Bools, Dataset, Pairs, counts
+from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
 from twotower.encoders import Ints
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES
@@ -34,42 +34,40 @@ _CELLS = 2**25  # scores that are held at a time while ranking
 
 def auc(scores: npt.NDArray[Any], positive: Bools) -> float:
     """Probability that a positive outranks a negative, ties counting half; NaN if one class is missing."""
-    n_pos = int(positive.sum())
-    n_neg = len(positive) - n_pos
-    if not n_pos or not n_neg:
-        return float("nan")
-    return float((_mid_ranks(scores)[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
-
-
-def _mid_ranks(scores: npt.NDArray[Any]) -> Doubles:
-    """Ranks 1..n from the lowest score; equal scores share the mean of theirs."""
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    last = np.r_[first[1:], len(scores)]
-    ranks = np.empty(len(scores))
-    ranks[order] = np.repeat((first + last + 1) / 2, last - first)
-    return ranks
+    _, value, _ = auc_by_group(scores, positive, np.zeros(len(scores), np.int32))
+    return float(value[0]) if len(value) else float("nan")
 
 
 def auc_by_group(scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[Any]) -> tuple[Ints, Doubles, Ints]:
     """Groups with both classes, their AUC, and their number of rows."""
-    order = np.lexsort((scores, group))
-    g, s, p = group[order], scores[order], positive[order]
-    starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]) if len(g) else np.zeros(0, np.int64)
-    # Mid-ranks over (group, score) runs, then made relative to the group.
-    run = np.flatnonzero(np.r_[True, (g[1:] != g[:-1]) | (s[1:] != s[:-1])]) if len(g) else starts
-    run_end = np.r_[run[1:], len(g)].astype(np.int64)
-    rank = np.repeat((run + run_end + 1) / 2, run_end - run)
-    sizes = np.diff(np.r_[starts, len(g)]).astype(np.int64)
-    rank -= np.repeat(starts, sizes)
-    which = np.repeat(np.arange(len(starts)), sizes)
-    n_pos = np.bincount(which, p, minlength=len(starts))
-    n_neg = sizes - n_pos
-    both = (n_pos > 0) & (n_neg > 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = (np.bincount(which, rank * p, minlength=len(starts)) - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
-    return g[starts][both].astype(np.int64), value[both], sizes[both]
+    if not len(scores):
+        return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
+    # Group, score and label in one number: to sort such numbers is ten times faster than to find an order.
+    keys = (group.astype(np.uint64) << 33) | (_codes(scores).astype(np.uint64) << 1) | positive
+    keys.sort()
+    edges, ties = _edges(keys >> 33), _edges(keys >> 1)
+    first, sizes = edges[:-1], np.diff(edges)
+    positives = np.r_[0, np.cumsum(keys & 1, dtype=np.int64)]  # before each place
+    n_pos = np.diff(positives[edges])
+    # Twice the sum of the positives' mid-ranks, first among all rows, then within their group.
+    ranks = (ties[:-1] + ties[1:] + 1) * np.diff(positives[ties])
+    twice = np.add.reduceat(ranks, np.searchsorted(ties, first)) - n_pos * (2 * first + n_pos + 1)
+    pairs = n_pos * (sizes - n_pos)
+    both = pairs > 0
+    return (keys[first[both]] >> 33).astype(np.int64), twice[both] / (2 * pairs[both]), sizes[both]
+
+
+def _codes(scores: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """Numbers of 32 bits in the order of the scores, equal where the scores are."""
+    if scores.dtype != np.float32:
+        return np.unique(scores, return_inverse=True)[1].astype(np.uint32)
+    bits = (scores + np.float32(0)).view(np.int32)  # -0 becomes 0
+    return (bits ^ ((bits >> 31) | np.int32(-(2**31)))).view(np.uint32)
+
+
+def _edges(values: npt.NDArray[Any]) -> Ints:
+    """Where runs of equal values start, and the end of the last one."""
+    return np.flatnonzero(np.r_[True, values[1:] != values[:-1], True])
 
 
 def gauc(scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[Any]) -> float:
@@ -96,46 +94,75 @@ def rank_catalogue(
     Items of `seen` are left out, also as targets; equal scores are ordered as torch.topk does.
     Users without a positive in `wanted` are left out. At most `block` users are ranked at a time.
     """
-    device = item_vectors.device
-    n_items = len(item_vectors)
-    block = max(1, min(block, _CELLS // n_items))
-    k = min(k, n_items)
-    users, want, gone = _asked(wanted, seen, len(user_vectors), n_items)
-    best = np.full((len(users), k), -1, np.int64)
-    for start in range(0, len(users), block):
-        rows = users[start : start + block]
-        scores = user_vectors[torch.from_numpy(rows).to(device)] @ item_vectors.T
-        lo, hi = np.searchsorted(gone, [rows[0] * n_items, (rows[-1] + 1) * n_items])
-        mine = gone[lo:hi]
-        at = np.searchsorted(rows, mine // n_items)
-        ours = rows[np.minimum(at, len(rows) - 1)] == mine // n_items
-        flat = at[ours] * n_items + mine[ours] % n_items
-        scores.view(-1)[torch.from_numpy(flat).to(device)] = -torch.inf
-        top = scores.topk(k, dim=1)
-        found = top.indices.cpu().numpy()
-        found[~np.isfinite(top.values.cpu().numpy())] = -1
-        best[start : start + block] = found
-    return users, best, _hits(users, best, want, n_items)
+    asked = Asked.of(wanted, seen, len(user_vectors), len(item_vectors), block)
+    best = asked.best(user_vectors, item_vectors, k)
+    return asked.users, best, asked.hits(best)
 
 
-def _asked(wanted: Pairs, seen: Iterable[Pairs], n_users: int, n_items: int) -> tuple[Ints, Ints, Ints]:
-    """Users with something to find, and the keys (user, item) to find and to leave out, rising."""
-    want = _keys(wanted, n_items, positives_only=True)
-    gone = np.sort(np.concatenate([_keys(p, n_items) for p in seen] or [np.zeros(0, np.int64)]))
-    want = want[~_member(want, gone)]
-    return np.flatnonzero(np.bincount(want // n_items, minlength=n_users)), want, gone
+@dataclass(frozen=True)
+class Asked:
+    """What a ranking is asked: Q users with something to find among N items. A key is q N + item."""
+
+    users: Ints  # (Q,) rows, rising
+    want: Ints  # keys of what is to be found, rising
+    gone: Ints  # keys of what is left out, rising
+    n_items: int
+    block: int  # users that are ranked at a time
+
+    @classmethod
+    def of(cls, wanted: Pairs, seen: Iterable[Pairs], n_users: int, n_items: int, block: int = 512) -> Asked:
+        """The positives of `wanted` are to be found, unless they are in `seen`, which is left out."""
+        want = np.sort(_keys(wanted, n_items)[wanted.positive])
+        gone = np.sort(np.concatenate([_keys(p, n_items) for p in seen] or [want[:0]]))
+        want = want[~_member(want, gone)]
+        asks = np.zeros(n_users, bool)
+        asks[want // n_items] = True
+        # From user rows to places among the users that ask.
+        behind = (np.arange(n_users) - np.cumsum(asks) + 1) * n_items
+        who = gone // n_items
+        ours = asks[who]
+        return cls(
+            np.flatnonzero(asks),
+            want - behind[want // n_items],
+            gone[ours] - behind[who[ours]],
+            n_items,
+            max(8, min(block, _CELLS // n_items)),  # fewer would read all items' vectors too often
+        )
+
+    def best(self, user_vectors: Tensor, item_vectors: Tensor, k: int) -> Ints:
+        """(Q, k) best item rows, -1 where there are no more."""
+        device = item_vectors.device
+        best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
+        for part, gone in self._blocks(self.gone):
+            scores = user_vectors[torch.from_numpy(self.users[part]).to(device)] @ item_vectors.T
+            scores.view(-1)[torch.from_numpy(gone).to(device)] = -torch.inf
+            top = scores.topk(best.shape[1], dim=1)
+            found = top.indices.cpu().numpy()
+            found[~np.isfinite(top.values.cpu().numpy())] = -1
+            best[part] = found
+        return best
+
+    def hits(self, best: Ints) -> Bools:
+        """Which of the items (Q, k) that were found were wanted."""
+        hit = np.zeros(best.shape, bool)
+        wanted = np.zeros((self.block, self.n_items), bool)
+        for part, want in self._blocks(self.want):
+            rows = best[part]
+            wanted.flat[want] = True
+            hit[part] = wanted[np.arange(len(rows))[:, None], rows] & (rows >= 0)
+            wanted.flat[want] = False
+        return hit
+
+    def _blocks(self, keys: Ints) -> Iterator[tuple[slice, Ints]]:
+        """The users block by block, and the `keys` of each block counted from its first user."""
+        for start in range(0, len(self.users), self.block):
+            first = start * self.n_items
+            lo, hi = np.searchsorted(keys, [first, first + self.block * self.n_items])
+            yield slice(start, start + self.block), keys[lo:hi] - first
 
 
-def _hits(users: Ints, best: Ints, want: Ints, n_items: int) -> Bools:
-    """Which of the items (Q, k) that were found for users (Q,) were wanted."""
-    keys = np.where(best >= 0, users[:, None] * n_items + best, -1)
-    return _member(keys.ravel(), want).reshape(keys.shape)
-
-
-def _keys(pairs: Pairs, n_items: int, positives_only: bool = False) -> Ints:
-    user, item = pairs.user.astype(np.int64), pairs.item.astype(np.int64)
-    keys = user * n_items + item
-    return np.sort(keys[pairs.positive] if positives_only else keys)
+def _keys(pairs: Pairs, n_items: int) -> Ints:
+    return pairs.user.astype(np.int64) * n_items + pairs.item
 
 
 def _member(keys: Ints, within: Ints) -> Bools:
@@ -166,17 +193,20 @@ def ranking_metrics(hit: Bools, wanted: Ints, k: int) -> dict[str, Doubles]:
     }
 
 
-def bootstrap(values: Doubles, weights: Doubles, resamples: int, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the weighted mean of per-user values, resampling users."""
+def bootstrap(values: Doubles, weights: Doubles, resamples: int, seed: int = 0) -> tuple[Any, Any]:
+    """95 % percentile interval of the weighted mean of per-user values (n,) or (n, M), resampling users: two numbers,
+    or two (M,)."""
     if not resamples or not len(values):
-        return float("nan"), float("nan")
+        nothing = np.full(values.shape[1:], np.nan)
+        return nothing, nothing
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for r in range(resamples):
-        pick = rng.integers(0, len(values), len(values))
-        means[r] = np.average(values[pick], weights=weights[pick])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    n, weighted = len(values), (values.T * weights).T
+    means = []
+    for _ in range(resamples):
+        times = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
+        means.append(times @ weighted / (times @ weights))
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return low, high
 
 
 # ---- baselines ---------------------------------------------------------------------------------------------------
@@ -189,14 +219,17 @@ class Factors:
     users: Tensor  # (n_users, D)
     items: Tensor  # (n_items, D)
 
-    def scores(self, pairs: Pairs, block: int = 262_144) -> npt.NDArray[np.float32]:
+    def scores(self, pairs: Pairs, block: int = 16_384) -> npt.NDArray[np.float32]:
         """(n,) scores of the pairs."""
         out = np.empty(len(pairs), np.float32)
+        # In one pair of small buffers: fresh memory for all rows costs ten times the work itself.
+        user_rows, item_rows = self.users.new_empty(2, min(block, len(pairs)), self.users.shape[1])
         for start in range(0, len(pairs), block):
             part = slice(start, start + block)
             user, item = (torch.from_numpy(x[part]).to(self.users.device) for x in (pairs.user, pairs.item))
-            score = (self.users.index_select(0, user) * self.items.index_select(0, item)).sum(1)
-            out[part] = score.cpu().numpy()
+            u = torch.index_select(self.users, 0, user, out=user_rows[: len(user)])
+            v = torch.index_select(self.items, 0, item, out=item_rows[: len(item)])
+            out[part] = u.mul_(v).sum(1).cpu().numpy()
         return out
 
 
@@ -209,14 +242,26 @@ def popularity(train: Pairs, n_users: int, n_items: int) -> Factors:
 def biases(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rounds: int = 10) -> Factors:
     """Score = mean + user bias + item bias, ridge-regularised least squares on the labels by alternation
     (Koren 2010, "Factor in the Neighbors", section 2.1)."""
-    y = train.positive.astype(np.float64)
-    mean = y.mean()
+    mean = float(train.positive.mean())
+
+    def pieces() -> Iterator[tuple[Ints, Ints, Doubles]]:
+        for start in range(0, len(train), PIECE):
+            part = slice(start, start + PIECE)
+            user, item, label = train.user[part], train.item[part], train.positive[part]
+            yield user.astype(np.int64), item.astype(np.int64), label.astype(np.float64) - mean
+
+    kept = list(pieces()) if len(train) <= PIECE else None
     bu, bi = np.zeros(n_users), np.zeros(n_items)
-    nu = np.bincount(train.user, minlength=n_users)
-    ni = np.bincount(train.item, minlength=n_items)
+    nu, ni = counts(train.user, n_users), counts(train.item, n_items)
     for _ in range(rounds):
-        bi = np.bincount(train.item, y - mean - bu[train.user], minlength=n_items) / (ni + strength)
-        bu = np.bincount(train.user, y - mean - bi[train.item], minlength=n_users) / (nu + strength)
+        total = np.zeros(n_items)
+        for user, item, y in kept or pieces():
+            total += np.bincount(item, y - bu[user], minlength=n_items)
+        bi = total / (ni + strength)
+        total = np.zeros(n_users)
+        for user, item, y in kept or pieces():
+            total += np.bincount(user, y - bi[item], minlength=n_users)
+        bu = total / (nu + strength)
     one_u, one_i = np.ones(n_users), np.ones(n_items)
     return Factors(
         torch.from_numpy(np.stack([bu + mean, one_u], 1)).float(),
@@ -259,11 +304,22 @@ def _all(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _seen_before(dataset: Dataset, part: int) -> list[Pairs]:
-    """The pairs that are known when `part` is asked."""
-    if part == TRAIN:
-        return []
-    return [dataset.train, dataset.validation] if part == TEST else [dataset.train]
+def _asked(dataset: Dataset, part: int, config: EvaluationConfig) -> Asked:
+    """Test rankings leave out what was seen in training and validation, validation's what was in training. Of more users
+    than `config.users` so many are asked, always the same."""
+    pairs, shape = _pairs(dataset, part), (len(dataset.users), len(dataset.items))
+    users = np.unique(pairs.user[pairs.positive])
+    if not config.users or len(users) <= config.users:
+        seen = {TRAIN: [], VALIDATION: [dataset.train], TEST: [dataset.train, dataset.validation]}[part]
+        return Asked.of(pairs, seen, *shape)
+    some = np.sort(np.random.default_rng(0).choice(users, config.users, replace=False))
+    keep = np.isin(pairs.user, some)
+    return Asked.of(pairs.take(keep), [dataset.pairs_before(part, some)], *shape)
+
+
+def _pairs(dataset: Dataset, part: int) -> Pairs:
+    pairs: Pairs = getattr(dataset, NAMES[part])  # kept there, unlike `dataset.part`
+    return pairs
 
 
 def evaluate_part(factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
@@ -286,14 +342,13 @@ class Report:
     wanted: Ints
 
     @classmethod
-    def of(cls, factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Report:
-        """Test rankings leave out what was seen in training and validation, validation's what was in training."""
-        pairs = dataset.part(part)
-        users, best, hit = rank_catalogue(
-            factors.users, factors.items, pairs, _seen_before(dataset, part), max(config.k)
-        )
-        n = np.bincount(pairs.user[pairs.positive], minlength=len(dataset.users))
-        return cls(dataset, config, pairs, factors.scores(pairs), users, best, hit, n[users])
+    def of(
+        cls, factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig, asked: Asked | None = None
+    ) -> Report:
+        """The report of vectors. `asked` is what the part asks, where that is known already."""
+        asked = asked or _asked(dataset, part, config)
+        best = asked.best(factors.users, factors.items, max(config.k))
+        return cls._of(asked, best, factors.scores(_pairs(dataset, part)), dataset, part, config)
 
     @classmethod
     def by(
@@ -301,12 +356,18 @@ class Report:
         config: EvaluationConfig,
     ) -> Report:  # fmt: skip
         """The report of whatever answers: `ask(users (Q,), k)` gives item rows (Q, k), `scores` are the part's pairs'."""
-        pairs = dataset.part(part)
-        n_items = len(dataset.items)
-        users, want, _ = _asked(pairs, _seen_before(dataset, part), len(dataset.users), n_items)
-        best = ask(users, min(max(config.k), n_items))
+        asked = _asked(dataset, part, config)
+        best = ask(asked.users, min(max(config.k), asked.n_items))
+        return cls._of(asked, best, scores, dataset, part, config)
+
+    @classmethod
+    def _of(
+        cls, asked: Asked, best: Ints, scores: npt.NDArray[np.float32], dataset: Dataset, part: int,
+        config: EvaluationConfig,
+    ) -> Report:  # fmt: skip
+        pairs = _pairs(dataset, part)
         n = np.bincount(pairs.user[pairs.positive], minlength=len(dataset.users))
-        return cls(dataset, config, pairs, scores, users, best, _hits(users, best, want, n_items), n[users])
+        return cls(dataset, config, pairs, scores, asked.users, best, asked.hits(best), n[asked.users])
 
     def metrics(self) -> Metrics:
         """Pair metrics over all rows, ranking metrics as means over users, coverage over the catalogue."""
@@ -318,24 +379,29 @@ class Report:
         for k in self.config.k:
             for name, values in ranking_metrics(self.hit, self.wanted, k).items():
                 out[f"{name}@{k}"] = float(values.mean()) if len(values) else float("nan")
-            shown = np.unique(self.best[:, :k])
-            out[f"coverage@{k}"] = float((shown >= 0).sum() / len(self.dataset.items))
+            shown = np.zeros(len(self.dataset.items) + 1, bool)
+            shown[self.best[:, :k]] = True  # -1, no item, is the last
+            out[f"coverage@{k}"] = float(shown[:-1].sum() / len(self.dataset.items))
         return out
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals over users of GAUC and of the ranking metrics."""
         _, values, sizes = auc_by_group(self.scores, self.pairs.positive, self.pairs.user)
-        out = {"gauc": bootstrap(values, sizes.astype(float), self.config.bootstrap)}
-        for k in self.config.k:
-            for name, per_user in ranking_metrics(self.hit, self.wanted, k).items():
-                out[f"{name}@{k}"] = bootstrap(per_user, np.ones(len(per_user)), self.config.bootstrap)
+        low, high = bootstrap(values, sizes.astype(float), self.config.bootstrap)
+        out = {"gauc": (float(low), float(high))}
+        per_user = {
+            f"{name}@{k}": found
+            for k in self.config.k
+            for name, found in ranking_metrics(self.hit, self.wanted, k).items()
+        }
+        bounds = bootstrap(np.stack([*per_user.values()], 1), np.ones(len(self.users)), self.config.bootstrap)
+        out |= {name: (float(low), float(high)) for name, low, high in zip(per_user, *bounds, strict=True)}
         return {name: interval for name, interval in out.items() if np.isfinite(interval).all()}
 
     def slices(self) -> Metrics:
         """`auc.new_user`, `recall@10.tail`, … for the slices that hold something to measure."""
         data, config = self.dataset, self.config
-        user_n = np.bincount(data.train.user, minlength=len(data.users))
-        item_n = np.bincount(data.train.item, minlength=len(data.items))
+        user_n, item_n = counts(data.train.user, len(data.users)), counts(data.train.item, len(data.items))
         head = np.zeros(len(data.items), bool)
         head[np.argsort(-item_n, kind="stable")[: max(1, int(config.head_share * len(data.items)))]] = True
         k = config.k[0]
@@ -368,8 +434,12 @@ def evaluate(before: Callable[[int], Factors], dataset: Dataset, config: Evaluat
     `before(part)` gives the vectors as they are known when that part is asked.
     """
     out: Metrics = {}
+    asked = _asked(dataset, TEST, config)
+    factors = before(VALIDATION)
     for name, part in (("validation", VALIDATION), ("test", TEST)):
-        report = Report.of(before(part), dataset, part, config)
+        if part == TEST and dataset.ordered:  # else both parts are asked with the same knowledge
+            factors = before(TEST)
+        report = Report.of(factors, dataset, part, config, asked if part == TEST else None)
         out |= {f"{name}.{m}": v for m, v in report.metrics().items()}
         if part == TEST:
             for m, (low, high) in report.intervals().items():
@@ -380,7 +450,7 @@ def evaluate(before: Callable[[int], Factors], dataset: Dataset, config: Evaluat
         ("popularity", popularity(dataset.train, n_users, n_items)),
         ("bias", biases(dataset.train, n_users, n_items)),
     ):
-        found = evaluate_part(baseline, dataset, TEST, config)
+        found = Report.of(baseline, dataset, TEST, config, asked).metrics()
         del found["log_loss"]  # neither baseline gives a logit
         out |= {f"baseline.{name}.{m}": v for m, v in found.items()}
     return {m: v for m, v in out.items() if v == v}

@@ -107,6 +107,22 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.user)
 
+    def take(self, keep: Any) -> Pairs:
+        """Some of the pairs."""
+        return Pairs(self.user[keep], self.item[keep], self.positive[keep])
+
+
+PIECE = 2**22
+"""Interactions that are looked at together, where all of them may be too many."""
+
+
+def counts(values: Codes, n: int) -> Ints:
+    """(n,) how often each number comes."""
+    found = np.zeros(n, np.int64)
+    for start in range(0, len(values), PIECE):
+        found += np.bincount(values[start : start + PIECE], minlength=n)
+    return found
+
 
 @dataclass(frozen=True)
 class Side:
@@ -139,8 +155,7 @@ class Dataset:
 
     def part(self, part: int) -> Pairs:
         """The pairs of TRAIN, VALIDATION or TEST, in the table's order."""
-        keep = self.parts == part
-        return Pairs(self.pairs.user[keep], self.pairs.item[keep], self.pairs.positive[keep])
+        return self.pairs.take(self.parts == part)
 
     @cached_property
     def train(self) -> Pairs:
@@ -257,8 +272,7 @@ class Dataset:
 
     def pairs_before(self, part: int, users: Ints) -> Pairs:
         """The pairs that are known when `part` is asked; those of others than `users` may be among them."""
-        keep = self.parts < part
-        return Pairs(self.pairs.user[keep], self.pairs.item[keep], self.pairs.positive[keep])
+        return self.pairs.take(self.parts < part)
 
     def titles(self) -> list[str]:
         """One line to show for every item row."""

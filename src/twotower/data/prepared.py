@@ -118,8 +118,7 @@ class Prepared(Dataset):
         return slice(ends[part], ends[part + 1])
 
     def part(self, part: int) -> Pairs:
-        keep = self._slice(part)
-        return Pairs(self.pairs.user[keep], self.pairs.item[keep], self.pairs.positive[keep])
+        return self.pairs.take(self._slice(part))
 
     def side_before(self, side: SideName, part: int) -> Side:
         known = self.side(side)
@@ -168,8 +167,7 @@ class Prepared(Dataset):
     def pairs_before(self, part: int, users: Ints) -> Pairs:
         """The pairs of some users (rising) that are known when `part` is asked."""
         found = [self._of_users(p, users) for p in (TRAIN, VALIDATION) if p < part]
-        numbers = np.concatenate(found or [np.zeros(0, np.int64)])
-        return Pairs(self.pairs.user[numbers], self.pairs.item[numbers], self.pairs.positive[numbers])
+        return self.pairs.take(np.concatenate(found or [np.zeros(0, np.int64)]))
 
     def _of_users(self, part: int, users: Ints) -> Ints:
         """Numbers of the interactions of some users in one part, where a user's are together."""

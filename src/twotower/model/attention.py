@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twotower.config import HistoryConfig
 from twotower.data.batches import Padded, Windows
 from twotower.errors import ConfigError
-from twotower.model.layers import Dropout
+from twotower.model.layers import Dropout, gather
 
 TOKENS = 2**14
 """Items that are read at a time where whole histories are."""
@@ -133,7 +133,7 @@ class HistoryEncoder(nn.Module):
 
     def _read(self, table: Tensor, codes: Tensor, sequence: Tensor) -> Tensor:
         """(R, W) codes and whose they are -> (R, W, E), each of what stands up to it in its sequence and row."""
-        x = self.input_norm(self.input_dropout(nn.functional.embedding(codes.clamp(min=0), table)))
+        x = self.input_norm(self.input_dropout(gather(table, codes.clamp(min=0))))
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         w = codes.shape[1]

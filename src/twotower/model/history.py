@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.data.batches import CHUNK, Prefixes
+from twotower.model.layers import gather
 
 
 def decayed_means(table: Tensor, known: Prefixes, rates: tuple[float, ...]) -> Tensor:
@@ -33,7 +34,7 @@ def over_weights(n: Tensor, rate: float) -> Tensor:
 def decayed_sums(table: Tensor, known: Prefixes, rates: tuple[float, ...]) -> Tensor:
     """As `decayed_means`, not divided: (U, R E)."""
     device = table.device
-    x = nn.functional.embedding(known.codes, table)  # (K, CHUNK, E)
+    x = gather(table, known.codes)  # (K, CHUNK, E)
     rate = torch.tensor(rates, device=device)
     place = torch.arange(CHUNK, device=device)
     age = place[:, None] - place  # of the interaction in the column, seen from the row's

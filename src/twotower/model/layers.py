@@ -23,6 +23,14 @@ def hidden(width: int, activation: str, layer_norm: bool, dropout: float) -> lis
     return [*norm, ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
 
 
+def gather(table: Tensor, codes: Tensor) -> Tensor:
+    """The rows (…, E) of a table (rows, E) that codes (…) name."""
+    if table.device.type != "cpu":
+        return nn.functional.embedding(codes, table)
+    # The same, but the gradient is sorted by row before it is added up, which is several times as fast.
+    return table.index_select(0, codes.reshape(-1)).view(*codes.shape, table.shape[1])
+
+
 class Dropout(nn.Module):
     """As `torch.nn.Dropout`, with the rate rounded to a multiple of 1/256: on a CPU a random byte for each number is
     an order of magnitude cheaper than a random number for each."""
