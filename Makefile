@@ -1,17 +1,19 @@
 # make demo   the main job on MovieLens        make test   all tests        make check  linters and types
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
 # make demo SERVE=1   … and open its console   make test-system  with a real Chromium and Valkey
+# make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # Every target makes .venv and installs what it needs.
 
 PYTHON ?= python3
 DATA ?= $(TWOTOWER_DATA)
 # The published order of every user's films, where you have it: SEQUENCES=path/to/ml-1m-sequences.zip
 ORDER = $(if $(SEQUENCES),--sequences "$(SEQUENCES)")
+DATE ?= $(shell date +%F)
 BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-real check docs bench-env bench clean
+.PHONY: help demo test test-system test-real check docs bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,6 +30,8 @@ help:
 
 .venv/.test: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  $$($(BIN)/python -c 'from twotower.train.sharded import pair; print(*pair())')
 	@touch $@ .venv/.run
 
 demo: .venv/.run
@@ -57,21 +61,26 @@ docs: .venv/.test
 	$(BIN)/python docs/generate.py
 
 # The tools measured beside this one live in an environment of their own.
+#	RecBole asks for an old ray, to tune with: it comes without what it asks for, and what it uses is named.
 bench-env: .venv-bench/.ready
-.venv-bench/.ready: pyproject.toml
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e . 'torch-rechub>=0.9,<0.10' implicit scipy bm25s scikit-learn
+.venv-bench/.ready: pyproject.toml Makefile
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[serve]' \
+	  'torch-rechub>=0.9,<0.10' 'onnxscript>=0.5' 'implicit>=0.7' 'scipy>=1.11' 'bm25s>=0.2' 'scikit-learn>=1.4' \
+	  'pandas>=2.2,<3' tqdm colorlog colorama pyyaml tensorboard thop tabulate texttable psutil
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'recbole>=1.2,<2'
 	@touch $@
 
+# Every number with its script: hours. QUICK=1: a small version of each, minutes, whose numbers are worth nothing.
+# Again from where it stopped, or some steps: make bench DATA=… FLAGS=--resume, FLAGS='--only train_speed,export_speed'
 bench: bench-env
 	@test -n "$(DATA)" || { echo "error: name the archive: make bench DATA=path/to/ml-1m.zip"; exit 2; }
-	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/train_speed.py
-	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/rank_quality.py
-	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/baselines.py --out runs/retrieval.json $(ORDER)
-	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/retrieval_quality.py --out runs/retrieval.json $(ORDER)
-	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/search_quality.py
-	.venv-bench/bin/python benchmarks/search_speed.py
-	.venv-bench/bin/python benchmarks/embed_speed.py
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/suite.py --date "$(DATE)" $(ORDER) \
+	  --run $(if $(QUICK),runs/bench-quick --quick,runs/bench) $(FLAGS)
+
+bench-gpu: bench-env
+	@test -n "$(DATA)" || { echo "error: name the archive: make bench-gpu DATA=path/to/ml-1m.zip"; exit 2; }
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/gpu_speed.py --out runs/bench/gpu_speed.json
 
 clean:
 	rm -rf .venv .venv-bench build dist src/*.egg-info

@@ -6,16 +6,15 @@ Per user the last film is the test, the one before it validation, the rest train
 with five or more ratings are ranked, the user's history removed; equal scores count against the model (the target
 comes after them). Rows that --out has are kept; --only NAME runs one. Without --sequences the order is that of the
 timestamps, equal ones in the archive's order, which is not the tie order of the published tables.
-Rows `als`, `dssm` and `youtubednn` need `pip install implicit torch-rechub==0.9.0`.
+Rows `als`, `dssm`, `youtubednn` and `recbole-` need the tools that `make bench-env` installs. Of RecBole only its models
+that have one vector a side are here; its sequence models take hours on a CPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import itertools
-import json
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import torch
+from measure import Numbers, load, options, result, save
 from torch import Tensor
 
 from twotower.data import movielens
@@ -204,13 +204,15 @@ def ease(split: Split) -> Iterator[Candidate]:
 def als(split: Split) -> Iterator[Candidate]:
     """implicit's AlternatingLeastSquares on the train part; users are folded in from their history."""
     library, sparse = need("implicit.als"), need("scipy.sparse")
+    one_thread = need("threadpoolctl").threadpool_limits
     everyone, threads = np.arange(len(split.user_ids)), torch.get_num_threads()
     train = sparse.csr_matrix(split.matrix("validation").numpy())
     for factors, reg, alpha in itertools.product((64, 128), (3.0, 10.0, 30.0), (0.5, 1.0, 2.0)):
-        model = library.AlternatingLeastSquares(
-            factors=factors, regularization=reg, alpha=alpha, iterations=15, num_threads=threads, random_state=1
-        )
-        model.fit(train, show_progress=False)
+        with one_thread(limits=1, user_api="blas"):  # as it asks for: its own threads go before those of BLAS
+            model = library.AlternatingLeastSquares(
+                factors=factors, regularization=reg, alpha=alpha, iterations=15, num_threads=threads, random_state=1
+            )
+            model.fit(train, show_progress=False)
 
         def vectors(part: Part, model: Any = model) -> Factors:
             users = model.recalculate_user(everyone, sparse.csr_matrix(split.matrix(part).numpy()))
@@ -284,6 +286,66 @@ def rechub(split: Split, kind: str, epochs: int, batch: int, lr: float, power: f
         yield adam | {"batch": batch, "negatives": k, "power": power, "epoch": epoch}, vectors
 
 
+def recbole(split: Split, kind: str, epochs: int, rates: tuple[float, ...]) -> Iterator[Candidate]:
+    """RecBole's BPR (a table of vectors a side) or DSSM (BCE on the cosine), one uniform negative a positive; a candidate
+    after every epoch.
+
+    Model, trainer, loaders and sampler are RecBole's, settings its defaults, for BPR the next learning rate of its
+    documentation's range too. DSSM has torch-rechub's fields but the history, which its DSSM cannot read.
+    """
+    import peers
+
+    user, item = split.history("validation")
+    everyone = np.arange(len(split.user_ids))
+    held: dict[str, Ints] = {part: split.target(part) for part in HELD}
+    parts = {"train": pl.DataFrame({"user_id": user, "item_id": item})}
+    parts |= {part: pl.DataFrame({"user_id": everyone, "item_id": rows}) for part, rows in held.items()}
+    sides: dict[str, pl.DataFrame] = {}
+    if kind == "DSSM":
+        columns = side_columns(split)
+        sides["user"] = pl.DataFrame({"user_id": everyone} | {name: columns[name] for name in USER[1:]})
+        sides["item"] = pl.DataFrame({"item_id": np.arange(len(split.item_ids)), "cate_id": columns["cate_id"]})
+    for lr in rates:
+        given = peers.RANKED | {"learning_rate": lr}
+        with peers.recbole(kind, parts, sides, **given) as (trainer, train, _, _):
+            data, model = train._dataset, trainer.model
+
+            def inside(rows: Ints, field: str, data: Any = data) -> Tensor:
+                return torch.from_numpy(data.token2id(field, rows.astype(str)))
+
+            users, items = inside(everyone, "user_id"), inside(np.arange(len(split.item_ids)), "item_id")
+
+            @torch.no_grad()
+            def vectors(
+                part: Part, data: Any = data, model: Any = model, u: Tensor = users, i: Tensor = items
+            ) -> Factors:
+                model.eval()
+                if kind == "BPR":
+                    return Factors(model.user_embedding.weight[u], model.item_embedding.weight[i])
+                caught: dict[str, Tensor] = {}
+                hooks = [
+                    getattr(model, f"{side}_mlp_layers").register_forward_hook(
+                        lambda _, __, out, side=side: caught.__setitem__(side, out)
+                    )
+                    for side in ("user", "item")
+                ]
+                n = max(len(u), len(i))
+                padded = (torch.cat([rows, rows[:1].expand(n - len(rows))]) for rows in (u, i))
+                asked = importlib.import_module("recbole.data.interaction").Interaction(
+                    dict(zip(("user_id", "item_id"), padded, strict=True))
+                )
+                model.predict(data.join(asked))
+                for hook in hooks:
+                    hook.remove()
+                user, item = (torch.nn.functional.normalize(caught[side], dim=1) for side in ("user", "item"))
+                return Factors(user[: len(u)], item[: len(i)])
+
+            for epoch in range(1, epochs + 1):
+                with peers.quiet():
+                    trainer._train_epoch(train, epoch)
+                yield {"lr": lr, "batch": 2048, "negatives": 1, "epoch": epoch}, vectors
+
+
 def side_columns(split: Split) -> dict[str, Ints]:
     """Codes from 1 of the fields USER by user row and ITEM by item row; the category is the first genre."""
     tables = movielens.load("ml-1m")
@@ -298,7 +360,7 @@ def need(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise SystemExit(f"this row needs {module} ({e}): pip install implicit torch-rechub==0.9.0") from None
+        raise SystemExit(f"this row needs {module} ({e}): make bench-env") from None
 
 
 def documented(split: Split, kind: str, epochs: int, batch: int) -> Iterator[Candidate]:
@@ -315,6 +377,8 @@ ROWS: dict[str, Callable[[Split], Iterator[Candidate]]] = {
     "als": als,
     "dssm": lambda split: documented(split, "DSSM", epochs=3, batch=4096),
     "youtubednn": lambda split: documented(split, "YoutubeDNN", epochs=10, batch=2048),
+    "recbole-bpr": lambda split: recbole(split, "BPR", epochs=20, rates=(1e-3, 5e-4)),
+    "recbole-dssm": lambda split: recbole(split, "DSSM", epochs=4, rates=(1e-3,)),
 }
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -347,29 +411,35 @@ def line(name: str, row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} | {short(row['validation'])} | {settings} | {row['tried']} | {row['seconds']:.0f} |"
 
 
+def results(name: str, row: dict[str, Any], threads: int) -> list[Numbers]:
+    """A result for each measure; the interval is over users."""
+    test = row["test"]
+    about = {"settings": row["settings"], "tried": row["tried"], "threads": threads}
+    found = [
+        result(f"baselines: {name}, {m.upper()}", test[m], "", interval=[test[f"{m}.low"], test[f"{m}.high"]], **about)
+        for m in MEASURES
+    ]
+    return [*found, result(f"baselines: {name}, seconds of all settings", row["seconds"], "s", more=False, **about)]
+
+
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--sequences", help="zip that holds sequences.txt")
-    options.add_argument("--out", type=Path, help="JSON of the rows; those it has are not run again")
-    options.add_argument("--only", choices=ROWS, help="run this row, even if --out has it")
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--verbose", action="store_true", help="a line for every candidate")
-    chosen = options.parse_args()
+    parser = options(__doc__, threads=1)
+    parser.add_argument("--sequences", help="zip that holds sequences.txt")
+    parser.add_argument("--only", choices=ROWS, help="run this row, even if --out has it")
+    parser.add_argument("--tries", type=int, help="try so many settings of each row, the first ones")
+    parser.add_argument("--verbose", action="store_true", help="a line for every candidate")
+    chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     ratings = None if chosen.sequences else movielens.load("ml-1m").interactions
     split = load_sequences(chosen.sequences) if ratings is None else order_by_time(ratings)
-
-    def done() -> dict[str, Any]:
-        return dict(json.loads(chosen.out.read_text())) if chosen.out and chosen.out.exists() else {}
-
     print(f"{len(split.user_ids)} users, {len(split.item_ids)} items, {len(split.values)} interactions")
     print("| model | HR@10 | NDCG@10 | HR@100 | validation | settings | tried | seconds |\n" + "|---" * 8 + "|")
     for name in [chosen.only] if chosen.only else ROWS:
-        row = None if chosen.only else done().get(name)
+        key = f"baselines: {name}"
+        row = None if chosen.only else load(chosen.out)["rows"].get(key)
         if row is None:
-            row = best(ROWS[name](split), split, chosen.verbose)
-            if chosen.out:
-                chosen.out.write_text(json.dumps(done() | {name: row}))
+            row = best(itertools.islice(ROWS[name](split), chosen.tries), split, chosen.verbose)
+            save(chosen.out, results(name, row, chosen.threads), chosen.threads, {key: row})
         print(line(name, row), flush=True)
 
 

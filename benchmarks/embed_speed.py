@@ -10,15 +10,14 @@ floor is the time of the tower's matrix products alone, at the rate of a large o
 
 from __future__ import annotations
 
-import argparse
 import re
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from measure import finish, options, product_rate, result, timed
 
 from twotower.config import parse
 from twotower.data.dataset import prepare
@@ -35,29 +34,31 @@ FLOPS_PER_ROW = 2 * (3 * WIDTH * LAYERS[0] + LAYERS[0] * LAYERS[1])
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rows", type=int, default=1_000_000)
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--ids", choices=("vocabulary", "hash", "both"), default="both")
-    chosen = options.parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--ids", choices=("vocabulary", "hash", "both"), default="both")
+    chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    print(f"{'ids':<12}{'rows':>12}{'rows/s':>12}{'seconds':>10}{'memory MB':>12}{'peak MB':>10}{'floor rows/s':>14}")
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         table = write_items(Path(folder), chosen.rows)
         for ids in ("vocabulary", "hash") if chosen.ids == "both" else (chosen.ids,):
             run = fresh_run(ids)
             embed(run, "item", write_items(Path(folder), 10_000, "few"), Path(folder) / "warm")
             before = resident(reset=True)
-            started = time.perf_counter()
-            embed(run, "item", table, Path(folder) / "vectors")
-            seconds = time.perf_counter() - started
+            seconds = timed(lambda run=run: embed(run, "item", table, Path(folder) / "vectors"))  # type: ignore[misc]
             peak = resident()
-            floor = matrix_product_rate() / FLOPS_PER_ROW
-            rate = chosen.rows / seconds
-            print(
-                f"{ids:<12}{chosen.rows:>12,}{rate:>12,.0f}{seconds:>10.1f}{(peak - before) / 1024:>12,.0f}{peak / 1024:>10,.0f}"
-                f"{floor:>14,.0f}"
+            floor = product_rate() / FLOPS_PER_ROW
+            name, shared = (
+                f"embed_speed: {chosen.rows:,} rows, {chosen.threads} thread{'s' * (chosen.threads > 1)}, {ids} ids",
+                {"table_rows": chosen.rows, "threads": chosen.threads},
             )
+            results += [
+                result(name, chosen.rows / seconds, "rows/s", floor=floor, **shared),
+                result(f"{name}, memory beside the process", (peak - before) / 1024, "MB", more=False, **shared),
+                result(f"{name}, peak of the process", peak / 1024, "MB", more=False, **shared),
+            ]
+    finish(results, chosen)
 
 
 def items(first: int, n: int) -> pl.DataFrame:
@@ -109,17 +110,6 @@ def resident(reset: bool = False) -> int:
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1])
-
-
-def matrix_product_rate(size: int = 2048, seconds: float = 0.5) -> float:
-    """Flops per second of a large fp32 product with the present threads."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    a @ b
-    started, n = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        a @ b
-        n += 1
-    return n * 2 * size**3 / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

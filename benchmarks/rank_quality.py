@@ -8,10 +8,11 @@ feature, history or statistic sees validation or test rows. Every row of the tab
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from pathlib import Path
+
+import torch
+from measure import Numbers, options, result, save
 
 from twotower import pipeline
 from twotower.config import Config, parse
@@ -40,11 +41,12 @@ PLAIN = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--only", default="", help="rows whose name holds this text")
-    options.add_argument("--json", action="store_true")
-    chosen = options.parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=0, help="at most so many, instead of a row's own")
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
     schema, rank = load_config(EXAMPLES / "movielens-rank.toml")
     models: dict[str, tuple[Schema | None, Config]] = {
         "DSSM, observed pairs only": (None, parse(PLAIN)[1]),
@@ -60,46 +62,64 @@ def main() -> None:
         **{f"examples/{n}.toml": load_config(EXAMPLES / f"{n}.toml") for n in ("parallel", "dat")},
         "examples/movielens-rank.toml": (schema, rank),
     }
-    rows = []
+    done = 0
+    print("| model | test AUC | test GAUC | validation AUC | seconds |\n|---|---|---|---|---|", flush=True)
     for name, (schema, config) in models.items():
         if chosen.only not in name:
             continue
-        runs = [train(schema, config, seed) for seed in range(1, chosen.seeds + 1)]
-        rows.append({"model": name, "seeds": chosen.seeds} | {m: spread(runs, m) for m in METRICS})
-        if len(rows) == 1:
+        runs = [train(schema, config, seed, chosen.epochs) for seed in range(1, chosen.seeds + 1)]
+        rows = {name: {metric: [run.metrics[metric] for run in runs] for metric in METRICS}}
+        if not done:
             for baseline in ("popularity", "bias"):
-                found = {m: [runs[0].metrics[f"baseline.{baseline}.{m.removeprefix('test.')}"]] for m in METRICS[:2]}
-                rows.append({"model": f"baseline: {baseline}", "seeds": 1} | found)
-        if not chosen.json:
-            print(line(rows[-1] if len(rows) != 3 else rows[0]), flush=True)
-    if chosen.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print("\n| model | test AUC | test GAUC | validation AUC | seconds |\n|---|---|---|---|---|")
-        print("\n".join(line(row) for row in rows))
+                found = {
+                    m: [runs[0].metrics[f"baseline.{baseline}.{m.removeprefix('test.')}"]]
+                    for m in METRICS
+                    if "test" in m
+                }
+                rows[f"baseline: {baseline}"] = found
+        for row, values in rows.items():
+            print(line(row, values), flush=True)
+            save(chosen.out, results(row, values, chosen.threads), chosen.threads)
+        done += 1
 
 
 def _pair(branches: list[dict[str, object]]) -> dict[str, object]:
     return {side: {"layers": [64, 32], "branches": branches} for side in ("user", "item")}
 
 
-METRICS = ("test.auc", "test.gauc", "validation.auc", "train.seconds")
+METRICS = {
+    "test.auc": "test AUC",
+    "test.gauc": "test GAUC",
+    "validation.auc": "validation AUC",
+    "train.seconds": "seconds of training",
+}
 
 
-def train(schema: Schema | None, config: Config, seed: int) -> Run:
-    config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+def train(schema: Schema | None, config: Config, seed: int, epochs: int) -> Run:
+    changed = {"seed": seed} | ({"epochs": epochs} if epochs else {})
+    config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
     tables, schema = pipeline.read(config, schema)
     return pipeline.fit(tables, schema, config)
 
 
-def spread(runs: list[Run], metric: str) -> list[float]:
-    return [run.metrics[metric] for run in runs]
+def results(row: str, values: dict[str, list[float]], threads: int) -> list[Numbers]:
+    """A result for each metric; rounds are seeds."""
+    return [
+        result(
+            f"rank_quality: {row}, {METRICS[metric]}",
+            found,
+            "s" if metric == "train.seconds" else "",
+            more=metric != "train.seconds",
+            threads=threads,
+        )
+        for metric, found in values.items()
+    ]
 
 
-def line(row: dict[str, object]) -> str:
-    cells = [str(row["model"])]
+def line(row: str, found: dict[str, list[float]]) -> str:
+    cells = [row]
     for metric in METRICS:
-        values: list[float] = row.get(metric, [])  # type: ignore[assignment]
+        values = found.get(metric, [])
         if not values:
             cells.append("")
         elif metric == "train.seconds":

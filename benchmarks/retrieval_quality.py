@@ -12,8 +12,6 @@ Without --sequences the order is the archive's.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import polars as pl
 import torch
 from baselines import load_sequences, order_by_time
+from measure import Numbers, load, options, result, save
 
 from twotower import pipeline
 from twotower.config import Config
@@ -30,6 +29,7 @@ from twotower.config import load as load_config
 from twotower.data import movielens
 from twotower.schema import Schema
 
+PREFIX = "retrieval_quality: "
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MEASURES = {"hr@10": "hit_rate@10", "ndcg@10": "ndcg@10", "hr@100": "hit_rate@100"}
 ROWS = [
@@ -49,20 +49,19 @@ HISTORIES = {  # what --histories tries instead: file and settings, five epochs 
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--histories", action="store_true", help="compare ways to read a history, at five epochs")
-    options.add_argument("--sequences", default="", help="archive with the published order of every user's films")
-    options.add_argument("--out", type=Path, required=True, help="JSON file of rows")
-    options.add_argument("--only", default="")
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--first-seed", type=int, default=1)
-    options.add_argument("--threads", type=int, default=0, help="0: as many as the machine has")
-    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the rows")
-    chosen = options.parse_args()
+    parser = options(__doc__, threads=0)
+    parser.add_argument("--histories", action="store_true", help="compare ways to read a history, at five epochs")
+    parser.add_argument("--sequences", default="", help="archive with the published order of every user's films")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the rows")
+    chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    threads = torch.get_num_threads()
     tables = films(chosen.sequences)
-    rows: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    rows: dict[str, Any] = {name: row for name, row in load(chosen.out)["rows"].items() if name.startswith(PREFIX)}
     tried: dict[str, tuple[str, list[str]]] = {name: (name, []) for name in ROWS}
     if chosen.histories:
         tried = {name: (file, [*changed, "train.epochs=5"]) for name, (file, changed) in HISTORIES.items()}
@@ -72,11 +71,11 @@ def main() -> None:
         schema, config = load_config(EXAMPLES / file, [*changed, *chosen.set, "evaluation.k=[10, 100]"])
         assert schema is not None
         schema = schema.model_copy(update={"time_unit": "order"})
-        row = rows.setdefault(name, {"seeds": {}})
+        row = rows.setdefault(PREFIX + name, {"seeds": {}})
         for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
             if str(seed) not in row["seeds"]:
-                row["seeds"][str(seed)] = measure(tables, schema, config, seed)
-                chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
+                row["seeds"][str(seed)] = measure(tables, schema, config, seed) | {"threads": threads}
+                save(chosen.out, results(name, list(row["seeds"].values())), threads, {PREFIX + name: row})
         print(line(name, list(row["seeds"].values())), flush=True)
 
 
@@ -108,6 +107,22 @@ def measure(tables: Any, schema: Schema, config: Config, seed: int) -> dict[str,
         )
     keys = ("seconds", "rows_per_second", "best_epoch", "peak_memory_mb")
     return out | {k: done.metrics[f"train.{k}"] for k in keys} | {"wall_seconds": time.perf_counter() - started}
+
+
+def results(name: str, runs: list[dict[str, float]]) -> list[Numbers]:
+    """A result for each measure; rounds are seeds, the interval is over users, by the last seed."""
+    out = [
+        result(
+            f"{PREFIX}{name}, {short.upper()}",
+            [run[f"test.{short}"] for run in runs],
+            "",
+            interval=[runs[-1][f"test.{short}.{end}"] for end in ("low", "high")],
+            validation=[run[f"validation.{short}"] for run in runs],
+        )
+        for short in MEASURES
+    ]
+    seconds = [run["seconds"] for run in runs]
+    return [*out, result(f"{PREFIX}{name}, seconds of training", seconds, "s", more=False, threads=runs[-1]["threads"])]
 
 
 def line(name: str, runs: list[dict[str, float]]) -> str:

@@ -1,6 +1,6 @@
 """Finding a film by a query: the README's table "Search by words".
 
-    TWOTOWER_DATA=path/to/ml-1m.zip python benchmarks/search_quality.py [--seeds 3] [--only bm25] [--json]
+    TWOTOWER_DATA=path/to/ml-1m.zip python benchmarks/search_quality.py [--seeds 3] [--only bm25]
 
 The data set is ml-1m-titles: some 36,000 queries made of the films' titles, all 3,883 films are ranked. Two questions:
 *new queries* (random split 80/20, then 90/10; every film has been asked for in training), and *new films* (split in
@@ -11,10 +11,8 @@ Rows of baselines need `pip install bm25s scikit-learn`.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
+from measure import Numbers, options, result, save
 
 from twotower import pipeline
 from twotower.config import load as load_config
@@ -30,6 +30,7 @@ from twotower.config import override
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.queries import names
 from twotower.data.splits import TEST, VALIDATION
+from twotower.data.tables import Tables
 from twotower.encoders import Ints, grams, words
 from twotower.evaluation import bootstrap
 
@@ -41,25 +42,21 @@ QUESTIONS = {"new queries": "random", "new films": "time"}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--only", default="", help="rows whose name holds this text")
-    options.add_argument("--question", choices=QUESTIONS, help="one of the two")
-    options.add_argument("--json", action="store_true")
-    chosen = options.parse_args()
-    rows = []
+    parser = options(__doc__, threads=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=0, help="at most so many, instead of an example's own")
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--question", choices=QUESTIONS, help="one of the two")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
     for question, split in QUESTIONS.items():
         if chosen.question not in (None, question):
             continue
-        if not chosen.json:
-            print(f"\n{question}\n\n| model | HR@1 | HR@10 | MRR@10 | seconds |\n|---|---|---|---|---|", flush=True)
-        found = itertools.chain(baselines(split, chosen.only), ours(split, chosen.only, chosen.seeds))
+        print(f"\n{question}\n\n| model | HR@1 | HR@10 | MRR@10 | seconds |\n|---|---|---|---|---|", flush=True)
+        found = itertools.chain(baselines(split, chosen.only), ours(split, chosen.only, chosen.seeds, chosen.epochs))
         for row in found:
-            rows.append({"question": question} | row)
-            if not chosen.json:
-                print(line(row), flush=True)
-    if chosen.json:
-        print(json.dumps(rows, indent=1))
+            print(line(row), flush=True)
+            save(chosen.out, results(row, question, chosen.threads), chosen.threads)
 
 
 # ---- the measure -------------------------------------------------------------------------------------------------
@@ -85,8 +82,21 @@ def summary(name: str, each: list[dict[str, npt.NDArray[np.float64]]], seconds: 
         means = [float(e[m].mean()) for e in each]
         mean = np.mean([e[m] for e in each], 0)
         low, high = bootstrap(mean, np.ones(len(mean)), 1000)
-        row[m] = {"mean": float(mean.mean()), "half_range": (max(means) - min(means)) / 2, "low": low, "high": high}
+        half = (max(means) - min(means)) / 2
+        row[m] = {"means": means, "mean": float(mean.mean()), "half_range": half, "low": low, "high": high}
     return row
+
+
+def results(row: dict[str, Any], question: str, threads: int) -> list[Numbers]:
+    """A result for each measure; rounds are seeds, the interval is over queries."""
+    name, shared = f"search_quality: {row['model']}, {question}", {"queries": row["queries"], "threads": threads}
+    return [
+        *(
+            result(f"{name}, {m.upper()}", row[m]["means"], "", interval=[row[m]["low"], row[m]["high"]], **shared)
+            for m in MEASURES
+        ),
+        result(f"{name}, seconds of training", row["seconds"], "s", more=False, **shared),
+    ]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -204,6 +214,7 @@ def baselines(split: str, only: str) -> Iterator[dict[str, Any]]:
     """A row for each of BASELINES: the candidate with the best MRR@10 on validation, asked the test."""
     schema, config = load_config(EXAMPLES / OURS[0], [f"split.kind={split}"])
     tables, schema = pipeline.read(config, schema)
+    assert isinstance(tables, Tables)  # it names a data set, not a prepared one
     dataset = prepare(tables, schema, config.split)
     titles, texts = dataset.items.frame["title"].to_list(), dataset.users.frame["query"]
     for name, candidates in BASELINES.items():
@@ -224,23 +235,24 @@ def need(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise SystemExit(f"this row needs {module} ({e}): pip install bm25s scikit-learn") from None
+        raise SystemExit(f"this row needs {module} ({e}): make bench-env") from None
 
 
 # ---- ours --------------------------------------------------------------------------------------------------------
 
 
-def ours(split: str, only: str, seeds: int) -> Iterator[dict[str, Any]]:
+def ours(split: str, only: str, seeds: int, epochs: int) -> Iterator[dict[str, Any]]:
     for example in OURS:
         if only in example:
-            found, seconds = zip(*(trained(example, split, seed) for seed in range(1, seeds + 1)), strict=True)
+            found, seconds = zip(*(trained(example, split, seed, epochs) for seed in range(1, seeds + 1)), strict=True)
             yield summary(f"examples/{example}", list(found), sum(seconds) / seeds)
 
 
-def trained(example: str, split: str, seed: int) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
+def trained(example: str, split: str, seed: int, epochs: int) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
     """The measures of a model on the test queries, and how many seconds it was trained."""
     schema, config = load_config(EXAMPLES / example)
-    config = override(config, [f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0"])
+    changed = [f"train.epochs={epochs}"] if epochs else []
+    config = override(config, [f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0", *changed])
     tables, schema = pipeline.read(config, schema)
     run = pipeline.fit(tables, schema, config)
     user, item = asked(run.dataset, TEST, split == "time")

@@ -10,16 +10,14 @@ process. Then a profile says which share of the time went where.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from measure import finish, options, product_rate, result, timed
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,11 +41,10 @@ PARTS = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--steps", type=int, default=20)
-    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
-    chosen = options.parse_args()
+    parser = options(__doc__, threads=1)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     schema, config = load(EXAMPLE, [*chosen.set, "train.device='cpu'"])
     assert schema is not None
@@ -64,18 +61,23 @@ def main() -> None:
     with FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops()
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    dtype = "bfloat16" if config.train.precision == "bf16" else "float32"
     rates = [product_rate(dtype)]
-    times = [seconds(step) for _ in range(chosen.steps)]
+    times = [timed(step) for _ in range(chosen.steps)]
     rates.append(product_rate(dtype))
     took = statistics.median(times)
-    floor = flops / max(rates)
-    print(f"{chosen.threads} threads, {config.train.precision}, batches of {size:,} positions")
-    print(f"a step: {took * 1e3:,.0f} ms (from {min(times) * 1e3:,.0f} to {max(times) * 1e3:,.0f})")
-    print(f"positions/s: {size / took:,.0f}")
-    print(f"products: {flops / size / 1e6:.1f} MFLOP a position at {max(rates) / 1e9:,.0f} GFLOP/s")
     print(
-        f"positions/s if nothing but products took time: {size / floor:,.0f}; the step takes {took / floor:.1f} times"
+        f"{chosen.threads} threads, {config.train.precision}, batches of {size:,} positions; a step: {took * 1e3:,.0f} ms"
+    )
+    print(f"products: {flops / size / 1e6:.1f} MFLOP a position at {max(rates) / 1e9:,.0f} GFLOP/s")
+    name = f"sequence_speed: training, {chosen.threads} thread{'s' * (chosen.threads > 1)}"
+    speed = result(
+        name,
+        [size / seconds for seconds in times],
+        "positions/s",
+        floor=size * max(rates) / flops,
+        threads=chosen.threads,
+        precision=config.train.precision,
     )
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(5):
@@ -86,6 +88,8 @@ def main() -> None:
         spent[part] += event.self_cpu_time_total
     for part, micro in sorted(spent.items(), key=lambda e: -e[1]):
         print(f"{micro / sum(spent.values()):6.1%}  {part}")
+    shares = {part: micro / sum(spent.values()) for part, micro in spent.items()}
+    finish([speed | {"shares": shares}], chosen)
 
 
 def drawn() -> pl.DataFrame:
@@ -97,18 +101,6 @@ def drawn() -> pl.DataFrame:
     user = np.repeat(np.arange(USERS), lengths)
     time_ = np.concatenate([rng.permutation(n) for n in lengths])
     return pl.DataFrame({"user_id": user, "item_id": np.concatenate(items), "timestamp": time_})
-
-
-def seconds(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def product_rate(dtype: torch.dtype, n: int = 2048, rounds: int = 10) -> float:
-    """Operations per second of the best of `rounds` products."""
-    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-    return 2 * n**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(rounds))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

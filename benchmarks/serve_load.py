@@ -30,7 +30,6 @@ import functools
 import json
 import multiprocessing
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -46,7 +45,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
@@ -54,6 +52,7 @@ from urllib.parse import quote
 
 import numpy as np
 import polars as pl
+from measure import machine, result, save
 from open_loop import QUANTILES, Generator, Log, Numbers, percentiles, recovery, request, schedule
 
 from twotower.bundle import Bundle
@@ -576,34 +575,56 @@ def swapping(pipe: Pipe, path: Path, server: Server, swaps: int, gap: float, cor
     pipe.send((out, time.process_time() - cpu))
 
 
-def machine(chosen: argparse.Namespace) -> Numbers:
+def about(chosen: argparse.Namespace) -> Numbers:
     """What it was measured on."""
-    text = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"model name\s*:\s*(.*)", text)
-    packages = {}
-    for name in (
-        "twotower",
-        "uvicorn",
-        "fastapi",
-        "starlette",
-        "uvloop",
-        "httptools",
-        "onnxruntime",
-        "faiss-cpu",
-        "numpy",
-    ):
-        with suppress(PackageNotFoundError):
-            packages[name] = version(name)
     bundle = Store(chosen.store).current()
-    return {
-        "cpu": model[1] if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "versions": packages,
-        "load": os.getloadavg()[0],
-        "bundle": {name: bundle.manifest[name] for name in ("bundle", "counts", "dims", "metric", "index")},
-    }
+    described = {name: bundle.manifest[name] for name in ("bundle", "counts", "dims", "metric", "index")}
+    return machine() | {"load": os.getloadavg()[0], "bundle": described}
+
+
+def results(found: Numbers, bundle: Numbers, doubts: Sequence[str] = ()) -> list[Numbers]:
+    """The numbers of the documents; milliseconds of good answers. The limit is a bare application's at its rate.
+
+    What was said against a scenario's lines goes with its numbers.
+    """
+    shared = {"items": bundle["counts"]["items"], "index": bundle["index"]["kind"]}
+    floor = found.get("floor", {}).get("at_rate", {})
+    out: list[Numbers] = []
+
+    def add(name: str, value: float | None, unit: str = "ms", more: bool = False, **extra: Any) -> None:
+        scenario = name.partition(",")[0]
+        about = [d for d in doubts if d.split(": ")[1].replace("peak", "overload") == scenario]
+        if value is not None:
+            told: dict[str, Any] = {"doubt": about[0]} if about else {}
+            out.append(result(f"serve_load: {name}", value, unit, more=more, **shared, **extra, **told))
+
+    for name in ("method1", "method2", "mixed"):
+        if numbers := found.get(name):
+            for quantile in ("p50", "p99"):
+                add(f"{name}, {quantile}", numbers[quantile], floor=floor.get(quantile))
+            add(f"{name}, requests a second", numbers["goodput"], "/s", True)
+            add(f"{name}, requests not answered", numbers["count"] - numbers["ok"], "")
+    if swap := found.get("swap"):
+        for quantile in ("p50", "p99"):
+            add(f"swap, {quantile}", swap["with"][quantile], peers={"without swaps": [swap["without"][quantile]]})
+        add("swap, swaps", len(swap["swaps"]), "", True)
+        add("swap, failed requests", swap["with"]["count"] - swap["with"]["ok"], "")
+        add("swap, growth of memory", 100 * swap["growth"]["rss_mb"], "%")
+    if over := found.get("overload"):
+        for quantile in ("p50", "p99"):
+            add(f"overload, {quantile} of accepted", over["over"][quantile])
+        add("overload, peak", over["peak"], "/s", True)
+        add("overload, goodput of the peak", 100 * over["goodput_of_peak"], "%", True)
+        add("overload, seconds until normal again", over["recovered_s"], "s")
+    if floor:
+        for quantile in ("p50", "p99"):
+            add(f"floor, {quantile}", floor[quantile])
+        add("floor, peak", found["floor"]["peak"], "/s", True)
+    if cold := found.get("cold"):
+        out.append(
+            result(f"serve_load: ready after the start, {shared['items']:,} items", cold["seconds"], "s", more=False)
+        )
+    return out
 
 
 def cores(text: str) -> set[int]:
@@ -637,19 +658,19 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--no-floor", action="store_true", help="leave the machine's own limit out")
     options.add_argument("--json", type=Path, help="write all numbers there")
+    options.add_argument("--out", type=Path, help="JSON file of results, as benchmarks/measure.py has them")
     chosen = options.parse_args()
     names = chosen.only.split(",")
     if strange := sorted(set(names) - set(everything)):
         options.error(f"--only: no scenario {strange[0]!r}; choose {', '.join(everything)}")
     if "swap" in names and chosen.swaps < 10:
         options.error(f"--swaps {chosen.swaps}: growth is counted from the fifth on; take at least 10")
-    about = machine(chosen)
+    told = about(chosen)
     if chosen.server_core & chosen.generator_core:
         print("!! INVALID: the server and the generator share a core")
+    allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, chosen.generator_core)
-    print(
-        f"{about['cpu']}, {about['cores']} cores, load {about['load']:.2f}; {about['bundle']['counts']['items']:,} items"
-    )
+    print(f"{told['cpu']}, {told['cores']} cores, load {told['load']:.2f}; {told['bundle']['counts']['items']:,} items")
     columns = ["ok", "503", "429", "other", "errors"]
     print(
         f"{'':<20} {'offered':>9} {'goodput':>9} {' '.join(f'{c:>7}' for c in columns)} "
@@ -668,8 +689,12 @@ def main() -> None:
             n: sorted(v) if isinstance(v, set) else str(v) if isinstance(v, Path) else v
             for n, v in vars(chosen).items()
         }
-        out = {"machine": about, "settings": settings, **bench.found, "checks": bench.checks, "doubts": bench.doubts}
+        out = {"machine": told, "settings": settings, **bench.found, "checks": bench.checks, "doubts": bench.doubts}
         chosen.json.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+    os.sched_setaffinity(0, allowed)  # the machine's limits are those of all its cores
+    save(chosen.out, results(bench.found, told["bundle"], bench.doubts), len(allowed))
+    if failed := [check["name"] for check in bench.checks if not check["ok"]]:
+        print(f"!! {len(failed)} checks failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,28 @@
-"""Training speed beside torch-rechub, in one process and one run: rows per second of one epoch of MovieLens 1M.
+"""Training speed beside torch-rechub and RecBole, in one process and one run: rows per second of one epoch of ML-1M.
 
     make bench-env && TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/train_speed.py
 
-Same work for both: four user and three item fields of width 16, towers 64-32, cosine, BCE on the observed pairs of
+Same work for all: four user and three item fields of width 16, towers 64-32, cosine, BCE on the observed pairs of
 the train part, Adam, batch 2048, fp32, the same threads. An epoch counts from shuffling to the last update,
-validation excluded. Rounds alternate, so that a busy machine slows both; the table shows medians and ranges.
+validation excluded. Rounds alternate, so that a busy machine slows all; the table shows medians and ranges. The limit
+is the time of the towers' matrix products alone, every row through both.
 Then the seconds from the archive on disk to a test AUC of 0.80, everything included but the interpreter's start.
+
+The other tools and their settings are in peers.py: torch-rechub's own trainer, loader and DSSM as its examples set them
+up, and RecBole's, whose towers have batch normalisation and tanh besides and no temperature. A tool that is not
+installed is left out.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
-from contextlib import redirect_stderr
-from io import StringIO
-from typing import Any
 
 import polars as pl
 import torch
+from measure import finish, options, product_rate, result
+from peers import BATCH, FIELDS, LAYERS, WIDTH, called, here, quiet, recbole_dssm, rechub_loader, rechub_trainer
 
 from twotower.config import parse
 from twotower.data import movielens
@@ -31,46 +33,44 @@ from twotower.evaluation import auc
 from twotower.schema import Categorical
 from twotower.train.trainer import Trainer
 
-FIELDS = {"user": ("user_id", "gender", "age", "occupation"), "item": ("item_id", "genre", "year")}
-BATCH, WIDTH, LAYERS = 2048, 16, (64, 32)
 # Multiply-adds of both towers and the dot product, forward and backward (3 x forward), two flops each.
 FLOPS_PER_ROW = 2 * 3 * sum(n * WIDTH * 64 + 64 * 32 for n in (4, 3)) + 2 * 3 * 32
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--json", action="store_true", help="print JSON only")
-    chosen = options.parse_args()
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--goal", type=float, default=0.80, help="test AUC to reach; 0 leaves that out")
+    chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     dataset = prepare_movielens()
     rows = len(dataset.train)
-    ours, theirs, products = [], [], []
+    epochs = {"twotower": twotower_epoch} | {name: epoch for name, epoch in PEERS.items() if here(name)}
+    rates: dict[str, list[float]] = {name: [] for name in epochs}
+    products = []
     for number in range(chosen.rounds):
-        ours.append(rows / twotower_epoch(dataset, number))
-        theirs.append(rows / rechub_epoch(dataset))
-        products.append(matrix_product_rate())
-    result = {
-        "threads": chosen.threads,
-        "rows": rows,
-        "twotower.rows_per_second": spread(ours),
-        "torch_rechub.rows_per_second": spread(theirs),
-        "ratio": statistics.median(ours) / statistics.median(theirs),
-        "matrix_product.gflops": spread([p / 1e9 for p in products]),
-        "floor.rows_per_second": statistics.median(products) / FLOPS_PER_ROW,
-        "seconds_to_auc_0.80": seconds_to(0.80),
-        "torch": torch.__version__,
-    }
-    if chosen.json:
-        print(json.dumps(result, indent=1))
-        return
-    for name, value in result.items():
-        print(f"{name:<32} {value}")
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        for name, epoch in epochs.items():
+            rates[name].append(rows / epoch(dataset, number))
+        products.append(product_rate())
+    ours = rates.pop("twotower")
+    results = [
+        result(
+            "train_speed: training",
+            ours,
+            "rows/s",
+            peers={called(name): values for name, values in rates.items()},
+            floor=statistics.median(products) / FLOPS_PER_ROW,
+            threads=chosen.threads,
+        )
+    ]
+    if chosen.goal:
+        took = seconds_to(chosen.goal)
+        if took is None:
+            print(f"test AUC {chosen.goal} was not reached", file=sys.stderr)
+        else:
+            results.append(
+                result(f"train_speed: from the archive to test AUC {chosen.goal:.2f}", took, "s", more=False)
+            )
+    finish(results, chosen)
 
 
 def prepare_movielens() -> Dataset:
@@ -83,16 +83,21 @@ def prepare_movielens() -> Dataset:
     return prepare(check(raw.users, items, raw.interactions, schema), schema, parse({})[1].split)
 
 
-def twotower_epoch(dataset: Dataset, seed: int) -> float:
-    """Seconds of one epoch of our trainer."""
+def twotower_trainer(dataset: Dataset, seed: int, device: str = "cpu", precision: str = "fp32") -> Trainer:
+    """Our trainer with a fresh model."""
     _, config = parse(
         {
             "model": {"width": WIDTH, "bias": False, "unknown_rate": 0.0,
                       "pairs": [{s: {"layers": list(LAYERS), "activation": "ReLU"} for s in ("user", "item")}]},
-            "train": {"batch_size": BATCH, "device": "cpu", "seed": seed},
+            "train": {"batch_size": BATCH, "device": device, "precision": precision, "seed": seed},
         }
     )  # fmt: skip
-    trainer = Trainer(dataset, config)
+    return Trainer(dataset, config)
+
+
+def twotower_epoch(dataset: Dataset, seed: int) -> float:
+    """Seconds of one epoch of our trainer."""
+    trainer = twotower_trainer(dataset, seed)
     started = time.perf_counter()
     epoch = trainer.sampler.epoch(0)
     for number in range(trainer.steps_per_epoch):
@@ -100,43 +105,24 @@ def twotower_epoch(dataset: Dataset, seed: int) -> float:
     return time.perf_counter() - started
 
 
-def rechub_epoch(dataset: Dataset) -> float:
-    """Seconds of one epoch of torch-rechub's own trainer, loader and model, as its examples set them up."""
-    from torch_rechub.basic.features import SparseFeature
-    from torch_rechub.models.matching import DSSM
-    from torch_rechub.trainers import MatchTrainer
-    from torch_rechub.utils.data import DataGenerator
-
-    pairs = dataset.train
-    columns: dict[str, Any] = {}
-    features: dict[str, list[Any]] = {"user": [], "item": []}
-    for side, row in (("user", pairs.user), ("item", pairs.item)):
-        encoded = dataset.users if side == "user" else dataset.items
-        for name in FIELDS[side]:
-            codes: Any = encoded.columns[name]
-            columns[name] = codes[row]
-            features[side].append(SparseFeature(name, vocab_size=int(codes.max()) + 1, embed_dim=WIDTH))
-    params = {"dims": list(LAYERS), "activation": "relu"}
-    model = DSSM(features["user"], features["item"], user_params=params, item_params=params, temperature=0.1)
-    loader, _, _ = DataGenerator(columns, pairs.positive.astype("float32")).generate_dataloader(
-        x_val=columns, y_val=pairs.positive, x_test=columns, y_test=pairs.positive, batch_size=BATCH
-    )
-    trainer = MatchTrainer(model, mode=0, optimizer_params={"lr": 1e-3}, n_epoch=1, device="cpu")
-    with redirect_stderr(StringIO()):
+def rechub_epoch(dataset: Dataset, seed: int) -> float:
+    """Seconds of one epoch of torch-rechub's own trainer, loader and model."""
+    trainer, loader = rechub_trainer(dataset), rechub_loader(dataset)
+    with quiet():
         started = time.perf_counter()
         trainer.train_one_epoch(loader)
         return time.perf_counter() - started
 
 
-def matrix_product_rate(size: int = 2048, seconds: float = 0.5) -> float:
-    """Flops per second of a large fp32 product with the present threads."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    a @ b
-    started, n = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        a @ b
-        n += 1
-    return n * 2 * size**3 / (time.perf_counter() - started)
+def recbole_epoch(dataset: Dataset, seed: int) -> float:
+    """Seconds of one epoch of RecBole's own trainer, loader and model."""
+    with recbole_dssm(dataset) as (trainer, train, _, _), quiet():
+        started = time.perf_counter()
+        trainer._train_epoch(train, seed)
+        return time.perf_counter() - started
+
+
+PEERS = {"torch-rechub": rechub_epoch, "RecBole": recbole_epoch}
 
 
 def seconds_to(goal: float) -> float | None:

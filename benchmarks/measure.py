@@ -1,0 +1,282 @@
+"""What every benchmark shares: the machine and its limits, medians and ranges over rounds, and one form of a result.
+
+A result says what was measured, the command that measured it, what another tool needed for the same in the same run, and
+what the machine allows. A file of results (`--out`) holds the machine, its limits with these threads, and the results by
+name; a script that writes into a file keeps the results of other names, so several may share one. `benchmarks/table.py`
+makes the tables of the documents out of such files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+Numbers = dict[str, Any]
+PACKAGES = (
+    "twotower",
+    "torch",
+    "numpy",
+    "polars",
+    "faiss-cpu",
+    "onnx",
+    "onnxruntime",
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "torch-rechub",
+    "recbole",
+    "implicit",
+    "scipy",
+    "scikit-learn",
+    "bm25s",
+)
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""Variables that change what a number is worth."""
+
+# ---- the machine -------------------------------------------------------------------------------------------------
+
+
+def machine() -> Numbers:
+    """What it is measured on."""
+    model = re.search(r"model name\s*:\s*(.*)", _read("/proc/cpuinfo"))
+    memory = re.search(r"MemTotal:\s*(\d+)", _read("/proc/meminfo"))
+    return {
+        "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(int(memory[1]) / 2**20, 1) if memory else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    }
+
+
+def _read(path: str) -> str:
+    with suppress(OSError):
+        return Path(path).read_text(encoding="utf-8")
+    return ""
+
+
+def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def tool(package: str) -> str:
+    """A package and its version, as the tables call it."""
+    return f"{package} {versions([package]).get(package, '')}".strip()
+
+
+def limits(threads: int) -> Numbers:
+    """What the machine can do at best: products in both precisions, and reading memory."""
+    return {
+        "threads": threads,
+        "fp32_gflops": product_rate("float32", 0.3) / 1e9,
+        "bf16_gflops": product_rate("bfloat16", 0.3) / 1e9,
+        "read_gb_per_s": read_rate(threads) / 1e9,
+    }
+
+
+def product_rate(dtype: str = "float32", seconds: float = 0.5, size: int = 2048, device: str = "cpu") -> float:
+    """Operations per second of the best of many products of two large matrices, with the present threads."""
+    import torch
+
+    a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+
+    def product() -> None:
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    product()
+    return 2 * size**3 / min(repeat(product, seconds))
+
+
+def read_rate(threads: int, megabytes: int = 512, seconds: float = 0.5) -> float:
+    """Bytes per second of the best of many passes over numbers that fit no cache, a share for each thread."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    shares = np.array_split(np.ones(megabytes * 2**17), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return megabytes * 2**20 / min(repeat(lambda: list(pool.map(np.sum, shares)), seconds))
+
+
+def repeat(work: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of each call, until there are so many in all; two calls at least."""
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < seconds:
+        times.append(timed(work))
+    return times
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+# ---- results -----------------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> Numbers:
+    """Median, mean and range of what the rounds (or seeds) gave."""
+    if not values:
+        raise ValueError("no round was measured")
+    return {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "low": min(values),
+        "high": max(values),
+        "rounds": len(values),
+    }
+
+
+def result(
+    name: str,
+    values: float | Sequence[float],
+    unit: str,
+    *,
+    more: bool = True,
+    peers: Mapping[str, Sequence[float]] | None = None,
+    floor: float | None = None,
+    **extra: Any,
+) -> Numbers:
+    """One measured number.
+
+    `more` says that more is better. `peers` are what other tools gave in the same unit and run, by name and version;
+    `ratio_to_peer` is how many times as good as the best of them this is. `floor` is what the machine allows in the same
+    unit; `ratio_to_floor` is how many times as long (or as much) as that this takes, so it is 1 at best. `doubt`, if given,
+    is why the number is not to be used.
+    """
+    own = spread([values] if isinstance(values, int | float) else values)
+    beside = {peer: spread(given) for peer, given in (peers or {}).items() if given}
+    for found in beside.values():
+        found["ratio"] = _better(own["median"], found["median"], more)
+    return {
+        "name": name,
+        "value": own["median"],
+        "unit": unit,
+        "better": "more" if more else "less",
+        **own,
+        "peer": beside,
+        "ratio_to_peer": min((found["ratio"] for found in beside.values()), default=None),
+        "floor": floor,
+        "ratio_to_floor": None if floor is None else _better(floor, own["median"], more),
+        "script": Path(sys.argv[0]).stem,
+        "command": command(),
+        "load": round(os.getloadavg()[0], 2),
+        **extra,
+    }
+
+
+def _better(one: float, other: float, more: bool) -> float | None:
+    above, below = (one, other) if more else (other, one)
+    return above / below if below and math.isfinite(above / below) else None
+
+
+def command() -> str:
+    """The command that runs, as it can be typed elsewhere: without the folders of this machine, and without --out."""
+    words, given = [], iter(sys.argv[1:])
+    for word in given:
+        if word == "--out":
+            next(given, None)
+        elif not word.startswith("--out="):
+            words.append(Path(word).name if word.startswith("/") else word)
+    data = [f"TWOTOWER_DATA={Path(os.environ['TWOTOWER_DATA']).name}"] if os.environ.get("TWOTOWER_DATA") else []
+    return " ".join([*data, f"python benchmarks/{Path(sys.argv[0]).name}", shlex.join(words)]).strip()
+
+
+def options(doc: str | None, threads: int = 2, rounds: int = 0) -> argparse.ArgumentParser:
+    """A command line with what every script has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=threads)
+    if rounds:
+        parser.add_argument("--rounds", type=int, default=rounds, help="every tool once in each")
+    parser.add_argument("--out", type=Path, help="JSON file of results; those it has under other names are kept")
+    return parser
+
+
+def load(path: Path | None) -> Numbers:
+    """A file of results, empty if there is none."""
+    if path is None or not path.exists():
+        return {"results": [], "rows": {}}
+    found: Numbers = json.loads(path.read_text(encoding="utf-8"))
+    if "results" not in found:
+        raise SystemExit(f"{path}: no file of results; choose another --out")
+    return found
+
+
+def save(path: Path | None, results: Sequence[Numbers], threads: int, rows: Mapping[str, Any] | None = None) -> None:
+    """Add results to a file; `rows`, by name, are what a script needs to go on where it was."""
+    if path is None:
+        return
+    old = load(path)
+    names = {entry["name"] for entry in results}
+    found = {
+        "machine": machine(),
+        "limits": old["limits"] if old.get("limits", {}).get("threads") == threads else limits(threads),
+        "results": [*(entry for entry in old["results"] if entry["name"] not in names), *results],
+        "rows": old.get("rows", {}) | dict(rows or {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def show(results: Sequence[Numbers]) -> None:
+    """Print results, one a line and what stood beside them below."""
+    for entry in results:
+        print(f"{entry['name']:<58} {cell(entry)} {entry['unit']}")
+        for peer, found in entry["peer"].items():
+            print(f"    {peer:<54} {cell(found)}   {times(found['ratio'])}")
+        if entry["floor"] is not None:
+            print(f"    {'the limit':<54} {number(entry['floor'])}   {times(entry['ratio_to_floor'])}")
+
+
+def finish(results: Sequence[Numbers], chosen: argparse.Namespace, rows: Mapping[str, Any] | None = None) -> None:
+    """Print the results and write them where `--out` says."""
+    show(results)
+    save(chosen.out, results, chosen.threads, rows)
+
+
+def number(value: float | None) -> str:
+    """Counts as they are; of all else three or four digits that count."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 4
+    return f"{value:,.{digits}f}"
+
+
+def cell(found: Mapping[str, Any]) -> str:
+    """A median and its range, where there were several rounds."""
+    middle = number(found["median"])
+    return middle if found["rounds"] < 2 else f"{middle} ({number(found['low'])}–{number(found['high'])})"
+
+
+def times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x" if ratio < 10 else f"{ratio:,.0f}x"
