@@ -92,6 +92,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a last batch of one pair": ("board", {"train": {"batch_size": 0}}),
 }
 
+_KINDS = ("pairs", "own candidates in shards", "mimic of candidates", "memory", "earlier", "attention")
+_RULES: dict[str, dict[str, Any]] = {
+    "Adagrad": {"optimizer": "Adagrad", "lr": 0.05},
+    "Adam": {"optimizer": "Adam", "lr": 0.01},
+    "AdamW, a decay": {"optimizer": "AdamW", "lr": 0.01, "embedding_weight_decay": 0.1},
+    "SGD, clipped, averaged": {"clip_norm": 0.3, "average": 0.9},
+}
+TORCHREC: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"{case}, by {way}": (case, {"sharding": way}) for way in ("table", "column") for case in _KINDS},
+    **{f"{case}, by row": (case, {"sharding": "row"}) for case in ("pairs", "earlier")},
+    **{f"pairs, {rule}": ("pairs", {"sharding": "auto", **train}) for rule, train in _RULES.items()},
+}
+"""Cases whose tables lie in pieces: name -> the case, and what of `train` differs."""
+
 
 def world(name: str) -> Dataset:
     if name == "everything":
@@ -147,9 +161,10 @@ def weights(of: Trainer) -> dict[str, np.ndarray[Any, Any]]:
 def main() -> None:
     out, ranks = Path(sys.argv[1]), Ranks.here()
     cases = sys.argv[2:] or list(CASES)
-    with ranks.together(seconds=60):
+    with ranks.together(seconds=60, alone=True):
         for number, case in enumerate(cases):
-            found = weights(trainer(case, ranks))
+            of, train = TORCHREC.get(case, (case, {}))
+            found = weights(trainer(of, ranks, **(train | {"tables": "torchrec"} if case in TORCHREC else {})))
             np.savez(out / f"{number}-{ranks.number}.npz", **found)
             if ranks.first:
                 (out / f"{number}.txt").write_text(case, encoding="utf-8")

@@ -672,12 +672,13 @@ def test_fault_B9_a_full_disk_at_a_checkpoint_keeps_the_old_one_and_leaves_no_ru
     trainer.step(epoch, 0)
     trainer._save()
 
-    def full(*_: Any) -> None:
+    def full(path: Path, tensors: Any) -> str:
+        path.write_bytes(b"the beginning")
         raise OSError(28, "No space left on device")
 
     trainer.step(epoch, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(checkpoint, "write_tensors", full)
         with pytest.raises(RunError, match="No space left"):
             trainer._save()
     assert [p.name for p in folder.iterdir()] == ["step-000000001"]

@@ -51,17 +51,27 @@ class Ranks:
         return slice(r * n // self.count, (r + 1) * n // self.count)
 
     @contextmanager
-    def together(self, device: str = "cpu", seconds: float = 600.0) -> Iterator[None]:
+    def together(self, device: str = "cpu", seconds: float = 600.0, alone: bool = False) -> Iterator[None]:
         """While the block runs, the ranks can tell each other things: by gloo, or by nccl where `device` is cuda.
 
         Whoever waits for another longer than `seconds` ends with an error, and so does whoever waits for a dead one.
+        One process has a group of its own only if it asks to be `alone` in one.
         """
-        if self.count == 1:
+        if self.count == 1 and not alone:
             yield
             return
         from torch import distributed
 
         backend = "nccl" if device.startswith("cuda") else "gloo"
+        if self.count == 1:
+            store = distributed.HashStore()  # type: ignore[attr-defined]
+            distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+            try:
+                yield
+            finally:
+                gc.collect()
+                distributed.destroy_process_group()
+            return
         distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
         # After an error nothing is said: whoever waits hears of it as the connection ends with this process.
         yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
 from twotower.model.attention import HistoryEncoder
 from twotower.model.history import decayed_means, decayed_sums, over_weights
+from twotower.model.layers import gather
+from twotower.model.tables import AnyBag, AnyTable, Make, Table, codes_of
 
 
 class _Pool(torch.autograd.Function):
@@ -49,7 +52,7 @@ def pool(table: Tensor, bag: Bag | Prefixes | Padded, pooling: str, rates: tuple
     elif isinstance(bag, Padded):
         n = (bag.codes >= 0).sum(1)
         weights = _age_weights(bag.codes, n, rates or (1.0,), pooling == "decay")
-        found = (weights.to(table.dtype) @ table[bag.codes.clamp(min=0)]).flatten(1)
+        found = (weights.to(table.dtype) @ gather(table, bag.codes.clamp(min=0))).flatten(1)
         if pooling == "decay":
             return found
         total = found
@@ -100,8 +103,10 @@ class FieldEmbeddings(nn.Module):
         width: int,
         std: float,
         history: HistoryConfig | None = None,
+        make: Make = Table,
     ) -> None:
-        """`fields` are the tower's, out of `all_fields` of its side, which number the lookup columns."""
+        """`fields` are the tower's, out of `all_fields` of its side, which number the lookup columns; `make` makes the
+        tables."""
         super().__init__()
         fields = tuple(replace(f, width=f.width or width) for f in fields)
         by_width: dict[int, list[Field]] = {}
@@ -121,7 +126,7 @@ class FieldEmbeddings(nn.Module):
             for f in group:
                 self._place[f.name] = (table, first, f.rows)
                 first += f.rows
-            self.tables[table] = nn.Embedding(first, w)
+            self.tables[table] = make(first, w)
             wanted = [columns.index(f.name) for f in group]
             self._groups.append((table, None if wanted == list(range(len(columns))) else wanted))
             first_rows = torch.tensor([self._place[f.name][1] for f in group])
@@ -136,14 +141,15 @@ class FieldEmbeddings(nn.Module):
                 )
             if not f.shares:
                 table = f"bag{number}"
-                self.tables[table] = nn.Embedding(f.rows, f.width)
+                self.tables[table] = make(f.rows, f.width)
                 self._place[f.name] = (table, 0, f.rows)
-        for module in self.tables.values():
-            nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
+        for name in self.tables:
+            self._table(name).start(std)
         for f in self._others:
             if f.kind == "bag" and not f.sequence and not f.shares:
                 # Training may never meet a value without a row, and what is unknown then adds nothing.
-                nn.init.zeros_(self.rows_of(f.name)[UNKNOWN])
+                table, first, _ = self._place[f.name]
+                self._table(table).clear(first + UNKNOWN)
 
     @property
     def widths(self) -> list[int]:
@@ -157,8 +163,31 @@ class FieldEmbeddings(nn.Module):
     def rows_of(self, name: str) -> Tensor:
         """The (rows, width) slice of the table that holds the field `name`."""
         table, first, rows = self._place[name]
-        weight: Tensor = self.tables[table].weight  # type: ignore[assignment]
-        return weight if len(weight) == rows else weight[first : first + rows]
+        return cast(Table, self.tables[table]).slice(first, rows)
+
+    def codes(
+        self, own: Inputs | None, theirs: Inputs | None, other: FieldEmbeddings
+    ) -> Iterator[tuple[AnyTable, Tensor]]:
+        """All rows of tables that may be read for inputs of this side and, by what `other` shares, of the other side."""
+        if own is not None:
+            for table, columns in self._groups:
+                lookup, first_rows = own.lookup, getattr(self, f"first_rows_{table}")
+                codes = (lookup if columns is None else lookup[:, columns]) + first_rows
+                yield self._table(table), torch.cat([codes.flatten(), first_rows + UNKNOWN])
+        for inputs, reader in ((own, self), (theirs, other)):
+            for f in reader._others if inputs is not None else ():
+                if f.kind == "bag" and bool(f.shares) is (reader is other):
+                    table, first, _ = self._place[f.shares or f.name]
+                    codes = codes_of(cast(Inputs, inputs).bags[f.name]) + first
+                    yield self._table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
+
+    def _table(self, name: str) -> AnyTable:
+        return cast(AnyTable, self.tables[name])
+
+    def _lend(self, name: str, bag: AnyBag) -> tuple[Tensor, AnyBag]:
+        """The table that holds the field `name`, and the bag in its codes."""
+        table, first, rows = self._place[name]
+        return self._table(table).lend(first, rows, bag)
 
     def forward(self, inputs: Inputs, other: FieldEmbeddings, unknown_rate: float = 0.0) -> Tensor:
         """(U, sum of widths), fields in the order of `fields`. `other` lends its id embedding to shared sequences.
@@ -171,14 +200,12 @@ class FieldEmbeddings(nn.Module):
             if self.training and unknown_rate:
                 unknown = torch.rand(codes.shape, device=codes.device) < unknown_rate
                 codes = codes.masked_fill(unknown, UNKNOWN)
-            embedded: Tensor = self.tables[table](codes + getattr(self, f"first_rows_{table}"))
-            parts.append(embedded.flatten(1))
+            parts.append(self._table(table)(codes + getattr(self, f"first_rows_{table}")).flatten(1))
         for number, f in enumerate(self._others):
             if f.kind == "dense":
                 parts.append(self.projections[f"dense{number}"](inputs.dense[f.name]))
             else:
-                weights = other.rows_of(f.shares) if f.shares else self.rows_of(f.name)
-                bag = inputs.bags[f.name]
+                weights, bag = (other if f.shares else self)._lend(f.shares or f.name, inputs.bags[f.name])
                 if isinstance(bag, Windows) or f.limit:
                     parts.append(self.encoders[f"bag{number}"](weights, bag))
                 else:
@@ -196,7 +223,7 @@ class FieldEmbeddings(nn.Module):
                     f"feature '{f.name}' shares the embedding of '{f.shares}', which the other tower of its pair "
                     f"does not read; add '{f.shares}' to that tower's fields or {alone} on '{f.name}'"
                 )
-            theirs = other.rows_of(f.shares).shape[1]
+            theirs = other._table(other._place[f.shares][0]).embedding_dim
             if theirs != f.width:
                 raise ConfigError(
                     f"feature '{f.name}' has width {f.width} and shares '{f.shares}' of width {theirs}; "

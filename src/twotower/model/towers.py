@@ -14,6 +14,7 @@ from twotower.errors import ConfigError, nearest
 from twotower.model.branches import Part
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.layers import ACTIVATIONS, Dropout, SenetGate, hidden
+from twotower.model.tables import AnyTable, Make, Table
 
 
 class Tower(nn.Module):
@@ -27,14 +28,15 @@ class Tower(nn.Module):
         std: float,
         unknown_rate: float,
         extra: int = 0,
+        make: Make = Table,
     ) -> None:
-        """The last `extra` numbers of the last layer are biases, no part of the vector."""
+        """The last `extra` numbers of the last layer are biases, no part of the vector. `make` makes the tables."""
         super().__init__()
         fields = _pick(side_fields, config.fields)
         self.unknown_rate = unknown_rate
         self.decay_scale = config.decay_scale
         self.has_layers = bool(config.layers)
-        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history)
+        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history, make)
         if config.history != HistoryConfig() and not any(f.limit for f in fields):
             raise ConfigError(
                 "history is about sequences with pooling = 'transformer' or 'attention', and this tower reads none; "
@@ -59,7 +61,7 @@ class Tower(nn.Module):
         self.branches = nn.ModuleList(Part(b, widths, self.embeddings.pieces, deviation) for b in config.branches)
         if config.branches:
             size = sum(cast(Part, b).size for b in self.branches)
-        self.augmented = Augmented(side_fields, config.layers[-1] - extra) if config.augment else None
+        self.augmented = Augmented(side_fields, config.layers[-1] - extra, make) if config.augment else None
         if self.augmented is not None:
             size += self.augmented.width
         for i, w in enumerate(config.layers):
@@ -123,7 +125,7 @@ class Augmented(nn.Module):
     It begins at zero: an id without a positive says nothing.
     """
 
-    def __init__(self, side_fields: tuple[Field, ...], width: int) -> None:
+    def __init__(self, side_fields: tuple[Field, ...], width: int, make: Make = Table) -> None:
         """Raises ConfigError if no field of the side tells its ids apart."""
         super().__init__()
         lookups = [f for f in side_fields if f.kind == "lookup"]
@@ -134,8 +136,8 @@ class Augmented(nn.Module):
                 "without hash_buckets; add one to schema.features"
             )
         self.column, self.width = own[0], width
-        self.table = nn.Embedding(lookups[own[0]].rows, width)
-        nn.init.zeros_(self.table.weight)
+        self.table: AnyTable = make(lookups[own[0]].rows, width)
+        self.table.start(0)
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
         """(U, D); in training a share `unknown_rate` of the rows reads row 0."""
@@ -144,6 +146,11 @@ class Augmented(nn.Module):
             codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
         out: Tensor = self.table(codes)
         return out
+
+    def codes(self, inputs: Inputs) -> Tensor:
+        """The rows of the table that may be read."""
+        codes = inputs.lookup[:, self.column]
+        return torch.cat([codes, codes.new_tensor([UNKNOWN])])
 
 
 def _normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:

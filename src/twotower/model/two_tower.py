@@ -7,6 +7,7 @@ biases are folded in, so that what is trained is what an index can search.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -16,6 +17,7 @@ from twotower.config import ModelConfig
 from twotower.data.batches import Inputs
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
+from twotower.model.tables import AnyTable, Make, Table
 from twotower.model.towers import Tower
 from twotower.schema import SideName
 
@@ -56,12 +58,12 @@ class FirstOrder(nn.Module):
 
     first_rows: Tensor
 
-    def __init__(self, fields: tuple[Field, ...]) -> None:
+    def __init__(self, fields: tuple[Field, ...], make: Make = Table) -> None:
         super().__init__()
         rows = [f.rows for f in fields if f.kind == "lookup"]
         self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
-        self.table = nn.Embedding(max(1, sum(rows)), 1)
-        nn.init.zeros_(self.table.weight)
+        self.table: AnyTable = make(max(1, sum(rows)), 1)
+        self.table.start(0)
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
         """(U, 1)"""
@@ -71,12 +73,19 @@ class FirstOrder(nn.Module):
         out: Tensor = self.table(codes + self.first_rows.long()).sum(1)
         return out
 
+    def codes(self, inputs: Inputs) -> Tensor:
+        """The rows of the table that may be read."""
+        first_rows = self.first_rows.long()
+        return torch.cat([(inputs.lookup + first_rows).flatten(), first_rows + UNKNOWN])
+
 
 class TwoTower(nn.Module):
     """`user_vectors(inputs) @ item_vectors(inputs).T` are the logits of "this user likes this item"."""
 
-    def __init__(self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
-        """Raises ConfigError if the two towers of a pair give vectors of different widths."""
+    def __init__(
+        self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...], make: Make = Table
+    ) -> None:
+        """`make` makes the tables. Raises ConfigError if the two towers of a pair give vectors of different widths."""
         super().__init__()
         self.config = config
         self.pairs = nn.ModuleList()
@@ -91,6 +100,7 @@ class TwoTower(nn.Module):
                     config.embedding_std,
                     config.unknown_rate,
                     extra if c.layers else 0,
+                    make,
                 )
                 for c, fields in ((pair.user, user_fields), (pair.item, item_fields))
             )
@@ -104,12 +114,23 @@ class TwoTower(nn.Module):
             item.embeddings.check_shares(user.embeddings)
             self.pairs.append(Pair(user, item))
         if config.bias:
-            self.user_bias, self.item_bias = FirstOrder(user_fields), FirstOrder(item_fields)
+            self.user_bias, self.item_bias = FirstOrder(user_fields, make), FirstOrder(item_fields, make)
             self.global_bias = nn.Parameter(torch.zeros(()))
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)),
             requires_grad=config.learn_temperature and config.similarity == "cosine",
         )
+
+    def codes(self, users: Inputs | None, items: Inputs | None) -> Iterator[tuple[AnyTable, Tensor]]:
+        """All rows of tables that may be read for the vectors of these rows, a table perhaps several times."""
+        for side, own, theirs in (("user", users, items), ("item", items, users)):
+            for tower, other in self.towers(cast(SideName, side)):
+                yield from tower.embeddings.codes(own, theirs, other.embeddings)
+                if tower.augmented is not None and own is not None:
+                    yield tower.augmented.table, tower.augmented.codes(own)
+            if self.config.bias and own is not None:
+                bias = self.user_bias if side == "user" else self.item_bias
+                yield bias.table, bias.codes(own)
 
     def towers(self, side: SideName) -> list[tuple[Tower, Tower]]:
         """Per pair the tower of `side` and the other side's."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from twotower import storage
@@ -25,19 +26,64 @@ from twotower.errors import RunError
 KEPT = 2  # the newest, and one before it in case the newest is damaged
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
+_TYPES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32"}
+"""Names of types in a safetensors file, in the order in which their tensors stand there."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A float32 tensor (rows, width) that comes some rows at a time, and as a whole is nowhere."""
+
+    shape: tuple[int, int]
+    rows: Iterable[Tensor]
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor | Blocks], state: dict[str, Any]) -> Path:
     """Write checkpoint `step` into `folder` and drop all but the newest. Raises RunError if it cannot be written."""
-    data = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     path = folder / f"step-{step:09d}"
     with storage.new_folder(path) as temporary:
-        (temporary / "tensors.safetensors").write_bytes(data)
-        state = state | {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
+        state = state | {"step": step, "sha256": write_tensors(temporary / "tensors.safetensors", tensors)}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for left in folder.glob(".step-*.tmp"):  # of a process that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def in_order(tensors: Mapping[str, Tensor | Blocks]) -> list[str]:
+    """The names as their tensors stand in a file."""
+    places = {kind: place for place, kind in enumerate(_TYPES)}
+    return sorted(tensors, key=lambda name: (places[_type(tensors[name])], name))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Blocks]) -> str:
+    """Write what `safetensors.torch.save` would, one tensor after another, and give the file's SHA-256."""
+    header, end = {}, 0
+    for name in in_order(tensors):
+        tensor = tensors[name]
+        start, end = end, end + math.prod(tensor.shape) * _type(tensor).itemsize
+        header[name] = {"dtype": _TYPES[_type(tensor)], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+
+        def write(data: Any) -> None:
+            file.write(data)
+            digest.update(data)
+
+        write(len(text).to_bytes(8, "little"))
+        write(text)
+        for name in header:
+            tensor = tensors[name]
+            for part in [tensor] if isinstance(tensor, Tensor) else tensor.rows:
+                write(part.detach().cpu().contiguous().numpy().data.cast("B") if part.numel() else b"")
+    return digest.hexdigest()
+
+
+def _type(tensor: Tensor | Blocks) -> torch.dtype:
+    return torch.float32 if isinstance(tensor, Blocks) else tensor.dtype
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -53,10 +99,11 @@ def newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Tensor]
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = storage.read_json(path / "state.json")
     try:
-        data = (path / "tensors.safetensors").read_bytes()
-        if hashlib.sha256(data).hexdigest() != state["sha256"]:
-            raise RunError(f"checkpoint {path} is damaged (checksum)")
-        return load_tensors(data), state
+        file = path / "tensors.safetensors"
+        with file.open("rb") as data:
+            if hashlib.file_digest(data, "sha256").hexdigest() != state["sha256"]:
+                raise RunError(f"checkpoint {path} is damaged (checksum)")
+        return load_file(file), state
     except (OSError, SafetensorError, KeyError, TypeError) as e:
         raise RunError(f"checkpoint {path} is damaged ({type(e).__name__}: {e})") from None
 

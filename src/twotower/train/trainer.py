@@ -84,8 +84,8 @@ def choose_device(name: str, say: Callable[[str], None], local: int = 0) -> torc
     if (name == "cuda" and torch.cuda.device_count() <= local) or (
         name == "mps" and not torch.backends.mps.is_available()
     ):
-        which = f"the {local + 1}th GPU" if local else "one"
-        raise ConfigError(f"train.device = '{name}' but {which} is not here; use 'auto' or 'cpu'")
+        which = f"no GPU number {local} for this rank" if local else "none"
+        raise ConfigError(f"train.device = '{name}' but there is {which} here; use 'auto' or 'cpu'")
     if name == "cuda":
         torch.cuda.set_device(local)
     return torch.device(name)
