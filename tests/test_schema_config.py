@@ -269,7 +269,7 @@ def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> Non
             "[[model.pairs]]\n[[model.pairs]]\n[model.pairs.item.senet]\nreductoin = 1",
             ["unknown key 'model.pairs.1.item.senet.reductoin'; did you mean 'reduction'? (allowed: enabled, squ"],
         ),
-        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, bootstrap"]),
+        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, users, bootstrap"]),
         ("[schema]\nuserid = 'u'\nfeatures = []", ["unknown key 'schema.userid'; did you mean 'user_id'?"]),
         ("[schema]\nfeature = []", ["unknown key 'schema.feature'; did you mean 'features'?"]),
     ],
