@@ -41,6 +41,7 @@ from measure import Numbers, finish, options, result
 
 TOPICS, SHARD = 1_000, 4_000_000
 WIDTH, K, RECALL = 64, 100, 0.95
+EVALUATED = 300
 TWOTOWER = [sys.executable, "-m", "twotower"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -49,7 +50,7 @@ data = {{ users = "users/*.parquet", items = "items/*.parquet", interactions = "
 split = {{ kind = "time", test = 0.001, validation = 0.001 }}
 loss.kind = "softmax"
 negatives.uniform = 512
-evaluation = {{ k = [10, 100], bootstrap = 50, users = 2000 }}
+evaluation = {{ k = [10, 100], bootstrap = 50, users = {evaluated} }}
 index = {{ kind = "auto", recall = 0.95, queries = 1000 }}
 
 [model]
@@ -125,7 +126,7 @@ def write_world(folder: Path, users: int, items: int, rows: int, batch: int = 20
         pl.DataFrame({"user_id": user, "item_id": item, "at": np.arange(start, start + n)}).write_parquet(
             folder / "interactions" / f"part-{start // SHARD:04d}.parquet"
         )
-    (folder / "config.toml").write_text(CONFIG.format(batch=batch), encoding="utf-8")
+    (folder / "config.toml").write_text(CONFIG.format(batch=batch, evaluated=EVALUATED), encoding="utf-8")
     return folder / "config.toml"
 
 
@@ -343,7 +344,7 @@ def end_to_end(users: int, items: int, rows: int, folder: Path) -> list[Numbers]
         *found,
         result(f"{name}, bundle", size, "MB", more=False),
         result(f"{name}, recall gate at {bundle['gate']['k']}", bundle["gate"]["recall"], ""),
-        result(f"{name}, test recall@100 of {2000:,} users", metrics["test.recall@100"], ""),
+        result(f"{name}, test recall@100 of {EVALUATED:,} users", metrics["test.recall@100"], ""),
         result(f"{name}, popularity's", metrics["baseline.popularity.recall@100"], ""),
     ]
 

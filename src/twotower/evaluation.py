@@ -300,8 +300,15 @@ def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
 
 
 def _all(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
-    parts = [tower(side.take(np.arange(s, min(s + block, side.n)))) for s in range(0, side.n, block)]
-    return torch.cat(parts)
+    found: Tensor | None = None
+    for start in range(0, side.n, block):
+        rows = np.arange(start, min(start + block, side.n))
+        vectors = tower(side.take(rows))
+        if found is None:
+            found = vectors.new_empty((side.n, vectors.shape[1]))
+        found[start : start + len(rows)] = vectors  # parts that are joined at the end would take twice the memory
+    assert found is not None
+    return found
 
 
 def _asked(dataset: Dataset, part: int, config: EvaluationConfig) -> Asked:
