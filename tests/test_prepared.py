@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.retrieve import Request, Retriever
 from twotower.schema import SIDES, Schema, Sequence
 from twotower.store import Store
+from twotower.watcher import Watcher
 
 SCHEMA = EVERYTHING_SCHEMA.model_copy(
     update={
@@ -196,7 +198,7 @@ def test_moments_are_found_by_search_as_by_a_table(tmp_path: Path, small: None) 
     numbers = np.asarray(disk.positive_numbers)[::7].astype(np.int64)
     users = disk.pairs.user[numbers].astype(np.int64)
     for name in ("liked", "met"):
-        a, b = by_search._places[name], by_table._places[name]
+        a, b = by_search._place(name), by_table._place(name)
         assert np.array_equal(a.before(users, numbers), b.before(users, numbers))
         assert np.array_equal(np.sort(a.of(numbers)), np.sort(b.of(numbers)))
 
@@ -233,6 +235,10 @@ def test_other_settings_are_refused(tmp_path: Path, small: None) -> None:
         (lambda t: t.drop("when"), "no column 'when'"),
         (lambda t: t.head(0), "no rows, expected at least one"),
         (lambda t: t.with_columns(when=pl.lit("now")), "expected a datetime or a number"),
+        (
+            lambda t: t.with_columns(stars=pl.when(pl.col("when") < 1_600_000_299).then(1).otherwise(5)),
+            "nothing to learn",
+        ),
     ],
 )
 def test_bad_tables_end_with_one_line_and_leave_nothing(
@@ -253,6 +259,86 @@ def test_fault_C9_a_truncated_shard_is_named(tmp_path: Path, small: None) -> Non
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"part-2.parquet: cannot be read as parquet .*is the file complete"):
         preparation.prepare(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+
+
+def prepared(folder: Path, schema: Schema, split: str, *frames: pl.DataFrame | None) -> Prepared:
+    data = shards(folder / "in", schema, *frames)
+    return preparation.prepare(data, schema, SPLITS[split], folder / "out")
+
+
+def test_an_order_that_cannot_be_compared_from_shard_to_shard_is_refused(tmp_path: Path, small: None) -> None:
+    _, _, actions = checkerboard()
+    for n, (change, expected) in enumerate(
+        (
+            (pl.col("at") + 0.5, "'at' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"),
+            (pl.from_epoch("at"), "'at' is a date in some files and a number in others"),
+        )
+    ):
+        data = shards(tmp_path / str(n), CHECKERBOARD_SCHEMA, None, None, actions)
+        path = tmp_path / str(n) / "interactions" / "part-2.parquet"
+        pl.read_parquet(path).with_columns(at=change).write_parquet(path)
+        with pytest.raises(DataError, match=expected):
+            preparation.prepare(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out")
+
+
+def test_ids_from_2_to_the_63_on_are_those_of_memory(tmp_path: Path, small: None) -> None:
+    users, _, actions = checkerboard()
+    big = pl.col("user_id").cast(pl.UInt64) + pl.when(pl.col("user_id") > 30).then(2**63).otherwise(0)
+    users, actions = users.with_columns(user_id=big), actions.with_columns(user_id=big).sort("user_id")
+    for n, side in enumerate((users, None)):
+        memory = prepare(check(side, None, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, SPLITS["last"])
+        disk = prepared(tmp_path / str(n), CHECKERBOARD_SCHEMA, "last", side, None, actions)
+        assert rows(disk) == rows(memory)
+        assert disk.users.ids.equals(memory.users.ids)
+
+
+def test_buckets_are_of_one_size_where_few_users_have_most_interactions(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    user = np.minimum((rng.pareto(0.5, 3000)).astype(int), 400)
+    actions = pl.DataFrame({"user_id": user, "item_id": rng.integers(0, 900, 3000), "at": np.arange(3000), "liked": 1})
+    sizes: list[int] = []
+    sort = preparation._Preparation._sorted
+
+    def sized(self: Any, path: Path) -> int:
+        sizes.append(sort(self, path))
+        return sizes[-1]
+
+    monkeypatch.setattr(preparation._Preparation, "_sorted", sized)
+    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, actions)
+    assert len(sizes) > 5
+    assert max(sizes) <= 150 + np.bincount(user).max()
+
+
+def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path: Path, small: None) -> None:
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    left = tmp_path / f".out.{gone.stdout.strip()}.tmp"
+    left.mkdir()
+    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_training_reads_its_own_files_whatever_becomes_of_the_prepared_ones(tmp_path: Path, small: None) -> None:
+    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
+    config = settings(split={"kind": "last"}, data={"prepared": str(tmp_path / "out")})
+    given, schema = pipeline.read(config, None)
+
+    class Remover(Watcher):
+        def epoch(self, history: list[dict[str, Any]]) -> None:
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    run = pipeline.fit(given, schema, config, folder=tmp_path / "run", watcher=Remover())
+    assert not (tmp_path / "out").exists()
+    assert pipeline.evaluate(twotower.load(tmp_path / "run"))["test.auc"] == pytest.approx(run.metrics["test.auc"])
+    # A run of other tables in the folder does not read what is left of this one.
+    pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "other")
+    (tmp_path / "other" / "metrics.json").unlink()
+    (tmp_path / "run" / "prepared").rename(tmp_path / "other" / "prepared")
+    pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "other", resume=True, override=True)
+    assert not isinstance(twotower.load(tmp_path / "other").dataset, Prepared)
 
 
 MEASURED = """

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +143,66 @@ def test_fault_B6_when_a_rank_dies_the_job_ends_and_a_relaunch_ends_in_the_same_
 
 
 def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path) -> None:
-    run = config.parent / "hung"
-    arguments = ("-m", "twotower", "train", config, "-r", run, "--set", "train.timeout=5")
-    said = torchrun(2, *arguments, fails=True, TWOTOWER_FAIL_AT_STEP="3:1:hang")
-    assert "Timed out" in said or "timed out" in said or "timeout" in said
+    """Without torchrun, which gives a process that does not end thirty seconds more."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "twotower", "train", str(config), "-r", str(config.parent / "hung"),
+               "--set", "train.timeout=5"]  # fmt: skip
+    ranks = []
+    for rank in range(2):
+        env = os.environ | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1", "TWOTOWER_FAIL_AT_STEP": "3:1:hang",
+        }  # fmt: skip
+        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    try:
+        said, _ = ranks[0].communicate(timeout=120)
+        assert ranks[1].poll() is None, "it hangs"
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert ranks[0].returncode not in (0, -9)
+    assert "timed out" in said.lower()
+
+
+def test_fault_B2_ranks_that_are_stopped_stop_together_saved_and_go_on(config: Path) -> None:
+    run = config.parent / "stopped"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "twotower",
+               "train", str(config), "-r", str(run), "--set", "train.epochs=500"]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        while not list((run / "checkpoints").glob("step-*")):
+            assert job.poll() is None, "it ended before it was stopped"
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        said, _ = job.communicate(timeout=120)
+    assert job.returncode
+    assert "exitcode  : -6" not in said
+    assert "stopped after step" in said
+    step = int(said.split("stopped after step ")[1].split(";")[0])
+    assert (run / "checkpoints" / f"step-{step:09d}").is_dir()
+    said = torchrun(2, "-m", "twotower", "train", config, "-r", run, "--resume", "--override")
+    assert f"resuming after step {step}" in said
+
+
+def test_ranks_that_see_other_files_are_refused(config: Path) -> None:
+    """As on hosts that share no file system: each rank of this script has a folder of its own."""
+    script = config.parent / "apart.py"
+    script.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from twotower import cli\n"
+        "rank = os.environ['RANK']\n"
+        "extra = ['--set', 'train.lr=0.03'] if rank == '1' else []\n"
+        f"sys.argv = ['twotower', 'train', {str(config)!r}, '-r', {str(config.parent)!r} + '/apart' + rank, *extra]\n"
+        "cli.main()\n",
+        encoding="utf-8",
+    )
+    said = torchrun(2, script, fails=True)
+    assert "the ranks see other settings, data or checkpoints" in said
+    assert not (config.parent / "apart0" / "model.safetensors").exists()
 
 
 def test_fault_B7_uneven_shards_and_batches_end_together(undisturbed: Path, config: Path) -> None:

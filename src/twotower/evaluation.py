@@ -235,8 +235,11 @@ class Factors:
 
 def popularity(train: Pairs, n_users: int, n_items: int) -> Factors:
     """Score = number of training positives of the item."""
-    counts = np.bincount(train.item[train.positive], minlength=n_items).astype(np.float32)
-    return Factors(torch.ones(n_users, 1), torch.from_numpy(counts)[:, None])
+    liked = np.zeros(n_items, np.int64)
+    for start in range(0, len(train), PIECE):
+        part = slice(start, start + PIECE)
+        liked += np.bincount(train.item[part][train.positive[part]], minlength=n_items)
+    return Factors(torch.ones(n_users, 1), torch.from_numpy(liked.astype(np.float32))[:, None])
 
 
 def biases(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rounds: int = 10) -> Factors:

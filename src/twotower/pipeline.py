@@ -15,7 +15,7 @@ from twotower import report, run
 from twotower.config import Config
 from twotower.data import movielens, preparation
 from twotower.data.dataset import Dataset, prepare
-from twotower.data.prepared import Prepared
+from twotower.data.prepared import FOLDER, Prepared
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.embed import embed
@@ -136,10 +136,16 @@ def _train(
                     told.say("no checkpoint to resume from; starting")
             elif (folder / "encoders.json").exists():
                 raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
-            ranks.told(None)  # nobody writes before all have looked
+            here = (trainer.fingerprint, trainer.progress.step)
+            if ranks.sum(float(here != ranks.told(here)))[0]:  # nobody writes before all have looked
+                raise RunError(
+                    f"{folder}: the ranks see other settings, data or checkpoints; all need the same files at the same path"
+                )
             if ranks.first:
                 run.begin(folder, dataset, config)
         trained = trainer.run()
+    if folder and isinstance(dataset, Prepared):  # what it was made from may be gone, or another by now
+        dataset = replace(dataset, folder=folder / FOLDER)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not ranks.first:
         return done

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,10 +74,18 @@ class Ranks:
             return
         distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
         # After an error nothing is said: whoever waits hears of it as the connection ends with this process.
-        yield
+        stopped: Interrupted | None = None
+        try:
+            yield
+        except (
+            Interrupted
+        ) as e:  # all ranks have, after the same step; those who do not write wait for the one that does
+            stopped = e
         distributed.barrier()
         gc.collect()  # what still holds the group would keep its threads beyond the interpreter's end, which aborts
         distributed.destroy_process_group()
+        if stopped is not None:
+            raise stopped
 
     def gather(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """The rows (n, …) of every rank, one after another; `sizes` says how many each has. Its gradient is the sum of

@@ -101,26 +101,31 @@ class SideTensors:
         self._bags: dict[str, tuple[Field, Ragged]] = {
             f.name: (f, side.columns[f.name]) for f in self.fields if f.kind == "bag"  # type: ignore[misc]
         }  # fmt: skip
+        self._sequences = {f.name: r for f, r in self._bags.values() if f.sequence and r.source is not None}
+        # Made when they are asked for: only training does, and they are as long as all sequences together.
         self._kept: dict[str, npt.NDArray[np.bool_]] = {}
         self._places: dict[str, _Places] = {}
-        for f, ragged in self._bags.values():
-            if f.sequence and ragged.source is not None:
-                self._kept[f.name] = np.ones(len(ragged.values), bool)
-                self._places[f.name] = _Places(ragged, timeline, by_user)
+        self._timeline, self._by_user = timeline, by_user
 
     @property
     def has_sequences(self) -> bool:
-        return bool(self._kept)
+        return bool(self._sequences)
+
+    def _place(self, name: str) -> _Places:
+        if name not in self._places:
+            self._places[name] = _Places(self._sequences[name], self._timeline, self._by_user)
+        return self._places[name]
 
     def take(self, rows: Ints, left_out: Ints | None = None) -> Inputs:
         """The features of `rows` (U,). `left_out` numbers interactions that no sequence may contain."""
         bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
-            kept = self._kept.get(name)
-            if kept is None or left_out is None or not len(left_out):
+            if name not in self._sequences or left_out is None or not len(left_out):
                 bags[name] = self._whole(f, ragged, rows, None)
                 continue
-            holes = self._places[name].of(left_out)
+            if name not in self._kept:
+                self._kept[name] = np.ones(len(ragged.values), bool)
+            kept, holes = self._kept[name], self._place(name).of(left_out)
             kept[holes] = False
             bags[name] = self._whole(f, ragged, rows, kept)
             kept[holes] = True
@@ -131,13 +136,14 @@ class SideTensors:
         distinct, which = np.unique(rows, return_inverse=True)
         bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
-            places = self._places.get(name)
-            if places is None:
+            if name not in self._sequences:
                 bags[name] = self._whole(f, ragged, rows, None)
-            elif f.limit:
-                bags[name] = self._windows(f, ragged, distinct, which, places.before(rows, interactions))
+                continue
+            length = self._place(name).before(rows, interactions)
+            if f.limit:
+                bags[name] = self._windows(f, ragged, distinct, which, length)
             else:
-                bags[name] = self._prefixes(ragged, distinct, which, places.before(rows, interactions))
+                bags[name] = self._prefixes(ragged, distinct, which, length)
         return self._inputs(rows, bags)
 
     def _inputs(self, rows: Ints, bags: dict[str, Bag | Prefixes | Windows | Padded]) -> Inputs:
@@ -249,15 +255,21 @@ class _Places:
     def of(self, interactions: Ints) -> Ints:
         """The places of those interactions that are in the column."""
         if self._place is None:
-            at = np.minimum(np.searchsorted(self._source, interactions), len(self._source) - 1)
-            return at[self._source[at] == interactions] if len(self._source) else at[:0]
+            if not len(self._source):
+                return np.zeros(0, np.int64)
+            # Of one type, or numpy converts all the sources to find a few.
+            at = np.searchsorted(self._source, interactions.astype(self._source.dtype))
+            at = np.minimum(at, len(self._source) - 1)
+            found: Ints = at[self._source[at] == interactions]
+            return found
         found = self._place[interactions[interactions < len(self._place)]]
         return found[found >= 0]
 
     def before(self, rows: Ints, interactions: Ints) -> Ints:
         """(U,) how many values of each row are older than the interaction (U,) of that row."""
         if self._place is None:
-            return np.searchsorted(self._source, interactions) - self._ragged.offsets[rows]
+            of = interactions.astype(self._source.dtype)
+            return np.searchsorted(self._source, of) - self._ragged.offsets[rows]
         assert self._known is not None, "made without a timeline"
         return self._known[interactions]
 

@@ -116,7 +116,7 @@ PIECE = 2**22
 """Interactions that are looked at together, where all of them may be too many."""
 
 
-def counts(values: Codes, n: int) -> Ints:
+def counts(values: npt.NDArray[Any], n: int) -> Ints:
     """(n,) how often each number comes."""
     found = np.zeros(n, np.int64)
     for start in range(0, len(values), PIECE):
@@ -288,13 +288,15 @@ class Dataset:
 
     def describe(self) -> str:
         """One line: how many users, items and interactions, and the sizes of the parts."""
-        n = np.bincount(self.parts, minlength=3)
+        n = counts(self.parts, len(NAMES))
         sizes = ", ".join(f"{count:,} {name}" for name, count in zip(NAMES, n, strict=True))
         return f"{len(self.users):,} users, {len(self.items):,} items, {len(self.parts):,} interactions ({sizes})"
 
     def texts(self, side: SideName) -> dict[str, Grams]:
         """Per text feature of the side what its grams are to its encoder, over the rows with training interactions."""
-        rows = np.unique(self.train.user if side == "user" else self.train.item)
+        if not self.schema.texts(side):
+            return {}
+        rows = np.flatnonzero(counts(self.train.user if side == "user" else self.train.item, len(self.side(side))))
         frame, encoders = self.side(side).frame, self.encoders.by_side[side]
         found = {f.name: (encoders[f.name], frame[f.source][rows]) for f in self.schema.texts(side)}
         return {name: e.report(column) for name, (e, column) in found.items() if isinstance(e, TextEncoder)}

@@ -8,6 +8,8 @@ columns), a few numbers per user and per item, a piece and a bucket.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -47,7 +49,11 @@ def prepare(
     The dataset is the one that `dataset.prepare` makes of the same tables in memory, its interactions in another order.
     Raises DataError or ConfigError for what cannot be used; then `out` is as it was.
     """
+    out = out.resolve()  # a link stays one
     _check(data, schema, split, out)
+    for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a process that was killed
+        if not _runs(left.name.split(".")[-2]):
+            shutil.rmtree(left, ignore_errors=True)
     with storage.new_folder(out) as folder:
         (folder / "arrays").mkdir()
         (folder / "work").mkdir()
@@ -59,6 +65,17 @@ def prepare(
         for path in (folder / "arrays").iterdir():
             storage.sync(path)
     return Prepared.open(out)
+
+
+def _runs(pid: str) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> None:
@@ -82,6 +99,7 @@ class _Preparation:
         self.data, self.schema, self.split, self.folder, self.say = data, schema, split, folder, say
         self.files = table_files(data.interactions, (".parquet", ".pq"))
         self.averaged = sorted({_of(f, schema) for f in schema.features if _is_mean(f)})
+        self.sums = {a: f"of.{a}" for a in self.averaged}  # names of their own in a record
         keys = [schema.user_id, schema.item_id, schema.time, *([schema.label] if schema.label else [])]
         self.columns = list(dict.fromkeys([*keys, *(a for a in self.averaged if a != POSITIVE)]))
 
@@ -106,7 +124,7 @@ class _Preparation:
                 of = train[side].to_numpy()
                 counts[side] += np.bincount(of, minlength=len(counts[side]))
                 for a in self.averaged:
-                    values = train[a].cast(pl.Float64).to_numpy()
+                    values = train[self.sums[a]].cast(pl.Float64).to_numpy()
                     known = np.isfinite(values)
                     sums[side, a][0] += np.bincount(of[known], values[known], len(counts[side]))
                     sums[side, a][1] += np.bincount(of[known], minlength=len(counts[side]))
@@ -137,8 +155,8 @@ class _Preparation:
 
     # ---- reading
 
-    def _pieces(self) -> Iterator[pl.DataFrame]:
-        """The interactions' columns that are read, PIECE rows at a time."""
+    def _pieces(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+        """The interactions' columns that are read, or some of them, PIECE rows at a time."""
         empty = True
         for path in self.files:
             with _reading(path):
@@ -147,7 +165,7 @@ class _Preparation:
             for start in range(0, _length(path), PIECE):
                 empty = False
                 with _reading(path):
-                    piece = table.select(self.columns).slice(start, PIECE).collect()
+                    piece = table.select(columns or self.columns).slice(start, PIECE).collect()
                 yield piece
         if empty:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
@@ -162,9 +180,9 @@ class _Preparation:
                 frames[side] = check_side(frame, side, schema, notes)  # type: ignore[arg-type]
             else:
                 found = None
-                for piece in self._pieces():
-                    ids = with_ids(piece.select(key), key, "interactions").unique()
-                    found = ids if found is None else pl.concat([found, ids]).unique()
+                for piece in self._pieces([key]):
+                    ids = with_ids(piece, key, "interactions").unique()
+                    found = ids if found is None else _joined(found, ids, key)
                 assert found is not None
                 frames[side] = check_side(found.sort(key), side, schema, notes)  # type: ignore[arg-type]
         for note in notes:
@@ -183,22 +201,25 @@ class _Preparation:
                 f"interactions: {total:,} rows, at most {MOST:,} can be prepared in one folder; cut the time"
             )
         count = max(1, -(-total // BUCKET))
-        n_users, dtype, positives = frames["user"].height, self._dtype(), 0
+        dtype, positives = self._dtype(), 0
+        last = self._last_users(frames["user"], ids["user"], total, count)
         paths = [self.folder / "work" / f"{b:05d}.bin" for b in range(count)]
+        kinds: set[bool] = set()  # whether times are dates: numbers beside them mean something else
         with ExitStack() as opened:
             files: list[BinaryIO] = [opened.enter_context(p.open("wb")) for p in paths]
             for piece in self._pieces():
                 piece = timed(labelled(piece, schema, some=False), schema)
+                _check_order(piece, schema, kinds)
                 record = np.empty(piece.height, dtype)
                 for side in SIDES:
                     record[side] = _numbered(piece, frames[side], ids[side], schema.id_column(side), side)
                 record["positive"], record["seconds"] = piece[POSITIVE].to_numpy(), piece[SECONDS].to_numpy()
                 record["row"] = np.arange(rows, rows + piece.height)
                 for a in self.averaged:
-                    record[a] = piece[a].cast(pl.Float64).to_numpy()
+                    record[self.sums[a]] = _numbers(piece[a])
                 positives += int(record["positive"].sum())
                 rows += piece.height
-                bucket = record["user"].astype(np.int64) * count // n_users
+                bucket = np.searchsorted(last, record["user"])
                 order = np.argsort(bucket, kind="stable")
                 ends = np.cumsum(np.bincount(bucket, minlength=count))
                 record = record[order]
@@ -210,9 +231,18 @@ class _Preparation:
                             "set schema.positive_above")  # fmt: skip
         return [p for p in paths if p.stat().st_size], rows
 
+    def _last_users(self, frame: pl.DataFrame, ids: pl.DataFrame, total: int, count: int) -> npt.NDArray[np.int32]:
+        """Of each bucket but the last its last user, so that all have about as many interactions."""
+        if count == 1:
+            return np.zeros(0, np.int32)
+        key, per_user = self.schema.user_id, np.zeros(frame.height, np.int64)
+        for piece in self._pieces([key]):
+            per_user += np.bincount(_numbered(piece, frame, ids, key, "user"), minlength=frame.height)
+        return np.searchsorted(np.cumsum(per_user), np.arange(1, count) * total // count).astype(np.int32)
+
     def _dtype(self) -> Any:
         plain = [("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("seconds", "<i8"), ("row", "<i8")]
-        return np.dtype([*plain, *((a, "<f8") for a in self.averaged)])
+        return np.dtype([*plain, *((name, "<f8") for name in self.sums.values())])
 
     # ---- a bucket at a time
 
@@ -263,6 +293,10 @@ class _Preparation:
             name: np.lib.format.open_memmap(arrays / f"{name}.npy", "w+", kind, (n,))
             for name, kind in (("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("part", "|i1"), ("seconds", "<i8"))
         }
+        for name in whole:  # or a full disk ends the process when a page is written
+            with (arrays / f"{name}.npy").open("r+b") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, file.seek(0, 2))
         cursor = np.r_[0, np.cumsum(sizes)[:2]]
         features = list(self.schema.side("user"))
         sequences = [(i, f) for i, f in enumerate(features) if isinstance(f, Sequence)]
@@ -298,6 +332,8 @@ class _Preparation:
                         most = 0 if f.attends else f.max_length
                         files.ragged(name, user[keep], codes[i][item[keep]], number[keep], most)
                 b.unlink()
+        if not of_item.any():
+            raise DataError("no positive interaction in the train part; there is nothing to learn from")
         np.save(arrays / "positives_of_item.npy", of_item)
         for array in whole.values():
             array.flush()
@@ -425,6 +461,38 @@ def _length(path: Path) -> int:
         return int(pl.scan_parquet(path).select(pl.len()).collect().item())
 
 
+def _numbers(column: pl.Series) -> npt.NDArray[np.float64]:
+    """A column to average."""
+    if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+        raise DataError(f"interactions: column '{column.name}' holds {column.dtype}, expected numbers to average; cast it")
+    return column.cast(pl.Float64).to_numpy()
+
+
+def _joined(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
+    """The distinct ids of both. Raises DataError if they are not of one type."""
+    if {found[key].dtype, ids[key].dtype} == {pl.Int64, pl.UInt64} and not ((found[key] < 0).any() or (ids[key] < 0).any()):
+        found, ids = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (found, ids))
+    if found[key].dtype != ids[key].dtype:
+        raise DataError(
+            f"interactions: column '{key}' is {found[key].dtype} in some files and {ids[key].dtype} in others; "
+            "give all files the same type"
+        )
+    return pl.concat([found, ids]).unique()
+
+
+def _check_order(piece: pl.DataFrame, schema: Schema, kinds: set[bool]) -> None:
+    """Raises DataError for times that cannot be compared from piece to piece: dates beside numbers, or an order that is
+    none of whole numbers, which would be ranked a piece at a time."""
+    of = piece[schema.time]
+    kinds.add(of.dtype.is_temporal())
+    if len(kinds) > 1:
+        raise DataError(f"interactions: time '{schema.time}' is a date in some files and a number in others; make it one")
+    if schema.time_unit == "order" and of.dtype.is_numeric() and not (piece[SECONDS] == of).all():
+        raise DataError(
+            f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"
+        )
+
+
 def _rows_of(frame: pl.DataFrame, key: str) -> pl.DataFrame:
     return frame.select(key).with_row_index("__row")
 
@@ -432,6 +500,8 @@ def _rows_of(frame: pl.DataFrame, key: str) -> pl.DataFrame:
 def _numbered(piece: pl.DataFrame, frame: pl.DataFrame, rows: pl.DataFrame, key: str, side: SideName) -> Ints:
     """The row of every id of a piece. Raises DataError if the side does not have one."""
     ids = with_ids(piece.select(key), key, "interactions")
+    if {ids[key].dtype, frame[key].dtype} == {pl.Int64, pl.UInt64}:  # only one of them has ids from 2**63 on
+        ids = ids.with_columns(pl.col(key).cast(frame[key].dtype, strict=False))
     if ids[key].dtype != frame[key].dtype:
         raise DataError(
             f"column '{key}': {side}s has {frame[key].dtype} and interactions {ids[key].dtype}; give both the same type"

@@ -10,6 +10,7 @@ A column of rows of different lengths is two files, or three with the interactio
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -104,13 +105,17 @@ class Prepared(Dataset):
         if folder.exists() and (folder / FACTS).exists() and folder.resolve() == self.folder.resolve():
             return
         shutil.rmtree(folder, ignore_errors=True)
-        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
-            to = folder / path.relative_to(self.folder)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, to)
-            except OSError:
-                shutil.copyfile(path, to)
+        to = folder
+        try:
+            for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+                to = folder / path.relative_to(self.folder)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(path.resolve(), to)  # not another name of a symbolic link
+                except OSError:
+                    shutil.copyfile(path, to)
+        except OSError as e:
+            raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
 
     def _slice(self, part: int) -> slice:
         assert self.facts is not None
@@ -180,7 +185,9 @@ class Prepared(Dataset):
 
 def save(dataset: Dataset, folder: Path) -> None:
     """Put a dataset into a run's or a bundle's folder."""
+    # What another training put there would be read instead.
     if not isinstance(dataset, Prepared):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
         datasets.save(dataset, folder)
         return
     storage.write(folder / "encoders.json", dataset.encoders.to_json())
@@ -203,7 +210,14 @@ def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
         # Copied where it is written to, which nobody does, and so no array that torch warns of.
-        found: npt.NDArray[Any] = np.load(path, mmap_mode="c" if path.stat().st_size > 128 else None)
+        found: npt.NDArray[Any]
+        try:
+            found = np.load(path, mmap_mode="c" if path.stat().st_size > 128 else None)
+        except OSError as e:
+            if e.errno != errno.ENOMEM:
+                raise
+            # The kernel promises no more than the memory it has to what may be written to.
+            found = np.load(path, mmap_mode="r")
         return found
     except (ValueError, EOFError) as e:
         raise RunError(f"{path}: damaged ({e})") from None

@@ -287,6 +287,8 @@ def check_side(frame: pl.DataFrame, side: SideName, schema: Schema, notes: list[
     _features(frame, side, what, schema, None, notes)
     made = {f.name for f in schema.side(side) if isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)}
     named = [f.source for f in schema.side(side) if f.name not in made]
+    if schema.title and side == "item":
+        need(frame, [schema.title], what, schema)
     return frame.select(
         list(dict.fromkeys([key, *named, *([schema.title] if schema.title and side == "item" else [])]))
     )

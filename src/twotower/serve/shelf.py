@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower.bundle import Bundle, BundleError
+from twotower.data.prepared import FOLDER
 from twotower.errors import RunError, TwoTowerError, Unavailable
 from twotower.retrieve import Method, Request, Retriever
 from twotower.serve.metrics import Metrics
@@ -147,7 +148,7 @@ class Shelf:
 
     def _open(self, name: str) -> Retriever:
         bundle = self.store.open(name)
-        _check_memory(bundle.size, self._limit, self._workers)
+        _check_memory(_loaded(bundle), self._limit, self._workers)
         return self._retriever(bundle)
 
     def _retriever(self, bundle: Bundle) -> Retriever:
@@ -165,7 +166,7 @@ class Shelf:
         if other is not None and other.bundle.id == bundle.id:
             return other, recent
         del other
-        _check_memory(bundle.size, self._limit, self._workers)
+        _check_memory(_loaded(bundle), self._limit, self._workers)
         fresh = self._retriever(bundle)
         probe(fresh)
         return fresh, recent
@@ -245,6 +246,11 @@ def _check_memory(size: int, limit: int, workers: int) -> None:
         raise BundleError(
             f"the bundle may need {need / 1e6:,.0f} MB and {have / 1e6:,.0f} MB are free; it is not loaded", "memory"
         )
+
+
+def _loaded(bundle: Bundle) -> int:
+    """Bytes of its files, without those that are mapped and read here and there."""
+    return sum(e["size"] for e in bundle.manifest["files"] if not e["path"].startswith(f"{FOLDER}/arrays/"))
 
 
 def _meminfo(name: str) -> int:

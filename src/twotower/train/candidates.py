@@ -104,12 +104,14 @@ class CandidateSampler:
         if config.observed:
             disliked = np.flatnonzero((dataset.parts == TRAIN) & ~dataset.pairs.positive)
             order = np.random.default_rng(seed).permutation(disliked)
-            # Their numbers, in a random order, and the place in time of every training interaction.
+            # Their numbers, in a random order; and, where that is another, the place in time of every interaction.
             self._disliked = Ragged.from_pairs(dataset.pairs.user[order], order, len(dataset.users))
             self._item_of = dataset.pairs.item
-            in_order = dataset.in_order(dataset.parts == TRAIN)
-            self._moment = np.zeros(len(dataset.parts), np.int64)
-            self._moment[in_order] = np.arange(len(in_order))
+            self._moment: Ints | None = None  # the numbers of a user's interactions rise in time
+            if not dataset.by_user:
+                in_order = dataset.in_order(dataset.parts == TRAIN)
+                self._moment = np.zeros(len(dataset.parts), np.int64)
+                self._moment[in_order] = np.arange(len(in_order))
         self._random: RandomNegatives | None = None
         if config.random:
             self._random = RandomNegatives(dataset.met, self._n_items)
@@ -228,7 +230,8 @@ class CandidateSampler:
         if self._disliked is not None:
             observed = _some(self._disliked, user, c.observed, rng)
             if source is not None:
-                observed[self._moment[observed] < self._moment[source][:, None]] = -1
+                of, own = (observed, source) if self._moment is None else (self._moment[observed], self._moment[source])
+                observed[of < own[:, None]] = -1
             parts.append(np.where(observed >= 0, self._item_of[observed], -1).astype(np.int64))
         if self._attribute is not None:
             values, by_value = self._attribute

@@ -155,6 +155,11 @@ class Trainer:
                 f"train.shards = {shards} cannot be dealt to {self.ranks.count} ranks; set a multiple, or 1: then every "
                 "rank reads all shards"
             )
+        if shards > config.train.batch_size:
+            raise ConfigError(
+                f"train.shards = {shards} and train.batch_size = {config.train.batch_size}: some batches would be empty; "
+                "set no more shards than a batch has rows"
+            )
         self.sampler: Sampler | Positives
         self.candidates: CandidateSampler | None = None
         self.memory = Memory(config.negatives.memory)
@@ -172,7 +177,8 @@ class Trainer:
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
-        self._stop = self._late = False
+        self._asked = False  # by a signal, of this process alone
+        self._stop = self._late = False  # what the ranks have agreed on
         self._last_saved = time.monotonic()
         self._last_path: Path | None = None
 
@@ -257,8 +263,9 @@ class Trainer:
             started = time.perf_counter()
             self.step(epoch, p.batch)
             p.seconds += time.perf_counter() - started
-            if self._stop:
+            if self._stop or (self._asked and self.ranks.count == 1):
                 self._save()
+                self.towers = _Towers(self.model)  # nothing holds the ranks' group any more
                 run = self.folder.parent if self.folder else None
                 how = f"go on: twotower train {run}/config.toml --run {run} --resume" if run else "nothing was saved"
                 raise Interrupted(f"stopped after step {p.step}; {how}")
@@ -338,7 +345,7 @@ class Trainer:
         if self.ranks.count == 1:
             return loss, mimicry
         late = self.ranks.first and time.monotonic() - self._last_saved > self.config.train.checkpoint_seconds
-        loss, mimicry, stop, save = self.ranks.sum(loss, mimicry, float(self._stop), float(late))
+        loss, mimicry, stop, save = self.ranks.sum(loss, mimicry, float(self._asked), float(late))
         self._stop, self._late = stop > 0, save > 0
         return loss, mimicry
 
@@ -660,7 +667,8 @@ class Trainer:
         """SIGTERM and SIGINT ask the loop to stop after its step (only the main thread can listen)."""
 
         def ask(number: int, frame: Any) -> None:
-            self._stop = True
+            # Not _stop where there are several ranks: all must stop after the same step.
+            self._asked = True
 
         try:
             old = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
