@@ -61,7 +61,8 @@ class Served:
         raise AssertionError("not ready: " + self.end()[1])
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        # Longer than the server waits for a head that does not end.
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def workers(self) -> list[int]:
         """Processes that this one started, without Python's own helper."""
