@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import shutil
@@ -23,7 +22,7 @@ from twotower import storage
 from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
 from twotower.data.feed import padded
 from twotower.data.splits import TEST
-from twotower.data.tables import as_integers, check_utf8, need, with_ids
+from twotower.data.tables import as_integers, check_utf8, need, table_files, with_ids
 from twotower.encoders import CategoricalEncoder, Column, Field, Ragged
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation import evaluating
@@ -282,36 +281,15 @@ def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, 
     return Inputs(len(rows), torch.from_numpy(lookup).to(device), bags, dense)
 
 
-_ENDINGS = (".parquet", ".pq", ".csv", ".tsv")
-
-
 def _files(source: Path, rows: _Rows) -> list[File]:
     """The files of a table in the order of their names, with the columns that are needed. Raises DataError."""
-    if source.is_dir():
-        paths = [p for p in source.iterdir() if not p.name.startswith((".", "_"))]  # Spark puts _SUCCESS and .crc there
-        if other := sorted(p.name for p in paths if p.is_dir()):
-            raise DataError(
-                f"{source}: found the folder {other[0]} in it; name all files, as in '{source}/*/*.parquet'"
-            )
-    elif not source.exists() and glob.has_magic(str(source)):
-        found = glob.glob(str(source), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        paths = [p for p in map(Path, found) if not p.is_dir()]
-    else:
-        paths = [source]
-    if not paths:
-        raise DataError(f"{source}: no file there; name a table, a folder of tables or a pattern")
+    paths = table_files(source)
     base = Path(os.path.commonpath([p.parent for p in paths]))
-    named = sorted((p.relative_to(base).as_posix(), p) for p in paths)
-    return [File(path, name, _length(path, rows)) for name, path in named]
+    return [File(path, path.relative_to(base).as_posix(), _length(path, rows)) for path in paths]
 
 
 def _length(path: Path, rows: _Rows) -> int | None:
-    """Rows of a Parquet file, None of a text. Raises DataError if it is neither or a column is missing."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if path.suffix.lower() not in _ENDINGS:
-        ending = path.suffix.lower()
-        raise DataError(f"{path}: found a '{ending}' file, expected .csv, .tsv or .parquet; convert or rename it")
+    """Rows of a Parquet file, None of a text. Raises DataError if a column is missing."""
     with _reading(path):
         if _is_text(path):
             rows.check(_names(path))
