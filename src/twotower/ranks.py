@@ -50,6 +50,10 @@ class Ranks:
         r = self.number if number is None else number
         return slice(r * n // self.count, (r + 1) * n // self.count)
 
+    def sizes(self, n: int) -> list[int]:
+        """How many of n things each rank has."""
+        return [part.stop - part.start for part in (self.share(n, r) for r in range(self.count))]
+
     @contextmanager
     def together(self, device: str = "cpu", seconds: float = 600.0, alone: bool = False) -> Iterator[None]:
         """While the block runs, the ranks can tell each other things: by gloo, or by nccl where `device` is cuda.
@@ -77,10 +81,8 @@ class Ranks:
         stopped: Interrupted | None = None
         try:
             yield
-        except (
-            Interrupted
-        ) as e:  # all ranks have, after the same step; those who do not write wait for the one that does
-            stopped = e
+        except Interrupted as e:
+            stopped = e  # as all ranks are, after the same step; they wait for the one that writes
         distributed.barrier()
         gc.collect()  # what still holds the group would keep its threads beyond the interpreter's end, which aborts
         distributed.destroy_process_group()

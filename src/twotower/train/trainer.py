@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +379,7 @@ class Trainer:
             whole.user, whole.item, self.progress.step, memory.items, self.device, moments, ends, mine
         )
         share = ranks.share(drawn.shared)
-        sizes = [s.stop - s.start for s in map(partial(ranks.share, drawn.shared), range(ranks.count))]
+        sizes = ranks.sizes(drawn.shared)
         rows = np.concatenate([drawn.items[share], drawn.items[drawn.shared :]])
         known = self._left_out(whole.source, drawn.observed)
         # All ranks take part in every step: who has nothing to embed embeds something, and drops it.
@@ -457,14 +456,11 @@ class Trainer:
         if ranks.count == 1 or len(parts) == 1:
             whole = Examples.join([epoch.of(s, part) for s, part in enumerate(parts)])
             return whole, ends, ranks.share(len(whole))
-        starts = [
-            int(ends[s.start - 1]) if s.start else 0 for s in map(partial(ranks.share, len(parts)), range(ranks.count))
-        ]
-        counts = np.diff([*starts, ends[-1]]).tolist()
+        counts = [int(n) for n in np.diff(ends, prepend=0).reshape(ranks.count, -1).sum(1)]  # of as many shards each
         own = ranks.share(len(parts))
         read = Examples.join([epoch.of(s, parts[s]) for s in range(own.start, own.stop)])
         whole = Examples.unpack(ranks.gather_array(read.pack(), counts))
-        first = starts[ranks.number]
+        first = sum(counts[: ranks.number])
         return whole, ends, slice(first, first + len(read))
 
     def _mine(self) -> None:
@@ -517,7 +513,7 @@ class Trainer:
         block = 4096 if sharded else 32_768  # a block's rows of the tables are held
         for start in range(0, side.n, block * ranks.count):
             n = min(side.n - start, block * ranks.count)
-            sizes = [s.stop - s.start for s in map(partial(ranks.share, n), range(ranks.count))]
+            sizes = ranks.sizes(n)
             mine = ranks.share(n)
             rows = start + np.arange(mine.start, max(mine.stop, mine.start + 1)) % n
             inputs = side.take(rows)
