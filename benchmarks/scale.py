@@ -2,11 +2,13 @@
 
     python benchmarks/scale.py --only rows --sizes 1000000,10000000,100000000
     python benchmarks/scale.py --only items --sizes 1000,10000,100000,1000000,10000000
+    python benchmarks/scale.py --only tables
     python benchmarks/scale.py --only end --items 10000000 --folder runs/scale
 
 rows    sharded Parquet of so many interactions is prepared, then trained on for a while, on one rank and on two
 items   so many vectors of 64 numbers are indexed as `index.kind = "auto"` does, tuned to recall 0.95 and searched; they
         are centres with noise, and so are the queries, of which none is an item
+tables  two tables of a million rows by 64, trained by two ranks of one thread: whole on each, and in pieces (TorchRec)
 end     users, items and interactions are written as shards; then the product's own commands: prepare, train, embed
         (two ranks), publish, serve; each with its time and memory
 
@@ -305,6 +307,71 @@ def index_items(items: int) -> Numbers:
     return {"kind": kind, "build": build, "recall": recall, "search": float(np.median(times)), "bytes": size}
 
 
+# ---- tables
+
+
+WAYS = (("Adam", "replicated", ""), ("Adam", "torchrec", "auto"), ("Adagrad", "replicated", ""),
+        ("Adagrad", "torchrec", "table"), ("Adagrad", "torchrec", "column"), ("SGD", "torchrec", "auto"))  # fmt: skip
+
+
+def tables() -> list[Numbers]:
+    found = []
+    for optimizer, kind, sharding in WAYS:
+        _, _, said = run([*TORCHRUN, 2, __file__, "--tables", f"{optimizer},{kind},{sharding}"])
+        told = json.loads(said[said.index("{") : said.index("}") + 1])
+        name = f"scale: two tables of {TABLE:,} x 64, {optimizer}, {kind}{f' ({sharding})' if sharding else ''}"
+        found += [
+            result(name, told["steps"], "steps/s"),
+            result(f"{name}, peak of a rank", told["peak"], "MB", more=False),
+        ]
+    return found
+
+
+TABLE = 1_000_000
+
+
+def table_steps(way: str) -> None:
+    """Some steps with tables kept in one way, on all ranks; the first prints what they cost."""
+    import torch
+
+    from twotower.config import parse
+    from twotower.data.dataset import prepare
+    from twotower.data.tables import check
+    from twotower.ranks import Ranks
+    from twotower.schema import Categorical, Schema
+    from twotower.train.trainer import Trainer, peak_memory_mb
+
+    optimizer, kind, sharding = way.split(",")
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    ids = {"user_id": rng.integers(0, 100_000, 400_000), "item_id": rng.integers(0, 100_000, 400_000)}
+    features = tuple(Categorical(name=f"{s}_id", side=s, hash_buckets=TABLE) for s in ("user", "item"))
+    schema = Schema(features=features)
+    tower = {"layers": [64]}
+    body = {
+        "model": {"width": 64, "bias": False, "pairs": [{"user": tower, "item": tower}]},
+        "loss": {"kind": "softmax"},
+        "train": {"device": "cpu", "optimizer": optimizer, "tables": kind, "monitor": "validation.recall@10"}
+        | ({"sharding": sharding} if sharding else {}),
+    }
+    dataset, (_, config) = (
+        prepare(check(None, None, pl.DataFrame(ids), schema), schema, parse({})[1].split),
+        parse(body),
+    )
+    ranks = Ranks.here()
+    with ranks.together(alone=kind == "torchrec"):
+        trainer = Trainer(dataset, config, ranks=ranks)
+        epoch, steps = trainer.sampler.epoch(0), 6 if kind == "replicated" else 30
+        trainer.step(epoch, 0)
+        started = time.perf_counter()
+        for number in range(1, steps + 1):
+            trainer.step(epoch, number)
+        spent = time.perf_counter() - started
+        if ranks.first:
+            print(json.dumps({"steps": steps / spent, "peak": peak_memory_mb()}), flush=True)
+        del trainer
+
+
 # ---- all the way
 
 
@@ -398,16 +465,20 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--only", default="rows,items,end", help="parts, with commas")
+    parser.add_argument("--only", default="rows,items,tables,end", help="parts, with commas")
     parser.add_argument("--sizes", default="", help="of rows or items, with commas")
     parser.add_argument("--users", type=int, default=500_000)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--folder", type=Path, default=Path("runs/scale"), help="for what is made")
     parser.add_argument("--steps", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--tables", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.steps:
         train_steps(chosen.steps, chosen.threads)
+        return
+    if chosen.tables:
+        table_steps(chosen.tables)
         return
     sizes = [int(s) for s in chosen.sizes.split(",") if s]
     chosen.folder.mkdir(parents=True, exist_ok=True)
@@ -416,6 +487,8 @@ def main() -> None:
             found = rows_curve(sizes or [10**6, 10**7, 10**8], chosen.folder, chosen.threads)
         elif part == "items":
             found = items_curve(sizes or [10**3, 10**4, 10**5, 10**6, 10**7])
+        elif part == "tables":
+            found = tables()
         else:
             found = end_to_end(chosen.users, chosen.items, chosen.rows, chosen.folder)
         finish(found, chosen)

@@ -120,6 +120,7 @@ STEPS = (
     ),
     Step("scale_rows", "scale", "--only rows", "--only rows --sizes 20000,60000 --folder {run}/scale"),
     Step("scale_items", "scale", "--only items", "--only items --sizes 1000,20000"),
+    Step("scale_tables", "scale", "--only tables"),
     Step(
         "scale_end",
         "scale",

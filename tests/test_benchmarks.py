@@ -75,7 +75,7 @@ def test_a_command_can_be_typed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> No
         "--sequences",
         "/data/s.zip",
         "--out",
-        "/tmp/x.json",
+        "/elsewhere/x.json",
         "--kinds=",
     ]
     monkeypatch.setattr(sys, "argv", words)

@@ -1,0 +1,100 @@
+"""One search in Milvus beside FAISS in process: 100,000 vectors of 64 numbers, the best ten, each tuned to recall 0.95.
+
+    python benchmarks/milvus_speed.py
+
+A `milvus-lite server` is started here on loopback and stopped at the end; it is what tests and trials run on. With
+`--uri http://HOST:19530` a cluster is asked instead. Items and queries are centres with noise; one half of the queries tunes the
+effort, the other is judged, and asked one at a time. `build` is until the index is saved, or its collection loaded.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import Numbers, finish, options, result
+
+from twotower import index as indexes
+from twotower.index import Place
+
+WIDTH, K, RECALL, CENTRES, NOISE = 64, 10, 0.95, 1_000, 1.5
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--uri", default="", help="of a Milvus that runs already")
+    chosen = parser.parse_args()
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((CENTRES, WIDTH))
+    items, queries = (points(rng, centres, n) for n in (chosen.items, 1_000))
+    found = measured("FAISS ivf, in process", items, queries, None)
+    with tempfile.TemporaryDirectory() as folder, milvus(Path(folder), chosen.uri) as uri:
+        for kind in ("IVF_FLAT", "HNSW"):
+            found += measured(f"Milvus {kind}", items, queries, Place(uri, "speed", kind))
+    finish(found, chosen)
+
+
+def points(rng: np.random.Generator, centres: Any, n: int) -> Any:
+    made = (centres[rng.integers(0, len(centres), n)] + NOISE * rng.standard_normal((n, WIDTH))).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+@contextmanager
+def milvus(folder: Path, uri: str) -> Iterator[str]:
+    if uri:
+        yield uri
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [str(Path(sys.executable).with_name("milvus-lite")), "server", "--data-dir", str(folder / "data"),
+             "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def measured(name: str, items: Any, queries: Any, place: Place | None) -> list[Numbers]:
+    half = len(queries) // 2
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        kind = "ivf" if place is None else "milvus"
+        index = indexes.build(kind, items, np.arange(len(items)), "cosine", None, place)
+        index.save(Path(folder) / "index")
+        built = time.perf_counter() - started
+        indexes.tune(index, queries[:half], K, RECALL)
+        recall = indexes.recall(index, queries[half:], K)
+        asked = indexes.load(Path(folder) / "index", verify=False)
+        asked.effort, asked.threads = index.effort, 1
+        times = []
+        for query in queries[half:]:
+            started = time.perf_counter()
+            asked.search(query[None], K)
+            times.append((time.perf_counter() - started) * 1e3)
+    name = f"milvus_speed: {len(items):,} x {WIDTH}, {name}"
+    return [
+        result(f"{name}, one search at recall {recall:.3f}", times[20:], "ms", more=False),
+        result(f"{name}, build", built, "s", more=False),
+    ]
+
+
+if __name__ == "__main__":
+    main()
