@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import torch
 
 from twotower import schema as meanings
 from twotower import storage
+from twotower.data.arrays import header
 from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
 from twotower.data.feed import padded
 from twotower.data.splits import TEST
@@ -177,7 +178,7 @@ class _Tower:
                         raise RunError(f"a vector of {source} is not finite; the model is broken, train it again")
                     if not width:
                         width = vectors.shape[1]
-                        _header(file, 0, width, self.type)
+                        header(file, np.zeros(width, self.type), 0)
                     file.write(np.ascontiguousarray(self._rounded(vectors, source)).data)
                 ids.to_frame().write_parquet(scratch / f"{n:015d}.parquet")
                 n += len(ids)
@@ -186,7 +187,7 @@ class _Tower:
                 if time.perf_counter() > told + 5:
                     told = time.perf_counter()
                     self.tell(n)
-            _header(file, n, width, self.type)
+            header(file, np.zeros(width, self.type), n)
         kind = ""
         if n:
             parts = sorted(scratch.glob("*.parquet"))
@@ -207,13 +208,6 @@ class _Tower:
 
     def tell(self, n: int, more: str = "") -> None:
         self.say(f"{n:,} {self.rows.side}s embedded, {n / (time.perf_counter() - self.started):,.0f} a second{more}")
-
-
-def _header(file: BinaryIO, n: int, width: int, kind: str = "<f4") -> None:
-    """The header of a .npy file of shape (n, width); numpy leaves room in it for any n."""
-    file.seek(0)
-    about = {"descr": kind, "fortran_order": False, "shape": (n, width)}
-    np.lib.format.write_array_header_1_0(file, about)
 
 
 class _Rows:

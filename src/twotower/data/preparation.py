@@ -23,6 +23,7 @@ import twotower
 from twotower import storage
 from twotower.config import DataConfig, SplitConfig
 from twotower.data import splits
+from twotower.data.arrays import Arrays
 from twotower.data.dataset import with_statistics
 from twotower.data.prepared import FACTS, FORMAT, Prepared
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
@@ -302,7 +303,7 @@ class _Preparation:
         sequences = [(i, f) for i, f in enumerate(features) if isinstance(f, Sequence)]
         codes = {i: encoders.sequence_codes(f, frames["item"][self.schema.item_id]) for i, f in sequences}
         of_item = np.zeros(frames["item"].height, np.int64)
-        with _Files(arrays, n_users) as files:
+        with Arrays(arrays, n_users) as files:
             for b in buckets:
                 frame, parts = pl.read_ipc(b), np.load(b.with_suffix(".npy"))
                 user, item = frame["user"].to_numpy(), frame["item"].to_numpy()
@@ -343,7 +344,7 @@ class _Preparation:
     def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame) -> list[str]:
         """Write the encoded columns of a side; the names of all its features, in order."""
         features = list(self.schema.side(side))
-        with _Files(self.folder / "arrays", frame.height) as files:
+        with Arrays(self.folder / "arrays", frame.height) as files:
             for start in range(0, frame.height, ROWS):
                 some = frame.slice(start, ROWS)
                 rows = np.arange(start, start + some.height)
@@ -366,67 +367,6 @@ class _Preparation:
                         f"{path.relative_to(self.folder)} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode()
                     )
         return found.hexdigest()[:16]
-
-
-class _Files:
-    """Arrays that grow at their end, and offsets of rows that come in order."""
-
-    def __init__(self, folder: Path, rows: int) -> None:
-        self.folder, self.rows = folder, rows
-        self._files: dict[str, tuple[BinaryIO, npt.NDArray[Any]]] = {}
-        self._lengths: dict[str, Ints] = {}
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for name, lengths in self._lengths.items():
-            self.append(f"{name}.offsets", np.r_[0, np.cumsum(lengths)])
-        for name, (file, like) in self._files.items():
-            n = (file.tell() - 128) // like.nbytes if like.nbytes else 0
-            _header(file, like, n)
-            file.close()
-            del name
-
-    def append(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Rows (n, …) at the end of an array."""
-        if name not in self._files:
-            file = (self.folder / f"{name}.npy").open("w+b")
-            like = np.zeros(values.shape[1:], values.dtype)
-            _header(file, like, 0)
-            self._files[name] = (file, like)
-        self._files[name][0].write(np.ascontiguousarray(values).data)
-
-    def count(self, name: str, rows: npt.NDArray[Any]) -> None:
-        """One more value for each of `rows`, which rise from call to call: what the offsets of `name` count."""
-        lengths = self._lengths.setdefault(name, np.zeros(self.rows, np.int64))
-        if len(rows):
-            first = int(rows[0])
-            n = np.bincount(rows - first)
-            lengths[first : first + len(n)] += n
-
-    def ragged(
-        self, name: str, rows: npt.NDArray[Any], values: Codes, source: npt.NDArray[Any] | None = None, most: int = 0
-    ) -> None:
-        """Values of rows that rise; of each row the last `most`, or all."""
-        if most and len(rows):
-            n = np.bincount(rows - rows[0])
-            from_end = np.repeat(np.cumsum(n), n) - np.arange(len(rows))
-            keep = from_end <= most
-            rows, values, source = rows[keep], values[keep], None if source is None else source[keep]
-        self.append(f"{name}.values", values)
-        if source is not None:
-            self.append(f"{name}.source", source)
-        self.count(name, rows)
-
-
-def _header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
-    """The header of a .npy file of n rows as `like`: 128 bytes, whatever n."""
-    file.seek(0)
-    about = {"descr": like.dtype.str, "fortran_order": False, "shape": (n, *like.shape)}
-    np.lib.format.write_array_header_1_0(file, about)
-    assert file.tell() == 128, "the header grew"
-    file.seek(0, 2)
 
 
 def _ordered(times: Callable[[], Iterator[Ints]], k: int) -> int:
