@@ -65,10 +65,11 @@ docs: .venv/.test
 bench-env: .venv-bench/.ready
 .venv-bench/.ready: pyproject.toml Makefile
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[serve]' \
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[serve,milvus,torchrec]' \
 	  'torch-rechub>=0.9,<0.10' 'onnxscript>=0.5' 'implicit>=0.7' 'scipy>=1.11' 'bm25s>=0.2' 'scikit-learn>=1.4' \
 	  'pandas>=2.2,<3' tqdm colorlog colorama pyyaml tensorboard thop tabulate texttable psutil
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'recbole>=1.2,<2'
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'recbole>=1.2,<2' \
+	  $$(.venv-bench/bin/python -c 'from twotower.train.sharded import pair; print(*pair())')
 	@touch $@
 
 # Every number with its script: hours. QUICK=1: a small version of each, minutes, whose numbers are worth nothing.

@@ -118,6 +118,7 @@ STEPS = (
         "serve_load",
         f"--store {{run}}/c1m --only cold --no-floor {SERVING}",
     ),
+    Step("milvus_speed", "milvus_speed", "", "--items 2000"),
     Step("scale_rows", "scale", "--only rows", "--only rows --sizes 20000,60000 --folder {run}/scale"),
     Step("scale_items", "scale", "--only items", "--only items --sizes 1000,20000"),
     Step("scale_tables", "scale", "--only tables"),
