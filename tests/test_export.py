@@ -20,11 +20,12 @@ from conftest import EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower import export as exporting
 from twotower.config import Config, ModelConfig, TowerConfig
+from twotower.data import arrays
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, Side, prepare
 from twotower.data.feed import feed, padded
 from twotower.data.tables import check
-from twotower.embed import _header, embed
+from twotower.embed import embed
 from twotower.encoders import Ragged
 from twotower.errors import DataError, RunError
 from twotower.export import export, parity
@@ -706,9 +707,9 @@ def test_text_tables_are_read_with_the_types_of_all_their_rows(ending: str, tmp_
 def test_the_vectors_of_a_large_table_can_be_mapped_and_the_count_has_many_digits(tmp_path: Path) -> None:
     for n in (0, 9, 10**6, 10**12):
         with (tmp_path / "x.npy").open("w+b") as f:
-            _header(f, 0, 66)
+            arrays.header(f, np.zeros(66, np.float32), 0)
             size = f.tell()
-            _header(f, n, 66)
+            arrays.header(f, np.zeros(66, np.float32), n)
             assert f.tell() == size
 
 
