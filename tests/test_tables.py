@@ -552,6 +552,10 @@ def test_a_folder_or_a_pattern_is_one_table_in_the_order_of_names(tmp_path: Path
     refused(
         lambda: read_file(tmp_path, ("id",)), "c.csv: column 'v' is not as in a.csv; give all files the same columns"
     )
+    pl.DataFrame({"v": [0.5], "id": ["3"]}).write_csv(tmp_path / "c.csv")  # another order, and another type of number
+    assert read_file(tmp_path, ("id",))["v"].to_list() == [1, 2, 1, 2, 0.5]
+    pl.DataFrame({"id": ["3"], "v": ["y"]}).write_csv(tmp_path / "c.csv")
+    refused(lambda: read_file(tmp_path, ("id",)), "c.csv: column 'v' is not as in a.csv")
 
 
 # --- whole tables -------------------------------------------------------------------------------------------------

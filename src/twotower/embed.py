@@ -191,7 +191,7 @@ class _Tower:
         kind = ""
         if n:
             parts = sorted(scratch.glob("*.parquet"))
-            common = common_type({str(pl.read_parquet_schema(p)["id"]) for p in parts})
+            common = common_type({str(pl.scan_parquet(p, glob=False).collect_schema()["id"]) for p in parts})
             save_ids(parts, common, folder / IDS)
             kind = str(common)
         shutil.rmtree(scratch)
@@ -288,7 +288,7 @@ def _length(path: Path, rows: _Rows) -> int | None:
         if _is_text(path):
             rows.check(_names(path))
             return None
-        table = pl.scan_parquet(path)
+        table = pl.scan_parquet(path, glob=False)
         rows.check(table.collect_schema().names())
         return int(table.select(pl.len()).collect().item())
 
@@ -312,7 +312,11 @@ def _batches(shard: Shard, rows: _Rows, scratch: Path, batch_rows: int) -> Itera
     """The columns that are read, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
     path, text = shard.file.path, _is_text(shard.file.path)
     with _reading(path):
-        table = _from_text(path, rows, scratch / "table") if text else pl.scan_parquet(path).select(rows.columns)
+        table = (
+            _from_text(path, rows, scratch / "table")
+            if text
+            else pl.scan_parquet(path, glob=False).select(rows.columns)
+        )
         n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
     for start in range(0, n, batch_rows):
         with _reading(path):
@@ -333,7 +337,7 @@ def _separator(path: Path) -> str:
 
 
 def _names(path: Path) -> list[str]:
-    return pl.read_csv(path, separator=_separator(path), n_rows=0, infer_schema=False).columns
+    return pl.read_csv(path, separator=_separator(path), n_rows=0, infer_schema=False, glob=False).columns
 
 
 def _from_text(source: Path, rows: _Rows, path: Path) -> pl.LazyFrame:
@@ -344,6 +348,7 @@ def _from_text(source: Path, rows: _Rows, path: Path) -> pl.LazyFrame:
         infer_schema_length=None,
         try_parse_dates=True,
         schema_overrides={rows.key: pl.String},
+        glob=False,
     )
     table.select(rows.columns).sink_parquet(path)
-    return pl.scan_parquet(path)
+    return pl.scan_parquet(path, glob=False)

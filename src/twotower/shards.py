@@ -96,7 +96,7 @@ def common_type(types: Collection[str]) -> pl.DataType:
 def save_ids(parts: list[Path], kind: pl.DataType, path: Path) -> None:
     """The column `id` of all parts, one after the other. Raises DataError if `kind` does not hold them."""
     try:
-        pl.concat([pl.scan_parquet(p).select(pl.col("id").cast(kind)) for p in parts]).sink_parquet(path)
+        pl.concat([pl.scan_parquet(p, glob=False).select(pl.col("id").cast(kind)) for p in parts]).sink_parquet(path)
     except pl.exceptions.InvalidOperationError:
         raise DataError(
             "some ids are negative and some are from 2**63 on, which no type of integers holds; give them as text"

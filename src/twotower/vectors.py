@@ -88,7 +88,7 @@ class Vectors:
             vectors, at, step = part.open(), 0, max(rows, 1 << 20)
             for first in range(0, part.rows, step):
                 try:
-                    ids = pl.scan_parquet(part.ids).slice(first, step).collect()["id"]
+                    ids = pl.scan_parquet(part.ids, glob=False).slice(first, step).collect()["id"]
                 except (pl.exceptions.PolarsError, OSError) as e:
                     why = str(e).splitlines()[0]
                     raise RunError(f"{part.ids}: missing or damaged ({why}); embed again to mend it") from None

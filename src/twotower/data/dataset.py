@@ -381,7 +381,7 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
     """What `save` wrote; only the sides to `encode` get columns. Raises RunError if a file is missing, damaged or does
     not fit the schema."""
     encoders = Encoders.from_json(schema, read(folder / "encoders.json", text))
-    users, items, actions = (read(folder / f"{n}.parquet", pl.read_parquet) for n in ("users", "items", "interactions"))
+    users, items, actions = (read(folder / f"{n}.parquet", parquet) for n in ("users", "items", "interactions"))
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
         seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
@@ -398,6 +398,11 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
 def text(path: Path) -> str:
     """A reader for `read`: UTF-8, whatever the locale says."""
     return path.read_text(encoding="utf-8")
+
+
+def parquet(path: Path) -> pl.DataFrame:
+    """A reader for `read`: one file, whatever its name holds."""
+    return pl.read_parquet(path, glob=False)
 
 
 def read(path: Path, reader: Callable[[Path], Any]) -> Any:

@@ -7,6 +7,7 @@ columns), a few numbers per user and per item, a piece and a bucket.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -52,7 +53,7 @@ def prepare(
     """
     out = out.resolve()  # a link stays one
     _check(data, schema, split, out)
-    for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a process that was killed
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed
         if not _runs(left.name.split(".")[-2]):
             shutil.rmtree(left, ignore_errors=True)
     with storage.new_folder(out) as folder:
@@ -116,7 +117,7 @@ class _Preparation:
         counts: dict[SideName, Ints] = {"user": np.zeros(n_users, np.int64), "item": np.zeros(n_items, np.int64)}
         sums = {(s, a): np.zeros((2, len(counts[s]))) for s in SIDES for a in self.averaged}
         for b in buckets:
-            frame = pl.read_ipc(b)
+            frame = pl.scan_ipc(b, glob=False).collect()
             parts = self._parts(frame, cuts)
             np.save(b.with_suffix(".npy"), parts)
             sizes += np.bincount(parts, minlength=3)
@@ -161,7 +162,7 @@ class _Preparation:
         empty = True
         for path in self.files:
             with _reading(path):
-                table = pl.scan_parquet(path)
+                table = pl.scan_parquet(path, glob=False)
                 need(pl.DataFrame(schema=table.collect_schema()), self.columns, "interactions", self.schema)
             for start in range(0, _length(path), PIECE):
                 empty = False
@@ -278,7 +279,7 @@ class _Preparation:
 
         def times() -> Iterator[Ints]:
             for b in buckets:
-                yield pl.read_ipc(b, columns=["seconds"])["seconds"].to_numpy()
+                yield pl.scan_ipc(b, glob=False).select("seconds").collect()["seconds"].to_numpy()
 
         test = _ordered(times, int(np.ceil((n - 1) * (1 - self.split.test))))
         rest = sum(int((t < test).sum()) for t in times())
@@ -305,7 +306,7 @@ class _Preparation:
         of_item = np.zeros(frames["item"].height, np.int64)
         with Arrays(arrays, n_users) as files:
             for b in buckets:
-                frame, parts = pl.read_ipc(b), np.load(b.with_suffix(".npy"))
+                frame, parts = pl.scan_ipc(b, glob=False).collect(), np.load(b.with_suffix(".npy"))
                 user, item = frame["user"].to_numpy(), frame["item"].to_numpy()
                 positive = frame["positive"].to_numpy()
                 number = np.empty(len(user), np.int32)
@@ -398,7 +399,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _length(path: Path) -> int:
     """The rows of a file, as it says."""
     with _reading(path):
-        return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
 def _numbers(column: pl.Series) -> npt.NDArray[np.float64]:

@@ -25,7 +25,7 @@ import polars as pl
 from twotower import storage
 from twotower.config import SplitConfig
 from twotower.data import dataset as datasets
-from twotower.data.dataset import Dataset, Pairs, Side, read, text
+from twotower.data.dataset import Dataset, Pairs, Side, parquet, read, text
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.encoders import Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, RunError
@@ -56,7 +56,7 @@ class Prepared(Dataset):
         arrays = {n: _mapped(folder, n) for n in ("user", "item", "positive", "part", "seconds")}
         if {len(a) for a in arrays.values()} != {facts["rows"]}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {facts['rows']:,} rows)")
-        frames = {side: read(folder / f"{side}s.parquet", pl.read_parquet) for side in SIDES}
+        frames = {side: read(folder / f"{side}s.parquet", parquet) for side in SIDES}
         sides = {
             side: Side(
                 frames[side],

@@ -115,13 +115,15 @@ def read_file(source: Path | str, text: tuple[str, ...] = ()) -> pl.DataFrame:
     """
     paths = table_files(source)
     frames = [_read_one(path, text) for path in paths]
+    inferred = paths[0].suffix.lower() in (".csv", ".tsv")
     for path, other in zip(paths[1:], frames[1:], strict=True):
-        if other.schema != frames[0].schema:
-            differs = next(f"'{n}'" for n in [*frames[0].columns, *other.columns]
-                           if frames[0].schema.get(n) != other.schema.get(n))  # fmt: skip
-            raise DataError(f"{path}: column {differs} is not as in {paths[0].name}; give all files the same columns")
-    frame = pl.concat(frames) if len(frames) > 1 else frames[0]
-    if paths[0].suffix.lower() in (".csv", ".tsv"):
+        for name in [*frames[0].columns, *other.columns]:
+            types = {frames[0].schema.get(name), other.schema.get(name)}
+            # 3 in one CSV and 3.5 in the next are numbers of one column.
+            if len(types) > 1 and not (inferred and types <= {pl.Int64, pl.Float64}):
+                raise DataError(f"{path}: column '{name}' is not as in {paths[0].name}; give all files the same columns")
+    frame = pl.concat([f.select(frames[0].columns) for f in frames], how="vertical_relaxed" if inferred else "vertical")
+    if inferred:
         frame = frame.with_columns(as_integers(frame[name]) for name in text if name in frame.columns)
     return frame
 
@@ -131,15 +133,16 @@ def _read_one(path: Path, text: tuple[str, ...]) -> pl.DataFrame:
     ending = path.suffix.lower()
     try:
         if ending in (".parquet", ".pq"):
-            return pl.read_parquet(path)
+            return pl.read_parquet(path, glob=False)
         separator = "\t" if ending == ".tsv" else ","
-        names = pl.read_csv(path, separator=separator, n_rows=0, infer_schema=False).columns
+        names = pl.read_csv(path, separator=separator, n_rows=0, infer_schema=False, glob=False).columns
         frame = pl.read_csv(
             path,
             separator=separator,
             infer_schema_length=None,
             try_parse_dates=True,
             schema_overrides={name: pl.String for name in text if name in names},
+            glob=False,
         )
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
