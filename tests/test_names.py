@@ -16,10 +16,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-@pytest.mark.parametrize("name", ["a [1-2] b", "wh?t*", "été 数据"])
 def test_the_whole_way_through_folders_of_any_name(
-    name: str, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    name = "a [1-2] wh?t* été 数据"
     here = tmp_path / name
     here.mkdir()
     data = here / name
