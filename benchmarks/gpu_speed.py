@@ -73,7 +73,7 @@ def parity(dataset: Dataset) -> tuple[list[float], float]:
     losses, weights = [], []
     for device in ("cpu", "cuda"):
         trainer = twotower_trainer(dataset, 0, device)
-        trainer.step(trainer.sampler.epoch(0), 0)
+        trainer.step(trainer.objective.sampler.epoch(0), 0)
         losses.append(trainer.progress.loss_sum)
         weights.append([p.detach().cpu() for p in trainer.model.parameters()])
     return losses, max(float((a - b).abs().max()) for a, b in zip(*weights, strict=True))
@@ -83,8 +83,8 @@ def epoch(dataset: Dataset, device: str, precision: str, seed: int) -> float:
     """Seconds of one epoch."""
     trainer = twotower_trainer(dataset, max(0, seed), device, precision)
     started = time.perf_counter()
-    pairs = trainer.sampler.epoch(0)
-    for number in range(trainer.steps_per_epoch):
+    pairs = trainer.objective.sampler.epoch(0)
+    for number in range(trainer.objective.steps_per_epoch):
         trainer.step(pairs, number)
     if device == "cuda":
         torch.cuda.synchronize()

@@ -237,8 +237,8 @@ def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
     _, config = settings.load(folder / "config.toml")
     with ranks.together():
         trainer = Trainer(Prepared.open(folder / "prepared"), config, ranks=ranks)
-        steps = min(steps, trainer.steps_per_epoch - 2)
-        epoch = trainer.sampler.epoch(0)
+        steps = min(steps, trainer.objective.steps_per_epoch - 2)
+        epoch = trainer.objective.sampler.epoch(0)
         trainer.step(epoch, 0)
         started = time.perf_counter()
         for number in range(1, steps + 1):
@@ -361,7 +361,7 @@ def table_steps(way: str) -> None:
     ranks = Ranks.here()
     with ranks.together(alone=kind == "torchrec"):
         trainer = Trainer(dataset, config, ranks=ranks)
-        epoch, steps = trainer.sampler.epoch(0), 6 if kind == "replicated" else 30
+        epoch, steps = trainer.objective.sampler.epoch(0), 6 if kind == "replicated" else 30
         trainer.step(epoch, 0)
         started = time.perf_counter()
         for number in range(1, steps + 1):

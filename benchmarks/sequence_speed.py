@@ -50,7 +50,7 @@ def main() -> None:
     assert schema is not None
     schema = schema.model_copy(update={"time_unit": "order", "title": ""})
     trainer = Trainer(prepare(check(None, None, drawn(), schema), schema, config.split), config)
-    epoch = trainer.sampler.epoch(0)
+    epoch = trainer.objective.sampler.epoch(0)
     size = config.train.batch_size
 
     def step() -> None:

@@ -99,8 +99,8 @@ def twotower_epoch(dataset: Dataset, seed: int) -> float:
     """Seconds of one epoch of our trainer."""
     trainer = twotower_trainer(dataset, seed)
     started = time.perf_counter()
-    epoch = trainer.sampler.epoch(0)
-    for number in range(trainer.steps_per_epoch):
+    epoch = trainer.objective.sampler.epoch(0)
+    for number in range(trainer.objective.steps_per_epoch):
         trainer.step(epoch, number)
     return time.perf_counter() - started
 
@@ -135,8 +135,8 @@ def seconds_to(goal: float) -> float | None:
     )
     trainer = Trainer(dataset, config)
     for number in range(config.train.epochs):
-        epoch = trainer.sampler.epoch(number)
-        for step in range(trainer.steps_per_epoch):
+        epoch = trainer.objective.sampler.epoch(number)
+        for step in range(trainer.objective.steps_per_epoch):
             trainer.step(epoch, step)
         at = time.perf_counter() - started - spent
         testing = time.perf_counter()

@@ -143,13 +143,13 @@ def weights(of: Trainer) -> dict[str, np.ndarray[Any, Any]]:
     """What the training of a case ends with: weights, and the loss and metrics of each epoch."""
     torch.set_num_threads(1)
     epochs: list[Epoch] = []
-    make = of.sampler.epoch
+    make = of.objective.sampler.epoch
 
     def epoch(number: int) -> Epoch:
         epochs.append(make(number))
         return epochs[-1]
 
-    of.sampler.epoch = epoch  # type: ignore[method-assign]
+    of.objective.sampler.epoch = epoch  # type: ignore[method-assign]
     trained = of.run()
     found = {n: p.detach().numpy().copy() for n, p in trained.model.named_parameters()}
     names = ("train.loss", "validation.auc", "validation.recall@5")

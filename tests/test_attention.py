@@ -263,7 +263,7 @@ def test_a_resumed_transformer_ends_in_the_same_weights(tmp_path: Any) -> None:
     whole = trainer(data, epochs=2)
     whole.run()
     first = Trainer(data, whole.config, tmp_path)
-    epoch = first.sampler.epoch(0)
+    epoch = first.objective.sampler.epoch(0)
     for number in range(2):
         first.step(epoch, number)
     first._save()
@@ -282,7 +282,8 @@ def test_pairs_with_other_interactions_as_history_train_attention_too() -> None:
     )  # fmt: skip
     made = Trainer(data, config)
     before = {n: p.detach().clone() for n, p in made.model.named_parameters() if "encoders" in n}
-    batch = made.batch(made.sampler.epoch(0), 0)
+    some, _, _ = made.objective.examples(made.objective.sampler.epoch(0), 0)
+    batch = made.objective.batcher(some.user, some.item, some.label, some.weight, some.source)
     bag = batch.users.bags["order"]
     assert isinstance(bag, Padded)
     assert bag.codes.shape[1] <= 16

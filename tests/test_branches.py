@@ -431,7 +431,10 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         schema = schema.model_copy(update={"features": (*schema.features, history)})
     data = prepare(check(*checkerboard(), schema), schema, Config().split)
     plain, dat = trainer_of(data, 0.0, **sections), trainer_of(data, 0.5, **sections)
-    assert plain.examples(plain.sampler.epoch(0), 0)[2] == dat.examples(dat.sampler.epoch(0), 0)[2]
+    assert (
+        plain.objective.examples(plain.objective.sampler.epoch(0), 0)[2]
+        == dat.objective.examples(dat.objective.sampler.epoch(0), 0)[2]
+    )
     for t in (plain, dat):
         t.model.train()
         rng = torch.Generator().manual_seed(0)
@@ -441,21 +444,21 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
                 weight.copy_(torch.randn(weight.shape, generator=rng))
     found = []
     for t in (plain, dat):
-        if t.memory.size:  # a batch before, so that there are remembered vectors
-            t.step(t.sampler.epoch(0), 1)
+        if t.objective.memory.size:  # a batch before, so that there are remembered vectors
+            t.step(t.objective.sampler.epoch(0), 1)
             t.model.load_state_dict(plain.model.state_dict())
-        epoch = t.sampler.epoch(0)
+        epoch = t.objective.sampler.epoch(0)
         t.optimizer.zero_grad()
         t._seed(0)
-        _, alone, mimicry = (t._contest if t.candidates else t._pairs)(epoch, 0)
+        _, alone, mimicry = t.objective(epoch, 0, t.progress.step)
         loss = alone + mimicry
         loss.backward()
         grads = {n: p.grad.clone() for n, p in t.model.named_parameters() if p.grad is not None}
         found.append((loss.item(), grads))
-    epoch = plain.sampler.epoch(0)
-    part = plain.examples(epoch, 0)[2]
+    epoch = plain.objective.sampler.epoch(0)
+    part = plain.objective.examples(epoch, 0)[2]
     user, item = epoch.user[part], epoch.item[part]
-    if not plain.candidates:
+    if not plain.objective.candidates:
         liked = epoch.label[part] > 0
         user, item = user[liked], item[liked]
     # The rows as the batch knows them.
@@ -465,10 +468,10 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         captured["args"] = args
         return mimic_of(*args)
 
-    mimic_of, dat._mimic = dat._mimic, capture  # type: ignore[method-assign]
+    mimic_of, dat.objective._mimic = dat.objective._mimic, capture  # type: ignore[method-assign]
     dat._seed(0)
     with torch.no_grad():
-        (dat._contest if dat.candidates else dat._pairs)(epoch, 0)
+        dat.objective(epoch, 0, dat.progress.step)
     _, _, us, vs, ui, vi, *_ = captured["args"]
     by_row_user, by_row_item = us[ui], vs[vi]
     d, total = 4, 0.0
@@ -476,7 +479,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
     tables = [t.augmented.table.weight.detach() for t in (mine, theirs)]  # type: ignore[union-attr]
     temperature = float(dat.model.temperature.detach())
     for u, i, uv, iv in zip(user, item, by_row_user, by_row_item, strict=True):
-        a_u, a_v = tables[0][dat.users._lookup[u, 0]], tables[1][dat.items._lookup[i, 0]]
+        a_u, a_v = tables[0][dat.objective.users._lookup[u, 0]], tables[1][dat.objective.items._lookup[i, 0]]
         total += float((a_u - iv[:d]).square().sum() + (a_v - uv[:d] * temperature).square().sum())
     assert found[1][0] - found[0][0] == pytest.approx(0.5 * total / len(user), rel=1e-3)
     for name, gradient in found[0][1].items():
@@ -493,7 +496,7 @@ def test_unknown_ids_read_a_row_that_training_moves() -> None:
         augmented = trainer.model.towers(side)[0][0].augmented  # type: ignore[arg-type]
         assert augmented is not None
         assert augmented.table.weight[0].abs().max() > 1e-3
-        inputs = (trainer.users if side == "user" else trainer.items).take(np.arange(3))
+        inputs = (trainer.objective.users if side == "user" else trainer.objective.items).take(np.arange(3))
         inputs.lookup[:, augmented.column] = 0
         assert torch.equal(augmented(inputs), augmented.table.weight[:1].expand(3, -1))
 
@@ -511,7 +514,7 @@ def test_mimicry_brings_the_augmented_vectors_near_the_mean_of_what_an_id_likes(
         factors, pairs = trainer.factors(), data.train
         own = trainer.model.towers("user")[0][0].augmented.table.weight.detach()  # type: ignore[union-attr]
         liked = [factors.items[pairs.item[pairs.positive & (pairs.user == u)]].mean(0) for u in range(40)]
-        codes = trainer.users._lookup[:, 0]
+        codes = trainer.objective.users._lookup[:, 0]
         cosines.append(float(nn.functional.cosine_similarity(own[codes], torch.stack(liked)).mean()))
     assert cosines[1] > 0.8
     assert abs(cosines[0]) < 0.5, "not by itself"

@@ -288,7 +288,7 @@ def test_candidates_that_the_user_likes_when_the_mask_is_off(data: Dataset) -> N
 def _share_of_a_loop(sick: Run) -> float:
     """Share of the in-batch candidates that are training positives of the row's user, pair by pair."""
     data, config = sick.dataset, sick.config
-    batch = Trainer(data, config).sampler.epoch(0)
+    batch = Trainer(data, config).objective.sampler.epoch(0)
     size = config.train.batch_size
     liked = {(u, i) for u, i, p in zip(data.train.user, data.train.item, data.train.positive, strict=True) if p}
     against = [

@@ -364,7 +364,7 @@ before = held()
 preparation.prepare(config.data, schema, config.split, Path(sys.argv[3]), say)
 most[0] = max(most[0], held())
 trainer = Trainer(Prepared.open(sys.argv[3]), config)
-epoch = trainer.sampler.epoch(0)
+epoch = trainer.objective.sampler.epoch(0)
 for number in range(20):
     trainer.step(epoch, number * 7)
 print(json.dumps({"preparing": most[0] - before, "training": held() - before}))

@@ -251,7 +251,7 @@ def test_a_piece_says_that_it_is_one(board: Dataset) -> None:
     with ALONE.together(alone=True):
         made = trainer(board)
         with pytest.raises(RuntimeError, match="a piece of the table only; ask the first rank's model"):
-            made.model.user_vectors(made.users.take(np.arange(3)))
+            made.model.user_vectors(made.objective.users.take(np.arange(3)))
 
 
 def test_a_loss_that_is_not_finite_leaves_the_pieces_as_they_were(board: Dataset) -> None:
@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_leaves_the_pieces_as_they_were(board: Dataset
         with torch.no_grad():
             made.model.global_bias.fill_(torch.inf)
         with pytest.raises(TrainingError, match="the loss is"):
-            made.step(made.sampler.epoch(0), 0)
+            made.step(made.objective.sampler.epoch(0), 0)
         for name, parameter in made.model.named_parameters():
             assert name == "global_bias" or torch.equal(parameter, before[name]), name
 

@@ -169,9 +169,9 @@ def test_no_history_holds_an_observed_candidate_of_its_user(histories: str) -> N
         contests.append(sampler(*args))
         return contests[-1]
 
-    contestants, trainer.batcher.contestants = trainer.batcher.contestants, watched  # type: ignore[method-assign]
-    sampler, trainer.candidates = trainer.candidates, drawn  # type: ignore[assignment]
-    epoch = trainer.sampler.epoch(0)
+    contestants, trainer.objective.batcher.contestants = trainer.objective.batcher.contestants, watched  # type: ignore[method-assign]
+    sampler, trainer.objective.candidates = trainer.objective.candidates, drawn  # type: ignore[assignment]
+    epoch = trainer.objective.sampler.epoch(0)
     n = 0
     for number in range(3):
         trainer.step(epoch, number)
@@ -192,11 +192,11 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
         train={"batch_size": 50},
     )
     trainer = Trainer(board, config)
-    epoch = trainer.sampler.epoch(0)
-    _, loss, _ = trainer._contest(epoch, 0)
-    assert trainer.candidates is not None
+    epoch = trainer.objective.sampler.epoch(0)
+    _, loss, _ = trainer.objective(epoch, 0, 0)
+    assert trainer.objective.candidates is not None
     user, item = epoch.user[:50], epoch.item[:50]
-    c = trainer.candidates(user, item, 0, trainer.memory.items, trainer.device)
+    c = trainer.objective.candidates(user, item, 0, trainer.objective.memory.items, trainer.device)
     factors = trainer.factors()
     u, v = (nn.functional.normalize(x.double()) for x in (factors.users[user], factors.items[c.items]))
     liked = set(zip(*(x[board.train.positive].tolist() for x in (board.train.user, board.train.item)), strict=True))
@@ -245,24 +245,26 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
 def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_positives(board: Dataset) -> None:
     config = settings(loss={"kind": "softmax"}, negatives={"memory": 90}, train={"batch_size": 40})
     trainer = Trainer(board, config)
-    epoch = trainer.sampler.epoch(0)
+    epoch = trainer.objective.sampler.epoch(0)
     vectors: list[torch.Tensor] = []
     for number in range(4):
         part = slice(40 * number, 40 * (number + 1))
-        before = trainer.memory.items.tolist()
+        before = trainer.objective.memory.items.tolist()
         assert before == epoch.item[: 40 * number][-90:].tolist()
         with torch.no_grad():
             trainer.model.train()
             trainer._seed(trainer.progress.step)
-            drawn = trainer.candidates(epoch.user[part], epoch.item[part], number, trainer.memory.items, trainer.device)  # type: ignore[misc]
-            batch = trainer.batcher.contestants(epoch.user[part], epoch.source[part], drawn.items, False)
+            drawn = trainer.objective.candidates(
+                epoch.user[part], epoch.item[part], number, trainer.objective.memory.items, trainer.device
+            )  # type: ignore[misc]
+            batch = trainer.objective.batcher.contestants(epoch.user[part], epoch.source[part], drawn.items, False)
             trainer.model.user_vectors(batch.users)  # draws the unknown values that come first
             vectors.append(trainer.model.item_vectors(batch.items)[drawn.positive])
         trainer.step(epoch, number)
-        assert trainer.memory.vectors is not None
-        assert not trainer.memory.vectors.requires_grad
+        assert trainer.objective.memory.vectors is not None
+        assert not trainer.objective.memory.vectors.requires_grad
         # As the model was then: nothing is embedded again.
-        torch.testing.assert_close(trainer.memory.vectors, torch.cat(vectors)[-90:])
+        torch.testing.assert_close(trainer.objective.memory.vectors, torch.cat(vectors)[-90:])
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD", "Adagrad"])
@@ -304,7 +306,7 @@ def test_log_loss_is_monitored_downwards(board: Dataset) -> None:
 def test_schedules_move_the_learning_rate_as_they_say(board: Dataset) -> None:
     def rates(**train: Any) -> list[float]:
         trainer = Trainer(board, settings(train={"epochs": 4, "batch_size": 256, "lr": 1.0, **train}))
-        return [trainer._lr(s) for s in range(4 * trainer.steps_per_epoch)]
+        return [trainer._lr(s) for s in range(4 * trainer.objective.steps_per_epoch)]
 
     n = len(rates()) // 4
     assert rates() == [1.0] * (4 * n)
@@ -321,8 +323,8 @@ def test_the_average_of_the_weights_is_what_is_evaluated(board: Dataset) -> None
     config = settings(train={"epochs": 1, "batch_size": 64, "lr": 0.05, "average": 0.9})
     trainer = Trainer(board, config)
     expected = weights(trainer)
-    epoch = trainer.sampler.epoch(0)
-    for number in range(trainer.steps_per_epoch):
+    epoch = trainer.objective.sampler.epoch(0)
+    for number in range(trainer.objective.steps_per_epoch):
         trainer.step(epoch, number)
         keep = min(0.9, (number + 1) / (number + 11))
         expected = {n: keep * expected[n] + (1 - keep) * p.detach() for n, p in trainer.model.named_parameters()}
@@ -404,23 +406,23 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
     )  # fmt: skip
     whole = Trainer(data, config)
     expected = whole.run()
-    assert whole.candidates is not None
-    assert whole.candidates.mined is not None
-    assert whole.steps_per_epoch in (4, 5)
+    assert whole.objective.candidates is not None
+    assert whole.objective.candidates.mined is not None
+    assert whole.objective.steps_per_epoch in (4, 5)
     with pytest.raises(KeyboardInterrupt):
         Trainer(data, config, folder, StopAt(stop)).run()
     again = Trainer(data, config, folder)
     assert again.resume()
-    assert len(again.memory.items) == min(150, 100 * again.progress.step)
+    assert len(again.objective.memory.items) == min(150, 100 * again.progress.step)
     got = again.run()
     assert same(weights(whole), weights(again))
     assert drop_times(got.history) == drop_times(expected.history)
-    assert torch.equal(whole.memory.items, again.memory.items)
-    assert whole.memory.vectors is not None
-    assert again.memory.vectors is not None
-    assert torch.equal(whole.memory.vectors, again.memory.vectors)
-    assert again.candidates is not None
-    assert np.array_equal(whole.candidates.mined, again.candidates.mined)  # type: ignore[arg-type]
+    assert torch.equal(whole.objective.memory.items, again.objective.memory.items)
+    assert whole.objective.memory.vectors is not None
+    assert again.objective.memory.vectors is not None
+    assert torch.equal(whole.objective.memory.vectors, again.objective.memory.vectors)
+    assert again.objective.candidates is not None
+    assert np.array_equal(whole.objective.candidates.mined, again.objective.candidates.mined)  # type: ignore[arg-type]
 
 
 def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything_data: Dataset, folder: Path) -> None:
@@ -429,10 +431,10 @@ def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything
     Trainer(everything_data, settings(negatives=negatives, **options), folder).run()  # type: ignore[arg-type]
     again = Trainer(everything_data, settings(**options), folder)  # type: ignore[arg-type]
     assert again.resume(override=True)
-    assert again.memory.vectors is None
-    assert not len(again.memory.items)
-    assert again.candidates is not None
-    assert again.candidates.mined is None
+    assert again.objective.memory.vectors is None
+    assert not len(again.objective.memory.items)
+    assert again.objective.candidates is not None
+    assert again.objective.candidates.mined is None
 
 
 def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,11 +468,11 @@ def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
     again.resume()
     assert again.progress.epoch == 1
     assert again.progress.batch > 0
-    assert again.candidates is not None
+    assert again.objective.candidates is not None
     if forgotten == "memory":
-        again.memory.vectors, again.memory.items = None, again.memory.items[:0]
+        again.objective.memory.vectors, again.objective.memory.items = None, again.objective.memory.items[:0]
     else:
-        again.candidates.mined = None
+        again.objective.candidates.mined = None
     again.run()
     assert not same(weights(whole), weights(again))
 
@@ -519,7 +521,7 @@ def test_fault_B1_kill_inside_a_checkpoint_write_leaves_the_one_before(
 ) -> None:
     config = settings(train={"epochs": 1, "batch_size": 100, "checkpoint_steps": 1})
     trainer = Trainer(board, config, folder)
-    epoch = trainer.sampler.epoch(0)
+    epoch = trainer.objective.sampler.epoch(0)
     trainer.step(epoch, 0)
     trainer._save()
 
@@ -575,7 +577,7 @@ def test_sigint_stops_like_sigterm_and_handlers_are_restored(board: Dataset, fol
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "state"])
 def test_fault_B3_a_damaged_newest_checkpoint_falls_back_and_says_so(board: Dataset, folder: Path, damage: str) -> None:
     trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
-    epoch = trainer.sampler.epoch(0)
+    epoch = trainer.objective.sampler.epoch(0)
     for number in (0, 1):
         trainer.step(epoch, number)
         trainer._save()
@@ -602,7 +604,7 @@ def test_fault_B4_a_loss_that_is_not_finite_stops_with_step_rows_and_last_good_c
     board: Dataset, folder: Path
 ) -> None:
     trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
-    epoch = trainer.sampler.epoch(0)
+    epoch = trainer.objective.sampler.epoch(0)
     trainer.step(epoch, 0)
     trainer._save()
     with torch.no_grad():
@@ -668,7 +670,7 @@ def test_fault_B9_a_full_disk_at_a_checkpoint_keeps_the_old_one_and_leaves_no_ru
     board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
-    epoch = trainer.sampler.epoch(0)
+    epoch = trainer.objective.sampler.epoch(0)
     trainer.step(epoch, 0)
     trainer._save()
 

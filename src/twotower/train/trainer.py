@@ -2,9 +2,6 @@
 
 Everything random depends on (seed, epoch, step) and not on what ran before, so a run that was killed at any step
 goes on from its checkpoint to the same weights, bit for bit on a CPU.
-
-Several ranks train one batch together: each runs the user tower for its own positives and the item tower for its part of
-the batch's candidates, and the item vectors of all are gathered, gradients included. So the batch is what it is for one.
 """
 
 from __future__ import annotations
@@ -15,9 +12,9 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from twotower.config import Config, TrainConfig
-from twotower.data.batches import Batch, Batcher, Inputs, SideTensors
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
-from twotower.encoders import Ints
-from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
+from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, evaluating, vectors
 from twotower.model.tables import Shard
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.ranks import Ranks
-from twotower.schema import SIDES, Sequence, SideName
+from twotower.schema import SIDES, SideName
 from twotower.train import checkpoint
-from twotower.train.candidates import CandidateSampler, Memory
-from twotower.train.losses import binary_cross_entropy, contest, mimic
-from twotower.train.negatives import Positives, Sampler
-from twotower.train.order import Epoch, Examples
+from twotower.train.objective import Objective
+from twotower.train.order import Epoch
 from twotower.train.sharded import Sharded
 from twotower.watcher import Watcher
 
@@ -90,27 +83,6 @@ def choose_device(name: str, say: Callable[[str], None], local: int = 0) -> torc
     return torch.device(name)
 
 
-class _Towers(nn.Module):
-    """Both towers in one call, as DistributedDataParallel wants it."""
-
-    def __init__(self, model: TwoTower) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
-        return self.model.user_vectors(users), self.model.item_vectors(items)
-
-
-def _together(towers: _Towers, pieces: Iterable[str]) -> nn.parallel.DistributedDataParallel:
-    """The towers with gradients that are averaged over the ranks, but for the `pieces`, parameters of the model of which
-    each rank has its own."""
-    kind: Any = nn.parallel.DistributedDataParallel
-    constants = [name for name, _ in towers.named_buffers()]  # the same on all ranks for ever
-    kind._set_params_and_buffers_to_ignore_for_model(towers, [*constants, *(f"model.{name}" for name in pieces)])
-    wrapped: nn.parallel.DistributedDataParallel = kind(towers)
-    return wrapped
-
-
 class Trainer:
     """Trains one model on one dataset. `folder` (optional) gets the checkpoints; `fingerprint` names what must
     not change between a checkpoint and its resume. Several `ranks` must be together (`Ranks.together`)."""
@@ -140,39 +112,9 @@ class Trainer:
                 self.model = self.sharded.model
             else:
                 self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
-        self.earlier = config.train.histories == "earlier"
-        timeline = dataset.timeline if self.earlier else None
-        self.users = SideTensors(dataset.users, user_fields, self.device, timeline, dataset.by_user)
-        self.items = SideTensors(dataset.items, item_fields, self.device)
-        self.batcher = Batcher(self.users, self.items)
-        sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
-        self._tells_dislikes = any(f.of != "positive" for f in sequences)
-        self._check_learnable()
-        seed, shuffle, shards = config.train.seed, config.train.shuffle, config.train.shards
-        if shards > 1 and shards % self.ranks.count:
-            raise ConfigError(
-                f"train.shards = {shards} cannot be dealt to {self.ranks.count} ranks; set a multiple, or 1: then every "
-                "rank reads all shards"
-            )
-        if shards > config.train.batch_size:
-            raise ConfigError(
-                f"train.shards = {shards} and train.batch_size = {config.train.batch_size}: some batches would be empty; "
-                "set no more shards than a batch has rows"
-            )
-        self.sampler: Sampler | Positives
-        self.candidates: CandidateSampler | None = None
-        self.memory = Memory(config.negatives.memory)
-        if config.loss.kind == "bce":
-            self.sampler = Sampler(dataset, config.negatives, seed, shuffle, shards)
-        else:
-            self.sampler = Positives(dataset, seed, shuffle, self.earlier, shards)
-            self.candidates = CandidateSampler(dataset, config.negatives, seed)
+        self.objective = Objective(dataset, config, self.model, self.device, self.ranks, self.sharded, self.watcher.say)
         self.optimizer = _optimizer(self.model, config.train, self.device)
         self.names = {p: n for n, p in self.model.named_parameters()}
-        self.towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(self.model)
-        if self.ranks.count > 1:
-            self.towers = _together(_Towers(self.model), self.sharded.names if self.sharded else ())
-        self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
@@ -180,52 +122,6 @@ class Trainer:
         self._stop = self._late = False  # what the ranks have agreed on
         self._last_saved = time.monotonic()
         self._last_path: Path | None = None
-
-    def _check_learnable(self) -> None:
-        """Raises, before anything is written, if there is nothing to learn or nothing to choose epochs by."""
-        pairs = self.config.loss.kind == "bce"
-        if pairs and self.dataset.train.positive.all() and not self.config.negatives.random:
-            raise DataError(
-                "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
-                "or loss.kind = 'softmax', or name a label and schema.positive_above"
-            )
-        if self.config.negatives.observed and self.dataset.train.positive.all():
-            raise ConfigError(
-                "negatives.observed draws items that were met and not liked, and every training interaction is a "
-                "positive; drop it, or name a label and schema.positive_above"
-            )
-        self._check_histories()
-        positive, monitor = self.dataset.validation.positive, self.config.train.monitor
-        k = self.config.evaluation.k[0]
-        if monitor in ("validation.auc", "validation.gauc") and (positive.all() or not positive.any()):
-            raise ConfigError(
-                f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
-                f"use train.monitor = 'validation.recall@{k}'"
-            )
-
-    def _check_histories(self) -> None:
-        """Raises ConfigError if the sequences cannot be had as `train.histories` wants them."""
-        for f in self.dataset.schema.features:
-            if not isinstance(f, Sequence):
-                continue
-            if not self.earlier and f.pooling == "decay":
-                raise ConfigError(
-                    f"feature '{f.name}': pooling = 'decay' goes with the order of time; set train.histories = 'earlier'"
-                )
-            if self.earlier and (f.side == "item" or (f.max_length and not f.attends)):
-                what = "on the item side" if f.side == "item" else "with max_length"
-                raise ConfigError(
-                    f"feature '{f.name}': a sequence {what} cannot be had as it was at every earlier moment; drop it or "
-                    "set train.histories = 'others'"
-                )
-        n = self.config.negatives
-        if self.earlier and not (n.full or n.random or n.uniform or n.popularity or n.memory):
-            self.watcher.say(
-                "warning: with train.histories = 'earlier' a batch holds few users, so the batch alone gives few "
-                "candidates; add negatives.uniform, or negatives.full = true"
-            )
-        if self.earlier and self.dataset.seconds is None:
-            raise ConfigError("train.histories = 'earlier' needs a time; name its column in schema.time")
 
     # ---- the run
 
@@ -237,11 +133,11 @@ class Trainer:
         p, config = self.progress, self.config.train
         with self._signals(), torch.random.fork_rng(devices=[]):
             while p.epoch < config.epochs and not self._out_of_patience():
-                self._epoch(self.sampler.epoch(p.epoch))
+                self._epoch(self.objective.sampler.epoch(p.epoch))
         self._load(self.best_weights)
         if self.sharded:
             self.sharded.whole()
-        self.towers = _Towers(self.model)  # nobody waits for other ranks any more
+        self.objective.leave()
         seconds = max(p.seconds, 1e-9)
         metrics = {
             "train.seconds": p.seconds,
@@ -256,15 +152,16 @@ class Trainer:
     def _epoch(self, epoch: Epoch) -> None:
         p = self.progress
         started = time.perf_counter()
-        self._mine()
+        if not p.batch:
+            self.objective.mine(self.factors, p.epoch)
         p.seconds += time.perf_counter() - started
-        while p.batch < self.steps_per_epoch:
+        while p.batch < self.objective.steps_per_epoch:
             started = time.perf_counter()
             self.step(epoch, p.batch)
             p.seconds += time.perf_counter() - started
             if self._stop or (self._asked and self.ranks.count == 1):
                 self._save()
-                self.towers = _Towers(self.model)  # nothing holds the ranks' group any more
+                self.objective.leave()
                 run = self.folder.parent if self.folder else None
                 how = f"go on: twotower train {run}/config.toml --run {run} --resume" if run else "nothing was saved"
                 raise Interrupted(f"stopped after step {p.step}; {how}")
@@ -275,8 +172,8 @@ class Trainer:
         entry: dict[str, Any] = {
             "epoch": p.epoch + 1,
             "step": p.step,
-            "train.loss": p.loss_sum / self.steps_per_epoch,
-            **({"train.mimic": p.mimic_sum / self.steps_per_epoch} if self.config.loss.mimic else {}),
+            "train.loss": p.loss_sum / self.objective.steps_per_epoch,
+            **({"train.mimic": p.mimic_sum / self.objective.steps_per_epoch} if self.config.loss.mimic else {}),
             "train.seconds": round(p.seconds, 3),
             "lr": self._lr(max(p.step - 1, 0)),
             **found,
@@ -294,7 +191,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(p.step)
         self.optimizer.zero_grad(set_to_none=True)
-        rows, loss, mimicry = self._contest(epoch, number) if self.candidates else self._pairs(epoch, number)
+        rows, loss, mimicry = self.objective(epoch, number, p.step)
         # The gradients of the ranks are averaged, and a rank's loss is its part of the batch's: a sum is meant.
         ((loss + mimicry) * self.ranks.count).backward()  # type: ignore[no-untyped-call]
         value, mimicked = self._agree(loss.item(), mimicry.item())
@@ -312,7 +209,7 @@ class Trainer:
             keep = min(config.average, p.step / (p.step + 10))
             for name, parameter in self.model.named_parameters():
                 self.average[name].lerp_(parameter.detach(), 1 - keep)
-        self.watcher.step(p.batch, self.steps_per_epoch, value)
+        self.watcher.step(p.batch, self.objective.steps_per_epoch, value)
         here = (str(p.step), f"{p.step}:{self.ranks.number}")
         if (told := os.environ.get(FAIL_POINT)) and told.removesuffix(":hang") in here:
             os.kill(os.getpid(), signal.SIGSTOP if told.endswith(":hang") else signal.SIGKILL)
@@ -332,13 +229,6 @@ class Trainer:
             for gradient in gradients[True] + gradients[False]:
                 gradient.mul_(norm / (total + 1e-6))  # as torch does
 
-    def _both(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
-        """The vectors of these users and items."""
-        if self.sharded:
-            self.sharded.fetch(users, items)
-        with self._precision():
-            return self.towers(users, items)
-
     def _agree(self, loss: float, mimicry: float) -> tuple[float, float]:
         """The losses of all ranks' parts together; and if one is to stop, all do, when the first is to save, all know."""
         if self.ranks.count == 1:
@@ -347,91 +237,6 @@ class Trainer:
         loss, mimicry, stop, save = self.ranks.sum(loss, mimicry, float(self._asked), float(late))
         self._stop, self._late = stop > 0, save > 0
         return loss, mimicry
-
-    def _pairs(self, epoch: Epoch, number: int) -> tuple[int, Tensor, Tensor]:
-        """Number, loss and mimic loss of a batch of labelled pairs."""
-        whole, _, mine = self.examples(epoch, number)
-        # Who has none runs the towers for one, of weight nothing: all ranks take part in every step.
-        own = whole[mine] if mine.start < mine.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
-        batch = self.batcher(own.user, own.item, own.label, own.weight, whole.source)
-        users, items = self._both(batch.users, batch.items)
-        with self._precision():
-            logits = (users.index_select(0, batch.user) * items.index_select(0, batch.item)).sum(1)
-        total = 0.0 if self.ranks.count == 1 else float(whole.weight.sum(dtype=np.float64))
-        loss = binary_cross_entropy(logits, batch.label, batch.weight, total)
-        mimicry = torch.zeros((), device=self.device)
-        if self.config.loss.mimic:
-            liked = (batch.label > 0) & (batch.weight > 0)
-            mimicry = self._mimic(
-                batch.users, batch.items, users, items, batch.user[liked], batch.item[liked], int(whole.label.sum())
-            )
-        return len(whole), loss, mimicry
-
-    def _contest(self, epoch: Epoch, number: int) -> tuple[int, Tensor, Tensor]:
-        """Number, loss and mimic loss of a batch of positives against its candidates."""
-        assert self.candidates is not None
-        config, memory, ranks = self.config, self.memory, self.ranks
-        whole, ends, mine = self.examples(epoch, number)
-        own = whole[mine]
-        # An observed candidate must not be readable from a history either; what was met before is in an earlier one.
-        moments = whole.source if self.earlier and self._tells_dislikes else None
-        drawn = self.candidates(
-            whole.user, whole.item, self.progress.step, memory.items, self.device, moments, ends, mine
-        )
-        share = ranks.share(drawn.shared)
-        sizes = ranks.sizes(drawn.shared)
-        rows = np.concatenate([drawn.items[share], drawn.items[drawn.shared :]])
-        known = self._left_out(whole.source, drawn.observed)
-        # All ranks take part in every step: who has nothing to embed embeds something, and drops it.
-        asked, items_asked = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
-        batch = self.batcher.contestants(asked.user, asked.source, items_asked, self.earlier, known)
-        users, items = self._both(batch.users, batch.items)
-        n = share.stop - share.start
-
-        def everything(mine: Tensor) -> Tensor:
-            """What is known of the rank's items -> of `drawn.items`."""
-            return mine if ranks.count == 1 else torch.cat([ranks.gather(mine[:n], sizes), mine[n : len(rows)]])
-
-        items = everything(items)
-        mimicry = torch.zeros((), device=self.device)
-        if config.loss.mimic:
-            of = torch.arange(len(asked), device=users.device) if batch.user is None else batch.user
-            mimicry = self._mimic(
-                batch.users, batch.items, users, items, of[: len(own)], drawn.positive, len(whole), everything
-            )
-        if batch.user is not None:
-            users = users.index_select(0, batch.user)
-        columns = items if memory.vectors is None else torch.cat([items, memory.vectors])
-        loss = contest(
-            users[: len(own)], columns, drawn, config.loss, len(self.dataset.items), config.negatives.hard_margin,
-            torch.bfloat16 if config.train.precision == "bf16" else torch.float32, len(whole),
-        )  # fmt: skip
-        if memory.size:
-            latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
-            memory.keep(latest, items.index_select(0, drawn.batch))
-        return len(whole), loss, mimicry
-
-    def _left_out(self, source: Ints, observed: Ints) -> Ints:
-        """The interactions of the batch, which no sequence may hold."""
-        if self.ranks.count > 1 and self.config.train.shards > 1 and self.config.negatives.observed:
-            counts = [int(n) for n in self.ranks.gather_array(np.array([len(observed)]), [1] * self.ranks.count)]
-            observed = self.ranks.gather_array(observed, counts)
-        return np.concatenate([source, observed]) if len(observed) else source
-
-    def _mimic(
-        self, user_rows: Inputs, item_rows: Inputs, users: Tensor, items: Tensor, user: Tensor, item: Tensor,
-        n: int, everything: Callable[[Tensor], Tensor] = lambda mine: mine,
-    ) -> Tensor:  # fmt: skip
-        """Weighted `mimic` losses of the positives (user[p], item[p]), indices into `users` and `items`; they are a part
-        of `n`. `everything` turns what belongs to `item_rows` into what belongs to `items`."""
-        model = self.model
-        found = [mimic(a[user], v[item], n) for a, v in model.augmented("user", user_rows, items)]
-        found += [mimic(everything(a)[item], v[user], n) for a, v in model.augmented("item", item_rows, users)]
-        return self.config.loss.mimic * torch.stack(found).sum()
-
-    def _precision(self) -> Any:
-        bf16 = self.config.train.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def _seed(self, step: int) -> None:
         """Dropout and unknown values of a step depend on (seed, step) alone."""
@@ -443,32 +248,6 @@ class Trainer:
             torch.cuda.manual_seed(seed)
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
-
-    def batch(self, epoch: Epoch, number: int) -> Batch:
-        """Batch `number` of an epoch, of all ranks."""
-        whole, _, _ = self.examples(epoch, number)
-        return self.batcher(whole.user, whole.item, whole.label, whole.weight, whole.source)
-
-    def examples(self, epoch: Epoch, number: int) -> tuple[Examples, Ints, slice]:
-        """The examples of a batch, where those of each shard end, and which are this rank's."""
-        parts, ranks = epoch.cut(number, self.config.train.batch_size), self.ranks
-        ends = np.cumsum([p.stop - p.start for p in parts])
-        if ranks.count == 1 or len(parts) == 1:
-            whole = Examples.join([epoch.of(s, part) for s, part in enumerate(parts)])
-            return whole, ends, ranks.share(len(whole))
-        counts = [int(n) for n in np.diff(ends, prepend=0).reshape(ranks.count, -1).sum(1)]  # of as many shards each
-        own = ranks.share(len(parts))
-        read = Examples.join([epoch.of(s, parts[s]) for s in range(own.start, own.stop)])
-        whole = Examples.unpack(ranks.gather_array(read.pack(), counts))
-        first = sum(counts[: ranks.number])
-        return whole, ends, slice(first, first + len(read))
-
-    def _mine(self) -> None:
-        """Hard candidates from the present model, at the start of every `hard_every`-th epoch but the first."""
-        p, negatives = self.progress, self.config.negatives
-        if self.candidates and negatives.hard and not p.batch and p.epoch and (p.epoch - 1) % negatives.hard_every == 0:
-            factors = self.factors()
-            self.candidates.mine(factors.users, factors.items, p.epoch)
 
     def _validate(self) -> dict[str, float]:
         """Validation metrics, every `validate_every` epochs and after the last; keeps the weights if they are the best."""
@@ -502,14 +281,14 @@ class Trainer:
     def factors(self) -> Factors:
         """Vectors of all users and items with the model's present weights."""
         if self.ranks.count == 1 and not self.sharded:
-            return vectors(self.model, self.users, self.items)
+            return vectors(self.model, self.objective.users, self.objective.items)
         with evaluating(self.model):
             return Factors(self._everyone("user"), self._everyone("item"))
 
     def _everyone(self, name: SideName) -> Tensor:
         """The vectors of all rows of a side, each rank's part of every block by itself; all ask their tower as often."""
-        ranks, found, sharded = self.ranks, [], self.sharded
-        side, tower = (self.users, self.model.user_vectors) if name == "user" else (self.items, self.model.item_vectors)
+        ranks, found, sharded, o = self.ranks, [], self.sharded, self.objective
+        side, tower = (o.users, self.model.user_vectors) if name == "user" else (o.items, self.model.item_vectors)
         block = 4096 if sharded else 32_768  # a block's rows of the tables are held
         for start in range(0, side.n, block * ranks.count):
             n = min(side.n - start, block * ranks.count)
@@ -536,9 +315,9 @@ class Trainer:
         c = self.config.train
         warm = min(1.0, (step + 1) / c.warmup_steps) if c.warmup_steps else 1.0
         if c.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * step / (c.epochs * self.steps_per_epoch)))
+            factor = 0.5 * (1 + math.cos(math.pi * step / (c.epochs * self.objective.steps_per_epoch)))
         elif c.schedule == "step":
-            factor = c.decay_rate ** (step // (c.decay_epochs * self.steps_per_epoch))
+            factor = c.decay_rate ** (step // (c.decay_epochs * self.objective.steps_per_epoch))
         else:
             factor = 1.0
         return c.lr * warm * factor
@@ -603,10 +382,10 @@ class Trainer:
         if self.average:
             self.average = group("average") or self.average
         # With --override the settings may ask for none.
-        if self.memory.size and (memory := group("memory")):
-            self.memory.vectors, self.memory.items = memory["vectors"], memory["items"]
-        if self.candidates and self.config.negatives.hard and (mined := group("mined")):
-            self.candidates.mined = mined["items"].cpu().numpy()
+        if self.objective.memory.size and (memory := group("memory")):
+            self.objective.memory.vectors, self.objective.memory.items = memory["vectors"], memory["items"]
+        if self.objective.candidates and self.config.negatives.hard and (mined := group("mined")):
+            self.objective.candidates.mined = mined["items"].cpu().numpy()
         if self.sharded and self.sharded.touched:
             self.sharded.restore(tensors)
         swept = {p: n for p, n in self.names.items() if p.requires_grad or n not in shards}
@@ -628,10 +407,10 @@ class Trainer:
             raise TrainingError(f"weights are no longer finite after step {self.progress.step}; {self._advice()}")
         tensors |= {f"best/{n}": t for n, t in self.best_weights.items()}
         tensors |= {f"average/{n}": t for n, t in self.average.items()}
-        if self.memory.vectors is not None:
-            tensors |= {"memory/vectors": self.memory.vectors, "memory/items": self.memory.items}
-        if self.candidates and self.candidates.mined is not None:
-            tensors["mined/items"] = torch.from_numpy(self.candidates.mined)
+        if self.objective.memory.vectors is not None:
+            tensors |= {"memory/vectors": self.objective.memory.vectors, "memory/items": self.objective.memory.items}
+        if self.objective.candidates and self.objective.candidates.mined is not None:
+            tensors["mined/items"] = torch.from_numpy(self.objective.candidates.mined)
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)
         if self.sharded:
             if self.sharded.touched:
@@ -677,7 +456,7 @@ class Trainer:
                 signal.signal(s, handler)
 
     def _not_finite(self, what: str, epoch: Epoch, number: int) -> str:
-        source = self.examples(epoch, number)[0].source
+        source = self.objective.examples(epoch, number)[0].source
         rows = ", ".join(str(s) for s in source[source >= 0][:5])
         return f"{what} at step {self.progress.step + 1} (interactions {rows}, …); {self._advice()}"
 
