@@ -32,7 +32,8 @@ from twotower import storage
 from twotower.bundle import Bundle
 from twotower.encoders import Floats
 from twotower.errors import TwoTowerError
-from twotower.retrieve import Request, Retriever
+from twotower.request import Request
+from twotower.retrieve import Retriever
 from twotower.store import Store
 
 MADE_HERE = {"items.parquet", "vectors.json", "README.md"}  # and index/; the rest is copied

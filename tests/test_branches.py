@@ -23,7 +23,7 @@ from twotower.doctor import examine
 from twotower.errors import ConfigError
 from twotower.model.branches import Bilinear, Cin, Cross, Fm, Mlp
 from twotower.model.two_tower import TwoTower
-from twotower.retrieve import Request
+from twotower.request import Request
 from twotower.run import Run
 from twotower.schema import Categorical, Sequence
 from twotower.train.losses import mimic

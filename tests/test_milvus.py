@@ -29,7 +29,8 @@ from twotower.errors import ConfigError, DataError, RunError, Unavailable
 from twotower.index import Place
 from twotower.index.client import Client, CollectionError
 from twotower.index.deadline import deadline
-from twotower.retrieve import Request, Retriever
+from twotower.request import Request
+from twotower.retrieve import Retriever
 from twotower.run import Run
 from twotower.serve import wire
 from twotower.serve.app import create_admin

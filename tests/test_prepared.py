@@ -26,7 +26,8 @@ from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.encoders import Ragged
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.retrieve import Request, Retriever
+from twotower.request import Request
+from twotower.retrieve import Retriever
 from twotower.schema import SIDES, Schema, Sequence
 from twotower.store import Store
 from twotower.watcher import Watcher

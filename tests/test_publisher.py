@@ -20,7 +20,8 @@ from twotower.config import IndexConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.publisher import _probe, _write
-from twotower.retrieve import Request, Retriever
+from twotower.request import Request
+from twotower.retrieve import Retriever
 from twotower.run import Run
 from twotower.store import Store
 

@@ -17,7 +17,7 @@ from twotower.config import load as load_config
 from twotower.data import movielens
 from twotower.data.dataset import prepare
 from twotower.data.tables import check
-from twotower.retrieve import Request
+from twotower.request import Request
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parent.parent

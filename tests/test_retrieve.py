@@ -30,7 +30,8 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.encoders import Ragged, spelled
 from twotower.errors import DataError
 from twotower.evaluation import evaluate_part
-from twotower.retrieve import KEPT_FILTERS, Request, Retriever, UnknownId
+from twotower.request import Request, UnknownId
+from twotower.retrieve import KEPT_FILTERS, Retriever
 from twotower.run import Run
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 from twotower.store import Store
@@ -314,7 +315,7 @@ def test_a_stranger_is_what_a_new_row_of_a_table_is(run: Run, retriever: Retriev
 def test_a_retriever_needs_no_torch(store: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from twotower.store import Store\n"
-        "from twotower.retrieve import Request, Retriever\n"
+        "from twotower.request import Request\nfrom twotower.retrieve import Retriever\n"
         f"r = Retriever(Store({str(store)!r}).current())\n"
         "assert len(r.recommend(Request('u1'), 3, 2).items) == 3 and r.similar('i1', 2).items\n"
         "assert 'torch' not in sys.modules"

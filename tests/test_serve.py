@@ -18,7 +18,8 @@ from conftest import EVERYTHING_SCHEMA, everything, settings
 import twotower
 from twotower.bundle import BundleError
 from twotower.data.tables import check
-from twotower.retrieve import Request, Retriever
+from twotower.request import Request
+from twotower.retrieve import Retriever
 from twotower.serve import keys as api_keys
 from twotower.serve import shelf
 from twotower.serve.app import create, create_admin

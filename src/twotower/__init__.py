@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from twotower.config import Config
     from twotower.errors import TwoTowerError
     from twotower.pipeline import evaluate, fit, load, publish, recommend, retriever
-    from twotower.retrieve import Request
+    from twotower.request import Request
     from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 _HOME = {
@@ -32,7 +32,7 @@ _HOME = {
     "publish": "pipeline",
     "recommend": "pipeline",
     "retriever": "pipeline",
-    "Request": "retrieve",
+    "Request": "request",
     "Config": "config",
     "Schema": "schema",
     "Categorical": "schema",

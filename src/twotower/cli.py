@@ -310,7 +310,7 @@ def recommend(
 ) -> None:
     """The best items for a user, from the current bundle."""
     from twotower import storage
-    from twotower.retrieve import Request
+    from twotower.request import Request
 
     if not user and features is None:
         raise ConfigError("name a user with --user ID, or describe one with --features FILE.json")

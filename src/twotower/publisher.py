@@ -34,7 +34,8 @@ from twotower.errors import RunError
 from twotower.evaluation import Factors, Metrics, Report
 from twotower.export import export
 from twotower.index import Index, Place
-from twotower.retrieve import Method, Request, Retriever
+from twotower.request import Method, Request
+from twotower.retrieve import Retriever
 from twotower.run import Run
 from twotower.schema import SIDES
 from twotower.store import Store

@@ -8,7 +8,6 @@ No torch: the tower is an ONNX graph.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import tomllib
@@ -17,10 +16,10 @@ from collections.abc import Container, Iterable, Mapping
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +40,9 @@ from twotower.errors import ConfigError, DataError, RunError, nearest
 from twotower.index import Index
 from twotower.index.exact import LONGEST, within
 from twotower.onnx_tower import Gate, OnnxTower
+from twotower.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
 from twotower.schema import Feature, MultiHot, Numeric, Schema, Sequence
 
-Method = Literal[1, 2]
-Source = Literal["model", "cold_start", "popular", "fallback"]
-MAX_K = 10_000
 CELLS = 2**21
 """Products of two items of a history that a call of the tower may hold for each of its heads."""
 PIECE = 2**13
@@ -55,98 +52,6 @@ MAPPED = 20_000
 KEPT_ROWS = 2**24
 KEPT_FILTERS = 256
 """Of the filters asked last are kept so many, and so many rows together (128 MiB)."""
-
-
-class UnknownId(DataError):
-    """A user or an item that the bundle does not know."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Who asks. `user_id` is known or not; `features` replace the stored ones; `history` replaces the stored one, and
-    `events` have happened since: they go on from whichever it is.
-
-    Method 1 answers a known user from the stored vector: it only leaves out what `history` and `events` name,
-    and takes no `features`.
-    """
-
-    user_id: str | None = None
-    features: Mapping[str, Any] = field(default_factory=dict)
-    history: Many[tuple[str, bool]] | None = None  # item ids, oldest first, and whether the user liked each
-    events: Many[tuple[str, bool]] = ()  # likewise
-
-    def __post_init__(self) -> None:
-        if self.user_id is not None:
-            object.__setattr__(self, "user_id", str(self.user_id))
-
-    @property
-    def tells(self) -> bool:
-        """Whether it says more than who asks."""
-        return bool(self.features or self.events) or self.history is not None
-
-    @classmethod
-    def parse(cls, body: Any) -> Request:
-        """From JSON: {"user_id", "features": {column: value}, "history": [id or {"id", "liked"}], "events": [likewise]}.
-
-        Raises DataError for anything else.
-        """
-        if not isinstance(body, dict):
-            raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
-        known = ("user_id", "features", "history", "events")
-        for key in body:
-            if key not in known:
-                raise DataError(f"request: unknown key '{key}'{nearest(key, known)} (allowed: {', '.join(known)})")
-        user_id, features = body.get("user_id"), body.get("features")
-        if isinstance(user_id, bool) or not isinstance(user_id, str | int | None):
-            raise DataError(f"request: user_id is {user_id!r}, expected text or a number")
-        if not isinstance(features, dict | None):
-            raise DataError("request: features is not an object of columns and values")
-        lists: dict[str, list[tuple[str, bool]]] = {}
-        for name in ("history", "events"):
-            if (value := body.get(name)) is not None:
-                if not isinstance(value, list):
-                    raise DataError(f"request: {name} is not a list")
-                lists[name] = [_event(e) for e in value]
-        return cls(
-            None if user_id is None else str(user_id), features or {}, lists.get("history"), lists.get("events", [])
-        )
-
-
-def _event(event: Any) -> tuple[str, bool]:
-    if isinstance(event, str | int) and not isinstance(event, bool):
-        return str(event), True
-    if isinstance(event, dict) and set(event) <= {"id", "liked"}:
-        item, liked = event.get("id"), event.get("liked", True)
-        if isinstance(item, str | int) and not isinstance(item, bool) and isinstance(liked, bool):
-            return str(item), liked
-    raise DataError(f'request: {event!r} is no event of a history, expected an item id or {{"id": …, "liked": true}}')
-
-
-@dataclass(frozen=True)
-class Item:
-    """An item by external id, with its score (the logit; for `similar` a cosine) and the line to show."""
-
-    id: str
-    score: float
-    title: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a call gives back; `to_json` is the wire form."""
-
-    items: list[Item]
-    bundle_id: str
-    method: int
-    source: Source
-    milliseconds: float
-    truncated: bool = False
-    """Fewer than k were left to give."""
-    unknown: list[str] = field(default_factory=list)
-    """Features whose values the model has never met, and items of the history it does not know."""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
 
 class Retriever:
@@ -306,10 +211,10 @@ class Retriever:
         for what cannot be used, Unavailable if the index is elsewhere and does not answer.
         """
         started = time.perf_counter()
-        _check_k(k)
+        check_k(k)
         if isinstance(allow, str) or isinstance(ban, str):
             raise DataError("allow and ban are lists of item ids, not one text")
-        _check_method(method)
+        check_method(method)
         row = self._user(request)
         source = _source(request, row)
         unknown: list[str] = []
@@ -340,7 +245,7 @@ class Retriever:
         "popular" is somebody of whom nothing is known: `recommend` does not search then, and the vector is the tower's
         of a user without features or history. Raises DataError as `recommend` does.
         """
-        _check_method(method)
+        check_method(method)
         row = self._user(request)
         unknown: list[str] = []
         return self._vector(request, row, method, self._named(request), unknown), _source(request, row), unknown
@@ -375,7 +280,7 @@ class Retriever:
     def explain(self, request: Request, method: Method = 2) -> tuple[Floats, list[tuple[Gate, Floats]]]:
         """The vector (1, D) that `recommend` searches with, and the weights (fields,) of each SENet gate as the tower
         reads the request. Raises DataError as `recommend` does."""
-        _check_method(method)
+        check_method(method)
         row = self._user(request)
         named = self._named(request)
         vector, weights = self.tower.explain(self._feed(request, row, named, []))
@@ -647,7 +552,7 @@ class Retriever:
         """The `k` items whose vectors point most nearly the same way (biases left out). Raises UnknownId for an item
         the bundle does not know, DataError for one without a vector."""
         started = time.perf_counter()
-        _check_k(k)
+        check_k(k)
         row = self.item_ids.row(str(item_id))
         if row is None:
             raise UnknownId(f"item '{item_id}' is not among the {len(self.item_ids):,} items of this bundle")
@@ -754,16 +659,6 @@ def _settings(folder: Path) -> tuple[Schema, Config]:
     if schema is None:
         raise RunError(f"{path}: the schema is missing")
     return schema, config
-
-
-def _check_k(k: object) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
-        raise DataError(f"k is {k!r}, expected 1 to {MAX_K:,}")
-
-
-def _check_method(method: object) -> None:
-    if method not in (1, 2):
-        raise DataError(f"method is {method}, expected 1 (stored vectors) or 2 (the user tower live)")
 
 
 def _check_vector(vector: Floats) -> None:

@@ -14,7 +14,8 @@ import polars as pl
 
 from twotower.data.dataset import Ids
 from twotower.encoders import spelled
-from twotower.retrieve import MAX_K, Answer, Request, Retriever
+from twotower.request import MAX_K, Answer, Request
+from twotower.retrieve import Retriever
 from twotower.schema import Categorical, MultiHot
 from twotower.serve import wire
 from twotower.serve.gate import overload

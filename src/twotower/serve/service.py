@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from twotower.errors import DataError, Unavailable
-from twotower.retrieve import Answer, Method, Request, Retriever, UnknownId
+from twotower.request import Answer, Method, Request, UnknownId
+from twotower.retrieve import Retriever
 from twotower.schema import Sequence as History
 from twotower.serve import wire
 from twotower.serve.gate import Gate, overload

@@ -11,7 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from twotower.errors import ConfigError
-from twotower.retrieve import MAX_K
+from twotower.request import MAX_K
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus-client keeps the numbers of several workers."""

@@ -22,7 +22,8 @@ from typing import Any
 from twotower.bundle import Bundle, BundleError
 from twotower.data.prepared import FOLDER
 from twotower.errors import RunError, TwoTowerError, Unavailable
-from twotower.retrieve import Method, Request, Retriever
+from twotower.request import Method, Request
+from twotower.retrieve import Retriever
 from twotower.serve.metrics import Metrics
 from twotower.serve.problem import Problem
 from twotower.store import Store
