@@ -75,7 +75,7 @@ def main() -> None:
         for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
             if str(seed) not in row["seeds"]:
                 row["seeds"][str(seed)] = measure(tables, schema, config, seed) | {"threads": threads}
-                save(chosen.out, results(name, list(row["seeds"].values())), threads, {PREFIX + name: row})
+            save(chosen.out, results(name, list(row["seeds"].values())), threads, {PREFIX + name: row})
         print(line(name, list(row["seeds"].values())), flush=True)
 
 
