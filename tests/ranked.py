@@ -90,6 +90,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "a last batch of one": ("board", {"loss": SOFTMAX, "train": {"batch_size": 0}}),
     "a last batch of one pair": ("board", {"train": {"batch_size": 0}}),
+    "a last batch of one, histories of items": (
+        "fans",
+        {"loss": SOFTMAX, "negatives": {"uniform": 60, "observed": 5}, "train": {"batch_size": 0}},
+    ),
 }
 
 _KINDS = ("pairs", "own candidates in shards", "mimic of candidates", "memory", "earlier", "attention")
@@ -117,6 +121,8 @@ def world(name: str) -> Dataset:
         data = DataConfig(interactions=folder + "/*.parquet")
         return preparation.prepare(data, CHECKERBOARD_SCHEMA, SplitConfig(kind="last"), Path(folder, "out"))
     extra: Many[Sequence] = ()
+    if name == "fans":
+        extra = (Sequence(name="fans", side="item", of="all"),)
     if name == "earlier":
         extra = (Sequence(name="met", side="user", pooling="decay", share=False, rates=(0.5, 0.9), of="all"),)
     if name == "attention":

@@ -152,6 +152,21 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
 
+def test_a_file_with_another_name_keeps_its_mode_there(tmp_path: Path) -> None:
+    (tmp_path / "own").write_bytes(b"private")
+    (tmp_path / "own").chmod(0o600)
+
+    def write(folder: Path) -> dict[str, Any]:
+        facts = content("tag", files=1)(folder)
+        os.link(tmp_path / "own", folder / "linked")
+        return facts
+
+    bundle = Store.create(tmp_path / "store").publish(write)
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
+    assert (bundle.folder / "linked").stat().st_mode & 0o777 == 0o644
+    assert (bundle.folder / "linked").read_bytes() == b"private"
+
+
 def test_a_folder_that_is_not_a_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no store here; `twotower publish` with `--store") as caught:
         Store(tmp_path)
@@ -203,6 +218,14 @@ def test_a_damaged_bundle_is_not_rolled_back_to(store: Store) -> None:
     with pytest.raises(BundleError, match="checksum"):
         store.rollback()
     assert store.current() == b
+
+
+def test_gc_removes_what_a_killed_publisher_was_writing(store: Store) -> None:
+    for name in ("CURRENT", "HISTORY.jsonl", "COLLECTIONS.json"):
+        (store.path / f".{name}.7.tmp").write_text("half")
+    store.publish(content("a"))
+    store.gc()
+    assert not leftovers(store)
 
 
 def test_gc_keeps_the_newest_the_current_and_the_one_to_go_back_to(store: Store) -> None:

@@ -29,6 +29,8 @@ from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.run import Run
 from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence
+from twotower.train.negatives import Positives
+from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
 
 ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}
@@ -633,3 +635,14 @@ def test_findings_come_worst_first_and_in_words(data: Dataset) -> None:
     for f in found:
         assert f.text.endswith(".")
         assert all(math.isfinite(v) for v in f.evidence.values())
+
+
+def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sick = untrained(world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"memory": 30})
+    whole = Positives(sick.dataset, sick.config.train.seed).epoch(0)
+    monkeypatch.setattr(Epoch, "_all", property(lambda self: pytest.fail("the whole epoch was made")))
+    pairs, drawn = patient.Patient(sick).batch
+    monkeypatch.undo()
+    size = sick.config.train.batch_size
+    assert set(zip(pairs.user, pairs.item, strict=True)) <= set(zip(whole.user[:size], whole.item[:size], strict=True))
+    assert len(drawn.items) >= 30

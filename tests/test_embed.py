@@ -551,9 +551,27 @@ def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path
     (out / "part-00000.npy").write_bytes(b"x")
     with pytest.raises(RunError, match="part-00000.npy: missing or damaged"):
         Vectors(out)
+    (out / "embedding.json").write_text('{"format": 1}')
+    with pytest.raises(RunError, match="embedding.json: damaged"):
+        Vectors(out)
     (out / "embedding.json").write_text('{"format": 99}')
     with pytest.raises(RunError, match="not a list of shards that this version reads"):
         Vectors(out)
+    (out / "embedding.json").unlink()
+    for data in (b"", b"x", (whole / "part-00001.npy").read_bytes()[:90]):
+        (out / "vectors.npy").write_bytes(data)
+        with pytest.raises(RunError, match="vectors.npy: damaged"):
+            Vectors(out)
+
+
+def test_a_table_of_one_shard_does_not_replace_many_that_nobody_works_at(run: Run, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "work")
+    items(0, 30).write_parquet(tmp_path / "few.parquet")
+    with pytest.raises(RunError, match="holds the shards of another table"):
+        pipeline.embed(run, "item", tmp_path / "few.parquet", out)
+    assert len(Vectors(out)) == 417
 
 
 def test_memory_does_not_grow_with_the_table(run: Run, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from twotower.errors import ConfigError, DataError, RunError, Unavailable
 from twotower.index import Place
 from twotower.index.client import Client, CollectionError
 from twotower.index.deadline import deadline
+from twotower.index.milvus import Milvus
 from twotower.request import Request
 from twotower.retrieve import Retriever
 from twotower.run import Run
@@ -789,3 +790,24 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
     assert cli.run_command(cli.app, ["gc", "--store", str(store)]) == 0
     assert alias(MilvusClient(server.uri), prefix) == collection(first)
     assert replace(second).id in [b.id for b in Store(store).bundles()]
+
+
+def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -> None:
+    vectors = np.random.default_rng(0).standard_normal((60_000, 8)).astype(np.float32)
+    index = Milvus.build(vectors, np.arange(60_000), "cosine", None, Place("http://nowhere", type="IVF_FLAT"))
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    best = np.argsort(-(unit @ unit[0]), kind="stable")
+    asked: list[int] = []
+
+    class Server:
+        """Answers a search exactly; whoever fetches a page of the catalogue is wrong."""
+
+        def search(self, name: str, queries: Any, k: int, *_: Any) -> Any:
+            asked.append(k)
+            return [[{"row": int(r), "entity": {"vector": unit[r]}} for r in best[:k]] for _ in queries]
+
+    index._client_, index.collection, index._away, index._saved = Server(), "c", True, True  # type: ignore[assignment]
+    allowed = np.sort(best[400:])
+    rows, _ = index.search(unit[:1], 10, allowed=allowed)
+    assert rows[0].tolist() == best[400:410].tolist()
+    assert len(asked) <= 5

@@ -130,6 +130,25 @@ def test_positives_come_in_runs_of_users_or_in_windows(
         assert (np.diff(data.seconds[epoch.source])[together] >= 0).all(), "oldest first"
 
 
+@pytest.mark.parametrize("kind", ["pairs", "positives", "runs"])
+def test_what_is_held_at_a_time_does_not_grow_with_the_shards(
+    everything_data: Dataset, small_windows: None, kind: str
+) -> None:
+    data = everything_data
+    for shards in (1, 2, 6):
+        epoch = (
+            Sampler(data, NegativesConfig(random=0), 1, True, shards).epoch(0)
+            if kind == "pairs"
+            else Positives(data, 1, True, kind == "runs", shards).epoch(0)
+        )
+        for number in range(4):
+            for shard, part in enumerate(epoch.cut(number, 60)):
+                epoch.of(shard, part)
+        held = sum(len(rows) for _, rows in epoch._held.values())
+        most = np.bincount(data.pairs.user).max()
+        assert held <= (128 + shards * 32 if kind != "runs" else 50 + shards * most)
+
+
 def test_keys_made_for_those_who_are_asked_draw_what_kept_keys_draw(
     everything_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, every
 
 import twotower
 from twotower import pipeline
-from twotower.config import Config, DataConfig, SplitConfig, parse
+from twotower.config import Config, DataConfig, SplitConfig, load, parse
 from twotower.data import preparation
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, prepare
@@ -415,3 +415,81 @@ def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded
     few, many = found.values()
     for stage in ("preparing", "training"):
         assert many[stage] < few[stage] * 1.2 + 60, found
+
+
+def test_a_prepared_folder_that_holds_something_else_is_not_replaced(tmp_path: Path, small: None) -> None:
+    data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, checkerboard()[2])
+    preparation.prepare(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out")
+    out = tmp_path / "out"
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"it holds notes\.txt"):
+        preparation.prepare(data, CHECKERBOARD_SCHEMA, SPLITS["last"], out)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert len(Prepared.open(out).pairs.user)
+
+
+def test_a_run_on_prepared_data_goes_on_without_them(tmp_path: Path, small: None) -> None:
+    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
+    config = settings(split={"kind": "last"}, data={"prepared": str(tmp_path / "out")}, train={"epochs": 2})
+    given, schema = pipeline.read(config, None)
+    whole = pipeline.fit(given, schema, config, folder=tmp_path / "run")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "run" / "metrics.json").unlink()
+    schema, again = load(tmp_path / "run" / "config.toml")
+    given, schema = pipeline.read(again, schema)
+    run = pipeline.fit(given, schema, again, folder=tmp_path / "run", resume=True)
+    assert run.metrics["test.auc"] == whole.metrics["test.auc"]
+
+
+@pytest.mark.parametrize("gone", ["schema", "rows", "columns", "ends", "split", "digest"])
+def test_facts_that_lack_something_are_a_run_error(tmp_path: Path, small: None, gone: str) -> None:
+    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
+    facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    del facts[gone]
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
+    with pytest.raises(RunError, match=rf"prepared\.json: damaged, or of another version \('{gone}'\)"):
+        Prepared.open(tmp_path / "out")
+
+
+def test_a_schema_of_another_version_is_a_run_error_of_one_line(tmp_path: Path, small: None) -> None:
+    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
+    facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    facts["schema"]["features"][0]["kind"] = "of tomorrow"
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
+    with pytest.raises(RunError, match="damaged, or of another version") as raised:
+        Prepared.open(tmp_path / "out")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_preparation_of_another_host_is_left_alone(tmp_path: Path, small: None) -> None:
+    held = tmp_path / ".out.4194303.tmp" / "work"  # no process of this host has this number
+    held.mkdir(parents=True)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(held / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        dead = tmp_path / ".out.1.tmp" / "work"  # there is a process of this number, as in every container
+        dead.mkdir(parents=True)
+        (dead / "lock").touch()
+        prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".out.4194303.tmp", "in", "out"]
+        other.communicate(b"\n")
+
+
+def test_of_a_sides_parquet_only_named_columns_are_read(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    check_side = preparation.check_side
+
+    def watched(frame: pl.DataFrame, *rest: Any) -> pl.DataFrame:
+        seen.append(frame.columns)
+        return check_side(frame, *rest)
+
+    monkeypatch.setattr(preparation, "check_side", watched)
+    frames = [None if f is None else f.with_columns(wide=pl.lit("x" * 100)) for f in tables()]
+    prepared(tmp_path, SCHEMA, "last", *frames)
+    assert seen
+    assert not any("wide" in columns for columns in seen)

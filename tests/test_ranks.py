@@ -76,6 +76,10 @@ def test_ranks_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(ConfigError, match=r"RANK=4, WORLD_SIZE=4.*torchrun"):
         Ranks.here()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)  # as where somebody else has set WORLD_SIZE
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=4: the ranks do not find each other .*unset RANK"):
+        Ranks.here().together().__enter__()
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 100])

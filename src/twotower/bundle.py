@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -134,7 +135,11 @@ def seal(folder: Path, stamp: str, facts: dict[str, Any]) -> str:
     """Put every file and folder on the disk, then the manifest; the bundle's id."""
     files = []
     for name, info in sorted(_walk(folder), key=lambda found: found[0]):
-        (folder / name).chmod(0o644)
+        if stat.S_IMODE(info.st_mode) != 0o644:
+            if info.st_nlink > 1:  # its other names are a run's, or the user's: they keep their mode
+                shutil.copyfile(folder / name, folder / f"{name}.tmp")
+                os.replace(folder / f"{name}.tmp", folder / name)
+            (folder / name).chmod(0o644)
         storage.point()
         storage.sync(folder / name)
         storage.point()

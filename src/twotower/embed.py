@@ -31,7 +31,7 @@ from twotower.ranks import Ranks
 from twotower.run import Run
 from twotower.schema import SideName
 from twotower.shards import ANEW, File, Shard, Work, claim, clear, common_type, cut, save_ids
-from twotower.vectors import IDS, VECTORS, WORK
+from twotower.vectors import IDS, LIST, VECTORS, WORK
 
 BLOCK = 32_768
 """Rows a tower embeds at once: more takes memory, fewer makes its threads wait for each other more often."""
@@ -109,10 +109,11 @@ def embed(
 def _whole(tower: _Tower, shard: Shard, out: Path, anew: bool) -> int:
     """A table of one shard, replacing an earlier one."""
     claim(out)
-    if (out / WORK).exists():
+    if (out / WORK).exists() or (out / LIST).exists():
         if not anew:
             raise RunError(f"{out}: holds the shards of another table; {ANEW}")
-        clear(out)
+        if (out / WORK).exists():
+            clear(out)
     with storage.new_folder(out) as folder:
         n, *_ = tower(shard, folder)
         if not n:

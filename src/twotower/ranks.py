@@ -76,7 +76,13 @@ class Ranks:
                 gc.collect()
                 distributed.destroy_process_group()
             return
-        distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        try:
+            distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        except (ValueError, RuntimeError) as e:  # torch's errors of the network are RuntimeErrors
+            raise ConfigError(
+                f"WORLD_SIZE={self.count}: the ranks do not find each other ({str(e).splitlines()[0]}); start them with "
+                "torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK to run one process"
+            ) from e
         # After an error nothing is said: whoever waits hears of it as the connection ends with this process.
         stopped: Interrupted | None = None
         try:

@@ -109,6 +109,8 @@ def begin(folder: Path, dataset: Dataset, config: Config) -> None:
     for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
         (folder / stale).unlink(missing_ok=True)
     prepared.save(dataset, folder)
+    if isinstance(dataset, prepared.Prepared):  # the run has its own files; a path is relative to the config
+        config = config.model_copy(update={"data": config.data.model_copy(update={"prepared": prepared.FOLDER})})
     storage.write(folder / "config.toml", settings.dump(dataset.schema, config))
 
 

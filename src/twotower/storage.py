@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -62,10 +63,20 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, and is removed when it does not."""
+    """A temporary folder that becomes `path` when the block ends well, and is removed when it does not.
+
+    What `path` held goes only then, and as a whole; a link stays one. Raises RunError."""
+    path = path.resolve()
     if path.exists() and path.samefile("."):  # a shell in it would be left in a folder that is gone
         raise RunError(f"{path}: the present folder cannot be replaced; name another, or start from elsewhere")
+    if path.is_mount():
+        raise RunError(f"{path}: a mounted disk cannot be replaced as a whole; name a folder in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    before = path.with_name(f".{path.name}.{os.getpid()}.old")
+    for left in path.parent.glob(
+        f".{glob.escape(path.name)}.*.old"
+    ):  # of a process that was killed between two renames
+        _put_back(left, path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -74,13 +85,21 @@ def new_folder(path: Path) -> Iterator[Path]:
             sync(file)
         sync(temporary)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, before)
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as e:
         raise RunError(f"{path}: cannot be written ({e.strerror or e})") from e
     finally:
+        _put_back(before, path)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_back(before: Path, path: Path) -> None:
+    """What `path` was goes back to its place, or away if there is something new."""
+    if not path.exists() and before.exists():
+        os.replace(before, path)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def probe(folder: Path) -> None:

@@ -331,7 +331,7 @@ class Store:
         unborn = [name for name in self._ids() if name[:16] == stamp and name not in known]
         for path in [*self._bundles.glob(".tmp-*"), *(self._bundles / name for name in unborn)]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in ("CURRENT", "HISTORY.jsonl"):
+        for name in ("CURRENT", "HISTORY.jsonl", "COLLECTIONS.json"):
             for file in self.path.glob(f".{name}.*.tmp"):
                 file.unlink(missing_ok=True)
         logged = next((line["bundle"] for line in reversed(history) if line.get("action") in _FLIPS), "")

@@ -44,7 +44,7 @@ class Part:
         """(rows, D), mapped and read-only. Raises RunError if the file is missing or holds another number of rows."""
         try:
             found: npt.NDArray[Any] = np.load(self.vectors, mmap_mode="r")
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, EOFError) as e:
             raise RunError(f"{self.vectors}: missing or damaged ({e}); embed again to mend it") from None
         if found.ndim != 2 or len(found) != self.rows:
             raise RunError(f"{self.vectors}: holds {found.shape}, expected {self.rows:,} rows; embed again to mend it")
@@ -66,12 +66,18 @@ class Vectors:
             self.about = storage.read_json(self.folder / LIST)
             if not isinstance(self.about, dict) or self.about.get("format") != FORMAT:
                 raise RunError(f"{self.folder / LIST}: not a list of shards that this version reads ({FORMAT})")
-            shards = self.about["shards"]
-            self.parts = [Part(self.folder / s["vectors"], self.folder / s["ids"], s["rows"]) for s in shards]
+            try:
+                shards = self.about["shards"]
+                self.parts = [Part(self.folder / s["vectors"], self.folder / s["ids"], int(s["rows"])) for s in shards]
+            except (KeyError, TypeError, ValueError) as e:
+                raise RunError(f"{self.folder / LIST}: damaged ({e!r}); embed again to mend it") from None
         elif (self.folder / WORK).exists():
             raise RunError(f"{self.folder}: not all vectors are there yet ({LIST} is missing); call embed again")
         elif (self.folder / VECTORS).exists():
-            rows = len(np.load(self.folder / VECTORS, mmap_mode="r"))
+            try:
+                rows = len(np.load(self.folder / VECTORS, mmap_mode="r"))
+            except (OSError, ValueError, EOFError) as e:
+                raise RunError(f"{self.folder / VECTORS}: damaged ({e}); embed again to mend it") from None
             self.parts = [Part(self.folder / VECTORS, self.folder / IDS, rows)]
         else:
             raise RunError(f"{self.folder}: no vectors there; name a folder that `twotower embed --out` made")

@@ -1,12 +1,13 @@
 """Sharded Parquet, however large -> a prepared dataset (prepared.py), in memory that does not grow with the interactions.
 
 The interactions are read a piece at a time, numbered, and dealt to buckets by ranges of users; a bucket fits in memory, so
-it is deduplicated, split, sorted and written by itself. What stays in memory is one side's table at a time (its named
+it is deduplicated, split, sorted and written by itself. What stays in memory is the tables of users and items (their named
 columns), a few numbers per user and per item, a piece and a bucket.
 """
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import os
@@ -28,7 +29,7 @@ from twotower.data.arrays import Arrays
 from twotower.data.dataset import with_statistics
 from twotower.data.prepared import FACTS, FORMAT, Prepared
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
-from twotower.data.tables import POSITIVE, SECONDS, check_side, labelled, need, read_file, table_files, timed, with_ids
+from twotower.data.tables import POSITIVE, SECONDS, check_side, labelled, need, read_file, side_columns, table_files, timed, with_ids
 from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, DataError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
@@ -39,6 +40,8 @@ BUCKET = 2**23
 """Interactions of a bucket, about."""
 ROWS = 2**18
 """Rows of a side that are encoded at once."""
+LOCK = "lock"
+"""Of the working folder: held while it is worked in."""
 MOST = 2**31 - 1
 """Interactions are numbered by 32 bits."""
 
@@ -54,13 +57,14 @@ def prepare(
     out = out.resolve()  # a link stays one
     _check(data, schema, split, out)
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed
-        if not _runs(left.name.split(".")[-2]):
+        if _abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
     with storage.new_folder(out) as folder:
         (folder / "arrays").mkdir()
         (folder / "work").mkdir()
-        work = _Preparation(data, schema, split, folder, say)
-        work.run()
+        with (folder / "work" / LOCK).open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _Preparation(data, schema, split, folder, say).run()
         for path in (folder / "work").iterdir():
             path.unlink()
         (folder / "work").rmdir()
@@ -69,13 +73,14 @@ def prepare(
     return Prepared.open(out)
 
 
-def _runs(pid: str) -> bool:
-    """Whether there is a process of that number."""
+def _abandoned(folder: Path) -> bool:
+    """Whether nobody, on this host or another, holds its lock."""
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+        with (folder / "work" / LOCK).open("r+b") as lock:  # NFS locks only what may be written
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
+    except OSError:
         pass
     return True
 
@@ -90,8 +95,13 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
     for f in schema.features:
         if isinstance(f, Sequence) and f.side == "item":
             raise ConfigError(f"feature '{f.name}': sequences of items' users cannot be prepared; drop it")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FACTS).exists())):
-        raise ConfigError(f"{out}: not empty and not a prepared dataset; choose another folder")
+    if out.exists():
+        names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
+        ours = {FACTS, "encoders.json", "arrays", *(f"{side}s.parquet" for side in SIDES)} if FACTS in names else set()
+        if strange := sorted(names - ours):
+            raise ConfigError(
+                f"{out}: not empty and not a prepared dataset alone (it holds {strange[0]}); choose another folder"
+            )
 
 
 class _Preparation:
@@ -178,7 +188,7 @@ class _Preparation:
         for side, given in (("user", self.data.users), ("item", self.data.items)):
             key = schema.id_column(side)  # type: ignore[arg-type]
             if given:
-                frame = read_file(given, (schema.user_id, schema.item_id))
+                frame = read_file(given, (schema.user_id, schema.item_id), side_columns(side, schema))  # type: ignore[arg-type]
                 frames[side] = check_side(frame, side, schema, notes)  # type: ignore[arg-type]
             else:
                 found = None

@@ -52,15 +52,23 @@ class Prepared(Dataset):
         form = facts.get("format") if isinstance(facts, dict) else None
         if form != FORMAT:
             raise RunError(f"{folder / FACTS}: format {form!r}, this version reads {FORMAT}; prepare the tables again")
-        schema = Schema.model_validate(facts["schema"])
+        try:
+            schema = Schema.model_validate(facts["schema"])
+            rows, columns = int(facts["rows"]), {side: list(facts["columns"][side]) for side in SIDES}
+            _ = [int(end) for end in facts["ends"]], dict(facts["split"]), str(facts["digest"])
+        except (KeyError, TypeError, ValueError) as e:  # pydantic's is a ValueError
+            what = (str(e).splitlines() or [type(e).__name__])[0]
+            raise RunError(
+                f"{folder / FACTS}: damaged, or of another version ({what}); prepare the tables again"
+            ) from None
         arrays = {n: _mapped(folder, n) for n in ("user", "item", "positive", "part", "seconds")}
-        if {len(a) for a in arrays.values()} != {facts["rows"]}:
-            raise RunError(f"{folder}: damaged (the interactions' arrays are not of {facts['rows']:,} rows)")
+        if {len(a) for a in arrays.values()} != {rows}:
+            raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
         frames = {side: read(folder / f"{side}s.parquet", parquet) for side in SIDES}
         sides = {
             side: Side(
                 frames[side],
-                {name: _column(folder, f"{side}.{i}") for i, name in enumerate(facts["columns"][side])}
+                {name: _column(folder, f"{side}.{i}") for i, name in enumerate(columns[side])}
                 if side in encode
                 else {},
                 schema.id_column(side),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import time as clock
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,13 +109,16 @@ def table_files(source: Path | str, endings: tuple[str, ...] = ENDINGS) -> list[
     return sorted(paths)
 
 
-def read_file(source: Path | str, text: tuple[str, ...] = ()) -> pl.DataFrame:
+def read_file(
+    source: Path | str, text: tuple[str, ...] = (), wanted: Collection[str] | None = None
+) -> pl.DataFrame:
     """Read CSV (UTF-8, header line) or Parquet, by the file's ending; of a folder or a pattern all files, as one table.
 
     The CSV columns named by `text` (ids) become integers only if that loses nothing: "007" and "7" stay two ids.
+    Of Parquet only the columns that are `wanted` and there are read, or all if one that is wanted is not there.
     """
     paths = table_files(source)
-    frames = [_read_one(path, text) for path in paths]
+    frames = [_read_one(path, text, wanted) for path in paths]
     inferred = paths[0].suffix.lower() in (".csv", ".tsv")
     for path, other in zip(paths[1:], frames[1:], strict=True):
         for name in [*frames[0].columns, *other.columns]:
@@ -128,12 +132,15 @@ def read_file(source: Path | str, text: tuple[str, ...] = ()) -> pl.DataFrame:
     return frame
 
 
-def _read_one(path: Path, text: tuple[str, ...]) -> pl.DataFrame:
+def _read_one(path: Path, text: tuple[str, ...], wanted: Collection[str] | None = None) -> pl.DataFrame:
     """A file; the CSV columns named by `text` as text."""
     ending = path.suffix.lower()
     try:
         if ending in (".parquet", ".pq"):
-            return pl.read_parquet(path, glob=False)
+            table = pl.scan_parquet(path, glob=False)
+            if wanted is not None and set(wanted) <= set(table.collect_schema().names()):
+                table = table.select(wanted)
+            return table.collect()
         separator = "\t" if ending == ".tsv" else ","
         names = pl.read_csv(path, separator=separator, n_rows=0, infer_schema=False, glob=False).columns
         frame = pl.read_csv(
@@ -288,13 +295,17 @@ def check_side(frame: pl.DataFrame, side: SideName, schema: Schema, notes: list[
     if frame.height < 2:
         raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
     _features(frame, side, what, schema, None, notes)
-    made = {f.name for f in schema.side(side) if isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)}
-    named = [f.source for f in schema.side(side) if f.name not in made]
     if schema.title and side == "item":
         need(frame, [schema.title], what, schema)
-    return frame.select(
-        list(dict.fromkeys([key, *named, *([schema.title] if schema.title and side == "item" else [])]))
-    )
+    return frame.select(side_columns(side, schema))
+
+
+def side_columns(side: SideName, schema: Schema) -> list[str]:
+    """The columns of a side's table that the schema names, the id first."""
+    made = {f.name for f in schema.side(side) if isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)}
+    named = [f.source for f in schema.side(side) if f.name not in made]
+    title = [schema.title] if schema.title and side == "item" else []
+    return list(dict.fromkeys([schema.id_column(side), *named, *title]))
 
 
 def _features(

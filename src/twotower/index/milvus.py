@@ -195,9 +195,9 @@ class Milvus(ExactIndex):
         rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
         scores: list[Vectors] = [np.empty(0, np.float32)] * len(queries)
         todo = np.arange(len(queries))
-        for harder, named in ((1, False), (4, False), (16, False), (16, True)):
+        for harder, more, named in ((1, 1, False), (4, 4, False), (16, 16, False), (16, 16, True), (16, most, True)):
             # An eighth more: Milvus rounds in float32, which matters between the last and the next.
-            fetch = min(len(self), most, (k + max(8, k // 8)) * self.effort.get("refine", 1) * harder)
+            fetch = min(len(self), most, (k + max(8, k // 8)) * self.effort.get("refine", 1) * more)
             if len(todo):
                 todo = self._propose(queries, k, scope, harder, fetch, named, todo, rows, scores)
         if len(todo):

@@ -133,7 +133,7 @@ class Sampler:
     def epoch(self, number: int) -> Epoch:
         """The pairs of epoch `number` (0, 1, …)."""
         order = [
-            Windows(len(self._shards.of(s)), self._shuffle, _rng(self._seed, 0x6E65, number, s))
+            Windows(len(self._shards.of(s)), self._shuffle, _rng(self._seed, 0x6E65, number, s), len(self._shards))
             for s in range(len(self._shards))
         ]
 
@@ -186,7 +186,7 @@ class Positives:
         if self._by_user:
             return self._of_users(number)
         order = [
-            Windows(len(self._shards.of(s)), self._shuffle, _rng(self._seed, 0x706F, number, s))
+            Windows(len(self._shards.of(s)), self._shuffle, _rng(self._seed, 0x706F, number, s), len(self._shards))
             for s in range(len(self._shards))
         ]
 
@@ -211,7 +211,8 @@ class Positives:
                 users = users[np.argsort(rng.permutation(len(users)), kind="stable")]
             ends = np.cumsum(self._first[users + 1] - self._first[users])
             total = int(ends[-1]) if len(ends) else 0
-            cuts = np.searchsorted(ends, np.arange(_RUN, max(total, 1), _RUN)) + 1
+            run = max(1, _RUN // len(self._shards))
+            cuts = np.searchsorted(ends, np.arange(run, max(total, 1), run)) + 1
             runs = np.split(users, np.unique(cuts[cuts < len(users)]))
             orders.append(runs)
             lengths.append([int((self._first[run + 1] - self._first[run]).sum()) for run in runs])

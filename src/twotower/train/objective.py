@@ -174,7 +174,9 @@ class Objective:
 
     def _left_out(self, source: Ints, observed: Ints) -> Ints:
         """The interactions of the batch, which no sequence may hold."""
-        if self.ranks.count > 1 and self.config.train.shards > 1 and self.config.negatives.observed:
+        # A rank that has none of a batch has drawn nothing, and leaves out what the others drew.
+        apart = self.config.train.shards > 1 or len(source) < self.ranks.count
+        if self.ranks.count > 1 and apart and self.config.negatives.observed:
             counts = [int(n) for n in self.ranks.gather_array(np.array([len(observed)]), [1] * self.ranks.count)]
             observed = self.ranks.gather_array(observed, counts)
         return np.concatenate([source, observed]) if len(observed) else source

@@ -105,10 +105,11 @@ def _ends_of_users(users: Codes, numbers: npt.NDArray[Any], count: int) -> list[
 class Windows:
     """The windows of one shard in one epoch: which of its places are shuffled together, and in what order they come."""
 
-    def __init__(self, n: int, shuffle: bool, rng: Callable[[int], np.random.Generator]) -> None:
-        """`rng(w)` is that of window w."""
+    def __init__(self, n: int, shuffle: bool, rng: Callable[[int], np.random.Generator], shards: int = 1) -> None:
+        """`rng(w)` is that of window w. One window of each of the `shards` is held at a time, together about WINDOW rows."""
         self.n, self.shuffle, self.rng = n, shuffle, rng
-        self.count = max(1, -(-n // WINDOW))
+        self._each = max(1, WINDOW // BLOCK // shards)
+        self.count = max(1, -(-n // (self._each * BLOCK)))
         self._blocks = np.arange(-(-n // BLOCK))
         if shuffle and self.count > 1:
             whole = n // BLOCK  # the one that is not whole stays the last
@@ -116,7 +117,7 @@ class Windows:
 
     def blocks(self, window: int) -> Ints:
         """The blocks of a window."""
-        each = WINDOW // BLOCK
+        each = self._each
         return self._blocks[window * each : (window + 1) * each]
 
     def places(self, window: int) -> Ints:
