@@ -527,10 +527,8 @@ def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], l
         found: Any = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "table.json" or not isinstance(found, dict) or "results" not in found:
             continue
-        if machines and (found["machine"]["cpu"], found["machine"]["cores"]) != (
-            machines[0]["cpu"],
-            machines[0]["cores"],
-        ):
+        # Not the cores: a script may have been given one of them.
+        if machines and any(found["machine"][of] != machines[0][of] for of in ("cpu", "memory_gb")):
             doubts.append(f"{path.name} is of another machine: {found['machine']['cpu']}")
         machines.append(found["machine"])
         bounds.append(found["limits"])
@@ -538,7 +536,7 @@ def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], l
         doubts += dict.fromkeys(f"{path.name}: {r['doubt']}" for r in found["results"] if r.get("doubt"))
         results |= {r["name"]: r for r in found["results"]}
     versions = {name: given for m in machines for name, given in m["versions"].items()}
-    machine = machines[0] | {"versions": versions} if machines else {}
+    machine = max(machines, key=lambda m: int(m["cores"])) | {"versions": versions} if machines else {}
     return results, machine, bounds, doubts
 
 

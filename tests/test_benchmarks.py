@@ -250,6 +250,12 @@ def test_results_of_two_machines_are_told(tmp_path: Path, monkeypatch: pytest.Mo
     measure.save(tmp_path / "b.json", [speed()], 2)
     _, _, _, doubts = table.collect(tmp_path)
     assert doubts == ["b.json is of another machine: another", f"b.json: {SPEED} is measured twice"]
+    (tmp_path / "b.json").unlink()
+    monkeypatch.setattr(measure, "machine", lambda: here | {"cores": here["cores"] + 1})  # not all were given to it
+    measure.save(tmp_path / "c.json", [], 1)
+    _, machine, _, doubts = table.collect(tmp_path)
+    assert not doubts
+    assert machine["cores"] == here["cores"] + 1
 
 
 # ---- what the tables expect is what the scripts have
