@@ -378,7 +378,7 @@ ROWS: dict[str, Callable[[Split], Iterator[Candidate]]] = {
     "dssm": lambda split: documented(split, "DSSM", epochs=3, batch=4096),
     "youtubednn": lambda split: documented(split, "YoutubeDNN", epochs=10, batch=2048),
     "recbole-bpr": lambda split: recbole(split, "BPR", epochs=20, rates=(1e-3, 5e-4)),
-    "recbole-dssm": lambda split: recbole(split, "DSSM", epochs=4, rates=(1e-3,)),
+    "recbole-dssm": lambda split: recbole(split, "DSSM", epochs=12, rates=(1e-3,)),
 }
 
 # ---- the table ---------------------------------------------------------------------------------------------------
