@@ -46,6 +46,6 @@ def test_the_whole_way_through_folders_of_any_name(
         run("train", here / "c.toml", "--run", here / "again [y]", "--set", "train.epochs=1", "--set", prepared)
     run("evaluate", made)
     run("publish", made, "--store", store)
-    assert "p" in run("recommend", "--store", store, "--user", "c000", "-k", "3")
+    assert "(id p" in run("recommend", "--store", store, "--user", "c000", "-k", "3")
     run("embed", made, data / f"products.{ending}", "--out", here / "vectors [z]")
     assert len(Vectors(here / "vectors [z]")) > 0

@@ -184,24 +184,25 @@ class _Preparation:
 
     def _sides(self) -> dict[SideName, pl.DataFrame]:
         """Both sides' tables, the columns that the schema names; of a side without one, the ids of the interactions."""
-        schema, frames, notes = self.schema, {}, list[str]()
-        for side, given in (("user", self.data.users), ("item", self.data.items)):
-            key = schema.id_column(side)  # type: ignore[arg-type]
+        schema, notes = self.schema, list[str]()
+        frames: dict[SideName, pl.DataFrame] = {}
+        for side, given in zip(SIDES, (self.data.users, self.data.items), strict=True):
+            key = schema.id_column(side)
             if given:
-                frame = read_file(given, (schema.user_id, schema.item_id), side_columns(side, schema))  # type: ignore[arg-type]
-                frames[side] = check_side(frame, side, schema, notes)  # type: ignore[arg-type]
+                frame = read_file(given, (schema.user_id, schema.item_id), side_columns(side, schema))
+                frames[side] = check_side(frame, side, schema, notes)
             else:
                 found = None
                 for piece in self._pieces([key]):
                     ids = with_ids(piece, key, "interactions").unique()
                     found = ids if found is None else _joined(found, ids, key)
                 assert found is not None
-                frames[side] = check_side(found.sort(key), side, schema, notes)  # type: ignore[arg-type]
+                frames[side] = check_side(found.sort(key), side, schema, notes)
         for note in notes:
             self.say(note)
         if schema.title:
             need(frames["item"], [schema.title], "items", schema)
-        return frames  # type: ignore[return-value]
+        return frames
 
     def _deal(self, frames: dict[SideName, pl.DataFrame]) -> tuple[list[Path], int]:
         """The numbered interactions in buckets of users; and how many there are."""

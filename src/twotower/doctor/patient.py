@@ -81,13 +81,13 @@ class Patient:
         config = self.config
         by_user = config.train.histories == "earlier"
         size = config.train.batch_size
-        some = Positives(self.data, config.train.seed, config.train.shuffle, by_user).epoch(0)
-        few_rows = some.of(0, slice(0, size + config.negatives.memory))
-        user, item = few_rows.user[:size], few_rows.item[:size]
+        epoch = Positives(self.data, config.train.seed, config.train.shuffle, by_user).epoch(0)
+        some = epoch.of(0, slice(0, size + config.negatives.memory))
+        user, item = some.user[:size], some.item[:size]
         sampler = CandidateSampler(self.data, config.negatives, config.train.seed)
         if config.negatives.hard and self.finite:
             sampler.mine(self.factors.users, self.factors.items, 1)
-        memory = torch.from_numpy(few_rows.item[size:].astype(np.int64))
+        memory = torch.from_numpy(some.item[size:].astype(np.int64))
         drawn = sampler(user, item, 0, memory, torch.device("cpu"))
         columns = max(1, len(drawn.log_q) + drawn.own.shape[1])
         rows = sample(np.arange(len(user)), max(1, min(_ROWS, _CELLS // columns)))
