@@ -2,6 +2,7 @@
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
 # make demo SERVE=1   … and open its console   make test-system  with a real Chromium and Valkey
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
+# make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
 # Every target makes .venv and installs what it needs.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-real check docs bench-env bench bench-gpu clean
+.PHONY: help demo test test-system test-real check golden docs bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -56,6 +57,15 @@ check: .venv/.test
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Does this tree train, export, search and answer, to the bit, what a commit does? make golden BASE=main
+golden: .venv/.test
+	@test -n "$(BASE)" || { echo "error: name a commit: make golden BASE=main"; exit 2; }
+	@old=$$(mktemp -d); trap 'git worktree remove --force "$$old/tree"; rm -rf "$$old"' EXIT; set -e; \
+	  git worktree add --quiet --detach "$$old/tree" "$(BASE)"; \
+	  PYTHONPATH="$$old/tree/src" $(BIN)/python "$$old/tree/tests/golden.py" record "$$old/old.json" --ranks; \
+	  PYTHONPATH=src $(BIN)/python tests/golden.py record "$$old/new.json" --ranks; \
+	  $(BIN)/python tests/golden.py compare "$$old/old.json" "$$old/new.json"
 
 docs: .venv/.test
 	$(BIN)/python docs/generate.py

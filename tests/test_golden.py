@@ -1,0 +1,73 @@
+"""What trainings, exports, searches and requests give is what they gave before, within rounding."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import get_args
+
+import golden
+import numpy as np
+import pytest
+import torch
+
+from twotower import config, index, schema
+
+KEPT = json.loads(golden.FILE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", golden.PORTABLE)
+def test_numbers_are_what_they_were(case: str) -> None:
+    found = golden.numbers(golden.CASES[case]())
+    assert found.keys() == KEPT[case].keys()
+    for name, expected in KEPT[case].items():
+        bound = np.full(len(expected), 1e-5)
+        if name != "weights":  # the first is a sum, in which terms cancel; the second is that of their sizes
+            bound[0] *= max(1.0, expected[1])
+        difference = np.abs(np.subtract(found[name], expected))
+        assert (difference <= bound * np.maximum(1.0, np.abs(expected))).all(), f"{case}: {name}: {found[name]}"
+
+
+def test_every_kind_has_a_case() -> None:
+    names = " ".join(golden.TRAININGS)
+    fields = config.LossConfig.model_fields | config.TrainConfig.model_fields | config.SplitConfig.model_fields
+    for group, found in (
+        ("loss", get_args(config.LossConfig.model_fields["kind"].annotation)),
+        ("optimizer", get_args(fields["optimizer"].annotation)),
+        ("split", get_args(config.SplitConfig.model_fields["kind"].annotation)),
+        ("similarity", get_args(config.ModelConfig.model_fields["similarity"].annotation)),
+        ("branch", tuple(config.BRANCH_KINDS)),
+        ("pooling", get_args(schema.Pooling)),
+        ("negatives", ("random", "full", "uniform", "popularity", "memory", "observed", "hard", "attribute")),
+    ):
+        for kind in found:
+            assert f"{group} {kind}" in names, f"{group} {kind}"
+    assert set(config.FEATURE_KINDS) == {f.kind for f in golden.EVERYTHING_SCHEMA.features}
+    assert {case.split()[1] for case in golden.CASES if case.startswith("index")} == set(index.KINDS) - {"milvus"}
+
+
+def test_a_bit_that_differs_is_named() -> None:
+    torch.set_num_threads(1)
+    old = {"index exact dot": golden.record("index exact dot")}
+    new = copy.deepcopy(old)
+    assert golden.differences(old, new) == []
+    array = golden.searches("exact", "dot")["all, scores"]
+    array[0, 0] = np.nextafter(array[0, 0], np.float32(np.inf))
+    new["index exact dot"]["all, scores"] = golden.digest(array)
+    new["index exact dot"]["more"] = new["index exact dot"].pop("all, rows")
+    lines = golden.differences(old, new)
+    assert [line.split(": ")[:2] for line in lines[:2]] == [
+        ["index exact dot", "all, rows"],
+        ["index exact dot", "more"],
+    ]
+    assert lines[0].endswith("gone")
+    assert lines[1].endswith("new")
+    assert lines[2].startswith("index exact dot: all, scores: ")
+
+
+def test_an_array_is_found_under_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {"loss bce": {"weights a.b": golden.digest(np.ones(3))}}
+    new = {"loss bce": {"weights c.b": golden.digest(np.ones(3))}}
+    assert len(golden.differences(old, new)) == 2
+    monkeypatch.setitem(golden.RENAMED, "loss bce: weights a.", "loss bce: weights c.")
+    assert golden.differences(old, new) == []
