@@ -7,13 +7,19 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
+from twotower.serve.histories import _ITEM, Histories, Told, _unpack
 from twotower.serve.live import Breaker, Live, Memory, Redis, digest
 from twotower.serve.settings import ServeSettings
 
@@ -142,7 +148,9 @@ def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
 
     async def world() -> None:
         nonlocal now
-        live = Memory(seconds=10, users=2, clock=lambda: now)
+        one = Memory()
+        await one.add(["b"], "a", [("1", True)])
+        live = Memory(seconds=10, limit=int(2.5 * one.size), clock=lambda: now)
         for user in "abc":
             await live.add(["b"], user, [("1", True)])
         assert [(await live.recall(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
@@ -153,6 +161,101 @@ def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
         assert len((await live.recall(["b"], "c")).events) == 2
 
     asyncio.run(world())
+
+
+def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_goes_is_counted() -> None:
+    dropped = {"user": 0, "event": 0}
+
+    def count(what: str, n: int) -> None:
+        dropped[what] += n
+
+    async def world() -> None:
+        limit, vector = 2 << 20, np.zeros((1, 64), np.float32)
+        catalogue = [f"{n:>512}" for n in range(1_000)]
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            live = Memory(limit=limit, dropped=count)
+            for n in range(800):
+                user = f"{n}{'u' * 500}"
+                known = [(catalogue[(n * 7 + place) % 1_000], True) for place in range(200)]
+                strange = [(f"{n}/{place}{'é' * 500}", False) for place in range(40 if n % 2 else 0)]
+                await live.add(["b"], user, known)
+                await live.add(["b"], user, strange, {item for item, _ in strange})
+                told = [*known, *strange[20:]][-200:]
+                assert (await live.recall(["b"], user)).events == told
+                await live.keep("b", user, told, vector)
+                assert live.size <= limit
+                if n == 400:  # full since long
+                    full = tracemalloc.get_traced_memory()[0] - before
+            taken = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert live.size / 1.5 < taken < live.size * 1.5
+        assert taken < full * 1.2
+        assert dropped["user"] > 400
+        assert dropped["event"] == 400 * 20
+
+    asyncio.run(world())
+
+
+def test_fault_G6_of_items_that_the_bundle_does_not_know_the_latest_few_stay_and_the_rest_are_counted() -> None:
+    async def world() -> None:
+        counts: list[tuple[str, int]] = []
+        live = Memory(events=50, dropped=lambda what, n: counts.append((what, n)))
+        for n in range(30):
+            await live.add(["b"], "u", [(f"known {n}", True), (f"strange {n}", n % 2 == 0)], {f"strange {n}"})
+        told = [event for n in range(30) for event in ((f"known {n}", True), (f"strange {n}", n % 2 == 0))]
+        stay = [(item, liked) for item, liked in told if item.startswith("known") or int(item.split()[1]) >= 10]
+        assert (await live.recall(["b"], "u")).events == stay[-50:]
+        assert sum(n for what, n in counts if what == "event") == 10
+        # A bundle that knows them reads them; what one bundle's events name is never another's.
+        await live.add(["b", "c"], "u", [("strange 29", False)])
+        assert (await live.recall(["b", "c"], "u")).events == [*stay[-49:], ("strange 29", False)]
+
+    asyncio.run(world())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "put", "put", "get", "keep", "drop", "take", "later"]),
+            st.sampled_from(["a", "b", "ü" * 90, "\ud800"]),
+            st.sampled_from([["1"], ["2"], ["1", "2"]]),
+            st.lists(st.tuples(st.text(max_size=40), st.booleans(), st.booleans()), max_size=12),
+        ),
+        max_size=60,
+    )
+)
+def test_fault_G6_the_sum_over_users_and_items_is_always_the_total(steps: list[Any]) -> None:
+    now, one, all_of = 0.0, [0], Histories(8, 10.0, 1 << 30, clock=lambda: now)
+    small = Histories(8, 10.0, 5_000, lambda what, n: one.append(n), clock=lambda: now)
+    for what, user, bundles, events in steps:
+        told = [Told(item, liked, now, known) for item, liked, known in events]
+        now += 6.0 if what == "later" else 0.001
+        for kept in (all_of, small):
+            if what == "put":
+                kept.put(user, bundles[-1], told)
+            elif what == "get":
+                assert all(e.when > now - 20 for e in kept.get(user, bundles))
+            elif what == "keep":
+                kept.keep(user, (bundles[-1], b"12345678", bytes(len(events))))
+            elif what in ("drop", "take"):
+                kept.drop(user, bundles if what == "take" else None)
+            users, items = kept._users.values(), kept._items
+            named = [c >> 2 for u in users for _, packed in u.histories.values() for _, c in _unpack(packed)]
+            assert {n: uses for n, uses in enumerate(items._uses) if uses} == dict(Counter(named))
+            weights = [u.size for u in users]
+            for u in users:
+                u.weigh()
+            assert weights == [u.size for u in users]
+            assert kept.size == sum(weights) + sum(_ITEM + len(t) for t in items._texts if t is not None)
+        assert small.size <= 5_000
+    for kept in (all_of, small):
+        for user in ("a", "b", "ü" * 90, "\ud800"):
+            kept.drop(user)
+        assert kept.size == 0
+        assert not len(kept)
 
 
 def test_keys_carry_the_bundle(server: Server) -> None:
@@ -179,6 +282,36 @@ def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
         found = await live.recall(["b"], "u")
         assert found.events == [("2", True)]
         assert found.vector is None
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_fault_G6_what_another_program_pushed_costs_no_more_than_the_latest_events(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url, timeout=5, events=5)
+        asked: list[Any] = []
+        pipeline = live._client.pipeline
+
+        def watched(**more: Any) -> Any:
+            pipe = pipeline(**more)
+            execute = pipe.execute
+
+            async def kept() -> Any:
+                asked.append(await execute())
+                return asked[-1]
+
+            pipe.execute = kept
+            return pipe
+
+        live._client.pipeline = watched
+        await live._client.rpush(
+            "b:history:u", *(f'["{n}", true, 1.5]' for n in range(1000)), f'["{"x" * 5000}", true, 1.5]'
+        )
+        assert (await live.recall(["b"], "u")).events == [(str(n), True) for n in range(996, 1000)]
+        assert len(asked[-1][0]) == 5
+        assert await live.add(["b"], "u", [(str(n), True) for n in range(10_000)]) == (5, True)
+        assert asked[-1][0] == 1000 + 1 + 5  # no more was sent than is kept
         await live.close()
 
     asyncio.run(world())
@@ -218,8 +351,9 @@ def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_com
 
 def test_fault_F1_a_store_that_is_killed_in_the_middle_costs_a_bounded_time_and_then_none(server: Server) -> None:
     async def world() -> None:
-        live = redis(server.url, timeout=0.1)
+        live = redis(server.url, timeout=10)
         await live.add(["b"], "u", [("1", True)])
+        live.timeout = 0.1
         server.kill()
         started = time.perf_counter()
         for _ in range(50):

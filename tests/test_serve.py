@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -720,6 +721,26 @@ def test_batches_beyond_the_bound_are_refused(client: Client) -> None:
     statuses = client.run(go())
     assert statuses.count(503) == 5
     assert statuses.count(200) == 4
+
+
+@pytest.mark.parametrize("live", ["memory", "redis://127.0.0.1:1/0"])
+def test_fault_G6_who_goes_for_want_of_room_is_counted_and_others_are_remembered(make: Make, live: str) -> None:
+    client = make(live_memory=20_000, live=live)
+    for n in range(100):
+        events = [*("i1" for _ in range(50)), *(f"{n}/{place}/{'x' * 500}" for place in range(21))]
+        added = client.post("/v1/events", {"user_id": f"{n}{'u' * 400}", "events": events})
+        assert added.json()["live"] == 70  # twenty of items that nobody knows
+    last = client.post("/v1/recommend", {"user_id": f"99{'u' * 400}"}).json()
+    assert (last["live"], last["method"]) == (70, 2)
+    assert client.post("/v1/recommend", {"user_id": f"0{'u' * 400}"}).json()["live"] == 0
+    text = client.get("/metrics").text
+    assert 'twotower_live_dropped_total{what="event"} 100.0' in text
+    dropped, taken = (
+        float(re.search(rf"^twotower_live_{name} (\S+)$", text, re.M)[1])  # type: ignore[index]
+        for name in (r'dropped_total{what="user"}', "bytes")
+    )
+    assert dropped >= 98
+    assert 0 < taken <= 20_000
 
 
 def test_events_that_other_workers_would_not_see_are_refused(make: Make) -> None:

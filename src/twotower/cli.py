@@ -396,6 +396,10 @@ def serve(
     ] = "memory",
     live_events: Annotated[int, typer.Option("--live-events", help="latest events kept of a user")] = 200,
     live_seconds: Annotated[int, typer.Option("--live-seconds", help="… and for how long after the last")] = 86_400,
+    live_memory: Annotated[
+        int,
+        typer.Option("--live-memory", help="bytes of live histories in a worker; over it the longest unseen users go"),
+    ] = 256 << 20,
     live_timeout: Annotated[float, typer.Option("--live-timeout", help="ms to wait for the store of histories")] = 20.0,
     rate: Annotated[
         float, typer.Option("--rate", help="requests a second of one client to one worker; 0: no limit")

@@ -16,8 +16,7 @@ import hashlib
 import logging
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -26,11 +25,10 @@ import numpy.typing as npt
 import orjson
 
 from twotower.errors import ConfigError
+from twotower.serve.histories import Histories, Told
 
 Event = tuple[str, bool]
 """An item's id, and whether the user liked it."""
-Timed = tuple[str, bool, float]
-"""An event, and when it came, in seconds since 1970."""
 Vector = npt.NDArray[np.float32]
 T = TypeVar("T")
 
@@ -54,8 +52,11 @@ class Live(Protocol):
     shared: bool
     """Whether other processes see them."""
 
-    async def add(self, bundles: Sequence[str], user: str, events: Sequence[Event]) -> tuple[int, bool]:
-        """Append under the last of the bundles; how many are kept under all of them, and whether others see the new ones."""
+    async def add(
+        self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
+    ) -> tuple[int, bool]:
+        """Append under the last of the bundles, which does not know the `unknown` items; how many are kept under all of
+        them, and whether others see the new ones."""
 
     async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
         """The events under these bundles, in the order in which they came, and the vector under the last bundle."""
@@ -71,72 +72,63 @@ class Live(Protocol):
 
 
 class Memory:
-    """In this process: the latest `users`, of each the latest `events`, `seconds` after the last of them."""
+    """In this process: of each user the latest `events`, `seconds` after the last of them, `limit` bytes of all."""
 
     shared = False
 
     def __init__(
-        self, events: int = 200, seconds: float = 86_400, users: int = 100_000,
+        self,
+        events: int = 200,
+        seconds: float = 86_400,
+        limit: int = 256 << 20,
+        dropped: Callable[[str, int], None] = lambda what, n: None,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
-        self.events, self.seconds, self.users = events, seconds, users
-        self._clock = clock
-        self._histories: OrderedDict[str, tuple[float, list[Timed]]] = OrderedDict()
-        self._vectors: OrderedDict[str, tuple[bytes, Vector]] = OrderedDict()
+    ) -> None:
+        """`dropped` is told "user" or "event", and how many, each time there is no room for some."""
+        self.events = events
+        self._histories = Histories(events, seconds, limit, dropped, clock)
 
-    async def add(self, bundles: Sequence[str], user: str, events: Sequence[Event]) -> tuple[int, bool]:
-        self.put(bundles[-1], user, timed(events))
+    @property
+    def size(self) -> int:
+        """Bytes that are taken of `limit`."""
+        return self._histories.size
+
+    async def add(
+        self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
+    ) -> tuple[int, bool]:
+        self.put(bundles[-1], user, timed(events, unknown))
         return len(self.get(bundles, user)), True
 
-    def put(self, bundle: str, user: str, events: Sequence[Timed]) -> None:
-        key = _history(bundle, user)
-        self._histories[key] = (self._clock() + self.seconds, [*self._fresh(key), *events][-self.events :])
-        self._histories.move_to_end(key)
-        while len(self._histories) > self.users:
-            self._histories.popitem(last=False)
+    def put(self, bundle: str, user: str, events: Sequence[Told]) -> None:
+        self._histories.put(user, bundle, events)
 
-    def get(self, bundles: Sequence[str], user: str) -> list[Timed]:
+    def get(self, bundles: Sequence[str], user: str) -> list[Told]:
         """The latest events under these bundles."""
-        if not self._histories:
-            return []
-        return latest([e for bundle in bundles for e in self._fresh(_history(bundle, user))], self.events)
+        return latest(self._histories.get(user, bundles), self.events)
 
-    def taken(self, bundles: Sequence[str], user: str) -> list[Timed]:
+    def taken(self, bundles: Sequence[str], user: str) -> list[Told]:
         """The events under these bundles, which are here no longer."""
         events = self.get(bundles, user)
-        for bundle in bundles:
-            self._histories.pop(_history(bundle, user), None)
+        self._histories.drop(user, bundles)
         return events
 
     async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
-        events = [(item, liked) for item, liked, _ in self.get(bundles, user)]
+        events = [(e.item, e.liked) for e in self.get(bundles, user)]
         if not events:
             return NOBODY
-        made_of, vector = self._vectors.get(_vector(bundles[-1], user), (b"", None))
-        return Recalled(events, vector if made_of == digest(events) else None)
+        kept = self._histories.vector(user)
+        fits = kept is not None and kept[:2] == (bundles[-1], digest(events))
+        return Recalled(events, np.frombuffer(kept[2], "<f4")[None] if kept is not None and fits else None)
 
     async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: Vector) -> None:
-        key = _vector(bundle, user)
-        self._vectors[key] = (digest(events), vector)
-        self._vectors.move_to_end(key)
-        while len(self._vectors) > self.users:
-            self._vectors.popitem(last=False)
+        self._histories.keep(user, (bundle, digest(events), vector.astype("<f4").tobytes()))
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
-        for bundle in bundles:
-            self._histories.pop(_history(bundle, user), None)
-            self._vectors.pop(_vector(bundle, user), None)
+        self._histories.drop(user)
         return True
 
     async def close(self) -> None:
         return
-
-    def _fresh(self, key: str) -> list[Timed]:
-        until, events = self._histories.get(key, (0.0, []))
-        if events and until < self._clock():
-            del self._histories[key]
-            return []
-        return events
 
 
 class Breaker:
@@ -190,8 +182,10 @@ class Redis:
         seconds: int = 86_400,
         timeout: float = 0.02,
         failed: Callable[[str], None] = lambda what: None,
+        here: Memory | None = None,
     ) -> None:
-        """`timeout` in seconds for one exchange; `failed` is told "read" or "write" each time one fails.
+        """`timeout` in seconds for one exchange; `failed` is told "read" or "write" each time one fails; `here` keeps
+        what cannot be written.
 
         Raises ConfigError if the client is not installed or the URL is none.
         """
@@ -213,15 +207,17 @@ class Redis:
         self.breaker = Breaker()
         self._failed = failed
         self._errors: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
-        self._here = Memory(events, seconds)
+        self._here = here or Memory(events, seconds)
 
-    async def add(self, bundles: Sequence[str], user: str, events: Sequence[Event]) -> tuple[int, bool]:
-        key, new = _history(bundles[-1], user), timed(events)
+    async def add(
+        self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
+    ) -> tuple[int, bool]:
+        key, new = _history(bundles[-1], user), timed(events[-self.events :], unknown)
         waiting = self._here.taken(bundles, user)
 
         async def push() -> int:
             pipe = self._client.pipeline(transaction=True)
-            pipe.rpush(key, *(orjson.dumps(e) for e in (*waiting, *new)))
+            pipe.rpush(key, *(orjson.dumps(e[:3]) for e in (*waiting, *new)))
             pipe.ltrim(key, -self.events, -1)
             pipe.expire(key, self.seconds)
             for bundle in bundles:
@@ -239,7 +235,7 @@ class Redis:
         async def read() -> list[Any]:
             pipe = self._client.pipeline(transaction=False)
             for bundle in bundles:
-                pipe.lrange(_history(bundle, user), 0, -1)
+                pipe.lrange(_history(bundle, user), -self.events, -1)
             pipe.get(_vector(bundles[-1], user))
             return list(await pipe.execute())
 
@@ -248,7 +244,7 @@ class Redis:
             return await self._here.recall(bundles, user)
         *histories, kept = found
         there = [event for history in histories for raw in history if (event := _event(raw))]
-        events = [(i, liked) for i, liked, _ in latest([*there, *self._here.get(bundles, user)], self.events)]
+        events = [(e.item, e.liked) for e in latest([*there, *self._here.get(bundles, user)], self.events)]
         if not events:
             return NOBODY
         fits = isinstance(kept, bytes) and kept[:_DIGEST] == digest(events) and (len(kept) - _DIGEST) % 4 == 0
@@ -291,6 +287,8 @@ class Redis:
 
 
 _DIGEST = 8
+_LARGEST_EVENT = 4096
+"""Bytes of an event: of 512 characters, the longest id, none takes more than six."""
 
 
 def digest(events: Sequence[Event]) -> bytes:
@@ -306,22 +304,24 @@ def _vector(bundle: str, user: str) -> str:
     return f"{bundle}:vector:{user}"
 
 
-def _event(raw: bytes) -> Timed | None:
+def _event(raw: bytes) -> Told | None:
     """Nothing for what is no event of ours."""
+    if len(raw) > _LARGEST_EVENT:
+        return None
     try:
         item, liked, when = orjson.loads(raw)
     except (ValueError, TypeError):
         return None
     ours = isinstance(item, str) and isinstance(liked, bool) and isinstance(when, float)
-    return (item, liked, when) if ours else None
+    return Told(item, liked, when) if ours else None
 
 
-def timed(events: Sequence[Event]) -> list[Timed]:
+def timed(events: Sequence[Event], unknown: Container[str] = ()) -> list[Told]:
     """Events of now, in their order."""
     now = time.time()
-    return [(item, liked, now + place * 1e-6) for place, (item, liked) in enumerate(events)]
+    return [Told(item, liked, now + place * 1e-6, item not in unknown) for place, (item, liked) in enumerate(events)]
 
 
-def latest(events: list[Timed], n: int) -> list[Timed]:
+def latest(events: list[Told], n: int) -> list[Told]:
     """The last `n` in the order of their times."""
-    return sorted(events, key=lambda e: e[2])[-n:]
+    return sorted(events, key=lambda e: e.when)[-n:]

@@ -55,6 +55,8 @@ class Metrics:
         self.load_seconds = gauge("bundle_load_seconds", "Seconds that the last load took")
         self.load_failures = counter("bundle_load_failures_total", "Bundles that were refused, by reason", "reason")
         self.live_errors = counter("live_errors_total", "Failures of the store of live histories", "operation")
+        self.live_bytes = gauge("live_bytes", "Bytes of live histories in the process", mode="livesum")
+        self.live_dropped = counter("live_dropped_total", "Live histories and events dropped for want of room", "what")
         self.index_errors = counter("index_errors_total", "Failures of an index that is elsewhere")
         self.ready = gauge("ready", "1 while /readyz says yes", mode="livemin")
         self.ready.set(0)

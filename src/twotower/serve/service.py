@@ -48,14 +48,12 @@ class Service:
         self.settings = s = settings
         self.metrics = metrics or Metrics()
         self.shelf = Shelf(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
-        self.live: Live
-        if s.live == "memory":
-            self.live = Memory(s.live_events, s.live_seconds)
-        else:
-            count = self.metrics.live_errors
-            self.live = Redis(
-                s.live, s.live_events, s.live_seconds, s.live_timeout / 1e3, lambda w: count.labels(w).inc()
-            )
+        failed, dropped = self.metrics.live_errors, self.metrics.live_dropped
+        self._memory = Memory(s.live_events, s.live_seconds, s.live_memory, lambda what, n: dropped.labels(what).inc(n))
+        self.live: Live = self._memory
+        if s.live != "memory":
+            timeout, count = s.live_timeout / 1e3, lambda what: failed.labels(what).inc()
+            self.live = Redis(s.live, s.live_events, s.live_seconds, timeout, count, self._memory)
         # A turn that waits for another process lets others have theirs; but a few, for what the loop has to do before
         # it reads an answer looks to them like a slow store.
         self._turns = 4 if self.live.shared else 1
@@ -164,8 +162,10 @@ class Service:
                 f"{self.settings.workers} workers do not share live histories kept in memory; serve with "
                 "--live redis://HOST:PORT/DB, or with one worker",
             )
-        bundles = self.shelf.bundles(self.shelf.current)
-        n, shared = await self.live.add(bundles, body.user_id, wire.events(list(body.events)))
+        retriever, events = self.shelf.current, wire.events(list(body.events))
+        unknown = set(retriever.strange(item for item, _ in events))
+        n, shared = await self.live.add(self.shelf.bundles(retriever), body.user_id, events, unknown)
+        self.metrics.live_bytes.set(self._memory.size)
         return {"live": n, "shared": shared and self.live.shared}
 
     async def forget(self, user_id: str) -> None:
@@ -310,6 +310,7 @@ class Service:
             self._later(work)
         else:
             await work
+            self.metrics.live_bytes.set(self._memory.size)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

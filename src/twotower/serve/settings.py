@@ -58,6 +58,8 @@ class ServeSettings:
     """Latest events kept of a user."""
     live_seconds: int = 86_400
     """A user's events are forgotten so long after the last."""
+    live_memory: int = 256 << 20
+    """Bytes that live histories may take in a worker; over it the users go who were not seen for longest."""
     live_timeout: float = 20.0
     """Milliseconds to wait for the store of live histories."""
     index_timeout: float = 250.0
@@ -82,7 +84,8 @@ class ServeSettings:
     """Seconds that an idle connection is kept."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "live_events", "live_seconds"):
+        for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "live_events", "live_seconds",
+                     "live_memory"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 1")
         for name in (

@@ -1,0 +1,243 @@
+"""Live histories in this process: bounded in bytes, the least recently seen user goes first.
+
+An event is 16 bytes: its time, and the number of its item. Ids of items, of which a catalogue has few and histories name
+many, are kept once and under numbers of this object's own, so that a number means the same item whichever bundle is
+current, and goes when the last history that names it does.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+UNKNOWN = 20
+"""Events kept of a user's whose items the bundle does not know: its tower cannot read them, another bundle's may."""
+_EVENT = struct.Struct("<dQ")
+_LIKED, _KNOWN = 1, 2  # bits beside the number of the item
+# Bytes that Python adds, by tracemalloc: to an id of an item, to a user, to one of their histories, to their vector.
+_ITEM, _USER, _HISTORY, _VECTOR = 140, 420, 150, 140
+
+
+class Told(NamedTuple):
+    """An event: whether the user liked the item, seconds since 1970, and whether the bundle knew the item then."""
+
+    item: str
+    liked: bool
+    when: float
+    known: bool = True
+
+
+class Histories:
+    """Of each user and bundle the latest `events`, `seconds` after the last of them; of all together `limit` bytes."""
+
+    def __init__(
+        self,
+        events: int,
+        seconds: float,
+        limit: int,
+        dropped: Callable[[str, int], None] = lambda what, n: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`dropped` is told "user" or "event", and how many, each time there is no room for some."""
+        self.events, self.seconds, self.limit = events, seconds, limit
+        self._dropped, self._clock = dropped, clock
+        self._users: OrderedDict[bytes, _User] = OrderedDict()
+        self._items = _Items()
+        self._of_users = 0
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    @property
+    def size(self) -> int:
+        """Bytes that all of it takes, with what Python adds."""
+        return self._of_users + self._items.size
+
+    def put(self, user: str, bundle: str, events: Sequence[Told]) -> None:
+        """Append to the user's events under the bundle."""
+        self._forget_old()
+        key = _bytes(user)
+        who = self._users.get(key)
+        if who is None:
+            who = self._users[key] = _User(len(key))
+            self._of_users += who.size
+        self._users.move_to_end(key)
+        new = [(e.when, self._items.take(e.item) << 2 | e.known * _KNOWN | e.liked) for e in events[-self.events :]]
+        kept, strange = _few([*self._packed(who, bundle), *new])
+        if strange:
+            self._dropped("event", len(strange))
+        self._release([*strange, *kept[: -self.events]])
+        kept = kept[-self.events :]
+        who.histories[bundle] = (self._clock() + self.seconds, b"".join(_EVENT.pack(*e) for e in kept))
+        self._weigh(who)
+        self._make_room()
+
+    def get(self, user: str, bundles: Iterable[str]) -> list[Told]:
+        """The user's events under the bundles, one bundle after the other; the user counts as seen."""
+        key = _bytes(user)
+        if (who := self._users.get(key)) is None:
+            return []
+        self._users.move_to_end(key)
+        found = [
+            Told(self._items[code >> 2], bool(code & _LIKED), when, bool(code & _KNOWN))
+            for bundle in bundles
+            for when, code in self._packed(who, bundle)
+        ]
+        if who.histories:
+            self._weigh(who)
+        else:
+            self.drop(user)
+        return found
+
+    def keep(self, user: str, vector: tuple[str, bytes, bytes]) -> None:
+        """Keep a user's vector beside their history: its bundle, the digest of what it was made of, its numbers."""
+        if (who := self._users.get(_bytes(user))) is not None:
+            who.vector = vector
+            self._weigh(who)
+            self._make_room()
+
+    def vector(self, user: str) -> tuple[str, bytes, bytes] | None:
+        """What `keep` was told last."""
+        who = self._users.get(_bytes(user))
+        return None if who is None else who.vector
+
+    def drop(self, user: str, bundles: Iterable[str] | None = None) -> None:
+        """Forget the user's events under the bundles, or all there is of the user."""
+        key = _bytes(user)
+        if (who := self._users.get(key)) is None:
+            return
+        for bundle in list(who.histories) if bundles is None else bundles:
+            self._release(_unpack(who.histories.pop(bundle, (0.0, b""))[1]))
+        if who.histories:
+            self._weigh(who)
+        else:
+            self._of_users -= self._users.pop(key).size
+
+    def _packed(self, who: _User, bundle: str) -> list[tuple[float, int]]:
+        """The events under a bundle, which are forgotten if they are too old."""
+        until, events = who.histories.get(bundle, (0.0, b""))
+        if events and until < self._clock():
+            del who.histories[bundle]
+            self._release(_unpack(events))
+            return []
+        return _unpack(events)
+
+    def _release(self, events: Iterable[tuple[float, int]]) -> None:
+        for _, code in events:
+            self._items.release(code >> 2)
+
+    def _weigh(self, who: _User) -> None:
+        before = who.size
+        who.weigh()
+        self._of_users += who.size - before
+
+    def _make_room(self) -> None:
+        gone = 0
+        while self.size > self.limit and self._users:
+            self._drop_first()
+            gone += 1
+        if gone:
+            self._dropped("user", gone)
+
+    def _forget_old(self) -> None:
+        """Users who were not seen for long are not counted as dropped."""
+        now = self._clock()
+        while self._users and next(iter(self._users.values())).until < now:
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        _, who = self._users.popitem(last=False)
+        self._of_users -= who.size
+        for _, events in who.histories.values():
+            self._release(_unpack(events))
+
+
+class _User:
+    """What is kept of one user, and what that takes."""
+
+    __slots__ = ("histories", "name", "size", "vector")
+
+    def __init__(self, name: int) -> None:
+        """`name`: bytes of the user's id."""
+        self.name = name
+        self.histories: dict[str, tuple[float, bytes]] = {}
+        """Until when they are kept, and the events, by bundle."""
+        self.vector: tuple[str, bytes, bytes] | None = None
+        self.weigh()
+
+    @property
+    def until(self) -> float:
+        return max((until for until, _ in self.histories.values()), default=0.0)
+
+    def weigh(self) -> None:
+        self.size = _USER + self.name + sum(_HISTORY + len(events) for _, events in self.histories.values())
+        if self.vector is not None:
+            self.size += _VECTOR + len(self.vector[2])
+
+
+class _Items:
+    """Ids of items by number, each kept once, as long as an event names it."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._numbers: dict[bytes, int] = {}
+        self._texts: list[bytes | None] = []
+        self._uses: list[int] = []
+        self._free: list[int] = []
+
+    def __getitem__(self, number: int) -> str:
+        text = self._texts[number]
+        assert text is not None
+        return text.decode("utf-8", "surrogatepass")
+
+    def take(self, item: str) -> int:
+        """The item's number, once more in use."""
+        text = _bytes(item)
+        number = self._numbers.get(text)
+        if number is None:
+            if self._free:
+                number = self._free.pop()
+            else:
+                number = len(self._texts)
+                self._texts.append(None)
+                self._uses.append(0)
+            self._numbers[text], self._texts[number] = number, text
+            self.size += _ITEM + len(text)
+        self._uses[number] += 1
+        return number
+
+    def release(self, number: int) -> None:
+        """Once less in use."""
+        self._uses[number] -= 1
+        if not self._uses[number]:
+            text = self._texts[number]
+            assert text is not None
+            self._texts[number] = None
+            del self._numbers[text]
+            self._free.append(number)
+            self.size -= _ITEM + len(text)
+
+
+def _few(events: list[tuple[float, int]]) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
+    """The events without the oldest of unknown items, where there are more than UNKNOWN; and these."""
+    over = sum(not code & _KNOWN for _, code in events) - UNKNOWN
+    stay, gone = [], []
+    for event in events:
+        if over > 0 and not event[1] & _KNOWN:
+            over -= 1
+            gone.append(event)
+        else:
+            stay.append(event)
+    return stay, gone
+
+
+def _unpack(events: bytes) -> list[tuple[float, int]]:
+    return list(_EVENT.iter_unpack(events))
+
+
+def _bytes(text: str) -> bytes:
+    # Not as text, to which Python adds its bytes when somebody asks for them.
+    return text.encode("utf-8", "surrogatepass")
