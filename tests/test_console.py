@@ -8,10 +8,13 @@ import select
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -674,3 +677,92 @@ def test_the_page_is_strict_and_small(visit: Callable[..., Visit], service: Serv
     assert "unsafe" not in reply.headers["content-security-policy"]
     assert not re.search(r"\sstyle=|<style|<script(?![^>]*\ssrc=)|\son\w+=", reply.text())
     assert sum(f.stat().st_size for f in PAGE.iterdir() if f.is_file()) < 120_000
+
+
+# ---- a page of another origin
+
+ATTACK = """async ([url, user]) => {
+  const told = JSON.stringify({ user_id: user, events: ["i1", "i2"] });
+  const failed = [];
+  const send = (path, more) => fetch(url + path, more).then((r) => r.type === "opaque" || failed.push([path, r.status]), (e) => failed.push([path, String(e)]));
+  const post = (body, headers = {}) => send("v1/events", { method: "POST", mode: "no-cors", body, headers });
+  await post(new Blob([told]));
+  await post(new Blob([told], { type: "application/json" }));
+  await post(new Blob([told], { type: "text/plain" }));
+  await post(new TextEncoder().encode(told));
+  await post(told, { "Content-Type": "application/json" });
+  await post(new URLSearchParams({ [told]: "" }));
+  navigator.sendBeacon(url + "v1/events", new Blob([told]));
+  for (const mode of ["cors", "same-origin"])
+    await send("v1/events", { method: "POST", mode, body: told, headers: { "Content-Type": "application/json" } });
+  await send("v1/events/keep", { method: "DELETE", mode: "cors" });
+  const request = new XMLHttpRequest();
+  await new Promise((done) => { request.onloadend = done; request.open("POST", url + "v1/events"); request.send(new Blob([told])); });
+  for (const enctype of ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]) {
+    const frame = document.createElement("iframe");
+    frame.name = enctype;
+    document.body.append(frame);
+    const form = Object.assign(document.createElement("form"), { action: url + "v1/events", method: "POST", enctype, target: enctype });
+    form.append(Object.assign(document.createElement("input"), { name: told.slice(0, -1) + ', "x": "', value: '"}' }));
+    document.body.append(form);
+    await new Promise((done) => { frame.onload = done; form.submit(); });
+  }
+  return failed.map(([path]) => path);
+}"""
+
+
+class _Page(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b"<!doctype html><title>another site</title><body></body>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[int]:
+    """The port of another server of this machine, with an empty page."""
+    with HTTPServer(("127.0.0.1", 0), _Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def _live(service: Service, user: str) -> int:
+    """How many live events the service keeps of a user."""
+    told = json.dumps({"user_id": user}).encode()
+    request = urllib.request.Request(
+        service.url + "v1/recommend", told, {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        return int(json.load(reply)["live"])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["another port", "another site"])
+def test_fault_G5_a_page_of_another_origin_writes_and_forgets_nothing(
+    service: Service, browser: Any, elsewhere: int, host: str
+) -> None:
+    kept = json.dumps({"user_id": "keep", "events": ["i3"]}).encode()
+    headers = {"Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(service.url + "v1/events", kept, headers), timeout=10).close()
+    before = _live(service, "keep")
+    context = browser.new_context()
+    page, victim = context.new_page(), f"victim of {host}"
+    sent: list[str] = []
+    page.on("request", lambda r: sent.append(r.url) if r.url.startswith(service.url) else None)
+    page.goto(f"http://{host}:{elsewhere}/")
+    assert page.evaluate("window.origin") == f"http://{host}:{elsewhere}"
+    failed = page.evaluate(ATTACK, [service.url, victim])
+    # What a browser sends without asking was sent; the rest it did not let the page do.
+    assert failed == ["v1/events", "v1/events", "v1/events/keep"]
+    assert len(sent) >= 10
+    assert _live(service, victim) == 0
+    assert _live(service, "keep") == before
+    context.close()

@@ -255,7 +255,9 @@ def _received(s: socket.socket, end: bytes) -> bytes:
 def test_fault_D7_a_body_that_does_not_come_is_408(serve: Any) -> None:
     served = serve("--body-timeout", "0.4").wait()
     with served.connect() as s:
-        s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
+        s.sendall(
+            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+        )
         assert httpx.post(served.url + "/v1/recommend", json={}).status_code == 200
         assert b"408 Request Timeout" in s.recv(1000)
 
@@ -263,7 +265,9 @@ def test_fault_D7_a_body_that_does_not_come_is_408(serve: Any) -> None:
 def test_fault_D7_a_body_in_drips_is_408(serve: Any) -> None:
     served = serve("--body-timeout", "0.6").wait()
     with served.connect() as s:
-        s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n")
+        s.sendall(
+            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+        )
         started = time.monotonic()
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             while time.monotonic() - started < 8:
@@ -329,7 +333,10 @@ def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(serve: Any) -> N
     def send(size: int) -> None:
         s = served.connect()
         try:
-            s.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+            s.sendall(
+                b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
             piece = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
             for _ in range(size // 65_536):
                 s.sendall(piece)

@@ -32,6 +32,7 @@ from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
 from twotower.store import Store
 
+AS_JSON = {"content-type": "application/json"}
 PAIR = {"layers": [8], "senet": {"enabled": True}}
 
 
@@ -408,14 +409,14 @@ INVALID = [
 
 @pytest.mark.parametrize("content", MALFORMED, ids=range(len(MALFORMED)))
 def test_fault_D1_what_is_no_json_is_400(client: Client, content: bytes) -> None:
-    reply = client.ask("POST", "/v1/recommend", content=content, headers={"content-type": "application/json"})
+    reply = client.ask("POST", "/v1/recommend", content=content, headers=AS_JSON)
     assert reply.status_code in (400, 422)
     problem(reply, "malformed" if reply.status_code == 400 else "invalid")
 
 
 @pytest.mark.parametrize("content", INVALID, ids=range(len(INVALID)))
 def test_fault_D1_what_is_no_request_is_422_and_says_where(client: Client, content: bytes) -> None:
-    reply = client.ask("POST", "/v1/recommend", content=content, headers={"content-type": "application/json"})
+    reply = client.ask("POST", "/v1/recommend", content=content, headers=AS_JSON)
     problem(reply, "invalid")
 
 
@@ -426,13 +427,12 @@ def test_fault_D1_a_body_of_another_kind_is_415(client: Client) -> None:
     problem(client.ask("POST", "/v1/recommend", content=b"{}", headers=packed), "media-type")
     for kind in ("application/json; charset=utf-8", "Application/JSON"):
         assert client.ask("POST", "/v1/recommend", content=b"{}", headers={"content-type": kind}).status_code == 200
-    assert client.ask("POST", "/v1/recommend", content=b"{}").status_code == 200
 
 
 def test_fault_D2_a_body_over_the_limit_is_413_with_and_without_its_length(make: Make) -> None:
     client = make(max_body=10_000)
     big = b'{"user_id": "' + b"u" * 20_000 + b'"}'
-    told = problem(client.ask("POST", "/v1/recommend", content=big), "too-large")
+    told = problem(client.ask("POST", "/v1/recommend", content=big, headers=AS_JSON), "too-large")
     assert "10,000" in told["detail"]
     sent = 0
 
@@ -442,9 +442,9 @@ def test_fault_D2_a_body_over_the_limit_is_413_with_and_without_its_length(make:
             sent += 1
             yield b"x" * 4_000
 
-    problem(client.ask("POST", "/v1/recommend", content=pieces()), "too-large")
+    problem(client.ask("POST", "/v1/recommend", content=pieces(), headers=AS_JSON), "too-large")
     assert sent <= 4  # the rest was never read
-    lied = {"content-length": "1" * 30}
+    lied = {"content-length": "1" * 30} | AS_JSON
     problem(client.ask("POST", "/v1/recommend", content=b"{}", headers=lied), "too-large")
 
 
@@ -534,8 +534,8 @@ def test_fault_D8_a_client_that_goes_away_before_its_body_has_come_is_nobody(cli
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "raw_path": b"/v1/recommend",
-             "query_string": b"", "headers": [], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
-             "scheme": "http", "root_path": "", "http_version": "1.1"}  # fmt: skip
+             "query_string": b"", "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
+             "server": ("127.0.0.1", 2), "scheme": "http", "root_path": "", "http_version": "1.1"}  # fmt: skip
     client.run(client.door(scope, receive, send))
     assert sent == []
     assert 'twotower_requests_total{route="gone",status="0"} 1.0' in client.get("/metrics").text
@@ -629,6 +629,86 @@ def test_fault_D10_ids_of_requests_are_ours_or_harmless(client: Client, caplog: 
     told = " ".join(json.dumps(r.told) for r in lines)  # type: ignore[attr-defined]
     assert "secret" not in told
     assert '"route": "/v1/recommend"' in told
+
+
+# What a browser says of itself when a page of another origin asks, and of a page of this one.
+FOREIGN = {
+    "another site": {"origin": "http://evil.example", "sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+    "another port of this machine": {"origin": "http://localhost:3000", "sec-fetch-site": "same-site"},
+    "a frame in a sandbox": {"origin": "null", "sec-fetch-site": "cross-site"},
+    "no origin is told": {"sec-fetch-site": "cross-site"},
+    "an old browser": {"origin": "http://evil.example"},
+    "an old browser, another port": {"origin": "http://localhost:3000"},
+    "an old browser, in a sandbox": {"origin": "null"},
+    "a name that looks alike": {"origin": "http://localhost.evil.example"},
+    "an extension": {"origin": "chrome-extension://localhost", "sec-fetch-site": "none"},
+}
+OWN = {
+    "no browser": {},
+    "the console": {"origin": "http://localhost", "sec-fetch-site": "same-origin"},
+    "the console, what it only reads": {"sec-fetch-site": "same-origin"},
+    "an address that was typed": {"sec-fetch-site": "none"},
+    "an old browser": {"origin": "http://localhost"},
+}
+ASKED = [("POST", "/v1/recommend"), ("POST", "/v1/events"), ("GET", "/v1/console/users"), ("GET", "/metrics"),
+         ("DELETE", "/v1/events/u1")]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", FOREIGN.values(), ids=FOREIGN)
+def test_fault_G5_without_keys_a_page_of_another_origin_is_refused(client: Client, said: dict[str, str]) -> None:
+    body = {"user_id": "u1", "events": ["i1"]}
+    for method, path in ASKED:
+        problem(client.ask(method, path, body if method == "POST" else None, headers=said), "origin")
+    assert client.post("/v1/recommend", {"user_id": "u1"}).json()["live"] == 0
+    for path in ("/", "/page/console.js", "/livez"):  # a link to the console works from anywhere
+        assert client.get(path, headers=said).status_code == 200
+
+
+@pytest.mark.parametrize("said", OWN.values(), ids=OWN)
+def test_fault_G5_the_console_and_programs_are_answered(client: Client, said: dict[str, str]) -> None:
+    for method, path in ASKED:
+        body = {"user_id": "u1", "events": ["i1"]} if path == "/v1/events" else {} if method == "POST" else None
+        assert client.ask(method, path, body, headers=said).status_code in (200, 202, 204)
+
+
+def test_fault_G5_the_console_works_by_any_name_and_behind_a_proxy(make: Make) -> None:
+    client = make(host="0.0.0.0", insecure=True)
+
+    def status(**said: str) -> int:
+        return client.post("/v1/recommend", {}, headers={k.replace("_", "-"): v for k, v in said.items()}).status_code
+
+    assert status(host="shop.lan:8000", origin="http://shop.lan:8000") == 200
+    assert status(host="SHOP.lan", origin="https://shop.LAN") == 200  # TLS ends before
+    assert status(host="shop.lan:443", origin="https://shop.lan") == 200
+    assert status(host="[fd00::1]:8000", origin="http://[fd00::1]:8000") == 200
+    assert status(host="10.0.0.7:8000", origin="https://shop.example", sec_fetch_site="same-origin") == 200
+    assert status(host="10.0.0.7:8000", origin="https://shop.example") == 403  # the proxy has to pass the name on
+    assert status(host="shop.lan:8000", origin="http://shop.lan") == 403
+    assert status(host="shop.lan", origin="http://shop.lan:8000") == 403
+
+
+def test_fault_G5_with_keys_the_key_is_what_counts(make: Make, key_file: tuple[Path, str, str]) -> None:
+    file, key, _ = key_file
+    client = make(keys=file)
+    said = FOREIGN["another site"]
+    problem(client.post("/v1/recommend", {}, headers=said), "no-key")
+    assert client.post("/v1/recommend", {}, headers=said | bearer(key)).status_code == 200
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain;charset=UTF-8", "application/x-www-form-urlencoded",
+                                  "multipart/form-data; boundary=x", "text/plain; application/json", "application/json-seq"])  # fmt: skip
+def test_fault_G5_every_body_says_that_it_is_json(
+    make: Make, key_file: tuple[Path, str, str], kind: str | None
+) -> None:
+    file, _, boss = key_file
+    body = b'{"user_id": "u1", "events": ["i1"]}'
+    headers = {"content-type": kind} if kind else {}
+    client, admin = make(), make(keys=file, admin=True)
+    for path in ("/v1/events", "/v1/recommend", "/v1/recommend:batch", "/v1/console/explain"):
+        problem(client.ask("POST", path, content=body, headers=headers), "media-type")
+    for path in ("/v1/rollback", "/v1/reload"):
+        problem(admin.ask("POST", path, content=b"{}", headers=headers | bearer(boss)), "media-type")
+    assert client.post("/v1/recommend", {"user_id": "u1"}).json()["live"] == 0
 
 
 # ---- limits and overload

@@ -62,7 +62,7 @@ def json(value: Any, status: int = 200) -> Response:
 
 def _problems(*names: str) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that answers clients."""
-    return _responses(*names, "no-key", "rate", "overload")
+    return _responses(*names, "no-key", "origin", "rate", "overload")
 
 
 def _responses(*names: str) -> dict[int | str, dict[str, Any]]:
@@ -174,7 +174,7 @@ def create(service: Service) -> FastAPI:
             raise Problem("draining")
         return json({"status": "ok", "bundle_id": service.shelf.current.bundle.id})
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=_responses("no-key"), tags=["operation"])
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_responses("no-key", "origin"), tags=["operation"])
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)

@@ -116,7 +116,8 @@ class Door:
     def _enter(self, scope: Any, path: str, headers: dict[bytes, bytes]) -> str:
         """The name of the client's key. Raises Problem."""
         client = "-"
-        if self.keys is not None and not (path == "/" or path.startswith(OPEN[1:])):
+        is_open = path == "/" or path.startswith(OPEN[1:])
+        if self.keys is not None and not is_open:
             bearer = headers.get(b"authorization", b"")
             token = bearer[7:].decode("latin-1").strip() if bearer[:7].lower() == b"bearer " else ""
             key = self.keys.find(token) if token else None
@@ -127,6 +128,8 @@ class Door:
             client = key.name
         if self._local and (host := headers.get(b"host")) and re.sub(rb":\d+$", b"", host).lower() not in self._hosts:
             raise Problem("host")
+        if self.keys is None and not is_open and _is_foreign(headers):
+            raise Problem("origin")
         if self.limiter is not None and path.startswith("/v1/"):
             self.limiter.take(client if client != "-" else (scope.get("client") or ("-",))[0])
         return client
@@ -137,8 +140,10 @@ class Door:
         if length and (not length.isdigit() or len(length) > 20 or int(length) > most):
             raise Problem("too-large", f"{length.decode('latin-1')[:20]} bytes, at most {most:,} are taken")
         kind, coding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity")
-        if kind and kind.partition(b";")[0].strip().lower() != b"application/json":
-            raise Problem("media-type", f"the body is {kind.decode('latin-1')[:80]!r}; send application/json")
+        # A missing one too: a page of another site can send that without asking, as it can text/plain and forms.
+        if kind.partition(b";")[0].strip().lower() != b"application/json":
+            told = f"the body is {kind.decode('latin-1')[:80]!r}" if kind else "the body says no Content-Type"
+            raise Problem("media-type", f"{told}; send application/json")
         if coding.lower() != b"identity":
             raise Problem("media-type", f"the body is in {coding.decode('latin-1')[:80]!r}; send it as it is")
         body = bytearray()
@@ -179,6 +184,23 @@ class Door:
         await send({"type": "http.response.start", "status": 503,
                     "headers": [*_OVERLOAD_HEADERS, (b"x-request-id", request_id)]})  # fmt: skip
         await send({"type": "http.response.body", "body": _OVERLOAD.replace(_ID, request_id)})
+
+
+def _is_foreign(headers: dict[bytes, bytes]) -> bool:
+    """Whether a browser sends this for a page of another origin.
+
+    `Sec-Fetch-Site` is the browser's own word, which holds behind any proxy, but over plain HTTP only this machine is
+    told it. Elsewhere a page's origin has to be the host that is asked; the scheme may differ, for a proxy may have taken
+    TLS off. What is no browser sends neither header."""
+    site, origin = headers.get(b"sec-fetch-site", b"none"), headers.get(b"origin")
+    if site != b"none":
+        return site != b"same-origin"
+    if origin is None:
+        return False
+    scheme, _, where = origin.lower().partition(b"://")
+    port = {b"http": b":80", b"https": b":443"}.get(scheme)
+    host = headers.get(b"host", b"").lower()
+    return port is None or not host or where.removesuffix(port) != host.removesuffix(port)
 
 
 class _ClientGone(Exception):

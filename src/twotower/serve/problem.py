@@ -17,6 +17,11 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
         "Send the header Authorization: Bearer KEY; `twotower key NAME` makes one.",
     ),
     "scope": (403, "The API key may not do this", "Use a key of scope admin: `twotower key NAME --admin`."),
+    "origin": (
+        403,
+        "The request is from a page of another site",
+        "Use the console of this service, ask from a program, or serve with --keys.",
+    ),
     "not-found": (404, "There is no such page", "GET /openapi.json lists what there is."),
     "unknown-item": (404, "The bundle has no such item", "Ask with an item id of the present bundle."),
     "unknown-user": (
