@@ -8,13 +8,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import cli, pipeline
 from twotower import config as toml
+from twotower.schema import SIDES, Categorical, MultiHot, Schema
 
 
 @pytest.fixture
@@ -130,6 +133,99 @@ def test_odd_requests_are_one_line(store: Path, tmp_path: Path, capsys: pytest.C
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert said in error
+
+
+ADDRESSES = Schema(
+    user_id="uid",
+    item_id="iid",
+    label="liked",
+    features=(
+        *(Categorical(name=f"{side[0]}id", side=side) for side in SIDES),
+        Categorical(name="zip", side="user"),
+        Categorical(name="floor", side="user"),
+        MultiHot(name="codes", side="user", separator="|"),
+        Categorical(name="version", side="item"),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with CSVs of categories that look like numbers, a run of them and a store."""
+    folder = tmp_path_factory.mktemp("addresses")
+    users, items, actions = checkerboard()
+    n, m = users["user_id"].to_list(), items["item_id"].to_list()
+    spelled = {
+        "users": {
+            "uid": n, "zip": [("02139", "2139", "1e5", "90210")[i % 4] for i in n], "floor": [i % 3 for i in n],
+            "codes": [("7", "07", "7|12")[i % 3] for i in n],
+        },
+        "items": {
+            "iid": m, "version": [("1.10", "1.1")[i % 2] for i in m], "sku": [("01000", "1000", "1e3")[i % 3] for i in m],
+        },
+        "interactions": actions.rename({"user_id": "uid", "item_id": "iid"}).drop("at").to_dict(as_series=False),
+    }  # fmt: skip
+    for name, columns in spelled.items():
+        pl.DataFrame(columns).write_csv(folder / f"{name}.csv")
+    config = settings(train={"epochs": 1, "batch_size": 200, "device": "cpu"})
+    data = {name: f"{name}.csv" for name in spelled}
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    (folder / "config.toml").write_text(toml.dump(ADDRESSES, config), encoding="utf-8")
+    assert call("train", folder / "config.toml", "--run", folder / "run") == 0
+    assert call("publish", folder / "run", "--store", folder / "store") == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("condition", "which"),
+    [("sku=01000", range(0, 30, 3)), ("sku=1000", range(1, 30, 3)), ("sku=1e3", range(2, 30, 3)),
+     ("version=1.10", range(0, 30, 2)), ("version=1.1", range(1, 30, 2)), ("version=1.100", [])],
+)  # fmt: skip
+def test_fault_G10_filters_find_what_looks_like_a_number_as_it_is_spelled(
+    addresses: Path, condition: str, which: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--store", addresses / "store", "--user", "1", "--keep-seen", "-k", "30", "--where", condition, "--json"]
+    assert call("recommend", *asked) == 0
+    assert sorted(int(i["id"]) for i in json.loads(capsys.readouterr().out)["items"]) == [*which]
+
+
+@pytest.mark.parametrize(
+    ("features", "known"),
+    [
+        ({"zip": "02139"}, True),
+        ({"zip": "2139"}, True),
+        ({"zip": 2139}, True),  # a JSON number is its digits
+        ({"zip": 2139.5}, False),
+        ({"zip": "1e5"}, True),
+        ({"zip": 1e5}, False),
+        ({"zip": "100000"}, False),
+        ({"floor": 2}, True),
+        ({"floor": "2"}, True),
+        ({"floor": 2.0}, True),
+        ({"floor": "02"}, False),
+        ({"floor": 1.5}, False),
+        ({"codes": "07"}, True),
+        ({"codes": "007"}, False),
+    ],
+)
+def test_fault_G10_a_request_means_a_category_by_its_spelling(
+    addresses: Path, features: dict[str, Any], known: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "asked.json").write_text(json.dumps({"features": features}))
+    asked = ["--store", addresses / "store", "--features", tmp_path / "asked.json", "--json"]
+    assert call("recommend", *asked) == 0
+    assert json.loads(capsys.readouterr().out)["unknown"] == ([] if known else [*features])
+
+
+def test_fault_G10_a_csv_that_is_embedded_is_read_as_in_training(addresses: Path, tmp_path: Path) -> None:
+    run = pipeline.load(addresses / "run")
+    rows = (addresses / "users.csv").read_text().splitlines()
+    for path, lines in ((tmp_path / "all.csv", rows), (tmp_path / "digits.tsv", [rows[0], *rows[2::4]])):
+        path.write_text("\n".join(lines).replace(",", "\t" if path.suffix == ".tsv" else ",") + "\n")
+        assert call("embed", addresses / "run", path, "--out", tmp_path / path.stem, "--side", "user") == 0
+        found = np.load(tmp_path / path.stem / "vectors.npy")
+        users = [int(line.split(",")[0]) for line in lines[1:]]
+        np.testing.assert_allclose(found, run.factors().users[users].numpy(), atol=1e-6)
 
 
 def test_the_template_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:

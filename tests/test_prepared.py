@@ -134,6 +134,22 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path
     )
 
 
+def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path: Path) -> None:
+    users, items, actions = tables()
+    zips = pl.Series("city", ["02139", "2139", "1e5", "1.10", "1.1"] * 12)
+    users = users.with_columns(zips)
+    data = shards(tmp_path / "in", SCHEMA, users, items, actions)
+    users.write_csv(tmp_path / "users.csv")
+    data = data.model_copy(update={"users": str(tmp_path / "users.csv")})
+    preparation.prepare(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+    disk = Prepared.open(tmp_path / "out")
+    assert disk.users.frame["city"].to_list() == zips.to_list()
+    assert (
+        disk.encoders.to_json()
+        == prepare(check(users, items, actions, SCHEMA), SCHEMA, SPLITS["last"]).encoders.to_json()
+    )
+
+
 def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path, small: None) -> None:
     _, _, actions = checkerboard()
     config = SplitConfig(kind="last")

@@ -566,6 +566,8 @@ def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> 
     row = retriever.user_ids.row(request.user_id) if request.user_id is not None else None
     frame = users[row] if row is not None else users.clear(1).with_columns(pl.lit(0.0).alias("__count:bought"))
     texts = [f.source for f in schema.texts("user")]
+    numbers = {f.source for f in schema.side("user") if isinstance(f, Numeric | Vector)}
+    categories = {f.source for f in schema.side("user") if isinstance(f, Categorical | MultiHot)} - numbers
     frame = frame.with_columns(spelled(frame[name]).cast(pl.String).alias(name) for name in texts)
     values = dict(request.features)
     if row is None and request.user_id is not None:
@@ -574,7 +576,11 @@ def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> 
         try:
             if isinstance(value, dict):
                 raise TypeError
-            frame = frame.with_columns(pl.Series(name, [value], strict=False).cast(frame.schema[name], strict=True))
+            given = pl.Series(name, [value], strict=False)
+            column = given.cast(frame.schema[name], strict=True)
+            kept, said = (getattr(t, "inner", t) for t in (column.dtype, given.dtype))
+            as_said = name in categories and kept.is_integer() and (said == pl.String or said.is_float())
+            frame = frame.with_columns(given if as_said else column)  # 007 is not 7
         except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
             if name != schema.user_id:
                 raise DataError(f"request: feature '{name}' is {value!r}, expected {frame.schema[name]}") from None

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from twotower.config import SplitConfig
 from twotower.data.dataset import Dataset, prepare
-from twotower.data.tables import Tables, as_frame, check, describe, read_file
+from twotower.data.tables import Reading, Tables, as_frame, check, describe, read_file
+from twotower.encoders import spelled
 from twotower.errors import DataError
-from twotower.schema import Categorical, MultiHot, Numeric, Schema, Vector
+from twotower.schema import Categorical, MultiHot, Numeric, Schema, Text, Vector
 
 PLAIN = Schema(features=ID_FEATURES)
 RATED = Schema(label="stars", positive_above=3, time="at", features=ID_FEATURES)
@@ -547,15 +548,18 @@ def test_a_folder_or_a_pattern_is_one_table_in_the_order_of_names(tmp_path: Path
         pl.DataFrame({"id": ids, "v": [1, 2]}).write_csv(tmp_path / f"{n}.csv")
     (tmp_path / "_SUCCESS").touch()
     for source in (tmp_path, tmp_path / "*.csv"):
-        assert read_file(source, ("id",))["id"].to_list() == ["1", "2", "007", "x"], "one text makes all of them text"
+        assert read_file(source, Reading(frozenset("v")))["id"].to_list() == ["1", "2", "007", "x"], (
+            "one text makes all of them text"
+        )
     pl.DataFrame({"id": ["3"], "w": [1]}).write_csv(tmp_path / "c.csv")
     refused(
-        lambda: read_file(tmp_path, ("id",)), "c.csv: column 'v' is not as in a.csv; give all files the same columns"
+        lambda: read_file(tmp_path, Reading(frozenset("v"))),
+        "c.csv: column 'v' is not as in a.csv; give all files the same columns",
     )
     pl.DataFrame({"v": [0.5], "id": ["3"]}).write_csv(tmp_path / "c.csv")  # another order, and another type of number
-    assert read_file(tmp_path, ("id",))["v"].to_list() == [1, 2, 1, 2, 0.5]
+    assert read_file(tmp_path, Reading(frozenset("v")))["v"].to_list() == [1, 2, 1, 2, 0.5]
     pl.DataFrame({"id": ["3"], "v": ["y"]}).write_csv(tmp_path / "c.csv")
-    refused(lambda: read_file(tmp_path, ("id",)), "c.csv: column 'v' is not as in a.csv")
+    refused(lambda: read_file(tmp_path, Reading(frozenset("v"))), "c.csv: column 'v' is not as in a.csv")
 
 
 # --- whole tables -------------------------------------------------------------------------------------------------
@@ -624,6 +628,113 @@ def test_ids_of_a_csv_are_integers_where_that_loses_nothing_and_text_where_the_o
 
 def _ids_of(user: str, item: str) -> tuple[Categorical, Categorical]:
     return Categorical(name=user, side="user"), Categorical(name=item, side="item")
+
+
+LOOKALIKES = Schema(
+    user_id="uid",
+    item_id="iid",
+    label="stars",
+    positive_above=3,
+    features=(
+        *_ids_of("uid", "iid"),
+        Categorical(name="zip", side="user"),
+        Categorical(name="floor", side="user"),
+        Categorical(name="member", side="user"),
+        Numeric(name="age", side="user"),
+        Categorical(name="version", side="item"),
+        MultiHot(name="tags", side="item", separator="|"),
+        Text(name="words", side="item"),
+    ),
+)
+"""Of tables whose categories look like numbers."""
+
+
+def lookalikes(folder: Path, separator: str = ",", pieces: int = 1) -> tuple[Path, Path, Path]:
+    """Three tables of text files: each a file, or a folder of several."""
+    tables = {
+        "users": "uid,zip,floor,member,age\n1,02139,3,True,30\n2,2139,-1,False,4.50\n3,1e5,3,,0100\n4,,12,True,",
+        "items": "iid,version,tags,words,sku\na,1.10,7,007,01000\nb,1.1,07,7,1000\nc,2024-01-01,7|8,12,1000\nd,,,,NA",
+        "clicks": "uid,iid,stars\n1,a,5\n2,b,4.5\n3,c,0001\n4,d,5",
+    }
+    ending, paths = "tsv" if separator == "\t" else "csv", []
+    for name, text in tables.items():
+        header, *rows = text.replace(",", separator).split("\n")
+        (folder / name).mkdir()
+        for n in range(pieces):
+            part = rows[n * 4 // pieces : (n + 1) * 4 // pieces]
+            paths.append(folder / name / f"{n}.{ending}")
+            paths[-1].write_text("\n".join([header, *part]) + "\n")
+    return tuple(folder / n if pieces > 1 else folder / n / f"0.{ending}" for n in tables)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("separator", "pieces"), [(",", 1), ("\t", 1), (",", 2)])
+def test_fault_G10_categories_of_a_csv_are_text_however_much_they_look_like_numbers(
+    separator: str, pieces: int, tmp_path: Path
+) -> None:
+    tables = check(*lookalikes(tmp_path, separator, pieces), LOOKALIKES)
+    users, items = (f.to_dict(as_series=False) for f in (tables.users, tables.items))
+    assert users["zip"] == ["02139", "2139", "1e5", None]
+    assert items["version"] == ["1.10", "1.1", "2024-01-01", None]
+    assert items["tags"] == ["7", "07", "7|8", None]
+    assert items["words"] == ["007", "7", "12", None]
+    assert items["sku"] == ["01000", "1000", "1000", "NA"], "a column that no feature reads may still be a filter's"
+    # What its spelling does not lose is as it was; so are numbers.
+    assert users["uid"] == [1, 2, 3, 4]
+    assert users["floor"] == [3, -1, 3, 12]
+    assert users["member"] == [True, False, None, True]
+    assert users["age"] == [30.0, 4.5, 100.0, None]
+    assert tables.interactions["stars"].to_list() == [5.0, 4.5, 1.0, 5.0]
+
+
+def test_fault_G10_parquet_and_frames_keep_their_types(tmp_path: Path) -> None:
+    paths = lookalikes(tmp_path)
+    users = pl.read_csv(paths[0]).with_columns(pl.Series("zip", [2139.0, 2139.5, 1e5, None]))
+    users.write_parquet(tmp_path / "users.parquet")
+    tables = check(tmp_path / "users.parquet", *paths[1:], LOOKALIKES)
+    assert tables.users["zip"].to_list() == [2139.0, 2139.5, 100_000.0, None]
+    assert spelled(tables.users["zip"]).to_list() == ["2139", "2139.5", "100000", None], "a whole float is its integer"
+
+
+def test_fault_G10_a_column_that_a_numeric_feature_reads_too_is_one_of_numbers(tmp_path: Path) -> None:
+    features = (*LOOKALIKES.features, Numeric(name="height", column="floor", side="user"))
+    paths = lookalikes(tmp_path)
+    paths[0].write_text(paths[0].read_text().replace("3,True", "03,True"))
+    found = check(*paths, LOOKALIKES.model_copy(update={"features": features})).users
+    assert found["floor"].to_list() == [3, -1, 3, 12]
+
+
+def test_fault_G10_a_look_at_a_table_shows_what_whole_numbers_would_lose(tmp_path: Path) -> None:
+    users, items, _ = lookalikes(tmp_path)
+    shown = {
+        name: (kind, example)
+        for name, kind, _, _, example in (*describe(read_file(users)), *describe(read_file(items)))
+    }
+    assert shown["sku"] == ("String", "01000")
+    assert shown["floor"] == ("Int64", "3")
+    assert shown["age"] == ("Float64", "30.0")
+    users.write_text("uid,zip\n1,02139\n2,2139\n")
+    assert read_file(users)["zip"].to_list() == ["02139", "2139"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_fault_G22_a_header_that_names_a_column_twice_is_refused(ending: str, tmp_path: Path) -> None:
+    paths = [p.rename(p.with_suffix(f".{ending}")) for p in lookalikes(tmp_path, "," if ending == "csv" else "\t")]
+    for path, name in zip(paths, ("age", "sku", "stars"), strict=True):
+        before = path.read_text()
+        header, rest = before.split("\n", 1)
+        path.write_text(header.replace("iid", name).replace("zip", name) + "\n" + rest)
+        if name == "stars":
+            path.write_text(header.replace("uid", "stars") + "\n" + rest)
+        for look in (lambda: check(*paths, LOOKALIKES), lambda: read_file(path)):  # noqa: B023
+            refused(look, f"{path}: the header names column '{name}' twice; rename or remove one of them")
+        path.write_text(before)
+    check(*paths, LOOKALIKES)
+
+
+def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
+    users, *rest = lookalikes(tmp_path)
+    users.write_text(users.read_text().replace("\n", ",,\n"))
+    assert check(users, *rest, LOOKALIKES).users.height == 4
 
 
 def test_columns_called_as_the_packages_own_words_are_just_columns() -> None:

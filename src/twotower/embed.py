@@ -23,7 +23,17 @@ from twotower.data.arrays import header
 from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
 from twotower.data.feed import padded
 from twotower.data.splits import TEST
-from twotower.data.tables import as_integers, check_utf8, need, table_files, with_ids
+from twotower.data.tables import (
+    Reading,
+    as_spelled,
+    check_utf8,
+    column_names,
+    csv_options,
+    is_text,
+    need,
+    table_files,
+    with_ids,
+)
 from twotower.encoders import CategoricalEncoder, Column, Field, Ragged
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation import evaluating
@@ -224,6 +234,10 @@ class _Rows:
         made = {f.name for f in (*self.statistics, *self.sequences)}
         self.columns = list(dict.fromkeys([self.key, *(f.source for f in features if f.name not in made)]))
         self.known = run.dataset.side_before(side, TEST)
+        self.reading = Reading.of(self.schema, side)
+        # Of a CSV: a column of true and false is one of booleans if it was in training.
+        booleans = {c for c, dtype in self.known.frame.schema.items() if dtype == pl.Boolean} - self.reading.numbers
+        self.spelled = [c for c in self.columns if c == self.key or c in booleans]
         self._numbers = CategoricalEncoder(self.known.ids)
 
     def check(self, names: Sequence[str]) -> None:
@@ -286,8 +300,8 @@ def _files(source: Path, rows: _Rows) -> list[File]:
 def _length(path: Path, rows: _Rows) -> int | None:
     """Rows of a Parquet file, None of a text. Raises DataError if a column is missing."""
     with _reading(path):
-        if _is_text(path):
-            rows.check(_names(path))
+        if is_text(path):
+            rows.check(column_names(path))
             return None
         table = pl.scan_parquet(path, glob=False)
         rows.check(table.collect_schema().names())
@@ -302,7 +316,7 @@ def _reading(path: Path) -> Iterator[None]:
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
-        if _is_text(path) and path.is_file():
+        if is_text(path) and path.is_file():
             check_utf8(path)
         line = (str(e).splitlines() or [type(e).__name__])[0]
         ending = path.suffix.lower()[1:]
@@ -311,7 +325,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _batches(shard: Shard, rows: _Rows, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
     """The columns that are read, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
-    path, text = shard.file.path, _is_text(shard.file.path)
+    path, text = shard.file.path, is_text(shard.file.path)
     with _reading(path):
         table = (
             _from_text(path, rows, scratch / "table")
@@ -326,30 +340,11 @@ def _batches(shard: Shard, rows: _Rows, scratch: Path, batch_rows: int) -> Itera
             frame = table.slice(shard.start + start, rest).collect(engine="streaming")
         if len(frame) != rest:
             raise DataError(f"{path}: has changed while it was read; call again when it is complete")
-        yield frame.with_columns(as_integers(frame[rows.key])) if text else frame
-
-
-def _is_text(path: Path) -> bool:
-    return path.suffix.lower() in (".csv", ".tsv")
-
-
-def _separator(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
-
-
-def _names(path: Path) -> list[str]:
-    return pl.read_csv(path, separator=_separator(path), n_rows=0, infer_schema=False, glob=False).columns
+        yield frame.with_columns(as_spelled(frame[name]) for name in rows.spelled) if text else frame
 
 
 def _from_text(source: Path, rows: _Rows, path: Path) -> pl.LazyFrame:
     """A CSV as Parquet: its types are those of all its rows, and it is read once."""
-    table = pl.scan_csv(
-        source,
-        separator=_separator(source),
-        infer_schema_length=None,
-        try_parse_dates=True,
-        schema_overrides={rows.key: pl.String},
-        glob=False,
-    )
+    table = pl.scan_csv(source, **csv_options(source, rows.reading))
     table.select(rows.columns).sink_parquet(path)
     return pl.scan_parquet(path, glob=False)

@@ -41,7 +41,7 @@ from twotower.index import Index
 from twotower.index.exact import LONGEST, within
 from twotower.onnx_tower import Gate, OnnxTower
 from twotower.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
-from twotower.schema import Feature, MultiHot, Numeric, Schema, Sequence
+from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
 
 CELLS = 2**21
 """Products of two items of a history that a call of the tower may hold for each of its heads."""
@@ -335,7 +335,7 @@ class Retriever:
                 if isinstance(value, dict):
                     raise TypeError
                 given = pl.Series(name, [value], strict=False)
-                told[name] = given.cast(dtype, strict=True) if given.dtype != dtype else given
+                told[name] = _as_column(given, dtype, name in self._categories)
             except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: half a character
                 if name == key:  # an id of another kind is an unknown user
                     continue
@@ -358,6 +358,12 @@ class Retriever:
         }
         # A column of texts that all are digits was read as numbers; what is asked may be anything.
         return read | {f.source: pl.String() for f in self.schema.texts("user")}
+
+    @cached_property
+    def _categories(self) -> set[str]:
+        """Columns that are read as values of a vocabulary and not as numbers."""
+        numbers = {f.source for f in self._features if isinstance(f, Numeric | Vector)}
+        return {f.source for f in self._features if isinstance(f, Categorical | MultiHot)} - numbers
 
     @cached_property
     def _stranger(self) -> dict[str, npt.NDArray[Any] | str]:
@@ -659,6 +665,15 @@ def _settings(folder: Path) -> tuple[Schema, Config]:
     if schema is None:
         raise RunError(f"{path}: the schema is missing")
     return schema, config
+
+
+def _as_column(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:
+    """A value of a request as one of the column's type. Raises PolarsError if it cannot be one.
+
+    Of a category in whole numbers it stays as it is spelled: "007" is not 7, and 1.5 not 1."""
+    column = given.cast(dtype, strict=True) if given.dtype != dtype else given
+    said, kept = (t.inner if isinstance(t, pl.List | pl.Array) else t for t in (given.dtype, dtype))
+    return given if category and kept.is_integer() and (said == pl.String or said.is_float()) else column
 
 
 def _check_vector(vector: Floats) -> None:

@@ -29,7 +29,19 @@ from twotower.data.arrays import Arrays
 from twotower.data.dataset import with_statistics
 from twotower.data.prepared import FACTS, FORMAT, Prepared
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
-from twotower.data.tables import POSITIVE, SECONDS, check_side, labelled, need, read_file, side_columns, table_files, timed, with_ids
+from twotower.data.tables import (
+    POSITIVE,
+    SECONDS,
+    Reading,
+    check_side,
+    labelled,
+    need,
+    read_file,
+    side_columns,
+    table_files,
+    timed,
+    with_ids,
+)
 from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, DataError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
@@ -189,7 +201,7 @@ class _Preparation:
         for side, given in zip(SIDES, (self.data.users, self.data.items), strict=True):
             key = schema.id_column(side)
             if given:
-                frame = read_file(given, (schema.user_id, schema.item_id), side_columns(side, schema))
+                frame = read_file(given, Reading.of(schema, side), side_columns(side, schema))
                 frames[side] = check_side(frame, side, schema, notes)
             else:
                 found = None
@@ -416,13 +428,17 @@ def _length(path: Path) -> int:
 def _numbers(column: pl.Series) -> npt.NDArray[np.float64]:
     """A column to average."""
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-        raise DataError(f"interactions: column '{column.name}' holds {column.dtype}, expected numbers to average; cast it")
+        raise DataError(
+            f"interactions: column '{column.name}' holds {column.dtype}, expected numbers to average; cast it"
+        )
     return column.cast(pl.Float64).to_numpy()
 
 
 def _joined(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
     """The distinct ids of both. Raises DataError if they are not of one type."""
-    if {found[key].dtype, ids[key].dtype} == {pl.Int64, pl.UInt64} and not ((found[key] < 0).any() or (ids[key] < 0).any()):
+    if {found[key].dtype, ids[key].dtype} == {pl.Int64, pl.UInt64} and not (
+        (found[key] < 0).any() or (ids[key] < 0).any()
+    ):
         found, ids = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (found, ids))
     if found[key].dtype != ids[key].dtype:
         raise DataError(
@@ -438,7 +454,9 @@ def _check_order(piece: pl.DataFrame, schema: Schema, kinds: set[bool]) -> None:
     of = piece[schema.time]
     kinds.add(of.dtype.is_temporal())
     if len(kinds) > 1:
-        raise DataError(f"interactions: time '{schema.time}' is a date in some files and a number in others; make it one")
+        raise DataError(
+            f"interactions: time '{schema.time}' is a date in some files and a number in others; make it one"
+        )
     if schema.time_unit == "order" and of.dtype.is_numeric() and not (piece[SECONDS] == of).all():
         raise DataError(
             f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"

@@ -18,10 +18,11 @@ import polars as pl
 
 from twotower.encoders import missing_count, spelled
 from twotower.errors import DataError, nearest
-from twotower.schema import Numeric, Schema, Sequence, SideName
+from twotower.schema import MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
 
 # Columns that checking adds to the interactions, named so that no column of a user is in their way.
 POSITIVE, SECONDS = "__positive", "__seconds"
+_ROW = "__row"  # for a moment
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,33 @@ class Tables:
     notes: list[str] = field(default_factory=list)
 
 
-def as_frame(table: Any, what: str, text: tuple[str, ...] = ()) -> pl.DataFrame:
+@dataclass(frozen=True)
+class Reading:
+    """How the columns of a CSV, which has no types, are read. `numbers` (dates too) are read as what they look like,
+    `text` is text. Any other column is text unless its spelling loses nothing as whole numbers or booleans: "007" and
+    "7", or "1.10" and "1.1", stay two values."""
+
+    numbers: frozenset[str]
+    text: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, schema: Schema, side: SideName | None = None) -> Reading:
+        """What the schema says of a side's table, or of the interactions."""
+        ids = {schema.user_id, schema.item_id}
+        if side is None:
+            averaged = {f.of for f in schema.features if isinstance(f, Numeric)}
+            return cls(frozenset({schema.label, schema.time, *averaged} - ids))
+        numbers = {f.source for f in schema.side(side) if isinstance(f, Numeric | Vector)}
+        words = {f.source for f in schema.side(side) if isinstance(f, MultiHot | Text)}
+        return cls(frozenset(numbers - ids), frozenset(words - numbers - ids))
+
+
+def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFrame:
     """A polars frame from polars, pandas, any Arrow producer, a mapping of columns, or a path to CSV or Parquet."""
     if isinstance(table, pl.DataFrame):
         return table
     if isinstance(table, str | Path):
-        return read_file(Path(table), text)
+        return read_file(Path(table), reading)
     try:
         if isinstance(table, pl.LazyFrame):
             return table.collect()
@@ -110,51 +132,53 @@ def table_files(source: Path | str, endings: tuple[str, ...] = ENDINGS) -> list[
 
 
 def read_file(
-    source: Path | str, text: tuple[str, ...] = (), wanted: Collection[str] | None = None
+    source: Path | str, reading: Reading | None = None, wanted: Collection[str] | None = None
 ) -> pl.DataFrame:
     """Read CSV (UTF-8, header line) or Parquet, by the file's ending; of a folder or a pattern all files, as one table.
 
-    The CSV columns named by `text` (ids) become integers only if that loses nothing: "007" and "7" stay two ids.
+    Without a `reading`, a column of a CSV is what it looks like, but text where whole numbers would lose its spelling.
     Of Parquet only the columns that are `wanted` and there are read, or all if one that is wanted is not there.
     """
     paths = table_files(source)
-    frames = [_read_one(path, text, wanted) for path in paths]
-    inferred = paths[0].suffix.lower() in (".csv", ".tsv")
+    frame = _read_all(paths, reading, wanted)
+    if not is_text(paths[0]):
+        return frame
+    if reading is None:
+        whole = [name for name, dtype in frame.schema.items() if dtype == pl.Int64]
+        spelling = _read_all(paths, Reading(frozenset()), None)
+        return frame.with_columns(as_spelled(spelling[name]) for name in whole)
+    left = [name for name in frame.columns if name not in reading.numbers | reading.text]
+    return frame.with_columns(as_spelled(frame[name]) for name in left)
+
+
+def _read_all(paths: list[Path], reading: Reading | None, wanted: Collection[str] | None) -> pl.DataFrame:
+    frames = [_read_one(path, reading, wanted) for path in paths]
+    inferred = is_text(paths[0])
     for path, other in zip(paths[1:], frames[1:], strict=True):
         for name in [*frames[0].columns, *other.columns]:
             types = {frames[0].schema.get(name), other.schema.get(name)}
             # 3 in one CSV and 3.5 in the next are numbers of one column.
             if len(types) > 1 and not (inferred and types <= {pl.Int64, pl.Float64}):
-                raise DataError(f"{path}: column '{name}' is not as in {paths[0].name}; give all files the same columns")
-    frame = pl.concat([f.select(frames[0].columns) for f in frames], how="vertical_relaxed" if inferred else "vertical")
-    if inferred:
-        frame = frame.with_columns(as_integers(frame[name]) for name in text if name in frame.columns)
-    return frame
+                raise DataError(
+                    f"{path}: column '{name}' is not as in {paths[0].name}; give all files the same columns"
+                )
+    return pl.concat([f[frames[0].columns] for f in frames], how="vertical_relaxed" if inferred else "vertical")
 
 
-def _read_one(path: Path, text: tuple[str, ...], wanted: Collection[str] | None = None) -> pl.DataFrame:
-    """A file; the CSV columns named by `text` as text."""
+def _read_one(path: Path, reading: Reading | None, wanted: Collection[str] | None = None) -> pl.DataFrame:
+    """A file; the columns of a CSV that the reading does not call numbers as text."""
     ending = path.suffix.lower()
     try:
-        if ending in (".parquet", ".pq"):
+        if not is_text(path):
             table = pl.scan_parquet(path, glob=False)
             if wanted is not None and set(wanted) <= set(table.collect_schema().names()):
                 table = table.select(wanted)
             return table.collect()
-        separator = "\t" if ending == ".tsv" else ","
-        names = pl.read_csv(path, separator=separator, n_rows=0, infer_schema=False, glob=False).columns
-        frame = pl.read_csv(
-            path,
-            separator=separator,
-            infer_schema_length=None,
-            try_parse_dates=True,
-            schema_overrides={name: pl.String for name in text if name in names},
-            glob=False,
-        )
+        frame = pl.read_csv(path, **csv_options(path, reading))
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
-        if ending in (".csv", ".tsv"):
+        if is_text(path):
             check_utf8(path)
         raise DataError(f"{path}: cannot be read as {ending[1:]} ({_line(e)}); is the file complete?") from None
     if any("\ufffd" in name for name in frame.columns):
@@ -162,10 +186,44 @@ def _read_one(path: Path, text: tuple[str, ...], wanted: Collection[str] | None 
     return frame
 
 
-def as_integers(series: pl.Series) -> pl.Series:
-    """Text as Int64 if every value is spelled the one way an integer is, else as it is."""
-    if series.str.contains(r"^(0|-?[1-9]\d{0,17})$").all() and not series.is_null().all():
+def is_text(path: Path) -> bool:
+    """Whether the file's ending is that of a CSV or TSV."""
+    return path.suffix.lower() in (".csv", ".tsv")
+
+
+def csv_options(path: Path, reading: Reading | None) -> dict[str, Any]:
+    """What polars is told to read a CSV or TSV with. Raises DataError if the header names a column twice."""
+    names = column_names(path)
+    text = [] if reading is None else [name for name in names if name not in reading.numbers]
+    return {
+        "separator": _separator(path), "infer_schema_length": None, "try_parse_dates": True, "glob": False,
+        "schema_overrides": dict.fromkeys(text, pl.String),
+    }  # fmt: skip
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a CSV or TSV. Raises DataError if its header names one twice."""
+    options: dict[str, Any] = {"separator": _separator(path), "infer_schema": False, "glob": False}
+    header = pl.read_csv(path, n_rows=1, has_header=False, truncate_ragged_lines=True, **options).row(0)
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: the header names column '{twice}' twice; rename or remove one of them")
+    return pl.read_csv(path, n_rows=0, **options).columns
+
+
+def _separator(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def as_spelled(series: pl.Series) -> pl.Series:
+    """Text as Int64 if every value is spelled the one way an integer is, as Boolean if every one is true or false,
+    else as it is."""
+    if series.is_null().all():
+        return series
+    if series.str.contains(r"^(0|-?[1-9]\d{0,17})$").all():
         return series.cast(pl.Int64)
+    if series.str.contains(r"^(?i:true|false)$").all():
+        return series.str.to_lowercase() == "true"
     return series
 
 
@@ -186,8 +244,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     `users` or `items` may be None: the side then is the distinct ids of the interactions.
     """
     notes: list[str] = []
-    ids = (schema.user_id, schema.item_id)
-    actions = as_frame(interactions, "interactions", ids)
+    actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(_ROW, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions", schema)
     need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
     _not_empty(actions, "interactions")
@@ -199,7 +256,8 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
         if given is None:
             frame = actions.select(pl.col(key).unique().sort())
         else:
-            frame = _side(as_frame(given, what, ids), what, key, schema, notes)
+            reading = Reading.of(schema, side)  # type: ignore[arg-type]
+            frame = _side(as_frame(given, what, reading), what, key, schema, notes)
         if frame.height < 2:
             raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
         _features(frame, side, what, schema, actions, notes)  # type: ignore[arg-type]
@@ -234,7 +292,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
 
 
 def _is_csv(*tables: Any) -> bool:
-    return any(isinstance(t, str | Path) and Path(t).suffix.lower() in (".csv", ".tsv") for t in tables)
+    return any(isinstance(t, str | Path) and is_text(table_files(t)[0]) for t in tables)
 
 
 def need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) -> None:
@@ -415,9 +473,9 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
             "drop them or set schema.duplicates = 'last'"
         )
     notes.append(f"interactions: {repeated} rows repeated a pair of user and item; the last of each was kept")
-    actions = actions.with_row_index("__row")
-    by = [SECONDS, "__row"] if SECONDS in actions.columns else ["__row"]
-    return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort("__row").drop("__row")
+    actions = actions.with_row_index(_ROW)
+    by = [SECONDS, _ROW] if SECONDS in actions.columns else [_ROW]
+    return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW).drop(_ROW)
 
 
 def describe(frame: pl.DataFrame) -> list[tuple[str, str, int, str, str]]:
