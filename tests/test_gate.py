@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -223,21 +225,55 @@ def test_every_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pyt
         assert len(compared) == 5
 
 
-def test_a_changed_file_of_keys_is_read_again_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
+def test_a_changed_file_of_keys_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     old, lines = api_keys.make("old", False)
     file.write_text(lines)
     keys = api_keys.Keys(file)
-    assert not keys.refresh()
+    assert not keys.look()
     new, more = api_keys.make("new", False)
     file.write_text(more)
-    assert keys.refresh()
+    assert keys.look()
     assert keys.find(old) is None
     assert keys.find(new) is not None
-    file.write_text("[[keys]]\nname = 3\n")
-    with pytest.raises(ConfigError, match="expected"):
-        keys.refresh()
-    assert keys.find(new) is not None
+
+
+BROKEN = {
+    "emptied": lambda file: file.write_text(""),
+    "deleted": lambda file: file.unlink(),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-20]),
+    "not TOML": lambda file: file.write_text("[[keys]]\nname = 3\n"),
+    "not UTF-8": lambda file: file.write_bytes(b"\xff" + file.read_bytes()),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "huge": lambda file: file.write_bytes(file.read_bytes() + b"\n" * (1 << 20)),
+    "nobody's": lambda file: file.write_text("# no keys\n"),
+}
+
+
+@pytest.mark.parametrize("harm", BROKEN.values(), ids=BROKEN)
+def test_fault_G13_a_file_of_keys_that_cannot_be_used_lets_nobody_in_until_it_can(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    file = tmp_path / "keys.toml"
+    shop, lines = api_keys.make("shop", False)
+    boss, more = api_keys.make("boss", True)
+    file.write_text(lines + more)
+    keys = api_keys.Keys(file)
+    harm(file)
+    assert keys.look()
+    assert keys.find(shop) is keys.find(boss) is None
+    assert str(file) in keys.why
+    assert not keys.look()
+    assert api_keys.Keys(file).find(shop) is None  # a worker that begins now
+    (tmp_path / "new.toml").write_text(lines + more)
+    if file.is_dir():
+        file.rmdir()
+    (tmp_path / "new.toml").replace(file)
+    assert keys.look()
+    assert keys.why == ""
+    assert keys.find(shop) is not None
+    assert keys.find(boss) is not None
 
 
 @pytest.mark.parametrize(
@@ -255,11 +291,11 @@ def test_a_changed_file_of_keys_is_read_again_and_a_bad_one_changes_nothing(tmp_
 def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.toml").write_text(text)
     with pytest.raises(ConfigError, match=r"keys\.toml"):
-        api_keys.Keys(tmp_path / "keys.toml")
+        api_keys.read(tmp_path / "keys.toml")
 
 
 def test_a_missing_file_of_keys_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no keys can be read"):
-        api_keys.Keys(tmp_path / "none.toml")
+        api_keys.read(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="printable"):
         api_keys.make('a"b', False)

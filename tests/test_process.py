@@ -483,3 +483,42 @@ def test_a_key_is_made_by_a_verb(tmp_path: Path) -> None:
     found = api_keys.Keys(tmp_path / "keys.toml").find(secret)
     assert found is not None
     assert (found.name, found.admin) == ("shop", True)
+
+
+def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Any, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    (shop, lines), (boss, more) = api_keys.make("shop", False), api_keys.make("boss", True)
+    file.write_text(lines + more)
+    served = serve("--keys", str(file), "--admin-port", "0").wait()
+    admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
+
+    def statuses() -> tuple[int, int]:
+        asked = httpx.get(served.url + "/v1/bundle", headers={"authorization": f"Bearer {shop}"})
+        return asked.status_code, httpx.get(
+            admin + "/v1/bundles", headers={"authorization": f"Bearer {boss}"}
+        ).status_code
+
+    def until(wanted: tuple[int, int]) -> None:
+        end = time.monotonic() + 30
+        while statuses() != wanted:
+            assert time.monotonic() < end, statuses()
+            time.sleep(0.1)
+
+    until((200, 200))
+    for harm in (lambda: file.write_text(""), file.unlink):
+        harm()
+        until((401, 401))
+        for path in ("/livez", "/readyz"):
+            assert httpx.get(served.url + path).status_code == 200
+        (tmp_path / "new.toml").write_text(lines + more)
+        (tmp_path / "new.toml").replace(file)
+        until((200, 200))
+    text = httpx.get(served.url + "/metrics", headers={"authorization": f"Bearer {shop}"}).text
+    assert float(re.search(r"^twotower_keys_failures_total (\S+)", text, re.M)[1]) >= 2  # type: ignore[index]
+    code, log = served.end()
+    assert code == 0
+    said = [json.loads(line) for line in log.splitlines()]
+    assert [line["event"] for line in said if line["level"] == "error"] == [
+        "the keys cannot be used, nobody is let in"
+    ] * 2
+    assert shop not in log

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import hmac
+import logging
+import os
 import secrets
+import stat
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twotower.errors import ConfigError
 
+log = logging.getLogger("twotower.keys")
+
 PREFIX = "tt_"
+EVERY = 2.0
+"""Seconds between two looks at the file."""
+MOST = 1 << 20
+"""Bytes of a file of keys: some six thousand."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +37,14 @@ class Key:
 
 
 class Keys:
-    """The keys of a file, read again when it changes."""
+    """The keys of a file, read again at every look. While the file cannot be used, nobody is let in."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigError for a file that holds no key or something else."""
         self.path = path
-        self._seen = self._stamp()
-        self._keys = read(path)
+        self.why = ""
+        """Why nobody is let in; empty while the file can be used."""
+        self._keys: list[Key] = []
+        self.look()
 
     def find(self, token: str) -> Key | None:
         """Whose key it is. Every key is compared, in a time that does not depend on where they differ."""
@@ -42,29 +55,39 @@ class Keys:
                 found = key
         return found
 
-    def refresh(self) -> bool:
-        """Whether the file has changed and was read; raises ConfigError, and keeps the old keys, if it cannot be used."""
-        stamp = self._stamp()
-        if stamp == self._seen:
-            return False
-        self._seen = stamp
-        self._keys = read(self.path)
-        return True
-
-    def _stamp(self) -> tuple[int, ...]:
+    def look(self) -> bool:
+        """Read the file; whether anything has changed. Old keys do not outlive a file that is gone, empty or broken:
+        that is how all of them are taken away in a hurry."""
+        keys, why = [], ""
         try:
-            info = self.path.stat()
-        except OSError as e:
-            raise ConfigError(f"{self.path}: no keys can be read ({e.strerror})") from None
-        return info.st_ino, info.st_mtime_ns, info.st_size
+            keys = read(self.path)
+        except ConfigError as e:
+            why = str(e)
+        changed = (keys, why) != (self._keys, self.why)
+        self._keys, self.why = keys, why
+        return changed
+
+    async def follow(self, failed: Callable[[], None]) -> None:
+        """Look every so often, for ever; `failed` is told of every look that finds no keys."""
+        changed = bool(self.why)
+        while True:
+            if self.why:
+                failed()
+            if changed and self.why:
+                log.error("the keys cannot be used, nobody is let in", extra={"told": {"detail": self.why}})
+            elif changed:
+                log.info("keys were read again")
+            await asyncio.sleep(EVERY)
+            changed = await asyncio.to_thread(self.look)
 
 
 def read(path: Path) -> list[Key]:
-    """Raises ConfigError."""
+    """Raises ConfigError for what cannot be read, holds no key, or holds something else."""
     try:
-        told: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        told: Any = tomllib.loads(_text(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise ConfigError(f"{path}: no file of keys ({e}); `twotower key NAME >> {path}` makes one") from None
+        why = e.strerror if isinstance(e, OSError) else e
+        raise ConfigError(f"{path}: no keys can be read ({why}); `twotower key NAME >> {path}` makes one") from None
     entries, keys = told.get("keys"), []
     for entry in entries if isinstance(entries, list) and entries else [{}]:
         try:
@@ -80,6 +103,17 @@ def read(path: Path) -> list[Key]:
             ) from None
         keys.append(Key(name, digest, scope == "admin"))
     return keys
+
+
+def _text(path: Path) -> str:
+    """What a regular file holds; a pipe would be waited for."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        data = file.read(MOST + 1)
+    if len(data) > MOST:
+        raise OSError(errno.EFBIG, f"more than {MOST:,} bytes")
+    return data.decode()
 
 
 def make(name: str, admin: bool) -> tuple[str, str]:

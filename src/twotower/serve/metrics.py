@@ -58,6 +58,9 @@ class Metrics:
         self.live_bytes = gauge("live_bytes", "Bytes of live histories in the process", mode="livesum")
         self.live_dropped = counter("live_dropped_total", "Live histories and events dropped for want of room", "what")
         self.index_errors = counter("index_errors_total", "Failures of an index that is elsewhere")
+        self.keys_failures = counter(
+            "keys_failures_total", "Looks at the file of keys that could not use it, so nobody was let in"
+        )
         self.ready = gauge("ready", "1 while /readyz says yes", mode="livemin")
         self.ready.set(0)
         self.stages = {name: self.stage.labels(name) for name in STAGES}

@@ -26,7 +26,7 @@ import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from twotower.errors import ConfigError, TwoTowerError
+from twotower.errors import ConfigError
 from twotower.serve.problem import Problem
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
@@ -149,7 +149,7 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     loop.add_signal_handler(signal.SIGTERM, asked_to_stop)
     # A terminal's Ctrl-C reaches every process; of several, the one that watches them passes it on.
     loop.add_signal_handler(signal.SIGINT, asked_to_stop if settings.workers == 1 else lambda: None)
-    tasks = [asyncio.create_task(_refresh(keys))] if keys else []
+    tasks = [asyncio.create_task(keys.follow(service.metrics.keys_failures.inc))] if keys else []
     if settings.workers > 1:
         tasks.append(asyncio.create_task(_follow(os.getppid(), asked_to_stop)))
     # Who listens before there is anything to answer with takes requests from workers that could answer them.
@@ -173,17 +173,6 @@ async def _follow(parent: int, stop: Callable[[], None]) -> None:
         await asyncio.sleep(1)
     log.error("the process that watches the workers is gone")
     stop()
-
-
-async def _refresh(keys: Any) -> None:
-    """A changed file of keys is taken up without a new start."""
-    while True:
-        await asyncio.sleep(2)
-        try:
-            if keys.refresh():
-                log.info("keys were read again")
-        except TwoTowerError as e:
-            log.error("keys stay as they were", extra={"told": {"detail": str(e)}})
 
 
 class _Server(uvicorn.Server):
