@@ -136,7 +136,9 @@ def http() -> str:
         NOTE,
         "`twotower serve --store STORE` answers these. Bodies and replies are JSON in UTF-8; the document for machines is "
         "[openapi.json](openapi.json), also at `GET /openapi.json`. Every reply has the header `X-Request-ID`: the request's "
-        "own, if it is 1 to 64 of `A-Z a-z 0-9 . _ -`, or a new one. With `--keys`, everything but `/`, `/livez`, `/readyz`, "
+        "own, if it is 1 to 64 of `A-Z a-z 0-9 . _ -`, or a new one. An id in an address is percent-encoded, in UTF-8; it may hold any "
+        "character, and where a path would lose it (`.` and `..` in most clients, `%2F` and `%00` in some proxies) the same is asked "
+        "with the id in the query. With `--keys`, everything but `/`, `/livez`, `/readyz`, "
         "`/openapi.json` and `/problems` needs `Authorization: Bearer KEY`. How to run it is in [operations.md](operations.md).\n",
     ]
     for tag in document["tags"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -47,6 +49,14 @@ def serve(published: Path) -> Iterator[Any]:
     for one in started:
         if not one.log.closed:
             one.end()
+
+
+@pytest.fixture(scope="module")
+def anyone(published: Path) -> Iterator[Served]:
+    """A service that several tests ask."""
+    served = Served(published, "--no-access-log").wait()
+    yield served
+    served.end()
 
 
 def test_it_answers_says_where_it_is_and_ends_well(serve: Any) -> None:
@@ -522,3 +532,25 @@ def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Any,
         "the keys cannot be used, nobody is let in"
     ] * 2
     assert shop not in log
+
+
+@pytest.mark.parametrize("id_", ["a\nb", "..", ".", "a/b?c#d%", "\x00", " x ", "\u2028", "é☃😀"], ids=ascii)
+def test_fault_G14_strange_ids_over_the_wire(anyone: Served, id_: str) -> None:
+    quoted = quote(id_, safe="")
+
+    def ask(method: str, path: str) -> tuple[int, bytes]:
+        """By a client that leaves the path as it is."""
+        connection = http.client.HTTPConnection("127.0.0.1", anyone.port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request(method, path)
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+
+    for path in (f"/v1/events/{quoted}", f"/v1/events?user_id={quoted}"):
+        assert httpx.post(anyone.url + "/v1/events", json={"user_id": id_, "events": ["i1"]}).status_code == 202
+        assert ask("DELETE", path)[0] == 204
+        assert httpx.post(anyone.url + "/v1/recommend", json={"user_id": id_}).json()["live"] == 0
+    for path in (f"/v1/items/{quoted}/similar", f"/v1/items/similar?item_id={quoted}"):
+        status, body = ask("GET", path)
+        assert (status, json.loads(body)["type"]) == (404, "/problems/unknown-item")
+    assert ask("DELETE", "/v1/events/%FF")[0] == 422

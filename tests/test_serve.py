@@ -10,11 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import httpx
 import numpy as np
+import polars as pl
 import pytest
-from conftest import EVERYTHING_SCHEMA, everything, settings
+from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 import twotower
 from twotower.bundle import BundleError
@@ -361,6 +366,89 @@ def test_fault_C8_an_id_of_any_kind_comes_through(client: Client, id_: Any) -> N
     assert reply.json()["unknown"] == [str(id_)]
     assert client.post("/v1/events", {"user_id": id_, "events": [{"id": id_}]}).status_code == 202
     assert client.post("/v1/recommend", {"user_id": id_}).json()["live"] == 1
+
+
+STRANGE = ["a\nb", "\n", "\r\n", "x\n", ".", "..", "/", "//", "a/b", "../../etc", "?", "#", "a?b#c", "%", "%2e%2e", "%0a", "+", "a b", " x ",
+           "\x00", "\u2028", "\x85\u2029", "é☃😀", "i/similar", "similar", "&k=2", ";", "\ufffd", "'\"<", "u" * 512]  # fmt: skip
+
+
+def by_path(client: Client, method: str, path: str, query: bytes = b"") -> tuple[int, Any]:
+    """What a request for a percent-encoded path gets, which no client library has changed before."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": unquote(path), "raw_path": path.encode(), "query_string": query,
+             "headers": [], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "scheme": "http", "root_path": "",
+             "http_version": "1.1"}  # fmt: skip
+    client.run(client.door(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"] or b"null")
+
+
+def is_asked_and_forgotten(client: Client, id_: str) -> None:
+    """Whether a user or item of an id is found by it, by path and by query, and a user is forgotten."""
+    quoted = quote(id_, safe="")
+    as_query = b"user_id=" + quoted.encode()
+    for forget in (lambda: by_path(client, "DELETE", f"/v1/events/{quoted}"),
+                   lambda: by_path(client, "DELETE", "/v1/events", as_query)):  # fmt: skip
+        assert client.post("/v1/events", {"user_id": id_, "events": ["i1"]}).status_code == 202
+        for status, told in (by_path(client, "GET", f"/v1/console/users/{quoted}"),
+                             by_path(client, "GET", "/v1/console/user", as_query)):  # fmt: skip
+            assert (status, told["id"], len(told["live"])) == (200, id_, 1)
+        assert forget()[0] == 204
+        assert client.post("/v1/recommend", {"user_id": id_}).json()["live"] == 0
+    for status, told in (by_path(client, "GET", f"/v1/items/{quoted}/similar"),
+                         by_path(client, "GET", "/v1/items/similar", b"item_id=" + quoted.encode())):  # fmt: skip
+        assert (status, told["type"]) == (404, "/problems/unknown-item")
+        assert id_ in told["detail"]
+
+
+@pytest.mark.parametrize("id_", STRANGE, ids=ascii)
+def test_fault_G14_a_strange_id_is_asked_and_forgotten_by_its_address(client: Client, id_: str) -> None:
+    is_asked_and_forgotten(client, id_)
+
+
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(min_size=1, max_size=30) | st.text("\n\r/.?#%&+; \x00\u2028a", min_size=1, max_size=8))
+def test_fault_G14_any_id_is_asked_and_forgotten_by_its_address(client: Client, id_: str) -> None:
+    is_asked_and_forgotten(client, id_)
+
+
+def test_fault_G14_items_and_users_of_strange_ids_are_found(make: Make, tmp_path: Path) -> None:
+    users, items, actions = checkerboard(len(STRANGE), len(STRANGE))
+    renamed = [t.with_columns(pl.col(c).replace_strict(list(range(len(STRANGE))), STRANGE) for c in t.columns if c.endswith("_id"))
+               for t in (users, items, actions)]  # fmt: skip
+    run = twotower.fit(check(*renamed, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
+    twotower.publish(run, tmp_path / "store")
+    client = make(at=tmp_path / "store")
+    for id_ in STRANGE:
+        quoted = quote(id_, safe="")
+        status, told = by_path(client, "GET", f"/v1/items/{quoted}/similar", b"k=3")
+        assert (status, len(told["items"])) == (200, 3)
+        assert (
+            by_path(client, "GET", "/v1/items/similar", b"k=3&item_id=" + quoted.encode())[1]["items"] == told["items"]
+        )
+        assert by_path(client, "GET", f"/v1/console/users/{quoted}")[1]["events"] > 0
+        assert by_path(client, "GET", "/v1/console/items", b"query=" + quoted.encode())[1]["items"][0]["id"] == id_
+
+
+@pytest.mark.parametrize("wrong", ["%FF", "%ED%A0%80", "%C0%AE", "a%E2%82", "%F5%80%80%80"])
+def test_fault_G14_bytes_that_are_no_text_are_refused(client: Client, wrong: str) -> None:
+    client.post("/v1/events", {"user_id": unquote(wrong), "events": ["i1"]})
+    for method, path, query in (
+        ("DELETE", f"/v1/events/{wrong}", ""), ("DELETE", "/v1/events", f"user_id={wrong}"), ("GET", f"/v1/items/{wrong}/similar", ""),
+        ("GET", "/v1/console/users", f"query={wrong}"),
+    ):  # fmt: skip
+        status, told = by_path(client, method, path, query.encode())
+        assert (status, told["type"]) == (422, "/problems/invalid")
+        assert "UTF-8" in told["detail"]
+    assert client.post("/v1/recommend", {"user_id": unquote(wrong)}).json()["live"] == 1
+    half = client.ask("POST", "/v1/events", content=b'{"user_id": "\\ud800", "events": ["i1"]}', headers=AS_JSON)
+    problem(half, "malformed")
 
 
 MALFORMED = [

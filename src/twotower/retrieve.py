@@ -172,8 +172,8 @@ class Retriever:
 
     def stored(self, user_id: str) -> dict[str, Any]:
         """What a request's `features` would replace: the known user's row of the users table. Raises UnknownId."""
-        row: dict[str, Any] = self.dataset.users.frame.select(self.user_columns).row(self._known(user_id), named=True)
-        return row
+        row: dict[str, Any] = self.dataset.users.frame.row(self._known(user_id), named=True)
+        return {name: row[name] for name in self.user_columns}
 
     def met(self, user_id: str) -> list[str]:
         """The items that a known user has met, which answers leave out. Raises UnknownId."""

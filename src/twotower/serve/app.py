@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -34,6 +35,7 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 Id = Annotated[str, InPath(min_length=1, max_length=wire.LONGEST_ID)]
+AnyId = Annotated[str, Query(min_length=1, max_length=wire.LONGEST_ID, description="any id, percent-encoded")]
 K = Annotated[int, Query(description="how many")]
 Words = Annotated[str, Query(max_length=wire.LONGEST_ID)]
 Few = Annotated[int, Query(ge=1, le=200)]
@@ -47,6 +49,11 @@ class _HttpRequest(HttpRequest):
 
 
 class _Route(APIRoute):
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        # An id may hold any character; `.` would match none that ends a line, and `$` would leave the last one out.
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
+
     def get_route_handler(self) -> Any:
         handle = super().get_route_handler()
 
@@ -130,6 +137,14 @@ def create(service: Service) -> FastAPI:
         """The items whose vectors point most nearly the same way; scores are cosines."""
         return json(await service.similar(item_id, k))
 
+    @app.get(
+        "/v1/items/similar", response_model=wire.Reply,
+        responses=_problems("unknown-item", "invalid", "no-bundle", "index"), tags=["answers"],
+    )  # fmt: skip
+    async def similar_to(item_id: AnyId, k: K = 10) -> Any:
+        """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
+        return await similar(item_id, k)
+
     @app.post("/v1/search", response_model=wire.Reply, responses=_problems(*BODY, "no-text", "index"), tags=["answers"])
     async def search(body: wire.SearchBody) -> Any:
         """The best items for a text."""
@@ -156,6 +171,11 @@ def create(service: Service) -> FastAPI:
         """Forget a user's live history."""
         await service.forget(user_id)
         return Response(status_code=204)
+
+    @app.delete("/v1/events", status_code=204, responses=_problems("invalid", "no-bundle", "live"), tags=["live"])
+    async def forget_whom(user_id: AnyId) -> Response:
+        """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
+        return await forget(user_id)
 
     @app.get("/v1/bundle", response_model=wire.BundleReply, responses=_problems("no-bundle"), tags=["answers"])
     async def bundle() -> Any:
@@ -235,6 +255,11 @@ def _console(app: FastAPI, service: Service) -> None:
         """A user's features, history and live history."""
         async with console.look():
             return json(await console.user(user_id))
+
+    @app.get("/v1/console/user", responses=_problems("unknown-user", "invalid", "no-bundle"), tags=["console"])
+    async def user_of(user_id: AnyId) -> Any:
+        """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
+        return await user(user_id)
 
     @app.get("/v1/console/items", responses=responses, tags=["console"])
     async def items(query: Words = "", limit: Few = 20) -> Any:

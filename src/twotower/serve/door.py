@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from twotower.serve.gate import overload
 from twotower.serve.keys import Keys
@@ -116,6 +117,7 @@ class Door:
     def _enter(self, scope: Any, path: str, headers: dict[bytes, bytes]) -> str:
         """The name of the client's key. Raises Problem."""
         client = "-"
+        _check_address(scope)
         is_open = path == "/" or path.startswith(OPEN[1:])
         if self.keys is not None and not is_open:
             bearer = headers.get(b"authorization", b"")
@@ -184,6 +186,18 @@ class Door:
         await send({"type": "http.response.start", "status": 503,
                     "headers": [*_OVERLOAD_HEADERS, (b"x-request-id", request_id)]})  # fmt: skip
         await send({"type": "http.response.body", "body": _OVERLOAD.replace(_ID, request_id)})
+
+
+def _check_address(scope: Any) -> None:
+    """Raises Problem for bytes that are no text: decoded all the same, they would be the id of somebody else."""
+    for name, part in (("path", scope["raw_path"]), ("query", scope["query_string"])):
+        if b"%" in part or not part.isascii():
+            try:
+                unquote_to_bytes(part).decode()
+            except UnicodeDecodeError:
+                raise Problem(
+                    "invalid", f"the {name} is not UTF-8; percent-encode the bytes of an id in UTF-8"
+                ) from None
 
 
 def _is_foreign(headers: dict[bytes, bytes]) -> bool:

@@ -178,7 +178,7 @@ async function person() {
   drop("person");
   known.user = null;
   if (!state.isNew && state.user !== null) {
-    const said = await guard(() => ask("person", `/v1/console/users/${encodeURIComponent(state.user)}`), start);
+    const said = await guard(() => ask("person", `/v1/console/user?user_id=${encodeURIComponent(state.user)}`), start);
     if (said === null) return;
     if (said) {
       known.user = said;
@@ -210,7 +210,7 @@ async function look(id, focus = true) {
   write();
   $("film-card").hidden = !id;
   if (!id) return drop("film");
-  const path = (k) => `/v1/items/${encodeURIComponent(id)}/similar?k=${k}`;
+  const path = (k) => `/v1/items/similar?item_id=${encodeURIComponent(id)}&k=${k}`;
   const said = await guard(async () => {
     try {
       return await ask("film", path(NEIGHBOURS));
@@ -269,7 +269,7 @@ async function send() {
 }
 
 async function forget() {
-  const said = await guard(() => ask("events", `/v1/events/${encodeURIComponent(state.user)}`, { method: "DELETE" }), forget);
+  const said = await guard(() => ask("events", `/v1/events?user_id=${encodeURIComponent(state.user)}`, { method: "DELETE" }), forget);
   if (!said) return;
   await Promise.all([person(), refresh()]);
   say(t("forgotten", { id: state.user }));
