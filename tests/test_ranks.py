@@ -18,6 +18,7 @@ import pytest
 import ranked
 from conftest import checkerboard
 
+from twotower import cli
 from twotower.errors import ConfigError
 from twotower.ranks import Ranks
 
@@ -146,20 +147,27 @@ def test_fault_B6_when_a_rank_dies_the_job_ends_and_a_relaunch_ends_in_the_same_
     assert weights[0] == weights[1]
 
 
-def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path) -> None:
-    """Without torchrun, which gives a process that does not end thirty seconds more."""
+def start_ranks(config: Path, run: Path, *options: str, **env: str) -> list[subprocess.Popen[str]]:
+    """Two ranks, without torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "twotower", "train", str(config), "-r", str(config.parent / "hung"),
-               "--set", "train.timeout=5"]  # fmt: skip
+    command = [sys.executable, "-m", "twotower", "train", str(config), "-r", str(run), *options]
     ranks = []
     for rank in range(2):
-        env = os.environ | {
+        of_rank = os.environ | env | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1", "TWOTOWER_FAIL_AT_STEP": "3:1:hang",
+            "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        ranks.append(
+            subprocess.Popen(command, env=of_rank, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    return ranks
+
+
+def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path) -> None:
+    """Without torchrun, which gives a process that does not end thirty seconds more."""
+    ranks = start_ranks(config, config.parent / "hung", "--set", "train.timeout=5", TWOTOWER_FAIL_AT_STEP="3:1:hang")
     try:
         said, _ = ranks[0].communicate(timeout=120)
         assert ranks[1].poll() is None, "it hangs"
@@ -169,6 +177,20 @@ def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path
             process.communicate()
     assert ranks[0].returncode not in (0, -9)
     assert "timed out" in said.lower()
+
+
+def test_fault_G8_ranks_share_a_run_that_the_first_has_locked(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = config.parent / "shared"
+    ranks = start_ranks(config, run, TWOTOWER_FAIL_AT_STEP="3:1:hang")
+    os.waitid(os.P_PID, ranks[1].pid, os.WSTOPPED)
+    try:
+        assert cli.run_command(cli.app, ["train", str(config), "--run", str(run), "--resume"]) == 2
+        assert f"another training is running (pid {ranks[0].pid} on" in capsys.readouterr().err
+    finally:
+        ranks[1].send_signal(signal.SIGCONT)
+        said = [process.communicate()[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert not (run / ".lock").exists()
 
 
 def test_fault_B2_ranks_that_are_stopped_stop_together_saved_and_go_on(config: Path) -> None:

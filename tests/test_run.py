@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,11 +17,12 @@ import pytest
 import torch
 from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
+from twotower import cli, compat, pipeline, publisher, run, storage
 from twotower import config as toml
-from twotower import pipeline, run
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.tables import check
-from twotower.errors import RunError
+from twotower.errors import Interrupted, RunError
+from twotower.watcher import Watcher
 
 FILES = {
     "config.toml",
@@ -38,6 +41,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run") / "everything"
     senet = [{s: {"layers": [8], "senet": {"enabled": True}} for s in ("user", "item")}]
     config = settings(model={"width": 8, "pairs": senet}, negatives={"random": 1}, evaluation={"bootstrap": 20})
@@ -198,19 +202,15 @@ def test_a_folder_with_other_files_is_never_written_to_or_removed(copy: Path, tm
     checkerboard()[2].write_parquet(shop / "interactions.parquet")
     (shop / "config.toml").write_text("mine = true")
     before = {p.name: p.read_bytes() for p in shop.iterdir()}
-    for resume in (False, True):
+    for way in ({}, {"resume": True}, {"anew": True}):
         with pytest.raises(RunError, match="not empty and not a run"):
-            pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=shop, resume=resume)
-    with pytest.raises(RunError, match="not empty and not a run"):
-        run.clear(shop)
+            pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=shop, **way)
     assert {p.name: p.read_bytes() for p in shop.iterdir()} == before
     (copy / "notes.txt").write_text("mine")
+    before = {p.name for p in copy.iterdir()}
     with pytest.raises(RunError, match=r"it holds notes\.txt"):
-        run.clear(copy)
-    (copy / "notes.txt").unlink()
-    run.clear(copy)
-    assert not copy.exists()
-    run.clear(copy)
+        pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=copy, anew=True)
+    assert {p.name for p in copy.iterdir()} == before
 
 
 def test_resuming_a_complete_run_without_checkpoints_keeps_it(copy: Path) -> None:
@@ -257,3 +257,275 @@ def test_a_report_of_positives_alone_shows_no_auc_and_no_log_loss(tmp_path: Path
     assert "AUC on validation" not in page
     assert "validation log loss" not in page
     assert "Ranking on validation" in page
+
+
+# ---- one process writes, and what was there stays until the new is whole
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A config and its tables: 12 steps in two epochs."""
+    for name, frame in zip(("users", "items", "interactions"), checkerboard(), strict=True):
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    config = settings(train={"checkpoint_steps": 2})
+    data = {n: f"{n}.parquet" for n in ("users", "items", "interactions")}
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    (tmp_path / "config.toml").write_text(toml.dump(CHECKERBOARD_SCHEMA, config), encoding="utf-8")
+    return tmp_path
+
+
+def start(project: Path, *options: str, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "twotower", "train", str(project / "config.toml"), "--run", str(project / "run")]
+    return subprocess.Popen(
+        [*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1", **env}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def stopped(project: Path, *options: str) -> subprocess.Popen[str]:
+    """A training that stands still after its fifth step."""
+    process = start(project, *options, TWOTOWER_FAIL_AT_STEP="5:hang")
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    return process
+
+
+def again(project: Path, *options: str) -> int:
+    arguments = ["train", str(project / "config.toml"), "--run", str(project / "run"), *options]
+    return cli.run_command(cli.app, arguments)
+
+
+def consistent(folder: Path) -> float:
+    """The learning rate that config.toml, the checkpoints and the metrics of a run agree on."""
+    loaded = run.load(folder)
+    states = [json.loads(p.read_text()) for p in (folder / "checkpoints").glob("step-*/state.json")]
+    assert {s["fingerprint"]["train.lr"] for s in states} == {loaded.config.train.lr}
+    measured = pipeline.evaluate(loaded)
+    assert {m: loaded.metrics[m] for m in measured} == measured
+    return loaded.config.train.lr
+
+
+def test_fault_G8_a_second_training_in_a_folder_is_told_the_first_and_ends(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = stopped(project)
+    try:
+        living = project / "run" / f".users.parquet.{first.pid}.tmp"
+        living.write_bytes(b"half")
+        before = {p: p.stat().st_mtime_ns for p in (project / "run").rglob("*")}
+        for options in ([], ["--resume"], ["--resume", "--set", "train.lr=0.5"], ["--resume", "--override"]):
+            assert again(project, *options) == 2
+            error = capsys.readouterr().err
+            assert f"run: another training is running (pid {first.pid} on {os.uname().nodename})" in error
+            assert error.count("\n") == 1
+        with pytest.raises(RunError, match=f"another training is running .pid {first.pid} on"):
+            pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=project / "run", anew=True)
+        with pytest.raises(RunError, match=f"another training is running .pid {first.pid} on"):
+            compat.save(pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings()), project / "run")
+        assert {p: p.stat().st_mtime_ns for p in (project / "run").rglob("*")} == before
+        living.unlink()
+    finally:
+        first.send_signal(signal.SIGCONT)
+        _, errors = first.communicate()
+    assert first.returncode == 0, errors
+    assert consistent(project / "run") == 0.02
+    assert {p.name for p in (project / "run").iterdir()} == FILES
+    assert again(project, "--resume") == 0, "nobody is in the way of what comes after"
+
+
+@pytest.mark.parametrize("rates", [("0.02", "0.02", "0.02"), ("0.02", "0.03", "0.04")], ids=["same", "other"])
+def test_fault_G8_of_three_at_once_one_is_done(project: Path, rates: tuple[str, ...]) -> None:
+    options = [["--resume", "--set", f"train.lr={rate}"] for rate in rates]
+    processes = [start(project, *o, TWOTOWER_FAIL_AT_STEP="5:hang") for o in options]
+    for process in processes:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
+    errors = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 2, 2], errors
+    done = codes.index(0)
+    assert consistent(project / "run") == float(rates[done])
+    told = [error for error, code in zip(errors, codes, strict=True) if code]
+    assert all(f"another training is running (pid {processes[done].pid} on" in error for error in told)
+
+
+def test_fault_G8_a_training_that_was_killed_is_in_nobodys_way(project: Path) -> None:
+    killed = stopped(project)
+    killed.kill()
+    killed.communicate()
+    left = project / "run" / ".lock"
+    assert left.read_text().split()[:2] == ["training", str(killed.pid)]
+    assert again(project, "--resume") == 0
+    assert consistent(project / "run") == 0.02
+    assert {p.name for p in (project / "run").iterdir()} == FILES
+
+
+def test_a_lock_left_in_a_copy_or_in_an_empty_folder_is_in_nobodys_way(copy: Path, tmp_path: Path) -> None:
+    (copy / ".lock").write_text(f"training {os.getpid()} elsewhere -\n")
+    assert pipeline.load(copy).metrics
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".lock").write_text("training 1 elsewhere -\n")
+    pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "empty")
+    assert {p.name for p in (tmp_path / "empty").iterdir()} == FILES
+
+
+def replaced(folder: Path, **sections: dict[str, object]) -> run.Run:
+    return pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(**sections), folder=folder, anew=True)
+
+
+def test_fault_G8_a_run_that_is_replaced_while_it_is_read_or_published_is_not_mixed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(folder, train={"epochs": 1})
+    read, calls = run.read_config, []
+
+    def overtaken(place: Path) -> Any:
+        found = read(place)
+        if not calls:
+            calls.append(place)
+            replaced(folder, train={"epochs": 2})
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "read_config", overtaken)
+        loaded = run.load(folder)
+    assert (loaded.config.train.epochs, loaded.metrics["train.epochs"], len(loaded.history)) == (2, 2.0, 2)
+
+    copyfile = shutil.copyfile
+
+    def late(source: Path, to: Path) -> None:
+        copyfile(source, to)
+        if source.name == "config.toml":  # then a run of the same weights, measured otherwise
+            replaced(folder, train={"epochs": 2}, evaluation={"k": [3]})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher.shutil, "copyfile", late)
+        with pytest.raises(RunError, match="another run has taken its place; load it anew"):
+            pipeline.publish(loaded, tmp_path / "store")
+    assert not list((tmp_path / "store" / "bundles").iterdir())
+    pipeline.publish(run.load(folder), tmp_path / "store")
+
+
+class Snapshots:
+    """Copies of a folder as a kill would leave it: before every step of writing and after every step of training."""
+
+    def __init__(self, folder: Path, to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.to, self.taken = folder, to, []  # type: ignore[var-annotated]
+        rename = os.replace
+
+        def replace(a: Any, b: Any) -> None:
+            self.take()
+            rename(a, b)
+
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(storage, "point", self.take)
+
+    def take(self) -> None:
+        self.taken.append(Path(shutil.copytree(self.folder, self.to / str(len(self.taken)))))
+
+
+@pytest.mark.parametrize("way", [{"resume": True, "override": True}, {"anew": True}], ids=["override", "anew"])
+def test_fault_G12_a_kill_at_any_point_leaves_the_old_run_or_the_new(
+    way: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(lr: float, to: Path = folder, **more: Any) -> run.Run:
+        changed = settings(train={"epochs": 2, "lr": lr, "checkpoint_steps": 3})
+        return pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, changed, folder=to, **more)
+
+    def state(of: Path) -> tuple[float, str, dict[str, float]]:
+        loaded = run.load(of)
+        return loaded.config.train.lr, loaded.sha256, loaded.metrics
+
+    fit(0.02)
+    if "resume" in way:  # from the middle
+        shutil.rmtree(max((folder / "checkpoints").glob("step-*")))
+    old = state(folder)
+    with monkeypatch.context() as patch:
+        snapshots = Snapshots(folder, tmp_path / "killed", patch)
+        fit(0.5, **way)
+    new = state(folder)
+    assert new[0] == 0.5
+    assert {p.name for p in folder.iterdir()} == FILES
+    found = [state(snapshot) for snapshot in snapshots.taken]
+    turn = found.index(new)
+    assert found == [old] * turn + [new] * (len(found) - turn)
+    assert turn > 20
+    assert len(found) - turn > 10
+    for snapshot in [*snapshots.taken[2:turn:10], *snapshots.taken[turn::5]]:  # and it goes on from there
+        fit(0.5, snapshot, **way)
+        assert state(snapshot)[:2] == new[:2]
+        assert {p.name for p in snapshot.iterdir()} == FILES
+
+
+def test_fault_G12_killed_with_override_the_complete_run_stays_and_the_new_one_goes_on(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert again(project) == 0
+    before = {p.name: p.read_bytes() for p in (project / "run").iterdir() if p.is_file()}
+    options = ["--resume", "--override", "--set", "train.lr=0.5", "--set", "train.epochs=4"]
+    killed = start(project, *options, TWOTOWER_FAIL_AT_STEP="13")
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert {p.name: p.read_bytes() for p in (project / "run").iterdir() if p.name in before} == before
+    assert consistent(project / "run") == 0.02
+    capsys.readouterr()
+    assert again(project, *options) == 0
+    assert "resuming after step 12" in capsys.readouterr().out
+    assert consistent(project / "run") == 0.5
+    assert {p.name for p in (project / "run").iterdir()} == FILES
+
+
+def test_what_an_interrupted_replacement_says_goes_on(folder: Path) -> None:
+    replaced(folder)
+
+    class Press(Watcher):
+        def step(self, done: int, total: int, loss: float) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    longer = settings(train={"epochs": 3})
+    with pytest.raises(Interrupted, match="stopped after step") as stop:
+        pipeline.fit(
+            checkerboard(), CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True, watcher=Press()
+        )
+    assert run.load(folder).config.train.epochs == 2
+    words = str(stop.value).partition("go on: twotower train ")[2].split()
+    schema, config = toml.load(Path(words[0]))
+    assert words[1:] == ["--run", str(folder), "--resume"]
+    assert schema is not None
+    pipeline.fit(checkerboard(), schema, config, folder=folder, resume=True)
+    assert run.load(folder).config.train.epochs == 3
+
+
+def test_damaged_checkpoints_are_in_no_new_ones_way(folder: Path) -> None:
+    replaced(folder, train={"epochs": 3})
+    (folder / "metrics.json").unlink()
+    for path in (folder / "checkpoints").glob("step-*/state.json"):
+        path.write_text("{")
+    done = pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=folder, resume=True)
+    assert len(done.history) == 2
+    names = {int(p.name.removeprefix("step-")) for p in (folder / "checkpoints").iterdir()}
+    assert max(names) == done.metrics["train.steps"], "and not those of the longer training before"
+
+
+def test_fault_G24_what_killed_trainings_left_goes_with_the_next(folder: Path, tmp_path: Path) -> None:
+    replaced(folder)
+    checkpoints = folder / "checkpoints"
+    newest = max(checkpoints.glob("step-*"))
+    os.replace(newest, checkpoints / f".{newest.name}.7.old")  # killed between two renames
+    (checkpoints / ".step-000000001.7.tmp").mkdir()
+    (checkpoints / ".step-000000001.7.tmp" / "tensors.safetensors").write_bytes(b"half")
+    for name in (".model.safetensors.7.tmp", ".metrics.json.4194303.tmp"):
+        (folder / name).write_bytes(b"half")
+    (folder / ".next").mkdir()
+    (folder / ".next" / ".config.toml.7.tmp").write_bytes(b"half")
+    (folder / ".notes.7.tmp").write_text("of somebody else")
+    lines: list[str] = []
+
+    class Listener(Watcher):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=folder, resume=True, watcher=Listener())
+    assert f"resuming after step {int(newest.name.removeprefix('step-'))}" in lines
+    assert {p.name for p in folder.iterdir()} == {*FILES, ".notes.7.tmp"}
+    assert not [p for p in folder.rglob(".*") if p.name != ".notes.7.tmp"]

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -146,9 +147,10 @@ class DSSMTrainable:
         body = self._config.model_dump()
         body["train"] |= settings
         _, config = parse(body, "train")
-        self._trainer, self._run, best = _fit(self._dataset, config)
-        if model_path is not None:
-            self.save_model(model_path)
+        with run.locked(Path(model_path)) if model_path is not None else nullcontext():
+            self._trainer, self._run, best = _fit(self._dataset, config)
+            if model_path is not None:
+                _save(self._run, Path(model_path))
         return best
 
     def test(self, device: str = "cpu") -> float:
@@ -307,8 +309,15 @@ def _fit(dataset: Dataset, config: Config) -> tuple[Trainer, Run, float]:
 
 def save(trained: Run, folder: Path) -> None:
     """Write a run folder that `score` and `DSSMTrainable(model_path=…)` read back."""
-    run.begin(folder, trained.dataset, trained.config)
-    run.finish(folder, replace(trained, folder=folder))
+    with run.locked(folder):
+        _save(trained, folder)
+
+
+def _save(trained: Run, folder: Path) -> None:
+    place = run.place(folder)
+    run.begin(place, trained.dataset, trained.config)
+    run.finish(place, replace(trained, folder=folder))
+    run.settle(folder)
 
 
 def score(trained: Run, x: pl.DataFrame, y: np.ndarray[Any, Any], device: str) -> float:
@@ -445,8 +454,9 @@ def _train_command(options: dict[str, Any]) -> None:
         "main.py",
     )
     print(dataset.describe())
-    _, trained, best = _fit(dataset, config)
-    save(trained, Path(options["model_path"]))
+    with run.locked(Path(options["model_path"])):
+        _, trained, best = _fit(dataset, config)
+        _save(trained, Path(options["model_path"]))
     print(f"best val AUC {best:.4f}; model saved to {options['model_path']}")
 
 

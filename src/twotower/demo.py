@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twotower import pipeline, run
+from twotower import pipeline
 from twotower.config import parse
 from twotower.data import movielens
 from twotower.data.tables import check
@@ -55,8 +55,7 @@ def main(data: str, folder: Path, watcher: Watcher) -> Run:
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"dataset": name, "source": source or ""})}
     )
-    run.clear(folder)
-    return pipeline.fit(tables, schema, config, folder=folder, watcher=watcher)
+    return pipeline.fit(tables, schema, config, folder=folder, anew=True, watcher=watcher)
 
 
 def _choose(data: str) -> tuple[movielens.Name, str | None]:

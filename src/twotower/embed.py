@@ -150,9 +150,9 @@ def _make(tower: _Tower, work: Work, shard: Shard, look: bool) -> bool:
 
 
 def _digest(run: Run) -> str:
-    """The digest in the run's model.json; of a model that is in no folder, one of its weights."""
-    if run.folder and (run.folder / "model.json").exists():
-        return str(storage.read_json(run.folder / "model.json")["sha256"])
+    """The digest of the run's model.safetensors; of a model that is in no folder, one of its weights."""
+    if run.sha256:  # and not what the folder says, in which another run may be by now
+        return run.sha256
     digest = hashlib.sha256()
     for name, weights in run.model.named_parameters():
         digest.update(name.encode())

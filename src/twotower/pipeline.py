@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from twotower.data.prepared import FOLDER, Prepared
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.embed import embed
-from twotower.errors import ConfigError, DataError, RunError
+from twotower.errors import ConfigError, DataError, Interrupted, RunError
 from twotower.evaluation import Metrics
 from twotower.evaluation import evaluate as measure
 from twotower.publisher import evaluate as evaluate_bundle
@@ -93,6 +95,7 @@ def fit(
     folder: str | Path | None = None,
     resume: bool = False,
     override: bool = False,
+    anew: bool = False,
     watcher: Watcher | None = None,
 ) -> Run:
     """Train a two-tower model on (users, items, interactions), or on a prepared dataset, and evaluate it.
@@ -100,61 +103,82 @@ def fit(
     Under torchrun all ranks train it together; the first evaluates it and writes.
 
     A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and
-    items may be None. With `folder` the run is written there; `resume` goes on from its newest good checkpoint,
-    or starts when there is none. Raises DataError, ConfigError or RunError for what cannot be used.
+    items may be None. With `folder` the run is written there, by one process or job at a time; `resume` goes on from its
+    newest good checkpoint, or starts when there is none; `anew` starts whatever is there. A complete run stays until
+    another one is whole. Raises DataError, ConfigError or RunError for what cannot be used.
     """
-    config, watcher = config or Config(), watcher or Watcher()
-    if isinstance(tables, Dataset):
-        dataset = tables
-    else:
-        dataset = prepare(tables if isinstance(tables, Tables) else check(*tables, schema), schema, config.split)
-    del tables
-    watcher.say(dataset.describe())
-    for line in dataset.describe_texts():
-        watcher.say(line)
-    if folder is None:
-        return _train(dataset, config, None, watcher, False, False)
-    return _train(dataset, config, Path(folder), watcher, resume, override)
+    config, watcher, ranks = config or Config(), watcher or Watcher(), Ranks.here()
+    folder = Path(folder) if folder is not None else None
+    with ExitStack() as held:
+        if folder and ranks.first:
+            held.enter_context(run.locked(folder))
+        if folder and not (resume or anew) and (folder / "encoders.json").exists():
+            raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
+        if isinstance(tables, Dataset):
+            dataset = tables
+        else:
+            dataset = prepare(tables if isinstance(tables, Tables) else check(*tables, schema), schema, config.split)
+        del tables
+        watcher.say(dataset.describe())
+        for line in dataset.describe_texts():
+            watcher.say(line)
+        return _train(dataset, config, ranks, folder, watcher, resume, override)
 
 
 def _train(
-    dataset: Dataset, config: Config, folder: Path | None, watcher: Watcher, resume: bool, override: bool
+    dataset: Dataset,
+    config: Config,
+    ranks: Ranks,
+    folder: Path | None,
+    watcher: Watcher,
+    resume: bool,
+    override: bool,
 ) -> Run:
-    ranks = Ranks.here()
     device = choose_device(config.train.device, watcher.say, ranks.local)
     with ranks.together(device.type, config.train.timeout, alone=config.train.tables == "torchrec"):
-        checkpoints = folder / "checkpoints" if folder else None
-        told = _Recorder(folder, watcher) if ranks.first else Watcher()
+        place = run.place(folder) if folder else None
+        told = _Recorder(place, watcher) if ranks.first else Watcher()
+        checkpoints = place / "checkpoints" if place else None
         trainer = Trainer(dataset, config, checkpoints, told, run.fingerprint(dataset, config), ranks, device)
-        if folder:
-            if resume:
-                if trainer.resume(override):
-                    told.say(f"resuming after step {trainer.progress.step}")
-                elif run.is_complete(folder):
-                    raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another --run")
-                else:
-                    told.say("no checkpoint to resume from; starting")
-            elif (folder / "encoders.json").exists():
-                raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
+        if folder and place:
+            found = trainer.resume(override, folder / "checkpoints") if resume else None
+            if found:
+                told.say(f"resuming after step {trainer.progress.step}")
+            elif resume and run.is_complete(folder):
+                raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another --run")
+            elif resume:
+                told.say("no checkpoint to resume from; starting")
             here = (trainer.fingerprint, trainer.progress.step)
             if ranks.sum(float(here != ranks.told(here)))[0]:  # nobody writes before all have looked
                 raise RunError(
                     f"{folder}: the ranks see other settings, data or checkpoints; all need the same files at the same path"
                 )
             if ranks.first:
-                run.begin(folder, dataset, config)
-        trained = trainer.run()
-    if folder and isinstance(dataset, Prepared):  # what it was made from may be gone, or another by now
-        dataset = replace(dataset, folder=folder / FOLDER)
+                run.begin(place, dataset, config, found)
+        try:
+            trained = trainer.run()
+        except Interrupted as e:
+            if not folder:
+                raise
+            how = f"twotower train {shlex.quote(f'{place}/config.toml')} --run {shlex.quote(str(folder))} --resume"
+            raise Interrupted(f"{e}; go on: {how}") from None
+    if place and isinstance(dataset, Prepared):  # what it was made from may be gone, or another by now
+        dataset = replace(dataset, folder=place / FOLDER)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not ranks.first:
         return done
     metrics = measure(done.factors, dataset, config.evaluation) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
-    if folder:
-        report.write(folder / "report.html", done, done.factors())
-        run.finish(folder, done)
+    if folder and place:
+        done = replace(done, sha256=run.finish(place, done))
+        run.settle(folder)
+        if isinstance(dataset, Prepared):
+            done = replace(done, dataset=replace(dataset, folder=folder / FOLDER))
+        try:
+            report.write(folder / "report.html", done, done.factors())
+        except Exception as e:  # the run is whole without it
+            told.say(f"warning: no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
     return done
 
 

@@ -84,12 +84,15 @@ def _write(
     assert run.folder is not None
     if collections is not None and (left := collections.sweep()):
         say(f"dropped what no bundle names: {', '.join(left)}")
+    before, source = runs.stamp(run.folder), runs.current(run.folder)
     for name in FROM_RUN if isinstance(run.dataset, Prepared) else FROM_RUN + TABLES:
-        shutil.copyfile(run.folder / name, folder / name)
+        shutil.copyfile(source / name, folder / name)
     if isinstance(run.dataset, Prepared):
         run.dataset.link(folder / FOLDER)
     model = storage.read_json(folder / "model.json")["sha256"]
     _check_unchanged(run, folder)
+    if runs.stamp(run.folder) != before:
+        raise RunError(f"{run.folder}: another run has taken its place; load it anew to publish it")
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)

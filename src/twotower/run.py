@@ -7,14 +7,19 @@ users|items|interactions.parquet   the tables as numbered and split; or prepared
 metrics.json            flat metrics          history.jsonl   one line an epoch
 report.html             curves, distributions, gates and slices in one offline page
 checkpoints/            what --resume goes on from
+.next/                  the run that takes the place of this complete one: written there until it is whole; then readers go
+                        by it, while its files get their names here
+.lock                   held by the one process that writes here
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +41,14 @@ from twotower.errors import RunError
 from twotower.evaluation import Factors, factors_before
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
+from twotower.train import checkpoint
 
 FORMAT = 1
 FILES = {
     "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
     "interactions.parquet", prepared.FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
 }  # fmt: skip
+NEXT, LOCK = ".next", ".lock"
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Run:
     model: TwoTower
     metrics: dict[str, float]
     history: list[dict[str, Any]]
+    sha256: str = ""  # of model.safetensors, if there is a folder
 
     def factors(self, part: int = TEST) -> Factors:
         """Vectors of all users and items as known when `part` is asked; `factors().users @ factors().items.T` are
@@ -96,18 +104,98 @@ def claim(folder: Path) -> None:
         raise RunError(f"{folder}: not empty and not a run (it holds {strange[0]}); choose another folder")
 
 
-def clear(folder: Path) -> None:
-    """Remove the run in `folder`. Raises RunError if anything else is there."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the one process that writes the run in `folder`; what a killed one left is finished or removed first.
+
+    Raises RunError if another one does, or if `folder` is not new, empty or a run. A new folder in which nothing is
+    written goes again.
+    """
+    storage.check_name(folder)
     claim(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    made = not folder.exists()
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if made:
+                held.callback(_remove_empty, folder)
+            lock = held.enter_context(storage.lock(folder / LOCK, keep=False))
+            lock.say("training")
+            for place in (folder, folder / NEXT):
+                storage.tidy(place, {*FILES, NEXT}.__contains__)
+                checkpoint.tidy(place / "checkpoints")
+        except storage.Taken as e:
+            raise RunError(f"{folder}: {e}; wait for it, or choose another --run") from None
+        except OSError as e:
+            raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another --run") from e
+        settle(folder)
+        yield
 
 
-def begin(folder: Path, dataset: Dataset, config: Config) -> None:
-    """Prove that the folder can be written, and put the settings and data there before training starts."""
-    claim(folder)
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def place(folder: Path) -> Path:
+    """Where the run of `folder` is to be written: beside a complete one, which stays until the new one is whole."""
+    return folder / NEXT if is_complete(folder) else folder
+
+
+def current(folder: Path) -> Path:
+    """Where the run of `folder` is to be read."""
+    return folder / NEXT if (folder / NEXT / "metrics.json").exists() else folder
+
+
+def stamp(folder: Path) -> tuple[Path, int, int]:
+    """What is another one as soon as another run is in the folder: whoever reads several files looks before and after."""
+    metrics = current(folder) / "metrics.json"
+    try:
+        info = metrics.stat()
+    except OSError:
+        return metrics, 0, 0
+    return metrics, info.st_ino, info.st_mtime_ns
+
+
+def settle(folder: Path) -> None:
+    """Give the files of a whole run in `.next` their names in `folder`. To be called under the lock.
+
+    `.next` stays whole until all have them and goes in one step: a kill in between changes nothing for readers, and who
+    has the lock next begins again. Raises RunError.
+    """
+    new = current(folder)
+    if new == folder:
+        return
+    gone = folder / f".{NEXT}.{os.getpid()}.tmp"
+    try:
+        # Whoever looks at the files and knows nothing of `.next` sees no complete run.
+        (folder / "metrics.json").unlink(missing_ok=True)
+        for name in sorted(FILES, key=lambda name: name == "metrics.json"):
+            storage.point()
+            storage.same(new / name, folder / name)
+        storage.sync(folder)
+        storage.point()
+        os.replace(new, gone)
+        storage.point()
+        storage.remove(gone)
+    except OSError as e:
+        raise RunError(f"{folder}: cannot be written ({e.strerror}); the new run is whole in {new}") from e
+
+
+def begin(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None) -> None:
+    """Prove that the folder can be written, and put the settings and data there before training starts, which goes on
+    from `checkpoints`. To be called under the lock."""
     storage.probe(folder)
     for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
         (folder / stale).unlink(missing_ok=True)
+    kept = folder / "checkpoints"
+    try:
+        if checkpoints is None:  # the newest of an earlier training may be newer than any of this one
+            storage.remove(kept)
+        elif checkpoints != kept:
+            storage.same(checkpoints, kept)
+    except OSError as e:
+        raise RunError(f"{kept}: cannot be written ({e.strerror or e})") from e
     prepared.save(dataset, folder)
     if isinstance(dataset, prepared.Prepared):  # the run has its own files; a path is relative to the config
         config = config.model_copy(update={"data": config.data.model_copy(update={"prepared": prepared.FOLDER})})
@@ -118,10 +206,12 @@ def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
     storage.write(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
 
 
-def finish(folder: Path, run: Run) -> None:
-    """Write the model, its history and its metrics; metrics.json last, so its presence means complete."""
+def finish(folder: Path, run: Run) -> str:
+    """Write the model, its history and its metrics; metrics.json last, so its presence means complete. The SHA-256 of the
+    weights."""
     weights = {n: p.detach().cpu().contiguous() for n, p in run.model.named_parameters()}
     data = save_tensors(weights)
+    digest = hashlib.sha256(data).hexdigest()
     storage.write(folder / "model.safetensors", data)
     storage.write_json(
         folder / "model.json",
@@ -129,7 +219,7 @@ def finish(folder: Path, run: Run) -> None:
             "format": FORMAT,
             "twotower": twotower.__version__,
             "torch": torch.__version__,
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": digest,
             "metric": run.model.metric,
             "model": run.config.model.model_dump(mode="json"),
             "fields": {s: [vars(f) for f in run.dataset.encoders.fields(s)] for s in SIDES},
@@ -137,15 +227,29 @@ def finish(folder: Path, run: Run) -> None:
     )
     save_history(folder, run.history)
     storage.write_json(folder / "metrics.json", run.metrics)
+    return digest
 
 
 def is_complete(folder: Path) -> bool:
-    return (folder / "metrics.json").exists()
+    return (current(folder) / "metrics.json").exists()
 
 
 def load(folder: Path | str) -> Run:
     """Read a run folder back. Raises RunError if a file is missing, damaged or belongs to another run."""
     folder = Path(folder)
+    while True:
+        before = stamp(folder)
+        try:
+            found = _load(folder)
+        except RunError:
+            if stamp(folder) == before:
+                raise
+        else:
+            if stamp(folder) == before:
+                return found
+
+
+def _load(folder: Path) -> Run:
     if not is_complete(folder):
         if not (folder / "config.toml").exists():
             what = "a store of bundles, not a run" if (folder / "bundles").is_dir() else "no run there"
@@ -154,14 +258,16 @@ def load(folder: Path | str) -> Run:
             f"{folder}: an unfinished run (metrics.json is missing); "
             f"train it with `twotower train … --run {folder} --resume`"
         )
-    schema, config = read_config(folder)
-    dataset = prepared.load(folder, schema, config.split)
+    place = current(folder)
+    schema, config = read_config(place)
+    dataset = prepared.load(place, schema, config.split)
     try:
-        history = [json.loads(line) for line in read(folder / "history.jsonl", text).splitlines()]
+        history = [json.loads(line) for line in read(place / "history.jsonl", text).splitlines()]
     except ValueError as e:
-        raise RunError(f"{folder / 'history.jsonl'}: not readable as lines of JSON ({e})") from None
-    model = load_model(folder, config, dataset.encoders)
-    return Run(folder, config, dataset, model, storage.read_json(folder / "metrics.json"), history)
+        raise RunError(f"{place / 'history.jsonl'}: not readable as lines of JSON ({e})") from None
+    model = load_model(place, config, dataset.encoders)
+    digest = storage.read_json(place / "model.json")["sha256"]
+    return Run(folder, config, dataset, model, storage.read_json(place / "metrics.json"), history, digest)
 
 
 def read_config(folder: Path) -> tuple[Schema, Config]:

@@ -1,22 +1,28 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed."""
+"""Files that are whole or not there: written under a temporary name, synced, renamed; and locks on them."""
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from twotower.errors import RunError
 
 FAIL_POINT = "TWOTOWER_FAIL_AT_PUBLISH"  # for tests of recovery: SIGKILL to itself at this point
 _points = itertools.count(1)
+_LEFT = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
 
 
 def point() -> None:
@@ -100,6 +106,150 @@ def _put_back(before: Path, path: Path) -> None:
     if not path.exists() and before.exists():
         os.replace(before, path)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def tidy(folder: Path, ours: Callable[[str], bool]) -> None:
+    """Remove what killed processes left of writing things of such names in a folder, or put it back. To be called under
+    the lock of all who write there: a living process may be at work on it."""
+    for left in list(folder.iterdir()) if folder.is_dir() else []:
+        found = _LEFT.fullmatch(left.name)
+        if found and ours(found[1]):
+            if found[2] == "old":
+                _put_back(left, folder / found[1])
+            else:
+                remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link(source: Path, to: Path) -> None:
+    """Another name of a file; a copy of it where the file system has no such names."""
+    try:
+        os.link(source.resolve(), to)  # not another name of a symbolic link
+    except OSError:
+        shutil.copyfile(source, to)
+
+
+def same(source: Path, to: Path) -> None:
+    """Make `to` another name of what `source` is, a file in one step, a folder file by file; nothing if that is nothing.
+    Raises OSError."""
+    if source.is_file():
+        temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        link(source, temporary)
+        os.replace(temporary, to)
+        temporary.unlink(missing_ok=True)  # two names of one file: then a rename does nothing
+        return
+    remove(to)
+    if source.is_dir():
+        shutil.copytree(source, to, copy_function=lambda a, b: link(Path(a), Path(b)))
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who wrote the text of a lock."""
+
+    action: str = "process"
+    pid: str = "?"
+    host: str = "?"
+    more: str = ""
+
+    @property
+    def who(self) -> str:
+        return f"(pid {self.pid} on {self.host})"
+
+
+class Taken(RunError):
+    """Another process holds the lock."""
+
+
+class Lock:
+    """A lock that is held. `left` is the holder before, if that was killed."""
+
+    def __init__(self, file: BinaryIO, left: Holder | None) -> None:
+        self._file, self.left = file, left
+
+    def say(self, action: str, more: str = "-") -> None:
+        """Write down who holds it."""
+        self.clear()
+        self._file.write(f"{action} {os.getpid()} {os.uname().nodename} {more}\n".encode())
+
+    def clear(self) -> None:
+        self._file.truncate(0)
+
+
+@contextmanager
+def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
+    """Be the one process that holds a lock until the block ends. Raises Taken, which names the other, or OSError.
+
+    The kernel lets go of it when its holder dies. A holder that ends empties the file, so that text in a free one is of a
+    holder that was killed; or removes it, unless it is to `keep`.
+    """
+    file = path.open("a+b", buffering=0)
+    try:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(file)
+                for _ in range(20):  # it may not yet have said who it is
+                    if holder is None:
+                        time.sleep(0.01)
+                        holder = _holder(file)
+                holder = holder or Holder()
+                raise Taken(f"another {holder.action} is running {holder.who}") from None
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    break
+            file.close()  # it was removed by its holder in between
+            file = path.open("a+b", buffering=0)
+        try:
+            yield Lock(file, _holder(file))
+        finally:
+            if not keep:
+                path.unlink(missing_ok=True)
+            file.truncate(0)
+    finally:
+        file.close()
+
+
+def held(path: Path) -> bool:
+    """Whether a process, on this host or another, holds the lock; False if there is none. Raises OSError."""
+    try:
+        with path.open("r+b") as file:  # NFS locks only what may be written
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _holder(file: BinaryIO) -> Holder | None:
+    file.seek(0)
+    text = file.read(1000).decode(errors="replace")
+    parts = text.split()
+    return Holder(*parts) if len(parts) == 4 else Holder() if text else None
+
+
+def check_name(path: Path) -> None:
+    """Raises RunError for a path that cannot be written into files or given to every library: its name is no UTF-8, or
+    has characters that the locale has not."""
+    name = str(path.absolute())
+    try:
+        name.encode()
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        hint = "rename it" if encoding == "utf-8" else f"the locale's names are {encoding}: set PYTHONUTF8=1"
+        shown = name.encode(errors="backslashreplace").decode()
+        raise RunError(f"{shown}: the name is no UTF-8 here; {hint}, or choose another") from None
 
 
 def probe(folder: Path) -> None:

@@ -300,27 +300,16 @@ class Store:
         free one is of a holder that was killed.
         """
         try:
-            with (self.path / "LOCK").open("a+b", buffering=0) as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    taken = True
-                except BlockingIOError:
-                    taken = False
-                lock.seek(0)
-                text = lock.read(1000).decode(errors="replace")
-                holder, pid, host, stamp = text.split() if text.count(" ") == 3 else ("publish", "?", "?", "")
-                who = f"(pid {pid} on {host})"
-                if not taken:
-                    raise BundleError(f"{self.path}: another {holder} is running {who}", "locked")
-                self._mend(f"{holder} {who} died" if text else "", stamp)
-                lock.truncate(0)
+            with storage.lock(self.path / "LOCK") as lock:
+                left = lock.left
+                self._mend(f"{left.action} {left.who} died" if left else "", left.more if left else "")
+                lock.clear()
                 stamp = self._next_stamp()
-                lock.write(f"{action} {os.getpid()} {os.uname().nodename} {stamp}\n".encode())
+                lock.say(action, stamp)
                 storage.point()
-                try:
-                    yield stamp
-                finally:
-                    lock.truncate(0)
+                yield stamp
+        except storage.Taken as e:
+            raise BundleError(f"{self.path}: {e}", "locked") from None
         except OSError as e:
             raise BundleError(f"{self.path}: cannot be changed ({e.strerror})", "write") from e
 

@@ -7,7 +7,6 @@ columns), a few numbers per user and per item, a piece and a bucket.
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import os
@@ -74,8 +73,7 @@ def prepare(
     with storage.new_folder(out) as folder:
         (folder / "arrays").mkdir()
         (folder / "work").mkdir()
-        with (folder / "work" / LOCK).open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with storage.lock(folder / "work" / LOCK):
             _Preparation(data, schema, split, folder, say).run()
         for path in (folder / "work").iterdir():
             path.unlink()
@@ -88,13 +86,9 @@ def prepare(
 def _abandoned(folder: Path) -> bool:
     """Whether nobody, on this host or another, holds its lock."""
     try:
-        with (folder / "work" / LOCK).open("r+b") as lock:  # NFS locks only what may be written
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return not storage.held(folder / "work" / LOCK)
     except OSError:
-        pass
-    return True
+        return True
 
 
 def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> None:

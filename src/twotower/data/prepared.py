@@ -11,7 +11,6 @@ A column of rows of different lengths is two files, or three with the interactio
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -118,10 +117,7 @@ class Prepared(Dataset):
             for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
                 to = folder / path.relative_to(self.folder)
                 to.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(path.resolve(), to)  # not another name of a symbolic link
-                except OSError:
-                    shutil.copyfile(path, to)
+                storage.link(path, to)
         except OSError as e:
             raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
 

@@ -44,11 +44,14 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor | Blocks], state:
     with storage.new_folder(path) as temporary:
         state = state | {"step": step, "sha256": write_tensors(temporary / "tensors.safetensors", tensors)}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for left in folder.glob(".step-*.tmp"):  # of a process that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left of `save`; to be called under the run's lock."""
+    storage.tidy(folder, lambda name: name.startswith("step-"))
 
 
 def in_order(tensors: Mapping[str, Tensor | Blocks]) -> list[str]:

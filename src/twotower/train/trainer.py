@@ -162,9 +162,8 @@ class Trainer:
             if self._stop or (self._asked and self.ranks.count == 1):
                 self._save()
                 self.objective.leave()
-                run = self.folder.parent if self.folder else None
-                how = f"go on: twotower train {run}/config.toml --run {run} --resume" if run else "nothing was saved"
-                raise Interrupted(f"stopped after step {p.step}; {how}")
+                saved = "a checkpoint is written" if self.folder else "nothing was saved"
+                raise Interrupted(f"stopped after step {p.step}; {saved}")
             if self._due():
                 self._save()
         started = time.perf_counter()
@@ -329,18 +328,19 @@ class Trainer:
 
     # ---- stopping and going on
 
-    def resume(self, override: bool = False) -> bool:
-        """Go on from the newest good checkpoint; False if there is none.
+    def resume(self, override: bool = False, *others: Path) -> Path | None:
+        """Go on from the newest good checkpoint of the folder, or else of one of `others`: the one it was in; None if
+        there is none.
 
         Raises RunError with the differences if the fingerprint has changed, unless `override`.
         """
-        if self.folder is None:
-            return False
-        found = checkpoint.newest(self.folder, self.watcher.say)
-        if found is None:
-            return False
+        for folder in (*([self.folder] if self.folder else []), *others):
+            if found := checkpoint.newest(folder, self.watcher.say):
+                break
+        else:
+            return None
         tensors, state = found
-        self._last_path = self.folder / f"step-{state['step']:09d}"
+        self._last_path = folder / f"step-{state['step']:09d}"
         changed = [
             f"{key}: {old!r} then, {new!r} now"
             for key in sorted({*state["fingerprint"], *self.fingerprint})
@@ -355,7 +355,7 @@ class Trainer:
         self.progress = _Progress(**state["progress"])
         if self.progress.best == "none":  # type: ignore[comparison-overlap]
             self.progress.best = -math.inf  # type: ignore[unreachable]
-        return True
+        return folder
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         shards = self.sharded.names if self.sharded else {}
