@@ -125,4 +125,4 @@ def test_the_container_installs_what_the_service_needs() -> None:
     wanted = {*project["dependencies"], *project["optional-dependencies"]["serve"]}
     text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
     left_out = {re.split(r"[><=]", name)[0] for name in wanted - set(re.findall(r"'([a-z][\w.-]*[><=][^']+)'", text))}
-    assert left_out == {"torch", "safetensors", "onnx", "plotly"}
+    assert left_out == {"torch", "safetensors", "plotly"}

@@ -19,6 +19,7 @@ import torch
 from conftest import EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower import export as exporting
+from twotower import onnx_graph
 from twotower.config import Config, ModelConfig, TowerConfig
 from twotower.data import arrays
 from twotower.data.batches import SideTensors
@@ -30,7 +31,7 @@ from twotower.encoders import Ragged
 from twotower.errors import DataError, RunError
 from twotower.export import export, parity
 from twotower.model.two_tower import TwoTower
-from twotower.onnx_tower import Gate, OnnxTower
+from twotower.onnx_tower import Gate, OnnxTower, vouch
 from twotower.run import Run
 from twotower.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
 
@@ -236,6 +237,37 @@ def test_every_setting_of_a_model_is_exported_or_only_of_training() -> None:
     assert set(TowerConfig.model_fields) - tried <= {"width", "decay_scale"}
 
 
+def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(worlds: dict[str, Dataset]) -> None:
+    """Neither an operator nor a part of the file is allowed that no kind of model needs."""
+    operators: dict[str, set[str]] = {}
+    parts: dict[str, set[str]] = {}
+    numbers, about = set(), set()
+
+    def count(message: Any) -> None:
+        kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
+        parts.setdefault(kind, set()).update(field.name for field, _ in message.ListFields())
+        if kind == "NodeProto":
+            operators.setdefault(message.op_type, set()).update(a.name for a in message.attribute)
+        numbers.update(value for field, value in message.ListFields() if field.name in ("data_type", "elem_type"))
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                for inner in [value] if hasattr(value, "DESCRIPTOR") else value:
+                    count(inner)
+
+    for name, settings_ in MODELS.items():
+        for world, data in worlds.items():
+            if _refused(name, world):
+                continue
+            model = trained(data, **settings_)
+            for side in SIDES:
+                graph = onnx.load_from_string(exporting._build(model, side, data.encoders.fields(side), "digest"))
+                count(graph)
+                about.update(entry.key for entry in graph.metadata_props)
+    assert operators == onnx_graph.OPERATORS
+    assert parts == onnx_graph.PARTS
+    assert (numbers, about) == (onnx_graph.NUMBERS, onnx_graph.ABOUT)
+
+
 def test_a_model_with_an_unknown_part_is_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, model = worlds["even"], trained(worlds["even"])
     model.towers("item")[0][0].add_module("mixture", torch.nn.Linear(2, 2))
@@ -376,6 +408,7 @@ def _changed(content: bytes, gates: str | None, output: bool = True) -> bytes:
         del graph.graph.output[1]
         for node in [n for n in graph.graph.node if "gates" in n.output]:
             graph.graph.node.remove(node)
+    vouch(graph.SerializeToString(), "changed")  # a process for each would take long
     return graph.SerializeToString()
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twotower import child
 from twotower import index as indexes
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
 from twotower.index import KINDS, Index, Metric, Place, choose, choose_type, load, recall, tune, verify_file
@@ -613,19 +614,25 @@ def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeyp
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_bytes(b"x")
     second.write_bytes(b"x")
-    monkeypatch.setattr(module, "_CHILD", "import os, sys; os.abort() if sys.argv[2].endswith('a') else print('\"\"')")
+    (tmp_path / "work.py").write_text(
+        "import os, time\n"
+        "def dies(path): os.abort() if path.name == 'a' else None; return ''\n"
+        "def hangs(path): time.sleep(60)\n"
+        "def computes(path):\n    while True: pass\n"
+        "def grows(path): bytes(10**10)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(module, "LOOK", "work:dies")
     said = module.verify_files([first, second])
     assert "ended a process with code -6" in said[first]
     assert said[second] == ""
-    monkeypatch.setattr(module, "_CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(module, "LOOK", "work:hangs")
     with pytest.raises(RunError, match=r"more than 0\.3 seconds"):
         verify_file(first, timeout=0.3)
-    monkeypatch.setattr(
-        module,
-        "_CHILD",
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)\nbytes(10**10)",
-    )
-    with pytest.raises(RunError, match="code 1"):
+    (seen,) = child.look("work:computes", [first], timeout=60, computing=1, memory=1 << 30).values()
+    assert seen.wrong == "loading it takes more than 1 seconds"
+    monkeypatch.setattr(module, "LOOK", "work:grows")
+    with pytest.raises(RunError, match="a: not a usable FAISS index .loading it takes more than 2,147 MB"):
         verify_file(first)
 
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import re
+import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +18,14 @@ import httpx
 import numpy as np
 import polars as pl
 import pytest
+import towers
 from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import twotower
+from twotower import onnx_tower
 from twotower.bundle import BundleError
 from twotower.data.tables import check
 from twotower.request import Request
@@ -934,8 +938,6 @@ def test_fault_F1_a_live_store_that_fails_is_no_error(make: Make) -> None:
 
 
 def test_fault_A8_current_that_points_nowhere_is_alive_and_not_ready(store: Path, make: Make, tmp_path: Path) -> None:
-    import shutil
-
     broken = tmp_path / "store"
     shutil.copytree(store, broken)
     (broken / "CURRENT").write_text("20200101T000000Z-abcdef\n")
@@ -953,8 +955,6 @@ def test_fault_A8_current_that_points_nowhere_is_alive_and_not_ready(store: Path
 def test_fault_A3_a_damaged_bundle_is_refused_counted_and_the_old_one_answers(
     store: Path, make: Make, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
     first, second = (b.id for b in Store(copy).bundles())
@@ -977,6 +977,45 @@ def test_fault_A3_a_damaged_bundle_is_refused_counted_and_the_old_one_answers(
     (copy / "CURRENT").touch()
     client.run(client.service.shelf.look())
     assert client.get("/v1/bundle").json()["bundle_id"] == second
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (towers.subgraph, "the operator 'If'"),
+        (towers.endless_loop, "the operator 'Loop'"),
+        (towers.years, "seconds"),
+        (towers.bomb_at_load, "MB"),
+    ],
+)  # fmt: skip
+def test_fault_G1_G2_a_foreign_tower_is_refused_counted_and_the_old_bundle_answers(
+    change: Any, said: str, store: Path, make: Make, key_file: tuple[Path, str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    (copy / towers.SECRET).write_bytes(bytes(400))
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(onnx_tower, "SECONDS", 1.0)
+    old = Store(copy).current().id
+    forged = towers.forged(copy, {"user_tower.onnx": towers.of(change)})
+    file, key, boss = key_file
+    admin = make(at=copy, keys=file, admin=True)
+    service = admin.service
+    client = Client(service, Door(create(service), service, Keys(file), False))
+    client.loop = admin.loop
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    told = admin.post("/v1/rollback", {"to": forged}, headers=bearer(boss))
+    assert told.json() == {"current": forged, "serving": old}
+    told = admin.post("/v1/reload", {}, headers=bearer(boss)).json()
+    assert told["serving"] == old
+    assert said in told["refused"]
+    assert 'twotower_bundle_load_failures_total{reason="tower"} 2.0' in client.get("/metrics", headers=bearer(key)).text
+    assert [r.told["reason"] for r in caplog.records if r.getMessage() == "bundle refused"] == ["tower"] * 2
+    reply = client.post("/v1/recommend", {"user_id": "u1", "method": 2}, headers=bearer(key))
+    assert reply.json()["bundle_id"] == old
+    assert admin.post("/v1/rollback", {"to": old}, headers=bearer(boss)).json() == {"current": old, "serving": old}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
 def test_fault_E5_a_bundle_that_does_not_fit_the_memory_is_refused(store: Path, make: Make) -> None:

@@ -38,7 +38,7 @@ class BundleError(RunError):
     """A store or bundle that cannot be used.
 
     `reason` is one word for counters: store, locked, write, gate, probe, current, missing, unreadable, manifest,
-    schema_version, path, unlisted, size, checksum, mismatch.
+    schema_version, path, unlisted, size, checksum, mismatch, tower.
     """
 
     def __init__(self, message: str, reason: str = "bundle") -> None:

@@ -35,10 +35,10 @@ from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.layers import Dropout, SenetGate
 from twotower.model.towers import Tower
 from twotower.model.two_tower import FirstOrder, TwoTower
-from twotower.onnx_tower import GATES, OUTPUT, Gate, OnnxTower
+from twotower.onnx_graph import IR, OPERATORS, OPSET
+from twotower.onnx_tower import GATES, OUTPUT, Gate, OnnxTower, vouch
 from twotower.schema import SideName
 
-OPSET, IR = 18, 8  # of 2023: anything that runs ONNX reads them
 LIMIT = (1 << 31) - (1 << 20)
 """Bytes of tables that fit one ONNX file."""
 TOLERANCE = 1e-4
@@ -107,6 +107,8 @@ class _Graph:
         return name
 
     def __call__(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        if not attributes.keys() <= OPERATORS[kind]:
+            raise KeyError(f"{kind} {[*attributes]}: an operator or an attribute that no tower may hold")
         names = [f"v{len(self.nodes)}"] if outputs == 1 else [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, **attributes))
         return names[0] if outputs == 1 else names
@@ -522,6 +524,7 @@ def export(
     writes nothing, if it is above 1e-4, or if the tables do not fit one file. `digest` of the model goes into the file.
     """
     data = _build(model, side, fields, digest)
+    vouch(data, str(path))
     found = max(parity(data, model, side, s, fields) for s in (_any_side(fields), rows) if s is not None)
     if not found <= TOLERANCE:
         raise RunError(

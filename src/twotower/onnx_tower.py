@@ -1,19 +1,40 @@
-"""An exported tower, run by onnxruntime: for services, without torch."""
+"""An exported tower, run by onnxruntime: for services, without torch.
+
+A file is first read and run in a process of its own, which refuses what the exporter does not write.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from twotower import child, onnx_graph
 from twotower.errors import ConfigError, RunError
 
 OUTPUT, GATES = "vector", "gates"
+LOOK = "twotower.onnx_look:look"
+"""What a process does that looks at a tower."""
+SECONDS, SPEED = 30.0, 2e7
+"""Seconds that it may compute, and bytes of a file for which it may do one more. On a busy machine that takes longer."""
+MEMORY = 1 << 29
+"""Bytes that it may take, beside four times the file."""
+
+_sound: set[str] = set()
+"""SHA-256 of the towers that this process has looked at, or made."""
+
+
+class TowerError(RunError):
+    """A file that is no tower, or takes more than one may. `reason` is a word for counters."""
+
+    reason = "tower"
 
 
 @dataclass(frozen=True)
@@ -39,26 +60,19 @@ class OnnxTower:
 
         Raises RunError if it is no exported tower, ConfigError if onnxruntime is not installed.
         """
-        try:
-            import onnxruntime
-        except ImportError:
-            raise ConfigError("running an exported tower needs onnxruntime: pip install onnx onnxruntime") from None
         self.name = "tower" if isinstance(source, bytes) else str(source)
-        if not isinstance(source, bytes):
-            try:
-                # As bytes, so that no file beside it is read, whatever it names.
-                source = Path(source).read_bytes()
-            except OSError as e:
-                raise RunError(f"{self.name}: cannot be read ({e.strerror})") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_mem_pattern = False  # a plan of the memory is kept for every shape, and T may be anything
-        options.log_severity_level = 4
+        data = source if isinstance(source, bytes) else read(Path(source))
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in _sound and not isinstance(source, bytes):
+            verify({Path(source): digest})
+        elif digest not in _sound:
+            with TemporaryDirectory() as folder:
+                (Path(folder) / "tower.onnx").write_bytes(data)
+                verify({Path(folder) / "tower.onnx": digest}, name=self.name)
         try:
-            self._session: Any = onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])
-        except Exception as e:  # onnxruntime's own errors share no other base
-            raise RunError(f"{self.name}: damaged, or not an ONNX file ({_line(e)})") from None
+            self._session = session(data, threads)
+        except TowerError as e:
+            raise TowerError(f"{self.name}: {e}") from None
         outputs = {o.name: o.shape for o in self._session.get_outputs()}
         if list(outputs) not in ([OUTPUT], [OUTPUT, GATES]):
             raise RunError(f"{self.name}: not a tower (it gives {', '.join(outputs)}, not '{OUTPUT}')")
@@ -100,6 +114,69 @@ class OnnxTower:
             return cast(list[npt.NDArray[np.float32]], self._session.run(outputs, dict(feed)))
         except Exception as e:
             raise RunError(f"{self.name}: the inputs do not fit the tower ({_line(e)})") from None
+
+
+# ---- before it is trusted
+
+
+def verify(towers: Mapping[Path, str], *, room: int | None = None, name: str = "") -> None:
+    """Look at towers, by their SHA-256, in a process of its own: what they hold, whether they load, whether they answer.
+
+    One that was looked at before, under whatever name, is not looked at again. `room` in bytes is the most that one may
+    take, if that is less than four times its file and half a GiB. Raises TowerError, ConfigError if onnx or onnxruntime is
+    not installed.
+    """
+    new = [path for path, digest in towers.items() if digest not in _sound]
+    try:
+        largest = max((path.stat().st_size for path in new), default=0)
+    except OSError as e:
+        raise RunError(f"{e.filename}: cannot be read ({e.strerror})") from None
+    most = MEMORY + 4 * largest
+    memory = most if room is None else max(0, min(most, room))
+    seconds = SECONDS + largest / SPEED
+    looks = child.look(LOOK, new, timeout=4 * seconds, computing=seconds, memory=memory)
+    for path, seen in looks.items():
+        if seen.wrong:
+            raise TowerError(f"{name or path}: {seen.wrong}")
+        if seen.found != towers[path]:
+            raise TowerError(f"{name or path}: was changed while it was read")
+        _sound.add(seen.found)
+
+
+def vouch(data: bytes, name: str) -> None:
+    """Let a tower that this process has built itself be loaded without another that looks at it first.
+
+    Raises TowerError if it holds what no tower does.
+    """
+    if wrong := onnx_graph.fault(data):
+        raise TowerError(f"{name}: {wrong}")
+    _sound.add(hashlib.sha256(data).hexdigest())
+
+
+def read(path: Path) -> bytes:
+    """As bytes, so that no file beside it is read, whatever it names. Raises RunError."""
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise RunError(f"{path}: cannot be read ({e.strerror})") from None
+
+
+def session(data: bytes, threads: int) -> Any:
+    """Of onnxruntime. The bytes have been looked at, or this is the process that does it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("running an exported tower needs onnxruntime: pip install onnx onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # or bytes could be taken for its own format
+    options.enable_mem_pattern = False  # a plan of the memory is kept for every shape, and T may be anything
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+    except Exception as e:  # onnxruntime's own errors share no other base
+        raise TowerError(f"cannot be loaded ({_line(e)})") from None
 
 
 def _gates(text: str) -> list[Gate]:

@@ -27,7 +27,7 @@ import polars as pl
 
 from twotower import config as settings
 from twotower import index as indexes
-from twotower import storage
+from twotower import onnx_tower, storage
 from twotower.bundle import Bundle
 from twotower.config import Config
 from twotower.data import dataset as datasets
@@ -57,15 +57,16 @@ KEPT_FILTERS = 256
 class Retriever:
     """One bundle, loaded."""
 
-    def __init__(self, bundle: Bundle, threads: int = 1, sound: Container[str] = ()) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 1, sound: Container[str] = (), room: int | None = None) -> None:
         """`bundle` has been verified by `Bundle.open`. A FAISS file is first loaded in a process of its own, unless its
-        SHA-256 is among the `sound` ones. Raises RunError or BundleError if the bundle's parts do not agree, Unavailable
-        if its index is elsewhere and does not answer."""
+        SHA-256 is among the `sound` ones, and so is a tower that is new to this process, which may take `room` bytes.
+        Raises RunError or BundleError if the bundle's parts are damaged or do not agree, Unavailable if its index is
+        elsewhere and does not answer."""
         self.bundle = bundle
         self.digests: dict[str, str] = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
         with ExitStack() as held:
             held.enter_context(bundle.lease())  # once everything is open or read, nobody can take it away
-            self._load(bundle, threads, self.index_digest not in sound)
+            self._load(bundle, threads, self.index_digest not in sound, room)
             if self.index.remote:  # but a collection goes with its bundle
                 weakref.finalize(self, held.pop_all().close)
 
@@ -74,10 +75,12 @@ class Retriever:
         """The SHA-256 of the FAISS file, an empty string if there is none."""
         return self.digests.get("index/index.faiss", "")
 
-    def _load(self, bundle: Bundle, threads: int, verify: bool) -> None:
+    def _load(self, bundle: Bundle, threads: int, verify: bool, room: int | None) -> None:
         folder = bundle.folder
-        with ThreadPoolExecutor(1) as beside:  # it mostly waits for the process that looks at FAISS's file
+        with ThreadPoolExecutor(2) as beside:  # they mostly wait for processes that look at files
             index = beside.submit(indexes.load, folder / "index", verify=verify)
+            towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
+            looked = beside.submit(onnx_tower.verify, towers, room=room)
             schema, self.config = _settings(folder)
             # The item tower is not asked here, so its columns are not made.
             self.dataset: Dataset = prepared.load(folder, schema, self.config.split, encode=("user",))
@@ -87,6 +90,7 @@ class Retriever:
             self.user_vectors: Floats = datasets.read(
                 folder / "user_vectors.npy", lambda p: np.asarray(np.load(p, mmap_mode="r"))
             )
+            looked.result()
             self.tower = OnnxTower(folder / "user_tower.onnx", threads)
             self.fields = self.dataset.encoders.fields("user")
             told = datasets.read(folder / "vectors.json", storage.read_json)

@@ -13,10 +13,6 @@ into a corner, and then a graph may miss a fifth even with an `ef` of a thousand
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +22,7 @@ from typing import Any, ClassVar, Self
 import faiss as _faiss
 import numpy as np
 
+from twotower import child
 from twotower.errors import RunError
 from twotower.index.exact import LONGEST, ExactIndex, Scope, within
 from twotower.index.protocol import Metric, Rows, Vectors
@@ -381,30 +378,18 @@ def unsound(engine: Any) -> str:
     return f"a {type(engine).__name__} is none of ours"
 
 
-_CHILD = """
-import json, os, sys
-os.nice(9)  # it only looks: whoever waits for it may hold a lock that others wait for
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except (ImportError, ValueError, OSError):
-    pass
-from pathlib import Path
-import numpy as np
-from twotower.errors import RunError
-from twotower.index.faiss import read
-for path in sys.argv[2:]:
+LOOK = "twotower.index.faiss:look"
+"""What a process does that looks at a file."""
+
+
+def look(path: Path) -> str:
+    """Load the file and search it."""
+    engine = read(path, mmap=False)
     try:
-        engine = read(Path(path), mmap=False)
         engine.search(np.ones((2, engine.d), np.float32), 10)
-        said = ""
-    except RunError as e:
-        said = str(e)
     except Exception as e:
-        said = f"{path}: a search fails ({e})"
-    print(json.dumps(said), flush=True)
-"""
+        raise RunError(f"{path}: a search fails ({e})") from e
+    return ""
 
 
 def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None) -> None:
@@ -418,34 +403,13 @@ def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None
 
 
 def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | None = None) -> dict[Path, str]:
-    """What is wrong with each file, or an empty string; a process that dies is followed by another for the rest."""
-    said: dict[Path, str] = {}
-    while len(said) < len(paths):
-        rest = [p for p in paths if p not in said]
-        missing = next((p for p in rest if not p.is_file()), None)
-        if missing is not None:
-            said[missing] = f"{missing}: no such file"
-            continue
-        largest = max(p.stat().st_size for p in rest)
-        command = [sys.executable, "-P", "-c", _CHILD, str(memory or (2 << 30) + 4 * largest), *map(str, rest)]
-        source = str(Path(__file__).parents[2])
-        paths_there = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": paths_there}
-        reason = ""
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
-            )
-            out = done.stdout
-            if done.returncode:
-                reason = f"loading it ended a process with code {done.returncode}"
-        except subprocess.TimeoutExpired as e:
-            out, reason = (e.stdout or b"").decode(), f"loading it takes more than {timeout:g} seconds"
-        answers = [json.loads(line) for line in out.splitlines() if line.startswith('"')]
-        said |= dict(zip(rest, answers, strict=False))
-        if len(answers) < len(rest):
-            victim = rest[len(answers)]
-            said[victim] = f"{victim}: not a usable FAISS index ({reason or 'no answer'})"
+    """What is wrong with each file, or an empty string."""
+    said = {path: f"{path}: no such file" for path in paths if not path.is_file()}
+    rest = [path for path in paths if path not in said]
+    largest = max((path.stat().st_size for path in rest), default=0)
+    for path, seen in child.look(LOOK, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest).items():
+        ours = not seen.wrong or str(path) in seen.wrong
+        said[path] = seen.wrong if ours else f"{path}: not a usable FAISS index ({seen.wrong})"
     return said
 
 

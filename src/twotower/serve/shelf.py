@@ -148,12 +148,11 @@ class Shelf:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _open(self, name: str) -> Retriever:
-        bundle = self.store.open(name)
-        _check_memory(_loaded(bundle), self._limit, self._workers)
-        return self._retriever(bundle)
+        return self._retriever(self.store.open(name))
 
     def _retriever(self, bundle: Bundle) -> Retriever:
-        loaded = Retriever(bundle, self._threads, self._sound)
+        _check_memory(_loaded(bundle), self._limit, self._workers)
+        loaded = Retriever(bundle, self._threads, self._sound, _room(self._limit, self._workers))
         self._sound.add(loaded.index_digest)
         return loaded
 
@@ -167,7 +166,6 @@ class Shelf:
         if other is not None and other.bundle.id == bundle.id:
             return other, recent
         del other
-        _check_memory(_loaded(bundle), self._limit, self._workers)
         fresh = self._retriever(bundle)
         probe(fresh)
         return fresh, recent
@@ -240,9 +238,14 @@ def _free(group: Path) -> int | None:
     return None
 
 
+def _room(limit: int, workers: int) -> int:
+    """Bytes that a bundle may take, loaded by all workers at about the same time."""
+    return min(available() // workers, limit - _resident() if limit else 1 << 62)
+
+
 def _check_memory(size: int, limit: int, workers: int) -> None:
     """Raises BundleError if a bundle of `size` bytes does not fit, loaded by all workers at about the same time."""
-    need, have = int(size * LOADED), min(available() // workers, limit - _resident() if limit else 1 << 62)
+    need, have = int(size * LOADED), _room(limit, workers)
     if need > have:
         raise BundleError(
             f"the bundle may need {need / 1e6:,.0f} MB and {have / 1e6:,.0f} MB are free; it is not loaded", "memory"

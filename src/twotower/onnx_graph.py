@@ -1,0 +1,129 @@
+"""What the ONNX file of a tower may hold: what the exporter writes, and nothing else.
+
+The exporter takes its operators from here, so that the two are one list. A file that holds anything else is no tower, and
+is refused before onnxruntime, which would follow the paths it names and run the loops it asks for, reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from twotower.errors import ConfigError
+
+OPSET, IR = 18, 8  # of 2023: anything that runs ONNX reads them
+
+OPERATORS: dict[str, set[str]] = {
+    "Add": set(),
+    "Cast": {"to"},
+    "Concat": {"axis"},
+    "ConstantOfShape": {"value"},
+    "CumSum": {"exclusive"},
+    "Div": set(),
+    "Erf": set(),
+    "Exp": set(),
+    "Flatten": {"axis"},
+    "Gather": {"axis"},
+    "GatherElements": {"axis"},
+    "Gemm": {"transB"},
+    "GreaterOrEqual": set(),
+    "Identity": set(),
+    "LayerNormalization": {"axis", "epsilon"},
+    "LeakyRelu": {"alpha"},
+    "MatMul": set(),
+    "Max": set(),
+    "Min": set(),
+    "Mul": set(),
+    "Range": set(),
+    "ReduceMax": {"keepdims"},
+    "ReduceMean": {"keepdims"},
+    "ReduceSum": {"keepdims"},
+    "ReduceSumSquare": {"keepdims"},
+    "Relu": set(),
+    "Reshape": set(),
+    "Shape": {"start", "end"},
+    "Sigmoid": set(),
+    "Slice": set(),
+    "Softmax": {"axis"},
+    "Split": {"axis", "num_outputs"},
+    "Sqrt": set(),
+    "Squeeze": set(),
+    "Sub": set(),
+    "Tanh": set(),
+    "Transpose": {"perm"},
+    "Unsqueeze": set(),
+}
+"""Operators of ONNX's own domain, with their attributes."""
+PARTS: dict[str, set[str]] = {
+    "ModelProto": {"ir_version", "opset_import", "producer_name", "producer_version", "graph", "metadata_props"},
+    "OperatorSetIdProto": {"domain", "version"},
+    "StringStringEntryProto": {"key", "value"},
+    "GraphProto": {"name", "node", "initializer", "input", "output"},
+    "NodeProto": {"op_type", "input", "output", "attribute"},
+    "AttributeProto": {"name", "type", "f", "i", "ints", "t"},
+    "TensorProto": {"name", "data_type", "dims", "raw_data"},
+    "ValueInfoProto": {"name", "type"},
+    "TypeProto": {"tensor_type"},
+    "TypeProto.Tensor": {"elem_type", "shape"},
+    "TensorShapeProto": {"dim"},
+    "TensorShapeProto.Dimension": {"dim_param", "dim_value"},
+}
+"""Messages, with their fields: no functions, subgraphs, sparse tensors, training steps, or tensors in other files."""
+NUMBERS = {1, 7}
+"""Elements of tensors: float32 and int64."""
+ABOUT = {"side", "model", "gates"}
+"""Keys of the metadata."""
+
+
+def fault(data: bytes) -> str:
+    """What in the bytes of a model is no part of a tower, or an empty string. Raises ConfigError without onnx."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        raise ConfigError("checking a tower needs onnx: pip install onnx onnxruntime") from None
+
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        return "damaged, or not an ONNX file"
+    if not model.HasField("graph"):
+        return "damaged, or not an ONNX file"
+    found = next(_faults(model), "")
+    return found and f"not a tower: it holds {found}, which `twotower publish` writes into none; publish the model anew"
+
+
+def _faults(message: Any) -> Iterator[str]:
+    """What a message holds, on any level, that no tower does."""
+    from google.protobuf.message import Message
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
+    if kind == "ModelProto":
+        opsets = [(opset.domain, opset.version) for opset in message.opset_import]
+        if (opsets, message.ir_version) != ([("", OPSET)], IR):
+            yield f"operators of {opsets!r:.80} in IR {message.ir_version}"
+    elif kind == "TensorProto":
+        if message.data_location or message.external_data:
+            where = next((entry.value for entry in message.external_data if entry.key == "location"), "")
+            yield f"the tensor {message.name!r:.60} in another file ({where!r:.60})"
+        if message.data_type not in NUMBERS:
+            yield f"the tensor {message.name!r:.60} of element type {message.data_type}"
+    elif kind == "TypeProto.Tensor" and message.elem_type not in NUMBERS:
+        yield f"a value of element type {message.elem_type}"
+    elif kind == "StringStringEntryProto" and message.key not in ABOUT:
+        yield f"the metadata {message.key!r:.60}"
+    elif kind == "NodeProto":
+        if message.domain or message.op_type not in OPERATORS:
+            yield f"the operator {message.domain + ' ' * bool(message.domain) + message.op_type!r:.80}"
+        elif strange := {a.name for a in message.attribute} - OPERATORS[message.op_type]:
+            yield f"the attribute {min(strange)!r:.60} of {message.op_type}"
+    if len(UnknownFieldSet(message)):
+        yield f"unknown parts of {kind}"
+    for field, value in message.ListFields():
+        if field.name not in PARTS.get(kind, ()):
+            yield f"{kind}.{field.name}"
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _faults(part)

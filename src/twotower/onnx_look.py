@@ -1,0 +1,37 @@
+"""What the process does that looks at a tower before others load it. Its libraries are imported before its memory is counted."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx  # noqa: F401
+import onnxruntime  # noqa: F401
+
+from twotower import onnx_graph
+from twotower.onnx_tower import TowerError, read, session
+
+PROBES = ((1, 1), (4, 128), (1, 10_000))
+"""Rows, and codes in each of their bags, that a tower is run on."""
+
+
+def look(path: Path) -> str:
+    """Read the tower, load it and run it on a few rows; its SHA-256. Raises TowerError, MemoryError."""
+    data = read(path)
+    if wrong := onnx_graph.fault(data):
+        raise TowerError(wrong)
+    try:
+        tower = session(data, 1)
+        for rows, length in PROBES:
+            feed = {}
+            for i in tower.get_inputs():
+                shape = [rows, *(n if isinstance(n, int) else length for n in i.shape[1:])]
+                feed[i.name] = np.zeros(shape, np.float32 if i.type == "tensor(float)" else np.int64)
+            tower.run(None, feed)
+    except Exception as e:  # onnxruntime's own errors share no other base
+        said = (str(e).splitlines() or [type(e).__name__])[0]
+        if isinstance(e, MemoryError) or "bad_alloc" in said or "Failed to allocate memory" in said:
+            raise MemoryError from None
+        raise TowerError(said if isinstance(e, TowerError) else f"gives no vectors ({said})") from None
+    return hashlib.sha256(data).hexdigest()
