@@ -228,6 +228,51 @@ def test_fault_G10_a_csv_that_is_embedded_is_read_as_in_training(addresses: Path
         np.testing.assert_allclose(found, run.factors().users[users].numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        (
+            "schema.features.0={kind='categorical', name='user_id', side='user', hash_buckets=2147483647, width=1000000}",
+            "2,147,483,648 x 1,000,000",
+        ),
+        ("model.width=4294967295", "x 4,294,967,295"),
+        ("model.pairs.0.item.layers=[1000000000, 1000000000, 8]", "1,000,000,000 x 1,000,000,000"),
+    ],
+)
+def test_fault_G19_a_model_larger_than_the_machine_is_refused_before_anything_is_written(
+    project: Path, override: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("train", project / "config.toml", "--run", project / "run", "--set", override) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the model's weights and gradients take ")
+    assert shown in error
+    assert "lower hash_buckets" in error
+    assert not (project / "run").exists()
+
+
+def test_fault_G19_names_that_nobody_uses_and_ids_of_the_other_side_are_just_columns(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users, items, actions = (pl.read_csv(project / f"{n}.csv") for n in ("users", "items", "interactions"))
+    odd = {"__row": 1, "__positive": 2, "*": 3, "^.*$": 4}
+    for name, frame in (("users", users), ("items", items), ("interactions", actions)):
+        other = {"users": {"item_id": 7}, "items": {"user_id": 5}, "interactions": {}}[name]
+        frame.with_columns(pl.lit(v).alias(c) for c, v in (odd | other).items()).write_csv(project / f"{name}.csv")
+    schema, config = toml.load(project / "config.toml")
+    assert schema
+    both = (Categorical(name="favourite", column="item_id", side="user"), Categorical(name="user_id", side="item"))
+    schema = schema.model_copy(update={"features": (*schema.features, *both)})
+    (project / "config.toml").write_text(toml.dump(schema, config), encoding="utf-8")
+    assert call("train", project / "config.toml", "--run", project / "run", "--set", "train.epochs=1") == 0
+    assert call("publish", project / "run", "--store", project / "store") == 0
+    asked = ["--store", project / "store", "--user", "3", "--keep-seen", "-k", "3"]
+    assert call("recommend", *asked, "--where", "^.*$=4", "--where", "*=3") == 0
+    assert call("data", "stats", project) == 0
+    told = capsys.readouterr()
+    assert told.out.count("interactions per *: ") == 2
+    assert "interactions per ^.*$: median 1200" in told.out
+
+
 def test_the_template_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("config") == 0
     schema, config = toml.parse(tomllib.loads(capsys.readouterr().out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -471,6 +472,48 @@ def test_features_that_do_not_fit_together_are_refused(features: Any, words: str
 def test_numeric_options_that_do_not_fit_together_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Numeric(name="n", side="user", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"user_id": "*"}, "user_id is '*', which tables are searched for as a pattern; rename the column"),
+        ({"title": "^.*$"}, "title is '^.*$'"),
+        ({"label": "__positive"}, "label is '__positive'; names that begin with '__' are the package's own"),
+        ({"user_id": "id", "item_id": "id"}, "user_id and item_id are both 'id'; give each a column of its own"),
+        ({"label": "item_id"}, "item_id and label are both 'item_id'"),
+        ({"time": "user_id"}, "user_id and time are both 'user_id'"),
+        ({"item_id": ""}, "item_id is empty"),
+        ({"features": (*ID_FEATURES, Categorical(name="*", side="user"))}, "name of feature '*' is '*'"),
+        (
+            {"features": (*ID_FEATURES, Numeric(name="n", column="__row", side="user"))},
+            "column of feature 'n' is '__row'",
+        ),
+        ({"features": (*ID_FEATURES, Numeric(name="n", side="item", statistic="mean", of="^a$"))}, "of of feature 'n'"),
+    ],
+)
+def test_fault_G19_a_column_that_no_table_can_have_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        parse({"schema": {"features": ID_FEATURES} | options})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("schema.features.0.hash_buckets=1000000000000", "hash_buckets: input should be less than 2147483648"),
+        ("schema.features.0.width=1000000000000", "width: at most 4,294,967,295 is allowed, got 1,000,000,000,000"),
+        ("model.pairs=[{user={layers=[8, 1000000000000]}}]", "layers: at most 4,294,967,295"),
+        ("train.batch_size=1000000000000", "train.batch_size: at most 4,294,967,295"),
+        ("evaluation.k=[1000000000000]", "evaluation.k: at most 4,294,967,295"),
+        ("evaluation.bootstrap=1000000001", "bootstrap: input should be less than or equal to 1000000"),
+        ("negatives.random=1000000000", "negatives.random: input should be less than or equal to 100000"),
+    ],
+)
+def test_fault_G19_an_absurd_size_is_refused_with_what_is_allowed(tmp_path: Path, override: str, words: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(dump(Schema(features=ID_FEATURES), Config()), encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load(path, [override])
 
 
 def test_the_id_feature_is_the_categorical_that_reads_the_id_column() -> None:

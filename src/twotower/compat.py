@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import polars as pl
 import torch
+from pydantic import ValidationError
 
 from twotower import run
 from twotower.config import Config, parse
@@ -29,7 +30,7 @@ from twotower.encoders import Encoders
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
 from twotower.evaluation import auc
 from twotower.run import Run
-from twotower.schema import SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
+from twotower.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
 from twotower.train.trainer import Trainer
 from twotower.watcher import Watcher
 
@@ -37,7 +38,6 @@ SEED_USER_COLUMNS = ("UserID", "Gender", "Age", "JobID", "ZipCode")
 SEED_ITEM_COLUMNS = ("MovieID", "Title", "Genres", "Year", "ratings_count", "ratings_mean")
 LABEL = "label"
 _PARAMS = ("belongs", "use_vec", "vec_len", "emb_size", "bucket")
-_ROW = {"user": "__user", "item": "__item"}
 
 
 class _Printer(Watcher):
@@ -242,7 +242,10 @@ def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float)
     for side in SIDES:
         if not any(f.side == side for f in features):
             raise ConfigError(f"cols_params: no column belongs to '{side}'; each tower needs at least one")
-    return Schema(user_id=_ROW["user"], item_id=_ROW["item"], features=tuple(features))
+    try:
+        return Schema(user_id=ROW_IDS["user"], item_id=ROW_IDS["item"], features=tuple(features))
+    except ValidationError as e:
+        raise ConfigError(f"cols_params: {e.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _distinct(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from twotower.errors import ConfigError, nearest
-from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Settings, Text, Vector
 
 FEATURE_KINDS: dict[str, type[BaseModel]] = {
     "categorical": Categorical,
@@ -29,11 +29,7 @@ FEATURE_KINDS: dict[str, type[BaseModel]] = {
 Positive = Annotated[int, Field(ge=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-class DataConfig(_Section):
+class DataConfig(Settings):
     """Where the tables are: three files, or a MovieLens by name."""
 
     dataset: Literal["", "ml-1m", "ml-100k", "ml-1m-titles", "ml-100k-titles"] = Field(
@@ -61,7 +57,7 @@ class DataConfig(_Section):
         return self
 
 
-class SplitConfig(_Section):
+class SplitConfig(Settings):
     """Which interactions train, validate and test."""
 
     kind: Literal["random", "last", "time"] = Field(
@@ -72,7 +68,7 @@ class SplitConfig(_Section):
     seed: int = Field(2022, ge=0, lt=2**32, description="of the random split")
 
 
-class SenetConfig(_Section):
+class SenetConfig(Settings):
     """A gate per field: squeeze each field to one number, excite, multiply (FiBiNET, Huang et al. 2019, 3.2)."""
 
     enabled: bool = Field(False, description="put the gate between the embeddings and the layers")
@@ -80,7 +76,7 @@ class SenetConfig(_Section):
     reduction: float = Field(2.0, ge=1, description="fields / reduction is the width of the middle layer, at least 1")
 
 
-class HistoryConfig(_Section):
+class HistoryConfig(Settings):
     """How sequences with pooling = 'attention' or 'transformer' are read."""
 
     block: Literal["plain", "gated"] = Field(
@@ -96,7 +92,7 @@ class HistoryConfig(_Section):
 Activation = Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"]
 
 
-class _Branch(_Section):
+class _Branch(Settings):
     senet: SenetConfig = SenetConfig()
 
 
@@ -160,7 +156,7 @@ BRANCH_KINDS: dict[str, type[BaseModel]] = {
 }
 
 
-class TowerConfig(_Section):
+class TowerConfig(Settings):
     """One side of one pair: fields -> SENet -> branches -> layers -> vector."""
 
     fields: tuple[str, ...] = Field((), description="names of the features it reads; empty: all of its side")
@@ -205,14 +201,14 @@ class TowerConfig(_Section):
         return self
 
 
-class PairConfig(_Section):
+class PairConfig(Settings):
     """A pair of towers whose vectors are compared; the pairs' vectors stand side by side, so their scores add up."""
 
     user: TowerConfig = TowerConfig()
     item: TowerConfig = TowerConfig()
 
 
-class ModelConfig(_Section):
+class ModelConfig(Settings):
     """What is trained."""
 
     width: int = Field(16, ge=1, description="embedding width of a field")
@@ -236,7 +232,7 @@ class ModelConfig(_Section):
         return "cosine" if self.similarity == "cosine" and not self.bias else "dot"
 
 
-class LossConfig(_Section):
+class LossConfig(Settings):
     """How logits become a loss."""
 
     kind: Literal["bce", "softmax", "gbce", "bpr"] = Field(
@@ -254,12 +250,13 @@ class LossConfig(_Section):
     )
 
 
-class NegativesConfig(_Section):
+class NegativesConfig(Settings):
     """What stands against the positives: pairs for the loss 'bce', candidates for the others."""
 
     random: int = Field(
         0,
         ge=0,
+        le=100_000,
         description="random items for each positive, its own, never one the user has met in training; bce: drawn anew "
         "every epoch, as pairs; the others: drawn anew in every batch, no item twice, as candidates",
     )
@@ -271,12 +268,16 @@ class NegativesConfig(_Section):
     )
     full: bool = Field(False, description="candidates: the whole catalogue; no other source of candidates is needed")
     in_batch: bool = Field(True, description="candidates: the batch's own positives")
-    uniform: int = Field(0, ge=0, description="candidates: so many items a batch, each as likely as any other")
-    popularity: int = Field(0, ge=0, description="candidates: so many items a batch, drawn by popularity^alpha")
+    uniform: int = Field(
+        0, ge=0, le=10_000_000, description="candidates: so many items a batch, each as likely as any other"
+    )
+    popularity: int = Field(
+        0, ge=0, le=10_000_000, description="candidates: so many items a batch, drawn by popularity^alpha"
+    )
     alpha: float = Field(0.75, ge=0, le=1, description="exponent of the popularity draw")
     memory: int = Field(0, ge=0, description="candidates: the item vectors of so many positives of earlier batches")
     observed: int = Field(
-        0, ge=0, description="candidates: so many items a positive that its user met and did not like"
+        0, ge=0, le=100_000, description="candidates: so many items a positive that its user met and did not like"
     )
     hard: int = Field(0, ge=0, le=16, description="candidates: up to so many mined items a positive; 2 is plenty")
     hard_ranks: tuple[Positive, Positive] = Field(
@@ -289,7 +290,10 @@ class NegativesConfig(_Section):
     )
     attribute: str = Field("", description="item feature, such as a genre or a city; empty draws none")
     attribute_items: int = Field(
-        1, ge=1, description="candidates: so many items a positive that share a value of `attribute` with it"
+        1,
+        ge=1,
+        le=100_000,
+        description="candidates: so many items a positive that share a value of `attribute` with it",
     )
     mask_positives: bool = Field(True, description="a user's other positives are no candidates")
 
@@ -308,7 +312,7 @@ class NegativesConfig(_Section):
         return [s for s in ("uniform", "popularity", "memory", "observed", "hard", "attribute") if getattr(self, s)]
 
 
-class TrainConfig(_Section):
+class TrainConfig(Settings):
     """How it is trained."""
 
     epochs: int = Field(10, ge=1, description="passes over the training interactions")
@@ -375,7 +379,7 @@ class TrainConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Settings):
     """What is reported."""
 
     k: tuple[Positive, ...] = Field(
@@ -384,13 +388,15 @@ class EvaluationConfig(_Section):
     users: int = Field(
         0, ge=0, description="ranking metrics of so many users at most, drawn once; 0 asks all, which is what to report"
     )
-    bootstrap: int = Field(200, ge=0, description="resamples of the users for the 95 % intervals; 0 gives none")
+    bootstrap: int = Field(
+        200, ge=0, le=1_000_000, description="resamples of the users for the 95 % intervals; 0 gives none"
+    )
     head_share: float = Field(0.2, gt=0, lt=1, description="most popular share of the items that is the head")
     new_user_below: int = Field(5, ge=1, description="a user with fewer training interactions is new")
     new_item_below: int = Field(5, ge=1, description="an item with fewer training interactions is new")
 
 
-class IndexConfig(_Section):
+class IndexConfig(Settings):
     """How a published model is searched."""
 
     kind: Literal["auto", "exact", "flat", "ivf", "hnsw", "ivfpq", "milvus"] = Field(
@@ -439,7 +445,7 @@ class IndexConfig(_Section):
         return self
 
 
-class Config(_Section):
+class Config(Settings):
     """All settings but the schema."""
 
     data: DataConfig = DataConfig()

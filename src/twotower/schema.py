@@ -5,19 +5,36 @@ Data only: no reading, no fitting (see `encoders`). Every feature belongs to one
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SideName = Literal["user", "item"]
 SIDES: tuple[SideName, SideName] = ("user", "item")
+ROW_IDS: dict[SideName, str] = {"user": "__user", "item": "__item"}
+"""Id columns of tables whose rows have no ids."""
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+LARGEST = 2**32 - 1
+"""Of any whole number in a schema or a config."""
 
 
-class _Feature(_Data):
+def _not_too_large(value: Any) -> Any:
+    """A value as it is, or of a tuple every one. Raises ValueError if a whole number is above LARGEST."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if type(number) is int and number > LARGEST:
+            raise ValueError(f"at most {LARGEST:,} is allowed, got {number:,}")
+    return value
+
+
+class Settings(BaseModel):
+    """A part of a schema or a config: frozen, strict about keys, and whole numbers in it are at most LARGEST."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    _bound = field_validator("*")(_not_too_large)
+
+
+class _Feature(Settings):
     name: str = Field(min_length=1, description="unique name within its side")
     side: SideName = Field(description="the tower that reads it")
     column: str = Field("", description="column of the side's table; the feature's name if empty")
@@ -43,7 +60,7 @@ class Categorical(_Feature):
     kind: Literal["categorical"] = "categorical"
     min_count: int = Field(1, ge=1, description="keep values with at least so many training interactions")
     min_rate: float = Field(0.0, ge=0, lt=1, description="… and at least this share of them")
-    hash_buckets: int = Field(0, ge=0, description="hash into so many buckets; 0 collects a vocabulary")
+    hash_buckets: int = Field(0, ge=0, lt=2**31, description="hash into so many buckets; 0 collects a vocabulary")
 
 
 class Numeric(_Feature):
@@ -54,7 +71,7 @@ class Numeric(_Feature):
     """
 
     kind: Literal["numeric"] = "numeric"
-    buckets: int = Field(0, ge=0, description="quantile buckets, each with an embedding; 0 standardises")
+    buckets: int = Field(0, ge=0, le=1_000_000, description="quantile buckets, each with an embedding; 0 standardises")
     statistic: Literal["", "count", "mean"] = Field("", description="compute it from training interactions")
     of: str = Field("", description="interaction column that statistic = 'mean' averages; the label if empty")
 
@@ -149,7 +166,7 @@ class Text(_Feature):
     n: int = Field(3, ge=2, le=8, description="letters of a gram, with the word's boundaries '#'")
     max_grams: int = Field(30_000, ge=1, description="rows of the vocabulary: the most frequent grams of training")
     min_count: int = Field(1, ge=1, description="keep grams that occur at least so often in training interactions")
-    hash_buckets: int = Field(0, ge=0, description="hash into so many buckets; 0 collects a vocabulary")
+    hash_buckets: int = Field(0, ge=0, lt=2**31, description="hash into so many buckets; 0 collects a vocabulary")
     pooling: Literal["sum", "mean", "sqrt"] = Field(
         "sum", description="sum of the grams' embeddings, divided by 1, n or sqrt(n)"
     )
@@ -170,7 +187,7 @@ class Text(_Feature):
 Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence | Text, Field(discriminator="kind")]
 
 
-class Schema(_Data):
+class Schema(Settings):
     """Names the columns of the three tables. Ids are external values; rows 0..n-1 are internal."""
 
     user_id: str = Field("user_id", description="id column of users and interactions")
@@ -190,6 +207,7 @@ class Schema(_Data):
 
     @model_validator(mode="after")
     def _check(self) -> Schema:
+        self._check_names()
         for side in ("user", "item"):
             names = [f.name for f in self.features if f.side == side]
             if not names:
@@ -214,6 +232,33 @@ class Schema(_Data):
                     f"{_other(f.side)} side with grams of its own (allowed: {', '.join(own) or 'none'})"
                 )
         return self
+
+    def _check_names(self) -> None:
+        """Raises ValueError for a column that no table can have, or that would mean two things."""
+        for key in ("user_id", "item_id"):
+            if not getattr(self, key):
+                raise ValueError(f"{key} is empty; name the id column")
+            for other in ("item_id", "label", "time"):
+                if key != other and getattr(self, key) == getattr(self, other):
+                    raise ValueError(
+                        f"{key} and {other} are both '{getattr(self, key)}'; give each a column of its own"
+                    )
+        for where, name in self._names():
+            if name == "*" or (name.startswith("^") and name.endswith("$")):
+                raise ValueError(f"{where} is '{name}', which tables are searched for as a pattern; rename the column")
+            if name.startswith("__") and name not in ROW_IDS.values():
+                raise ValueError(
+                    f"{where} is '{name}'; names that begin with '__' are the package's own: rename the column"
+                )
+
+    def _names(self) -> list[tuple[str, str]]:
+        """Every column that is named, and the option that names it."""
+        named = [(key, getattr(self, key)) for key in ("user_id", "item_id", "label", "time", "title")]
+        for f in self.features:
+            made = isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)
+            named += [] if made else [(f"{'column' if f.column else 'name'} of feature {f.name!r}", f.source)]
+            named += [(f"of of feature {f.name!r}", f.of)] if isinstance(f, Numeric) else []
+        return named
 
     def side(self, side: SideName) -> tuple[Feature, ...]:
         """The features of one side, in the order given."""

@@ -495,10 +495,10 @@ def activity(found: dict[str, pl.DataFrame]) -> list[str]:
     for name in ("users", "items"):
         shared = [c for c in found[name].columns if c in found["interactions"].columns] if name in found else []
         for key in shared:
-            known = found[name].select(pl.col(key).unique())
-            if known[key].dtype != found["interactions"][key].dtype:
+            known, met = found[name][key].unique(), found["interactions"][key].alias("id")
+            if known.dtype != met.dtype:
                 continue
-            n = found["interactions"].join(known, on=key).group_by(key).len()["len"].to_numpy()
+            n = met.filter(met.is_in(known.implode())).value_counts(name="n")["n"].to_numpy()
             if not len(n):
                 lines.append(f"interactions per {key}: none, no id of {name} has any")
                 continue

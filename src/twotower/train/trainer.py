@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from twotower.config import Config, TrainConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
+from twotower.encoders import Field
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, evaluating, vectors
 from twotower.model.tables import Shard
@@ -111,6 +112,7 @@ class Trainer:
                 self.sharded = Sharded(config, user_fields, item_fields, self.ranks, self.device)
                 self.model = self.sharded.model
             else:
+                _check_size(config, user_fields, item_fields)
                 self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
         self.objective = Objective(dataset, config, self.model, self.device, self.ranks, self.sharded, self.watcher.say)
         self.optimizer = _optimizer(self.model, config.train, self.device)
@@ -463,6 +465,27 @@ class Trainer:
     def _advice(self) -> str:
         good = f"last good checkpoint: {self._last_path}" if self._last_path else "no checkpoint yet"
         return f"{good}; try a lower train.lr or train.clip_norm = 1"
+
+
+def _check_size(config: Config, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
+    """Raises ConfigError if the weights and their gradients are more than the machine's memory."""
+    with torch.device("meta"):  # which has shapes and no numbers
+        try:
+            weights = dict(TwoTower(config.model, user_fields, item_fields).named_parameters())
+        except RuntimeError as e:  # a weight of more numbers than torch can count
+            raise ConfigError(f"the model cannot be made ({str(e).splitlines()[0]}); {_SMALLER}") from None
+    need = 2 * sum(w.numel() * w.element_size() for w in weights.values())
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        name, largest = max(weights.items(), key=lambda named: named[1].numel())
+        shape = " x ".join(f"{n:,}" for n in largest.shape)
+        raise ConfigError(
+            f"the model's weights and gradients take {need / 1e9:,.0f} GB and this machine has {have / 1e9:,.0f} GB of "
+            f"memory (the largest: {name}, {shape}); {_SMALLER}"
+        )
+
+
+_SMALLER = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"
 
 
 def _optimizer(model: TwoTower, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
