@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import mmap
 import os
@@ -677,6 +678,67 @@ def test_fault_A12_what_current_says_is_never_a_path(store: Store) -> None:
 
 
 # ---- A8: CURRENT points nowhere -----------------------------------------------------------------------------------
+
+
+MAKE: dict[str, Callable[[Path], Any]] = {
+    "fifo": os.mkfifo,
+    "folder": Path.mkdir,
+    "huge": lambda path: path.touch() or os.truncate(path, 1 << 30),
+    "link": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+def ask_everything(folders: dict[str, str]) -> None:
+    """How every verb that reads a store ends, and what it says; and publishing."""
+    import resource
+
+    from twotower import cli
+
+    verbs = (["bundles"], ["bundles", "--history"], ["recommend", "--user", "u"], ["rollback"], ["gc"])
+    told = {}
+    for name, folder in folders.items():
+        ends = told[name] = {}
+        for verb, *more in verbs:
+            sys.stderr = io.StringIO()
+            code = cli.run_command(cli.app, [verb, "--store", folder, *more])
+            ends[" ".join([verb, *more])] = code, sys.stderr.getvalue()
+        try:
+            Store.create(folder).publish(content("new"))
+            ends["publish"] = 0, ""
+        except BundleError as e:
+            ends["publish"] = 2, f"error: {e}"
+    print(json.dumps({"MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000} | told))
+
+
+@pytest.mark.parametrize("name", ["CURRENT", "HISTORY.jsonl", "LOCK", MANIFEST])
+def test_fault_G7_what_is_no_file_of_a_store_keeps_no_verb_waiting(store: Store, name: str) -> None:
+    store.publish(content("first"))
+    current = store.publish(content("second")).folder
+    folders: dict[str, str] = {}
+    paths: dict[str, Path] = {}
+    for kind, make in MAKE.items():
+        folders[kind] = str(shutil.copytree(store.path, store.path.with_name(kind)))
+        path = current / name if name == MANIFEST else store.path / name
+        paths[kind] = Path(folders[kind]) / path.relative_to(store.path)
+        paths[kind].unlink(missing_ok=True)
+        make(paths[kind])
+    asked = child(f"ask_everything({folders!r})")
+    said, _ = asked.communicate(timeout=120)
+    assert asked.returncode == 0
+    told = json.loads(said.splitlines()[-1])
+    assert told.pop("MB") < 600  # a gigabyte is not read
+    reads = {
+        "CURRENT": ["bundles", "rollback", "gc", "recommend --user u", "publish"],
+        "HISTORY.jsonl": ["bundles --history", "rollback", "gc", "publish"],
+        "LOCK": ["rollback", "gc", "publish"],
+        MANIFEST: ["recommend --user u"],
+    }[name]
+    for kind, ends in told.items():
+        for verb, (code, text) in ends.items():
+            if verb in reads and (name, kind) != ("LOCK", "huge"):  # of which a line is read
+                assert code == 2, (kind, verb, text)
+                assert text.startswith("error: "), (kind, verb, text)
+                assert str(paths[kind]) in text, (kind, verb, text)
 
 
 def test_fault_A8_current_that_points_nowhere_lists_what_there_is_and_what_to_do(store: Store) -> None:

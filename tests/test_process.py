@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -430,6 +431,52 @@ def test_fault_A8_a_store_with_nothing_to_serve_starts_alive_and_takes_up_what_c
             time.sleep(0.05)
     assert reply.status_code == 503
     assert httpx.get(served.url + "/livez").status_code == 200
+
+
+HANGS = """
+import os, sys, threading
+plain = os.open
+def hangs(path, *more, **named):
+    if str(path).endswith({name!r}) and os.path.exists({flag!r}):
+        plain({flag!r} + "-hung", os.O_CREAT)
+        threading.Event().wait()
+    return plain(path, *more, **named)
+os.open = hangs
+from twotower.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "cold"), [("CURRENT", False), ("CURRENT", True), ("MANIFEST.json", False)])
+def test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm(
+    serve: Any, published: Path, tmp_path: Path, name: str, cold: bool
+) -> None:
+    """A read that never comes back, as of a file system on a network."""
+    store, flag = tmp_path / "store", tmp_path / "hang"
+    shutil.copytree(published, store)
+    if cold:
+        flag.touch()
+    served = serve("--poll", "0.05", "--grace", "5", store=store, code=HANGS.format(name=name, flag=str(flag)))
+    if not cold:
+        served.wait()
+        flag.touch()
+        Store(store).rollback(Store(store).bundles()[0].id)
+    until = time.monotonic() + 60
+    said = 'load_failures_total{reason="store"}' if name == "CURRENT" else ""  # a bundle may be long in loading
+    while said not in httpx.get(served.url + "/metrics", timeout=60).text or not Path(f"{flag}-hung").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert httpx.get(served.url + "/livez").status_code == 200
+    if cold:
+        assert httpx.get(served.url + "/readyz").status_code == 503
+    else:
+        assert len(httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).json()["items"]) == 10
+    asked = time.monotonic()
+    code, log = served.end()
+    assert code == 0, log
+    assert time.monotonic() - asked < 15
+    if name == "CURRENT":
+        assert "the store does not answer" in log
 
 
 def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Path) -> None:

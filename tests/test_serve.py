@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import resource
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -950,6 +952,88 @@ def test_fault_A8_current_that_points_nowhere_is_alive_and_not_ready(store: Path
     Store(broken).rollback(Store(broken).bundles()[0].id)
     client.run(client.service.shelf.look())
     assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["CURRENT", "HISTORY.jsonl", "MANIFEST.json"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "huge", "link"])
+@pytest.mark.parametrize("cold", [True, False])
+def test_fault_G7_what_is_no_file_of_a_store_changes_nothing_but_a_counter(
+    store: Store, make: Make, tmp_path: Path, name: str, kind: str, cold: bool
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    first, second = (b.id for b in Store(copy).bundles())
+    Store(copy).rollback(first)
+    client = make(at=copy, load=not cold)
+    path = copy / "bundles" / second / name if name == "MANIFEST.json" else copy / name
+    (copy / "CURRENT").write_text(second + "\n")
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 30)
+    client.run(asyncio.wait_for(client.service.shelf.look(), 60))
+    assert client.get("/livez").status_code == 200
+    if name == "HISTORY.jsonl":  # tells where live events may be, and no more
+        assert client.get("/v1/bundle").json()["bundle_id"] == second
+    else:
+        if cold:
+            assert str(tmp_path) not in problem(client.get("/readyz"), "no-bundle")["detail"]
+        else:
+            assert client.get("/v1/bundle").json()["bundle_id"] == first
+            assert len(client.post("/v1/recommend", {"user_id": "u1"}).json()["items"]) == 10
+        assert "twotower_bundle_load_failures_total{reason=" in client.get("/metrics").text
+    listed = client.get("/v1/console/bundles")
+    if name == "CURRENT":
+        assert "CURRENT: cannot be read" in problem(listed, "store")["detail"]
+    else:
+        assert [b["id"] for b in listed.json()["bundles"]] == [first, second]
+
+
+def test_fault_G7_a_store_that_hangs_holds_one_thread_and_the_old_bundle_answers(
+    store: Path, make: Make, monkeypatch: pytest.MonkeyPatch, key_file: tuple[Path, str, str]
+) -> None:
+    client = make()
+    go_on, hanging, plain = threading.Event(), threading.Event(), os.open
+
+    def hangs(path: Any, *more: Any, **named: Any) -> int:
+        if str(path).endswith("CURRENT"):
+            hanging.set()
+            go_on.wait(60)
+        return plain(path, *more, **named)
+
+    monkeypatch.setattr("twotower.serve.shelf.LOOK", 0.2)
+    monkeypatch.setattr("twotower.serve.shelf.PAUSES", (0.0,))
+    admin = make(keys=key_file[0], admin=True)
+    before = threading.active_count()
+    monkeypatch.setattr("os.open", hangs)
+    try:
+        for _ in range(5):
+            assert not client.run(client.service.shelf.look())
+        assert hanging.is_set()
+        assert client.service.shelf.why == "the store does not answer"
+        assert 'twotower_bundle_load_failures_total{reason="store"} 5.0' in client.get("/metrics").text
+        assert client.get("/readyz").status_code == 200
+        assert len(client.post("/v1/recommend", {"user_id": "u1"}).json()["items"]) == 10
+        problem(client.get("/v1/console/bundles"), "store")
+        problem(client.post("/v1/console/explain?bundle=20200101T000000Z-abcdef", {"user_id": "u1"}), "unknown-bundle")
+        for method, path in (("GET", "/v1/bundles"), ("POST", "/v1/rollback"), ("POST", "/v1/reload")):
+            told = admin.ask(method, path, {} if method == "POST" else None, headers=bearer(key_file[2]))
+            problem(told, "store")
+        assert threading.active_count() <= before + 2  # of each service one
+        assert client.service.shelf.busy
+    finally:
+        go_on.set()
+    while client.service.shelf.busy:
+        time.sleep(0.01)
+    client.run(client.service.shelf.look())
+    assert client.service.shelf.why == ""
+    assert client.get("/v1/console/bundles").status_code == 200
 
 
 def test_fault_A3_a_damaged_bundle_is_refused_counted_and_the_old_one_answers(

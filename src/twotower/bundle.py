@@ -96,7 +96,7 @@ class Bundle:
         """While the block runs, `gc` of any process leaves the bundle alone. Raises BundleError if it is gone."""
         with ExitStack() as held:
             try:
-                handle = os.open(self.folder / MANIFEST, os.O_RDONLY | os.O_NOFOLLOW)
+                handle = os.open(self.folder / MANIFEST, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
                 held.callback(os.close, handle)
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 # It may have been taken away between the open and the lock: then stat raises.
@@ -174,7 +174,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if info.st_size > _LARGEST_MANIFEST:
         raise BundleError(f"{path}: {info.st_size} bytes, more than a manifest has", "manifest")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(storage.read_regular(path, _LARGEST_MANIFEST))
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
     if not isinstance(manifest, dict):
@@ -226,6 +226,6 @@ def _sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _sha256_of(path: str, *_: int) -> str:
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with os.fdopen(handle, "rb", buffering=0) as f:  # a buffer's copy takes as long as a third of the digest
         return hashlib.file_digest(f, "sha256").hexdigest()

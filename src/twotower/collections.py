@@ -18,6 +18,7 @@ from twotower.errors import RunError, TwoTowerError
 from twotower.store import Store
 
 FILE = "COLLECTIONS.json"
+_LARGEST = 16 << 20
 
 
 class Collections:
@@ -82,7 +83,7 @@ class Collections:
     def _listed(self) -> list[dict[str, str]]:
         if not self._path.exists():
             return []
-        found = storage.read_json(self._path)
+        found = storage.read_json(self._path, _LARGEST)
         ours = [line for line in found if isinstance(line, dict) and {"uri", "collection"} <= line.keys()]
         if len(ours) != len(found):
             raise RunError(f"{self._path}: not a list of collections; restore it, or remove it and drop them by hand")
@@ -120,7 +121,7 @@ def _client(uri: str) -> Any:
 def _index(folder: Path) -> dict[str, Any] | None:
     """What the index of a bundle says, None if it cannot be read."""
     try:
-        said = storage.read_json(folder / "index" / "index.json")
+        said = storage.read_json(folder / "index" / "index.json", _LARGEST)
     except RunError:
         return None
     return said if isinstance(said, dict) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import itertools
@@ -10,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -57,10 +59,31 @@ def write_json(path: Path, value: Any, mode: int | None = None) -> None:
     write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", mode)
 
 
-def read_json(path: Path) -> Any:
-    """A byte order mark, as some editors write it, does no harm. Raises RunError if the file is missing or no JSON."""
+def read_regular(path: Path, most: int) -> bytes:
+    """What a regular file holds, at most so many bytes. Raises OSError, at once, for a pipe, a link or a larger file."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if info.st_size <= most:
+            parts, left = [], most + 1
+            while left and (part := os.read(handle, left)):
+                parts.append(part)
+                left -= len(part)
+            if left:
+                return b"".join(parts)
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path, most: int = 0) -> Any:
+    """A byte order mark, as some editors write it, does no harm. With `most` only a regular file of so many bytes is
+    read. Raises RunError if the file is missing or no JSON."""
+    try:
+        data = read_regular(path, most) if most else path.read_bytes()
+        return json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
     except (ValueError, OSError, RecursionError) as e:
@@ -191,7 +214,7 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
     The kernel lets go of it when its holder dies. A holder that ends empties the file, so that text in a free one is of a
     holder that was killed; or removes it, unless it is to `keep`.
     """
-    file = path.open("a+b", buffering=0)
+    file = _open_lock(path)
     try:
         while True:
             try:
@@ -208,7 +231,7 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
                 if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     break
             file.close()  # it was removed by its holder in between
-            file = path.open("a+b", buffering=0)
+            file = _open_lock(path)
         try:
             yield Lock(file, _holder(file))
         finally:
@@ -217,6 +240,14 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
             file.truncate(0)
     finally:
         file.close()
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "a+b", buffering=0)
 
 
 def held(path: Path) -> bool:

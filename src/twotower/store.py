@@ -32,6 +32,8 @@ _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
 _TOP = {"bundles", "CURRENT", "HISTORY.jsonl", "LOCK"}
 _BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)  # no fault of input or machine
+_LARGEST_CURRENT = 1000
+_LARGEST_HISTORY = 64 << 20  # some 200,000 lines
 _FLIPS = {"publish", "rollback", "recover"}
 
 
@@ -125,10 +127,10 @@ class Store:
         """The log, the oldest line first; what is not a line of ours is left out."""
         lines = []
         with suppress(FileNotFoundError):
-            for text in (self.path / "HISTORY.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError):
+            for text in self._read("HISTORY.jsonl", _LARGEST_HISTORY).decode(errors="replace").splitlines():
+                with suppress(ValueError, RecursionError):
                     line = json.loads(text)
-                    if isinstance(line, dict) and isinstance(line.get("bundle"), str):
+                    if isinstance(line, dict) and all(isinstance(line.get(name), str) for name in ("bundle", "action")):
                         lines.append(line)
         return lines
 
@@ -234,11 +236,20 @@ class Store:
     def _pointer(self) -> str:
         """What CURRENT says, an empty string if there is none."""
         try:
-            return (self.path / "CURRENT").read_text(encoding="utf-8", errors="replace").strip()
+            return self._read("CURRENT", _LARGEST_CURRENT).decode(errors="replace").strip()
         except FileNotFoundError:
             return ""
+
+    def _read(self, name: str, most: int) -> bytes:
+        """A file of the store. Raises FileNotFoundError, BundleError for what is no regular file or too large."""
+        try:
+            return storage.read_regular(self.path / name, most)
+        except FileNotFoundError:
+            raise
         except OSError as e:
-            raise BundleError(f"{self.path / 'CURRENT'}: cannot be read ({e.strerror})", "unreadable") from e
+            raise BundleError(
+                f"{self.path / name}: cannot be read ({e.strerror}); restore it, or move it away", "unreadable"
+            ) from e
 
     def open(self, name: str) -> Bundle:
         """A bundle by its id, verified. Raises BundleError."""
@@ -266,7 +277,9 @@ class Store:
                 "reason": reason, "gate": gate, "forced": forced}  # fmt: skip
         path = self.path / "HISTORY.jsonl"
         try:
-            before = path.read_bytes() if path.exists() else b""
+            before = b""
+            with suppress(FileNotFoundError):
+                before = self._read(path.name, _LARGEST_HISTORY)
             text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
             # Replaced as a whole: a kill or a full disk never leaves half a line.
             storage.write(path, before + text.encode(errors="backslashreplace"), 0o644)
@@ -277,8 +290,8 @@ class Store:
         """Take a bundle away unless a reader has a lease on it."""
         folder, gone = self._bundles / name, self._bundles / f".tmp-{name}"
         with ExitStack() as held:
-            with suppress(FileNotFoundError):
-                handle = os.open(folder / MANIFEST, os.O_RDWR | os.O_NOFOLLOW)
+            with suppress(FileNotFoundError, IsADirectoryError):  # what is no bundle nobody has a lease on
+                handle = os.open(folder / MANIFEST, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
                 held.callback(os.close, handle)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -311,7 +324,7 @@ class Store:
         except storage.Taken as e:
             raise BundleError(f"{self.path}: {e}", "locked") from None
         except OSError as e:
-            raise BundleError(f"{self.path}: cannot be changed ({e.strerror})", "write") from e
+            raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e
 
     def _mend(self, died: str, stamp: str) -> None:
         """Remove what a killed process left, a bundle it had not yet made current too, and log what it could not."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import twotower
+from twotower.bundle import BundleError
 from twotower.collections import Collections
 from twotower.errors import DataError, RunError, Unavailable
 from twotower.serve import wire
@@ -27,6 +26,8 @@ from twotower.serve.console import Console
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problem import PROBLEMS, Problem
 from twotower.serve.service import Service, index_is_down, problem_of
+from twotower.serve.shelf import LOAD
+from twotower.store import Store
 
 log = logging.getLogger("twotower.app")
 
@@ -105,7 +106,7 @@ def create(service: Service) -> FastAPI:
         ],
     )
     app.router.route_class = _Route
-    _handle_errors(app)
+    _handle_errors(app, service)
 
     @app.post(
         "/v1/recommend",
@@ -281,7 +282,7 @@ def _console(app: FastAPI, service: Service) -> None:
         async with console.look():
             return json(await console.explain(body, bundle))
 
-    @app.get("/v1/console/bundles", responses=responses, tags=["console"])
+    @app.get("/v1/console/bundles", responses=_problems("store"), tags=["console"])
     async def bundles() -> Any:
         """The bundles of the store."""
         async with console.look():
@@ -295,23 +296,26 @@ def create_admin(service: Service) -> FastAPI:
         redirect_slashes=False, strict_content_type=False,
     )  # fmt: skip
     app.router.route_class = _Route
-    _handle_errors(app)
+    _handle_errors(app, service)
 
     @app.get("/v1/bundles")
     async def bundles() -> Any:
         """The bundles of the store, and what has been done with them."""
-        return json(await Console(service).bundles() | {"history": service.shelf.store.history()[-100:]})
+        history = await service.shelf.ask(lambda store: store.history()[-100:])
+        return json(await Console(service).bundles() | {"history": history})
 
     @app.post("/v1/rollback")
     async def rollback(body: wire.RollbackBody) -> Any:
         """Make an earlier bundle current again; every worker takes it up within a moment."""
         reason = body.reason or "by the service's admin port"
         try:
-            bundle = await asyncio.to_thread(service.shelf.store.rollback, body.to or None, reason=reason)
+            bundle = await service.shelf.ask(lambda store: store.rollback(body.to or None, reason=reason), LOAD)
         except RunError as e:
+            if _is_silent(e):
+                raise
             raise Problem("conflict", service.shelf.told(e)) from None
         try:
-            await asyncio.to_thread(Collections(service.shelf.store).follow)
+            await service.shelf.ask(lambda store: Collections(store).follow())
         except RunError as e:
             log.warning("the alias does not follow", extra={"told": {"detail": str(e)}})
         await service.shelf.look()
@@ -321,19 +325,27 @@ def create_admin(service: Service) -> FastAPI:
     async def reload() -> Any:
         """Look again at what is current, also at a bundle that was refused; in every worker, if the store can be
         written to."""
-        with suppress(RunError):
-            service.shelf.store.touch()
+        try:
+            await service.shelf.ask(Store.touch)
+        except RunError as e:
+            if _is_silent(e):
+                raise
         await service.shelf.look(again=True)
         return json({"serving": _bundle_id(service), "refused": service.shelf.why})
 
     return app
 
 
+def _is_silent(error: RunError) -> bool:
+    """Whether the store does not answer."""
+    return isinstance(error, BundleError) and error.reason == "store"
+
+
 def _bundle_id(service: Service) -> str | None:
     return service.shelf.retriever.bundle.id if service.shelf.retriever else None
 
 
-def _handle_errors(app: FastAPI) -> None:
+def _handle_errors(app: FastAPI, service: Service) -> None:
     def answer(problem: Problem, request: HttpRequest) -> Response:
         body = problem.body(request.scope.get("request_id", ""))
         return Response(body, problem.status, problem.headers, "application/problem+json")
@@ -346,6 +358,9 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def unavailable(request: HttpRequest, error: Any) -> Response:
         return answer(index_is_down(), request)
+
+    async def store(request: HttpRequest, error: Any) -> Response:
+        return answer(Problem("store", service.shelf.told(error), headers={"Retry-After": "5"}), request)
 
     async def invalid(request: HttpRequest, error: Any) -> Response:
         found = error.errors()
@@ -363,6 +378,7 @@ def _handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(Problem, known)
     app.add_exception_handler(DataError, data)
     app.add_exception_handler(Unavailable, unavailable)
+    app.add_exception_handler(BundleError, store)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(StarletteHTTPException, plain)
 

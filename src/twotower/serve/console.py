@@ -21,6 +21,7 @@ from twotower.serve import wire
 from twotower.serve.gate import overload
 from twotower.serve.problem import Problem
 from twotower.serve.service import Service
+from twotower.store import Store
 
 SHOWN = 100
 """Latest events of a history that are shown."""
@@ -145,7 +146,7 @@ class Console:
 
     async def bundles(self) -> dict[str, Any]:
         """The bundles of the store."""
-        listed = await asyncio.to_thread(self._service.shelf.store.bundles)
+        listed = await self._service.shelf.ask(Store.bundles)
         return {
             "bundles": [
                 {

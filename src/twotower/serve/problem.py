@@ -47,6 +47,11 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "no-bundle": (503, "No bundle can be served yet", "Publish one, or roll back to one that is whole."),
     "index": (503, "The index does not answer", "Wait as long as Retry-After says, in seconds."),
     "live": (503, "The store of live histories does not answer", "Try again later; it may or may not have been done."),
+    "store": (
+        503,
+        "The store of bundles does not answer",
+        "Try again later; a rollback may or may not have been done.",
+    ),
     "overload": (
         503,
         "More requests than can be answered in time",

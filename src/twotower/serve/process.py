@@ -106,16 +106,15 @@ def work(settings: ServeSettings, sockets: list[socket.socket]) -> int:
     sys.setswitchinterval(SWITCH)
     loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop) as runner:
-        loading = runner.run(_serve(settings, sockets))
-    if loading:  # Python would wait for the thread, however long the bundle takes
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
+        if runner.run(_serve(settings, sockets)):  # Python would wait for the thread, however long it is at the store
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
     return 0
 
 
 async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
-    """Serve until a signal; whether a bundle is still being loaded."""
+    """Serve until a signal; whether a thread is still at the store."""
     from twotower.serve.app import create, create_admin
     from twotower.serve.door import Door
     from twotower.serve.keys import Keys

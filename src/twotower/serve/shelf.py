@@ -1,6 +1,6 @@
 """The bundle that answers, and the one that takes its place.
 
-CURRENT is looked at every so often. What it names is verified, loaded and asked in a thread beside the one that serves;
+CURRENT is looked at every so often. What it names is verified, loaded and asked in threads beside the one that serves;
 then one reference is changed. Requests under way end with the old bundle, which is gone when the last of them is.
 A bundle that cannot be loaded changes nothing but a counter, and is tried again later.
 """
@@ -14,10 +14,10 @@ import logging
 import os
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twotower.bundle import Bundle, BundleError
 from twotower.data.prepared import FOLDER
@@ -26,6 +26,7 @@ from twotower.request import Method, Request
 from twotower.retrieve import Retriever
 from twotower.serve.metrics import Metrics
 from twotower.serve.problem import Problem
+from twotower.serve.reader import Reader
 from twotower.store import Store
 
 log = logging.getLogger("twotower.shelf")
@@ -40,6 +41,10 @@ PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before a bundle that was refused is tried again."""
 SOON = 5.0
 """… at most, if only what holds its vectors does not answer."""
+LOOK, LIST, LOAD = 5.0, 30.0, 300.0
+"""Seconds for a look at which bundle is current, for a list of all of them, and for loading or verifying one; a store
+that takes longer does not answer."""
+T = TypeVar("T")
 
 
 class Shelf:
@@ -56,7 +61,7 @@ class Shelf:
         """Why there is no newer one."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
-        self._pool = ThreadPoolExecutor(1, "shelf", initializer=_stand_back)
+        self._looks, self._loads, self._others = Reader("look"), Reader("load", _stand_back), Reader("others")
         self._tried: tuple[Any, ...] | None = None
         self._failures, self._again = 0, 0.0
         self._other: Retriever | None = None
@@ -79,8 +84,8 @@ class Shelf:
 
     @property
     def busy(self) -> bool:
-        """Whether a bundle is being loaded."""
-        return self._lock.locked()
+        """Whether a thread is at the store, or hangs there: Python would wait for it before it ends."""
+        return self._lock.locked() or any(r.busy for r in (self._looks, self._loads, self._others))
 
     async def watch(self, seconds: float) -> None:
         """Look every `seconds`, for ever."""
@@ -96,10 +101,12 @@ class Shelf:
 
         A bundle that was refused is tried again after a while, or at once if `again`."""
         async with self._lock:
+            silent = None
             try:
-                stamp: tuple[Any, ...] = self.store.stamp()
+                stamp: tuple[Any, ...] = await self._stamp()
             except RunError as e:
                 stamp = ("unreadable", str(e))
+                silent = e if getattr(e, "reason", "") == "store" else None
             waits = not self._failures or time.monotonic() < self._again
             if stamp == self._tried and waits and not again:
                 return False
@@ -108,7 +115,9 @@ class Shelf:
             self._tried = stamp
             started = time.perf_counter()
             try:
-                loaded, recent = await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
+                if silent:
+                    raise silent
+                loaded, recent = await self._loads.run(self._load, LOAD)
             except Exception as e:  # whatever a bundle does to the loader, the old one goes on
                 self._refused(e)
                 return False
@@ -132,11 +141,20 @@ class Shelf:
                 return self._other
             self._other = None
             try:
-                run = asyncio.get_running_loop().run_in_executor
-                self._other = await run(self._pool, self._open, bundle)
+                await self._stamp()
+                self._other = await self._loads.run(lambda: self._open(bundle), LOAD)
             except TwoTowerError as e:
                 raise Problem("unknown-bundle", self.told(e)) from None
             return self._other
+
+    async def ask(self, work: Callable[[Store], T], seconds: float = LIST) -> T:
+        """What `work` finds in the store or does to it. Raises BundleError "store" if that takes too long, at once if the
+        store does not even say what is current."""
+        await self._stamp()
+        return await self._others.run(lambda: work(self.store), seconds)
+
+    async def _stamp(self) -> tuple[str, int]:
+        return await self._looks.run(self.store.stamp, LOOK)
 
     def told(self, error: Exception) -> str:
         """What a client is told: where the store and its vectors lie is not its business."""
@@ -145,7 +163,8 @@ class Shelf:
         return text if str(self.store.path) == "." else text.replace(str(self.store.path), "store")
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for reader in (self._looks, self._loads, self._others):
+            reader.close()
 
     def _open(self, name: str) -> Retriever:
         return self._retriever(self.store.open(name))
@@ -159,7 +178,11 @@ class Shelf:
     def _load(self) -> tuple[Retriever | None, list[str]]:
         """The bundle that is to become current, None if it is so already; and those that were current lately."""
         bundle = self.store.current()
-        recent = self.store.recent(RECENT)
+        recent = self._recent
+        try:
+            recent = self.store.recent(RECENT)
+        except BundleError as e:  # which keeps a few live events from being found, and no bundle from answering
+            log.warning("the history cannot be read", extra={"told": {"detail": str(e)}})
         if self.retriever is not None and bundle.id == self.retriever.bundle.id:
             return None, recent
         other, self._other = self._other, None  # three at a time would be one too many
@@ -181,7 +204,7 @@ class Shelf:
             gc.collect()
             gc.freeze()  # what is here stays, and need not be looked through again
         del old
-        self._pool.submit(_trim)
+        self._loads.later(_trim)
 
     def _refused(self, error: Exception) -> None:
         reason = getattr(error, "reason", "broken")
