@@ -857,6 +857,35 @@ def test_fault_E8_bundles_are_in_the_order_of_publishing_when_the_clock_jumps_ba
     assert store.current().id == names[-1]
 
 
+@pytest.mark.parametrize("name", ["99991231T235959Z-abcdef", "20990101T000000Z-abcdef", "20261399T000000Z-abcdef"])
+def test_fault_G20_a_folder_of_a_time_that_has_not_come_is_in_nobodys_way(store: Store, name: str) -> None:
+    first = store.publish(content("first"))
+    stray = store.path / "bundles" / name
+    shutil.copytree(first.folder, stray)
+    second, third = store.publish(content("second")), store.publish(content("third"))
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    assert first.id < second.id < third.id
+    assert third.id[:8] == now[:8] or now[9:13] == "0000"
+    assert store.rollback().id == second.id
+    assert store.rollback(third.id).id == third.id
+    assert store.gc(keep=2) == [name, first.id]  # it is not the newest for ever
+    assert not stray.exists()
+    assert store.publish(content("fourth")).id[:4] == now[:4]
+
+
+def test_fault_G20_a_last_bundle_of_all_times_that_was_current_is_followed_all_the_same(store: Store) -> None:
+    store.publish(content("first"))
+    last = "99991231T235959Z-abcdef"
+    shutil.copytree(store.current().folder, store.path / "bundles" / last)
+    (store.path / "CURRENT").write_text(last + "\n")
+    second = store.publish(content("second"))
+    assert second.id < last
+    assert store.current().id == second.id
+    third = store.publish(content("third"))
+    assert last in store.gc()
+    assert ids(store) == [second.id, third.id]
+
+
 # ---- A10, A13: readers --------------------------------------------------------------------------------------------
 
 

@@ -207,14 +207,15 @@ class Store:
     def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
         """Remove old bundles and what killed publishers left; the ids that went.
 
-        The `keep` newest stay, CURRENT, the one a rollback goes to, and those a reader has a lease on. A reader
+        The `keep` newest stay, among which no stray is, CURRENT, the one a rollback goes to, and those a reader has a lease on. A reader
         without a lease keeps the files it has open. `also` is done at the end, while nobody else changes the store.
         Raises ConfigError if `keep` is below 2.
         """
         if keep < 2:
             raise ConfigError(f"keep is {keep}, it must be at least 2: the current bundle and one to go back to")
         with self._locked("gc"):
-            ids = self._ids()
+            strays = self._strays()
+            ids = sorted(self._ids(), key=lambda name: (name not in strays, name))
             current = self._pointer()
             stay = {current, self._previous(), *ids[-keep:]}
             gone = []
@@ -307,7 +308,8 @@ class Store:
 
     @contextmanager
     def _locked(self, action: str) -> Iterator[str]:
-        """Be the one process that changes the store; what a killed one left is mended first. Yields the next time.
+        """Be the one process that changes the store; what a killed one left is mended first. Yields the next time, for who
+        publishes.
 
         The kernel lets go of the lock when its holder dies. LOCK is emptied by a holder that ends, so that text in a
         free one is of a holder that was killed.
@@ -317,7 +319,7 @@ class Store:
                 left = lock.left
                 self._mend(f"{left.action} {left.who} died" if left else "", left.more if left else "")
                 lock.clear()
-                stamp = self._next_stamp()
+                stamp = self._next_stamp() if action == "publish" else "-"
                 lock.say(action, stamp)
                 storage.point()
                 yield stamp
@@ -342,10 +344,28 @@ class Store:
 
     def _next_stamp(self) -> str:
         """Now, or a second after the newest bundle there ever was if the clock is not past it."""
-        names = [*self._ids(), self._pointer(), *(line["bundle"] for line in self.history())]
-        last = max((name[:16] for name in names if _ID.fullmatch(name)), default="")
-        now = datetime.now(UTC).strftime(_STAMP)
-        return now if now > last else (datetime.strptime(last, _STAMP) + timedelta(seconds=1)).strftime(_STAMP)
+        names = {*self._ids(), *self._served()} - self._strays()
+        now = datetime.now(UTC)
+        return max([now, *filter(None, map(_later, names))]).strftime(_STAMP)
+
+    def _served(self) -> set[str]:
+        """The bundles that are or were current, as far as the history tells."""
+        return {self._pointer(), *(line["bundle"] for line in self.history() if line["action"] in _FLIPS)}
+
+    def _strays(self) -> set[str]:
+        """Folders named like a bundle of no time, or of one that has not come and that never was current: put there by
+        hand, and no measure of what is new."""
+        soon, served = datetime.now(UTC) + timedelta(days=1), self._served()
+        times = {name: _later(name) for name in self._ids()}
+        return {name for name, time in times.items() if time is None or (time > soon and name not in served)}
+
+
+def _later(name: str) -> datetime | None:
+    """A second after the time of an id, None if that is no time or the last there is."""
+    try:
+        return datetime.strptime(name[:16], _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _below(facts: dict[str, Any]) -> str:
