@@ -220,9 +220,9 @@ def history_by_loop(data: Dataset, side: SideName, feature: Sequence, row: int, 
     own, other = data.pairs.user, data.pairs.item
     if side == "item":
         own, other = other, own
-    assert data.seconds is not None
+    assert data.times is not None
     kept = []
-    for i in np.argsort(data.seconds, kind="stable").tolist():
+    for i in np.argsort(data.times, kind="stable").tolist():
         right = feature.of == "all" or data.pairs.positive[i] == (feature.of == "positive")
         if data.parts[i] == TRAIN and own[i] == row and right:
             kept.append(i)

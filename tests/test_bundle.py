@@ -119,7 +119,7 @@ def test_what_is_published_is_current_whole_and_says_what_it_is(store: Store) ->
     assert tag_of(bundle) == "one"
     about = bundle.manifest
     assert [entry["path"] for entry in about["files"]] == ["0.bin", "2.bin", "index/1.bin"]
-    assert (about["bundle"], about["dims"], about["forced"], about["schema_version"]) == (bundle.id, 64, False, 1)
+    assert (about["bundle"], about["dims"], about["forced"], about["schema_version"]) == (bundle.id, 64, False, 2)
     (line,) = store.history()
     assert (line["action"], line["bundle"], line["from"], line["reason"]) == ("publish", bundle.id, "", "the first")
     assert line["gate"] == about["gate"]
@@ -544,9 +544,9 @@ def test_checksums_are_remembered_until_a_file_changes(store: Store, monkeypatch
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 1"),
-        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 1"),
-        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 1"),
+        (lambda m: m.update(schema_version=3), "schema_version", "schema_version is 3, this version reads 1, 2"),
+        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 1, 2"),
+        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 1, 2"),
         (lambda m: m.pop("dims"), "manifest", "dims is missing"),
         (lambda m: m.update(dims="64"), "manifest", "dims is '64', not int"),
         (lambda m: m.update(dims=True), "manifest", "dims is True, not int"),

@@ -231,7 +231,7 @@ def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_be
     rows = [(u, i, bool(rng.random() < 0.5)) for u in range(10) for i in range(30)]
     frames = checkerboard()
     board = prepare(check(*frames, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
-    data = replace(world(board, rows), seconds=rng.integers(0, 9, len(rows)))  # many ties
+    data = replace(world(board, rows), times=rng.integers(0, 9, len(rows)))  # many ties
     place = {int(number): n for n, number in enumerate(data.in_order(data.parts == TRAIN))}
     sampler = CandidateSampler(data, NegativesConfig(observed=2), seed=1)
     source = rng.permutation(np.flatnonzero(data.pairs.positive))
@@ -593,7 +593,7 @@ def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_u
     wanted = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)
     epochs = [source.epoch(n) for n in range(2)]
     assert len(source) == len(wanted)
-    assert data.seconds is not None
+    assert data.times is not None
     for epoch in epochs:
         assert np.array_equal(np.sort(epoch.source), wanted)
         assert np.array_equal(epoch.user, data.pairs.user[epoch.source])
@@ -604,7 +604,7 @@ def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_u
             changes = np.flatnonzero(np.diff(epoch.user))
             assert len(changes) + 1 == len(np.unique(epoch.user)), "the positives of a user are together"
             together = np.diff(epoch.user) == 0
-            assert (np.diff(data.seconds[epoch.source])[together] >= 0).all(), "oldest first"
+            assert (np.diff(data.times[epoch.source])[together] >= 0).all(), "oldest first"
         elif not shuffle:
             assert np.array_equal(epoch.source, wanted)
     assert np.array_equal(epochs[0].source, epochs[1].source) is (not shuffle)

@@ -53,8 +53,8 @@ def test_pairs_are_the_interactions_by_row(config: SplitConfig) -> None:
     assert data.users.ids[data.pairs.user].to_list() == actions["uid"].to_list()
     assert data.items.ids[data.pairs.item].to_list() == actions["iid"].to_list()
     assert data.pairs.positive.tolist() == (actions["stars"] > 3).to_list()
-    assert data.seconds is not None
-    assert data.seconds.tolist() == actions["when"].to_list()
+    assert data.times is not None
+    assert data.times.tolist() == (actions["when"] * 10**6).to_list()
     sizes = [len(data.train), len(data.validation), len(data.test)]
     assert sizes == np.bincount(data.parts).tolist()
     assert data.describe() == (
@@ -169,7 +169,7 @@ def test_a_sequence_reaches_up_to_the_part_that_is_asked_and_no_further(config: 
     )
     schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *extra)})
     data = prepare(check(*everything(), schema), schema, config)
-    assert data.seconds is not None
+    assert data.times is not None
     assert data.ordered is (config.kind != "random")
     before = {side: dict(data.side(side).columns) for side in SIDES}
     for part in (TRAIN, VALIDATION, TEST):
@@ -185,9 +185,7 @@ def test_a_sequence_reaches_up_to_the_part_that_is_asked_and_no_further(config: 
                     assert found is data.side(side).columns[feature.name]
                     continue
                 right = [feature.of == "all" or p == (feature.of == "positive") for p in data.pairs.positive]
-                order = [
-                    i for i in np.argsort(data.seconds, kind="stable").tolist() if data.parts[i] in may and right[i]
-                ]
+                order = [i for i in np.argsort(data.times, kind="stable").tolist() if data.parts[i] in may and right[i]]
                 wanted = [[i for i in order if own[i] == row][-feature.max_length :] for row in range(len(known))]
                 assert sources(found) == wanted, (feature.name, part)
                 assert len(may) == 1 or VALIDATION in {data.parts[i] for row in wanted for i in row}
@@ -220,14 +218,14 @@ def test_without_times_a_sequence_keeps_the_tables_order() -> None:
         update={"time": "", "features": (*ID_FEATURES, Sequence(name="history", side="user"))}
     )
     data = prepare(check(*checkerboard(), schema), schema, SplitConfig())
-    assert data.seconds is None
+    assert data.times is None
     assert all(row == sorted(row) for row in sources(data.users.columns["history"]))
 
 
 def test_encoded_again_from_its_parts_a_dataset_is_the_same(everything_data: Dataset) -> None:
     d = everything_data
     again = assemble(
-        Encoders.from_json(d.schema, d.encoders.to_json()), d.users.frame, d.items.frame, d.pairs, d.parts, d.seconds
+        Encoders.from_json(d.schema, d.encoders.to_json()), d.users.frame, d.items.frame, d.pairs, d.parts, d.times
     )
     assert_same_columns(d, again)
 
@@ -252,4 +250,4 @@ def test_a_train_part_without_positives_is_refused(board: Dataset) -> None:
     parts = np.where(board.pairs.positive, TEST, TRAIN).astype(np.int8)
     parts[np.flatnonzero(board.pairs.positive)[:3]] = VALIDATION
     with pytest.raises(DataError, match="no positive interaction in the train part; there is nothing to learn from"):
-        assemble(board.encoders, board.users.frame, board.items.frame, board.pairs, parts, board.seconds)
+        assemble(board.encoders, board.users.frame, board.items.frame, board.pairs, parts, board.times)

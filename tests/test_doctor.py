@@ -337,8 +337,8 @@ def test_a_pair_in_two_parts(healthy: Run) -> None:
     rows = np.concatenate([np.arange(len(data.parts)), again])
     pairs = Pairs(data.pairs.user[rows], data.pairs.item[rows], data.pairs.positive[rows])
     parts = np.concatenate([data.parts, np.full(len(again), TRAIN, np.int8)])
-    assert data.seconds is not None
-    found = examine(replace(healthy, dataset=replace(data, pairs=pairs, parts=parts, seconds=data.seconds[rows])))
+    assert data.times is not None
+    found = examine(replace(healthy, dataset=replace(data, pairs=pairs, parts=parts, times=data.times[rows])))
     assert ill(found) == {"shared_pairs"}
     assert "60 of 240 test pairs are in the train part too" in named(found, "shared_pairs").text
     assert named(found, "shared_pairs").evidence["share"] == 0.25
@@ -349,8 +349,8 @@ def test_a_test_part_older_than_training(kind: str) -> None:
     data = world(CHECKERBOARD_SCHEMA, *checkerboard(), kind=kind)
     sick = untrained(data, split={"kind": kind})
     assert named(examine(sick), "split").severity == "fine"
-    assert data.seconds is not None
-    late = replace(data, seconds=data.seconds[::-1].copy())
+    assert data.times is not None
+    late = replace(data, times=data.times[::-1].copy())
     finding = named(examine(replace(sick, dataset=late)), "split_order")
     assert finding.severity == "ill"
     assert f"split.kind = '{kind}', but 100.0% of the test pairs are older" in finding.text

@@ -81,8 +81,8 @@ def long_world(seed: int = 0) -> Dataset:
 
 def known(data: Dataset, feature: Sequence, interactions: Iterable[int]) -> list[list[int]]:
     """For each interaction the codes of its user's earlier training interactions of the right kind, oldest first."""
-    assert data.seconds is not None
-    seconds, user = data.seconds.tolist(), data.pairs.user.tolist()
+    assert data.times is not None
+    seconds, user = data.times.tolist(), data.pairs.user.tolist()
     codes = data.encoders.sequence_codes(feature, data.items.ids)[data.pairs.item].tolist()
     right = [feature.of == "all" or p == (feature.of == "positive") for p in data.pairs.positive.tolist()]
     usable = [i for i, part in enumerate(data.parts.tolist()) if part == TRAIN and right[i]]
@@ -299,10 +299,10 @@ def test_with_one_time_for_all_the_tables_order_is_the_order_of_time() -> None:
 
 def test_the_timeline_is_every_users_training_interactions_oldest_first() -> None:
     data = long_world()
-    assert data.seconds is not None
+    assert data.times is not None
     for u in range(USERS):
         mine = [i for i in range(len(data.parts)) if data.pairs.user[i] == u and data.parts[i] == TRAIN]
-        wanted = sorted(mine, key=lambda i: (data.seconds[i], i))  # type: ignore[index]
+        wanted = sorted(mine, key=lambda i: (data.times[i], i))  # type: ignore[index]
         a, b = data.timeline.offsets[u : u + 2]
         assert data.timeline.values[a:b].tolist() == wanted
 
@@ -322,7 +322,7 @@ def model_of(data: Dataset, **options: Any) -> TwoTower:
 @pytest.mark.parametrize("options", [{}, {"field_norm": True, "senet": {"enabled": True}}])
 def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(options: dict[str, Any]) -> None:
     data = long_world(5)
-    assert data.seconds is not None
+    assert data.times is not None
     model = model_of(data, **options)
     rng = np.random.default_rng(0)
     picked = rng.choice(np.flatnonzero(data.parts == TRAIN), 40, replace=False)
@@ -330,11 +330,11 @@ def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(o
         at_once = model.user_vectors(before(data, picked))
         for vector, i in zip(at_once, picked, strict=True):
             order = np.arange(len(data.parts))
-            kept = (data.seconds < data.seconds[i]) | ((data.seconds == data.seconds[i]) & (order < i))
+            kept = (data.times < data.times[i]) | ((data.times == data.times[i]) & (order < i))
             past = replace(data, parts=np.where(kept, data.parts, TEST).astype(np.int8))
             past = assemble(
                 data.encoders, data.users.frame, data.items.frame, past.pairs,
-                np.where((order == i) | kept, past.parts, TEST).astype(np.int8), data.seconds,
+                np.where((order == i) | kept, past.parts, TEST).astype(np.int8), data.times,
             )  # fmt: skip
             past.users.columns.update({f.name: past.sequence(f, kept & (data.parts == TRAIN)) for f in sequences(data)})
             then = SideTensors(past.users, past.encoders.fields("user")).take(data.pairs.user[[i]].astype(np.int64))

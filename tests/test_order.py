@@ -125,9 +125,9 @@ def test_positives_come_in_runs_of_users_or_in_windows(
     assert np.array_equal(np.sort(epoch.source), data.positive_numbers)
     if by_user:
         assert (np.diff(epoch.user) != 0).sum() + 1 == len(np.unique(epoch.user)), "a user's positives are together"
-        assert data.seconds is not None
+        assert data.times is not None
         together = np.diff(epoch.user) == 0
-        assert (np.diff(data.seconds[epoch.source])[together] >= 0).all(), "oldest first"
+        assert (np.diff(data.times[epoch.source])[together] >= 0).all(), "oldest first"
 
 
 @pytest.mark.parametrize("kind", ["pairs", "positives", "runs"])

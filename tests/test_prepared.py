@@ -78,10 +78,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows(data: Dataset) -> list[tuple[Any, ...]]:
-    assert data.seconds is not None
+    assert data.times is not None
     return sorted(
         zip(data.pairs.user.tolist(), data.pairs.item.tolist(), data.pairs.positive.tolist(), data.parts.tolist(),
-            data.seconds.tolist(), strict=True)
+            data.times.tolist(), strict=True)
     )  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def test_other_settings_are_refused(tmp_path: Path, small: None) -> None:
         (lambda t: t.with_columns(stars=pl.lit(1)), "no row has 'stars' above 3"),
         (lambda t: t.drop("when"), "no column 'when'"),
         (lambda t: t.head(0), "no rows, expected at least one"),
-        (lambda t: t.with_columns(when=pl.lit("now")), "expected a datetime or a number"),
+        (lambda t: t.with_columns(when=pl.lit("now")), "row 1 holds 'now', expected a number or a date"),
         (
             lambda t: t.with_columns(stars=pl.when(pl.col("when") < 1_600_000_299).then(1).otherwise(5)),
             "nothing to learn",
@@ -288,7 +288,7 @@ def test_an_order_that_cannot_be_compared_from_shard_to_shard_is_refused(tmp_pat
     for n, (change, expected) in enumerate(
         (
             (pl.col("at") + 0.5, "'at' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"),
-            (pl.from_epoch("at"), "'at' is a date in some files and a number in others"),
+            (pl.from_epoch("at"), "'at' is a date in some rows and a number in others"),
         )
     ):
         data = shards(tmp_path / str(n), CHECKERBOARD_SCHEMA, None, None, actions)

@@ -491,6 +491,7 @@ WIDE = Schema(
     user_id="uid",
     item_id="iid",
     time="when",
+    time_unit="order",
     features=(
         Categorical(name="uid", side="user"),
         Categorical(name="plan", side="user", missing="error"),

@@ -25,7 +25,10 @@ from twotower import storage
 from twotower.errors import RunError
 
 MANIFEST = "MANIFEST.json"
-SCHEMA_VERSIONS = (1,)  # that can be read; the last is written
+SCHEMA_VERSIONS = (
+    1,
+    2,
+)  # that can be read; the last is written. In 1 interactions have whole seconds, not microseconds
 FIELDS: dict[str, type] = {
     "bundle": str, "created": str, "versions": dict, "dims": int, "metric": str, "counts": dict, "schema_hash": str,
     "vocab_hash": str, "gate": dict, "forced": bool, "files": list,

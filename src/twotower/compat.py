@@ -25,7 +25,8 @@ from twotower.config import Config, parse
 from twotower.data import movielens
 from twotower.data.dataset import Dataset, Pairs, assemble
 from twotower.data.splits import TEST, TRAIN, VALIDATION, Parts, split
-from twotower.data.tables import POSITIVE, SECONDS, as_frame, check
+from twotower.data.tables import POSITIVE, as_frame, check
+from twotower.data.times import TIME
 from twotower.encoders import Encoders
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
 from twotower.evaluation import auc
@@ -534,7 +535,7 @@ def write_features(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFra
              "item_id": "MovieID", "title": "Title", "year": "Year", "genres": "Genres", "rating": "Rating",
              "timestamp": "Timestamp"}
         )
-        .drop(POSITIVE, SECONDS, strict=False)
+        .drop(POSITIVE, TIME, strict=False)
     )  # fmt: skip
     target.mkdir(parents=True, exist_ok=True)
     sizes = {}

@@ -710,6 +710,7 @@ label = ""            # outcome column of the interactions; empty: every row is 
 positive_above = 0.0  # a row is a positive when its label is greater than this
 time = ""             # time column of the interactions (needed for split.kind = "last" or "time")
 time_unit = "s"       # 's', 'ms', 'us' since 1970, or 'order'
+time_format = ""      # of a time that is text: '%d/%m/%Y %H:%M'; empty: ISO 8601, or as all rows agree
 title = ""            # column of the items to show to people
 duplicates = "last"   # repeated ids and pairs: keep the 'last', or 'error'
 

@@ -220,8 +220,8 @@ def recent(trained: Run, user_id: Any, n: int = 5) -> list[str]:
     keep = np.flatnonzero(
         (dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _row(dataset, user_id))
     )
-    if dataset.seconds is not None:
-        keep = keep[np.argsort(dataset.seconds[keep], kind="stable")]
+    if dataset.times is not None:
+        keep = keep[np.argsort(dataset.times[keep], kind="stable")]
     titles = dataset.titles()
     return [titles[i] for i in dataset.pairs.item[keep[::-1][:n]]]
 

@@ -161,8 +161,8 @@ class Retriever:
         assert self.seen.source is not None
         mine = self.seen.source[self.seen.offsets[row] : self.seen.offsets[row + 1]]
         mine = mine[data.parts[mine] != TEST] if data.ordered else mine[data.parts[mine] == TRAIN]
-        if data.seconds is not None:
-            mine = mine[np.argsort(data.seconds[mine], kind="stable")]
+        if data.times is not None:
+            mine = mine[np.argsort(data.times[mine], kind="stable")]
         mine = mine[max(0, len(mine) - n) :]
         liked = data.pairs.positive[mine].tolist()
         return [

@@ -43,7 +43,8 @@ from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
 from twotower.train import checkpoint
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""That can be read; the last is written. In format 1 interactions have whole seconds, not microseconds."""
 FILES = {
     "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
     "interactions.parquet", prepared.FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
@@ -216,7 +217,7 @@ def finish(folder: Path, run: Run) -> str:
     storage.write_json(
         folder / "model.json",
         {
-            "format": FORMAT,
+            "format": FORMATS[-1],
             "twotower": twotower.__version__,
             "torch": torch.__version__,
             "sha256": digest,
@@ -288,8 +289,9 @@ def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     """The model whose weights are in `folder`. Raises RunError if they are damaged or do not fit."""
     about = storage.read_json(folder / "model.json")
     form = about.get("format") if isinstance(about, dict) else None
-    if form != FORMAT or "sha256" not in about:
-        raise RunError(f"{folder / 'model.json'}: format {form!r}, this version reads {FORMAT}")
+    if form not in FORMATS or "sha256" not in about:
+        known = " and ".join(map(str, FORMATS))
+        raise RunError(f"{folder / 'model.json'}: format {form!r}, this version reads {known}; train the run again")
     data = read(folder / "model.safetensors", Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")

@@ -194,9 +194,18 @@ class Schema(Settings):
     item_id: str = Field("item_id", description="id column of items and interactions")
     label: str = Field("", description="interactions column with the outcome; empty: every row is a positive")
     positive_above: float = Field(0.0, description="a row is a positive when its label is greater than this")
-    time: str = Field("", description="interactions column with the time: a datetime, or a number in time_unit")
+    time: str = Field(
+        "", description="interactions column with the time: a datetime, or a number in time_unit, or text"
+    )
     time_unit: Literal["s", "ms", "us", "order"] = Field(
-        "s", description="unit of a numeric time since 1970; 'order' takes any number that grows with time"
+        "s",
+        description="unit of a numeric time since 1970; 'order' takes any number or date that grows with time, others lie "
+        "between 1990 and tomorrow",
+    )
+    time_format: str = Field(
+        "",
+        description="strptime format of a time that is text or whole numbers, such as '%d/%m/%Y %H:%M:%S.%f' or '%Y%m%d'; "
+        "empty: numbers, or dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30",
     )
     title: str = Field("", description="items column to show to people; the id if empty")
     duplicates: Literal["last", "error"] = Field(
@@ -215,6 +224,12 @@ class Schema(Settings):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"feature {twice[0]!r} is defined twice on the {side} side")
+        if self.time_format and not self.time:
+            raise ValueError("time_format goes with time, the column that it is of")
+        if self.time_format and ("%" not in self.time_format or "%f" in self.time_format.replace(".%f", "")):
+            raise ValueError(
+                f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a fraction"
+            )
         for f in self.features:
             if isinstance(f, Sequence) and (f.column or f.missing == "error"):
                 raise ValueError(

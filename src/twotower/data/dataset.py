@@ -19,7 +19,8 @@ import polars as pl
 from twotower import storage
 from twotower.config import SplitConfig
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
-from twotower.data.tables import POSITIVE, SECONDS, Tables
+from twotower.data.tables import POSITIVE, Tables
+from twotower.data.times import TIME, of_seconds
 from twotower.encoders import Codes, Column, Encoders, Grams, Ints, Ragged, TextEncoder
 from twotower.errors import DataError, RunError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
@@ -150,7 +151,7 @@ class Dataset:
     items: Side
     pairs: Pairs
     parts: Parts
-    seconds: Ints | None
+    times: Ints | None  # microseconds since 1970; with time_unit "order" numbers that grow with time
     ordered: bool = False  # the parts follow one another in time
 
     def part(self, part: int) -> Pairs:
@@ -200,7 +201,7 @@ class Dataset:
     def in_order(self, among: Bools) -> Ints:
         """Numbers of the interactions `among` (n,), oldest first; ties keep the table's order."""
         keep = np.flatnonzero(among)
-        return keep if self.seconds is None else keep[np.argsort(self.seconds[keep], kind="stable")]
+        return keep if self.times is None else keep[np.argsort(self.times[keep], kind="stable")]
 
     # What training asks of the train part; a dataset on a disk has it ready.
 
@@ -254,8 +255,8 @@ class Dataset:
         """Another for other data."""
         digest = hashlib.sha256()
         arrays: list[Any] = [self.pairs.user, self.pairs.item, self.pairs.positive, self.parts]
-        if self.seconds is not None:
-            arrays.append(self.seconds)
+        if self.times is not None:
+            arrays.append(self.times)
         for side in SIDES:
             for column in self.side(side).columns.values():
                 arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
@@ -313,10 +314,8 @@ def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
     """
     user = _number(tables.interactions, tables.users, schema.user_id)
     item = _number(tables.interactions, tables.items, schema.item_id)
-    seconds = (
-        tables.interactions[SECONDS].to_numpy().astype(np.int64) if SECONDS in tables.interactions.columns else None
-    )
-    parts = split(user, seconds, config)
+    times = tables.interactions[TIME].to_numpy().astype(np.int64) if TIME in tables.interactions.columns else None
+    parts = split(user, times, config)
     pairs = Pairs(user, item, tables.interactions[POSITIVE].to_numpy().astype(bool))
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
@@ -327,7 +326,7 @@ def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
         mean = partial(_mean, schema=schema, n=frame.height, rows=mine, actions=actions)
         frames[name] = with_statistics(frame, schema, name, counts[name], mean)  # type: ignore[index,arg-type]
     encoders = Encoders.fit(schema, frames, counts)
-    return assemble(encoders, frames["user"], frames["item"], pairs, parts, seconds, config.kind != "random")
+    return assemble(encoders, frames["user"], frames["item"], pairs, parts, times, config.kind != "random")
 
 
 def assemble(
@@ -336,7 +335,7 @@ def assemble(
     items: pl.DataFrame,
     pairs: Pairs,
     parts: Parts,
-    seconds: Ints | None,
+    times: Ints | None,
     ordered: bool = False,
     encode: tuple[SideName, ...] = SIDES,
 ) -> Dataset:
@@ -352,7 +351,7 @@ def assemble(
         Side(items, encoders.transform("item", items) if "item" in encode else {}, schema.item_id),
         pairs,
         parts,
-        seconds,
+        times,
         ordered,
     )
     for feature in schema.features:
@@ -369,8 +368,8 @@ def save(dataset: Dataset, folder: Path) -> None:
         {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
          "part": dataset.parts}
     )  # fmt: skip
-    if dataset.seconds is not None:
-        pairs = pairs.with_columns(seconds=dataset.seconds)
+    if dataset.times is not None:
+        pairs = pairs.with_columns(time=dataset.times)
     for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
@@ -384,12 +383,14 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
     users, items, actions = (read(folder / f"{n}.parquet", parquet) for n in ("users", "items", "interactions"))
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
-        seconds = actions["seconds"].to_numpy() if "seconds" in actions.columns else None
+        times = actions["time"].to_numpy() if "time" in actions.columns else None
+        if "seconds" in actions.columns:  # a run or bundle of format 1
+            times = of_seconds(actions["seconds"].to_numpy(), schema)
         for name, rows, frame in (("users", pairs.user, users), ("items", pairs.item, items)):
             if len(rows) and int(rows.max()) >= frame.height:
                 raise RunError(f"{folder}: interactions.parquet names more {name} than {name}.parquet holds")
         return assemble(
-            encoders, users, items, pairs, actions["part"].to_numpy(), seconds, split.kind != "random", encode
+            encoders, users, items, pairs, actions["part"].to_numpy(), times, split.kind != "random", encode
         )
     except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
         raise RunError(f"{folder}: a table is not as it was written ({str(e).splitlines()[0]})") from e

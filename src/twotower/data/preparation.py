@@ -30,7 +30,6 @@ from twotower.data.prepared import FACTS, FORMAT, Prepared
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
 from twotower.data.tables import (
     POSITIVE,
-    SECONDS,
     Reading,
     check_side,
     labelled,
@@ -38,9 +37,9 @@ from twotower.data.tables import (
     read_file,
     side_columns,
     table_files,
-    timed,
     with_ids,
 )
+from twotower.data.times import TIME, Times
 from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, DataError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
@@ -223,16 +222,16 @@ class _Preparation:
         dtype, positives = self._dtype(), 0
         last = self._last_users(frames["user"], ids["user"], total, count)
         paths = [self.folder / "work" / f"{b:05d}.bin" for b in range(count)]
-        kinds: set[bool] = set()  # whether times are dates: numbers beside them mean something else
+        times = self._times()
         with ExitStack() as opened:
             files: list[BinaryIO] = [opened.enter_context(p.open("wb")) for p in paths]
             for piece in self._pieces():
-                piece = timed(labelled(piece, schema, some=False), schema)
-                _check_order(piece, schema, kinds)
+                piece = times.add(labelled(piece, schema, some=False))
+                _check_order(piece, schema)
                 record = np.empty(piece.height, dtype)
                 for side in SIDES:
                     record[side] = _numbered(piece, frames[side], ids[side], schema.id_column(side), side)
-                record["positive"], record["seconds"] = piece[POSITIVE].to_numpy(), piece[SECONDS].to_numpy()
+                record["positive"], record["time"] = piece[POSITIVE].to_numpy(), piece[TIME].to_numpy()
                 record["row"] = np.arange(rows, rows + piece.height)
                 for a in self.averaged:
                     record[self.sums[a]] = _numbers(piece[a])
@@ -250,6 +249,14 @@ class _Preparation:
                             "set schema.positive_above")  # fmt: skip
         return [p for p in paths if p.stat().st_size], rows
 
+    def _times(self) -> Times:
+        """How the times are read, by all of them."""
+        times = Times(self.schema)
+        for piece in self._pieces([self.schema.time]):
+            times.look(piece[self.schema.time])
+        times.settle()
+        return times
+
     def _last_users(self, frame: pl.DataFrame, ids: pl.DataFrame, total: int, count: int) -> npt.NDArray[np.int32]:
         """Of each bucket but the last its last user, so that all have about as many interactions."""
         if count == 1:
@@ -260,7 +267,7 @@ class _Preparation:
         return np.searchsorted(np.cumsum(per_user), np.arange(1, count) * total // count).astype(np.int32)
 
     def _dtype(self) -> Any:
-        plain = [("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("seconds", "<i8"), ("row", "<i8")]
+        plain = [("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("time", "<i8"), ("row", "<i8")]
         return np.dtype([*plain, *((name, "<f8") for name in self.sums.values())])
 
     # ---- a bucket at a time
@@ -270,7 +277,7 @@ class _Preparation:
         record = np.fromfile(path, self._dtype())
         frame = pl.DataFrame({name: record[name] for name in record.dtype.names or ()})
         del record
-        frame = frame.sort("user", "seconds", "row")
+        frame = frame.sort("user", "time", "row")
         once = frame.unique(["user", "item"], keep="last", maintain_order=True)
         if self.schema.duplicates == "error" and once.height < frame.height:
             raise DataError(
@@ -282,13 +289,13 @@ class _Preparation:
 
     def _parts(self, frame: pl.DataFrame, cuts: tuple[int, int] | None) -> npt.NDArray[np.int8]:
         """The part of every row of a sorted bucket."""
-        seconds = frame["seconds"].to_numpy()
+        times = frame["time"].to_numpy()
         if cuts is None:
             user = frame["user"].to_numpy()
-            return splits.last(user - user[0], seconds)
-        parts = np.zeros(len(seconds), np.int8)
-        parts[seconds >= cuts[0]] = VALIDATION
-        parts[seconds >= cuts[1]] = TEST
+            return splits.last(user - user[0], times)
+        parts = np.zeros(len(times), np.int8)
+        parts[times >= cuts[0]] = VALIDATION
+        parts[times >= cuts[1]] = TEST
         return parts
 
     def _cuts(self, buckets: list[Path], n: int) -> tuple[int, int]:
@@ -296,7 +303,7 @@ class _Preparation:
 
         def times() -> Iterator[Ints]:
             for b in buckets:
-                yield pl.scan_ipc(b, glob=False).select("seconds").collect()["seconds"].to_numpy()
+                yield pl.scan_ipc(b, glob=False).select("time").collect()["time"].to_numpy()
 
         test = _ordered(times, int(np.ceil((n - 1) * (1 - self.split.test))))
         rest = sum(int((t < test).sum()) for t in times())
@@ -310,7 +317,7 @@ class _Preparation:
         arrays, n, n_users = self.folder / "arrays", int(sizes.sum()), frames["user"].height
         whole = {
             name: np.lib.format.open_memmap(arrays / f"{name}.npy", "w+", kind, (n,))
-            for name, kind in (("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("part", "|i1"), ("seconds", "<i8"))
+            for name, kind in (("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("part", "|i1"), ("time", "<i8"))
         }
         for name in whole:  # or a full disk ends the process when a page is written
             with (arrays / f"{name}.npy").open("r+b") as file:
@@ -331,7 +338,7 @@ class _Preparation:
                     keep = parts == part
                     place = slice(cursor[part], cursor[part] + int(keep.sum()))
                     number[keep] = np.arange(place.start, place.stop)
-                    for name in ("user", "item", "positive", "seconds"):
+                    for name in ("user", "item", "positive", "time"):
                         whole[name][place] = frame[name].to_numpy()[keep]
                     whole["part"][place] = part
                     cursor[part] = place.stop
@@ -442,16 +449,10 @@ def _joined(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
     return pl.concat([found, ids]).unique()
 
 
-def _check_order(piece: pl.DataFrame, schema: Schema, kinds: set[bool]) -> None:
-    """Raises DataError for times that cannot be compared from piece to piece: dates beside numbers, or an order that is
-    none of whole numbers, which would be ranked a piece at a time."""
+def _check_order(piece: pl.DataFrame, schema: Schema) -> None:
+    """Raises DataError for an order that is none of whole numbers, which would be ranked a piece at a time."""
     of = piece[schema.time]
-    kinds.add(of.dtype.is_temporal())
-    if len(kinds) > 1:
-        raise DataError(
-            f"interactions: time '{schema.time}' is a date in some files and a number in others; make it one"
-        )
-    if schema.time_unit == "order" and of.dtype.is_numeric() and not (piece[SECONDS] == of).all():
+    if schema.time_unit == "order" and of.dtype.is_numeric() and not (piece[TIME] == of).all():
         raise DataError(
             f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"
         )

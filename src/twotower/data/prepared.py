@@ -26,6 +26,7 @@ from twotower.config import SplitConfig
 from twotower.data import dataset as datasets
 from twotower.data.dataset import Dataset, Pairs, Side, parquet, read, text
 from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.times import of_seconds
 from twotower.encoders import Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, RunError
 from twotower.schema import SIDES, Schema, Sequence, SideName
@@ -33,7 +34,8 @@ from twotower.schema import SIDES, Schema, Sequence, SideName
 FOLDER = "prepared"
 """Where a run and a bundle keep theirs."""
 FACTS = "prepared.json"
-FORMAT = 1
+FORMAT = 2
+"""Format 1 has `seconds`, where 2 has the microseconds of `time`."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,18 @@ class Prepared(Dataset):
     facts: dict[str, Any] | None = None
 
     @classmethod
-    def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES) -> Prepared:
-        """The dataset in a folder; only the sides to `encode` get columns. Raises RunError if it is damaged."""
+    def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES, trained: bool = False) -> Prepared:
+        """The dataset in a folder; only the sides to `encode` get columns. Raises RunError if it is damaged, or of an
+        older format and not one that a model was already `trained` on."""
         folder = Path(folder)
         facts = storage.read_json(folder / FACTS)
         form = facts.get("format") if isinstance(facts, dict) else None
-        if form != FORMAT:
+        if form == 1 and not trained:
+            raise RunError(
+                f"{folder / FACTS}: format 1, made by twotower {facts.get('twotower')}, whose times are cut to whole seconds; "
+                "prepare the tables again"
+            )
+        if form not in (1, FORMAT):
             raise RunError(f"{folder / FACTS}: format {form!r}, this version reads {FORMAT}; prepare the tables again")
         try:
             schema = Schema.model_validate(facts["schema"])
@@ -60,7 +68,8 @@ class Prepared(Dataset):
             raise RunError(
                 f"{folder / FACTS}: damaged, or of another version ({what}); prepare the tables again"
             ) from None
-        arrays = {n: _mapped(folder, n) for n in ("user", "item", "positive", "part", "seconds")}
+        time = "time" if form == FORMAT else "seconds"
+        arrays = {n: _mapped(folder, n) for n in ("user", "item", "positive", "part", time)}
         if {len(a) for a in arrays.values()} != {rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
         frames = {side: read(folder / f"{side}s.parquet", parquet) for side in SIDES}
@@ -81,7 +90,7 @@ class Prepared(Dataset):
             sides["item"],
             Pairs(arrays["user"], arrays["item"], arrays["positive"]),
             arrays["part"],
-            arrays["seconds"],
+            arrays[time] if form == FORMAT else of_seconds(arrays[time], schema),
             True,
             folder,
             facts,
@@ -201,7 +210,7 @@ def save(dataset: Dataset, folder: Path) -> None:
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
     """What `save` put there; only the sides to `encode` get columns. Raises RunError as `dataset.load` does."""
     if (folder / FOLDER).is_dir():
-        return Prepared.open(folder / FOLDER, encode)
+        return Prepared.open(folder / FOLDER, encode, trained=True)
     return datasets.load(folder, schema, split, encode)
 
 

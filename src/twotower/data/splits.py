@@ -18,7 +18,7 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 NAMES = ("train", "validation", "test")
 
 
-def split(users: npt.NDArray[np.int32], seconds: Rows | None, config: SplitConfig) -> Parts:
+def split(users: npt.NDArray[np.int32], times: Rows | None, config: SplitConfig) -> Parts:
     """The part of every interaction, 0..2.
 
     - `random`: a share `test` of the rows, then a share `validation` of the rest; the rows are those that
@@ -32,12 +32,12 @@ def split(users: npt.NDArray[np.int32], seconds: Rows | None, config: SplitConfi
     """
     if config.kind == "random":
         parts = _random(len(users), config)
-    elif seconds is None:
+    elif times is None:
         raise DataError(f"split.kind = '{config.kind}' needs a time; name its column in schema.time")
     elif config.kind == "last":
-        parts = last(users, seconds)
+        parts = last(users, times)
     else:
-        parts = _time(seconds, config)
+        parts = _time(times, config)
     for part, name in enumerate(NAMES):
         if not (parts == part).any():
             raise DataError(
@@ -59,9 +59,9 @@ def _random(n: int, config: SplitConfig) -> Parts:
     return parts
 
 
-def last(users: npt.NDArray[np.int32], seconds: Rows) -> Parts:
+def last(users: npt.NDArray[np.int32], times: Rows) -> Parts:
     """The parts by `last`, of the rows of some users; empty ones are not refused."""
-    order = np.lexsort((np.arange(len(users)), seconds, users))
+    order = np.lexsort((np.arange(len(users)), times, users))
     sizes = np.bincount(users)
     from_end = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(users))
     enough = np.repeat(sizes >= 3, sizes)
@@ -71,11 +71,11 @@ def last(users: npt.NDArray[np.int32], seconds: Rows) -> Parts:
     return parts
 
 
-def _time(seconds: Rows, config: SplitConfig) -> Parts:
-    parts = np.zeros(len(seconds), np.int8)
-    test_from = np.quantile(seconds, 1 - config.test, method="higher")
-    rest = seconds[seconds < test_from]
+def _time(times: Rows, config: SplitConfig) -> Parts:
+    parts = np.zeros(len(times), np.int8)
+    test_from = np.quantile(times, 1 - config.test, method="higher")
+    rest = times[times < test_from]
     if len(rest):
-        parts[seconds >= np.quantile(rest, 1 - config.validation, method="higher")] = VALIDATION
-    parts[seconds >= test_from] = TEST
+        parts[times >= np.quantile(rest, 1 - config.validation, method="higher")] = VALIDATION
+    parts[times >= test_from] = TEST
     return parts

@@ -7,7 +7,6 @@ gives every problem one line that says what was found, what is allowed and what 
 from __future__ import annotations
 
 import glob
-import time as clock
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from twotower.data.times import TIME, Times
 from twotower.encoders import missing_count, spelled
 from twotower.errors import DataError, nearest
 from twotower.schema import MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
 
-# Columns that checking adds to the interactions, named so that no column of a user is in their way.
-POSITIVE, SECONDS = "__positive", "__seconds"
+POSITIVE = "__positive"
+"""The column that checking adds to the interactions beside TIME, named so that no column of a user is in its way."""
 _ROW = "__row"  # for a moment
 
 
@@ -50,7 +50,7 @@ class Reading:
         ids = {schema.user_id, schema.item_id}
         if side is None:
             averaged = {f.of for f in schema.features if isinstance(f, Numeric)}
-            return cls(frozenset({schema.label, schema.time, *averaged} - ids))
+            return cls(frozenset({schema.label, *averaged} - ids - {schema.time}))  # `Times` reads the time
         numbers = {f.source for f in schema.side(side) if isinstance(f, Numeric | Vector)}
         words = {f.source for f in schema.side(side) if isinstance(f, MultiHot | Text)}
         return cls(frozenset(numbers - ids), frozenset(words - numbers - ids))
@@ -249,6 +249,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
     _not_empty(actions, "interactions")
     actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
+    actions = timed(actions, schema)
 
     sides: dict[SideName, pl.DataFrame] = {}
     for side, given in (("user", users), ("item", items)):
@@ -286,7 +287,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     if schema.title:
         need(sides["item"], [schema.title], "items", schema)
 
-    actions = timed(labelled(actions, schema), schema)
+    actions = labelled(actions, schema)
     actions = _deduplicate(actions, schema, notes)
     return Tables(sides["user"], sides["item"], actions, notes)
 
@@ -413,52 +414,14 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
     return actions.with_columns(positive.alias(POSITIVE))
 
 
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
-
-
 def timed(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Adds the column SECONDS (Int64; with unit 'order' the number itself)."""
+    """Adds the column TIME. Raises DataError if the schema's column holds no times."""
     if not schema.time:
         return actions
-    series, unit = actions[schema.time], schema.time_unit
-    what = f"interactions: time '{schema.time}'"
-    dated = series.dtype in (pl.Datetime, pl.Date)
-    if not (dated or series.dtype.is_numeric()):
-        raise DataError(f"{what} holds {series.dtype}, expected a datetime or a number; parse it")
-    if n := missing_count(series):
-        raise DataError(f"{what} has {n} missing values; fill them or drop the rows")
-    if dated:
-        seconds = series.cast(pl.Datetime("us")).dt.epoch("s")
-        if unit == "order":
-            return actions.with_columns(seconds.alias(SECONDS))
-    elif unit == "order":
-        seconds = series.cast(pl.Int64, strict=False)
-        if not (seconds == series).fill_null(False).all():  # fractions, or more than 64 bits
-            seconds = series.rank("dense").cast(pl.Int64)
-        return actions.with_columns(seconds.alias(SECONDS))
-    else:
-        seconds = series.cast(pl.Float64) / _PER_SECOND[unit]
-    latest, now = float(seconds.max()), clock.time()  # type: ignore[arg-type]
-    likely = "" if dated else _likely_unit(latest * _PER_SECOND.get(unit, 1), now)
-    if latest > now + 86_400:
-        hint = "drop those rows, or set schema.time_unit = 'order'"
-        if likely:
-            hint = f"the numbers look like '{likely}': set schema.time_unit = '{likely}'"
-        raise DataError(f"{what}: the latest is in the future when read in '{unit}' ({latest:.0f} s); {hint}")
-    if likely not in ("", unit) and latest < _YEAR_1973:
-        raise DataError(
-            f"{what}: the latest is before 1973 when read in '{unit}' ({latest:.0f} s); the numbers look like "
-            f"'{likely}': set schema.time_unit = '{likely}', or 'order'"
-        )
-    return actions.with_columns(seconds.clip(-(2**62), None).cast(pl.Int64).alias(SECONDS))
-
-
-_YEAR_1973 = 100_000_000  # in seconds since 1970
-
-
-def _likely_unit(latest: float, now: float) -> str:
-    """The unit in which the number is a moment from 1973 to now, if there is one."""
-    return next((unit for unit, n in _PER_SECOND.items() if _YEAR_1973 <= latest / n <= now), "")
+    times = Times(schema)
+    times.look(actions[schema.time])
+    times.settle()
+    return times.add(actions)
 
 
 def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.DataFrame:
@@ -474,7 +437,7 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
         )
     notes.append(f"interactions: {repeated} rows repeated a pair of user and item; the last of each was kept")
     actions = actions.with_row_index(_ROW)
-    by = [SECONDS, _ROW] if SECONDS in actions.columns else [_ROW]
+    by = [TIME, _ROW] if TIME in actions.columns else [_ROW]
     return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW).drop(_ROW)
 
 

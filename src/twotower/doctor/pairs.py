@@ -38,17 +38,17 @@ def _shared_pairs(p: Patient) -> Iterator[Finding]:
 
 def _disorder(p: Patient) -> Iterator[Finding]:
     data, kind = p.data, p.config.split.kind
-    if kind == "random" or data.seconds is None:
+    if kind == "random" or data.times is None:
         return
     train, test = data.parts == TRAIN, data.parts == TEST
     if not train.any() or not test.any():
         return
     latest = np.full(len(data.users), np.iinfo(np.int64).min)
     if kind == "last":
-        np.maximum.at(latest, data.pairs.user[train], data.seconds[train])
+        np.maximum.at(latest, data.pairs.user[train], data.times[train])
     else:
-        latest[:] = data.seconds[train].max()
-    older = data.seconds[test] < latest[data.pairs.user[test]]
+        latest[:] = data.times[train].max()
+    older = data.times[test] < latest[data.pairs.user[test]]
     if older.any():
         whose = "a training pair of its user" if kind == "last" else "the latest training pair"
         yield Finding(

@@ -262,7 +262,7 @@ def _check_histories(dataset: Dataset, config: Config, say: Callable[[str], None
             "warning: with train.histories = 'earlier' a batch holds few users, so the batch alone gives few "
             "candidates; add negatives.uniform, or negatives.full = true"
         )
-    if earlier and dataset.seconds is None:
+    if earlier and dataset.times is None:
         raise ConfigError("train.histories = 'earlier' needs a time; name its column in schema.time")
 
 

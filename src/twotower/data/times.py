@@ -1,0 +1,269 @@
+"""The times of interactions as whole microseconds since 1970, exact, whatever the column holds.
+
+A column is looked at as a whole before any of it is used: its texts need one format, and its times need to be possible.
+"""
+
+from __future__ import annotations
+
+import re
+import time as clock
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower.encoders import missing_count
+from twotower.errors import DataError
+from twotower.schema import Schema
+
+TIME = "__time"
+"""The column that `Times.add` adds to the interactions."""
+MICROSECONDS = 1_000_000
+"""In a second."""
+
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+_FROM = 631_152_000
+"""The start of 1990, in seconds since 1970."""
+_DAY = 86_400
+
+_DIGITS = {
+    "dates as YYYYMMDD": "%Y%m%d",
+    "dates as YYYYMMDDhhmm": "%Y%m%d%H%M",
+    "dates as YYYYMMDDhhmmss": "%Y%m%d%H%M%S",
+}
+
+_NUMBER = ""
+"""Stands for the format of texts that are numbers."""
+_DATE = re.compile(
+    r"(?P<a>\d{4}|\d{1,2})(?P<sep>[-/.])\d{1,2}(?P=sep)(?P<c>\d{4}|\d{1,2})"
+    r"(?:(?P<gap>[T ])\d{1,2}:\d\d(?P<s>:\d\d(?:\.\d+)?)?)?(?P<space> ?)(?P<zone>Z|[+-]\d\d:?\d\d)?"
+)
+
+
+class Times:
+    """The reading of one time column: `look` at all of it, `settle`, then `add` to each piece of the table."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema, self.what, self.rows = schema, f"interactions: time '{schema.time}'", 0
+        self._until = clock.time() + _DAY
+        self._kinds: set[bool] = set()  # whether values are dates
+        self._formats: list[str] = []  # those that fit all texts up to here
+        self._both = False  # two formats fit and give different times
+        self._wrong = 0
+        self._first: tuple[int, str] = (0, "")
+        self._like: dict[str, int] = {}
+
+    def look(self, column: pl.Series) -> None:
+        """Take note of the next piece. Raises DataError for what cannot be read."""
+        if not len(column):
+            return
+        if n := missing_count(column):
+            raise DataError(f"{self.what} has {n} missing values; fill them or drop the rows")
+        if not (column.dtype in (pl.Datetime, pl.Date, pl.String) or column.dtype.is_numeric()):
+            raise DataError(f"{self.what} holds {column.dtype}, expected a datetime, a number or text; parse it")
+        if column.dtype == pl.Float32 and self.schema.time_unit != "order":
+            raise DataError(
+                f"{self.what} holds Float32, which keeps 7 digits: seconds since 1970 need 10; give Float64 or integers"
+            )
+        read = self._texts(column) if self._is_text(column) else column
+        self._kinds.add(read.dtype.is_temporal())
+        if len(self._kinds) > 1:
+            raise DataError(f"{self.what} is a date in some rows and a number in others; make it one")
+        if self.schema.time_unit != "order":
+            self._judge(read)
+        self.rows += len(column)
+
+    def settle(self) -> None:
+        """Raises DataError if the texts fit two formats, or times cannot be true."""
+        if self._both and len(self._formats) > 1:
+            one, other = self._formats
+            raise DataError(
+                f"{self.what} holds days and months in either order, all rows fit both; "
+                f"set schema.time_format = '{one}' or '{other}'"
+            )
+        if self._wrong:
+            raise DataError(self._refusal())
+
+    def add(self, actions: pl.DataFrame) -> pl.DataFrame:
+        """The interactions with the column TIME (Int64; with unit 'order' of numbers the numbers), text parsed."""
+        column = actions[self.schema.time]
+        if self._is_text(column):
+            column = _read(_text(column), self._formats[0])
+        return actions.with_columns(column, _whole(column, self.schema.time_unit).alias(TIME))
+
+    # ---- text
+
+    def _is_text(self, column: pl.Series) -> bool:
+        """Whether it is read by a format: text, or whole numbers such as 20231105 where the schema has one."""
+        if not self.schema.time_format or not column.dtype.is_numeric():
+            return column.dtype == pl.String
+        return bool((column.cast(pl.Int64, strict=False) == column).fill_null(False).all())
+
+    def _texts(self, column: pl.Series) -> pl.Series:
+        """A piece of text, read in a format that fits all rows up to here. Raises DataError if none does."""
+        text = _text(column)
+        if not self._formats:
+            self._formats = [self.schema.time_format] if self.schema.time_format else _formats(text[0])
+        found, at = [], -1
+        for form in self._formats:
+            read = _read(text, form)
+            if read.null_count():
+                at = max(at, int(read.is_null().arg_max() or 0))  # the first row that is not of this format
+            else:
+                found.append((form, read))
+        if not found:
+            row, value, given = self.rows + at, text[at], self.schema.time_format
+            if given or row:
+                what = f"schema.time_format = '{given}'" if given else "the format of the rows before"
+                raise DataError(
+                    f"{self.what}: row {row + 1:,} holds '{value}', which is not of {what}; give all rows one format "
+                    "and name it in schema.time_format"
+                )
+            raise DataError(
+                f"{self.what}: row 1 holds '{value}', expected a number or a date such as 2023-01-31 12:30:15.250 or "
+                "31/01/2023 12:30; name another format in schema.time_format"
+            )
+        self._formats = [form for form, _ in found]
+        self._both = self._both or any(not read.equals(found[0][1]) for _, read in found)
+        return found[0][1]
+
+    # ---- what can be true
+
+    def _judge(self, read: pl.Series) -> None:
+        """Count the times that are not between 1990 and tomorrow, by what they look like."""
+        dated = read.dtype.is_temporal()
+        unit = "s" if dated else self.schema.time_unit
+        values = _seconds(read) if dated else read.cast(pl.Float64).to_numpy()
+        per = _PER_SECOND[unit]
+        good = (values >= _FROM * per) & (values <= self._until * per)
+        self._count("dates since 1990" if dated else _NAMES[unit], int(good.sum()))
+        if good.all():
+            return
+        at = int(np.argmin(good))
+        if not self._wrong:
+            self._first = (self.rows + at, str(read[at]))
+        left = values[~good]
+        self._wrong += len(left)
+        for name, low, high in self._likely(unit, dated):
+            fits = (left >= low) & (left <= high)
+            self._count(name, int(fits.sum()))
+            left = left[~fits]
+        self._count("no unit of time", len(left))
+
+    def _count(self, name: str, n: int) -> None:
+        if n:
+            self._like[name] = self._like.get(name, 0) + n
+
+    def _likely(self, unit: str, dated: bool) -> list[tuple[str, float, float]]:
+        """What a value that is no time in `unit` may be: a name, the lowest and the highest such value."""
+        per, year = _PER_SECOND[unit], datetime.fromtimestamp(self._until, UTC).year
+        own = [
+            ("moments before 1990", -np.inf if dated else 1e8 * per, _FROM * per),  # from 1973 on
+            ("moments in the future", self._until * per, np.inf if dated else 5e9 * per),  # up to 2128
+        ]
+        if dated:
+            return [("zeros", 0, 0), *own]
+        units = [(_NAMES[u], _FROM * n, self._until * n) for u, n in _PER_SECOND.items()]
+        return [
+            *units,
+            ("zeros", 0, 0),
+            ("years", 1990, year),
+            *((f, 1990_01_01 * 10**n, (year * 10_000 + 1232) * 10**n) for f, n in zip(_DIGITS, (0, 4, 6), strict=True)),
+            ("days of a spreadsheet", _FROM / _DAY + 25_569, self._until / _DAY + 25_569),
+            ("days since 1970", _FROM / _DAY, self._until / _DAY),
+            *own,
+        ]
+
+    def _refusal(self) -> str:
+        unit = "" if True in self._kinds else f" in unit '{self.schema.time_unit}'"
+        shares = sorted(self._like.items(), key=lambda found: -found[1])
+        likes = ", ".join(
+            f"{_percent(n, self.rows)} {'look ' if i == 0 else ''}like {name}" for i, (name, n) in enumerate(shares)
+        )
+        row, value = self._first
+        return (
+            f"{self.what}: {self._wrong:,} of {self.rows:,} times are not between 1990 and tomorrow{unit} (the first, in "
+            f"row {row + 1:,}: {value}); {likes}: {self._advice([name for name, _ in shares])}"
+        )
+
+    def _advice(self, names: list[str]) -> str:
+        if len(names) == 1:
+            if unit := next((u for u in ("s", "ms", "us") if _NAMES[u] == names[0]), ""):
+                return f"set schema.time_unit = '{unit}'"
+            if names[0] == _NAMES["ns"]:
+                return "divide them by 1,000 and set schema.time_unit = 'us'"
+            if names[0] in _DIGITS:
+                return f"set schema.time_format = '{_DIGITS[names[0]]}'"
+        if set(names) & {*_NAMES.values(), *_DIGITS} - {_NAMES.get(self.schema.time_unit, "")}:
+            return "give all rows one unit"
+        if not set(names) - {"zeros", "dates since 1990", _NAMES.get(self.schema.time_unit)}:
+            return "drop those rows, or set their times"
+        return "drop those rows; if all are right, set schema.time_unit = 'order'"
+
+
+def _percent(n: int, of: int) -> str:
+    return "all" if n == of else f"{100 * n / of:.3g} %"
+
+
+def _text(column: pl.Series) -> pl.Series:
+    return (column if column.dtype == pl.String else column.cast(pl.Int64).cast(pl.String)).str.strip_chars()
+
+
+def _formats(text: str) -> list[str]:
+    """Formats that a text may be of: dates with a year of four digits, in one order or in two; else a number."""
+    found = _DATE.fullmatch(text)
+    if found is None or (len(found["a"]) == 4) == (len(found["c"]) == 4):
+        return [_NUMBER]
+    rest = ""
+    if found["gap"]:
+        rest = found["gap"] + ("%H:%M:%S%.f" if found["s"] else "%H:%M")
+    if found["zone"]:
+        rest += found["space"] + "%#z"
+    orders = ("Ymd",) if len(found["a"]) == 4 else ("dmY", "mdY")
+    return [found["sep"].join("%" + part for part in order) + rest for order in orders]
+
+
+def _read(text: pl.Series, form: str) -> pl.Series:
+    """Datetimes, or numbers; null where the text is not of this format."""
+    if form != _NUMBER:
+        return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False)
+    whole = text.cast(pl.Int64, strict=False)
+    if not whole.null_count():
+        return whole
+    read = text.cast(pl.Float64, strict=False)
+    return read.set(~read.is_finite(), None)
+
+
+def _seconds(dates: pl.Series) -> npt.NDArray[np.float64]:
+    """Seconds since 1970, rounded as floats are."""
+    per = 1 / _DAY if dates.dtype == pl.Date else _PER_SECOND[dates.dtype.time_unit]  # type: ignore[attr-defined]
+    return dates.to_physical().cast(pl.Float64).to_numpy() / per
+
+
+def _whole(column: pl.Series, unit: str) -> pl.Series:
+    """Dates and numbers as Int64 microseconds. Nanoseconds are rounded down, fractions of a microsecond to the nearest."""
+    if column.dtype == pl.Date:
+        return column.to_physical().cast(pl.Int64) * (_DAY * MICROSECONDS)
+    if column.dtype == pl.Datetime:
+        whole, per = column.to_physical(), _PER_SECOND[column.dtype.time_unit]  # type: ignore[attr-defined]
+        return whole // (per // MICROSECONDS) if per > MICROSECONDS else whole * (MICROSECONDS // per)
+    if unit == "order":
+        whole = column.cast(pl.Int64, strict=False)
+        if (whole == column).fill_null(False).all():
+            return whole
+        return column.rank("dense").cast(pl.Int64)  # fractions, or more than 64 bits
+    n = MICROSECONDS // _PER_SECOND[unit]
+    if column.dtype.is_integer():
+        return column.cast(pl.Int64) * n
+    return (column.cast(pl.Float64) * n).round().cast(pl.Int64)
+
+
+def of_seconds(seconds: npt.NDArray[np.int64], schema: Schema) -> npt.NDArray[np.int64]:
+    """Microseconds of the times that earlier versions wrote, whole seconds; an order stays as it is."""
+    if schema.time_unit == "order":
+        return seconds
+    most = np.iinfo(np.int64).max // MICROSECONDS
+    found: npt.NDArray[np.int64] = np.clip(seconds, -most, most) * MICROSECONDS
+    return found
