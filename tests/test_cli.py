@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,11 +15,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
+from conftest import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
 from twotower import cli, pipeline
 from twotower import config as toml
-from twotower.schema import SIDES, Categorical, MultiHot, Schema
+from twotower.schema import SIDES, Categorical, MultiHot, Schema, Text
+from twotower.shown import command, harmless
 
 
 @pytest.fixture
@@ -271,6 +274,127 @@ def test_fault_G19_names_that_nobody_uses_and_ids_of_the_other_side_are_just_col
     told = capsys.readouterr()
     assert told.out.count("interactions per *: ") == 2
     assert "interactions per ^.*$: median 1200" in told.out
+
+
+# ---- data in lines that people paste, and on a terminal
+
+STEERING = "a\x1b]0;owned\x07\nb\r\x9b2J\u202egnp.exe\u2066 \x7f\u2028é ☃"
+"""A title that would rename a window, end the line, go to its start, clear the screen and turn the writing round."""
+HARMLESS = r"a\u001b]0;owned\u0007\u000ab\u000d\u009b2J\u202egnp.exe\u2066 \u007f\u2028é ☃"
+NASTY = [
+    "-5",
+    "it's; touch owned $(touch owned) `touch owned` \"&",
+    "two\nlines\x1b[2J",
+    "\u202eback\\slash'",
+    "--help",
+]
+
+
+def words_of(line: str) -> list[str]:
+    """The words that bash makes of a command line."""
+    done = subprocess.run(["bash", "-c", f'printf "%s\\0" {line}'], capture_output=True, check=True, timeout=60)
+    return done.stdout.decode(errors="surrogateescape").split("\0")[:-1]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store in a folder, of users, items, titles and texts, that mean harm; and what publishing it printed."""
+    folder = tmp_path_factory.mktemp("it's $(touch owned)\n&") / "-store"
+    users, items, actions = checkerboard(len(NASTY))
+    named = users.with_columns(pl.Series("user_id", NASTY))
+    actions = actions.filter(pl.col("liked") == 1).join(users.with_columns(new=named["user_id"]), on="user_id")
+    actions = actions.with_columns(user_id="new").drop("new")
+    items = items.with_columns(pl.format("{} {}", pl.lit(STEERING), "item_id").alias("title"))
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"title": "title"})
+    config = settings(loss={"kind": "softmax"}, negatives={"full": True}, train={"monitor": "validation.recall@5"})
+    pipeline.fit((named, items, actions), schema, config, folder=folder.parent / "run")
+    with pytest.MonkeyPatch.context() as patch, io.StringIO() as out:
+        patch.setattr(sys, "stdout", out)
+        patch.chdir(folder.parent)
+        assert call("publish", "run", "--store", folder) == 0
+        return folder, out.getvalue()
+
+
+def test_fault_G15_what_is_pasted_is_quoted(hostile: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    store, told = hostile
+    line = next(line for line in told.splitlines() if line.startswith("next: "))
+    words = words_of(line.removeprefix("next: "))
+    assert words == ["twotower", "recommend", "--store", str(store), "--user", NASTY[0]]
+    assert call(*words[1:], "-k", "1") == 0
+    capsys.readouterr()
+    for name in (bundle.name for bundle in (store / "bundles").iterdir()):
+        (store / "CURRENT").write_text("nothing\n")
+        assert call("recommend", "--store", store, "--user", "1") == 2
+        advice = re.search("`(twotower rollback.*)` goes back", capsys.readouterr().err)
+        assert advice
+        assert call(*words_of(advice[1])[1:], "--to", name) == 0
+
+
+@pytest.mark.parametrize("word", [*NASTY, STEERING, "plain-1.toml", "", "'", "half \udcff a byte", "~", "*", "#x"])
+def test_fault_G15_any_word_comes_through_a_shell_as_it_is(word: str) -> None:
+    line = command("evaluate", word, f"data.prepared={word}")
+    assert line == harmless(line)
+    assert words_of(line) == ["twotower", "evaluate", word, f"data.prepared={word}"]
+    if word.startswith("-"):
+        assert words_of(command(Path(word))) == ["twotower", f"./{word}"]
+
+
+def test_fault_G15_a_text_to_search_for_is_quoted_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    users, items, actions = checkerboard()
+    text = '-v "$(touch owned)" $HOME'
+    users = users.with_columns(pl.lit(text).alias("asked"))
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*ID_FEATURES, Text(name="asked", side="user"))})
+    config = settings(train={"epochs": 1})
+    pipeline.fit((users, items, actions), schema, config, folder=tmp_path / "run")
+    assert call("publish", tmp_path / "run", "--store", tmp_path / "store", "--force") == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
+    assert words_of(line) == ["twotower", "search", "--store", str(tmp_path / "store"), "--", text]
+    assert call(*words_of(line)[1:]) == 0
+
+
+@pytest.mark.parametrize("verb", ["recommend", "similar", "stats", "error"])
+def test_fault_G15_what_would_steer_a_terminal_is_shown_harmless(
+    hostile: tuple[Path, str], verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, _ = hostile
+    arguments: list[object] = {
+        "recommend": ["recommend", "--store", store, "--user", NASTY[1], "-k", "3", "--keep-seen"],
+        "similar": ["similar", "--store", store, "--item", "3"],
+        "stats": ["data", "stats", tmp_path],
+        "error": ["similar", "--store", store, "--item", STEERING],
+    }[verb]  # type: ignore[assignment]
+    titles = {"user_id": [1, 1], "item_id": [1, 2], f"c{STEERING}": [STEERING] * 2}
+    pl.DataFrame(titles).write_parquet(tmp_path / "interactions.parquet")
+    assert call(*arguments) == (2 if verb == "error" else 0)
+    told = "".join(capsys.readouterr())
+    assert HARMLESS[:20] in told
+    assert all(line.isprintable() for line in told.splitlines())
+    assert not set(told) & set(STEERING) - set(HARMLESS) - {"\n"}
+
+
+def test_fault_G15_json_keeps_titles_as_they_are(hostile: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("recommend", "--store", hostile[0], "--user", NASTY[2], "--json", "--keep-seen") == 0
+    told = capsys.readouterr().out
+    assert told[:-1].isprintable()
+    assert all(i["title"] == f"{STEERING} {i['id']}" for i in json.loads(told)["items"])
+
+
+def test_fault_G15_notes_of_a_training_are_harmless(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    users = pl.read_csv(project / "users.csv").with_columns(pl.lit(None, pl.String).alias(STEERING))
+    users.write_parquet(project / "users.parquet")
+    schema, config = toml.load(project / "config.toml")
+    assert schema
+    schema = schema.model_copy(
+        update={"features": (*schema.features, Categorical(name="x", column=STEERING, side="user"))}
+    )
+    (project / "config.toml").write_text(toml.dump(schema, config), encoding="utf-8")
+    asked = ["--set", "data.users=users.parquet", "--set", "train.epochs=1"]
+    assert call("train", project / "config.toml", "--run", project / "run", *asked) == 0
+    told = capsys.readouterr().out
+    assert f"values of '{HARMLESS}' are missing" in told
+    assert call("doctor", project / "run") in (0, 1)
+    assert call("compare", project / "run", project / "run") == 0
+    assert all(line.isprintable() for line in (told + capsys.readouterr().out).splitlines())
 
 
 def test_the_template_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:

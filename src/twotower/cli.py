@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
-from twotower.terminal import Terminal, print_answer, print_metrics, print_served
+from twotower.shown import command, harmless
+from twotower.terminal import Terminal, print_answer, print_metrics, print_served, show
 from twotower.watcher import Watcher
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
@@ -45,10 +46,10 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
         code = typer.main.get_command(command).main(arguments, standalone_mode=False)
         return int(code or 0)
     except TwoTowerError as e:
-        print(f"{'' if isinstance(e, Interrupted) else 'error: '}{e}", file=sys.stderr)
+        print(harmless(f"{'' if isinstance(e, Interrupted) else 'error: '}{e}"), file=sys.stderr)
         return e.exit_code
     except _UsageError as e:
-        print(f"error: {' '.join(e.format_message().split())}", file=sys.stderr)
+        print(harmless(f"error: {' '.join(e.format_message().split())}"), file=sys.stderr)
         return 2
     except (typer.Abort, KeyboardInterrupt):
         return 130
@@ -65,8 +66,8 @@ def prepare(
     from twotower import pipeline
 
     schema, resolved = settings.load(config, set_ or [])
-    pipeline.prepare_folder(resolved, schema, out, print)
-    print(f"next: twotower train {config} --set data.prepared={out.resolve()} --run RUN")
+    pipeline.prepare_folder(resolved, schema, out, show)
+    show(f"next: {command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 
 
 @app.command()
@@ -92,7 +93,8 @@ def train(
     if not first:
         return
     print_metrics(done.metrics, resolved.evaluation.k[0])
-    print(f"run: {run}   report: {run / 'report.html'}\nnext: twotower evaluate {run}")
+    show(f"run: {run}   report: {run / 'report.html'}")
+    show(f"next: {command('evaluate', run)}")
 
 
 @app.command()
@@ -110,7 +112,8 @@ def evaluate(
             known = {way: {m: v for m, v in metrics.items() if v == v} for way, metrics in found.items()}
             print(json.dumps({"bundle_id": retriever.bundle.id} | known, indent=1, allow_nan=False))
         else:
-            print(f"bundle {retriever.bundle.id}\n{retriever.dataset.describe()}")
+            show(f"bundle {retriever.bundle.id}")
+            print(retriever.dataset.describe())
             print_served(found, retriever.config.evaluation.k)
         return
     loaded = pipeline.load(path)
@@ -130,7 +133,7 @@ def doctor(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
     findings = clinic.examine(pipeline.load(run))
     for line in clinic.describe(findings):
-        print(line)
+        show(line)
     if any(f.severity == "ill" for f in findings):
         raise typer.Exit(1)
 
@@ -146,7 +149,7 @@ def compare(
     from twotower import pipeline
 
     for line in contest.describe(contest.compare(pipeline.load(a), pipeline.load(b), resamples=resamples)):
-        print(line)
+        show(line)
 
 
 @app.command()
@@ -176,9 +179,6 @@ def embed(
         raise ConfigError(f"--side {side}: allowed are user and item")
     ranks = Ranks.here()
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     if ranks.count > 1:
         threads = threads or _cores() // _local(ranks.count) or 1
     if threads:
@@ -190,9 +190,9 @@ def embed(
     if threads:
         torch.set_num_threads(threads)
     if ranks.count > 1 and ranks.first:
-        say(f"{ranks.count} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
+        show(f"{ranks.count} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     pipeline.embed(
-        pipeline.load(run), side, table, out, say=say, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
+        pipeline.load(run), side, table, out, say=show, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
         anew=anew, ranks=ranks,
     )  # fmt: skip
 
@@ -229,12 +229,18 @@ def publish(
         if not text.startswith("index."):
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = settings.override(loaded.config, set_ or []).index
-    pipeline.publish(loaded, store, config, force=force, reason=reason, say=print)
+    pipeline.publish(loaded, store, config, force=force, reason=reason, say=show)
     if texts := loaded.dataset.schema.texts("user"):
-        which = f" --feature {texts[0].name}" if len({t.source for t in texts}) > 1 else ""
-        print(f'next: twotower search --store {store}{which} "{_example(loaded.dataset.users.frame[texts[0].source])}"')
+        which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
+        example = _example(loaded.dataset.users.frame[texts[0].source])
+        show(f"next: {command('search', '--store', store, *which, *_positional(example))}")
     else:
-        print(f"next: twotower recommend --store {store} --user {loaded.dataset.users.ids[0]}")
+        show(f"next: {command('recommend', '--store', store, '--user', loaded.dataset.users.ids[0])}")
+
+
+def _positional(word: str) -> list[str]:
+    """A word that is no option, whatever it begins with."""
+    return ["--", word] if word.startswith("-") else [word]
 
 
 def _example(texts: Any) -> str:
@@ -252,7 +258,7 @@ def rollback(
     from twotower import collections
 
     bundle, alias = collections.rollback(store, to or None, reason=reason)
-    print(f"current: {bundle.id}{f', {alias}' if alias else ''}")
+    show(f"current: {bundle.id}{f', {alias}' if alias else ''}")
 
 
 @app.command()
@@ -266,12 +272,12 @@ def bundles(
     opened = Bundles(store)
     if history:
         for line in opened.history():
-            print(json.dumps(line, ensure_ascii=False))
+            show(json.dumps(line, ensure_ascii=False))
         return
     for b in opened.bundles():
         gate = f"recall {b.gate['recall']:.4f}" if b.gate else ""
         state = "current" if b.current else f"damaged: {b.damaged}" if b.damaged else ""
-        print(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {gate}  {state}".rstrip())
+        show(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {gate}  {state}".rstrip())
 
 
 @app.command()
@@ -284,9 +290,9 @@ def gc(
     from twotower.store import Store as Bundles
 
     gone, dropped = collections.gc(store, keep)
-    print(f"removed: {', '.join(gone) or 'nothing'}")
+    show(f"removed: {', '.join(gone) or 'nothing'}")
     if dropped:
-        print(f"dropped: {', '.join(dropped)}")
+        show(f"dropped: {', '.join(dropped)}")
     collections.Collections(Bundles(store)).follow()  # it may have been left behind while Milvus was down
 
 
@@ -444,7 +450,7 @@ def serve(
         from twotower.serve.settings import ServeSettings
     except ModuleNotFoundError as e:
         raise ConfigError(f"serving needs {e.name}: pip install 'twotower[serve]'") from None
-    code = process.run(ServeSettings(**options), say=lambda line: print(line, flush=True))
+    code = process.run(ServeSettings(**options), say=show)
     if code:
         raise typer.Exit(code)
 
@@ -487,7 +493,7 @@ def fetch(
     tables = movielens.load(name, source or None)
     check(tables.users, tables.items, tables.interactions, known[name])
     movielens.save(tables, out)
-    print(
+    show(
         f"{out}: {tables.users.height:,} users, {tables.items.height:,} items, "
         f"{tables.interactions.height:,} interactions"
     )
@@ -508,9 +514,9 @@ def stats(folder: Annotated[Path, typer.Argument(help="folder with users, items 
     for name, frame in found.items():
         print(f"{name}: {frame.height:,} rows")
         for column, kind, missing, distinct, example in tables.describe(frame):
-            print(f"  {column:<16} {kind:<14} {missing:>9,} missing {distinct:>11} distinct   {example}")
+            show(f"  {column:<16} {kind:<14} {missing:>9,} missing {distinct:>11} distinct   {example}")
     for line in tables.activity(found):
-        print(line)
+        show(line)
 
 
 @app.command()
@@ -537,21 +543,25 @@ def demo(
     print()
     print_metrics(done.metrics, k)
     for line in main_job.recommendations(done, k):
-        print(line)
+        show(line)
     store = run.with_name(f"{run.name}-store")
     print()
-    pipeline.publish(done, store, say=print)
+    pipeline.publish(done, store, say=show)
+    here = ".venv/bin/twotower"
+    print()
+    show(f"The run is in {run}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser.")
+    print("Next:")
+    show(f"  {command('evaluate', run, program=here)}")
+    show(f"  {command('recommend', '--store', store, '--user', done.dataset.users.ids[0], program=here)}")
+    show(f"  {command('doctor', run, program=here)}")
     print(
-        f"\nThe run is in {run}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser."
-        f"\nNext:\n  .venv/bin/twotower evaluate {run}"
-        f"\n  .venv/bin/twotower recommend --store {store} --user {done.dataset.users.ids[0]}"
-        f"\n  .venv/bin/twotower doctor {run}"
-        "\n  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank           # the best ranking, minutes"
+        "  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank           # the best ranking, minutes"
         "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # retrieval without attention, minutes"
         "\n  .venv/bin/twotower train examples/movielens-sequence.toml --run runs/sequence   # the best retrieval, twice as long"
         "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own                    # your own tables, see docs/tutorial.md"
-        f"\nSee why a film was recommended, in a browser:\n  .venv/bin/twotower serve --store {store}   # or make demo SERVE=1"
+        "\nSee why a film was recommended, in a browser:"
     )
+    show(f"  {command('serve', '--store', store, program=here)}   # or make demo SERVE=1")
     if serve_it:
         serve(store, port=port)
 

@@ -15,6 +15,7 @@ from typing import Any
 from twotower import storage
 from twotower.bundle import Bundle
 from twotower.errors import RunError, TwoTowerError
+from twotower.shown import command
 from twotower.store import Store
 
 FILE = "COLLECTIONS.json"
@@ -65,7 +66,7 @@ class Collections:
             except TwoTowerError as e:
                 raise RunError(
                     f"{current} is current, but the alias {said['alias']} does not stand for its collection yet ({e}); "
-                    f"`twotower gc --store {self._store.path}` moves it when Milvus answers"
+                    f"`{command('gc', '--store', self._store.path)}` moves it when Milvus answers"
                 ) from e
             if self._store.stamp()[0] == current:  # somebody else may have been quicker
                 return f"alias {said['alias']}: {said['collection']}"

@@ -32,6 +32,7 @@ from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nea
 from twotower.evaluation import auc
 from twotower.run import Run
 from twotower.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
+from twotower.shown import harmless
 from twotower.train.trainer import Trainer
 from twotower.watcher import Watcher
 
@@ -376,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _test_command(settings)
     except TwoTowerError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(harmless(f"error: {e}"), file=sys.stderr)
         return e.exit_code
     return 0
 
@@ -490,7 +491,7 @@ def download(root: Path) -> int:
         tables = movielens.load("ml-1m")
         movielens.save(tables, root / "dataset" / "ml-1m")
     except TwoTowerError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(harmless(f"error: {e}"), file=sys.stderr)
         return e.exit_code
     print(f"MovieLens 1M is in {root / 'dataset' / 'ml-1m'}")
     return 0
@@ -506,7 +507,7 @@ def process(root: Path) -> int:
         users, items, actions = (as_frame(p, p.stem) for p in paths)
         sizes = write_features(users, items, actions, target)
     except TwoTowerError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(harmless(f"error: {e}"), file=sys.stderr)
         return e.exit_code
     print(f"{target}: " + ", ".join(f"{n:,} {name} rows" for name, n in sizes.items()))
     return 0

@@ -45,7 +45,8 @@ def main(data: str, folder: Path, watcher: Watcher) -> Run:
     except DataError as e:
         if source:
             raise
-        watcher.say(f"{e}\nTaking the smaller, real MovieLens 100K instead.")
+        watcher.say(str(e))
+        watcher.say("Taking the smaller, real MovieLens 100K instead.")
         name, raw = "ml-100k", movielens.load("ml-100k", None, watcher.say)
     schema = SCHEMA
     tables = check(raw.users, raw.items, raw.interactions, schema)
@@ -70,7 +71,8 @@ def recommendations(done: Run, k: int) -> Iterator[str]:
     for share in (0.25, 0.5, 0.9):
         row = int(order[int(share * (len(order) - 1))])
         user = done.dataset.users.ids[row]
-        yield f"\nuser {user}, {activity[row]} ratings in training; liked last:"
+        yield ""
+        yield f"user {user}, {activity[row]} ratings in training; liked last:"
         yield "    " + ";  ".join(pipeline.recent(done, user))
         yield f"  the {k} best films for them:"
         for place, r in enumerate(pipeline.recommend(done, user, k), 1):

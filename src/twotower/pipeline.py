@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from twotower.ranks import Ranks
 from twotower.retrieve import Retriever
 from twotower.run import Run
 from twotower.schema import Schema
+from twotower.shown import command
 from twotower.store import Store
 from twotower.train.trainer import Trainer, choose_device, peak_memory_mb
 from twotower.watcher import Watcher
@@ -160,7 +160,8 @@ def _train(
         except Interrupted as e:
             if not folder:
                 raise
-            how = f"twotower train {shlex.quote(f'{place}/config.toml')} --run {shlex.quote(str(folder))} --resume"
+            assert place
+            how = command("train", place / "config.toml", "--run", folder, "--resume")
             raise Interrupted(f"{e}; go on: {how}") from None
     if place and isinstance(dataset, Prepared):  # what it was made from may be gone, or another by now
         dataset = replace(dataset, folder=place / FOLDER)

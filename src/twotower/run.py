@@ -41,6 +41,7 @@ from twotower.errors import RunError
 from twotower.evaluation import Factors, factors_before
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
+from twotower.shown import command
 from twotower.train import checkpoint
 
 FORMATS = (1, 2)
@@ -257,7 +258,7 @@ def _load(folder: Path) -> Run:
             raise RunError(f"{folder}: {what} (config.toml is missing); name a folder that `twotower train --run` made")
         raise RunError(
             f"{folder}: an unfinished run (metrics.json is missing); "
-            f"train it with `twotower train … --run {folder} --resume`"
+            f"train it with `{command('train', 'CONFIG', '--run', folder, '--resume')}`"
         )
     place = current(folder)
     schema, config = read_config(place)

@@ -27,6 +27,7 @@ from typing import Any
 from twotower import storage
 from twotower.bundle import MANIFEST, Bundle, BundleError, seal
 from twotower.errors import ConfigError, RunError
+from twotower.shown import command
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -56,7 +57,9 @@ class Store:
         self.path = Path(path)
         self._bundles = self.path / "bundles"
         if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _TOP):
-            raise BundleError(f"{path}: no store here; `twotower publish` with `--store {path}` makes one", "store")
+            raise BundleError(
+                f"{path}: no store here; `{command('publish', 'RUN', '--store', path)}` makes one", "store"
+            )
 
     @classmethod
     def create(cls, path: Path | str) -> Store:
@@ -87,7 +90,7 @@ class Store:
                 tried, name = name, self._pointer()
                 if name != tried:  # it was replaced, and perhaps removed, between the two reads
                     continue
-                advice = f"{self._available()}; `twotower rollback --store {self.path}` goes back to one of them"
+                advice = f"{self._available()}; `{command('rollback', '--store', self.path)}` goes back to one of them"
                 raise BundleError(f"{e}; {advice}" if name else str(e), e.reason) from e
 
     def stamp(self) -> tuple[str, int]:

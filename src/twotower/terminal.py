@@ -6,7 +6,13 @@ import sys
 import time
 from typing import Any
 
+from twotower.shown import harmless
 from twotower.watcher import Watcher
+
+
+def show(line: str) -> None:
+    """Print a line that may hold data: what would steer the terminal is spelled out."""
+    print(harmless(line), flush=True)
 
 
 class Terminal(Watcher):
@@ -26,7 +32,7 @@ class Terminal(Watcher):
 
     def say(self, line: str) -> None:
         self.close()
-        print(line, flush=True)
+        show(line)
 
     def step(self, done: int, total: int, loss: float) -> None:
         if not self._live:
@@ -97,7 +103,7 @@ def print_served(found: dict[str, dict[str, float]], cut_offs: tuple[int, ...]) 
 
 def print_answer(answer: Any, as_json: bool) -> None:
     if as_json:
-        print(answer.to_json())
+        show(answer.to_json())
         return
     what = {
         "model": "",
@@ -107,10 +113,10 @@ def print_answer(answer: Any, as_json: bool) -> None:
         else ", an unknown user: popular items",
         "fallback": ", the index does not answer: popular items",
     }
-    print(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
+    show(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
     for place, item in enumerate(answer.items, 1):
-        print(f"{place:>3}. {item.title}  (id {item.id}, {item.score:+.3f})")
+        show(f"{place:>3}. {item.title}  (id {item.id}, {item.score:+.3f})")
     if answer.unknown:
-        print(f"never met by the model, left out: {', '.join(answer.unknown)}")
+        show(f"never met by the model, left out: {', '.join(answer.unknown)}")
     if answer.truncated:
         print("no more items are left")

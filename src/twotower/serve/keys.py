@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower.errors import ConfigError
+from twotower.shown import command
 
 log = logging.getLogger("twotower.keys")
 
@@ -87,7 +88,9 @@ def read(path: Path) -> list[Key]:
         told: Any = tomllib.loads(_text(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else e
-        raise ConfigError(f"{path}: no keys can be read ({why}); `twotower key NAME >> {path}` makes one") from None
+        raise ConfigError(
+            f"{path}: no keys can be read ({why}); `{command('key', 'NAME')} >> {command(path, program='').strip()}` makes one"
+        ) from None
     entries, keys = told.get("keys"), []
     for entry in entries if isinstance(entries, list) and entries else [{}]:
         try:
