@@ -1102,6 +1102,22 @@ def test_fault_G1_G2_a_foreign_tower_is_refused_counted_and_the_old_bundle_answe
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
+def test_fault_G2_a_tower_that_asks_for_gigabytes_only_for_some_users_costs_an_error_and_no_memory(
+    store: Path, make: Make, tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    forged = towers.forged(copy, {"user_tower.onnx": towers.of(towers.bomb_at_a_code)})
+    Store(copy).rollback(forged)
+    client = make(at=copy)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    asked = [client.post("/v1/recommend", {"user_id": f"u{i}", "method": 2}) for i in (0, 59, 1)]
+    assert [reply.status_code for reply in asked] == [200, 500, 200]
+    problem(asked[1], "broken")
+    assert asked[2].json()["bundle_id"] == forged
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 << 20  # KiB
+
+
 def test_fault_E5_a_bundle_that_does_not_fit_the_memory_is_refused(store: Path, make: Make) -> None:
     client = make(memory_limit=1_000_000)
     told = problem(client.get("/readyz"), "no-bundle")

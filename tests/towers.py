@@ -316,6 +316,26 @@ def bomb_at_a_call(model: Model) -> Model:
     )  # fmt: skip
 
 
+def bomb_at_a_code(model: Model) -> Model:
+    """8 GiB for a row whose first code is 30 or more: it looks harmless to whoever tries others."""
+    numbers = {"first": [0], "limit": 29, "zero": 0, "one": 1, "large": 1 << 31, "all": [0, 1], "as shape": [1]}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(n), f"bomb {name}") for name, n in numbers.items())
+    value = numpy_helper.from_array(np.array([0.5], np.float32))
+    return plus(
+        model, "much",
+        helper.make_node("Gather", ["lookup", "bomb first"], ["code"], axis=1),
+        helper.make_node("Sub", ["code", "bomb limit"], ["above"]),
+        helper.make_node("Max", ["above", "bomb zero"], ["positive"]),
+        helper.make_node("Min", ["positive", "bomb one"], ["switch"]),
+        helper.make_node("Mul", ["switch", "bomb large"], ["numbers"]),
+        helper.make_node("Add", ["numbers", "bomb one"], ["some"]),
+        helper.make_node("ReduceMax", ["some", "bomb all"], ["most"], keepdims=0),
+        helper.make_node("Reshape", ["most", "bomb as shape"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["filled"], value=value),
+        helper.make_node("ReduceMax", ["filled"], ["much"], keepdims=0),
+    )  # fmt: skip
+
+
 def years(model: Model) -> Model:
     """Products of large matrices, one after the other, for years."""
     nodes = [

@@ -29,6 +29,8 @@ MEMORY = 1 << 29
 
 _sound: set[str] = set()
 """SHA-256 of the towers that this process has looked at, or made."""
+_bounds: list[int] = []
+"""Bytes that calls of towers may take, if they are bounded: one number."""
 
 
 class TowerError(RunError):
@@ -153,6 +155,18 @@ def vouch(data: bytes, name: str) -> None:
     _sound.add(hashlib.sha256(data).hexdigest())
 
 
+def bound(memory: int) -> None:
+    """Let the calls of all towers that this process loads from now on take at most `memory` bytes together, without their
+    tables; a call that needs more is an error. The first bound stays."""
+    if not _bounds:
+        import onnxruntime
+
+        kinds = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+        place = onnxruntime.OrtMemoryInfo("Cpu", kinds[0], 0, kinds[1])
+        onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": memory}))
+        _bounds.append(memory)
+
+
 def read(path: Path) -> bytes:
     """As bytes, so that no file beside it is read, whatever it names. Raises RunError."""
     try:
@@ -171,6 +185,9 @@ def session(data: bytes, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # or bytes could be taken for its own format
+    if _bounds:
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.enable_mem_pattern = False  # a plan of the memory is kept for every shape, and T may be anything
     options.log_severity_level = 4
     try:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from twotower import onnx_tower
 from twotower.bundle import Bundle, BundleError
 from twotower.data.prepared import FOLDER
 from twotower.errors import RunError, TwoTowerError, Unavailable
@@ -33,6 +34,8 @@ log = logging.getLogger("twotower.shelf")
 
 LOADED = 1.5
 """Bytes of memory that a byte of a bundle takes, at most, while it is loaded."""
+CALLS = 1 << 28, 1 << 31
+"""Bytes that calls of towers may take at most: between these, as much as is free at the start."""
 NICE = 15
 """How far the loading thread stands back behind the serving one."""
 RECENT = 8
@@ -61,6 +64,7 @@ class Shelf:
         """Why there is no newer one."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
+        onnx_tower.bound(max(CALLS[0], min(CALLS[1], _room(memory_limit, workers))))
         self._looks, self._loads, self._others = Reader("look"), Reader("load", _stand_back), Reader("others")
         self._tried: tuple[Any, ...] | None = None
         self._failures, self._again = 0, 0.0
