@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -342,6 +345,24 @@ def test_blocks_groups_and_threads_miss_nothing(n: int, b: int, k: int, threads:
             np.testing.assert_array_equal(scores[number, : len(order)], right[order])
 
 
+@pytest.mark.parametrize("b", [1, 64])
+def test_near_ties_beyond_the_nominees_miss_nothing(b: int) -> None:
+    """Scores that float32 sums cannot tell apart, many more of them than k: the float64 sums and the rows decide."""
+    rng = np.random.default_rng(0)
+    vectors = np.full((20_000, 24), 0.7, np.float32)
+    vectors[:, 5] += rng.integers(0, 4, 20_000).astype(np.float32) * np.float32(6e-8)
+    vectors[:, 20] -= rng.integers(0, 4, 20_000).astype(np.float32) * np.float32(6e-8)
+    rows, queries = rng.permutation(20_000), rng.uniform(0.5, 1, (b, 24)).astype(np.float32)
+    banned = [rng.integers(0, 20_000, 30) for _ in range(b)]
+    found, scores = ExactIndex.build(vectors, rows, "dot").search(queries, 10, banned=banned)
+    for number in range(0, b, 21):
+        right = (vectors * queries[number].astype(np.float64)).sum(axis=1).astype(np.float32)
+        right[np.isin(rows, banned[number])] = -np.inf
+        order = np.lexsort((rows, -right))[:10]
+        np.testing.assert_array_equal(found[number], rows[order])
+        np.testing.assert_array_equal(scores[number], right[order])
+
+
 def test_a_score_does_not_depend_on_company() -> None:
     vectors, rows = world("dot", 50_000)
     index = ExactIndex.build(vectors, rows, "dot")
@@ -505,13 +526,141 @@ assert not {"faiss", "torch", "polars"} & set(sys.modules), sorted(sys.modules)
 build("flat", np.ones((3, 2), np.float32), np.arange(3), "dot")
 assert "torch" not in sys.modules
 sys.modules["faiss"] = None
-del sys.modules["twotower.index.faiss"]
+del sys.modules["twotower.index.faiss"], sys.modules["twotower.index.faiss_setup"]
 try:
     build("ivf", np.ones((3, 2), np.float32), np.arange(3), "dot")
 except Exception as e:
     assert "pip install" in str(e) and type(e).__name__ == "ConfigError"
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+# FAISS as it is set up
+
+ZEN4 = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: {}\n\nvendor_id\t: other\nflags\t\t: none\n"
+XEON = ZEN4.replace("AuthenticAMD", "GenuineIntel").replace("25", "6")
+AVX512 = "fma avx2 avx512f avx512dq avx512bw avx512vl avx512cd"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "wanted"),
+    [
+        (XEON.format(AVX512), "SKYLAKEX"),
+        (XEON.format("sse2 avx2 fma avx512f"), "HASWELL"),
+        (XEON.format("sse2 avx2"), None),
+        (ZEN4.format(AVX512), "HASWELL"),
+        (ZEN4.replace("25", "26").format(AVX512), "SKYLAKEX"),
+        ("processor\t: 0\nFeatures\t: asimd sve\n", None),
+        ("", None),
+    ],
+)
+def test_the_kernels_of_openblas_follow_the_flags_and_only_where_nobody_chose(cpuinfo: str, wanted: str | None) -> None:
+    from twotower.index.faiss_setup import coretype
+
+    assert coretype(cpuinfo, {"PATH": "/bin"}) == wanted
+    for name, value in (
+        ("OPENBLAS_CORETYPE", "ZEN"),
+        ("OPENBLAS_CORETYPE", ""),
+        ("CI", "true"),
+        ("PYTEST_VERSION", "9"),
+    ):
+        assert coretype(cpuinfo, {name: value}) is None
+
+
+KERNELS = """
+import ctypes, json, os, re, sys
+from pathlib import Path
+import numpy
+{first}
+from twotower.index.faiss_setup import coretype
+found = {{}}
+for path in set(re.findall(r"/\\S*openblas\\S*", Path("/proc/self/maps").read_text())):
+    library = ctypes.CDLL(path)
+    for name in ("openblas_get_corename", "scipy_openblas_get_corename64_"):
+        if hasattr(library, name):
+            core = getattr(library, name)
+            core.restype = ctypes.c_char_p
+            found["faiss" if "faiss" in path else "numpy"] = core().decode().upper()
+wanted = coretype(Path("/proc/cpuinfo").read_text(), {{}})
+print(json.dumps([wanted, found, os.environ.get("OPENBLAS_CORETYPE")]))
+"""
+
+
+def kernels(first: str = "", **variables: str) -> tuple[str | None, dict[str, str], str | None]:
+    """What is right for this processor, the kernels in a new process, and what is in its environment afterwards."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KERNELS.format(first=first)],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    wanted, found, left = json.loads(done.stdout)
+    return wanted, found, left
+
+
+def test_faiss_gets_its_kernels_when_it_is_loaded_and_nobody_else_does() -> None:
+    shipped = kernels("import faiss")[1]
+    wanted, found, left = kernels()
+    assert found["faiss"] == (wanted or shipped["faiss"])
+    assert found["numpy"] == shipped["numpy"], "numpy's OpenBLAS chooses for itself"
+    assert left is None, "children choose for themselves"
+    for name in ("CI", "PYTEST_VERSION"):
+        assert kernels(**{name: "1"})[1] == shipped
+    assert kernels(OPENBLAS_CORETYPE="PRESCOTT")[1]["faiss"] == "PRESCOTT", "what is set stays"
+    assert kernels(OPENBLAS_CORETYPE="PRESCOTT")[2] == "PRESCOTT"
+
+
+def test_kernels_with_wrong_products_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from twotower.index import faiss_setup
+
+    class Wrong:
+        """FAISS whose products of matrices are off by a percent."""
+
+        METRIC_INNER_PRODUCT = faiss_setup.faiss.METRIC_INNER_PRODUCT
+        cvar = SimpleNamespace(distance_compute_blas_threshold=128_000)
+
+        def knn(self, queries: np.ndarray, items: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
+            found, at = faiss_setup.faiss.knn(queries, items, k, metric=metric)
+            return found * 1.01 if self.cvar.distance_compute_blas_threshold < queries.size else found, at
+
+    assert faiss_setup.agrees(faiss_setup.faiss)
+    for name in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE"):
+        monkeypatch.delenv(name, raising=False)
+    wrong = Wrong()
+    monkeypatch.setitem(sys.modules, "faiss", wrong)  # type: ignore[arg-type]
+    assert faiss_setup.load("") == (wrong, True), "nothing was chosen, so nothing is compared"
+    assert faiss_setup.load(XEON.format("avx2 fma")) == (wrong, False)
+    assert "OPENBLAS_CORETYPE=HASWELL" in caplog.text
+    assert "OPENBLAS_CORETYPE" not in os.environ
+    monkeypatch.setattr(faiss_setup, "_blas", False)
+    with faiss_setup.tuned(1, 64):
+        assert faiss_setup.faiss.cvar.distance_compute_blas_threshold > 10**9
+
+
+@pytest.mark.parametrize("kind", HERE)
+def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> None:
+    """The wheel's own number leaves batches of up to 128,000 / width queries without BLAS."""
+    from twotower.index.faiss_setup import QUERIES, faiss
+
+    index, _, _ = made(kind, "cosine", 4000)
+    tenfold = QUERIES * (WIDTH + (kind == "ivfpq"))  # which makes an odd width even
+    faiss.cvar.distance_compute_blas_threshold = 128_000
+    index.search(users(64), 5)
+    assert faiss.cvar.distance_compute_blas_threshold == tenfold
+    faiss.cvar.distance_compute_blas_threshold = 128_000
+    index.add(np.arange(50_000, 50_300), users(300))
+    assert faiss.cvar.distance_compute_blas_threshold == (128_000 if kind == "exact" else tenfold)
+
+
+def test_faiss_is_imported_in_one_place() -> None:
+    sources = Path(indexes.__file__).parents[1]
+    importing = re.compile(r"^\s*(import|from) faiss\b", re.MULTILINE)
+    assert [p.name for p in sources.rglob("*.py") if importing.search(p.read_text())] == ["faiss_setup.py"]
 
 
 # Files of others

@@ -1,4 +1,4 @@
-"""Find the items of a query: exact in numpy, by FAISS, or in Milvus, which are imported when an index asks for them.
+"""Find the items of a query: by FAISS, exactly or nearly, or in Milvus; each is imported when it is needed.
 
 index = build("ivf", vectors, rows, "cosine")
 rows, scores = index.search(queries, 100)
@@ -96,7 +96,7 @@ def _module(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as e:
         if e.name == "faiss":
-            raise ConfigError("this index needs FAISS; pip install faiss-cpu, or choose the index 'exact'") from None
+            raise ConfigError("this index needs FAISS; pip install faiss-cpu") from None
         if e.name in ("pymilvus", "grpc"):
             raise ConfigError("this index needs the client of Milvus; pip install 'twotower[milvus]'") from None
         raise

@@ -1,12 +1,12 @@
-"""Exact search in numpy, and the store of vectors that every index of this package stands on.
+"""Exact search, and the store of vectors that every index of this package stands on.
 
-How it is fast. The scores of a block of items stay in the cache; of every group of 32 items only the largest score is
-kept. The k-th largest of these maxima is no larger than the k-th best score, so the best k items are in groups
-whose maximum reaches it: about k groups of N / 32. Only these are scored again.
+How it is fast. FAISS's brute-force search nominates some more than k items with sums in float32, straight from the store;
+every thread looks through its share of the items. Few items, or a large share of them, are scored by numpy.
 
-How it is exact. Sums in float32 depend on the order of adding, so the threshold is lowered by a bound of that error, and
-what passes is scored once more: products and sums in float64, rounded to float32. That number is the score, for every
-kind of index, batch size and thread; equal scores are ordered by row.
+How it is exact. Sums in float32 depend on the order of adding, so what is nominated is scored once more: products and
+sums in float64, rounded to float32. That number is the score, for every kind of index, batch size and thread; equal scores
+are ordered by row. If the k-th best of these scores is no more above the last nominee's sum than its error may be, somebody
+who is as good may be missing, and numpy looks at all items.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -34,10 +33,10 @@ LONGEST = 1e18
 """Longer vectors are rejected: the product of two could overflow float32."""
 SHORTEST = 1e-6
 """Shorter vectors have no direction."""
-GROUP = 32
-QUERIES = 256
-CELLS = 1 << 18
-"""Scores of one block: 1 MiB, the second-level cache of a core."""
+FEW = 1 << 13
+"""So many scores are left to numpy."""
+PIECE = 1 << 22
+"""Numbers that are copied at a time, where only some items are looked at."""
 
 
 class Scope(NamedTuple):
@@ -236,79 +235,85 @@ class ExactIndex:
 
     def _scan(self, queries: Vectors, k: int, scope: Scope) -> tuple[list[Rows], list[Vectors]]:
         """Rows and scores, best first, of each query."""
-        rows: list[Rows] = []
-        scores: list[Vectors] = []
-        n = len(self._rows) if scope.only is None else len(scope.only)
-        group = min(GROUP, 1 << max(0, (n // (64 * k)).bit_length() - 1))
-        while n / group > 1 << 16 and 1 < group < 1024:
-            group *= 2
-        step = min(QUERIES, max(1, (1 << 24) * group // max(n, 1)))  # maxima of at most 64 MiB
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            banned = None if scope.banned is None else scope.banned[part]
-            for found, score in self._scan_part(queries[part], k, group, scope.only, banned):
-                rows.append(found)
-                scores.append(score)
-        return rows, scores
-
-    def _scan_part(
-        self, queries: Vectors, k: int, group: int, only: Rows | None, banned: list[Rows] | None
-    ) -> list[tuple[Rows, Vectors]]:
-        vectors, all_rows = self._vectors, self._rows
-        n, n_queries = len(all_rows) if only is None else len(only), len(queries)
-        # Blocks of one size, a power of two; the last one may be short. Member m of group g is m * width + g.
-        block = 1 << max(10, min(16, (CELLS // n_queries).bit_length() - 1))
-        block = min(block, max(group, 1 << max(n - 1, 0).bit_length()))
-        width, n_blocks = block // group, -(-n // block)
-        maxima = np.empty((n_queries, n_blocks * width), np.float32)
-        transposed = np.ascontiguousarray(queries.T)
-        dead = np.flatnonzero(all_rows < 0) if only is None and len(self) < n else _NOTHING[0]
-        ban_query, ban_at = _pairs(banned, only)
-
-        def reduce(blocks: range) -> None:
-            space = np.empty((block, n_queries), np.float32)
-            for number in blocks:
-                start, stop = number * block, min((number + 1) * block, n)
-                items = vectors[start:stop] if only is None else vectors[only[start:stop]]
-                np.matmul(items, transposed, out=space[: stop - start])
-                space[stop - start :] = -np.inf
-                if len(dead):
-                    low, high = np.searchsorted(dead, (start, stop))
-                    space[dead[low:high] - start] = -np.inf
-                if len(ban_at):
-                    low, high = np.searchsorted(ban_at, (start, stop))
-                    space[ban_at[low:high] - start, ban_query[low:high]] = -np.inf
-                maxima[:, number * width : (number + 1) * width] = space.reshape(group, width, n_queries).max(axis=0).T
-
+        only = scope.only
+        if only is None and len(self) < len(self._rows):
+            only = np.flatnonzero(self._rows >= 0)
+        n = len(self._rows) if only is None else len(only)
         # float32 sums of D products are off by less than D / 2^24 of the lengths' product; twice for two sums.
         lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
         slack = lengths * self._longest * self.width * 2.0**-22 + 1e-30
-        members = width * np.arange(group)
-        results: list[tuple[Rows, Vectors]] = [_NOTHING] * n_queries
-
-        def finish(numbers: range) -> None:
-            for number in numbers:
-                best = maxima[number]
-                floor = _kth(_coarse(best, k), k) - slack[number]
-                groups = np.flatnonzero((best >= floor) & (best > -np.inf))
-                at = (groups // width * block + groups % width)[:, None] + members
-                at = at[at < n] if group > 1 else at[:, 0]
-                if group > 1 and banned is not None:
-                    at = at[~within(banned[number] if only is None else np.searchsorted(only, banned[number]), at)]
-                positions = at if only is None else only[at]
-                if group > 1:
-                    positions = positions[all_rows[positions] >= 0]
-                    rough = _gathered(vectors, positions, queries[number])
-                    positions = positions[rough >= _kth(rough, k) - slack[number]]
-                rows, scores = all_rows[positions], precise(vectors, positions, queries[number])
-                order = np.lexsort((rows, -scores))[:k]
-                results[number] = rows[order], scores[order]
-
-        threads = self.threads if n * n_queries * self.width > 1 << 22 else 1
+        rows: list[Rows] = [_NOTHING[0]] * len(queries)
+        scores: list[Vectors] = [_NOTHING[1]] * len(queries)
+        todo = np.arange(len(queries))
+        banned = scope.banned or [_NOTHING[0]] * len(queries)
+        keep = k + max(8, k // 8)
+        fetch = keep + max(map(len, banned), default=0)
+        if n * len(queries) > FEW and 4 * fetch < n:
+            sure = np.zeros(len(queries), np.bool_)
+            step = max(1, (1 << 22) // (fetch + keep * self.width))
+            for start in range(0, len(queries), step):
+                part = slice(start, start + step)
+                at, rough = self._nominees(queries[part], fetch, only, banned[part], keep)
+                found, score = self._rescored(queries[part], at, k)
+                rows[part], scores[part] = list(found), list(score)
+                sure[part] = score[:, -1] > rough[:, -1] + slack[part]
+            todo = todo[~sure]
         with one_blas_thread():
-            _share(reduce, n_blocks, threads)
-            _share(finish, n_queries, threads)
-        return results
+            for number in todo:
+                rows[number], scores[number] = self._whole(queries[number], k, only, banned[number], slack[number])
+        return rows, scores
+
+    def _rescored(self, queries: Vectors, at: Rows, k: int) -> tuple[Rows, Vectors]:
+        """The best `k` of the positions (B, n): rows and scores as `precise` gives them."""
+        scores = (self._vectors[at] * queries[:, None].astype(np.float64)).sum(axis=2).astype(np.float32)
+        rows = self._rows[at]
+        order = np.lexsort((rows, -scores))[:, :k]
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+
+    def _nominees(
+        self, queries: Vectors, n: int, only: Rows | None, banned: list[Rows], keep: int
+    ) -> tuple[Rows, Vectors]:
+        """The positions (B, keep) with the largest float32 sums among `n` without the banned, and these, largest first."""
+        from twotower.index.faiss_setup import faiss, tuned
+
+        total = len(self._rows) if only is None else len(only)
+        threads = min(self.threads, total // n) if total * len(queries) * self.width > 1 << 22 else 1
+        bounds = [total * t // threads for t in range(threads + 1)]
+
+        def ask(start: int, stop: int) -> tuple[Rows, Vectors]:
+            items = self._vectors[start:stop] if only is None else self._vectors[only[start:stop]]
+            found, at = faiss.knn(queries, items, min(n, stop - start), metric=faiss.METRIC_INNER_PRODUCT)
+            return (at + start if only is None else only[at + start]), found
+
+        def share(start: int, stop: int) -> tuple[Rows, Vectors]:
+            with tuned(1, self.width):
+                step = stop - start if only is None else max(1, PIECE // self.width)
+                return _largest([ask(low, min(low + step, stop)) for low in range(start, stop, step)], n)
+
+        if threads == 1:
+            at, rough = share(0, total)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                at, rough = _largest(list(pool.map(share, bounds[:-1], bounds[1:])), n)
+        if n > keep:
+            bad = np.array([within(ban, line) for ban, line in zip(banned, at, strict=True)])
+            order = np.argsort(bad, axis=1, kind="stable")[:, :keep]
+            at, rough = np.take_along_axis(at, order, 1), np.take_along_axis(rough, order, 1)
+        return at, rough
+
+    def _whole(self, query: Vectors, k: int, only: Rows | None, banned: Rows, slack: float) -> tuple[Rows, Vectors]:
+        """Rows and scores, best first, of one query, from the sums of all items."""
+        if only is None:
+            rough = self._vectors[: len(self._rows)] @ query
+            rough[banned] = -np.inf
+            positions = np.flatnonzero((rough >= _kth(rough, k) - slack) & (rough > -np.inf))
+        else:
+            positions = only[~within(banned, only)]
+            rough = _gathered(self._vectors, positions, query)
+            positions = positions[rough >= _kth(rough, k) - slack]
+        rows, scores = self._rows[positions], precise(self._vectors, positions, query)
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]
 
     # Files
 
@@ -460,9 +465,13 @@ def _kth(values: npt.NDArray[np.float32], k: int) -> float:
     return float(np.partition(values, len(values) - k)[len(values) - k]) if len(values) > k else -np.inf
 
 
-def _coarse(maxima: Vectors, k: int) -> Vectors:
-    """Maxima of eight maxima, if `k` are few beside them: their k-th largest is a lower bound as well, found sooner."""
-    return maxima[: len(maxima) // 8 * 8].reshape(8, -1).max(axis=0) if len(maxima) >= 64 * k else maxima
+def _largest(parts: list[tuple[Rows, Vectors]], n: int) -> tuple[Rows, Vectors]:
+    """The `n` largest of what parts (B, ...) found, largest first."""
+    if len(parts) == 1:
+        return parts[0]
+    at, found = (np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
+    order = np.argsort(-found, axis=1)[:, :n]
+    return np.take_along_axis(at, order, 1), np.take_along_axis(found, order, 1)
 
 
 def _gathered(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
@@ -472,29 +481,6 @@ def _gathered(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
         part = slice(start, start + (1 << 14))
         scores[part] = vectors[positions[part]] @ query
     return scores
-
-
-def _pairs(banned: list[Rows] | None, only: Rows | None) -> tuple[Rows, Rows]:
-    """Query numbers and places in the scan of all bans, by place."""
-    if not banned or not any(map(len, banned)):
-        return _NOTHING[0], _NOTHING[0]
-    at = np.concatenate(banned)
-    query = np.repeat(np.arange(len(banned)), [len(b) for b in banned])
-    if only is not None:
-        at = np.searchsorted(only, at)
-    order = np.argsort(at, kind="stable")
-    return query[order], at[order]
-
-
-def _share(work: Callable[[range], None], n: int, threads: int) -> None:
-    """`work` on the numbers below `n`, each thread an even share."""
-    threads = max(1, min(threads, n))
-    if threads == 1:
-        return work(range(n))
-    bounds = [n * t // threads for t in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, [range(a, b) for a, b in pairwise(bounds)]))
-    return None
 
 
 def _row_array(rows: Rows, unique: bool = True) -> Rows:

@@ -14,20 +14,16 @@ into a corner, and then a graph may miss a fifth even with an `ef` of a thousand
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import faiss as _faiss
 import numpy as np
 
 from twotower import child
 from twotower.errors import RunError
 from twotower.index.exact import LONGEST, ExactIndex, Scope, within
+from twotower.index.faiss_setup import faiss, tuned
 from twotower.index.protocol import Metric, Rows, Vectors
-
-faiss: Any = _faiss  # its stubs lack half of what is used here
 
 FEWEST = 256
 """Fewer vectors are searched exactly: there is nothing to learn centroids from."""
@@ -102,7 +98,7 @@ class FaissIndex(ExactIndex):
             self._engine = None
             return
         vectors = self._vectors[:size]
-        with faiss_threads(self.threads):
+        with tuned(self.threads, self._width):
             if self._engine is None or kept == 0 or (self._lifted and self._longest > self._radius):
                 self._radius = 1.05 * self._longest
                 self._engine, kept = self._made(vectors), 0
@@ -148,7 +144,7 @@ class FaissIndex(ExactIndex):
         step = max(1, (1 << 22) // (fetch * self.width))  # float64 products of at most 32 MiB
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
-            with faiss_threads(self.threads):
+            with tuned(self.threads, self._width):
                 _, at = self._engine.search(self._wide(queries[some]), fetch, params=tries)
             good = (at >= 0) & (at < size)
             at[~good] = 0
@@ -411,17 +407,6 @@ def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | Non
         ours = not seen.wrong or str(path) in seen.wrong
         said[path] = seen.wrong if ours else f"{path}: not a usable FAISS index ({seen.wrong})"
     return said
-
-
-@contextmanager
-def faiss_threads(n: int) -> Iterator[None]:
-    """OpenMP threads of FAISS calls in this thread; the number is put back."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(n)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def _sample(vectors: Vectors, n: int) -> Vectors:
