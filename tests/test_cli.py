@@ -443,6 +443,137 @@ def test_a_terminal_gets_a_progress_bar(project: Path) -> None:
     assert b"\x1b" in shown
 
 
+# ---- outputs, names and interrupts that fail
+
+
+def twotower(*arguments: object, shell: str = '"$@"', **env: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; `shell` says where "$@" gets its streams from."""
+    command = [sys.executable, "-m", "twotower", *map(str, arguments)]
+    return subprocess.run(
+        ["bash", "-c", shell, "bash", *command], env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True, text=True, check=False, errors="surrogateescape",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"),
+    [
+        ('"$@" > /dev/full', "No space left on device"),
+        ('"$@" >&-', ""),
+        ('"$@" >&- 2>&-', ""),
+        ('"$@" > /dev/full 2> /dev/full', ""),
+        ('set -o pipefail; "$@" | head -n 1', "Broken pipe"),
+    ],
+)
+def test_fault_G17_an_output_that_is_full_or_closed_costs_what_is_said_and_not_the_run(
+    project: Path, shell: str, words: str
+) -> None:
+    done = twotower("train", project / "config.toml", "--run", project / "run", shell=shell)
+    assert done.returncode == 0, done.stderr
+    expected = f"warning: standard output: {words}; what was said is lost\n" if words else ""
+    assert done.stderr == expected
+    assert pipeline.load(project / "run").metrics
+
+
+def test_fault_G17_an_answer_that_cannot_be_written_is_not_code_0(store: Path) -> None:
+    arguments = ("recommend", "--store", store, "--user", "1")
+    done = twotower(*arguments, shell='"$@" > /dev/full')
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: standard output: No space left on device; the answer is lost\n",
+    )
+    done = twotower(*arguments, shell='"$@" > /dev/full 2>&1')
+    assert done.returncode == 1
+    done = twotower(*arguments, shell='set -o pipefail; "$@" | true')
+    assert (done.returncode in (0, 1), done.stderr) == (True, "")
+
+
+def test_fault_G17_a_report_that_fails_costs_a_warning(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, *_: object) -> None:
+        assert pipeline.load(path.parent).metrics, "the model comes first"
+        raise ValueError("no such colour\nat all")
+
+    monkeypatch.setattr(pipeline.report, "write", fails)
+    assert call("train", project / "config.toml", "--run", project / "run") == 0
+    said = capsys.readouterr().out
+    assert "warning: no report.html (no such colour)\n" in said
+    assert f"run: {project / 'run'}\n" in said
+    assert call("evaluate", project / "run") == 0
+
+
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_fault_G17_names_that_are_no_utf_8_are_refused_before_anything_is_done(project: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(project) + b"/caf\xe9"))
+    odd.mkdir()
+    for path in project.iterdir():
+        if path.is_file():
+            os.link(path, odd / path.name)
+    before = sorted(p.name for p in odd.iterdir())
+    for arguments in (
+        ["train", project / "config.toml", "--run", odd / "run"],
+        ["train", odd / "config.toml", "--run", project / "run"],
+        ["prepare", project / "config.toml", "--out", odd / "out"],
+        ["evaluate", odd],
+    ):
+        done = twotower(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "caf\\udce9" in done.stderr
+        assert "no UTF-8 in this locale; rename it, or choose another\n" in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    done = twotower("train", "config.toml", "--run", "run", shell=f"cd $'{project}/caf\\xe9'; \"$@\"")
+    assert done.returncode == 2
+    assert "no UTF-8 in this locale" in done.stderr
+    assert sorted(p.name for p in odd.iterdir()) == before
+    assert not (project / "run").exists()
+
+
+def test_fault_G17_a_locale_without_utf_8_trains_or_says_so_first(project: Path) -> None:
+    _, items, actions = checkerboard()
+    items, actions = (t.with_columns(pl.format("ä{}☃", "item_id").alias("item_id")) for t in (items, actions))
+    items.with_columns(pl.format("Дом {}", "item_id").alias("title")).write_parquet(project / "items.parquet")
+    actions.write_parquet(project / "interactions.parquet")
+    text = (project / "config.toml").read_text(encoding="utf-8").replace(".csv", ".parquet")
+    text = text.replace("users.parquet", "users.csv")
+    (project / "config.toml").write_text(text, encoding="utf-8")
+    command = ("train", project / "config.toml", "--set", "schema.title=title", "--run")
+    done = twotower(*command, project / "run", **C_LOCALE)
+    assert done.returncode == 0, done.stderr
+    done = twotower(*command, project / "größe", **C_LOCALE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no UTF-8 in this locale; names are " in done.stderr
+    assert "set PYTHONUTF8=1\n" in done.stderr
+    (project / "größe.parquet").write_bytes((project / "items.parquet").read_bytes())
+    (project / "config.toml").write_text(text.replace("items.parquet", "größe.parquet"), encoding="utf-8")
+    done = twotower(*command, project / "other", **C_LOCALE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no UTF-8 in this locale" in done.stderr
+    done = twotower(*command, project / "größe", LC_ALL="C")  # Python takes UTF-8 then
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("typer", "import os, signal; os.kill(os.getpid(), signal.SIGINT); [None for _ in range(10**6)]"),
+        ("torch", "import os, signal; os.kill(os.getpid(), signal.SIGINT); [None for _ in range(10**6)]"),
+        (
+            "torch",
+            "try:\n    raise KeyboardInterrupt\nexcept BaseException as e:\n    raise ImportError('of C') from e",
+        ),
+    ],
+)
+def test_fault_G21_an_interrupt_while_libraries_are_loaded_is_one_line(tmp_path: Path, module: str, text: str) -> None:
+    (tmp_path / f"{module}.py").write_text(text)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = twotower("evaluate", tmp_path, PYTHONPATH=path)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys\nfrom twotower import cli\nassert cli.run_command(cli.app, ['train', '--help']) == 0\n"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower import cli, compat, pipeline, publisher, run, storage
+from twotower import cli, compat, pipeline, publisher, report, run, storage
 from twotower import config as toml
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.tables import check
@@ -185,6 +185,18 @@ def test_the_report_is_one_offline_page_with_every_section(trained: Path) -> Non
     assert "http://" not in body.replace("http://www.w3.org", "")
     assert "<script src" not in page
     assert "<link" not in page
+
+
+def test_the_gate_charts_show_all_from_zero_to_one_whatever_stands_beside_them(trained: Path) -> None:
+    loaded = run.load(trained)
+    figures = report._gates(loaded)
+    assert len(figures) == 2
+    assert [tuple(f.layout.xaxis.range) for f in figures] == [(0, 1), (0, 1)]
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    style = page.split("<style>")[1].split("</style>")[0]
+    assert "auto-fit" not in style, "the first of two would be drawn as wide as both, and cut"
+    rows = [part.split("<h2>")[0] for part in page.split('<div class="row')[1:]]
+    assert [(row.count("Plotly.newPlot") > 1) == row.startswith(" many") for row in rows] == [True] * 3
 
 
 def test_loading_puts_the_model_in_evaluation_mode(copy: Path) -> None:

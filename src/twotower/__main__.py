@@ -1,6 +1,19 @@
-"""`python -m twotower` is the command `twotower`: what `torchrun -m twotower …` starts."""
+"""The command `twotower`, also as `python -m twotower`, which `torchrun -m twotower …` starts."""
 
-from twotower.cli import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point: an interrupt is one line, also while the command is loaded."""
+    try:
+        from twotower.cli import main as command
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    command()
+
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -11,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from twotower import storage
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
 from twotower.shown import command, harmless
-from twotower.terminal import Terminal, print_answer, print_metrics, print_served, show
+from twotower.terminal import Terminal, print_answer, print_metrics, print_served, show, take_streams
 from twotower.watcher import Watcher
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
@@ -32,26 +32,47 @@ Overrides = Annotated[
 ]
 
 
+_MAKERS = ("prepare", "train", "embed", "publish", "rollback", "gc", "fetch", "demo", "serve")
+"""Verbs whose work is not what they print."""
+
+
 def main() -> None:
     """Entry point: turns errors of the package into one line and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # ids and titles have characters that a terminal may not
-    sys.exit(run_command(app))
+    out = take_streams()
+    code = run_command(app)
+    out.flush()
+    if out.error:
+        made = any(word in _MAKERS for word in sys.argv[1 : 3 if sys.argv[1:2] == ["data"] else 2])
+        code = code or int(not made)
+        if made or not isinstance(out.error, BrokenPipeError):
+            kind, lost = ("warning", "what was said") if made else ("error", "the answer")
+            print(f"{kind}: standard output: {out.error.strerror}; {lost} is lost", file=sys.stderr)
+    sys.exit(code)
 
 
 def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int:
-    """Run `command` and return the exit code: 0, 2 for a user's mistake, 1 for failed training, 143 if stopped."""
+    """Run `command` and return the exit code: 0, 2 for a user's mistake, 1 for failed training, 143 if stopped, 130 if
+    interrupted before there was anything to save."""
     try:
-        code = typer.main.get_command(command).main(arguments, standalone_mode=False)
-        return int(code or 0)
+        for text in sys.argv[1:] if arguments is None else arguments:
+            storage.check_name(text)
+        code = int(typer.main.get_command(command).main(arguments, standalone_mode=False) or 0)
+        if code == 130:  # what typer makes of one
+            raise KeyboardInterrupt
+        return code
     except TwoTowerError as e:
         print(harmless(f"{'' if isinstance(e, Interrupted) else 'error: '}{e}"), file=sys.stderr)
         return e.exit_code
     except _UsageError as e:
         print(harmless(f"error: {' '.join(e.format_message().split())}"), file=sys.stderr)
         return 2
-    except (typer.Abort, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as e:
+        cause: BaseException | None = e
+        while cause and not isinstance(cause, typer.Abort | KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__  # a library that is loaded makes another error of an interrupt
+        if cause is None:
+            raise
+        print("interrupted", file=sys.stderr)
         return 130
 
 
@@ -93,7 +114,7 @@ def train(
     if not first:
         return
     print_metrics(done.metrics, resolved.evaluation.k[0])
-    show(f"run: {run}   report: {run / 'report.html'}")
+    show(f"run: {run}" + (f"   report: {run / 'report.html'}" if (run / "report.html").exists() else ""))
     show(f"next: {command('evaluate', run)}")
 
 

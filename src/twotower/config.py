@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from twotower import storage
 from twotower.errors import ConfigError, nearest
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Settings, Text, Vector
 
@@ -525,12 +526,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Conf
     for text in overrides:
         _override(data, text)
     schema, config = parse(data, str(path))
-    folder = path.resolve().parent
-    located = {
-        name: str((folder / value).resolve())
-        for name in ("users", "items", "interactions", "prepared", "source")
-        if (value := getattr(config.data, name))
-    }
+    storage.check_name(path)
+    folder, located = path.resolve().parent, {}
+    for name in ("users", "items", "interactions", "prepared", "source"):
+        if value := getattr(config.data, name):
+            storage.check_name(folder / value)
+            located[name] = str((folder / value).resolve())
     return schema, config.model_copy(update={"data": config.data.model_copy(update=located)})
 
 

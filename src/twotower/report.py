@@ -31,13 +31,10 @@ p { margin: 4px 0 12px; max-width: 76ch; color: #52606d; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 12px 0; }
 th, td { padding: 5px 14px; text-align: right; border-bottom: 1px solid #e4e7eb; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: #52606d; font-weight: 600; }
-.best { font-weight: 700; } .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 16px; }
+.best { font-weight: 700; } .row { display: grid; gap: 16px; }
+.many { grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
 .row > div { min-width: 0; overflow: hidden; }
 """
-
-
-# A figure is drawn before its neighbour exists and takes the whole row; this gives each its own column.
-_FIT = "<script>addEventListener('load', () => dispatchEvent(new Event('resize')))</script>"
 
 
 def write(path: Path, run: Run, factors: Factors) -> None:
@@ -68,7 +65,7 @@ def write(path: Path, run: Run, factors: Factors) -> None:
         path,
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>{script}</head>'
-        f"<body><h1>{title}</h1><p>{html.escape(run.dataset.describe())}</p>{body}{_FIT}</body></html>",
+        f"<body><h1>{title}</h1><p>{html.escape(run.dataset.describe())}</p>{body}</body></html>",
     )
 
 
@@ -77,7 +74,9 @@ def _section(title: str, text: str, figures: list[go.Figure]) -> str:
         f"<div>{plotly.io.to_html(f, full_html=False, include_plotlyjs=False, config={'displayModeBar': False})}</div>"
         for f in figures
     )
-    return f'<h2>{title}</h2><p>{text}</p><div class="row">{plots}</div>'
+    # A figure is drawn before its neighbours are there: its column must have its width by then.
+    many = " many" if len(figures) > 1 else ""
+    return f'<h2>{title}</h2><p>{text}</p><div class="row{many}">{plots}</div>'
 
 
 def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:

@@ -95,6 +95,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and is removed when it does not.
 
     What `path` held goes only then, and as a whole; a link stays one. Raises RunError."""
+    check_name(path)
     path = path.resolve()
     if path.exists() and path.samefile("."):  # a shell in it would be left in a folder that is gone
         raise RunError(f"{path}: the present folder cannot be replaced; name another, or start from elsewhere")
@@ -269,18 +270,18 @@ def _holder(file: BinaryIO) -> Holder | None:
     return Holder(*parts) if len(parts) == 4 else Holder() if text else None
 
 
-def check_name(path: Path) -> None:
-    """Raises RunError for a path that cannot be written into files or given to every library: its name is no UTF-8, or
-    has characters that the locale has not."""
-    name = str(path.absolute())
+def check_name(name: Path | str) -> None:
+    """Raises RunError for a name that cannot be written into files or given to every library: it is no UTF-8, or has
+    characters that the locale has not. A path is looked at from the root."""
+    text = name if isinstance(name, str) else str(name.absolute())
     try:
-        name.encode()
-        os.fsencode(name)
+        text.encode()
+        os.fsencode(text)
     except UnicodeEncodeError:
         encoding = sys.getfilesystemencoding()
-        hint = "rename it" if encoding == "utf-8" else f"the locale's names are {encoding}: set PYTHONUTF8=1"
-        shown = name.encode(errors="backslashreplace").decode()
-        raise RunError(f"{shown}: the name is no UTF-8 here; {hint}, or choose another") from None
+        hint = "rename it, or choose another" if encoding == "utf-8" else f"names are {encoding}: set PYTHONUTF8=1"
+        shown = text.encode(errors="backslashreplace").decode()
+        raise RunError(f"{shown}: no UTF-8 in this locale; {hint}") from None
 
 
 def probe(folder: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 from twotower.shown import harmless
 from twotower.watcher import Watcher
@@ -13,6 +17,54 @@ from twotower.watcher import Watcher
 def show(line: str) -> None:
     """Print a line that may hold data: what would steer the terminal is spelled out."""
     print(harmless(line), flush=True)
+
+
+class Lenient:
+    """A stream whose end is no error: once it cannot be written (a full disk, a reader that went away), what is said is
+    lost, and `error` says why."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as e:
+            self._give_up(e)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as e:
+            self._give_up(e)
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = self.error or error
+        # The interpreter's own flush at its end must not fail on what is still held.
+        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def take_streams() -> Lenient:
+    """Make standard output and error lenient, and open where a shell has closed them; standard output."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # or the next file that is opened, a model's perhaps, gets what is printed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    streams = []
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        stream = stream or os.fdopen(number, "w", encoding="utf-8", closefd=False)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # ids and titles have characters that a terminal may not
+        streams.append(Lenient(stream))
+    sys.stdout, sys.stderr = cast(list[TextIO], streams)
+    return streams[0]
 
 
 class Terminal(Watcher):
