@@ -3,6 +3,7 @@
 # make demo SERVE=1   … and open its console   make test-system  with a real Chromium and Valkey
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
+# make versions           what is installed             make audit        its known vulnerabilities; asks pypi.org
 # Every target makes .venv and installs what it needs.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-real check golden docs bench-env bench bench-gpu clean
+.PHONY: help demo test test-system test-real check golden docs versions audit bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -70,6 +71,18 @@ golden: .venv/.test
 docs: .venv/.test
 	$(BIN)/python docs/generate.py
 
+# RELEASE=1 writes them into the notes of the newest release, in CHANGELOG.md.
+versions: .venv/.test
+	@$(BIN)/python docs/versions.py $(if $(RELEASE),--write)
+
+.venv-audit/.ready: .venv/.test
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
+	@touch $@
+
+audit: .venv-audit/.ready
+	@$(BIN)/python .ci/audit.py .venv-audit/bin/python
+
 # The tools measured beside this one live in an environment of their own.
 #	RecBole asks for an old ray, to tune with: it comes without what it asks for, and what it uses is named.
 bench-env: .venv-bench/.ready
@@ -94,4 +107,4 @@ bench-gpu: bench-env
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python benchmarks/gpu_speed.py --out runs/bench/gpu_speed.json
 
 clean:
-	rm -rf .venv .venv-bench build dist src/*.egg-info
+	rm -rf .venv .venv-bench .venv-audit build dist src/*.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
 import subprocess
@@ -19,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,7 +31,7 @@ def generator() -> ModuleType:
 
 @pytest.mark.parametrize("page", ["configuration.md", "cli.md", "http.md", "openapi.json"])
 def test_generated_pages_are_up_to_date(page: str) -> None:
-    text = generator().PAGES[page]()
+    text = script("docs/generate.py").PAGES[page]()
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, "run `make docs`"
 
 
@@ -126,3 +127,75 @@ def test_the_container_installs_what_the_service_needs() -> None:
     text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
     left_out = {re.split(r"[><=]", name)[0] for name in wanted - set(re.findall(r"'([a-z][\w.-]*[><=][^']+)'", text))}
     assert left_out == {"torch", "safetensors", "plotly"}
+
+
+# ---- dependencies
+
+
+def test_the_versions_that_are_tested_are_those_of_every_direct_dependency() -> None:
+    versions = script("docs/versions.py")
+    rows = dict(re.findall(r"^\| ([\w.-]+) \| .* \| (\S.*) \|$", versions.table(), re.M))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for one in (*project["dependencies"], *project["optional-dependencies"]["serve"]):
+        name = re.split(r"[><=]", one)[0]
+        assert rows[name] == importlib.metadata.version(name)
+    assert rows["Python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+@pytest.mark.parametrize("rest", ["", "\n## 0.1.0\n\n- Old.\n\n### Tested with\n\nother\n"])
+def test_the_notes_of_the_newest_release_name_the_versions_once(rest: str) -> None:
+    versions = script("docs/versions.py")
+    before = f"# Changelog\n\n## 0.2.0\n\n- New.\n{rest}"
+    once = versions.written(before, "| a |\n")
+    assert once == f"# Changelog\n\n## 0.2.0\n\n- New.\n\n### Tested with\n\n| a |\n{rest}"
+    assert versions.written(once, "| b |\n") == once.replace("| a |", "| b |")
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "onnx", "onnxruntime", "faiss-cpu", "safetensors"])
+def test_what_has_private_parts_or_reads_files_has_an_upper_bound(name: str) -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(rf'"{name}>=[\d.]+,<[\d.]+"', text)
+    assert not re.search(r'"[\w.-]+==', text), "a range, no pin"
+
+
+_AUDITOR = """
+import json, sys
+listed = open(sys.argv[sys.argv.index("--requirement") + 1]).read().split()
+assert "twotower" not in {{line.split("==")[0] for line in listed}} and not any("+" in line for line in listed)
+found = [dict(zip(("name", "version"), line.split("==")), vulns=[]) for line in listed]
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        ("print(json.dumps({'dependencies': found}))", 0, "packages, 0 with known vulnerabilities"),
+        (
+            "found[3]['vulns'] = [{'id': 'PYSEC-1', 'aliases': ['CVE-2'], 'fix_versions': ['9.9']}]\n"
+            "print(json.dumps({'dependencies': found})); sys.exit(1)",
+            1,
+            ": PYSEC-1 (CVE-2), fixed in 9.9",
+        ),
+        (
+            "found[3] = {'name': 'x', 'skip_reason': 'not found'}\nprint(json.dumps({'dependencies': found}))",
+            2,
+            "error: advisories were found for",
+        ),
+        ("sys.exit('no route to host')", 2, "error: the advisories cannot be reached (no route to host)"),
+    ],
+)
+def test_an_audit_that_could_not_ask_is_no_clean_one(more: str, code: int, words: str, tmp_path: Path) -> None:
+    tool = tmp_path / "python"
+    tool.write_text(f"#!{sys.executable}\n{_AUDITOR.format(more=more)}", encoding="utf-8")
+    tool.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "audit.py", tool], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+
+
+def test_the_page_on_security_is_found() -> None:
+    for page in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/operations.md"):
+        assert "SECURITY.md)" in (ROOT / page).read_text(encoding="utf-8")
