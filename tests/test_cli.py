@@ -253,6 +253,19 @@ def test_fault_G19_a_model_larger_than_the_machine_is_refused_before_anything_is
     assert not (project / "run").exists()
 
 
+def test_fault_G19_more_memory_than_there_is_ends_with_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        np.empty(2**62, np.int8)
+
+    monkeypatch.setattr(pipeline, "fit", full)
+    assert call("train", project / "config.toml", "--run", project / "run") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory (")
+    assert error.count("\n") == 1
+
+
 def test_fault_G19_names_that_nobody_uses_and_ids_of_the_other_side_are_just_columns(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -403,6 +403,18 @@ def test_somebody_new(visit: Callable[..., Visit]) -> None:
     assert page.locator("#send").is_disabled()
 
 
+def test_fault_G10_a_number_that_is_typed_keeps_its_spelling(visit: Callable[..., Visit]) -> None:
+    it = visit("#user=u11")
+    for typed, sent in (("31", 31), ("31.5", 31.5), ("0031", "0031"), ("1e2", "1e2"), ("31.50", "31.50")):
+        it.page.fill("#features input[name=age]", typed)
+        with it.page.expect_request(
+            lambda r: "/v1/console/explain" in r.url and r.post_data_json["method"] == 2
+        ) as asked:
+            it.changes(lambda: it.page.keyboard.press("Enter"))
+        assert asked.value.post_data_json["features"] == {"age": sent}
+    assert not it.errors
+
+
 def test_why_an_item_and_what_is_similar(visit: Callable[..., Visit]) -> None:
     it = visit("#user=u11")
     page = it.page

@@ -66,6 +66,9 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
     except _UsageError as e:
         print(harmless(f"error: {' '.join(e.format_message().split())}"), file=sys.stderr)
         return 2
+    except MemoryError as e:
+        print(harmless(f"error: out of memory ({e}); ask for less, or give it a larger machine"), file=sys.stderr)
+        return 1
     except (Exception, KeyboardInterrupt) as e:
         cause: BaseException | None = e
         while cause and not isinstance(cause, typer.Abort | KeyboardInterrupt):

@@ -127,11 +127,11 @@ function request(method) {
   return body;
 }
 
-/** A feature as the user's own is: a number stays a number. */
+/** A feature as the user's own is: a number stays a number, if that is how it is spelled. */
 function typed(name, text) {
   const own = known.user?.features?.[name];
   if (text === "") return null;
-  return typeof own === "number" && Number.isFinite(Number(text)) ? Number(text) : text;
+  return typeof own === "number" && String(Number(text)) === text ? Number(text) : text;
 }
 
 async function answer(n) {
