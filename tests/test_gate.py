@@ -9,6 +9,7 @@ import hmac
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
 from twotower.serve import keys as api_keys
-from twotower.serve.gate import CALM, Gate
+from twotower.serve.gate import CALM, CLIENTS, Gate, Places, Turn, give_back
 from twotower.serve.limiter import Limiter
 from twotower.serve.problem import Problem
 
@@ -36,7 +37,7 @@ def test_turns_are_taken_one_at_a_time_in_the_order_of_coming() -> None:
         gate, said = Gate(), []
 
         async def one(name: str) -> None:
-            async with gate:
+            async with gate.turn():
                 said.append(f"{name} in")
                 await asyncio.sleep(0)
                 said.append(f"{name} out")
@@ -53,7 +54,7 @@ def test_a_width_of_two_lets_two_in_and_no_third() -> None:
 
         async def one() -> None:
             nonlocal inside, most
-            async with gate:
+            async with gate.turn():
                 inside += 1
                 most = max(most, inside)
                 await asyncio.sleep(0.001)
@@ -71,7 +72,7 @@ def test_who_gives_up_waiting_keeps_nobody_from_a_turn() -> None:
         gate, done = Gate(), []
 
         async def one(number: int) -> None:
-            async with gate:
+            async with gate.turn():
                 await asyncio.sleep(0.001)
                 done.append(number)
 
@@ -80,7 +81,7 @@ def test_who_gives_up_waiting_keeps_nobody_from_a_turn() -> None:
         for n in (0, 2, 5):
             tasks[n].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with gate:
+        async with gate.turn():
             done.append(99)
         return done
 
@@ -92,13 +93,13 @@ def test_a_turn_given_and_cancelled_at_the_same_time_is_passed_on() -> None:
         gate, done = Gate(), []
 
         async def one(name: str) -> None:
-            async with gate:
+            async with gate.turn():
                 done.append(name)
 
-        await gate.__aenter__()
+        first = await gate.turn().__aenter__()
         second, third = asyncio.create_task(one("second")), asyncio.create_task(one("third"))
         await asyncio.sleep(0)
-        await gate.__aexit__(None, None, None)  # the turn is the second's, which has not woken up yet
+        first.end()  # the turn is the second's, which has not woken up yet
         second.cancel()
         await asyncio.gather(second, third, return_exceptions=True)
         return done
@@ -110,14 +111,18 @@ def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
     clock = Clock()
 
     async def world() -> None:
-        gate = Gate(burst=0.1, target=0.005, clock=clock)
-        gate._pace = 0.0101  # a turn takes 10 ms
+        gate = Gate(burst=0.1, target=0.005, pace=0.0101, clock=clock)  # a turn takes 10 ms
+        turns: list[Turn] = []
+
+        async def come() -> None:
+            turns.append(await gate.turn().__aenter__())
+
         assert not gate.full()
-        await gate.__aenter__()
+        await come()
         waiting = []
         for _ in range(9):
             assert not gate.full()
-            waiting.append(asyncio.create_task(gate.__aenter__()))
+            waiting.append(asyncio.create_task(come()))
             await asyncio.sleep(0)
         assert gate.wait == pytest.approx(0.101)
         assert gate.full()
@@ -127,7 +132,8 @@ def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
         async def leave(n: int) -> None:
             for _ in range(n):
                 gate._ended = clock.now - 0.0101
-                await gate.__aexit__(None, None, None)
+                turns[-1].end()
+                await asyncio.sleep(0)
 
         await leave(7)  # three remain
         assert not gate.full()  # there was nobody less than 100 ms ago
@@ -151,7 +157,7 @@ def test_the_pace_is_what_lies_between_the_ends_of_turns_while_somebody_waits() 
         gate = Gate(clock=clock)
 
         async def one() -> None:
-            async with gate:
+            async with gate.turn():
                 clock.now += 0.002
                 await asyncio.sleep(0)
                 clock.now += 0.001  # others' work meanwhile
@@ -164,6 +170,203 @@ def test_the_pace_is_what_lies_between_the_ends_of_turns_while_somebody_waits() 
     gate = asyncio.run(world())
     assert gate._pace == pytest.approx(0.003, rel=0.02)
     assert gate.wait == 0
+
+
+# ---- fairness
+
+
+class World:
+    """Clients of a gate whose clock goes on only while somebody has a turn."""
+
+    def __init__(self, **more: Any) -> None:
+        self.clock = Clock()
+        self.gate = Gate(clock=self.clock, **more)
+        self.used: dict[str, float] = {}
+        self.waited: list[float] = []
+
+    async def turn(self, name: str, cost: float, weight: float = 1.0) -> float:
+        """A turn that takes `cost` seconds; how long it was waited for."""
+        came = self.clock.now
+        async with self.gate.turn(name, weight):
+            waited = self.clock.now - came
+            self.clock.now += cost
+            self.used[name] = self.used.get(name, 0.0) + cost
+            await asyncio.sleep(0)
+        return waited
+
+    async def greedy(self, name: str, cost: float, weight: float = 1.0) -> None:
+        """One connection that asks again as soon as it is answered or refused."""
+        while True:
+            if not self.gate.full(name, weight):
+                await self.turn(name, cost, weight)
+            await asyncio.sleep(0)
+
+    async def ask(self, name: str, cost: float) -> bool:
+        """Whether an ordinary request, that comes a while after the last, was answered."""
+        for _ in range(7):
+            await asyncio.sleep(0)
+        if self.gate.full(name):
+            return False
+        self.waited.append(await self.turn(name, cost))
+        return True
+
+
+async def among(world: World, greedy: list[tuple[str, float, float]], ordinary: list[str]) -> int:
+    """How many of the ordinary requests, one after the other, are answered while others are greedy."""
+    tasks = [asyncio.create_task(world.greedy(*one)) for one in greedy]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    answered = sum([await world.ask(name, 0.0005) for name in ordinary])
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return answered
+
+
+GREEDY = {
+    "eight connections of one client": [("heavy", 0.1, 150.0)] * 8,
+    "eight clients": [(f"heavy {n}", 0.1, 150.0) for n in range(8)],
+    "small bodies that cost much": [("heavy", 0.1, 1.0)] * 8,
+    "small bodies of eight clients": [(f"heavy {n}", 0.1, 1.0) for n in range(8)],
+    "many cheap ones of one client": [("many", 0.0005, 1.0)] * 200,
+}
+
+
+@pytest.mark.parametrize("greedy", GREEDY.values(), ids=GREEDY)
+@pytest.mark.parametrize("names", [["shop"] * 100, [f"shop {n}" for n in range(100)]], ids=["known", "new each time"])
+def test_fault_G16_an_ordinary_client_is_answered_among_greedy_ones(
+    greedy: list[tuple[str, float, float]], names: list[str]
+) -> None:
+    world = World()
+    answered = asyncio.run(among(world, greedy, names))
+    assert answered >= 95
+    # What has begun is waited for, and now and then somebody who came before.
+    assert sorted(world.waited)[len(world.waited) // 2] <= max(cost for _, cost, _ in greedy) + 0.002
+    assert sum(used for name, used in world.used.items() if not name.startswith("shop")) > 0.5 * (world.clock.now - 100)
+
+
+def test_fault_G16_who_has_much_in_the_queue_is_refused_and_not_who_has_little() -> None:
+    async def go() -> None:
+        world = World()
+        for _ in range(30):
+            await world.turn("heavy", 0.1)
+        holder = asyncio.create_task(world.turn("heavy", 0.1))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(world.turn("heavy", 0.1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert world.gate.full("heavy")
+        assert not world.gate.full("shop")
+        assert world.gate.full("another heavy", 5_000.0)
+        await asyncio.gather(holder, *waiting)
+
+    asyncio.run(go())
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.floats(0.001, 0.1), st.sampled_from([1.0, 50.0])), min_size=2, max_size=5)
+)
+def test_fault_G16_clients_that_all_wait_have_equal_shares(clients: list[tuple[int, float, float]]) -> None:
+    async def go() -> None:
+        world = World()
+
+        async def busy(name: str, cost: float, weight: float) -> None:
+            while True:
+                await world.turn(name, cost, weight)
+
+        # With two connections there is always one that waits.
+        tasks = [asyncio.create_task(busy(str(n), cost, weight)) for n, (connections, cost, weight) in enumerate(clients)
+                 for _ in range(connections + 1)]  # fmt: skip
+        while world.clock.now < 105.0:
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        share = 5.0 / len(clients)
+        assert all(abs(used - share) < 0.05 * share + 0.15 for used in world.used.values()), world.used
+
+    asyncio.run(go())
+
+
+def test_fault_G16_a_client_alone_has_everything() -> None:
+    world = World()
+
+    async def go() -> list[bool]:
+        return await asyncio.gather(*(asyncio.create_task(one()) for _ in range(40)))
+
+    async def one() -> bool:
+        if world.gate.full("shop"):
+            return False
+        await world.turn("shop", 0.001)
+        return True
+
+    assert all(asyncio.run(go()))
+    assert world.used["shop"] == pytest.approx(world.clock.now - 100.0) == pytest.approx(0.04)
+
+
+def test_fault_G16_a_large_request_is_not_put_off_for_ever_by_newcomers() -> None:
+    async def go() -> float:
+        world = World()
+        held = asyncio.create_task(world.turn("first", 0.001))
+        await asyncio.sleep(0)
+        large = asyncio.create_task(world.turn("large", 0.1, 150.0))
+        newcomers = [held]
+        while not large.done():  # there are always three who wait
+            if sum(not task.done() for task in newcomers) < 4:
+                newcomers.append(asyncio.create_task(world.turn(f"new {len(newcomers)}", 0.001)))
+            await asyncio.sleep(0)
+            assert len(newcomers) < 5_000
+        await asyncio.gather(*newcomers)
+        return await large
+
+    assert asyncio.run(go()) < 1.0
+
+
+def test_fault_G16_places_beside_the_turns_are_not_all_one_clients() -> None:
+    places = Places(4, 2, "looks")
+    with places.one("a"), places.one("a"):
+        with pytest.raises(Problem, match="2 looks"), places.one("a"):
+            pass
+        with places.one("b"), places.one("c"), pytest.raises(Problem, match="4 looks"), places.one("d"):
+            pass
+        with places.one("d"):
+            pass
+    assert places._taken == {}
+
+
+def test_a_turn_that_is_given_back_is_another_ones() -> None:
+    async def go() -> list[str]:
+        gate, said = Gate(), []
+
+        async def beside() -> None:
+            async with gate.turn("a"):
+                said.append(give_back())
+                await asyncio.sleep(0.005)
+                said.append("a ends")
+
+        async def other() -> None:
+            async with gate.turn("b"):
+                said.append("b")
+
+        await asyncio.gather(beside(), other())
+        assert give_back() == ""
+        assert gate.wait == 0
+        return said
+
+    assert asyncio.run(go()) == ["a", "b", "a ends"]
+
+
+def test_the_paces_of_few_clients_are_remembered() -> None:
+    async def go() -> Gate:
+        gate = Gate()
+        for n in range(CLIENTS + 10):
+            async with gate.turn(str(n)):
+                pass
+        return gate
+
+    gate = asyncio.run(go())
+    assert len(gate._clients) == CLIENTS
+    assert gate._active == gate._waiting == {}
 
 
 def test_a_client_has_its_rate_and_its_burst() -> None:

@@ -601,3 +601,42 @@ def test_fault_G14_strange_ids_over_the_wire(anyone: Served, id_: str) -> None:
         status, body = ask("GET", path)
         assert (status, json.loads(body)["type"]) == (404, "/problems/unknown-item")
     assert ask("DELETE", "/v1/events/%FF")[0] == 422
+
+
+@pytest.mark.parametrize(("clients", "connections"), [(1, 8), (4, 2)], ids=["one client", "four clients"])
+def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
+    serve: Any, tmp_path: Path, clients: int, connections: int
+) -> None:
+    made = [api_keys.make(f"client {n}", False) for n in range(clients + 1)]
+    (tmp_path / "keys.toml").write_text("".join(lines for _, lines in made))
+    served = serve("--keys", str(tmp_path / "keys.toml"), "--no-access-log").wait()
+    (ordinary, _), *greedy = made
+    many = [f"i{n % 40}" for n in range(10_000)]
+    largest = json.dumps(
+        {"k": 1000, "history": many, "events": many, "allow": many, "ban": [f"x{i}" for i in many]}
+    ).encode()
+    stop, statuses = threading.Event(), []
+
+    def ask(key: str) -> None:
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        while not stop.is_set():
+            with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=served.url, timeout=30) as http:
+                while not stop.is_set():
+                    statuses.append(http.post("/v1/recommend", content=largest, headers=headers).status_code)
+
+    threads = [threading.Thread(target=ask, args=(key,)) for key, _ in greedy for _ in range(connections)]
+    for thread in threads:
+        thread.start()
+    try:
+        until = time.monotonic() + 30
+        while len(statuses) < 10 and time.monotonic() < until:
+            time.sleep(0.05)
+        with httpx.Client(base_url=served.url, headers={"authorization": f"Bearer {ordinary}"}, timeout=30) as http:
+            answered = [http.post("/v1/recommend", json={"user_id": f"u{n % 60}"}).status_code for n in range(100)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert answered.count(200) >= 95
+    assert statuses.count(200) >= 5  # they have their share too
+    assert set(statuses) <= {200, 503}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from urllib.parse import quote, unquote
 
 import httpx
 import numpy as np
+import orjson
 import polars as pl
 import pytest
 import towers
@@ -823,7 +825,7 @@ def test_fault_E2_a_client_above_its_rate_is_429_and_others_are_not(
 
 def test_fault_E1_more_than_can_be_answered_is_refused_at_once(make: Make) -> None:
     client = make(max_wait=1.0, target_wait=0.5)
-    client.service.gate._pace = 0.01
+    client.service.gate._pace = client.service.gate._first = 0.1
 
     async def go() -> list[httpx.Response]:
         transport = httpx.ASGITransport(client.door)
@@ -866,6 +868,54 @@ def test_fault_E6_single_requests_have_their_turns_between_those_of_a_batch(clie
     first, last = order.index("single"), len(order) - 1 - order[::-1].index("single")
     assert last - first < 40  # five singles, each after at most a few of the batch's
     assert order.count("batch") == 60
+
+
+def test_fault_G16_the_large_batch_of_a_client_leaves_another_its_turns(
+    make: Make, key_file: tuple[Path, str, str]
+) -> None:
+    """And the bodies of batches and looks are read in turns: one of each is read between two ordinary answers."""
+    file, key, boss = key_file
+    client = make(keys=file, max_wait=60_000.0, target_wait=60_000.0)
+    order: list[str] = []
+    parse, answer = orjson.loads, client.service.answer
+
+    def parsed(data: bytes) -> Any:
+        order.append("read" if len(data) > 100_000 else "ordinary")
+        return parse(data)
+
+    def answered(body: Any, *rest: Any) -> Any:
+        order.append("batch" if body.k == 9 else "answer")
+        return answer(body, *rest)
+
+    client.service.answer = answered  # type: ignore[method-assign]
+
+    async def go() -> None:
+        transport = httpx.ASGITransport(client.door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as http:
+            entries = [f"i{n % 40}" for n in range(1_000)]
+            large = {"requests": [{"k": 9, "history": entries}] * 20}
+            explain = {"k": 9, "ban": [f"{n:0>20}" for n in range(9_000)]}
+            busy = [
+                asyncio.create_task(http.post("/v1/recommend:batch", json=large, headers=bearer(key))) for _ in range(4)
+            ]
+            busy += [
+                asyncio.create_task(http.post("/v1/console/explain", json=explain, headers=bearer(key)))
+                for _ in range(4)
+            ]
+            while "read" not in order:
+                await asyncio.sleep(0)
+            for _ in range(10):
+                assert (await http.post("/v1/recommend", json={"k": 3}, headers=bearer(boss))).status_code == 200
+            assert not all(task.done() for task in busy)
+            assert {(await task).status_code for task in busy} <= {200, 503}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orjson, "loads", parsed)
+        client.run(go())
+    ordinary = [place for place, what in enumerate(order) if what == "ordinary"]
+    between = [order[a:b].count("read") for a, b in itertools.pairwise([0, *ordinary])]
+    assert max(between) <= 2
+    assert order.count("read") > 2
 
 
 def test_looks_beyond_the_bound_are_refused_and_do_not_count_as_answers(client: Client) -> None:

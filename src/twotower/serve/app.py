@@ -244,7 +244,7 @@ def _console(app: FastAPI, service: Service) -> None:
     @app.get("/v1/console/users", responses=responses, tags=["console"])
     async def users(query: Words = "", limit: Few = 20) -> Any:
         """Users whose id begins with or holds the text."""
-        async with console.look():
+        with console.look():
             return json(await console.users(query, limit))
 
     @app.get(
@@ -254,7 +254,7 @@ def _console(app: FastAPI, service: Service) -> None:
     )
     async def user(user_id: Id) -> Any:
         """A user's features, history and live history."""
-        async with console.look():
+        with console.look():
             return json(await console.user(user_id))
 
     @app.get("/v1/console/user", responses=_problems("unknown-user", "invalid", "no-bundle"), tags=["console"])
@@ -265,7 +265,7 @@ def _console(app: FastAPI, service: Service) -> None:
     @app.get("/v1/console/items", responses=responses, tags=["console"])
     async def items(query: Words = "", limit: Few = 20) -> Any:
         """Items whose title holds the text, or of that id."""
-        async with console.look():
+        with console.look():
             return json(await console.items(query, limit))
 
     @app.get("/v1/console/map", responses=of_a_bundle, tags=["console"])
@@ -273,19 +273,19 @@ def _console(app: FastAPI, service: Service) -> None:
         column: Words = "", limit: Annotated[int, Query(ge=1, le=20_000)] = 4_000, bundle: BundleId = ""
     ) -> Any:
         """Item vectors in the plane of their two principal directions."""
-        async with console.look():
+        with console.look():
             return json(await console.map(column, limit, bundle))
 
     @app.post("/v1/console/explain", responses=_problems(*BODY, "unknown-bundle", "index"), tags=["console"])
     async def explain(body: wire.RecommendBody, bundle: BundleId = "") -> Any:
         """An answer with what led to it: history, filters, gates, the user's place among the items."""
-        async with console.look():
+        with console.look():
             return json(await console.explain(body, bundle))
 
     @app.get("/v1/console/bundles", responses=_problems("store"), tags=["console"])
     async def bundles() -> Any:
         """The bundles of the store."""
-        async with console.look():
+        with console.look():
             return json(await console.bundles())
 
 

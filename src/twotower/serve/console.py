@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from twotower.request import MAX_K, Answer, Request
 from twotower.retrieve import Retriever
 from twotower.schema import Categorical, MultiHot
 from twotower.serve import wire
-from twotower.serve.gate import overload
+from twotower.serve.gate import Places, give_back
 from twotower.serve.problem import Problem
-from twotower.serve.service import Service
+from twotower.serve.service import Service, weight
 from twotower.store import Store
 
 SHOWN = 100
@@ -29,8 +28,8 @@ GROUPS = 20
 """Colours of a map; the groups beyond are one."""
 LEFT_OUT = 10
 """Best items that were left out of an answer, and are shown."""
-LOOKS = 8
-"""Looks that may be under way at once; a page that opens takes five."""
+LOOKS, OF_ONE = 16, 8
+"""Looks that may be under way at once, of all clients and of one; a page that opens takes five."""
 Plane = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]
 """A middle (D,), two directions (D, 2), and the scale that brings nearly all points into -1..1."""
 
@@ -41,18 +40,11 @@ class Console:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._planes: OrderedDict[str, Plane] = OrderedDict()
-        self._looks = 0
+        self._looks = Places(LOOKS, OF_ONE, "looks")
 
-    @asynccontextmanager
-    async def look(self) -> AsyncIterator[None]:
-        """One of the few places for those who look. Raises Problem "overload" if all are taken."""
-        if self._looks >= LOOKS:
-            raise overload(f"{LOOKS} looks are under way")
-        self._looks += 1
-        try:
-            yield
-        finally:
-            self._looks -= 1
+    def look(self) -> AbstractContextManager[None]:
+        """One of the few places for those who look, beside the turns. Raises Problem "overload" if all are taken."""
+        return self._looks.one(give_back())
 
     async def users(self, query: str, limit: int) -> dict[str, Any]:
         """The user of that id, those whose id begins with the text, then those that hold it."""
@@ -102,7 +94,7 @@ class Console:
         """An answer and what led to it."""
         retriever = await self._retriever(bundle)  # which may have to be loaded: nobody waits for that
         await asyncio.to_thread(self._plane, retriever)
-        async with self._service.gate:
+        async with self._service.gate.turn(give_back(), weight(body)):
             return await self._explained(body, retriever)
 
     async def _explained(self, body: wire.RecommendBody, retriever: Retriever) -> dict[str, Any]:

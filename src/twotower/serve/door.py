@@ -14,8 +14,8 @@ import time
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from twotower.serve.gate import overload
-from twotower.serve.keys import Keys
+from twotower.serve.gate import BYTES, overload
+from twotower.serve.keys import Key, Keys
 from twotower.serve.limiter import Limiter
 from twotower.serve.problem import Problem
 from twotower.serve.service import Service
@@ -27,8 +27,6 @@ access = logging.getLogger("twotower.access")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPEN = ("/", "/livez", "/readyz", "/problems", "/page", "/openapi.json", "/favicon.ico")
 """Asked without a key: they tell nothing of anybody."""
-WITHOUT_TURN = ("/v1/recommend:batch", "/v1/console/")
-"""Work that takes turns of its own, or is done beside them; it has bounds of its own."""
 SHED_EVERY = 1.0
 """Seconds between two lines that say how many were refused."""
 GONE = "gone"
@@ -57,11 +55,14 @@ class Door:
             return
         started = time.perf_counter()
         path: str = scope["path"]
-        turn = path.startswith("/v1/") and not path.startswith(WITHOUT_TURN) and not self.admin
-        if turn and self._gate.full():
+        headers = dict(scope["headers"])
+        key = self._key(headers)
+        client = key.name if key else (scope.get("client") or ("-",))[0]
+        # Only batches and looks go on beside the turns, once their body is read: they give their turn back.
+        turn = path.startswith("/v1/") and not self.admin
+        if turn and self._gate.full(client, _weight(headers)):
             await self._shed(send)
             return
-        headers = dict(scope["headers"])
         named = headers.get(b"x-request-id", b"")
         # Anything else could forge a line of a log or a header.
         request_id = named if _REQUEST_ID.fullmatch(named) else secrets.token_hex(8).encode()
@@ -73,16 +74,19 @@ class Door:
         async def collect(message: Any) -> None:
             reply.append(message)
 
-        who, route = "-", "refused"
+        who, route, size = "-", "refused", 0
         self._metrics.in_flight.inc()
         try:
             try:
-                who = self._enter(scope, path, headers)
+                who = self._enter(scope, path, headers, key, client)
                 if scope["method"] in ("POST", "PUT", "PATCH"):
-                    receive = await self._body(receive, headers)
+                    receive, size = await self._body(receive, headers)
                 if turn:
                     arrived = time.perf_counter()
-                    async with self._gate:
+                    weight = _weight(headers, size)
+                    if size and self._gate.full(client, weight):  # others have come while it was read
+                        raise overload()
+                    async with self._gate.turn(client, weight):
                         self._metrics.stages["wait"].observe(time.perf_counter() - arrived)
                         await self.app(inner, receive, collect)
                 else:
@@ -114,30 +118,31 @@ class Door:
                         "ms": round(spent * 1e3, 3), "client": who}  # fmt: skip
                 access.info("request", extra={"told": told})
 
-    def _enter(self, scope: Any, path: str, headers: dict[bytes, bytes]) -> str:
+    def _key(self, headers: dict[bytes, bytes]) -> Key | None:
+        bearer = headers.get(b"authorization", b"")
+        if self.keys is None or bearer[:7].lower() != b"bearer ":
+            return None
+        return self.keys.find(bearer[7:].decode("latin-1").strip())
+
+    def _enter(self, scope: Any, path: str, headers: dict[bytes, bytes], key: Key | None, client: str) -> str:
         """The name of the client's key. Raises Problem."""
-        client = "-"
         _check_address(scope)
         is_open = path == "/" or path.startswith(OPEN[1:])
         if self.keys is not None and not is_open:
-            bearer = headers.get(b"authorization", b"")
-            token = bearer[7:].decode("latin-1").strip() if bearer[:7].lower() == b"bearer " else ""
-            key = self.keys.find(token) if token else None
             if key is None:
                 raise Problem("no-key", headers={"WWW-Authenticate": 'Bearer realm="twotower"'})
             if self.admin and not key.admin:
                 raise Problem("scope")
-            client = key.name
         if self._local and (host := headers.get(b"host")) and re.sub(rb":\d+$", b"", host).lower() not in self._hosts:
             raise Problem("host")
         if self.keys is None and not is_open and _is_foreign(headers):
             raise Problem("origin")
         if self.limiter is not None and path.startswith("/v1/"):
-            self.limiter.take(client if client != "-" else (scope.get("client") or ("-",))[0])
-        return client
+            self.limiter.take(client)
+        return key.name if key and not is_open else "-"
 
-    async def _body(self, receive: Any, headers: dict[bytes, bytes]) -> Any:
-        """Read the body, within its limits, and a `receive` that gives it again. Raises Problem."""
+    async def _body(self, receive: Any, headers: dict[bytes, bytes]) -> tuple[Any, int]:
+        """Read the body, within its limits: a `receive` that gives it again, and its bytes. Raises Problem."""
         most, length = self.service.settings.max_body, headers.get(b"content-length", b"")
         if length and (not length.isdigit() or len(length) > 20 or int(length) > most):
             raise Problem("too-large", f"{length.decode('latin-1')[:20]} bytes, at most {most:,} are taken")
@@ -171,7 +176,7 @@ class Door:
             message, given = given, None
             return message
 
-        return again
+        return again, len(body)
 
     async def _shed(self, send: Any) -> None:
         """Refuse for overload, before anything else is done: what is spent on the refused is taken from the answered."""
@@ -186,6 +191,12 @@ class Door:
         await send({"type": "http.response.start", "status": 503,
                     "headers": [*_OVERLOAD_HEADERS, (b"x-request-id", request_id)]})  # fmt: skip
         await send({"type": "http.response.body", "body": _OVERLOAD.replace(_ID, request_id)})
+
+
+def _weight(headers: dict[bytes, bytes], size: int = 0) -> float:
+    """What a request weighs in the queue, by the bytes that its body has or is said to have."""
+    length = headers.get(b"content-length", b"")
+    return 1.0 + (size or (int(length) if length.isdigit() and len(length) < 16 else 0)) / BYTES
 
 
 def _check_address(scope: Any) -> None:

@@ -1,94 +1,289 @@
-"""Turns: requests are answered one after the other, and those that would wait too long are refused at once.
+"""Turns: requests are answered one after the other, in an order that is fair to clients, and who would wait too long is
+refused at once.
 
 One process answers on one core, so answering two requests at the same time makes both late. While the queue is empty
 now and then, a request may wait `burst` seconds; once it has not been empty for so long, only `target` ("controlled
 delay", Maurer 2015, "Fail at Scale", ACM Queue 13(8), after Nichols and Jacobson's CoDel). So a burst is answered, and an
 overload does not make everyone wait. Within a second of a refusal it is `target` too: an overload that leaves the queue
 empty for a moment is no burst.
+
+Whose turn is next is decided by what clients have used: seconds of the process, measured at the end of each turn. The next
+is whoever would have used the least after it (fair queueing by virtual time; Demers, Keshav and Shenker 1989, Parekh and
+Gallager 1993). A client alone has everything; of several that wait, none gets more than its share, however many requests
+it sends and however much one of them costs. How long somebody would wait is counted in the same order, so it is the
+client with much in the queue that is refused, and not who asks for little.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 
 from twotower.serve.problem import Problem
 
 CALM = 1.0
 """Seconds without a refusal after which a burst may come again."""
+LATELY = 0.02
+"""What the latest turn counts of a pace."""
+CLIENTS = 4_096
+"""Clients whose pace is remembered."""
+BYTES = 2_048
+"""Bytes of a body that weigh as much as a request: about what it costs to read and use them."""
+ENTRIES = 300
+"""Entries of lists that do."""
+
+
+class _Client:
+    """What a client has waiting, and what it has had."""
+
+    __slots__ = ("inside", "measured", "pace", "queue", "turns", "used", "waits")
+
+    def __init__(self, pace: float) -> None:
+        self.pace = pace
+        """Seconds of its turns lately, by their weight."""
+        self.measured = 1
+        """Turns that this is the mean of, the guess included."""
+        self.used = 0.0
+        """Seconds that it has had, on the gate's virtual clock; of turns it has now, what they are expected to take."""
+        self.queue: deque[Turn] = deque()
+        self.waits = 0.0
+        """Weight of the queue."""
+        self.turns, self.inside = 0, 0.0
+        """Turns it has now, and their weight."""
+
+    @property
+    def after(self) -> float:
+        """What it will have used after its next turn."""
+        return self.used + self.pace * self.queue[0].weight
 
 
 class Gate:
-    """`async with gate:` is a turn. `width` turns may be taken at once: 1 where a turn does not wait for others."""
+    """`async with gate.turn(client, weight):` is a turn. `width` turns may be taken at once: 1 where a turn does not wait
+    for others. A request of the weight 1 is an ordinary one."""
 
     def __init__(
-        self, burst: float = 0.05, target: float = 0.005, width: int = 1, clock: Callable[[], float] = time.monotonic
+        self,
+        burst: float = 0.05,
+        target: float = 0.005,
+        width: int = 1,
+        pace: float = 0.001,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`burst` and `target` in seconds."""
+        """`burst` and `target` in seconds; `pace`, too, is what an ordinary request of a client is believed to take, at
+        most, before one was measured."""
         self.burst, self.target, self.width = burst, target, width
         self._clock = clock
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._first = self._pace = pace
+        """Seconds between the ends of two turns, lately, by weight, while somebody waits: what else the process does
+        counts too."""
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+        self._active: dict[str, _Client] = {}
+        """Who has or waits for a turn."""
+        self._waiting: dict[str, _Client] = {}
+        """Who waits for one, in the order of coming."""
         self._taken = 0
-        self._pace = 0.001
-        """Seconds between the ends of two turns, lately, while somebody waits: what else the process does counts too."""
+        self._now = 0.0
+        """The virtual clock: what a client that is always there would have used. Who comes begins with that."""
         self._ended = self._empty = clock()
         self._refused = self._ended - CALM
 
+    def turn(self, client: str = "", weight: float = 1.0) -> Turn:
+        return Turn(self, client, weight)
+
     @property
     def wait(self) -> float:
-        """Seconds that somebody who comes now must expect to wait."""
-        return max(0, len(self._queue) + self._taken - self.width + 1) * self._pace
+        """Seconds that an ordinary request of a client without a name must expect to wait."""
+        return self._ahead("", 1.0, float("inf")) if self._taken >= self.width else 0.0
 
-    def full(self) -> bool:
-        """Whether somebody who comes now would wait too long. To be asked of everybody who comes: it also sees when
+    def full(self, client: str = "", weight: float = 1.0) -> bool:
+        """Whether a request that comes now would wait too long. To be asked of everybody who comes: it also sees when
         the queue was empty."""
         now = self._clock()
         if self._taken < self.width:
             self._empty = now
             return False
         calm = now - self._empty <= self.burst and now - self._refused >= CALM
-        if self.wait <= (self.burst if calm else self.target):
+        limit = self.burst if calm else self.target
+        if self._ahead(client, weight, limit) <= limit:
             return False
         self._refused = now
         return True
 
-    async def __aenter__(self) -> None:
-        if self._taken < self.width and not self._queue:
-            self._taken += 1
-            self._ended = self._clock()  # nobody has waited for this turn
+    def _ahead(self, name: str, weight: float, enough: float) -> float:
+        """Seconds of what would come before a request: what its client has here, and what others have waiting whose
+        turn would be earlier. A turn of somebody else that has begun is not counted: it cannot be taken back, and
+        refusing who waits for it helps nobody. Counts no further than `enough`."""
+        client = self._clients.get(name)
+        if client is None:
+            client = _Client(min(self._pace, self._first))
+        ahead = client.pace * (client.waits + client.inside / self.width)
+        used = client.used if name in self._active else max(self._now, client.used)
+        after = used + client.pace * (client.waits + weight)
+        for other in self._waiting.values():
+            if ahead > enough:
+                break
+            if other is not client and other.after <= after:
+                ahead += min(other.pace * other.waits, after - other.used)
+        return ahead
+
+    # ---- what turns do
+
+    def _come(self, name: str) -> _Client:
+        """The client, who is here from now on."""
+        client = self._active.get(name)
+        if client is None:
+            client = self._clients.pop(name, None) or _Client(min(self._pace, self._first))
+            client.used = max(client.used, self._now)
+            self._clients[name] = self._active[name] = client
+            while len(self._clients) > CLIENTS and next(iter(self._clients)) not in self._active:
+                self._clients.popitem(last=False)
+        return client
+
+    def _give(self, turn: Turn, client: _Client) -> None:
+        self._taken += 1
+        client.turns += 1
+        client.inside += turn.weight
+        self._now = max(self._now, client.used)
+        turn.expected = client.pace * turn.weight
+        client.used += turn.expected
+
+    def _end(self, turn: Turn, used: bool) -> None:
+        """Take a turn back; one that was not `used` counts for nothing."""
+        client, spent = self._active[turn.client], 0.0
+        if used:
+            now = self._clock()
+            spent, self._ended = now - self._ended, now
+            pace = spent / turn.weight
+            self._pace += LATELY * (pace - self._pace)
+            client.measured += 1
+            client.pace += max(LATELY, 1 / client.measured) * (pace - client.pace)
+        client.used += spent - turn.expected
+        self._now += spent / len(self._active)
+        self._taken -= 1
+        client.turns -= 1
+        client.inside = client.inside - turn.weight if client.turns else 0.0
+        self._leave(turn.client, client)
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and self._taken < self.width:
+            name, client = min(self._waiting.items(), key=lambda item: item[1].after)
+            turn = client.queue.popleft()
+            self._gone(name, client, turn)
+            if turn.given is not None and not turn.given.done():
+                self._give(turn, client)
+                turn.given.set_result(None)
+            else:
+                self._leave(name, client)
+
+    def _wait(self, turn: Turn, client: _Client) -> None:
+        client.queue.append(turn)
+        client.waits += turn.weight
+        self._waiting[turn.client] = client
+
+    def _gone(self, name: str, client: _Client, turn: Turn) -> None:
+        """A turn is in the queue no more."""
+        client.waits = client.waits - turn.weight if client.queue else 0.0
+        if not client.queue:
+            del self._waiting[name]
+
+    def _leave(self, name: str, client: _Client) -> None:
+        if not client.turns and not client.queue:
+            del self._active[name]
+
+
+class Turn:
+    """A place in the queue, and then a turn, which may be ended before its block is."""
+
+    __slots__ = ("_gate", "_has", "client", "expected", "given", "weight")
+
+    def __init__(self, gate: Gate, client: str, weight: float) -> None:
+        self._gate, self.client, self.weight = gate, client, weight
+        self.given: asyncio.Future[None] | None = None
+        self.expected = 0.0
+        self._has = False
+
+    async def __aenter__(self) -> Turn:
+        gate = self._gate
+        client = gate._come(self.client)
+        if gate._taken < gate.width and not gate._waiting:
+            gate._give(self, client)
+            self._has = True
+            gate._ended = gate._clock()  # nobody has waited for this turn
             try:
                 await asyncio.sleep(0)  # let those who came at the same time be queued, or refused
             except BaseException:
-                self._leave()
+                self._drop()
                 raise
         else:
-            turn = asyncio.get_running_loop().create_future()
-            self._queue.append(turn)
+            self.given = asyncio.get_running_loop().create_future()
+            gate._wait(self, client)
             try:
-                await turn
+                await self.given
+                self._has = True
             except BaseException:
-                if turn.done() and not turn.cancelled():
-                    self._leave()  # it was given the turn and does not take it
+                if self.given.done() and not self.given.cancelled():
+                    self._has = True
+                    self._drop()  # it was given the turn and does not take it
                 raise
+        _TURN.set(self)
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        now = self._clock()
-        self._pace += 0.02 * (now - self._ended - self._pace)
-        self._ended = now
-        self._leave()
+        self.end()
 
-    def _leave(self) -> None:
-        self._taken -= 1
-        while self._queue and self._taken < self.width:
-            turn = self._queue.popleft()
-            if not turn.done():
-                self._taken += 1
-                turn.set_result(None)
+    def end(self) -> None:
+        """The next may begin; what this one still does is done beside the turns."""
+        if self._has:
+            self._has = False
+            self._gate._end(self, used=True)
+
+    def _drop(self) -> None:
+        self._has = False
+        self._gate._end(self, used=False)
+
+
+_TURN: ContextVar[Turn] = ContextVar("turn")
+"""The latest turn of the present request."""
+
+
+def give_back() -> str:
+    """End the turn of the present request, if it has one: for what takes turns of its own, or is done beside them. Gives
+    the client's name."""
+    turn = _TURN.get(None)
+    if turn is None:
+        return ""
+    turn.end()
+    return turn.client
+
+
+class Places:
+    """For work beside the turns: so many at once, and so many of one client."""
+
+    def __init__(self, every: int, each: int, what: str) -> None:
+        self.every, self.each, self.what = every, each, what
+        self._taken: dict[str, int] = {}
+
+    @contextmanager
+    def one(self, client: str) -> Iterator[None]:
+        """Raises Problem "overload" if there is none."""
+        mine = self._taken.get(client, 0)
+        if mine >= self.each or sum(self._taken.values()) >= self.every:
+            raise overload(f"{self.each if mine >= self.each else self.every} {self.what} are under way")
+        self._taken[client] = mine + 1
+        try:
+            yield
+        finally:
+            self._taken[client] -= 1
+            if not self._taken[client]:
+                del self._taken[client]
 
 
 def overload(detail: str = "") -> Problem:

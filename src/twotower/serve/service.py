@@ -13,7 +13,7 @@ from twotower.request import Answer, Method, Request, UnknownId
 from twotower.retrieve import Retriever
 from twotower.schema import Sequence as History
 from twotower.serve import wire
-from twotower.serve.gate import Gate, overload
+from twotower.serve.gate import ENTRIES, Gate, Places, give_back
 from twotower.serve.live import NOBODY, Live, Memory, Recalled, Redis
 from twotower.serve.metrics import Metrics
 from twotower.serve.problem import Problem
@@ -21,8 +21,8 @@ from twotower.serve.remote import THREADS, Remote
 from twotower.serve.settings import ServeSettings
 from twotower.serve.shelf import Shelf
 
-BATCHES = 4
-"""Batches that may be under way at once."""
+BATCHES, OF_ONE = 8, 4
+"""Batches that may be under way at once, of all clients and of one."""
 T = TypeVar("T")
 
 
@@ -60,7 +60,7 @@ class Service:
         self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, self._turns)
         self.remote = Remote(s.index_timeout / 1e3, self.metrics.index_errors.inc)
         self.draining = False
-        self._batches = 0
+        self._batches = Places(BATCHES, OF_ONE, "batches")
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -96,23 +96,18 @@ class Service:
         """Replies, each in a turn of its own between the requests of others, until the client is `gone`."""
         if len(body.requests) > self.settings.max_batch:
             raise _too_many("body.requests", len(body.requests), self.settings.max_batch)
-        if self._batches >= BATCHES:
-            raise overload(f"{BATCHES} batches are under way")
-        self._batches += 1
-        replies: list[dict[str, Any]] = []
-        try:
+        client, replies = give_back(), list[dict[str, Any]]()
+        with self._batches.one(client):
             for place, one in enumerate(body.requests):
                 if place % 8 == 7 and await gone():
                     break
-                async with self.gate:
+                async with self.gate.turn(client, weight(one)):
                     try:
                         replies.append(await self.recommend(one))
                     except Problem as e:
                         replies.append(e.shape())
                     except DataError as e:
                         replies.append(problem_of(e).shape())
-        finally:
-            self._batches -= 1
         return {"replies": replies}
 
     async def embed(self, body: wire.AskBody) -> dict[str, Any]:
@@ -316,6 +311,11 @@ class Service:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def weight(body: wire.RecommendBody) -> float:
+    """What a request of a batch weighs in the queue, by the entries of its lists."""
+    return 1.0 + sum(len(entries or ()) for entries in (body.history, body.events, body.allow, body.ban)) / ENTRIES
 
 
 def problem_of(error: DataError) -> Problem:
