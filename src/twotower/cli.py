@@ -166,7 +166,7 @@ def doctor(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 def compare(
     a: Annotated[Path, typer.Argument(help="a run folder")],
     b: Annotated[Path, typer.Argument(help="another, with the same test interactions")],
-    resamples: Annotated[int, typer.Option("--resamples", min=100, help="of the users")] = 1000,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, max=1_000_000, help="of the users")] = 1000,
 ) -> None:
     """Whether B is better than A: a paired bootstrap over the test users for each metric."""
     from twotower import compare as contest
@@ -193,7 +193,7 @@ def embed(
         bool, typer.Option("--anew", help="give up vectors in the folder that are of another table or model")
     ] = False,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, help="of a rank; 0: its share of the machine's cores")
+        int, typer.Option("--threads", min=0, max=1024, help="of a rank; 0: its share of the machine's cores")
     ] = 0,
 ) -> None:
     """Vectors of every row of a table, in bounded memory; shared by the ranks of torchrun, and gone on with when called again."""
