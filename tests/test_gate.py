@@ -245,6 +245,32 @@ def test_fault_G16_an_ordinary_client_is_answered_among_greedy_ones(
     assert sum(used for name, used in world.used.items() if not name.startswith("shop")) > 0.5 * (world.clock.now - 100)
 
 
+def test_fault_G16_small_requests_are_answered_among_large_ones_of_the_same_client() -> None:
+    world = World()
+    assert asyncio.run(among(world, [("all", 0.1, 150.0)] * 8, ["all"] * 100)) >= 95
+    assert sorted(world.waited)[50] <= 0.102
+    assert world.used["all"] > 1.0
+
+
+def test_fault_G16_a_large_request_waits_for_small_ones_of_its_client_as_long_as_it_takes_itself() -> None:
+    async def go() -> float:
+        world = World()
+        for _ in range(50):
+            await world.turn("all", 0.001)  # it is known
+        small = [asyncio.create_task(world.turn("all", 0.001)) for _ in range(4)]
+        await asyncio.sleep(0)
+        large = asyncio.create_task(world.turn("all", 0.05, 50.0))
+        while not large.done():
+            if sum(not task.done() for task in small) < 4:
+                small.append(asyncio.create_task(world.turn("all", 0.001)))
+            await asyncio.sleep(0)
+            assert len(small) < 1_000
+        await asyncio.gather(*small)
+        return await large
+
+    assert 0.04 < asyncio.run(go()) < 0.06
+
+
 def test_fault_G16_who_has_much_in_the_queue_is_refused_and_not_who_has_little() -> None:
     async def go() -> None:
         world = World()

@@ -11,14 +11,16 @@ Whose turn is next is decided by what clients have used: seconds of the process,
 is whoever would have used the least after it (fair queueing by virtual time; Demers, Keshav and Shenker 1989, Parekh and
 Gallager 1993). A client alone has everything; of several that wait, none gets more than its share, however many requests
 it sends and however much one of them costs. How long somebody would wait is counted in the same order, so it is the
-client with much in the queue that is refused, and not who asks for little.
+client with much in the queue that is refused, and not who asks for little. Of one client's requests the small go before the
+large, until what came later has had as much time: who cannot be told apart is helped too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from bisect import insort
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,7 +52,8 @@ class _Client:
         """Turns that this is the mean of, the guess included."""
         self.used = 0.0
         """Seconds that it has had, on the gate's virtual clock; of turns it has now, what they are expected to take."""
-        self.queue: deque[Turn] = deque()
+        self.queue: list[tuple[float, int, Turn]] = []
+        """By what the client would have used after the turn when it came: the small go before the large, but for a while."""
         self.waits = 0.0
         """Weight of the queue."""
         self.turns, self.inside = 0, 0.0
@@ -59,7 +62,7 @@ class _Client:
     @property
     def after(self) -> float:
         """What it will have used after its next turn."""
-        return self.used + self.pace * self.queue[0].weight
+        return self.used + self.pace * self.queue[0][2].weight
 
 
 class Gate:
@@ -86,7 +89,7 @@ class Gate:
         """Who has or waits for a turn."""
         self._waiting: dict[str, _Client] = {}
         """Who waits for one, in the order of coming."""
-        self._taken = 0
+        self._taken = self._came = 0
         self._now = 0.0
         """The virtual clock: what a client that is always there would have used. Who comes begins with that."""
         self._ended = self._empty = clock()
@@ -121,9 +124,16 @@ class Gate:
         client = self._clients.get(name)
         if client is None:
             client = _Client(min(self._pace, self._first))
-        ahead = client.pace * (client.waits + client.inside / self.width)
         used = client.used if name in self._active else max(self._now, client.used)
-        after = used + client.pace * (client.waits + weight)
+        mine = used + client.pace * weight
+        before = 0.0
+        for place, _, turn in client.queue:
+            if place > mine or before > enough:
+                break
+            before += client.pace * turn.weight
+        # What its client has begun is taken for no more than what now comes: it cannot be taken back either.
+        ahead = before + client.pace * min(client.inside, client.turns * weight) / self.width
+        after = mine + before
         for other in self._waiting.values():
             if ahead > enough:
                 break
@@ -173,7 +183,7 @@ class Gate:
     def _next(self) -> None:
         while self._waiting and self._taken < self.width:
             name, client = min(self._waiting.items(), key=lambda item: item[1].after)
-            turn = client.queue.popleft()
+            _, _, turn = client.queue.pop(0)
             self._gone(name, client, turn)
             if turn.given is not None and not turn.given.done():
                 self._give(turn, client)
@@ -182,7 +192,8 @@ class Gate:
                 self._leave(name, client)
 
     def _wait(self, turn: Turn, client: _Client) -> None:
-        client.queue.append(turn)
+        self._came += 1
+        insort(client.queue, (client.used + client.pace * turn.weight, self._came, turn))
         client.waits += turn.weight
         self._waiting[turn.client] = client
 
