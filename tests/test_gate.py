@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -454,15 +455,42 @@ def test_every_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pyt
         assert len(compared) == 5
 
 
+def test_fault_G13_a_file_of_keys_that_hangs_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, hang, failures = tmp_path / "keys.toml", threading.Event(), []
+    key, lines = api_keys.make("shop", False)
+    file.write_text(lines)
+    monkeypatch.setattr(api_keys, "EVERY", 0.01)
+    monkeypatch.setattr(api_keys, "PATIENCE", 0.05)
+    keys, read = api_keys.Keys(file), api_keys.read
+    monkeypatch.setattr(api_keys, "read", lambda path: (hang.wait(20), read(path))[1])
+
+    async def until(there: bool) -> None:
+        while (keys.find(key) is not None) != there:
+            await asyncio.sleep(0.01)
+
+    async def go() -> None:
+        task = asyncio.create_task(keys.follow(lambda: failures.append(1)))
+        async with asyncio.timeout(10):
+            await until(False)
+            assert keys.busy
+            assert "does not answer" in keys.why
+            hang.set()
+            await until(True)
+        task.cancel()
+
+    asyncio.run(go())
+    assert failures
+
+
 def test_a_changed_file_of_keys_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     old, lines = api_keys.make("old", False)
     file.write_text(lines)
     keys = api_keys.Keys(file)
-    assert not keys.look()
+    assert not keys.take(keys.look())
     new, more = api_keys.make("new", False)
     file.write_text(more)
-    assert keys.look()
+    assert keys.take(keys.look())
     assert keys.find(old) is None
     assert keys.find(new) is not None
 
@@ -490,16 +518,16 @@ def test_fault_G13_a_file_of_keys_that_cannot_be_used_lets_nobody_in_until_it_ca
     file.write_text(lines + more)
     keys = api_keys.Keys(file)
     harm(file)
-    assert keys.look()
+    assert keys.take(keys.look())
     assert keys.find(shop) is keys.find(boss) is None
     assert str(file) in keys.why
-    assert not keys.look()
+    assert not keys.take(keys.look())
     assert api_keys.Keys(file).find(shop) is None  # a worker that begins now
     (tmp_path / "new.toml").write_text(lines + more)
     if file.is_dir():
         file.rmdir()
     (tmp_path / "new.toml").replace(file)
-    assert keys.look()
+    assert keys.take(keys.look())
     assert keys.why == ""
     assert keys.find(shop) is not None
     assert keys.find(boss) is not None

@@ -5,7 +5,7 @@ app.py       the routes                           service.py  what is done for a
 console.py   what the page at / asks              shelf.py    the bundle that answers, and its replacement
 live.py      what has happened since the bundle   wire.py     bodies, replies and problems as they travel
 remote.py    searches that leave the process      histories.py  … kept in this process
-reader.py    work on a store that may hang
+gate.py      turns, shared out between clients    reader.py   work on a store that may hang
 
 Needs `pip install 'twotower[serve]'`. No torch: the towers are ONNX graphs.
 """

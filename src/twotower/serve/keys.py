@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import hmac
 import logging
-import os
 import secrets
-import stat
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twotower.bundle import BundleError
 from twotower.errors import ConfigError
+from twotower.serve.reader import Reader
 from twotower.shown import command
+from twotower.storage import read_regular
 
 log = logging.getLogger("twotower.keys")
 
 PREFIX = "tt_"
 EVERY = 2.0
 """Seconds between two looks at the file."""
+PATIENCE = 5.0
+"""Seconds that a look may take: a file that cannot be read for so long lets nobody in."""
 MOST = 1 << 20
 """Bytes of a file of keys: some six thousand."""
 
@@ -45,7 +47,8 @@ class Keys:
         self.why = ""
         """Why nobody is let in; empty while the file can be used."""
         self._keys: list[Key] = []
-        self.look()
+        self._reader = Reader("keys")
+        self.take(self.look())
 
     def find(self, token: str) -> Key | None:
         """Whose key it is. Every key is compared, in a time that does not depend on where they differ."""
@@ -56,17 +59,23 @@ class Keys:
                 found = key
         return found
 
-    def look(self) -> bool:
-        """Read the file; whether anything has changed. Old keys do not outlive a file that is gone, empty or broken:
-        that is how all of them are taken away in a hurry."""
-        keys, why = [], ""
+    def look(self) -> tuple[list[Key], str]:
+        """The keys of the file, and why there are none. Old keys do not outlive a file that is gone, empty or broken: that
+        is how all of them are taken away in a hurry."""
         try:
-            keys = read(self.path)
+            return read(self.path), ""
         except ConfigError as e:
-            why = str(e)
-        changed = (keys, why) != (self._keys, self.why)
-        self._keys, self.why = keys, why
-        return changed
+            return [], str(e)
+
+    def take(self, found: tuple[list[Key], str]) -> bool:
+        """Let in whom a look has found; whether that is anybody else than before."""
+        before, (self._keys, self.why) = (self._keys, self.why), found
+        return before != found
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread reads the file, or hangs there."""
+        return self._reader.busy
 
     async def follow(self, failed: Callable[[], None]) -> None:
         """Look every so often, for ever; `failed` is told of every look that finds no keys."""
@@ -79,13 +88,17 @@ class Keys:
             elif changed:
                 log.info("keys were read again")
             await asyncio.sleep(EVERY)
-            changed = await asyncio.to_thread(self.look)
+            try:
+                found = await self._reader.run(self.look, PATIENCE)
+            except BundleError:
+                found = [], f"{self.path} does not answer"
+            changed = self.take(found)
 
 
 def read(path: Path) -> list[Key]:
     """Raises ConfigError for what cannot be read, holds no key, or holds something else."""
     try:
-        told: Any = tomllib.loads(_text(path))
+        told: Any = tomllib.loads(read_regular(path.resolve(), MOST).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else e
         raise ConfigError(
@@ -106,17 +119,6 @@ def read(path: Path) -> list[Key]:
             ) from None
         keys.append(Key(name, digest, scope == "admin"))
     return keys
-
-
-def _text(path: Path) -> str:
-    """What a regular file holds; a pipe would be waited for."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(MOST + 1)
-    if len(data) > MOST:
-        raise OSError(errno.EFBIG, f"more than {MOST:,} bytes")
-    return data.decode()
 
 
 def make(name: str, admin: bool) -> tuple[str, str]:

@@ -161,7 +161,7 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     finally:
         for task in tasks:
             task.cancel()
-        loading = service.shelf.busy
+        loading = service.shelf.busy or bool(keys and keys.busy)
         await service.stop()
     return loading
 
