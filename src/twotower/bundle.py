@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -177,7 +178,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if info.st_size > _LARGEST_MANIFEST:
         raise BundleError(f"{path}: {info.st_size} bytes, more than a manifest has", "manifest")
     try:
-        manifest = json.loads(storage.read_regular(path, _LARGEST_MANIFEST))
+        manifest = parse(storage.read_regular(path, _LARGEST_MANIFEST))
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
     if not isinstance(manifest, dict):
@@ -190,11 +191,44 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if type(manifest.get(name)) is not kind:
             what = f"is {manifest[name]!r:.80}, not {kind.__name__}" if name in manifest else "is missing"
             raise BundleError(f"{path}: {name} {what}", "manifest")
+    if wrong := _wrong(manifest):
+        raise BundleError(f"{path}: {wrong}", "manifest")
     if manifest["bundle"] != folder.name:
         raise BundleError(f"{path}: of another bundle ({manifest['bundle']!r:.80})", "mismatch")
     if folder.name[-6:] != _digest(manifest):
         raise BundleError(f"{path}: damaged or edited (the digest in the id is another)", "checksum")
     return manifest
+
+
+def _wrong(manifest: dict[str, Any]) -> str:
+    """What is inside a field of the right type and cannot be used; an empty string if all can."""
+    gate, counts = manifest["gate"], manifest["counts"]
+    for name in ("recall", "threshold"):
+        if type(gate.get(name)) not in (int, float) or not math.isfinite(gate[name]):
+            return f"gate.{name} is {gate.get(name)!r:.80}, not a number"
+    for name, count in counts.items():
+        if type(count) is not int or count < 0:
+            return f"counts.{name} is {count!r:.80}, not a number"
+    if not isinstance(manifest.get("index", {}), dict):
+        return f"index is {manifest['index']!r:.80}, not dict"
+    return ""
+
+
+def parse(text: str | bytes) -> Any:
+    """JSON that can be written again by whoever answers over HTTP. Raises ValueError, RecursionError."""
+    value = json.loads(text, parse_constant=_no_number, parse_int=_whole)
+    json.dumps(value, ensure_ascii=False).encode()  # half a character is no text
+    return value
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _whole(text: str) -> int:
+    if len(text) > 19:  # more than a reply could carry
+        raise ValueError(f"{text:.19}… is too large a number")
+    return int(text)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -300,7 +300,7 @@ def bundles(
         return
     for b in opened.bundles():
         gate = f"recall {b.gate['recall']:.4f}" if b.gate else ""
-        state = "current" if b.current else f"damaged: {b.damaged}" if b.damaged else ""
+        state = ", ".join(["current"] * b.current + [f"damaged: {b.damaged}"] * bool(b.damaged))
         show(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {gate}  {state}".rstrip())
 
 

@@ -13,13 +13,14 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.errors import DataError, RunError
+from twotower.errors import DataError, RunError, first_line
 from twotower.schema import (
     SIDES,
     Categorical,
@@ -219,7 +220,7 @@ class CategoricalEncoder:
         dtype = {"Int64": pl.Int64, "UInt64": pl.UInt64, "String": pl.String}[state["type"]]
         values = state["values"]
         read = values.cast(dtype) if isinstance(values, pl.Series) else pl.Series(values, dtype=dtype)
-        return cls(read.alias("value"), state["hash_buckets"])
+        return cls(read.alias("value"), index(state["hash_buckets"]))
 
 
 def _bucket(value: Any, buckets: int) -> int:
@@ -262,7 +263,8 @@ class NumericEncoder:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> NumericEncoder:
-        return cls(**dict(state) | {"edges": list(state["edges"])})
+        edges = [float(edge) for edge in state["edges"]]
+        return cls(float(state["mean"]), float(state["deviation"]), edges, index(state["buckets"]))
 
 
 def _numbers(series: pl.Series) -> npt.NDArray[np.float64]:
@@ -308,6 +310,8 @@ class MultiHotEncoder:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> MultiHotEncoder:
+        if not isinstance(state["separator"], str):
+            raise TypeError(f"the separator is {state['separator']!r:.20}")
         return cls(CategoricalEncoder.restore(state["values"]), state["separator"])
 
 
@@ -389,7 +393,7 @@ class VectorEncoder:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> VectorEncoder:
-        return cls(state["length"], state["scale"])
+        return cls(index(state["length"]), float(state["scale"]))
 
 
 def _as_lists(series: pl.Series) -> pl.Series:
@@ -552,7 +556,7 @@ class TextEncoder:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> TextEncoder:
-        return cls(CategoricalEncoder.restore(state["values"]), state["n"], state["max_length"])
+        return cls(CategoricalEncoder.restore(state["values"]), index(state["n"]), index(state["max_length"]))
 
 
 def _collisions(rows: Ints, values: pl.Series) -> int:
@@ -677,8 +681,12 @@ class Encoders:
                 for s in SIDES
             }
             ids = {s: CategoricalEncoder.restore(data["ids"][s]) for s in SIDES}
-        except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as e:
-            raise RunError(f"the encoders do not fit the schema of this run ({type(e).__name__}: {e})") from e
+        except (
+            KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError, pl.exceptions.PolarsError
+        ) as e:  # fmt: skip
+            raise RunError(
+                f"the encoders do not fit the schema of this run ({type(e).__name__}: {first_line(e)})"
+            ) from e
         return cls(schema, _lent(schema, by_side), ids)
 
     def text(self, side: SideName, name: str) -> TextEncoder:

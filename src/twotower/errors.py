@@ -45,6 +45,11 @@ class Interrupted(TwoTowerError):
     exit_code = 143
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, or what kind it is."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -29,7 +29,7 @@ from twotower.config import IndexConfig
 from twotower.data import dataset as datasets
 from twotower.data.prepared import FOLDER, Prepared
 from twotower.data.splits import TEST
-from twotower.encoders import Encoders, Floats, Ints
+from twotower.encoders import Codes, Encoders, Floats, Ints
 from twotower.errors import RunError
 from twotower.evaluation import Factors, Metrics, Report
 from twotower.export import export
@@ -37,7 +37,7 @@ from twotower.index import Index, Place
 from twotower.request import Method, Request
 from twotower.retrieve import Retriever
 from twotower.run import Run
-from twotower.schema import SIDES
+from twotower.schema import SIDES, SideName
 from twotower.store import Store
 
 FROM_RUN = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
@@ -221,6 +221,10 @@ def evaluate(retriever: Retriever) -> dict[str, Metrics]:
     dataset, config = retriever.dataset, retriever.config.evaluation
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: this bundle holds no test part")
+    named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
+    for side, rows in named.items():
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(retriever.dataset.side(side)):
+            raise RunError(f"{retriever.bundle.folder}: damaged (interactions name a {side} that is not there)")
     seen = retriever.seen_before(TEST)
     out: dict[str, Metrics] = {}
     ways: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))

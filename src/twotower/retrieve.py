@@ -36,12 +36,13 @@ from twotower.data.dataset import Dataset, Ids, Lines
 from twotower.data.feed import Feed, feed, feed_row, row_of
 from twotower.data.splits import TEST, TRAIN
 from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, spelled, words
-from twotower.errors import ConfigError, DataError, RunError, nearest
+from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, first_line, nearest
 from twotower.index import Index
 from twotower.index.exact import LONGEST, within
 from twotower.onnx_tower import Gate, OnnxTower
 from twotower.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
 from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
+from twotower.vectors import array
 
 CELLS = 2**21
 """Products of two items of a history that a call of the tower may hold for each of its heads."""
@@ -66,7 +67,16 @@ class Retriever:
         self.digests: dict[str, str] = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
         with ExitStack() as held:
             held.enter_context(bundle.lease())  # once everything is open or read, nobody can take it away
-            self._load(bundle, threads, self.index_digest not in sound, room)
+            try:
+                self._load(bundle, threads, self.index_digest not in sound, room)
+            except (TwoTowerError, MemoryError):
+                raise
+            except (
+                Exception,
+                pl.exceptions.PanicException,
+            ) as e:  # it has nothing but the bundle's files to stumble over
+                what = f"{type(e).__name__}: {first_line(e)}"
+                raise RunError(f"{bundle.folder}: damaged, or of another version ({what})") from e
             if self.index.remote:  # but a collection goes with its bundle
                 weakref.finalize(self, held.pop_all().close)
 
@@ -87,13 +97,11 @@ class Retriever:
             self.user_ids, self.item_ids = Ids(self.dataset.users.ids), Ids(self.dataset.items.ids)
             self.titles = Lines(self.dataset.title_column())
             self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
-            self.user_vectors: Floats = datasets.read(
-                folder / "user_vectors.npy", lambda p: np.asarray(np.load(p, mmap_mode="r"))
-            )
+            self.user_vectors: Floats = datasets.read(folder / "user_vectors.npy", _matrix)
             looked.result()
             self.tower = OnnxTower(folder / "user_tower.onnx", threads)
             self.fields = self.dataset.encoders.fields("user")
-            told = datasets.read(folder / "vectors.json", storage.read_json)
+            told = datasets.read(folder / "vectors.json", _object)
             self.index: Index = index.result()
         self.index.threads = threads
         bundle.agree(
@@ -114,13 +122,24 @@ class Retriever:
                 "config.toml": {"metric": self.config.model.metric},
             }
         )
+        counts = {name: len(c.offsets) - 1 if isinstance(c, Ragged) else len(c) for name, c in self.columns.items()}
+        for name, found, expected in (
+            *((f"user column '{f.name}'", counts.get(f.name, 0), len(self.user_ids)) for f in self.schema.side("user")),
+            ("what users have met", len(self.seen.offsets) - 1, len(self.user_ids)),
+            ("positives of items", len(self.dataset.positives_of_item), len(self.item_ids)),
+        ):
+            if found != expected:
+                raise RunError(f"{folder}: damaged ({name}: {found:,} rows, expected {expected:,})")
         self._filters: dict[tuple[tuple[str, str], ...], Ints] = {}
         self._filtering = threading.Lock()
         # Made now, not by the first who asks.
         _ = self.seen, self._codes, self.popular, self._rank
         _ = self._features, self._dtypes, self._stranger
         if not self.index.remote:
-            _ = self._lengths
+            rows, lengths = self._lengths
+            if not np.isfinite(lengths).all():
+                row = rows[np.argmin(np.isfinite(lengths))]
+                raise RunError(f"{bundle.folder / 'index'}: damaged (the vector of item row {row} is not finite)")
 
     @property
     def schema(self) -> Schema:
@@ -664,7 +683,7 @@ def _settings(folder: Path) -> tuple[Schema, Config]:
     path = folder / "config.toml"
     try:
         schema, config = settings.parse(tomllib.loads(datasets.read(path, datasets.text)), str(path))
-    except (tomllib.TOMLDecodeError, ConfigError) as e:
+    except (ValueError, RecursionError, ConfigError) as e:
         raise RunError(f"{path}: {e}") from None
     if schema is None:
         raise RunError(f"{path}: the schema is missing")
@@ -678,6 +697,20 @@ def _as_column(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Serie
     column = given.cast(dtype, strict=True) if given.dtype != dtype else given
     said, kept = (t.inner if isinstance(t, pl.List | pl.Array) else t for t in (given.dtype, dtype))
     return given if category and kept.is_integer() and (said == pl.String or said.is_float()) else column
+
+
+def _matrix(path: Path) -> Floats:
+    found: Floats = array(path, "r")
+    if found.ndim != 2 or found.dtype != np.float32:
+        raise ValueError(f"{found.dtype} of shape {found.shape}, expected vectors of float32")
+    return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = storage.read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
 
 
 def _check_vector(vector: Floats) -> None:

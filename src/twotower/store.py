@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower import storage
-from twotower.bundle import MANIFEST, Bundle, BundleError, seal
+from twotower.bundle import MANIFEST, Bundle, BundleError, parse, seal
 from twotower.errors import ConfigError, RunError
 from twotower.shown import command
 
@@ -132,7 +132,7 @@ class Store:
         with suppress(FileNotFoundError):
             for text in self._read("HISTORY.jsonl", _LARGEST_HISTORY).decode(errors="replace").splitlines():
                 with suppress(ValueError, RecursionError):
-                    line = json.loads(text)
+                    line = parse(text)
                     if isinstance(line, dict) and all(isinstance(line.get(name), str) for name in ("bundle", "action")):
                         lines.append(line)
         return lines

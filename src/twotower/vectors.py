@@ -27,6 +27,16 @@ LIST, WORK = "embedding.json", "work"
 FORMAT = 1
 
 
+def array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
+    """What a .npy file holds, read, or mapped in the `mode` of a memory map. Raises OSError, ValueError for whatever else
+    a file may hold: archives and pickles are not looked into."""
+    if mode is not None:
+        return np.asarray(np.lib.format.open_memmap(path, mode))
+    with path.open("rb") as file:
+        found: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
+
+
 def part_names(number: int) -> tuple[str, str]:
     """The files of a shard: vectors and ids."""
     return f"part-{number:05d}.npy", f"ids-{number:05d}.parquet"
@@ -43,7 +53,7 @@ class Part:
     def open(self) -> npt.NDArray[Any]:
         """(rows, D), mapped and read-only. Raises RunError if the file is missing or holds another number of rows."""
         try:
-            found: npt.NDArray[Any] = np.load(self.vectors, mmap_mode="r")
+            found: npt.NDArray[Any] = array(self.vectors, "r")
         except (OSError, ValueError, EOFError) as e:
             raise RunError(f"{self.vectors}: missing or damaged ({e}); embed again to mend it") from None
         if found.ndim != 2 or len(found) != self.rows:
@@ -75,7 +85,7 @@ class Vectors:
             raise RunError(f"{self.folder}: not all vectors are there yet ({LIST} is missing); call embed again")
         elif (self.folder / VECTORS).exists():
             try:
-                rows = len(np.load(self.folder / VECTORS, mmap_mode="r"))
+                rows = len(array(self.folder / VECTORS, "r"))
             except (OSError, ValueError, EOFError) as e:
                 raise RunError(f"{self.folder / VECTORS}: damaged ({e}); embed again to mend it") from None
             self.parts = [Part(self.folder / VECTORS, self.folder / IDS, rows)]

@@ -22,7 +22,7 @@ from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
 from twotower.data.tables import POSITIVE, Tables
 from twotower.data.times import TIME, of_seconds
 from twotower.encoders import Codes, Column, Encoders, Grams, Ints, Ragged, TextEncoder
-from twotower.errors import DataError, RunError
+from twotower.errors import DataError, RunError, TwoTowerError, first_line
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 
 Bools = npt.NDArray[np.bool_]
@@ -379,21 +379,45 @@ def save(dataset: Dataset, folder: Path) -> None:
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
     """What `save` wrote; only the sides to `encode` get columns. Raises RunError if a file is missing, damaged or does
     not fit the schema."""
-    encoders = Encoders.from_json(schema, read(folder / "encoders.json", text))
-    users, items, actions = (read(folder / f"{n}.parquet", parquet) for n in ("users", "items", "interactions"))
+    encoders = read(folder / "encoders.json", lambda path: Encoders.from_json(schema, text(path)))
+    users, items = (read(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES)
+    actions = read(folder / "interactions.parquet", lambda path: _numbered(parquet(path), users, items))
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
         times = actions["time"].to_numpy() if "time" in actions.columns else None
         if "seconds" in actions.columns:  # a run or bundle of format 1
             times = of_seconds(actions["seconds"].to_numpy(), schema)
-        for name, rows, frame in (("users", pairs.user, users), ("items", pairs.item, items)):
-            if len(rows) and int(rows.max()) >= frame.height:
-                raise RunError(f"{folder}: interactions.parquet names more {name} than {name}.parquet holds")
         return assemble(
             encoders, users, items, pairs, actions["part"].to_numpy(), times, split.kind != "random", encode
         )
-    except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
-        raise RunError(f"{folder}: a table is not as it was written ({str(e).splitlines()[0]})") from e
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
+        raise RunError(f"{folder}: a table or encoders.json is not as it was written ({first_line(e)})") from e
+
+
+def table(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
+    """A reader for `read`: a side's table, with the columns that the schema reads. Raises ValueError."""
+    frame, key = parquet(path), schema.id_column(side)
+    features = [f.source for f in schema.side(side) if not isinstance(f, Sequence)]
+    for column in [key, *features, *([schema.title] if schema.title and side == "item" else [])]:
+        if column not in frame.columns:
+            raise ValueError(f"column '{column}' is missing")
+    if frame[key].null_count() or frame[key].dtype.is_nested():
+        raise ValueError(f"column '{key}' does not hold one id for each row")
+    return frame
+
+
+def _numbered(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Interactions that are numbers of rows, parts, times and whether they are positive. Raises ValueError for others."""
+    below = {"user": users.height, "item": items.height, "part": len(NAMES)}
+    for name in (*below, "positive", *({"time", "seconds"} & {*actions.columns})):
+        column = actions[name]
+        if column.null_count() or not (column.dtype == pl.Boolean if name == "positive" else column.dtype.is_integer()):
+            raise ValueError(f"column '{name}' has gaps, or is of another type ({column.dtype})")
+        first, last = int(column.min() or 0), int(column.max() or 0)  # type: ignore[arg-type]
+        if name in below and len(column) and not 0 <= first <= last < below[name]:
+            what = "there are" if name == "part" else f"{name}s.parquet holds"
+            raise ValueError(f"column '{name}' goes from {first} to {last}, {what} {below[name]:,}")
+    return actions
 
 
 def text(path: Path) -> str:
@@ -407,13 +431,15 @@ def parquet(path: Path) -> pl.DataFrame:
 
 
 def read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """`reader(path)`, or a RunError that names the file."""
+    """`reader(path)`, or a RunError that names the file, whatever is wrong with it."""
     try:
         return reader(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; the folder is not complete") from None
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
-        raise RunError(f"{path}: damaged ({str(e).splitlines()[0]})") from None
+    except TwoTowerError as e:
+        raise RunError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
+    except (Exception, pl.exceptions.PanicException) as e:  # a reader has nothing but the file to stumble over
+        raise RunError(f"{path}: damaged ({first_line(e)})") from e
 
 
 def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import shutil
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ import polars as pl
 from twotower import storage
 from twotower.config import SplitConfig
 from twotower.data import dataset as datasets
-from twotower.data.dataset import Dataset, Pairs, Side, parquet, read, text
-from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.dataset import Dataset, Pairs, Side, read, table, text
+from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
 from twotower.data.times import of_seconds
 from twotower.encoders import Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, RunError
 from twotower.schema import SIDES, Schema, Sequence, SideName
+from twotower.vectors import array
 
 FOLDER = "prepared"
 """Where a run and a bundle keep theirs."""
@@ -62,8 +64,10 @@ class Prepared(Dataset):
         try:
             schema = Schema.model_validate(facts["schema"])
             rows, columns = int(facts["rows"]), {side: list(facts["columns"][side]) for side in SIDES}
-            _ = [int(end) for end in facts["ends"]], dict(facts["split"]), str(facts["digest"])
-        except (KeyError, TypeError, ValueError) as e:  # pydantic's is a ValueError
+            ends, _ = [index(end) for end in facts["ends"]], (dict(facts["split"]), str(facts["digest"]))
+            if len(ends) != len(NAMES) - 1 or sorted([0, *ends, rows]) != [0, *ends, rows]:
+                raise ValueError(f"ends: {ends}")
+        except (KeyError, TypeError, ValueError, OverflowError) as e:  # pydantic's is a ValueError
             what = (str(e).splitlines() or [type(e).__name__])[0]
             raise RunError(
                 f"{folder / FACTS}: damaged, or of another version ({what}); prepare the tables again"
@@ -72,7 +76,7 @@ class Prepared(Dataset):
         arrays = {n: _mapped(folder, n) for n in ("user", "item", "positive", "part", time)}
         if {len(a) for a in arrays.values()} != {rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
-        frames = {side: read(folder / f"{side}s.parquet", parquet) for side in SIDES}
+        frames = {side: read(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES}
         sides = {
             side: Side(
                 frames[side],
@@ -85,7 +89,7 @@ class Prepared(Dataset):
         }
         return cls(
             schema,
-            Encoders.from_json(schema, read(folder / "encoders.json", text)),
+            read(folder / "encoders.json", lambda path: Encoders.from_json(schema, text(path))),
             sides["user"],
             sides["item"],
             Pairs(arrays["user"], arrays["item"], arrays["positive"]),
@@ -214,36 +218,34 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
     return datasets.load(folder, schema, split, encode)
 
 
-def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
+def _mapped(folder: Path, name: str, kinds: str = "biu", most: int = 1) -> npt.NDArray[Any]:
+    """An array of one dimension, or of up to `most`, and of one of the `kinds` of numbers. Raises RunError."""
     path = folder / "arrays" / f"{name}.npy"
-    found: npt.NDArray[Any] = np.asarray(read(path, _load))
+    found: npt.NDArray[Any] = read(path, _load)
+    if not 1 <= found.ndim <= most or found.dtype.kind not in kinds:
+        raise RunError(f"{path}: damaged (it holds {found.dtype} of shape {found.shape})")
     return found
 
 
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
         # Copied where it is written to, which nobody does, and so no array that torch warns of.
-        found: npt.NDArray[Any]
-        try:
-            found = np.load(path, mmap_mode="c" if path.stat().st_size > 128 else None)
-        except OSError as e:
-            if e.errno != errno.ENOMEM:
-                raise
-            # The kernel promises no more than the memory it has to what may be written to.
-            found = np.load(path, mmap_mode="r")
-        return found
-    except (ValueError, EOFError) as e:
-        raise RunError(f"{path}: damaged ({e})") from None
+        return array(path, "c" if path.stat().st_size > 128 else None)
+    except OSError as e:
+        if e.errno != errno.ENOMEM:
+            raise
+        # The kernel promises no more than the memory it has to what may be written to.
+        return array(path, "r")
 
 
 def _ragged(folder: Path, name: str) -> Ragged:
     source = folder / "arrays" / f"{name}.source.npy"
-    return Ragged(
-        _mapped(folder, f"{name}.values"),
-        _mapped(folder, f"{name}.offsets"),
-        _mapped(folder, f"{name}.source") if source.exists() else None,
-    )
+    values, offsets = _mapped(folder, f"{name}.values"), _mapped(folder, f"{name}.offsets")
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets) or offsets[0] or offsets[-1] != len(values):
+        raise RunError(f"{folder / 'arrays' / name}.offsets.npy: damaged (not where the rows of {len(values):,} values end)")
+    return Ragged(values, offsets, _mapped(folder, f"{name}.source") if source.exists() else None)
 
 
 def _column(folder: Path, name: str) -> Column:
-    return _mapped(folder, name) if (folder / "arrays" / f"{name}.npy").exists() else _ragged(folder, name)
+    plain = (folder / "arrays" / f"{name}.npy").exists()
+    return _mapped(folder, name, "iuf", 2) if plain else _ragged(folder, name)

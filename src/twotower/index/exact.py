@@ -26,6 +26,7 @@ import numpy.typing as npt
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
 from twotower.index.protocol import Metric, Rows, Vectors
 from twotower.storage import new_folder, write_json
+from twotower.vectors import array
 
 FORMAT = 1
 FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
@@ -355,9 +356,9 @@ class ExactIndex:
             if not 0 <= index._longest <= LONGEST:
                 raise ValueError(f"longest: {index._longest}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
-            rows = np.load(folder / "rows.npy", allow_pickle=False)
+            rows = array(folder / "rows.npy")
             # A plain array over the map: every slice of a memmap is an object of its own.
-            vectors = np.asarray(np.load(folder / "vectors.npy", mmap_mode="r" if mmap else None, allow_pickle=False))
+            vectors = array(folder / "vectors.npy", "r" if mmap else None)
             if rows.dtype != np.int64 or rows.ndim != 1 or vectors.dtype != np.float32:
                 raise ValueError("wrong kind of array")
             if vectors.shape != (len(rows), index.width) or not vectors.flags.c_contiguous:
@@ -365,7 +366,7 @@ class ExactIndex:
             order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
             if len(order) != said["n"] or (np.diff(rows[order]) == 0).any():
                 raise ValueError("rows are repeated or missing")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, TwoTowerError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._vectors, index._rows, index._sorted, index._position = vectors, rows, rows[order], order
         index._plain = _is_plain(rows)

@@ -24,6 +24,7 @@ from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
 from twotower.index.client import MESSAGE, Client, CollectionError, page
 from twotower.index.exact import LONGEST, ExactIndex, Scope, settled, within
 from twotower.index.protocol import Metric, MilvusType, Place, Rows, Vectors
+from twotower.vectors import array
 
 SMALL = 1024
 """So many allowed rows are scored exactly: their vectors are fetched."""
@@ -321,12 +322,12 @@ class Milvus(ExactIndex):
             if not 0 <= index._longest <= LONGEST:
                 raise ValueError(f"longest: {index._longest}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
-            rows = np.load(folder / "rows.npy", allow_pickle=False)
+            rows = array(folder / "rows.npy")
             if rows.dtype != np.int64 or rows.ndim != 1 or len(rows) != said["n"] or (np.diff(rows) <= 0).any():
                 raise ValueError("rows are repeated, missing or of the wrong kind")
             if len(rows) and rows[0] < 0:
                 raise ValueError(f"row {rows[0]}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, TwoTowerError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._rows, index._sorted, index._position = rows, rows, np.arange(len(rows))
         index._plain = bool(len(rows) == 0 or rows[-1] == len(rows) - 1)
