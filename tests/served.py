@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 from conftest import EVERYTHING_SCHEMA, everything, settings
@@ -28,13 +31,31 @@ def publish_two(folder: Path) -> Path:
     return folder / "store"
 
 
+@contextlib.contextmanager
+def serving(store: Path) -> Iterator[Any]:
+    """Starts services, and stops them at the end."""
+    started: list[Served] = []
+
+    def start(*flags: str, store: Path = store, **more: Any) -> Served:
+        started.append(Served(store, *flags, **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if not one.log.closed:
+            one.end()
+
+
 class Served:
     """`twotower serve` in a process of its own."""
 
-    def __init__(self, store: Path, *flags: str, group: bool = False, code: str = "") -> None:
-        """`group`: it leads a group of processes; `code` is run in place of the command line."""
+    def __init__(self, store: Path, *flags: str, group: bool = False, code: str = "", limit: str = "") -> None:
+        """`group`: it leads a group of processes; `code` is run in place of the command line; `limit` is what the shell's
+        ulimit is told first."""
         what = ["-c", code] if code else ["-m", "twotower.cli"]
         command = [sys.executable, *what, "serve", "--store", str(store), "--port", "0", *flags]
+        if limit:
+            command = ["sh", "-c", f'ulimit {limit} && exec "$0" "$@"', *command]
         # A pipe that nobody reads would stop the service.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -60,9 +81,13 @@ class Served:
             time.sleep(0.05)
         raise AssertionError("not ready: " + self.end()[1])
 
-    def connect(self) -> socket.socket:
+    def connect(self, whence: str = "127.0.0.1") -> socket.socket:
         # Longer than the server waits for a head that does not end.
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30, source_address=(whence, 0))
+
+    def resident(self) -> int:
+        """Bytes of memory."""
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * 4096
 
     def workers(self) -> list[int]:
         """Processes that this one started, without Python's own helper."""

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from served import Served, publish_two
+from served import Served, publish_two, serving
 
 import twotower
 from twotower.errors import ConfigError
@@ -40,16 +40,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def serve(published: Path) -> Iterator[Any]:
     """Starts services and stops them at the end."""
-    started: list[Served] = []
-
-    def start(*flags: str, store: Path = published, **more: Any) -> Served:
-        started.append(Served(store, *flags, **more))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if not one.log.closed:
-            one.end()
+    with serving(published) as start:
+        yield start
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +75,8 @@ def test_no_torch_in_the_process(serve: Any) -> None:
 
 
 def test_fault_E3_sigterm_under_load_loses_no_request(serve: Any) -> None:
-    served = serve("--drain", "0.6", "--grace", "5", "--no-access-log").wait()
+    waits = ("--max-wait", "5000", "--target-wait", "5000")  # a busy machine is no overload
+    served = serve("--drain", "0.6", "--grace", "5", "--no-access-log", *waits).wait()
     answered, refused, lost = [0], [0], []
     stop = threading.Event()
 
@@ -338,9 +331,6 @@ def test_fault_D1_a_head_without_end_or_no_http_is_refused(serve: Any) -> None:
 def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(serve: Any) -> None:
     served = serve("--max-body", "100000", "--no-access-log").wait()
 
-    def resident() -> int:
-        return int(Path(f"/proc/{served.process.pid}/statm").read_text().split()[1]) * 4096
-
     def send(size: int) -> None:
         s = served.connect()
         try:
@@ -359,10 +349,10 @@ def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(serve: Any) -> N
             s.close()
 
     send(1 << 20)
-    before = resident()
+    before = served.resident()
     for _ in range(20):
         send(20 << 20)
-    assert resident() - before < 30 << 20
+    assert served.resident() - before < 30 << 20
     assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
 
 
@@ -499,6 +489,10 @@ def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Pa
         (["--host", "no.such.name.invalid"], "no such address"),
         (["--port", "70000"], "expected 0 to 65535"),
         (["--workers", "0"], "at least 1"),
+        (["--workers", "100000"], "--workers is 100,000, at most"),
+        (["--threads", "100000"], "--threads is 100,000, at most"),
+        (["--max-connections", "1000000000"], "the limit of open files"),
+        (["--max-connections", "10", "--max-per-address", "11"], "at most the 10 of --max-connections"),
         (["--live", "http://x"], "allowed: memory"),
         (["--unknown-user", "maybe"], "allowed: popular, 404"),
         (["--admin-port", "0"], "--admin-port needs --keys"),

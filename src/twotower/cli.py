@@ -466,6 +466,16 @@ def serve(
         float, typer.Option("--body-timeout", help="seconds for a body to come, and for a client to take a reply")
     ] = 10.0,
     keep_alive: Annotated[float, typer.Option("--keep-alive", help="seconds an idle connection is kept")] = 75.0,
+    max_connections: Annotated[
+        int,
+        typer.Option("--max-connections", help="connections of one worker; 0: as many as open files allow, to 4,096"),
+    ] = 0,
+    max_per_address: Annotated[
+        int, typer.Option("--max-per-address", help="… of one address, trusted proxies excepted; 0: half of them")
+    ] = 0,
+    max_under_way: Annotated[
+        int, typer.Option("--max-under-way", help="bytes of bodies and replies together, beyond 16 KiB of each")
+    ] = 64 << 20,
 ) -> None:
     """Answer over HTTP from the store's current bundle, and show a console at /."""
     options = dict(locals())

@@ -6,6 +6,7 @@ console.py   what the page at / asks              shelf.py    the bundle that an
 live.py      what has happened since the bundle   wire.py     bodies, replies and problems as they travel
 remote.py    searches that leave the process      histories.py  … kept in this process
 gate.py      turns, shared out between clients    reader.py   work on a store that may hang
+room.py      bytes that are under way             connections.py  how many, and how long each may keep it waiting
 
 Needs `pip install 'twotower[serve]'`. No torch: the towers are ONNX graphs.
 """

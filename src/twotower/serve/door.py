@@ -18,6 +18,7 @@ from twotower.serve.gate import BYTES, overload
 from twotower.serve.keys import Key, Keys
 from twotower.serve.limiter import Limiter
 from twotower.serve.problem import Problem
+from twotower.serve.room import SMALL, Room, Share
 from twotower.serve.service import Service
 from twotower.serve.settings import is_loopback
 
@@ -29,6 +30,8 @@ OPEN = ("/", "/livez", "/readyz", "/problems", "/page", "/openapi.json", "/favic
 """Asked without a key: they tell nothing of anybody."""
 SHED_EVERY = 1.0
 """Seconds between two lines that say how many were refused."""
+PIECE = 64 << 10
+"""Bytes of a reply that are handed on at a time: the rest waits here, where it is counted."""
 GONE = "gone"
 """The route of requests whose client left before they were read."""
 
@@ -45,6 +48,7 @@ class Door:
         self._local = keys is None and not s.insecure and is_loopback(s.host)
         self._hosts = {b"localhost", b"127.0.0.1", b"[::1]", s.host.encode(), b"[" + s.host.encode() + b"]"}
         self._metrics, self._gate = service.metrics, service.gate
+        self._room = Room(s.max_under_way)
         self._shed_count, self._shed_said = 0, 0.0
         self._refused = self._metrics.refused.labels("overload")
         self._refused_replies = self._metrics.requests.labels("refused", "503")
@@ -70,6 +74,7 @@ class Door:
         # What is asked with HEAD is made as with GET; the server leaves the body out.
         inner = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
         reply: list[Any] = []
+        share = Share(self._room)
 
         async def collect(message: Any) -> None:
             reply.append(message)
@@ -79,8 +84,8 @@ class Door:
         try:
             try:
                 who = self._enter(scope, path, headers, key, client)
-                if scope["method"] in ("POST", "PUT", "PATCH"):
-                    receive, size = await self._body(receive, headers)
+                if scope["method"] in ("POST", "PUT", "PATCH") or _has_body(headers):
+                    receive, size = await self._body(receive, headers, share)
                 if turn:
                     arrived = time.perf_counter()
                     weight = _weight(headers, size)
@@ -92,6 +97,8 @@ class Door:
                 else:
                     await self.app(inner, receive, collect)
                 route = getattr(inner.get("route"), "path", route)
+                if (made := sum(len(message.get("body", b"")) for message in reply)) > SMALL:
+                    share.take(made - SMALL)
             except Problem as problem:
                 self._metrics.refused.labels(problem.name).inc()
                 reply[:] = _messages(problem, scope)
@@ -107,8 +114,9 @@ class Door:
                     more.append((b"connection", b"close"))
                 reply[0]["headers"] = [*reply[0]["headers"], *more]
             for message in reply:
-                await send(message)
+                await _give(send, message)
         finally:
+            share.free()
             self._metrics.in_flight.dec()
             spent = time.perf_counter() - started
             status = reply[0]["status"] if reply else 0
@@ -141,7 +149,7 @@ class Door:
             self.limiter.take(client)
         return key.name if key and not is_open else "-"
 
-    async def _body(self, receive: Any, headers: dict[bytes, bytes]) -> tuple[Any, int]:
+    async def _body(self, receive: Any, headers: dict[bytes, bytes], share: Share) -> tuple[Any, int]:
         """Read the body, within its limits: a `receive` that gives it again, and its bytes. Raises Problem."""
         most, length = self.service.settings.max_body, headers.get(b"content-length", b"")
         if length and (not length.isdigit() or len(length) > 20 or int(length) > most):
@@ -153,7 +161,7 @@ class Door:
             raise Problem("media-type", f"{told}; send application/json")
         if coding.lower() != b"identity":
             raise Problem("media-type", f"the body is in {coding.decode('latin-1')[:80]!r}; send it as it is")
-        body = bytearray()
+        body, counted = bytearray(), SMALL
         try:
             async with asyncio.timeout(self.service.settings.body_timeout):
                 more = True
@@ -165,6 +173,9 @@ class Door:
                     more = message.get("more_body", False)
                     if len(body) > most:
                         raise Problem("too-large", f"more than {most:,} bytes")
+                    if len(body) > counted:
+                        share.take(len(body) - counted)
+                        counted = len(body)
         except TimeoutError:
             raise Problem("slow") from None
         given: Any = {"type": "http.request", "body": bytes(body), "more_body": False}
@@ -230,6 +241,20 @@ def _is_foreign(headers: dict[bytes, bytes]) -> bool:
 
 class _ClientGone(Exception):
     pass
+
+
+def _has_body(headers: dict[bytes, bytes]) -> bool:
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
+async def _give(send: Any, message: Any) -> None:
+    """Hand a message of a reply on as fast as the client takes it."""
+    body = message.get("body", b"")
+    for end in range(PIECE, len(body), PIECE):
+        await send({"type": "http.response.body", "body": body[end - PIECE : end], "more_body": True})
+    if len(body) > PIECE:
+        message = message | {"body": body[(len(body) - 1) // PIECE * PIECE :]}
+    await send(message)
 
 
 _ID = b"0" * 16

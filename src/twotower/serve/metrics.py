@@ -49,6 +49,8 @@ class Metrics:
         self.unknown_items = counter("unknown_items_total", "Items of histories that the bundle does not know")
         self.refused = counter("refused_total", "Requests refused before any work, by the problem's name", "problem")
         self.in_flight = gauge("in_flight_requests", "Requests under way", mode="livesum")
+        self.connections = gauge("connections", "Open connections", mode="livesum")
+        self.connections_ended = counter("connections_ended_total", "Connections that were refused or closed", "reason")
         self.bundle = gauge("bundle", "1 for the bundle that answers", "bundle")
         self.recall = gauge("bundle_recall", "Recall of the index when the bundle was published", "bundle")
         self.loads = counter("bundle_loads_total", "Bundles that were loaded and became current")

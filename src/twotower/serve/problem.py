@@ -11,6 +11,11 @@ Headers = list[tuple[bytes, bytes]]
 
 PROBLEMS: dict[str, tuple[int, str, str]] = {
     "malformed": (400, "The body is not JSON", "Send a JSON object in UTF-8, with Content-Type: application/json."),
+    "http": (
+        400,
+        "This is no HTTP request that can be used",
+        "Send HTTP/1.1 with one Host and a head of at most 32 KiB; the connection is closed.",
+    ),
     "no-key": (
         401,
         "An API key is needed",
@@ -56,6 +61,11 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
         503,
         "More requests than can be answered in time",
         "Wait as long as Retry-After says, or add workers.",
+    ),
+    "connections": (
+        503,
+        "Too many connections",
+        "Wait as long as Retry-After says, use connections again, and name proxies in --trusted-proxies.",
     ),
     "draining": (503, "The service is about to stop", "Ask another one."),
 }

@@ -18,24 +18,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import Any
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from twotower.errors import ConfigError
-from twotower.serve.problem import Problem
+from twotower.serve.connections import Connections, Protocol, most
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
-HEAD = 32 << 10
-"""Bytes that the head of a request may have."""
 SWITCH = 0.0005
 """Seconds after which the thread that loads a bundle lets the one that serves go on."""
-LAST_WORD = 0.5
-"""Seconds that a connection made just before the end has for its request."""
 AGAIN = 0.5
 """Seconds after which another signal is another wish: a terminal and systemd send one to every process of a group."""
 SHORT_LIVED, TRIES = 5.0, 5
@@ -56,6 +51,8 @@ def run(settings: ServeSettings, say: Callable[[str], None] = print) -> int:
         keys = read(settings.keys)
         if settings.admin_port is not None and not any(key.admin for key in keys):
             raise ConfigError(f"--admin-port: no key in {settings.keys} has scope admin; `twotower key NAME --admin`")
+    connections, each = most(settings.max_connections, settings.max_per_address)
+    settings = replace(settings, max_connections=connections, max_per_address=each)
     sockets = [listen(settings.host, settings.port)]
     if settings.admin_port is not None:
         sockets.append(listen(settings.host, settings.admin_port))
@@ -122,9 +119,11 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
 
     service = Service(settings)
     keys = Keys(settings.keys) if settings.keys else None
-    servers = [_Server(_config(Door(create(service), service, keys), settings))]
+    connections = Connections(settings, service.metrics)
+    servers = [_Server(_config(Door(create(service), service, keys), settings, connections))]
     if len(sockets) > 1:
-        servers.append(_Server(_config(Door(create_admin(service), service, keys, admin=True), settings)))
+        admin = Door(create_admin(service), service, keys, admin=True)
+        servers.append(_Server(_config(admin, settings, connections)))
     for server in servers:
         server.alone = settings.workers == 1
     stopping: list[tuple[float, asyncio.Task[None]]] = []
@@ -148,7 +147,9 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     loop.add_signal_handler(signal.SIGTERM, asked_to_stop)
     # A terminal's Ctrl-C reaches every process; of several, the one that watches them passes it on.
     loop.add_signal_handler(signal.SIGINT, asked_to_stop if settings.workers == 1 else lambda: None)
-    tasks = [asyncio.create_task(keys.follow(service.metrics.keys_failures.inc))] if keys else []
+    tasks = [asyncio.create_task(connections.watch())]
+    if keys:
+        tasks.append(asyncio.create_task(keys.follow(service.metrics.keys_failures.inc)))
     if settings.workers > 1:
         tasks.append(asyncio.create_task(_follow(os.getppid(), asked_to_stop)))
     # Who listens before there is anything to answer with takes requests from workers that could answer them.
@@ -218,116 +219,22 @@ def _queued(listener: socket.socket) -> Iterator[socket.socket]:
             return
 
 
-def _config(app: Any, s: ServeSettings) -> uvicorn.Config:
-    class Protocol(_Protocol):
-        head_timeout, write_timeout = s.head_timeout, s.body_timeout
+def _config(app: Any, s: ServeSettings, those: Connections) -> uvicorn.Config:
+    class OfThisWorker(Protocol):
+        lanes, most_body = those, s.max_body
 
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=OfThisWorker,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=s.keep_alive,  # type: ignore[arg-type]
         timeout_graceful_shutdown=s.grace,  # type: ignore[arg-type]
         proxy_headers=bool(s.trusted_proxies),
         forwarded_allow_ips=s.trusted_proxies or None,
     )
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, and nobody holds a connection by sending the head of a request for ever, or without an end, or by not
-    taking the reply; and what is no HTTP is told so as a problem."""
-
-    head_timeout = write_timeout = 10.0
-    _timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
-    _size = 0
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._rest()
-        self._written()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.write_timeout, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        self._written()
-        super().resume_writing()
-
-    def timeout_keep_alive_handler(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()  # it would wait for ever to send the rest
-        else:
-            super().timeout_keep_alive_handler()
-
-    def send_400_response(self, msg: str) -> None:
-        body = Problem("malformed", "this is no HTTP/1.1 request, or its head is too long").body()
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        self.transport.close()
-
-    def shutdown(self) -> None:
-        """Close the connection; one that was made just now, when its request may be on the way, a moment later."""
-        cycle: Any = self.cycle
-        if cycle is None:
-            self.loop.call_later(LAST_WORD, self._give_up)
-        else:
-            super().shutdown()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._size = 0
-        self._wait()
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._grow(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._grow(len(name) + len(value) + 4)
-
-    def on_headers_complete(self) -> None:
-        self._rest()
-        super().on_headers_complete()
-
-    def _grow(self, n: int) -> None:
-        self._size += n
-        if self._size > HEAD:
-            raise ValueError("the head of the request is too long")
-
-    def _wait(self) -> None:
-        if self._timer is None:
-            self._timer = self.loop.call_later(self.head_timeout, self._give_up)
-
-    def _rest(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _written(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-    def _give_up(self) -> None:
-        self._timer = None
-        cycle: Any = self.cycle
-        answering = cycle is not None and not cycle.response_complete
-        if not answering and not self.transport.is_closing():
-            self.transport.close()
 
 
 # ---- several

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,16 @@ class ServeSettings:
     """Seconds in which a body must have come, and in which a client must take a part of its reply."""
     keep_alive: float = 75.0
     """Seconds that an idle connection is kept."""
+    max_connections: int = 0
+    """Connections of one worker; 0 takes what the limit of open files leaves, at most 4,096."""
+    max_per_address: int = 0
+    """Connections of one address to one worker, trusted proxies excepted; 0 takes half of `max_connections`."""
+    max_under_way: int = 64 << 20
+    """Bytes that bodies and replies under way may take together, beyond 16 KiB of each."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "live_events", "live_seconds",
-                     "live_memory"):  # fmt: skip
+                     "live_memory", "max_under_way"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 1")
         for name in (
@@ -100,13 +107,19 @@ class ServeSettings:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected more than 0")
-        for name in ("rate", "burst", "drain", "keep_alive", "memory_limit"):
+        for name in ("rate", "burst", "drain", "keep_alive", "memory_limit", "max_connections", "max_per_address"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 0")
         for name in ("rate", "max_wait", "target_wait", "live_timeout", "index_timeout", "poll", "drain", "grace", "head_timeout",
                      "body_timeout", "keep_alive"):  # fmt: skip
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected a finite number")
+        processors = os.cpu_count() or 1
+        for name in ("workers", "threads"):
+            if getattr(self, name) > (allowed := max(16, 4 * processors)):
+                raise ConfigError(
+                    f"{_flag(name)} is {getattr(self, name):,}, at most {allowed} on this machine of {processors} processors"
+                )
         if self.max_k > MAX_K:
             raise ConfigError(f"--max-k is {self.max_k}, at most {MAX_K:,} can be asked for")
         if self.target_wait > self.max_wait:
