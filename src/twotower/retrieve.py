@@ -700,7 +700,7 @@ def _as_column(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Serie
 
 
 def _matrix(path: Path) -> Floats:
-    found: Floats = array(path, "r")
+    found: Floats = np.asarray(array(path, "r"))
     if found.ndim != 2 or found.dtype != np.float32:
         raise ValueError(f"{found.dtype} of shape {found.shape}, expected vectors of float32")
     return found

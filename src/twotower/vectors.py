@@ -30,10 +30,12 @@ FORMAT = 1
 def array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
     """What a .npy file holds, read, or mapped in the `mode` of a memory map. Raises OSError, ValueError for whatever else
     a file may hold: archives and pickles are not looked into."""
+    found: npt.NDArray[Any]
     if mode is not None:
-        return np.asarray(np.lib.format.open_memmap(path, mode))
+        found = np.lib.format.open_memmap(path, mode)
+        return found
     with path.open("rb") as file:
-        found: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        found = np.lib.format.read_array(file, allow_pickle=False)
     return found
 
 

@@ -221,7 +221,7 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
 def _mapped(folder: Path, name: str, kinds: str = "biu", most: int = 1) -> npt.NDArray[Any]:
     """An array of one dimension, or of up to `most`, and of one of the `kinds` of numbers. Raises RunError."""
     path = folder / "arrays" / f"{name}.npy"
-    found: npt.NDArray[Any] = read(path, _load)
+    found: npt.NDArray[Any] = np.asarray(read(path, _load))
     if not 1 <= found.ndim <= most or found.dtype.kind not in kinds:
         raise RunError(f"{path}: damaged (it holds {found.dtype} of shape {found.shape})")
     return found

@@ -358,7 +358,7 @@ class ExactIndex:
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
             rows = array(folder / "rows.npy")
             # A plain array over the map: every slice of a memmap is an object of its own.
-            vectors = array(folder / "vectors.npy", "r" if mmap else None)
+            vectors = np.asarray(array(folder / "vectors.npy", "r" if mmap else None))
             if rows.dtype != np.int64 or rows.ndim != 1 or vectors.dtype != np.float32:
                 raise ValueError("wrong kind of array")
             if vectors.shape != (len(rows), index.width) or not vectors.flags.c_contiguous:
