@@ -825,7 +825,7 @@ def test_fault_E2_a_client_above_its_rate_is_429_and_others_are_not(
 
 def test_fault_E1_more_than_can_be_answered_is_refused_at_once(make: Make) -> None:
     client = make(max_wait=1.0, target_wait=0.5)
-    client.service.gate._pace = client.service.gate._first = 0.1
+    client.service.gate._usual = 0.1
 
     async def go() -> list[httpx.Response]:
         transport = httpx.ASGITransport(client.door)

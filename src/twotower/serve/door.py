@@ -212,7 +212,7 @@ def _weight(headers: dict[bytes, bytes], size: int = 0) -> float:
 
 def _check_address(scope: Any) -> None:
     """Raises Problem for bytes that are no text: decoded all the same, they would be the id of somebody else."""
-    for name, part in (("path", scope["raw_path"]), ("query", scope["query_string"])):
+    for name, part in (("path", scope.get("raw_path") or b""), ("query", scope["query_string"])):
         if b"%" in part or not part.isascii():
             try:
                 unquote_to_bytes(part).decode()

@@ -43,11 +43,12 @@ ENTRIES = 300
 class _Client:
     """What a client has waiting, and what it has had."""
 
-    __slots__ = ("inside", "measured", "pace", "queue", "turns", "used", "waits")
+    __slots__ = ("measured", "pace", "queue", "turns", "used", "waits")
 
     def __init__(self, pace: float) -> None:
         self.pace = pace
-        """Seconds of its turns lately, by their weight."""
+        """Seconds between the end of the turn before and that of its own, lately, by weight, while somebody waits: what
+        else the process does counts too."""
         self.measured = 1
         """Turns that this is the mean of, the guess included."""
         self.used = 0.0
@@ -56,8 +57,8 @@ class _Client:
         """By what the client would have used after the turn when it came: the small go before the large, but for a while."""
         self.waits = 0.0
         """Weight of the queue."""
-        self.turns, self.inside = 0, 0.0
-        """Turns it has now, and their weight."""
+        self.turns = 0
+        """Turns it has now."""
 
     @property
     def after(self) -> float:
@@ -77,13 +78,12 @@ class Gate:
         pace: float = 0.001,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`burst` and `target` in seconds; `pace`, too, is what an ordinary request of a client is believed to take, at
-        most, before one was measured."""
+        """`burst` and `target` in seconds; `pace`, too, is what an ordinary request is believed to take before one was
+        measured."""
         self.burst, self.target, self.width = burst, target, width
         self._clock = clock
-        self._first = self._pace = pace
-        """Seconds between the ends of two turns, lately, by weight, while somebody waits: what else the process does
-        counts too."""
+        self._usual = pace
+        """Pace of first turns lately. A client counts once, however much it asks."""
         self._clients: OrderedDict[str, _Client] = OrderedDict()
         self._active: dict[str, _Client] = {}
         """Who has or waits for a turn."""
@@ -118,12 +118,12 @@ class Gate:
         return True
 
     def _ahead(self, name: str, weight: float, enough: float) -> float:
-        """Seconds of what would come before a request: what its client has here, and what others have waiting whose
-        turn would be earlier. A turn of somebody else that has begun is not counted: it cannot be taken back, and
-        refusing who waits for it helps nobody. Counts no further than `enough`."""
+        """Seconds of what waits and would come before a request, of its own client's and of others'. Turns that have
+        begun are not counted: they cannot be taken back, and refusing who waits for them helps nobody. Counts no further
+        than `enough`."""
         client = self._clients.get(name)
         if client is None:
-            client = _Client(min(self._pace, self._first))
+            client = _Client(self._usual)
         used = client.used if name in self._active else max(self._now, client.used)
         mine = used + client.pace * weight
         before = 0.0
@@ -131,9 +131,7 @@ class Gate:
             if place > mine or before > enough:
                 break
             before += client.pace * turn.weight
-        # What its client has begun is taken for no more than what now comes: it cannot be taken back either.
-        ahead = before + client.pace * min(client.inside, client.turns * weight) / self.width
-        after = mine + before
+        ahead, after = before, mine + before
         for other in self._waiting.values():
             if ahead > enough:
                 break
@@ -147,7 +145,7 @@ class Gate:
         """The client, who is here from now on."""
         client = self._active.get(name)
         if client is None:
-            client = self._clients.pop(name, None) or _Client(min(self._pace, self._first))
+            client = self._clients.pop(name, None) or _Client(self._usual)
             client.used = max(client.used, self._now)
             self._clients[name] = self._active[name] = client
             while len(self._clients) > CLIENTS and next(iter(self._clients)) not in self._active:
@@ -157,7 +155,6 @@ class Gate:
     def _give(self, turn: Turn, client: _Client) -> None:
         self._taken += 1
         client.turns += 1
-        client.inside += turn.weight
         self._now = max(self._now, client.used)
         turn.expected = client.pace * turn.weight
         client.used += turn.expected
@@ -169,14 +166,14 @@ class Gate:
             now = self._clock()
             spent, self._ended = now - self._ended, now
             pace = spent / turn.weight
-            self._pace += LATELY * (pace - self._pace)
+            if client.measured == 1:
+                self._usual += LATELY * (pace - self._usual)
             client.measured += 1
             client.pace += max(LATELY, 1 / client.measured) * (pace - client.pace)
         client.used += spent - turn.expected
         self._now += spent / len(self._active)
         self._taken -= 1
         client.turns -= 1
-        client.inside = client.inside - turn.weight if client.turns else 0.0
         self._leave(turn.client, client)
         self._next()
 
