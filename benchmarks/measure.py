@@ -9,6 +9,7 @@ makes the tables of the documents out of such files.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -62,7 +63,22 @@ def machine() -> Numbers:
         "python": platform.python_version(),
         "versions": versions(),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "blas": blas(),
     }
+
+
+def blas() -> dict[str, str]:
+    """The kernels of every OpenBLAS in this process, by the package that brings it."""
+    found = {}
+    for path in set(re.findall(r"/\S*openblas\S*\.so\S*", _read("/proc/self/maps"))):
+        library = ctypes.CDLL(path)
+        for name in ("openblas_get_corename", "scipy_openblas_get_corename64_", "scipy_openblas_get_corename"):
+            if hasattr(library, name):
+                core = getattr(library, name)
+                core.restype = ctypes.c_char_p
+                package = re.search(r"(\w+?)(_cpu)?\.libs", path)
+                found[package[1] if package else Path(path).name] = core().decode()
+    return found
 
 
 def _read(path: str) -> str:

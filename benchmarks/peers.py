@@ -1,6 +1,8 @@
 """The other tools, set up on our data: the same rows, fields and widths as `train_speed.py`.
 
-torch-rechub: its DSSM (temperature 0.1), MatchTrainer and DataGenerator, as its examples use them.
+torch-rechub: its DSSM (temperature 0.1), MatchTrainer and DataGenerator, as its examples use them. Its loader makes a batch row by
+row, which is half of its time, so it is measured without (as shipped) and with a process of its own for the loader, and the
+quicker is its row. Adam with `fused` or `foreach` gave neither tool more (docs/log.md).
 
 RecBole: its DSSM, Trainer and data loaders. Its towers are fixed: batch normalisation and tanh after every layer, the
 last included, and BCE on the cosine itself; dropout is set to 0, as ours, and everything else to its defaults
@@ -21,6 +23,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,7 +40,7 @@ TOOLS = {"torch-rechub": "torch-rechub", "RecBole": "recbole"}
 
 def here(name: str) -> bool:
     """Whether a tool can be imported; says so if not."""
-    name = name.partition(",")[0]
+    name = name.partition(",")[0].partition(" @ ")[0]
     module = TOOLS[name].replace("-", "_")
     try:
         if name == "RecBole":
@@ -53,6 +56,26 @@ def called(name: str) -> str:
     """A tool and its version, and the way it was used, if `name` has one after a comma."""
     name, comma, way = name.partition(",")
     return tool(TOOLS[name]).replace("recbole", "RecBole") + comma + way
+
+
+def at_best(tried: Mapping[str, list[float]], more: bool) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Peers and their settings out of what was tried, under "TOOL" as it is shipped or "TOOL @ SETTING".
+
+    The quickest of a tool by its median stands for the tool; where several ways were tried, the tool as it is shipped is beside it.
+    """
+    ways: dict[str, dict[str, list[float]]] = {}
+    for name, values in tried.items():
+        base, _, setting = name.partition(" @ ")
+        if values:
+            ways.setdefault(called(base), {})[setting or "as shipped"] = values
+    peers, settings = {}, {}
+    for label, given in ways.items():
+        best = (max if more else min)(given, key=lambda setting: median(given[setting]))
+        peers[label] = given[best]
+        if len(given) > 1:
+            settings[label] = best
+            peers[f"{label}, as shipped"] = given.get("as shipped", [])
+    return peers, settings
 
 
 @contextmanager
@@ -91,8 +114,8 @@ def rechub_trainer(dataset: Dataset) -> Any:
     return MatchTrainer(model, mode=0, optimizer_params={"lr": 1e-3}, n_epoch=1, device="cpu")
 
 
-def rechub_loader(dataset: Dataset, part: int = TRAIN) -> Any:
-    """torch-rechub's loader of a part: shuffled if it is the train part."""
+def rechub_loader(dataset: Dataset, part: int = TRAIN, workers: int = 0) -> Any:
+    """torch-rechub's loader of a part, read by so many processes: shuffled if it is the train part."""
     from torch_rechub.utils.data import DataGenerator
 
     pairs, columns = dataset.part(part), codes(dataset)
@@ -100,7 +123,7 @@ def rechub_loader(dataset: Dataset, part: int = TRAIN) -> Any:
     x |= {name: columns[name][pairs.item] for name in FIELDS["item"]}
     y = pairs.positive.astype("float32")
     shuffled, ordered, _ = DataGenerator(x, y).generate_dataloader(
-        x_val=x, y_val=y, x_test=x, y_test=y, batch_size=BATCH
+        x_val=x, y_val=y, x_test=x, y_test=y, batch_size=BATCH, num_workers=workers
     )
     return shuffled if part == TRAIN else ordered
 

@@ -1,38 +1,51 @@
-"""Search speed beside FAISS, in one process and one run: milliseconds of a query over a million vectors.
+"""Search speed beside FAISS, in one run: milliseconds of a query over a million vectors.
 
     .venv/bin/python benchmarks/search_speed.py
     .venv/bin/python benchmarks/search_speed.py --vectors FOLDER --scale 1000000 --kinds ivf,hnsw
     .venv/bin/python benchmarks/search_speed.py --run runs/retrieve --scale 1000000 --metric dot --threads 1
 
 FOLDER holds items.npy (N, D) and users.npy (M, D), float32; `--run` takes those of a trained run. `--scale` adds copies
-of the items with a little noise until there are so many. Without either, both come from the same clusters. Exact search:
-FAISS's flat index and ours give the same answers on the same threads; the limit is the matrix product alone (a batch) or
-one pass over the vectors (one query). Rounds alternate, so that a busy machine slows all.
+of the items with a little noise until there are so many. Without either, both come from the same clusters.
+
+Exact search: ours and FAISS's flat index, on the same threads, each in a process of its own; rounds alternate, and only
+one of them works at a time. FAISS is there as it is shipped, and at its best: `distance_compute_blas_threshold` at ten queries, every
+kernel of OPENBLAS_CORETYPE that the processor can run, one index or, on several threads, IndexShards; the quickest by
+its median is the row, for a batch and for one query each. The limit is the matrix product alone, by numpy and the quickest of the
+same kernels (a batch), or the quickest of three passes over the vectors (one query).
 Approximate search: one thread, one process; recall against exact search with users as queries.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import faiss as _faiss
 import numpy as np
-from measure import Numbers, finish, options, result, spread, timed, tool
+from measure import Numbers, blas, finish, options, result, timed, tool
 
 from twotower.index import build, recall, tune
 from twotower.index.exact import ExactIndex, one_blas_thread
-from twotower.index.protocol import Vectors
+from twotower.index.protocol import Metric, Vectors
 
-faiss: Any = _faiss
+SHIPPED, OURS = "as shipped", "ours"
+QUERIES = 10
+"""So many queries at once are a matrix product for FAISS at its best."""
+KERNELS = {"HASWELL": {"avx2", "fma"}, "SKYLAKEX": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}}
+"""Kernels of OpenBLAS 0.3.15 and the flags of a processor that can run them."""
 
 
 def main() -> None:
-    parser = options(__doc__, rounds=3)
+    parser = options(__doc__, rounds=7)
     parser.add_argument("--vectors", type=Path, help="folder with items.npy and users.npy; by default made up")
     parser.add_argument("--run", type=Path, help="a trained run: its items and users")
     parser.add_argument("--scale", type=int, default=1_000_000, help="items; copies with noise are added up to it")
@@ -91,14 +104,163 @@ def of_run(folder: Path) -> tuple[Vectors, Vectors]:
 
 def exact(items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Numbers]:
     """Milliseconds of a query in a batch, and of one query alone."""
-    queries, n, threads, k = users[: chosen.batch], len(items), chosen.threads, chosen.k
-    one = queries[:1]
-    transposed = np.ascontiguousarray(queries.T)
-    ours = ExactIndex.build(items, np.arange(n), chosen.metric)
-    ours.threads = threads
-    faiss.omp_set_num_threads(threads)
-    flat = faiss.IndexFlatIP(items.shape[1])
-    flat.add(items)
+    size = min(chosen.batch, len(users))
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    tuned = [core for core, needs in KERNELS.items() if needs <= set(flags.split())] or ["its own kernel"]
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        np.save(folder / "items.npy", items)
+        np.save(folder / "queries.npy", users[:size])
+        ask = {way: stack.enter_context(worker(way, folder, chosen)) for way in (SHIPPED, *tuned, OURS)}
+        told = {way: answer("about")[0] for way, answer in ask.items()}
+        times: dict[str, dict[str, list[float]]] = {"batch": {}, "single": {}}
+        for number in range(-1, chosen.rounds):
+            for way, answer in ask.items():
+                for work in told[way]["works"]:
+                    kind = work.partition(" ")[0]
+                    spent = [s * 1e3 / (size if kind == "batch" else 1) for s in answer(work)]
+                    if number >= 0:
+                        times[kind].setdefault(f"{work.partition(' ')[2]}, {way}", []).extend(spent)
+        for answer in ask.values():
+            answer("save")
+        agree = share_of_equal(np.load(folder / f"{SHIPPED}.npy"), np.load(folder / f"{OURS}.npy"))
+    results = []
+    for kind, what in (("batch", f"a query of a batch of {size}"), ("single", "one query")):
+        floor = min(median(values) for way, values in times[kind].items() if way.startswith("limit"))
+        quick = {way: values for way, values in times[kind].items() if way.startswith("faiss")}
+        shipped = quick.pop(f"faiss flat, {SHIPPED}")
+        best = min(quick, key=lambda way: median(quick[way]))
+        core = best.rpartition(", ")[2]
+        beside = f"{tool('faiss-cpu')} flat"
+        results.append(
+            result(
+                f"search_speed: exact, {label(items, chosen)}, {what}",
+                times[kind][f"search, {OURS}"],
+                "ms",
+                more=False,
+                peers={f"{beside}, at its best": quick[best], f"{beside}, as shipped": shipped},
+                floor=floor,
+                **about(items, chosen),
+                agreement_with_faiss=agree,
+                settings={
+                    f"{beside}, at its best": f"distance_compute_blas_threshold={told[core]['threshold']}, "
+                    f"OPENBLAS_CORETYPE={core}{', IndexShards' if 'shards' in best else ''}"
+                },
+                tried={way: round(median(values), 4) for way, values in times[kind].items()},
+                blas={way: given["blas"] for way, given in told.items()},
+                **({"read_gb_per_s": round(items.nbytes / floor / 1e6, 1)} if kind == "single" else {}),
+                **doubt(told, items.shape[1]),
+            )
+        )
+    return results
+
+
+def doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
+    """What is not as the table says it: FAISS at its best must have the threshold and the kernels it was given."""
+    for way, given in told.items():
+        if way in (SHIPPED, OURS):
+            continue
+        if given["threshold"] != QUERIES * width:
+            return {"doubt": f"FAISS's distance_compute_blas_threshold is {given['threshold']}, not {QUERIES * width}"}
+        core = given["blas"].get("faiss", "")
+        if way in KERNELS and core.upper() != way:
+            return {"doubt": f"FAISS's OpenBLAS runs {core or 'unknown kernels'}, not those of {way}"}
+    return {}
+
+
+def share_of_equal(one: Any, other: Any) -> float:
+    return round(float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(one, other, strict=True)])), 5)
+
+
+@contextmanager
+def worker(way: str, folder: Path, chosen: argparse.Namespace) -> Iterator[Callable[[str], list[Any]]]:
+    """Ask a process of its own to do a work: the seconds it took, or what it has to say."""
+    words = [sys.executable, str(Path(__file__).resolve()), "--worker", way, str(folder)]
+    words += [str(chosen.threads), str(chosen.k), chosen.metric]
+    environment = dict(os.environ)
+    if way != OURS:
+        environment.pop("OPENBLAS_CORETYPE", None)
+    if way in KERNELS:
+        environment["OPENBLAS_CORETYPE"] = way
+    with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(work: str) -> list[Any]:
+            process.stdin.write(work + "\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            line = process.stdout.readline()  # type: ignore[union-attr]
+            if not line:
+                raise SystemExit(f"the process of {way!r} ended with code {process.wait()}")
+            answer: list[Any] = json.loads(line)
+            return answer
+
+        try:
+            yield ask
+        finally:
+            process.stdin.close()
+            process.wait()
+
+
+def work_for(way: str, folder: Path, threads: int, k: int, metric: Metric) -> None:
+    """The other end of `worker`: works by name, each line of stdin one to do."""
+    items, queries = np.load(folder / "items.npy"), np.load(folder / "queries.npy")
+    one: Vectors = queries[:1]
+    n, width = items.shape
+    about: Numbers = {"threshold": None}
+    works: dict[str, Callable[[], Any]] = {}
+    if way == OURS:
+        ours = ExactIndex.build(items, np.arange(n), metric)
+        ours.threads = threads
+        del items
+        works = {"batch search": lambda: ours.search(queries, k)[0], "single search": lambda: ours.search(one, k)[0]}
+    else:
+        import faiss as module
+
+        faiss: Any = module
+        if way != SHIPPED:
+            faiss.cvar.distance_compute_blas_threshold = QUERIES * width
+        about["threshold"] = faiss.cvar.distance_compute_blas_threshold
+        faiss.omp_set_num_threads(threads)
+        flat = faiss.IndexFlatIP(width)
+        flat.add(items)
+        works = {
+            "batch faiss flat": lambda: flat.search(queries, k)[1],
+            "single faiss flat": lambda: flat.search(one, k)[1],
+        }
+        if way != SHIPPED:
+            works |= limits(items, queries, threads)
+        if way != SHIPPED and threads > 1:
+            shards = faiss.IndexShards(width, True, True)
+            parts = [faiss.IndexFlatIP(width) for _ in range(threads)]
+            for number, part in enumerate(parts):
+                part.add(items[n * number // threads : n * (number + 1) // threads])
+                shards.add_shard(part)
+
+            def each(asked: Vectors) -> Any:
+                faiss.omp_set_num_threads(1)
+                try:
+                    return shards.search(asked, k)[1]
+                finally:
+                    faiss.omp_set_num_threads(threads)
+
+            works |= {"batch faiss shards": lambda: each(queries), "single faiss shards": lambda: each(one)}
+    works[next(iter(works))]()
+    about |= {"works": list(works), "blas": blas()}
+    for line in map(str.strip, sys.stdin):
+        if line == "about":
+            said: list[Any] = [about]
+        elif line == "save":
+            np.save(folder / f"{way}.npy", next(iter(works.values()))())
+            said = []
+        else:
+            said = [timed(works[line]) for _ in range(1 if line.startswith("batch") else 5)]
+        print(json.dumps(said), flush=True)
+
+
+def limits(items: Vectors, queries: Vectors, threads: int) -> dict[str, Callable[[], object]]:
+    """The matrix product alone, and passes over the vectors, each thread a share."""
+    n, transposed, one = len(items), np.ascontiguousarray(queries.T), queries[0].copy()
 
     def share(work: Callable[[int, int], object]) -> None:
         bounds = [n * t // threads for t in range(threads + 1)]
@@ -111,52 +273,12 @@ def exact(items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Nu
             block = items[start : min(start + 1024, high)]
             np.matmul(block, transposed, out=space[: len(block)])
 
-    works: dict[str, Callable[[], object]] = {
-        "batch.faiss_flat": lambda: flat.search(queries, k),
-        "batch.ours": lambda: ours.search(queries, k),
-        "batch.matrix_product": lambda: share(products),
-        "single.faiss_flat": lambda: flat.search(one, k),
-        "single.ours": lambda: ours.search(one, k),
-        "single.read_sum": lambda: share(lambda low, high: items[low:high].sum()),
-        "single.read_gemv": lambda: share(lambda low, high: items[low:high] @ one[0]),
+    return {
+        "batch limit product": lambda: share(products),
+        "single limit sum": lambda: share(lambda low, high: items[low:high].sum()),
+        "single limit largest": lambda: share(lambda low, high: items[low:high].max()),
+        "single limit gemv": lambda: share(lambda low, high: items[low:high] @ one),
     }
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(-1, chosen.rounds):
-        for name, work in works.items():
-            for _ in range(1 if name.startswith("batch") else 5):
-                spent = timed(work) * 1e3 / (len(queries) if name.startswith("batch") else 1)
-                if number >= 0:
-                    times[name].append(spent)
-    theirs = flat.search(queries, k)[1]
-    agree = float(
-        np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(theirs, ours.search(queries, k)[0], strict=True)])
-    )
-    middle = {name: spread(values)["median"] for name, values in times.items()}
-    read = min(middle["single.read_sum"], middle["single.read_gemv"])
-    shared = about(items, chosen) | {"agreement_with_faiss": round(agree, 5)}
-    beside = f"{tool('faiss-cpu')} flat"
-    name = f"search_speed: exact, {label(items, chosen)}"
-    return [
-        result(
-            f"{name}, a query of a batch of {len(queries)}",
-            times["batch.ours"],
-            "ms",
-            more=False,
-            peers={beside: times["batch.faiss_flat"]},
-            floor=middle["batch.matrix_product"],
-            **shared,
-        ),
-        result(
-            f"{name}, one query",
-            times["single.ours"],
-            "ms",
-            more=False,
-            peers={beside: times["single.faiss_flat"]},
-            floor=read,
-            read_gb_per_s=round(items.nbytes / read / 1e6, 1),
-            **shared,
-        ),
-    ]
 
 
 def label(items: Vectors, chosen: argparse.Namespace) -> str:
@@ -200,4 +322,7 @@ def approximate(kind: str, items: Vectors, users: Vectors, chosen: argparse.Name
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--worker"]:
+        work_for(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])  # type: ignore[arg-type]
+    else:
+        main()

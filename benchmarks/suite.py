@@ -3,7 +3,8 @@
     TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/suite.py --date 2026-01-31 --run runs/bench
 
 Every step writes FOLDER/STEP.json and FOLDER/STEP.log. One that fails does not stop the others; its rows are then "not
-run" in the tables, and the exit code is 1. `--only STEP,STEP` runs some again and keeps the results of the others;
+run" in the tables, and the exit code is 1. `--only STEP,STEP` runs some again and keeps the results of the others, and the tables and
+sections of which FOLDER has none;
 `--resume` keeps rows that baselines.py and retrieval_quality.py have already. `--quick` is a small version of each,
 which proves that it runs and whose numbers are worth nothing: its tables stay in FOLDER.
 
@@ -199,6 +200,8 @@ def done(step: Step, run: Path, chosen: argparse.Namespace, fill: dict[str, str]
 
 def tables(run: Path, chosen: argparse.Namespace) -> bool:
     words = [sys.executable, str(HERE / "table.py"), str(run), "--date", chosen.date]
+    if chosen.only:
+        words.append("--keep")
     if chosen.quick:
         words += ["--page", str(run / "benchmarks.md")]
     else:

@@ -4,7 +4,8 @@
 
 Writes FOLDER/table.json and `--page`: every result with its range, the other tools and the machine's limit beside it, and the
 command that measured it. In each `--readme` what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` becomes the
-table NAME of BLOCKS; all else stays as it is. A number that was expected and is not there reads "not run".
+table NAME of BLOCKS; all else stays as it is. A number that was expected and is not there reads "not run"; with `--keep` a table or
+section of which no number is there stays as it is, with its date.
 """
 
 from __future__ import annotations
@@ -211,6 +212,7 @@ ABLATIONS: dict[str, Text] = {
 ONE, TWO = "search_speed: exact, 1,000,000 x 128, 1 thread, ", "search_speed: exact, 1,000,000 x 64, 2 threads, "
 IVF = "search_speed: ivf, 1,000,000 x 128, one thread, "
 BATCH, SINGLE = "a query of a batch of 256", "one query"
+FAISS = ("faiss, at its best", "faiss, as shipped")
 
 BLOCKS: dict[str, Block] = {
     "rank": Block(
@@ -245,12 +247,24 @@ BLOCKS: dict[str, Block] = {
                 _beside("train_speed: training", "torch-rechub", "RecBole"),
             ),
             (
+                ("… as shipped", "…… 出厂设置"),
+                ("", *_beside("train_speed: training", "torch-rechub, as shipped", "")[1:-1], ""),
+            ),
+            (
                 ("seconds from the archive on disk to test AUC 0.80", "从磁盘上的压缩包到测试 AUC 0.80 的秒数"),
                 (Cell("train_speed: from the archive to test AUC 0.80"), "", "", "", ""),
             ),
             (
                 ("seconds to evaluate all users on all films", "对全部用户和全部电影做评估的秒数"),
                 _beside("evaluation_speed: all users, whole catalogue", "torch-rechub", "RecBole"),
+            ),
+            (
+                ("… as shipped", "…… 出厂设置"),
+                (
+                    "",
+                    *_beside("evaluation_speed: all users, whole catalogue", "torch-rechub, as shipped", "")[1:-1],
+                    "",
+                ),
             ),
             (
                 ("… without AUC, and with what was seen", "…… 不计 AUC，也不去掉看过的"),
@@ -360,32 +374,33 @@ BLOCKS: dict[str, Block] = {
         (
             ("what", "项目"),
             ("ms a query", "毫秒/查询"),
-            "FAISS flat",
-            ("times FAISS flat", "FAISS flat 的倍数"),
+            ("FAISS flat, at its best", "FAISS flat，最佳设置"),
+            ("FAISS flat, as shipped", "FAISS flat，出厂设置"),
+            ("times the best", "最佳者的倍数"),
             ("limit", "上限"),
         ),
         (
             (
                 ("exact, 1,000,000 x 128, batch of 256, one thread", "精确，1,000,000 x 128，每批 256，单线程"),
-                _beside(ONE + BATCH, "faiss"),
+                _beside(ONE + BATCH, *FAISS),
             ),
             (
                 ("exact, 1,000,000 x 128, one query, one thread", "精确，1,000,000 x 128，单个查询，单线程"),
-                _beside(ONE + SINGLE, "faiss"),
+                _beside(ONE + SINGLE, *FAISS),
             ),
             (
                 ("exact, 1,000,000 x 64, batch of 256, two threads", "精确，1,000,000 x 64，每批 256，双线程"),
-                _beside(TWO + BATCH, "faiss"),
+                _beside(TWO + BATCH, *FAISS),
             ),
             (
                 ("exact, 1,000,000 x 64, one query, two threads", "精确，1,000,000 x 64，单个查询，双线程"),
-                _beside(TWO + SINGLE, "faiss"),
+                _beside(TWO + SINGLE, *FAISS),
             ),
             (
                 ("IVF, 1,000,000 x 128, one query, one thread", "IVF，1,000,000 x 128，单个查询，单线程"),
-                (Cell(IVF + SINGLE), "", "", ""),
+                (Cell(IVF + SINGLE), "", "", "", ""),
             ),
-            (("its recall@100", "其 recall@100"), (Cell(IVF + "recall@100", recalled), "", "", "")),
+            (("its recall@100", "其 recall@100"), (Cell(IVF + "recall@100", recalled), "", "", "", "")),
         ),
     ),
     "embedding": Block(
@@ -476,8 +491,8 @@ MORE = (
 EXPECTED = tuple(dict.fromkeys([*(name for block in BLOCKS.values() for name in block.names()), *MORE]))
 
 
-def rewrite(text: str, results: Mapping[str, Numbers], language: str) -> str:
-    """A document with its marked tables replaced. Raises ValueError for a marker that is unknown or has no end."""
+def rewrite(text: str, results: Mapping[str, Numbers], language: str, keep: bool = False) -> str:
+    """A document with its marked tables replaced; `keep` leaves those of which no number is there. Raises ValueError for a marker that is unknown or has no end."""
     begin, end = r"<!-- bench:([\w-]*) -->\n", r"<!-- /bench -->"
     for name in re.findall(r"<!-- bench:(.*?) -->", text):
         if name not in BLOCKS:
@@ -486,6 +501,8 @@ def rewrite(text: str, results: Mapping[str, Numbers], language: str) -> str:
         raise ValueError(f"a marker <!-- bench:NAME --> alone on its line, and {end} after its table, are needed")
 
     def table(found: re.Match[str]) -> str:
+        if keep and not any(name in results for name in BLOCKS[found[1]].names()):
+            return found[0]
         return f"<!-- bench:{found[1]} -->\n{BLOCKS[found[1]].markdown(results, language)}\n{end}"
 
     return re.sub(rf"{begin}[\s\S]*?{end}", table, text)
@@ -495,8 +512,9 @@ def rewrite(text: str, results: Mapping[str, Numbers], language: str) -> str:
 
 INTRODUCTION = """# Benchmarks
 
-Made by `make bench DATA=path/to/ml-1m.zip SEQUENCES=path/to/ml-1m-sequences.zip` on {date}; do not edit. Every script of
-`benchmarks/` says at its top what it measures, how, and with which settings of the other tools.
+Made by `make bench DATA=path/to/ml-1m.zip SEQUENCES=path/to/ml-1m-sequences.zip`; do not edit. Every script of
+`benchmarks/` says at its top what it measures, how, and with which settings of the other tools. Every section has the date of its run:
+`make bench … FLAGS='--only STEP,STEP'` runs some steps again and leaves the others' sections and tables as they are.
 
 A value is the median of its rounds, or seeds, and in brackets their range; quality over users or queries has its 95 % interval
 in square brackets. *Times as good* is beside each other tool in the same run: rows per second over theirs, their seconds or bytes
@@ -540,8 +558,16 @@ def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], l
     return results, machine, bounds, doubts
 
 
-def page(results: Mapping[str, Numbers], machine: Numbers, bounds: list[Numbers], doubts: list[str], date: str) -> str:
-    out = [INTRODUCTION.format(date=date)]
+def page(
+    results: Mapping[str, Numbers],
+    machine: Numbers,
+    bounds: list[Numbers],
+    doubts: list[str],
+    date: str,
+    before: str = "",
+) -> str:
+    """The page; sections without a result are taken from the page `before`, if it has them."""
+    out = [INTRODUCTION]
     if machine:
         out.append(
             f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}."
@@ -560,12 +586,26 @@ def page(results: Mapping[str, Numbers], machine: Numbers, bounds: list[Numbers]
         )
     out += [f"**{doubt}**" for doubt in doubts]
     names = list(dict.fromkeys([*EXPECTED, *sorted(results)]))
+    old = _sections(before)
     for script in dict.fromkeys(name.partition(":")[0] for name in names):
-        out.append(_section(script, [name for name in names if name.partition(":")[0] == script], results))
+        own = [name for name in names if name.partition(":")[0] == script]
+        if script in old and not any(name in results for name in own):
+            out.append(old[script])
+        else:
+            out.append(_section(script, own, results, date))
     return "\n\n".join(part.strip() for part in [*out, LEFT_OUT]) + "\n"
 
 
-def _section(script: str, names: list[str], results: Mapping[str, Numbers]) -> str:
+def _sections(page: str) -> dict[str, str]:
+    """The sections of a page by their script, each with its date."""
+    found = dict(re.findall(r"^## (\w+)\n([\s\S]*?)(?=^## |\Z)", page, re.MULTILINE))
+    whole = re.search(r"^Made by .* on (\d{4}-\d\d-\d\d); do not edit", page, re.MULTILINE)
+    before = f"\nRun on {whole[1]}.\n" if whole else ""
+    dated = {name: text if text.startswith("\nRun on ") else before + text for name, text in found.items()}
+    return {name: f"## {name}\n{text}" for name, text in dated.items()}
+
+
+def _section(script: str, names: list[str], results: Mapping[str, Numbers], date: str) -> str:
     head = ["what", "value", "unit", "rounds", "other tools", "times as good", "limit", "of it", "command"]
     lines = [_line(head), "|" + "---|" * len(head)]
     commands: list[str] = []
@@ -582,13 +622,14 @@ def _section(script: str, names: list[str], results: Mapping[str, Numbers]) -> s
             value += " [" + ", ".join(number(end) for end in found["interval"]) + "]"
         if found.get("doubt"):
             value += say(DOUBTFUL, "en")
-        others = "; ".join(f"{peer}: {cell(given)}" for peer, given in found["peer"].items())
+        settings = {peer: f" ({said})" for peer, said in found.get("settings", {}).items()}
+        others = "; ".join(f"{peer}{settings.get(peer, '')}: {cell(given)}" for peer, given in found["peer"].items())
         ratios = "; ".join(times(given["ratio"]) for given in found["peer"].values())
         floor = [number(found["floor"]), times(found["ratio_to_floor"])] if found["floor"] is not None else ["", ""]
         which = str(commands.index(found["command"]) + 1)
         lines.append(_line([label, value, found["unit"], str(found["rounds"]), others, ratios, *floor, which]))
     told = [f"{number}. `{command}`" for number, command in enumerate(commands, 1)]
-    return "\n".join([f"## {script}", "", *lines, *([""] if told else []), *told])
+    return "\n".join([f"## {script}", "", f"Run on {date}.", "", *lines, *([""] if told else []), *told])
 
 
 def main() -> None:
@@ -597,6 +638,7 @@ def main() -> None:
     options.add_argument("--date", required=True)
     options.add_argument("--page", type=Path)
     options.add_argument("--readme", type=Path, action="append", default=[], help="the Chinese one has .zh in its name")
+    options.add_argument("--keep", action="store_true", help="tables and sections without a result stay as they are")
     chosen = options.parse_args()
     results, machine, bounds, doubts = collect(chosen.folder)
     missing = [name for name in EXPECTED if name not in results]
@@ -611,13 +653,14 @@ def main() -> None:
     (chosen.folder / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     try:
         texts = {
-            path: rewrite(path.read_text(encoding="utf-8"), results, "zh" if ".zh" in path.name else "en")
+            path: rewrite(path.read_text(encoding="utf-8"), results, "zh" if ".zh" in path.name else "en", chosen.keep)
             for path in chosen.readme
         }
     except ValueError as e:
         sys.exit(f"error: {e}")
     if chosen.page:
-        texts[chosen.page] = page(results, machine, bounds, doubts, chosen.date)
+        before = chosen.page.read_text(encoding="utf-8") if chosen.keep and chosen.page.exists() else ""
+        texts[chosen.page] = page(results, machine, bounds, doubts, chosen.date, before)
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     for doubt in doubts:

@@ -18,11 +18,13 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import polars as pl
 import torch
 from measure import finish, options, product_rate, result
-from peers import BATCH, FIELDS, LAYERS, WIDTH, called, here, quiet, recbole_dssm, rechub_loader, rechub_trainer
+from peers import BATCH, FIELDS, LAYERS, WIDTH, at_best, here, quiet, recbole_dssm, rechub_loader, rechub_trainer
 
 from twotower.config import parse
 from twotower.data import movielens
@@ -52,12 +54,14 @@ def main() -> None:
             rates[name].append(rows / epoch(dataset, number))
         products.append(product_rate())
     ours = rates.pop("twotower")
+    peers, settings = at_best(rates, more=True)
     results = [
         result(
             "train_speed: training",
             ours,
             "rows/s",
-            peers={called(name): values for name, values in rates.items()},
+            peers=peers,
+            settings=settings,
             floor=statistics.median(products) / FLOPS_PER_ROW,
             threads=chosen.threads,
         )
@@ -105,9 +109,9 @@ def twotower_epoch(dataset: Dataset, seed: int) -> float:
     return time.perf_counter() - started
 
 
-def rechub_epoch(dataset: Dataset, seed: int) -> float:
+def rechub_epoch(dataset: Dataset, seed: int, workers: int = 0) -> float:
     """Seconds of one epoch of torch-rechub's own trainer, loader and model."""
-    trainer, loader = rechub_trainer(dataset), rechub_loader(dataset)
+    trainer, loader = rechub_trainer(dataset), rechub_loader(dataset, workers=workers)
     with quiet():
         started = time.perf_counter()
         trainer.train_one_epoch(loader)
@@ -122,7 +126,11 @@ def recbole_epoch(dataset: Dataset, seed: int) -> float:
         return time.perf_counter() - started
 
 
-PEERS = {"torch-rechub": rechub_epoch, "RecBole": recbole_epoch}
+PEERS: dict[str, Callable[[Dataset, int], float]] = {
+    "torch-rechub": rechub_epoch,
+    "torch-rechub @ num_workers=1": partial(rechub_epoch, workers=1),
+    "RecBole": recbole_epoch,
+}
 
 
 def seconds_to(goal: float) -> float | None:

@@ -84,6 +84,14 @@ def test_a_command_can_be_typed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> No
     assert measure.command() == expected
 
 
+def test_the_kernels_of_every_openblas_in_the_process_are_told() -> None:
+    from twotower.index import faiss_setup
+
+    assert faiss_setup.faiss
+    assert set(measure.blas()) >= {"faiss", "numpy"}
+    assert measure.machine()["blas"] == measure.blas()
+
+
 def test_the_machine_is_told() -> None:
     found = measure.machine()
     assert found["cpu"]
@@ -256,6 +264,94 @@ def test_results_of_two_machines_are_told(tmp_path: Path, monkeypatch: pytest.Mo
     _, machine, _, doubts = table.collect(tmp_path)
     assert not doubts
     assert machine["cores"] == here["cores"] + 1
+
+
+def test_a_partial_run_leaves_other_tables_and_sections_with_their_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = "<!-- bench:speed -->\n| old |\n<!-- /bench -->\n<!-- bench:rank -->\n| older |\n<!-- /bench -->\n"
+    (tmp_path / "README.md").write_text(tables, encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Made by `make bench` on 2026-01-01; do not edit.\n\n## train_speed\n\n| gone |\n\n## rank_quality\n\n| stays |\n\n"
+        "1. `its command`\n\n## Other tools\n\nwords\n",
+        encoding="utf-8",
+    )
+    measure.save(tmp_path / "train_speed.json", [speed()], 2)
+    words = [
+        str(tmp_path),
+        "--date",
+        "2026-02-02",
+        "--page",
+        str(page),
+        "--readme",
+        str(tmp_path / "README.md"),
+        "--keep",
+    ]
+    for _ in range(2):  # the second finds the dates in the sections
+        monkeypatch.setattr(sys, "argv", ["table.py", *words])
+        table.main()
+        text = page.read_text(encoding="utf-8")
+        assert "## rank_quality\n\nRun on 2026-01-01.\n\n| stays |\n\n1. `its command`\n" in text
+        assert "## train_speed\n\nRun on 2026-02-02.\n" in text
+        assert "| gone |" not in text
+        assert "not run" in text, "sections that the page did not have"
+        assert text.count("## Other tools") == 1
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| older |" in readme
+    assert "| old |" not in readme
+
+
+# ---- peers at their best
+
+search_speed = _load("search_speed")
+
+
+def test_faiss_runs_with_the_settings_that_its_row_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "search_speed.py --scale 3000 --width 32 --batch 16 --k 5 --rounds 1 --threads 2 --kinds= --out"
+    monkeypatch.setattr(sys, "argv", [*words.split(), str(tmp_path / "found.json")])
+    search_speed.main()
+    batch, single = json.loads((tmp_path / "found.json").read_text())["results"]
+    for found in (batch, single):
+        best, shipped = found["peer"]
+        assert (best.partition(", ")[2], shipped.partition(", ")[2]) == ("at its best", "as shipped")
+        assert "distance_compute_blas_threshold=320" in found["settings"][best]
+        assert "doubt" not in found
+        assert found["agreement_with_faiss"] == 1
+        for way, kernels in found["blas"].items():
+            assert kernels["faiss"], way
+            assert way not in search_speed.KERNELS or kernels["faiss"].upper() == way
+        assert {"faiss flat, as shipped", "search, ours"} < set(found["tried"])
+        assert any("shards" in way for way in found["tried"])
+    page = table.page({batch["name"]: batch}, {}, [], [], "2026-01-31")
+    assert "at its best (distance_compute_blas_threshold=320, OPENBLAS_CORETYPE=" in page
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"threshold": 128_000}, "threshold is 128000, not 640"),
+        ({"blas": {"faiss": "Zen"}}, "runs Zen, not those of HASWELL"),
+        ({"blas": {}}, "runs unknown kernels"),
+    ],
+)
+def test_a_peer_without_its_settings_is_marked(changed: Any, said: str | None) -> None:
+    told = {"as shipped": {"threshold": 128_000, "blas": {}}, "ours": {"threshold": None, "blas": {}}}
+    found = search_speed.doubt(told | {"HASWELL": {"threshold": 640, "blas": {"faiss": "Haswell"}} | changed}, 64)
+    assert (said is None and not found) or (said or "") in found["doubt"]
+
+
+def test_the_quickest_way_of_a_tool_is_its_row_and_the_shipped_one_beside_it() -> None:
+    at_best = _load("peers").at_best
+    tried = {"torch-rechub": [5.0], "torch-rechub @ num_workers=1": [9.0, 8.0], "RecBole": [7.0], "RecBole @ x": []}
+    label, other = (_load("peers").called(name) for name in ("torch-rechub", "RecBole"))
+    peers, settings = at_best(tried, more=True)
+    assert peers == {label: [9.0, 8.0], f"{label}, as shipped": [5.0], other: [7.0]}
+    assert settings == {label: "num_workers=1"}
+    peers, settings = at_best(tried, more=False)
+    assert peers[label] == [5.0]
+    assert settings == {label: "as shipped"}
 
 
 # ---- what the tables expect is what the scripts have
