@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +21,12 @@ from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, every
 
 from twotower import cli, compat, pipeline, publisher, report, run, storage
 from twotower import config as toml
+from twotower.config import DataConfig, SplitConfig
+from twotower.data import preparation
 from twotower.data.dataset import Dataset, prepare
 from twotower.data.tables import check
-from twotower.errors import Interrupted, RunError
+from twotower.errors import Interrupted, RunError, TwoTowerError
+from twotower.schema import Sequence
 from twotower.watcher import Watcher
 
 FILES = {
@@ -541,3 +546,138 @@ def test_fault_G24_what_killed_trainings_left_goes_with_the_next(folder: Path, t
     assert f"resuming after step {int(newest.name.removeprefix('step-'))}" in lines
     assert {p.name for p in folder.iterdir()} == {*FILES, ".notes.7.tmp"}
     assert not [p for p in folder.rglob(".*") if p.name != ".notes.7.tmp"]
+
+
+# ---- damaged files
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on prepared data."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("streamed")
+    checkerboard()[2].write_parquet(folder / "interactions.parquet")
+    met = Sequence(name="met", side="user", of="all")
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, met)})
+    data = DataConfig(interactions=str(folder / "interactions.parquet"))
+    dataset = preparation.prepare(data, schema, SplitConfig(kind="last"), folder / "prepared")
+    pipeline.fit(dataset, schema, settings(train={"epochs": 1}, split={"kind": "last"}), folder=folder / "run")
+    return folder / "run"
+
+
+def saved(array: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def damages(data: bytes, name: str) -> dict[str, bytes | None]:
+    """A file's damaged contents; None is a folder in its place."""
+    found: dict[str, bytes | None] = {
+        "empty": b"", "half": data[: len(data) // 2], "random": np.random.default_rng(0).bytes(len(data)),
+        "zeros": bytes(len(data)), "a folder": None,
+    }  # fmt: skip
+    if name.endswith((".json", ".jsonl")):
+        found |= {text: text.encode() for text in ("[]", "null", "1", '"x"', "[" * 100_000, '{"a": {"b": []}}')}
+        found["other types"] = re.sub(rb"(?<=: )(-?[\d.]+|\{)", b'[], "x": \\1', data)
+    if name.endswith(".toml"):
+        found |= {"other types": data.replace(b"= ", b"= [[]] # "), "no schema": b"", "a key": b"[train]\nepoch = 3\n"}
+    if name.endswith(".npy"):
+        array = np.load(io.BytesIO(data))
+        found |= {
+            "objects": saved(np.array([{}, None], object)), "one": saved(np.array(3)), "text": saved(array.astype(str)),
+            "cubes": saved(array.reshape(1, 1, -1)),
+        }  # fmt: skip
+    if name.endswith(".parquet"):
+        frame, file = pl.read_parquet(io.BytesIO(data)), {}
+        for kind, other in (
+            ("no columns", frame.select()),
+            ("lists", frame.select(pl.all().implode().over(pl.lit(1)))),
+        ):
+            file[kind] = io.BytesIO()
+            other.write_parquet(file[kind])
+        found |= {kind: f.getvalue() for kind, f in file.items()}
+    return found
+
+
+def read_everywhere(folder: Path, name: str, out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What is said, by command, of a run with a damaged file: nothing or a line of error that names the file."""
+    said = {}
+    items = out / "items.parquet"
+    everything()[1].write_parquet(items)
+    for verb, more in {
+        "evaluate": [], "doctor": [], "compare": [folder], "embed": [items, "--out", out / "vectors"],
+        "publish": ["--store", out / "store"],
+    }.items():  # fmt: skip
+        code = cli.run_command(cli.app, [verb, str(folder), *map(str, more)])
+        error = capsys.readouterr().err
+        assert (code == 2) is bool(error), (verb, error)
+        assert error.count("\n") <= 1
+        assert not error or (error.startswith("error: ") and str(folder) in error), error
+        said[verb] = error
+    return said
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
+     "interactions.parquet", "metrics.json", "history.jsonl"],
+)  # fmt: skip
+def test_fault_G18_a_damaged_file_of_a_run_is_a_line_that_names_it(
+    name: str, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (copy / name).read_bytes()
+    for number, (kind, data) in enumerate(damages(whole, name).items()):
+        storage.remove(copy / name)
+        (copy / name).mkdir() if data is None else (copy / name).write_bytes(data)
+        if number:
+            with pytest.raises(
+                RunError if name != "config.toml" else TwoTowerError, match=re.escape(str(copy))
+            ) as error:
+                run.load(copy)
+            found = {"": str(error.value)}
+        else:
+            found = read_everywhere(copy, name, tmp_path, capsys)
+        for verb, said in found.items():
+            assert name in said or "table" in said, (kind, verb, said)
+        storage.remove(copy / name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prepared.json", "encoders.json", "users.parquet", "items.parquet", "arrays/user.npy", "arrays/positive.npy",
+     "arrays/user.1.values.npy", "arrays/user.1.offsets.npy", "arrays/item.0.npy"],
+)  # fmt: skip
+def test_fault_G18_a_damaged_file_of_a_prepared_run_is_a_line_that_names_it(
+    name: str, streamed: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(streamed, tmp_path / "copy"))
+    path = copy / "prepared" / name
+    for kind, data in damages(path.read_bytes(), name).items():
+        storage.remove(path)
+        path.mkdir() if data is None else path.write_bytes(data)
+        with pytest.raises(RunError) as error:
+            pipeline.evaluate(run.load(copy))
+        assert path.name in str(error.value), (kind, error.value)
+
+
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+def test_fault_G18_damaged_checkpoints_are_passed_over_or_named(
+    name: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema, config = run.read_config(copy)
+    newest, before = sorted((copy / "checkpoints").iterdir(), reverse=True)
+    storage.remove(before)
+    whole = (newest / name).read_bytes()
+    cases = damages(whole, name)
+    if name == "state.json":
+        state = json.loads(whole)
+        for key, value in (("step", "x"), ("fingerprint", []), ("progress", {"epoch": "x"}), ("progress", {"x": 1})):
+            cases[f"{key} {value}"] = json.dumps(state | {key: value}).encode()
+    for kind, data in cases.items():
+        storage.remove(newest / name)
+        (newest / name).mkdir() if data is None else (newest / name).write_bytes(data)
+        with pytest.raises(RunError, match="a complete run without a checkpoint|state.json: damaged") as error:
+            pipeline.fit(everything(), schema, config, folder=copy, resume=True)
+        assert str(copy) in str(error.value), kind
+    assert run.load(copy).metrics

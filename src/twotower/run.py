@@ -20,7 +20,7 @@ import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from twotower.data import prepared
 from twotower.data.dataset import Dataset, read, text
 from twotower.data.splits import TEST
 from twotower.encoders import Encoders
-from twotower.errors import RunError
+from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.evaluation import Factors, factors_before
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
@@ -63,7 +63,7 @@ class Run:
     model: TwoTower
     metrics: dict[str, float]
     history: list[dict[str, Any]]
-    sha256: str = ""  # of model.safetensors, if there is a folder
+    sha256: str = field(default="", kw_only=True)  # of model.safetensors, if there is a folder
 
     def factors(self, part: int = TEST) -> Factors:
         """Vectors of all users and items as known when `part` is asked; `factors().users @ factors().items.T` are
@@ -262,14 +262,37 @@ def _load(folder: Path) -> Run:
         )
     place = current(folder)
     schema, config = read_config(place)
-    dataset = prepared.load(place, schema, config.split)
     try:
-        history = [json.loads(line) for line in read(place / "history.jsonl", text).splitlines()]
-    except ValueError as e:
-        raise RunError(f"{place / 'history.jsonl'}: not readable as lines of JSON ({e})") from None
+        dataset = prepared.load(place, schema, config.split)
+    except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
+        raise RunError(f"{place}: encoders.json and the tables do not go together ({first_line(e)})") from e
     model = load_model(place, config, dataset.encoders)
+    metrics = storage.read_json(place / "metrics.json")
+    if not _named_numbers(metrics):
+        raise RunError(f"{place / 'metrics.json'}: damaged (expected numbers by name)")
+    history = _history(place / "history.jsonl")
+    if len(history) != metrics.get("train.epochs", len(history)):
+        raise RunError(
+            f"{place / 'history.jsonl'}: damaged, or of another run (the epochs are not those of metrics.json)"
+        )
     digest = storage.read_json(place / "model.json")["sha256"]
-    return Run(folder, config, dataset, model, storage.read_json(place / "metrics.json"), history, digest)
+    return Run(folder, config, dataset, model, metrics, history, sha256=digest)
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries = [json.loads(line) for line in read(path, text).splitlines()]
+    except (RecursionError, ValueError) as e:
+        raise RunError(f"{path}: not readable as lines of JSON ({e})") from None
+    for number, entry in enumerate(entries or [None], 1):
+        known = _named_numbers(entry) and {"epoch", "step", "train.loss"} <= entry.keys()
+        if not known or entry["epoch"] != number:
+            raise RunError(f"{path}: damaged (line {number} is not that of epoch {number})")
+    return entries
+
+
+def _named_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
 
 
 def read_config(folder: Path) -> tuple[Schema, Config]:
@@ -296,9 +319,10 @@ def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     data = read(folder / "model.safetensors", Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")
-    model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
     try:
+        model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
         model.load_state_dict(load_tensors(data), strict=True)
-    except (RuntimeError, SafetensorError) as e:
-        raise RunError(f"{folder}: the weights do not fit config.toml ({str(e).splitlines()[0]})") from None
+    except (ConfigError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
+        what = f"the weights do not fit config.toml and encoders.json ({first_line(e)})"
+        raise RunError(f"{folder / 'model.safetensors'}: {what}") from None
     return model.eval()

@@ -106,6 +106,10 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with file.open("rb") as data:
             if hashlib.file_digest(data, "sha256").hexdigest() != state["sha256"]:
                 raise RunError(f"checkpoint {path} is damaged (checksum)")
+        if not isinstance(state["step"], int) or not all(
+            isinstance(state[n], dict) for n in ("fingerprint", "progress")
+        ):
+            raise TypeError("step, fingerprint or progress")
         return load_file(file), state
     except (OSError, SafetensorError, KeyError, TypeError) as e:
         raise RunError(f"checkpoint {path} is damaged ({type(e).__name__}: {e})") from None

@@ -67,6 +67,17 @@ class _Progress:
     waited: int = 0  # validations since the best one
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @classmethod
+    def restore(cls, kept: dict[str, Any], path: Path) -> _Progress:
+        """What a checkpoint holds; "none" is its best of nothing. Raises RunError if that is none."""
+        fresh = vars(cls())
+        best = -math.inf if kept.get("best") == "none" else kept.get("best")
+        found = kept | {"best": best}
+        kinds = {name: (int, float) if isinstance(v, float) else (type(v),) for name, v in fresh.items()}
+        if not found.keys() <= fresh.keys() or not all(type(v) in kinds[name] for name, v in found.items()):
+            raise RunError(f"{path / 'state.json'}: damaged (progress is not as it was written); remove {path}")
+        return cls(**found)
+
 
 def choose_device(name: str, say: Callable[[str], None], local: int = 0) -> torch.device:
     """The device that `name` means here, the `local`-th of its kind; `auto` picks and says why. Raises ConfigError if it
@@ -354,9 +365,7 @@ class Trainer:
                 raise RunError(f"cannot resume, the run has changed ({what}); go back, or pass --override")
             self.watcher.say(f"warning: resuming although the run has changed ({what})")
         self._restore(tensors)
-        self.progress = _Progress(**state["progress"])
-        if self.progress.best == "none":  # type: ignore[comparison-overlap]
-            self.progress.best = -math.inf  # type: ignore[unreachable]
+        self.progress = _Progress.restore(state["progress"], self._last_path)
         return folder
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
