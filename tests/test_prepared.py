@@ -444,6 +444,30 @@ def test_a_prepared_folder_that_holds_something_else_is_not_replaced(tmp_path: P
     assert len(Prepared.open(out).pairs.user)
 
 
+def test_fault_G8_a_dataset_whose_place_another_takes_is_not_mixed_with_it(tmp_path: Path, small: None) -> None:
+    """Arrays that are read late, and files that get another name, are of the dataset that was opened."""
+    config = settings(split={"kind": "last"})
+    first = checkerboard()[2]
+    one = prepared(tmp_path / "1", CHECKERBOARD_SCHEMA, "last", None, None, first)
+    other = first.with_columns(liked=pl.col("liked").shuffle(seed=1))
+    two = prepared(tmp_path / "2", CHECKERBOARD_SCHEMA, "last", None, None, other)
+    run = pipeline.fit(one, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run")
+    loaded = twotower.load(tmp_path / "run")
+    pipeline.fit(two, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", resume=True, override=True)
+    measured = pipeline.evaluate(loaded)
+    assert {m: v for m, v in run.metrics.items() if m in measured} == measured
+    with pytest.raises(RunError, match="another dataset has taken its place; open it anew"):
+        pipeline.publish(loaded, tmp_path / "store")
+    pipeline.publish(twotower.load(tmp_path / "run"), tmp_path / "store")
+
+    preparation.prepare(shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, other), CHECKERBOARD_SCHEMA,
+                        SPLITS["last"], one.folder)  # fmt: skip
+    with pytest.raises(RunError, match="another dataset has taken its place; open it anew"):
+        pipeline.fit(one, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late")
+    again = pipeline.fit(Prepared.open(one.folder), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late", resume=True)
+    assert again.dataset.digest == two.digest
+
+
 def test_a_run_on_prepared_data_goes_on_without_them(tmp_path: Path, small: None) -> None:
     prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
     config = settings(split={"kind": "last"}, data={"prepared": str(tmp_path / "out")}, train={"epochs": 2})

@@ -137,21 +137,25 @@ def test_fault_A3_a_damaged_file_is_refused_before_it_is_parsed(runs: tuple[Run,
     assert pipeline.retriever(tmp_path / "store").recommend(Request("1"), 3).items
 
 
-@pytest.mark.parametrize("which", ["memory", "folder"])
+@pytest.mark.parametrize("which", ["memory", "folder", "measured"])
 def test_files_of_another_model_than_the_one_in_memory_are_not_published(
     runs: tuple[Run, Run], tmp_path: Path, which: str
 ) -> None:
-    """Trained on after loading, or trained anew in the same folder meanwhile: no bundle holds both models."""
+    """Trained on after loading, or trained or measured anew in the same folder meanwhile: no bundle holds both."""
     folder = tmp_path / "run"
     shutil.copytree(str(runs[0].folder), folder)
     run = twotower.load(folder)
     if which == "memory":
         with torch.no_grad():
             next(run.model.parameters()).add_(0.1)
+    elif which == "measured":
+        config = run.config.model_copy(update={"evaluation": run.config.evaluation.model_copy(update={"k": (3,)})})
+        again = twotower.fit(world(), CHECKERBOARD_SCHEMA, config, folder=folder, resume=True)
+        assert (again.sha256, again.metrics != run.metrics) == (run.sha256, True)
     else:
         shutil.rmtree(folder)
         twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(train={"seed": 5}), folder=folder)
-    with pytest.raises(BundleError, match="holds another model than the run in memory"):
+    with pytest.raises(BundleError, match="holds another run than the one in memory"):
         pipeline.publish(run, tmp_path / "store")
     assert Store(tmp_path / "store").bundles() == []
     pipeline.publish(twotower.load(folder), tmp_path / "store")

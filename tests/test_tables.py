@@ -744,3 +744,13 @@ def test_columns_called_as_the_packages_own_words_are_just_columns() -> None:
     tables = check(None, None, given, schema)
     assert tables.interactions["positive"].to_list() == given["positive"]
     assert tables.interactions["seconds"].to_list() == given["seconds"]
+
+
+def test_fault_G19_columns_of_the_packages_names_are_not_taken_for_its_own() -> None:
+    """Interactions of which the schema names no time have none, whatever they hold."""
+    n = 20
+    given = {"user_id": [i % 4 for i in range(n)], "item_id": [i // 4 for i in range(n)], "__time": list(range(n))}
+    tables = check(None, None, given | {"__positive": [False] * n, "__row": [1] * n}, PLAIN)
+    assert prepare(tables, PLAIN, SplitConfig()).times is None
+    with pytest.raises(DataError, match="'last' needs a time"):
+        prepare(tables, PLAIN, SplitConfig(kind="last"))

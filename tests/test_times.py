@@ -230,6 +230,17 @@ def test_dates_before_1970_and_of_other_zones_are_exact(times: Any, expected: li
     assert found["__time"].to_list() == expected
 
 
+@pytest.mark.parametrize("way", ["in memory", "a CSV"])
+def test_fault_G9_an_order_in_text_of_more_than_64_bits_is_exact(tmp_path: Path, way: str) -> None:
+    times = [f"202311051230152{n:05d}" for n in range(9, -1, -1)]  # newest first, and one and the same as floats
+    assert len({float(t) for t in times}) == 1
+    assert int(times[0]) > 2**63
+    found = WAYS[way](log(times), schema(time_unit="order"), LAST, tmp_path)
+    assert found.times is not None
+    assert found.times.tolist() == list(range(10, 0, -1))
+    assert held_out(found) == [0, 0]
+
+
 def test_a_float_that_cannot_hold_seconds_is_refused() -> None:
     times = pl.Series([BASE + 1.0, BASE + 2, BASE + 3, BASE + 4], dtype=pl.Float32)
     with pytest.raises(DataError, match="Float32, which keeps 7 digits.*give Float64 or integers"):

@@ -90,9 +90,9 @@ def _write(
     if isinstance(run.dataset, Prepared):
         run.dataset.link(folder / FOLDER)
     model = storage.read_json(folder / "model.json")["sha256"]
-    _check_unchanged(run, folder)
     if runs.stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has taken its place; load it anew to publish it")
+    _check_unchanged(run, folder)
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)
@@ -128,13 +128,15 @@ def _write(
 
 
 def _check_unchanged(run: Run, folder: Path) -> None:
-    """Raises RunError if the files are not of the model in memory: one was trained on, or the other trained anew."""
+    """Raises RunError if the files are not of the run in memory: one was trained on, or the other trained anew."""
     kept = runs.load_model(folder, run.config, run.dataset.encoders)
     pairs = zip(kept.parameters(), run.model.parameters(), strict=True)
     same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
     text = datasets.text(folder / "encoders.json")
-    if not same or Encoders.from_json(run.dataset.schema, text).to_json() != run.dataset.encoders.to_json():
-        raise RunError(f"{run.folder}: holds another model than the run in memory; load the run anew to publish it")
+    encoders = Encoders.from_json(run.dataset.schema, text)
+    measured = storage.read_json(folder / "metrics.json")  # the same weights may be another run, of other data
+    if not same or encoders.to_json() != run.dataset.encoders.to_json() or measured != run.metrics:
+        raise RunError(f"{run.folder}: holds another run than the one in memory; load the run anew to publish it")
 
 
 def _check_users(users: Floats) -> None:

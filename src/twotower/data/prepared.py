@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from operator import index
 from pathlib import Path
@@ -40,12 +40,45 @@ FORMAT = 2
 """Format 1 has `seconds`, where 2 has the microseconds of `time`."""
 
 
+class _Arrays:
+    """The arrays of a dataset by name. All are mapped at once: another dataset may take the folder's place later."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._found: dict[str, npt.NDArray[Any]] = {
+            path.stem: np.asarray(read(path, _load)) for path in sorted(folder.glob("*.npy"))
+        }
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._checked(name, "biu", 1)
+
+    def _checked(self, name: str, kinds: str, most: int) -> npt.NDArray[Any]:
+        """An array of one dimension, or of up to `most`, and of one of the `kinds` of numbers. Raises RunError."""
+        path, found = self._folder / f"{name}.npy", self._found.get(name)
+        if found is None:
+            raise RunError(f"{path}: no such file; the folder is not complete")
+        if not 1 <= found.ndim <= most or found.dtype.kind not in kinds:
+            raise RunError(f"{path}: damaged (it holds {found.dtype} of shape {found.shape})")
+        return found
+
+    def ragged(self, name: str) -> Ragged:
+        values, offsets = self[f"{name}.values"], self[f"{name}.offsets"]
+        if offsets.dtype.kind not in "iu" or not len(offsets) or offsets[0] or offsets[-1] != len(values):
+            path = self._folder / f"{name}.offsets.npy"
+            raise RunError(f"{path}: damaged (not where the rows of {len(values):,} values end)")
+        return Ragged(values, offsets, self[f"{name}.source"] if f"{name}.source" in self._found else None)
+
+    def column(self, name: str) -> Column:
+        return self._checked(name, "iuf", 2) if name in self._found else self.ragged(name)
+
+
 @dataclass(frozen=True)
 class Prepared(Dataset):
     """A dataset that lies on a disk. Its interactions stand part by part, user by user, each user's oldest first."""
 
     folder: Path = Path()
     facts: dict[str, Any] | None = None
+    arrays: _Arrays = field(kw_only=True)
 
     @classmethod
     def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES, trained: bool = False) -> Prepared:
@@ -73,16 +106,14 @@ class Prepared(Dataset):
                 f"{folder / FACTS}: damaged, or of another version ({what}); prepare the tables again"
             ) from None
         time = "time" if form == FORMAT else "seconds"
-        arrays = {n: _mapped(folder, n) for n in ("user", "item", "positive", "part", time)}
-        if {len(a) for a in arrays.values()} != {rows}:
+        arrays = _Arrays(folder / "arrays")
+        if {len(arrays[name]) for name in ("user", "item", "positive", "part", time)} != {rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
         frames = {side: read(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES}
         sides = {
             side: Side(
                 frames[side],
-                {name: _column(folder, f"{side}.{i}") for i, name in enumerate(columns[side])}
-                if side in encode
-                else {},
+                {name: arrays.column(f"{side}.{i}") for i, name in enumerate(columns[side])} if side in encode else {},
                 schema.id_column(side),
             )
             for side in SIDES
@@ -98,6 +129,7 @@ class Prepared(Dataset):
             True,
             folder,
             facts,
+            arrays=arrays,
         )
 
     def check(self, schema: Schema | None, split: SplitConfig) -> None:
@@ -121,18 +153,20 @@ class Prepared(Dataset):
         return found
 
     def link(self, folder: Path) -> None:
-        """Put the dataset's files into `folder` too, as other names of the same ones where the file system can."""
-        if folder.exists() and (folder / FACTS).exists() and folder.resolve() == self.folder.resolve():
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        to = folder
-        try:
-            for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
-                to = folder / path.relative_to(self.folder)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                storage.link(path, to)
-        except OSError as e:
-            raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
+        """Put the dataset's files into `folder` too, as other names of the same ones where the file system can. Raises
+        RunError, also if another dataset is in their place."""
+        if not ((folder / FACTS).exists() and folder.resolve() == self.folder.resolve()):
+            shutil.rmtree(folder, ignore_errors=True)
+            to = folder
+            try:
+                for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+                    to = folder / path.relative_to(self.folder)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    storage.link(path, to)
+            except OSError as e:
+                raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
+        if storage.read_json(self.folder / FACTS) != self.facts:
+            raise RunError(f"{self.folder}: another dataset has taken its place; open it anew")
 
     def _slice(self, part: int) -> slice:
         assert self.facts is not None
@@ -147,7 +181,7 @@ class Prepared(Dataset):
         if part != TEST or side == "item" or not known.columns:
             return known
         names = [f.name for f in self.schema.side(side) if isinstance(f, Sequence)]
-        later = {n: _ragged(self.folder, f"user.{list(known.columns).index(n)}.test") for n in names}
+        later = {n: self.arrays.ragged(f"user.{list(known.columns).index(n)}.test") for n in names}
         return replace(known, columns=known.columns | later)
 
     @property
@@ -156,35 +190,35 @@ class Prepared(Dataset):
 
     @cached_property
     def train_numbers(self) -> Ints:
-        return _mapped(self.folder, "train")
+        return self.arrays["train"]
 
     @cached_property
     def positive_numbers(self) -> Ints:
-        return _mapped(self.folder, "positives")
+        return self.arrays["positives"]
 
     @cached_property
     def timeline(self) -> Ragged:
-        return Ragged(_mapped(self.folder, "train"), _mapped(self.folder, "train.offsets"))
+        return Ragged(self.arrays["train"], self.arrays["train.offsets"])
 
     @cached_property
     def positives_by_user(self) -> Ragged:
-        return Ragged(_mapped(self.folder, "positives"), _mapped(self.folder, "positives.offsets"))
+        return Ragged(self.arrays["positives"], self.arrays["positives.offsets"])
 
     @cached_property
     def met(self) -> Ragged:
-        return Ragged(_mapped(self.folder, "met"), _mapped(self.folder, "train.offsets"))
+        return Ragged(self.arrays["met"], self.arrays["train.offsets"])
 
     @cached_property
     def liked(self) -> Ragged:
-        return Ragged(_mapped(self.folder, "liked"), _mapped(self.folder, "positives.offsets"))
+        return Ragged(self.arrays["liked"], self.arrays["positives.offsets"])
 
     @cached_property
     def seen(self) -> Ragged:
-        return _ragged(self.folder, "seen")
+        return self.arrays.ragged("seen")
 
     @cached_property
     def positives_of_item(self) -> Ints:
-        return _mapped(self.folder, "positives_of_item")
+        return self.arrays["positives_of_item"]
 
     def pairs_before(self, part: int, users: Ints) -> Pairs:
         """The pairs of some users (rising) that are known when `part` is asked."""
@@ -218,15 +252,6 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
     return datasets.load(folder, schema, split, encode)
 
 
-def _mapped(folder: Path, name: str, kinds: str = "biu", most: int = 1) -> npt.NDArray[Any]:
-    """An array of one dimension, or of up to `most`, and of one of the `kinds` of numbers. Raises RunError."""
-    path = folder / "arrays" / f"{name}.npy"
-    found: npt.NDArray[Any] = np.asarray(read(path, _load))
-    if not 1 <= found.ndim <= most or found.dtype.kind not in kinds:
-        raise RunError(f"{path}: damaged (it holds {found.dtype} of shape {found.shape})")
-    return found
-
-
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
         # Copied where it is written to, which nobody does, and so no array that torch warns of.
@@ -236,16 +261,3 @@ def _load(path: Path) -> npt.NDArray[Any]:
             raise
         # The kernel promises no more than the memory it has to what may be written to.
         return array(path, "r")
-
-
-def _ragged(folder: Path, name: str) -> Ragged:
-    source = folder / "arrays" / f"{name}.source.npy"
-    values, offsets = _mapped(folder, f"{name}.values"), _mapped(folder, f"{name}.offsets")
-    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets) or offsets[0] or offsets[-1] != len(values):
-        raise RunError(f"{folder / 'arrays' / name}.offsets.npy: damaged (not where the rows of {len(values):,} values end)")
-    return Ragged(values, offsets, _mapped(folder, f"{name}.source") if source.exists() else None)
-
-
-def _column(folder: Path, name: str) -> Column:
-    plain = (folder / "arrays" / f"{name}.npy").exists()
-    return _mapped(folder, name, "iuf", 2) if plain else _ragged(folder, name)

@@ -244,7 +244,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     `users` or `items` may be None: the side then is the distinct ids of the interactions.
     """
     notes: list[str] = []
-    actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(_ROW, strict=False)
+    actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(POSITIVE, TIME, _ROW, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions", schema)
     need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
     _not_empty(actions, "interactions")

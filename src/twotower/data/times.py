@@ -229,9 +229,10 @@ def _read(text: pl.Series, form: str) -> pl.Series:
     """Datetimes, or numbers; null where the text is not of this format."""
     if form != _NUMBER:
         return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False)
-    whole = text.cast(pl.Int64, strict=False)
-    if not whole.null_count():
-        return whole
+    for kind in (pl.Int64, pl.Int128):  # many numbers such as 20231105123015250999 are one float
+        whole = text.cast(kind, strict=False)
+        if not whole.null_count():
+            return whole
     read = text.cast(pl.Float64, strict=False)
     return read.set(~read.is_finite(), None)
 
