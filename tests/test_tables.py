@@ -421,6 +421,7 @@ UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
         (10**18, "s", "nanoseconds: give all rows one unit"),
         (FUTURE, "s", "moments in the future: drop"),
     ],
+    ids=["seconds", "milliseconds", "beyond any time", "nanoseconds", "dates"],
 )
 def test_fault_C6_times_in_the_future_are_refused(latest: Any, unit: str, what: str) -> None:
     past = 1_577_836_800 * (1_000 if unit == "ms" else 1)
