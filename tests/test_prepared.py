@@ -309,6 +309,18 @@ def test_ids_from_2_to_the_63_on_are_those_of_memory(tmp_path: Path, small: None
         assert disk.users.ids.equals(memory.users.ids)
 
 
+@pytest.mark.parametrize("base", [10**18, 2**63], ids=["19 digits", "beyond Int64"])
+def test_fault_G10_long_ids_of_a_csv_are_those_of_parquet(tmp_path: Path, small: None, base: int) -> None:
+    actions = checkerboard()[2].with_columns(pl.col("user_id").cast(pl.UInt64) + base)
+    actions = actions.with_columns(pl.col("user_id").cast(pl.Int64 if base < 2**63 else pl.UInt64))
+    data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
+    actions.select(pl.col("user_id").unique().sort()).write_csv(tmp_path / "users.csv")
+    data = data.model_copy(update={"users": str(tmp_path / "users.csv")})
+    disk = preparation.prepare(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out")
+    memory = check(tmp_path / "users.csv", None, actions, CHECKERBOARD_SCHEMA)
+    assert rows(disk) == rows(prepare(memory, CHECKERBOARD_SCHEMA, SPLITS["last"]))
+
+
 def test_buckets_are_of_one_size_where_few_users_have_most_interactions(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

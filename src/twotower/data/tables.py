@@ -216,12 +216,13 @@ def _separator(path: Path) -> str:
 
 
 def as_spelled(series: pl.Series) -> pl.Series:
-    """Text as Int64 if every value is spelled the one way an integer is, as Boolean if every one is true or false,
-    else as it is."""
+    """Text as Int64 or UInt64 if every value is spelled the one way an integer is, as Boolean if every one is true or
+    false, else as it is."""
     if series.is_null().all():
         return series
-    if series.str.contains(r"^(0|-?[1-9]\d{0,17})$").all():
-        return series.cast(pl.Int64)
+    if series.str.contains(r"^(0|-?[1-9]\d*)$").all():
+        read = (series.cast(kind, strict=False) for kind in (pl.Int64, pl.UInt64))
+        return next((whole for whole in read if whole.null_count() == series.null_count()), series)
     if series.str.contains(r"^(?i:true|false)$").all():
         return series.str.to_lowercase() == "true"
     return series
