@@ -810,6 +810,19 @@ def test_fault_G5_every_body_says_that_it_is_json(
 # ---- limits and overload
 
 
+@pytest.mark.parametrize("second", ["2001:db8:0:1::2", "2001:db8:0:1:ffff::"])
+def test_fault_E2_addresses_of_one_subscriber_are_one_client(make: Make, second: str) -> None:
+    client = make(rate=0.001, burst=1)
+
+    async def ask(whence: str) -> int:
+        transport = httpx.ASGITransport(client.door, client=(whence, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return (await http.get("/v1/bundle")).status_code
+
+    addresses = ("2001:db8:0:1::1", second, "2001:db8:0:2::1", "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2")
+    assert [client.run(ask(whence)) for whence in addresses] == [200, 429, 200, 200, 429, 200]
+
+
 def test_fault_E2_a_client_above_its_rate_is_429_and_others_are_not(
     make: Make, key_file: tuple[Path, str, str]
 ) -> None:

@@ -15,7 +15,6 @@ import logging
 import re
 import resource
 from collections import Counter
-from collections.abc import Sequence
 from enum import Enum
 from typing import Any, ClassVar, NoReturn
 
@@ -25,7 +24,7 @@ from twotower.errors import ConfigError
 from twotower.serve.metrics import Metrics
 from twotower.serve.problem import Problem
 from twotower.serve.room import SMALL
-from twotower.serve.settings import ServeSettings
+from twotower.serve.settings import ServeSettings, address
 
 HEAD = 32 << 10
 """Bytes that the head of a request may have, and that may come without being one or belonging to a body."""
@@ -202,20 +201,6 @@ class Connections:
                     self.close(one)
                     return True
         return False
-
-
-def address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> str:
-    """Whose connections are counted together: an IPv4 address, or the 64 bits of IPv6 that a subscriber has; nothing of a
-    trusted proxy, which speaks for many."""
-    try:
-        found = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
-        found = found.ipv4_mapped
-    if any(found in network for network in proxies if network.version == found.version):
-        return ""
-    return str(found) if found.version == 4 else found.exploded[:19]
 
 
 class Malformed(Exception):

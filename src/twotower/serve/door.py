@@ -7,6 +7,7 @@ a client that does not take its reply must not keep the turn.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
 import secrets
@@ -20,7 +21,7 @@ from twotower.serve.limiter import Limiter
 from twotower.serve.problem import Problem
 from twotower.serve.room import SMALL, Room, Share
 from twotower.serve.service import Service
-from twotower.serve.settings import is_loopback
+from twotower.serve.settings import address, is_loopback
 
 log = logging.getLogger("twotower.door")
 access = logging.getLogger("twotower.access")
@@ -47,6 +48,7 @@ class Door:
         # Without keys, a page of another site that has its name point here could read what the browser may.
         self._local = keys is None and not s.insecure and is_loopback(s.host)
         self._hosts = {b"localhost", b"127.0.0.1", b"[::1]", s.host.encode(), b"[" + s.host.encode() + b"]"}
+        self._address = functools.lru_cache(4_096)(address)
         self._metrics, self._gate = service.metrics, service.gate
         self._room = Room(s.max_under_way)
         self._shed_count, self._shed_said = 0, 0.0
@@ -61,7 +63,7 @@ class Door:
         path: str = scope["path"]
         headers = dict(scope["headers"])
         key = self._key(headers)
-        client = key.name if key else (scope.get("client") or ("-",))[0]
+        client = key.name if key else self._address((scope.get("client") or ("-",))[0])
         # Only batches and looks go on beside the turns, once their body is read: they give their turn back.
         turn = path.startswith("/v1/") and not self.admin
         if turn and self._gate.full(client, _weight(headers)):

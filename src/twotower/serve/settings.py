@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -163,6 +164,20 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         raise ConfigError(f"--host {host}: no such address or name") from None
     return all(ipaddress.ip_address(str(address)).is_loopback for address in found)
+
+
+def address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()) -> str:
+    """What is counted as one client: an IPv4 address, or the 64 bits of IPv6 that a subscriber has; nothing of a trusted
+    proxy, which speaks for many."""
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
+        found = found.ipv4_mapped
+    if any(found in network for network in proxies if network.version == found.version):
+        return ""
+    return str(found) if found.version == 4 else found.exploded[:19]
 
 
 def _check_url(url: str) -> None:
