@@ -400,6 +400,27 @@ def test_a_turn_that_is_given_back_is_another_ones() -> None:
     assert asyncio.run(go()) == ["a", "b", "a ends"]
 
 
+def test_a_client_that_is_always_there_keeps_no_other_in_memory() -> None:
+    async def world() -> int:
+        gate, there = Gate(), True
+
+        async def ask() -> None:
+            while there:
+                async with gate.turn("always"):
+                    await asyncio.sleep(0)
+
+        always = [asyncio.create_task(ask()) for _ in range(3)]
+        for n in range(CLIENTS + 100):
+            async with gate.turn(f"client {n}"):
+                assert "always" in gate._active
+        there = False
+        await asyncio.gather(*always)
+        assert "always" in gate._clients
+        return len(gate._clients)
+
+    assert asyncio.run(world()) <= CLIENTS + 1
+
+
 def test_the_paces_of_few_clients_are_remembered() -> None:
     async def go() -> Gate:
         gate = Gate()

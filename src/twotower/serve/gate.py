@@ -33,7 +33,7 @@ CALM = 1.0
 LATELY = 0.02
 """What the latest turn counts of a pace."""
 CLIENTS = 4_096
-"""Clients whose pace is remembered."""
+"""Clients whose pace is remembered, beside those who have or wait for a turn."""
 BYTES = 2_048
 """Bytes of a body that weigh as much as a request: about what it costs to read and use them."""
 ENTRIES = 300
@@ -148,8 +148,12 @@ class Gate:
             client = self._clients.pop(name, None) or _Client(self._usual)
             client.used = max(client.used, self._now)
             self._clients[name] = self._active[name] = client
-            while len(self._clients) > CLIENTS and next(iter(self._clients)) not in self._active:
-                self._clients.popitem(last=False)
+            while len(self._clients) >= CLIENTS + len(self._active):
+                oldest = next(iter(self._clients))
+                if oldest in self._active:  # it came long ago, and is still here
+                    self._clients.move_to_end(oldest)
+                else:
+                    del self._clients[oldest]
         return client
 
     def _give(self, turn: Turn, client: _Client) -> None:
