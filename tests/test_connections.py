@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -436,3 +437,17 @@ def test_a_request_has_one_host(usual: Served, head: bytes) -> None:
         assert json.loads(body)["type"] == "/problems/http"
         assert "Host" in json.loads(body)["detail"]
         assert s.recv(1) == b""
+
+
+def test_fault_G3_a_client_that_leaves_with_requests_sent_ahead_is_no_error(serve: Any) -> None:
+    served = serve("--no-access-log").wait()
+    body = json.dumps({"requests": [{"user_id": "u1", "k": 100}] * 100}).encode()
+    batch = POST.replace(b"recommend", b"recommend:batch") + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    for _ in range(10):
+        with served.connect() as s:
+            s.sendall(batch + LIVEZ)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert httpx.get(served.url + "/livez", timeout=30).status_code == 200
+    code, log = served.end()
+    assert code == 0
+    assert "error" not in log

@@ -14,7 +14,7 @@ import itertools
 import logging
 import re
 import resource
-from collections import Counter
+from collections import Counter, deque
 from enum import Enum
 from typing import Any, ClassVar, NoReturn
 
@@ -237,6 +237,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._unanswered: deque[Any] = deque()
         self.address = self.lanes.address(self.client[0]) if self.client else ""
         if self.lanes.admit(self):
             self._settle()
@@ -246,7 +247,11 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
         self.lanes.leave(self)
-        super().connection_lost(exc)
+        super().connection_lost(exc)  # which tells the latest request alone
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._unanswered.clear()
 
     def data_received(self, data: bytes) -> None:
         if self.lane is self.lanes.leaving:
@@ -268,6 +273,8 @@ class Protocol(HttpToolsProtocol):
         self._settle()
 
     def on_response_complete(self) -> None:
+        if self._unanswered:
+            self._unanswered.popleft()
         super().on_response_complete()
         self._unset_keepalive_if_required()  # any byte would end it
         self._settle()
@@ -347,6 +354,7 @@ class Protocol(HttpToolsProtocol):
         self._check_host()
         self._part, self._quiet, self._began = Part.BODY, 0, True
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
         if len(self.pipeline) > AHEAD:
             self._refuse(f"more than {AHEAD} requests came before the reply to the first")
         if self.expect_100_continue and not self._stopping:
