@@ -702,6 +702,8 @@ def test_fault_D9_administration_is_elsewhere_and_needs_its_scope(
     listed = admin.get("/v1/bundles", headers=bearer(boss)).json()
     assert [b["id"] for b in listed["bundles"] if b["current"]] == [first]
     assert listed["history"][-1]["reason"] == "a test"
+    Store(store).rollback(first, reason="caf\udce9")
+    assert admin.get("/v1/bundles", headers=bearer(boss)).json()["history"][-1]["reason"] == "caf?"
     assert admin.post("/v1/rollback", {"to": second}, headers=bearer(boss)).json()["serving"] == second
     problem(admin.post("/v1/rollback", {"to": "none"}, headers=bearer(boss)), "conflict")
     assert admin.post("/v1/reload", {}, headers=bearer(boss)).json() == {"serving": second, "refused": ""}

@@ -179,6 +179,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: {info.st_size} bytes, more than a manifest has", "manifest")
     try:
         manifest = parse(storage.read_regular(path, _LARGEST_MANIFEST))
+        json.dumps(manifest, ensure_ascii=False).encode()  # half a character is no text
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
     if not isinstance(manifest, dict):
@@ -215,10 +216,8 @@ def _wrong(manifest: dict[str, Any]) -> str:
 
 
 def parse(text: str | bytes) -> Any:
-    """JSON that can be written again by whoever answers over HTTP. Raises ValueError, RecursionError."""
-    value = json.loads(text, parse_constant=_no_number, parse_int=_whole)
-    json.dumps(value, ensure_ascii=False).encode()  # half a character is no text
-    return value
+    """Return JSON whose numbers a reply can carry. Raises ValueError, RecursionError."""
+    return json.loads(text, parse_constant=_no_number, parse_int=_whole)
 
 
 def _no_number(text: str) -> Any:

@@ -130,10 +130,10 @@ class Store:
         """The log, the oldest line first; what is not a line of ours is left out."""
         lines = []
         with suppress(FileNotFoundError):
-            for text in self._read("HISTORY.jsonl", _LARGEST_HISTORY).decode(errors="replace").splitlines():
+            for text in self._read("HISTORY.jsonl", _LARGEST_HISTORY).decode(errors="replace").split("\n"):
                 with suppress(ValueError, RecursionError):
                     line = parse(text)
-                    if isinstance(line, dict) and all(isinstance(line.get(name), str) for name in ("bundle", "action")):
+                    if isinstance(line, dict) and all(_is_word(line.get(name)) for name in ("bundle", "action")):
                         lines.append(line)
         return lines
 
@@ -369,6 +369,10 @@ def _later(name: str) -> datetime | None:
         return datetime.strptime(name[:16], _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1)
     except (ValueError, OverflowError):
         return None
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii()
 
 
 def _below(facts: dict[str, Any]) -> str:

@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from twotower import storage
 from twotower.errors import RunError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 VECTORS, IDS = "vectors.npy", "ids.parquet"
 LIST, WORK = "embedding.json", "work"
@@ -102,6 +104,8 @@ class Vectors:
 
     def blocks(self, rows: int = 65_536) -> Iterator[tuple[pl.Series, npt.NDArray[Any]]]:
         """Ids (n) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises RunError."""
+        import polars as pl  # an index reads arrays, not tables
+
         for part in self.parts:
             vectors, at, step = part.open(), 0, max(rows, 1 << 20)
             for first in range(0, part.rows, step):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from importlib import resources
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -302,7 +303,9 @@ def create_admin(service: Service) -> FastAPI:
     async def bundles() -> Any:
         """The bundles of the store, and what has been done with them."""
         history = await service.shelf.ask(lambda store: store.history()[-100:])
-        return json(await Console(service).bundles() | {"history": history})
+        # A reason that a shell gave may hold half a character, which is no text.
+        text = dumps(history, ensure_ascii=False).encode(errors="replace")
+        return json(await Console(service).bundles() | {"history": orjson.loads(text)})
 
     @app.post("/v1/rollback")
     async def rollback(body: wire.RollbackBody) -> Any:
