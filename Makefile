@@ -39,8 +39,10 @@ help:
 demo: .venv/.run
 	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data "$(DATA)") $(if $(SERVE),--serve)
 
+# Files of tests side by side, one for each processor; JOBS=0 runs them one after another.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Debian's packages are installed where that is allowed; elsewhere they must be there.
 test-system: .venv/.test
