@@ -202,7 +202,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _wrong(manifest: dict[str, Any]) -> str:
-    """What is inside a field of the right type and cannot be used; an empty string if all can."""
+    """Name the first unusable value inside a field of the right type; an empty string if there is none."""
     gate, counts = manifest["gate"], manifest["counts"]
     for name in ("recall", "threshold"):
         if type(gate.get(name)) not in (int, float) or not math.isfinite(gate[name]):

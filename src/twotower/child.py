@@ -22,7 +22,7 @@ _START = "from twotower.child import main; main()"
 
 @dataclass(frozen=True)
 class Look:
-    """What was `found` in a file, or what is `wrong` with it."""
+    """The result of a look at a file: what was `found`, or what is `wrong`."""
 
     found: str = ""
     wrong: str = ""
@@ -31,7 +31,7 @@ class Look:
 def look(
     work: str, paths: Sequence[Path], *, timeout: float, memory: int, computing: float | None = None
 ) -> dict[Path, Look]:
-    """What the function `work` ("module:name") gives for each file, in a process of its own.
+    """Run the function `work` ("module:name") on each file, in a process of its own.
 
     A process that dies is followed by another for the rest. One has `timeout` seconds for all it does, of which it may
     compute `computing`, and `memory` bytes of address space beyond what its imports take.

@@ -46,7 +46,7 @@ class Interrupted(TwoTowerError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, or what kind it is."""
+    """The message of a library's error, or its kind if it has none."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 

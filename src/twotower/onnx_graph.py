@@ -1,4 +1,4 @@
-"""What the ONNX file of a tower may hold: what the exporter writes, and nothing else.
+"""The allow-list for the ONNX file of a tower: what the exporter writes, and nothing else.
 
 The exporter takes its operators from here, so that the two are one list. A file that holds anything else is no tower, and
 is refused before onnxruntime, which would follow the paths it names and run the loops it asks for, reads it.
@@ -76,7 +76,7 @@ ABOUT = {"side", "model", "gates"}
 
 
 def fault(data: bytes) -> str:
-    """What in the bytes of a model is no part of a tower, or an empty string. Raises ConfigError without onnx."""
+    """Name the first thing in a model's bytes that is no part of a tower; an empty string if there is none. Raises ConfigError without onnx."""
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -95,7 +95,7 @@ def fault(data: bytes) -> str:
 
 
 def _faults(message: Any) -> Iterator[str]:
-    """What a message holds, on any level, that no tower does."""
+    """Walk a message, on every level, for what no tower holds."""
     from google.protobuf.message import Message
     from google.protobuf.unknown_fields import UnknownFieldSet
 

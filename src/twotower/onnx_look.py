@@ -1,4 +1,4 @@
-"""What the process does that looks at a tower before others load it. Its libraries are imported before its memory is counted."""
+"""The work of the process that looks at a tower before others load it. It imports its libraries before its memory is counted."""
 
 from __future__ import annotations
 

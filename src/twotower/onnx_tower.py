@@ -21,7 +21,7 @@ from twotower.errors import ConfigError, RunError
 
 OUTPUT, GATES = "vector", "gates"
 LOOK = "twotower.onnx_look:look"
-"""What a process does that looks at a tower."""
+"""The work of a process that looks at a tower."""
 SECONDS, SPEED = 30.0, 2e7
 """Seconds that it may compute, and bytes of a file for which it may do one more. On a busy machine that takes longer."""
 MEMORY = 1 << 29

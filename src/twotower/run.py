@@ -140,17 +140,17 @@ def _remove_empty(folder: Path) -> None:
 
 
 def place(folder: Path) -> Path:
-    """Where the run of `folder` is to be written: beside a complete one, which stays until the new one is whole."""
+    """The place to write the run of `folder`: beside a complete one, which stays until the new one is whole."""
     return folder / NEXT if is_complete(folder) else folder
 
 
 def current(folder: Path) -> Path:
-    """Where the run of `folder` is to be read."""
+    """The place to read the run of `folder` from."""
     return folder / NEXT if (folder / NEXT / "metrics.json").exists() else folder
 
 
 def stamp(folder: Path) -> tuple[Path, int, int]:
-    """What is another one as soon as another run is in the folder: whoever reads several files looks before and after."""
+    """A mark of the run in the folder, which changes with the run: a reader of several files compares it before and after."""
     metrics = current(folder) / "metrics.json"
     try:
         info = metrics.stat()

@@ -60,7 +60,7 @@ def write_json(path: Path, value: Any, mode: int | None = None) -> None:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """What a regular file holds, at most so many bytes. Raises OSError, at once, for a pipe, a link or a larger file."""
+    """Read a regular file of at most `most` bytes. Raises OSError, at once, for a pipe, a link or a larger file."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         info = os.fstat(handle)
@@ -177,7 +177,7 @@ def same(source: Path, to: Path) -> None:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who wrote the text of a lock."""
+    """The process that wrote the text of a lock."""
 
     action: str = "process"
     pid: str = "?"
@@ -252,7 +252,7 @@ def _open_lock(path: Path) -> BinaryIO:
 
 
 def held(path: Path) -> bool:
-    """Whether a process, on this host or another, holds the lock; False if there is none. Raises OSError."""
+    """True if a process, on this host or another, holds the lock; false if there is no lock. Raises OSError."""
     try:
         with path.open("r+b") as file:  # NFS locks only what may be written
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 def array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
-    """What a .npy file holds, read, or mapped in the `mode` of a memory map. Raises OSError, ValueError for whatever else
+    """The array of a .npy file, read, or mapped in the `mode` of a memory map. Raises OSError, ValueError for whatever else
     a file may hold: archives and pickles are not looked into."""
     found: npt.NDArray[Any]
     if mode is not None:

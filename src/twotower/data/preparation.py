@@ -250,7 +250,7 @@ class _Preparation:
         return [p for p in paths if p.stat().st_size], rows
 
     def _times(self) -> Times:
-        """How the times are read, by all of them."""
+        """Decide how the times are read, from all of them."""
         times = Times(self.schema)
         for piece in self._pieces([self.schema.time]):
             times.look(piece[self.schema.time])

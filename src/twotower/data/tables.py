@@ -37,7 +37,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the columns of a CSV, which has no types, are read. `numbers` (dates too) are read as what they look like,
+    """The reading of the columns of a CSV, which has no types. `numbers` (dates too) are read as what they look like,
     `text` is text. Any other column is text unless its spelling loses nothing as whole numbers or booleans: "007" and
     "7", or "1.10" and "1.1", stay two values."""
 
@@ -46,7 +46,7 @@ class Reading:
 
     @classmethod
     def of(cls, schema: Schema, side: SideName | None = None) -> Reading:
-        """What the schema says of a side's table, or of the interactions."""
+        """Take the reading from the schema, for a side's table or for the interactions."""
         ids = {schema.user_id, schema.item_id}
         if side is None:
             averaged = {f.of for f in schema.features if isinstance(f, Numeric)}
@@ -187,12 +187,12 @@ def _read_one(path: Path, reading: Reading | None, wanted: Collection[str] | Non
 
 
 def is_text(path: Path) -> bool:
-    """Whether the file's ending is that of a CSV or TSV."""
+    """Tell a CSV or TSV by the file's ending."""
     return path.suffix.lower() in (".csv", ".tsv")
 
 
 def csv_options(path: Path, reading: Reading | None) -> dict[str, Any]:
-    """What polars is told to read a CSV or TSV with. Raises DataError if the header names a column twice."""
+    """Options of polars for a CSV or TSV. Raises DataError if the header names a column twice."""
     names = column_names(path)
     text = [] if reading is None else [name for name in names if name not in reading.numbers]
     return {

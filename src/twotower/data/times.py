@@ -96,7 +96,7 @@ class Times:
     # ---- text
 
     def _is_text(self, column: pl.Series) -> bool:
-        """Whether it is read by a format: text, or whole numbers such as 20231105 where the schema has one."""
+        """Tell a column that is read by a format: text, or whole numbers such as 20231105 where the schema has one."""
         if not self.schema.time_format or not column.dtype.is_numeric():
             return column.dtype == pl.String
         return bool((column.cast(pl.Int64, strict=False) == column).fill_null(False).all())
@@ -157,7 +157,7 @@ class Times:
             self._like[name] = self._like.get(name, 0) + n
 
     def _likely(self, unit: str, dated: bool) -> list[tuple[str, float, float]]:
-        """What a value that is no time in `unit` may be: a name, the lowest and the highest such value."""
+        """Guesses for a value that is no time in `unit`: a name, the lowest and the highest such value."""
         per, year = _PER_SECOND[unit], datetime.fromtimestamp(self._until, UTC).year
         own = [
             ("moments before 1990", -np.inf if dated else 1e8 * per, _FROM * per),  # from 1973 on

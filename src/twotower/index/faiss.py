@@ -375,7 +375,7 @@ def unsound(engine: Any) -> str:
 
 
 LOOK = "twotower.index.faiss:look"
-"""What a process does that looks at a file."""
+"""The work of a process that looks at a file."""
 
 
 def look(path: Path) -> str:
@@ -399,7 +399,7 @@ def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None
 
 
 def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | None = None) -> dict[Path, str]:
-    """What is wrong with each file, or an empty string."""
+    """Say what is wrong with each file; an empty string for a sound one."""
     said = {path: f"{path}: no such file" for path in paths if not path.is_file()}
     rest = [path for path in paths if path not in said]
     largest = max((path.stat().st_size for path in rest), default=0)

@@ -48,7 +48,7 @@ def coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
 
 
 def agrees(module: Any) -> bool:
-    """Whether the products of FAISS's BLAS are those of numpy, on matrices whose sizes fit no kernel."""
+    """Compare the products of FAISS's BLAS with those of numpy, on matrices whose sizes fit no kernel."""
     rng = np.random.default_rng(0)
     before = module.cvar.distance_compute_blas_threshold
     module.cvar.distance_compute_blas_threshold = 1
@@ -87,7 +87,7 @@ def load(cpuinfo: str) -> tuple[ModuleType, bool]:
 
 
 def _cpuinfo() -> str:
-    """What Linux says about the processors; nothing where FAISS is loaded already, or elsewhere."""
+    """The text of Linux about the processors; empty where FAISS is loaded already, and on other systems."""
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8", errors="replace") if "faiss" not in sys.modules and path.is_file() else ""
 

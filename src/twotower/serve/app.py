@@ -340,7 +340,7 @@ def create_admin(service: Service) -> FastAPI:
 
 
 def _is_silent(error: RunError) -> bool:
-    """Whether the store does not answer."""
+    """Tell the error of a store that does not answer."""
     return isinstance(error, BundleError) and error.reason == "store"
 
 

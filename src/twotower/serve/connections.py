@@ -111,7 +111,7 @@ class Connections:
         self.address = functools.lru_cache(4_096)(lambda host: address(host, proxies))
 
     def admit(self, one: Protocol) -> bool:
-        """Whether there is room for a new connection, or an older one makes it."""
+        """Make room for a new connection, by ending an older one if need be; false if there is none."""
         whose = one.address
         if whose and self._each[whose] >= self.most_each and not self._make_room(one, whose):
             return False
@@ -204,11 +204,11 @@ class Connections:
 
 
 class Malformed(Exception):
-    """What a client sent is no request. The parser ends with it."""
+    """The error for bytes that are no request. The parser ends with it."""
 
 
 class Part(Enum):
-    """What a connection's parser is in the middle of."""
+    """The part of a request that a connection's parser is in."""
 
     NONE, HEAD, BODY = range(3)
 
@@ -221,18 +221,18 @@ class Protocol(HttpToolsProtocol):
     most_body: ClassVar[int]
     lane: Lane | None = None
     counted = False
-    """Whether it is one of those there may be."""
+    """True once the connection is counted among the open ones."""
     address = ""
     _part = Part.NONE
     _began = False
-    """Whether a head has ended since the last look."""
+    """True if a head has ended since the last look."""
     _size = _headers = _quiet = _unread = 0
     """Bytes and headers of the head; bytes since the last that belonged to anything; bytes of a body that nobody reads."""
     _host: bytes | None = None
     _good_host: bytes | None = None
     _why = "this is no HTTP/1.1"
     _alive: bool | None = None
-    """Whether the connection is kept if the body comes that the client asks leave to send."""
+    """True if the connection stays open should the body come that the client asks leave to send."""
     _stopping = _gone = False
 
     def connection_made(self, transport: Any) -> None:

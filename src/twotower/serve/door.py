@@ -207,7 +207,7 @@ class Door:
 
 
 def _weight(headers: dict[bytes, bytes], size: int = 0) -> float:
-    """What a request weighs in the queue, by the bytes that its body has or is said to have."""
+    """The weight of a request in the queue, by the bytes of its body, read or announced."""
     length = headers.get(b"content-length", b"")
     return 1.0 + (size or (int(length) if length.isdigit() and len(length) < 16 else 0)) / BYTES
 
@@ -225,7 +225,7 @@ def _check_address(scope: Any) -> None:
 
 
 def _is_foreign(headers: dict[bytes, bytes]) -> bool:
-    """Whether a browser sends this for a page of another origin.
+    """Tell a request that a browser sends for a page of another origin.
 
     `Sec-Fetch-Site` is the browser's own word, which holds behind any proxy, but over plain HTTP only this machine is
     told it. Elsewhere a page's origin has to be the host that is asked; the scheme may differ, for a proxy may have taken

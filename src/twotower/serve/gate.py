@@ -31,7 +31,7 @@ from twotower.serve.problem import Problem
 CALM = 1.0
 """Seconds without a refusal after which a burst may come again."""
 LATELY = 0.02
-"""What the latest turn counts of a pace."""
+"""The share of the latest turn in a pace."""
 CLIENTS = 4_096
 """Clients whose pace is remembered, beside those who have or wait for a turn."""
 BYTES = 2_048
@@ -41,7 +41,7 @@ ENTRIES = 300
 
 
 class _Client:
-    """What a client has waiting, and what it has had."""
+    """The waiting requests of a client, and the time it has used."""
 
     __slots__ = ("measured", "pace", "queue", "turns", "used", "waits")
 
@@ -62,7 +62,7 @@ class _Client:
 
     @property
     def after(self) -> float:
-        """What it will have used after its next turn."""
+        """The time it will have used after its next turn."""
         return self.used + self.pace * self.queue[0][2].weight
 
 
@@ -86,9 +86,9 @@ class Gate:
         """Pace of first turns lately. A client counts once, however much it asks."""
         self._clients: OrderedDict[str, _Client] = OrderedDict()
         self._active: dict[str, _Client] = {}
-        """Who has or waits for a turn."""
+        """The clients that have or wait for a turn."""
         self._waiting: dict[str, _Client] = {}
-        """Who waits for one, in the order of coming."""
+        """The requests that wait for one, in the order of coming."""
         self._taken = self._came = 0
         self._now = 0.0
         """The virtual clock: what a client that is always there would have used. Who comes begins with that."""
@@ -104,7 +104,7 @@ class Gate:
         return self._ahead("", 1.0, float("inf")) if self._taken >= self.width else 0.0
 
     def full(self, client: str = "", weight: float = 1.0) -> bool:
-        """Whether a request that comes now would wait too long. To be asked of everybody who comes: it also sees when
+        """True if a request that comes now would wait too long. Called for every request: it also notes when
         the queue was empty."""
         now = self._clock()
         if self._taken < self.width:

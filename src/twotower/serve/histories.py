@@ -100,7 +100,7 @@ class Histories:
             self._make_room()
 
     def vector(self, user: str) -> tuple[str, bytes, bytes] | None:
-        """What `keep` was told last."""
+        """The vector that `keep` was given last."""
         who = self._users.get(_bytes(user))
         return None if who is None else who.vector
 
@@ -156,7 +156,7 @@ class Histories:
 
 
 class _User:
-    """What is kept of one user, and what that takes."""
+    """The events and the vector of one user, and their bytes."""
 
     __slots__ = ("histories", "name", "size", "vector")
 

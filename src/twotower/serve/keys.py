@@ -45,7 +45,7 @@ class Keys:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.why = ""
-        """Why nobody is let in; empty while the file can be used."""
+        """The reason why nobody is let in; empty while the file can be used."""
         self._keys: list[Key] = []
         self._reader = Reader("keys")
         self.take(self.look())
@@ -74,7 +74,7 @@ class Keys:
 
     @property
     def busy(self) -> bool:
-        """Whether a thread reads the file, or hangs there."""
+        """True while a thread reads the file, or hangs there."""
         return self._reader.busy
 
     async def follow(self, failed: Callable[[], None]) -> None:

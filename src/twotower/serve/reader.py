@@ -26,11 +26,11 @@ class Reader:
 
     @property
     def busy(self) -> bool:
-        """Whether the thread is at work, or hangs."""
+        """True while the thread works, or hangs."""
         return self._job is not None and not self._job.done()
 
     async def run(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` gives. Raises whatever it does; BundleError "store" if it takes longer, or if what was begun
+        """Return the result of `work`. Raises whatever it does; BundleError "store" if it takes longer, or if what was begun
         before has not ended yet."""
         async with self._turn:
             if self.busy:

@@ -17,7 +17,7 @@ class Room:
 
 
 class Share:
-    """What one request has of a room; to be freed when it ends."""
+    """The share of one request in a room; freed when it ends."""
 
     __slots__ = ("_room", "_taken")
 

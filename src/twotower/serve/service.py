@@ -314,7 +314,7 @@ class Service:
 
 
 def weight(body: wire.RecommendBody) -> float:
-    """What a request of a batch weighs in the queue, by the entries of its lists."""
+    """The weight of a request of a batch in the queue, by the entries of its lists."""
     return 1.0 + sum(len(entries or ()) for entries in (body.history, body.events, body.allow, body.ban)) / ENTRIES
 
 

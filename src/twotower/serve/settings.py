@@ -167,7 +167,7 @@ def is_loopback(host: str) -> bool:
 
 
 def address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()) -> str:
-    """What is counted as one client: an IPv4 address, or the 64 bits of IPv6 that a subscriber has; nothing of a trusted
+    """The unit counted as one client: an IPv4 address, or the 64 bits of IPv6 that a subscriber has; nothing of a trusted
     proxy, which speaks for many."""
     try:
         found = ipaddress.ip_address(host.partition("%")[0])

@@ -88,7 +88,7 @@ class Shelf:
 
     @property
     def busy(self) -> bool:
-        """Whether a thread is at the store, or hangs there: Python would wait for it before it ends."""
+        """True while a thread is at the store, or hangs there: Python would wait for it before it ends."""
         return self._lock.locked() or any(r.busy for r in (self._looks, self._loads, self._others))
 
     async def watch(self, seconds: float) -> None:
@@ -152,7 +152,7 @@ class Shelf:
             return self._other
 
     async def ask(self, work: Callable[[Store], T], seconds: float = LIST) -> T:
-        """What `work` finds in the store or does to it. Raises BundleError "store" if that takes too long, at once if the
+        """Run `work` on the store and return its result. Raises BundleError "store" if that takes too long, at once if the
         store does not even say what is current."""
         await self._stamp()
         return await self._others.run(lambda: work(self.store), seconds)

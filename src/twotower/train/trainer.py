@@ -69,7 +69,7 @@ class _Progress:
 
     @classmethod
     def restore(cls, kept: dict[str, Any], path: Path) -> _Progress:
-        """What a checkpoint holds; "none" is its best of nothing. Raises RunError if that is none."""
+        """Check and return what a checkpoint holds; "none" is its best of nothing. Raises RunError if that is none."""
         fresh = vars(cls())
         best = -math.inf if kept.get("best") == "none" else kept.get("best")
         found = kept | {"best": best}
