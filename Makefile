@@ -46,7 +46,7 @@ test: .venv/.test
 
 # Debian's packages are installed where that is allowed; elsewhere they must be there.
 test-system: .venv/.test
-	@command -v chromium valkey-server >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	@{ command -v chromium && command -v valkey-server; } >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium valkey-server >/dev/null; } || \
 	  { echo "error: chromium and valkey-server are needed; on Debian: apt-get install chromium valkey-server"; exit 2; }
 	$(BIN)/python -m pytest -m system
