@@ -9,7 +9,7 @@ of the items with a little noise until there are so many. Without either, both c
 
 Exact search: ours and FAISS's flat index, on the same threads, each in a process of its own; rounds alternate, and only
 one of them works at a time. FAISS is there as it is shipped, and at its best: `distance_compute_blas_threshold` at ten queries, every
-kernel of OPENBLAS_CORETYPE that the processor can run, one index or, on several threads, IndexShards; the quickest by
+kernel of OPENBLAS_CORETYPE that the processor can run, one index, faiss.knn or, on several threads, IndexShards; the quickest by
 its median is the row, for a batch and for one query each. The limit is the matrix product alone, by numpy and the quickest of the
 same kernels (a batch), or the quickest of three passes over the vectors (one query).
 Approximate search: one thread, one process; recall against exact search with users as queries.
@@ -102,6 +102,10 @@ def of_run(folder: Path) -> tuple[Vectors, Vectors]:
     return factors.items.cpu().numpy(), factors.users.cpu().numpy()
 
 
+FORMS = {"faiss shards": ", IndexShards, OMP_NUM_THREADS=1", "faiss knn": ", faiss.knn over a numpy array"}
+"""Ways to search all vectors beside IndexFlatIP, and what sets them apart."""
+
+
 def exact(items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Numbers]:
     """Milliseconds of a query in a batch, and of one query alone."""
     size = min(chosen.batch, len(users))
@@ -144,7 +148,7 @@ def exact(items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Nu
                 agreement_with_faiss=agree,
                 settings={
                     f"{beside}, at its best": f"distance_compute_blas_threshold={told[core]['threshold']}, "
-                    f"OPENBLAS_CORETYPE={core}{', IndexShards' if 'shards' in best else ''}"
+                    f"OPENBLAS_CORETYPE={core}{FORMS.get(best.partition(',')[0], '')}"
                 },
                 tried={way: round(median(values), 4) for way, values in times[kind].items()},
                 blas={way: given["blas"] for way, given in told.items()},
@@ -182,6 +186,7 @@ def worker(way: str, folder: Path, chosen: argparse.Namespace) -> Iterator[Calla
         environment.pop("OPENBLAS_CORETYPE", None)
     if way in KERNELS:
         environment["OPENBLAS_CORETYPE"] = way
+        environment["OMP_NUM_THREADS"] = "1"  # of a thread that IndexShards begins: its threads are those of the shards
     with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -229,6 +234,12 @@ def work_for(way: str, folder: Path, threads: int, k: int, metric: Metric) -> No
             "single faiss flat": lambda: flat.search(one, k)[1],
         }
         if way != SHIPPED:
+            # numpy asks for huge pages, which FAISS's own store does not.
+            measure = faiss.METRIC_INNER_PRODUCT
+            works |= {
+                "batch faiss knn": lambda: faiss.knn(queries, items, k, metric=measure)[1],
+                "single faiss knn": lambda: faiss.knn(one, items, k, metric=measure)[1],
+            }
             works |= limits(items, queries, threads)
         if way != SHIPPED and threads > 1:
             shards = faiss.IndexShards(width, True, True)
@@ -236,15 +247,10 @@ def work_for(way: str, folder: Path, threads: int, k: int, metric: Metric) -> No
             for number, part in enumerate(parts):
                 part.add(items[n * number // threads : n * (number + 1) // threads])
                 shards.add_shard(part)
-
-            def each(asked: Vectors) -> Any:
-                faiss.omp_set_num_threads(1)
-                try:
-                    return shards.search(asked, k)[1]
-                finally:
-                    faiss.omp_set_num_threads(threads)
-
-            works |= {"batch faiss shards": lambda: each(queries), "single faiss shards": lambda: each(one)}
+            works |= {
+                "batch faiss shards": lambda: shards.search(queries, k)[1],
+                "single faiss shards": lambda: shards.search(one, k)[1],
+            }
     works[next(iter(works))]()
     about |= {"works": list(works), "blas": blas()}
     for line in map(str.strip, sys.stdin):

@@ -570,7 +570,7 @@ def page(
     out = [INTRODUCTION]
     if machine:
         out.append(
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}."
+            f"On {date}: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}."
         )
         out.append("; ".join(f"{name} {given}" for name, given in machine["versions"].items()) + ".")
         if machine["environment"]:
@@ -587,7 +587,7 @@ def page(
     out += [f"**{doubt}**" for doubt in doubts]
     names = list(dict.fromkeys([*EXPECTED, *sorted(results)]))
     old = _sections(before)
-    for script in dict.fromkeys(name.partition(":")[0] for name in names):
+    for script in dict.fromkeys([*(name.partition(":")[0] for name in names), *old]):
         own = [name for name in names if name.partition(":")[0] == script]
         if script in old and not any(name in results for name in own):
             out.append(old[script])
