@@ -429,7 +429,7 @@ def test_fault_G4_replies_that_are_not_taken_are_bounded_together(serve: Any) ->
         b"GET ftp://localhost/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
-def test_a_request_has_one_host(usual: Served, head: bytes) -> None:
+def test_fault_G23_a_request_has_one_host(usual: Served, head: bytes) -> None:
     with usual.connect() as s:
         s.sendall(head)
         status, headers, body = reply(s)
