@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from twotower import index as indexes
-from twotower import storage
+from twotower import files
 from twotower.bundle import Bundle
 from twotower.encoders import Floats
 from twotower.errors import TwoTowerError
+from twotower.index import KINDS, Index, build_index, choose_index, measure_recall, tune_index
 from twotower.request import Request
 from twotower.retrieve import Retriever
 from twotower.store import Store
@@ -48,7 +48,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="the store to publish to; made if it is not there")
     options.add_argument("--bundles", type=int, default=1, help="how many to publish")
     options.add_argument("--noise", type=float, default=0.3, help="of a copy, in deviations of each number")
-    options.add_argument("--kind", choices=sorted(indexes.KINDS), help="of the index; by default chosen by size")
+    options.add_argument("--kind", choices=sorted(KINDS), help="of the index; by default chosen by size")
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
     try:
@@ -82,7 +82,7 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, ki
         index.save(folder / "index")
         counts = {"users": len(source.user_ids), "items": n}
         told = {name: old.manifest[name] for name in ("model", "dims", "metric")}
-        storage.write_json(folder / "vectors.json", told | counts)
+        files.write_json(folder / "vectors.json", told | counts)
         about = (
             f"{known:,} items of bundle {old.id} and {n - known:,} copies, noise {noise}; metrics are of the former."
         )
@@ -130,18 +130,18 @@ def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
     return out
 
 
-def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[indexes.Index, dict[str, Any]]:
+def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index, dict[str, Any]]:
     """The index of the vectors and its recall gate: tuned with one half of the users, judged with the other."""
     config, metric = source.config.index, source.index.metric
-    chosen, params, _ = indexes.choose(len(vectors), metric)
-    index = indexes.build(kind or chosen, vectors, np.arange(len(vectors)), metric, params if not kind else None)
+    chosen, params, _ = choose_index(len(vectors), metric)
+    index = build_index(kind or chosen, vectors, np.arange(len(vectors)), metric, params if not kind else None)
     users = np.unique(source.dataset.test.user).astype(np.int64)
     users = np.random.default_rng(0).permutation(users if len(users) > 1 else len(source.user_ids))[: config.queries]
     queries = np.asarray(source.user_vectors[users], np.float32)
     half = len(queries) // 2
     # As in `twotower publish`: users it was not tuned with find a little less.
-    indexes.tune(index, queries[:half], config.k, config.recall + (1 - config.recall) / 5)
-    found = indexes.recall(index, queries[half:], config.k)
+    tune_index(index, queries[:half], config.k, config.recall + (1 - config.recall) / 5)
+    found = measure_recall(index, queries[half:], config.k)
     return index, {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
 
 

@@ -19,12 +19,12 @@ import polars as pl
 import torch
 from measure import finish, options, product_rate, result, timed
 
-from twotower.config import parse
-from twotower.data.dataset import prepare
+from twotower.config import parse_config
+from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
 from twotower.embed import embed
 from twotower.model.two_tower import TwoTower
-from twotower.run import Run
+from twotower.runs import Run
 from twotower.schema import Categorical, MultiHot, Schema
 
 GENRES = 18
@@ -97,8 +97,10 @@ def fresh_run(ids: str) -> Run:
     )
     actions = pl.DataFrame({"user_id": np.arange(KNOWN) % 1000, "item_id": np.arange(KNOWN)})
     layers = {s: {"layers": list(LAYERS)} for s in ("user", "item")}
-    _, config = parse({"model": {"width": WIDTH, "pairs": [layers]}, "split": {"test": 0.01, "validation": 0.01}})
-    dataset = prepare(check(None, items(0, KNOWN), actions, schema), schema, config.split)
+    _, config = parse_config(
+        {"model": {"width": WIDTH, "pairs": [layers]}, "split": {"test": 0.01, "validation": 0.01}}
+    )
+    dataset = build_dataset(check(None, items(0, KNOWN), actions, schema), schema, config.split)
     model = TwoTower(config.model, dataset.encoders.fields("user"), dataset.encoders.fields("item"))
     return Run(None, config, dataset, model, {}, [])
 

@@ -30,13 +30,13 @@ from measure import finish, options, repeat, result, timed
 from peers import FIELDS, at_best, codes, here, quiet, recbole_dssm, rechub_loader, rechub_trainer
 from train_speed import prepare_movielens, twotower_trainer
 
-from twotower.config import parse
+from twotower.config import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.evaluation import Factors, evaluate_part, factors_before
 from twotower.index.faiss_setup import tuned
 
-CONFIG = parse({"evaluation": {"k": [10], "bootstrap": 0}})[1].evaluation
+CONFIG = parse_config({"evaluation": {"k": [10], "bootstrap": 0}})[1].evaluation
 
 
 def main() -> None:

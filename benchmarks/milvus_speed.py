@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from measure import Numbers, finish, options, result
 
-from twotower import index as indexes
-from twotower.index import Place
+from twotower.index import Place, build_index, load_index, measure_recall, tune_index
 
 WIDTH, K, RECALL, CENTRES, NOISE = 64, 10, 0.95, 1_000, 1.5
 
@@ -77,12 +76,12 @@ def measured(name: str, items: Any, queries: Any, place: Place | None) -> list[N
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         kind = "ivf" if place is None else "milvus"
-        index = indexes.build(kind, items, np.arange(len(items)), "cosine", None, place)
+        index = build_index(kind, items, np.arange(len(items)), "cosine", None, place)
         index.save(Path(folder) / "index")
         built = time.perf_counter() - started
-        indexes.tune(index, queries[:half], K, RECALL)
-        recall = indexes.recall(index, queries[half:], K)
-        asked = indexes.load(Path(folder) / "index", verify=False)
+        tune_index(index, queries[:half], K, RECALL)
+        recall = measure_recall(index, queries[half:], K)
+        asked = load_index(Path(folder) / "index", verify=False)
         asked.effort, asked.threads = index.effort, 1
         times = []
         for query in queries[half:]:

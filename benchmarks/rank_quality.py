@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from measure import Numbers, options, result, save
 
-from twotower import pipeline
-from twotower.config import Config, parse
-from twotower.config import load as load_config
-from twotower.run import Run
+from twotower import api
+from twotower.config import Config, load_config, parse_config
+from twotower.runs import Run
 from twotower.schema import Schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -49,14 +48,17 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     schema, rank = load_config(EXAMPLES / "movielens-rank.toml")
     models: dict[str, tuple[Schema | None, Config]] = {
-        "DSSM, observed pairs only": (None, parse(PLAIN)[1]),
-        "DSSM + SENet, observed pairs only": (None, parse(PLAIN | {"model": {"pairs": [SENET]}})[1]),
+        "DSSM, observed pairs only": (None, parse_config(PLAIN)[1]),
+        "DSSM + SENet, observed pairs only": (None, parse_config(PLAIN | {"model": {"pairs": [SENET]}})[1]),
         "DSSM + SENet, 5 random negatives a positive": (
             None,
-            parse(PLAIN | {"model": {"pairs": [SENET]}, "negatives": {"random": 5}})[1],
+            parse_config(PLAIN | {"model": {"pairs": [SENET]}, "negatives": {"random": 5}})[1],
         ),
         **{
-            f"DSSM + branch {name}, observed pairs only": (None, parse(PLAIN | {"model": {"pairs": [_pair(parts)]}})[1])
+            f"DSSM + branch {name}, observed pairs only": (
+                None,
+                parse_config(PLAIN | {"model": {"pairs": [_pair(parts)]}})[1],
+            )
             for name, parts in BRANCHES.items()
         },
         **{f"examples/{n}.toml": load_config(EXAMPLES / f"{n}.toml") for n in ("parallel", "dat")},
@@ -98,8 +100,8 @@ METRICS = {
 def train(schema: Schema | None, config: Config, seed: int, epochs: int) -> Run:
     changed = {"seed": seed} | ({"epochs": epochs} if epochs else {})
     config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
-    tables, schema = pipeline.read(config, schema)
-    return pipeline.fit(tables, schema, config)
+    tables, schema = api.read(config, schema)
+    return api.fit(tables, schema, config)
 
 
 def results(row: str, values: dict[str, list[float]], threads: int) -> list[Numbers]:

@@ -23,9 +23,8 @@ import torch
 from baselines import load_sequences, order_by_time
 from measure import Numbers, load, options, result, save
 
-from twotower import pipeline
-from twotower.config import Config
-from twotower.config import load as load_config
+from twotower import api
+from twotower.config import Config, load_config
 from twotower.data import movielens
 from twotower.schema import Schema
 
@@ -95,7 +94,7 @@ def measure(tables: Any, schema: Schema, config: Config, seed: int) -> dict[str,
     """Test and validation metrics of one training."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed, "device": "cpu"})})
     started = time.perf_counter()
-    done = pipeline.fit(tables, schema, config)
+    done = api.fit(tables, schema, config)
     out = {
         f"{part}.{short}": done.metrics[f"{part}.{name}"]
         for part in ("validation", "test")

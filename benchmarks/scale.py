@@ -227,14 +227,14 @@ def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
     """Some steps of training on the prepared dataset, on all ranks; the first prints rows per second."""
     import torch
 
-    from twotower import config as settings
-    from twotower.data.prepared import Prepared
-    from twotower.ranks import Ranks
+    from twotower.config import load_config
+    from twotower.data.memmap import Prepared
+    from twotower.distributed import Ranks
     from twotower.train.trainer import Trainer
 
     torch.set_num_threads(threads)
     ranks = Ranks.here()
-    _, config = settings.load(folder / "config.toml")
+    _, config = load_config(folder / "config.toml")
     with ranks.together():
         trainer = Trainer(Prepared.open(folder / "prepared"), config, ranks=ranks)
         steps = min(steps, trainer.objective.steps_per_epoch - 2)
@@ -276,7 +276,7 @@ def index_items(items: int) -> Numbers:
     """Build, tune and ask the index that is chosen for so many items."""
     import tempfile
 
-    from twotower import index as indexes
+    from twotower.index import build_index, choose_index, measure_recall, tune_index
 
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((TOPICS, WIDTH)).astype(np.float32)
@@ -289,12 +289,12 @@ def index_items(items: int) -> Numbers:
 
     vectors, queries = some(items, 1), some(1000, 2)
     started = time.perf_counter()
-    kind, params, _ = indexes.choose(items, "cosine")
-    index = indexes.build(kind, vectors, np.arange(items), "cosine", params)
+    kind, params, _ = choose_index(items, "cosine")
+    index = build_index(kind, vectors, np.arange(items), "cosine", params)
     k = min(K, items)
-    indexes.tune(index, queries[:500], k, RECALL + (1 - RECALL) / 5)
+    tune_index(index, queries[:500], k, RECALL + (1 - RECALL) / 5)
     build = time.perf_counter() - started
-    recall = indexes.recall(index, queries[500:], k)
+    recall = measure_recall(index, queries[500:], k)
     index.threads = 1
     times = []
     for query in queries[500:700]:
@@ -334,10 +334,10 @@ def table_steps(way: str) -> None:
     """Some steps with tables kept in one way, on all ranks; the first prints what they cost."""
     import torch
 
-    from twotower.config import parse
-    from twotower.data.dataset import prepare
+    from twotower.config import parse_config
+    from twotower.data.dataset import build_dataset
     from twotower.data.tables import check
-    from twotower.ranks import Ranks
+    from twotower.distributed import Ranks
     from twotower.schema import Categorical, Schema
     from twotower.train.trainer import Trainer, peak_memory_mb
 
@@ -355,8 +355,8 @@ def table_steps(way: str) -> None:
         | ({"sharding": sharding} if sharding else {}),
     }
     dataset, (_, config) = (
-        prepare(check(None, None, pl.DataFrame(ids), schema), schema, parse({})[1].split),
-        parse(body),
+        build_dataset(check(None, None, pl.DataFrame(ids), schema), schema, parse_config({})[1].split),
+        parse_config(body),
     )
     ranks = Ranks.here()
     with ranks.together(alone=kind == "torchrec"):

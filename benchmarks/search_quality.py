@@ -24,13 +24,12 @@ import polars as pl
 import torch
 from measure import Numbers, options, result, save
 
-from twotower import pipeline
-from twotower.config import load as load_config
-from twotower.config import override
-from twotower.data.dataset import Dataset, prepare
-from twotower.data.queries import names
+from twotower import api
+from twotower.config import load_config, override_config
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import Tables
+from twotower.data.title_queries import names
 from twotower.encoders import Ints, grams, words
 from twotower.evaluation import bootstrap
 
@@ -213,9 +212,9 @@ BASELINES: dict[str, Callable[[list[str]], Iterator[Scorer]]] = {
 def baselines(split: str, only: str) -> Iterator[dict[str, Any]]:
     """A row for each of BASELINES: the candidate with the best MRR@10 on validation, asked the test."""
     schema, config = load_config(EXAMPLES / OURS[0], [f"split.kind={split}"])
-    tables, schema = pipeline.read(config, schema)
+    tables, schema = api.read(config, schema)
     assert isinstance(tables, Tables)  # it names a data set, not a prepared one
-    dataset = prepare(tables, schema, config.split)
+    dataset = build_dataset(tables, schema, config.split)
     titles, texts = dataset.items.frame["title"].to_list(), dataset.users.frame["query"]
     for name, candidates in BASELINES.items():
         if only not in name:
@@ -252,9 +251,9 @@ def trained(example: str, split: str, seed: int, epochs: int) -> tuple[dict[str,
     """The measures of a model on the test queries, and how many seconds it was trained."""
     schema, config = load_config(EXAMPLES / example)
     changed = [f"train.epochs={epochs}"] if epochs else []
-    config = override(config, [f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0", *changed])
-    tables, schema = pipeline.read(config, schema)
-    run = pipeline.fit(tables, schema, config)
+    config = override_config(config, [f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0", *changed])
+    tables, schema = api.read(config, schema)
+    run = api.fit(tables, schema, config)
     user, item = asked(run.dataset, TEST, split == "time")
     factors = run.factors(TEST)
     scores = factors.users.cpu().numpy()[user] @ factors.items.cpu().numpy().T

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from measure import Numbers, blas, finish, options, result, timed, tool
 
-from twotower.index import build, recall, tune
+from twotower.index import build_index, measure_recall, tune_index
 from twotower.index.exact import ExactIndex, one_blas_thread
 from twotower.index.protocol import Metric, Vectors
 
@@ -96,9 +96,9 @@ def load(path: Path) -> Vectors:
 
 def of_run(folder: Path) -> tuple[Vectors, Vectors]:
     """The vectors of a run's items and users, as they are when the test is asked."""
-    from twotower import pipeline
+    from twotower import api
 
-    factors = pipeline.load(folder).factors()
+    factors = api.load(folder).factors()
     return factors.items.cpu().numpy(), factors.users.cpu().numpy()
 
 
@@ -299,12 +299,12 @@ def about(items: Vectors, chosen: argparse.Namespace) -> Numbers:
 def approximate(kind: str, items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Numbers]:
     """Queries a second on one thread at the target recall, tuned with half of the users and measured with the others."""
     built: list[Any] = []
-    seconds = timed(lambda: built.append(build(kind, items, np.arange(len(items)), chosen.metric)))
+    seconds = timed(lambda: built.append(build_index(kind, items, np.arange(len(items)), chosen.metric)))
     index = built[0]
     print(f"{kind}: built in {seconds:.0f} s", file=sys.stderr)
     half = len(users) // 2
     index.threads = chosen.threads
-    found = tune(index, users[:half], chosen.k, chosen.recall)
+    found = tune_index(index, users[:half], chosen.k, chosen.recall)
     index.threads = 1
     rates: dict[str, list[float]] = {"batch": [], "single": []}
     for _ in range(chosen.rounds):
@@ -315,7 +315,7 @@ def approximate(kind: str, items: Vectors, users: Vectors, chosen: argparse.Name
                     index.search(users[start : start + size], chosen.k)
 
             rates[name].append(half / timed(ask))
-    met = recall(index, users[half:], chosen.k)
+    met = measure_recall(index, users[half:], chosen.k)
     shared = about(items, chosen) | {"threads": 1, "setting": str(found.setting), "recall": round(met, 4)}
     name = f"search_speed: {kind}, {len(items):,} x {items.shape[1]}, one thread"
     return [

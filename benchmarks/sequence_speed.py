@@ -21,8 +21,8 @@ from measure import finish, options, product_rate, result, timed
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from twotower.config import load
-from twotower.data.dataset import prepare
+from twotower.config import load_config
+from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
 from twotower.train.trainer import Trainer
 
@@ -46,10 +46,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    schema, config = load(EXAMPLE, [*chosen.set, "train.device='cpu'"])
+    schema, config = load_config(EXAMPLE, [*chosen.set, "train.device='cpu'"])
     assert schema is not None
     schema = schema.model_copy(update={"time_unit": "order", "title": ""})
-    trainer = Trainer(prepare(check(None, None, drawn(), schema), schema, config.split), config)
+    trainer = Trainer(build_dataset(check(None, None, drawn(), schema), schema, config.split), config)
     epoch = trainer.objective.sampler.epoch(0)
     size = config.train.batch_size
 

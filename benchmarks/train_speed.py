@@ -26,9 +26,9 @@ import torch
 from measure import finish, options, product_rate, result
 from peers import BATCH, FIELDS, LAYERS, WIDTH, at_best, here, quiet, recbole_dssm, rechub_loader, rechub_trainer
 
-from twotower.config import parse
+from twotower.config import parse_config
 from twotower.data import movielens
-from twotower.data.dataset import Dataset, prepare
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.evaluation import auc
@@ -84,12 +84,12 @@ def prepare_movielens() -> Dataset:
         Categorical(name=name, side=side) for side in ("user", "item") for name in FIELDS[side]
     )  # fmt: skip
     schema = movielens.SCHEMA.model_copy(update={"features": features})
-    return prepare(check(raw.users, items, raw.interactions, schema), schema, parse({})[1].split)
+    return build_dataset(check(raw.users, items, raw.interactions, schema), schema, parse_config({})[1].split)
 
 
 def twotower_trainer(dataset: Dataset, seed: int, device: str = "cpu", precision: str = "fp32") -> Trainer:
     """Our trainer with a fresh model."""
-    _, config = parse(
+    _, config = parse_config(
         {
             "model": {"width": WIDTH, "bias": False, "unknown_rate": 0.0,
                       "pairs": [{s: {"layers": list(LAYERS), "activation": "ReLU"} for s in ("user", "item")}]},
@@ -138,7 +138,7 @@ def seconds_to(goal: float) -> float | None:
     spent = 0.0
     started = time.perf_counter()
     dataset = prepare_movielens()
-    _, config = parse(
+    _, config = parse_config(
         {"train": {"batch_size": 8192, "lr": 0.01, "epochs": 20, "device": "cpu"}, "model": {"bias": True}}
     )
     trainer = Trainer(dataset, config)

@@ -128,7 +128,7 @@ def openapi_json() -> str:
 
 def http() -> str:
     """Every page of the service, every body and reply, and every problem."""
-    from twotower.serve.problem import PROBLEMS
+    from twotower.serve.problems import PROBLEMS
 
     document = openapi()
     lines = [

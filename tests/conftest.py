@@ -1,18 +1,16 @@
-"""Worlds whose right answer is known, and small tables with every kind of column."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import pytest
 import torch
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything
 
-from twotower.config import Config, parse
-from twotower.data.dataset import Dataset, prepare
+from twotower.config import Config
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import Tables, check
-from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 
 @pytest.fixture(autouse=True)
@@ -23,100 +21,9 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-ID_FEATURES = (
-    Categorical(name="user_id", side="user"),
-    Categorical(name="item_id", side="item"),
-)
-CHECKERBOARD_SCHEMA = Schema(label="liked", time="at", time_unit="order", features=ID_FEATURES)
-
-
-def checkerboard(n_users: int = 40, n_items: int = 30) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Even users like even items, odd users odd ones; every pair is shown once, in an order that mixes both."""
-    rng = np.random.default_rng(0)
-    pairs = rng.permutation(n_users * n_items)
-    user, item = pairs // n_items, pairs % n_items
-    return (
-        pl.DataFrame({"user_id": np.arange(n_users)}),
-        pl.DataFrame({"item_id": np.arange(n_items)}),
-        pl.DataFrame(
-            {
-                "user_id": user,
-                "item_id": item,
-                "liked": ((user + item) % 2 == 0).astype(int),
-                "at": np.arange(len(pairs)),
-            }
-        ),
-    )
-
-
-EVERYTHING_SCHEMA = Schema(
-    user_id="uid",
-    item_id="iid",
-    label="stars",
-    positive_above=3,
-    time="when",
-    title="name",
-    features=(
-        Categorical(name="uid", side="user"),
-        Categorical(name="city", side="user", min_count=2),
-        Numeric(name="age", side="user"),
-        Numeric(name="income", side="user", buckets=4),
-        Sequence(name="liked", side="user", of="positive"),
-        Sequence(name="disliked", side="user", of="negative", share=False, pooling="sqrt", max_length=5),
-        Text(name="motto", side="user", pooling="mean", min_count=2),
-        Categorical(name="iid", side="item"),
-        Categorical(name="brand", side="item", hash_buckets=7),
-        MultiHot(name="tags", side="item", separator="|"),
-        Vector(name="picture", side="item"),
-        Numeric(name="shown", side="item", statistic="count"),
-        Numeric(name="mean_stars", side="item", statistic="mean"),
-        Sequence(name="fans", side="item", of="positive", share=False),
-        Text(name="label", side="item", column="name", hash_buckets=50),
-    ),
-)
-
-
-def everything(n_users: int = 60, n_items: int = 40, n: int = 1200) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Tables with every kind of column and some missing values; ids are text; taste follows city and brand."""
-    rng = np.random.default_rng(7)
-    users = pl.DataFrame(
-        {
-            "uid": [f"u{i}" for i in range(n_users)],
-            "city": [None if i % 11 == 0 else f"city{i % 4}" for i in range(n_users)],
-            "age": [None if i % 9 == 0 else float(18 + i) for i in range(n_users)],
-            "income": [float("nan") if i % 13 == 0 else float(i * i) for i in range(n_users)],
-            "motto": [
-                None if i % 10 == 0 else ["more is more", "Less IS more!", "少即是多", ""][i % 4]
-                for i in range(n_users)
-            ],
-        }
-    )
-    items = pl.DataFrame(
-        {
-            "iid": [f"i{i}" for i in range(n_items)],
-            "name": [f"Item {i}" for i in range(n_items)],
-            "brand": [f"brand{i % 5}" for i in range(n_items)],
-            "tags": ["|".join(f"t{t}" for t in range(i % 4)) or None for i in range(n_items)],
-            "picture": [[float(i % 3), 1.0, -0.5 * i] for i in range(n_items)],
-        }
-    )
-    pairs = rng.choice(n_users * n_items, n, replace=False)
-    user, item = pairs // n_items, pairs % n_items
-    likes = (user % 4 == item % 4) | (rng.random(n) < 0.2)
-    actions = pl.DataFrame(
-        {
-            "uid": [f"u{u}" for u in user],
-            "iid": [f"i{i}" for i in item],
-            "stars": np.where(likes, 5, 2),
-            "when": 1_600_000_000 + rng.permutation(n) * 60,
-        }
-    )
-    return users, items, actions
-
-
 @pytest.fixture
 def board() -> Dataset:
-    return prepare(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
+    return build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
 
 
 @pytest.fixture
@@ -126,19 +33,7 @@ def everything_tables() -> Tables:
 
 @pytest.fixture
 def everything_data(everything_tables: Tables) -> Dataset:
-    return prepare(everything_tables, EVERYTHING_SCHEMA, Config().split)
-
-
-def settings(**sections: dict[str, object]) -> Config:
-    """A config that trains in a blink; sections override."""
-    base: dict[str, dict[str, object]] = {
-        "train": {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"},
-        "model": {"width": 8, "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]},
-        "evaluation": {"k": [5], "bootstrap": 0},
-    }
-    for name, values in sections.items():
-        base[name] = base.get(name, {}) | values
-    return parse(base)[1]
+    return build_dataset(everything_tables, EVERYTHING_SCHEMA, Config().split)
 
 
 @pytest.fixture

@@ -28,16 +28,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import ranked
-from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 import twotower
-from twotower import index as indexes
 from twotower.config import Config, SplitConfig
-from twotower.data.dataset import Dataset, prepare
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.feed import feed
 from twotower.data.tables import check
 from twotower.evaluation import factors_before
 from twotower.export import export
+from twotower.index import build_index
 from twotower.onnx_tower import OnnxTower
 from twotower.schema import SIDES, Schema, Sequence
 from twotower.serve.app import create
@@ -147,17 +147,17 @@ def world(name: str) -> Dataset:
     """A made data set."""
     kind, _, what = name.partition(" ")
     if kind == "board":
-        return prepare(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
+        return build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
     if kind == "split":
         split = SplitConfig(kind=what)  # type: ignore[arg-type]
-        return prepare(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, split)
+        return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, split)
     if kind == "pooling":
         limit = {"max_length": 128} if what in ("attention", "transformer") else {}
         met = Sequence(name="met", side="user", width=8, **limit, pooling=what)  # type: ignore[arg-type]
         schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, met)})
-        return prepare(check(*checkerboard(), schema), schema, Config().split)
+        return build_dataset(check(*checkerboard(), schema), schema, Config().split)
     schema = EVEN if kind == "even" else EVERYTHING_SCHEMA
-    return prepare(check(*everything(), schema), schema, Config().split)
+    return build_dataset(check(*everything(), schema), schema, Config().split)
 
 
 def training(name: str) -> Arrays:
@@ -191,7 +191,7 @@ def searches(kind: str, metric: Any) -> Arrays:
     vectors, queries = (rng.standard_normal((n, 16)).astype(np.float32) for n in (600, 5))
     if metric == "cosine":
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = indexes.build(kind, vectors, np.arange(600, dtype=np.int64), metric)
+    index = build_index(kind, vectors, np.arange(600, dtype=np.int64), metric)
     few = np.arange(0, 600, 7)
     banned = [np.arange(i, 600, 3) for i in range(5)]
     asked: dict[str, Any] = {"all": {}, "allowed": {"allowed": few}, "banned": {"banned": banned}}

@@ -1,4 +1,4 @@
-"""Trainings that several ranks do together, and one alone: run by tests/test_ranks.py under torchrun.
+"""Trainings that several ranks do together, and one alone: run by tests/test_distributed.py under torchrun.
 
 python -m torch.distributed.run --nproc-per-node 2 tests/ranked.py OUT
 """
@@ -19,13 +19,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from conftest import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower.config import Config, DataConfig, SplitConfig
-from twotower.data import preparation
-from twotower.data.dataset import Dataset, prepare
+from twotower.data import prepare
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
-from twotower.ranks import Ranks
+from twotower.distributed import Ranks
 from twotower.schema import Schema, Sequence
 from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
@@ -113,13 +113,13 @@ TORCHREC: dict[str, tuple[str, dict[str, Any]]] = {
 
 def world(name: str) -> Dataset:
     if name == "everything":
-        return prepare(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
+        return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
     if name == "prepared":
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder)
         checkerboard()[2].write_parquet(Path(folder, "interactions.parquet"))
         data = DataConfig(interactions=folder + "/*.parquet")
-        return preparation.prepare(data, CHECKERBOARD_SCHEMA, SplitConfig(kind="last"), Path(folder, "out"))
+        return prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SplitConfig(kind="last"), Path(folder, "out"))
     extra: Many[Sequence] = ()
     if name == "fans":
         extra = (Sequence(name="fans", side="item", of="all"),)
@@ -128,7 +128,7 @@ def world(name: str) -> Dataset:
     if name == "attention":
         extra = (Sequence(name="met", side="user", pooling="transformer", max_length=128, width=8),)
     schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, *extra)})
-    return prepare(check(*checkerboard(), schema), schema, Config().split)
+    return build_dataset(check(*checkerboard(), schema), schema, Config().split)
 
 
 def trainer(case: str, ranks: Ranks | None = None, **train: Any) -> Trainer:

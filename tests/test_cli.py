@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
+from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
-from twotower import cli, pipeline
-from twotower import config as toml
+from twotower import api, cli
+from twotower.config import Config, dump_config, load_config, parse_config
+from twotower.escaping import command, harmless
 from twotower.schema import SIDES, Categorical, MultiHot, Schema, Text
-from twotower.shown import command, harmless
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def project(tmp_path: Path) -> Path:
     config = settings(train={"epochs": 2, "batch_size": 200, "device": "cpu"})
     data = {n: f"{n}.csv" for n in ("users", "items", "interactions")}
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
-    (tmp_path / "config.toml").write_text(toml.dump(CHECKERBOARD_SCHEMA, config), encoding="utf-8")
+    (tmp_path / "config.toml").write_text(dump_config(CHECKERBOARD_SCHEMA, config), encoding="utf-8")
     return tmp_path
 
 
@@ -55,7 +55,7 @@ def test_train_then_evaluate_agree(project: Path, capsys: pytest.CaptureFixture[
 
 def test_set_overrides_a_setting(project: Path) -> None:
     assert call("train", project / "config.toml", "--run", project / "run", "--set", "train.epochs=1") == 0
-    _, config = toml.load(project / "run" / "config.toml")
+    _, config = load_config(project / "run" / "config.toml")
     assert config.train.epochs == 1
 
 
@@ -100,10 +100,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items = items.with_columns(pl.format("Дом ☃ {}", "item_id").alias("title"))
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"title": "title"})
     config = settings(loss={"kind": "softmax"}, negatives={"full": True}, train={"monitor": "validation.recall@5"})
-    run = pipeline.fit(
-        (users, items, actions.filter(pl.col("liked") == 1).head(300)), schema, config, folder=folder / "run"
-    )
-    pipeline.publish(run, folder / "store")
+    run = api.fit((users, items, actions.filter(pl.col("liked") == 1).head(300)), schema, config, folder=folder / "run")
+    api.publish(run, folder / "store")
     return folder / "store"
 
 
@@ -175,7 +173,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = settings(train={"epochs": 1, "batch_size": 200, "device": "cpu"})
     data = {name: f"{name}.csv" for name in spelled}
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
-    (folder / "config.toml").write_text(toml.dump(ADDRESSES, config), encoding="utf-8")
+    (folder / "config.toml").write_text(dump_config(ADDRESSES, config), encoding="utf-8")
     assert call("train", folder / "config.toml", "--run", folder / "run") == 0
     assert call("publish", folder / "run", "--store", folder / "store") == 0
     return folder
@@ -223,7 +221,7 @@ def test_fault_G10_a_request_means_a_category_by_its_spelling(
 
 
 def test_fault_G10_a_csv_that_is_embedded_is_read_as_in_training(addresses: Path, tmp_path: Path) -> None:
-    run = pipeline.load(addresses / "run")
+    run = api.load(addresses / "run")
     rows = (addresses / "users.csv").read_text().splitlines()
     for path, lines in ((tmp_path / "all.csv", rows), (tmp_path / "digits.tsv", [rows[0], *rows[2::4]])):
         path.write_text("\n".join(lines).replace(",", "\t" if path.suffix == ".tsv" else ",") + "\n")
@@ -261,7 +259,7 @@ def test_fault_G19_more_memory_than_there_is_ends_with_one_line(
     def full(*_: object, **__: object) -> None:
         np.empty(2**62, np.int8)
 
-    monkeypatch.setattr(pipeline, "fit", full)
+    monkeypatch.setattr(api, "fit", full)
     assert call("train", project / "config.toml", "--run", project / "run") == 1
     error = capsys.readouterr().err
     assert error.startswith("error: out of memory (")
@@ -276,11 +274,11 @@ def test_fault_G19_names_that_nobody_uses_and_ids_of_the_other_side_are_just_col
     for name, frame in (("users", users), ("items", items), ("interactions", actions)):
         other = {"users": {"item_id": 7}, "items": {"user_id": 5}, "interactions": {}}[name]
         frame.with_columns(pl.lit(v).alias(c) for c, v in (odd | other).items()).write_csv(project / f"{name}.csv")
-    schema, config = toml.load(project / "config.toml")
+    schema, config = load_config(project / "config.toml")
     assert schema
     both = (Categorical(name="favourite", column="item_id", side="user"), Categorical(name="user_id", side="item"))
     schema = schema.model_copy(update={"features": (*schema.features, *both)})
-    (project / "config.toml").write_text(toml.dump(schema, config), encoding="utf-8")
+    (project / "config.toml").write_text(dump_config(schema, config), encoding="utf-8")
     assert call("train", project / "config.toml", "--run", project / "run", "--set", "train.epochs=1") == 0
     assert call("publish", project / "run", "--store", project / "store") == 0
     asked = ["--store", project / "store", "--user", "3", "--keep-seen", "-k", "3"]
@@ -322,7 +320,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     items = items.with_columns(pl.format("{} {}", pl.lit(STEERING), "item_id").alias("title"))
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"title": "title"})
     config = settings(loss={"kind": "softmax"}, negatives={"full": True}, train={"monitor": "validation.recall@5"})
-    pipeline.fit((named, items, actions), schema, config, folder=folder.parent / "run")
+    api.fit((named, items, actions), schema, config, folder=folder.parent / "run")
     with pytest.MonkeyPatch.context() as patch, io.StringIO() as out:
         patch.setattr(sys, "stdout", out)
         patch.chdir(folder.parent)
@@ -360,7 +358,7 @@ def test_fault_G15_a_text_to_search_for_is_quoted_too(tmp_path: Path, capsys: py
     users = users.with_columns(pl.lit(text).alias("asked"))
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*ID_FEATURES, Text(name="asked", side="user"))})
     config = settings(train={"epochs": 1})
-    pipeline.fit((users, items, actions), schema, config, folder=tmp_path / "run")
+    api.fit((users, items, actions), schema, config, folder=tmp_path / "run")
     assert call("publish", tmp_path / "run", "--store", tmp_path / "store", "--force") == 0
     line = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
     assert words_of(line) == ["twotower", "search", "--store", str(tmp_path / "store"), "--", text]
@@ -397,12 +395,12 @@ def test_fault_G15_json_keeps_titles_as_they_are(hostile: tuple[Path, str], caps
 def test_fault_G15_notes_of_a_training_are_harmless(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     users = pl.read_csv(project / "users.csv").with_columns(pl.lit(None, pl.String).alias(STEERING))
     users.write_parquet(project / "users.parquet")
-    schema, config = toml.load(project / "config.toml")
+    schema, config = load_config(project / "config.toml")
     assert schema
     schema = schema.model_copy(
         update={"features": (*schema.features, Categorical(name="x", column=STEERING, side="user"))}
     )
-    (project / "config.toml").write_text(toml.dump(schema, config), encoding="utf-8")
+    (project / "config.toml").write_text(dump_config(schema, config), encoding="utf-8")
     asked = ["--set", "data.users=users.parquet", "--set", "train.epochs=1"]
     assert call("train", project / "config.toml", "--run", project / "run", *asked) == 0
     told = capsys.readouterr().out
@@ -414,9 +412,9 @@ def test_fault_G15_notes_of_a_training_are_harmless(project: Path, capsys: pytes
 
 def test_the_template_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("config") == 0
-    schema, config = toml.parse(tomllib.loads(capsys.readouterr().out))
+    schema, config = parse_config(tomllib.loads(capsys.readouterr().out))
     assert schema is not None
-    assert config == toml.Config()
+    assert config == Config()
 
 
 def test_stats_tell_what_tables_hold(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -487,7 +485,7 @@ def test_fault_G17_an_output_that_is_full_or_closed_costs_what_is_said_and_not_t
     assert done.returncode == 0, done.stderr
     expected = f"warning: standard output: {words}; what was said is lost\n" if words else ""
     assert done.stderr == expected
-    assert pipeline.load(project / "run").metrics
+    assert api.load(project / "run").metrics
 
 
 def test_fault_G17_an_answer_that_cannot_be_written_is_not_code_0(store: Path) -> None:
@@ -507,10 +505,10 @@ def test_fault_G17_a_report_that_fails_costs_a_warning(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(path: Path, *_: object) -> None:
-        assert pipeline.load(path.parent).metrics, "the model comes first"
+        assert api.load(path.parent).metrics, "the model comes first"
         raise ValueError("no such colour\nat all")
 
-    monkeypatch.setattr(pipeline.report, "write", fails)
+    monkeypatch.setattr(api.report, "write", fails)
     assert call("train", project / "config.toml", "--run", project / "run") == 0
     said = capsys.readouterr().out
     assert "warning: no report.html (no such colour)\n" in said

@@ -9,18 +9,27 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
-from twotower import pipeline, run
-from twotower.compare import RULE, Comparison, compare, describe, differences, overall, paired, questions_of
+from twotower import api, runs
+from twotower.compare import (
+    RULE,
+    Comparison,
+    compare_runs,
+    describe_comparisons,
+    differences,
+    overall,
+    paired,
+    questions_of,
+)
 from twotower.config import Config
-from twotower.data.dataset import Dataset, prepare
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import RunError
 from twotower.evaluation import Factors, Report, bootstrap
 from twotower.model.two_tower import TwoTower
-from twotower.run import Run
+from twotower.runs import Run
 
 
 @dataclass(frozen=True)
@@ -56,12 +65,12 @@ def by_metric(comparisons: list[Comparison]) -> dict[str, Comparison]:
 
 def prepared(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, **split: Any) -> Dataset:
     config = Config().split.model_copy(update=split)
-    return prepare(check(users, items, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, config)
+    return build_dataset(check(users, items, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, config)
 
 
 def test_a_run_against_itself_has_no_difference(board: Dataset) -> None:
     one = scored(board, noise(board))
-    found = compare(one, one, resamples=50)
+    found = compare_runs(one, one, resamples=50)
     assert [c.metric for c in found] == ["auc", "gauc", "recall@5", "ndcg@5", "mrr@5", "hit_rate@5"]
     for c in found:
         assert (c.difference, c.low, c.high, c.p) == (0, 0, 0, 1)
@@ -72,7 +81,7 @@ def test_a_run_against_itself_has_no_difference(board: Dataset) -> None:
 def test_an_oracle_is_better_than_noise_and_the_comparison_is_symmetric(board: Dataset) -> None:
     # At k = 2 the three liked items of six that are left can still be missed.
     bad, good = (scored(board, f, evaluation={"k": [2]}) for f in (noise(board), oracle(board)))
-    there, back = compare(bad, good, resamples=200), compare(good, bad, resamples=200)
+    there, back = compare_runs(bad, good, resamples=200), compare_runs(good, bad, resamples=200)
     for c in there:
         assert c.b == 1 or c.metric == "recall@2"
         assert c.verdict == "B is better", c
@@ -87,7 +96,7 @@ def test_an_oracle_is_better_than_noise_and_the_comparison_is_symmetric(board: D
 
 def test_the_values_are_those_of_the_runs_own_reports(board: Dataset) -> None:
     a, b = scored(board, noise(board), evaluation={"k": [5, 3]}), scored(board, noise(board, 1))
-    found = by_metric(compare(a, b, resamples=5))
+    found = by_metric(compare_runs(a, b, resamples=5))
     for name, r in (("a", a), ("b", b)):
         own = Report.of(r.factors(), board, TEST, r.config.evaluation).metrics()
         assert {m: getattr(c, name) for m, c in found.items()} == pytest.approx({m: own[m] for m in found})
@@ -98,11 +107,11 @@ def test_rows_are_matched_by_id(board: Dataset) -> None:
     users, items, actions = checkerboard()
     other = prepared(users.reverse(), items.sample(fraction=1.0, shuffle=True, seed=3), actions)
     assert other.items.ids.to_list() != board.items.ids.to_list()
-    found = compare(scored(board, oracle(board)), scored(other, oracle(other)), resamples=20)
+    found = compare_runs(scored(board, oracle(board)), scored(other, oracle(other)), resamples=20)
     assert all(c.a == c.b and c.difference == 0 for c in found)
     # Ids as text are the same ids.
     text = prepared(*(t.with_columns(pl.col("^.*_id$").cast(pl.String)) for t in (users, items, actions)))
-    same = compare(scored(board, noise(board)), scored(text, reordered(noise(board), board, text)), resamples=20)
+    same = compare_runs(scored(board, noise(board)), scored(text, reordered(noise(board), board, text)), resamples=20)
     assert all(c.difference == 0 for c in same)
 
 
@@ -118,11 +127,11 @@ def reordered(vectors: Factors, one: Dataset, other: Dataset) -> Factors:
 def test_items_that_one_run_lacks_or_has_seen_are_left_out_for_both(board: Dataset) -> None:
     users, items, actions = checkerboard()
     more = prepared(users, pl.concat([items, pl.DataFrame({"item_id": [98, 99]})]), actions)
-    found = compare(scored(board, oracle(board)), scored(more, oracle(more)), resamples=20)
+    found = compare_runs(scored(board, oracle(board)), scored(more, oracle(more)), resamples=20)
     assert all(c.difference == 0 for c in found)
     # B's train part lacks most rows; what A has seen is still no answer.
     few = replace(board, parts=np.where((board.parts == 0) & (np.arange(len(board.parts)) % 3 > 0), 3, board.parts))
-    found = compare(scored(board, oracle(board)), scored(few, oracle(few)), resamples=20)
+    found = compare_runs(scored(board, oracle(board)), scored(few, oracle(few)), resamples=20)
     assert all(c.difference == 0 for c in found)
 
 
@@ -131,40 +140,40 @@ def test_runs_with_other_test_pairs_are_refused(board: Dataset) -> None:
     one = scored(board, oracle(board))
     shifted = prepared(users, items, actions, seed=1)
     with pytest.raises(RunError, match=r"B was not tested on the pairs of A: \d+ of 240 are missing, such as user"):
-        compare(one, scored(shifted, oracle(shifted)))
+        compare_runs(one, scored(shifted, oracle(shifted)))
     smaller = replace(board, parts=np.where(np.cumsum(board.parts == TEST) > 200, 0, board.parts))
     with pytest.raises(RunError, match="B was not tested on the pairs of A: 40 of 240"):
-        compare(one, scored(smaller, oracle(board)))
+        compare_runs(one, scored(smaller, oracle(board)))
     with pytest.raises(RunError, match="A was not tested on the pairs of B|B was not tested on the pairs of A"):
-        compare(scored(smaller, oracle(board)), one)
+        compare_runs(scored(smaller, oracle(board)), one)
     flipped = replace(board, pairs=replace(board.pairs, positive=~board.pairs.positive))
     with pytest.raises(RunError, match="A and B label 240 of 240 test pairs differently"):
-        compare(one, scored(flipped, oracle(board)))
+        compare_runs(one, scored(flipped, oracle(board)))
     untested = replace(board, parts=np.zeros_like(board.parts))
     with pytest.raises(RunError, match="B: this run holds no test part"):
-        compare(one, scored(untested, oracle(board)))
+        compare_runs(one, scored(untested, oracle(board)))
 
 
 def test_what_cannot_be_compared_is_refused(board: Dataset) -> None:
     one = scored(board, oracle(board))
     with pytest.raises(RunError, match="resamples is 0"):
-        compare(one, one, resamples=0)
+        compare_runs(one, one, resamples=0)
     broken = scored(board, Factors(torch.full((40, 1), torch.nan), torch.ones(30, 1)))
     with pytest.raises(RunError, match="B: its vectors are not finite"):
-        compare(one, broken)
+        compare_runs(one, broken)
     liked = replace(board, pairs=replace(board.pairs, positive=np.ones_like(board.pairs.positive)))
     two = scored(liked, oracle(board), evaluation={"k": [3]})
     with pytest.raises(RunError, match="nothing to compare"):
-        compare(scored(liked, oracle(board)), two)
-    assert "auc" not in by_metric(compare(two, two, resamples=5))  # one class only
+        compare_runs(scored(liked, oracle(board)), two)
+    assert "auc" not in by_metric(compare_runs(two, two, resamples=5))  # one class only
 
 
 def test_two_trained_runs_from_disk(tmp_path: Any) -> None:
     for seed in (1, 2):
         config = settings(train={"epochs": 1, "batch_size": 256, "lr": 0.02, "device": "cpu", "seed": seed})
-        pipeline.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / str(seed))
-    a, b = run.load(tmp_path / "1"), run.load(tmp_path / "2")
-    found = by_metric(compare(a, b, resamples=20))
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / str(seed))
+    a, b = runs.load(tmp_path / "1"), runs.load(tmp_path / "2")
+    found = by_metric(compare_runs(a, b, resamples=20))
     assert found["auc"].a == pytest.approx(a.metrics["test.auc"])
     assert found["gauc"].b == pytest.approx(b.metrics["test.gauc"])
     assert found["recall@5"].b == pytest.approx(b.metrics["test.recall@5"])
@@ -238,7 +247,9 @@ def test_some_users_questions_are_theirs_alone(board: Dataset) -> None:
 
 
 def test_described_in_words(board: Dataset) -> None:
-    lines = list(describe(compare(scored(board, noise(board)), scored(board, oracle(board)), resamples=50)))
+    lines = list(
+        describe_comparisons(compare_runs(scored(board, noise(board)), scored(board, oracle(board)), resamples=50))
+    )
     assert lines[0].split()[:3] == ["metric", "A", "B"]
     assert lines[1].startswith("auc ")
     assert "B is better (40 users)" in lines[1]

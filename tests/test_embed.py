@@ -18,16 +18,16 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import checkerboard, settings
+from worlds import checkerboard, settings
 
-from twotower import cli, embed, pipeline, storage
+from twotower import api, cli, embed, files
 from twotower.data.tables import check
+from twotower.distributed import Ranks
+from twotower.embeddings_folder import Vectors, part_names
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.ranks import Ranks
-from twotower.run import Run
+from twotower.runs import Run
 from twotower.schema import Categorical, MultiHot, Numeric, Schema
 from twotower.shards import Work
-from twotower.vectors import Vectors, part_names
 
 SCHEMA = Schema(
     label="liked",
@@ -54,7 +54,7 @@ def items(first: int, n: int, ids: Callable[[pl.Expr], pl.Expr] = lambda e: e) -
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     users, _, actions = checkerboard()
     config = settings(train={"epochs": 1}, model={"width": 8})
-    return pipeline.fit(
+    return api.fit(
         check(users, items(0, 30), actions, SCHEMA), SCHEMA, config, folder=tmp_path_factory.mktemp("run") / "run"
     )
 
@@ -76,7 +76,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(run: Run, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes of `table`."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert pipeline.embed(run, "item", table, out, shard_rows=100) == 417
+    assert api.embed(run, "item", table, out, shard_rows=100) == 417
     return out
 
 
@@ -99,7 +99,7 @@ def ended(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
 
 def again(run: Run, table: Path | str, out: Path, **options: Any) -> list[str]:
     lines: list[str] = []
-    pipeline.embed(run, "item", table, out, say=lines.append, **{"shard_rows": 100} | options)
+    api.embed(run, "item", table, out, say=lines.append, **{"shard_rows": 100} | options)
     return lines
 
 
@@ -130,7 +130,7 @@ def read(out: Path, rows: int = 65_536) -> tuple[pl.Series, np.ndarray[Any, Any]
 def test_one_process_makes_the_vectors_that_one_shard_has(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     """To float rounding: a row stands in blocks of other sizes."""
     items(0, 417).write_parquet(tmp_path / "t.parquet")
-    assert pipeline.embed(run, "item", tmp_path / "t.parquet", tmp_path / "out") == 417
+    assert api.embed(run, "item", tmp_path / "t.parquet", tmp_path / "out") == 417
     ids, vectors = read(tmp_path / "out")
     found_ids, found = read(whole)
     assert found_ids.equals(ids)
@@ -246,7 +246,7 @@ def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(
         out = tmp_path / str(point)
 
         def act(out: Path = out, point: int = point) -> None:
-            os.environ[storage.FAIL_POINT] = str(point)
+            os.environ[files.FAIL_POINT] = str(point)
             make(out, plan_of())
 
         status = os.waitpid(fork(act), 0)[1]
@@ -353,12 +353,12 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
         with pytest.raises(RunError, match=message):
             again(given, table, out, **options)
     with pytest.raises(RunError, match=r"of the other side \(item then, user now\)"):
-        pipeline.embed(run, "user", tmp_path / "users.parquet", out, shard_rows=100)
+        api.embed(run, "user", tmp_path / "users.parquet", out, shard_rows=100)
     with pytest.raises(RunError, match="holds the shards of another table"):
-        pipeline.embed(run, "user", tmp_path / "users.parquet", out)
+        api.embed(run, "user", tmp_path / "users.parquet", out)
     assert state(out) == before
     # Given up, they make room for a table of one shard, and that for one of several.
-    pipeline.embed(run, "user", tmp_path / "users.parquet", out, anew=True)
+    api.embed(run, "user", tmp_path / "users.parquet", out, anew=True)
     assert {p.name for p in out.iterdir()} == {"vectors.npy", "ids.parquet"}
     with pytest.raises(RunError, match=r"holds other vectors \(ids.parquet\); choose another folder, or"):
         again(run, table, out)
@@ -507,7 +507,7 @@ def test_half_precision_takes_half_the_disk(run: Run, table: Path, whole: Path, 
         again(run, table, tmp_path / "out", precision="fp8")
     with pytest.raises(ConfigError, match="expected at least 1"):
         again(run, table, tmp_path / "out", shard_rows=0)
-    large = pipeline.load(run.folder)  # type: ignore[arg-type]
+    large = api.load(run.folder)  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in large.model.parameters():
             parameter.mul_(1e3)
@@ -570,7 +570,7 @@ def test_a_table_of_one_shard_does_not_replace_many_that_nobody_works_at(run: Ru
     shutil.rmtree(out / "work")
     items(0, 30).write_parquet(tmp_path / "few.parquet")
     with pytest.raises(RunError, match="holds the shards of another table"):
-        pipeline.embed(run, "item", tmp_path / "few.parquet", out)
+        api.embed(run, "item", tmp_path / "few.parquet", out)
     assert len(Vectors(out)) == 417
 
 
@@ -582,11 +582,11 @@ def test_memory_does_not_grow_with_the_table(run: Run, tmp_path: Path) -> None:
     )
     code = f"""
 import pathlib, re, torch
-from twotower import pipeline
+from twotower import api
 torch.set_num_threads(1)
-run = pipeline.load({str(run.folder)!r})
+run = api.load({str(run.folder)!r})
 for name in ("few", "many"):
-    pipeline.embed(run, "item", f"{tmp_path}/{{name}}.parquet", f"{tmp_path}/{{name}}", 16_384, shard_rows=65_536)
+    api.embed(run, "item", f"{tmp_path}/{{name}}.parquet", f"{tmp_path}/{{name}}", 16_384, shard_rows=65_536)
     print(re.search("VmHWM: +(.*) kB", pathlib.Path("/proc/self/status").read_text().replace("\t", " "))[1])
 """
     done = subprocess.run(

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import EVERYTHING_SCHEMA, ID_FEATURES
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from worlds import EVERYTHING_SCHEMA, ID_FEATURES
 
 from twotower.data.dataset import Dataset
 from twotower.encoders import (

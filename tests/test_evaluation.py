@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import settings as config_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import settings as config_of
 
 from twotower.config import EvaluationConfig, metric_names
 from twotower.data.batches import SideTensors
@@ -26,7 +26,7 @@ from twotower.evaluation import (
     auc_by_group,
     biases,
     bootstrap,
-    evaluate,
+    evaluate_model,
     evaluate_part,
     gauc,
     log_loss,
@@ -538,7 +538,7 @@ def test_evaluate_gives_every_promised_number_and_no_nan(everything_data: Datase
     expected |= {f"baseline.{b}.{n}" for b in ("popularity", "bias") for n in names if n != "log_loss"}
     slices = ("new_user", "new_item", "head", "tail")
     expected |= {f"test.{m}.{s}" for m in ("rows", "auc", "recall@5") for s in slices} | {"test.ndcg@5.new_user"}
-    found = evaluate(lambda part: random_factors(everything_data), everything_data, SLICED)
+    found = evaluate_model(lambda part: random_factors(everything_data), everything_data, SLICED)
     assert set(found) == expected
     assert all(math.isfinite(value) for value in found.values())
     assert all(found[f"test.{n}.low"] <= found[f"test.{n}"] <= found[f"test.{n}.high"] for n in spread)
@@ -546,7 +546,7 @@ def test_evaluate_gives_every_promised_number_and_no_nan(everything_data: Datase
 
 def test_evaluate_reports_each_part_and_each_baseline_under_its_own_name(everything_data: Dataset) -> None:
     data = everything_data
-    found = evaluate(lambda part: oracle(data, TEST), data, SLICED)
+    found = evaluate_model(lambda part: oracle(data, TEST), data, SLICED)
     assert found["test.auc"] == 1.0
     assert found["validation.auc"] == 0.5  # the oracle of one part knows nothing of another
     train, n_users, n_items = data.train, len(data.users), len(data.items)
@@ -564,7 +564,7 @@ def test_a_part_without_positives_has_no_ranking_metrics_and_breaks_nothing(boar
     rows = [(u, i, True) for u in range(3) for i in range(4)] + [(0, 9, True), (1, 9, False), (0, 8, False)]
     parts = np.array([TRAIN] * 12 + [VALIDATION, TEST, TEST], np.int8)
     data = replace(board, pairs=pairs_of(rows), parts=parts)
-    found = evaluate(lambda part: random_factors(data), data, EvaluationConfig(k=(3,), bootstrap=5))
+    found = evaluate_model(lambda part: random_factors(data), data, EvaluationConfig(k=(3,), bootstrap=5))
     assert "validation.recall@3" in found
     assert not [name for name in found if name.startswith("test.") and "@3" in name and "coverage" not in name]
     assert math.isfinite(found["test.log_loss"])

@@ -16,14 +16,14 @@ import onnxruntime
 import polars as pl
 import pytest
 import torch
-from conftest import EVERYTHING_SCHEMA, checkerboard, everything, settings
+from worlds import EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower import export as exporting
+import twotower.export
 from twotower import onnx_graph
 from twotower.config import Config, ModelConfig, TowerConfig
 from twotower.data import arrays
 from twotower.data.batches import SideTensors
-from twotower.data.dataset import Dataset, Side, prepare
+from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.feed import feed, padded
 from twotower.data.tables import check
 from twotower.embed import embed
@@ -32,10 +32,10 @@ from twotower.errors import DataError, RunError
 from twotower.export import export, parity
 from twotower.model.two_tower import TwoTower
 from twotower.onnx_tower import Gate, OnnxTower, vouch
-from twotower.run import Run
+from twotower.runs import Run
 from twotower.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def trained(dataset: Dataset, moved: float = 0.3, **model: Any) -> TwoTower:
@@ -179,7 +179,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def worlds() -> dict[str, Dataset]:
     return {
-        name: prepare(check(*everything(), schema), schema, Config().split)
+        name: build_dataset(check(*everything(), schema), schema, Config().split)
         for name, schema in (
             ("even", EVERYTHING_SCHEMA),
             ("uneven", UNEVEN),
@@ -260,7 +260,7 @@ def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(wor
                 continue
             model = trained(data, **settings_)
             for side in SIDES:
-                graph = onnx.load_from_string(exporting._build(model, side, data.encoders.fields(side), "digest"))
+                graph = onnx.load_from_string(twotower.export._build(model, side, data.encoders.fields(side), "digest"))
                 count(graph)
                 about.update(entry.key for entry in graph.metadata_props)
     assert operators == onnx_graph.OPERATORS
@@ -493,7 +493,7 @@ def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path)
         Categorical(name="shop", side="item", column="item_id", hash_buckets=50_000),
     )
     schema = Schema(label="liked", time="at", time_unit="order", features=features)
-    data = prepare(check(*checkerboard(), schema), schema, Config().split)
+    data = build_dataset(check(*checkerboard(), schema), schema, Config().split)
     model = trained(data, width=8, bias=True, pairs=[pair()])
     path = tmp_path / "user.onnx"
     export(model, "user", data.encoders.fields("user"), path, data.users)
@@ -505,7 +505,7 @@ def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path)
 def test_tables_that_no_file_holds_are_refused(
     worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "LIMIT", 4000)
+    monkeypatch.setattr(twotower.export, "LIMIT", 4000)
     with pytest.raises(RunError, match="min_count"):
         export(trained(worlds["even"]), "user", worlds["even"].encoders.fields("user"), tmp_path / "x.onnx")
 
@@ -720,7 +720,7 @@ def test_text_tables_are_read_with_the_types_of_all_their_rows(ending: str, tmp_
     separator = "," if ending == "csv" else "\t"
     items.write_csv(tmp_path / f"i.{ending}", separator=separator)
     schema = Schema(label="liked", time="at", time_unit="order", features=features)
-    data = prepare(check(users, tmp_path / f"i.{ending}", actions, schema), schema, Config().split)
+    data = build_dataset(check(users, tmp_path / f"i.{ending}", actions, schema), schema, Config().split)
     run = Run(None, Config(), data, trained(data), {}, [])
     embed(run, "item", tmp_path / f"i.{ending}", tmp_path / "out", 4)
     vectors, ids = read(tmp_path / "out")

@@ -7,20 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_towers
 import numpy as np
 import onnx
 import pytest
-import towers
-from conftest import CHECKERBOARD_SCHEMA, checkerboard, settings
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
-from twotower import child, cli, onnx_tower, pipeline, publisher
-from twotower import export as exporting
+import twotower.export
+from twotower import api, cli, limited_process, onnx_tower, publishing
 from twotower.bundle import BundleError
 from twotower.errors import RunError
 from twotower.onnx_tower import OnnxTower
 from twotower.retrieve import Retriever
-from twotower.run import Run
+from twotower.runs import Run
 from twotower.store import Store
 
 Change = Callable[[Any], Any]
@@ -39,7 +39,7 @@ def peak() -> int:
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The present folder, with a file of numbers in it that nobody shall see."""
-    (tmp_path / towers.SECRET).write_bytes(np.full(100, 7.0, np.float32).tobytes())
+    (tmp_path / hostile_towers.SECRET).write_bytes(np.full(100, 7.0, np.float32).tobytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -53,68 +53,70 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def store(run: Run, tmp_path: Path) -> Path:
-    pipeline.publish(run, tmp_path / "store")
+    api.publish(run, tmp_path / "store")
     return tmp_path / "store"
 
 
 def test_a_tower_gives_its_vectors(beside: Path) -> None:
-    data = towers.plain().SerializeToString()
+    data = hostile_towers.plain().SerializeToString()
     (beside / "tower.onnx").write_bytes(data)
     for source in (data, beside / "tower.onnx", "tower.onnx"):
-        assert OnnxTower(source)(LOOKUP).tolist() == [[2.0] * towers.WIDTH]
+        assert OnnxTower(source)(LOOKUP).tolist() == [[2.0] * hostile_towers.WIDTH]
 
 
-@pytest.mark.parametrize("change", towers.PLACES, ids=called)
+@pytest.mark.parametrize("change", hostile_towers.PLACES, ids=called)
 def test_fault_G1_numbers_of_another_file_are_refused_wherever_they_stand(change: Change, beside: Path) -> None:
-    (beside / "tower.onnx").write_bytes(change(towers.plain()).SerializeToString())
+    (beside / "tower.onnx").write_bytes(change(hostile_towers.plain()).SerializeToString())
     with pytest.raises(RunError, match=r"^tower.onnx: not a tower: .*publish the model anew$"):
         OnnxTower("tower.onnx")
 
 
-@pytest.mark.parametrize("change", towers.FOREIGN, ids=called)
+@pytest.mark.parametrize("change", hostile_towers.FOREIGN, ids=called)
 def test_fault_G1_what_no_tower_holds_is_refused(change: Change) -> None:
     with pytest.raises(RunError, match=r"^tower: not a tower: .*publish the model anew$"):
-        OnnxTower(change(towers.plain()).SerializeToString())
+        OnnxTower(change(hostile_towers.plain()).SerializeToString())
 
 
 def test_fault_G1_a_file_is_read_as_what_was_looked_at() -> None:
     """onnxruntime takes bytes with these letters at this place for a format of its own, which nobody has looked at."""
-    model = towers.plain()
+    model = hostile_towers.plain()
     model.producer_name = "ORTM"
     data = model.SerializeToString()
     assert data[4:8] == b"ORTM"
-    assert OnnxTower(data)(LOOKUP).tolist() == [[2.0] * towers.WIDTH]
+    assert OnnxTower(data)(LOOKUP).tolist() == [[2.0] * hostile_towers.WIDTH]
 
 
 def test_fault_G1_a_file_that_changes_while_it_is_looked_at_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tower.onnx"
-    model = towers.plain()
+    model = hostile_towers.plain()
     model.producer_name = "another"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(RunError, match="was changed while it was read"):
         onnx_tower.verify({path: "0" * 64})
 
 
-@pytest.mark.parametrize("change", towers.GREEDY, ids=called)
+@pytest.mark.parametrize("change", hostile_towers.GREEDY, ids=called)
 def test_fault_G2_a_tower_that_asks_for_gigabytes_is_refused_and_they_are_never_taken(change: Change) -> None:
     before = peak()
     with pytest.raises(RunError, match=r"^tower: loading it takes more than 537 MB$"):
-        OnnxTower(change(towers.plain()).SerializeToString())
+        OnnxTower(change(hostile_towers.plain()).SerializeToString())
     assert peak() - before < 1 << 30
 
 
 def test_fault_G2_a_tower_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_tower, "SECONDS", 1.0)
     with pytest.raises(RunError, match=r"^tower: loading it takes more than \d+(\.\d+)? seconds$"):
-        OnnxTower(towers.years(towers.plain()).SerializeToString())
+        OnnxTower(hostile_towers.years(hostile_towers.plain()).SerializeToString())
 
 
 def test_fault_G2_a_tower_may_take_what_is_free_and_no_more(store: Path) -> None:
     def filled(model: Any) -> Any:
-        nodes = [towers._filled(model, "filled", [1 << 25])]  # 128 MiB
-        return towers.plus(model, "much", *nodes, onnx.helper.make_node("ReduceMax", ["filled"], ["much"], keepdims=0))
+        nodes = [hostile_towers._filled(model, "filled", [1 << 25])]  # 128 MiB
+        return hostile_towers.plus(
+            model, "much", *nodes, onnx.helper.make_node("ReduceMax", ["filled"], ["much"], keepdims=0)
+        )
 
-    Store(store).rollback(towers.forged(store, {"user_tower.onnx": towers.of(filled)}))
+    Store(store).rollback(hostile_towers.forged(store, {"user_tower.onnx": hostile_towers.of(filled)}))
     bundle = Store(store).current()
     with pytest.raises(RunError, match=r"user_tower.onnx: loading it takes more than 50 MB"):
         Retriever(bundle, room=50_000_000)
@@ -128,14 +130,14 @@ def test_a_tower_is_looked_at_once_and_our_own_not_at_all(
     run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    look = child.look
+    look = limited_process.look
 
     def counted(work: str, paths: list[Path], **limits: Any) -> Any:
         looked.extend(path.name for path in paths)
         return look(work, paths, **limits)
 
-    monkeypatch.setattr(child, "look", counted)
-    pipeline.publish(run, store)
+    monkeypatch.setattr(limited_process, "look", counted)
+    api.publish(run, store)
     Retriever(Store(store).current())
     assert looked == []
 
@@ -144,7 +146,9 @@ def test_a_tower_is_looked_at_once_and_our_own_not_at_all(
         return model
 
     Store(store).rollback(
-        towers.forged(store, {"user_tower.onnx": towers.of(other), "item_tower.onnx": towers.of(other)})
+        hostile_towers.forged(
+            store, {"user_tower.onnx": hostile_towers.of(other), "item_tower.onnx": hostile_towers.of(other)}
+        )
     )
     for _ in range(2):
         Retriever(Store(store).current())
@@ -153,19 +157,19 @@ def test_a_tower_is_looked_at_once_and_our_own_not_at_all(
 
 
 @pytest.mark.parametrize("file", ["user_tower.onnx", "item_tower.onnx"])
-@pytest.mark.parametrize("change", [towers.subgraph, towers.bomb_at_load], ids=called)
+@pytest.mark.parametrize("change", [hostile_towers.subgraph, hostile_towers.bomb_at_load], ids=called)
 @pytest.mark.parametrize("command", ["recommend", "evaluate"])
 def test_fault_G1_G2_no_command_loads_a_foreign_tower(
     command: str, change: Change, file: str, store: Path, beside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Store(store).rollback(towers.forged(store, {file: towers.of(change)}))
+    Store(store).rollback(hostile_towers.forged(store, {file: hostile_towers.of(change)}))
     words = {"recommend": ["--store", str(store), "--user", "1", "--method", "2"], "evaluate": [str(store)]}[command]
     before = peak()
     assert cli.run_command(cli.app, [command, *words]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert f"{file}: " in said.err
-    assert ("the operator 'If'" if change is towers.subgraph else "takes more than") in said.err
+    assert ("the operator 'If'" if change is hostile_towers.subgraph else "takes more than") in said.err
     assert peak() - before < 1 << 30
 
 
@@ -175,22 +179,22 @@ def test_fault_G1_a_foreign_tower_is_not_published(
     before = (store / "CURRENT").read_text()
 
     def another(model: Any, side: Any, fields: Any, path: Path, *more: Any) -> float:
-        found = exporting.export(model, side, fields, path, *more)
-        path.write_bytes(towers.of(towers.scan)(path.read_bytes()))
+        found = twotower.export.export(model, side, fields, path, *more)
+        path.write_bytes(hostile_towers.of(hostile_towers.scan)(path.read_bytes()))
         return found
 
-    monkeypatch.setattr(publisher, "export", another)
+    monkeypatch.setattr(publishing, "export", another)
     with pytest.raises(BundleError, match=r"not published, .* not a tower: it holds the operator 'Scan'") as caught:
-        pipeline.publish(run, store)
+        api.publish(run, store)
     assert caught.value.reason == "tower"
     assert (store / "CURRENT").read_text() == before
     assert len(Store(store).bundles()) == 1
 
 
 def test_fault_G1_the_exporter_writes_no_other_tower(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = exporting._build
-    monkeypatch.setattr(exporting, "_build", lambda *a: towers.of(towers.initialiser)(build(*a)))
+    build = twotower.export._build
+    monkeypatch.setattr(twotower.export, "_build", lambda *a: hostile_towers.of(hostile_towers.initialiser)(build(*a)))
     fields = run.dataset.encoders.fields("user")
     with pytest.raises(RunError, match="x.onnx: not a tower: it holds the tensor"):
-        exporting.export(run.model, "user", fields, tmp_path / "x.onnx")
+        twotower.export.export(run.model, "user", fields, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from twotower import pipeline
-from twotower.config import load as load_config
+from twotower import api
+from twotower.config import load_config
 from twotower.data import movielens
-from twotower.data.dataset import prepare
+from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
 from twotower.request import Request
 
 pytestmark = pytest.mark.real
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = os.environ.get("TWOTOWER_DATA", "")
 
 
@@ -41,7 +41,7 @@ def test_the_archive_is_what_the_papers_describe() -> None:
     tables = check(raw.users, raw.items, raw.interactions, movielens.SCHEMA)
     assert (tables.users.height, tables.items.height, tables.interactions.height) == (6040, 3883, 1_000_209)
     assert 575_279 <= tables.interactions["__positive"].sum() <= 575_281
-    dataset = prepare(tables, movielens.SCHEMA, load_config(ROOT / "examples" / "movielens-rank.toml")[1].split)
+    dataset = build_dataset(tables, movielens.SCHEMA, load_config(ROOT / "examples" / "movielens-rank.toml")[1].split)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (720_150, 80_017, 200_042)
 
 
@@ -83,8 +83,8 @@ def test_the_teaching_projects_commands_reach_078(tmp_path: Path) -> None:
 
 def test_the_ranking_example_reaches_its_goal() -> None:
     schema, config = load_config(ROOT / "examples" / "movielens-rank.toml")
-    tables, schema = pipeline.read(config, schema)
-    metrics = pipeline.fit(tables, schema, config).metrics
+    tables, schema = api.read(config, schema)
+    metrics = api.fit(tables, schema, config).metrics
     print({m: round(metrics[m], 4) for m in ("test.auc", "test.gauc", "validation.auc")})
     assert metrics["test.auc"] >= 0.8225
     assert metrics["test.gauc"] >= 0.775
@@ -110,7 +110,7 @@ def test_an_example_is_killed_resumed_published_and_asked(name: str, tmp_path: P
     assert killed.returncode == -signal.SIGKILL
     assert "resuming after step 20" in python(tmp_path, "-m", "twotower.cli", *train, "--resume")
     python(tmp_path, "-m", "twotower.cli", "publish", str(run), "--store", str(store))
-    asked = pipeline.retriever(store)
+    asked = api.retriever(store)
     for user in (asked.user_ids[0], asked.user_ids[3000], asked.user_ids[-1]):
         one, two = (asked.recommend(Request(user), 10, method) for method in (1, 2))
         assert [i.id for i in one.items] == [i.id for i in two.items]

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import EVERYTHING_SCHEMA, everything, settings
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
-from twotower import pipeline
+from twotower import api
 from twotower.config import IndexConfig
 from twotower.data.dataset import Ids, Lines
 from twotower.data.feed import feed
@@ -32,7 +32,7 @@ from twotower.errors import DataError
 from twotower.evaluation import evaluate_part
 from twotower.request import Request, UnknownId
 from twotower.retrieve import KEPT_FILTERS, Retriever
-from twotower.run import Run
+from twotower.runs import Run
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 from twotower.store import Store
 
@@ -69,13 +69,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def store(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "store"
-    pipeline.publish(run, path)
+    api.publish(run, path)
     return path
 
 
 @pytest.fixture(scope="module")
 def retriever(store: Path) -> Retriever:
-    return pipeline.retriever(store)
+    return api.retriever(store)
 
 
 def ids(answer: object) -> list[str]:
@@ -84,7 +84,7 @@ def ids(answer: object) -> list[str]:
 
 def test_both_methods_give_an_unchanged_user_what_the_run_gives(run: Run, retriever: Retriever) -> None:
     for user in ("u0", "u7", "u33", "u59"):
-        expected = pipeline.recommend(run, user, 10)
+        expected = api.recommend(run, user, 10)
         for method in (1, 2):
             answer = retriever.recommend(Request(user), 10, method)  # type: ignore[arg-type]
             assert (answer.source, answer.method, answer.bundle_id) == ("model", method, retriever.bundle.id)
@@ -197,7 +197,7 @@ def test_filters_and_bans(retriever: Retriever, run: Run) -> None:
 
 
 def test_what_is_evaluated_is_what_is_served(run: Run, retriever: Retriever) -> None:
-    found = pipeline.evaluate_bundle(retriever)
+    found = api.evaluate_bundle(retriever)
     for name, value in evaluate_part(run.factors(TEST), run.dataset, TEST, CONFIG.evaluation).items():
         for way in ("exact", "index", "live"):
             assert found[way][name] == pytest.approx(value, abs=1e-5, nan_ok=True), (way, name)
@@ -305,7 +305,7 @@ def test_method_1_says_that_features_change_no_stored_vector(retriever: Retrieve
 def test_a_stranger_is_what_a_new_row_of_a_table_is(run: Run, retriever: Retriever, tmp_path: Path) -> None:
     features = {"city": "city1", "age": 30.0, "income": 100.0, "motto": "more or less"}
     pl.DataFrame({"uid": ["nobody"]} | {n: [v] for n, v in features.items()}).write_parquet(tmp_path / "new.parquet")
-    pipeline.embed(run, "user", tmp_path / "new.parquet", tmp_path / "out")
+    api.embed(run, "user", tmp_path / "new.parquet", tmp_path / "out")
     expected = np.load(tmp_path / "out" / "vectors.npy") @ run.factors().items.numpy().T
     answer = retriever.recommend(Request(features=features), 40)
     assert ids(answer) == [f"i{i}" for i in np.argsort(-expected[0], kind="stable")]
@@ -327,10 +327,10 @@ def test_a_retriever_needs_no_torch(store: Path) -> None:
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq"])
 def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind: str) -> None:
     said: list[str] = []
-    bundle = pipeline.publish(run, tmp_path / "store", IndexConfig(kind=kind, recall=0.9, k=5), say=said.append)  # type: ignore[arg-type]
+    bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, recall=0.9, k=5), say=said.append)  # type: ignore[arg-type]
     assert bundle.manifest["gate"]["recall"] >= 0.9
     assert bundle.manifest["index"]["kind"] == kind
-    found = pipeline.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
+    found = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
     assert abs(found["index"]["recall@5"] - found["exact"]["recall@5"]) < 0.1
     assert any("index.kind asks for it" in line for line in said)
 
@@ -439,10 +439,10 @@ ID_COLUMNS = [
 def test_ids_have_their_rows_also_where_hashes_collide(
     column: pl.Series, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from twotower.data import dataset as datasets
+    import twotower.data.dataset
 
-    hashes = datasets._hashes
-    monkeypatch.setattr(datasets, "_hashes", lambda c: hashes(c) & np.uint64(2**bits - 1))
+    hashes = twotower.data.dataset._hashes
+    monkeypatch.setattr(twotower.data.dataset, "_hashes", lambda c: hashes(c) & np.uint64(2**bits - 1))
     known = [str(i) for i in column]
     row = {i: r for r, i in enumerate(known)}
     found = Ids(column)
@@ -471,7 +471,7 @@ def test_a_retriever_is_gone_as_soon_as_nobody_holds_it(store: Path) -> None:
     gc.collect()
     gc.disable()
     try:
-        found = pipeline.retriever(store)
+        found = api.retriever(store)
         assert found.recommend(Request("u1", {"age": 3.0}, [("i1", True)]), 3, 2, where={"brand": "brand1"}).items
         assert found.search("more", 3).items
         assert found.similar("i1", 3).items
@@ -556,8 +556,8 @@ def wide_retriever(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
         ),
         folder=folder / "run",
     )
-    pipeline.publish(fitted, folder / "store", force=True)
-    return pipeline.retriever(folder / "store")
+    api.publish(fitted, folder / "store", force=True)
+    return api.retriever(folder / "store")
 
 
 def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> dict[str, Any]:
@@ -657,7 +657,7 @@ def test_an_index_file_that_is_known_to_be_sound_is_not_looked_at_again(
     from twotower.index import faiss
 
     monkeypatch.setattr(faiss, "FEWEST", 8)
-    pipeline.publish(run, tmp_path / "store", IndexConfig(kind="ivf", recall=0.1))
+    api.publish(run, tmp_path / "store", IndexConfig(kind="ivf", recall=0.1))
     bundle = Store(tmp_path / "store").current()
     looked: list[Path] = []
     monkeypatch.setattr(faiss, "verify_file", looked.append)

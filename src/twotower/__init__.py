@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from twotower.compat import DSSMTrainable
+    from twotower.api import evaluate, fit, load, publish, recommend, retriever
     from twotower.config import Config
     from twotower.errors import TwoTowerError
-    from twotower.pipeline import evaluate, fit, load, publish, recommend, retriever
+    from twotower.legacy import DSSMTrainable
     from twotower.request import Request
     from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 _HOME = {
-    "fit": "pipeline",
-    "evaluate": "pipeline",
-    "load": "pipeline",
-    "publish": "pipeline",
-    "recommend": "pipeline",
-    "retriever": "pipeline",
+    "fit": "api",
+    "evaluate": "api",
+    "load": "api",
+    "publish": "api",
+    "recommend": "api",
+    "retriever": "api",
     "Request": "request",
     "Config": "config",
     "Schema": "schema",
@@ -41,7 +41,7 @@ _HOME = {
     "Vector": "schema",
     "Sequence": "schema",
     "Text": "schema",
-    "DSSMTrainable": "compat",
+    "DSSMTrainable": "legacy",
     "TwoTowerError": "errors",
 }
 __all__ = [

@@ -8,11 +8,11 @@ import sys
 def main() -> None:
     """Entry point: an interrupt is one line, also while the command is loaded."""
     try:
-        from twotower.cli import main as command
+        from twotower import cli
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    command()
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from twotower import storage
+from twotower import files
 from twotower.errors import RunError
 
 MANIFEST = "MANIFEST.json"
@@ -137,24 +137,24 @@ class Bundle:
 
 def seal(folder: Path, stamp: str, facts: dict[str, Any]) -> str:
     """Put every file and folder on the disk, then the manifest; the bundle's id."""
-    files = []
+    listed = []
     for name, info in sorted(_walk(folder), key=lambda found: found[0]):
         if stat.S_IMODE(info.st_mode) != 0o644:
             if info.st_nlink > 1:  # its other names are a run's, or the user's: they keep their mode
                 shutil.copyfile(folder / name, folder / f"{name}.tmp")
                 os.replace(folder / f"{name}.tmp", folder / name)
             (folder / name).chmod(0o644)
-        storage.point()
-        storage.sync(folder / name)
-        storage.point()
-        files.append({"path": name, "size": info.st_size, "sha256": _sha256(folder / name)})
+        files.point()
+        files.sync(folder / name)
+        files.point()
+        listed.append({"path": name, "size": info.st_size, "sha256": _sha256(folder / name)})
     for root, _, _ in os.walk(folder, topdown=False):
         Path(root).chmod(0o755)
-        storage.sync(Path(root))
-        storage.point()
-    manifest = {"schema_version": SCHEMA_VERSIONS[-1], "bundle": ""} | facts | {"files": files}
+        files.sync(Path(root))
+        files.point()
+    manifest = {"schema_version": SCHEMA_VERSIONS[-1], "bundle": ""} | facts | {"files": listed}
     manifest["bundle"] = name = f"{stamp}-{_digest(manifest)}"
-    storage.write_json(folder / MANIFEST, manifest, 0o644)
+    files.write_json(folder / MANIFEST, manifest, 0o644)
     return name
 
 
@@ -178,7 +178,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if info.st_size > _LARGEST_MANIFEST:
         raise BundleError(f"{path}: {info.st_size} bytes, more than a manifest has", "manifest")
     try:
-        manifest = parse(storage.read_regular(path, _LARGEST_MANIFEST))
+        manifest = parse_json(files.read_regular(path, _LARGEST_MANIFEST))
         json.dumps(manifest, ensure_ascii=False).encode()  # half a character is no text
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
@@ -215,7 +215,7 @@ def _wrong(manifest: dict[str, Any]) -> str:
     return ""
 
 
-def parse(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Return JSON whose numbers a reply can carry. Raises ValueError, RecursionError."""
     return json.loads(text, parse_constant=_no_number, parse_int=_whole)
 

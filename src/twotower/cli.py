@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from twotower import storage
+from twotower import files
+from twotower.callbacks import Watcher
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
-from twotower.shown import command, harmless
+from twotower.escaping import command, harmless
 from twotower.terminal import Terminal, print_answer, print_metrics, print_served, show, take_streams
-from twotower.watcher import Watcher
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
@@ -55,7 +55,7 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
     interrupted before there was anything to save."""
     try:
         for text in sys.argv[1:] if arguments is None else arguments:
-            storage.check_name(text)
+            files.check_name(text)
         code = int(typer.main.get_command(command).main(arguments, standalone_mode=False) or 0)
         if code == 130:  # what typer makes of one
             raise KeyboardInterrupt
@@ -86,11 +86,11 @@ def prepare(
     set_: Overrides = None,
 ) -> None:
     """Make sharded Parquet that may be larger than memory ready to train on, as a stream in bounded memory."""
-    from twotower import config as settings
-    from twotower import pipeline
+    from twotower import api
+    from twotower.config import load_config
 
-    schema, resolved = settings.load(config, set_ or [])
-    pipeline.prepare_folder(resolved, schema, out, show)
+    schema, resolved = load_config(config, set_ or [])
+    api.prepare_folder(resolved, schema, out, show)
     show(f"next: {command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 
 
@@ -104,16 +104,16 @@ def train(
     override: Annotated[bool, typer.Option("--override", help="resume although settings or data changed")] = False,
 ) -> None:
     """Train on the tables a config names, evaluate, and write a run folder; under torchrun, with all ranks."""
-    from twotower import config as settings
-    from twotower import pipeline
-    from twotower.ranks import Ranks
+    from twotower import api
+    from twotower.config import load_config
+    from twotower.distributed import Ranks
 
-    schema, resolved = settings.load(config, set_ or [])
+    schema, resolved = load_config(config, set_ or [])
     first = Ranks.here().first
     with Terminal() as console:
         watcher = console if first else Watcher()
-        tables, schema = pipeline.read(resolved, schema, watcher)
-        done = pipeline.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=watcher)
+        tables, schema = api.read(resolved, schema, watcher)
+        done = api.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=watcher)
     if not first:
         return
     print_metrics(done.metrics, resolved.evaluation.k[0])
@@ -127,11 +127,11 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print the flat metrics as JSON")] = False,
 ) -> None:
     """Measure a run again on its own test part; or a published bundle, through the retriever that serves it."""
-    from twotower import pipeline
+    from twotower import api
 
-    if pipeline.is_store(path):
-        retriever = pipeline.retriever(path)
-        found = pipeline.evaluate_bundle(retriever)
+    if api.is_store(path):
+        retriever = api.retriever(path)
+        found = api.evaluate_bundle(retriever)
         if as_json:
             known = {way: {m: v for m, v in metrics.items() if v == v} for way, metrics in found.items()}
             print(json.dumps({"bundle_id": retriever.bundle.id} | known, indent=1, allow_nan=False))
@@ -140,8 +140,8 @@ def evaluate(
             print(retriever.dataset.describe())
             print_served(found, retriever.config.evaluation.k)
         return
-    loaded = pipeline.load(path)
-    metrics = pipeline.evaluate(loaded)
+    loaded = api.load(path)
+    metrics = api.evaluate(loaded)
     if as_json:
         print(json.dumps(metrics, indent=1))
     else:
@@ -152,11 +152,11 @@ def evaluate(
 @app.command()
 def doctor(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Say in plain words whether the model learned, and what keeps it from learning; exit code 1 if it is ill."""
-    from twotower import doctor as clinic
-    from twotower import pipeline
+    from twotower import api
+    from twotower.diagnostics import describe, examine
 
-    findings = clinic.examine(pipeline.load(run))
-    for line in clinic.describe(findings):
+    findings = examine(api.load(run))
+    for line in describe(findings):
         show(line)
     if any(f.severity == "ill" for f in findings):
         raise typer.Exit(1)
@@ -169,10 +169,10 @@ def compare(
     resamples: Annotated[int, typer.Option("--resamples", min=100, max=1_000_000, help="of the users")] = 1000,
 ) -> None:
     """Whether B is better than A: a paired bootstrap over the test users for each metric."""
-    from twotower import compare as contest
-    from twotower import pipeline
+    from twotower import api
+    from twotower.compare import compare_runs, describe_comparisons
 
-    for line in contest.describe(contest.compare(pipeline.load(a), pipeline.load(b), resamples=resamples)):
+    for line in describe_comparisons(compare_runs(api.load(a), api.load(b), resamples=resamples)):
         show(line)
 
 
@@ -197,7 +197,7 @@ def embed(
     ] = 0,
 ) -> None:
     """Vectors of every row of a table, in bounded memory; shared by the ranks of torchrun, and gone on with when called again."""
-    from twotower.ranks import Ranks
+    from twotower.distributed import Ranks
 
     if side not in ("user", "item"):
         raise ConfigError(f"--side {side}: allowed are user and item")
@@ -209,14 +209,14 @@ def embed(
         os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
     import torch
 
-    from twotower import pipeline
+    from twotower import api
 
     if threads:
         torch.set_num_threads(threads)
     if ranks.count > 1 and ranks.first:
         show(f"{ranks.count} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
-    pipeline.embed(
-        pipeline.load(run), side, table, out, say=show, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
+    api.embed(
+        api.load(run), side, table, out, say=show, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
         anew=anew, ranks=ranks,
     )  # fmt: skip
 
@@ -231,13 +231,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-Store = Annotated[Path, typer.Option("--store", help="folder of published bundles")]
+StoreOption = Annotated[Path, typer.Option("--store", help="folder of published bundles")]
 
 
 @app.command()
 def publish(
     run: Annotated[Path, typer.Argument(help="a run folder")],
-    store: Store,
+    store: StoreOption,
     set_: Overrides = None,
     force: Annotated[
         bool, typer.Option("--force", help="publish below the recall gate; the history will say so")
@@ -245,15 +245,15 @@ def publish(
     reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
 ) -> None:
     """Make a bundle of a run: towers, vectors, index, tested and sealed; it becomes the store's current one."""
-    from twotower import config as settings
-    from twotower import pipeline
+    from twotower import api
+    from twotower.config import override_config
 
-    loaded = pipeline.load(run)
+    loaded = api.load(run)
     for text in set_ or []:
         if not text.startswith("index."):
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
-    config = settings.override(loaded.config, set_ or []).index
-    pipeline.publish(loaded, store, config, force=force, reason=reason, say=show)
+    config = override_config(loaded.config, set_ or []).index
+    api.publish(loaded, store, config, force=force, reason=reason, say=show)
     if texts := loaded.dataset.schema.texts("user"):
         which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
         example = _example(loaded.dataset.users.frame[texts[0].source])
@@ -274,26 +274,26 @@ def _example(texts: Any) -> str:
 
 @app.command()
 def rollback(
-    store: Store,
+    store: StoreOption,
     to: Annotated[str, typer.Option("--to", help="a bundle id; the one that was current before, if empty")] = "",
     reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
 ) -> None:
     """Make an earlier bundle current again."""
-    from twotower import collections
+    from twotower import maintenance
 
-    bundle, alias = collections.rollback(store, to or None, reason=reason)
+    bundle, alias = maintenance.rollback(store, to or None, reason=reason)
     show(f"current: {bundle.id}{f', {alias}' if alias else ''}")
 
 
 @app.command()
 def bundles(
-    store: Store,
+    store: StoreOption,
     history: Annotated[bool, typer.Option("--history", help="every publish, rollback and refusal instead")] = False,
 ) -> None:
     """List the bundles of a store."""
-    from twotower.store import Store as Bundles
+    from twotower.store import Store
 
-    opened = Bundles(store)
+    opened = Store(store)
     if history:
         for line in opened.history():
             show(json.dumps(line, ensure_ascii=False))
@@ -306,23 +306,24 @@ def bundles(
 
 @app.command()
 def gc(
-    store: Store,
+    store: StoreOption,
     keep: Annotated[int, typer.Option("--keep", help="newest bundles that stay, at least 2")] = 2,
 ) -> None:
     """Remove old bundles and what killed publishers left, their Milvus collections too."""
-    from twotower import collections
-    from twotower.store import Store as Bundles
+    from twotower import maintenance
+    from twotower.index.milvus.collections import Collections
+    from twotower.store import Store
 
-    gone, dropped = collections.gc(store, keep)
+    gone, dropped = maintenance.gc(store, keep)
     show(f"removed: {', '.join(gone) or 'nothing'}")
     if dropped:
         show(f"dropped: {', '.join(dropped)}")
-    collections.Collections(Bundles(store)).follow()  # it may have been left behind while Milvus was down
+    Collections(Store(store)).follow()  # it may have been left behind while Milvus was down
 
 
 @app.command()
 def recommend(
-    store: Store,
+    store: StoreOption,
     user: Annotated[str, typer.Option("--user", help="a user's id")] = "",
     features: Annotated[
         Path | None,
@@ -339,12 +340,12 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """The best items for a user, from the current bundle."""
-    from twotower import storage
+    from twotower import files
     from twotower.request import Request
 
     if not user and features is None:
         raise ConfigError("name a user with --user ID, or describe one with --features FILE.json")
-    body = storage.read_json(features) if features else {}
+    body = files.read_json(features) if features else {}
     if user:
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
             raise ConfigError(f"--user {user} and the user_id in {features} are not the same")
@@ -362,7 +363,7 @@ def recommend(
 
 @app.command()
 def search(
-    store: Store,
+    store: StoreOption,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="what is looked for, in quotes")],
     k: Annotated[int, typer.Option("-k", help="how many")] = 10,
     feature: Annotated[str, typer.Option("--feature", help="the users' text feature that reads it, if several")] = "",
@@ -375,7 +376,7 @@ def search(
 
 @app.command()
 def similar(
-    store: Store,
+    store: StoreOption,
     item: Annotated[str, typer.Option("--item", help="an item's id")],
     k: Annotated[int, typer.Option("-k", help="how many")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -385,11 +386,11 @@ def similar(
 
 
 def _retriever(store: Path) -> Any:
-    """As `pipeline.retriever`, without loading torch."""
+    """As `api.retriever`, without loading torch."""
     from twotower.retrieve import Retriever
-    from twotower.store import Store as Bundles
+    from twotower.store import Store
 
-    return Retriever(Bundles(store).current())
+    return Retriever(Store(store).current())
 
 
 def _filters(where: list[str] | None) -> dict[str, str] | None:
@@ -411,7 +412,7 @@ def _equality(text: str) -> tuple[str, str]:
 
 @app.command()
 def serve(
-    store: Store,
+    store: StoreOption,
     host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="0 takes a free one")] = 8000,
     workers: Annotated[int, typer.Option("--workers", help="processes; one for each core that is to answer")] = 1,
@@ -495,7 +496,7 @@ def key(
     admin: Annotated[bool, typer.Option("--admin", help="the key may also roll back and reload")] = False,
 ) -> None:
     """Make an API key: the key itself on stderr, once; the lines for the file of `serve --keys` on stdout."""
-    from twotower.serve.keys import make
+    from twotower.serve.api_keys import make
 
     secret, lines = make(name, admin)
     print(f"the key of {name}, shown only now: {secret}", file=sys.stderr)
@@ -505,9 +506,9 @@ def key(
 @app.command()
 def config() -> None:
     """Print a config file with every option, its default and its meaning."""
-    from twotower import config as settings
+    from twotower.config import config_template
 
-    print(settings.template(), end="")
+    print(config_template(), end="")
 
 
 @data_app.command()
@@ -563,8 +564,8 @@ def demo(
     port: Annotated[int, typer.Option("--port", help="… on this port; 0 takes a free one")] = 8000,
 ) -> None:
     """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish; and serve it, if asked."""
-    from twotower import demo as main_job
-    from twotower import pipeline
+    from twotower import api
+    from twotower.demo import recommendations, run_demo
 
     if serve_it:  # not after minutes of training
         from twotower.serve.process import listen
@@ -572,15 +573,15 @@ def demo(
         listen("127.0.0.1", port).close()
 
     with Terminal() as console:
-        done = main_job.main(data, run, console)
+        done = run_demo(data, run, console)
     k = done.config.evaluation.k[0]
     print()
     print_metrics(done.metrics, k)
-    for line in main_job.recommendations(done, k):
+    for line in recommendations(done, k):
         show(line)
     store = run.with_name(f"{run.name}-store")
     print()
-    pipeline.publish(done, store, say=show)
+    api.publish(done, store, say=show)
     here = ".venv/bin/twotower"
     print()
     show(f"The run is in {run}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser.")

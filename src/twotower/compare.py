@@ -19,7 +19,7 @@ from twotower.data.splits import TEST
 from twotower.encoders import Ints, spelled
 from twotower.errors import RunError
 from twotower.evaluation import Doubles, Factors, auc, auc_by_group, rank_catalogue, ranking_metrics
-from twotower.run import Run
+from twotower.runs import Run
 from twotower.schema import SideName
 
 RULE = (
@@ -62,7 +62,7 @@ class Questions:
     users: int
 
 
-def compare(a: Run, b: Run, *, resamples: int = 1000, seed: int = 0) -> list[Comparison]:
+def compare_runs(a: Run, b: Run, *, resamples: int = 1000, seed: int = 0) -> list[Comparison]:
     """GAUC, AUC and the ranking metrics at every cut-off that both runs report, over the test pairs they share.
 
     Users and items are matched by id. Both runs rank the items that both know, without those that either has seen a
@@ -125,7 +125,7 @@ def paired(
     return _interval(np.concatenate(out))
 
 
-def describe(comparisons: Sequence[Comparison]) -> Iterator[str]:
+def describe_comparisons(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Printable lines: a table, the overall sentence, and the rule."""
     yield f"{'metric':<14}{'A':>8}{'B':>9}{'B - A':>10}   {'95 % interval':<21}{'p':>6}  verdict"
     for c in comparisons:

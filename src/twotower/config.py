@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from twotower import storage
+from twotower import files
 from twotower.errors import ConfigError, nearest
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Settings, Text, Vector
 
@@ -496,7 +496,7 @@ def metric_names(k: Iterable[int]) -> list[str]:
     return ["auc", "gauc", "log_loss", *ranked]
 
 
-def parse(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None, Config]:
+def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None, Config]:
     """A mapping as TOML gives it -> (schema or None, config). Raises ConfigError with one line."""
     rest = dict(data)
     schema = rest.pop("schema", None)
@@ -511,7 +511,7 @@ def parse(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None
         raise ConfigError(f"{where}: {_explain(e)}") from None
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Config]:
+def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Config]:
     """Read a TOML file and apply `key=value` overrides; data paths become relative to the file's folder."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -525,25 +525,25 @@ def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Conf
         raise ConfigError(f"{path}: {e.strerror}") from None
     for text in overrides:
         _override(data, text)
-    schema, config = parse(data, str(path))
-    storage.check_name(path)
+    schema, config = parse_config(data, str(path))
+    files.check_name(path)
     folder, located = path.resolve().parent, {}
     for name in ("users", "items", "interactions", "prepared", "source"):
         if value := getattr(config.data, name):
-            storage.check_name(folder / value)
+            files.check_name(folder / value)
             located[name] = str((folder / value).resolve())
     return schema, config.model_copy(update={"data": config.data.model_copy(update=located)})
 
 
-def override(config: Config, overrides: Iterable[str]) -> Config:
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
     """A config with `key=value` overrides applied. Raises ConfigError."""
     data = config.model_dump(mode="json")
     for text in overrides:
         _override(data, text)
-    return parse(data)[1]
+    return parse_config(data)[1]
 
 
-def dump(schema: Schema, config: Config) -> str:
+def dump_config(schema: Schema, config: Config) -> str:
     """The resolved settings as TOML; `load` gives the same back."""
     body = config.model_dump(mode="json")
     body["schema"] = schema.model_dump(mode="json")
@@ -671,7 +671,7 @@ def _toml(value: Any) -> str:
     return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip()
 
 
-def template() -> str:
+def config_template() -> str:
     """A complete config file: a schema to adapt, and every option with its default and meaning."""
     lines = [_SCHEMA_TEMPLATE]
     section = ""

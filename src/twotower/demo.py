@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from twotower import pipeline
-from twotower.config import parse
+from twotower import api
+from twotower.callbacks import Watcher
+from twotower.config import parse_config
 from twotower.data import movielens
 from twotower.data.tables import check
 from twotower.errors import DataError
-from twotower.run import Run
+from twotower.runs import Run
 from twotower.schema import Sequence
-from twotower.watcher import Watcher
 
 SCHEMA = movielens.SCHEMA.model_copy(
     update={
@@ -37,7 +37,7 @@ SETTINGS = {
 }
 
 
-def main(data: str, folder: Path, watcher: Watcher) -> Run:
+def run_demo(data: str, folder: Path, watcher: Watcher) -> Run:
     """Train DSSM + SENet with negative sampling on MovieLens; `folder` is replaced if an earlier run is there."""
     name, source = _choose(data)
     try:
@@ -50,13 +50,13 @@ def main(data: str, folder: Path, watcher: Watcher) -> Run:
         name, raw = "ml-100k", movielens.load("ml-100k", None, watcher.say)
     schema = SCHEMA
     tables = check(raw.users, raw.items, raw.interactions, schema)
-    _, config = parse(SETTINGS)
+    _, config = parse_config(SETTINGS)
     if name == "ml-100k":  # a tenth of the rows: a smaller batch gives it as many steps
         config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 1024})})
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"dataset": name, "source": source or ""})}
     )
-    return pipeline.fit(tables, schema, config, folder=folder, anew=True, watcher=watcher)
+    return api.fit(tables, schema, config, folder=folder, anew=True, watcher=watcher)
 
 
 def _choose(data: str) -> tuple[movielens.Name, str | None]:
@@ -73,7 +73,7 @@ def recommendations(done: Run, k: int) -> Iterator[str]:
         user = done.dataset.users.ids[row]
         yield ""
         yield f"user {user}, {activity[row]} ratings in training; liked last:"
-        yield "    " + ";  ".join(pipeline.recent(done, user))
+        yield "    " + ";  ".join(api.recent(done, user))
         yield f"  the {k} best films for them:"
-        for place, r in enumerate(pipeline.recommend(done, user, k), 1):
+        for place, r in enumerate(api.recommend(done, user, k), 1):
             yield f"    {place:>2}. {r.title}  (logit {r.score:+.2f})"

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import abc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,8 +18,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from twotower import schema as meanings
-from twotower import storage
+from twotower import files
 from twotower.data.arrays import header
 from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
 from twotower.data.feed import padded
@@ -34,14 +34,14 @@ from twotower.data.tables import (
     table_files,
     with_ids,
 )
+from twotower.distributed import Ranks
+from twotower.embeddings_folder import IDS, LIST, VECTORS, WORK
 from twotower.encoders import CategoricalEncoder, Column, Field, Ragged
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation import evaluating
-from twotower.ranks import Ranks
-from twotower.run import Run
-from twotower.schema import SideName
+from twotower.runs import Run
+from twotower.schema import Numeric, Sequence, SideName
 from twotower.shards import ANEW, File, Shard, Work, claim, clear, common_type, cut, save_ids
-from twotower.vectors import IDS, LIST, VECTORS, WORK
 
 BLOCK = 32_768
 """Rows a tower embeds at once: more takes memory, fewer makes its threads wait for each other more often."""
@@ -88,8 +88,8 @@ def embed(
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
     rows = _Rows(run, side)
-    files = _files(source, rows)
-    shards = cut(files, shard_rows)
+    sources = _files(source, rows)
+    shards = cut(sources, shard_rows)
     if not shards:
         raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
     tower = _Tower(run, rows, precision, batch_rows, say if me.count == 1 else lambda t: say(f"rank {me.number}: {t}"))
@@ -97,7 +97,7 @@ def embed(
         return _whole(tower, shards[0], out, anew) if me.first else 0
     plan = {
         "side": side, "model": _digest(run), "schema": hashlib.sha256(rows.schema.model_dump_json().encode()).hexdigest(),
-        "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in files],
+        "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in sources],
     }  # fmt: skip
     with Work.begin(out, plan, len(shards), anew) as work:
         mine = range(me.number, len(shards), me.count)
@@ -124,7 +124,7 @@ def _whole(tower: _Tower, shard: Shard, out: Path, anew: bool) -> int:
             raise RunError(f"{out}: holds the shards of another table; {ANEW}")
         if (out / WORK).exists():
             clear(out)
-    with storage.new_folder(out) as folder:
+    with files.new_folder(out) as folder:
         n, *_ = tower(shard, folder)
         if not n:
             raise DataError(f"{tower.rows.side}s: the table has no rows, expected at least one; fill it")
@@ -229,8 +229,8 @@ class _Rows:
         self.key = self.schema.id_column(side)
         self.fields = self.encoders.fields(side)
         features = self.schema.side(side)
-        self.statistics = [f for f in features if isinstance(f, meanings.Numeric) and f.statistic]
-        self.sequences = [f for f in features if isinstance(f, meanings.Sequence)]
+        self.statistics = [f for f in features if isinstance(f, Numeric) and f.statistic]
+        self.sequences = [f for f in features if isinstance(f, Sequence)]
         made = {f.name for f in (*self.statistics, *self.sequences)}
         self.columns = list(dict.fromkeys([self.key, *(f.source for f in features if f.name not in made)]))
         self.known = run.dataset.side_before(side, TEST)
@@ -240,7 +240,7 @@ class _Rows:
         self.spelled = [c for c in self.columns if c == self.key or c in booleans]
         self._numbers = CategoricalEncoder(self.known.ids)
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: abc.Sequence[str]) -> None:
         """Raises DataError if a column is missing."""
         need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s", self.schema)
 

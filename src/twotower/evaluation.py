@@ -438,7 +438,7 @@ class Report:
         return {name: value for name, value in out.items() if value == value}
 
 
-def evaluate(before: Callable[[int], Factors], dataset: Dataset, config: EvaluationConfig) -> Metrics:
+def evaluate_model(before: Callable[[int], Factors], dataset: Dataset, config: EvaluationConfig) -> Metrics:
     """The flat metrics of a run: validation and test, intervals and slices of test, and the baselines beside them.
 
     `before(part)` gives the vectors as they are known when that part is asked.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import twotower
-from twotower import storage
+from twotower import files
 from twotower.config import Branch
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Side
@@ -531,7 +531,7 @@ def export(
             f"{path}: the exported {side} tower differs from the model by {found:.1e} of the vectors' largest number, "
             f"expected at most {TOLERANCE:.0e}; the weights are not finite, or the model is newer than the export"
         )
-    storage.write(Path(path), data)
+    files.write(Path(path), data)
     return found
 
 

@@ -16,11 +16,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from twotower import child, onnx_graph
+from twotower import limited_process, onnx_graph
 from twotower.errors import ConfigError, RunError
 
 OUTPUT, GATES = "vector", "gates"
-LOOK = "twotower.onnx_look:look"
+LOOK = "twotower.onnx_check:look"
 """The work of a process that looks at a tower."""
 SECONDS, SPEED = 30.0, 2e7
 """Seconds that it may compute, and bytes of a file for which it may do one more. On a busy machine that takes longer."""
@@ -136,7 +136,7 @@ def verify(towers: Mapping[Path, str], *, room: int | None = None, name: str = "
     most = MEMORY + 4 * largest
     memory = most if room is None else max(0, min(most, room))
     seconds = SECONDS + largest / SPEED
-    looks = child.look(LOOK, new, timeout=4 * seconds, computing=seconds, memory=memory)
+    looks = limited_process.look(LOOK, new, timeout=4 * seconds, computing=seconds, memory=memory)
     for path, seen in looks.items():
         if seen.wrong:
             raise TowerError(f"{name or path}: {seen.wrong}")

@@ -12,11 +12,11 @@ import plotly.graph_objects as go
 import plotly.io
 import torch
 
-from twotower import storage
+from twotower import files
 from twotower.data.batches import SideTensors
 from twotower.data.splits import TEST
 from twotower.evaluation import Factors
-from twotower.run import Run
+from twotower.runs import Run
 from twotower.schema import SIDES
 
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
@@ -61,7 +61,7 @@ def write(path: Path, run: Run, factors: Factors) -> None:
     title = f"twotower: {html.escape(run.folder.name if run.folder else 'run')}"
     body = "\n".join(sections)
     script = f"<script>{plotly.offline.get_plotlyjs()}</script>"
-    storage.write(
+    files.write(
         path,
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>{script}</head>'

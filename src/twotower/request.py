@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import abc
 from collections.abc import Mapping
-from collections.abc import Sequence as Many
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -32,8 +32,8 @@ class Request:
 
     user_id: str | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
-    history: Many[tuple[str, bool]] | None = None  # item ids, oldest first, and whether the user liked each
-    events: Many[tuple[str, bool]] = ()  # likewise
+    history: abc.Sequence[tuple[str, bool]] | None = None  # item ids, oldest first, and whether the user liked each
+    events: abc.Sequence[tuple[str, bool]] = ()  # likewise
 
     def __post_init__(self) -> None:
         if self.user_id is not None:

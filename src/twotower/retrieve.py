@@ -12,8 +12,8 @@ import threading
 import time
 import tomllib
 import weakref
+from collections import abc
 from collections.abc import Container, Iterable, Mapping
-from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,24 +25,21 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower import config as settings
-from twotower import index as indexes
-from twotower import onnx_tower, storage
+from twotower import files, onnx_tower
 from twotower.bundle import Bundle
-from twotower.config import Config
-from twotower.data import dataset as datasets
-from twotower.data import prepared
-from twotower.data.dataset import Dataset, Ids, Lines
+from twotower.config import Config, parse_config
+from twotower.data import memmap
+from twotower.data.dataset import Dataset, Ids, Lines, read_checked, read_text
 from twotower.data.feed import Feed, feed, feed_row, row_of
 from twotower.data.splits import TEST, TRAIN
+from twotower.embeddings_folder import array
 from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, spelled, words
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, first_line, nearest
-from twotower.index import Index
+from twotower.index import Index, load_index
 from twotower.index.exact import LONGEST, within
 from twotower.onnx_tower import Gate, OnnxTower
 from twotower.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
 from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
-from twotower.vectors import array
 
 CELLS = 2**21
 """Products of two items of a history that a call of the tower may hold for each of its heads."""
@@ -88,20 +85,20 @@ class Retriever:
     def _load(self, bundle: Bundle, threads: int, verify: bool, room: int | None) -> None:
         folder = bundle.folder
         with ThreadPoolExecutor(2) as beside:  # they mostly wait for processes that look at files
-            index = beside.submit(indexes.load, folder / "index", verify=verify)
+            index = beside.submit(load_index, folder / "index", verify=verify)
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
             looked = beside.submit(onnx_tower.verify, towers, room=room)
             schema, self.config = _settings(folder)
             # The item tower is not asked here, so its columns are not made.
-            self.dataset: Dataset = prepared.load(folder, schema, self.config.split, encode=("user",))
+            self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))
             self.user_ids, self.item_ids = Ids(self.dataset.users.ids), Ids(self.dataset.items.ids)
             self.titles = Lines(self.dataset.title_column())
             self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
-            self.user_vectors: Floats = datasets.read(folder / "user_vectors.npy", _matrix)
+            self.user_vectors: Floats = read_checked(folder / "user_vectors.npy", _matrix)
             looked.result()
             self.tower = OnnxTower(folder / "user_tower.onnx", threads)
             self.fields = self.dataset.encoders.fields("user")
-            told = datasets.read(folder / "vectors.json", _object)
+            told = read_checked(folder / "vectors.json", _object)
             self.index: Index = index.result()
         self.index.threads = threads
         bundle.agree(
@@ -217,8 +214,8 @@ class Retriever:
         k: int = 10,
         method: Method = 1,
         *,
-        allow: Many[str] | None = None,
-        ban: Many[str] = (),
+        allow: abc.Sequence[str] | None = None,
+        ban: abc.Sequence[str] = (),
         where: Mapping[str, str] | None = None,
         keep_seen: bool = False,
         exact: bool = False,
@@ -426,7 +423,7 @@ class Retriever:
         return codes[-feature.max_length :]  # 0: all
 
     def _history(
-        self, feature: Sequence, history: Many[tuple[str, bool]], named: dict[str, int], unknown: list[str]
+        self, feature: Sequence, history: abc.Sequence[tuple[str, bool]], named: dict[str, int], unknown: list[str]
     ) -> Codes:
         """The codes of a sequence, of the events that belong in it and whose items are known."""
         rows: list[int] = []
@@ -441,7 +438,7 @@ class Retriever:
             unknown[:] = dict.fromkeys([*unknown, *strange])
         return self._codes[feature.name][np.array(rows, np.int64)]
 
-    def _met(self, feature: Sequence, events: Many[tuple[str, bool]], named: dict[str, int]) -> Codes:
+    def _met(self, feature: Sequence, events: abc.Sequence[tuple[str, bool]], named: dict[str, int]) -> Codes:
         """The codes of the items of the events, liked or not; the unknown code is of many items, and none of them."""
         codes = self._codes[feature.name][np.array([r for i, _ in events if (r := named[i]) >= 0], np.int64)]
         met: Codes = codes[codes != UNKNOWN]
@@ -469,16 +466,16 @@ class Retriever:
         found = zip(rows.tolist(), scores.tolist(), strict=True)
         return [Item(ids[row], score, titles[row]) for row, score in found if row >= 0]
 
-    def _rows(self, ids: Many[str]) -> Ints:
+    def _rows(self, ids: abc.Sequence[str]) -> Ints:
         """Rows of the item ids that are known."""
         return np.array([r for r in self.item_ids.rows([str(i) for i in ids]) if r >= 0], np.int64)
 
-    def passing(self, allow: Many[str] | None, where: Mapping[str, str] | None) -> int | None:
+    def passing(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> int | None:
         """How many items the filters let through, or None without filters. Raises DataError."""
         allowed = self._allowed(allow, where)
         return None if allowed is None else len(allowed)
 
-    def _allowed(self, allow: Many[str] | None, where: Mapping[str, str] | None) -> Ints | None:
+    def _allowed(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> Ints | None:
         """Rows that the filters let through, rising, or None without filters."""
         allowed = None if allow is None else np.unique(self._rows(allow))
         if not where:
@@ -532,8 +529,8 @@ class Retriever:
         k: int = 10,
         feature: str = "",
         *,
-        allow: Many[str] | None = None,
-        ban: Many[str] = (),
+        allow: abc.Sequence[str] | None = None,
+        ban: abc.Sequence[str] = (),
         where: Mapping[str, str] | None = None,
         exact: bool = False,
     ) -> Answer:
@@ -682,7 +679,7 @@ class Retriever:
 def _settings(folder: Path) -> tuple[Schema, Config]:
     path = folder / "config.toml"
     try:
-        schema, config = settings.parse(tomllib.loads(datasets.read(path, datasets.text)), str(path))
+        schema, config = parse_config(tomllib.loads(read_checked(path, read_text)), str(path))
     except (ValueError, RecursionError, ConfigError) as e:
         raise RunError(f"{path}: {e}") from None
     if schema is None:
@@ -707,7 +704,7 @@ def _matrix(path: Path) -> Floats:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = storage.read_json(path)
+    found = files.read_json(path)
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
     return found

@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 import polars as pl
 
 import twotower
-from twotower import storage
+from twotower import files
+from twotower.embeddings_folder import FORMAT, IDS, LIST, VECTORS, WORK, part_names
 from twotower.errors import DataError, RunError
-from twotower.vectors import FORMAT, IDS, LIST, VECTORS, WORK, part_names
 
 ANEW = "choose another folder, or start over with --anew"
 _OURS = re.compile(r"part-\d+\.npy|ids-\d+\.parquet")
@@ -59,10 +59,10 @@ class Shard:
     rows: int | None
 
 
-def cut(files: list[File], rows: int) -> list[Shard]:
+def cut(sources: list[File], rows: int) -> list[Shard]:
     """Shards of at most `rows` rows, in the order of the files; none for a file without rows."""
     shards: list[Shard] = []
-    for file in files:
+    for file in sources:
         if file.rows is None:
             shards.append(Shard(len(shards), file, 0, None))
             continue
@@ -132,7 +132,7 @@ class Work:
                             raise RunError(f"{out}: {why}, and another call is at work there; let it end, or stop it")
                         _clear(out)
                     if not (out / WORK / "plan.json").exists():
-                        storage.write_json(out / WORK / "plan.json", plan)
+                        files.write_json(out / WORK / "plan.json", plan)
                     fcntl.lockf(lock, fcntl.LOCK_SH, 1, _USE)
                 yield cls(out, lock, plan, shards)
         except OSError as e:
@@ -154,7 +154,7 @@ class Work:
     def record(self, number: int) -> dict[str, Any] | None:
         """What was written of a finished shard."""
         try:
-            found = storage.read_json(self._record(number))
+            found = files.read_json(self._record(number))
         except RunError:
             return None
         return found if isinstance(found, dict) else None
@@ -186,17 +186,17 @@ class Work:
 
     def put(self, number: int, folder: Path, rows: int, width: int, kind: str) -> None:
         """A made shard becomes a finished one; of no rows, only its record is kept."""
-        files = []
+        written = []
         for made, name in zip((VECTORS, IDS), part_names(number), strict=True):
             if rows:
-                storage.sync(folder / made)
-                files.append([name, (folder / made).stat().st_size, _digest(folder / made)])
-                storage.point()
+                files.sync(folder / made)
+                written.append([name, (folder / made).stat().st_size, _digest(folder / made)])
+                files.point()
                 os.replace(folder / made, self.out / name)
-        storage.point()
-        storage.sync(self.out)
-        record = {"rows": rows, "width": width, "id": kind, "files": files}
-        storage.write_json(self._record(number), record)
+        files.point()
+        files.sync(self.out)
+        record = {"rows": rows, "width": width, "id": kind, "files": written}
+        files.write_json(self._record(number), record)
 
     def finish(self, metric: str) -> tuple[int, bool]:
         """Write the list if every shard is finished; gives the rows of those that are, and whether it was written now."""
@@ -213,9 +213,9 @@ class Work:
                 "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in records],
             }  # fmt: skip
             path = self.out / LIST
-            if path.exists() and storage.read_json(path) == about:
+            if path.exists() and files.read_json(path) == about:
                 return rows, False
-            storage.write_json(path, about)
+            files.write_json(path, about)
             return rows, True
 
     def _one_type(self, records: list[dict[str, Any]]) -> bool:
@@ -234,12 +234,12 @@ class Work:
                 with self.making(number) as folder:
                     path, name = folder / IDS, record["files"][1][0]
                     save_ids([self.out / name], common, path)
-                    storage.sync(path)
+                    files.sync(path)
                     record["files"][1] = [name, path.stat().st_size, _digest(path)]
-                    storage.point()
+                    files.point()
                     os.replace(path, self.out / name)
-                    storage.point()
-                    storage.write_json(self._record(number), record | {"id": str(common)})
+                    files.point()
+                    files.write_json(self._record(number), record | {"id": str(common)})
         return True
 
     def _record(self, number: int) -> Path:
@@ -263,7 +263,7 @@ def _difference(out: Path, plan: dict[str, Any]) -> str:
         held = [p.name for p in out.iterdir() if p.name != WORK and not p.name.startswith(".")]
         return f"holds other vectors ({min(held)})" if held else ""
     try:
-        then = storage.read_json(path)
+        then = files.read_json(path)
     except RunError as e:
         return str(e)
     if not isinstance(then, dict) or then.get("format") != FORMAT:

@@ -24,10 +24,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from twotower import storage
-from twotower.bundle import MANIFEST, Bundle, BundleError, parse, seal
+from twotower import files
+from twotower.bundle import MANIFEST, Bundle, BundleError, parse_json, seal
 from twotower.errors import ConfigError, RunError
-from twotower.shown import command
+from twotower.escaping import command
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -74,8 +74,8 @@ class Store:
                 raise BundleError(f"{path}: not empty and not a store (it holds {strange[0]}); choose another", "store")
             (path / "bundles").mkdir(exist_ok=True)
             (path / "LOCK").touch()
-            storage.sync(path)
-            storage.sync(path.absolute().parent)
+            files.sync(path)
+            files.sync(path.absolute().parent)
         except OSError as e:
             raise BundleError(f"{path}: no store can be made there ({e.strerror})", "store") from e
         return cls(path)
@@ -132,7 +132,7 @@ class Store:
         with suppress(FileNotFoundError):
             for text in self._read("HISTORY.jsonl", _LARGEST_HISTORY).decode(errors="replace").split("\n"):
                 with suppress(ValueError, RecursionError):
-                    line = parse(text)
+                    line = parse_json(text)
                     if isinstance(line, dict) and all(_is_word(line.get(name)) for name in ("bundle", "action")):
                         lines.append(line)
         return lines
@@ -166,15 +166,15 @@ class Store:
                 name = seal(temporary, stamp, facts | {"created": created, "forced": bool(below)})
                 folder = self._bundles / name
                 os.replace(temporary, folder)
-                storage.point()
-                storage.sync(self._bundles)
-                storage.point()
+                files.point()
+                files.sync(self._bundles)
+                files.point()
                 bundle = Bundle.open(folder)
                 stage = "probe"
                 if probe is not None:
                     probe(bundle)
                 stage = "write"
-                storage.write(self.path / "CURRENT", f"{name}\n", 0o644)
+                files.write(self.path / "CURRENT", f"{name}\n", 0o644)
             except BaseException as e:
                 if self._pointer() == folder.name:  # it is served already: only the sync of the folder failed
                     raise
@@ -203,7 +203,7 @@ class Store:
                 what = f"no bundle {name}" if name else "no bundle was current before"
                 raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with --to", "missing")
             bundle = self.open(name)
-            storage.write(self.path / "CURRENT", f"{name}\n", 0o644)
+            files.write(self.path / "CURRENT", f"{name}\n", 0o644)
             self._log("rollback", name, old, reason, bundle.manifest["gate"], forced=bundle.manifest["forced"])
             return bundle
 
@@ -247,7 +247,7 @@ class Store:
     def _read(self, name: str, most: int) -> bytes:
         """A file of the store. Raises FileNotFoundError, BundleError for what is no regular file or too large."""
         try:
-            return storage.read_regular(self.path / name, most)
+            return files.read_regular(self.path / name, most)
         except FileNotFoundError:
             raise
         except OSError as e:
@@ -286,7 +286,7 @@ class Store:
                 before = self._read(path.name, _LARGEST_HISTORY)
             text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
             # Replaced as a whole: a kill or a full disk never leaves half a line.
-            storage.write(path, before + text.encode(errors="backslashreplace"), 0o644)
+            files.write(path, before + text.encode(errors="backslashreplace"), 0o644)
         except RunError as e:
             raise RunError(f"{e}; CURRENT is {self._pointer() or 'unset'}") from e
 
@@ -302,11 +302,11 @@ class Store:
                 except BlockingIOError:
                     return False
             os.replace(folder, gone)  # no name ever stands for half a bundle
-        storage.point()
-        storage.sync(self._bundles)
-        storage.point()
+        files.point()
+        files.sync(self._bundles)
+        files.point()
         shutil.rmtree(gone, ignore_errors=True)
-        storage.point()
+        files.point()
         return True
 
     @contextmanager
@@ -318,15 +318,15 @@ class Store:
         free one is of a holder that was killed.
         """
         try:
-            with storage.lock(self.path / "LOCK") as lock:
+            with files.lock(self.path / "LOCK") as lock:
                 left = lock.left
                 self._mend(f"{left.action} {left.who} died" if left else "", left.more if left else "")
                 lock.clear()
                 stamp = self._next_stamp() if action == "publish" else "-"
                 lock.say(action, stamp)
-                storage.point()
+                files.point()
                 yield stamp
-        except storage.Taken as e:
+        except files.Taken as e:
             raise BundleError(f"{self.path}: {e}", "locked") from None
         except OSError as e:
             raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e

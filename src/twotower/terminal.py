@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from twotower.shown import harmless
-from twotower.watcher import Watcher
+from twotower.callbacks import Watcher
+from twotower.escaping import harmless
 
 
 def show(line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
+from collections import abc
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import index
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower import storage
+from twotower import files
 from twotower.config import SplitConfig
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
 from twotower.data.tables import POSITIVE, Tables
@@ -29,7 +29,7 @@ Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 
 
-class Lines(Many[str]):
+class Lines(abc.Sequence[str]):
     """A column of text by row, read where it is asked: a million texts as objects take a second to make."""
 
     def __init__(self, column: pl.Series) -> None:
@@ -80,7 +80,7 @@ class Ids(Lines):
             self._last[asked] = row
         return row
 
-    def rows(self, asked: Many[str]) -> list[int]:
+    def rows(self, asked: abc.Sequence[str]) -> list[int]:
         """The row of each id, -1 where there is none."""
         if not len(asked) or not len(self):
             return [-1] * len(asked)
@@ -307,7 +307,7 @@ class Dataset:
         return [f"{side} text '{name}': {grams}" for side in SIDES for name, grams in self.texts(side).items()]
 
 
-def prepare(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
+def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
     """Number the ids, split, compute training statistics, fit the encoders on the train part, encode.
 
     Raises DataError for tables a model cannot be trained on.
@@ -360,10 +360,10 @@ def assemble(
     return dataset
 
 
-def save(dataset: Dataset, folder: Path) -> None:
+def save_dataset(dataset: Dataset, folder: Path) -> None:
     """Write encoders.json and the three tables as numbered and split. encoders.json comes first: it is what tells a
     run's tables from a user's."""
-    storage.write(folder / "encoders.json", dataset.encoders.to_json())
+    files.write(folder / "encoders.json", dataset.encoders.to_json())
     pairs = pl.DataFrame(
         {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
          "part": dataset.parts}
@@ -373,15 +373,15 @@ def save(dataset: Dataset, folder: Path) -> None:
     for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
-        storage.write(folder / f"{name}.parquet", buffer.getvalue())
+        files.write(folder / f"{name}.parquet", buffer.getvalue())
 
 
-def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
+def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
     """What `save` wrote; only the sides to `encode` get columns. Raises RunError if a file is missing, damaged or does
     not fit the schema."""
-    encoders = read(folder / "encoders.json", lambda path: Encoders.from_json(schema, text(path)))
-    users, items = (read(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES)
-    actions = read(folder / "interactions.parquet", lambda path: _numbered(parquet(path), users, items))
+    encoders = read_checked(folder / "encoders.json", lambda path: Encoders.from_json(schema, read_text(path)))
+    users, items = (read_checked(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES)
+    actions = read_checked(folder / "interactions.parquet", lambda path: _numbered(read_parquet(path), users, items))
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
         times = actions["time"].to_numpy() if "time" in actions.columns else None
@@ -396,7 +396,7 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
 
 def table(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
     """A reader for `read`: a side's table, with the columns that the schema reads. Raises ValueError."""
-    frame, key = parquet(path), schema.id_column(side)
+    frame, key = read_parquet(path), schema.id_column(side)
     features = [f.source for f in schema.side(side) if not isinstance(f, Sequence)]
     for column in [key, *features, *([schema.title] if schema.title and side == "item" else [])]:
         if column not in frame.columns:
@@ -420,17 +420,17 @@ def _numbered(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -
     return actions
 
 
-def text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """A reader for `read`: UTF-8, whatever the locale says."""
     return path.read_text(encoding="utf-8")
 
 
-def parquet(path: Path) -> pl.DataFrame:
+def read_parquet(path: Path) -> pl.DataFrame:
     """A reader for `read`: one file, whatever its name holds."""
     return pl.read_parquet(path, glob=False)
 
 
-def read(path: Path, reader: Callable[[Path], Any]) -> Any:
+def read_checked(path: Path, reader: Callable[[Path], Any]) -> Any:
     """`reader(path)`, or a RunError that names the file, whatever is wrong with it."""
     try:
         return reader(path)

@@ -26,8 +26,8 @@ from typing import Literal, cast
 
 import polars as pl
 
-from twotower import storage
-from twotower.data import queries
+from twotower import files
+from twotower.data import title_queries
 from twotower.data.tables import Tables
 from twotower.errors import DataError, RunError
 from twotower.schema import Categorical, MultiHot, Schema, Text
@@ -116,7 +116,7 @@ def load(name: str, source: str | Path | None = None, say: Callable[[str], None]
     Raises DataError if the archive is damaged, is not MovieLens `name`, or nothing can be reached.
     """
     if name.endswith(TITLES):
-        return queries.make(load(name.removesuffix(TITLES), source, say).items)
+        return title_queries.make(load(name.removesuffix(TITLES), source, say).items)
     name = cast(Name, name)
     source = source or os.environ.get(SOURCE_VARIABLE) or None
     if source:
@@ -159,7 +159,7 @@ def save(tables: Tables, folder: Path) -> None:
         frame: pl.DataFrame = getattr(tables, name)
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
-        storage.write(folder / f"{name}.parquet", buffer.getvalue())
+        files.write(folder / f"{name}.parquet", buffer.getvalue())
 
 
 def _cached(archive: Archive) -> Path:
@@ -194,7 +194,7 @@ def _download(archive: Archive, say: Callable[[str], None]) -> bytes:
         )
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        storage.write(kept, data)
+        files.write(kept, data)
     except (OSError, RunError):
         say(f"{kept} cannot be written; the next command will download again")
     return data

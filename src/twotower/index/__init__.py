@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from twotower.errors import ConfigError, RunError, nearest
-from twotower.index.choose import TuneResult, choose, choose_type, recall, tune
+from twotower.files import read_json
+from twotower.index.choose import TuneResult, choose_index, choose_milvus_type, measure_recall, tune_index
 from twotower.index.exact import FORMAT, ExactIndex
 from twotower.index.protocol import Index, Metric, Place, Rows, Vectors
-from twotower.storage import read_json
 
 __all__ = [
     "KINDS",
@@ -22,12 +22,12 @@ __all__ = [
     "Metric",
     "Place",
     "TuneResult",
-    "build",
-    "choose",
-    "choose_type",
-    "load",
-    "recall",
-    "tune",
+    "build_index",
+    "choose_index",
+    "choose_milvus_type",
+    "load_index",
+    "measure_recall",
+    "tune_index",
     "verify_file",
 ]
 
@@ -37,12 +37,12 @@ KINDS = {
     "ivf": "twotower.index.faiss:Ivf",
     "hnsw": "twotower.index.faiss:Hnsw",
     "ivfpq": "twotower.index.faiss:IvfPq",
-    "milvus": "twotower.index.milvus:Milvus",
+    "milvus": "twotower.index.milvus.milvus_index:Milvus",
 }
 """Where each kind of index lives."""
 
 
-def build(
+def build_index(
     kind: str,
     vectors: Vectors,
     rows: Rows,
@@ -66,7 +66,7 @@ def build(
     return index
 
 
-def load(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
+def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
     """The index saved in a folder, its vectors left on disk if `mmap`. Raises RunError.
 
     `verify` loads a FAISS file in a process of its own first, because a hostile one can end the process that reads it.

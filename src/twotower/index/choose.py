@@ -20,11 +20,11 @@ class TuneResult:
     """
 
     setting: dict[str, int]
-    recall: float
+    measure_recall: float
     table: list[dict[str, float]]
 
 
-def choose(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
+def choose_index(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
     """Kind and parameters for so many items, and a sentence that says why."""
     if n_items <= EXACT_UP_TO:
         return "exact", {}, f"exact search: {n_items:,} items are scored in a few milliseconds, and nothing is missed"
@@ -38,7 +38,7 @@ def choose(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
     return "ivf", {"nlist": nlist}, f"{nlist:,} lists of whole vectors: quick and soon built for {n_items:,} {items}"
 
 
-def choose_type(n_items: int) -> tuple[MilvusType, str]:
+def choose_milvus_type(n_items: int) -> tuple[MilvusType, str]:
     """Milvus's index type for so many items, and a sentence that says why."""
     if n_items <= EXACT_UP_TO:
         return "FLAT", f"{n_items:,} items are scored one by one"
@@ -47,7 +47,7 @@ def choose_type(n_items: int) -> tuple[MilvusType, str]:
     return "IVF_SQ8", f"lists of rounded vectors, then exact scores: {n_items:,} whole vectors need much memory"
 
 
-def recall(index: Index, queries: Vectors, k: int) -> float:
+def measure_recall(index: Index, queries: Vectors, k: int) -> float:
     """Share of the exact best `k` that the index finds, mean over queries (B, D). Equal scores count as found.
 
     Queries must be vectors of users that training did not see: items find themselves too easily.
@@ -55,7 +55,7 @@ def recall(index: Index, queries: Vectors, k: int) -> float:
     return _recall(index, queries, k, _floor(index, queries, k))
 
 
-def tune(index: Index, queries: Vectors, k: int, target: float) -> TuneResult:
+def tune_index(index: Index, queries: Vectors, k: int, target: float) -> TuneResult:
     """Set each knob of the index to the smallest value, to a sixteenth, that reaches recall `target`, one by one.
 
     The others stand at their largest meanwhile. If even that is below the target, it stays. Raises ConfigError, DataError.

@@ -23,10 +23,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from twotower.embeddings_folder import array
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
+from twotower.files import new_folder, write_json
 from twotower.index.protocol import Metric, Rows, Vectors
-from twotower.storage import new_folder, write_json
-from twotower.vectors import array
 
 FORMAT = 1
 FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")

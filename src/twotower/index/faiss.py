@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from twotower import child
+from twotower import limited_process
 from twotower.errors import RunError
 from twotower.index.exact import LONGEST, ExactIndex, Scope, within
 from twotower.index.faiss_setup import faiss, tuned
@@ -403,7 +403,9 @@ def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | Non
     said = {path: f"{path}: no such file" for path in paths if not path.is_file()}
     rest = [path for path in paths if path not in said]
     largest = max((path.stat().st_size for path in rest), default=0)
-    for path, seen in child.look(LOOK, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest).items():
+    for path, seen in limited_process.look(
+        LOOK, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest
+    ).items():
         ours = not seen.wrong or str(path) in seen.wrong
         said[path] = seen.wrong if ours else f"{path}: not a usable FAISS index ({seen.wrong})"
     return said

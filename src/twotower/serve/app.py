@@ -20,14 +20,14 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import twotower
 from twotower.bundle import BundleError
-from twotower.collections import Collections
 from twotower.errors import DataError, RunError, Unavailable
-from twotower.serve import wire
+from twotower.index.milvus.collections import Collections
+from twotower.serve import schemas
+from twotower.serve.bundles import LOAD
 from twotower.serve.console import Console
 from twotower.serve.metrics import CONTENT_TYPE
-from twotower.serve.problem import PROBLEMS, Problem
+from twotower.serve.problems import PROBLEMS, Problem
 from twotower.serve.service import Service, index_is_down, problem_of
-from twotower.serve.shelf import LOAD
 from twotower.store import Store
 
 log = logging.getLogger("twotower.app")
@@ -36,10 +36,10 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".svg": "image/svg+xml"}  # fmt: skip
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
-Id = Annotated[str, InPath(min_length=1, max_length=wire.LONGEST_ID)]
-AnyId = Annotated[str, Query(min_length=1, max_length=wire.LONGEST_ID, description="any id, percent-encoded")]
+Id = Annotated[str, InPath(min_length=1, max_length=schemas.LONGEST_ID)]
+AnyId = Annotated[str, Query(min_length=1, max_length=schemas.LONGEST_ID, description="any id, percent-encoded")]
 K = Annotated[int, Query(description="how many")]
-Words = Annotated[str, Query(max_length=wire.LONGEST_ID)]
+Words = Annotated[str, Query(max_length=schemas.LONGEST_ID)]
 Few = Annotated[int, Query(ge=1, le=200)]
 BundleId = Annotated[str, Query(max_length=64, description="another bundle of the store; the current one if empty")]
 
@@ -111,28 +111,31 @@ def create(service: Service) -> FastAPI:
 
     @app.post(
         "/v1/recommend",
-        response_model=wire.Reply,
+        response_model=schemas.Reply,
         responses=_problems(*BODY, "unknown-user", "index"),
         tags=["answers"],
     )
-    async def recommend(body: wire.RecommendBody) -> Any:
+    async def recommend(body: schemas.RecommendBody) -> Any:
         """The best items for a user, known or described."""
         return json(await service.recommend(body))
 
-    @app.post("/v1/recommend:batch", response_model=wire.BatchReply, responses=_problems(*BODY), tags=["answers"])
-    async def recommend_batch(body: wire.BatchBody, request: HttpRequest) -> Any:
+    @app.post("/v1/recommend:batch", response_model=schemas.BatchReply, responses=_problems(*BODY), tags=["answers"])
+    async def recommend_batch(body: schemas.BatchBody, request: HttpRequest) -> Any:
         """Several requests at once; a mistake in one is a problem in its place."""
         return json(await service.batch(body, request.is_disconnected))
 
     @app.post(
-        "/v1/embed/user", response_model=wire.VectorReply, responses=_problems(*BODY, "unknown-user"), tags=["answers"]
+        "/v1/embed/user",
+        response_model=schemas.VectorReply,
+        responses=_problems(*BODY, "unknown-user"),
+        tags=["answers"],
     )
-    async def embed_user(body: wire.AskBody) -> Any:
+    async def embed_user(body: schemas.AskBody) -> Any:
         """The vector of a user."""
         return json(await service.embed(body))
 
     @app.get(
-        "/v1/items/{item_id:path}/similar", response_model=wire.Reply,
+        "/v1/items/{item_id:path}/similar", response_model=schemas.Reply,
         responses=_problems("unknown-item", "not-found", "invalid", "no-bundle", "index"), tags=["answers"],
     )  # fmt: skip
     async def similar(item_id: Id, k: K = 10) -> Any:
@@ -140,26 +143,28 @@ def create(service: Service) -> FastAPI:
         return json(await service.similar(item_id, k))
 
     @app.get(
-        "/v1/items/similar", response_model=wire.Reply,
+        "/v1/items/similar", response_model=schemas.Reply,
         responses=_problems("unknown-item", "invalid", "no-bundle", "index"), tags=["answers"],
     )  # fmt: skip
     async def similar_to(item_id: AnyId, k: K = 10) -> Any:
         """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
         return await similar(item_id, k)
 
-    @app.post("/v1/search", response_model=wire.Reply, responses=_problems(*BODY, "no-text", "index"), tags=["answers"])
-    async def search(body: wire.SearchBody) -> Any:
+    @app.post(
+        "/v1/search", response_model=schemas.Reply, responses=_problems(*BODY, "no-text", "index"), tags=["answers"]
+    )
+    async def search(body: schemas.SearchBody) -> Any:
         """The best items for a text."""
         return json(await service.search(body))
 
     @app.post(
         "/v1/events",
-        response_model=wire.EventsReply,
+        response_model=schemas.EventsReply,
         status_code=202,
         responses=_problems(*BODY, "conflict"),
         tags=["live"],
     )
-    async def add_events(body: wire.EventsBody) -> Any:
+    async def add_events(body: schemas.EventsBody) -> Any:
         """Append to a user's live history, which the next answer reads."""
         return json(await service.add_events(body), 202)
 
@@ -179,17 +184,19 @@ def create(service: Service) -> FastAPI:
         """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
         return await forget(user_id)
 
-    @app.get("/v1/bundle", response_model=wire.BundleReply, responses=_problems("no-bundle"), tags=["answers"])
+    @app.get("/v1/bundle", response_model=schemas.BundleReply, responses=_problems("no-bundle"), tags=["answers"])
     async def bundle() -> Any:
         """What answers, what a request may tell, and the limits."""
         return json(service.describe())
 
-    @app.get("/livez", response_model=wire.Health, tags=["operation"])
+    @app.get("/livez", response_model=schemas.Health, tags=["operation"])
     async def livez() -> Any:
         """Whether the process runs."""
         return json({"status": "ok", "bundle_id": _bundle_id(service)})
 
-    @app.get("/readyz", response_model=wire.Health, responses=_responses("draining", "no-bundle"), tags=["operation"])
+    @app.get(
+        "/readyz", response_model=schemas.Health, responses=_responses("draining", "no-bundle"), tags=["operation"]
+    )
     async def readyz() -> Any:
         """Whether requests should be sent here."""
         if service.draining:
@@ -278,7 +285,7 @@ def _console(app: FastAPI, service: Service) -> None:
             return json(await console.map(column, limit, bundle))
 
     @app.post("/v1/console/explain", responses=_problems(*BODY, "unknown-bundle", "index"), tags=["console"])
-    async def explain(body: wire.RecommendBody, bundle: BundleId = "") -> Any:
+    async def explain(body: schemas.RecommendBody, bundle: BundleId = "") -> Any:
         """An answer with what led to it: history, filters, gates, the user's place among the items."""
         with console.look():
             return json(await console.explain(body, bundle))
@@ -308,7 +315,7 @@ def create_admin(service: Service) -> FastAPI:
         return json(await Console(service).bundles() | {"history": orjson.loads(text)})
 
     @app.post("/v1/rollback")
-    async def rollback(body: wire.RollbackBody) -> Any:
+    async def rollback(body: schemas.RollbackBody) -> Any:
         """Make an earlier bundle current again; every worker takes it up within a moment."""
         reason = body.reason or "by the service's admin port"
         try:
@@ -393,10 +400,10 @@ def _describe_problems(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
             schema = made()
-            schemas = schema["components"]["schemas"]
-            schemas.setdefault("ProblemReply", wire.ProblemReply.model_json_schema())
+            components = schema["components"]["schemas"]
+            components.setdefault("ProblemReply", schemas.ProblemReply.model_json_schema())
             for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
+                components.pop(name, None)
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     replies = operation["responses"]

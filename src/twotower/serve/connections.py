@@ -21,9 +21,9 @@ from typing import Any, ClassVar, NoReturn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from twotower.errors import ConfigError
+from twotower.serve.body_memory import SMALL
 from twotower.serve.metrics import Metrics
-from twotower.serve.problem import Problem
-from twotower.serve.room import SMALL
+from twotower.serve.problems import Problem
 from twotower.serve.settings import ServeSettings, address
 
 HEAD = 32 << 10

@@ -16,9 +16,9 @@ from twotower.encoders import spelled
 from twotower.request import MAX_K, Answer, Request
 from twotower.retrieve import Retriever
 from twotower.schema import Categorical, MultiHot
-from twotower.serve import wire
-from twotower.serve.gate import Places, give_back
-from twotower.serve.problem import Problem
+from twotower.serve import schemas
+from twotower.serve.admission import Places, give_back
+from twotower.serve.problems import Problem
 from twotower.serve.service import Service, weight
 from twotower.store import Store
 
@@ -90,14 +90,14 @@ class Console:
         retriever = await self._retriever(bundle)
         return await asyncio.to_thread(self._map, retriever, column, limit)
 
-    async def explain(self, body: wire.RecommendBody, bundle: str) -> dict[str, Any]:
+    async def explain(self, body: schemas.RecommendBody, bundle: str) -> dict[str, Any]:
         """An answer and what led to it."""
         retriever = await self._retriever(bundle)  # which may have to be loaded: nobody waits for that
         await asyncio.to_thread(self._plane, retriever)
         async with self._service.gate.turn(give_back(), weight(body)):
             return await self._explained(body, retriever)
 
-    async def _explained(self, body: wire.RecommendBody, retriever: Retriever) -> dict[str, Any]:
+    async def _explained(self, body: schemas.RecommendBody, retriever: Retriever) -> dict[str, Any]:
         service = self._service
         service.check(body)
         asked = await service.recall(body, retriever)
@@ -216,7 +216,7 @@ class Console:
 
 
 def _left_out(
-    body: wire.RecommendBody, request: Request, retriever: Retriever, answer: Answer, vector: Any, met: set[str]
+    body: schemas.RecommendBody, request: Request, retriever: Retriever, answer: Answer, vector: Any, met: set[str]
 ) -> list[dict[str, str]]:
     """The best items that would be in the answer, had the user not met them or the request banned them."""
     out = set(body.ban) | (set() if body.keep_seen else met)

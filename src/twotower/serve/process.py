@@ -43,7 +43,7 @@ log = logging.getLogger("twotower.process")
 
 def run(settings: ServeSettings, say: Callable[[str], None] = print) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigError, BundleError before anything listens."""
-    from twotower.serve.keys import read
+    from twotower.serve.api_keys import read
     from twotower.store import Store
 
     Store(settings.store)
@@ -112,9 +112,9 @@ def work(settings: ServeSettings, sockets: list[socket.socket]) -> int:
 
 async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     """Serve until a signal; whether a thread is still at the store."""
+    from twotower.serve.api_keys import Keys
     from twotower.serve.app import create, create_admin
-    from twotower.serve.door import Door
-    from twotower.serve.keys import Keys
+    from twotower.serve.middleware import Door
     from twotower.serve.service import Service
 
     service = Service(settings)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections import abc
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from twotower.errors import DataError, Unavailable
 from twotower.request import Answer, Method, Request, UnknownId
 from twotower.retrieve import Retriever
-from twotower.schema import Sequence as History
-from twotower.serve import wire
-from twotower.serve.gate import ENTRIES, Gate, Places, give_back
-from twotower.serve.live import NOBODY, Live, Memory, Recalled, Redis
+from twotower.schema import Sequence
+from twotower.serve import schemas
+from twotower.serve.admission import ENTRIES, Gate, Places, give_back
+from twotower.serve.bundles import Shelf
 from twotower.serve.metrics import Metrics
-from twotower.serve.problem import Problem
-from twotower.serve.remote import THREADS, Remote
+from twotower.serve.problems import Problem
+from twotower.serve.search_executor import THREADS, Remote
 from twotower.serve.settings import ServeSettings
-from twotower.serve.shelf import Shelf
+from twotower.serve.user_events import NOBODY, Live, Memory, Recalled, Redis
 
 BATCHES, OF_ONE = 8, 4
 """Batches that may be under way at once, of all clients and of one."""
@@ -81,7 +82,7 @@ class Service:
 
     # ---- what is asked
 
-    async def recommend(self, body: wire.RecommendBody, retriever: Retriever | None = None) -> dict[str, Any]:
+    async def recommend(self, body: schemas.RecommendBody, retriever: Retriever | None = None) -> dict[str, Any]:
         """The reply to a request. Raises Problem and DataError."""
         self.check(body)
         retriever = retriever or self.shelf.current
@@ -92,7 +93,7 @@ class Service:
             await self._keep(self.live.keep(retriever.bundle.id, body.user_id, asked.recalled.events, vector))
         return self.reply(answer, asked, retriever)
 
-    async def batch(self, body: wire.BatchBody, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+    async def batch(self, body: schemas.BatchBody, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """Replies, each in a turn of its own between the requests of others, until the client is `gone`."""
         if len(body.requests) > self.settings.max_batch:
             raise _too_many("body.requests", len(body.requests), self.settings.max_batch)
@@ -110,7 +111,7 @@ class Service:
                         replies.append(problem_of(e).shape())
         return {"replies": replies}
 
-    async def embed(self, body: wire.AskBody) -> dict[str, Any]:
+    async def embed(self, body: schemas.AskBody) -> dict[str, Any]:
         """The user's vector."""
         self.check(body)
         retriever = self.shelf.current
@@ -129,7 +130,7 @@ class Service:
             "live": asked.live,
         }
 
-    async def search(self, body: wire.SearchBody) -> dict[str, Any]:
+    async def search(self, body: schemas.SearchBody) -> dict[str, Any]:
         """The best items for a text."""
         retriever = self.shelf.current
         if not retriever.schema.texts("user"):
@@ -148,7 +149,7 @@ class Service:
         self._check_k(k, "query.k")
         return self.reply(await self.beside(retriever, lambda: retriever.similar(item_id, k)), None, retriever)
 
-    async def add_events(self, body: wire.EventsBody) -> dict[str, Any]:
+    async def add_events(self, body: schemas.EventsBody) -> dict[str, Any]:
         """Go on with a user's live history. Raises Problem "conflict" where other workers would not see it."""
         self._check_list("events", body.events)
         if self.settings.workers > 1 and not self.live.shared:
@@ -157,7 +158,7 @@ class Service:
                 f"{self.settings.workers} workers do not share live histories kept in memory; serve with "
                 "--live redis://HOST:PORT/DB, or with one worker",
             )
-        retriever, events = self.shelf.current, wire.events(list(body.events))
+        retriever, events = self.shelf.current, schemas.events(list(body.events))
         unknown = set(retriever.strange(item for item, _ in events))
         n, shared = await self.live.add(self.shelf.bundles(retriever), body.user_id, events, unknown)
         self.metrics.live_bytes.set(self._memory.size)
@@ -181,21 +182,21 @@ class Service:
             "gate": manifest["gate"],
             "index": {name: manifest.get("index", {}).get(name) for name in ("kind", "params", "effort")},
             "features": {"user": list(retriever.user_columns), "item": list(retriever.item_columns)},
-            "history": any(isinstance(f, History) for f in retriever.schema.side("user")),
+            "history": any(isinstance(f, Sequence) for f in retriever.schema.side("user")),
             "search": [f.name for f in retriever.schema.texts("user")],
             "limits": {"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
         }
 
     # ---- the parts of an answer
 
-    def check(self, body: wire.AskBody | wire.SearchBody) -> None:
+    def check(self, body: schemas.AskBody | schemas.SearchBody) -> None:
         """Raises Problem for more than the service takes."""
-        if isinstance(body, wire.Choice):
+        if isinstance(body, schemas.Choice):
             self._check_k(body.k)
         for name in ("history", "events", "allow", "ban"):
             self._check_list(name, getattr(body, name, None))
 
-    async def recall(self, body: wire.AskBody, retriever: Retriever) -> Asked:
+    async def recall(self, body: schemas.AskBody, retriever: Retriever) -> Asked:
         """What the user has done since, and so the method."""
         recalled = NOBODY
         if body.live and body.user_id is not None:
@@ -205,8 +206,8 @@ class Service:
         request = Request(
             body.user_id,
             body.features,
-            None if body.history is None else wire.events(body.history),
-            [*recalled.events, *wire.events(body.events)],
+            None if body.history is None else schemas.events(body.history),
+            [*recalled.events, *schemas.events(body.events)],
         )
         known = body.user_id is not None and retriever.knows(body.user_id)
         if body.user_id is not None and not (known or request.tells) and self.settings.unknown_user == "404":
@@ -225,7 +226,7 @@ class Service:
         self.gate.width = max(self._turns, THREADS) if remote else self._turns
         return await self.remote.run(work) if remote else work()
 
-    async def found(self, body: wire.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
+    async def found(self, body: schemas.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
         """`answer`, wherever the index is; popular items, or Problem "index", if it does not answer."""
         try:
             return await self.beside(retriever, lambda: self.answer(body, asked, retriever))
@@ -243,7 +244,7 @@ class Service:
             raise index_is_down() from error
         return retriever.recommend(request, k, method, fallback=True, **filters)
 
-    def answer(self, body: wire.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
+    def answer(self, body: schemas.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
         """The answer, and the vector that the tower gave, if it was asked."""
         vector = asked.recalled.vector if asked.plain and asked.method == 2 else None
         if vector is not None and vector.shape != (1, retriever.index.width):
@@ -295,7 +296,7 @@ class Service:
             detail = f"k is {k}, expected 1 to {self.settings.max_k:,}"
             raise Problem("invalid", detail, errors=[{"at": at, "detail": detail}])
 
-    def _check_list(self, name: str, value: Sequence[Any] | None) -> None:
+    def _check_list(self, name: str, value: abc.Sequence[Any] | None) -> None:
         if value is not None and len(value) > self.settings.max_list:
             raise _too_many(f"body.{name}", len(value), self.settings.max_list)
 
@@ -313,7 +314,7 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
 
-def weight(body: wire.RecommendBody) -> float:
+def weight(body: schemas.RecommendBody) -> float:
     """The weight of a request of a batch in the queue, by the entries of its lists."""
     return 1.0 + sum(len(entries or ()) for entries in (body.history, body.events, body.allow, body.ban)) / ENTRIES
 

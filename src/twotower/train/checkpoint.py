@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from twotower import storage
+from twotower import files
 from twotower.errors import RunError
 
 KEPT = 2  # the newest, and one before it in case the newest is damaged
@@ -41,7 +41,7 @@ class Blocks:
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor | Blocks], state: dict[str, Any]) -> Path:
     """Write checkpoint `step` into `folder` and drop all but the newest. Raises RunError if it cannot be written."""
     path = folder / f"step-{step:09d}"
-    with storage.new_folder(path) as temporary:
+    with files.new_folder(path) as temporary:
         state = state | {"step": step, "sha256": write_tensors(temporary / "tensors.safetensors", tensors)}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for old in _all(folder)[:-KEPT]:
@@ -51,7 +51,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor | Blocks], state:
 
 def tidy(folder: Path) -> None:
     """Remove what killed processes left of `save`; to be called under the run's lock."""
-    storage.tidy(folder, lambda name: name.startswith("step-"))
+    files.tidy(folder, lambda name: name.startswith("step-"))
 
 
 def in_order(tensors: Mapping[str, Tensor | Blocks]) -> list[str]:
@@ -100,7 +100,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Tensor]
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    state = storage.read_json(path / "state.json")
+    state = files.read_json(path / "state.json")
     try:
         file = path / "tensors.safetensors"
         with file.open("rb") as data:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from twotower.config import Config
 from twotower.data.batches import Batcher, Inputs, SideTensors
 from twotower.data.dataset import Dataset
+from twotower.distributed import Ranks
 from twotower.encoders import Ints
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation import Factors
 from twotower.model.two_tower import TwoTower
-from twotower.ranks import Ranks
 from twotower.schema import Sequence
 from twotower.train.candidates import CandidateSampler, Memory
 from twotower.train.losses import binary_cross_entropy, contest, mimic

@@ -26,11 +26,11 @@ from torch import Tensor, distributed, nn
 
 from twotower.config import Config
 from twotower.data.batches import Inputs
+from twotower.distributed import Ranks
 from twotower.encoders import Field
 from twotower.errors import ConfigError
 from twotower.model.tables import Shard, Table, tables_of
 from twotower.model.two_tower import TwoTower
-from twotower.ranks import Ranks
 
 _BLOCK = 2**22
 """Numbers of a table that are sent to the first rank at a time."""

@@ -22,21 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from twotower.callbacks import Watcher
 from twotower.config import Config, TrainConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
+from twotower.distributed import Ranks
 from twotower.encoders import Field
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, evaluating, vectors
 from twotower.model.tables import Shard
 from twotower.model.two_tower import FirstOrder, TwoTower
-from twotower.ranks import Ranks
 from twotower.schema import SIDES, SideName
 from twotower.train import checkpoint
 from twotower.train.objective import Objective
 from twotower.train.order import Epoch
 from twotower.train.sharded import Sharded
-from twotower.watcher import Watcher
 
 FAIL_POINT = "TWOTOWER_FAIL_AT_STEP"
 """For tests of recovery: SIGKILL to itself after this step; "step:rank" is meant for one rank, ":hang" at the end stops it."""

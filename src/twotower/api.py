@@ -1,0 +1,256 @@
+"""The product on one page: read, prepare, train, evaluate, publish, recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from twotower import report, runs
+from twotower.callbacks import Watcher
+from twotower.config import Config
+from twotower.data import movielens
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.memmap import FOLDER, Prepared
+from twotower.data.prepare import write_prepared
+from twotower.data.splits import TRAIN
+from twotower.data.tables import Tables, check
+from twotower.distributed import Ranks
+from twotower.embed import embed
+from twotower.errors import ConfigError, DataError, Interrupted, RunError
+from twotower.escaping import command
+from twotower.evaluation import Metrics, evaluate_model
+from twotower.publishing import evaluate_bundle, publish
+from twotower.retrieve import Retriever
+from twotower.runs import Run
+from twotower.schema import Schema
+from twotower.store import Store
+from twotower.train.trainer import Trainer, choose_device, peak_memory_mb
+
+__all__ = [
+    "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read", "recent",
+    "recommend", "retriever",
+]  # fmt: skip
+
+load = runs.load
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder holds published bundles."""
+    return (path / "bundles").is_dir()
+
+
+def retriever(store: Path | str) -> Retriever:
+    """What answers from the current bundle of a store. Raises RunError if there is none or it is damaged."""
+    return Retriever(Store(store).current())
+
+
+def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) -> tuple[Tables | Dataset, Schema]:
+    """The tables that `config.data` names, checked against the schema; or the prepared dataset."""
+    data, say = config.data, (watcher or Watcher()).say
+    if data.prepared:
+        dataset = Prepared.open(data.prepared)
+        dataset.check(schema, config.split)
+        return dataset, dataset.schema
+    if data.dataset:
+        schema = schema or movielens.SCHEMAS[data.dataset]
+        raw = movielens.load(data.dataset, data.source or None, say)
+        tables = check(raw.users, raw.items, raw.interactions, schema)
+    else:
+        if not data.interactions:
+            raise ConfigError("data.interactions is missing; name a CSV or Parquet file, or set data.dataset")
+        if schema is None:
+            raise ConfigError("[schema] is missing; `twotower config` prints a template")
+        tables = check(data.users or None, data.items or None, data.interactions, schema)
+    for note in tables.notes:
+        say(note)
+    return tables, schema
+
+
+def prepare_folder(
+    config: Config, schema: Schema | None, out: Path | str, say: Callable[[str], None] = lambda line: None
+) -> Dataset:
+    """Make the folder `out` of the sharded Parquet that `config.data` names, however large, to train on.
+
+    Raises DataError, ConfigError or RunError for what cannot be used; then nothing is left behind."""
+    if schema is None:
+        raise ConfigError("[schema] is missing; `twotower config` prints a template")
+    dataset = write_prepared(config.data, schema, config.split, Path(out), say)
+    say(f"{dataset.describe()}: {out}")
+    return dataset
+
+
+def fit(
+    tables: Tables | Dataset | tuple[Any, Any, Any],
+    schema: Schema,
+    config: Config | None = None,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    override: bool = False,
+    anew: bool = False,
+    watcher: Watcher | None = None,
+) -> Run:
+    """Train a two-tower model on (users, items, interactions), or on a prepared dataset, and evaluate it.
+
+    Under torchrun all ranks train it together; the first evaluates it and writes.
+
+    A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and
+    items may be None. With `folder` the run is written there, by one process or job at a time; `resume` goes on from its
+    newest good checkpoint, or starts when there is none; `anew` starts whatever is there. A complete run stays until
+    another one is whole. Raises DataError, ConfigError or RunError for what cannot be used.
+    """
+    config, watcher, ranks = config or Config(), watcher or Watcher(), Ranks.here()
+    folder = Path(folder) if folder is not None else None
+    with ExitStack() as held:
+        if folder and ranks.first:
+            held.enter_context(runs.locked(folder))
+        if folder and not (resume or anew) and (folder / "encoders.json").exists():
+            raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
+        if isinstance(tables, Dataset):
+            dataset = tables
+        else:
+            dataset = build_dataset(
+                tables if isinstance(tables, Tables) else check(*tables, schema), schema, config.split
+            )
+        del tables
+        watcher.say(dataset.describe())
+        for line in dataset.describe_texts():
+            watcher.say(line)
+        return _train(dataset, config, ranks, folder, watcher, resume, override)
+
+
+def _train(
+    dataset: Dataset,
+    config: Config,
+    ranks: Ranks,
+    folder: Path | None,
+    watcher: Watcher,
+    resume: bool,
+    override: bool,
+) -> Run:
+    device = choose_device(config.train.device, watcher.say, ranks.local)
+    with ranks.together(device.type, config.train.timeout, alone=config.train.tables == "torchrec"):
+        place = runs.place(folder) if folder else None
+        told = _Recorder(place, watcher) if ranks.first else Watcher()
+        checkpoints = place / "checkpoints" if place else None
+        trainer = Trainer(dataset, config, checkpoints, told, runs.fingerprint(dataset, config), ranks, device)
+        if folder and place:
+            found = trainer.resume(override, folder / "checkpoints") if resume else None
+            if found:
+                told.say(f"resuming after step {trainer.progress.step}")
+            elif resume and runs.is_complete(folder):
+                raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another --run")
+            elif resume:
+                told.say("no checkpoint to resume from; starting")
+            here = (trainer.fingerprint, trainer.progress.step)
+            if ranks.sum(float(here != ranks.told(here)))[0]:  # nobody writes before all have looked
+                raise RunError(
+                    f"{folder}: the ranks see other settings, data or checkpoints; all need the same files at the same path"
+                )
+            if ranks.first:
+                runs.begin(place, dataset, config, found)
+        try:
+            trained = trainer.run()
+        except Interrupted as e:
+            if not folder:
+                raise
+            assert place
+            how = command("train", place / "config.toml", "--run", folder, "--resume")
+            raise Interrupted(f"{e}; go on: {how}") from None
+    if place and isinstance(dataset, Prepared):  # what it was made from may be gone, or another by now
+        dataset = replace(dataset, folder=place / FOLDER)
+    done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
+    if not ranks.first:
+        return done
+    metrics = evaluate_model(done.factors, dataset, config.evaluation) | trained.metrics
+    metrics["train.peak_memory_mb"] = peak_memory_mb()
+    done = replace(done, metrics=metrics)
+    if folder and place:
+        done = replace(done, sha256=runs.finish(place, done))
+        runs.settle(folder)
+        if isinstance(dataset, Prepared):
+            done = replace(done, dataset=replace(dataset, folder=folder / FOLDER))
+        try:
+            report.write(folder / "report.html", done, done.factors())
+        except Exception as e:  # the run is whole without it
+            told.say(f"warning: no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
+    return done
+
+
+class _Recorder(Watcher):
+    """Keeps history.jsonl up to date and passes everything on."""
+
+    def __init__(self, folder: Path | None, watcher: Watcher) -> None:
+        self.folder, self.watcher = folder, watcher
+        self.say, self.step = watcher.say, watcher.step  # type: ignore[method-assign]
+
+    def epoch(self, history: list[dict[str, Any]]) -> None:
+        if self.folder:
+            runs.save_history(self.folder, history)
+        self.watcher.epoch(history)
+
+
+def evaluate(trained: Run) -> Metrics:
+    """Measure a run again: its vectors, over its own validation and test parts.
+
+    Raises RunError if the run has no test part (a model of `DSSMTrainable` or main.py has none).
+    """
+    if not len(trained.dataset.test):
+        raise RunError(f"{trained.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
+    return evaluate_model(trained.factors, trained.dataset, trained.config.evaluation)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item, by external id, with its logit and the line to show."""
+
+    id: str
+    score: float
+    title: str
+
+
+def recent(trained: Run, user_id: Any, n: int = 5) -> list[str]:
+    """Titles of the last `n` items the user liked in training, latest first."""
+    dataset = trained.dataset
+    keep = np.flatnonzero(
+        (dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _row(dataset, user_id))
+    )
+    if dataset.times is not None:
+        keep = keep[np.argsort(dataset.times[keep], kind="stable")]
+    titles = dataset.titles()
+    return [titles[i] for i in dataset.pairs.item[keep[::-1][:n]]]
+
+
+def recommend(trained: Run, user_id: Any, k: int = 10) -> list[Recommendation]:
+    """The best `k` items for a user of the run by exact search, the user's known interactions left out.
+
+    Raises DataError if the run does not know the user.
+    """
+    dataset = trained.dataset
+    if k < 1:
+        raise DataError(f"k is {k}, expected at least 1")
+    row = _row(dataset, user_id)
+    seen = torch.from_numpy(dataset.pairs.item[dataset.pairs.user == row]).long()
+    factors = trained.factors()
+    scores = factors.items @ factors.users[row]
+    scores[seen] = -torch.inf
+    top = scores.topk(min(k, len(scores) - len(seen)))
+    titles, ids = dataset.titles(), dataset.items.ids
+    return [
+        Recommendation(str(ids[i]), score, titles[i])
+        for i, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def _row(dataset: Dataset, user_id: Any) -> int:
+    rows = (dataset.users.ids.cast(pl.String) == str(user_id)).arg_true()
+    if not len(rows):
+        raise DataError(f"user '{user_id}' is not among the {len(dataset.users):,} users of this run")
+    return int(rows[0])

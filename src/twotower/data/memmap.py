@@ -1,0 +1,263 @@
+"""A prepared dataset: a folder of arrays that are mapped into memory, and read where they are asked.
+
+prepared.json           what it was made of and for: counts, split, schema, a digest of all of it
+encoders.json           vocabularies and statistics of the train part
+users|items.parquet     ids and raw features, the one thing that is loaded
+arrays/*.npy            interactions sorted by part, user and time; per user what they met and liked; encoded columns
+
+A column of rows of different lengths is two files, or three with the interactions its values come from.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower import files
+from twotower.config import SplitConfig
+from twotower.data.dataset import load_dataset, save_dataset
+from twotower.data.dataset import Dataset, Pairs, Side, read_checked, table, read_text
+from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
+from twotower.data.times import of_seconds
+from twotower.encoders import Column, Encoders, Ints, Ragged
+from twotower.errors import ConfigError, RunError
+from twotower.schema import SIDES, Schema, Sequence, SideName
+from twotower.embeddings_folder import array
+
+FOLDER = "prepared"
+"""Where a run and a bundle keep theirs."""
+FACTS = "prepared.json"
+FORMAT = 2
+"""Format 1 has `seconds`, where 2 has the microseconds of `time`."""
+
+
+class _Arrays:
+    """The arrays of a dataset by name. All are mapped at once: another dataset may take the folder's place later."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._found: dict[str, npt.NDArray[Any]] = {
+            path.stem: np.asarray(read_checked(path, _load)) for path in sorted(folder.glob("*.npy"))
+        }
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._checked(name, "biu", 1)
+
+    def _checked(self, name: str, kinds: str, most: int) -> npt.NDArray[Any]:
+        """An array of one dimension, or of up to `most`, and of one of the `kinds` of numbers. Raises RunError."""
+        path, found = self._folder / f"{name}.npy", self._found.get(name)
+        if found is None:
+            raise RunError(f"{path}: no such file; the folder is not complete")
+        if not 1 <= found.ndim <= most or found.dtype.kind not in kinds:
+            raise RunError(f"{path}: damaged (it holds {found.dtype} of shape {found.shape})")
+        return found
+
+    def ragged(self, name: str) -> Ragged:
+        values, offsets = self[f"{name}.values"], self[f"{name}.offsets"]
+        if offsets.dtype.kind not in "iu" or not len(offsets) or offsets[0] or offsets[-1] != len(values):
+            path = self._folder / f"{name}.offsets.npy"
+            raise RunError(f"{path}: damaged (not where the rows of {len(values):,} values end)")
+        return Ragged(values, offsets, self[f"{name}.source"] if f"{name}.source" in self._found else None)
+
+    def column(self, name: str) -> Column:
+        return self._checked(name, "iuf", 2) if name in self._found else self.ragged(name)
+
+
+@dataclass(frozen=True)
+class Prepared(Dataset):
+    """A dataset that lies on a disk. Its interactions stand part by part, user by user, each user's oldest first."""
+
+    folder: Path = Path()
+    facts: dict[str, Any] | None = None
+    arrays: _Arrays = field(kw_only=True)
+
+    @classmethod
+    def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES, trained: bool = False) -> Prepared:
+        """The dataset in a folder; only the sides to `encode` get columns. Raises RunError if it is damaged, or of an
+        older format and not one that a model was already `trained` on."""
+        folder = Path(folder)
+        facts = files.read_json(folder / FACTS)
+        form = facts.get("format") if isinstance(facts, dict) else None
+        if form == 1 and not trained:
+            raise RunError(
+                f"{folder / FACTS}: format 1, made by twotower {facts.get('twotower')}, whose times are cut to whole seconds; "
+                "prepare the tables again"
+            )
+        if form not in (1, FORMAT):
+            raise RunError(f"{folder / FACTS}: format {form!r}, this version reads {FORMAT}; prepare the tables again")
+        try:
+            schema = Schema.model_validate(facts["schema"])
+            rows, columns = int(facts["rows"]), {side: list(facts["columns"][side]) for side in SIDES}
+            ends, _ = [index(end) for end in facts["ends"]], (dict(facts["split"]), str(facts["digest"]))
+            if len(ends) != len(NAMES) - 1 or sorted([0, *ends, rows]) != [0, *ends, rows]:
+                raise ValueError(f"ends: {ends}")
+        except (KeyError, TypeError, ValueError, OverflowError) as e:  # pydantic's is a ValueError
+            what = (str(e).splitlines() or [type(e).__name__])[0]
+            raise RunError(
+                f"{folder / FACTS}: damaged, or of another version ({what}); prepare the tables again"
+            ) from None
+        time = "time" if form == FORMAT else "seconds"
+        arrays = _Arrays(folder / "arrays")
+        if {len(arrays[name]) for name in ("user", "item", "positive", "part", time)} != {rows}:
+            raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
+        frames = {side: read_checked(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES}
+        sides = {
+            side: Side(
+                frames[side],
+                {name: arrays.column(f"{side}.{i}") for i, name in enumerate(columns[side])} if side in encode else {},
+                schema.id_column(side),
+            )
+            for side in SIDES
+        }
+        return cls(
+            schema,
+            read_checked(folder / "encoders.json", lambda path: Encoders.from_json(schema, read_text(path))),
+            sides["user"],
+            sides["item"],
+            Pairs(arrays["user"], arrays["item"], arrays["positive"]),
+            arrays["part"],
+            arrays[time] if form == FORMAT else of_seconds(arrays[time], schema),
+            True,
+            folder,
+            facts,
+            arrays=arrays,
+        )
+
+    def check(self, schema: Schema | None, split: SplitConfig) -> None:
+        """Raises ConfigError if it was prepared for other settings."""
+        assert self.facts is not None
+        for what, then, now in (
+            ("[schema]", self.facts["schema"], schema.model_dump(mode="json") if schema else self.facts["schema"]),
+            ("[split]", self.facts["split"], split.model_dump(mode="json")),
+        ):
+            if then != now:
+                differs = ", ".join(sorted(k for k in then if then[k] != now.get(k)))
+                raise ConfigError(
+                    f"data.prepared: {self.folder} was prepared with another {what} ({differs}); "
+                    "prepare the tables again, or set it as it was"
+                )
+
+    @property
+    def digest(self) -> str:
+        assert self.facts is not None
+        found: str = self.facts["digest"]
+        return found
+
+    def link(self, folder: Path) -> None:
+        """Put the dataset's files into `folder` too, as other names of the same ones where the file system can. Raises
+        RunError, also if another dataset is in their place."""
+        if not ((folder / FACTS).exists() and folder.resolve() == self.folder.resolve()):
+            shutil.rmtree(folder, ignore_errors=True)
+            to = folder
+            try:
+                for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+                    to = folder / path.relative_to(self.folder)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    files.link(path, to)
+            except OSError as e:
+                raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
+        if files.read_json(self.folder / FACTS) != self.facts:
+            raise RunError(f"{self.folder}: another dataset has taken its place; open it anew")
+
+    def _slice(self, part: int) -> slice:
+        assert self.facts is not None
+        ends = [0, *self.facts["ends"], len(self.parts)]
+        return slice(ends[part], ends[part + 1])
+
+    def part(self, part: int) -> Pairs:
+        return self.pairs.take(self._slice(part))
+
+    def side_before(self, side: SideName, part: int) -> Side:
+        known = self.side(side)
+        if part != TEST or side == "item" or not known.columns:
+            return known
+        names = [f.name for f in self.schema.side(side) if isinstance(f, Sequence)]
+        later = {n: self.arrays.ragged(f"user.{list(known.columns).index(n)}.test") for n in names}
+        return replace(known, columns=known.columns | later)
+
+    @property
+    def by_user(self) -> bool:
+        return True
+
+    @cached_property
+    def train_numbers(self) -> Ints:
+        return self.arrays["train"]
+
+    @cached_property
+    def positive_numbers(self) -> Ints:
+        return self.arrays["positives"]
+
+    @cached_property
+    def timeline(self) -> Ragged:
+        return Ragged(self.arrays["train"], self.arrays["train.offsets"])
+
+    @cached_property
+    def positives_by_user(self) -> Ragged:
+        return Ragged(self.arrays["positives"], self.arrays["positives.offsets"])
+
+    @cached_property
+    def met(self) -> Ragged:
+        return Ragged(self.arrays["met"], self.arrays["train.offsets"])
+
+    @cached_property
+    def liked(self) -> Ragged:
+        return Ragged(self.arrays["liked"], self.arrays["positives.offsets"])
+
+    @cached_property
+    def seen(self) -> Ragged:
+        return self.arrays.ragged("seen")
+
+    @cached_property
+    def positives_of_item(self) -> Ints:
+        return self.arrays["positives_of_item"]
+
+    def pairs_before(self, part: int, users: Ints) -> Pairs:
+        """The pairs of some users (rising) that are known when `part` is asked."""
+        found = [self._of_users(p, users) for p in (TRAIN, VALIDATION) if p < part]
+        return self.pairs.take(np.concatenate(found or [np.zeros(0, np.int64)]))
+
+    def _of_users(self, part: int, users: Ints) -> Ints:
+        """Numbers of the interactions of some users in one part, where a user's are together."""
+        of = self.part(part).user
+        first, last = (np.searchsorted(of, users.astype(of.dtype), side) for side in ("left", "right"))
+        n = last - first
+        start: int = self._slice(part).start
+        return start + np.repeat(first - np.cumsum(n) + n, n) + np.arange(int(n.sum()))
+
+
+def save(dataset: Dataset, folder: Path) -> None:
+    """Put a dataset into a run's or a bundle's folder."""
+    # What another training put there would be read instead.
+    if not isinstance(dataset, Prepared):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        save_dataset(dataset, folder)
+        return
+    files.write(folder / "encoders.json", dataset.encoders.to_json())
+    dataset.link(folder / FOLDER)
+
+
+def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
+    """What `save` put there; only the sides to `encode` get columns. Raises RunError as `dataset.load` does."""
+    if (folder / FOLDER).is_dir():
+        return Prepared.open(folder / FOLDER, encode, trained=True)
+    return load_dataset(folder, schema, split, encode)
+
+
+def _load(path: Path) -> npt.NDArray[Any]:
+    try:
+        # Copied where it is written to, which nobody does, and so no array that torch warns of.
+        return array(path, "c" if path.stat().st_size > 128 else None)
+    except OSError as e:
+        if e.errno != errno.ENOMEM:
+            raise
+        # The kernel promises no more than the memory it has to what may be written to.
+        return array(path, "r")

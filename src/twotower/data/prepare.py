@@ -1,0 +1,491 @@
+"""Sharded Parquet, however large -> a prepared dataset (prepared.py), in memory that does not grow with the interactions.
+
+The interactions are read a piece at a time, numbered, and dealt to buckets by ranges of users; a bucket fits in memory, so
+it is deduplicated, split, sorted and written by itself. What stays in memory is the tables of users and items (their named
+columns), a few numbers per user and per item, a piece and a bucket.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+import twotower
+from twotower import files
+from twotower.config import DataConfig, SplitConfig
+from twotower.data import splits
+from twotower.data.arrays import Arrays
+from twotower.data.dataset import with_statistics
+from twotower.data.memmap import FACTS, FORMAT, Prepared
+from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
+from twotower.data.tables import (
+    POSITIVE,
+    Reading,
+    check_side,
+    labelled,
+    need,
+    read_file,
+    side_columns,
+    table_files,
+    with_ids,
+)
+from twotower.data.times import TIME, Times
+from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
+from twotower.errors import ConfigError, DataError
+from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
+
+PIECE = 2**21
+"""Interactions that are read at once."""
+BUCKET = 2**23
+"""Interactions of a bucket, about."""
+ROWS = 2**18
+"""Rows of a side that are encoded at once."""
+LOCK = "lock"
+"""Of the working folder: held while it is worked in."""
+MOST = 2**31 - 1
+"""Interactions are numbered by 32 bits."""
+
+
+def write_prepared(
+    data: DataConfig, schema: Schema, split: SplitConfig, out: Path, say: Callable[[str], None] = lambda line: None
+) -> Prepared:
+    """Prepare the tables that `data` names, files, folders of shards or patterns, into the new folder `out`.
+
+    The dataset is the one that `dataset.build_dataset` makes of the same tables in memory, its interactions in another order.
+    Raises DataError or ConfigError for what cannot be used; then `out` is as it was.
+    """
+    out = out.resolve()  # a link stays one
+    _check(data, schema, split, out)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed
+        if _abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with files.new_folder(out) as folder:
+        (folder / "arrays").mkdir()
+        (folder / "work").mkdir()
+        with files.lock(folder / "work" / LOCK):
+            _Preparation(data, schema, split, folder, say).run()
+        for path in (folder / "work").iterdir():
+            path.unlink()
+        (folder / "work").rmdir()
+        for path in (folder / "arrays").iterdir():
+            files.sync(path)
+    return Prepared.open(out)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether nobody, on this host or another, holds its lock."""
+    try:
+        return not files.held(folder / "work" / LOCK)
+    except OSError:
+        return True
+
+
+def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> None:
+    if split.kind == "random":
+        raise ConfigError("split.kind = 'random' draws from all rows at once; to prepare, set 'last' or 'time'")
+    if not schema.time:
+        raise DataError(f"split.kind = '{split.kind}' needs a time; name its column in schema.time")
+    if not data.interactions:
+        raise ConfigError("data.interactions is missing; name Parquet files, a folder of them or a pattern")
+    for f in schema.features:
+        if isinstance(f, Sequence) and f.side == "item":
+            raise ConfigError(f"feature '{f.name}': sequences of items' users cannot be prepared; drop it")
+    if out.exists():
+        names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
+        ours = {FACTS, "encoders.json", "arrays", *(f"{side}s.parquet" for side in SIDES)} if FACTS in names else set()
+        if strange := sorted(names - ours):
+            raise ConfigError(
+                f"{out}: not empty and not a prepared dataset alone (it holds {strange[0]}); choose another folder"
+            )
+
+
+class _Preparation:
+    def __init__(
+        self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path, say: Callable[[str], None]
+    ) -> None:
+        self.data, self.schema, self.split, self.folder, self.say = data, schema, split, folder, say
+        self.files = table_files(data.interactions, (".parquet", ".pq"))
+        self.averaged = sorted({_of(f, schema) for f in schema.features if _is_mean(f)})
+        self.sums = {a: f"of.{a}" for a in self.averaged}  # names of their own in a record
+        keys = [schema.user_id, schema.item_id, schema.time, *([schema.label] if schema.label else [])]
+        self.columns = list(dict.fromkeys([*keys, *(a for a in self.averaged if a != POSITIVE)]))
+
+    def run(self) -> None:
+        frames = self._sides()
+        n_users, n_items = frames["user"].height, frames["item"].height
+        buckets, rows = self._deal(frames)
+        kept = sum(self._sorted(b) for b in buckets)
+        if rows > kept:
+            self.say(f"interactions: {rows - kept:,} rows repeated a pair of user and item; the last of each was kept")
+        cuts = self._cuts(buckets, kept) if self.split.kind == "time" else None
+        sizes = np.zeros(3, np.int64)
+        counts: dict[SideName, Ints] = {"user": np.zeros(n_users, np.int64), "item": np.zeros(n_items, np.int64)}
+        sums = {(s, a): np.zeros((2, len(counts[s]))) for s in SIDES for a in self.averaged}
+        for b in buckets:
+            frame = pl.scan_ipc(b, glob=False).collect()
+            parts = self._parts(frame, cuts)
+            np.save(b.with_suffix(".npy"), parts)
+            sizes += np.bincount(parts, minlength=3)
+            train = frame.filter(parts == TRAIN)
+            for side in SIDES:
+                of = train[side].to_numpy()
+                counts[side] += np.bincount(of, minlength=len(counts[side]))
+                for a in self.averaged:
+                    values = train[self.sums[a]].cast(pl.Float64).to_numpy()
+                    known = np.isfinite(values)
+                    sums[side, a][0] += np.bincount(of[known], values[known], len(counts[side]))
+                    sums[side, a][1] += np.bincount(of[known], minlength=len(counts[side]))
+        for part, name in enumerate(NAMES):
+            if not sizes[part]:
+                raise DataError(
+                    f"split.kind = '{self.split.kind}' leaves no {name} rows out of {kept} interactions; "
+                    "give more data or other shares"
+                )
+        for side in SIDES:
+            with np.errstate(invalid="ignore"):
+                means = {a: sums[side, a][0] / sums[side, a][1] for a in self.averaged}
+            frames[side] = with_statistics(
+                frames[side], self.schema, side, counts[side], lambda f: means[_of(f, self.schema)]
+            )
+        encoders = Encoders.fit(self.schema, frames, counts)
+        self._emit(buckets, sizes, encoders, frames)
+        columns = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
+        for side in SIDES:
+            frames[side].write_parquet(self.folder / f"{side}s.parquet")
+        files.write(self.folder / "encoders.json", encoders.to_json())
+        facts = {
+            "format": FORMAT, "twotower": twotower.__version__, "rows": kept, "users": n_users, "items": n_items,
+            "ends": [int(sizes[0]), int(sizes[0] + sizes[1])], "columns": columns,
+            "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
+        }  # fmt: skip
+        files.write_json(self.folder / FACTS, facts | {"digest": self._digest()})
+
+    # ---- reading
+
+    def _pieces(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+        """The interactions' columns that are read, or some of them, PIECE rows at a time."""
+        empty = True
+        for path in self.files:
+            with _reading(path):
+                table = pl.scan_parquet(path, glob=False)
+                need(pl.DataFrame(schema=table.collect_schema()), self.columns, "interactions", self.schema)
+            for start in range(0, _length(path), PIECE):
+                empty = False
+                with _reading(path):
+                    piece = table.select(columns or self.columns).slice(start, PIECE).collect()
+                yield piece
+        if empty:
+            raise DataError("interactions: the table has no rows, expected at least one; fill it")
+
+    def _sides(self) -> dict[SideName, pl.DataFrame]:
+        """Both sides' tables, the columns that the schema names; of a side without one, the ids of the interactions."""
+        schema, notes = self.schema, list[str]()
+        frames: dict[SideName, pl.DataFrame] = {}
+        for side, given in zip(SIDES, (self.data.users, self.data.items), strict=True):
+            key = schema.id_column(side)
+            if given:
+                frame = read_file(given, Reading.of(schema, side), side_columns(side, schema))
+                frames[side] = check_side(frame, side, schema, notes)
+            else:
+                found = None
+                for piece in self._pieces([key]):
+                    ids = with_ids(piece, key, "interactions").unique()
+                    found = ids if found is None else _joined(found, ids, key)
+                assert found is not None
+                frames[side] = check_side(found.sort(key), side, schema, notes)
+        for note in notes:
+            self.say(note)
+        if schema.title:
+            need(frames["item"], [schema.title], "items", schema)
+        return frames
+
+    def _deal(self, frames: dict[SideName, pl.DataFrame]) -> tuple[list[Path], int]:
+        """The numbered interactions in buckets of users; and how many there are."""
+        schema, rows = self.schema, 0
+        ids = {side: _rows_of(frames[side], schema.id_column(side)) for side in SIDES}
+        total = sum(map(_length, self.files))
+        if total > MOST:
+            raise DataError(
+                f"interactions: {total:,} rows, at most {MOST:,} can be prepared in one folder; cut the time"
+            )
+        count = max(1, -(-total // BUCKET))
+        dtype, positives = self._dtype(), 0
+        last = self._last_users(frames["user"], ids["user"], total, count)
+        paths = [self.folder / "work" / f"{b:05d}.bin" for b in range(count)]
+        times = self._times()
+        with ExitStack() as opened:
+            buckets: list[BinaryIO] = [opened.enter_context(p.open("wb")) for p in paths]
+            for piece in self._pieces():
+                piece = times.add(labelled(piece, schema, some=False))
+                _check_order(piece, schema)
+                record = np.empty(piece.height, dtype)
+                for side in SIDES:
+                    record[side] = _numbered(piece, frames[side], ids[side], schema.id_column(side), side)
+                record["positive"], record["time"] = piece[POSITIVE].to_numpy(), piece[TIME].to_numpy()
+                record["row"] = np.arange(rows, rows + piece.height)
+                for a in self.averaged:
+                    record[self.sums[a]] = _numbers(piece[a])
+                positives += int(record["positive"].sum())
+                rows += piece.height
+                bucket = np.searchsorted(last, record["user"])
+                order = np.argsort(bucket, kind="stable")
+                ends = np.cumsum(np.bincount(bucket, minlength=count))
+                record = record[order]
+                for file, start, end in zip(buckets, [0, *ends[:-1]], ends, strict=True):
+                    file.write(record[start:end].data)
+                self.say(f"{rows:,} of {total:,} interactions read") if rows < total else None
+        if not positives:
+            raise DataError(f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; "
+                            "set schema.positive_above")  # fmt: skip
+        return [p for p in paths if p.stat().st_size], rows
+
+    def _times(self) -> Times:
+        """Decide how the times are read, from all of them."""
+        times = Times(self.schema)
+        for piece in self._pieces([self.schema.time]):
+            times.look(piece[self.schema.time])
+        times.settle()
+        return times
+
+    def _last_users(self, frame: pl.DataFrame, ids: pl.DataFrame, total: int, count: int) -> npt.NDArray[np.int32]:
+        """Of each bucket but the last its last user, so that all have about as many interactions."""
+        if count == 1:
+            return np.zeros(0, np.int32)
+        key, per_user = self.schema.user_id, np.zeros(frame.height, np.int64)
+        for piece in self._pieces([key]):
+            per_user += np.bincount(_numbered(piece, frame, ids, key, "user"), minlength=frame.height)
+        return np.searchsorted(np.cumsum(per_user), np.arange(1, count) * total // count).astype(np.int32)
+
+    def _dtype(self) -> Any:
+        plain = [("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("time", "<i8"), ("row", "<i8")]
+        return np.dtype([*plain, *((name, "<f8") for name in self.sums.values())])
+
+    # ---- a bucket at a time
+
+    def _sorted(self, path: Path) -> int:
+        """Sort a bucket by user, time and place in the table, each pair once; the rows that are left."""
+        record = np.fromfile(path, self._dtype())
+        frame = pl.DataFrame({name: record[name] for name in record.dtype.names or ()})
+        del record
+        frame = frame.sort("user", "time", "row")
+        once = frame.unique(["user", "item"], keep="last", maintain_order=True)
+        if self.schema.duplicates == "error" and once.height < frame.height:
+            raise DataError(
+                f"interactions: {frame.height - once.height} rows repeat a pair of user and item; "
+                "drop them or set schema.duplicates = 'last'"
+            )
+        once.drop("row").write_ipc(path, compression="uncompressed")
+        return once.height
+
+    def _parts(self, frame: pl.DataFrame, cuts: tuple[int, int] | None) -> npt.NDArray[np.int8]:
+        """The part of every row of a sorted bucket."""
+        times = frame["time"].to_numpy()
+        if cuts is None:
+            user = frame["user"].to_numpy()
+            return splits.last(user - user[0], times)
+        parts = np.zeros(len(times), np.int8)
+        parts[times >= cuts[0]] = VALIDATION
+        parts[times >= cuts[1]] = TEST
+        return parts
+
+    def _cuts(self, buckets: list[Path], n: int) -> tuple[int, int]:
+        """From which times on rows validate and test: those that `splits.split` finds."""
+
+        def times() -> Iterator[Ints]:
+            for b in buckets:
+                yield pl.scan_ipc(b, glob=False).select("time").collect()["time"].to_numpy()
+
+        test = _ordered(times, int(np.ceil((n - 1) * (1 - self.split.test))))
+        rest = sum(int((t < test).sum()) for t in times())
+        if not rest:
+            return test, test
+        below = _ordered(lambda: (t[t < test] for t in times()), int(np.ceil((rest - 1) * (1 - self.split.validation))))
+        return below, test
+
+    def _emit(self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]) -> None:
+        """Write the interactions, and what is known of each user, in the users' order."""
+        arrays, n, n_users = self.folder / "arrays", int(sizes.sum()), frames["user"].height
+        whole = {
+            name: np.lib.format.open_memmap(arrays / f"{name}.npy", "w+", kind, (n,))
+            for name, kind in (("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("part", "|i1"), ("time", "<i8"))
+        }
+        for name in whole:  # or a full disk ends the process when a page is written
+            with (arrays / f"{name}.npy").open("r+b") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, file.seek(0, 2))
+        cursor = np.r_[0, np.cumsum(sizes)[:2]]
+        features = list(self.schema.side("user"))
+        sequences = [(i, f) for i, f in enumerate(features) if isinstance(f, Sequence)]
+        codes = {i: encoders.sequence_codes(f, frames["item"][self.schema.item_id]) for i, f in sequences}
+        of_item = np.zeros(frames["item"].height, np.int64)
+        with Arrays(arrays, n_users) as arrays_out:
+            for b in buckets:
+                frame, parts = pl.scan_ipc(b, glob=False).collect(), np.load(b.with_suffix(".npy"))
+                user, item = frame["user"].to_numpy(), frame["item"].to_numpy()
+                positive = frame["positive"].to_numpy()
+                number = np.empty(len(user), np.int32)
+                for part in (TRAIN, VALIDATION, TEST):
+                    keep = parts == part
+                    place = slice(cursor[part], cursor[part] + int(keep.sum()))
+                    number[keep] = np.arange(place.start, place.stop)
+                    for name in ("user", "item", "positive", "time"):
+                        whole[name][place] = frame[name].to_numpy()[keep]
+                    whole["part"][place] = part
+                    cursor[part] = place.stop
+                train = parts == TRAIN
+                liked = train & positive
+                of_item += np.bincount(item[liked], minlength=len(of_item))
+                arrays_out.append("train", number[train])
+                arrays_out.append("positives", number[liked])
+                arrays_out.count("train", user[train])
+                arrays_out.count("positives", user[liked])
+                for name, keep in (("met", train), ("liked", liked)):
+                    arrays_out.append(name, item[keep][np.lexsort((item[keep], user[keep]))])
+                arrays_out.ragged("seen", user, item, number)
+                for i, f in sequences:
+                    among = np.ones(len(user), bool) if f.of == "all" else positive == (f.of == "positive")
+                    for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
+                        most = 0 if f.attends else f.max_length
+                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], number[keep], most)
+                b.unlink()
+        if not of_item.any():
+            raise DataError("no positive interaction in the train part; there is nothing to learn from")
+        np.save(arrays / "positives_of_item.npy", of_item)
+        for array in whole.values():
+            array.flush()
+
+    # ---- a side
+
+    def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame) -> list[str]:
+        """Write the encoded columns of a side; the names of all its features, in order."""
+        features = list(self.schema.side(side))
+        with Arrays(self.folder / "arrays", frame.height) as arrays_out:
+            for start in range(0, frame.height, ROWS):
+                some = frame.slice(start, ROWS)
+                rows = np.arange(start, start + some.height)
+                for i, f in enumerate(features):
+                    if isinstance(f, Sequence):
+                        continue
+                    column: Column = encoders.encode(f, some[f.source])
+                    if isinstance(column, Ragged):
+                        arrays_out.ragged(f"{side}.{i}", np.repeat(rows, column.lengths), column.values)
+                    else:
+                        arrays_out.append(f"{side}.{i}", column)
+        return [f.name for f in features]
+
+    def _digest(self) -> str:
+        found = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and path.parent.name != "work":
+                with path.open("rb") as f:
+                    found.update(
+                        f"{path.relative_to(self.folder)} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode()
+                    )
+        return found.hexdigest()[:16]
+
+
+def _ordered(times: Callable[[], Iterator[Ints]], k: int) -> int:
+    """The k-th (from 0) smallest of many whole numbers, by counting in bins that get narrower."""
+    low = min(int(t.min()) for t in times() if len(t))
+    high = max(int(t.max()) for t in times() if len(t)) + 1
+    while high - low > 1:
+        width = -(-(high - low) // 65_536)
+        counts = np.zeros(65_536, np.int64)
+        for t in times():
+            inside = t[(t >= low) & (t < high)]
+            counts += np.bincount((inside - low) // width, minlength=65_536)
+        ends = np.cumsum(counts)
+        bin_ = int(np.searchsorted(ends, k, side="right"))
+        k -= int(ends[bin_ - 1]) if bin_ else 0
+        low, high = low + bin_ * width, min(high, low + (bin_ + 1) * width)
+    return low
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as e:
+        line = (str(e).splitlines() or [type(e).__name__])[0]
+        raise DataError(f"{path}: cannot be read as parquet ({line}); is the file complete?") from None
+
+
+def _length(path: Path) -> int:
+    """The rows of a file, as it says."""
+    with _reading(path):
+        return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+
+
+def _numbers(column: pl.Series) -> npt.NDArray[np.float64]:
+    """A column to average."""
+    if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+        raise DataError(
+            f"interactions: column '{column.name}' holds {column.dtype}, expected numbers to average; cast it"
+        )
+    return column.cast(pl.Float64).to_numpy()
+
+
+def _joined(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
+    """The distinct ids of both. Raises DataError if they are not of one type."""
+    if {found[key].dtype, ids[key].dtype} == {pl.Int64, pl.UInt64} and not (
+        (found[key] < 0).any() or (ids[key] < 0).any()
+    ):
+        found, ids = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (found, ids))
+    if found[key].dtype != ids[key].dtype:
+        raise DataError(
+            f"interactions: column '{key}' is {found[key].dtype} in some files and {ids[key].dtype} in others; "
+            "give all files the same type"
+        )
+    return pl.concat([found, ids]).unique()
+
+
+def _check_order(piece: pl.DataFrame, schema: Schema) -> None:
+    """Raises DataError for an order that is none of whole numbers, which would be ranked a piece at a time."""
+    of = piece[schema.time]
+    if schema.time_unit == "order" and of.dtype.is_numeric() and not (piece[TIME] == of).all():
+        raise DataError(
+            f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"
+        )
+
+
+def _rows_of(frame: pl.DataFrame, key: str) -> pl.DataFrame:
+    return frame.select(key).with_row_index("__row")
+
+
+def _numbered(piece: pl.DataFrame, frame: pl.DataFrame, rows: pl.DataFrame, key: str, side: SideName) -> Ints:
+    """The row of every id of a piece. Raises DataError if the side does not have one."""
+    ids = with_ids(piece.select(key), key, "interactions")
+    if {ids[key].dtype, frame[key].dtype} == {pl.Int64, pl.UInt64}:  # only one of them has ids from 2**63 on
+        ids = ids.with_columns(pl.col(key).cast(frame[key].dtype, strict=False))
+    if ids[key].dtype != frame[key].dtype:
+        raise DataError(
+            f"column '{key}': {side}s has {frame[key].dtype} and interactions {ids[key].dtype}; give both the same type"
+        )
+    found = ids.join(rows, on=key, how="left", maintain_order="left")["__row"]
+    if n := found.null_count():
+        first = ids[key].filter(found.is_null())[0]
+        raise DataError(
+            f"interactions: {n} rows have ids of '{key}' that are not in {side}s (the first: {first}); "
+            f"add them to {side}s or drop their rows"
+        )
+    return found.to_numpy().astype(np.int64)
+
+
+def _is_mean(feature: Any) -> bool:
+    return isinstance(feature, Numeric) and feature.statistic == "mean"
+
+
+def _of(feature: Any, schema: Schema) -> str:
+    """The column of the interactions that a mean is of."""
+    name: str = feature.of or schema.label or POSITIVE
+    return name

@@ -1,0 +1,48 @@
+"""Why a model does not learn, in plain words: what was found, and the setting to change.
+
+Everything is computed from a run: its history, its vectors, its tables, and what its samplers would draw. Nothing is
+trained. *ill*: the model cannot or does not learn, or its numbers cannot be trusted. *warning*: worth a look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from twotower.diagnostics.context import Patient
+from twotower.diagnostics.curves import history, loss_floor
+from twotower.diagnostics.features import dead_features, gates, statistics, telling_features, texts
+from twotower.diagnostics.findings import Finding, describe
+from twotower.diagnostics.pairs import false_negatives, split
+from twotower.diagnostics.vectors import baselines, collapse
+from twotower.evaluation import evaluating
+from twotower.runs import Run
+
+__all__ = ["Finding", "describe", "examine"]
+
+Diagnosis = Callable[[Patient], Iterator[Finding]]
+ALWAYS: tuple[Diagnosis, ...] = (history, split, statistics, telling_features, texts, false_negatives)
+OF_NUMBERS: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, dead_features, gates)
+"""Those that need vectors of finite numbers."""
+
+
+def examine(run: Run) -> list[Finding]:
+    """Every diagnosis of a run, the worst first; one that finds nothing says so as "fine".
+
+    Test users and rows of a side are sampled, at most `patient.SAMPLE` of each. Raises nothing of its own: what cannot
+    be measured on this run (no test part, one class only) is left out.
+    """
+    p = Patient(run)
+    with evaluating(run.model):
+        found = [finding for check in ALWAYS for finding in check(p)]
+        if p.finite:
+            found += [finding for check in OF_NUMBERS for finding in check(p)]
+        else:
+            found.append(
+                Finding(
+                    "ill", "not_finite",
+                    "The model gives vectors that are not finite numbers, so nothing of it can be used. Train again "
+                    "with a lower train.lr, or with train.clip_norm = 1.",
+                )
+            )  # fmt: skip
+    order = ("ill", "warning", "fine")
+    return sorted(found, key=lambda finding: order.index(finding.severity))

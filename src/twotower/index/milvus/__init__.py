@@ -1,0 +1,1 @@
+"""Vectors in Milvus: the index, its client, and the collections of a store."""

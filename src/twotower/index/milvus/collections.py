@@ -1,0 +1,114 @@
+"""The Milvus collections of a store: which one the alias stands for, and which ones are nobody's any more.
+
+COLLECTIONS.json    every collection that a publisher began to make and that is not known to be gone
+
+A line is written before the collection is made, so that what a killed publisher left is found again. A collection belongs
+to the bundle whose index names it; one that no bundle names is dropped by the next publish or gc, under the store's lock.
+A server may hold collections of other stores and programs: only what is listed here is touched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twotower import files
+from twotower.errors import RunError, TwoTowerError
+from twotower.escaping import command
+
+if TYPE_CHECKING:
+    from twotower.store import Store
+
+FILE = "COLLECTIONS.json"
+_LARGEST = 16 << 20
+
+
+class Collections:
+    """Those of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._path = store.path / FILE
+        self._made: list[tuple[str, str]] = []
+
+    def announce(self, uri: str, name: str) -> None:
+        """Write down that a collection is about to be made. To be called under the store's lock. Raises RunError."""
+        files.write_json(self._path, [*self._listed(), {"uri": uri, "collection": name}], 0o644)
+        self._made.append((uri, name))
+
+    def discard(self) -> None:
+        """Drop what was announced here and no bundle names; what cannot be dropped now is left to `sweep`."""
+        named = self._named()
+        for uri, name in self._made:
+            if named is not None and name not in named:
+                self._drop(uri, name)
+
+    def sweep(self) -> list[str]:
+        """Drop every listed collection that no bundle names, and the names of those that went; what cannot be reached
+        stays listed. To be called under the store's lock. Raises RunError."""
+        listed, named = self._listed(), self._named()
+        if not listed or named is None:
+            return []
+        gone = [e for e in listed if e["collection"] not in named and self._drop(e["uri"], e["collection"])]
+        if gone:
+            files.write_json(self._path, [line for line in listed if line not in gone], 0o644)
+        return [line["collection"] for line in gone]
+
+    def follow(self) -> str:
+        """Make the alias stand for the current bundle's collection; what was done, or an empty string where the bundle
+        has none. Raises RunError."""
+        while True:
+            current = self._store.stamp()[0]
+            said = _index(self._store.path / "bundles" / current) if current else None
+            if not said or "collection" not in said:
+                return ""
+            try:
+                _client(said["uri"]).point(said["alias"], said["collection"])
+            except TwoTowerError as e:
+                raise RunError(
+                    f"{current} is current, but the alias {said['alias']} does not stand for its collection yet ({e}); "
+                    f"`{command('gc', '--store', self._store.path)}` moves it when Milvus answers"
+                ) from e
+            if self._store.stamp()[0] == current:  # somebody else may have been quicker
+                return f"alias {said['alias']}: {said['collection']}"
+
+    def _named(self) -> set[str] | None:
+        """The collections that bundles name, None if that cannot be said of one of them."""
+        named = set()
+        for listed in self._store.bundles():
+            said = _index(self._store.path / "bundles" / listed.id)
+            if said is None:
+                return None
+            named.add(said.get("collection", ""))
+        return named
+
+    def _listed(self) -> list[dict[str, str]]:
+        if not self._path.exists():
+            return []
+        found = files.read_json(self._path, _LARGEST)
+        ours = [line for line in found if isinstance(line, dict) and {"uri", "collection"} <= line.keys()]
+        if len(ours) != len(found):
+            raise RunError(f"{self._path}: not a list of collections; restore it, or remove it and drop them by hand")
+        return ours
+
+    def _drop(self, uri: str, name: str) -> bool:
+        try:
+            _client(uri).drop(name)
+        except TwoTowerError:
+            return False
+        return True
+
+
+def _client(uri: str) -> Any:
+    from twotower.index.milvus.client import Client
+
+    return Client(uri)
+
+
+def _index(folder: Path) -> dict[str, Any] | None:
+    """What the index of a bundle says, None if it cannot be read."""
+    try:
+        said = files.read_json(folder / "index" / "index.json", _LARGEST)
+    except RunError:
+        return None
+    return said if isinstance(said, dict) else None

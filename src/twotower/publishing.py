@@ -1,0 +1,305 @@
+"""From a run to a bundle, and what a bundle is worth.
+
+config.toml  encoders.json  users|items|interactions.parquet, or prepared/      as in the run
+model.safetensors  model.json  metrics.json
+user_tower.onnx  item_tower.onnx      parity with torch is checked before they are published
+user_vectors.npy  index/              of the same model: vectors.json says of which
+README.md                             the model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import twotower
+from twotower import files, runs
+from twotower.bundle import Bundle
+from twotower.config import IndexConfig
+from twotower.data.dataset import read_text
+from twotower.data.memmap import FOLDER, Prepared
+from twotower.data.splits import TEST
+from twotower.encoders import Codes, Encoders, Floats, Ints
+from twotower.errors import RunError
+from twotower.evaluation import Factors, Metrics, Report
+from twotower.export import export
+from twotower.index import (
+    Index,
+    Metric,
+    Place,
+    build_index,
+    choose_index,
+    choose_milvus_type,
+    measure_recall,
+    tune_index,
+)
+from twotower.index.milvus.collections import Collections
+from twotower.request import Method, Request
+from twotower.retrieve import Retriever
+from twotower.runs import Run
+from twotower.schema import SIDES, SideName
+from twotower.store import Store
+
+FROM_RUN = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
+TABLES = ("users.parquet", "items.parquet", "interactions.parquet")
+
+
+def publish(
+    run: Run,
+    store: Path | str,
+    config: IndexConfig | None = None,
+    *,
+    force: bool = False,
+    reason: str = "",
+    say: Callable[[str], None] = lambda line: None,
+) -> Bundle:
+    """Make a bundle of a run and make it the store's current one; the store is made if it is not there.
+
+    The index is tuned to `config.recall` with one half of the asked users and judged with the other; below it the
+    bundle is refused, unless `force`, which the store's history tells. An index in Milvus is a new collection, for which
+    the alias stands as soon as the bundle is current. Raises RunError; on failure nothing changes.
+    """
+    if run.folder is None:
+        raise RunError("the run has no folder; train it with one to publish it")
+    config = config or run.config.index
+    opened = Store.create(store)
+    collections = Collections(opened)
+    try:
+        bundle = opened.publish(
+            lambda folder: _write(run, config, folder, say, collections), _probe, reason=reason, force=force
+        )
+    except BaseException:
+        collections.discard()
+        raise
+    if line := collections.follow():
+        say(line)
+    say(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; it is the current bundle of {store}")
+    return bundle
+
+
+def _write(
+    run: Run, config: IndexConfig, folder: Path, say: Callable[[str], None], collections: Collections | None = None
+) -> dict[str, Any]:
+    """Fill a bundle's folder; the facts of its manifest."""
+    assert run.folder is not None
+    if collections is not None and (left := collections.sweep()):
+        say(f"dropped what no bundle names: {', '.join(left)}")
+    before, source = runs.stamp(run.folder), runs.current(run.folder)
+    for name in FROM_RUN if isinstance(run.dataset, Prepared) else FROM_RUN + TABLES:
+        shutil.copyfile(source / name, folder / name)
+    if isinstance(run.dataset, Prepared):
+        run.dataset.link(folder / FOLDER)
+    model = files.read_json(folder / "model.json")["sha256"]
+    if runs.stamp(run.folder) != before:
+        raise RunError(f"{run.folder}: another run has taken its place; load it anew to publish it")
+    _check_unchanged(run, folder)
+    factors = run.factors(TEST)
+    items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
+    _check_users(users)
+    index = _index(items, run.model.metric, config, say, model, collections)
+    gate = _tune(index, users[_asked(run, config.queries)], config, say)
+    index.save(folder / "index")
+    np.save(folder / "user_vectors.npy", users)
+    counts = {"users": len(users), "items": len(items)}
+    dims, metric = int(users.shape[1]), run.model.metric
+    files.write_json(folder / "vectors.json", {"model": model, "dims": dims, "metric": metric, **counts})
+    parity = {}
+    for side in SIDES:
+        fields = run.dataset.encoders.fields(side)
+        parity[side] = export(
+            run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
+        )
+        say(f"{side}_tower.onnx: differs from torch by at most {parity[side]:.1e}")
+    (folder / "README.md").write_text(_card(run, index, gate), encoding="utf-8")
+    return {
+        "model": model,
+        "dims": dims,
+        "metric": metric,
+        "counts": counts,
+        "gate": gate,
+        "index": index.describe() | {"rejected": len(index.rejected)},
+        "parity": parity,
+        "schema_hash": _digest(run.dataset.schema.model_dump_json()),
+        "vocab_hash": _digest(run.dataset.encoders.to_json()),
+        "versions": {"twotower": twotower.__version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")}
+        | ({"pymilvus": version("pymilvus")} if index.remote else {}),
+    }
+
+
+def _check_unchanged(run: Run, folder: Path) -> None:
+    """Raises RunError if the files are not of the run in memory: one was trained on, or the other trained anew."""
+    kept = runs.load_model(folder, run.config, run.dataset.encoders)
+    pairs = zip(kept.parameters(), run.model.parameters(), strict=True)
+    same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
+    text = read_text(folder / "encoders.json")
+    encoders = Encoders.from_json(run.dataset.schema, text)
+    measured = files.read_json(folder / "metrics.json")  # the same weights may be another run, of other data
+    if not same or encoders.to_json() != run.dataset.encoders.to_json() or measured != run.metrics:
+        raise RunError(f"{run.folder}: holds another run than the one in memory; load the run anew to publish it")
+
+
+def _check_users(users: Floats) -> None:
+    bad = int((~np.isfinite(users).all(1)).sum())
+    if bad:
+        raise RunError(f"{bad} user vectors are not finite; the model is broken, train it again")
+
+
+def _index(
+    items: Floats,
+    metric: Metric,
+    config: IndexConfig,
+    say: Callable[[str], None],
+    model: str,
+    collections: Collections | None,
+) -> Index:
+    place = None
+    if config.kind == "milvus":
+        type_, why = (config.type, "index.type asks for it")
+        if config.type == "auto":
+            type_, why = choose_milvus_type(len(items))
+        assert type_ != "auto"
+        kind, params = "milvus", None
+
+        def announce(name: str) -> None:
+            if collections is not None:
+                collections.announce(uri, name)
+            say(f"index: collection {name} at {uri}")
+
+        # The present folder is not that of whoever serves it.
+        uri = config.uri if "://" in config.uri else str(Path(config.uri).absolute())
+        place = Place(uri, config.prefix, type_, config.timeout, model, announce)
+        say(f"index: milvus {type_} ({why})")
+    elif config.kind == "auto":
+        kind, params, why = choose_index(len(items), metric)
+        say(f"index: {kind} ({why})")
+    else:
+        kind, params = config.kind, None
+        say(f"index: {kind} (index.kind asks for it)")
+    index = build_index(kind, items, np.arange(len(items)), metric, params, place)
+    if len(index.rejected):
+        say(f"warning: {len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
+    if not len(index):
+        raise RunError("no item vector can be indexed; the model is broken, see `twotower doctor`")
+    return index
+
+
+def _asked(run: Run, n: int) -> Ints:
+    """Rows of up to `n` users with test interactions, at random."""
+    users: Ints = np.unique(run.dataset.test.user).astype(np.int64)
+    if len(users) < 2:
+        users = np.arange(len(run.dataset.users))
+    return np.random.default_rng(0).permutation(users)[:n]
+
+
+def _tune(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Set the index's effort with one half of the queries; the recall gate by the other."""
+    half = len(queries) // 2
+    # Users it was not tuned with find a little less, so it aims a fifth of the way from the target to 1.
+    aim = config.recall + (1 - config.recall) / 5
+    tuned = tune_index(index, queries[:half], config.k, aim)
+    found = measure_recall(index, queries[half:], config.k)
+    if tuned.setting:
+        say(f"index: {', '.join(f'{k} {v}' for k, v in tuned.setting.items())}, tuned to recall@{config.k} {aim:.3f}")
+    say(f"recall gate: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
+    return {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
+
+
+def _probe(bundle: Bundle) -> None:
+    """The new bundle answers, and both methods agree on users from all of the table."""
+    retriever = Retriever(bundle)
+    one, two = (retriever.recommend(Request(retriever.user_ids[0]), 10, method) for method in (1, 2))
+    a, b = (np.array([i.score for i in answer.items]) for answer in (one, two))
+    rows = np.unique(np.linspace(0, len(retriever.user_ids) - 1, 256).astype(np.int64))
+    stored, live = retriever.vectors(rows, 1), retriever.vectors(rows, 2)
+    near = np.allclose(stored, live, rtol=0, atol=1e-3 * float(np.abs(stored).max()))
+    if not near or len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
+        raise RunError("the stored user vectors and the exported tower give different answers")
+
+
+def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
+    """The test metrics of a bundle, asked of the retriever that serves it: "index" and "exact" for method 1, and
+    "live" for method 2 by the index."""
+    dataset, config = retriever.dataset, retriever.config.evaluation
+    if not len(dataset.test):
+        raise RunError(f"{retriever.bundle.folder}: this bundle holds no test part")
+    named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
+    for side, rows in named.items():
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(retriever.dataset.side(side)):
+            raise RunError(f"{retriever.bundle.folder}: damaged (interactions name a {side} that is not there)")
+    seen = retriever.seen_before(TEST)
+    out: dict[str, Metrics] = {}
+    ways: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
+    for name, method, exact in ways:
+
+        def ask(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
+            return retriever.rank(users, k, method, seen, exact)
+
+        report = Report.by(ask, _scores(retriever, method), dataset, TEST, config)
+        out[name] = report.metrics()
+        if name == "index":
+            out["intervals"] = {
+                f"{m}.{end}": v
+                for m, pair in report.intervals().items()
+                for end, v in zip(("low", "high"), pair, strict=True)
+            }
+    return out
+
+
+def _scores(retriever: Retriever, method: Method) -> Any:
+    """Scores of the test pairs by the vectors that are served; a rejected item scores as low as can be."""
+    pairs = retriever.dataset.test
+    users = retriever.vectors(np.arange(len(retriever.user_ids)), method)
+    items = np.full((len(retriever.item_ids), users.shape[1]), np.nan, np.float32)
+    rows = retriever.index.rows
+    items[rows] = retriever.index.vectors(rows)
+    import torch
+
+    scores = Factors(torch.from_numpy(np.ascontiguousarray(users)), torch.from_numpy(items)).scores(pairs)
+    return np.nan_to_num(scores, nan=-1e9)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _card(run: Run, index: Index, gate: dict[str, Any]) -> str:
+    """The model card: what the bundle is, what it was trained on, how good it is."""
+    metrics = run.metrics
+    shown = [m for m in metrics if m.startswith("test.") and not m.endswith((".low", ".high")) and m.count(".") == 1]
+    rows = "\n".join(
+        f"| {m.removeprefix('test.')} | {metrics[m]:.4f} | {_cell(metrics, 'popularity', m)} |" for m in shown
+    )
+    features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)
+    return f"""# Two-tower model
+
+{run.dataset.describe()}
+
+Split: {run.config.split.kind}. Loss: {run.config.loss.kind}. Vectors: {index.width} numbers, metric {index.metric}.
+Index: {index.kind}, recall@{gate["k"]} {gate["recall"]:.4f} against exact search by {gate["queries"]} held-out users.
+
+| test metric | model | popularity |
+|---|---|---|
+{rows}
+
+Full catalogue, seen items left out; see config.toml for every setting.
+
+Features:
+
+{features}
+
+Trained by twotower {twotower.__version__}. Not for use: scores are no probabilities of liking outside the
+population and the time of the training data.
+"""
+
+
+def _cell(metrics: Metrics, baseline: str, name: str) -> str:
+    value = metrics.get(name.replace("test.", f"baseline.{baseline}.", 1))
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,327 @@
+"""A run folder: everything a trained model is, in files that need nothing else.
+
+config.toml             the resolved settings and schema; the same tables trained with it give the same run
+model.safetensors       weights, and model.json, the fields and settings they belong to
+encoders.json           vocabularies and statistics of the train part
+users|items|interactions.parquet   the tables as numbered and split; or prepared/, the same on a disk
+metrics.json            flat metrics          history.jsonl   one line an epoch
+report.html             curves, distributions, gates and slices in one offline page
+checkpoints/            what --resume goes on from
+.next/                  the run that takes the place of this complete one: written there until it is whole; then readers go
+                        by it, while its files get their names here
+.lock                   held by the one process that writes here
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+import twotower
+from twotower import files
+from twotower.config import Config, dump_config, parse_config
+from twotower.data import memmap
+from twotower.data.dataset import Dataset, read_checked, read_text
+from twotower.data.splits import TEST
+from twotower.encoders import Encoders
+from twotower.errors import ConfigError, DataError, RunError, first_line
+from twotower.escaping import command
+from twotower.evaluation import Factors, factors_before
+from twotower.model.two_tower import TwoTower
+from twotower.schema import SIDES, Schema
+from twotower.train import checkpoint
+
+FORMATS = (1, 2)
+"""That can be read; the last is written. In format 1 interactions have whole seconds, not microseconds."""
+FILES = {
+    "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
+    "interactions.parquet", memmap.FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
+}  # fmt: skip
+NEXT, LOCK = ".next", ".lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run: the dataset it was trained on, its settings, its model with the best weights, its metrics."""
+
+    folder: Path | None
+    config: Config
+    dataset: Dataset
+    model: TwoTower
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    sha256: str = field(default="", kw_only=True)  # of model.safetensors, if there is a folder
+
+    def factors(self, part: int = TEST) -> Factors:
+        """Vectors of all users and items as known when `part` is asked; `factors().users @ factors().items.T` are
+        the logits."""
+        return factors_before(self.model, self.dataset, part)
+
+
+def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
+    """What must be the same for a run to go on: settings by key, data by digest, library versions."""
+    body = config.model_dump(mode="json", exclude={"data", "evaluation", "index"})
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    walk("", body)
+    # A checkpoint does not say where tables lay.
+    for key in ("checkpoint_seconds", "checkpoint_steps", "timeout", "tables", "sharding"):
+        del flat[f"train.{key}"]
+    return flat | {
+        "data": dataset.digest,
+        "torch": torch.__version__,
+        "twotower": twotower.__version__,
+    }
+
+
+def claim(folder: Path) -> None:
+    """Raises RunError unless `folder` is new, empty, or holds a run and nothing else: files of others stay safe."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(f"{folder}: a file is in the way, the run cannot be written there; choose another folder")
+    found = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+    strange = sorted(found if "encoders.json" not in found else found - FILES)
+    if strange:
+        raise RunError(f"{folder}: not empty and not a run (it holds {strange[0]}); choose another folder")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the one process that writes the run in `folder`; what a killed one left is finished or removed first.
+
+    Raises RunError if another one does, or if `folder` is not new, empty or a run. A new folder in which nothing is
+    written goes again.
+    """
+    files.check_name(folder)
+    claim(folder)
+    made = not folder.exists()
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if made:
+                held.callback(_remove_empty, folder)
+            lock = held.enter_context(files.lock(folder / LOCK, keep=False))
+            lock.say("training")
+            for place in (folder, folder / NEXT):
+                files.tidy(place, {*FILES, NEXT}.__contains__)
+                checkpoint.tidy(place / "checkpoints")
+        except files.Taken as e:
+            raise RunError(f"{folder}: {e}; wait for it, or choose another --run") from None
+        except OSError as e:
+            raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another --run") from e
+        settle(folder)
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def place(folder: Path) -> Path:
+    """The place to write the run of `folder`: beside a complete one, which stays until the new one is whole."""
+    return folder / NEXT if is_complete(folder) else folder
+
+
+def current(folder: Path) -> Path:
+    """The place to read the run of `folder` from."""
+    return folder / NEXT if (folder / NEXT / "metrics.json").exists() else folder
+
+
+def stamp(folder: Path) -> tuple[Path, int, int]:
+    """A mark of the run in the folder, which changes with the run: a reader of several files compares it before and after."""
+    metrics = current(folder) / "metrics.json"
+    try:
+        info = metrics.stat()
+    except OSError:
+        return metrics, 0, 0
+    return metrics, info.st_ino, info.st_mtime_ns
+
+
+def settle(folder: Path) -> None:
+    """Give the files of a whole run in `.next` their names in `folder`. To be called under the lock.
+
+    `.next` stays whole until all have them and goes in one step: a kill in between changes nothing for readers, and who
+    has the lock next begins again. Raises RunError.
+    """
+    new = current(folder)
+    if new == folder:
+        return
+    gone = folder / f".{NEXT}.{os.getpid()}.tmp"
+    try:
+        # Whoever looks at the files and knows nothing of `.next` sees no complete run.
+        (folder / "metrics.json").unlink(missing_ok=True)
+        for name in sorted(FILES, key=lambda name: name == "metrics.json"):
+            files.point()
+            files.same(new / name, folder / name)
+        files.sync(folder)
+        files.point()
+        os.replace(new, gone)
+        files.point()
+        files.remove(gone)
+    except OSError as e:
+        raise RunError(f"{folder}: cannot be written ({e.strerror}); the new run is whole in {new}") from e
+
+
+def begin(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None) -> None:
+    """Prove that the folder can be written, and put the settings and data there before training starts, which goes on
+    from `checkpoints`. To be called under the lock."""
+    files.probe(folder)
+    for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
+        (folder / stale).unlink(missing_ok=True)
+    kept = folder / "checkpoints"
+    try:
+        if checkpoints is None:  # the newest of an earlier training may be newer than any of this one
+            files.remove(kept)
+        elif checkpoints != kept:
+            files.same(checkpoints, kept)
+    except OSError as e:
+        raise RunError(f"{kept}: cannot be written ({e.strerror or e})") from e
+    memmap.save(dataset, folder)
+    if isinstance(dataset, memmap.Prepared):  # the run has its own files; a path is relative to the config
+        config = config.model_copy(update={"data": config.data.model_copy(update={"prepared": memmap.FOLDER})})
+    files.write(folder / "config.toml", dump_config(dataset.schema, config))
+
+
+def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    files.write(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def finish(folder: Path, run: Run) -> str:
+    """Write the model, its history and its metrics; metrics.json last, so its presence means complete. The SHA-256 of the
+    weights."""
+    weights = {n: p.detach().cpu().contiguous() for n, p in run.model.named_parameters()}
+    data = save_tensors(weights)
+    digest = hashlib.sha256(data).hexdigest()
+    files.write(folder / "model.safetensors", data)
+    files.write_json(
+        folder / "model.json",
+        {
+            "format": FORMATS[-1],
+            "twotower": twotower.__version__,
+            "torch": torch.__version__,
+            "sha256": digest,
+            "metric": run.model.metric,
+            "model": run.config.model.model_dump(mode="json"),
+            "fields": {s: [vars(f) for f in run.dataset.encoders.fields(s)] for s in SIDES},
+        },
+    )
+    save_history(folder, run.history)
+    files.write_json(folder / "metrics.json", run.metrics)
+    return digest
+
+
+def is_complete(folder: Path) -> bool:
+    return (current(folder) / "metrics.json").exists()
+
+
+def load(folder: Path | str) -> Run:
+    """Read a run folder back. Raises RunError if a file is missing, damaged or belongs to another run."""
+    folder = Path(folder)
+    while True:
+        before = stamp(folder)
+        try:
+            found = _load(folder)
+        except RunError:
+            if stamp(folder) == before:
+                raise
+        else:
+            if stamp(folder) == before:
+                return found
+
+
+def _load(folder: Path) -> Run:
+    if not is_complete(folder):
+        if not (folder / "config.toml").exists():
+            what = "a store of bundles, not a run" if (folder / "bundles").is_dir() else "no run there"
+            raise RunError(f"{folder}: {what} (config.toml is missing); name a folder that `twotower train --run` made")
+        raise RunError(
+            f"{folder}: an unfinished run (metrics.json is missing); "
+            f"train it with `{command('train', 'CONFIG', '--run', folder, '--resume')}`"
+        )
+    place = current(folder)
+    schema, config = read_config(place)
+    try:
+        dataset = memmap.load(place, schema, config.split)
+    except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
+        raise RunError(f"{place}: encoders.json and the tables do not go together ({first_line(e)})") from e
+    model = load_model(place, config, dataset.encoders)
+    metrics = files.read_json(place / "metrics.json")
+    if not _named_numbers(metrics):
+        raise RunError(f"{place / 'metrics.json'}: damaged (expected numbers by name)")
+    history = _history(place / "history.jsonl")
+    if len(history) != metrics.get("train.epochs", len(history)):
+        raise RunError(
+            f"{place / 'history.jsonl'}: damaged, or of another run (the epochs are not those of metrics.json)"
+        )
+    digest = files.read_json(place / "model.json")["sha256"]
+    return Run(folder, config, dataset, model, metrics, history, sha256=digest)
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries = [json.loads(line) for line in read_checked(path, read_text).splitlines()]
+    except (RecursionError, ValueError) as e:
+        raise RunError(f"{path}: not readable as lines of JSON ({e})") from None
+    for number, entry in enumerate(entries or [None], 1):
+        known = _named_numbers(entry) and {"epoch", "step", "train.loss"} <= entry.keys()
+        if not known or entry["epoch"] != number:
+            raise RunError(f"{path}: damaged (line {number} is not that of epoch {number})")
+    return entries
+
+
+def _named_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+
+
+def read_config(folder: Path) -> tuple[Schema, Config]:
+    """The settings a run folder was begun with."""
+    path = folder / "config.toml"
+    if not path.exists():
+        raise RunError(f"{folder}: no run here (config.toml is missing)")
+    try:
+        schema, config = parse_config(tomllib.loads(read_checked(path, read_text)), str(path))
+    except tomllib.TOMLDecodeError as e:
+        raise RunError(f"{path}: damaged ({e})") from None
+    if schema is None:
+        raise RunError(f"{path}: the schema is missing")
+    return schema, config
+
+
+def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
+    """The model whose weights are in `folder`. Raises RunError if they are damaged or do not fit."""
+    about = files.read_json(folder / "model.json")
+    form = about.get("format") if isinstance(about, dict) else None
+    if form not in FORMATS or "sha256" not in about:
+        known = " and ".join(map(str, FORMATS))
+        raise RunError(f"{folder / 'model.json'}: format {form!r}, this version reads {known}; train the run again")
+    data = read_checked(folder / "model.safetensors", Path.read_bytes)
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")
+    try:
+        model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
+        model.load_state_dict(load_tensors(data), strict=True)
+    except (ConfigError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
+        what = f"the weights do not fit config.toml and encoders.json ({first_line(e)})"
+        raise RunError(f"{folder / 'model.safetensors'}: {what}") from None
+    return model.eval()

@@ -1,0 +1,314 @@
+"""The bundle that answers, and the one that takes its place.
+
+CURRENT is looked at every so often. What it names is verified, loaded and asked in threads beside the one that serves;
+then one reference is changed. Requests under way end with the old bundle, which is gone when the last of them is.
+A bundle that cannot be loaded changes nothing but a counter, and is tried again later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twotower import onnx_tower
+from twotower.bundle import Bundle, BundleError
+from twotower.data.memmap import FOLDER
+from twotower.errors import RunError, TwoTowerError, Unavailable
+from twotower.request import Method, Request
+from twotower.retrieve import Retriever
+from twotower.serve.file_reader import Reader
+from twotower.serve.metrics import Metrics
+from twotower.serve.problems import Problem
+from twotower.store import Store
+
+log = logging.getLogger("twotower.shelf")
+
+LOADED = 1.5
+"""Bytes of memory that a byte of a bundle takes, at most, while it is loaded."""
+CALLS = 1 << 28, 1 << 31
+"""Bytes that calls of towers may take at most: between these, as much as is free at the start."""
+NICE = 15
+"""How far the loading thread stands back behind the serving one."""
+RECENT = 8
+"""Bundles under whose ids a user's live events are looked for."""
+PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""Seconds before a bundle that was refused is tried again."""
+SOON = 5.0
+"""… at most, if only what holds its vectors does not answer."""
+LOOK, LIST, LOAD = 5.0, 30.0, 300.0
+"""Seconds for a look at which bundle is current, for a list of all of them, and for loading or verifying one; a store
+that takes longer does not answer."""
+T = TypeVar("T")
+
+
+class Shelf:
+    """The current bundle of a store, loaded; and one other, for comparing."""
+
+    def __init__(
+        self, store: Path, metrics: Metrics, threads: int = 1, memory_limit: int = 0, workers: int = 1
+    ) -> None:
+        """`workers` share the machine's memory. Raises BundleError if the folder is no store."""
+        self.store = Store(store)
+        self.retriever: Retriever | None = None
+        self._recent: list[str] = []
+        self.why = "no bundle has been loaded yet"
+        """Why there is no newer one."""
+        self._metrics, self._threads = metrics, threads
+        self._limit, self._workers = memory_limit, workers
+        onnx_tower.bound(max(CALLS[0], min(CALLS[1], _room(memory_limit, workers))))
+        self._looks, self._loads, self._others = Reader("look"), Reader("load", _stand_back), Reader("others")
+        self._tried: tuple[Any, ...] | None = None
+        self._failures, self._again = 0, 0.0
+        self._other: Retriever | None = None
+        self._sound: set[str] = set()
+        """Digests of index files that were looked at before: going back to a bundle costs no second look."""
+        self._lock = asyncio.Lock()
+
+    @property
+    def current(self) -> Retriever:
+        """What answers now. Raises Problem "no-bundle"."""
+        if self.retriever is None:
+            raise Problem("no-bundle", self.why, headers={"Retry-After": "5"})
+        return self.retriever
+
+    def bundles(self, retriever: Retriever) -> tuple[str, ...]:
+        """Where a user's live events can be: under the bundles that were current lately and, last, the one that is
+        asked."""
+        asked = retriever.bundle.id
+        return (*(name for name in self._recent if name != asked), asked)
+
+    @property
+    def busy(self) -> bool:
+        """True while a thread is at the store, or hangs there: Python would wait for it before it ends."""
+        return self._lock.locked() or any(r.busy for r in (self._looks, self._loads, self._others))
+
+    async def watch(self, seconds: float) -> None:
+        """Look every `seconds`, for ever."""
+        while True:
+            try:
+                await self.look()
+            except Exception:  # whoever does not look any more serves the same bundle for ever
+                log.exception("looking for a bundle failed")
+            await asyncio.sleep(seconds)
+
+    async def look(self, again: bool = False) -> bool:
+        """Load what CURRENT names if it is another bundle than the one that answers. Whether it was changed.
+
+        A bundle that was refused is tried again after a while, or at once if `again`."""
+        async with self._lock:
+            silent = None
+            try:
+                stamp: tuple[Any, ...] = await self._stamp()
+            except RunError as e:
+                stamp = ("unreadable", str(e))
+                silent = e if getattr(e, "reason", "") == "store" else None
+            waits = not self._failures or time.monotonic() < self._again
+            if stamp == self._tried and waits and not again:
+                return False
+            if stamp != self._tried:
+                self._failures = 0
+            self._tried = stamp
+            started = time.perf_counter()
+            try:
+                if silent:
+                    raise silent
+                loaded, recent = await self._loads.run(self._load, LOAD)
+            except Exception as e:  # whatever a bundle does to the loader, the old one goes on
+                self._refused(e)
+                return False
+            self._failures, self.why = 0, ""
+            self._recent = recent
+            if loaded is None:
+                return False
+            self._metrics.load_seconds.set(time.perf_counter() - started)
+            self._swap(loaded)
+            return True
+
+    async def other(self, bundle: str) -> Retriever:
+        """Another bundle of the store, or the current one by its id; the last one asked for is kept.
+
+        Raises Problem "unknown-bundle"."""
+        for known in (self.retriever, self._other):
+            if known is not None and known.bundle.id == bundle:
+                return known
+        async with self._lock:
+            if self._other is not None and self._other.bundle.id == bundle:
+                return self._other
+            self._other = None
+            try:
+                await self._stamp()
+                self._other = await self._loads.run(lambda: self._open(bundle), LOAD)
+            except TwoTowerError as e:
+                raise Problem("unknown-bundle", self.told(e)) from None
+            return self._other
+
+    async def ask(self, work: Callable[[Store], T], seconds: float = LIST) -> T:
+        """Run `work` on the store and return its result. Raises BundleError "store" if that takes too long, at once if the
+        store does not even say what is current."""
+        await self._stamp()
+        return await self._others.run(lambda: work(self.store), seconds)
+
+    async def _stamp(self) -> tuple[str, int]:
+        return await self._looks.run(self.store.stamp, LOOK)
+
+    def told(self, error: Exception) -> str:
+        """What a client is told: where the store and its vectors lie is not its business."""
+        text = re.sub(r"https?://[^/\s:]+(:\d+)?", "index", str(error))
+        text = text.replace(str(self.store.path.absolute()), "store")
+        return text if str(self.store.path) == "." else text.replace(str(self.store.path), "store")
+
+    def close(self) -> None:
+        for reader in (self._looks, self._loads, self._others):
+            reader.close()
+
+    def _open(self, name: str) -> Retriever:
+        return self._retriever(self.store.open(name))
+
+    def _retriever(self, bundle: Bundle) -> Retriever:
+        _check_memory(_loaded(bundle), self._limit, self._workers)
+        loaded = Retriever(bundle, self._threads, self._sound, _room(self._limit, self._workers))
+        self._sound.add(loaded.index_digest)
+        return loaded
+
+    def _load(self) -> tuple[Retriever | None, list[str]]:
+        """The bundle that is to become current, None if it is so already; and those that were current lately."""
+        bundle = self.store.current()
+        recent = self._recent
+        try:
+            recent = self.store.recent(RECENT)
+        except BundleError as e:  # which keeps a few live events from being found, and no bundle from answering
+            log.warning("the history cannot be read", extra={"told": {"detail": str(e)}})
+        if self.retriever is not None and bundle.id == self.retriever.bundle.id:
+            return None, recent
+        other, self._other = self._other, None  # three at a time would be one too many
+        if other is not None and other.bundle.id == bundle.id:
+            return other, recent
+        del other
+        fresh = self._retriever(bundle)
+        probe(fresh)
+        return fresh, recent
+
+    def _swap(self, fresh: Retriever) -> None:
+        old = self.retriever
+        self.retriever = fresh
+        name, recall = fresh.bundle.id, float(fresh.bundle.manifest["gate"]["recall"])
+        self._metrics.serves(name, recall, old.bundle.id if old else None)
+        self._metrics.loads.inc()
+        log.info("bundle is current", extra={"told": {"bundle": name, "before": old.bundle.id if old else None}})
+        if old is None:
+            gc.collect()
+            gc.freeze()  # what is here stays, and need not be looked through again
+        del old
+        self._loads.later(_trim)
+
+    def _refused(self, error: Exception) -> None:
+        reason = getattr(error, "reason", "broken")
+        pause = PAUSES[min(self._failures, len(PAUSES) - 1)]
+        self._again = time.monotonic() + (min(pause, SOON) if isinstance(error, Unavailable) else pause)
+        self._failures += 1
+        self.why = self.told(error)
+        self._metrics.load_failures.labels(reason).inc()
+        log.error("bundle refused", exc_info=error if not isinstance(error, TwoTowerError) else None,
+                  extra={"told": {"reason": reason, "detail": str(error)}})  # fmt: skip
+
+
+def probe(retriever: Retriever) -> None:
+    """Ask a bundle by both methods, so that it has answered before it serves. Raises RunError if it cannot."""
+    if len(retriever.user_ids):
+        methods: tuple[Method, Method] = (1, 2)
+        for method in methods:
+            answer = retriever.recommend(Request(retriever.user_ids[0]), 10, method)
+            if not answer.items and not answer.truncated:
+                raise RunError(f"{retriever.bundle.folder}: gives no answer by method {method}")
+
+
+def available() -> int:
+    """Bytes that may still be taken: of the machine, and of the control groups of this process; the least of them."""
+    found = [_meminfo("MemAvailable"), *(free for folder in _groups() if (free := _free(folder)) is not None)]
+    return min(found)
+
+
+def _groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """The control groups that this process is in, of either version, up to the root: each can have a limit."""
+    found = []
+    with suppress(OSError):
+        for line in proc.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top = root / controllers
+                inner = top / path.strip("/")
+                found += [inner, *(p for p in inner.parents if p.is_relative_to(top))]
+    return found
+
+
+def _free(group: Path) -> int | None:
+    """Bytes that a control group may still take, None if it has no limit."""
+    for most, now, idle in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError):
+            bound = (group / most).read_text().strip()
+            if bound != "max":
+                # Pages of files that nobody has touched lately are given up when memory is asked for.
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                return int(bound) - int((group / now).read_text()) + int(stat.get(idle, 0))
+    return None
+
+
+def _room(limit: int, workers: int) -> int:
+    """Bytes that a bundle may take, loaded by all workers at about the same time."""
+    return min(available() // workers, limit - _resident() if limit else 1 << 62)
+
+
+def _check_memory(size: int, limit: int, workers: int) -> None:
+    """Raises BundleError if a bundle of `size` bytes does not fit, loaded by all workers at about the same time."""
+    need, have = int(size * LOADED), _room(limit, workers)
+    if need > have:
+        raise BundleError(
+            f"the bundle may need {need / 1e6:,.0f} MB and {have / 1e6:,.0f} MB are free; it is not loaded", "memory"
+        )
+
+
+def _loaded(bundle: Bundle) -> int:
+    """Bytes of its files, without those that are mapped and read here and there."""
+    return sum(e["size"] for e in bundle.manifest["files"] if not e["path"].startswith(f"{FOLDER}/arrays/"))
+
+
+def _meminfo(name: str) -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _stand_back() -> None:
+    """Make this thread the one that waits (a nice value is a thread's own on Linux)."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    except OSError:
+        log.debug("the loading thread keeps its priority")
+
+
+def _trim() -> None:
+    """Give the memory of the old bundle back to the machine, where the C library can. The bundle itself was freed when
+    the last request let go of it: there is no cycle in it for `gc.collect`, which would hold everybody up."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

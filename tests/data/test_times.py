@@ -1,0 +1,485 @@
+"""Times order interactions to the microsecond, and what cannot be a time is refused, in memory and on a disk alike."""
+
+from __future__ import annotations
+
+import json
+import time as clock
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from worlds import ID_FEATURES, settings
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+import twotower
+from twotower import api, bundle, cli
+from twotower.config import dump_config, parse_config
+from twotower.bundle import Bundle, BundleError
+from twotower.config import Config, DataConfig, SplitConfig
+from twotower.data import prepare
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.memmap import Prepared
+from twotower.data.tables import check
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.retrieve import Retriever
+from twotower.schema import Schema, Sequence
+
+LAST, TIME = SplitConfig(kind="last"), SplitConfig(kind="time", test=0.25, validation=0.34)
+BASE = 1_700_000_000
+"""A second of 2023."""
+
+
+def schema(**settings: Any) -> Schema:
+    return Schema(**({"time": "at", "label": "liked", "features": ID_FEATURES} | settings))
+
+
+def log(times: Any, **columns: Any) -> pl.DataFrame:
+    """As many interactions as times, of two users in turn with items of their own."""
+    n = len(times)
+    given = pl.DataFrame(
+        {"user_id": [i % 2 for i in range(n)], "item_id": [i // 2 for i in range(n)], "liked": [1] * n}
+    )
+    return given.with_columns(pl.Series("at", times), *(pl.Series(k, v) for k, v in columns.items()))
+
+
+def in_memory(actions: Any, schema: Schema, split: SplitConfig, folder: Path) -> Dataset:
+    return build_dataset(check(None, None, actions, schema), schema, split)
+
+
+def of_a_csv(actions: pl.DataFrame, schema: Schema, split: SplitConfig, folder: Path) -> Dataset:
+    folder.mkdir(parents=True, exist_ok=True)
+    actions.write_csv(folder / "log.csv")
+    return build_dataset(check(None, None, folder / "log.csv", schema), schema, split)
+
+
+def on_a_disk(actions: pl.DataFrame, schema: Schema, split: SplitConfig, folder: Path) -> Dataset:
+    """Prepared out of two shards."""
+    (folder / "in").mkdir(parents=True, exist_ok=True)
+    half = actions.height // 2
+    for n, part in enumerate((actions[:half], actions[half:])):
+        part.write_parquet(folder / "in" / f"{n}.parquet")
+    prepare.write_prepared(DataConfig(interactions=str(folder / "in")), schema, split, folder / "out")
+    return Prepared.open(folder / "out")
+
+
+WAYS = {"in memory": in_memory, "a CSV": of_a_csv, "on a disk": on_a_disk}
+Way = Callable[[pl.DataFrame, Schema, SplitConfig, Path], Dataset]
+
+
+def trained(**sections: Any) -> Config:
+    """Settings for a log where every event is liked."""
+    train = {"epochs": 1, "monitor": "validation.recall@5"}
+    return settings(
+        **(
+            {"split": {"kind": "last"}, "loss": {"kind": "softmax"}, "negatives": {"uniform": 5}, "train": train}
+            | sections
+        )
+    )
+
+
+def facts(data: Dataset) -> list[tuple[Any, ...]]:
+    """Every interaction by external ids, with its label, part and time."""
+    assert data.times is not None
+    users, items = data.users.ids[data.pairs.user].to_list(), data.items.ids[data.pairs.item].to_list()
+    return sorted(
+        zip(users, items, data.pairs.positive.tolist(), data.parts.tolist(), data.times.tolist(), strict=True)
+    )
+
+
+def held_out(data: Dataset) -> list[int]:
+    found: list[int] = data.items.ids[data.test.item].to_list()
+    return sorted(found)
+
+
+# ---- G9: order within a second
+
+MAKES: dict[str, tuple[Callable[[list[int]], Any], str]] = {
+    "milliseconds": (lambda ms: ms, "ms"),
+    "microseconds": (lambda ms: [m * 1_000 for m in ms], "us"),
+    "seconds with fractions": (lambda ms: [m / 1_000 for m in ms], "s"),
+    "text": (lambda ms: [datetime.fromtimestamp(m / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f") for m in ms], "s"),
+    "ISO text": (lambda ms: [datetime.fromtimestamp(m / 1_000, UTC).isoformat() for m in ms], "s"),
+    "datetimes of milliseconds": (lambda ms: pl.Series(ms).cast(pl.Datetime("ms")), "s"),
+    "datetimes of microseconds": (lambda ms: (pl.Series(ms) * 1_000).cast(pl.Datetime("us", "Asia/Tokyo")), "s"),
+    "datetimes of nanoseconds": (lambda ms: (pl.Series(ms) * 1_000_000).cast(pl.Datetime("ns")), "s"),
+    "datetimes that only order": (lambda ms: pl.Series(ms).cast(pl.Datetime("ms")), "order"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("make", MAKES)
+def test_fault_G9_a_log_of_milliseconds_newest_first_tests_on_its_newest_events(
+    tmp_path: Path, make: str, way: str
+) -> None:
+    times, unit = MAKES[make]
+    newest_first = [BASE * 1_000 + 900 - 100 * n for n in range(10)]  # all of one second, five of each user
+    actions = log(times(newest_first))
+    data = WAYS[way](actions, schema(time_unit=unit), LAST, tmp_path)
+    assert held_out(data) == [0, 0], "each user's newest event stands first in the log"
+    assert data.items.ids[data.validation.item].to_list() == [1, 1]
+    assert data.times is not None
+    assert sorted(data.times.tolist()) == sorted(m * 1_000 for m in newest_first)
+    for row in (0, 1):
+        mine = data.timeline.values[data.timeline.offsets[row] : data.timeline.offsets[row + 1]]
+        assert data.items.ids[data.pairs.item[mine]].to_list() == [4, 3, 2], "a history runs from old to new"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("later", [0, 1])
+def test_fault_G9_of_a_repeated_pair_the_row_that_is_300_ms_later_wins(tmp_path: Path, later: int, way: str) -> None:
+    times = [BASE * 1_000 + 500 + n for n in range(12)]
+    actions = log([*times, *((BASE * 1_000 + 100, BASE * 1_000 + 400)[:: 1 if later else -1])])
+    pair = pl.int_range(pl.len()) >= 12  # liked, and 300 ms later not: in either order of rows
+    actions = actions.with_columns(
+        user_id=pl.when(pair).then(0).otherwise("user_id"),
+        item_id=pl.when(pair).then(19).otherwise("item_id"),
+        liked=pl.when(pl.col("at") == BASE * 1_000 + 400).then(0).otherwise("liked"),
+    )
+    data = WAYS[way](actions, schema(time_unit="ms"), LAST, tmp_path)
+    assert [(liked, at) for _, item, liked, _, at in facts(data) if item == 19] == [
+        (False, (BASE * 1_000 + 400) * 1_000)
+    ]
+
+
+@pytest.mark.parametrize("split", [LAST, TIME], ids=lambda s: s.kind)
+def test_fault_G9_a_prepared_dataset_has_the_parts_and_times_of_one_in_memory(
+    tmp_path: Path, split: SplitConfig
+) -> None:
+    rng = np.random.default_rng(4)
+    actions = log(BASE * 1_000_000 + rng.permutation(400) * 2_500)
+    actions = actions.with_columns(user_id=pl.Series(rng.integers(0, 9, 400)), liked=pl.Series(rng.integers(0, 2, 400)))
+    given = schema(time_unit="us", features=(*ID_FEATURES, Sequence(name="met", side="user")))
+    memory, disk = in_memory(actions, given, split, tmp_path), on_a_disk(actions, given, split, tmp_path)
+    assert facts(memory) == facts(disk)
+    for part in (0, 1, 2):
+        for name in ("met",):
+            one, other = (d.side_before("user", part).columns[name] for d in (memory, disk))
+            assert one.values.tolist() == other.values.tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fault_G9_a_split_by_time_cuts_within_a_second(tmp_path: Path, way: str) -> None:
+    milliseconds = [BASE * 1_000 + m for m in np.random.default_rng(0).permutation(40).tolist()]
+    data = WAYS[way](log(milliseconds), schema(time_unit="ms"), TIME, tmp_path)
+    parts = [part for _, _, _, part, at in sorted(facts(data), key=lambda f: f[-1])]
+    assert parts == sorted(parts)
+    assert parts.count(2) == 10
+
+
+def test_fault_G9_a_history_of_earlier_events_ends_within_the_second(tmp_path: Path) -> None:
+    actions = log([BASE * 1_000 + 990 - 10 * n for n in range(60)]).with_columns(user_id=pl.int_range(60) % 3)
+    given = schema(time_unit="ms", features=(*ID_FEATURES, Sequence(name="met", side="user", pooling="decay")))
+    config = trained(train={"histories": "earlier", "epochs": 1, "monitor": "validation.recall@5"})
+    run = api.fit((None, None, actions), given, config, folder=tmp_path / "run")
+    api.publish(run, tmp_path / "store", config.index)
+    met = api.retriever(tmp_path / "store").history("0", 30)
+    rows = list(actions.filter(pl.col("user_id") == 0).sort("at").iter_rows(named=True))
+    assert [int(item) for item, _, _ in met] == [row["item_id"] for row in rows][:-1], "oldest first, the test left out"
+
+
+def test_times_of_one_microsecond_keep_the_order_of_the_rows() -> None:
+    nanoseconds = pl.Series([BASE * 10**9 + n for n in (900, 100, 1_100, 300)]).cast(pl.Datetime("ns"))
+    tables = check(None, None, log(nanoseconds), schema())
+    assert tables.interactions["__time"].to_list() == [BASE * 10**6 + n for n in (0, 0, 1, 0)]
+
+
+@examples(max_examples=50, deadline=None)
+@given(st.lists(st.integers(631_152_000_000_000, int(clock.time()) * 10**6), min_size=2, max_size=9))
+def test_every_make_of_a_moment_is_the_same_microsecond(moments: list[int]) -> None:
+    whole = pl.Series(moments)
+    dates = whole.cast(pl.Datetime("us"))
+    makes: list[tuple[Any, str]] = [
+        (whole, "us"),
+        (whole.cast(pl.UInt64), "us"),
+        (whole / 1e6, "s"),
+        (pl.Series([f"{m // 10**6}.{m % 10**6:06}" for m in moments]), "s"),
+        (whole.cast(pl.String), "us"),
+        (whole.cast(pl.Decimal(20, 0)), "us"),
+        (dates, "s"),
+        (dates.cast(pl.Datetime("ns")), "s"),
+        (dates.dt.to_string("%Y-%m-%dT%H:%M:%S%.6fZ"), "s"),
+        (dates.dt.to_string("%d/%m/%Y %H:%M:%S%.6f"), "order"),
+        (pd.Series(dates.to_numpy()), "s"),
+    ]
+    for given_, unit in makes:
+        form = "%d/%m/%Y %H:%M:%S.%f" if unit == "order" else ""
+        found = check(None, None, {"user_id": range(len(moments)), "item_id": range(len(moments)), "at": given_},
+                      Schema(time="at", time_unit=unit, time_format=form, features=ID_FEATURES))  # fmt: skip
+        assert found.interactions["__time"].to_list() == moments, unit
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([date(2020, 1, d) for d in (1, 2, 3, 4)], [1_577_836_800_000_000 + d * 86_400_000_000 for d in range(4)]),
+        ([datetime(1969, 12, 31, 23, 59, 59, 999_999 - n) for n in range(4)], [-1, -2, -3, -4]),
+        (pl.Series([-1, -1_000, -1_001, 0]).cast(pl.Datetime("ns")), [-1, -1, -2, 0]),
+        (["2020-01-01T02:00:00.5+02:00", "2020-01-01T00:00:00Z", "2019-12-31T19:00:00-0500", "2020-01-01T00:00:01Z"],
+         [1_577_836_800_000_000 + n for n in (500_000, 0, 0, 1_000_000)]),
+    ],
+)  # fmt: skip
+def test_dates_before_1970_and_of_other_zones_are_exact(times: Any, expected: list[int]) -> None:
+    found = check(None, None, log(times), schema(time_unit="order")).interactions
+    assert found["__time"].to_list() == expected
+
+
+@pytest.mark.parametrize("way", ["in memory", "a CSV"])
+def test_fault_G9_an_order_in_text_of_more_than_64_bits_is_exact(tmp_path: Path, way: str) -> None:
+    times = [f"202311051230152{n:05d}" for n in range(9, -1, -1)]  # newest first, and one and the same as floats
+    assert len({float(t) for t in times}) == 1
+    assert int(times[0]) > 2**63
+    found = WAYS[way](log(times), schema(time_unit="order"), LAST, tmp_path)
+    assert found.times is not None
+    assert found.times.tolist() == list(range(10, 0, -1))
+    assert held_out(found) == [0, 0]
+
+
+def test_a_float_that_cannot_hold_seconds_is_refused() -> None:
+    times = pl.Series([BASE + 1.0, BASE + 2, BASE + 3, BASE + 4], dtype=pl.Float32)
+    with pytest.raises(DataError, match="Float32, which keeps 7 digits.*give Float64 or integers"):
+        check(None, None, log(times), schema())
+
+
+def older(folder: Path, *, prepared: bool) -> None:
+    """Make a run of today one of format 1: times in whole seconds."""
+    about = json.loads((folder / "model.json").read_text())
+    assert about["format"] == 2
+    (folder / "model.json").write_text(json.dumps(about | {"format": 1}))
+    if not prepared:
+        table = pl.read_parquet(folder / "interactions.parquet")
+        seconds = table.with_columns(pl.col("time") // 10**6).rename({"time": "seconds"})
+        seconds.write_parquet(folder / "interactions.parquet")
+        return
+    arrays = folder / "prepared" / "arrays"
+    np.save(arrays / "seconds.npy", np.load(arrays / "time.npy") // 10**6)
+    (arrays / "time.npy").unlink()
+    told = json.loads((folder / "prepared" / "prepared.json").read_text())
+    (folder / "prepared" / "prepared.json").unlink()  # it is another name of the prepared dataset's
+    (folder / "prepared" / "prepared.json").write_text(json.dumps(told | {"format": 1, "twotower": "0.1.0"}))
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_fault_G9_runs_and_bundles_of_the_format_with_seconds_are_read_as_such(
+    tmp_path: Path, prepared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = [BASE + n for n in np.random.default_rng(0).permutation(60).tolist()]
+    config, tables = (
+        trained(),
+        log(times).with_columns(user_id=pl.int_range(60) % 3),
+    )
+    given: Any = (None, None, tables)
+    if prepared:
+        given = on_a_disk(tables, schema(), LAST, tmp_path)
+        config = trained(data={"prepared": str(tmp_path / "out")})
+    run = api.fit(given, schema(), config, folder=tmp_path / "run")
+    api.publish(run, tmp_path / "new", config.index)
+    older(tmp_path / "run", prepared=prepared)
+    again = twotower.load(tmp_path / "run")
+    assert facts(again.dataset) == facts(run.dataset)
+    with monkeypatch.context() as before:
+        before.setattr(bundle, "SCHEMA_VERSIONS", (1,))
+        api.publish(again, tmp_path / "old", config.index)
+        current = (tmp_path / "new" / "CURRENT").read_text().strip()
+        with pytest.raises(BundleError, match="schema_version is 2, this version reads 1"):
+            Bundle.open(tmp_path / "new" / "bundles" / current)
+    old, new = (Retriever(api.Store(tmp_path / name).current()) for name in ("old", "new"))
+    assert old.bundle.manifest["schema_version"] == 1
+    assert old.history("1", 30) == new.history("1", 30) != []
+
+
+def test_fault_G9_a_prepared_folder_of_the_format_with_seconds_is_refused_by_name(tmp_path: Path) -> None:
+    on_a_disk(log([BASE + n for n in range(12)]), schema(), LAST, tmp_path)
+    told = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps(told | {"format": 1, "twotower": "0.1.0"}))
+    config = trained(data={"prepared": str(tmp_path / "out")})
+    with pytest.raises(RunError, match="format 1, made by twotower 0.1.0.*whole seconds; prepare the tables again"):
+        api.read(config, None)
+
+
+def test_a_run_of_a_later_format_is_refused_by_name(tmp_path: Path) -> None:
+    api.fit(
+        (None, None, log([BASE + n for n in range(12)])),
+        schema(),
+        trained(),
+        folder=tmp_path / "run",
+    )
+    about = json.loads((tmp_path / "run" / "model.json").read_text())
+    (tmp_path / "run" / "model.json").write_text(json.dumps(about | {"format": 3}))
+    with pytest.raises(RunError, match=r"model\.json: format 3, this version reads 1 and 2"):
+        twotower.load(tmp_path / "run")
+
+
+# ---- G11: what cannot be a time
+
+N = 200
+SECONDS = [BASE + n for n in range(N)]
+MOMENTS = [datetime(2023, 1, 1) + timedelta(hours=n) for n in range(N)]
+IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
+    "mixed": (
+        [s * 1_000 if n % 4 else s for n, s in enumerate(SECONDS)], "ms",
+        ["50 of 200 times are not between 1990 and tomorrow in unit 'ms' (the first, in row 1: 1700000000)",
+         "75 % look like milliseconds, 25 % like seconds: give all rows one unit"],
+    ),
+    "mixed, read as seconds": (
+        [s * 1_000 if n % 4 else s for n, s in enumerate(SECONDS)], "s",
+        ["150 of 200", "(the first, in row 2: 1700000001000)", "75 % look like milliseconds, 25 % like seconds"],
+    ),
+    "milliseconds": ([s * 1_000 for s in SECONDS], "s", ["all look like milliseconds: set schema.time_unit = 'ms'"]),
+    "seconds": (SECONDS, "us", ["all look like seconds: set schema.time_unit = 's'"]),
+    "nanoseconds": ([s * 10**9 for s in SECONDS], "us",
+                    ["all look like nanoseconds: divide them by 1,000 and set schema.time_unit = 'us'"]),
+    "a few zeros": (
+        [0 if n in (120, 130) else s for n, s in enumerate(SECONDS)], "s",
+        ["2 of 200", "(the first, in row 121: 0)", "99 % look like seconds, 1 % like zeros: drop those rows"],
+    ),
+    "years": ([2020 + n % 4 for n in range(N)], "s", ["all look like years", "set schema.time_unit = 'order'"]),
+    "digits": ([int(f"{m:%Y%m%d}") for m in MOMENTS], "s",
+               ["(the first, in row 1: 20230101)", "all look like dates as YYYYMMDD: set schema.time_format = '%Y%m%d'"]),
+    "more digits": ([int(f"{m:%Y%m%d%H%M%S}") for m in MOMENTS], "ms", ["set schema.time_format = '%Y%m%d%H%M%S'"]),
+    "days of a spreadsheet": ([45_000 + n / 24 for n in range(N)], "s", ["all look like days of a spreadsheet"]),
+    "counts": (list(range(N)), "s", ["99.5 % look like no unit of time, 0.5 % like zeros", "set schema.time_unit = 'order'"]),
+    "negative": ([-1 if n == 7 else s for n, s in enumerate(SECONDS)], "s", ["1 of 200", "in row 8: -1"]),
+    "dates of 1970": (
+        [datetime(1970, 1, 1) if n == 9 else m for n, m in enumerate(MOMENTS)], "s",
+        ["1 of 200 times are not between 1990 and tomorrow (the first, in row 10: 1970-01-01 00:00:00)", "99.5 % look like dates since 1990, 0.5 % like zeros: drop those rows, or set their times"],
+    ),
+    "dates of tomorrow": (
+        [*MOMENTS[:-1], datetime.fromtimestamp(clock.time() + 10**6)], "s",
+        ["1 of 200", "0.5 % like moments in the future: drop those rows"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_fault_G11_times_that_cannot_be_are_refused_with_a_guess(tmp_path: Path, case: str, way: str) -> None:
+    times, unit, words = IMPOSSIBLE[case]
+    with pytest.raises(DataError) as caught:
+        WAYS[way](log(times), schema(time_unit=unit), LAST, tmp_path)
+    message = str(caught.value)
+    for word in ("interactions: time 'at'", *words):
+        assert word in message.replace(".000000", ""), message
+    assert "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_the_advice_says_helps(tmp_path: Path, way: str) -> None:
+    for name, more in {
+        "digits": {"time_format": "%Y%m%d"},
+        "more digits": {"time_format": "%Y%m%d%H%M%S"},
+        "counts": {"time_unit": "order"},
+        "years": {"time_unit": "order"},
+        "dates of 1970": {"time_unit": "order"},
+    }.items():
+        assert WAYS[way](log(IMPOSSIBLE[name][0]), schema(**more), LAST, tmp_path / name).times is not None
+    digits = pl.Series(IMPOSSIBLE["digits"][0])
+    for times in (digits.cast(pl.Float64), digits.cast(pl.String)):
+        found = check(None, None, log(times), schema(time_format="%Y%m%d")).interactions["__time"]
+        assert found[0] == 1_672_531_200 * 10**6
+
+
+@pytest.mark.parametrize("verb", ["train", "prepare"])
+def test_fault_G11_the_command_ends_with_code_2_and_one_line(
+    tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log(IMPOSSIBLE["mixed"][0]).write_parquet(tmp_path / "log.parquet")
+    config = trained()
+    config = config.model_copy(update={"data": DataConfig(interactions="log.parquet")})
+    (tmp_path / "config.toml").write_text(dump_config(schema(time_unit="ms"), config), encoding="utf-8")
+    option = "--run" if verb == "train" else "--out"
+    code = cli.run_command(cli.app, [verb, str(tmp_path / "config.toml"), option, str(tmp_path / "made")])
+    shown = capsys.readouterr().err
+    assert code == 2
+    assert "75 % look like milliseconds, 25 % like seconds: give all rows one unit" in shown
+    assert not (tmp_path / "made").exists()
+
+
+def test_times_of_the_nineties_and_of_today_are_fine() -> None:
+    moments = [631_152_000, 956_703_932, int(clock.time()), int(clock.time()) + 3_600]
+    assert check(None, None, log(moments), schema()).interactions["__time"].to_list() == [m * 10**6 for m in moments]
+
+
+# ---- G25: days and months
+
+BOTH = ["01/02/2023 10:00", "03/02/2023 10:00", "02/03/2023 10:00", "11/12/2022 09:00", "05/06/2022 10:00",
+        "06/05/2022 10:00", "07/07/2022 10:00", "08/01/2022 10:00"]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fault_G25_days_and_months_that_fit_both_ways_need_a_format(tmp_path: Path, way: str) -> None:
+    make = WAYS[way]
+    with pytest.raises(DataError, match="all rows fit both; set schema.time_format = '%d/%m/%Y %H:%M' or '%m/%d/%Y"):
+        make(log(BOTH), schema(), LAST, tmp_path / "asked")
+    assert not (tmp_path / "asked" / "out").exists()
+    for form in ("%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M"):
+        data = make(log(BOTH), schema(time_format=form), LAST, tmp_path / form.replace("/", ""))
+        expected = [int(datetime.strptime(t, form).replace(tzinfo=UTC).timestamp()) * 10**6 for t in BOTH]
+        assert sorted(data.times if data.times is not None else []) == sorted(expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("telling", "form"), [("13/02/2023 10:00", "%d/%m"), ("02/13/2023 10:00", "%m/%d")])
+def test_fault_G25_one_row_that_fits_one_way_only_says_how_all_are_read(
+    tmp_path: Path, telling: str, form: str, way: str
+) -> None:
+    times = [*BOTH, telling]
+    data = WAYS[way](log(times), schema(), LAST, tmp_path)
+    expected = [int(datetime.strptime(t, f"{form}/%Y %H:%M").replace(tzinfo=UTC).timestamp()) * 10**6 for t in times]
+    assert sorted(data.times if data.times is not None else []) == sorted(expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fault_G25_rows_that_fit_no_one_format_are_named(tmp_path: Path, way: str) -> None:
+    mixed = [*BOTH, "13/02/2023 10:00", "05/05/2023 10:00", "02/13/2023 10:00", "02/14/2023 10:00"]
+    for times, row, value in (
+        (mixed, 11, "02/13/2023 10:00"),
+        ([*BOTH[:3], "2023-01-02 10:00", *BOTH[4:]], 4, "2023-01-02 10:00"),
+        ([*BOTH[:5], "", *BOTH[6:]], 6, "") if way != "a CSV" else (mixed, 11, "02/13/2023 10:00"),
+        (["2023-01-02", "2023-02-30", "2023-01-03", "2023-01-04"], 2, "2023-02-30"),
+        (["2023-01-02T10:00:00Z", "2023-01-02T11:00:00", "2023-01-03T11:00:00Z", "2023-01-03T11:00:00Z"], 2,
+         "2023-01-02T11:00:00"),
+    ):  # fmt: skip
+        with pytest.raises(
+            DataError, match=f"row {row} holds '{value}', which is not of the format of the rows before"
+        ):
+            WAYS[way](log(times), schema(), LAST, tmp_path)
+    with pytest.raises(
+        DataError, match="row 9 holds '13/02/2023 10:00', which is not of schema.time_format = '%m/%d/%Y"
+    ):
+        WAYS[way](log(mixed), schema(time_format="%m/%d/%Y %H:%M"), LAST, tmp_path)
+
+
+@pytest.mark.parametrize("first", ["01/02/23", "2023-01-2023", "2023/01-02", "next Monday"])
+def test_text_without_a_year_of_four_digits_needs_a_format(first: str) -> None:
+    with pytest.raises(DataError, match=f"row 1 holds '{first}', expected a number or a date .* schema.time_format"):
+        check(None, None, log([first] * 6), schema())
+    if first == "01/02/23":
+        times = check(None, None, log([first] * 6), schema(time_format="%m/%d/%y")).interactions["__time"]
+        assert times.to_list() == [1_672_617_600 * 10**6] * 6
+
+
+def test_dates_whose_day_is_the_month_need_no_format() -> None:
+    found = check(None, None, log(["01/01/2023", "02/02/2023", "03/03/2023", "04/04/2023"]), schema()).interactions
+    assert found["at"].dt.month().to_list() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"time_format": "%d/%m/%Y", "time": ""}, "time_format goes with time"),
+        ({"time_format": "day/month"}, "expected a format such as"),
+        ({"time_format": "%S,%f"}, r"\.%f is a fraction"),
+    ],
+)
+def test_a_time_format_that_can_be_of_no_column_is_refused(more: dict[str, str], words: str) -> None:
+    config = {"schema": {"features": [f.model_dump() for f in ID_FEATURES], "time": "at", "label": "liked"} | more}
+    with pytest.raises(ConfigError, match=words):
+        parse_config(config)

@@ -1,0 +1,813 @@
+"""Bundles whose vectors are in Milvus: publishing, alias, going back, clearing up, and rows F1 to F3 of the faults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from milvus_server import Server, Wire
+from server_process import Served
+from worlds import EVERYTHING_SCHEMA, everything, settings
+
+import twotower
+from twotower import api, cli, maintenance
+from twotower.bundle import BundleError
+from twotower.config import IndexConfig, parse_config
+from twotower.errors import ConfigError, DataError, RunError, Unavailable
+from twotower.index import Place, build_index, load_index
+from twotower.index.deadline import deadline
+from twotower.index.milvus import collections
+from twotower.index.milvus.client import Client, CollectionError
+from twotower.index.milvus.milvus_index import Milvus
+from twotower.request import Request
+from twotower.retrieve import Retriever
+from twotower.runs import Run
+from twotower.serve import schemas
+from twotower.serve.app import create_admin
+from twotower.serve.problems import Problem
+from twotower.serve.search_executor import Remote
+from twotower.serve.service import Service
+from twotower.serve.settings import ServeSettings
+from twotower.store import Store
+
+K = 5
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    """Two models of one world with 300 items; the second has narrower vectors."""
+    folder, tables = tmp_path_factory.mktemp("runs"), everything(60, 300, 3000)
+    narrow = {"pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]}
+    return (
+        twotower.fit(tables, EVERYTHING_SCHEMA, settings(), folder=folder / "a"),
+        twotower.fit(tables, EVERYTHING_SCHEMA, settings(model=narrow), folder=folder / "b"),
+    )
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that no test kills; every test takes a prefix of its own."""
+    server = Server(tmp_path_factory.mktemp("milvus"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server of the test's own."""
+    own = Server(tmp_path / "milvus")
+    yield own
+    own.kill()
+
+
+@pytest.fixture
+def server_wire(shared: Server) -> Iterator[Wire]:
+    slow = Wire(shared.port)
+    yield slow
+    slow.close()
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name.partition("[")[0])
+
+
+@pytest.fixture
+def client(shared: Server) -> Any:
+    from pymilvus import MilvusClient
+
+    return MilvusClient(shared.uri)
+
+
+def there(uri: str, prefix: str, **more: Any) -> IndexConfig:
+    return IndexConfig(kind="milvus", uri=uri, prefix=prefix, k=K, **more)
+
+
+def collection(bundle: Any) -> str:
+    return str(bundle.manifest["index"]["collection"])
+
+
+def of_test(client: Any, prefix: str) -> list[str]:
+    return [name for name in client.list_collections() if name.startswith(prefix)]
+
+
+def alias(client: Any, prefix: str) -> str:
+    return str(client.describe_alias(prefix)["collection_name"])
+
+
+def body(**what: Any) -> schemas.RecommendBody:
+    return schemas.RecommendBody(**({"user_id": "u3", "k": K} | what))
+
+
+# ---- the same answers
+
+
+@pytest.mark.parametrize("where", ["server", "file"])
+def test_both_methods_give_what_an_exact_index_gives(
+    runs: tuple[Run, Run], shared: Server, tmp_path: Path, prefix: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twotower.index.milvus.milvus_index.SMALL", 8)
+    uri = shared.uri if where == "server" else str(tmp_path / "milvus.db")
+    kind = "IVF_FLAT" if where == "server" else "HNSW"
+    said: list[str] = []
+    config = there(uri, f"{prefix}_{where}", type=kind, recall=0.9)
+    bundle = api.publish(runs[0], tmp_path / "store", config, say=said.append)
+    api.publish(runs[0], tmp_path / "exact", IndexConfig(kind="exact", k=K))
+    assert any(f"index: milvus {kind} (index.type asks for it)" in line for line in said)
+    assert any(line.startswith("recall gate: ") for line in said)
+    assert bundle.manifest["index"]["kind"] == "milvus"
+    assert {p.name for p in (bundle.folder / "index").iterdir()} == {"index.json", "rows.npy"}
+    ours, exact = api.retriever(tmp_path / "store"), api.retriever(tmp_path / "exact")
+    ours.index.effort |= ours.index.most()
+    many = [f"i{n}" for n in range(0, 300, 2)]
+    request = Request("u3", events=[("i5", True)])
+    ways: list[dict[str, Any]] = [
+        {}, {"ban": many}, {"allow": many}, {"allow": many[:6]}, {"allow": []}, {"where": {"brand": "brand2"}},
+        {"keep_seen": True}, {"exact": True}, {"ban": [f"i{n}" for n in range(298)]},
+    ]  # fmt: skip
+    for way in ways:
+        for who, method in ((Request("u3"), 1), (request, 2)):
+            got, wanted = (r.recommend(who, K, method, **way) for r in (ours, exact))  # type: ignore[arg-type]
+            assert (got.items, got.source, got.truncated) == (wanted.items, wanted.source, wanted.truncated), way
+    assert ours.explain(request)[0].tolist() == exact.explain(request)[0].tolist()
+    for item in ("i7", "i8"):
+        got, wanted = ours.similar(item, K), exact.similar(item, K)
+        np.testing.assert_allclose([i.score for i in got.items], [i.score for i in wanted.items], atol=1e-5)
+        assert item not in [i.id for i in got.items]
+    np.testing.assert_array_equal(ours.index.vectors(np.arange(300)), exact.index.vectors(np.arange(300)))
+    vectors, rows, place = ours.directions
+    assert vectors.shape[0] == len(rows) == 300
+    assert (place[rows] == np.arange(300)).all()
+    found, plain = api.evaluate_bundle(ours), api.evaluate_bundle(exact)
+    assert found["index"] == pytest.approx(plain["index"])
+    if where == "file":
+        from milvus_lite.server_manager import server_manager_instance
+
+        del ours  # another process, elsewhere, opens the file
+        server_manager_instance.release_server(uri)
+        command = [
+            sys.executable,
+            "-m",
+            "twotower.cli",
+            "recommend",
+            "--store",
+            str(tmp_path / "store"),
+            "--user",
+            "u3",
+        ]
+        done = subprocess.run([*command, "-k", str(K), "--json"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["source"], len(told["items"])) == ("model", K)
+
+
+def test_large_filters_are_answered_whatever_it_takes(
+    shared: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither few enough to fetch nor to name, and all of the best are banned: more is asked for, then every page."""
+    from twotower.index.milvus import milvus_index
+
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.standard_normal((3000, 6)).astype(np.float32), rng.standard_normal((2, 6)).astype(np.float32)
+    index = build_index("milvus", vectors, np.arange(3000), "dot", None, Place(shared.uri, prefix, "FLAT"))
+    index.save(tmp_path / "index")
+    away, exact = load_index(tmp_path / "index"), build_index("exact", vectors, np.arange(3000), "dot")
+    monkeypatch.setattr(milvus_index, "SMALL", 10)
+    monkeypatch.setattr(milvus_index, "LISTED", 20)
+    monkeypatch.setattr(milvus_index, "MOST", 400)
+    best = exact.search(queries, 1000)[0]
+    for allowed, banned in (
+        (np.arange(0, 3000, 2), None),
+        (None, list(best)),
+        (np.arange(900, 2900), list(best)),
+        (rng.permutation(3000)[:40], None),
+    ):
+        for found, wanted in zip(
+            away.search(queries, 20, allowed=allowed, banned=banned),
+            exact.search(queries, 20, allowed=allowed, banned=banned),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(found, wanted)
+
+
+# ---- publishing, going back, clearing up
+
+
+def test_the_story_of_a_store(
+    runs: tuple[Run, Run],
+    shared: Server,
+    client: Any,
+    prefix: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = ["--store", str(tmp_path / "store")]
+    options = [f"index.{o}" for o in ("kind=milvus", f"uri={shared.uri}", f"prefix={prefix}", f"k={K}")]
+    sets = [part for option in options for part in ("--set", option)]
+
+    def call(*arguments: str) -> str:
+        assert cli.run_command(cli.app, [*arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    names = []
+    for run in (runs[0], runs[1], runs[0]):
+        assert f"alias {prefix}: {prefix}_" in call("publish", str(run.folder), *store, *sets)
+        names.append(collection(Store(tmp_path / "store").current()))
+        assert alias(client, prefix) == names[-1]
+    assert len(set(names)) == 3
+    assert json.loads(call("recommend", *store, "--user", "u3", "--json"))["source"] == "model"
+    assert f"alias {prefix}: {names[1]}" in call("rollback", *store)
+    assert alias(client, prefix) == names[1]
+    call("publish", str(runs[0].folder), *store, *sets)
+    names.append(collection(Store(tmp_path / "store").current()))
+    out = call("gc", *store)
+    assert f"dropped: {names[0]}" in out
+    assert sorted(of_test(client, prefix)) == sorted(names[1:])
+    assert "removed: nothing" in call("gc", *store)
+    call("publish", str(runs[0].folder), *store)  # an index here: the collection stays for a rollback
+    assert alias(client, prefix) == names[-1]
+    assert f"alias {prefix}" in call("rollback", *store)
+
+
+def test_the_admin_port_moves_the_alias_back(
+    runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path
+) -> None:
+    first = api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))
+    api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))
+
+    async def world() -> None:
+        async with Serving(tmp_path / "store") as service:
+            transport = httpx.ASGITransport(create_admin(service))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+                reply = await http.post("/v1/rollback", json={})
+            assert reply.json() == {"current": first.id, "serving": first.id}
+            assert alias(client, prefix) == collection(first)
+            assert await source(service) == "model"
+
+    asyncio.run(world())
+
+
+def test_a_publish_below_the_gate_drops_its_collection(
+    runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))
+    with monkeypatch.context() as m:
+        m.setattr("twotower.publishing.measure_recall", lambda index, queries, k: 0.5)
+        with pytest.raises(BundleError, match=r"recall 0\.5"):
+            api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, type="HNSW"))
+    assert Store(tmp_path / "store").current().id == first.id
+    assert of_test(client, prefix) == [collection(first)]
+    assert alias(client, prefix) == collection(first)
+    with monkeypatch.context() as m:  # an interrupt while rows are put in
+        m.setattr("twotower.index.milvus.client.Client.finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, type="FLAT"), force=True)
+    assert of_test(client, prefix) == [collection(first)]
+    with monkeypatch.context() as m:
+        # Steps that take longer than they may, but for the first: a collection that is made too late is left to gc.
+        create = Client.create
+        m.setattr(Client, "create", lambda self, *a: create(Client(self.uri), *a))
+        with pytest.raises(RunError, match="Milvus fails"):
+            api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, timeout=1e-6))
+    assert of_test(client, prefix) == [collection(first)]
+    assert api.retriever(tmp_path / "store").bundle.id == first.id
+
+
+def test_a_collection_goes_with_its_bundle_and_not_before(
+    runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path
+) -> None:
+    store = Store.create(tmp_path / "store")
+    old = api.publish(runs[0], store.path, there(shared.uri, prefix))
+    reader = Retriever(old)
+    for _ in range(3):
+        api.publish(runs[0], store.path, IndexConfig(kind="exact", k=K))
+    assert old.id not in maintenance.gc(store.path)[0]
+    assert len(reader.recommend(Request("u3"), K).items) == K  # it is still there
+    del reader
+    gone, dropped = maintenance.gc(store.path)
+    assert old.id in gone
+    assert dropped == [collection(old)]
+    assert of_test(client, prefix) == []
+
+
+def test_collections_of_others_and_unreadable_bundles_are_left_alone(
+    runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path
+) -> None:
+    mine, other = (api.publish(runs[0], tmp_path / name, there(shared.uri, prefix)) for name in ("a", "b"))
+    maintenance.gc(tmp_path / "a")
+    assert sorted(of_test(client, prefix)) == sorted([collection(mine), collection(other)])
+    (mine.folder / "index" / "index.json").unlink()
+    for bundle in (mine, other):
+        assert client.has_collection(collection(bundle))
+    assert collections.Collections(Store(tmp_path / "a")).sweep() == []
+    (tmp_path / "b" / collections.FILE).write_text("[3]")
+    with pytest.raises(RunError, match="not a list of collections"):
+        maintenance.gc(tmp_path / "b")
+
+
+# ---- what cannot be asked for
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kind": "milvus"}, "needs index.uri"),
+        ({"kind": "milvus", "uri": "redis://x"}, "expected http://HOST:PORT"),
+        ({"kind": "milvus", "uri": "milvus"}, "a path ending in .db"),
+        ({"kind": "milvus", "uri": "https://root:secret@x"}, "TWOTOWER_MILVUS_TOKEN"),
+        ({"kind": "milvus", "uri": "a.db", "prefix": "1x"}, "prefix"),
+        ({"kind": "milvus", "uri": "a.db", "type": "IVF_PQ"}, "IVF_SQ8"),
+        ({"kind": "milvus", "uri": "a.db", "timeout": 0}, "timeout"),
+        ({"kind": "ivf", "uri": "a.db"}, "uri is an option of kind = 'milvus', not of 'ivf'"),
+        ({"prefix": "mine"}, "prefix is an option"),
+        ({"kind": "hnsw", "type": "HNSW"}, "type is an option"),
+        ({"kind": "exact", "timeout": 5}, "timeout is an option"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match="index") as refused:
+        parse_config({"index": options})
+    assert said in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_places_that_cannot_be_are_refused(shared: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, rows = np.eye(3, dtype=np.float32), np.arange(3)
+    with pytest.raises(ConfigError, match="needs a place"):
+        build_index("milvus", vectors, rows, "dot")
+    with pytest.raises(ConfigError, match="leave place out"):
+        build_index("ivf", vectors, rows, "dot", None, Place("a.db"))
+    with pytest.raises(ConfigError, match="no parameter of milvus HNSW"):
+        build_index("milvus", vectors, rows, "dot", {"nlist": 3}, Place("a.db", type="HNSW"))
+    with pytest.raises(ConfigError, match="allowed: FLAT"):
+        build_index("milvus", vectors, rows, "dot", None, Place("a.db", type="IVF_PQ"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is not there; make it"):
+        build_index("milvus", vectors, rows, "dot", None, Place(str(tmp_path / "no" / "a.db"))).save(tmp_path / "x")
+    monkeypatch.setattr("twotower.index.milvus.client.CONNECT", 0.3)
+    with pytest.raises(Unavailable, match="no Milvus answers there"):
+        build_index("milvus", vectors, rows, "dot", None, Place("http://127.0.0.1:1")).save(tmp_path / "x")
+    with pytest.raises(Unavailable, match="has another process opened it"):
+        build_index("milvus", vectors, rows, "dot", None, Place(_opened_elsewhere(tmp_path))).save(tmp_path / "x")
+
+
+def _opened_elsewhere(folder: Path) -> str:
+    """A path that is no folder of milvus-lite."""
+    (folder / "taken.db").write_text("")
+    return str(folder / "taken.db")
+
+
+def test_the_token_comes_from_the_environment_and_goes_nowhere(
+    runs: tuple[Run, Run], shared: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pymilvus import MilvusClient
+
+    given: list[str] = []
+
+    def listening(uri: str, token: str = "", **more: Any) -> Any:
+        given.append(token)
+        return MilvusClient(uri, **more)
+
+    listening.create_schema, listening.prepare_index_params = (  # type: ignore[attr-defined]
+        MilvusClient.create_schema, MilvusClient.prepare_index_params,
+    )  # fmt: skip
+    monkeypatch.setattr("twotower.index.milvus.client.MilvusClient", listening)
+    monkeypatch.setenv("TWOTOWER_MILVUS_TOKEN", "root:s3cret")
+    bundle = api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))
+    assert given
+    assert set(given) == {"root:s3cret"}
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"s3cret" in p.read_bytes()]
+    assert bundle.manifest["index"]["uri"] == shared.uri
+
+
+def test_without_the_client_one_line_says_what_to_install() -> None:
+    code = """
+import sys, numpy as np
+sys.modules["pymilvus"] = None
+from twotower.index import Place, build
+try:
+    build("milvus", np.ones((3, 2), np.float32), np.arange(3), "dot", None, Place("a.db"))
+except Exception as e:
+    assert "pip install 'twotower[milvus]'" in str(e) and type(e).__name__ == "ConfigError", e
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_index_folders_that_say_something_else_are_refused(shared: Server, prefix: str, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    index = build_index("milvus", vectors, np.arange(40), "dot", None, Place(shared.uri, prefix, "FLAT"))
+    index.save(tmp_path / "index")
+    file = tmp_path / "index" / "index.json"
+    good = json.loads(file.read_text())
+    for name, value in [("uri", 3), ("collection", ""), ("type", "IVF_PQ"), ("width", 0), ("n", 39), ("lists", None),
+                        ("effort", 3), ("longest", -1), ("params", {"nlist": 3}), ("rejected", ["a"])]:  # fmt: skip
+        file.write_text(json.dumps(good | {name: value}))
+        if name == "effort":
+            load_index(tmp_path / "index")  # FLAT has none
+            continue
+        with pytest.raises(RunError, match="not a usable index"):
+            load_index(tmp_path / "index")
+    file.write_text(json.dumps(good))
+    for rows in (np.arange(39), np.arange(40)[::-1], np.arange(40.0), np.arange(40) - 1):
+        np.save(tmp_path / "index" / "rows.npy", rows)
+        with pytest.raises(RunError, match="not a usable index"):
+            load_index(tmp_path / "index")
+
+
+# ---- F1: it is down, dies, is slow
+
+
+class Serving:
+    """A service of this process, on an event loop that is watched."""
+
+    def __init__(self, store: Path, **settings: Any) -> None:
+        self.service = Service(ServeSettings(store=store, **settings))
+        self.service.remote.breaker.rest = 0.05
+
+    async def __aenter__(self) -> Service:
+        await self.service.shelf.look()
+        return self.service
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.service.stop()
+
+
+async def until(done: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait until what is awaited is true."""
+    for _ in range(int(seconds * 20)):
+        if await done():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it does not come")
+
+
+async def source(service: Service) -> str:
+    return str((await service.recommend(body()))["source"])
+
+
+def test_fault_F1_milvus_down_at_the_start_is_not_ready_and_comes_back(
+    runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.publish(runs[0], tmp_path / "store", there(server.uri, prefix))
+    server.kill()
+    monkeypatch.setattr("twotower.serve.bundles.PAUSES", (0.1,))
+
+    async def world() -> None:
+        async with Serving(tmp_path / "store") as service:
+            with pytest.raises(Problem, match="Milvus (does not )?answer") as refused:
+                await service.recommend(body())
+            assert refused.value.name == "no-bundle"
+            assert str(server.port) not in str(refused.value)  # where it is is not a client's business
+            assert refused.value.headers["Retry-After"]
+            server.start()  # which has forgotten that the collection was loaded
+            await until(service.shelf.look)
+            assert await source(service) == "model"
+
+    asyncio.run(world())
+
+
+@pytest.mark.parametrize("what", ["popular", "503"])
+def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
+    runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path, what: Any
+) -> None:
+    api.publish(runs[0], tmp_path / "store", there(server.uri, prefix))
+
+    async def world() -> None:
+        async with Serving(tmp_path / "store", index_down=what, index_timeout=5000.0) as service:
+            assert await source(service) == "model"
+            server.kill()
+            started = time.perf_counter()
+            for _ in range(30):
+                if what == "503":
+                    with pytest.raises(Problem) as refused:
+                        await service.recommend(body())
+                    assert (refused.value.name, refused.value.status) == ("index", 503)
+                    assert refused.value.headers["Retry-After"]
+                    continue
+                reply = await service.recommend(body(ban=["i1"], where={"brand": "brand2"}))
+                assert reply["source"] == "fallback"
+                wanted = service.shelf.current.recommend(
+                    Request(), K, ban=["i1", *service.shelf.current.met("u3")], where={"brand": "brand2"}
+                )
+                assert reply["items"] == wanted.items
+            assert time.perf_counter() - started < 20  # a few seconds at most: then nobody asks any more
+            assert not service.remote.breaker.closed
+            assert b"twotower_index_errors_total 0.0" not in service.metrics.render()
+            with pytest.raises(Unavailable):
+                await service.similar("i7", K)
+            server.start()
+
+            async def back() -> bool:
+                try:
+                    return await source(service) == "model"
+                except Problem:
+                    return False
+
+            await until(back)
+            assert service.remote.breaker.closed
+            assert (await service.similar("i7", K))["items"]
+
+    asyncio.run(world())
+
+
+def test_fault_F1_a_slow_milvus_costs_a_bounded_time_and_blocks_nobody(
+    runs: tuple[Run, Run], shared: Server, server_wire: Wire, prefix: str, tmp_path: Path
+) -> None:
+    """A hundred times slower than usual: the loop goes on, the answer is in time, and then nobody asks for a while."""
+    api.publish(runs[0], tmp_path / "store", there(server_wire.uri, prefix))
+
+    async def world() -> None:
+        async with Serving(tmp_path / "store", index_timeout=800.0) as service:
+
+            async def quick_again() -> bool:
+                return await source(service) == "model"
+
+            await until(quick_again)
+            ticks: list[float] = []
+
+            async def clock() -> None:
+                while True:
+                    ticks.append(time.perf_counter())
+                    await asyncio.sleep(0.01)
+
+            ticking = asyncio.create_task(clock())
+            server_wire.delay = 2.5
+            began = time.perf_counter()
+            found = await asyncio.gather(*(source(service) for _ in range(5)))
+            assert time.perf_counter() - began < 10
+            assert found == ["fallback"] * 5
+            assert len(ticks) > 10  # a search in the loop's own thread would have let it tick twice
+            for _ in range(3):
+                await source(service)
+            assert not service.remote.breaker.closed
+            quick = time.perf_counter()
+            assert await source(service) == "fallback"
+            assert time.perf_counter() - quick < 5
+            ticking.cancel()
+            server_wire.delay = 0.0
+            await until(quick_again)
+
+    asyncio.run(world())
+
+
+def test_fault_F1_searches_are_bounded_and_a_mistake_is_no_failure() -> None:
+    async def world() -> None:
+        failed: list[int] = []
+        remote = Remote(0.5, lambda: failed.append(1))
+        gate = threading.Event()
+        waiting = [asyncio.create_task(remote.run(lambda: gate.wait(5))) for _ in range(32)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable, match="32 searches are under way"):
+            await remote.run(lambda: 1)
+        gate.set()
+        assert await asyncio.gather(*waiting) == [True] * 32
+        with pytest.raises(DataError, match="mine"):
+            await remote.run(lambda: (_ for _ in ()).throw(DataError("mine")))
+        assert not failed
+        with pytest.raises(Unavailable, match="gone"):
+            await remote.run(lambda: (_ for _ in ()).throw(CollectionError("gone", "collection")))
+        assert failed
+        assert await remote.run(lambda: 3) == 3
+        remote.close()
+
+    asyncio.run(world())
+
+
+def test_fault_F1_what_only_reads_is_tried_again_while_there_is_time(
+    shared: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    vectors = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    index = build_index("milvus", vectors, np.arange(300), "dot", None, Place(shared.uri, prefix, "FLAT"))
+    wanted = index.search(vectors[:2], 3)[0]
+    real, fails = MilvusClient.search, 1
+
+    def failing(self: Any, *arguments: Any, **more: Any) -> Any:
+        nonlocal fails
+        fails -= 1
+        if fails >= 0:
+            raise MilvusException(code=1, message="not now")
+        return real(self, *arguments, **more)
+
+    monkeypatch.setattr(MilvusClient, "search", failing)
+    np.testing.assert_array_equal(index.search(vectors[:2], 3)[0], wanted)
+    fails, started = 1000, time.monotonic()
+    with deadline(started + 1.0), pytest.raises(Unavailable, match="not now|the time for the search is over"):
+        index.search(vectors[:2], 3)
+    assert 990 < fails < 999
+    assert time.monotonic() - started < 5
+
+
+def test_fault_F1_over_http_popular_items_come_while_milvus_is_down(
+    runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path
+) -> None:
+    api.publish(runs[0], tmp_path / "store", there(server.uri, prefix))
+    served = Served(tmp_path / "store", "--index-timeout", "5000").wait()
+    try:
+
+        def ask() -> Any:
+            return httpx.post(served.url + "/v1/recommend", json={"user_id": "u3", "k": K}, timeout=30)
+
+        def explain() -> Any:
+            return httpx.post(served.url + "/v1/console/explain", json={"user_id": "u3", "k": K}, timeout=30).json()
+
+        def search() -> Any:
+            return httpx.post(served.url + "/v1/search", json={"text": "more", "k": K}, timeout=30).json()
+
+        assert ask().json()["source"] == search()["source"] == "model"
+        assert len(httpx.get(served.url + "/v1/console/map", timeout=30).json()["points"]) == 300
+        assert explain()["filtered"]["items"]
+        server.kill()
+        assert ask().json()["source"] == search()["source"] == explain()["reply"]["source"] == "fallback"
+        reply = ask()
+        assert (reply.status_code, reply.json()["source"], len(reply.json()["items"])) == (200, "fallback", K)
+        alike = httpx.get(served.url + "/v1/items/i7/similar", timeout=30)
+        assert (alike.status_code, alike.json()["type"]) == (503, "/problems/index")
+        assert alike.headers["retry-after"]
+        assert httpx.get(served.url + "/readyz", timeout=30).status_code == 200
+        server.start()
+        for _ in range(600):
+            if ask().json()["source"] == "model":
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("it does not come back")
+    finally:
+        code, log = served.end()
+    assert code == 0, log
+    assert "the index fails, going on without it" in log
+    assert "Traceback" not in log
+
+
+# ---- F2: another collection than the bundle says
+
+
+def test_fault_F2_a_collection_of_another_dimension_is_refused_and_the_old_bundle_answers(
+    runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path
+) -> None:
+    """The alias may stand for anything: a bundle asks the collection that it names, and looks at it first."""
+    store = tmp_path / "store"
+    old = api.publish(runs[0], store, there(shared.uri, prefix))
+
+    async def world() -> None:
+        async with Serving(store) as service:
+            fresh = api.publish(runs[1], store, there(shared.uri, prefix))
+            name = collection(fresh)
+            width, told = _facts(client, name)
+            for reason, spoil in (
+                ("mismatch", lambda: _again(client, name, width + 1, 300, told)),
+                ("mismatch", lambda: _again(client, name, width, 300, told.replace("model ", "model 0"))),
+                ("mismatch", lambda: _again(client, name, width, 299, told)),
+                ("collection", lambda: _gone(client, name)),
+            ):
+                spoil()
+                assert not await service.shelf.look(again=True)
+                assert service.shelf.current.bundle.id == old.id
+                assert name in service.shelf.why
+                with pytest.raises(CollectionError) as refused:
+                    Retriever(fresh)
+                assert refused.value.reason == reason
+                assert (await service.recommend(body()))["bundle_id"] == old.id
+            text = service.metrics.render().decode()
+            assert 'twotower_bundle_load_failures_total{reason="mismatch"} 3.0' in text
+
+    asyncio.run(world())
+
+
+def _again(client: Any, name: str, width: int, n: int, told: str) -> None:
+    """Another collection under the name of one."""
+    from pymilvus import DataType
+
+    _gone(client, name)
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("row", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
+    client.create_collection(name, schema=schema, properties={"twotower": told})
+    client.insert(name, [{"row": row, "vector": np.ones(width, np.float32)} for row in range(n)])
+    params = client.prepare_index_params()
+    params.add_index("vector", index_type="FLAT", metric_type="L2")
+    client.create_index(name, params, sync=False)
+
+
+def _facts(client: Any, name: str) -> tuple[int, str]:
+    said = client.describe_collection(name)
+    return said["fields"][1]["params"]["dim"], said["properties"]["twotower"]
+
+
+def _gone(client: Any, name: str) -> None:
+    for alias in client.list_aliases(name)["aliases"]:
+        client.drop_alias(alias)
+    client.drop_collection(name)
+
+
+def test_fault_F2_an_alias_that_moves_mixes_no_versions(
+    runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path
+) -> None:
+    first = api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))
+    reader = Retriever(first)
+    before = reader.recommend(Request("u3"), K).items
+    second = api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix))
+    assert alias(client, prefix) == collection(second)
+    assert reader.recommend(Request("u3"), K).items == before
+
+
+# ---- F3: a publisher that dies half-way
+
+_DIES = """
+import os, signal, sys
+from twotower import api
+from twotower.config import IndexConfig
+from twotower.index import client, milvus
+milvus.BATCH, put, real = 10, 0, client.Client.insert
+def insert(self, name, rows, vectors):
+    global put
+    real(self, name, rows, vectors)
+    put += len(rows)
+    if put >= 180:
+        os.kill(os.getpid(), signal.SIGKILL)
+client.Client.insert = insert
+run, store, uri, prefix = sys.argv[1:]
+api.publish(api.load(run), store, IndexConfig(kind="milvus", uri=uri, prefix=prefix, type="IVF_FLAT", k=5))
+"""
+
+
+@pytest.mark.parametrize("mend", ["publish", "gc"])
+def test_fault_F3_a_publisher_killed_at_60_percent_leaves_nothing_that_is_served(
+    runs: tuple[Run, Run], shared: Server, client: Any, tmp_path: Path, mend: str
+) -> None:
+    prefix, store = f"dies_{mend}", tmp_path / "store"
+    first = api.publish(runs[0], store, there(shared.uri, prefix))
+    done = subprocess.run(
+        [sys.executable, "-c", _DIES, str(runs[1].folder), str(store), shared.uri, prefix],
+        capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == -9, done.stderr.decode()
+    (partial,) = set(of_test(client, prefix)) - {collection(first)}
+    client.flush(partial)
+    assert client.get_collection_stats(partial)["row_count"] == 180
+    assert alias(client, prefix) == collection(first)
+    assert api.retriever(store).bundle.id == first.id
+    if mend == "gc":
+        assert maintenance.gc(store) == ([], [partial])
+        assert of_test(client, prefix) == [collection(first)]
+    said: list[str] = []
+    second = api.publish(runs[1], store, there(shared.uri, prefix), say=said.append)
+    assert (f"dropped what no bundle names: {partial}" in said) == (mend == "publish")
+    assert sorted(of_test(client, prefix)) == sorted([collection(first), collection(second)])
+    assert alias(client, prefix) == collection(second)
+    assert len(api.retriever(store).recommend(Request("u3"), K).items) == K
+
+
+def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
+    runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pymilvus import MilvusClient
+
+    store = tmp_path / "store"
+    first = api.publish(runs[0], store, there(server.uri, prefix))
+    second = api.publish(runs[0], store, there(server.uri, prefix))
+    server.kill()
+    monkeypatch.setattr("twotower.index.milvus.client.CONNECT", 0.5)
+    with pytest.raises(RunError, match=f"{first.id} is current, but the alias {prefix} does not stand"):
+        maintenance.rollback(store)
+    assert Store(store).current().id == first.id
+    server.start()
+    monkeypatch.undo()
+    assert cli.run_command(cli.app, ["gc", "--store", str(store)]) == 0
+    assert alias(MilvusClient(server.uri), prefix) == collection(first)
+    assert replace(second).id in [b.id for b in Store(store).bundles()]
+
+
+def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -> None:
+    vectors = np.random.default_rng(0).standard_normal((60_000, 8)).astype(np.float32)
+    index = Milvus.build(vectors, np.arange(60_000), "cosine", None, Place("http://nowhere", type="IVF_FLAT"))
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    best = np.argsort(-(unit @ unit[0]), kind="stable")
+    asked: list[int] = []
+
+    class Server:
+        """Answers a search exactly; whoever fetches a page of the catalogue is wrong."""
+
+        def search(self, name: str, queries: Any, k: int, *_: Any) -> Any:
+            asked.append(k)
+            return [[{"row": int(r), "entity": {"vector": unit[r]}} for r in best[:k]] for _ in queries]
+
+    index._client_, index.collection, index._away, index._saved = Server(), "c", True, True  # type: ignore[assignment]
+    allowed = np.sort(best[400:])
+    rows, _ = index.search(unit[:1], 10, allowed=allowed)
+    assert rows[0].tolist() == best[400:410].tolist()
+    assert len(asked) <= 5

@@ -1,0 +1,838 @@
+"""Every kind of index does the same: each test runs over all of them, and a plain loop says what is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twotower import limited_process
+from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
+from twotower.index import (
+    KINDS,
+    Index,
+    Metric,
+    Place,
+    __file__,
+    build_index,
+    choose_index,
+    choose_milvus_type,
+    load_index,
+    measure_recall,
+    tune_index,
+    verify_file,
+)
+from twotower.index.exact import ExactIndex, one_blas_thread, rising
+from twotower.index.protocol import MilvusType
+
+N, WIDTH = 600, 9
+HERE = [kind for kind in KINDS if kind != "milvus"]
+MILVUS: dict[str, MilvusType] = {f"milvus {name}": name for name in get_args(MilvusType)}
+CASES = [(kind, metric) for kind in (*HERE, *MILVUS) for metric in ("cosine", "dot")]
+# Every type of Milvus and both metrics, but not every pair.
+CASES = [case for case in CASES if case not in (("milvus FLAT", "dot"), ("milvus IVF_SQ8", "cosine"))]
+each = pytest.mark.parametrize(("kind", "metric"), CASES)
+EXACT = ("exact", "flat", "milvus FLAT")
+each_approximate = pytest.mark.parametrize(("kind", "metric"), [c for c in CASES if c[0] not in EXACT])
+URI = ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """milvus-lite in this process, for all the tests."""
+    global URI
+    from milvus_lite.server_manager import server_manager_instance
+
+    URI = str(tmp_path_factory.mktemp("milvus") / "milvus.db")
+    yield
+    server_manager_instance.release_server(URI)
+
+
+@pytest.fixture
+def no_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS and Milvus are asked about small choices as well."""
+    for name in ("faiss", "milvus"):
+        monkeypatch.setattr(f"twotower.index.{name}.SMALL", 1)
+
+
+def build(
+    kind: str, vectors: np.ndarray, rows: np.ndarray, metric: Metric, params: dict[str, int] | None = None
+) -> Index:
+    """As of twotower.index, with a place for "milvus TYPE"."""
+    if kind in MILVUS:
+        return build_index("milvus", vectors, rows, metric, params, Place(URI, "test", MILVUS[kind]))
+    return build_index(kind, vectors, rows, metric, params)
+
+
+def world(metric: str, n: int = N, seed: int = 0, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors, a tenth of them twins of others, and rows with gaps, in no order."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n, width)).astype(np.float32)
+    vectors[n - n // 10 :] = vectors[: n // 10]
+    if metric == "cosine":
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    else:
+        vectors *= rng.uniform(0.2, 3, (n, 1)).astype(np.float32)
+        vectors[n - n // 10 :] = vectors[: n // 10]
+    return vectors, rng.permutation(10 * n)[:n].astype(np.int64)
+
+
+def users(n: int, seed: int = 1, width: int = WIDTH) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, width)).astype(np.float32)
+
+
+def naive(
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    allowed: Sequence[int] | np.ndarray | None = None,
+    banned: Sequence[np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+    may = set(rows.tolist()) if allowed is None else set(np.asarray(allowed).tolist())
+    for number, query in enumerate(queries):
+        not_now = set() if banned is None else set(np.asarray(banned[number]).tolist())
+        scored = [np.float32((query.astype(np.float64) * vector).sum()) for vector in vectors]
+        pairs = [(-s, r) for s, r in zip(scored, rows.tolist(), strict=True) if r in may and r not in not_now]
+        for place, (score, row) in enumerate(sorted(pairs)[:k]):
+            found[number, place], scores[number, place] = row, -score
+    return found, scores
+
+
+def made(kind: str, metric: str, n: int = N, seed: int = 0) -> tuple[Index, np.ndarray, np.ndarray]:
+    vectors, rows = world(metric, n, seed)
+    return build(kind, vectors, rows, checked(metric)), vectors, rows
+
+
+def checked(metric: str) -> Metric:
+    return "cosine" if metric == "cosine" else "dot"
+
+
+def full(index: Index) -> Index:
+    """The index with every effort at its largest: then it must be right."""
+    index.effort |= index.most()
+    return index
+
+
+def same(got: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray], ties: bool) -> None:
+    """Equal scores; and equal rows, but FAISS may cut through twins where it likes."""
+    assert got[0].dtype == np.int64
+    assert got[1].dtype == np.float32
+    np.testing.assert_array_equal(got[1], wanted[1])
+    if ties:
+        np.testing.assert_array_equal(got[0], wanted[0])
+    else:
+        inside = wanted[1] > np.where(np.isinf(wanted[1]), 0, wanted[1]).min(axis=1, keepdims=True)
+        np.testing.assert_array_equal(got[0][inside], wanted[0][inside])
+
+
+def in_order(rows: np.ndarray, scores: np.ndarray) -> None:
+    """Best first, equal ones by row, no row twice, the empty ones at the end."""
+    for r, s in zip(rows, scores, strict=True):
+        filled = int((r >= 0).sum())
+        assert (r[:filled] >= 0).all()
+        assert np.isinf(s[filled:]).all()
+        assert np.isfinite(s[:filled]).all()
+        assert len(set(r[:filled].tolist())) == filled
+        pairs = list(zip(-s[:filled], r[:filled], strict=True))
+        assert pairs == sorted(pairs)
+
+
+# The same answers from all
+
+
+@each
+@pytest.mark.parametrize("k", [1, 7, 50, N, N + 30])
+def test_the_best_k_as_a_loop_finds_them(kind: str, metric: str, k: int) -> None:
+    index, vectors, rows = made(kind, metric)
+    full(index)
+    for queries in (users(1), users(5)):
+        got = index.search(queries, k)
+        in_order(*got)
+        same(got, naive(vectors, rows, queries, k), kind == "exact")
+        same(index.search(queries, k, exact=True), naive(vectors, rows, queries, k), True)
+
+
+@each
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.usefixtures("no_few")
+def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
+    index, vectors, rows = made(kind, metric)
+    full(index)
+    rng, queries = np.random.default_rng(2), users(4)
+    allowed = np.append(rng.permutation(rows)[: int(share * N)], [10**12, 10**12])
+    banned = [np.append(rng.permutation(rows)[:n], [10**12]) for n in (0, 3, 300)] + [rows]
+    for some, none in ((allowed, None), (None, banned), (allowed, banned)):
+        got = index.search(queries, 20, allowed=some, banned=none)
+        in_order(*got)
+        same(got, naive(vectors, rows, queries, 20, some, none), kind == "exact")
+
+
+@each_approximate
+@pytest.mark.usefixtures("no_few")
+def test_little_effort_keeps_the_promises(kind: str, metric: str) -> None:
+    """One probe and lists that are mostly banned: still never short, never banned, in order."""
+    index, _, rows = made(kind, metric)
+    index.effort = dict.fromkeys(index.effort, 1)
+    rng, queries = np.random.default_rng(3), users(6)
+    index.remove(rows[:50])
+    for k in (1, 20, 100):
+        for keep in (None, rows[: N // 2], rows[40:80]):
+            banned = [rng.permutation(rows)[: 90 * n] for n in range(6)]
+            found, scores = index.search(queries, k, allowed=keep, banned=banned)
+            in_order(found, scores)
+            for line, ban in zip(found, banned, strict=True):
+                may = set((rows[50:] if keep is None else np.setdiff1d(keep, rows[:50])).tolist()) - set(ban.tolist())
+                seen = line[line >= 0].tolist()
+                assert len(seen) == min(k, len(may))
+                assert set(seen) <= may
+
+
+@each
+def test_rows_come_change_and_go(kind: str, metric: str) -> None:
+    index, vectors, rows = made(kind, metric)
+    full(index)
+    queries = users(3)
+    more, _ = world(metric, 40, seed=5)
+    new = np.arange(40) + 10 * N
+    index.add(new, 3 * more if metric == "dot" else more)
+    vectors, rows = np.concatenate([vectors, 3 * more if metric == "dot" else more]), np.concatenate([rows, new])
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+
+    changed = rows[::7]
+    other = world(metric, len(changed), seed=6)[0]
+    index.update(changed, other)
+    vectors[::7] = other
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+
+    index.remove(rows[100:200])
+    vectors, rows = np.delete(vectors, range(100, 200), 0), np.delete(rows, range(100, 200))
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+    assert len(index) == len(rows)
+    np.testing.assert_array_equal(index.rows, np.sort(rows))
+
+    index.remove(rows[150:])  # most: the store clears up
+    same(full(index).search(queries, 30), naive(vectors[:150], rows[:150], queries, 30), kind == "exact")
+    index.remove(rows[:150])
+    assert len(index) == 0
+    found, scores = index.search(queries, 5)
+    assert (found == -1).all()
+    assert np.isneginf(scores).all()
+    index.add(rows, vectors)
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+
+
+@each
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_saved_index_gives_the_same_and_goes_on(kind: str, metric: str, mmap: bool, folder: Path) -> None:
+    index, vectors, rows = made(kind, metric)
+    index.remove(rows[:20])
+    full(index).save(folder)
+    queries = users(4)
+    again = load_index(folder, mmap)
+    assert (again.kind, again.metric, again.effort) == (kind.split()[0], metric, index.effort)
+    assert len(again) == N - 20
+    for got, wanted in zip(again.search(queries, 25), index.search(queries, 25), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    again.add(rows[:20], vectors[:20])
+    same(full(again).search(queries, 25), naive(vectors, rows, queries, 25), kind == "exact")
+    again.save(folder)  # onto the files that are mapped
+    same(load_index(folder, mmap, verify=False).search(queries, 25), naive(vectors, rows, queries, 25), kind == "exact")
+
+
+@each
+def test_few_or_no_vectors(kind: str, metric: str) -> None:
+    vectors, rows = world(metric, 3)
+    index = build(kind, vectors, rows, checked(metric))
+    same(index.search(users(2), 5), naive(vectors, rows, users(2), 5), kind == "exact")
+    empty = build(kind, vectors[:0], rows[:0], checked(metric))
+    assert (empty.search(users(2), 5)[0] == -1).all()
+    assert empty.search(users(0), 5)[0].shape == (0, 5)
+    empty.add(*world(metric, 300)[::-1])
+    assert (empty.search(users(2), 5)[0] >= 0).all()
+
+
+@each
+def test_what_cannot_be_asked(kind: str, metric: str) -> None:
+    index, vectors, rows = made(kind, metric)
+    queries = users(2)
+    for k in (0, -1, True, 2.0):
+        with pytest.raises(DataError, match="k must be"):
+            index.search(queries, k)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=rf"\(n, {WIDTH}\)"):
+        index.search(queries[:, 1:], 3)
+    with pytest.raises(DataError, match="query 1 is not finite"):
+        index.search(np.where(np.arange(2)[:, None] == 1, np.float32(np.nan), queries), 3)
+    with pytest.raises(DataError, match="one array of rows"):
+        index.search(queries, 3, banned=[rows])
+    with pytest.raises(DataError, match="whole numbers"):
+        index.search(queries, 3, allowed=np.array([0.5]))
+    with pytest.raises(DataError, match="in the index already"):
+        index.add(rows[:1], vectors[:1])
+    with pytest.raises(DataError, match="named twice"):
+        index.update(rows[[0, 0]], vectors[:2])
+    with pytest.raises(DataError, match="is not in the index"):
+        index.remove(np.array([10**9]))
+    with pytest.raises(DataError, match="start at 0"):
+        index.add(np.array([-1]), vectors[:1])
+    with pytest.raises(DataError, match="2 rows for 1 vectors"):
+        index.add(np.array([10**9, 10**9 + 1]), vectors[:1])
+    assert len(index) == N
+
+
+@each
+def test_fault_C10_vectors_without_a_direction_are_refused_and_counted(kind: str, metric: str, folder: Path) -> None:
+    vectors, rows = world(metric)
+    vectors[3], vectors[4, 0], vectors[5, 1], vectors[6] = 0, np.nan, np.inf, 1e30
+    index = full(build(kind, vectors, rows, checked(metric)))
+    refused = [4, 5, 6] + [3] * (metric == "cosine")
+    np.testing.assert_array_equal(index.rejected, np.sort(rows[refused]))
+    assert len(index) == N - len(refused)
+    found, scores = index.search(users(3), N)
+    in_order(found, scores)
+    assert not np.isnan(scores).any()
+    assert not np.isin(found, rows[refused]).any()
+    same(
+        (found, scores),
+        naive(np.delete(vectors, refused, 0), np.delete(rows, refused), users(3), N),
+        kind == "exact",
+    )
+    index.update(rows[[4]], vectors[[7]])
+    index.update(rows[[8]], vectors[[5]])
+    assert rows[4] in index.search(users(3), N)[0]
+    assert rows[8] not in index.search(users(3), N)[0]
+    index.save(folder)
+    np.testing.assert_array_equal(load_index(folder, verify=False).rejected, np.sort([*rows[[*refused[1:], 8]]]))
+
+
+@each
+def test_fault_C10_a_constant_catalogue(kind: str, metric: str) -> None:
+    """All vectors alike, or all without length: every score ties, and the smallest rows come first."""
+    for value in (1 / 3, 0.0):
+        if value == 0 and metric == "cosine":
+            continue
+        index = build(kind, np.full((5000, WIDTH), value, np.float32), np.arange(5000), checked(metric))
+        found, scores = index.search(users(3), 10)
+        in_order(found, scores)
+        assert (scores == scores[:, :1]).all()
+        if kind == "exact":
+            assert (found == np.arange(10)).all()
+
+
+# Exact search
+
+
+@pytest.mark.parametrize(("n", "b", "k"), [(5000, 3, 10), (70_001, 1, 100), (40_000, 300, 5), (9000, 2, 5000)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_groups_and_threads_miss_nothing(n: int, b: int, k: int, threads: int) -> None:
+    rng = np.random.default_rng(n)
+    vectors, queries = rng.standard_normal((n, 6)).astype(np.float32), users(b, width=6)
+    vectors[rng.integers(0, n, n // 3)] = vectors[rng.integers(0, n, n // 3)]
+    rows = rng.permutation(n)
+    index = ExactIndex.build(vectors, rows, "dot")
+    index.threads = threads
+    banned = [rng.integers(0, n, 40) for _ in range(b)]
+    index.remove(np.arange(0, n, 9))
+    keep = rows % 9 != 0
+    for allowed in (None, np.arange(0, n, 2)):
+        found, scores = index.search(queries, k, allowed=allowed, banned=banned)
+        for number in range(0, b, 60):
+            may = keep & ~np.isin(rows, banned[number]) & (True if allowed is None else rows % 2 == 0)
+            right = (vectors[may] * queries[number].astype(np.float64)).sum(axis=1).astype(np.float32)
+            order = np.lexsort((rows[may], -right))[:k]
+            np.testing.assert_array_equal(found[number, : len(order)], rows[may][order])
+            np.testing.assert_array_equal(scores[number, : len(order)], right[order])
+
+
+@pytest.mark.parametrize("b", [1, 64])
+def test_near_ties_beyond_the_nominees_miss_nothing(b: int) -> None:
+    """Scores that float32 sums cannot tell apart, many more of them than k: the float64 sums and the rows decide."""
+    rng = np.random.default_rng(0)
+    vectors = np.full((20_000, 24), 0.7, np.float32)
+    vectors[:, 5] += rng.integers(0, 4, 20_000).astype(np.float32) * np.float32(6e-8)
+    vectors[:, 20] -= rng.integers(0, 4, 20_000).astype(np.float32) * np.float32(6e-8)
+    rows, queries = rng.permutation(20_000), rng.uniform(0.5, 1, (b, 24)).astype(np.float32)
+    banned = [rng.integers(0, 20_000, 30) for _ in range(b)]
+    found, scores = ExactIndex.build(vectors, rows, "dot").search(queries, 10, banned=banned)
+    for number in range(0, b, 21):
+        right = (vectors * queries[number].astype(np.float64)).sum(axis=1).astype(np.float32)
+        right[np.isin(rows, banned[number])] = -np.inf
+        order = np.lexsort((rows, -right))[:10]
+        np.testing.assert_array_equal(found[number], rows[order])
+        np.testing.assert_array_equal(scores[number], right[order])
+
+
+def test_a_score_does_not_depend_on_company() -> None:
+    vectors, rows = world("dot", 50_000)
+    index = ExactIndex.build(vectors, rows, "dot")
+    together = index.search(users(64), 20)
+    for number in (0, 63):
+        alone = index.search(users(64)[number : number + 1], 20)
+        np.testing.assert_array_equal(alone[0][0], together[0][number])
+        np.testing.assert_array_equal(alone[1][0], together[1][number])
+
+
+def test_many_small_additions() -> None:
+    vectors, rows = world("dot")
+    index = ExactIndex(WIDTH, "dot")
+    for row, vector in zip(rows, vectors, strict=True):
+        index.add(np.array([row]), vector[None])
+    same(index.search(users(3), 20), naive(vectors, rows, users(3), 20), True)
+
+
+def test_searches_side_by_side() -> None:
+    index, _, _ = made("exact", "dot", 20_000)
+    wanted, wrong = index.search(users(40), 10)[0], []
+
+    def ask(number: int) -> None:
+        for _ in range(20):
+            if not (index.search(users(40)[number : number + 2], 10)[0] == wanted[number : number + 2]).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    with one_blas_thread(), one_blas_thread():
+        pass
+
+
+@given(data=st.data(), kind=st.sampled_from([*HERE, *MILVUS]), metric=st.sampled_from(["cosine", "dot"]))
+@settings(max_examples=60, deadline=None)
+def test_masking_is_deleting(data: st.DataObject, kind: str, metric: str) -> None:
+    n = data.draw(st.sampled_from([1, 20, 300, 400]))
+    vectors, rows = world(metric, n, seed=data.draw(st.integers(0, 3)))
+    queries, k = users(data.draw(st.integers(1, 3))), data.draw(st.integers(1, 40))
+    gone = rows[np.random.default_rng(data.draw(st.integers(0, 99))).random(n) < data.draw(st.floats(0, 1))]
+    whole, less = (full(build(kind, vectors, rows, checked(metric))) for _ in range(2))
+    less.remove(gone)
+    deleted = less.search(queries, k)
+    in_order(*deleted)
+    for masked in (
+        whole.search(queries, k, banned=[gone] * len(queries)),
+        whole.search(queries, k, allowed=np.setdiff1d(rows, gone)),
+    ):
+        same(masked, deleted, kind == "exact")
+
+
+# Choosing and tuning
+
+
+@each
+def test_tuning_reaches_the_target_with_the_least(kind: str, metric: str) -> None:
+    vectors, rows = world(metric, 3000)
+    index = build(kind, vectors, rows, checked(metric))
+    index.effort = dict.fromkeys(index.effort, 1)
+    before = measure_recall(index, users(50), 10)
+    result = tune_index(index, users(50), 10, 0.9)
+    assert result.recall == measure_recall(index, users(50), 10) >= 0.9
+    assert result.setting == index.effort
+    assert set(result.table[0]) == {*index.effort, "recall", "seconds"}
+    assert all(result.setting[name] <= top for name, top in index.most().items())
+    if kind in EXACT:
+        assert before == result.recall == 1.0
+    else:
+        assert before < result.recall or "hnsw" in kind.lower()
+        assert tune_index(index, users(50), 10, 1.0).recall >= (0.9 if kind == "ivfpq" else 0.98)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_a_graph_finds_nearly_all(metric: str) -> None:
+    """Twins may cut a vector off from the graph, so no effort is quite enough, up to N, where all are looked at."""
+    index, _, _ = made("hnsw", metric, 4000)
+    index.effort = {"ef": 400}
+    assert measure_recall(index, users(50), 10) > 0.98
+    index.effort = {"ef": 4000}
+    assert measure_recall(index, users(50), 10) == 1.0
+
+
+def test_recall_counts_against_a_loop() -> None:
+    index, vectors, rows = made("ivf", "dot")
+    index.effort = {"nprobe": 1}
+    found, wanted = index.search(users(20), 10)[0], naive(vectors, rows, users(20), 10)[0]
+    plain = np.mean([len(set(a.tolist()) & set(b.tolist())) / 10 for a, b in zip(found, wanted, strict=True)])
+    assert measure_recall(index, users(20), 10) == pytest.approx(plain, abs=0.02)
+    assert plain < 1
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
+def test_biases_and_a_temperature_in_the_vectors_do_not_ruin_recall(kind: str) -> None:
+    """Users look nothing like items here: raw inner products on a graph find a quarter, whatever the effort."""
+    rng = np.random.default_rng(0)
+    taste = rng.standard_normal((30, 16))
+    near = (taste[rng.integers(0, 30, 8050)] + 0.5 * rng.standard_normal((8050, 16))).astype(np.float32)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    items = np.column_stack([near[50:], np.ones(8000), rng.standard_normal(8000)]).astype(np.float32)
+    queries = np.column_stack([10 * near[:50], np.ones((50, 2))]).astype(np.float32)
+    index = build(kind, items, np.arange(8000), "dot")
+    assert measure_recall(index, queries, 10) > (0.97 if kind == "hnsw" else 0.8)
+    index.add(np.array([8000]), 3 * items[:1])  # longer than any: the engine is made anew
+    assert tune_index(index, queries, 10, 0.97).recall >= 0.97
+
+
+def test_tune_and_recall_say_what_they_need() -> None:
+    index, _, _ = made("ivf", "dot")
+    with pytest.raises(ConfigError, match="target recall"):
+        tune_index(index, users(2), 10, 1.5)
+    with pytest.raises(DataError, match="at least one query"):
+        measure_recall(index, users(0), 10)
+    with pytest.raises(DataError, match="with items"):
+        measure_recall(build("exact", users(0), np.arange(0), "dot"), users(2), 10)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_the_choice_follows_the_size(metric: str) -> None:
+    kinds = [choose_index(n, checked(metric)) for n in (0, 10, 50_000, 50_001, 1_000_000, 2_000_001, 10**8)]
+    assert [kind for kind, _, _ in kinds] == ["exact", "exact", "exact", "ivf", "ivf", "ivfpq", "ivfpq"]
+    for kind, params, reason in kinds:
+        assert reason.isprintable()
+        assert len(reason) < 160
+        build(kind, users(0), np.arange(0), checked(metric), params)
+
+
+def test_the_type_in_milvus_follows_the_size() -> None:
+    chosen = [choose_milvus_type(n) for n in (10, 50_000, 50_001, 2_000_000, 2_000_001)]
+    assert [name for name, _ in chosen] == ["FLAT", "FLAT", "IVF_FLAT", "IVF_FLAT", "IVF_SQ8"]
+    assert all(why.isprintable() and len(why) < 160 for _, why in chosen)
+
+
+def test_names_that_are_not_known() -> None:
+    vectors, rows = world("dot", 5)
+    with pytest.raises(ConfigError, match="did you mean 'hnsw'"):
+        build("hnws", vectors, rows, "dot")
+    with pytest.raises(ConfigError, match="did you mean 'nlist'"):
+        build("ivf", vectors, rows, "dot", {"nlits": 3})
+    for kind, params in (
+        ("ivf", {"nlist": -1}),
+        ("hnsw", {"m": 2.5}),
+        ("exact", {"nlist": 3}),
+        ("ivf", {"nlist": True}),
+    ):
+        with pytest.raises(ConfigError, match="nlist|m must"):
+            build(kind, vectors, rows, "dot", params)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="choose 'cosine' or 'dot'"):
+        build("exact", vectors, rows, "l2")  # type: ignore[arg-type]
+
+
+def test_neither_torch_nor_faiss_is_imported_before_it_is_needed() -> None:
+    code = """
+import sys, numpy as np
+from twotower.index import build
+build("exact", np.ones((3, 2), np.float32), np.arange(3), "dot").search(np.ones((1, 2), np.float32), 2)
+assert not {"faiss", "torch", "polars"} & set(sys.modules), sorted(sys.modules)
+build("flat", np.ones((3, 2), np.float32), np.arange(3), "dot")
+assert "torch" not in sys.modules
+sys.modules["faiss"] = None
+del sys.modules["twotower.index.faiss"], sys.modules["twotower.index.faiss_setup"]
+try:
+    build("ivf", np.ones((3, 2), np.float32), np.arange(3), "dot")
+except Exception as e:
+    assert "pip install" in str(e) and type(e).__name__ == "ConfigError"
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+# FAISS as it is set up
+
+ZEN4 = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: {}\n\nvendor_id\t: other\nflags\t\t: none\n"
+XEON = ZEN4.replace("AuthenticAMD", "GenuineIntel").replace("25", "6")
+AVX512 = "fma avx2 avx512f avx512dq avx512bw avx512vl avx512cd"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "wanted"),
+    [
+        (XEON.format(AVX512), "SKYLAKEX"),
+        (XEON.format("sse2 avx2 fma avx512f"), "HASWELL"),
+        (XEON.format("sse2 avx2"), None),
+        (ZEN4.format(AVX512), "HASWELL"),
+        (ZEN4.replace("25", "26").format(AVX512), "SKYLAKEX"),
+        ("processor\t: 0\nFeatures\t: asimd sve\n", None),
+        ("", None),
+    ],
+)
+def test_the_kernels_of_openblas_follow_the_flags_and_only_where_nobody_chose(cpuinfo: str, wanted: str | None) -> None:
+    from twotower.index.faiss_setup import coretype
+
+    assert coretype(cpuinfo, {"PATH": "/bin"}) == wanted
+    for name, value in (
+        ("OPENBLAS_CORETYPE", "ZEN"),
+        ("OPENBLAS_CORETYPE", ""),
+        ("CI", "true"),
+        ("PYTEST_VERSION", "9"),
+    ):
+        assert coretype(cpuinfo, {name: value}) is None
+
+
+KERNELS = """
+import ctypes, json, os, re, sys
+from pathlib import Path
+import numpy
+{first}
+from twotower.index.faiss_setup import coretype
+found = {{}}
+for path in set(re.findall(r"/\\S*openblas\\S*", Path("/proc/self/maps").read_text())):
+    library = ctypes.CDLL(path)
+    for name in ("openblas_get_corename", "scipy_openblas_get_corename64_"):
+        if hasattr(library, name):
+            core = getattr(library, name)
+            core.restype = ctypes.c_char_p
+            found["faiss" if "faiss" in path else "numpy"] = core().decode().upper()
+wanted = coretype(Path("/proc/cpuinfo").read_text(), {{}})
+print(json.dumps([wanted, found, os.environ.get("OPENBLAS_CORETYPE")]))
+"""
+
+
+def kernels(first: str = "", **variables: str) -> tuple[str | None, dict[str, str], str | None]:
+    """What is right for this processor, the kernels in a new process, and what is in its environment afterwards."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KERNELS.format(first=first)],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    wanted, found, left = json.loads(done.stdout)
+    return wanted, found, left
+
+
+def test_faiss_gets_its_kernels_when_it_is_loaded_and_nobody_else_does() -> None:
+    shipped = kernels("import faiss")[1]
+    wanted, found, left = kernels()
+    assert found["faiss"] == (wanted or shipped["faiss"])
+    assert found["numpy"] == shipped["numpy"], "numpy's OpenBLAS chooses for itself"
+    assert left is None, "children choose for themselves"
+    for name in ("CI", "PYTEST_VERSION"):
+        assert kernels(**{name: "1"})[1] == shipped
+    assert kernels(OPENBLAS_CORETYPE="PRESCOTT")[1]["faiss"] == "PRESCOTT", "what is set stays"
+    assert kernels(OPENBLAS_CORETYPE="PRESCOTT")[2] == "PRESCOTT"
+
+
+def test_kernels_with_wrong_products_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from twotower.index import faiss_setup
+
+    class Wrong:
+        """FAISS whose products of matrices are off by a percent."""
+
+        METRIC_INNER_PRODUCT = faiss_setup.faiss.METRIC_INNER_PRODUCT
+        cvar = SimpleNamespace(distance_compute_blas_threshold=128_000)
+
+        def knn(self, queries: np.ndarray, items: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
+            found, at = faiss_setup.faiss.knn(queries, items, k, metric=metric)
+            return found * 1.01 if self.cvar.distance_compute_blas_threshold < queries.size else found, at
+
+    assert faiss_setup.agrees(faiss_setup.faiss)
+    for name in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE"):
+        monkeypatch.delenv(name, raising=False)
+    wrong = Wrong()
+    monkeypatch.setitem(sys.modules, "faiss", wrong)  # type: ignore[arg-type]
+    assert faiss_setup.load("") == (wrong, True), "nothing was chosen, so nothing is compared"
+    assert faiss_setup.load(XEON.format("avx2 fma")) == (wrong, False)
+    assert "OPENBLAS_CORETYPE=HASWELL" in caplog.text
+    assert "OPENBLAS_CORETYPE" not in os.environ
+    monkeypatch.setattr(faiss_setup, "_blas", False)
+    with faiss_setup.tuned(1, 64):
+        assert faiss_setup.faiss.cvar.distance_compute_blas_threshold > 10**9
+
+
+@pytest.mark.parametrize("kind", HERE)
+def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> None:
+    """The wheel's own number leaves batches of up to 128,000 / width queries without BLAS."""
+    from twotower.index.faiss_setup import QUERIES, faiss
+
+    index, _, _ = made(kind, "cosine", 4000)
+    tenfold = QUERIES * (WIDTH + (kind == "ivfpq"))  # which makes an odd width even
+    faiss.cvar.distance_compute_blas_threshold = 128_000
+    index.search(users(64), 5)
+    assert faiss.cvar.distance_compute_blas_threshold == tenfold
+    faiss.cvar.distance_compute_blas_threshold = 128_000
+    index.add(np.arange(50_000, 50_300), users(300))
+    assert faiss.cvar.distance_compute_blas_threshold == (128_000 if kind == "exact" else tenfold)
+
+
+def test_faiss_is_imported_in_one_place() -> None:
+    sources = Path(__file__).parents[1]
+    importing = re.compile(r"^\s*(import|from) faiss\b", re.MULTILINE)
+    assert [p.name for p in sources.rglob("*.py") if importing.search(p.read_text())] == ["faiss_setup.py"]
+
+
+# Files of others
+
+
+def test_folders_that_are_no_index(folder: Path) -> None:
+    index, vectors, rows = made("exact", "dot")
+    index.save(folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"holds notes\.txt"):
+        index.save(folder)
+    (folder / "notes.txt").unlink()
+    good = json.loads((folder / "index.json").read_text())
+    for name, value in [("format", 99), ("kind", "os"), ("metric", "l2"), ("width", 4), ("width", "x"), ("n", 3),
+                        ("params", None), ("rejected", ["a"]), ("longest", None), ("longest", float("nan")), ("longest", -1), ("kind", ["exact"]),
+                        ("params", {"nlist": 3}), ("effort", 3)]:  # fmt: skip
+        (folder / "index.json").write_text(json.dumps(good | {name: value}))
+        if name == "effort":
+            load_index(folder)  # an exact index has none
+            continue
+        with pytest.raises(RunError):
+            load_index(folder)
+    (folder / "index.json").write_text(json.dumps(good))
+    for name, array in [
+        ("rows", np.zeros(N, np.int64)),
+        ("rows", rows[1:]),
+        ("rows", rows.astype(float)),
+        ("rows", np.array([{}], object)),
+        ("vectors", vectors.astype(np.float64)),
+        ("vectors", vectors[1:]),
+        ("vectors", np.asfortranarray(vectors)),
+    ]:
+        index.save(folder)
+        np.save(folder / f"{name}.npy", array, allow_pickle=True)
+        with pytest.raises(RunError):
+            load_index(folder)
+    index.save(folder)
+    (folder / "vectors.npy").write_bytes(b"")
+    with pytest.raises(RunError):
+        load_index(folder)
+    (folder / "rows.npy").unlink()
+    with pytest.raises(RunError):
+        load_index(folder)
+
+
+def test_an_index_of_another_folder_is_refused(tmp_path: Path) -> None:
+    for kind, n in (("ivf", N), ("hnsw", N), ("flat", 300)):
+        made(kind, "dot", n)[0].save(tmp_path / kind)
+    for stranger in ("hnsw", "flat"):
+        (tmp_path / "ivf/index.faiss").write_bytes((tmp_path / stranger / "index.faiss").read_bytes())
+        with pytest.raises(RunError, match="not the ivf index"):
+            load_index(tmp_path / "ivf", verify=False)
+    (tmp_path / "ivf/index.faiss").unlink()
+    with pytest.raises(RunError, match="no such file"):
+        load_index(tmp_path / "ivf")
+
+
+def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None:
+    """Each file loads and can be searched, or is refused with one line; this process lives to see it."""
+    from twotower.index.faiss import read, verify_files
+
+    rng, files = np.random.default_rng(0), []
+    for kind in ("flat", "ivf", "hnsw", "ivfpq"):
+        made(kind, "dot", 300)[0].save(tmp_path / kind)
+        good = (tmp_path / kind / "index.faiss").read_bytes()
+        for case in range(10):
+            bad = bytearray(good)
+            if case == 0:
+                bad = bad[: len(bad) // 2]
+            elif case == 1:
+                bad = bad[:20]
+            elif case < 7:  # one number of the header
+                place = 4 + 4 * int(rng.integers(0, 30))
+                bad[place : place + 4] = bytes([[0, 1, 127, 128, 255][case - 2]] * 4)
+            else:
+                for place in rng.integers(0, len(bad), 20):
+                    bad[place] = rng.integers(0, 256)
+            files.append(tmp_path / f"{kind}-{case}.faiss")
+            files[-1].write_bytes(bad)
+    said = verify_files(files)
+    assert set(said) == set(files)
+    refused = [file for file in files if said[file]]
+    assert len(refused) >= 12
+    assert all(file.name in said[file] and len(said[file].splitlines()) == 1 for file in refused)
+    for file in files:
+        if not said[file]:
+            engine = read(file)
+            engine.search(users(3, width=engine.d), 10)
+    for kind in ("ivf", "hnsw"):
+        (tmp_path / kind / "index.faiss").write_bytes((tmp_path / f"{kind}-0.faiss").read_bytes())
+        with pytest.raises(TwoTowerError):
+            load_index(tmp_path / kind)
+    with pytest.raises(RunError, match="no such file"):
+        verify_file(tmp_path / "none.faiss")
+
+
+def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import twotower.index.faiss
+
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"x")
+    second.write_bytes(b"x")
+    (tmp_path / "work.py").write_text(
+        "import os, time\n"
+        "def dies(path): os.abort() if path.name == 'a' else None; return ''\n"
+        "def hangs(path): time.sleep(60)\n"
+        "def computes(path):\n    while True: pass\n"
+        "def grows(path): bytes(10**10)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(twotower.index.faiss, "LOOK", "work:dies")
+    said = twotower.index.faiss.verify_files([first, second])
+    assert "ended a process with code -6" in said[first]
+    assert said[second] == ""
+    monkeypatch.setattr(twotower.index.faiss, "LOOK", "work:hangs")
+    with pytest.raises(RunError, match=r"more than 0\.3 seconds"):
+        verify_file(first, timeout=0.3)
+    (seen,) = limited_process.look("work:computes", [first], timeout=60, computing=1, memory=1 << 30).values()
+    assert seen.wrong == "loading it takes more than 1 seconds"
+    monkeypatch.setattr(twotower.index.faiss, "LOOK", "work:grows")
+    with pytest.raises(RunError, match="a: not a usable FAISS index .loading it takes more than 2,147 MB"):
+        verify_file(first)
+
+
+@each
+@pytest.mark.usefixtures("no_few")
+def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path: Path) -> None:
+    """Row r at position r goes a shorter way, until a row is gone."""
+    vectors = world(metric)[0]
+    rows = np.arange(len(vectors))
+    index = full(build(kind, vectors, rows, checked(metric)))
+    index.save(tmp_path / "index")
+    queries, rng = users(4), np.random.default_rng(1)
+    allowed = rng.permutation(len(vectors) + 50)[: len(vectors) // 2]
+    banned = [np.repeat(rng.permutation(len(vectors) + 50)[: 20 * n], 2) for n in range(4)]
+
+    def check(index: Index, rows: np.ndarray) -> None:
+        for only, ban in ((None, None), (allowed, None), (np.sort(allowed), banned), (None, banned)):
+            wanted = naive(vectors[rows], rows, queries, 20, only, ban)
+            same(index.search(queries, 20, allowed=only, banned=ban), wanted, kind == "exact")
+            for query, b, *best in zip(queries, ban or [None] * 4, *wanted, strict=True):
+                alone = index.search(query[None], 20, allowed=only, banned=None if b is None else [b])
+                same(alone, (best[0][None], best[1][None]), kind == "exact")
+        np.testing.assert_allclose(index.products(queries[:1]), vectors[rows] @ queries[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(index.vectors(rows[::3]), vectors[rows[::3]])
+
+    check(index, rows)
+    check(full(load_index(tmp_path / "index")), rows)
+    index.remove(rows[10:30])
+    left = np.delete(rows, slice(10, 30))
+    check(index, left)
+    with pytest.raises(DataError, match="row 10 is not in the index"):
+        index.vectors(rows)
+    index.add(rows[10:30], vectors[10:30])  # at the end of the store
+    check(index, rows)
+
+
+def test_rising_rows_are_taken_as_they_are() -> None:
+    rows = np.array([0, 3, 9])
+    assert rising(rows) is rows
+    assert rising(np.array([9, 3, 3, 0, 9])).tolist() == [0, 3, 9]
+    assert rising(np.array([4, 4])).tolist() == [4]
+    assert rising(np.array([], np.int64)).tolist() == []

@@ -1,0 +1,641 @@
+"""The parallel parts of a tower against plain loops, and the vectors that mimic the other side."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model.test_two_tower import build, close, fields_of, tower, world, world_of
+from torch import Tensor, nn
+from train.test_trainer import StopAt, same, weights
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+
+import twotower
+from twotower import api, report
+from twotower.config import BilinearBranch, CinBranch, Config, CrossBranch, MlpBranch, override_config, parse_config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.tables import check
+from twotower.diagnostics import examine
+from twotower.errors import ConfigError
+from twotower.model.branches import Bilinear, Cin, Cross, Fm, Mlp
+from twotower.model.two_tower import TwoTower
+from twotower.request import Request
+from twotower.runs import Run
+from twotower.schema import Categorical, Sequence
+from twotower.train.losses import mimic
+from twotower.train.trainer import Trainer
+
+F, E = 4, 3
+KINDS: dict[str, dict[str, Any]] = {
+    "mlp": {"layers": [5]},
+    "cross": {},
+    "fm": {},
+    "cin": {"widths": [3, 2]},
+    "bilinear": {},
+    "plain": {},
+}
+GATE = {"enabled": True}
+
+
+def branch(kind: str, **options: Any) -> dict[str, Any]:
+    return {"kind": kind} | KINDS[kind] | options
+
+
+def rows(n: int = 5) -> tuple[Tensor, list[list[Tensor]]]:
+    """The fields side by side (n, F E), and the same as lists of vectors."""
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(n, F * E, generator=rng, dtype=torch.float64).requires_grad_()
+    return x, [list(row.split(E)) for row in x]
+
+
+def same_with_gradient(module: nn.Module, expected: Any) -> None:
+    """`module` equals a loop over rows of lists of fields, and so does its gradient."""
+    x, fields = rows()
+    module.double()
+    found, wanted = module(x), torch.stack([expected(row) for row in fields])
+    assert close(found, wanted)
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=found.dtype)
+    ours, theirs = (torch.autograd.grad((y * direction).sum(), x)[0] for y in (found, wanted))
+    assert close(ours, theirs)
+
+
+# ---- what each computes
+
+
+def test_mlp_activates_every_layer() -> None:
+    torch.manual_seed(0)
+    module = Mlp(F * E, MlpBranch(layers=(6, 2), activation="ReLU", layer_norm=True, dropout=0.3)).eval()
+    assert [type(m).__name__ for m in module.layers] == ["Linear", "LayerNorm", "ReLU", "Dropout"] * 2
+    first, norm, _, _, last, norm2, *_ = module.layers
+
+    def expected(fields: list[Tensor]) -> Tensor:
+        return norm2(last(norm(first(torch.cat(fields))).relu())).relu()  # type: ignore[operator]
+
+    same_with_gradient(module, expected)
+    assert module.size == 2
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_cross_multiplies_the_fields_with_a_linear_map_of_what_it_has(depth: int, rank: int) -> None:
+    torch.manual_seed(0)
+    module = Cross(F * E, CrossBranch(depth=depth, rank=rank))
+    for p in module.parameters():
+        nn.init.normal_(p)
+    shapes = {tuple(p.shape) for p in module.parameters()}
+    assert shapes == ({(rank, 12), (12, rank), (12,)} if rank else {(12, 12), (12,)})
+
+    def expected(fields: list[Tensor]) -> Tensor:
+        first = x = torch.cat(fields)
+        for layer in module.layers:
+            if rank:
+                weight, bias = layer[1].weight @ layer[0].weight, layer[1].bias  # type: ignore[index]
+            else:
+                weight, bias = layer.weight, layer.bias
+            x = torch.stack([first[i] * (weight[i] @ x + bias[i]) + x[i] for i in range(F * E)])
+        return x
+
+    same_with_gradient(module, expected)
+
+
+def test_fm_is_the_sum_of_the_products_of_every_two_fields() -> None:
+    module = Fm(F, E)
+    same_with_gradient(module, lambda fields: torch.stack([a * b for a, b in itertools.combinations(fields, 2)]).sum(0))
+    assert module.size == E
+    assert not list(module.parameters())
+
+
+def test_cin_maps_are_weighed_sums_of_products_with_the_fields_summed_over_the_width() -> None:
+    torch.manual_seed(0)
+    module = Cin(F, E, CinBranch(widths=(3, 2)))
+
+    def expected(fields: list[Tensor]) -> Tensor:
+        maps, out = fields, []
+        for weight in module.maps:
+            products = [(h, f, maps[h] * fields[f]) for h in range(len(maps)) for f in range(F)]
+            maps = [torch.stack([w[h * F + f] * product for h, f, product in products]).sum(0) for w in weight]
+            out += [m.sum() for m in maps]
+        return torch.stack(out)
+
+    same_with_gradient(module, expected)
+    assert module.size == 5
+
+
+@pytest.mark.parametrize(("matrices", "n"), [("all", 1), ("each", 3), ("interaction", 6)])
+def test_bilinear_multiplies_each_field_through_a_matrix_with_each_later_one(matrices: Any, n: int) -> None:
+    torch.manual_seed(0)
+    module = Bilinear(F, E, BilinearBranch(matrices=matrices))
+    assert module.matrices.shape == (n, E, E)
+
+    def expected(fields: list[Tensor]) -> Tensor:
+        out = []
+        for number, (i, j) in enumerate(itertools.combinations(range(F), 2)):
+            w = module.matrices[{"all": 0, "each": i, "interaction": number}[matrices]]
+            out.append(fields[i] @ w * fields[j])
+        return torch.cat(out)
+
+    same_with_gradient(module, expected)
+    assert module.size == 6 * E
+
+
+# ---- in a tower
+
+
+@pytest.mark.parametrize("field_norm", [False, True])
+@pytest.mark.parametrize("layers", [[6, 5], []])
+def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_layers(
+    layers: list[int], field_norm: bool
+) -> None:
+    parts = [branch("mlp"), branch("cross", senet=GATE), branch("fm"), branch("cin", senet=GATE), branch("bilinear"),
+             branch("plain", senet=GATE | {"squeeze": "max"})]  # fmt: skip
+    side = tower(branches=parts, layers=layers, senet=GATE, field_norm=field_norm, residual=bool(layers))
+    fields = ["uid", "city", "income", "liked"]
+    model = build((side | {"fields": fields}, side | {"fields": ["iid", "brand", "tags", "fans"]}), bias=False)
+    users, _ = world().inputs()
+    mine, other = model.pairs[0].user, model.pairs[0].item
+    with torch.no_grad():
+        joined = torch.cat(list(fields_of(mine.embeddings, users, other.embeddings).values()), 1)
+        if field_norm:
+            joined = nn.functional.layer_norm(joined.view(-1, 4, 4), (4,)).flatten(1)
+        joined = mine.senet.weigh(joined)
+        outs = []
+        for part in mine.branches:
+            x = joined if part.senet is None else part.senet.weigh(joined)
+            x = part.module(x)
+            for norm, columns in zip(
+                part.norms, {5: [slice(0, 3), slice(3, 5)]}.get(part.size, [slice(None)]), strict=False
+            ):
+                mean, variance = x[:, columns].mean(1, keepdim=True), x[:, columns].var(1, correction=0, keepdim=True)
+                x[:, columns] = (x[:, columns] - mean) / (variance + 1e-10).sqrt() * norm.weight + norm.bias
+            outs.append(x)
+        assert [o.shape[1] for o in outs] == [p.size for p in mine.branches] == [5, 16, 4, 5, 24, 16]
+        expected = torch.cat(outs, 1)
+        if layers:
+            expected = mine.layers(expected) + mine.residual(joined)
+        assert close(mine(users, other.embeddings), expected, 1e-4)
+        assert mine(users, other.embeddings).shape[1] == mine.size == (5 if layers else 70)
+        gates = mine.gates(users, other.embeddings)
+        assert list(gates) == ["senet", "branches.1.senet", "branches.3.senet", "branches.5.senet"]
+        assert close(gates["branches.5.senet"], mine.branches[5].senet(joined))
+        assert all(g.shape == (users.rows, 4) for g in gates.values())
+
+
+def test_without_branches_a_tower_has_the_parameters_and_the_start_it_had() -> None:
+    torch.manual_seed(3)
+    plain = TwoTower(settings().model, world().users.fields, world().items.fields)
+    torch.manual_seed(3)
+    config = settings(model={"width": 8, "pairs": [{s: {"layers": [8], "branches": []} for s in ("user", "item")}]})
+    other = TwoTower(config.model, world().users.fields, world().items.fields)
+    names = {n.split(".")[3] for n, _ in plain.named_parameters() if n.startswith("pairs")}
+    assert names == {"embeddings", "layers"} or names <= {"tables", "projections", "0"}
+    assert all(torch.equal(p, dict(other.named_parameters())[n]) for n, p in plain.named_parameters())
+
+
+def test_field_dropout_drops_the_same_numbers_for_every_branch() -> None:
+    side = tower(branches=[branch("plain"), branch("plain")], field_dropout=0.5)
+    model = build((side, tower()), bias=False)
+    mine, other = model.pairs[0].user.train(), model.pairs[0].item
+    mine.layers = nn.Identity()
+    left, right = mine(world().inputs()[0], other.embeddings).chunk(2, 1)
+    assert torch.equal(left, right)
+    assert 0.3 < float((left == 0).float().mean()) < 0.7
+
+
+@pytest.mark.parametrize("field_norm", [False, True])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_no_branch_is_dead_or_drowns_the_fields_at_the_start(kind: str, field_norm: bool) -> None:
+    side = {"layers": [16, 8], "branches": [branch(kind, senet=GATE), branch("plain")], "field_norm": field_norm}
+    names = {"user": ["uid", "city", "income"], "item": ["iid", "brand"]}
+    pair = {s: side | {"fields": n} for s, n in names.items()}
+    config = parse_config({"model": {"width": 16, "pairs": [pair]}})[1]
+    torch.manual_seed(0)
+    model = TwoTower(config.model, world().users.fields, world().items.fields)
+    users, items = world().inputs()
+    for own, other, inputs in ((model.pairs[0].user, model.pairs[0].item, users),
+                               (model.pairs[0].item, model.pairs[0].user, items)):  # fmt: skip
+        fields = own._fields(inputs, other.embeddings)
+        gives, plain = (own.branches[i](fields).square().mean().sqrt().item() for i in (0, 1))
+        assert 0.1 < gives / plain < 3, (gives, plain)
+    logits = model(users, items, torch.arange(40), torch.arange(40).flip(0))
+    logits.square().sum().backward()
+    for name, p in model.named_parameters():
+        if ".branches." in name:
+            assert p.grad is not None, name
+            assert p.grad.abs().max() > 0, name
+
+
+def test_a_decaying_mean_counts_as_a_piece_for_each_of_its_rates() -> None:
+    history = Sequence(name="liked", side="user", of="positive", pooling="decay", rates=(0.0, 0.5, 1.0))
+    features = tuple(f for f in EVERYTHING_SCHEMA.features if f.name not in ("liked", "disliked"))
+    of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": (*features, history)}))
+    user = tower(fields=["uid", "liked"], branches=[branch("fm", senet=GATE), branch("bilinear")])
+    model = build((user, tower()), of=of)
+    mine, other = model.pairs[0].user, model.pairs[0].item
+    assert mine.embeddings.widths == [4, 12]
+    assert [p.module.n for p in mine.branches] == [4, 4]
+    assert mine.gates(of.inputs()[0], other.embeddings)["branches.0.senet"].shape[1] == 2
+    alone = build((tower(fields=["liked"], branches=[branch("fm")]), tower()), of=of)
+    assert alone.pairs[0].user.branches[0].module.n == 3
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("kind", ["fm", "cin", "bilinear"])
+def test_products_of_fields_need_two_of_one_width(kind: str) -> None:
+    side = tower(branches=[branch(kind)])
+    with pytest.raises(ConfigError, match="has one; give it another"):
+        build((side | {"fields": ["uid"]}, tower()))
+    fields = world_of(
+        EVERYTHING_SCHEMA.model_copy(
+            update={
+                "features": tuple(
+                    f.model_copy(update={"width": 6}) if f.name == "city" else f for f in EVERYTHING_SCHEMA.features
+                )
+            }
+        )
+    )
+    with pytest.raises(ConfigError, match=rf"kind '{kind}' multiplies fields of one width, found \[4, 6\]"):
+        build((side, tower()), of=fields)
+    build((tower(branches=[branch("mlp"), branch("cross"), branch("plain")]), tower()), of=fields)
+
+
+def test_a_rank_that_saves_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 4, or 0"):
+        build((tower(fields=["uid", "city"], branches=[branch("cross", rank=5)]), tower()))
+    build((tower(fields=["uid", "city"], branches=[branch("cross", rank=4)]), tower()))
+
+
+OPTIONS = {
+    "mlp": {"layers", "activation", "dropout", "layer_norm"},
+    "cross": {"depth", "rank"},
+    "fm": set(),
+    "cin": {"widths"},
+    "bilinear": {"matrices"},
+    "plain": set(),
+}
+VALUES = {"layers": [4], "activation": "ReLU", "dropout": 0.1, "layer_norm": True, "depth": 2, "rank": 2,
+          "widths": [4], "matrices": "all"}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(OPTIONS))
+def test_an_option_of_another_kind_is_refused(kind: str) -> None:
+    for option, value in VALUES.items():
+        body = {"model": {"pairs": [{"user": {"branches": [{"kind": "plain"}, {"kind": kind, option: value}]}}]}}
+        if option in OPTIONS[kind]:
+            parse_config(body)
+            continue
+        allowed = ", ".join(["senet", "kind", *sorted(OPTIONS[kind], key=list(VALUES).index)])
+        with pytest.raises(ConfigError) as caught:
+            parse_config(body)
+        assert f"unknown key 'model.pairs.0.user.branches.1.{option}'" in str(caught.value)
+        assert f"(allowed: {allowed})" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "crossed"}, r"branches.0.kind: no kind 'crossed'; did you mean 'cross'\? \(allowed: mlp, cross, fm"),
+        ({}, r"branches.0.kind: missing \(allowed: mlp"),
+        ({"kind": "cross", "depth": 0}, r"model.pairs.0.user.branches.0.depth: .* greater than or equal to 1, got 0"),
+        ({"kind": "mlp", "layers": []}, r"branches.0.layers: .* at least 1"),
+        ({"kind": "cin", "widths": [0]}, r"branches.0.widths.0: .* got 0"),
+        ({"kind": "fm", "senet": {"squeze": "max"}}, r"'model.pairs.0.user.branches.0.senet.squeze'.*squeeze"),
+    ],
+)
+def test_a_mistake_in_a_branch_is_one_line_that_says_where(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_config({"model": {"pairs": [{"user": {"branches": [given]}}]}})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"join": "sum", "branches": [{"kind": "fm"}]}, "branches needs join = 'concat'"),
+        ({"join": "sum", "augment": True}, "augment needs join = 'concat'"),
+        ({"augment": True, "layers": []}, "augment goes through the layers"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"model": {"pairs": [{"user": given}]}})
+
+
+# ---- augmented vectors
+
+
+def dual(**more: Any) -> dict[str, Any]:
+    return {"pairs": [{s: {"layers": [6, 4], "augment": True} for s in ("user", "item")}]} | more
+
+
+def test_an_augmented_vector_is_joined_to_the_fields_and_begins_at_zero() -> None:
+    model = build((tower(augment=True), tower()), bias=True)
+    users, _ = world().inputs()
+    mine, other = model.pairs[0].user, model.pairs[0].item
+    with torch.no_grad():
+        fields = mine._fields(users, other.embeddings)
+        column = [f.name for f in world().users.fields if f.kind == "lookup"].index("uid")
+        vector = mine.augmented.table.weight[users.lookup[:, column]]
+        assert vector.shape == (60, 5)
+        assert close(mine(users, other.embeddings), mine.layers(torch.cat([fields, vector], 1)))
+    fresh = TwoTower(parse_config({"model": dual()})[1].model, world().users.fields, world().items.fields)
+    assert (fresh.pairs[0].user.augmented.table.weight == 0).all()
+    assert fresh.pairs[0].item.augmented.table.weight.shape == (41, 4)
+
+
+def test_a_tower_need_not_read_its_id_to_keep_a_vector_for_it() -> None:
+    model = build((tower(augment=True, fields=["city", "age"]), tower()))
+    users, _ = world().inputs()
+    changed = model.pairs[0].user(users, model.pairs[0].item.embeddings)
+    assert changed.std(0).min() > 0
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_augment_needs_a_feature_that_tells_the_ids_apart(hashed: bool) -> None:
+    features = [f for f in EVERYTHING_SCHEMA.features if f.name not in ("uid", "fans")]
+    if hashed:
+        features.append(Categorical(name="uid", side="user", hash_buckets=9))
+    of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": tuple(features)}))
+    with pytest.raises(ConfigError, match="no categorical feature of this side reads its id column"):
+        build((tower(augment=True), tower()), of=of)
+
+
+def test_mimicry_is_the_mean_squared_distance_and_the_imitated_gets_no_gradient() -> None:
+    a = torch.tensor([[1.0, 2.0], [0.0, -1.0]], requires_grad=True)
+    v = torch.tensor([[0.0, 2.0], [3.0, 1.0]], requires_grad=True)
+    loss = mimic(a, v)
+    assert loss.item() == pytest.approx((1 + 0 + 9 + 4) / 2)
+    loss.backward()
+    assert a.grad is not None
+    assert torch.equal(a.grad, 2 * (a - v).detach() / 2)
+    assert v.grad is None
+    assert mimic(a[:0], v[:0]).item() == 0
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_is_imitated_is_the_part_of_the_vector_that_the_pairs_other_tower_gave(
+    similarity: str, bias: bool
+) -> None:
+    model = build(
+        (tower(layers=[5]), tower(layers=[5], augment=True)),
+        (tower(layers=[4], augment=True), tower(layers=[4], augment=True)),
+        similarity=similarity, bias=bias, temperature=0.3,
+    )  # fmt: skip
+    users, items = world().inputs()
+    u, v = model.user_vectors(users), model.item_vectors(items)
+    raw = {}
+    for side, inputs in (("user", users), ("item", items)):
+        parts = [t(inputs, o.embeddings) for t, o in model.towers(side)]  # type: ignore[arg-type]
+        parts = [p[:, :-1] for p in parts] if bias else parts
+        scale = torch.cat(parts, 1).norm(dim=1, keepdim=True) if similarity == "cosine" else 1.0
+        raw[side] = [p / scale for p in parts]
+    ((own, theirs),) = model.augmented("user", users, v)
+    assert close(theirs, raw["item"][1])
+    assert close(own, model.pairs[1].user.augmented(users))
+    found = model.augmented("item", items, u)
+    assert [t.shape[1] for _, t in found] == [5, 4]
+    for (own, theirs), expected in zip(found, raw["user"], strict=True):
+        assert close(theirs, expected, 1e-4)
+        assert own.requires_grad
+        assert not theirs.requires_grad
+
+
+def trainer_of(data: Dataset, weight: float, **sections: Any) -> Trainer:
+    loss = {"mimic": weight} | sections.pop("loss", {})
+    return Trainer(data, settings(model=dual(width=8, unknown_rate=0.0), loss=loss, **sections))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"negatives": {"random": 3}},
+        {"loss": {"kind": "softmax"}},
+        {"loss": {"kind": "softmax"}, "negatives": {"uniform": 9, "observed": 2, "memory": 40}},
+        {"loss": {"kind": "gbce"}, "negatives": {"full": True}, "train": {"histories": "earlier", "batch_size": 64}},
+    ],
+    ids=["pairs", "random", "in batch", "own and memory", "earlier"],
+)
+def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented_feel_it(
+    sections: dict[str, Any],
+) -> None:
+    schema = CHECKERBOARD_SCHEMA
+    if sections.get("train"):
+        history = Sequence(name="seen", side="user", pooling="decay", share=False)
+        schema = schema.model_copy(update={"features": (*schema.features, history)})
+    data = build_dataset(check(*checkerboard(), schema), schema, Config().split)
+    plain, dat = trainer_of(data, 0.0, **sections), trainer_of(data, 0.5, **sections)
+    assert (
+        plain.objective.examples(plain.objective.sampler.epoch(0), 0)[2]
+        == dat.objective.examples(dat.objective.sampler.epoch(0), 0)[2]
+    )
+    for t in (plain, dat):
+        t.model.train()
+        rng = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for tower_, _ in (*t.model.towers("user"), *t.model.towers("item")):
+                weight = tower_.augmented.table.weight  # type: ignore[union-attr]
+                weight.copy_(torch.randn(weight.shape, generator=rng))
+    found = []
+    for t in (plain, dat):
+        if t.objective.memory.size:  # a batch before, so that there are remembered vectors
+            t.step(t.objective.sampler.epoch(0), 1)
+            t.model.load_state_dict(plain.model.state_dict())
+        epoch = t.objective.sampler.epoch(0)
+        t.optimizer.zero_grad()
+        t._seed(0)
+        _, alone, mimicry = t.objective(epoch, 0, t.progress.step)
+        loss = alone + mimicry
+        loss.backward()
+        grads = {n: p.grad.clone() for n, p in t.model.named_parameters() if p.grad is not None}
+        found.append((loss.item(), grads))
+    epoch = plain.objective.sampler.epoch(0)
+    part = plain.objective.examples(epoch, 0)[2]
+    user, item = epoch.user[part], epoch.item[part]
+    if not plain.objective.candidates:
+        liked = epoch.label[part] > 0
+        user, item = user[liked], item[liked]
+    # The rows as the batch knows them.
+    captured: dict[str, Any] = {}
+
+    def capture(*args: Any) -> Tensor:
+        captured["args"] = args
+        return mimic_of(*args)
+
+    mimic_of, dat.objective._mimic = dat.objective._mimic, capture  # type: ignore[method-assign]
+    dat._seed(0)
+    with torch.no_grad():
+        dat.objective(epoch, 0, dat.progress.step)
+    _, _, us, vs, ui, vi, *_ = captured["args"]
+    by_row_user, by_row_item = us[ui], vs[vi]
+    d, total = 4, 0.0
+    (mine, _), (theirs, _) = dat.model.towers("user")[0], dat.model.towers("item")[0]
+    tables = [t.augmented.table.weight.detach() for t in (mine, theirs)]  # type: ignore[union-attr]
+    temperature = float(dat.model.temperature.detach())
+    for u, i, uv, iv in zip(user, item, by_row_user, by_row_item, strict=True):
+        a_u, a_v = tables[0][dat.objective.users._lookup[u, 0]], tables[1][dat.objective.items._lookup[i, 0]]
+        total += float((a_u - iv[:d]).square().sum() + (a_v - uv[:d] * temperature).square().sum())
+    assert found[1][0] - found[0][0] == pytest.approx(0.5 * total / len(user), rel=1e-3)
+    for name, gradient in found[0][1].items():
+        other = found[1][1][name]
+        assert torch.allclose(gradient, other, atol=1e-7) == ("augmented" not in name), name
+
+
+def test_unknown_ids_read_a_row_that_training_moves() -> None:
+    data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
+    config = settings(model=dual(width=8, unknown_rate=0.3), loss={"mimic": 1.0})
+    trainer = Trainer(data, config)
+    trainer.run()
+    for side in ("user", "item"):
+        augmented = trainer.model.towers(side)[0][0].augmented  # type: ignore[arg-type]
+        assert augmented is not None
+        assert augmented.table.weight[0].abs().max() > 1e-3
+        inputs = (trainer.objective.users if side == "user" else trainer.objective.items).take(np.arange(3))
+        inputs.lookup[:, augmented.column] = 0
+        assert torch.equal(augmented(inputs), augmented.table.weight[:1].expand(3, -1))
+
+
+def test_mimicry_brings_the_augmented_vectors_near_the_mean_of_what_an_id_likes() -> None:
+    data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
+    cosines = []
+    for weight in (0.0, 1.0):
+        config = settings(
+            model=dual(width=8, unknown_rate=0.0, bias=False), loss={"mimic": weight},
+            train={"epochs": 15, "batch_size": 128, "lr": 0.02, "device": "cpu"},
+        )  # fmt: skip
+        trainer = Trainer(data, config)
+        trainer.run()
+        factors, pairs = trainer.factors(), data.train
+        own = trainer.model.towers("user")[0][0].augmented.table.weight.detach()  # type: ignore[union-attr]
+        liked = [factors.items[pairs.item[pairs.positive & (pairs.user == u)]].mean(0) for u in range(40)]
+        codes = trainer.objective.users._lookup[:, 0]
+        cosines.append(float(nn.functional.cosine_similarity(own[codes], torch.stack(liked)).mean()))
+    assert cosines[1] > 0.8
+    assert abs(cosines[0]) < 0.5, "not by itself"
+
+
+def test_mimicry_without_a_vector_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no tower has them; set augment = true"):
+        parse_config({"loss": {"mimic": 1.0}})
+    parse_config({"loss": {"mimic": 1.0}, "model": dual()})
+
+
+def test_augmented_tables_decay_with_the_embeddings() -> None:
+    data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
+    trainer = trainer_of(data, 1.0, train={"embedding_weight_decay": 0.5})
+    table = trainer.model.towers("item")[0][0].augmented.table.weight  # type: ignore[union-attr]
+    (group,) = [g for g in trainer.optimizer.param_groups if any(p is table for p in g["params"])]
+    assert group["weight_decay"] == 0.5
+
+
+# ---- a run with all of it
+
+
+EVERY = [branch(k) for k in ("mlp", "cross", "cin")] + [branch(k, senet=GATE) for k in ("fm", "bilinear", "plain")]
+WHOLE: dict[str, Any] = {
+    "width": 8,
+    "pairs": [{s: {"layers": [8], "branches": EVERY, "augment": True} for s in ("user", "item")}],
+}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"negatives": {"random": 1}},
+        {"loss": {"kind": "softmax"}, "negatives": {"uniform": 10, "memory": 90}},
+    ],
+    ids=["pairs", "candidates"],
+)
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_run_stopped_at_any_step_ends_in_the_same_weights(
+    sections: dict[str, Any], stop: int, everything_data: Dataset, folder: Path
+) -> None:
+    config = settings(
+        model=WHOLE, loss={"mimic": 0.5} | sections.get("loss", {}), negatives=sections["negatives"],
+        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1, "average": 0.9},
+    )  # fmt: skip
+    whole = Trainer(everything_data, config)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(everything_data, config, folder, StopAt(stop)).run()
+    again = Trainer(everything_data, config, folder)
+    assert again.resume()
+    again.run()
+    assert same(weights(whole), weights(again))
+
+
+def test_a_published_bundle_answers_through_both_methods_and_visitors_too(tmp_path: Path) -> None:
+    users, items, actions = everything()
+    config = settings(model=WHOLE, loss={"mimic": 0.5}, negatives={"random": 2}, evaluation={"k": [5]})
+    run = twotower.fit((users, items, actions.head(500)), EVERYTHING_SCHEMA, config, folder=tmp_path / "run")
+    api.publish(run, tmp_path / "store")
+    asked = api.retriever(tmp_path / "store")
+    for user in ("u3", "u17", "u59"):
+        first, second = (asked.recommend(Request(user), 5, method) for method in (1, 2))
+        assert [i.id for i in first.items] == [i.id for i in second.items]
+        assert [i.score for i in first.items] == pytest.approx([i.score for i in second.items], abs=1e-4)
+    visitor = asked.recommend(Request("nobody", {"city": "city1", "age": 30.0}, [("i3", True)]), 5, 2)
+    assert visitor.source == "cold_start"
+    assert len(visitor.items) == 5
+    assert twotower.load(tmp_path / "run").config == run.config
+
+
+def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset) -> None:
+    side = {"layers": [8], "branches": [branch("mlp"), branch("plain", senet=GATE)]}
+    config = settings(model={"pairs": [{"user": side, "item": side}]}, train={"epochs": 8, "batch_size": 128})
+    done = Trainer(board, config).run()
+    run = Run(None, config, board, done.model.eval(), done.metrics, done.history)
+    titles = [str(f.layout.title.text) for f in report._gates(run)]
+    assert ["branch 1" in t for t in titles] == [True, True], titles
+    gate = run.model.pairs[0].item.branches[1].senet
+    with torch.no_grad():
+        gate.excite[2].weight.zero_()
+        gate.excite[2].bias.fill_(-20)
+    (finding,) = [f for f in examine(run) if f.name == "gates" and f.severity == "ill"]
+    assert finding.text.startswith("All SENet gates of model.pairs.0.item.branches.1 are shut")
+    assert "set model.pairs.0.item.branches.1.senet.enabled = false" in finding.text
+    override_config(config, ["model.pairs.0.item.branches.1.senet.enabled=false"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_checkerboard_is_solved_through_every_branch(kind: str, precision: str) -> None:
+    features = (*CHECKERBOARD_SCHEMA.features, Categorical(name="again", column="user_id", side="user"),
+                Categorical(name="again", column="item_id", side="item"))  # fmt: skip
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
+    data = build_dataset(check(*checkerboard(), schema), schema, Config().split)
+    side = {"layers": [8], "branches": [branch(kind, **({"widths": [8, 8]} if kind == "cin" else {}))]}
+    config = settings(
+        model={"width": 8, "pairs": [{"user": side, "item": side}]},
+        train={"epochs": 15, "batch_size": 64, "lr": 0.03, "precision": precision, "validate_every": 5},
+    )
+    found = [h["validation.auc"] for h in Trainer(data, config).run().history if "validation.auc" in h]
+    assert max(found) > 0.97, found
+
+
+def test_the_training_loss_that_is_reported_is_without_the_mimicry() -> None:
+    data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
+    found = {}
+    for weight in (0.0, 5.0):
+        trainer = Trainer(data, settings(model=dual(width=8), loss={"mimic": weight}, train={"epochs": 1, "lr": 1e-6}))
+        found[weight] = trainer.run().history[0]
+    # Steps this small move nothing, so that the two differ by what is counted alone.
+    assert found[5.0]["train.loss"] == pytest.approx(found[0.0]["train.loss"], rel=1e-3)
+    assert found[5.0]["train.mimic"] > 0.1
+    assert "train.mimic" not in found[0.0]
+
+
+@pytest.mark.parametrize("branch", [{"kind": "cin", "widths": [4, 1]}, {"kind": "fm"}])
+def test_a_branch_whose_norm_would_say_nothing_is_refused(branch: dict[str, Any]) -> None:
+    data = build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
+    user = {"layers": [4], "fields": ["uid", "city"], "branches": [branch]}
+    width = 1 if branch["kind"] == "fm" else 8
+    model = settings(model={"width": width, "pairs": [{"user": user, "item": {"layers": [4]}}]}).model
+    with pytest.raises(ConfigError, match="a part of width 1"):
+        TwoTower(model, data.encoders.fields("user"), data.encoders.fields("item"))

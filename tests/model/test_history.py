@@ -1,0 +1,383 @@
+"""Histories as they were at every moment: equal to loops over what was known, and blind to what came later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
+
+from twotower.config import Config, ModelConfig
+from twotower.data.batches import CHUNK, Bag, Batcher, Inputs, Padded, Prefixes, SideTensors
+from twotower.data.dataset import Dataset, Pairs, assemble, build_dataset
+from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.tables import check
+from twotower.model.embeddings import pool
+from twotower.model.history import over_weights
+from twotower.model.two_tower import TwoTower
+from twotower.schema import Categorical, MultiHot, Schema, Sequence
+
+RATES = (0.0, 0.5, 0.93, 1.0)
+USERS, ITEMS = 12, 120
+KINDS: dict[str, Any] = {"all": "seen", "positive": "liked", "negative": "disliked"}
+SCHEMA: Schema = CHECKERBOARD_SCHEMA.model_copy(
+    update={
+        "features": (
+            *ID_FEATURES,
+            Categorical(name="name", column="user_id", side="user"),
+            MultiHot(name="hobbies", side="user"),
+            *(
+                Sequence(name=name, side="user", of=of, pooling="decay", rates=RATES, share=of == "all")
+                for of, name in KINDS.items()
+            ),
+        )
+    }
+)
+
+
+@cache
+def base() -> Dataset:
+    users, items, actions = checkerboard(USERS, ITEMS)
+    users = users.with_columns(hobbies=pl.Series([[f"h{h}" for h in range(u % 3)] for u in range(USERS)]))
+    return build_dataset(check(users, items, actions, SCHEMA), SCHEMA, Config().split)
+
+
+Row = tuple[int, int, bool, int, int]  # user, item, liked, time, part
+
+
+def world(rows: list[Row]) -> Dataset:
+    """The interactions `rows`, in this order of the table, over the users and items of `base`; and one more, so that
+    there is something to learn."""
+    rows = [*rows, (11, 5, True, 10**6, TRAIN)]
+    user, item, liked, time, part = (np.array([r[i] for r in rows]) for i in range(5))
+    pairs = Pairs(user.astype(np.int32), item.astype(np.int32), liked.astype(bool))
+    b = base()
+    parts = part.astype(np.int8)
+    return assemble(b.encoders, b.users.frame, b.items.frame, pairs, parts, time.astype(np.int64))
+
+
+def long_world(seed: int = 0) -> Dataset:
+    """User 0 has 110 interactions, the others from 1 to 70; a third of the times are ties, and no row is in order."""
+    rng = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for u, n in enumerate([110, 1, 2, 31, 32, 33, 34, 63, 64, 65, 66, 70]):
+        for item in rng.choice(ITEMS, n, replace=False):
+            part = TRAIN if rng.random() < 0.93 or u == 0 else int(rng.choice([VALIDATION, TEST]))
+            rows.append((u, int(item), bool(rng.random() < 0.6), int(rng.integers(0, 3 * n)) // 3, part))
+    order = rng.permutation(len(rows))
+    return world([rows[i] for i in order])
+
+
+def known(data: Dataset, feature: Sequence, interactions: Iterable[int]) -> list[list[int]]:
+    """For each interaction the codes of its user's earlier training interactions of the right kind, oldest first."""
+    assert data.times is not None
+    seconds, user = data.times.tolist(), data.pairs.user.tolist()
+    codes = data.encoders.sequence_codes(feature, data.items.ids)[data.pairs.item].tolist()
+    right = [feature.of == "all" or p == (feature.of == "positive") for p in data.pairs.positive.tolist()]
+    usable = [i for i, part in enumerate(data.parts.tolist()) if part == TRAIN and right[i]]
+    out = []
+    for now in interactions:
+        # Ties keep the table's order.
+        found = [(seconds[i], i) for i in usable if user[i] == user[now] and (seconds[i], i) < (seconds[now], now)]
+        out.append([codes[i] for _, i in sorted(found)])
+    return out
+
+
+def pooled(
+    table: Tensor, rows: list[list[int]], pooling: str, rates: tuple[float, ...], upstream: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`pool` and the gradient of the table in float64, an interaction at a time."""
+    rates = rates if pooling == "decay" else (1.0,)
+    x, width = table.double().numpy(), table.shape[1]
+    value, gradient = np.zeros((len(rows), len(rates), width)), np.zeros(x.shape)
+    g = upstream.double().numpy().reshape(value.shape)
+    for r, codes in enumerate(rows):
+        for k, rate in enumerate(rates):
+            weights = [1.0 if age == 0 else rate**age for age in range(len(codes))]
+            n = len(codes)
+            divisor = {"decay": sum(weights), "mean": n, "sqrt": n**0.5, "sum": 1}[pooling]
+            for weight, code in zip(weights, reversed(codes), strict=True):
+                value[r, k] += weight / divisor * x[code]
+                gradient[code] += weight / divisor * g[r, k]
+    return torch.from_numpy(value).flatten(1).float(), torch.from_numpy(gradient).float()
+
+
+def sequences(data: Dataset) -> list[Sequence]:
+    return [f for f in data.schema.features if isinstance(f, Sequence)]
+
+
+def side(data: Dataset) -> SideTensors:
+    return SideTensors(data.users, data.encoders.fields("user"), timeline=data.timeline)
+
+
+def before(data: Dataset, interactions: np.ndarray) -> Inputs:
+    return side(data).take_before(data.pairs.user[interactions].astype(np.int64), interactions)
+
+
+def table_for(data: Dataset, seed: int = 0, width: int = 3) -> Tensor:
+    return torch.randn(ITEMS + 1, width, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_pools_like_a_loop(
+    bag: Bag | Prefixes | Padded, rows: list[list[int]], pooling: str, rates: tuple[float, ...] = RATES
+) -> None:
+    """Values and the gradient of the table."""
+    table = table_for(base()).requires_grad_()
+    found = pool(table, bag, pooling, rates if pooling == "decay" else ())
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    expected, gradient = pooled(table.detach(), rows, pooling, rates, upstream)
+    torch.testing.assert_close(found.detach(), expected, atol=2e-5, rtol=1e-4)
+    (found * upstream).sum().backward()
+    assert table.grad is not None
+    torch.testing.assert_close(table.grad, gradient, atol=1e-4, rtol=1e-3)
+
+
+# ---- pooling
+
+
+@pytest.mark.parametrize("pooling", ["decay", "mean", "sqrt", "sum"])
+def test_every_moment_of_a_history_is_pooled_like_a_loop_over_what_was_known(pooling: str) -> None:
+    data = long_world()
+    rng = np.random.default_rng(3)
+    train = np.flatnonzero(data.parts == TRAIN)
+    # All moments of the longest history and some of the others, in any order and some twice.
+    picked = np.concatenate([train[data.pairs.user[train] == 0], rng.choice(train, 60)])
+    picked = rng.permutation(picked)
+    inputs = before(data, picked)
+    assert inputs.rows == len(picked)
+    for feature in sequences(data):
+        rows = known(data, feature, picked.tolist())
+        bag = inputs.bags[feature.name]
+        assert isinstance(bag, Prefixes)
+        assert bag.length.tolist() == [len(codes) for codes in rows]
+        if feature.of == "all":
+            assert {0, 1, 31, 32, 33, 64, 65, 96, 100, 109} <= {len(codes) for codes in rows}
+        assert_pools_like_a_loop(bag, rows, pooling)
+
+
+@pytest.mark.parametrize("length", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1, 100])
+def test_a_single_moment_at_the_border_of_a_chunk(length: int) -> None:
+    data = world([(3, i, i % 3 > 0, i, TRAIN) for i in range(length + 1)])
+    feature = sequences(data)[0]
+    rows = known(data, feature, [length])
+    assert len(rows[0]) == length
+    assert_pools_like_a_loop(before(data, np.array([length])).bags[feature.name], rows, "decay")
+
+
+@pytest.mark.parametrize("pooling", ["decay", "mean", "sqrt", "sum"])
+def test_whole_sequences_and_padded_ones_are_pooled_like_the_same_loop(pooling: str) -> None:
+    data = long_world()
+    rows = np.array([0, 4, 1, 7, 0, 11])
+    inputs = side(data).take(rows)
+    for feature in sequences(data):
+        bag = inputs.bags[feature.name]
+        assert isinstance(bag, Bag)
+        lists = [bag.values[a:b].tolist() for a, b in pairwise(bag.offsets.tolist())]
+        lists_and_none = [*lists, []]
+        padded = torch.full((len(lists_and_none), 115), -1)
+        for r, codes in enumerate(lists_and_none):
+            padded[r, : len(codes)] = torch.tensor(codes, dtype=torch.int64)
+        assert_pools_like_a_loop(bag, lists, pooling)
+        assert_pools_like_a_loop(Padded(padded), lists_and_none, pooling)
+
+
+def test_an_empty_batch_of_histories_is_zeros_everywhere() -> None:
+    data = world([(u, 3, True, 0, TRAIN) for u in range(USERS)])
+    inputs = before(data, np.arange(USERS))
+    for name in KINDS.values():
+        assert not pool(table_for(data), inputs.bags[name], "decay", RATES).any()
+        assert not pool(table_for(data), inputs.bags[name], "mean").any()
+    empty = Padded(torch.full((2, 0), -1))
+    assert pool(table_for(data), empty, "decay", RATES).tolist() == [[0.0] * 12] * 2
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.98, 0.9999, 1.0])
+def test_the_weights_of_a_mean_add_up_to_one(rate: float) -> None:
+    n = torch.tensor([0, 1, 2, 33, 1000])
+    expected = [0.0] + [1 / sum(rate**a if a else 1.0 for a in range(k)) for k in (1, 2, 33, 1000)]
+    assert over_weights(n, rate).tolist() == pytest.approx(expected, rel=1e-3)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how much the largest tensor that anything gave had to hold, in numbers of four bytes."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            self.n = max(self.n, x.untyped_storage().nbytes() // 4 if isinstance(x, Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_memory_grows_with_the_interactions_of_a_batch_not_with_their_square(chunks: int) -> None:
+    n, width = 900, 2
+    number = torch.arange(chunks).repeat(n // chunks)
+    last = torch.arange(chunks * CHUNK - 1, n * CHUNK, chunks * CHUNK)
+    known = Prefixes(torch.ones(n, CHUNK, dtype=torch.int64), number, last, torch.full((len(last),), 32.0 * chunks))
+    table = torch.ones(2, width, requires_grad=True)
+    with Largest() as largest:
+        found = pool(table, known, "decay", (0.5, 1.0))
+        found.sum().backward()
+    torch.testing.assert_close(found, torch.ones(len(last), 2 * width))
+    assert largest.n <= n * CHUNK * 2 * width < n * n
+
+
+def test_the_latest_interaction_alone_is_rate_zero_and_the_plain_mean_is_rate_one() -> None:
+    data = long_world()
+    picked = np.flatnonzero((data.parts == TRAIN) & (data.pairs.user == 0))
+    bag, table = before(data, picked).bags["seen"], table_for(data)
+    assert isinstance(bag, Prefixes)
+    both = pool(table, bag, "decay", (0.0, 1.0)).view(len(picked), 2, 3)
+    torch.testing.assert_close(both[:, 1], pool(table, bag, "mean"), atol=1e-5, rtol=1e-4)
+    for row, codes in zip(both[:, 0], known(data, sequences(data)[0], picked.tolist()), strict=True):
+        torch.testing.assert_close(row, table[codes[-1]] if codes else torch.zeros(3))
+
+
+# ---- nothing of what came later
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.integers(0, 2), st.integers(0, ITEMS - 1), st.booleans(), st.integers(0, 6),
+        st.sampled_from([TRAIN, TRAIN, TRAIN, VALIDATION, TEST]),
+    ),
+    min_size=2, max_size=15, unique_by=lambda row: row[:2],
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=ACTIONS, data_of=st.data())
+def test_what_comes_later_or_is_held_out_changes_no_state_and_what_came_before_does(
+    rows: list[Row], data_of: st.DataObject
+) -> None:
+    rows = [(0, 0, True, 3, TRAIN), *[r for r in rows if r[:2] != (0, 0)]]
+    target = data_of.draw(st.sampled_from([i for i, r in enumerate(rows) if r[4] == TRAIN]))
+    now = (rows[target][3], target)
+
+    def states(changed: list[Row]) -> dict[str, Tensor]:
+        inputs = before(world(changed), np.array([target]))
+        return {name: pool(table_for(base()), inputs.bags[name], "decay", RATES) for name in KINDS.values()}
+
+    def other(row: Row) -> Row:
+        return (row[0], (row[1] + 1) % ITEMS, not row[2], row[3], row[4])
+
+    def mine_before(i: int) -> bool:
+        return rows[i][0] == rows[target][0] and rows[i][4] == TRAIN and (rows[i][3], i) < now
+
+    start = states(rows)
+    # Everything but what the user did before in training becomes something else, the target too.
+    later = states([r if mine_before(i) else other(r) for i, r in enumerate(rows)])
+    assert all(torch.equal(start[n], later[n]) for n in start)
+    fewer = states([r for i, r in enumerate(rows) if mine_before(i) or i <= target])
+    assert all(torch.equal(start[n], fewer[n]) for n in start)
+    if past := [i for i in range(len(rows)) if mine_before(i)]:
+        one = data_of.draw(st.sampled_from(past))
+        without = states([other(r) if i == one else r for i, r in enumerate(rows)])
+        assert not any(torch.equal(start[n], without[n]) for n in start)
+
+
+def test_with_one_time_for_all_the_tables_order_is_the_order_of_time() -> None:
+    data = world([(0, i, i % 2 == 0, 7, TRAIN) for i in range(9)])
+    bag = before(data, np.arange(9)).bags["liked"]
+    assert isinstance(bag, Prefixes)
+    assert bag.length.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert data.timeline.values.tolist() == list(range(10))
+
+
+def test_the_timeline_is_every_users_training_interactions_oldest_first() -> None:
+    data = long_world()
+    assert data.times is not None
+    for u in range(USERS):
+        mine = [i for i in range(len(data.parts)) if data.pairs.user[i] == u and data.parts[i] == TRAIN]
+        wanted = sorted(mine, key=lambda i: (data.times[i], i))  # type: ignore[index]
+        a, b = data.timeline.offsets[u : u + 2]
+        assert data.timeline.values[a:b].tolist() == wanted
+
+
+# ---- the towers
+
+
+def model_of(data: Dataset, **options: Any) -> TwoTower:
+    torch.manual_seed(0)
+    tower = {"layers": [5]} | options
+    config = ModelConfig.model_validate(
+        {"width": 4, "embedding_std": 0.5, "pairs": [{"user": tower, "item": {"layers": [5]}}]}
+    )
+    return TwoTower(config, data.encoders.fields("user"), data.encoders.fields("item")).eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"field_norm": True, "senet": {"enabled": True}}])
+def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(options: dict[str, Any]) -> None:
+    data = long_world(5)
+    assert data.times is not None
+    model = model_of(data, **options)
+    rng = np.random.default_rng(0)
+    picked = rng.choice(np.flatnonzero(data.parts == TRAIN), 40, replace=False)
+    with torch.no_grad():
+        at_once = model.user_vectors(before(data, picked))
+        for vector, i in zip(at_once, picked, strict=True):
+            order = np.arange(len(data.parts))
+            kept = (data.times < data.times[i]) | ((data.times == data.times[i]) & (order < i))
+            past = replace(data, parts=np.where(kept, data.parts, TEST).astype(np.int8))
+            past = assemble(
+                data.encoders, data.users.frame, data.items.frame, past.pairs,
+                np.where((order == i) | kept, past.parts, TEST).astype(np.int8), data.times,
+            )  # fmt: skip
+            past.users.columns.update({f.name: past.sequence(f, kept & (data.parts == TRAIN)) for f in sequences(data)})
+            then = SideTensors(past.users, past.encoders.fields("user")).take(data.pairs.user[[i]].astype(np.int64))
+            torch.testing.assert_close(model.user_vectors(then)[0], vector, atol=2e-5, rtol=1e-4)
+
+
+def test_a_decaying_history_is_as_wide_as_its_rates_and_each_is_a_piece() -> None:
+    embeddings = model_of(base()).pairs[0].user.embeddings
+    width = dict(zip([f.name for f in embeddings.fields], embeddings.widths, strict=True))
+    assert width == {"user_id": 4, "name": 4, "hobbies": 4, "seen": 16, "liked": 16, "disliked": 16}
+    assert embeddings.pieces == [4] * (3 + 3 * len(RATES))
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_contestants_are_the_users_of_the_positives_and_the_items_asked_for(earlier: bool) -> None:
+    data = long_world()
+    users, items = side(data), SideTensors(data.items, data.encoders.fields("item"))
+    source = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)[::3]
+    asked = np.array([7, 3, 99])
+    found = Batcher(users, items).contestants(data.pairs.user[source], source, asked, earlier)
+    assert torch.equal(found.items.lookup, items.take(asked).lookup)
+    user = data.pairs.user[source].astype(np.int64)
+    if earlier:
+        assert found.user is None
+        assert found.users.rows == len(source)
+        assert torch.equal(found.users.lookup, users.take(user).lookup)
+        # What is no history is as ever.
+        plain = users.take(user).bags["hobbies"]
+        for a, b in zip(vars(found.users.bags["hobbies"]).values(), vars(plain).values(), strict=True):
+            assert torch.equal(a, b)
+    else:
+        assert found.user is not None
+        assert found.users.rows == len(np.unique(user))
+        assert torch.equal(found.users.lookup[found.user], users.take(user).lookup)
+        gone = {(int(u), int(data.encoders.sequence_codes(sequences(data)[0], data.items.ids)[data.pairs.item[i]]))
+                for u, i in zip(user, source, strict=True)}  # fmt: skip
+        bag = found.users.bags["seen"]
+        assert isinstance(bag, Bag)
+        lists = [bag.values[a:b].tolist() for a, b in pairwise(bag.offsets.tolist())]
+        for row, u in zip(found.user.tolist(), user.tolist(), strict=True):
+            assert not {(u, code) for code in lists[row]} & gone
+            everything = int(((data.pairs.user == u) & (data.parts == TRAIN)).sum())
+            assert len(lists[row]) == everything - sum(v == u for v in user.tolist())

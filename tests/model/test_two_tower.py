@@ -1,0 +1,819 @@
+"""The towers by hand: pooling, gate, join, pairs, and logits that are plain dot products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from worlds import EVERYTHING_SCHEMA, everything
+
+from twotower.config import Config, ModelConfig, SenetConfig, TowerConfig
+from twotower.data.batches import Bag, Inputs, SideTensors
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.tables import check
+from twotower.encoders import Field
+from twotower.errors import ConfigError
+from twotower.model.embeddings import FieldEmbeddings, pool
+from twotower.model.layers import gather
+from twotower.model.towers import Dropout, SenetGate, Tower
+from twotower.model.two_tower import TwoTower
+from twotower.schema import Schema
+
+
+class World(NamedTuple):
+    data: Dataset
+    users: SideTensors
+    items: SideTensors
+
+    def inputs(self) -> tuple[Inputs, Inputs]:
+        """All rows of both sides."""
+        return self.users.take(np.arange(self.users.n)), self.items.take(np.arange(self.items.n))
+
+
+def world_of(schema: Schema) -> World:
+    data = build_dataset(check(*everything(), schema), schema, Config().split)
+    users = SideTensors(data.users, data.encoders.fields("user"))
+    return World(data, users, SideTensors(data.items, data.encoders.fields("item")))
+
+
+@cache
+def world(without: tuple[str, ...] = ()) -> World:
+    """`everything`, also with some features deleted; read only."""
+    features = tuple(f for f in EVERYTHING_SCHEMA.features if f.name not in without)
+    return world_of(EVERYTHING_SCHEMA.model_copy(update={"features": features}))
+
+
+def tower(**options: Any) -> dict[str, Any]:
+    return {"layers": [6, 5]} | options
+
+
+def build(
+    *pairs: tuple[dict[str, Any], dict[str, Any]], seed: int = 0, of: World | None = None, **options: Any
+) -> TwoTower:
+    """A model with random weights everywhere, biases included, in evaluation mode."""
+    of = of or world()
+    config = ModelConfig.model_validate(
+        {"width": 4, "embedding_std": 0.5}
+        | options
+        | {"pairs": [{"user": u, "item": i} for u, i in pairs or [(tower(), tower())]]}
+    )
+    model = TwoTower(config, of.users.fields, of.items.fields)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name != "log_temperature":
+                p.copy_(torch.randn(p.shape, generator=rng) * 0.5)
+    return model.eval()
+
+
+def fields_of(
+    embeddings: FieldEmbeddings, inputs: Inputs, other: FieldEmbeddings, rate: float = 0.0
+) -> dict[str, Tensor]:
+    """The embedded fields by name, in the order in which they are joined."""
+    names, widths = [f.name for f in embeddings.fields], embeddings.widths
+    return dict(zip(names, embeddings(inputs, other, rate).split(widths, 1), strict=True))
+
+
+def gradient_of(embeddings: FieldEmbeddings, name: str) -> Tensor:
+    """The gradient of the rows that hold a field."""
+    table, first, rows = embeddings._place[name]
+    gradient = embeddings.tables[table].weight.grad
+    assert isinstance(gradient, Tensor)
+    return gradient[first : first + rows]
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, atol=tolerance, rtol=1e-5)
+
+
+# ---- pooling
+
+
+def bag_of(rows: list[list[int]], n_codes: int) -> Bag:
+    flat = [(c, r) for r, codes in enumerate(rows) for c in codes]
+    by_code = sorted(flat, key=lambda pair: pair[0])
+    counts = [0, *(sum(c == code for c, _ in flat) for code in range(n_codes))]
+    return Bag(
+        torch.tensor([c for c, _ in flat], dtype=torch.int32),
+        torch.tensor([0, *np.cumsum([len(codes) for codes in rows])], dtype=torch.int32),
+        torch.tensor([r for _, r in by_code], dtype=torch.int32),
+        torch.tensor(np.cumsum(counts), dtype=torch.int32),
+    )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum"])
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=6))
+def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows: list[list[int]]) -> None:
+    rng = torch.Generator().manual_seed(len(rows))
+    table = torch.randn(5, 3, generator=rng, dtype=torch.float64).requires_grad_()
+    upstream = torch.randn(len(rows), 3, generator=rng, dtype=torch.float64)
+    pooled = pool(table, bag_of(rows, 5), pooling)
+    expected, gradient = (
+        torch.zeros(len(rows), 3, dtype=torch.float64),
+        torch.zeros(5, 3, dtype=torch.float64),
+    )
+    for r, codes in enumerate(rows):
+        divisor = {"mean": len(codes), "sqrt": math.sqrt(len(codes)), "sum": 1}[pooling]
+        for code in codes:
+            expected[r] += table.detach()[code] / divisor
+            gradient[code] += upstream[r] / divisor
+    assert close(pooled.detach(), expected, 1e-12)
+    (pooled * upstream).sum().backward()
+    assert table.grad is not None
+    assert close(table.grad, gradient, 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0,), (7,), (40, 3), (5, 0), (4, 3, 2)])
+@pytest.mark.parametrize("width", [1, 3, 16, 20])
+def test_gathered_rows_and_their_gradient_equal_an_embeddings(shape: tuple[int, ...], width: int) -> None:
+    rng = torch.Generator().manual_seed(width)
+    codes = torch.randint(0, 9, shape, generator=rng)
+    table = torch.randn(9, width, generator=rng)
+    upstream = torch.randn(*shape, width, generator=rng)
+    one, other = table.clone().requires_grad_(), table.clone().requires_grad_()
+    rows, expected = gather(one, codes), torch.nn.functional.embedding(codes, other)
+    assert torch.equal(rows, expected)
+    for out in (rows, expected):
+        (out * upstream).sum().backward()
+    assert one.grad is not None
+    assert other.grad is not None
+    assert close(one.grad, other.grad)
+
+
+def test_the_gradient_of_gathered_rows_has_the_same_bits_with_any_number_of_threads() -> None:
+    rng = torch.Generator().manual_seed(0)
+    codes, table = torch.randint(0, 50, (3000, 4), generator=rng), torch.randn(60, 16, generator=rng)
+    upstream = torch.randn(3000, 4, 16, generator=rng)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 2, 4):
+            torch.set_num_threads(n)
+            weight = table.clone().requires_grad_()
+            (gather(weight, codes) * upstream).sum().backward()
+            assert weight.grad is not None
+            found.append(weight.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], g) for g in found)
+
+
+# ---- logits
+
+
+FOLDED = [
+    (tower(layers=[5]), tower(layers=[6, 5])),
+    (tower(layers=[], fields=["uid", "city"]), tower(layers=[], fields=["iid", "brand"])),
+    (tower(layers=[8]), tower(layers=[], fields=["iid", "picture"])),
+]
+
+
+def vectors_and_bias_by_hand(model: TwoTower, side: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """A side's raw vectors and the bias of its rows, before temperature and normalisation."""
+    vectors, bias = [], torch.zeros(inputs.rows)
+    for pair, config in zip(model.pairs, model.config.pairs, strict=True):
+        mine, other = (pair.user, pair.item) if side == "user" else (pair.item, pair.user)
+        out = mine(inputs, other.embeddings)
+        if model.config.bias and getattr(config, side).layers:
+            bias = bias + out[:, -1]
+            out = out[:, :-1]
+        vectors.append(out)
+    if model.config.bias:
+        table = (model.user_bias if side == "user" else model.item_bias).table.weight[:, 0]
+        first = 0
+        fields = world().users.fields if side == "user" else world().items.fields
+        for column, field in enumerate(f for f in fields if f.kind == "lookup"):
+            bias = bias + table[first + inputs.lookup[:, column]]
+            first += field.rows
+    return torch.cat(vectors, 1), bias
+
+
+def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
+    """(U, I): the similarity over the temperature, plus the three biases."""
+    (u, user_bias), (v, item_bias) = (
+        vectors_and_bias_by_hand(model, side, x) for side, x in zip(("user", "item"), inputs, strict=True)
+    )
+    similarity = u @ v.T
+    if model.config.similarity == "cosine":
+        similarity = similarity / (u.norm(dim=1)[:, None] * v.norm(dim=1)[None])
+    logits = similarity / model.log_temperature.exp() + user_bias[:, None] + item_bias[None]
+    return logits + model.global_bias if model.config.bias else logits
+
+
+@pytest.mark.parametrize("pair", FOLDED)
+@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_logit_is_the_similarity_over_the_temperature_plus_the_biases_and_a_plain_dot_product(
+    similarity: str, bias: bool, learn: bool, pair: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    model = build(pair, similarity=similarity, bias=bias, learn_temperature=learn, temperature=0.25)
+    assert model.temperature.item() == pytest.approx(0.25)
+    if learn and similarity == "cosine":
+        with torch.no_grad():
+            model.log_temperature += 0.3
+    inputs = world().inputs()
+    expected = logits_by_hand(model, inputs)
+    assert close(model.user_vectors(inputs[0]) @ model.item_vectors(inputs[1]).T, expected, 1e-4)
+    rng = torch.Generator().manual_seed(0)
+    user, item = torch.randint(0, 60, (50,), generator=rng), torch.randint(0, 40, (50,), generator=rng)
+    found = model(*inputs, user, item)
+    assert close(found, expected[user, item], 1e-4)
+    upstream = torch.randn(50, generator=rng)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients, by_hand = (
+        torch.autograd.grad(x @ upstream, list(trained.values()), allow_unused=True)
+        for x in (found, expected[user, item])
+    )
+    for name, a, b in zip(trained, gradients, by_hand, strict=True):
+        assert (a is None and b is None) or close(a, b, 2e-3), name
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_another_temperature_gives_other_logits_in_proportion(similarity: str) -> None:
+    cold, warm = (build(similarity=similarity, bias=False, temperature=t) for t in (0.1, 0.4))
+    users, items = world().inputs()
+    pairs = torch.arange(40), torch.arange(40)
+    assert close(cold(users, items, *pairs), 4 * warm(users, items, *pairs), 1e-4)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_temperature_is_trained_only_when_asked_and_only_for_the_cosine(similarity: str, learn: bool) -> None:
+    model = build(similarity=similarity, learn_temperature=learn)
+    model(*world().inputs(), torch.arange(40), torch.arange(40)).sum().backward()
+    trained = learn and similarity == "cosine"
+    assert model.log_temperature.requires_grad == trained
+    assert (model.log_temperature.grad is not None) == trained
+    if trained:
+        assert model.log_temperature.grad != 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_metric_is_cosine_only_where_ranking_by_cosine_is_ranking_by_logit(similarity: str, bias: bool) -> None:
+    model = build(similarity=similarity, bias=bias)
+    users, items = world().inputs()
+    with torch.no_grad():
+        u, v = model.user_vectors(users), model.item_vectors(items)
+    by_logit = (u @ v.T).argsort(1)
+    by_cosine = (nn.functional.normalize(u) @ nn.functional.normalize(v).T).argsort(1)
+    assert model.metric == ("cosine" if similarity == "cosine" and not bias else "dot")
+    # Vectors of one length tie in neither order but for rounding.
+    agree = (by_logit == by_cosine).float().mean().item()
+    assert (agree > 0.95) == (model.metric == "cosine")
+
+
+def test_a_zero_vector_has_a_finite_logit_and_gradient() -> None:
+    model = build(similarity="cosine", bias=False)
+    with torch.no_grad():
+        for p in model.pairs[0].parameters():
+            p.zero_()
+    logits = model(*world().inputs(), torch.arange(40), torch.arange(40))
+    logits.sum().backward()
+    assert (logits == 0).all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+# ---- the gate
+
+
+@pytest.mark.parametrize("widths", [[2, 4, 3], [4, 4, 4]])
+@pytest.mark.parametrize("squeeze", ["mean", "sum", "max"])
+def test_a_gate_is_the_sigmoid_network_over_the_squeezed_fields(squeeze: str, widths: list[int]) -> None:
+    torch.manual_seed(0)
+    gate = SenetGate(widths, SenetConfig(enabled=True, squeeze=squeeze, reduction=1.5))
+    fields = [torch.randn(5, width) for width in widths]
+    found = gate(torch.cat(fields, 1))
+    (w1, b1), (w2, b2) = ((m.weight.tolist(), m.bias.tolist()) for m in gate.excite if isinstance(m, nn.Linear))
+    for r in range(5):
+        rows = [f[r].tolist() for f in fields]
+        z = [{"mean": sum(x) / len(x), "sum": sum(x), "max": max(x)}[squeeze] for x in rows]
+        middle = [max(0.0, b + sum(w * x for w, x in zip(ws, z, strict=True))) for ws, b in zip(w1, b1, strict=True)]
+        out = [b + sum(w * x for w, x in zip(ws, middle, strict=True)) for ws, b in zip(w2, b2, strict=True)]
+        assert found[r].tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in out], abs=1e-6)
+    assert ((found > 0) & (found < 1)).all()
+    weighed = torch.cat([f * found[:, i : i + 1] for i, f in enumerate(fields)], 1)
+    assert close(gate.weigh(torch.cat(fields, 1)), weighed)
+
+
+def test_each_squeeze_gives_other_gates_with_the_same_weights() -> None:
+    torch.manual_seed(0)
+    gates = [SenetGate([4, 4, 4], SenetConfig(enabled=True, squeeze=s)) for s in ("mean", "sum", "max")]
+    fields = torch.randn(5, 12)
+    for gate in gates[1:]:
+        gate.load_state_dict(gates[0].state_dict())
+    mean, total, highest = (gate(fields) for gate in gates)
+    assert not close(mean, total)
+    assert not close(mean, highest)
+    assert not close(total, highest)
+
+
+@pytest.mark.parametrize(("fields", "reduction", "middle"), [(6, 1, 6), (6, 2, 3), (6, 4, 1), (4, 1.5, 2), (2, 9, 1)])
+def test_reduction_sets_the_width_of_the_middle_layer(fields: int, reduction: float, middle: int) -> None:
+    gate = SenetGate([3] * fields, SenetConfig(enabled=True, reduction=reduction))
+    first, last = (m for m in gate.excite if isinstance(m, nn.Linear))
+    assert (first.in_features, first.out_features) == (fields, middle)
+    assert (last.in_features, last.out_features) == (middle, fields)
+
+
+def test_the_gate_of_a_row_depends_on_that_row_alone() -> None:
+    gated = tower(senet={"enabled": True, "squeeze": "sum", "reduction": 1})
+    model, of = build((gated, gated)), world()
+    with torch.no_grad():
+        for rows_in, call, side in (
+            (of.users, model.user_vectors, model.pairs[0].user),
+            (of.items, model.item_vectors, model.pairs[0].item),
+        ):
+            other = model.pairs[0].item if rows_in is of.users else model.pairs[0].user
+            n = rows_in.n
+            vectors = call(rows_in.take(np.arange(n)))
+            gates = side.gates(rows_in.take(np.arange(n)), other.embeddings)["senet"]
+            assert gates.shape == (n, len(rows_in.fields)) == (n, len(side.field_names))
+            assert gates.std(0).median() > 1e-3
+            for rows in (
+                np.random.default_rng(0).permutation(n),
+                np.arange(n)[::-1][:7].copy(),
+                np.array([4]),
+            ):
+                assert close(call(rows_in.take(rows)), vectors[rows])
+                assert close(side.gates(rows_in.take(rows), other.embeddings)["senet"], gates[rows])
+
+
+@pytest.mark.parametrize("fields", [[], ["income", "liked", "age"]])
+def test_the_gate_multiplies_its_field_before_the_layers(fields: list[str]) -> None:
+    gated = build((tower(senet={"enabled": True}, fields=fields), tower()), bias=False, similarity="dot")
+    users, items = world().inputs()
+    user, item = gated.pairs[0].user, gated.pairs[0].item
+    with torch.no_grad():
+        embedded = fields_of(user.embeddings, users, item.embeddings)
+        gates = user.gates(users, item.embeddings)["senet"]
+        assert user.field_names == list(embedded)
+        joined = torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded.values())], 1)
+        first, last = (m for m in user.layers if isinstance(m, nn.Linear))
+        expected = last(nn.functional.leaky_relu(first(joined)))
+        assert close(user(users, item.embeddings), expected)
+        assert item.gates(items, user.embeddings) == {}
+
+
+# ---- fields of a tower
+
+
+def field_by_hand(embeddings: FieldEmbeddings, field: Field, of: SideTensors, other: FieldEmbeddings) -> Tensor:
+    """The embedding of one field for all rows, from its own column."""
+    inputs = of.take(np.arange(of.n))
+    if field.kind == "dense":
+        number = [f.name for f in embeddings.fields if f.kind != "lookup"].index(field.name)
+        return embeddings.projections[f"dense{number}"](inputs.dense[field.name])
+    if field.kind == "lookup":
+        column = [f.name for f in of.fields if f.kind == "lookup"].index(field.name)
+        return embeddings.rows_of(field.name)[inputs.lookup[:, column]]
+    table = other.rows_of(field.shares) if field.shares else embeddings.rows_of(field.name)
+    return pool(table, inputs.bags[field.name], field.pooling)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        ["uid"],
+        ["uid", "income"],
+        ["uid", "city", "income"],
+        ["income", "city", "uid"],
+        ["city", "uid", "income"],
+        ["age", "city"],
+        ["liked"],
+        ["disliked", "income", "age", "uid", "liked"],
+    ],
+)
+def test_a_tower_reads_its_fields_and_no_other_each_from_its_own_column(fields: list[str]) -> None:
+    model, of = build((tower(fields=fields), tower())), world()
+    mine, other = model.pairs[0].user.embeddings, model.pairs[0].item.embeddings
+    by_name = {f.name: f for f in of.users.fields}
+    with torch.no_grad():
+        found = fields_of(mine, world().inputs()[0], other)
+        assert set(found) == set(fields or by_name)
+        for name, embedded in found.items():
+            assert close(embedded, field_by_hand(mine, by_name[name], of.users, other)), name
+
+
+def test_a_field_with_a_width_of_its_own_is_embedded_in_that_width() -> None:
+    of = world()
+    widths = {"city": 3, "uid": 7, "age": 2, "disliked": 5}
+    fields = tuple(replace(f, width=widths.get(f.name, 0)) for f in of.users.fields)
+    other = FieldEmbeddings(of.items.fields, of.items.fields, 4, 0.5)
+    mine = FieldEmbeddings(fields, fields, 4, 0.5)
+    found = fields_of(mine, of.inputs()[0], other)
+    assert {name: f.shape[1] for name, f in found.items()} == {f.name: widths.get(f.name, 4) for f in fields}
+    for field in fields:
+        assert close(found[field.name], field_by_hand(mine, field, of.users, other)), field.name
+
+
+def test_an_unknown_field_name_is_a_config_error_that_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="'citty'.*city"):
+        build((tower(fields=["uid", "citty"]), tower()))
+
+
+@pytest.mark.parametrize(
+    ("masked", "bias"),
+    [
+        (("age", "disliked"), False),
+        (("age", "disliked"), True),
+        (("city", "income"), False),
+        (("uid", "liked"), False),
+    ],
+)
+def test_leaving_a_feature_out_equals_deleting_its_column(masked: tuple[str, ...], bias: bool) -> None:
+    kept = [f.name for f in world().users.fields if f.name not in masked]
+    full = build((tower(fields=kept), tower()), bias=bias)
+    deleted = build((tower(), tower()), bias=bias, of=world(masked))
+    deleted.load_state_dict(full.state_dict())
+    (users, items), (users_without, items_without) = world().inputs(), world(masked).inputs()
+    with torch.no_grad():
+        assert close(full.user_vectors(users), deleted.user_vectors(users_without))
+        assert close(full.item_vectors(items), deleted.item_vectors(items_without))
+
+
+# ---- layers
+
+
+def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers() -> None:
+    model = build((tower(join="sum", layers=[5]), tower(layers=[5])), bias=False, similarity="dot", temperature=1)
+    users, _ = world().inputs()
+    mine, other = model.pairs[0].user, model.pairs[0].item
+    with torch.no_grad():
+        total = torch.zeros(60, 4) + mine.shift
+        for field in fields_of(mine.embeddings, users, other.embeddings).values():
+            total = total + field
+        hidden = torch.where(total > 0, total, 0.01 * total)
+        (layer,) = (m for m in mine.layers if isinstance(m, nn.Linear))
+        assert close(model.user_vectors(users), hidden @ layer.weight.T + layer.bias)
+        assert (mine.shift.abs() > 0).all()
+
+
+def test_join_sum_of_fields_of_different_widths_is_a_config_error() -> None:
+    fields = (Field("a", "lookup", rows=3, width=4), Field("b", "lookup", rows=3, width=5))
+    with pytest.raises(ConfigError, match="one width"):
+        Tower(TowerConfig(join="sum"), fields, 4, 0.1, 0.0)
+
+
+def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weights() -> None:
+    users, _ = world().inputs()
+    found = []
+    for activation in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"):
+        model = build((tower(activation=activation), tower()))
+        found.append(model.user_vectors(users))
+    layered = build((tower(layer_norm=True), tower()))
+    with torch.no_grad():
+        layered.pairs[0].user.layers[1].weight.fill_(1.0)
+        layered.pairs[0].user.layers[1].bias.zero_()
+        layered.load_state_dict(build().state_dict(), strict=False)
+    assert [type(m) for m in layered.pairs[0].user.layers] == [
+        nn.Linear,
+        nn.LayerNorm,
+        nn.LeakyReLU,
+        nn.Linear,
+    ]
+    found.append(layered.user_vectors(users))
+    assert not any(close(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
+@pytest.mark.parametrize("option", ["dropout", "field_dropout"])
+def test_dropout_is_for_training_only(option: str) -> None:
+    model = build((tower(**{option: 0.5}), tower()), unknown_rate=0)
+    users, _ = world().inputs()
+    assert torch.equal(model.user_vectors(users), model.user_vectors(users))
+    assert close(model.user_vectors(users), build().user_vectors(users))
+    model.train()
+    assert not close(model.user_vectors(users), model.user_vectors(users))
+
+
+def normed(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Rows shifted to mean 0 and scaled to variance 1, by loops."""
+    out = torch.zeros_like(x)
+    for r, row in enumerate(x.tolist()):
+        mean = sum(row) / len(row)
+        variance = sum((v - mean) ** 2 for v in row) / len(row)
+        for k, v in enumerate(row):
+            out[r, k] = (v - mean) / math.sqrt(variance + 1e-5)
+            if weight is not None and bias is not None:
+                out[r, k] = out[r, k] * weight[k] + bias[k]
+    return out
+
+
+@pytest.mark.parametrize("senet", [False, True])
+@pytest.mark.parametrize("join", ["concat", "sum"])
+@pytest.mark.parametrize("widths", [{}, {"city": 3, "uid": 7, "age": 2}])
+def test_field_norm_normalises_each_field_by_itself_before_gate_and_join(
+    widths: dict[str, int], join: str, senet: bool
+) -> None:
+    if join == "sum" and (senet or widths):
+        return
+    of = world()
+    fields = tuple(replace(f, width=widths.get(f.name, 0)) for f in of.users.fields)
+    of = of._replace(users=SideTensors(of.data.users, fields))
+    plain, model = (
+        build((tower(field_norm=n, join=join, senet={"enabled": senet}), tower()), of=of, bias=False, similarity="dot")
+        for n in (False, True)
+    )
+    assert plain.state_dict().keys() == model.state_dict().keys(), "nothing to learn"
+    users, _ = of.inputs()
+    mine, other = model.pairs[0].user, model.pairs[0].item
+    with torch.no_grad():
+        embedded = [normed(f) for f in fields_of(mine.embeddings, users, other.embeddings).values()]
+        if join == "sum":
+            hidden = nn.functional.leaky_relu(torch.stack(embedded).sum(0) + mine.shift)
+            expected = mine.layers[1:](hidden)
+        else:
+            gates = mine.gates(users, other.embeddings).get("senet", torch.ones(len(embedded[0]), len(embedded)))
+            if senet:
+                assert close(gates, mine.senet(torch.cat(embedded, 1)), 1e-4)
+            expected = mine.layers(torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded)], 1))
+        assert close(mine(users, other.embeddings), expected, 1e-3)
+        assert not close(plain.user_vectors(users), model.user_vectors(users))
+
+
+@pytest.mark.parametrize("layers", [[5], [6, 5]])
+@pytest.mark.parametrize("join", ["concat", "sum"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_residual_adds_a_linear_map_of_the_joined_fields_to_the_last_layer(
+    bias: bool, join: str, layers: list[int]
+) -> None:
+    options = tower(residual=True, join=join, layers=layers)
+    model = build((options, tower()), bias=bias)
+    users, _ = world().inputs()
+    mine, other = model.pairs[0].user, model.pairs[0].item
+    assert mine.residual.bias is None
+    assert mine.residual.weight.shape == (5 + bias, 4 if join == "sum" else 4 * len(mine.field_names))
+    with torch.no_grad():
+        fields = list(fields_of(mine.embeddings, users, other.embeddings).values())
+        joined = torch.stack(fields).sum(0) + mine.shift if join == "sum" else torch.cat(fields, 1)
+        expected = mine.layers(joined) + joined @ mine.residual.weight.T
+        assert close(mine(users, other.embeddings), expected)
+        mine.residual.weight.zero_()
+        assert close(mine(users, other.embeddings), mine.layers(joined))
+    with pytest.raises(ValueError, match="residual is added to the last layer, and layers is empty"):
+        TowerConfig(residual=True, layers=())
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("layers", [[6, 5], []])
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_norm_normalises_the_vector_and_not_the_bias(bias: bool, layers: list[int], residual: bool) -> None:
+    if residual and not layers:
+        return
+    fields = ["uid", "city"]
+    options = tower(output_norm=True, layers=layers, residual=residual, fields=fields)
+    item = tower(layers=[8] if not layers else [5])
+    model = build((options, item), bias=bias)
+    users, _ = world().inputs()
+    mine, other = model.pairs[0].user, model.pairs[0].item
+    norm = mine.output_norm
+    n = 5 if layers else 8
+    assert norm.weight.shape == (n,)
+    with torch.no_grad():
+        out = mine(users, other.embeddings)
+        mine.output_norm = None
+        before = mine(users, other.embeddings)
+        assert before.shape == out.shape == (60, n + (bias and bool(layers)))
+        assert close(out[:, :n], normed(before[:, :n], norm.weight, norm.bias), 1e-3)
+        assert torch.equal(out[:, n:], before[:, n:])
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.25, 0.5, 0.9, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_expectation(rate: float) -> None:
+    torch.manual_seed(0)
+    n = 200_000
+    x = torch.ones(n // 5, 5)
+    out = Dropout(rate).train()(x)
+    dropped = (out == 0).float().mean().item()
+    real = min(255, max(1, round(rate * 256))) / 256
+    assert abs(real - rate) < 1 / 256
+    # Five standard deviations of a share, and of the mean of what is left.
+    assert dropped == pytest.approx(real, abs=5 * math.sqrt(real * (1 - real) / n))
+    assert out.mean().item() == pytest.approx(1, abs=5 * math.sqrt(real / (1 - real) / n))
+    assert out[out > 0].unique().tolist() == pytest.approx([1 / (1 - real)])
+
+
+def test_dropout_drops_numbers_one_by_one_wherever_they_stand() -> None:
+    torch.manual_seed(1)
+    dropout = Dropout(0.25).train()
+    x = torch.ones(13)  # no multiple of the eight bytes of a draw
+    gone = torch.stack([dropout(x) == 0 for _ in range(8000)]).double()
+    assert gone.mean(0).tolist() == pytest.approx([0.25] * 13, abs=0.025)
+    together = torch.corrcoef(gone.T) - torch.eye(13)
+    assert together.abs().max() < 0.06
+    assert dropout(torch.ones(0, 4)).shape == (0, 4)
+
+
+def test_dropout_follows_torchs_seed_passes_its_mask_to_the_gradient_and_is_off_in_evaluation() -> None:
+    dropout = Dropout(0.4).train()
+    x = torch.randn(50, 7).requires_grad_()
+
+    def drop(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return dropout(x)
+
+    once = drop(3)
+    assert torch.equal(once, drop(3))
+    assert not torch.equal(once, drop(4))
+    assert not torch.equal(once, dropout(x)), "a new mask at every call"
+    (gradient,) = torch.autograd.grad(once.sum(), x)
+    torch.testing.assert_close(gradient, torch.where(once == 0, 0.0, 256 / (256 - round(0.4 * 256))))
+    torch.testing.assert_close(gradient * x, once)
+    before = torch.random.get_rng_state()
+    assert dropout.eval()(x) is x
+    assert Dropout(0.0).train()(x) is x
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("user", "item"),
+    [
+        (tower(layers=[8, 5]), tower(layers=[8, 6])),
+        (tower(layers=[]), tower(layers=[])),
+        (tower(), tower(layers=[])),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_towers_that_end_in_different_widths_are_a_config_error(
+    user: dict[str, Any], item: dict[str, Any], bias: bool
+) -> None:
+    with pytest.raises(ConfigError, match=r"pairs\.0: the user vector has width"):
+        build((user, item), bias=bias)
+
+
+# ---- pairs
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_with_the_dot_product_the_scores_of_the_pairs_add_up(bias: bool) -> None:
+    towers = [
+        (tower(layers=[5]), tower(layers=[5])),
+        (tower(layers=[7, 3], fields=["liked"]), tower(layers=[3])),
+    ]
+    both = build(*towers, similarity="dot", bias=bias, temperature=1)
+    inputs = world().inputs()
+    rows = torch.arange(40), torch.arange(40).flip(0)
+    with torch.no_grad():
+        total = torch.zeros(40)
+        for number, pair in enumerate(towers):
+            alone = build(pair, similarity="dot", bias=bias, temperature=1)
+            alone.pairs[0].load_state_dict(both.pairs[number].state_dict())
+            if bias:
+                # Pairs of towers give their rows' biases; the rest of the bias is there once, whatever their number.
+                for part in ("user_bias", "item_bias"):
+                    nn.init.zeros_(getattr(both, part).table.weight)
+                    nn.init.zeros_(getattr(alone, part).table.weight)
+                nn.init.zeros_(both.global_bias)
+                nn.init.zeros_(alone.global_bias)
+            total = total + alone(*inputs, *rows)
+        assert close(both(*inputs, *rows), total, 1e-4)
+        width = both.user_vectors(inputs[0]).shape[1]
+        assert width == both.item_vectors(inputs[1]).shape[1] == 5 + 3 + 2 * bias
+
+
+# ---- the unknown row
+
+
+def test_the_unknown_row_is_trained_by_a_share_of_the_known_values() -> None:
+    model, of = build(unknown_rate=0.3), world()
+    embeddings, biases = model.pairs[0].user.embeddings, model.user_bias
+    known = np.flatnonzero((of.users.take(np.arange(60)).lookup != 0).all(1).numpy())
+    assert len(known) > 30
+    starts = [0, 61, 66]  # of uid, city and income in the table of biases
+    for train in (True, False):
+        torch.manual_seed(0)
+        model.train(train).zero_grad()
+        model.user_vectors(of.users.take(known)).square().sum().backward()
+        for name in ("uid", "city", "income"):
+            gradient = gradient_of(embeddings, name)
+            assert bool(gradient[0].any()) == train, name
+            assert gradient[1:].any()
+        assert biases.table.weight.grad is not None
+        assert [bool(biases.table.weight.grad[s].any()) for s in starts] == [train] * 3
+
+
+def test_the_unknown_rate_is_the_share_of_lookups_that_read_the_unknown_row() -> None:
+    rows = 400
+    fields = (Field("a", "lookup", rows=rows + 1), Field("b", "lookup", rows=rows + 1))
+    embeddings = FieldEmbeddings(fields, fields, 2, 0.5).train()
+    lookup = torch.arange(1, rows + 1)[:, None].expand(rows, 2).contiguous()
+    inputs = Inputs(rows, lookup, {}, {})
+    for rate in (0.0, 0.25, 0.75):
+        torch.manual_seed(1)
+        for name, embedded in fields_of(embeddings, inputs, embeddings, rate).items():
+            unknown = (embedded == embeddings.rows_of(name)[0]).all(1)
+            assert unknown.float().mean().item() == pytest.approx(rate, abs=0.07)
+            assert torch.equal(embedded[~unknown], embeddings.rows_of(name)[1:][~unknown])
+    with torch.no_grad():
+        found = fields_of(embeddings.eval(), inputs, embeddings, 0.75)
+        assert torch.equal(found["a"], embeddings.rows_of("a")[1:])
+
+
+def test_training_mode_draws_and_evaluation_mode_is_deterministic() -> None:
+    model = build(unknown_rate=0.3)
+    users, items = world().inputs()
+    assert torch.equal(model.user_vectors(users), model.user_vectors(users))
+    assert torch.equal(model.item_vectors(items), model.item_vectors(items))
+    model.train()
+    assert not torch.equal(model.user_vectors(users), model.user_vectors(users))
+
+
+# ---- shared sequences
+
+
+def test_a_shared_sequence_reads_and_trains_the_other_towers_table() -> None:
+    model, of = build((tower(fields=["liked", "disliked"]), tower())), world()
+    user, item = model.pairs[0].user.embeddings, model.pairs[0].item.embeddings
+    assert set(user.tables) == {"bag1"}
+    inputs = of.users.take(np.arange(5))
+    model.user_vectors(inputs).square().sum().backward()
+    gradient = gradient_of(item, "iid")
+    read = set(inputs.bags["liked"].values.tolist())
+    assert 0 < len(read) < 40
+    assert {code for code in range(41) if gradient[code].any()} == read
+    assert not gradient_of(item, "brand").any()
+    assert gradient_of(user, "disliked").any()
+    before = model.user_vectors(inputs)
+    with torch.no_grad():
+        item.rows_of("iid").add_(1.0)
+    assert not close(model.user_vectors(inputs), before)
+
+
+def test_a_shared_sequence_trains_a_table_with_a_frequency_cut() -> None:
+    features = tuple(
+        f.model_copy(update={"min_count": 25}) if f.name == "iid" else f for f in EVERYTHING_SCHEMA.features
+    )
+    of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": features}))
+    model = build(of=of)
+    rows = model.pairs[0].item.embeddings.rows_of("iid")
+    model.user_vectors(of.users.take(np.arange(60))).square().sum().backward()
+    assert gradient_of(model.pairs[0].item.embeddings, "iid").shape == rows.shape
+    assert 1 < len(rows) < 41
+
+
+def test_a_shared_sequence_whose_table_is_not_there_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="'liked' shares the embedding of 'iid'.*does not read"):
+        build((tower(), tower(fields=["brand", "tags"])))
+    # The table has to be in the same pair.
+    with pytest.raises(ConfigError, match="'liked' shares"):
+        build((tower(fields=["uid"]), tower()), (tower(), tower(fields=["brand"])))
+    assert build((tower(fields=["uid", "disliked"]), tower(fields=["brand", "tags"]))).pairs
+    # An item's sequence is checked as a user's is.
+    shared = tuple(replace(f, shares="uid") if f.name == "fans" else f for f in world().items.fields)
+    of = world()._replace(items=SideTensors(world().data.items, shared))
+    with pytest.raises(ConfigError, match="'fans' shares the embedding of 'uid'.*does not read"):
+        build((tower(fields=["city"]), tower()), of=of)
+    assert build((tower(), tower()), of=of).pairs
+
+
+def test_a_shared_sequence_of_another_width_than_its_table_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="'liked' has width 6 and shares 'iid' of width 4"):
+        build((tower(width=6), tower()))
+    assert build((tower(width=6), tower(width=6))).pairs
+
+
+# ---- names and corners
+
+
+def test_a_field_named_twice_in_one_tower_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="'uid' is listed twice"):
+        build((tower(fields=["uid", "uid"]), tower()))
+
+
+@pytest.mark.parametrize("item", [{"join": "sum", "layers": []}, {"layers": [4]}])
+def test_a_sum_tower_without_layers_gives_its_whole_vector_with_biases(item: dict[str, Any]) -> None:
+    model = build(({"join": "sum", "layers": []}, item), bias=True)
+    users, items = world().inputs()
+    assert model.user_vectors(users).shape[1] == model.item_vectors(items).shape[1] == 4 + 2
+
+
+@pytest.mark.parametrize("name", ["keys", "train", "a.b"])
+@pytest.mark.parametrize("kind", ["lookup", "bag", "dense"])
+def test_a_feature_may_have_any_name(name: str, kind: Any) -> None:
+    field = Field(name, kind, rows=3, length=1)
+    assert FieldEmbeddings((field,), (field,), 4, 0.1).widths == [4]
+
+
+def test_every_unit_of_a_fresh_gate_is_on() -> None:
+    """A unit that is off for all rows at the start stays off: its gate would weigh every row alike for ever."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        gate = SenetGate([16, 16, 16], SenetConfig(enabled=True))
+        fields = torch.randn(200, 48) * 0.05
+        hidden = gate.excite[1](gate.excite[0](fields.view(200, 3, 16).mean(2)))
+        assert (hidden > 0).all()
+        assert (gate(fields).std(0) > 0).all()

@@ -1,0 +1,596 @@
+"""Turns, limits of clients and keys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twotower.errors import ConfigError
+from twotower.serve import api_keys
+from twotower.serve.admission import CALM, CLIENTS, Gate, Places, Turn, give_back
+from twotower.serve.problems import Problem
+from twotower.serve.rate_limit import Limiter
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_turns_are_taken_one_at_a_time_in_the_order_of_coming() -> None:
+    async def world() -> list[str]:
+        gate, said = Gate(), []
+
+        async def one(name: str) -> None:
+            async with gate.turn():
+                said.append(f"{name} in")
+                await asyncio.sleep(0)
+                said.append(f"{name} out")
+
+        await asyncio.gather(*(one(n) for n in "abc"))
+        return said
+
+    assert asyncio.run(world()) == ["a in", "a out", "b in", "b out", "c in", "c out"]
+
+
+def test_a_width_of_two_lets_two_in_and_no_third() -> None:
+    async def world() -> int:
+        gate, inside, most = Gate(width=2), 0, 0
+
+        async def one() -> None:
+            nonlocal inside, most
+            async with gate.turn():
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0.001)
+                inside -= 1
+
+        await asyncio.gather(*(one() for _ in range(7)))
+        assert gate.wait == 0
+        return most
+
+    assert asyncio.run(world()) == 2
+
+
+def test_who_gives_up_waiting_keeps_nobody_from_a_turn() -> None:
+    async def world() -> list[int]:
+        gate, done = Gate(), []
+
+        async def one(number: int) -> None:
+            async with gate.turn():
+                await asyncio.sleep(0.001)
+                done.append(number)
+
+        tasks = [asyncio.create_task(one(n)) for n in range(6)]
+        await asyncio.sleep(0)
+        for n in (0, 2, 5):
+            tasks[n].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with gate.turn():
+            done.append(99)
+        return done
+
+    assert asyncio.run(world()) == [1, 3, 4, 99]
+
+
+def test_a_turn_given_and_cancelled_at_the_same_time_is_passed_on() -> None:
+    async def world() -> list[str]:
+        gate, done = Gate(), []
+
+        async def one(name: str) -> None:
+            async with gate.turn():
+                done.append(name)
+
+        first = await gate.turn().__aenter__()
+        second, third = asyncio.create_task(one("second")), asyncio.create_task(one("third"))
+        await asyncio.sleep(0)
+        first.end()  # the turn is the second's, which has not woken up yet
+        second.cancel()
+        await asyncio.gather(second, third, return_exceptions=True)
+        return done
+
+    assert asyncio.run(world()) == ["third"]
+
+
+def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
+    clock = Clock()
+
+    async def world() -> None:
+        gate = Gate(burst=0.1, target=0.005, pace=0.0101, clock=clock)  # a turn takes 10 ms
+        turns: list[Turn] = []
+
+        async def come() -> None:
+            turns.append(await gate.turn().__aenter__())
+
+        assert not gate.full()
+        await come()
+        waiting = []
+        for _ in range(10):
+            assert not gate.full()
+            waiting.append(asyncio.create_task(come()))
+            await asyncio.sleep(0)
+        assert gate.wait == pytest.approx(0.101)
+        assert gate.full()
+        clock.now += 0.02
+        gate._refused -= CALM  # long ago
+
+        async def leave(n: int) -> None:
+            for _ in range(n):
+                gate._ended = clock.now - 0.0101
+                turns[-1].end()
+                await asyncio.sleep(0)
+
+        await leave(8)  # two wait
+        assert not gate.full()  # there was nobody less than 100 ms ago
+        clock.now += 0.11
+        assert gate.full()
+        gate._empty = clock.now
+        assert gate.full()  # somebody has just been refused
+        gate._refused -= CALM
+        assert not gate.full()
+        await leave(3)
+        assert not gate.full()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(world())
+
+
+def test_the_pace_is_what_lies_between_the_ends_of_turns_while_somebody_waits() -> None:
+    clock = Clock()
+
+    async def world() -> Gate:
+        gate = Gate(clock=clock)
+
+        async def one() -> None:
+            async with gate.turn():
+                clock.now += 0.002
+                await asyncio.sleep(0)
+                clock.now += 0.001  # others' work meanwhile
+
+        for _ in range(20):
+            await asyncio.gather(*(one() for _ in range(20)))
+            clock.now += 5.0  # nobody is there
+        return gate
+
+    gate = asyncio.run(world())
+    assert gate._clients[""].pace == pytest.approx(0.003, rel=0.05)
+    assert gate.wait == 0
+
+
+# ---- fairness
+
+
+class World:
+    """Clients of a gate whose clock goes on only while somebody has a turn."""
+
+    def __init__(self, **more: Any) -> None:
+        self.clock = Clock()
+        self.gate = Gate(clock=self.clock, **more)
+        self.used: dict[str, float] = {}
+        self.waited: list[float] = []
+
+    async def turn(self, name: str, cost: float, weight: float = 1.0) -> float:
+        """A turn that takes `cost` seconds; how long it was waited for."""
+        came = self.clock.now
+        async with self.gate.turn(name, weight):
+            waited = self.clock.now - came
+            self.clock.now += cost
+            self.used[name] = self.used.get(name, 0.0) + cost
+            await asyncio.sleep(0)
+        return waited
+
+    async def greedy(self, name: str, cost: float, weight: float = 1.0) -> None:
+        """One connection that asks again as soon as it is answered or refused."""
+        while True:
+            if not self.gate.full(name, weight):
+                await self.turn(name, cost, weight)
+            await asyncio.sleep(0)
+
+    async def ask(self, name: str, cost: float) -> bool:
+        """Whether an ordinary request, that comes a while after the last, was answered."""
+        for _ in range(7):
+            await asyncio.sleep(0)
+        if self.gate.full(name):
+            return False
+        self.waited.append(await self.turn(name, cost))
+        return True
+
+
+async def among(world: World, greedy: list[tuple[str, float, float]], ordinary: list[str]) -> int:
+    """How many of the ordinary requests, one after the other, are answered while others are greedy."""
+    tasks = [asyncio.create_task(world.greedy(*one)) for one in greedy]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    answered = sum([await world.ask(name, 0.0005) for name in ordinary])
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return answered
+
+
+GREEDY = {
+    "eight connections of one client": [("heavy", 0.1, 150.0)] * 8,
+    "eight clients": [(f"heavy {n}", 0.1, 150.0) for n in range(8)],
+    "small bodies that cost much": [("heavy", 0.1, 1.0)] * 8,
+    "small bodies of eight clients": [(f"heavy {n}", 0.1, 1.0) for n in range(8)],
+    "many cheap ones of one client": [("many", 0.0005, 1.0)] * 200,
+}
+
+
+@pytest.mark.parametrize("greedy", GREEDY.values(), ids=GREEDY)
+@pytest.mark.parametrize("names", [["shop"] * 100, [f"shop {n}" for n in range(100)]], ids=["known", "new each time"])
+def test_fault_G16_an_ordinary_client_is_answered_among_greedy_ones(
+    greedy: list[tuple[str, float, float]], names: list[str]
+) -> None:
+    world = World()
+    answered = asyncio.run(among(world, greedy, names))
+    assert answered >= 95
+    # What has begun is waited for, and now and then somebody who came before.
+    assert sorted(world.waited)[len(world.waited) // 2] <= max(cost for _, cost, _ in greedy) + 0.002
+    assert sum(used for name, used in world.used.items() if not name.startswith("shop")) > 0.5 * (world.clock.now - 100)
+
+
+def test_fault_G16_small_requests_are_answered_among_large_ones_of_the_same_client() -> None:
+    world = World()
+    assert asyncio.run(among(world, [("all", 0.1, 150.0)] * 8, ["all"] * 100)) >= 95
+    assert sorted(world.waited)[50] <= 0.102
+    assert world.used["all"] > 1.0
+
+
+def test_fault_G16_a_large_request_waits_for_small_ones_of_its_client_as_long_as_it_takes_itself() -> None:
+    async def go() -> float:
+        world = World()
+        for _ in range(50):
+            await world.turn("all", 0.001)  # it is known
+        small = [asyncio.create_task(world.turn("all", 0.001)) for _ in range(4)]
+        await asyncio.sleep(0)
+        large = asyncio.create_task(world.turn("all", 0.05, 50.0))
+        while not large.done():
+            if sum(not task.done() for task in small) < 4:
+                small.append(asyncio.create_task(world.turn("all", 0.001)))
+            await asyncio.sleep(0)
+            assert len(small) < 1_000
+        await asyncio.gather(*small)
+        return await large
+
+    assert 0.04 < asyncio.run(go()) < 0.06
+
+
+def test_fault_G16_who_has_much_in_the_queue_is_refused_and_not_who_has_little() -> None:
+    async def go() -> None:
+        world = World()
+        for _ in range(30):
+            await world.turn("heavy", 0.1)
+        holder = asyncio.create_task(world.turn("heavy", 0.1))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(world.turn("heavy", 0.1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert world.gate.full("heavy")
+        assert not world.gate.full("shop")
+        assert world.gate.full("another heavy", 5_000.0)
+        await asyncio.gather(holder, *waiting)
+
+    asyncio.run(go())
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.floats(0.001, 0.1), st.sampled_from([1.0, 50.0])), min_size=2, max_size=5)
+)
+def test_fault_G16_clients_that_all_wait_have_equal_shares(clients: list[tuple[int, float, float]]) -> None:
+    async def go() -> None:
+        world = World()
+
+        async def busy(name: str, cost: float, weight: float) -> None:
+            while True:
+                await world.turn(name, cost, weight)
+
+        # With two connections there is always one that waits.
+        tasks = [asyncio.create_task(busy(str(n), cost, weight)) for n, (connections, cost, weight) in enumerate(clients)
+                 for _ in range(connections + 1)]  # fmt: skip
+        while world.clock.now < 105.0:
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        share = 5.0 / len(clients)
+        assert all(abs(used - share) < 0.05 * share + 0.15 for used in world.used.values()), world.used
+
+    asyncio.run(go())
+
+
+def test_fault_G16_a_client_alone_has_everything() -> None:
+    world = World()
+
+    async def go() -> list[bool]:
+        return await asyncio.gather(*(asyncio.create_task(one()) for _ in range(40)))
+
+    async def one() -> bool:
+        if world.gate.full("shop"):
+            return False
+        await world.turn("shop", 0.001)
+        return True
+
+    assert all(asyncio.run(go()))
+    assert world.used["shop"] == pytest.approx(world.clock.now - 100.0) == pytest.approx(0.04)
+
+
+def test_fault_G16_a_large_request_is_not_put_off_for_ever_by_newcomers() -> None:
+    async def go() -> float:
+        world = World()
+        held = asyncio.create_task(world.turn("first", 0.001))
+        await asyncio.sleep(0)
+        large = asyncio.create_task(world.turn("large", 0.1, 150.0))
+        newcomers = [held]
+        while not large.done():  # there are always three who wait
+            if sum(not task.done() for task in newcomers) < 4:
+                newcomers.append(asyncio.create_task(world.turn(f"new {len(newcomers)}", 0.001)))
+            await asyncio.sleep(0)
+            assert len(newcomers) < 5_000
+        await asyncio.gather(*newcomers)
+        return await large
+
+    assert asyncio.run(go()) < 1.0
+
+
+def test_newcomers_in_great_numbers_are_an_overload_too() -> None:
+    async def go() -> int:
+        world, admitted = World(), []
+        for n in range(300):
+            await world.turn(f"new {n}", 0.01)
+        assert not world.gate.full("somebody")
+        async with world.gate.turn("somebody"):
+            for n in range(100):
+                if not world.gate.full(f"newer {n}"):
+                    admitted.append(asyncio.create_task(world.turn(f"newer {n}", 0.01)))
+                    await asyncio.sleep(0)
+        await asyncio.gather(*admitted)
+        return len(admitted)
+
+    assert 4 <= asyncio.run(go()) <= 7  # of 10 ms each, within 50 ms
+
+
+def test_fault_G16_places_beside_the_turns_are_not_all_one_clients() -> None:
+    places = Places(4, 2, "looks")
+    with places.one("a"), places.one("a"):
+        with pytest.raises(Problem, match="2 looks"), places.one("a"):
+            pass
+        with places.one("b"), places.one("c"), pytest.raises(Problem, match="4 looks"), places.one("d"):
+            pass
+        with places.one("d"):
+            pass
+    assert places._taken == {}
+
+
+def test_a_turn_that_is_given_back_is_another_ones() -> None:
+    async def go() -> list[str]:
+        gate, said = Gate(), []
+
+        async def beside() -> None:
+            async with gate.turn("a"):
+                said.append(give_back())
+                await asyncio.sleep(0.005)
+                said.append("a ends")
+
+        async def other() -> None:
+            async with gate.turn("b"):
+                said.append("b")
+
+        await asyncio.gather(beside(), other())
+        assert give_back() == ""
+        assert gate.wait == 0
+        return said
+
+    assert asyncio.run(go()) == ["a", "b", "a ends"]
+
+
+def test_a_client_that_is_always_there_keeps_no_other_in_memory() -> None:
+    async def world() -> int:
+        gate, there = Gate(), True
+
+        async def ask() -> None:
+            while there:
+                async with gate.turn("always"):
+                    await asyncio.sleep(0)
+
+        always = [asyncio.create_task(ask()) for _ in range(3)]
+        for n in range(CLIENTS + 100):
+            async with gate.turn(f"client {n}"):
+                assert "always" in gate._active
+        there = False
+        await asyncio.gather(*always)
+        assert "always" in gate._clients
+        return len(gate._clients)
+
+    assert asyncio.run(world()) <= CLIENTS + 1
+
+
+def test_the_paces_of_few_clients_are_remembered() -> None:
+    async def go() -> Gate:
+        gate = Gate()
+        for n in range(CLIENTS + 10):
+            async with gate.turn(str(n)):
+                pass
+        return gate
+
+    gate = asyncio.run(go())
+    assert len(gate._clients) == CLIENTS
+    assert gate._active == gate._waiting == {}
+
+
+def test_a_client_has_its_rate_and_its_burst() -> None:
+    clock = Clock()
+    limiter = Limiter(rate=2, burst=3, clients=2, clock=clock)
+    for _ in range(3):
+        limiter.take("a")
+    limiter.take("b")
+    with pytest.raises(Problem, match="more than 2 requests a second") as refused:
+        limiter.take("a")
+    assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "1"})
+    clock.now += 0.5
+    limiter.take("a")
+    with pytest.raises(Problem):
+        limiter.take("a")
+    limiter.take("c")  # the third client; b is the one that was quiet longest
+    assert len(limiter._buckets) == 2
+    assert "b" not in limiter._buckets
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 3), max_size=60), st.floats(0.1, 20), st.integers(1, 20))
+def test_no_client_gets_more_than_its_burst_and_its_rate(gaps: list[float], rate: float, burst: int) -> None:
+    clock = Clock()
+    limiter = Limiter(rate, burst, clock=clock)
+    let_in = 0
+    for gap in gaps:
+        clock.now += gap
+        with contextlib.suppress(Problem):
+            limiter.take("a")
+            let_in += 1
+    assert let_in <= burst + rate * sum(gaps) + 1e-6
+
+
+def test_a_key_is_found_by_what_it_is_and_never_stored(tmp_path: Path) -> None:
+    shop, shop_lines = api_keys.make("shop", admin=False)
+    boss, boss_lines = api_keys.make("operations", admin=True)
+    file = tmp_path / "keys.toml"
+    file.write_text(shop_lines + boss_lines)
+    keys = api_keys.Keys(file)
+    found = keys.find(boss)
+    assert found is not None
+    assert (found.name, found.admin) == ("operations", True)
+    assert getattr(keys.find(shop), "admin", None) is False
+    for wrong in ("", shop[:-1], shop + "x", hashlib.sha256(shop.encode()).hexdigest(), "\udc80"):
+        assert keys.find(wrong) is None
+    assert shop not in file.read_text()
+
+
+def test_every_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [api_keys.make(f"k{n}", False) for n in range(5)]
+    (tmp_path / "keys.toml").write_text("".join(lines for _, lines in made))
+    keys = api_keys.Keys(tmp_path / "keys.toml")
+    compared = []
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
+    for token in (made[0][0], made[4][0], "none of them"):
+        compared.clear()
+        keys.find(token)
+        assert len(compared) == 5
+
+
+def test_fault_G13_a_file_of_keys_that_hangs_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, hang, failures = tmp_path / "keys.toml", threading.Event(), []
+    key, lines = api_keys.make("shop", False)
+    file.write_text(lines)
+    monkeypatch.setattr(api_keys, "EVERY", 0.01)
+    monkeypatch.setattr(api_keys, "PATIENCE", 0.05)
+    keys, read = api_keys.Keys(file), api_keys.read
+    monkeypatch.setattr(api_keys, "read", lambda path: (hang.wait(20), read(path))[1])
+
+    async def until(there: bool) -> None:
+        while (keys.find(key) is not None) != there:
+            await asyncio.sleep(0.01)
+
+    async def go() -> None:
+        task = asyncio.create_task(keys.follow(lambda: failures.append(1)))
+        async with asyncio.timeout(10):
+            await until(False)
+            assert keys.busy
+            assert "does not answer" in keys.why
+            hang.set()
+            await until(True)
+        task.cancel()
+
+    asyncio.run(go())
+    assert failures
+
+
+def test_a_changed_file_of_keys_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    old, lines = api_keys.make("old", False)
+    file.write_text(lines)
+    keys = api_keys.Keys(file)
+    assert not keys.take(keys.look())
+    new, more = api_keys.make("new", False)
+    file.write_text(more)
+    assert keys.take(keys.look())
+    assert keys.find(old) is None
+    assert keys.find(new) is not None
+
+
+BROKEN = {
+    "emptied": lambda file: file.write_text(""),
+    "deleted": lambda file: file.unlink(),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-20]),
+    "not TOML": lambda file: file.write_text("[[keys]]\nname = 3\n"),
+    "not UTF-8": lambda file: file.write_bytes(b"\xff" + file.read_bytes()),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "huge": lambda file: file.write_bytes(file.read_bytes() + b"\n" * (1 << 20)),
+    "nobody's": lambda file: file.write_text("# no keys\n"),
+}
+
+
+@pytest.mark.parametrize("harm", BROKEN.values(), ids=BROKEN)
+def test_fault_G13_a_file_of_keys_that_cannot_be_used_lets_nobody_in_until_it_can(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    file = tmp_path / "keys.toml"
+    shop, lines = api_keys.make("shop", False)
+    boss, more = api_keys.make("boss", True)
+    file.write_text(lines + more)
+    keys = api_keys.Keys(file)
+    harm(file)
+    assert keys.take(keys.look())
+    assert keys.find(shop) is keys.find(boss) is None
+    assert str(file) in keys.why
+    assert not keys.take(keys.look())
+    assert api_keys.Keys(file).find(shop) is None  # a worker that begins now
+    (tmp_path / "new.toml").write_text(lines + more)
+    if file.is_dir():
+        file.rmdir()
+    (tmp_path / "new.toml").replace(file)
+    assert keys.take(keys.look())
+    assert keys.why == ""
+    assert keys.find(shop) is not None
+    assert keys.find(boss) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "keys = 3",
+        "[[keys]]",
+        '[[keys]]\nname = "a"\nsha256 = "00"',
+        f'[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"\nscope = "all"',
+        f'[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"\nkey = "a"',
+        "no toml",
+    ],
+)
+def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"keys\.toml"):
+        api_keys.read(tmp_path / "keys.toml")
+
+
+def test_a_missing_file_of_keys_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no keys can be read"):
+        api_keys.read(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="printable"):
+        api_keys.make('a"b', False)

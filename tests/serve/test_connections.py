@@ -1,0 +1,453 @@
+"""Connections of a service (rows G3 and G4 of the faults): each has an end, and all together have a bound."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from server_process import Served, publish_two, serving
+
+from twotower.serve import api_keys
+from twotower.store import Store
+
+SHORT = ("--head-timeout", "0.6", "--body-timeout", "0.6", "--keep-alive", "0.6", "--no-access-log")
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two bundles."""
+    return publish_two(tmp_path_factory.mktemp("connections"))
+
+
+@pytest.fixture
+def serve(published: Path) -> Iterator[Any]:
+    """Starts services and stops them at the end."""
+    with serving(published) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def quick(published: Path) -> Iterator[Served]:
+    """A service that waits for nobody for long."""
+    with serving(published) as start:
+        yield start(*SHORT, "--max-body", "100000", "--max-batch", "5000").wait()
+
+
+@pytest.fixture(scope="module")
+def usual(published: Path) -> Iterator[Served]:
+    """A service as it is without flags."""
+    with serving(published) as start:
+        yield start("--no-access-log").wait()
+
+
+def reply(s: socket.socket, head: bool = False) -> tuple[int, dict[str, str], bytes]:
+    """The next reply of a connection: status, headers and body, which a reply to HEAD has not."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        more = s.recv(1)
+        assert more, got
+        got += more
+    lines = got.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+    body = b""
+    while len(body) < int(headers.get("content-length", 0)) and not head:
+        more = s.recv(int(headers["content-length"]) - len(body))
+        assert more, got + body
+        body += more
+    return int(lines[0].split()[1]), headers, body
+
+
+def drip(s: socket.socket, piece: bytes, seconds: float = 10) -> float:
+    """Send a piece again and again; the seconds until the server closes, or all of them."""
+    s.settimeout(0.1)
+    started = time.monotonic()
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        while time.monotonic() - started < seconds:
+            s.sendall(piece)
+            with contextlib.suppress(TimeoutError):
+                if not s.recv(10_000):
+                    break
+    return time.monotonic() - started
+
+
+def test_fault_G3_line_breaks_after_a_reply_do_not_keep_a_connection(quick: Served) -> None:
+    with quick.connect() as s:
+        s.sendall(LIVEZ)
+        assert reply(s)[0] == 200
+        s.sendall(b"\r\n")
+        assert drip(s, b"\r\n") < 5
+    with quick.connect() as s:
+        assert drip(s, b"\r\n") < 5
+
+
+@pytest.mark.parametrize(
+    ("status", "head"),
+    [
+        (401, POST + b"Content-Length: 9999\r\n\r\n"),
+        (421, POST.replace(b"localhost", b"elsewhere") + b"Content-Length: 9999\r\n\r\n"),
+        (415, POST.replace(b"/json", b"/xml") + b"Content-Length: 9999\r\n\r\n"),
+        (415, POST.replace(b"/json", b"/xml") + b"Transfer-Encoding: chunked\r\n\r\n"),
+        (503, POST + b"Content-Length: 9999\r\n\r\n"),
+    ],
+)
+def test_fault_G3_a_body_in_drips_after_its_refusal_has_an_end(
+    quick: Served, serve: Any, tmp_path: Path, status: int, head: bytes
+) -> None:
+    served = quick
+    if status == 401:
+        (tmp_path / "keys.toml").write_text(api_keys.make("shop", False)[1])
+        served = serve(*SHORT, "--keys", str(tmp_path / "keys.toml")).wait()
+    if status == 503:
+        overload = (
+            "from twotower.serve.admission import Gate\nGate.full = lambda *_: True\n"
+            "import sys\nfrom twotower import cli\nsys.argv[0] = 'twotower'\ncli.main()"
+        )
+        served = serve(*SHORT, code=overload).wait()
+    with served.connect() as s:
+        s.sendall(head)
+        assert reply(s)[0] == status
+        assert drip(s, b"1\r\nx\r\n" if b"chunked" in head else b"x") < 5
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE", b"OPTIONS"])
+def test_fault_G3_a_body_behind_any_method_has_the_limits_of_a_post(quick: Served, method: bytes) -> None:
+    start = method + b" /livez HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with quick.connect() as s:
+        s.sendall(start + b"Content-Length: 9999\r\n\r\n")
+        assert drip(s, b" ") < 5
+    with quick.connect() as s:
+        s.sendall(start + b"Content-Length: 100001\r\n\r\n")
+        assert reply(s, method == b"HEAD")[0] == 413
+    with quick.connect() as s:
+        s.sendall(start + b"Content-Length: 2\r\n\r\n{}")
+        assert reply(s, method == b"HEAD")[0] in (200, 405)
+
+
+@pytest.mark.parametrize(
+    ("piece", "before"),
+    [(b"x", b"1;x="), (b"x", b"0\r\nX-Trailer: "), (b"X: y\r\n", b"0\r\n"), (b"1\r\n \r\n", b"")],
+    ids=["chunk extension", "trailer", "trailers", "chunks"],
+)
+def test_fault_G3_chunks_without_an_end_have_one(quick: Served, piece: bytes, before: bytes) -> None:
+    head = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+    with quick.connect() as s:
+        s.sendall(head + before)
+        assert drip(s, piece) < 5
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"GET / HTTP/1.1\r\nX-Endless: ", POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Endless: "],
+    ids=["head", "trailer"],
+)
+def test_fault_G3_what_belongs_to_nothing_is_not_kept_in_memory(usual: Served, start: bytes) -> None:
+    sent = 0
+    with usual.connect() as s, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        s.sendall(start)
+        while sent < 64 << 20:
+            s.sendall(b"x" * 65_536)
+            sent += 65_536
+    assert sent < 32 << 20  # what the system's own buffers take is not the service's
+
+
+def test_fault_G3_a_head_in_drips_after_a_reply_or_behind_a_request_has_an_end(quick: Served) -> None:
+    with quick.connect() as s:
+        s.sendall(LIVEZ)
+        assert reply(s)[0] == 200
+        assert drip(s, b"G") < 5
+    with quick.connect() as s:  # the next head begins before the reply to the first
+        body = orjson.dumps({"requests": [{"user_id": "u1"}] * 5_000})
+        batch = POST.replace(b"recommend", b"recommend:batch") + b"Content-Length: %d\r\n\r\n" % len(body)
+        s.sendall(batch + body + b"GET /livez HTTP/1.1\r\n")
+        assert reply(s)[0] == 200
+        assert drip(s, b"x") < 5
+
+
+def test_fault_G3_requests_sent_ahead_are_answered_in_turn_and_bounded(usual: Served) -> None:
+    with usual.connect() as s:
+        s.sendall(LIVEZ * 10)
+        assert [reply(s)[0] for _ in range(10)] == [200] * 10
+    with usual.connect() as s:
+        s.sendall(LIVEZ * 1_000)
+        with contextlib.suppress(ConnectionResetError):
+            while s.recv(100_000):
+                pass  # to the end, which comes at once
+    with usual.connect() as s:
+        s.sendall(LIVEZ + POST + b"Content-Length: 100000\r\n\r\n" + b" " * 99_000)
+        with contextlib.suppress(ConnectionResetError):
+            while s.recv(100_000):
+                pass
+    assert httpx.get(usual.url + "/livez").status_code == 200
+
+
+def test_fault_G3_a_body_that_asks_for_leave_is_not_waited_for_after_a_refusal(usual: Served) -> None:
+    ask = b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    with usual.connect() as s:
+        s.sendall(POST + ask)
+        assert s.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        s.sendall(b"{}")
+        status, headers, _ = reply(s)
+        assert (status, headers.get("connection")) == (200, None)
+        s.sendall(LIVEZ)
+        assert reply(s)[0] == 200
+    with usual.connect() as s:
+        s.sendall(POST.replace(b"/json", b"/xml") + ask)
+        status, headers, _ = reply(s)
+        assert (status, headers.get("connection")) == (415, "close")
+        assert s.recv(1) == b""
+
+
+def test_fault_G3_a_last_reply_that_is_not_taken_keeps_no_connection(serve: Any) -> None:
+    served = serve("--body-timeout", "0.6", "--no-access-log").wait()
+    page = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n"
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.settimeout(0.3)
+        s.connect(("127.0.0.1", served.port))
+        with contextlib.suppress(TimeoutError, ConnectionResetError, BrokenPipeError):
+            for _ in range(15):
+                s.sendall(page + b"\r\n")
+            s.sendall(page + b"Connection: close\r\n\r\n")
+        until = time.monotonic() + 15
+        while connections(served) > 1:  # the one that asks
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def connections(served: Served) -> float:
+    """Open connections, as the service counts them."""
+    text = httpx.get(served.url + "/metrics").text
+    return float(re.search(r"^twotower_connections (\S+)", text, re.M)[1])  # type: ignore[index]
+
+
+def ended(served: Served) -> dict[str, float]:
+    """Connections that were closed or refused, by reason."""
+    found = re.findall(
+        r'^twotower_connections_ended_total\{reason="(\w+)"\} (\S+)', httpx.get(served.url + "/metrics").text, re.M
+    )
+    return {reason: float(count) for reason, count in found}
+
+
+@pytest.mark.parametrize(
+    ("files", "crowd", "addresses"), [(128, 200, 1), (128, 200, 8), (1024, 1_020, 1), (1024, 1_020, 8)]
+)
+def test_fault_G4_more_connections_than_files_silence_nobody(
+    serve: Any, published: Path, files: int, crowd: int, addresses: int
+) -> None:
+    served = serve("--poll", "0.05", "--no-access-log", limit=f"-n {files}").wait()
+    bundles = itertools.cycle(b.id for b in Store(published).bundles())
+    for says in (b"", LIVEZ, LIVEZ + b"\r\n", b"GET", POST + b"Content-Length: 9999\r\n\r\n{"):
+        with contextlib.ExitStack() as opened:
+            for n in range(crowd):
+                s = opened.enter_context(served.connect(f"127.0.0.{2 + n % addresses}"))
+                with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                    s.sendall(says)
+            asked = [opened.enter_context(asking(served, whence)) for whence in ("127.0.0.1", "127.0.0.2")]
+            for one in asked:
+                answered(one)
+            to = next(bundles)
+            Store(published).rollback(to)  # it is loaded, which opens files
+            until = time.monotonic() + 20
+            while answered(asked[0]).json()["bundle_id"] != to:
+                assert time.monotonic() < until
+            assert answered(asked[0]).status_code == 200
+    code, log = served.end()
+    assert code == 0
+    assert "bundle refused" not in log
+    assert "too many connections" in log
+
+
+def asking(served: Served, whence: str) -> httpx.Client:
+    transport = httpx.HTTPTransport(local_address=whence, limits=httpx.Limits(max_keepalive_connections=0))
+    return httpx.Client(base_url=served.url, transport=transport)
+
+
+def answered(client: httpx.Client) -> httpx.Response:
+    """What /livez says to a newcomer, once those who came just before it had their moment to ask something."""
+    until = time.monotonic() + 5
+    while True:
+        with contextlib.suppress(httpx.ReadError):
+            reply = client.get("/livez")
+            if reply.status_code == 200:
+                return reply
+            assert reply.json()["type"] == "/problems/connections"
+        assert time.monotonic() < until
+
+
+def test_fault_G4_a_refused_connection_is_told_why_and_the_bounds_are_as_told(serve: Any) -> None:
+    served = serve("--max-connections", "6", "--max-per-address", "2", "--trusted-proxies", "127.0.0.9").wait()
+    time.sleep(0.1)
+    under_way = POST + b"Content-Length: 9999\r\n\r\n{"
+    with contextlib.ExitStack() as opened:
+
+        def connect(whence: str) -> socket.socket:
+            s: socket.socket = opened.enter_context(served.connect(whence))
+            s.sendall(under_way)
+            return s
+
+        for whence in ("127.0.0.2", "127.0.0.2"):
+            connect(whence)
+        status, headers, body = reply(connect("127.0.0.2"))
+        assert status == 503
+        assert (headers["retry-after"], headers["connection"]) == ("1", "close")
+        assert headers["content-type"] == "application/problem+json"
+        assert json.loads(body)["type"] == "/problems/connections"
+        for _ in range(4):
+            connect("127.0.0.9")  # a proxy speaks for many
+        assert reply(connect("127.0.0.3"))[0] == 503  # there are six
+    assert ended(served)["refused"] == 2
+    log = served.end()[1]
+    assert "too many connections" in log
+
+
+def test_fault_G4_the_idle_connection_used_least_lately_makes_room(serve: Any) -> None:
+    served = serve("--max-connections", "3", "--max-per-address", "3", "--no-access-log").wait()
+    with contextlib.ExitStack() as opened:
+        a, b, c = (opened.enter_context(served.connect()) for _ in range(3))
+        for s in (a, b, c, a):
+            s.sendall(LIVEZ)
+            assert reply(s)[0] == 200
+        d = opened.enter_context(served.connect())
+        d.sendall(LIVEZ)
+        assert reply(d)[0] == 200
+        assert b.recv(1) == b""
+        for s in (a, c, d):
+            s.sendall(LIVEZ)
+            assert reply(s)[0] == 200
+
+
+def test_fault_G4_the_soft_limit_of_open_files_is_raised(serve: Any) -> None:
+    served = serve("--workers", "2", limit="-Sn 200").wait()
+    for pid in (served.process.pid, *served.workers()):
+        text = Path(f"/proc/{pid}/limits").read_text()
+        soft, hard = re.search(r"Max open files\s+(\d+)\s+(\d+)", text).groups()  # type: ignore[union-attr]
+        assert int(soft) == min(int(hard), 65_536)
+
+
+def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Any, tmp_path: Path) -> None:
+    """Something else in the process has every file: connections that wait are not tried again and again."""
+    hungry = (
+        "import os, pathlib, sys, threading, time\nfrom twotower import cli\n"
+        "def eat(start, full):\n"
+        "    while not start.exists(): time.sleep(0.05)\n"
+        "    try:\n"
+        "        while True: os.open('/dev/null', os.O_RDONLY)\n"
+        "    except OSError: full()\n"
+        f"threading.Thread(target=eat, args=(pathlib.Path({str(tmp_path / 'eat')!r}), lambda: print('full', flush=True)),"
+        " daemon=True).start()\n"
+        "sys.argv[0] = 'twotower'\ncli.main()"
+    )
+    served = serve("--poll", "100", code=hungry, limit="-n 200").wait()
+    (tmp_path / "eat").touch()
+    assert served.process.stdout.readline() == "full\n"
+
+    def spent() -> float:
+        fields = Path(f"/proc/{served.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = spent()
+    with contextlib.ExitStack() as opened:
+        for _ in range(20):
+            opened.enter_context(served.connect())
+        time.sleep(1.5)
+    assert spent() - before < 0.5
+
+
+def test_fault_G4_stalled_bodies_are_bounded_together(serve: Any) -> None:
+    served = serve("--max-under-way", str(8 << 20), "--body-timeout", "8", "--no-access-log").wait()
+    httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"})
+    before = served.resident()
+    large = b"{" + b" " * ((1 << 20) - 2)
+    with contextlib.ExitStack() as opened:
+        started = time.monotonic()
+        stalled = []
+        for n in range(600):
+            s = opened.enter_context(served.connect(f"127.0.0.{2 + n % 4}"))
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                s.sendall(POST + b"Content-Length: %d\r\n\r\n" % (1 << 20) + large)
+            stalled.append(s)
+        assert served.resident() - before < 60 << 20
+        # Nobody who sends an ordinary request is refused.
+        assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+        statuses = [reply(s)[:2] for s in stalled[100:120]]
+        assert {status for status, _ in statuses} == {503}
+        assert all(headers["retry-after"] == "1" for _, headers in statuses)
+        while True:  # and those that stall hold it no longer than they may
+            body = json.dumps({"user_id": "u1", "history": ["i1"] * 5_000}).encode()
+            got = httpx.post(served.url + "/v1/recommend", content=body, headers={"Content-Type": "application/json"})
+            if got.status_code == 200:
+                break
+            assert got.status_code == 503
+            assert time.monotonic() - started < 40
+            time.sleep(0.2)
+
+
+def test_fault_G4_replies_that_are_not_taken_are_bounded_together(serve: Any) -> None:
+    served = serve("--max-under-way", "500000", "--max-batch", "1500", "--no-access-log").wait()
+    body = json.dumps({"requests": [{"user_id": "u1", "k": 40, "keep_seen": True}] * 1_500}).encode()
+    batch = POST.replace(b"recommend", b"recommend:batch") + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    statuses = []
+    with contextlib.ExitStack() as opened:
+        for _ in range(5):
+            s = opened.enter_context(socket.socket())
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.settimeout(60)
+            s.connect(("127.0.0.1", served.port))
+            s.sendall(batch)
+            statuses.append(s.recv(12)[-3:])  # the reply has begun, and the rest of it is never taken
+        assert statuses == [b"200", *[b"503"] * 4]
+        assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nhOST: evil\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost:\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: user@localhost\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost, evil\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost evil\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost:port\r\n\r\n",
+        b"GET http://evil/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://localhost@evil/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET ftp://localhost/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_fault_G23_a_request_has_one_host(usual: Served, head: bytes) -> None:
+    with usual.connect() as s:
+        s.sendall(head)
+        status, headers, body = reply(s)
+        assert (status, headers["content-type"]) == (400, "application/problem+json")
+        assert json.loads(body)["type"] == "/problems/http"
+        assert "Host" in json.loads(body)["detail"]
+        assert s.recv(1) == b""
+
+
+def test_fault_G3_a_client_that_leaves_with_requests_sent_ahead_is_no_error(serve: Any) -> None:
+    served = serve("--no-access-log").wait()
+    body = json.dumps({"requests": [{"user_id": "u1", "k": 100}] * 100}).encode()
+    batch = POST.replace(b"recommend", b"recommend:batch") + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    for _ in range(10):
+        with served.connect() as s:
+            s.sendall(batch + LIVEZ)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert httpx.get(served.url + "/livez", timeout=30).status_code == 200
+    code, log = served.end()
+    assert code == 0
+    assert "error" not in log

@@ -1,0 +1,640 @@
+"""The service as a process: sockets, workers and signals (rows A10, D2, D7, E3, E4 and E7 of the faults)."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from server_process import Served, publish_two, serving
+
+import twotower
+from twotower.errors import ConfigError
+from twotower.serve import api_keys, process
+from twotower.serve.settings import ServeSettings
+from twotower.store import Store
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two bundles."""
+    return publish_two(tmp_path_factory.mktemp("process"))
+
+
+@pytest.fixture
+def serve(published: Path) -> Iterator[Any]:
+    """Starts services and stops them at the end."""
+    with serving(published) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def anyone(published: Path) -> Iterator[Served]:
+    """A service that several tests ask."""
+    served = Served(published, "--no-access-log").wait()
+    yield served
+    served.end()
+
+
+def test_it_answers_says_where_it_is_and_ends_well(serve: Any) -> None:
+    served = serve("--no-access-log").wait()
+    assert re.fullmatch(r"serving \S+ on http://127\.0\.0\.1:\d+  \(console: \S+/\)\n", served.said)
+    reply = httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"})
+    assert len(reply.json()["items"]) == 10
+    code, log = served.end()
+    assert code == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert [line["event"] for line in lines if line["level"] != "info"] == []
+    assert "bundle is current" in [line["event"] for line in lines]
+
+
+def test_no_torch_in_the_process(serve: Any) -> None:
+    served = serve().wait()
+    httpx.post(served.url + "/v1/recommend", json={"user_id": "u1", "history": ["i1"]})
+    httpx.get(served.url + "/")
+    maps = Path(f"/proc/{served.process.pid}/maps").read_text()
+    assert "onnxruntime" in maps
+    assert "libtorch" not in maps
+    assert "/torch/" not in maps
+
+
+def test_fault_E3_sigterm_under_load_loses_no_request(serve: Any) -> None:
+    waits = ("--max-wait", "5000", "--target-wait", "5000")  # a busy machine is no overload
+    served = serve("--drain", "0.6", "--grace", "5", "--no-access-log", *waits).wait()
+    answered, refused, lost = [0], [0], []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=served.url) as client:
+            while not stop.is_set():
+                try:
+                    reply = client.post("/v1/recommend", json={"user_id": "u1"})
+                    assert reply.status_code == 200, reply.text
+                    answered[0] += 1
+                except httpx.ConnectError:
+                    refused[0] += 1  # it does not listen any more, so the request was never sent
+                    return
+                except httpx.HTTPError as e:
+                    lost.append(repr(e))
+                    return
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    started = time.monotonic()
+    served.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert httpx.get(served.url + "/readyz").status_code == 503
+    served.process.wait(timeout=20)
+    spent = time.monotonic() - started
+    for thread in threads:  # they end when nobody listens any more
+        thread.join(timeout=10)
+    stop.set()
+    code, log = served.end()
+    assert code == 0, log
+    assert not lost
+    assert answered[0] > 50
+    assert refused[0] == 4
+    assert 0.6 <= spent < 6
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_fault_E3_a_signal_to_the_whole_group_drains_as_one_to_the_first(serve: Any, sig: int) -> None:
+    """As systemd and a terminal send it: to the process that watches and to every worker."""
+    served = serve("--workers", "2", "--drain", "0.8", "--grace", "5", group=True).wait()
+    started = time.monotonic()
+    os.killpg(served.process.pid, sig)
+    time.sleep(0.3)
+    assert httpx.get(served.url + "/livez").status_code == 200  # everything is answered while it drains
+    served.process.wait(timeout=20)
+    assert 0.8 <= time.monotonic() - started < 6
+    assert served.end()[0] == 0
+
+
+def test_fault_E3_another_signal_ends_it_at_once(serve: Any) -> None:
+    served = serve("--drain", "30").wait()
+    served.process.send_signal(signal.SIGTERM)
+    time.sleep(0.8)
+    assert served.process.poll() is None
+    started = time.monotonic()
+    served.process.send_signal(signal.SIGTERM)
+    served.process.wait(timeout=20)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.3, 0.6, 1.2])
+def test_fault_E3_a_signal_while_workers_begin_ends_them_all(serve: Any, pause: float) -> None:
+    served = serve("--workers", "3")
+    time.sleep(pause)
+    code, log = served.end()
+    assert code == 0, log
+    assert "Traceback" not in log, log
+    assert served.workers() == []
+
+
+def test_fault_E3_a_signal_while_a_bundle_is_loaded_does_not_wait_for_it(serve: Any, published: Path) -> None:
+    slow = (
+        "import sys, time\nfrom twotower import cli\nfrom twotower.serve import bundles\n"
+        "bundles.probe = lambda retriever: time.sleep(30)\nsys.argv[0] = 'twotower'\ncli.main()"
+    )
+    served = serve(code=slow)
+    time.sleep(3)
+    started = time.monotonic()
+    code, log = served.end()
+    assert code == 0, log
+    assert time.monotonic() - started < 10
+
+
+def test_fault_E4_a_worker_that_is_killed_is_replaced_and_the_others_answer(serve: Any) -> None:
+    served = serve("--workers", "2", "--no-access-log").wait()
+    until = time.monotonic() + 20
+    while len(served.workers()) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    first = served.workers()
+    assert len(first) == 2
+    for _ in range(20):
+        assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+    os.kill(first[0], signal.SIGKILL)
+    failed = 0
+    for _ in range(40):
+        try:
+            assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+        except httpx.HTTPError:
+            failed += 1  # what the killed one had in its hands
+        time.sleep(0.05)
+    assert failed <= 2
+    until = time.monotonic() + 20
+    while (len(served.workers()) < 2 or first[0] in served.workers()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(served.workers()) == 2
+    text = httpx.get(served.url + "/metrics").text
+    counted = sum(
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("twotower_requests_total{") and '"/v1/recommend"' in line and '"200"' in line
+    )
+    assert counted >= 60 - failed - 2  # those of the killed worker too
+    assert float(re.search(r"^twotower_in_flight_requests (\S+)", text, re.M)[1]) == 1  # type: ignore[index]
+    code, log = served.end()
+    assert code == 0
+    assert "worker died" in log
+
+
+def test_workers_end_with_the_process_that_watches_them(serve: Any) -> None:
+    served = serve("--workers", "2").wait()
+    workers = served.workers()
+    assert workers
+    served.end(signal.SIGKILL)
+    until = time.monotonic() + 15
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_fault_E7_workers_are_spawned_and_never_forked(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Context:
+        def Process(self, **_: Any) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(process.multiprocessing, "get_context", lambda method: asked.append(method) or Context())
+    monkeypatch.setattr(process, "log_as_json", lambda: None)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            process.supervise(ServeSettings(store=published, workers=2), [])
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+        os.environ.pop(process.METRICS_FOLDER, None)
+    assert asked == ["spawn"]
+
+
+def test_fault_D7_a_head_that_does_not_end_is_cut_off_and_others_are_answered(serve: Any) -> None:
+    served = serve("--head-timeout", "0.5", "--keep-alive", "0.7").wait()
+    with contextlib.ExitStack() as opened:
+        silent, slow, idle = (opened.enter_context(served.connect()) for _ in range(3))
+        _cut_off(served, silent, slow, idle)
+
+
+def _cut_off(served: Served, silent: socket.socket, slow: socket.socket, idle: socket.socket) -> None:
+    slow.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+    idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b"200 OK" in _received(idle, b"}")
+    started = time.monotonic()
+    for _ in range(5):
+        assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+    for s in (silent, slow, idle):
+        with contextlib.suppress(ConnectionResetError):
+            assert s.recv(1000) == b""  # closed by the server
+    assert time.monotonic() - started < 4
+
+
+def _received(s: socket.socket, end: bytes) -> bytes:
+    """What comes up to `end`, in however many pieces, or until the server closes."""
+    got = b""
+    while end not in got and (more := s.recv(1000)):
+        got += more
+    return got
+
+
+def test_fault_D7_a_body_that_does_not_come_is_408(serve: Any) -> None:
+    served = serve("--body-timeout", "0.4").wait()
+    with served.connect() as s:
+        s.sendall(
+            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+        )
+        assert httpx.post(served.url + "/v1/recommend", json={}).status_code == 200
+        assert b"408 Request Timeout" in s.recv(1000)
+
+
+def test_fault_D7_a_body_in_drips_is_408(serve: Any) -> None:
+    served = serve("--body-timeout", "0.6").wait()
+    with served.connect() as s:
+        s.sendall(
+            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+        )
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while time.monotonic() - started < 8:
+                s.sendall(b" ")
+                time.sleep(0.2)
+        assert time.monotonic() - started < 6
+
+
+def test_fault_D7_a_client_that_does_not_take_its_reply_keeps_nobody_waiting(serve: Any) -> None:
+    served = serve("--body-timeout", "1.0", "--max-k", "1000").wait()
+    body = b'{"k": 40, "keep_seen": true}'
+    one = (
+        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.settimeout(0.5)
+        s.connect(("127.0.0.1", served.port))
+        with contextlib.suppress(TimeoutError, ConnectionResetError, BrokenPipeError):
+            for _ in range(3000):
+                s.sendall(one)
+        for _ in range(10):
+            reply = httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}, timeout=5)
+            assert reply.status_code == 200
+        until = time.monotonic() + 15
+        while _connections(served) > 0:  # and it is cut off
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def _connections(served: Served) -> int:
+    """Established connections of the service's port, as the service sees them."""
+    lines = Path(f"/proc/{served.process.pid}/net/tcp").read_text().splitlines()[1:]
+    here = f":{served.port:04X}"
+    return sum(f[1].endswith(here) and f[3] == "01" for f in (line.split() for line in lines))
+
+
+def test_fault_D1_a_head_without_end_or_no_http_is_refused(serve: Any) -> None:
+    served = serve().wait()
+    for head in (
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET /%ff%00 HTTP/9.9\r\n\r\n",
+    ):
+        s = served.connect()
+        try:
+            s.sendall(head)
+            reply = _received(s, b"}")
+            assert reply == b"" or (reply[:12] == b"HTTP/1.1 400" and b"application/problem+json" in reply)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        s.close()
+    assert httpx.get(served.url + "/readyz").status_code == 200
+
+
+def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(serve: Any) -> None:
+    served = serve("--max-body", "100000", "--no-access-log").wait()
+
+    def send(size: int) -> None:
+        s = served.connect()
+        try:
+            s.sendall(
+                b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
+            piece = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
+            for _ in range(size // 65_536):
+                s.sendall(piece)
+            reply = s.recv(1000)
+            assert b" 413 " in reply
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        finally:
+            s.close()
+
+    send(1 << 20)
+    before = served.resident()
+    for _ in range(20):
+        send(20 << 20)
+    assert served.resident() - before < 30 << 20
+    assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+
+
+def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Any, published: Path) -> None:
+    served = serve("--poll", "0.05", "--no-access-log").wait()
+    first, second = (b.id for b in Store(published).bundles())
+    pid, stop = served.process.pid, threading.Event()
+    statuses: list[int] = []
+    bundles: set[str] = set()
+    errors: list[str] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=served.url, timeout=20) as client:
+            while not stop.is_set():
+                try:
+                    reply = client.post("/v1/recommend", json={"user_id": "u1"})
+                    statuses.append(reply.status_code)
+                    bundles.add(reply.json()["bundle_id"])
+                except httpx.HTTPError as e:
+                    errors.append(repr(e))
+
+    def swap(to: str) -> None:
+        Store(published).rollback(to)
+        until = time.monotonic() + 20
+        while httpx.get(served.url + "/livez").json()["bundle_id"] != to:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    def held() -> tuple[int, int]:
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+        return resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for n in range(10):
+            swap((first, second)[n % 2])
+        memory, files = held()
+        for n in range(40):
+            swap((first, second)[n % 2])
+        time.sleep(0.5)
+        more_memory, more_files = held()
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+    assert set(statuses) == {200}
+    assert bundles == {first, second}
+    assert more_memory < memory * 1.05
+    assert more_files <= files + 2
+    assert httpx.get(served.url + "/livez").json()["bundle_id"] == second
+
+
+def test_fault_A8_a_store_with_nothing_to_serve_starts_alive_and_takes_up_what_comes(
+    serve: Any, tmp_path: Path
+) -> None:
+    Store.create(tmp_path / "empty")
+    served = serve(store=tmp_path / "empty")
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            reply = httpx.get(served.url + "/readyz")
+            if "nothing is published yet" in reply.json()["detail"]:
+                break
+        except httpx.HTTPError:
+            time.sleep(0.05)
+    assert reply.status_code == 503
+    assert httpx.get(served.url + "/livez").status_code == 200
+
+
+HANGS = """
+import os, sys, threading
+plain = os.open
+def hangs(path, *more, **named):
+    if str(path).endswith({name!r}) and os.path.exists({flag!r}):
+        plain({flag!r} + "-hung", os.O_CREAT)
+        threading.Event().wait()
+    return plain(path, *more, **named)
+os.open = hangs
+from twotower.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "cold"), [("CURRENT", False), ("CURRENT", True), ("MANIFEST.json", False)])
+def test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm(
+    serve: Any, published: Path, tmp_path: Path, name: str, cold: bool
+) -> None:
+    """A read that never comes back, as of a file system on a network."""
+    store, flag = tmp_path / "store", tmp_path / "hang"
+    shutil.copytree(published, store)
+    if cold:
+        flag.touch()
+    served = serve("--poll", "0.05", "--grace", "5", store=store, code=HANGS.format(name=name, flag=str(flag)))
+    if not cold:
+        served.wait()
+        flag.touch()
+        Store(store).rollback(Store(store).bundles()[0].id)
+    until = time.monotonic() + 60
+    said = 'load_failures_total{reason="store"}' if name == "CURRENT" else ""  # a bundle may be long in loading
+    while said not in httpx.get(served.url + "/metrics", timeout=60).text or not Path(f"{flag}-hung").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert httpx.get(served.url + "/livez").status_code == 200
+    if cold:
+        assert httpx.get(served.url + "/readyz").status_code == 503
+    else:
+        assert len(httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).json()["items"]) == 10
+    asked = time.monotonic()
+    code, log = served.end()
+    assert code == 0, log
+    assert time.monotonic() - asked < 15
+    if name == "CURRENT":
+        assert "the store does not answer" in log
+
+
+def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Path) -> None:
+    key, lines = api_keys.make("boss", True)
+    (tmp_path / "keys.toml").write_text(lines)
+    served = serve("--keys", str(tmp_path / "keys.toml"), "--admin-port", "0", "--poll", "0.05").wait()
+    admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
+    headers = {"authorization": f"Bearer {key}"}
+    first, second = (b.id for b in Store(published).bundles())
+    assert httpx.post(served.url + "/v1/rollback", json={"to": first}, headers=headers).status_code == 404
+    assert httpx.post(admin + "/v1/rollback", json={"to": first}, headers=headers).json()["current"] == first
+    assert httpx.get(served.url + "/v1/bundle", headers=headers).json()["bundle_id"] == first
+    assert httpx.post(admin + "/v1/rollback", json={"to": second}, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "0.0.0.0"], "can be reached from other machines"),
+        (["--host", "no.such.name.invalid"], "no such address"),
+        (["--port", "70000"], "expected 0 to 65535"),
+        (["--workers", "0"], "at least 1"),
+        (["--workers", "100000"], "--workers is 100,000, at most"),
+        (["--threads", "100000"], "--threads is 100,000, at most"),
+        (["--max-connections", "1000000000"], "the limit of open files"),
+        (["--max-connections", "10", "--max-per-address", "11"], "at most the 10 of --max-connections"),
+        (["--live", "http://x"], "allowed: memory"),
+        (["--unknown-user", "maybe"], "allowed: popular, 404"),
+        (["--admin-port", "0"], "--admin-port needs --keys"),
+        (["--keys", "none.toml"], "none.toml"),
+        (["--max-wait", "0"], "more than 0"),
+        (["--rate", "nan"], "--rate"),
+        (["--rate", "inf"], "finite"),
+        (["--burst", "3"], "--burst goes with --rate"),
+        (["--max-k", "20000"], "at most 10,000"),
+        (["--target-wait", "200"], "at most --max-wait"),
+        (["--trusted-proxies", "nonsense/33"], "no address or network"),
+    ],
+)
+def test_settings_that_cannot_be_end_with_one_line_and_code_2(published: Path, flags: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "twotower.cli", "serve", "--store", str(published), "--port", "0", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+
+
+def test_no_store_and_a_taken_port_are_told_at_once(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(twotower.TwoTowerError, match="no store here"):
+        process.run(ServeSettings(store=tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="cannot be listened on"):
+            process.listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_key_is_made_by_a_verb(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "twotower.cli", "key", "shop", "--admin"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    secret = done.stderr.split()[-1]
+    (tmp_path / "keys.toml").write_text(done.stdout)
+    found = api_keys.Keys(tmp_path / "keys.toml").find(secret)
+    assert found is not None
+    assert (found.name, found.admin) == ("shop", True)
+
+
+def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Any, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    (shop, lines), (boss, more) = api_keys.make("shop", False), api_keys.make("boss", True)
+    file.write_text(lines + more)
+    served = serve("--keys", str(file), "--admin-port", "0").wait()
+    admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
+
+    def statuses() -> tuple[int, int]:
+        asked = httpx.get(served.url + "/v1/bundle", headers={"authorization": f"Bearer {shop}"})
+        return asked.status_code, httpx.get(
+            admin + "/v1/bundles", headers={"authorization": f"Bearer {boss}"}
+        ).status_code
+
+    def until(wanted: tuple[int, int]) -> None:
+        end = time.monotonic() + 30
+        while statuses() != wanted:
+            assert time.monotonic() < end, statuses()
+            time.sleep(0.1)
+
+    until((200, 200))
+    for harm in (lambda: file.write_text(""), file.unlink):
+        harm()
+        until((401, 401))
+        for path in ("/livez", "/readyz"):
+            assert httpx.get(served.url + path).status_code == 200
+        (tmp_path / "new.toml").write_text(lines + more)
+        (tmp_path / "new.toml").replace(file)
+        until((200, 200))
+    text = httpx.get(served.url + "/metrics", headers={"authorization": f"Bearer {shop}"}).text
+    assert float(re.search(r"^twotower_keys_failures_total (\S+)", text, re.M)[1]) >= 2  # type: ignore[index]
+    code, log = served.end()
+    assert code == 0
+    said = [json.loads(line) for line in log.splitlines()]
+    assert [line["event"] for line in said if line["level"] == "error"] == [
+        "the keys cannot be used, nobody is let in"
+    ] * 2
+    assert shop not in log
+
+
+@pytest.mark.parametrize("id_", ["a\nb", "..", ".", "a/b?c#d%", "\x00", " x ", "\u2028", "é☃😀"], ids=ascii)
+def test_fault_G14_strange_ids_over_the_wire(anyone: Served, id_: str) -> None:
+    quoted = quote(id_, safe="")
+
+    def ask(method: str, path: str) -> tuple[int, bytes]:
+        """By a client that leaves the path as it is."""
+        connection = http.client.HTTPConnection("127.0.0.1", anyone.port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request(method, path)
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+
+    for path in (f"/v1/events/{quoted}", f"/v1/events?user_id={quoted}"):
+        assert httpx.post(anyone.url + "/v1/events", json={"user_id": id_, "events": ["i1"]}).status_code == 202
+        assert ask("DELETE", path)[0] == 204
+        assert httpx.post(anyone.url + "/v1/recommend", json={"user_id": id_}).json()["live"] == 0
+    for path in (f"/v1/items/{quoted}/similar", f"/v1/items/similar?item_id={quoted}"):
+        status, body = ask("GET", path)
+        assert (status, json.loads(body)["type"]) == (404, "/problems/unknown-item")
+    assert ask("DELETE", "/v1/events/%FF")[0] == 422
+
+
+@pytest.mark.parametrize("told_by", ["keys", "a proxy", "nothing"])
+def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
+    serve: Any, tmp_path: Path, told_by: str
+) -> None:
+    """Eight connections, of one key, of four addresses behind a proxy, or of the one address that all have."""
+    made = [api_keys.make(f"client {n}", False) for n in range(2)]
+    (tmp_path / "keys.toml").write_text("".join(lines for _, lines in made))
+    flags, ordinary, *greedy = {
+        "keys": (["--keys", str(tmp_path / "keys.toml")], *({"authorization": f"Bearer {key}"} for key, _ in made)),
+        "a proxy": (["--trusted-proxies", "127.0.0.1"], *({"x-forwarded-for": f"192.0.2.{n}"} for n in range(5))),
+        "nothing": ([], {}, {}),
+    }[told_by]
+    served = serve(*flags, "--no-access-log").wait()
+    many = [f"i{n % 40}" for n in range(10_000)]
+    largest = json.dumps(
+        {"k": 1000, "history": many, "events": many, "allow": many, "ban": [f"x{i}" for i in many]}
+    ).encode()
+    stop, statuses = threading.Event(), []
+
+    def ask(who: dict[str, str]) -> None:
+        headers = {"content-type": "application/json"} | who
+        while not stop.is_set():
+            with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=served.url, timeout=30) as http:
+                while not stop.is_set():
+                    statuses.append(http.post("/v1/recommend", content=largest, headers=headers).status_code)
+
+    threads = [threading.Thread(target=ask, args=(who,)) for who in greedy for _ in range(8 // len(greedy))]
+    for thread in threads:
+        thread.start()
+    try:
+        until = time.monotonic() + 30
+        while len(statuses) < 10 and time.monotonic() < until:
+            time.sleep(0.05)
+        with httpx.Client(base_url=served.url, headers=ordinary, timeout=30) as http:
+            answered = [http.post("/v1/recommend", json={"user_id": f"u{n % 60}"}).status_code for n in range(100)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert answered.count(200) >= 95
+    assert statuses.count(200) >= 5  # they have their share too
+    assert set(statuses) <= {200, 503}

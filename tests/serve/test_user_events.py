@@ -1,0 +1,515 @@
+"""Live histories: in memory, in a real server of the Redis protocol, and when that fails (rows F of the faults)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twotower.errors import ConfigError
+from twotower.serve.histories import _ITEM, Histories, Told, _unpack
+from twotower.serve.settings import ServeSettings
+from twotower.serve.user_events import Breaker, Live, Memory, Redis, digest
+
+SERVER = """
+import sys
+from fakeredis import TcpFakeServer
+TcpFakeServer.allow_reuse_address = True
+server = TcpFakeServer(("127.0.0.1", int(sys.argv[1])), server_type="redis")
+print("ready", flush=True)
+server.serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Server:
+    """A process that speaks Redis on loopback; killed and started at will."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.process: subprocess.Popen[str] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER, str(self.port)],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().strip() == "ready"
+
+    def kill(self) -> None:
+        if self.process is not None:
+            assert self.process.stdout is not None
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            self.process = None
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.kill()
+
+
+def redis(url: str, timeout: float = 0.5, **more: object) -> Redis:
+    return Redis(url, timeout=timeout, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def make(kind: str, request: pytest.FixtureRequest, **more: object) -> Live:
+    if kind == "memory":
+        return Memory(**more)  # type: ignore[arg-type]
+    server: Server = request.getfixturevalue("server")
+    return redis(server.url, **more)
+
+
+def test_events_are_appended_read_and_forgotten(kind: str, request: pytest.FixtureRequest) -> None:
+    async def world() -> None:
+        live = make(kind, request, events=4)
+        assert (await live.recall(["b1"], "u")).events == []
+        assert (await live.add(["b1"], "u", [("1", True), ("2", False)]))[0] == 2
+        assert (await live.add(["b1"], "u", [("3", True), ("é☃", True), ("5", True)]))[0] == 4
+        assert (await live.recall(["b1"], "u")).events == [("2", False), ("3", True), ("é☃", True), ("5", True)]
+        assert (await live.recall(["b1"], "v")).events == []
+        await live.forget(["b1"], "u")
+        assert (await live.recall(["b1"], "u")).events == []
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_swaps_and_rollbacks_keep_the_order_of_what_came(kind: str, request: pytest.FixtureRequest) -> None:
+    async def world() -> None:
+        live = make(kind, request)
+        await live.add(["b1"], "u", [("1", True)])
+        await live.add(["b1", "b2"], "u", [("2", True), ("3", False)])
+        assert (await live.add(["b2", "b1"], "u", [("4", True)]))[0] == 4  # back to the first
+        told = [("1", True), ("2", True), ("3", False), ("4", True)]
+        for bundles in (["b1", "b2"], ["b2", "b1"], ["b2", "b1", "b3"]):
+            assert (await live.recall(bundles, "u")).events == told
+        assert (await live.recall(["b2"], "u")).events == told[1:3]
+        assert await live.forget(["b1", "b2"], "u")
+        assert (await live.recall(["b1", "b2"], "u")).events == []
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_fault_F4_a_vector_of_another_bundle_or_another_history_is_a_miss(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    async def world() -> None:
+        live, vector = make(kind, request), np.arange(6, dtype=np.float32)[None]
+        await live.add(["b1"], "u", [("1", True)])
+        events = (await live.recall(["b1"], "u")).events
+        await live.keep("b1", "u", events, vector)
+        kept = (await live.recall(["b1"], "u")).vector
+        assert kept is not None
+        assert kept.shape == (1, 6)
+        assert (kept == vector).all()
+        assert (await live.recall(["b1", "b2"], "u")).vector is None  # the bundle is another
+        await live.add(["b1"], "u", [("2", True)])
+        assert (await live.recall(["b1"], "u")).vector is None  # the history is another
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
+    now = 0.0
+
+    async def world() -> None:
+        nonlocal now
+        one = Memory()
+        await one.add(["b"], "a", [("1", True)])
+        live = Memory(seconds=10, limit=int(2.5 * one.size), clock=lambda: now)
+        for user in "abc":
+            await live.add(["b"], user, [("1", True)])
+        assert [(await live.recall(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
+        now = 9.0
+        await live.add(["b"], "c", [("2", True)])
+        now = 12.0
+        assert (await live.recall(["b"], "b")).events == []
+        assert len((await live.recall(["b"], "c")).events) == 2
+
+    asyncio.run(world())
+
+
+def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_goes_is_counted() -> None:
+    dropped = {"user": 0, "event": 0}
+
+    def count(what: str, n: int) -> None:
+        dropped[what] += n
+
+    async def world() -> None:
+        limit, vector = 2 << 20, np.zeros((1, 64), np.float32)
+        catalogue = [f"{n:>512}" for n in range(1_000)]
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            live = Memory(limit=limit, dropped=count)
+            for n in range(800):
+                user = f"{n}{'u' * 500}"
+                known = [(catalogue[(n * 7 + place) % 1_000], True) for place in range(200)]
+                strange = [(f"{n}/{place}{'é' * 500}", False) for place in range(40 if n % 2 else 0)]
+                await live.add(["b"], user, known)
+                await live.add(["b"], user, strange, {item for item, _ in strange})
+                told = [*known, *strange[20:]][-200:]
+                assert (await live.recall(["b"], user)).events == told
+                await live.keep("b", user, told, vector)
+                assert live.size <= limit
+                if n == 400:  # full since long
+                    full = tracemalloc.get_traced_memory()[0] - before
+            taken = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert live.size / 1.5 < taken < live.size * 1.5
+        assert taken < full * 1.2
+        assert dropped["user"] > 400
+        assert dropped["event"] == 400 * 20
+
+    asyncio.run(world())
+
+
+def test_fault_G6_of_items_that_the_bundle_does_not_know_the_latest_few_stay_and_the_rest_are_counted() -> None:
+    async def world() -> None:
+        counts: list[tuple[str, int]] = []
+        live = Memory(events=50, dropped=lambda what, n: counts.append((what, n)))
+        for n in range(30):
+            await live.add(["b"], "u", [(f"known {n}", True), (f"strange {n}", n % 2 == 0)], {f"strange {n}"})
+        told = [event for n in range(30) for event in ((f"known {n}", True), (f"strange {n}", n % 2 == 0))]
+        stay = [(item, liked) for item, liked in told if item.startswith("known") or int(item.split()[1]) >= 10]
+        assert (await live.recall(["b"], "u")).events == stay[-50:]
+        assert sum(n for what, n in counts if what == "event") == 10
+        # A bundle that knows them reads them; what one bundle's events name is never another's.
+        await live.add(["b", "c"], "u", [("strange 29", False)])
+        assert (await live.recall(["b", "c"], "u")).events == [*stay[-49:], ("strange 29", False)]
+
+    asyncio.run(world())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "put", "put", "get", "keep", "drop", "take", "later"]),
+            st.sampled_from(["a", "b", "ü" * 90, "\ud800"]),
+            st.sampled_from([["1"], ["2"], ["1", "2"]]),
+            st.lists(st.tuples(st.text(max_size=40), st.booleans(), st.booleans()), max_size=12),
+        ),
+        max_size=60,
+    )
+)
+def test_fault_G6_the_sum_over_users_and_items_is_always_the_total(steps: list[Any]) -> None:
+    now, one, all_of = 0.0, [0], Histories(8, 10.0, 1 << 30, clock=lambda: now)
+    small = Histories(8, 10.0, 5_000, lambda what, n: one.append(n), clock=lambda: now)
+    for what, user, bundles, events in steps:
+        told = [Told(item, liked, now, known) for item, liked, known in events]
+        now += 6.0 if what == "later" else 0.001
+        for kept in (all_of, small):
+            if what == "put":
+                kept.put(user, bundles[-1], told)
+            elif what == "get":
+                assert all(e.when > now - 20 for e in kept.get(user, bundles))
+            elif what == "keep":
+                kept.keep(user, (bundles[-1], b"12345678", bytes(len(events))))
+            elif what in ("drop", "take"):
+                kept.drop(user, bundles if what == "take" else None)
+            users, items = kept._users.values(), kept._items
+            named = [c >> 2 for u in users for _, packed in u.histories.values() for _, c in _unpack(packed)]
+            assert {n: uses for n, uses in enumerate(items._uses) if uses} == dict(Counter(named))
+            weights = [u.size for u in users]
+            for u in users:
+                u.weigh()
+            assert weights == [u.size for u in users]
+            assert kept.size == sum(weights) + sum(_ITEM + len(t) for t in items._texts if t is not None)
+        assert small.size <= 5_000
+    for kept in (all_of, small):
+        for user in ("a", "b", "ü" * 90, "\ud800"):
+            kept.drop(user)
+        assert kept.size == 0
+        assert not len(kept)
+
+
+def test_keys_carry_the_bundle(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url, seconds=77)
+        await live.add(["20260101T000000Z-abcdef"], "u:1", [("1", True)])
+        await live.keep("20260101T000000Z-abcdef", "u:1", [("1", True)], np.zeros((1, 2), np.float32))
+        keys = sorted(await live._client.keys("*"))
+        assert keys == [b"20260101T000000Z-abcdef:history:u:1", b"20260101T000000Z-abcdef:vector:u:1"]
+        for key in keys:
+            assert 0 < await live._client.ttl(key) <= 77
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url)
+        await live._client.rpush(
+            "b:history:u", b"\xff", b"[1, true, 1.0]", b'["2", true, 1.5]', b'{"a": 1}', b'["3", true]'
+        )
+        await live._client.set("b:vector:u", digest([("2", True)]) + b"123")  # cut short
+        found = await live.recall(["b"], "u")
+        assert found.events == [("2", True)]
+        assert found.vector is None
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_fault_G6_what_another_program_pushed_costs_no_more_than_the_latest_events(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url, timeout=5, events=5)
+        asked: list[Any] = []
+        pipeline = live._client.pipeline
+
+        def watched(**more: Any) -> Any:
+            pipe = pipeline(**more)
+            execute = pipe.execute
+
+            async def kept() -> Any:
+                asked.append(await execute())
+                return asked[-1]
+
+            pipe.execute = kept
+            return pipe
+
+        live._client.pipeline = watched
+        await live._client.rpush(
+            "b:history:u", *(f'["{n}", true, 1.5]' for n in range(1000)), f'["{"x" * 5000}", true, 1.5]'
+        )
+        assert (await live.recall(["b"], "u")).events == [(str(n), True) for n in range(996, 1000)]
+        assert len(asked[-1][0]) == 5
+        assert await live.add(["b"], "u", [(str(n), True) for n in range(10_000)]) == (5, True)
+        assert asked[-1][0] == 1000 + 1 + 5  # no more was sent than is kept
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_comes_back() -> None:
+    async def world() -> None:
+        server = Server()
+        server.kill()
+        failures: list[str] = []
+        live = redis(server.url, failed=failures.append)
+        live.breaker.rest = 0.05
+        assert (await live.recall(["b"], "u")).events == []
+        assert await live.add(["b"], "u", [("1", True)]) == (1, False)  # kept here
+        assert (await live.recall(["b"], "u")).events == [("1", True)]
+        assert failures
+        assert set(failures) == {"read", "write"}
+        server.start()
+        try:
+            await asyncio.sleep(0.3)
+            for _ in range(20):
+                if (await live.add(["b"], "u", [("2", True)]))[1]:
+                    break
+                await asyncio.sleep(0.1)
+            other = redis(server.url)  # what was kept here went there, first things first
+            events = (await other.recall(["b"], "u")).events
+            assert events[0] == ("1", True)
+            assert events[-1] == ("2", True)
+            assert live.breaker.closed
+            await other.close()
+        finally:
+            await live.close()
+            server.kill()
+
+    asyncio.run(world())
+
+
+def test_fault_F1_a_store_that_is_killed_in_the_middle_costs_a_bounded_time_and_then_none(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url, timeout=10)
+        await live.add(["b"], "u", [("1", True)])
+        live.timeout = 0.1
+        server.kill()
+        started = time.perf_counter()
+        for _ in range(50):
+            assert (await live.recall(["b"], "u")).events == []
+        # Two or three failures, then nobody asks any more.
+        assert time.perf_counter() - started < 4 * 0.1 + 0.5
+        assert not live.breaker.closed
+        await live.close()
+
+    asyncio.run(world())
+
+
+def test_fault_F1_a_store_that_answers_too_slowly_is_left_alone() -> None:
+    async def world() -> None:
+        async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while await reader.read(1000):
+                    await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                pass
+            finally:
+                writer.close()
+
+        slow = await asyncio.start_server(never, "127.0.0.1", 0)
+        port = slow.sockets[0].getsockname()[1]
+        live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.05)
+        started = time.perf_counter()
+        for _ in range(20):
+            assert (await live.recall(["b"], "u")).events == []
+        assert time.perf_counter() - started < 1.0
+        assert not live.breaker.closed
+        await live.close()
+        slow.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    asyncio.run(world())
+
+
+def test_a_breaker_opens_after_three_lets_one_try_and_rests_longer_each_time() -> None:
+    now = 0.0
+    breaker = Breaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
+    for _ in range(3):
+        began = breaker.allows()
+        assert began is not None
+        breaker.went_wrong(began)
+    assert breaker.allows() is None
+    now += 1.3
+    began = breaker.allows()
+    assert began is not None
+    assert breaker.allows() is None  # one at a time
+    breaker.went_wrong(began)
+    now += 1.3
+    assert breaker.allows() is None
+    now += 1.3
+    assert breaker.allows() is not None
+    breaker.went_well()
+    assert breaker.closed
+    for _ in range(40):
+        now += 20
+        began = breaker.allows()
+        assert began is not None
+        breaker.went_wrong(began)
+    assert breaker.allows() is None
+    now += 8.0 * 1.25
+    assert breaker.allows() is not None
+
+
+def test_tries_that_fail_together_are_one_failure() -> None:
+    now = 0.0
+    breaker = Breaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
+    tries = [breaker.allows() for _ in range(16)]
+    now += 0.02
+    for began in tries:
+        assert began is not None
+        breaker.went_wrong(began)
+    assert breaker.allows() is None
+    now += 1.3  # the first rest, not the fourteenth
+    assert breaker.allows() is not None
+
+
+def test_what_was_not_forgotten_for_certain_is_told(server: Server) -> None:
+    async def world() -> None:
+        live = redis(server.url, timeout=0.1)
+        await live.add(["b"], "u", [("1", True)])
+        server.kill()
+        assert not await live.forget(["b"], "u")
+        await live.close()
+
+    asyncio.run(world())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1",
+        "redis://",
+        "redis://host:x/0",
+        "redis://host/abc",
+        "redis://:s3cret@host/abc",
+        "s3cret",
+        "unix:",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match="--live") as refused:
+        ServeSettings(store=tmp_path, live=url)
+    assert "s3cret@" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["memory", "redis://host", "redis://:pw@host:1/3", "rediss://host/0", "unix:///run/valkey"]
+)
+def test_addresses_that_can_be(tmp_path: Path, url: str) -> None:
+    ServeSettings(store=tmp_path, live=url)
+
+
+@pytest.mark.system
+def test_fault_F1_a_real_valkey_is_killed_slowed_and_comes_back(tmp_path: Path) -> None:
+    port = free_port()
+
+    def start() -> subprocess.Popen[bytes]:
+        found = subprocess.Popen(
+            ["valkey-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1", "--dir", str(tmp_path)],
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(100):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    return found
+            time.sleep(0.05)
+        raise AssertionError("valkey does not start")
+
+    async def world() -> None:
+        process = start()
+        live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.1)
+        live.breaker.rest = 0.1
+        try:
+            assert await live.add(["b"], "u", [("1", True)]) == (1, True)
+            assert (await live.recall(["b"], "u")).events == [("1", True)]
+            await live._client.execute_command("CLIENT", "PAUSE", "2000")  # a hundred times slower than usual
+            started = time.perf_counter()
+            assert (await live.recall(["b"], "u")).events == []
+            assert time.perf_counter() - started < 0.5
+            await asyncio.sleep(2.5)
+            assert (await live.recall(["b"], "u")).events == [("1", True)]
+            process.kill()
+            process.wait()
+            assert (await live.add(["b"], "u", [("2", True)]))[1] is False
+            process = start()
+            await asyncio.sleep(0.5)
+            assert (await live.add(["b"], "u", [("3", True)])) == (2, True)  # its memory was empty, ours was not
+            assert (await live.recall(["b"], "u")).events == [("2", True), ("3", True)]
+        finally:
+            await live.close()
+            process.kill()
+            process.wait()
+
+    asyncio.run(world())

@@ -1,0 +1,117 @@
+"""`twotower serve` in a process of its own, for tests that ask it over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from worlds import EVERYTHING_SCHEMA, everything, settings
+
+import twotower
+from twotower.data.tables import check
+
+
+def publish_two(folder: Path) -> Path:
+    """A store with two bundles of a small model that reads every kind of feature."""
+    tables = check(*everything(), EVERYTHING_SCHEMA)
+    for epochs in (1, 2):
+        config = settings(train={"epochs": epochs, "batch_size": 256})
+        run = twotower.fit(tables, EVERYTHING_SCHEMA, config, folder=folder / f"run{epochs}")
+        twotower.publish(run, folder / "store")
+    return folder / "store"
+
+
+@contextlib.contextmanager
+def serving(store: Path) -> Iterator[Any]:
+    """Starts services, and stops them at the end."""
+    started: list[Served] = []
+
+    def start(*flags: str, store: Path = store, **more: Any) -> Served:
+        started.append(Served(store, *flags, **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if not one.log.closed:
+            one.end()
+
+
+class Served:
+    """`twotower serve` in a process of its own."""
+
+    def __init__(self, store: Path, *flags: str, group: bool = False, code: str = "", limit: str = "") -> None:
+        """`group`: it leads a group of processes; `code` is run in place of the command line; `limit` is what the shell's
+        ulimit is told first."""
+        what = ["-c", code] if code else ["-m", "twotower.cli"]
+        command = [sys.executable, *what, "serve", "--store", str(store), "--port", "0", *flags]
+        if limit:
+            command = ["sh", "-c", f'ulimit {limit} && exec "$0" "$@"', *command]
+        # A pipe that nobody reads would stop the service.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self.log, text=True, start_new_session=group
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        found = re.search(r"on (http://\S+)", self.said)
+        if found is None:
+            raise AssertionError(self.said + self.end()[1])
+        self.url = found[1]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def wait(self, seconds: float = 30) -> Served:
+        """Until it is ready."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            try:
+                if httpx.get(self.url + "/readyz", timeout=5).status_code == 200:
+                    return self
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("not ready: " + self.end()[1])
+
+    def connect(self, whence: str = "127.0.0.1") -> socket.socket:
+        # Longer than the server waits for a head that does not end.
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30, source_address=(whence, 0))
+
+    def resident(self) -> int:
+        """Bytes of memory."""
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * 4096
+
+    def workers(self) -> list[int]:
+        """Processes that this one started, without Python's own helper."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/status"):
+            try:
+                text, line = path.read_text(), (path.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"PPid:\t{self.process.pid}\n" in text and b"spawn_main" in line:
+                found.append(int(path.parent.name))
+        return found
+
+    def end(self, sig: int = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code and the log."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        with self.log as log:
+            log.seek(0)
+            return self.process.returncode, log.read()

@@ -1,0 +1,143 @@
+"""From tables of any make to recommendations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+
+import twotower
+from twotower import api
+from twotower.config import Config, DataConfig
+from twotower.errors import ConfigError, DataError
+from twotower.schema import Numeric
+
+
+def arrow(frame: pl.DataFrame) -> pa.Table:
+    return pa.table({c: pa.array(frame[c].to_list()) for c in frame.columns})
+
+
+def pandas(frame: pl.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({c: frame[c].to_list() for c in frame.columns})
+
+
+@pytest.mark.parametrize("make", [pandas, arrow, lambda f: f.lazy(), lambda f: f.to_dict(as_series=False)])
+def test_frames_of_every_make_give_the_same_model(make: Any) -> None:
+    config = settings(train={"epochs": 1})
+    expected = twotower.fit(everything(), EVERYTHING_SCHEMA, config).metrics["test.auc"]
+    users, items, actions = everything()
+    assert twotower.fit((make(users), make(items), make(actions)), EVERYTHING_SCHEMA, config).metrics["test.auc"] == (
+        expected
+    )
+
+
+def test_interactions_alone_are_enough() -> None:
+    _, _, actions = checkerboard()
+    done = twotower.fit((None, None, actions), CHECKERBOARD_SCHEMA, settings())
+    assert len(done.dataset.users) == 40
+    assert len(done.dataset.items) == 30
+
+
+def test_clicks_without_a_label_train_against_random_negatives() -> None:
+    users, items, actions = checkerboard()
+    clicks = actions.filter(pl.col("liked") == 1).drop("liked")
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
+    config = settings(negatives={"random": 3}, train={"epochs": 20, "batch_size": 64, "monitor": "validation.recall@5"})
+    done = twotower.fit((users, items, clicks), schema, config)
+    # A user is left with a few unseen liked items among 15 + those of the other colour.
+    assert done.metrics["test.recall@5"] > 2 * done.metrics["baseline.popularity.recall@5"]
+
+
+def test_recommendations_are_new_to_the_user_best_first_and_never_fewer_than_remain() -> None:
+    users, items, actions = checkerboard()
+    keep = actions.filter((pl.col("user_id") != 3) | (pl.col("item_id") < 25))
+    done = twotower.fit((users, items, keep), CHECKERBOARD_SCHEMA, settings(train={"epochs": 20, "batch_size": 64}))
+    best = twotower.recommend(done, 3, k=10)
+    assert {r.id for r in best} == {"25", "26", "27", "28", "29"}
+    assert [r.score for r in best] == sorted((r.score for r in best), reverse=True)
+    assert {r.id for r in best[:3]} == {"25", "27", "29"}, "an odd user likes odd items"
+    row = done.dataset.users.ids.to_list().index(3)
+    factors = done.factors()
+    item = done.dataset.items.ids.to_list().index(int(best[0].id))
+    assert best[0].score == pytest.approx(float(factors.users[row] @ factors.items[item]), abs=1e-6)
+
+
+def test_an_unknown_user_is_an_error_that_names_them() -> None:
+    done = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
+    with pytest.raises(DataError, match="user 'nobody' is not among the 40 users"):
+        twotower.recommend(done, "nobody")
+
+
+def test_recent_lists_liked_training_items_latest_first() -> None:
+    done = twotower.fit(everything(), EVERYTHING_SCHEMA, settings(train={"epochs": 1}))
+    titles = api.recent(done, "u5", 50)
+    data = done.dataset
+    row = data.users.ids.to_list().index("u5")
+    mine = (data.pairs.user == row) & data.pairs.positive & (data.parts == 0)
+    assert data.times is not None
+    order = np.argsort(-data.times[mine])
+    assert titles == [f"Item {data.items.ids[int(i)][1:]}" for i in data.pairs.item[mine][order]]
+
+
+def test_reading_says_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"data\.interactions is missing"):
+        api.read(Config(), CHECKERBOARD_SCHEMA)
+    with pytest.raises(ConfigError, match=r"\[schema\] is missing"):
+        api.read(Config(data=DataConfig(interactions="x.csv")), None)
+
+
+def test_the_model_beats_popularity_and_knows_its_own_quality() -> None:
+    config = settings(train={"epochs": 40, "batch_size": 256, "lr": 0.02}, evaluation={"k": [5], "bootstrap": 50})
+    done = twotower.fit(everything(), EVERYTHING_SCHEMA, config)
+    assert done.metrics["test.auc"] > done.metrics["baseline.popularity.auc"] + 0.1
+    assert done.metrics["test.gauc.low"] < done.metrics["test.gauc"] < done.metrics["test.gauc.high"]
+
+
+def test_nothing_to_learn_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    users, items, actions = checkerboard()
+    clicks = actions.filter(pl.col("liked") == 1)
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
+    monitor = {"monitor": "validation.recall@5"}
+    for config, error, words in (
+        (settings(train=monitor), DataError, "negatives.random = 5"),
+        (settings(negatives={"random": 2}), ConfigError, r"one class only; use train.monitor = 'validation.recall@5'"),
+    ):
+        with pytest.raises(error, match=words):
+            twotower.fit((users, items, clicks), schema, config, folder=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_k_below_one_is_an_error(k: int) -> None:
+    done = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
+    with pytest.raises(DataError, match=f"k is {k}"):
+        twotower.recommend(done, 3, k=k)
+
+
+def test_a_statistic_stands_beside_the_column_it_is_named_like() -> None:
+    users, items, actions = everything()
+    features = (
+        *(f for f in EVERYTHING_SCHEMA.features if f.name not in ("shown", "picture")),
+        Numeric(name="price", side="item", statistic="count"),
+        Numeric(name="cost", side="item", column="price"),
+    )
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
+    priced = items.with_columns(price=pl.Series(range(len(items))).cast(pl.Float64))
+    done = twotower.fit((users, priced, actions), schema, settings(train={"epochs": 1}))
+    assert done.dataset.items.frame["price"].to_list() == priced["price"].to_list()
+    assert not np.allclose(done.dataset.items.columns["price"], done.dataset.items.columns["cost"])
+
+
+def test_no_module_hides_a_name_of_the_package(tmp_path: Path) -> None:
+    """`twotower.publish` is the verb, also when everything has been imported."""
+    run = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}), folder=tmp_path / "run")
+    bundle = twotower.publish(run, tmp_path / "store")
+    assert twotower.retriever(tmp_path / "store").bundle.id == bundle.id
+    for name in twotower.__all__:
+        assert callable(getattr(twotower, name)), name

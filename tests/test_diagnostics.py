@@ -1,0 +1,648 @@
+"""Each diagnosis against a model made sick on purpose; and a healthy one that must not be called ill."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import nn
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
+
+from twotower import api, runs
+from twotower.compare import Comparison
+from twotower.config import Config
+from twotower.data.dataset import Dataset, Pairs, build_dataset
+from twotower.data.splits import TEST, TRAIN
+from twotower.data.tables import check
+from twotower.diagnostics import Finding, context, describe, examine
+from twotower.diagnostics.features import _gate_findings
+from twotower.diagnostics.vectors import _effective_rank, _mean_cosine, _verdict
+from twotower.model.towers import Tower
+from twotower.model.two_tower import TwoTower
+from twotower.runs import Run
+from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence
+from twotower.train.negatives import Positives
+from twotower.train.order import Epoch
+from twotower.train.trainer import Trainer
+
+ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}
+RANKED = ENOUGH | {"monitor": "validation.ndcg@5"}
+COLD: dict[str, object] = {"bias": False, "temperature": 1.0, "learn_temperature": False}
+
+
+def trained(data: Dataset, **sections: dict[str, object]) -> Run:
+    config = settings(**({"train": ENOUGH} | sections))
+    done = Trainer(data, config).run()
+    return Run(None, config, data, done.model.eval(), done.metrics, done.history)
+
+
+def untrained(data: Dataset, observed: float = math.nan, **sections: dict[str, object]) -> Run:
+    config = settings(**sections)
+    torch.manual_seed(0)
+    model = TwoTower(config.model, data.encoders.fields("user"), data.encoders.fields("item"))
+    history = [] if math.isnan(observed) else [{"epoch": 1, "train.loss": observed}]
+    return Run(None, config, data, model.eval(), {}, history)
+
+
+def world(schema: Schema, *tables: pl.DataFrame, **split: Any) -> Dataset:
+    return build_dataset(check(*tables, schema), schema, Config().split.model_copy(update=split))
+
+
+def with_features(*features: Feature, **columns: list[Any]) -> Dataset:
+    """The checkerboard with more features of items."""
+    users, items, actions = checkerboard()
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*ID_FEATURES, *features)})
+    return world(schema, users, items.with_columns(**{k: pl.Series(v) for k, v in columns.items()}), actions)
+
+
+def with_weights(healthy: Run, change: Callable[[TwoTower], None]) -> Run:
+    model = copy.deepcopy(healthy.model)
+    with torch.no_grad():
+        change(model)
+    return replace(healthy, model=model)
+
+
+def named(findings: list[Finding], name: str) -> Finding:
+    found = [f for f in findings if f.name == name]
+    assert len(found) == 1, (name, findings)
+    return found[0]
+
+
+def ill(findings: list[Finding]) -> set[str]:
+    return {f.name for f in findings if f.severity == "ill"}
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return world(CHECKERBOARD_SCHEMA, *checkerboard())
+
+
+@pytest.fixture(scope="module")
+def healthy(data: Dataset) -> Run:
+    return trained(data)
+
+
+# ---- health
+
+
+def test_a_healthy_run_is_not_called_ill(healthy: Run) -> None:
+    found = examine(healthy)
+    assert ill(found) == set()
+    for name in ("history", "split", "baseline_pairs", "dead_feature"):
+        assert named(found, name).severity == "fine"
+    # Parity is one axis, and the doctor says so.
+    assert "taste has one axis" in named(found, "collapse").text
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"bias": False}},
+        {"model": {"similarity": "dot"}},
+        {"train": RANKED, "loss": {"kind": "softmax"}},
+        {"train": RANKED, "loss": {"kind": "bpr"}, "negatives": {"in_batch": False, "uniform": 20}},
+        {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"full": True}},
+        {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"memory": 64, "observed": 2, "popularity": 8}},
+        {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"hard": 1, "hard_ranks": [10, 20]}},
+    ],
+)
+def test_nor_are_other_healthy_settings(data: Dataset, sections: dict[str, dict[str, object]]) -> None:
+    assert ill(examine(trained(data, **sections))) == set()
+
+
+def test_the_model_is_left_as_it_was(healthy: Run) -> None:
+    before = {n: p.clone() for n, p in healthy.model.named_parameters()}
+    healthy.model.train()
+    examine(healthy)
+    assert healthy.model.training
+    healthy.model.eval()
+    assert all(torch.equal(before[n], p) for n, p in healthy.model.named_parameters())
+    assert examine(healthy) == examine(healthy)
+
+
+# ---- a: the floor of the loss
+
+
+def test_a_warm_cosine_has_a_floor_under_its_loss(data: Dataset) -> None:
+    found = examine(trained(data, model=COLD))
+    assert ill(found) == {"loss_floor"}
+    finding = named(found, "loss_floor")
+    assert finding.evidence["floor"] == pytest.approx(0.3133, abs=1e-4)
+    assert "cannot bring the loss below 0.313" in finding.text
+    assert "model.temperature = 0.1" in finding.text
+
+
+def test_a_softmax_of_a_warm_cosine_over_a_batch_of_256_cannot_go_below_357() -> None:
+    n = np.arange(400)
+    ids = {"user_id": n, "item_id": n}
+    one_each = world(Schema(features=ID_FEATURES), *(pl.DataFrame({k: n}) for k in ids), pl.DataFrame(ids))
+    sick = untrained(
+        one_each, 4.0, model=COLD, loss={"kind": "softmax", "log_q": False}, train=RANKED | {"batch_size": 256}
+    )
+    finding = named(examine(sick), "loss_floor")
+    assert finding.evidence["floor"] == pytest.approx(math.log1p(255 * math.exp(-2)), abs=1e-4)
+    assert finding.evidence["floor"] == pytest.approx(3.57, abs=5e-3)
+    assert finding.evidence["constant_answer"] == pytest.approx(math.log(256), abs=1e-4)
+    assert finding.severity == "ill"
+
+
+@pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
+def test_the_floor_of_every_loss_is_what_the_best_cosines_give(data: Dataset, kind: str) -> None:
+    """Vectors of one axis solve the checkerboard; no training gets below the floor."""
+    sections: dict[str, dict[str, object]] = {
+        "train": RANKED | {"epochs": 30}, "model": COLD, "loss": {"kind": kind},
+        "negatives": {"in_batch": False, "uniform": 12},
+    }  # fmt: skip
+    sick = trained(data, **sections)
+    found = examine(sick)
+    assert named(found, "loss_floor").severity != "fine"
+    floor = named(found, "loss_floor").evidence["floor"]
+    assert 0.98 * floor < min(h["train.loss"] for h in sick.history)
+    if kind == "bpr":
+        assert floor == pytest.approx(math.log1p(math.exp(-2)), abs=1e-4)
+    if kind == "gbce":  # too warm to start at all
+        assert "collapse" in ill(found)
+
+
+@pytest.mark.parametrize("model", [COLD | {"bias": True}, COLD | {"similarity": "dot"}])
+def test_biases_and_dot_products_have_no_floor(data: Dataset, model: dict[str, object]) -> None:
+    assert "loss_floor" not in {f.name for f in examine(untrained(data, 0.4, model=model))}
+
+
+def test_a_small_temperature_leaves_the_floor_out_of_reach(data: Dataset) -> None:
+    found = named(examine(untrained(data, 0.4, model={"bias": False})), "loss_floor")
+    assert found.severity == "fine"
+    assert found.evidence["floor"] == pytest.approx(math.log1p(math.exp(-10)))
+
+
+# ---- b: collapse
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_collapsed_vectors(data: Dataset, side: str) -> None:
+    sick = with_weights(trained(data, model={"bias": False}), lambda m: _blind(getattr(m.pairs[0], side)))
+    found = examine(sick)
+    assert "collapse" in ill(found)
+    assert ill(found) <= {"collapse", "baseline_pairs"}
+    finding = named(found, "collapse")
+    assert finding.evidence[f"{side}_cosine"] == pytest.approx(1, abs=1e-4)
+    assert finding.evidence[f"{side}_rank"] < 1.01 or finding.evidence["personal"] < 1e-3
+    assert ("Every user gets nearly the same ranking" if side == "user" else "same score") in finding.text
+
+
+def _blind(tower: Tower) -> None:
+    """The last layer gives its bias whatever comes in."""
+    last = tower.layers[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight.zero_()
+    last.bias.fill_(0.3)
+
+
+def test_the_columns_of_the_biases_are_no_collapse(healthy: Run) -> None:
+    def far(m: TwoTower) -> None:
+        m.global_bias.fill_(100.0)  # nearly all of every user vector's length
+
+    found = named(examine(with_weights(healthy, far)), "collapse")
+    assert found.severity != "ill"
+    assert found.evidence["user_cosine"] == pytest.approx(
+        named(examine(healthy), "collapse").evidence["user_cosine"], abs=1e-4
+    )
+
+
+def test_vectors_that_nearly_collapsed() -> None:
+    rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).double()
+    assert _mean_cosine(rows) == pytest.approx(0, abs=0.05)
+    assert _effective_rank(rows) == pytest.approx(6, abs=0.2)
+    line = rows[:, :1] * torch.ones(1, 6)
+    assert _effective_rank(line) == pytest.approx(1)
+    assert _effective_rank(torch.ones(5, 3).double()) == 0
+    assert _mean_cosine(torch.ones(5, 3)) == pytest.approx(1)
+    assert _mean_cosine(torch.zeros(5, 3)) == 1
+    assert _mean_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]])) == pytest.approx(0)
+
+
+# ---- c: baselines
+
+
+def _contrary(m: TwoTower) -> None:
+    """What a user likes comes last."""
+    last = m.towers("user")[0][0].layers[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight[:-1].neg_()
+    last.bias[:-1].neg_()
+
+
+def test_a_model_worse_than_biases(healthy: Run) -> None:
+    found = examine(with_weights(healthy, _contrary))
+    assert ill(found) == {"baseline_pairs"}
+    finding = named(found, "baseline_pairs")
+    assert "worse than user and item biases" in finding.text
+    assert finding.evidence["high"] < 0
+    assert finding.evidence["users"] == 40
+    assert "baseline_ranking" not in {f.name for f in found}  # it was not asked to retrieve
+
+
+def test_a_model_worse_than_popularity(data: Dataset) -> None:
+    found = examine(with_weights(trained(data, train=RANKED, loss={"kind": "softmax"}), _contrary))
+    assert ill(found) == {"baseline_ranking"}
+    assert "worse than popularity: ndcg@5" in named(found, "baseline_ranking").text
+
+
+def test_words_for_what_chance_could_have_made() -> None:
+    def verdict(difference: float, low: float, high: float) -> Finding:
+        c = Comparison("auc", 0.5, 0.5 + difference, difference, low, high, 0.5, 10)
+        return _verdict(c, "popularity", "baseline", "ill", "Do this.")
+
+    assert verdict(0.1, 0.05, 0.15).severity == "fine"
+    near = verdict(0.1, -0.05, 0.15)
+    assert (near.severity, "chance over users could have made" in near.text) == ("warning", True)
+    no_better = verdict(-0.01, -0.05, 0.03)
+    assert (no_better.severity, "no better than popularity" in no_better.text) == ("ill", True)
+    assert "worse than popularity" in verdict(-0.1, -0.15, -0.05).text
+
+
+def test_random_negatives_that_cost_auc_are_a_choice_and_no_illness(data: Dataset) -> None:
+    finding = named(examine(with_weights(trained(data, negatives={"random": 1}), _contrary)), "baseline_pairs")
+    assert finding.severity == "warning"
+    assert "negatives.random_share" in finding.text
+
+
+# ---- d: false negatives
+
+
+def test_candidates_that_the_user_likes_when_the_mask_is_off(data: Dataset) -> None:
+    sick = trained(data, train=RANKED, loss={"kind": "softmax"}, negatives={"mask_positives": False})
+    found = examine(sick)
+    assert ill(found) == {"false_negatives"}
+    worst = next(f for f in found if f.name == "false_negatives")
+    assert "negatives.mask_positives = true" in worst.text
+    assert worst.evidence["train_positives"] == pytest.approx(_share_of_a_loop(sick), abs=1e-6)
+
+
+def _share_of_a_loop(sick: Run) -> float:
+    """Share of the in-batch candidates that are training positives of the row's user, pair by pair."""
+    data, config = sick.dataset, sick.config
+    batch = Trainer(data, config).objective.sampler.epoch(0)
+    size = config.train.batch_size
+    liked = {(u, i) for u, i, p in zip(data.train.user, data.train.item, data.train.positive, strict=True) if p}
+    against = [
+        (u, j) in liked
+        for u, i in zip(batch.user[:size], batch.item[:size], strict=True)
+        for j in batch.item[:size]
+        if i != j
+    ]
+    return sum(against) / len(against)
+
+
+def test_random_negatives_that_are_liked_later(data: Dataset) -> None:
+    sick = trained(data, negatives={"random": 2})
+    found = examine(sick)
+    assert ill(found) == {"false_negatives"}
+    finding = named(found, "false_negatives")
+    # Of 30 items a user likes 15 and has met 0.72 of all: half of what is left will be liked.
+    assert finding.evidence["later_positives"] == pytest.approx(0.5, abs=0.1)
+    assert finding.evidence["train_positives"] == 0
+    assert "negatives.random" in finding.text
+
+
+def test_few_false_negatives_are_fine() -> None:
+    sparse = world(Schema(features=ID_FEATURES), *_sparse())
+    found = examine(untrained(sparse, train=RANKED, negatives={"random": 1}))
+    assert named(found, "false_negatives").severity == "fine"
+    drawn = untrained(sparse, train=RANKED, loss={"kind": "softmax"}, negatives={"uniform": 50, "attribute": "item_id"})
+    assert named(examine(drawn), "false_negatives").severity == "fine"
+
+
+def _sparse() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    rng = np.random.default_rng(0)
+    pairs = rng.choice(50 * 300, 600, replace=False)
+    users, items = pl.DataFrame({"user_id": np.arange(50)}), pl.DataFrame({"item_id": np.arange(300)})
+    return users, items, pl.DataFrame({"user_id": pairs // 300, "item_id": pairs % 300})
+
+
+# ---- e: leakage
+
+
+def test_a_pair_in_two_parts(healthy: Run) -> None:
+    data = healthy.dataset
+    again = np.flatnonzero(data.parts == TEST)[:60]
+    rows = np.concatenate([np.arange(len(data.parts)), again])
+    pairs = Pairs(data.pairs.user[rows], data.pairs.item[rows], data.pairs.positive[rows])
+    parts = np.concatenate([data.parts, np.full(len(again), TRAIN, np.int8)])
+    assert data.times is not None
+    found = examine(replace(healthy, dataset=replace(data, pairs=pairs, parts=parts, times=data.times[rows])))
+    assert ill(found) == {"shared_pairs"}
+    assert "60 of 240 test pairs are in the train part too" in named(found, "shared_pairs").text
+    assert named(found, "shared_pairs").evidence["share"] == 0.25
+
+
+@pytest.mark.parametrize("kind", ["time", "last"])
+def test_a_test_part_older_than_training(kind: str) -> None:
+    data = world(CHECKERBOARD_SCHEMA, *checkerboard(), kind=kind)
+    sick = untrained(data, split={"kind": kind})
+    assert named(examine(sick), "split").severity == "fine"
+    assert data.times is not None
+    late = replace(data, times=data.times[::-1].copy())
+    finding = named(examine(replace(sick, dataset=late)), "split_order")
+    assert finding.severity == "ill"
+    assert f"split.kind = '{kind}', but 100.0% of the test pairs are older" in finding.text
+
+
+def test_a_random_split_promises_no_order(data: Dataset) -> None:
+    assert named(examine(untrained(data)), "split").text == "No pair is in two parts."
+
+
+def test_a_statistic_beside_a_sequence() -> None:
+    data = world(EVERYTHING_SCHEMA, *everything())
+    finding = named(examine(untrained(data)), "statistic_beside_sequence")
+    assert finding.severity == "warning"
+    assert "'shown'" in finding.text
+    assert "'liked'" in finding.text
+
+
+@pytest.mark.parametrize("feature", ["number", "bucket", "word", "words"])
+def test_a_feature_that_tells_the_label(feature: str) -> None:
+    """All users like the odd items, and a feature knows which are odd."""
+    users, items, actions = checkerboard()
+    actions = actions.with_columns(liked=pl.col("item_id") % 2)
+    odd = np.arange(30) % 2
+    kinds: dict[str, tuple[Feature, list[Any]]] = {
+        "number": (Numeric(name="x", side="item"), [1.0 - o for o in odd]),  # the wrong way round tells as much
+        "bucket": (Numeric(name="x", side="item", buckets=4), [float(o + i / 100) for i, o in enumerate(odd)]),
+        "word": (Categorical(name="x", side="item"), ["odd" if o else "even" for o in odd]),
+        "words": (MultiHot(name="x", side="item"), [["a", "odd"] if o else ["a"] for o in odd]),
+    }
+    added, values = kinds[feature]
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*ID_FEATURES, added)})
+    found = examine(trained(world(schema, users, items.with_columns(x=pl.Series(values)), actions)))
+    # Nothing is left to personal taste, and biases know the odd items too.
+    assert ill(found) - {"baseline_pairs", "collapse"} == {"telling_feature"}
+    assert "The item feature 'x' alone tells" in named(found, "telling_feature").text
+    assert named(found, "telling_feature").evidence["auc"] >= 0.99
+
+
+def test_a_feature_that_tells_nothing_is_fine() -> None:
+    data = with_features(Numeric(name="x", side="item"), x=[float(i % 7) for i in range(30)])
+    assert named(examine(untrained(data)), "telling_feature").severity == "fine"
+
+
+# ---- f: dead features
+
+
+def dead(findings: list[Finding]) -> dict[str, str]:
+    return {f.text.split("'")[1]: f.text for f in findings if f.name == "dead_feature" and f.severity == "warning"}
+
+
+def test_columns_that_tell_nothing() -> None:
+    data = with_features(
+        Categorical(name="same", side="item"),
+        Numeric(name="flat", side="item"),
+        Categorical(name="rare", side="item", min_count=10_000),
+        MultiHot(name="empty", side="item"),
+        Categorical(name="alive", side="item"),
+        same=["x"] * 30, flat=[3.0] * 30, rare=list("abc") * 10, empty=[[]] * 30, alive=list("ab") * 15,
+    )  # fmt: skip
+    found = examine(trained(data))
+    assert ill(found) - {"telling_feature"} == set()
+    texts = dead(found)
+    assert set(texts) == {"same", "flat", "rare", "empty"}
+    assert "same value in every row" in texts["same"]
+    assert "same value in every row" in texts["flat"]
+    assert "unknown in every row" in texts["rare"]
+    assert "min_count" in texts["rare"]
+    assert "is empty in every row" in texts["empty"]
+
+
+def test_features_without_effect() -> None:
+    data = with_features(
+        Categorical(name="zero", side="item"), Numeric(name="cut", side="item"), Categorical(name="alone", side="item"),
+        zero=list("abc") * 10, cut=[float(i) for i in range(30)], alone=list("abcde") * 6,
+    )  # fmt: skip
+    reads = {"layers": [8], "fields": ["item_id", "zero", "cut"]}
+    model: dict[str, object] = {"bias": False, "pairs": [{"user": {"layers": [8]}, "item": reads}]}
+
+    def cut(m: TwoTower) -> None:
+        embeddings = m.towers("item")[0][0].embeddings
+        embeddings.rows_of("zero").zero_()
+        for projection in embeddings.projections.values():
+            projection.weight.zero_()
+
+    found = examine(with_weights(trained(data, model=model), cut))
+    texts = dead(found)
+    assert set(texts) == {"zero", "cut", "alone"}
+    assert "embeddings of about zero" in texts["zero"]
+    assert "train.embedding_weight_decay" in texts["zero"]
+    assert "has no effect" in texts["cut"]
+    assert "is read by no tower" in texts["alone"]
+    assert "model.pairs.0.item.fields" in texts["alone"]
+
+
+def test_a_dead_sequence() -> None:
+    features = (*ID_FEATURES, Sequence(name="met", side="user"), Sequence(name="missed", side="user", of="negative"))
+    users, items, actions = checkerboard()
+    schema = Schema(features=features)  # every row is a positive
+    data = world(schema, users, items, actions.filter(pl.col("liked") == 1))
+    texts = dead(examine(untrained(data, train=RANKED, negatives={"random": 1})))
+    assert set(texts) == {"missed"}
+    assert "is empty in every row" in texts["missed"]
+
+
+def test_a_collapsed_model_says_nothing_about_its_features(healthy: Run) -> None:
+    def nothing(m: TwoTower) -> None:
+        for parameter in m.parameters():
+            parameter.zero_()
+
+    found = examine(with_weights(healthy, nothing))
+    assert "collapse" in ill(found)
+    assert dead(found) == {}
+
+
+# ---- g: gates
+
+
+@pytest.fixture(scope="module")
+def gated() -> Run:
+    pair = {s: {"layers": [8], "senet": {"enabled": True}} for s in ("user", "item")}
+    features = (Categorical(name="user_id", side="user"), Numeric(name="age", side="user"), *ID_FEATURES[1:])
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
+    users, items, actions = checkerboard()
+    ages = pl.Series(np.random.default_rng(0).random(40))
+    return trained(world(schema, users.with_columns(age=ages), items, actions), model={"pairs": [pair]})
+
+
+def test_healthy_gates(gated: Run) -> None:
+    found = examine(gated)
+    assert ill(found) == set()
+    assert named(found, "gates").severity == "fine"
+
+
+@pytest.mark.parametrize(
+    ("bias", "severity", "text"),
+    [
+        (-20.0, "ill", "All SENet gates of model.pairs.0.user are shut"),
+        (20.0, "warning", "All SENet gates of model.pairs.0.user are open"),
+        (0.0, "warning", "The SENet gates of model.pairs.0.user are the same in every row"),
+    ],
+)
+def test_gates_that_do_nothing(gated: Run, bias: float, severity: str, text: str) -> None:
+    def fix(m: TwoTower) -> None:
+        gate = m.towers("user")[0][0].senet
+        assert gate is not None
+        last = gate.excite[2]
+        assert isinstance(last, nn.Linear)
+        last.weight.zero_()
+        last.bias.fill_(bias)
+
+    found = examine(with_weights(gated, fix))
+    finding = named(found, "gates")
+    assert finding.severity == severity
+    assert text in finding.text
+    # A tower that sees nothing collapses.
+    assert ill(found) - {"gates"} <= ({"collapse", "baseline_pairs"} if bias < 0 else set())
+
+
+def test_one_shut_gate_names_its_field(gated: Run) -> None:
+    gates = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
+    gates[:, 1] = 0.001
+    (finding,) = _gate_findings(gates, ["user_id", "age", "city"], "model.pairs.0.user")
+    assert "shut out age" in finding.text
+    assert finding.severity == "warning"
+
+
+# ---- h: the history
+
+
+def told(healthy: Run, losses: list[float], values: list[float] | None = None, **config: Any) -> list[Finding]:
+    history = [{"epoch": i + 1, "train.loss": x} for i, x in enumerate(losses)]
+    for entry, value in zip(history, values or [], strict=False):
+        entry["validation.auc"] = value
+    return examine(replace(healthy, history=history, **config))
+
+
+def test_a_loss_that_rises(healthy: Run) -> None:
+    found = told(healthy, [0.7, 0.8, 1.9])
+    assert ill(found) == {"loss_rises"}
+    assert "train.lr" in named(found, "loss_rises").text
+
+
+def test_a_loss_that_does_not_fall(healthy: Run) -> None:
+    found = told(healthy, [0.6935, 0.6934, 0.6936])
+    assert ill(found) == {"loss_flat"}
+    assert "learns nothing" in named(found, "loss_flat").text
+    assert named(found, "loss_flat").evidence["constant_answer"] == pytest.approx(math.log(2), abs=2e-3)
+    # Learned in the first epoch: no illness.
+    assert named(told(healthy, [0.1, 0.1, 0.1]), "loss_flat").severity == "warning"
+
+
+def test_a_filling_memory_may_raise_the_loss_of_the_second_epoch(data: Dataset) -> None:
+    sick = untrained(data, train=RANKED, loss={"kind": "softmax"}, negatives={"memory": 64})
+    assert not {"loss_rises", "loss_flat"} & {f.name for f in told(sick, [2.0, 3.0, 2.5])}
+    assert "loss_rises" in ill(told(sick, [2.0, 3.0, 3.5]))
+
+
+def test_validation_that_still_rises(healthy: Run) -> None:
+    finding = named(told(healthy, [0.7, 0.6, 0.5], [0.6, 0.65, 0.7]), "still_rising")
+    assert finding.severity == "warning"
+    assert "raise train.epochs (now 12)" in finding.text
+    assert "still_rising" not in {f.name for f in told(healthy, [0.7, 0.6, 0.5], [0.6, 0.7, 0.7001])}
+
+
+def test_validation_that_never_improves(healthy: Run) -> None:
+    finding = named(told(healthy, [0.7, 0.6, 0.5], [0.7, 0.65, 0.6]), "peaks_at_once")
+    assert finding.severity == "warning"
+    assert "best at its first measure (epoch 1)" in finding.text
+
+
+def test_a_log_loss_is_better_when_it_is_lower(data: Dataset) -> None:
+    log_loss = untrained(data, train={"monitor": "validation.log_loss"})
+    history = [{"epoch": i + 1, "train.loss": 0.5 - i / 10, "validation.log_loss": 0.7 - i / 10} for i in range(3)]
+    names = {f.name for f in examine(replace(log_loss, history=history))}
+    assert "still_rising" in names
+    assert "peaks_at_once" not in names
+
+
+def test_a_history_that_is_not_finite(healthy: Run) -> None:
+    found = told(healthy, [0.7, math.nan])
+    assert ill(found) == {"history"}
+    assert "train.clip_norm" in named(found, "history").text
+
+
+def test_weights_that_are_not_finite(healthy: Run) -> None:
+    found = examine(with_weights(healthy, lambda m: m.global_bias.fill_(math.nan)))
+    assert ill(found) == {"not_finite"}
+
+
+# ---- runs of every kind
+
+
+@pytest.mark.parametrize("kind", ["pairs", "earlier", "one class"])
+def test_a_run_from_disk(kind: str, tmp_path: Path) -> None:
+    users, items, actions = everything()
+    schema, sections = EVERYTHING_SCHEMA, {}
+    if kind == "earlier":
+        features = tuple(f for f in schema.features if f.name not in ("fans", "disliked"))
+        schema = schema.model_copy(update={"features": features})
+        sections = {"train": {"histories": "earlier", "monitor": "validation.recall@5"}, "loss": {"kind": "softmax"}}
+        sections |= {"split": {"kind": "last"}}
+    elif kind == "one class":
+        schema = schema.model_copy(update={"label": "", "positive_above": 0.0})
+        sections = {"train": {"monitor": "validation.recall@5"}, "negatives": {"random": 2}}
+    for key in ("epochs", "batch_size", "lr", "device"):
+        sections.setdefault("train", {})[key] = {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"}[key]
+    api.fit((users, items, actions), schema, settings(**sections), folder=tmp_path / "run")
+    found = examine(runs.load(tmp_path / "run"))
+    assert {"split", "collapse", "statistic_beside_sequence"} <= {f.name for f in found}
+    assert "not_finite" not in ill(found)
+    assert "dead_feature" in {f.name for f in found}
+
+
+def test_a_run_without_a_test_part(healthy: Run) -> None:
+    """What `DSSMTrainable` leaves behind."""
+    parts = np.where(healthy.dataset.parts == TEST, 1, healthy.dataset.parts)
+    found = examine(replace(healthy, dataset=replace(healthy.dataset, parts=parts)))
+    assert ill(found) == set()
+    assert not {"baseline_pairs", "telling_feature"} & {f.name for f in found}
+
+
+def test_large_sides_are_sampled(monkeypatch: pytest.MonkeyPatch, healthy: Run) -> None:
+    rows = np.arange(100, 150)
+    few = context.sample(rows, 7)
+    assert len(few) == 7
+    assert few.tolist() == sorted(set(few.tolist()) & set(rows.tolist()))
+    assert context.sample(rows, 50) is rows
+    monkeypatch.setattr(context, "SAMPLE", 10)
+    found = examine(healthy)
+    assert ill(found) == set()
+    assert named(found, "baseline_pairs").evidence["users"] == 10
+
+
+def test_findings_come_worst_first_and_in_words(data: Dataset) -> None:
+    found = examine(trained(data, model=COLD))
+    severities = [f.severity for f in found]
+    assert severities == sorted(severities, key=("ill", "warning", "fine").index)
+    lines = list(describe(found))
+    assert lines[0].startswith("ill      loss_floor: A cosine at temperature 1")
+    assert lines[1].strip().startswith("(floor 0.3133, loss 0.3")
+    assert lines[-1] == "1 ill, 1 warning, 4 fine"
+    for f in found:
+        assert f.text.endswith(".")
+        assert all(math.isfinite(v) for v in f.evidence.values())
+
+
+def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sick = untrained(world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"memory": 30})
+    whole = Positives(sick.dataset, sick.config.train.seed).epoch(0)
+    monkeypatch.setattr(Epoch, "_all", property(lambda self: pytest.fail("the whole epoch was made")))
+    pairs, drawn = context.Patient(sick).batch
+    monkeypatch.undo()
+    size = sick.config.train.batch_size
+    assert set(zip(pairs.user, pairs.item, strict=True)) <= set(zip(whole.user[:size], whole.item[:size], strict=True))
+    assert len(drawn.items) >= 30

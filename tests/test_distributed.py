@@ -1,0 +1,254 @@
+"""Several ranks train what one trains, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import ranked
+from worlds import checkerboard
+
+from twotower import cli
+from twotower.distributed import Ranks
+from twotower.errors import ConfigError
+
+HERE = Path(__file__).resolve().parent
+
+
+def torchrun(n: int, *arguments: Any, fails: bool = False, **environment: str) -> str:
+    """Run a script or module in `n` ranks on this machine; what they said."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--standalone", *arguments]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment
+    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)
+    said = done.stdout + done.stderr
+    assert (done.returncode != 0) is fails, said[-6000:]
+    return said
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """All cases, trained by that many ranks in one go."""
+    out = tmp_path_factory.mktemp(f"ranks{request.param}")
+    torchrun(request.param, HERE / "ranked.py", out, *ranked.CASES)
+    return request.param, out
+
+
+@pytest.mark.parametrize("case", ranked.CASES)
+def test_ranks_train_what_one_trains(together: tuple[int, Path], case: str) -> None:
+    n, out = together
+    number = list(ranked.CASES).index(case)
+    assert (out / f"{number}.txt").read_text(encoding="utf-8") == case
+    alone = ranked.weights(ranked.trainer(case))
+    each = [dict(np.load(out / f"{number}-{rank}.npz")) for rank in range(n)]
+    read = [found.pop("shards").tolist() for found in each]
+    assert alone.pop("shards").tolist() == list(range(max(map(max, read)) + 1))
+    if "in shards" in case:
+        assert read == np.arange(6).reshape(n, -1).tolist(), "each rank reads its own shards"
+    for name, expected in alone.items():
+        for found in each:
+            assert np.array_equal(found[name], each[0][name]), f"{name}: the ranks have other weights"
+        # Deep towers make rounding grow, and it can turn two scores round.
+        bound = 2e-3 if name == "history" else 3e-4 if case == "attention" else 2e-5
+        np.testing.assert_allclose(each[0][name], expected, rtol=2e-4, atol=bound, err_msg=name)
+    for name, start in ranked.trainer(case).model.named_parameters():
+        # Who is asked does not matter to a softmax: the biases of users stay what they are.
+        if start.numel() > 1 and not name.startswith("user_bias"):
+            assert np.abs(alone[name] - start.detach().numpy()).max() > 1e-4, f"{name} did not learn"
+
+
+def test_ranks_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.here() == Ranks(0, 1, 0)
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert Ranks.here() == Ranks(3, 4, 1)
+    assert not Ranks.here().first
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(ConfigError, match=r"RANK=4, WORLD_SIZE=4.*torchrun"):
+        Ranks.here()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)  # as where somebody else has set WORLD_SIZE
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=4: the ranks do not find each other .*unset RANK"):
+        Ranks.here().together().__enter__()
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 100])
+def test_shares_follow_one_another_and_are_as_good_as_equal(n: int) -> None:
+    shares = [range(*Ranks(r, 3).share(n).indices(n)) for r in range(3)]
+    assert [i for share in shares for i in share] == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert Ranks(0, 3).share(n, 2) == Ranks(2, 3).share(n)
+
+
+# ---- the command
+
+
+CONFIG = """
+data = { users = "users.csv", items = "items.csv", interactions = "interactions.csv" }
+model.width = 8
+train = { epochs = 3, batch_size = 100, lr = 0.02, device = "cpu", checkpoint_steps = 4, shards = 2, timeout = 60 }
+evaluation = { k = [5], bootstrap = 0 }
+loss.kind = "softmax"
+[schema]
+label = "liked"
+time = "at"
+time_unit = "order"
+[[schema.features]]
+name = "user_id"
+side = "user"
+kind = "categorical"
+[[schema.features]]
+name = "item_id"
+side = "item"
+kind = "categorical"
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tables")
+    for name, table in zip(("users", "items", "interactions"), checkerboard(), strict=True):
+        table.write_csv(folder / f"{name}.csv")
+    (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
+    return folder / "config.toml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path) -> Path:
+    """A run of two ranks that nothing befell."""
+    run = config.parent / "undisturbed"
+    said = torchrun(2, "-m", "twotower", "train", config, "-r", run)
+    assert said.count("next: twotower evaluate") == 1, "one rank speaks for all"
+    return run
+
+
+def test_fault_B6_when_a_rank_dies_the_job_ends_and_a_relaunch_ends_in_the_same_bits(
+    config: Path, undisturbed: Path
+) -> None:
+    run = config.parent / "killed"
+    command = ("-m", "twotower", "train", config, "-r", run)
+    torchrun(2, *command, fails=True, TWOTOWER_FAIL_AT_STEP="10:1")  # only the second rank dies
+    assert not (run / "metrics.json").exists()
+    assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))][-1] == "step-000000008"
+    said = torchrun(2, *command, "--resume")
+    assert "resuming after step 8" in said
+    weights = [(r / "model.safetensors").read_bytes() for r in (run, undisturbed)]
+    assert weights[0] == weights[1]
+
+
+def start_ranks(config: Path, run: Path, *options: str, **env: str) -> list[subprocess.Popen[str]]:
+    """Two ranks, without torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "twotower", "train", str(config), "-r", str(run), *options]
+    ranks = []
+    for rank in range(2):
+        of_rank = os.environ | env | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        ranks.append(
+            subprocess.Popen(command, env=of_rank, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    return ranks
+
+
+def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path) -> None:
+    """Without torchrun, which gives a process that does not end thirty seconds more."""
+    ranks = start_ranks(config, config.parent / "hung", "--set", "train.timeout=5", TWOTOWER_FAIL_AT_STEP="3:1:hang")
+    try:
+        said, _ = ranks[0].communicate(timeout=120)
+        assert ranks[1].poll() is None, "it hangs"
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert ranks[0].returncode not in (0, -9)
+    assert "timed out" in said.lower()
+
+
+def test_fault_G8_ranks_share_a_run_that_the_first_has_locked(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = config.parent / "shared"
+    ranks = start_ranks(config, run, TWOTOWER_FAIL_AT_STEP="3:1:hang")
+    os.waitid(os.P_PID, ranks[1].pid, os.WSTOPPED)
+    try:
+        assert cli.run_command(cli.app, ["train", str(config), "--run", str(run), "--resume"]) == 2
+        assert f"another training is running (pid {ranks[0].pid} on" in capsys.readouterr().err
+    finally:
+        ranks[1].send_signal(signal.SIGCONT)
+        said = [process.communicate()[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert not (run / ".lock").exists()
+
+
+def test_fault_B2_ranks_that_are_stopped_stop_together_saved_and_go_on(config: Path) -> None:
+    run = config.parent / "stopped"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "twotower",
+               "train", str(config), "-r", str(run), "--set", "train.epochs=500"]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        while not list((run / "checkpoints").glob("step-*")):
+            assert job.poll() is None, "it ended before it was stopped"
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        said, _ = job.communicate(timeout=120)
+    assert job.returncode
+    assert "exitcode  : -6" not in said
+    assert "stopped after step" in said
+    step = int(said.split("stopped after step ")[1].split(";")[0])
+    assert (run / "checkpoints" / f"step-{step:09d}").is_dir()
+    said = torchrun(2, "-m", "twotower", "train", config, "-r", run, "--resume", "--override")
+    assert f"resuming after step {step}" in said
+
+
+def test_ranks_that_see_other_files_are_refused(config: Path) -> None:
+    """As on hosts that share no file system: each rank of this script has a folder of its own."""
+    script = config.parent / "apart.py"
+    script.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from twotower import cli\n"
+        "rank = os.environ['RANK']\n"
+        "extra = ['--set', 'train.lr=0.03'] if rank == '1' else []\n"
+        f"sys.argv = ['twotower', 'train', {str(config)!r}, '-r', {str(config.parent)!r} + '/apart' + rank, *extra]\n"
+        "cli.main()\n",
+        encoding="utf-8",
+    )
+    said = torchrun(2, script, fails=True)
+    assert "the ranks see other settings, data or checkpoints" in said
+    assert not (config.parent / "apart0" / "model.safetensors").exists()
+
+
+def test_fault_B7_uneven_shards_and_batches_end_together(undisturbed: Path, config: Path) -> None:
+    tables = checkerboard()
+    folder = config.parent / "uneven"
+    folder.mkdir()
+    rows = tables[2].filter((pl.col("user_id") < 2) | (pl.col("item_id") < 3))  # two users have most of the rows
+    for name, table in zip(("users", "items", "interactions"), (*tables[:2], rows), strict=True):
+        table.write_csv(folder / f"{name}.csv")
+    (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
+    runs = [folder / "two", folder / "one"]
+    arguments = ("-m", "twotower", "train", folder / "config.toml", "--set", "train.batch_size=7", "-r")
+    torchrun(2, *arguments, runs[0])
+    torchrun(1, *arguments, runs[1])
+    metrics = [json.loads((r / "metrics.json").read_text(encoding="utf-8")) for r in runs]
+    assert metrics[0]["train.steps"] == metrics[1]["train.steps"]
+
+
+def test_shards_that_cannot_be_dealt_are_refused(config: Path) -> None:
+    said = torchrun(2, "-m", "twotower", "train", config, "-r", config.parent / "odd", "--set", "train.shards=3",
+                    fails=True)  # fmt: skip
+    assert "train.shards = 3 cannot be dealt to 2 ranks; set a multiple, or 1" in said
+    assert not (config.parent / "odd").exists()

@@ -1,0 +1,314 @@
+"""The teaching project's surface is frozen: its class, its flags, its files."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from twotower import legacy
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.legacy import DSSMTrainable
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def frames(n: int = 1500, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray[Any, Any]]:
+    """Rows with columns of every type; users like items of their own parity."""
+    rng = np.random.default_rng(seed)
+    user, item = rng.integers(0, 40, n), rng.integers(0, 30, n)
+    x = pd.DataFrame(
+        {
+            "UserID": user,
+            "Gender": np.where(user % 3 == 0, "F", "M"),
+            "weight": (user * 1.7).astype(float),
+            "income": (user * 10.0).astype(float),
+            "MovieID": [f"m{i}" for i in item],
+            "tags": [[f"t{i % 4}", "all"] for i in item],
+            "poster": [[float(i % 5), 1.0, 2.0, -1.0] for i in item],
+        }
+    )
+    return x, ((user + item) % 2 == 0).astype(int)
+
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "UserID": {"belongs": "user", "emb_size": 24},
+    "Gender": {"belongs": "user"},
+    "weight": {"belongs": "user"},
+    "income": {"belongs": "user", "bucket": 5},
+    "MovieID": {"belongs": "item"},
+    "tags": {"belongs": "item"},
+    "poster": {"belongs": "item", "use_vec": True, "vec_len": "4"},
+}
+
+
+def test_the_signatures_are_the_teaching_projects() -> None:
+    def shape(function: Any) -> list[tuple[str, Any]]:
+        return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
+
+    none = inspect.Parameter.empty
+    assert shape(DSSMTrainable) == [
+        ("x", none),
+        ("y", none),
+        ("cols_params", None),
+        ("batch_size", 2048),
+        ("shuffle", True),
+        ("val_x", None),
+        ("val_y", None),
+        ("label_encoder_rate_min", 0.0001),
+        ("user_dnn_size", (64, 32)),
+        ("item_dnn_size", (64, 32)),
+        ("dropout", 0.2),
+        ("activation", "LeakyReLU"),
+        ("model_path", None),
+        ("use_senet", False),
+        ("device", "cpu"),
+    ]
+    assert shape(DSSMTrainable.train) == [
+        ("self", none),
+        ("epochs", 10),
+        ("val_step", 1),
+        ("device", "cpu"),
+        ("optimizer", "Adam"),
+        ("lr", 1e-5),
+        ("model_path", None),
+        ("lr_decay_rate", 0),
+        ("lr_decay_step", 0),
+    ]
+    assert shape(DSSMTrainable.test) == [("self", none), ("device", "cpu")]
+    assert shape(DSSMTrainable.save_model) == [("self", none), ("model_path", none)]
+
+
+def test_the_flags_and_their_defaults_are_the_teaching_projects() -> None:
+    given = {a.dest: a.default for a in legacy._parser()._actions if a.dest != "help"}
+    assert given == {
+        "data_path": "dataset/ml-1m/feature",
+        "model_path": "checkpont",
+        "whether_train": "train",
+        "epochs": 10,
+        "batch_size": 2048,
+        "dropout": 0.0,
+        "lr": 0.001,
+        "optimizer": "Adam",
+        "device": "gpu",
+        "encode_min": 0.0,
+        "neg_sampling": 5,
+        "use_senet": True,
+    }
+
+
+@pytest.mark.parametrize("senet", [False, True])
+def test_it_learns_saves_loads_and_tests_to_the_same_auc(tmp_path: Path, senet: bool) -> None:
+    x, y = frames()
+    val_x, val_y = frames(400, 1)
+    model = DSSMTrainable(x, y, PARAMS, batch_size=100, val_x=val_x, val_y=val_y, use_senet=senet, dropout=0.0)
+    best = model.train(epochs=20, lr=0.01, model_path=tmp_path / "model")
+    assert best > 0.9
+    test_x, test_y = frames(400, 2)
+    loaded = DSSMTrainable(test_x, test_y, PARAMS, model_path=str(tmp_path / "model"))
+    assert loaded.test() > 0.9
+    again = DSSMTrainable(val_x, val_y, model_path=tmp_path / "model")
+    assert again.test() == pytest.approx(best, abs=1e-9), "the best validation AUC is what is saved"
+
+
+def test_values_never_seen_in_training_count_as_unknown(tmp_path: Path) -> None:
+    x, y = frames()
+    DSSMTrainable(x, y, PARAMS, batch_size=100).train(epochs=1, lr=0.01, model_path=tmp_path)
+    strange = x.head(50).assign(UserID=99_999, MovieID="never", Gender="X")
+    value = DSSMTrainable(strange, y[:50], model_path=tmp_path).test()
+    assert 0 <= value <= 1
+
+
+def test_each_argument_changes_the_outcome() -> None:
+    x, y = frames(600)
+
+    def outcome(init: dict[str, Any] | None = None, fit: dict[str, Any] | None = None) -> tuple[float, int]:
+        model = DSSMTrainable(x, y, **({"cols_params": PARAMS, "batch_size": 100} | (init or {})))
+        model.train(**({"epochs": 3, "val_step": 3, "lr": 0.01} | (fit or {})))
+        trained = model._trained()
+        validations = sum("validation.auc" in h for h in trained.history)
+        return sum(float(p.detach().abs().sum()) for p in trained.model.parameters()), validations
+
+    base = outcome()
+    assert outcome() == base
+    for init in (
+        {"batch_size": 50},
+        {"shuffle": False},
+        {"label_encoder_rate_min": 0.03},
+        {"user_dnn_size": (32, 32)},
+        {"item_dnn_size": (16, 32)},
+        {"dropout": 0.5},
+        {"activation": "Tanh"},
+        {"use_senet": True},
+        {"cols_params": PARAMS | {"UserID": {"belongs": "user", "emb_size": 8}}},
+        {"cols_params": PARAMS | {"income": {"belongs": "user"}}},
+        {"cols_params": PARAMS | {"poster": {"belongs": "item"}}},
+    ):
+        assert outcome(init) != base, init
+    for fit in (
+        {"epochs": 1},
+        {"optimizer": "SGD"},
+        {"lr": 0.02},
+        {"val_step": 1},
+        {"lr_decay_rate": 0.1, "lr_decay_step": 1},
+    ):
+        assert outcome(None, fit) != base, fit
+
+
+def test_mistakes_are_clear() -> None:
+    x, y = frames(200)
+    for error, words, arguments in (
+        (DataError, "one label per row", (x, y[:10], PARAMS)),
+        (DataError, "expected 0 or 1", (x, y + 1, PARAMS)),
+        (DataError, "one class", (x, np.ones(200), PARAMS)),
+        (DataError, "no column 'Gendr'.*Gender", (x, y, {"Gendr": {"belongs": "user"}})),
+        (ConfigError, "belongs is 'film'", (x, y, {"UserID": {"belongs": "film"}})),
+        (ConfigError, "unknown key 'embsize'.*emb_size", (x, y, {"UserID": {"belongs": "user", "embsize": 3}})),
+        (ConfigError, "cols_params is missing and column 'weight'", (x, y)),
+    ):
+        with pytest.raises(error, match=words):
+            DSSMTrainable(*arguments)
+    with pytest.raises(ConfigError, match="Activation|activation"):
+        DSSMTrainable(x, y, PARAMS, activation="Swishy")
+    with pytest.raises(RunError, match="nothing is trained"):
+        DSSMTrainable(x, y, PARAMS).test()
+    with pytest.raises(RunError, match="no run"):
+        DSSMTrainable(x, y, PARAMS, model_path="nowhere/at/all")
+
+
+def test_the_gpu_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        assert legacy._device("gpu") == "cuda"
+    else:
+        assert legacy._device("gpu") == "cpu"
+        assert "no GPU here" in capsys.readouterr().out
+
+
+def archive(path: Path) -> Path:
+    """A small world in the layout of ml-1m.zip: films of a user's parity get 5, others 1."""
+    rng = np.random.default_rng(0)
+    pairs = rng.choice(40 * 30, 900, replace=False)
+    ratings = "\n".join(
+        f"{p // 30 + 1}::{p % 30 + 1}::{5 if (p // 30 + p % 30) % 2 == 0 else 1}::{978300000 + n}"
+        for n, p in enumerate(pairs)
+    )
+    users = "\n".join(f"{u}::{'FM'[u % 2]}::{(1, 18, 25)[u % 3]}::{u % 7}::0{u}" for u in range(1, 41))
+    movies = "\n".join(f"{i}::Film {i} ({1950 + i})::{'Comedy' if i % 2 else 'Drama|War'}" for i in range(1, 31))
+    with zipfile.ZipFile(path, "w") as z:
+        for name, text in (("ratings", ratings), ("users", users), ("movies", movies)):
+            z.writestr(f"ml-1m/{name}.dat", text + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def seed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the commands, with the data downloaded (from a local archive) and processed."""
+    root = tmp_path_factory.mktemp("seed")
+    shutil.copy(ROOT / "main.py", root)
+    shutil.copytree(ROOT / "data_process", root / "data_process")
+    zipped = archive(root / "ml-1m.zip")
+    for script in ("data_download.py", "data_processing.py"):
+        run_python(root / "data_process" / "movie_len", script, TWOTOWER_DATA=str(zipped))
+    return root
+
+
+def run_python(folder: Path, *arguments: str, code: int = 0, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_scripts_write_the_splits_with_the_projects_names(seed_project: Path) -> None:
+    folder = seed_project / "dataset" / "ml-1m" / "feature"
+    train, val, test = (pl.read_parquet(folder / f"{n}.parquet") for n in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (648, 72, 180)
+    columns = {"UserID", "Gender", "Age", "JobID", "MovieID", "ratings_count", "ratings_mean", "Genres", "label"}
+    assert columns <= set(train.columns)
+    assert ((train["Rating"] > 3).cast(pl.Int8) == train["label"]).all()
+    # Statistics of a film come from training rows alone, wherever the film stands.
+    counts = dict(train.group_by("MovieID").len().iter_rows())
+    means = dict(train.group_by("MovieID").agg(pl.col("Rating").mean()).iter_rows())
+    for frame in (train, val, test):
+        for film, count, mean in frame.select("MovieID", "ratings_count", "ratings_mean").iter_rows():
+            assert count == counts.get(film, 0)
+            assert mean == pytest.approx(means[film]) if film in means else mean is None
+
+
+def test_main_trains_and_tests(seed_project: Path) -> None:
+    command = (
+        "main.py --data_path dataset/ml-1m/feature --model_path checkpont --whether_train {} --epochs 10 "
+        "--batch_size 64 --dropout 0.0 --lr 0.01 --optimizer Adam --device gpu --encode_min 0.0 --neg_sampling 5 "
+        "--use_senet {}"
+    )
+    trained = run_python(seed_project, *command.format("train", "True").split())
+    assert "no GPU here" in trained or "cuda" in trained
+    shown = run_python(seed_project, *command.format("test", "True").split())
+    value = float(shown.split("Test AUC:")[1].split()[0])
+    assert value > 0.9
+    run_python(seed_project, *command.replace("checkpont", "plain").format("train", "False").split())
+    gates = (seed_project / "plain" / "model.json").read_text()
+    assert '"enabled": true' not in gates
+    assert '"enabled": true' in (seed_project / "checkpont" / "model.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--whether_train", "test", "--model_path", "nowhere"], "no run"),
+        (["--data_path", "nowhere"], "data_processing.py first"),
+        (["--use_senet", "maybe"], "True or False"),
+        (["--epochs", "many"], "invalid int"),
+        (["--epoch_count", "3"], "unrecognized"),
+        (["--dropout", "1.5"], "dropout"),
+        (["--optimizer", "Adm"], "Adam"),
+    ],
+)
+def test_mainpy_mistakes_are_one_line_and_exit_code_2(seed_project: Path, arguments: list[str], words: str) -> None:
+    shown = run_python(seed_project, "main.py", *arguments, code=2)
+    errors = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert "Traceback" not in shown
+
+
+def test_rows_that_differ_in_a_null_inside_a_list_are_different_items() -> None:
+    frame = pl.DataFrame({"tags": [["a", None], ["b", None], ["a", None], [], None, [""]], "n": [1] * 6})
+    distinct, rows = legacy._distinct(frame, ["tags", "n"])
+    assert rows.tolist() == [0, 1, 0, 2, 3, 4]
+    assert distinct["tags"].to_list() == [["a", None], ["b", None], [], None, [""]]
+
+
+def test_few_rows_without_validation_rows_are_split_by_class_or_refused() -> None:
+    x, y = frames(40)
+    assert 0 <= DSSMTrainable(x, y, PARAMS, batch_size=8).train(epochs=1) <= 1
+    with pytest.raises(DataError, match="only 1 rows are labelled 1"):
+        DSSMTrainable(x.head(3), np.array([0, 1, 0]), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"UserID": {"belongs": "user"}}, "no column belongs to 'item'"),
+        (PARAMS | {"income": {"belongs": "user", "bucket": 1}}, "bucket is 1"),
+        (PARAMS | {"UserID": {"belongs": "user", "emb_size": "abc"}}, "emb_size is 'abc'"),
+    ],
+)
+def test_parameters_that_cannot_be_are_config_errors(params: dict[str, dict[str, Any]], words: str) -> None:
+    x, y = frames(60)
+    with pytest.raises(ConfigError, match=words):
+        DSSMTrainable(x, y, params)

@@ -1,0 +1,624 @@
+"""What stands against a positive: drawn as often as it says, masked exactly, mined from the right ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
+
+from twotower.config import Config, LossConfig, NegativesConfig
+from twotower.data.dataset import Dataset, Pairs, build_dataset
+from twotower.data.splits import TEST, TRAIN
+from twotower.data.tables import check
+from twotower.encoders import Codes, Ragged
+from twotower.errors import ConfigError
+from twotower.schema import Categorical, MultiHot, Schema, Sequence
+from twotower.train.candidates import KEPT, Candidates, CandidateSampler, Memory
+from twotower.train.losses import contest
+from twotower.train.negatives import Positives
+
+CPU = torch.device("cpu")
+NONE = torch.zeros(0, dtype=torch.int64)
+
+
+def world(board: Dataset, rows: list[tuple[int, int, bool]]) -> Dataset:
+    """Training interactions (user, item, liked) of 40 users and 30 items."""
+    user, item, liked = (np.array([r[i] for r in rows]) for i in range(3))
+    pairs = Pairs(user.astype(np.int32), item.astype(np.int32), liked.astype(bool))
+    return replace(board, pairs=pairs, parts=np.full(len(rows), TRAIN, np.int8))
+
+
+def liked_of(data: Dataset) -> dict[int, set[int]]:
+    out: dict[int, set[int]] = {u: set() for u in range(len(data.users))}
+    for u, i, p in zip(data.train.user.tolist(), data.train.item.tolist(), data.train.positive, strict=True):
+        if p:
+            out[u].add(i)
+    return out
+
+
+def columns_of(c: Candidates) -> list[int]:
+    """The item of every shared column."""
+    return [*c.items[: c.shared].tolist(), *c.memory.tolist()]
+
+
+def own_items(c: Candidates) -> list[list[int]]:
+    return [[int(c.items[p]) for p in row if p >= 0] for row in c.own.tolist()]
+
+
+def positives(data: Dataset, n: int = 10**9, seed: int = 0) -> tuple[Codes, Codes]:
+    """A batch of training positives."""
+    liked = np.flatnonzero(data.train.positive)
+    picked = np.random.default_rng(seed).permutation(liked)[:n]
+    return data.train.user[picked], data.train.item[picked]
+
+
+def same(a: Candidates, b: Candidates) -> bool:
+    pairs = [(getattr(a, f), getattr(b, f)) for f in vars(a)]
+    return all(
+        np.array_equal(x, y) if isinstance(x, np.ndarray)
+        else torch.equal(x, y) if isinstance(x, Tensor)
+        else x == y
+        for x, y in pairs
+    )  # fmt: skip
+
+
+# ---- how often
+
+
+def zipf(board: Dataset) -> Dataset:
+    """Item i is liked by about 40 / (1 + i) of 40 users, items 25 to 29 by nobody; some dislikes."""
+    rows = [((7 * u + i) % 40, i, True) for i in range(25) for u in range(max(1, 40 // (1 + i)))]
+    return world(board, rows + [((3 * i + 1) % 40, i, False) for i in range(20, 30)])
+
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "in batch": {},
+    "uniform": {"in_batch": False, "uniform": 25},
+    "popularity": {"in_batch": False, "popularity": 25, "alpha": 1.0},
+    "popularity^0.5": {"in_batch": False, "popularity": 25, "alpha": 0.5},
+    "popularity^0": {"in_batch": False, "popularity": 25, "alpha": 0.0},
+    "uniform and memory": {"in_batch": False, "uniform": 10, "memory": 70},
+    "all": {"uniform": 10, "popularity": 15, "memory": 70},
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Dataset, name: str) -> None:
+    data, config = zipf(board), NegativesConfig(**MIXTURES[name])
+    sampler, source, memory = CandidateSampler(data, config, seed=3), Positives(data, seed=5), Memory(config.memory)
+    n, batch, step = len(data.items), 20, 0
+    seen, expected = np.zeros(n), np.zeros(n)
+    for number in range(80):
+        epoch = source.epoch(number)
+        for start in range(0, len(epoch), batch):
+            user, item = epoch.user[start : start + batch], epoch.item[start : start + batch]
+            c = sampler(user, item, step, memory.items, CPU)
+            step += 1
+            columns = columns_of(c)
+            np.add.at(seen, columns, c.drawn.numpy())
+            # Expected of every item, also of those that were not drawn.
+            expected += np.exp(sampler.log_q(np.arange(n), len(user), len(memory.items)).astype(np.float64))
+            told = dict(zip(columns, c.log_q.tolist(), strict=True))
+            for i, q in zip(range(n), sampler.log_q(np.arange(n), len(user), len(memory.items)).tolist(), strict=True):
+                assert told.get(i, q) == pytest.approx(q)
+            assert c.drawn[: c.shared].sum() == config.in_batch * len(user) + config.uniform + config.popularity
+            memory.keep(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 1))
+    assert memory.items.tolist() == [] if not config.memory else len(memory.items) == 70
+    # A count is a sum of draws, each in the memory up to 70 / 20 + 1 times: its variance is at most so many means.
+    times = 5 if config.memory else 1
+    off = (seen - expected) / np.sqrt(times * np.maximum(expected, 0.2))
+    assert np.abs(off).max() < 4.5, off
+    assert seen.sum() == pytest.approx(expected.sum(), rel=1e-3)
+    # And it is not any density: that of another source is far away.
+    popular = np.bincount(data.train.item[data.train.positive], minlength=n) / data.train.positive.sum()
+    other = expected.sum() * (popular if name == "uniform" else np.ones(n) / n)
+    other = np.maximum(other, 0.2)
+    assert np.abs((seen - other) / np.sqrt(times * other)).max() > (4.5 if name == "uniform and memory" else 9)
+
+
+def test_popularity_counts_what_was_liked_in_training_and_nothing_else(board: Dataset) -> None:
+    rows = [(u, 1, True) for u in range(8)] + [(u, 2, True) for u in range(2)] + [(u, 3, False) for u in range(9)]
+    data = world(board, [*rows, *((u, 4, True) for u in range(9))])
+    data = replace(data, parts=np.array([TRAIN] * len(rows) + [TEST] * 9, np.int8))
+    config = NegativesConfig(in_batch=False, popularity=1, alpha=1.0)
+    told = np.exp(CandidateSampler(data, config, 1).log_q(np.arange(6), 0, 0))
+    assert told.tolist() == pytest.approx([0, 0.8, 0.2, 0, 0, 0])
+    rooted = np.exp(CandidateSampler(data, config.model_copy(update={"alpha": 0.5}), 1).log_q(np.arange(6), 0, 0))
+    assert rooted.tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0, 0, 0])
+
+
+def test_without_the_batchs_own_positives_a_column_counts_only_what_was_drawn(board: Dataset) -> None:
+    data = zipf(board)
+    user, item = positives(data, 30)
+    c = CandidateSampler(data, NegativesConfig(in_batch=False, uniform=4), 1)(user, item, 0, NONE, CPU)
+    assert c.drawn.sum() == 4
+    assert set(item.tolist()) <= set(columns_of(c))
+    assert (c.drawn == 0).any()
+    assert [int(c.items[p]) for p in c.positive] == item.tolist()
+
+
+# ---- what is not there
+
+ROW = st.tuples(st.integers(0, 7), st.integers(0, 29), st.booleans())
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]),
+    memory=st.lists(st.integers(0, 29), max_size=12),
+    mask=st.booleans(),
+    in_batch=st.booleans(),
+    step=st.integers(0, 99),
+)
+def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
+    board: Dataset, rows: list[tuple[int, int, bool]], memory: list[int], mask: bool, in_batch: bool, step: int
+) -> None:
+    data = world(board, [*rows, (39, 3, True)])
+    config = NegativesConfig(
+        in_batch=in_batch, uniform=9, popularity=4, memory=12, observed=2, hard=2, hard_ranks=(1, 20), hard_ratio=1,
+        mask_positives=mask,
+    )  # fmt: skip
+    sampler = CandidateSampler(data, config, seed=4)
+    rng = torch.Generator().manual_seed(step)
+    sampler.mine(torch.randn(40, 3, generator=rng), torch.randn(30, 3, generator=rng), 1)
+    user, item = positives(data, 20, step)
+    c = sampler(user, item, step, torch.tensor(memory, dtype=torch.int64), CPU)
+    liked, columns = liked_of(data), columns_of(c)
+    assert len(set(c.items.tolist())) == len(c.items)
+    assert columns[len(columns) - len(memory) :] == memory
+    assert len(columns) == len(c.drawn) == len(c.log_q) == c.shared + len(memory)
+    for part in (slice(0, 7), slice(7, 20)):  # as the blocks of a contest ask
+        logits = torch.zeros(len(user[part]), len(columns))
+        c.ban(logits, part)
+        for b, row in enumerate(logits.isfinite().tolist(), part.start):
+            own = int(c.positive[b])
+            assert columns[own] == item[b]
+            assert own < c.shared
+            gone = liked[int(user[b])] if mask else {int(item[b])} if memory else set()
+            # Its own column is put back by the contest, and is the only one of that item there may be.
+            there = [x or column == own for column, x in enumerate(row)]
+            assert there == [column == own or i not in gone for column, i in enumerate(columns)]
+            assert sum(x and i == item[b] for x, i in zip(there, columns, strict=True)) == 1
+    for b, row in enumerate(own_items(c)):
+        assert not set(row) & liked[int(user[b])]
+        assert item[b] not in row
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]), n=st.integers(1, 5))
+def test_observed_candidates_are_distinct_training_dislikes_of_the_user_as_many_as_there_are(
+    board: Dataset, rows: list[tuple[int, int, bool]], n: int
+) -> None:
+    data = world(board, [*rows, (39, 3, True)])
+    disliked: dict[int, set[int]] = {}
+    for u, i, p in rows:
+        disliked.setdefault(u, set()).update([] if p else [i])
+    sampler = CandidateSampler(data, NegativesConfig(observed=n), seed=4)
+    user, item = positives(data)
+    for step in range(3):
+        found = own_items(sampler(user, item, step, NONE, CPU))
+        for u, row in zip(user.tolist(), found, strict=True):
+            assert len(row) == len(set(row)) == min(n, len(disliked.get(u, ())))
+            assert set(row) <= disliked.get(u, set())
+
+
+def test_every_observed_dislike_has_its_turn(everything_data: Dataset) -> None:
+    data = everything_data
+    sampler = CandidateSampler(data, NegativesConfig(observed=1), seed=1)
+    user, item = positives(data)
+    seen = {
+        (u, i)
+        for step in range(60)
+        for u, row in zip(user.tolist(), own_items(sampler(user, item, step, NONE, CPU)), strict=True)
+        for i in row
+    }
+    train = data.train
+    wanted = {(u, i) for u, i, p in zip(train.user.tolist(), train.item.tolist(), train.positive, strict=True) if not p}
+    assert seen == {(u, i) for u, i in wanted if u in set(user.tolist())}
+
+
+def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_before() -> None:
+    rng = np.random.default_rng(0)
+    rows = [(u, i, bool(rng.random() < 0.5)) for u in range(10) for i in range(30)]
+    frames = checkerboard()
+    board = build_dataset(check(*frames, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
+    data = replace(world(board, rows), times=rng.integers(0, 9, len(rows)))  # many ties
+    place = {int(number): n for n, number in enumerate(data.in_order(data.parts == TRAIN))}
+    sampler = CandidateSampler(data, NegativesConfig(observed=2), seed=1)
+    source = rng.permutation(np.flatnonzero(data.pairs.positive))
+    user, item = data.pairs.user[source], data.pairs.item[source]
+    met_later = set()
+    for step in range(80):
+        c = sampler(user, item, step, NONE, CPU, source)
+        pairs = set(zip(data.pairs.user[c.observed].tolist(), data.pairs.item[c.observed].tolist(), strict=True))
+        found = own_items(c)
+        assert pairs == {(u, i) for u, row in zip(user.tolist(), found, strict=True) for i in row}
+        for s, u, row in zip(source.tolist(), user.tolist(), found, strict=True):
+            met_later |= {(s, u * 30 + i) for i in row}
+        plain = sampler(user, item, step, NONE, CPU)
+        assert len(plain.observed) == 2 * len(user)
+        assert not data.pairs.positive[plain.observed].any()
+    # Row r of `rows` is interaction r: user r // 30, item r % 30.
+    dislikes = [r for r, row in enumerate(rows) if not row[2]]
+    assert met_later == {
+        (s, d) for s in source.tolist() for d in dislikes if d // 30 == s // 30 and place[d] > place[s]
+    }  # fmt: skip
+
+
+# ---- random ones of a positive's own
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]), n=st.integers(1, 31))
+def test_random_candidates_are_distinct_items_the_user_has_not_met_as_many_as_there_are(
+    board: Dataset, rows: list[tuple[int, int, bool]], n: int
+) -> None:
+    data = world(board, [*rows, (39, 3, True)])
+    met: dict[int, set[int]] = {}
+    for u, i, _ in rows:
+        met.setdefault(u, set()).add(i)
+    sampler = CandidateSampler(data, NegativesConfig(random=n, in_batch=False), seed=4)
+    user, item = positives(data)
+    c = sampler(user, item, 0, NONE, CPU)
+    for u, row in zip(user.tolist(), own_items(c), strict=True):
+        free = set(range(30)) - met.get(u, {3})
+        assert len(row) == len(set(row)) == min(n, len(free))
+        assert set(row) <= free
+
+
+def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_step(board: Dataset) -> None:
+    data = world(board, [(0, i, i % 2 == 0) for i in range(0, 30, 3)] + [(1, 0, True)])
+    sampler = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
+    user, item = np.array([0, 1], np.int32), np.array([0, 0], np.int32)
+    counts = np.zeros((2, 30))
+    for step in range(3000):
+        for row, found in enumerate(own_items(sampler(user, item, step, NONE, CPU))):
+            counts[row, found] += 1
+    for row, free in ((0, [i for i in range(30) if i % 3]), (1, list(range(1, 30)))):
+        expected = 3000 * 4 / len(free)
+        assert np.abs(counts[row, free] - expected).max() < 5 * np.sqrt(expected)
+        assert counts[row].sum() == 3000 * 4
+    again = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
+    draws = [own_items(again(user, item, step, NONE, CPU)) for step in (7, 8, 7)]
+    assert draws[0] == draws[2] != draws[1]
+    assert draws[0] != own_items(
+        CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(user, item, 7, NONE, CPU)
+    )
+
+
+@pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
+def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_nothing_else(
+    everything_data: Dataset, kind: Any
+) -> None:
+    """The softmax of the 2013 DSSM: one clicked and some random ones, by a loop; nothing to correct."""
+    data, config = everything_data, NegativesConfig(random=4, in_batch=False)
+    user, item = positives(data, 50)
+    c = CandidateSampler(data, config, seed=1)(user, item, 3, NONE, CPU)
+    assert not c.log_q.any()
+    assert not c.drawn.any()
+    rng = torch.Generator().manual_seed(0)
+    u, everything = torch.randn(60, 5, generator=rng), torch.randn(40, 5, generator=rng)
+    found = contest(u[user.astype(int)], everything[c.items], c, LossConfig(kind=kind, calibration=0), 40)
+    expected = 0.0
+    for who, what, others in zip(user.tolist(), item.tolist(), own_items(c), strict=True):
+        chosen, scores = float(u[who] @ everything[what]), [float(u[who] @ everything[o]) for o in others]
+        if kind == "softmax":
+            expected += math.log(sum(math.exp(s) for s in (chosen, *scores))) - chosen
+        elif kind == "bpr":
+            expected += sum(math.log1p(math.exp(s - chosen)) for s in scores) / len(scores)
+        else:
+            pairs = math.log1p(math.exp(-chosen)) + sum(math.log1p(math.exp(s)) for s in scores)
+            expected += pairs / (1 + len(scores))
+    assert float(found) == pytest.approx(expected / len(user), rel=1e-5)
+
+
+def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_by(board: Dataset) -> None:
+    rng = torch.Generator().manual_seed(0)
+    vectors = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
+    user, item = positives(board, 300)
+    means = []
+    for random in (0, 10):
+        config = NegativesConfig(in_batch=False, uniform=10, random=random, hard=2, hard_ranks=(1, 10), hard_ratio=20)
+        sampler = CandidateSampler(board, config, seed=1)
+        sampler.mine(*vectors, 1)
+        means.append(
+            np.mean([int((sampler(user, item, s, NONE, CPU).own[:, -2:] >= 0).sum()) / 300 for s in range(20)])
+        )
+    assert means == pytest.approx([0.5, 1.0], abs=0.05)
+
+
+# ---- by attribute
+
+
+def towns() -> Dataset:
+    """Items with a town (some unknown, one too rare to be known), a list of tags and an item-side sequence."""
+    users, items, actions = checkerboard()
+    rng = np.random.default_rng(0)
+    town = ["rare", *(None if i % 7 == 0 else f"town{i % 4}" for i in range(1, 30))]
+    tags = [[f"t{t}" for t in rng.choice(6, rng.integers(0, 4), replace=False)] for _ in range(30)]
+    items = items.with_columns(town=pl.Series(town), tags=pl.Series(tags, dtype=pl.List(pl.String)))
+    features = (
+        ID_FEATURES[0].model_copy(update={"min_count": 19}),  # so that some fans are unknown
+        ID_FEATURES[1],
+        Categorical(name="town", side="item", min_count=60),
+        MultiHot(name="tags", side="item"),
+        Sequence(name="fans", side="item"),
+    )
+    schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
+    return build_dataset(check(users, items, actions, schema), schema, Config().split)
+
+
+@pytest.mark.parametrize("name", ["town", "tags", "fans"])
+def test_a_candidate_by_attribute_shares_a_known_value_with_the_positive(name: str) -> None:
+    data = towns()
+    if name == "fans":
+        column: Any = data.items.columns["fans"]
+        assert (column.values == 0).any(), "unknown fans"
+        values = [set(row.tolist()) - {0} for row in np.split(column.values, column.offsets[1:-1])]
+    else:
+        frame = data.items.frame[name].to_list()
+        values = [set(v) if isinstance(v, list) else {v} - {None, "rare"} for v in frame]
+        assert set() in values
+    sampler = CandidateSampler(data, NegativesConfig(attribute=name, attribute_items=3, mask_positives=False), seed=2)
+    user, item = positives(data)
+    seen: dict[int, set[int]] = {i: set() for i in range(30)}
+    for step in range(40):
+        for i, row in zip(item.tolist(), own_items(sampler(user, item, step, NONE, CPU)), strict=True):
+            assert len(set(row)) == len(row) <= 3
+            assert i not in row
+            assert all(values[i] & values[other] for other in row)
+            seen[i] |= set(row)
+    # And every item that shares one has its turn.
+    assert seen == {i: {j for j in range(30) if j != i and values[i] & values[j]} for i in range(30)}
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_a_candidate_by_attribute_may_be_another_positive_of_the_user_only_without_the_mask(mask: bool) -> None:
+    data = towns()
+    liked = liked_of(data)
+    config = NegativesConfig(attribute="tags", attribute_items=3, mask_positives=mask)
+    sampler = CandidateSampler(data, config, seed=2)
+    user, item = positives(data)
+    liked_ones = 0
+    for step in range(10):
+        for u, row in zip(user.tolist(), own_items(sampler(user, item, step, NONE, CPU)), strict=True):
+            liked_ones += len(set(row) & liked[u])
+    assert (liked_ones == 0) is mask
+
+
+def test_an_attribute_that_is_not_there_is_named_with_the_nearest(everything_data: Dataset) -> None:
+    for name, words in [
+        ("brnd", "no item feature 'brnd' with values to share; did you mean 'brand'?"),
+        ("picture", "no item feature 'picture'"),  # numbers cannot be shared
+        ("city", "no item feature 'city'"),  # of the other side
+    ]:
+        with pytest.raises(ConfigError, match=rf"negatives.attribute: {words}.*allowed: iid, brand, tags"):
+            CandidateSampler(everything_data, NegativesConfig(attribute=name), seed=1)
+
+
+# ---- mined
+
+
+def ranked(data: Dataset, users: Tensor, items: Tensor) -> list[list[int]]:
+    """The catalogue of every user by a loop, best first, without what they liked."""
+    liked = liked_of(data)
+    out = []
+    for u in range(len(users)):
+        scores = {i: float((users[u].double() * items[i].double()).sum()) for i in range(len(items))}
+        out.append(sorted((i for i in scores if i not in liked[u]), key=lambda i: -scores[i]))
+    return out
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (1, 5), (3, 7), (2, 2), (14, 30), (1, 500)])
+def test_mined_items_are_the_ranks_that_were_asked_for_both_ends_included(
+    board: Dataset, ranks: tuple[int, int]
+) -> None:
+    sampler = CandidateSampler(board, NegativesConfig(hard=2, hard_ranks=ranks), seed=1)
+    rng = torch.Generator().manual_seed(0)
+    users, items = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
+    sampler.mine(users, items, epoch=1, block=7)
+    assert sampler.mined is not None
+    for u, order in enumerate(ranked(board, users, items)):
+        assert 14 < len(order) < 30
+        wanted = order[ranks[0] - 1 : ranks[1]]
+        assert set(sampler.mined[u].tolist()) - {-1} == set(wanted)
+
+
+def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(
+    board: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    users, items = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
+    sizes: list[int] = []
+    topk = Tensor.topk
+
+    def watched(scores: Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(scores.numel())
+        return topk(scores, *args, **options)
+
+    monkeypatch.setattr(Tensor, "topk", watched)
+    for cells in (100, 7):  # of 30 items: three users, and one even if that is too many
+        monkeypatch.setattr("twotower.train.candidates._CELLS", cells)
+        sampler = CandidateSampler(board, NegativesConfig(hard=2, hard_ranks=(1, 30)), seed=1)
+        sampler.mine(users, items, epoch=1)
+        assert max(sizes) == max(30, cells // 30 * 30)
+        assert sampler.mined is not None
+        assert [set(m.tolist()) - {-1} for m in sampler.mined] == [set(r) for r in ranked(board, users, items)]
+        sizes.clear()
+
+
+def test_of_a_wide_window_a_random_part_is_kept_and_another_at_the_next_mining(board: Dataset) -> None:
+    rng = torch.Generator().manual_seed(0)
+    n = 400
+    items, users = torch.randn(n, 4, generator=rng), torch.randn(40, 4, generator=rng)
+    frame = pl.DataFrame({"item_id": np.arange(n)})
+    data = world(replace(board, items=replace(board.items, frame=frame)), [(u, u, True) for u in range(40)])
+    sampler = CandidateSampler(data, NegativesConfig(hard=2, hard_ranks=(101, 300)), seed=1)
+    kept = []
+    for epoch in (1, 1, 2):
+        sampler.mine(users, items, epoch)
+        assert sampler.mined is not None
+        kept.append(sampler.mined.copy())
+    assert np.array_equal(kept[0], kept[1])
+    assert not np.array_equal(kept[0], kept[2])
+    places = []
+    for u, order in enumerate(ranked(data, users, items)):
+        assert len(set(kept[0][u].tolist())) == KEPT
+        places += [order.index(i) + 1 for i in kept[0][u].tolist()]
+    # 40 x 64 of 200 ranks: each end is missed with probability below 1e-6, and none is favoured.
+    assert (min(places), max(places)) == (101, 300)
+    assert np.mean(places) == pytest.approx(200.5, abs=4)
+
+
+@pytest.mark.parametrize(("ranks", "kept"), [((1, 10), 10), ((2, 2), 1), ((1, 500), 14)])
+@pytest.mark.parametrize(("ratio", "each"), [(1.0, 2.0), (40.0, 1.5), (120.0, 0.5), (6000.0, 0.01)])
+def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_more_than_hard(
+    board: Dataset, ranks: tuple[int, int], kept: int, ratio: float, each: float
+) -> None:
+    """60 others a positive: at least `ratio` of them for each mined one, on average, at most two mined ones."""
+    config = NegativesConfig(in_batch=False, uniform=60, hard=2, hard_ranks=ranks, hard_ratio=ratio)
+    sampler = CandidateSampler(board, config, seed=1)
+    user, item = positives(board, 300)
+    assert sampler(user, item, 0, NONE, CPU).own.shape[1] == 0  # nothing is mined yet
+    rng = torch.Generator().manual_seed(0)
+    sampler.mine(torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
+    counts, seen = [], set()
+    for step in range(20):
+        c = sampler(user, item, step, NONE, CPU)
+        assert c.mined == 2
+        found = own_items(c)
+        counts += [len(row) for row in found]
+        assert all(len(set(row)) == len(row) for row in found)
+        seen |= {(u, i) for u, row in zip(user.tolist(), found, strict=True) for i in row}
+    assert max(counts) <= 2
+    wanted = min(each, kept)
+    assert np.mean(counts) == pytest.approx(wanted, abs=0.05 if wanted % 1 else 1e-9)
+    if each == 2:
+        at_least = sum(min(kept, 30 - len(liked)) for u, liked in liked_of(board).items() if u in set(user.tolist()))
+        assert len(seen) >= at_least  # every mined item has its turn
+
+
+def test_a_window_that_starts_beyond_the_catalogue_is_refused_before_training(board: Dataset) -> None:
+    with pytest.raises(
+        ConfigError, match="negatives.hard_ranks starts at 31, and the catalogue has 30 items; lower it"
+    ):
+        CandidateSampler(board, NegativesConfig(hard=1, hard_ranks=(31, 40)), seed=1)
+    assert CandidateSampler(board, NegativesConfig(hard=1, hard_ranks=(30, 40)), seed=1)
+    assert CandidateSampler(board, NegativesConfig(), seed=1), "nothing is mined"
+
+
+# ---- the same again
+
+EVERY_SOURCE = NegativesConfig(
+    uniform=20, popularity=20, random=3, observed=2, hard=2, hard_ranks=(1, 20), hard_ratio=7, attribute="brand",
+    attribute_items=2, memory=30,
+)  # fmt: skip
+
+
+def test_a_draw_looks_at_the_rows_of_its_batch_alone(everything_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lengths of all rows are a pass over all users, or all items: seconds a batch where there are many."""
+    sampler = CandidateSampler(everything_data, EVERY_SOURCE, seed=1)
+    rng = torch.Generator().manual_seed(0)
+
+    def of_all_rows(self: Ragged) -> None:
+        raise AssertionError("the lengths of all rows")
+
+    monkeypatch.setattr(Ragged, "lengths", property(of_all_rows))
+    sampler.mine(torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
+    assert sampler(*positives(everything_data, 20), 0, torch.arange(30), CPU).own.shape[1] == 9
+
+
+def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
+    data = everything_data
+    rng = torch.Generator().manual_seed(0)
+    vectors = torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng)
+
+    def sampler(seed: int) -> CandidateSampler:
+        made = CandidateSampler(data, EVERY_SOURCE, seed)
+        made.mine(*vectors, 1)
+        return made
+
+    user, item = positives(data, 64)
+    memory = torch.arange(30)
+    first = sampler(1)
+    drawn = [first(user, item, step, memory, CPU) for step in range(4)]
+    again = sampler(1)
+    for step in (2, 0, 3, 1):
+        assert same(again(user, item, step, memory, CPU), drawn[step])
+    assert not same(drawn[0], drawn[1])
+    assert not same(sampler(2)(user, item, 0, memory, CPU), drawn[0])
+    # Neither does the state of the global generators matter, nor is it touched.
+    np.random.seed(3)
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+    assert same(again(user, item, 1, memory, CPU), drawn[1])
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[union-attr]
+
+
+def test_the_memory_holds_the_latest_positives_and_their_vectors_without_gradient() -> None:
+    memory = Memory(5)
+    assert memory.vectors is None
+    weight = torch.ones(1, requires_grad=True)
+    for start in (0, 3, 6):
+        items = torch.arange(start, start + 3)
+        memory.keep(items, items[:, None].float() * weight)
+    assert memory.items.tolist() == [4, 5, 6, 7, 8]
+    assert memory.vectors is not None
+    assert memory.vectors[:, 0].tolist() == [4, 5, 6, 7, 8]
+    assert not memory.vectors.requires_grad
+    none = Memory(0)
+    none.keep(torch.arange(3), torch.zeros(3, 2))
+    assert none.vectors is None
+    assert not len(none.items)
+
+
+# ---- positives
+
+
+@pytest.mark.parametrize("by_user", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_user: bool, shuffle: bool) -> None:
+    data = everything_data
+    source = Positives(data, seed=1, shuffle=shuffle, by_user=by_user)
+    wanted = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)
+    epochs = [source.epoch(n) for n in range(2)]
+    assert len(source) == len(wanted)
+    assert data.times is not None
+    for epoch in epochs:
+        assert np.array_equal(np.sort(epoch.source), wanted)
+        assert np.array_equal(epoch.user, data.pairs.user[epoch.source])
+        assert np.array_equal(epoch.item, data.pairs.item[epoch.source])
+        assert (epoch.label == 1).all()
+        assert (epoch.weight == 1).all()
+        if by_user:
+            changes = np.flatnonzero(np.diff(epoch.user))
+            assert len(changes) + 1 == len(np.unique(epoch.user)), "the positives of a user are together"
+            together = np.diff(epoch.user) == 0
+            assert (np.diff(data.times[epoch.source])[together] >= 0).all(), "oldest first"
+        elif not shuffle:
+            assert np.array_equal(epoch.source, wanted)
+    assert np.array_equal(epochs[0].source, epochs[1].source) is (not shuffle)
+    again = Positives(data, seed=1, shuffle=shuffle, by_user=by_user)
+    assert np.array_equal(again.epoch(1).source, epochs[1].source)
+    other = Positives(data, seed=2, shuffle=shuffle, by_user=by_user).epoch(1).source
+    assert np.array_equal(other, epochs[1].source) is (not shuffle)
+
+
+def test_the_whole_catalogue_needs_no_draw(everything_data: Dataset) -> None:
+    user, item = positives(everything_data, 20)
+    c = CandidateSampler(everything_data, NegativesConfig(full=True), 1)(user, item, 0, NONE, CPU)
+    assert columns_of(c) == list(range(40))
+    assert c.positive.tolist() == item.tolist()
+    assert (c.drawn == 1).all()
+    assert not c.log_q.any()
+    assert c.own.shape == (20, 0)

@@ -1,0 +1,269 @@
+"""Tables in pieces train what whole ones train, and leave the same files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ranked
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from test_distributed import CONFIG, HERE, torchrun
+from worlds import checkerboard, settings
+
+from twotower import api
+from twotower.config import Config, load_config, parse_config
+from twotower.data.dataset import Dataset
+from twotower.distributed import Ranks
+from twotower.errors import ConfigError, TrainingError
+from twotower.model.tables import Shard, Table, tables_of
+from twotower.train import checkpoint, sharded
+from twotower.train.trainer import Trainer
+
+ALONE = Ranks()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases, trained by two ranks in one go."""
+    out = tmp_path_factory.mktemp("torchrec")
+    torchrun(2, HERE / "ranked.py", out, *ranked.TORCHREC)
+    return out
+
+
+def close(found: dict[str, Any], expected: dict[str, Any], bound: float = 2e-5) -> None:
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=bound, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ranked.TORCHREC)
+def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(together: Path, name: str) -> None:
+    number, (case, train) = list(ranked.TORCHREC).index(name), ranked.TORCHREC[name]
+    alone = ranked.weights(ranked.trainer(case, **{k: v for k, v in train.items() if k != "sharding"}))
+    names = [n for n, _ in ranked.trainer(case).model.named_parameters()]
+    first, second = (dict(np.load(together / f"{number}-{rank}.npz")) for rank in range(2))
+    deep = case == "attention"  # deep towers make rounding grow
+    close({n: first[n] for n in names}, {n: alone[n] for n in names}, 3e-4 if deep else 2e-5)
+    np.testing.assert_allclose(first["history"], alone["history"], rtol=2e-4, atol=1e-3 if deep else 2e-5)
+    assert np.array_equal(first["history"], second["history"])
+    # The second rank holds no table whole that was to be cut, and no piece that is as large as all tables.
+    tables = [n for n in names if ".tables." in n or n.endswith("table.weight")]
+    held = sum(second[n].size for n in tables)
+    assert 0 < held < 0.8 * sum(np.prod([alone[n].shape[0], sharded.padded(alone[n].shape[1])]) for n in tables)
+    if train["sharding"] in ("column", "row"):
+        cut = [n for n in tables if alone[n].shape[1] >= 8]
+        assert cut
+        assert all(second[n].size < 0.6 * alone[n].size for n in cut)
+
+
+def test_one_process_trains_with_torchrec_what_it_trains_without() -> None:
+    for case, train in (
+        ("earlier", {}),
+        ("pairs", {"optimizer": "Adagrad", "lr": 0.05}),
+        ("pairs", {"optimizer": "Adam"}),
+    ):
+        alone = ranked.weights(ranked.trainer(case, **train))
+        with ALONE.together(alone=True):
+            found = ranked.weights(ranked.trainer(case, tables="torchrec", **train))
+        close(found, alone, 2e-5)
+
+
+def test_fresh_pieces_are_parts_of_the_fresh_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twotower.model.tables._DRAWN", 2**8)
+    for rows, width in ((3, 1), (5, 4), (100, 3), (129, 6), (130, 8), (1000, 1)):
+        torch.manual_seed(5)
+        whole = Table(rows, width)
+        whole.start(0.5)
+        after = torch.rand(3)
+        for first_row, first_column, high, wide in ((0, 0, rows, 8), (rows // 2, 0, rows - rows // 2, 4), (1, 4, 2, 4)):
+            torch.manual_seed(5)
+            piece = torch.nn.Parameter(torch.full((high, wide), torch.nan))
+            made = Shard(rows, width, piece, first_row, first_column)
+            made.start(0.5)
+            assert torch.equal(torch.rand(3), after)
+            expected = torch.zeros(high, wide)
+            part = whole.weight[first_row : first_row + high, first_column : first_column + wide].detach()
+            expected[: part.shape[0], : part.shape[1]] = part
+            assert torch.equal(piece.detach(), expected)
+
+
+def test_tables_are_dealt_by_size() -> None:
+    sizes = [(100, 8), (10, 8), (90, 8), (5, 1)]
+    assert sharded.plan(sizes, 2, "table") == [[0], [1], [1], [0]] or sharded.plan(sizes, 2, "table") == [
+        [0],
+        [1],
+        [1],
+        [1],
+    ]
+    assert sharded.plan(sizes, 2, "column") == [[0, 1], [0, 1], [0, 1], [0]]
+    assert sharded.plan([(100, 8), (10, 8)], 2, "auto") == [[0, 1], [0]]
+    assert sharded.plan([(100, 8)], 3, "column") == [[0, 1]], "a piece is at least four columns wide"
+    assert sharded.plan(sizes, 1, "auto") == [[0]] * 4
+
+
+# ---- checkpoints
+
+
+def test_a_checkpoint_is_the_file_that_safetensors_would_write(tmp_path: Path) -> None:
+    tensors = {"b": torch.randn(5, 3), "a": torch.tensor(2.0), "n": torch.arange(7), "é": torch.zeros(2, 0)}
+    tensors |= {"i": torch.arange(6, dtype=torch.int32).view(2, 3).T}
+    blocks = checkpoint.Blocks((5, 3), (tensors["b"][i : i + 2] for i in range(0, 5, 2)))
+    checkpoint.write_tensors(tmp_path / "t", {**tensors, "b": blocks})
+    assert (tmp_path / "t").read_bytes() == save_tensors({n: t.contiguous() for n, t in tensors.items()})
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tables")
+    body = CONFIG
+    for name, table in zip(("users", "items", "interactions"), checkerboard(), strict=True):
+        table.write_csv(folder / f"{name}.csv")
+    # Nothing that ranks draw by themselves, and no softmax: it leaves the biases of users to rounding.
+    for old, new in (
+        ("lr = 0.02", 'lr = 0.1, optimizer = "Adagrad", tables = "torchrec", sharding = "column"'),
+        ("model.width = 8", "model = { width = 8, unknown_rate = 0.0 }"),
+        ('loss.kind = "softmax"', 'loss.kind = "bce"'),
+    ):
+        assert old in CONFIG
+        body = body.replace(old, new)
+    (folder / "config.toml").write_text(body, encoding="utf-8")
+    return folder / "config.toml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path) -> Path:
+    run = config.parent / "undisturbed"
+    torchrun(2, "-m", "twotower", "train", config, "-r", run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(config: Path) -> Path:
+    """A run of two ranks of which the second died after step 15; its checkpoint is of step 12, amid an epoch."""
+    run = config.parent / "killed"
+    torchrun(2, "-m", "twotower", "train", config, "-r", run, fails=True, TWOTOWER_FAIL_AT_STEP="15:1")
+    assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))][-1] == "step-000000012"
+    return run
+
+
+def fit(config: Path, run: Path, resume: bool = True, **train: Any) -> None:
+    schema, chosen = load_config(config, [f"train.{k}={json.dumps(v)}" for k, v in train.items()])
+    tables, schema = api.read(chosen, schema)
+    api.fit(tables, schema, chosen, folder=run, resume=resume)
+
+
+REPLICATED = {"tables": "replicated", "sharding": "auto"}
+
+
+def weights(run: Path) -> dict[str, Any]:
+    return {n: t.numpy() for n, t in load_file(run / "model.safetensors").items()}
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(config: Path, killed: Path, undisturbed: Path) -> None:
+    run = shutil.copytree(killed, config.parent / "again")
+    said = torchrun(2, "-m", "twotower", "train", config, "-r", run, "--resume")
+    assert "resuming after step 12" in said
+    assert (run / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("train", [REPLICATED, {"sharding": "auto"}])
+def test_a_run_of_pieces_goes_on_with_whole_tables_and_with_other_ranks(
+    config: Path, killed: Path, undisturbed: Path, train: dict[str, Any]
+) -> None:
+    run = shutil.copytree(killed, config.parent / f"on-{train.get('tables', 'torchrec')}")
+    fit(config, run, **train)
+    close(weights(run), weights(undisturbed))
+
+
+def test_a_run_of_whole_tables_goes_on_in_pieces(config: Path, undisturbed: Path) -> None:
+    run = config.parent / "whole"
+
+    class Stop(api.Watcher):
+        def step(self, number: int, of: int, loss: float) -> None:
+            if number == 5:
+                raise TrainingError("stop")
+
+    schema, chosen = load_config(config, [f"train.{k}={v}" for k, v in REPLICATED.items()])
+    tables, schema = api.read(chosen, schema)
+    with pytest.raises(TrainingError, match="stop"):
+        api.fit(tables, schema, chosen, folder=run, watcher=Stop())
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
+    before = {n: t.shape for n, t in load_file(last / "tensors.safetensors").items()}
+    said = torchrun(2, "-m", "twotower", "train", config, "-r", run, "--resume")
+    assert "resuming after step 4" in said
+    close(weights(run), weights(undisturbed))
+    after = {
+        n: t.shape
+        for n, t in load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "tensors.safetensors").items()
+    }
+    assert {n: s for n, s in after.items() if not n.startswith("best/")} == before
+
+
+def test_a_run_of_pieces_leaves_a_plain_run(undisturbed: Path) -> None:
+    done = api.load(undisturbed)
+    assert all(isinstance(table, Table) for _, table in tables_of(done.model))
+    measured = api.evaluate(done)
+    assert measured["test.auc"] == pytest.approx(done.metrics["test.auc"], abs=1e-6)
+
+
+# ---- what is refused
+
+
+def trainer(board: Dataset, **train: Any) -> Trainer:
+    return Trainer(board, settings(train={"device": "cpu", "tables": "torchrec"} | train))
+
+
+def test_without_a_group_it_is_refused(board: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"twotower.fit, which bring ranks together; here set train.tables"):
+        trainer(board)
+
+
+def test_without_torchrec_it_is_refused(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchrec", None)
+    with pytest.raises(
+        ConfigError, match=r"needs TorchRec .*pip install --no-deps 'torchrec==1\.\d+\.\*' 'fbgemm-gpu-cpu"
+    ):
+        trainer(board)
+
+
+def test_a_sharding_of_whole_tables_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sharding = 'row' is about tables = 'torchrec'; set that too"):
+        parse_config({"train": {"sharding": "row"}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("mps", "not on 'mps'"), ("cuda", "needs fbgemm-gpu, and its build for CPUs")]
+)
+def test_devices_that_cannot_do_it_are_refused(kind: str, message: str) -> None:
+    if kind == "cuda" and sharded._has("fbgemm-gpu"):
+        pytest.fail("this machine has the kernels of a GPU: look at what the test says of their absence")
+    with pytest.raises(ConfigError, match=message):
+        sharded._torchrec(torch.device(kind))
+
+
+def test_a_piece_says_that_it_is_one(board: Dataset) -> None:
+    with ALONE.together(alone=True):
+        made = trainer(board)
+        with pytest.raises(RuntimeError, match="a piece of the table only; ask the first rank's model"):
+            made.model.user_vectors(made.objective.users.take(np.arange(3)))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_pieces_as_they_were(board: Dataset) -> None:
+    with ALONE.together(alone=True):
+        made = trainer(board, optimizer="SGD")
+        before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+        with torch.no_grad():
+            made.model.global_bias.fill_(torch.inf)
+        with pytest.raises(TrainingError, match="the loss is"):
+            made.step(made.objective.sampler.epoch(0), 0)
+        for name, parameter in made.model.named_parameters():
+            assert name == "global_bias" or torch.equal(parameter, before[name]), name
+
+
+def test_the_default_is_whole_tables() -> None:
+    assert Config().train.tables == "replicated"

@@ -1,0 +1,769 @@
+"""The loop: it learns, it stops and goes on exactly, it never keeps a broken model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
+
+from twotower import api, runs
+from twotower.callbacks import Watcher
+from twotower.config import Config, SplitConfig
+from twotower.data.batches import Bag, Contestants, Prefixes
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.tables import check
+from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
+from twotower.schema import Categorical, Sequence
+from twotower.train import checkpoint
+from twotower.train.candidates import Candidates, CandidateSampler
+from twotower.train.trainer import Trainer
+
+
+class Listener(Watcher):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+# ---- learning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("tower", [{"layers": [16, 8]}, {"layers": [8], "senet": {"enabled": True}}, {"layers": []}])
+@pytest.mark.parametrize("random", [0, 2])
+def test_the_checkerboard_is_solved_by_every_tower_similarity_and_sampler(
+    board: Dataset, similarity: str, tower: dict[str, Any], random: int
+) -> None:
+    config = settings(
+        model={"width": 8, "similarity": similarity, "pairs": [{"user": tower, "item": tower}]},
+        negatives={"random": random},
+        train={"epochs": 25, "batch_size": 64, "lr": 0.03, "device": "cpu"},
+    )
+    trained = Trainer(board, config).run()
+    best = max(h["validation.auc"] for h in trained.history)
+    assert best > 0.97, [round(h["validation.auc"], 3) for h in trained.history]
+
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "in batch": {},
+    "uniform": {"in_batch": False, "uniform": 20},
+    "popularity": {"in_batch": False, "popularity": 20},
+    "full": {"full": True},
+    "all": {
+        "uniform": 10, "popularity": 10, "memory": 64, "observed": 1, "hard": 1, "hard_ranks": [2, 6], "hard_ratio": 20,
+        "hard_margin": 0.1, "attribute": "item_id",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("loss", ["softmax", "bpr", "gbce"])
+@pytest.mark.parametrize("candidates", CANDIDATES)
+def test_the_checkerboard_is_solved_by_every_loss_and_source_of_candidates(
+    board: Dataset, candidates: str, loss: str, similarity: str
+) -> None:
+    pair = {side: {"layers": [4]} for side in ("user", "item")}
+    # What weighs one positive against a hundred candidates learns late to tell them apart.
+    epochs = 24 if (loss, candidates) == ("gbce", "all") else 12
+    config = settings(
+        model={
+            "width": 4, "similarity": similarity, "embedding_std": 0.3, "pairs": [pair],
+            "temperature": 0.2 if similarity == "cosine" else 1.0,
+        },
+        loss={"kind": loss},
+        negatives=CANDIDATES[candidates],
+        train={"epochs": epochs, "batch_size": 64, "lr": 0.05, "device": "cpu", "validate_every": 2},
+    )  # fmt: skip
+    trained = Trainer(board, config).run()
+    found = [h["validation.auc"] for h in trained.history if "validation.auc" in h]
+    assert max(found) > 0.96, found
+
+
+def parity_world(n_users: int = 60, n_items: int = 24) -> Dataset:
+    """Each user likes half of the items, shown in a mixed order; which half is told by the history alone, as the
+    users have no id and no feature."""
+    rng = np.random.default_rng(0)
+    pairs = rng.permutation(n_users * n_items)
+    user, item = pairs // n_items, pairs % n_items
+    taste = rng.integers(0, 2, n_users)
+    schema = CHECKERBOARD_SCHEMA.model_copy(
+        update={
+            "features": (
+                Categorical(name="item_id", side="item"),
+                Sequence(name="liked", side="user", of="positive", pooling="decay", rates=(0.0, 0.8, 1.0)),
+            )
+        }
+    )
+    tables = check(
+        {"user_id": np.arange(n_users)},
+        {"item_id": np.arange(n_items)},
+        {"user_id": user, "item_id": item, "liked": (taste[user] == item % 2).astype(int), "at": np.arange(len(pairs))},
+        schema,
+    )
+    return build_dataset(tables, schema, SplitConfig(kind="time"))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr", "gbce"])
+def test_tastes_that_only_the_earlier_history_tells_are_learnt_from_it(loss: str) -> None:
+    config = settings(
+        model={"width": 8, "bias": False, "pairs": [{s: {"layers": [8]} for s in ("user", "item")}]},
+        loss={"kind": loss},
+        negatives={"uniform": 20},
+        train={"epochs": 12, "batch_size": 64, "lr": 0.03, "histories": "earlier", "validate_every": 4},
+    )
+    trained = Trainer(parity_world(), config).run()
+    found = [h["validation.auc"] for h in trained.history if "validation.auc" in h]
+    assert max(found) > 0.97, found
+
+
+@pytest.mark.parametrize("histories", ["others", "earlier"])
+def test_no_history_holds_an_observed_candidate_of_its_user(histories: str) -> None:
+    schema = CHECKERBOARD_SCHEMA.model_copy(
+        update={"features": (*ID_FEATURES, Sequence(name="met", side="user", of="negative", share=False))}
+    )
+    data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig(kind="time"))
+    config = settings(
+        loss={"kind": "softmax"}, negatives={"observed": 2}, train={"histories": histories, "batch_size": 64}
+    )
+    trainer = Trainer(data, config)
+    codes = data.encoders.sequence_codes(schema.features[2], data.items.ids)  # type: ignore[arg-type]
+    contests: list[Candidates] = []
+    asked: list[list[set[int]]] = []
+
+    def watched(*args: Any) -> Contestants:
+        found = contestants(*args)
+        bag, lists = found.users.bags["met"], []
+        if isinstance(bag, Prefixes):
+            for last, n in zip(bag.last.tolist(), bag.length.int().tolist(), strict=True):
+                lists.append(set(bag.codes.flatten()[last - n + 1 : last + 1].tolist() if n else []))
+        else:
+            assert isinstance(bag, Bag)
+            ends = bag.offsets.tolist()
+            lists = [set(bag.values[ends[u] : ends[u + 1]].tolist()) for u in found.user.tolist()]  # type: ignore[union-attr]
+        asked.append(lists)
+        return found
+
+    def drawn(*args: Any) -> Candidates:
+        contests.append(sampler(*args))
+        return contests[-1]
+
+    contestants, trainer.objective.batcher.contestants = trainer.objective.batcher.contestants, watched  # type: ignore[method-assign]
+    sampler, trainer.objective.candidates = trainer.objective.candidates, drawn  # type: ignore[assignment]
+    epoch = trainer.objective.sampler.epoch(0)
+    n = 0
+    for number in range(3):
+        trainer.step(epoch, number)
+        assert any(asked[number])
+        for own, known in zip(contests[number].own.tolist(), asked[number], strict=True):
+            against = {int(codes[contests[number].items[place]]) for place in own if place >= 0}
+            assert not against & known
+            n += len(against)
+    assert n > 100
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
+def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset, temperature: float) -> None:
+    config = settings(
+        model={"width": 8, "bias": False, "unknown_rate": 0, "temperature": temperature},
+        loss={"kind": "softmax"},
+        negatives={"uniform": 15, "popularity": 15},
+        train={"batch_size": 50},
+    )
+    trainer = Trainer(board, config)
+    epoch = trainer.objective.sampler.epoch(0)
+    _, loss, _ = trainer.objective(epoch, 0, 0)
+    assert trainer.objective.candidates is not None
+    user, item = epoch.user[:50], epoch.item[:50]
+    c = trainer.objective.candidates(user, item, 0, trainer.objective.memory.items, trainer.device)
+    factors = trainer.factors()
+    u, v = (nn.functional.normalize(x.double()) for x in (factors.users[user], factors.items[c.items]))
+    liked = set(zip(*(x[board.train.positive].tolist() for x in (board.train.user, board.train.item)), strict=True))
+    total = 0.0
+    for b in range(50):
+        terms = [
+            times * math.exp(float(u[b] @ v[column]) / temperature - q)
+            for column, (times, q) in enumerate(zip(c.drawn.tolist(), c.log_q.tolist(), strict=True))
+            if column != c.positive[b] and (int(user[b]), int(c.items[column])) not in liked
+        ]
+        own = math.exp(float(u[b] @ v[c.positive[b]]) / temperature - float(c.log_q[c.positive[b]]))
+        total -= math.log(own / (own + sum(terms)))
+    assert loss.item() == pytest.approx(total / 50, rel=1e-4)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(1, [1, 2, 3, 4, 5]), (2, [1, 3, 5]), (4, [1, 5])])
+def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_but_the_first(
+    board: Dataset, monkeypatch: pytest.MonkeyPatch, every: int, epochs: list[int]
+) -> None:
+    negatives = {"hard": 1, "hard_ranks": [1, 3], "hard_ratio": 1, "hard_every": every}
+    trainer = Trainer(board, settings(loss={"kind": "bpr"}, negatives=negatives, train={"epochs": 6}))
+    mined: list[int] = []
+    widths: dict[int, set[int]] = {}
+    mine, draw = CandidateSampler.mine, CandidateSampler.__call__
+
+    def watch(self: CandidateSampler, users: torch.Tensor, items: torch.Tensor, epoch: int) -> None:
+        now = trainer.factors()
+        assert torch.equal(now.users, users)
+        assert torch.equal(now.items, items)
+        mined.append(epoch)
+        assert trainer.progress.epoch == epoch
+        mine(self, users, items, epoch)
+
+    def drawn(self: CandidateSampler, *args: Any) -> Any:
+        found = draw(self, *args)
+        widths.setdefault(trainer.progress.epoch, set()).add(found.own.shape[1])
+        return found
+
+    monkeypatch.setattr(CandidateSampler, "mine", watch)
+    monkeypatch.setattr(CandidateSampler, "__call__", drawn)
+    trainer.run()
+    assert mined == epochs
+    assert widths == {0: {0}, **{e: {1} for e in range(1, 6)}}
+
+
+def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_positives(board: Dataset) -> None:
+    config = settings(loss={"kind": "softmax"}, negatives={"memory": 90}, train={"batch_size": 40})
+    trainer = Trainer(board, config)
+    epoch = trainer.objective.sampler.epoch(0)
+    vectors: list[torch.Tensor] = []
+    for number in range(4):
+        part = slice(40 * number, 40 * (number + 1))
+        before = trainer.objective.memory.items.tolist()
+        assert before == epoch.item[: 40 * number][-90:].tolist()
+        with torch.no_grad():
+            trainer.model.train()
+            trainer._seed(trainer.progress.step)
+            drawn = trainer.objective.candidates(
+                epoch.user[part], epoch.item[part], number, trainer.objective.memory.items, trainer.device
+            )  # type: ignore[misc]
+            batch = trainer.objective.batcher.contestants(epoch.user[part], epoch.source[part], drawn.items, False)
+            trainer.model.user_vectors(batch.users)  # draws the unknown values that come first
+            vectors.append(trainer.model.item_vectors(batch.items)[drawn.positive])
+        trainer.step(epoch, number)
+        assert trainer.objective.memory.vectors is not None
+        assert not trainer.objective.memory.vectors.requires_grad
+        # As the model was then: nothing is embedded again.
+        torch.testing.assert_close(trainer.objective.memory.vectors, torch.cat(vectors)[-90:])
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD", "Adagrad"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_optimizer_and_precision_lowers_the_loss(board: Dataset, optimizer: str, precision: str) -> None:
+    lr = {"SGD": 1.0, "Adagrad": 0.1}.get(optimizer, 0.02)
+    config = settings(train={"epochs": 8, "batch_size": 64, "lr": lr, "optimizer": optimizer, "precision": precision})
+    losses = [h["train.loss"] for h in Trainer(board, config).run().history]
+    assert losses[-1] < losses[0] - 0.02
+
+
+def test_the_best_weights_are_kept_not_the_last(board: Dataset) -> None:
+    config = settings(train={"epochs": 12, "batch_size": 64, "lr": 0.5, "device": "cpu"})
+    trainer = Trainer(board, config)
+    trained = trainer.run()
+    aucs = [h["validation.auc"] for h in trained.history]
+    assert trained.metrics["train.best_epoch"] == 1 + int(np.argmax(aucs))
+    pairs = board.validation
+    from twotower.evaluation import auc
+
+    assert auc(trainer.factors().scores(pairs), pairs.positive) == pytest.approx(max(aucs), abs=1e-12)
+
+
+def test_patience_stops_early(board: Dataset) -> None:
+    config = settings(train={"epochs": 50, "batch_size": 64, "lr": 0.5, "device": "cpu", "patience": 2})
+    history = Trainer(board, config).run().history
+    assert len(history) < 50
+    best = int(np.argmax([h["validation.auc"] for h in history]))
+    assert len(history) == best + 3
+
+
+def test_log_loss_is_monitored_downwards(board: Dataset) -> None:
+    config = settings(train={"epochs": 6, "batch_size": 64, "lr": 0.05, "monitor": "validation.log_loss"})
+    trained = Trainer(board, config).run()
+    losses = [h["validation.log_loss"] for h in trained.history]
+    assert trained.metrics["train.best_epoch"] == 1 + int(np.argmin(losses))
+
+
+def test_schedules_move_the_learning_rate_as_they_say(board: Dataset) -> None:
+    def rates(**train: Any) -> list[float]:
+        trainer = Trainer(board, settings(train={"epochs": 4, "batch_size": 256, "lr": 1.0, **train}))
+        return [trainer._lr(s) for s in range(4 * trainer.objective.steps_per_epoch)]
+
+    n = len(rates()) // 4
+    assert rates() == [1.0] * (4 * n)
+    step = rates(schedule="step", decay_rate=0.5, decay_epochs=2)
+    assert step == [1.0] * (2 * n) + [0.5] * (2 * n)
+    cosine = rates(schedule="cosine")
+    assert cosine[0] == 1.0
+    assert cosine[2 * n] == pytest.approx(0.5)
+    assert sorted(cosine, reverse=True) == cosine
+    assert rates(warmup_steps=2)[:3] == [0.5, 1.0, 1.0]
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated(board: Dataset) -> None:
+    config = settings(train={"epochs": 1, "batch_size": 64, "lr": 0.05, "average": 0.9})
+    trainer = Trainer(board, config)
+    expected = weights(trainer)
+    epoch = trainer.objective.sampler.epoch(0)
+    for number in range(trainer.objective.steps_per_epoch):
+        trainer.step(epoch, number)
+        keep = min(0.9, (number + 1) / (number + 11))
+        expected = {n: keep * expected[n] + (1 - keep) * p.detach() for n, p in trainer.model.named_parameters()}
+    again = Trainer(board, config)
+    again.run()
+    for name, value in weights(again).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+# ---- stopping and going on ---------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(everything_data: Dataset) -> None:
+    def train(seed: int) -> dict[str, torch.Tensor]:
+        trainer = Trainer(everything_data, settings(train={"seed": seed}, negatives={"random": 2}))
+        trainer.run()
+        return weights(trainer)
+
+    assert same(train(1), train(1))
+    assert not same(train(1), train(2))
+
+
+class StopAt(Watcher):
+    """Raises after a given number of steps, as a crash would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 8])
+def test_a_run_stopped_at_any_step_ends_in_the_same_weights(everything_data: Dataset, folder: Path, stop: int) -> None:
+    config = settings(
+        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
+        train={"epochs": 3, "batch_size": 300, "checkpoint_steps": 1, "average": 0.9, "schedule": "cosine"},
+        negatives={"random": 1},
+    )
+    whole = Trainer(everything_data, config)
+    expected = whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(everything_data, config, folder, StopAt(stop)).run()
+    again = Trainer(everything_data, config, folder)
+    assert (again.resume() is not None) is (stop > 1)  # the step that crashes is not saved yet
+    got = again.run()
+    assert same(weights(whole), weights(again))
+    assert drop_times(got.history) == drop_times(expected.history)
+
+
+def drop_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in h.items() if k not in ("train.seconds", "validation.seconds")} for h in history]
+
+
+def earlier_data() -> Dataset:
+    """`everything` with sequences that can be had at every moment."""
+    extra = Sequence(name="seen", side="user", pooling="decay", share=False)
+    features = (*(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")), extra)
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
+    return build_dataset(check(*everything(), schema), schema, SplitConfig(kind="last"))
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5, 6, 9])
+@pytest.mark.parametrize("histories", ["others", "earlier"])
+def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_same_weights(
+    everything_data: Dataset, folder: Path, histories: str, stop: int
+) -> None:
+    data = earlier_data() if histories == "earlier" else everything_data
+    config = settings(
+        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
+        loss={"kind": "softmax"},
+        train={"epochs": 3, "batch_size": 100, "checkpoint_steps": 1, "average": 0.9, "histories": histories},
+        negatives={
+            "uniform": 20, "popularity": 20, "memory": 150, "observed": 1, "hard": 2, "hard_ranks": [2, 9],
+            "hard_ratio": 30, "hard_every": 3, "attribute": "brand",
+        },
+    )  # fmt: skip
+    whole = Trainer(data, config)
+    expected = whole.run()
+    assert whole.objective.candidates is not None
+    assert whole.objective.candidates.mined is not None
+    assert whole.objective.steps_per_epoch in (4, 5)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(data, config, folder, StopAt(stop)).run()
+    again = Trainer(data, config, folder)
+    assert again.resume()
+    assert len(again.objective.memory.items) == min(150, 100 * again.progress.step)
+    got = again.run()
+    assert same(weights(whole), weights(again))
+    assert drop_times(got.history) == drop_times(expected.history)
+    assert torch.equal(whole.objective.memory.items, again.objective.memory.items)
+    assert whole.objective.memory.vectors is not None
+    assert again.objective.memory.vectors is not None
+    assert torch.equal(whole.objective.memory.vectors, again.objective.memory.vectors)
+    assert again.objective.candidates is not None
+    assert np.array_equal(whole.objective.candidates.mined, again.objective.candidates.mined)  # type: ignore[arg-type]
+
+
+def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything_data: Dataset, folder: Path) -> None:
+    negatives = {"memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10}
+    options = {"loss": {"kind": "softmax"}, "train": {"epochs": 2, "batch_size": 100}}
+    Trainer(everything_data, settings(negatives=negatives, **options), folder).run()  # type: ignore[arg-type]
+    again = Trainer(everything_data, settings(**options), folder)  # type: ignore[arg-type]
+    assert again.resume(override=True)
+    assert again.objective.memory.vectors is None
+    assert not len(again.objective.memory.items)
+    assert again.objective.candidates is not None
+    assert again.objective.candidates.mined is None
+
+
+def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: CandidateSampler, *args: Any) -> None:
+        mined.append(time.perf_counter())
+        time.sleep(0.5)
+
+    mined: list[float] = []
+    monkeypatch.setattr(CandidateSampler, "mine", slow)
+    config = settings(loss={"kind": "softmax"}, negatives={"hard": 1, "hard_ranks": [1, 3]})
+    found = Trainer(board, config).run()
+    first, second = (h["train.seconds"] for h in found.history)
+    assert len(mined) == 1
+    assert second - first >= 0.5
+
+
+@pytest.mark.parametrize("forgotten", ["memory", "mined"])
+def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
+    board: Dataset, folder: Path, forgotten: str
+) -> None:
+    config = settings(
+        loss={"kind": "softmax"},
+        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1},
+        negatives={"memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10},
+    )
+    whole = Trainer(board, config)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(board, config, folder, StopAt(8)).run()
+    again = Trainer(board, config, folder)
+    again.resume()
+    assert again.progress.epoch == 1
+    assert again.progress.batch > 0
+    assert again.objective.candidates is not None
+    if forgotten == "memory":
+        again.objective.memory.vectors, again.objective.memory.items = None, again.objective.memory.items[:0]
+    else:
+        again.objective.candidates.mined = None
+    again.run()
+    assert not same(weights(whole), weights(again))
+
+
+def _write_config(tmp_path: Path, config: Config) -> Path:
+    for name, frame in zip(("users", "items", "interactions"), checkerboard(), strict=True):
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    data = {n: f"{n}.parquet" for n in ("users", "items", "interactions")}
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    from twotower.config import dump_config
+
+    path = tmp_path / "config.toml"
+    path.write_text(dump_config(CHECKERBOARD_SCHEMA, config), encoding="utf-8")
+    return path
+
+
+def _train_process(path: Path, target: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "twotower.cli", "train", str(path), "--run", str(target), *options]
+    return subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True, text=True, check=False
+    )
+
+
+def test_fault_B1_kill_at_any_step_then_resume_is_bit_equal(tmp_path: Path) -> None:
+    config = settings(
+        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.2} for s in ("user", "item")}]},
+        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 2, "lr": 0.02},
+        negatives={"random": 1},
+    )
+    path = _write_config(tmp_path, config)
+    assert _train_process(path, tmp_path / "whole").returncode == 0
+    expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    for step in (1, 4, 9):
+        target = tmp_path / f"killed{step}"
+        killed = _train_process(path, target, TWOTOWER_FAIL_AT_STEP=str(step))
+        assert killed.returncode == -signal.SIGKILL
+        assert not (target / "metrics.json").exists()
+        resumed = _train_process(path, target, "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        assert ("resuming after step" in resumed.stdout) is (step > 1)
+        assert (target / "model.safetensors").read_bytes() == expected
+
+
+def test_fault_B1_kill_inside_a_checkpoint_write_leaves_the_one_before(
+    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(train={"epochs": 1, "batch_size": 100, "checkpoint_steps": 1})
+    trainer = Trainer(board, config, folder)
+    epoch = trainer.objective.sampler.epoch(0)
+    trainer.step(epoch, 0)
+    trainer._save()
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    trainer.step(epoch, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            trainer._save()
+    listener = Listener()
+    found = checkpoint.newest(folder, listener.say)
+    assert found is not None
+    assert found[1]["step"] == 1
+    assert not listener.lines
+
+
+def test_fault_B2_sigterm_finishes_the_step_saves_and_exits_143(tmp_path: Path) -> None:
+    config = settings(train={"epochs": 10_000, "batch_size": 64, "lr": 0.001})
+    path = _write_config(tmp_path, config)
+    command = [sys.executable, "-m", "twotower.cli", "train", str(path), "--run", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "--resume" in errors
+    assert time.monotonic() - started < 10
+    found = checkpoint.newest(tmp_path / "run" / "checkpoints", print)
+    assert found is not None
+    assert f"after step {found[1]['step']}" in errors
+
+
+def test_sigint_stops_like_sigterm_and_handlers_are_restored(board: Dataset, folder: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    class Press(Watcher):
+        def step(self, done: int, total: int, loss: float) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="after step 1;"):
+        Trainer(board, settings(), folder, Press()).run()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "state"])
+def test_fault_B3_a_damaged_newest_checkpoint_falls_back_and_says_so(board: Dataset, folder: Path, damage: str) -> None:
+    trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
+    epoch = trainer.objective.sampler.epoch(0)
+    for number in (0, 1):
+        trainer.step(epoch, number)
+        trainer._save()
+    newest = folder / "step-000000002"
+    tensors = newest / "tensors.safetensors"
+    data = bytearray(tensors.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        tensors.write_bytes(data)
+    elif damage == "truncate":
+        tensors.write_bytes(data[: len(data) // 2])
+    elif damage == "delete":
+        tensors.unlink()
+    else:
+        (newest / "state.json").write_text("{")
+    listener = Listener()
+    again = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder, listener)
+    assert again.resume()
+    assert again.progress.step == 1
+    assert any("falling back" in line and "step-000000002" in line for line in listener.lines)
+
+
+def test_fault_B4_a_loss_that_is_not_finite_stops_with_step_rows_and_last_good_checkpoint(
+    board: Dataset, folder: Path
+) -> None:
+    trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
+    epoch = trainer.objective.sampler.epoch(0)
+    trainer.step(epoch, 0)
+    trainer._save()
+    with torch.no_grad():
+        trainer.model.log_temperature.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"step 2 \(interactions \d+.*step-000000001") as error:
+        trainer.step(epoch, 1)
+    assert error.value.exit_code == 1
+    with pytest.raises(TrainingError, match="no longer finite"):
+        trainer._save()
+    found = checkpoint.newest(folder, print)
+    assert found is not None
+    assert all(bool(torch.isfinite(t).all()) for t in found[0].values())
+
+
+def test_fault_B4_weights_that_are_not_finite_are_never_the_best(board: Dataset) -> None:
+    trainer = Trainer(board, settings())
+    with torch.no_grad():
+        next(iter(trainer.model.parameters())).fill_(math.inf)
+    with pytest.raises(TrainingError, match="no longer finite"):
+        trainer._validate()
+    assert not trainer.best_weights
+
+
+def test_fault_B5_resume_with_a_change_is_refused_with_the_difference(tmp_path: Path) -> None:
+    tables = checkerboard()
+    config = settings(train={"epochs": 1})
+    folder = tmp_path / "run"
+    api.fit(tables, CHECKERBOARD_SCHEMA, config, folder=folder)
+    changed = settings(train={"epochs": 1, "lr": 0.5})
+    with pytest.raises(RunError, match=r"train.lr: 0.02 then, 0.5 now.*--override"):
+        api.fit(tables, CHECKERBOARD_SCHEMA, changed, folder=folder, resume=True)
+    fewer = (*tables[:2], tables[2].head(900))
+    with pytest.raises(RunError, match="data: "):
+        api.fit(fewer, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True)
+    longer = settings(train={"epochs": 3})
+    done = api.fit(tables, CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True)
+    assert [h["epoch"] for h in done.history] == [1, 2, 3]
+
+
+def test_fault_B8_no_code_of_a_checkpoint_is_ever_run() -> None:
+    source = Path(runs.__file__).parent
+    for path in source.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for call in ("torch.load(", "pickle.load", "import pickle", "yaml.load", 'eval("', "exec("):
+            assert call not in text, f"{path.name}: {call}"
+
+
+def test_fault_B9_a_folder_that_cannot_be_written_fails_before_training(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    steps: list[int] = []
+
+    class Count(Watcher):
+        def step(self, done: int, total: int, loss: float) -> None:
+            steps.append(done)
+
+    with pytest.raises(RunError, match="cannot be written"):
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=blocked / "run", watcher=Count())
+    assert not steps
+
+
+def test_fault_B9_a_full_disk_at_a_checkpoint_keeps_the_old_one_and_leaves_no_rubbish(
+    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
+    epoch = trainer.objective.sampler.epoch(0)
+    trainer.step(epoch, 0)
+    trainer._save()
+
+    def full(path: Path, tensors: Any) -> str:
+        path.write_bytes(b"the beginning")
+        raise OSError(28, "No space left on device")
+
+    trainer.step(epoch, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors", full)
+        with pytest.raises(RunError, match="No space left"):
+            trainer._save()
+    assert [p.name for p in folder.iterdir()] == ["step-000000001"]
+    trainer._save()
+    assert (folder / "step-000000002").is_dir()
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
+    listener = Listener()
+    done = api.fit(
+        checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run", resume=True, watcher=listener
+    )
+    assert len(done.history) == 2
+    assert any("starting" in line for line in listener.lines)
+
+
+def test_a_finished_run_is_not_trained_over(tmp_path: Path) -> None:
+    api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
+    before = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    with pytest.raises(RunError, match="holds a run already"):
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == before
+
+
+def test_a_device_that_is_not_there_is_an_error(board: Dataset) -> None:
+    if torch.cuda.is_available():
+        assert Trainer(board, settings(train={"device": "cuda"})).device.type == "cuda"
+    else:
+        with pytest.raises(ConfigError, match="none here"):
+            Trainer(board, settings(train={"device": "cuda"}))
+
+
+def test_a_monitor_that_cannot_be_measured_is_named(board: Dataset) -> None:
+    from dataclasses import replace
+
+    parts = board.parts.copy()
+    parts[(parts == 1) & ~board.pairs.positive] = 0
+    with pytest.raises(ConfigError, match=r"validation\.auc.*one class"):
+        Trainer(replace(board, parts=parts), settings()).run()
+
+
+# ---- settings that do not go with the data ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("features", "time", "histories", "words"),
+    [
+        ([Sequence(name="s", side="user", pooling="decay")], "at", "others",
+         "feature 's': pooling = 'decay' goes with the order of time; set train.histories = 'earlier'"),
+        ([Sequence(name="s", side="item")], "at", "earlier", "feature 's': a sequence on the item side cannot be had"),
+        ([Sequence(name="s", side="user", max_length=5)], "at", "earlier", "feature 's': a sequence with max_length"),
+        ([Sequence(name="s", side="user")], "", "earlier", "'earlier' needs a time; name its column in schema.time"),
+        ([], "", "earlier", "'earlier' needs a time"),
+    ],
+)  # fmt: skip
+def test_sequences_that_cannot_be_had_as_asked_are_refused(
+    features: list[Sequence], time: str, histories: str, words: str
+) -> None:
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": time, "features": (*ID_FEATURES, *features)})
+    data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig())
+    with pytest.raises(ConfigError, match=words):
+        Trainer(data, settings(loss={"kind": "softmax"}, train={"histories": histories}))
+
+
+def test_ranks_beyond_the_catalogue_and_an_attribute_that_is_not_there_are_refused_before_training(
+    board: Dataset,
+) -> None:
+    for negatives, words in [
+        ({"hard": 1}, r"negatives.hard_ranks starts at 101, and the catalogue has 30 items; lower it"),
+        ({"attribute": "item_ids"}, r"no item feature 'item_ids' .*did you mean 'item_id'"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            Trainer(board, settings(loss={"kind": "softmax"}, negatives=negatives))
+
+
+def test_positives_alone_are_enough_for_candidates_and_not_for_pairs() -> None:
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
+    data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig())
+    monitor = {"monitor": "validation.recall@5", "epochs": 1}
+    with pytest.raises(DataError, match="loss.kind = 'softmax'"):
+        Trainer(data, settings(train=monitor))
+    sizes = settings(loss={"kind": "softmax"}, train=monitor, negatives={"mask_positives": False})
+    assert Trainer(data, sizes).run().history
+    observed = settings(loss={"kind": "softmax"}, train=monitor, negatives={"observed": 1})
+    with pytest.raises(ConfigError, match=r"negatives\.observed .* every training interaction is a positive; drop it"):
+        Trainer(data, observed)
