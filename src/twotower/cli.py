@@ -484,7 +484,7 @@ def serve(
         from twotower.serve import process
         from twotower.serve.settings import ServeSettings
     except ModuleNotFoundError as e:
-        raise ConfigError(f"serving needs {e.name}: pip install 'twotower[serve]'") from None
+        raise ConfigError(f"serving needs {e.name}: pip install -e '.[serve]'") from None
     code = process.run(ServeSettings(**options), say=show)
     if code:
         raise typer.Exit(code)

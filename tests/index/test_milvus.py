@@ -398,7 +398,7 @@ from twotower.index import Place, build
 try:
     build("milvus", np.ones((3, 2), np.float32), np.arange(3), "dot", None, Place("a.db"))
 except Exception as e:
-    assert "pip install 'twotower[milvus]'" in str(e) and type(e).__name__ == "ConfigError", e
+    assert "pip install -e '.[milvus]'" in str(e) and type(e).__name__ == "ConfigError", e
 else:
     raise AssertionError
 """

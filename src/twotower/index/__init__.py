@@ -98,5 +98,5 @@ def _module(name: str) -> Any:
         if e.name == "faiss":
             raise ConfigError("this index needs FAISS; pip install faiss-cpu") from None
         if e.name in ("pymilvus", "grpc"):
-            raise ConfigError("this index needs the client of Milvus; pip install 'twotower[milvus]'") from None
+            raise ConfigError("this index needs the client of Milvus; pip install -e '.[milvus]'") from None
         raise

@@ -8,5 +8,5 @@ remote.py    searches that leave the process      histories.py  … kept in this
 gate.py      turns, shared out between clients    reader.py   work on a store that may hang
 room.py      bytes that are under way             connections.py  how many, and how long each may keep it waiting
 
-Needs `pip install 'twotower[serve]'`. No torch: the towers are ONNX graphs.
+Needs `pip install -e '.[serve]'`. No torch: the towers are ONNX graphs.
 """

@@ -195,7 +195,7 @@ class Redis:
             from redis.backoff import NoBackoff
             from redis.exceptions import RedisError
         except ImportError:
-            raise ConfigError("--live redis://… needs the client: pip install 'twotower[serve]'") from None
+            raise ConfigError("--live redis://… needs the client: pip install -e '.[serve]'") from None
         try:
             self._client: Any = client.Redis.from_url(
                 url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0),

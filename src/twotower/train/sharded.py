@@ -359,7 +359,7 @@ def _touches(config: Config) -> bool:
 def _torchrec(device: torch.device) -> Any:
     """What is used of TorchRec. Raises ConfigError if it is not here, or not for this torch or device."""
     install = (
-        f"pip install 'twotower[torchrec]' and pip install --no-deps {' '.join(map(repr, pair()))} (docs/scale.md)"
+        f"pip install -e '.[torchrec]' and pip install --no-deps {' '.join(map(repr, pair()))} (docs/scale.md)"
     )
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
