@@ -34,7 +34,7 @@ from twotower.config import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.evaluation import Factors, evaluate_part, factors_before
-from twotower.index.faiss_setup import tuned
+from twotower.index.faiss_setup import faiss_settings
 
 CONFIG = parse_config({"evaluation": {"k": [10], "bootstrap": 0}})[1].evaluation
 
@@ -97,7 +97,7 @@ def rechub_evaluation(dataset: Dataset, pairs: bool = True, workers: int = 0) ->
         )
         index = Faiss(item.shape[1], "flat", metric="ip")
         index.fit(item.numpy())
-        with tuned(torch.get_num_threads(), item.shape[1]):
+        with faiss_settings(torch.get_num_threads(), item.shape[1]):
             found, _ = index.query(user[users], 10)
         topk_metrics(wanted, dict(zip(users.tolist(), found, strict=True)), [10])
         if pairs:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from measure import Numbers, finish, options, result
 
-from twotower.index import Place, build_index, load_index, measure_recall, tune_index
+from twotower.index import MilvusLocation, build_index, load_index, measure_recall, tune_index
 
 WIDTH, K, RECALL, CENTRES, NOISE = 64, 10, 0.95, 1_000, 1.5
 
@@ -38,7 +38,7 @@ def main() -> None:
     found = measured("FAISS ivf, in process", items, queries, None)
     with tempfile.TemporaryDirectory() as folder, milvus(Path(folder), chosen.uri) as uri:
         for kind in ("IVF_FLAT", "HNSW"):
-            found += measured(f"Milvus {kind}", items, queries, Place(uri, "speed", kind))
+            found += measured(f"Milvus {kind}", items, queries, MilvusLocation(uri, "speed", kind))
     finish(found, chosen)
 
 
@@ -71,7 +71,7 @@ def milvus(folder: Path, uri: str) -> Iterator[str]:
         server.wait()
 
 
-def measured(name: str, items: Any, queries: Any, place: Place | None) -> list[Numbers]:
+def measured(name: str, items: Any, queries: Any, place: MilvusLocation | None) -> list[Numbers]:
     half = len(queries) // 2
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()

@@ -31,7 +31,7 @@ from twotower.encoders import Ragged, spelled
 from twotower.errors import DataError
 from twotower.evaluation import evaluate_part
 from twotower.request import Request, UnknownId
-from twotower.retrieve import KEPT_FILTERS, Retriever
+from twotower.retrieve import FILTER_CACHE_ENTRIES, Retriever
 from twotower.runs import Run
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 from twotower.store import Store
@@ -420,9 +420,9 @@ def test_a_filter_asked_again_gives_the_same_and_few_are_kept(retriever: Retriev
                 f"i{r}" for r in rows
             }
             assert retriever.passing(["i2", "i7", "zz"], where) == len(rows & {2, 7})
-    for number in range(2 * KEPT_FILTERS):
+    for number in range(2 * FILTER_CACHE_ENTRIES):
         retriever.passing(None, {"brand": f"no{number}"})
-    assert len(retriever._filters) == KEPT_FILTERS
+    assert len(retriever._filters) == FILTER_CACHE_ENTRIES
     with pytest.raises(DataError, match="no column 'brnd'"):
         retriever.passing(None, {"brand": "brand2", "brnd": "x"})
 
@@ -656,7 +656,7 @@ def test_an_index_file_that_is_known_to_be_sound_is_not_looked_at_again(
 ) -> None:
     from twotower.index import faiss
 
-    monkeypatch.setattr(faiss, "FEWEST", 8)
+    monkeypatch.setattr(faiss, "FAISS_MIN_VECTORS", 8)
     api.publish(run, tmp_path / "store", IndexConfig(kind="ivf", recall=0.1))
     bundle = Store(tmp_path / "store").current()
     looked: list[Path] = []

@@ -30,12 +30,12 @@ SCHEMA_VERSIONS = (
     1,
     2,
 )  # that can be read; the last is written. In 1 interactions have whole seconds, not microseconds
-FIELDS: dict[str, type] = {
+MANIFEST_FIELDS: dict[str, type] = {
     "bundle": str, "created": str, "versions": dict, "dims": int, "metric": str, "counts": dict, "schema_hash": str,
     "vocab_hash": str, "gate": dict, "forced": bool, "files": list,
 }  # fmt: skip
 
-_LARGEST_MANIFEST = 16 << 20
+_MANIFEST_MAX_BYTES = 16 << 20
 
 
 class BundleError(RunError):
@@ -175,10 +175,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     info = path.lstat()
     if not stat.S_ISREG(info.st_mode):
         raise BundleError(f"{path}: not a regular file", "path")
-    if info.st_size > _LARGEST_MANIFEST:
+    if info.st_size > _MANIFEST_MAX_BYTES:
         raise BundleError(f"{path}: {info.st_size} bytes, more than a manifest has", "manifest")
     try:
-        manifest = parse_json(files.read_regular(path, _LARGEST_MANIFEST))
+        manifest = parse_json(files.read_regular(path, _MANIFEST_MAX_BYTES))
         json.dumps(manifest, ensure_ascii=False).encode()  # half a character is no text
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
@@ -188,11 +188,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if type(version) is not int or version not in SCHEMA_VERSIONS:
         known = ", ".join(map(str, SCHEMA_VERSIONS))
         raise BundleError(f"{path}: schema_version is {version!r}, this version reads {known}", "schema_version")
-    for name, kind in FIELDS.items():
+    for name, kind in MANIFEST_FIELDS.items():
         if type(manifest.get(name)) is not kind:
             what = f"is {manifest[name]!r:.80}, not {kind.__name__}" if name in manifest else "is missing"
             raise BundleError(f"{path}: {name} {what}", "manifest")
-    if wrong := _wrong(manifest):
+    if wrong := _invalid_value(manifest):
         raise BundleError(f"{path}: {wrong}", "manifest")
     if manifest["bundle"] != folder.name:
         raise BundleError(f"{path}: of another bundle ({manifest['bundle']!r:.80})", "mismatch")
@@ -201,7 +201,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _wrong(manifest: dict[str, Any]) -> str:
+def _invalid_value(manifest: dict[str, Any]) -> str:
     """Name the first unusable value inside a field of the right type; an empty string if there is none."""
     gate, counts = manifest["gate"], manifest["counts"]
     for name in ("recall", "threshold"):
@@ -217,14 +217,14 @@ def _wrong(manifest: dict[str, Any]) -> str:
 
 def parse_json(text: str | bytes) -> Any:
     """Return JSON whose numbers a reply can carry. Raises ValueError, RecursionError."""
-    return json.loads(text, parse_constant=_no_number, parse_int=_whole)
+    return json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int)
 
 
-def _no_number(text: str) -> Any:
+def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is no number")
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     if len(text) > 19:  # more than a reply could carry
         raise ValueError(f"{text:.19}… is too large a number")
     return int(text)

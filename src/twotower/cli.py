@@ -311,14 +311,14 @@ def gc(
 ) -> None:
     """Remove old bundles and what killed publishers left, their Milvus collections too."""
     from twotower import maintenance
-    from twotower.index.milvus.collections import Collections
+    from twotower.index.milvus.collections import MilvusCollections
     from twotower.store import Store
 
     gone, dropped = maintenance.gc(store, keep)
     show(f"removed: {', '.join(gone) or 'nothing'}")
     if dropped:
         show(f"dropped: {', '.join(dropped)}")
-    Collections(Store(store)).follow()  # it may have been left behind while Milvus was down
+    MilvusCollections(Store(store)).follow()  # it may have been left behind while Milvus was down
 
 
 @app.command()

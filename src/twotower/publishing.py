@@ -33,22 +33,22 @@ from twotower.export import export
 from twotower.index import (
     Index,
     Metric,
-    Place,
+    MilvusLocation,
     build_index,
     choose_index,
     choose_milvus_type,
     measure_recall,
     tune_index,
 )
-from twotower.index.milvus.collections import Collections
+from twotower.index.milvus.collections import MilvusCollections
 from twotower.request import Method, Request
 from twotower.retrieve import Retriever
 from twotower.runs import Run
 from twotower.schema import SIDES, SideName
 from twotower.store import Store
 
-FROM_RUN = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
-TABLES = ("users.parquet", "items.parquet", "interactions.parquet")
+RUN_FILES = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
+TABLE_FILES = ("users.parquet", "items.parquet", "interactions.parquet")
 
 
 def publish(
@@ -70,7 +70,7 @@ def publish(
         raise RunError("the run has no folder; train it with one to publish it")
     config = config or run.config.index
     opened = Store.create(store)
-    collections = Collections(opened)
+    collections = MilvusCollections(opened)
     try:
         bundle = opened.publish(
             lambda folder: _write(run, config, folder, say, collections), _probe, reason=reason, force=force
@@ -85,14 +85,18 @@ def publish(
 
 
 def _write(
-    run: Run, config: IndexConfig, folder: Path, say: Callable[[str], None], collections: Collections | None = None
+    run: Run,
+    config: IndexConfig,
+    folder: Path,
+    say: Callable[[str], None],
+    collections: MilvusCollections | None = None,
 ) -> dict[str, Any]:
     """Fill a bundle's folder; the facts of its manifest."""
     assert run.folder is not None
     if collections is not None and (left := collections.sweep()):
         say(f"dropped what no bundle names: {', '.join(left)}")
     before, source = runs.stamp(run.folder), runs.current(run.folder)
-    for name in FROM_RUN if isinstance(run.dataset, Prepared) else FROM_RUN + TABLES:
+    for name in RUN_FILES if isinstance(run.dataset, Prepared) else RUN_FILES + TABLE_FILES:
         shutil.copyfile(source / name, folder / name)
     if isinstance(run.dataset, Prepared):
         run.dataset.link(folder / FOLDER)
@@ -103,8 +107,8 @@ def _write(
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)
-    index = _index(items, run.model.metric, config, say, model, collections)
-    gate = _tune(index, users[_asked(run, config.queries)], config, say)
+    index = _build_index(items, run.model.metric, config, say, model, collections)
+    gate = _tune_and_check(index, users[_query_users(run, config.queries)], config, say)
     index.save(folder / "index")
     np.save(folder / "user_vectors.npy", users)
     counts = {"users": len(users), "items": len(items)}
@@ -117,7 +121,7 @@ def _write(
             run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
         )
         say(f"{side}_tower.onnx: differs from torch by at most {parity[side]:.1e}")
-    (folder / "README.md").write_text(_card(run, index, gate), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(run, index, gate), encoding="utf-8")
     return {
         "model": model,
         "dims": dims,
@@ -152,13 +156,13 @@ def _check_users(users: Floats) -> None:
         raise RunError(f"{bad} user vectors are not finite; the model is broken, train it again")
 
 
-def _index(
+def _build_index(
     items: Floats,
     metric: Metric,
     config: IndexConfig,
     say: Callable[[str], None],
     model: str,
-    collections: Collections | None,
+    collections: MilvusCollections | None,
 ) -> Index:
     place = None
     if config.kind == "milvus":
@@ -175,7 +179,7 @@ def _index(
 
         # The present folder is not that of whoever serves it.
         uri = config.uri if "://" in config.uri else str(Path(config.uri).absolute())
-        place = Place(uri, config.prefix, type_, config.timeout, model, announce)
+        place = MilvusLocation(uri, config.prefix, type_, config.timeout, model, announce)
         say(f"index: milvus {type_} ({why})")
     elif config.kind == "auto":
         kind, params, why = choose_index(len(items), metric)
@@ -191,7 +195,7 @@ def _index(
     return index
 
 
-def _asked(run: Run, n: int) -> Ints:
+def _query_users(run: Run, n: int) -> Ints:
     """Rows of up to `n` users with test interactions, at random."""
     users: Ints = np.unique(run.dataset.test.user).astype(np.int64)
     if len(users) < 2:
@@ -199,7 +203,7 @@ def _asked(run: Run, n: int) -> Ints:
     return np.random.default_rng(0).permutation(users)[:n]
 
 
-def _tune(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def _tune_and_check(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Set the index's effort with one half of the queries; the recall gate by the other."""
     half = len(queries) // 2
     # Users it was not tuned with find a little less, so it aims a fifth of the way from the target to 1.
@@ -270,12 +274,12 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _card(run: Run, index: Index, gate: dict[str, Any]) -> str:
+def _model_card(run: Run, index: Index, gate: dict[str, Any]) -> str:
     """The model card: what the bundle is, what it was trained on, how good it is."""
     metrics = run.metrics
     shown = [m for m in metrics if m.startswith("test.") and not m.endswith((".low", ".high")) and m.count(".") == 1]
     rows = "\n".join(
-        f"| {m.removeprefix('test.')} | {metrics[m]:.4f} | {_cell(metrics, 'popularity', m)} |" for m in shown
+        f"| {m.removeprefix('test.')} | {metrics[m]:.4f} | {_metric_cell(metrics, 'popularity', m)} |" for m in shown
     )
     features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)
     return f"""# Two-tower model
@@ -300,6 +304,6 @@ population and the time of the training data.
 """
 
 
-def _cell(metrics: Metrics, baseline: str, name: str) -> str:
+def _metric_cell(metrics: Metrics, baseline: str, name: str) -> str:
     value = metrics.get(name.replace("test.", f"baseline.{baseline}.", 1))
     return "" if value is None else f"{value:.4f}"

@@ -36,19 +36,19 @@ from twotower.embeddings_folder import array
 from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, spelled, words
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, first_line, nearest
 from twotower.index import Index, load_index
-from twotower.index.exact import LONGEST, within
+from twotower.index.exact import MAX_NORM, is_in_sorted
 from twotower.onnx_tower import Gate, OnnxTower
 from twotower.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
 from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
 
-CELLS = 2**21
+ATTENTION_MAX_CELLS = 2**21
 """Products of two items of a history that a call of the tower may hold for each of its heads."""
-PIECE = 2**13
+NORM_BLOCK_ROWS = 2**13
 """Vectors that are looked at together."""
-MAPPED = 20_000
+REMOTE_MAP_ITEMS = 20_000
 """Of a remote index, so many items, the most popular, give their directions."""
-KEPT_ROWS = 2**24
-KEPT_FILTERS = 256
+FILTER_CACHE_ROWS = 2**24
+FILTER_CACHE_ENTRIES = 256
 """Of the filters asked last are kept so many, and so many rows together (128 MiB)."""
 
 
@@ -88,7 +88,7 @@ class Retriever:
             index = beside.submit(load_index, folder / "index", verify=verify)
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
             looked = beside.submit(onnx_tower.verify, towers, room=room)
-            schema, self.config = _settings(folder)
+            schema, self.config = _read_config(folder)
             # The item tower is not asked here, so its columns are not made.
             self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))
             self.user_ids, self.item_ids = Ids(self.dataset.users.ids), Ids(self.dataset.items.ids)
@@ -98,7 +98,7 @@ class Retriever:
             looked.result()
             self.tower = OnnxTower(folder / "user_tower.onnx", threads)
             self.fields = self.dataset.encoders.fields("user")
-            told = read_checked(folder / "vectors.json", _object)
+            told = read_checked(folder / "vectors.json", _json_object)
             self.index: Index = index.result()
         self.index.threads = threads
         bundle.agree(
@@ -168,7 +168,7 @@ class Retriever:
     def item_columns(self) -> list[str]:
         """The columns that `where` may name."""
         dtypes = self.dataset.items.frame.schema
-        return [c for c in _shown(dtypes) if isinstance(dtypes[c], pl.List) or not dtypes[c].is_nested()]
+        return [c for c in _visible_columns(dtypes) if isinstance(dtypes[c], pl.List) or not dtypes[c].is_nested()]
 
     def history(self, user_id: str, n: int) -> list[tuple[str, str, bool]]:
         """Id and title of the last `n` items that a user met, oldest first, and whether they liked each: of what the
@@ -236,7 +236,7 @@ class Retriever:
             raise DataError("allow and ban are lists of item ids, not one text")
         check_method(method)
         row = self._user(request)
-        source = _source(request, row)
+        source = _answer_source(request, row)
         unknown: list[str] = []
         named = self._named(request)
         out = self._rows(ban)
@@ -268,7 +268,7 @@ class Retriever:
         check_method(method)
         row = self._user(request)
         unknown: list[str] = []
-        return self._vector(request, row, method, self._named(request), unknown), _source(request, row), unknown
+        return self._vector(request, row, method, self._named(request), unknown), _answer_source(request, row), unknown
 
     def _user(self, request: Request) -> int | None:
         """The row of a known user."""
@@ -355,7 +355,7 @@ class Retriever:
                 if isinstance(value, dict):
                     raise TypeError
                 given = pl.Series(name, [value], strict=False)
-                told[name] = _as_column(given, dtype, name in self._categories)
+                told[name] = _cast_value(given, dtype, name in self._categories)
             except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: half a character
                 if name == key:  # an id of another kind is an unknown user
                     continue
@@ -481,7 +481,7 @@ class Retriever:
         if not where:
             return allowed
         rows = self._where(tuple((column, str(value)) for column, value in where.items()))
-        return rows if allowed is None else _both(rows, allowed)
+        return rows if allowed is None else _intersection(rows, allowed)
 
     def _where(self, wanted: tuple[tuple[str, str], ...]) -> Ints:
         """Item rows, rising, whose columns have the values; what was asked last is kept."""
@@ -492,18 +492,20 @@ class Retriever:
         if len(wanted) == 1:
             rows = self._having(*wanted[0])
         else:
-            rows = reduce(_both, (self._where((one,)) for one in wanted))
+            rows = reduce(_intersection, (self._where((one,)) for one in wanted))
         rows.setflags(write=False)
         with self._filtering:
             self._filters[wanted] = rows
-            while sum(map(len, self._filters.values())) > KEPT_ROWS or len(self._filters) > KEPT_FILTERS:
+            while (
+                sum(map(len, self._filters.values())) > FILTER_CACHE_ROWS or len(self._filters) > FILTER_CACHE_ENTRIES
+            ):
                 del self._filters[next(iter(self._filters))]
         return rows
 
     def _having(self, column: str, value: str) -> Ints:
         """Item rows whose column equals the value, or holds it."""
         frame = self.dataset.items.frame
-        known = _shown(frame.columns)
+        known = _visible_columns(frame.columns)
         if column not in known:
             raise DataError(
                 f"filter: items have no column '{column}'{nearest(column, known)} (found: {', '.join(known)})"
@@ -624,8 +626,8 @@ class Retriever:
         """The index's rows, and the lengths of their vectors without the biases."""
         rows = self.index.rows
         lengths = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), PIECE):
-            part = slice(start, start + PIECE)
+        for start in range(0, len(rows), NORM_BLOCK_ROWS):
+            part = slice(start, start + NORM_BLOCK_ROWS)
             lengths[part] = np.linalg.norm(self._unbiased(rows[part]), axis=1)
         return rows, np.maximum(lengths, 1e-12)
 
@@ -635,7 +637,7 @@ class Retriever:
         (-1: none). Of a remote index, those of the most popular items. Raises Unavailable."""
         if self.index.remote:
             known = self.popular[np.isin(self.popular, self.index.rows)]
-            rows = np.sort(known[:MAPPED])
+            rows = np.sort(known[:REMOTE_MAP_ITEMS])
             vectors = self.index.vectors(rows)
             lengths = np.maximum(np.linalg.norm(vectors[:, :-2] if self.config.model.bias else vectors, axis=1), 1e-12)
         else:
@@ -665,7 +667,7 @@ class Retriever:
             return np.asarray(self.user_vectors[users], np.float32)
         # Attention holds a number for every two items of a history, and as many rows as it is asked with.
         longest = max((f.limit for f in self.fields), default=0)
-        step = max(1, CELLS // longest**2) if longest else max(1, len(users))
+        step = max(1, ATTENTION_MAX_CELLS // longest**2) if longest else max(1, len(users))
         blocks = range(0, max(1, len(users)), step)
         return np.concatenate([self.tower(feed(self.fields, self.columns, users[b : b + step])) for b in blocks])
 
@@ -676,7 +678,7 @@ class Retriever:
         return Ragged.from_pairs(pairs.user[keep], pairs.item[keep], len(self.user_ids))
 
 
-def _settings(folder: Path) -> tuple[Schema, Config]:
+def _read_config(folder: Path) -> tuple[Schema, Config]:
     path = folder / "config.toml"
     try:
         schema, config = parse_config(tomllib.loads(read_checked(path, read_text)), str(path))
@@ -687,7 +689,7 @@ def _settings(folder: Path) -> tuple[Schema, Config]:
     return schema, config
 
 
-def _as_column(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:
+def _cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:
     """A value of a request as one of the column's type. Raises PolarsError if it cannot be one.
 
     Of a category in whole numbers it stays as it is spelled: "007" is not 7, and 1.5 not 1."""
@@ -703,7 +705,7 @@ def _matrix(path: Path) -> Floats:
     return found
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _json_object(path: Path) -> dict[str, Any]:
     found = files.read_json(path)
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
@@ -711,25 +713,25 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _check_vector(vector: Floats) -> None:
-    if not np.linalg.norm(vector.astype(np.float64)) < LONGEST:
+    if not np.linalg.norm(vector.astype(np.float64)) < MAX_NORM:
         raise DataError("request: the user tower's vector is not finite; is a number among the features too large?")
 
 
-def _source(request: Request, row: int | None) -> Source:
+def _answer_source(request: Request, row: int | None) -> Source:
     if row is not None:
         return "model"
     return "cold_start" if request.tells else "popular"
 
 
-def _shown(columns: Iterable[str]) -> list[str]:
+def _visible_columns(columns: Iterable[str]) -> list[str]:
     """The columns of a table without those that were made for statistics."""
     return [c for c in columns if not c.startswith("__")]
 
 
-def _both(rows: Ints, others: Ints) -> Ints:
+def _intersection(rows: Ints, others: Ints) -> Ints:
     """The rows that are in both, of rising ones."""
     fewer, more = (rows, others) if len(rows) < len(others) else (others, rows)
-    return fewer[within(more, fewer)]
+    return fewer[is_in_sorted(more, fewer)]
 
 
 def _is_unknown(values: npt.NDArray[Any]) -> bool:

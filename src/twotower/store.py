@@ -31,15 +31,22 @@ from twotower.escaping import command
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
-_TOP = {"bundles", "CURRENT", "HISTORY.jsonl", "LOCK"}
-_BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)  # no fault of input or machine
-_LARGEST_CURRENT = 1000
-_LARGEST_HISTORY = 64 << 20  # some 200,000 lines
-_FLIPS = {"publish", "rollback", "recover"}
+_STORE_FILES = {"bundles", "CURRENT", "HISTORY.jsonl", "LOCK"}
+_PROGRAMMING_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NameError,
+    TypeError,
+)  # no fault of input or machine
+_CURRENT_MAX_BYTES = 1000
+_HISTORY_MAX_BYTES = 64 << 20  # some 200,000 lines
+_CURRENT_ACTIONS = {"publish", "rollback", "recover"}
 
 
 @dataclass(frozen=True)
-class Listed:
+class BundleInfo:
     """A line of the list of bundles; `damaged` is the reason why it cannot be opened. Checksums are not looked at."""
 
     id: str
@@ -56,7 +63,7 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._bundles = self.path / "bundles"
-        if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _TOP):
+        if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _STORE_FILES):
             raise BundleError(
                 f"{path}: no store here; `{command('publish', 'RUN', '--store', path)}` makes one", "store"
             )
@@ -69,7 +76,9 @@ class Store:
             return cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            strange = sorted(p.name for p in path.iterdir() if not p.name.startswith(".") and p.name not in _TOP)
+            strange = sorted(
+                p.name for p in path.iterdir() if not p.name.startswith(".") and p.name not in _STORE_FILES
+            )
             if strange:
                 raise BundleError(f"{path}: not empty and not a store (it holds {strange[0]}); choose another", "store")
             (path / "bundles").mkdir(exist_ok=True)
@@ -110,19 +119,21 @@ class Store:
 
     def recent(self, n: int) -> list[str]:
         """The last `n` bundles that were current, the latest first, as far as the history tells."""
-        flips = (line["bundle"] for line in reversed(self.history()) if line.get("action") in _FLIPS)
+        flips = (line["bundle"] for line in reversed(self.history()) if line.get("action") in _CURRENT_ACTIONS)
         return list(dict.fromkeys(name for name in flips if name))[:n]
 
-    def bundles(self) -> list[Listed]:
+    def bundles(self) -> list[BundleInfo]:
         """All bundles, the oldest first."""
         current = self._pointer()
 
-        def line(name: str) -> Listed:
+        def line(name: str) -> BundleInfo:
             try:
                 bundle = Bundle.open(self._bundles / name, checksums=False)
             except BundleError as e:
-                return Listed(name, None, 0, {}, name == current, e.reason)
-            return Listed(name, bundle.manifest["created"], bundle.size, bundle.manifest["gate"], name == current, None)
+                return BundleInfo(name, None, 0, {}, name == current, e.reason)
+            return BundleInfo(
+                name, bundle.manifest["created"], bundle.size, bundle.manifest["gate"], name == current, None
+            )
 
         return [line(name) for name in self._ids()]
 
@@ -130,10 +141,10 @@ class Store:
         """The log, the oldest line first; what is not a line of ours is left out."""
         lines = []
         with suppress(FileNotFoundError):
-            for text in self._read("HISTORY.jsonl", _LARGEST_HISTORY).decode(errors="replace").split("\n"):
+            for text in self._read("HISTORY.jsonl", _HISTORY_MAX_BYTES).decode(errors="replace").split("\n"):
                 with suppress(ValueError, RecursionError):
                     line = parse_json(text)
-                    if isinstance(line, dict) and all(_is_word(line.get(name)) for name in ("bundle", "action")):
+                    if isinstance(line, dict) and all(_is_ascii_text(line.get(name)) for name in ("bundle", "action")):
                         lines.append(line)
         return lines
 
@@ -158,7 +169,7 @@ class Store:
             try:
                 temporary.mkdir()
                 facts = write(temporary)
-                below = _below(facts)
+                below = _recall_shortfall(facts)
                 if below and not force:
                     self._log("refused", "", old, below, facts["gate"])
                     raise BundleError(f"{below}; train or search better, or publish with --force", "gate")
@@ -180,7 +191,11 @@ class Store:
                     raise
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.rmtree(folder, ignore_errors=True)
-                if not isinstance(e, Exception) or isinstance(e, _BUGS) or getattr(e, "exit_code", 2) != 2:
+                if (
+                    not isinstance(e, Exception)
+                    or isinstance(e, _PROGRAMMING_ERRORS)
+                    or getattr(e, "exit_code", 2) != 2
+                ):
                     raise
                 what = str(e)
                 if isinstance(e, OSError):
@@ -240,7 +255,7 @@ class Store:
     def _pointer(self) -> str:
         """What CURRENT says, an empty string if there is none."""
         try:
-            return self._read("CURRENT", _LARGEST_CURRENT).decode(errors="replace").strip()
+            return self._read("CURRENT", _CURRENT_MAX_BYTES).decode(errors="replace").strip()
         except FileNotFoundError:
             return ""
 
@@ -266,7 +281,10 @@ class Store:
     def _previous(self) -> str | None:
         """The newest that is still there of those that were current before, not counting what was rolled back from."""
         way: list[str] = []
-        for name in [*(line["bundle"] for line in self.history() if line.get("action") in _FLIPS), self._pointer()]:
+        for name in [
+            *(line["bundle"] for line in self.history() if line.get("action") in _CURRENT_ACTIONS),
+            self._pointer(),
+        ]:
             if name in way:
                 del way[way.index(name) + 1 :]
             else:
@@ -283,7 +301,7 @@ class Store:
         try:
             before = b""
             with suppress(FileNotFoundError):
-                before = self._read(path.name, _LARGEST_HISTORY)
+                before = self._read(path.name, _HISTORY_MAX_BYTES)
             text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
             # Replaced as a whole: a kill or a full disk never leaves half a line.
             files.write(path, before + text.encode(errors="backslashreplace"), 0o644)
@@ -341,7 +359,7 @@ class Store:
         for name in ("CURRENT", "HISTORY.jsonl", "COLLECTIONS.json"):
             for file in self.path.glob(f".{name}.*.tmp"):
                 file.unlink(missing_ok=True)
-        logged = next((line["bundle"] for line in reversed(history) if line.get("action") in _FLIPS), "")
+        logged = next((line["bundle"] for line in reversed(history) if line.get("action") in _CURRENT_ACTIONS), "")
         if died or logged != current:
             self._log("recover", current, logged, died or "CURRENT was changed without a line here")
 
@@ -349,21 +367,21 @@ class Store:
         """Now, or a second after the newest bundle there ever was if the clock is not past it."""
         names = {*self._ids(), *self._served()} - self._strays()
         now = datetime.now(UTC)
-        return max([now, *filter(None, map(_later, names))]).strftime(_STAMP)
+        return max([now, *filter(None, map(_next_second, names))]).strftime(_STAMP)
 
     def _served(self) -> set[str]:
         """The bundles that are or were current, as far as the history tells."""
-        return {self._pointer(), *(line["bundle"] for line in self.history() if line["action"] in _FLIPS)}
+        return {self._pointer(), *(line["bundle"] for line in self.history() if line["action"] in _CURRENT_ACTIONS)}
 
     def _strays(self) -> set[str]:
         """Folders named like a bundle of no time, or of one that has not come and that never was current: put there by
         hand, and no measure of what is new."""
         soon, served = datetime.now(UTC) + timedelta(days=1), self._served()
-        times = {name: _later(name) for name in self._ids()}
+        times = {name: _next_second(name) for name in self._ids()}
         return {name for name, time in times.items() if time is None or (time > soon and name not in served)}
 
 
-def _later(name: str) -> datetime | None:
+def _next_second(name: str) -> datetime | None:
     """A second after the time of an id, None if that is no time or the last there is."""
     try:
         return datetime.strptime(name[:16], _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1)
@@ -371,11 +389,11 @@ def _later(name: str) -> datetime | None:
         return None
 
 
-def _is_word(value: Any) -> bool:
+def _is_ascii_text(value: Any) -> bool:
     return isinstance(value, str) and value.isascii()
 
 
-def _below(facts: dict[str, Any]) -> str:
+def _recall_shortfall(facts: dict[str, Any]) -> str:
     """Why the gate does not open, an empty string if it does. Raises BundleError if it was not measured."""
     gate = facts.get("gate")
     numbers = [gate.get(name) for name in ("recall", "threshold")] if isinstance(gate, dict) else [None]

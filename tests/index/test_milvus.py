@@ -25,11 +25,11 @@ from twotower import api, cli, maintenance
 from twotower.bundle import BundleError
 from twotower.config import IndexConfig, parse_config
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
-from twotower.index import Place, build_index, load_index
+from twotower.index import MilvusLocation, build_index, load_index
 from twotower.index.deadline import deadline
 from twotower.index.milvus import collections
-from twotower.index.milvus.client import Client, CollectionError
-from twotower.index.milvus.milvus_index import Milvus
+from twotower.index.milvus.client import CollectionError, MilvusConnection
+from twotower.index.milvus.milvus_index import MilvusIndex
 from twotower.request import Request
 from twotower.retrieve import Retriever
 from twotower.runs import Run
@@ -117,7 +117,7 @@ def body(**what: Any) -> schemas.RecommendBody:
 def test_both_methods_give_what_an_exact_index_gives(
     runs: tuple[Run, Run], shared: Server, tmp_path: Path, prefix: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twotower.index.milvus.milvus_index.SMALL", 8)
+    monkeypatch.setattr("twotower.index.milvus.milvus_index.EXACT_MAX_ROWS", 8)
     uri = shared.uri if where == "server" else str(tmp_path / "milvus.db")
     kind = "IVF_FLAT" if where == "server" else "HNSW"
     said: list[str] = []
@@ -180,12 +180,12 @@ def test_large_filters_are_answered_whatever_it_takes(
 
     rng = np.random.default_rng(0)
     vectors, queries = rng.standard_normal((3000, 6)).astype(np.float32), rng.standard_normal((2, 6)).astype(np.float32)
-    index = build_index("milvus", vectors, np.arange(3000), "dot", None, Place(shared.uri, prefix, "FLAT"))
+    index = build_index("milvus", vectors, np.arange(3000), "dot", None, MilvusLocation(shared.uri, prefix, "FLAT"))
     index.save(tmp_path / "index")
     away, exact = load_index(tmp_path / "index"), build_index("exact", vectors, np.arange(3000), "dot")
-    monkeypatch.setattr(milvus_index, "SMALL", 10)
-    monkeypatch.setattr(milvus_index, "LISTED", 20)
-    monkeypatch.setattr(milvus_index, "MOST", 400)
+    monkeypatch.setattr(milvus_index, "EXACT_MAX_ROWS", 10)
+    monkeypatch.setattr(milvus_index, "NAMED_MAX_ROWS", 20)
+    monkeypatch.setattr(milvus_index, "MAX_HITS", 400)
     best = exact.search(queries, 1000)[0]
     for allowed, banned in (
         (np.arange(0, 3000, 2), None),
@@ -270,14 +270,16 @@ def test_a_publish_below_the_gate_drops_its_collection(
     assert of_test(client, prefix) == [collection(first)]
     assert alias(client, prefix) == collection(first)
     with monkeypatch.context() as m:  # an interrupt while rows are put in
-        m.setattr("twotower.index.milvus.client.Client.finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(
+            "twotower.index.milvus.client.MilvusConnection.finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, type="FLAT"), force=True)
     assert of_test(client, prefix) == [collection(first)]
     with monkeypatch.context() as m:
         # Steps that take longer than they may, but for the first: a collection that is made too late is left to gc.
-        create = Client.create
-        m.setattr(Client, "create", lambda self, *a: create(Client(self.uri), *a))
+        create = MilvusConnection.create
+        m.setattr(MilvusConnection, "create", lambda self, *a: create(MilvusConnection(self.uri), *a))
         with pytest.raises(RunError, match="Milvus fails"):
             api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, timeout=1e-6))
     assert of_test(client, prefix) == [collection(first)]
@@ -310,8 +312,8 @@ def test_collections_of_others_and_unreadable_bundles_are_left_alone(
     (mine.folder / "index" / "index.json").unlink()
     for bundle in (mine, other):
         assert client.has_collection(collection(bundle))
-    assert collections.Collections(Store(tmp_path / "a")).sweep() == []
-    (tmp_path / "b" / collections.FILE).write_text("[3]")
+    assert collections.MilvusCollections(Store(tmp_path / "a")).sweep() == []
+    (tmp_path / "b" / collections.COLLECTIONS_FILE).write_text("[3]")
     with pytest.raises(RunError, match="not a list of collections"):
         maintenance.gc(tmp_path / "b")
 
@@ -347,18 +349,22 @@ def test_places_that_cannot_be_are_refused(shared: Server, tmp_path: Path, monke
     with pytest.raises(ConfigError, match="needs a place"):
         build_index("milvus", vectors, rows, "dot")
     with pytest.raises(ConfigError, match="leave place out"):
-        build_index("ivf", vectors, rows, "dot", None, Place("a.db"))
+        build_index("ivf", vectors, rows, "dot", None, MilvusLocation("a.db"))
     with pytest.raises(ConfigError, match="no parameter of milvus HNSW"):
-        build_index("milvus", vectors, rows, "dot", {"nlist": 3}, Place("a.db", type="HNSW"))
+        build_index("milvus", vectors, rows, "dot", {"nlist": 3}, MilvusLocation("a.db", type="HNSW"))
     with pytest.raises(ConfigError, match="allowed: FLAT"):
-        build_index("milvus", vectors, rows, "dot", None, Place("a.db", type="IVF_PQ"))  # type: ignore[arg-type]
+        build_index("milvus", vectors, rows, "dot", None, MilvusLocation("a.db", type="IVF_PQ"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="is not there; make it"):
-        build_index("milvus", vectors, rows, "dot", None, Place(str(tmp_path / "no" / "a.db"))).save(tmp_path / "x")
-    monkeypatch.setattr("twotower.index.milvus.client.CONNECT", 0.3)
+        build_index("milvus", vectors, rows, "dot", None, MilvusLocation(str(tmp_path / "no" / "a.db"))).save(
+            tmp_path / "x"
+        )
+    monkeypatch.setattr("twotower.index.milvus.client.CONNECT_SECONDS", 0.3)
     with pytest.raises(Unavailable, match="no Milvus answers there"):
-        build_index("milvus", vectors, rows, "dot", None, Place("http://127.0.0.1:1")).save(tmp_path / "x")
+        build_index("milvus", vectors, rows, "dot", None, MilvusLocation("http://127.0.0.1:1")).save(tmp_path / "x")
     with pytest.raises(Unavailable, match="has another process opened it"):
-        build_index("milvus", vectors, rows, "dot", None, Place(_opened_elsewhere(tmp_path))).save(tmp_path / "x")
+        build_index("milvus", vectors, rows, "dot", None, MilvusLocation(_opened_elsewhere(tmp_path))).save(
+            tmp_path / "x"
+        )
 
 
 def _opened_elsewhere(folder: Path) -> str:
@@ -394,9 +400,9 @@ def test_without_the_client_one_line_says_what_to_install() -> None:
     code = """
 import sys, numpy as np
 sys.modules["pymilvus"] = None
-from twotower.index import Place, build
+from twotower.index import MilvusLocation, build_index
 try:
-    build("milvus", np.ones((3, 2), np.float32), np.arange(3), "dot", None, Place("a.db"))
+    build_index("milvus", np.ones((3, 2), np.float32), np.arange(3), "dot", None, MilvusLocation("a.db"))
 except Exception as e:
     assert "pip install -e '.[milvus]'" in str(e) and type(e).__name__ == "ConfigError", e
 else:
@@ -407,7 +413,7 @@ else:
 
 def test_index_folders_that_say_something_else_are_refused(shared: Server, prefix: str, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
-    index = build_index("milvus", vectors, np.arange(40), "dot", None, Place(shared.uri, prefix, "FLAT"))
+    index = build_index("milvus", vectors, np.arange(40), "dot", None, MilvusLocation(shared.uri, prefix, "FLAT"))
     index.save(tmp_path / "index")
     file = tmp_path / "index" / "index.json"
     good = json.loads(file.read_text())
@@ -592,7 +598,7 @@ def test_fault_F1_what_only_reads_is_tried_again_while_there_is_time(
     from pymilvus.exceptions import MilvusException
 
     vectors = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
-    index = build_index("milvus", vectors, np.arange(300), "dot", None, Place(shared.uri, prefix, "FLAT"))
+    index = build_index("milvus", vectors, np.arange(300), "dot", None, MilvusLocation(shared.uri, prefix, "FLAT"))
     wanted = index.search(vectors[:2], 3)[0]
     real, fails = MilvusClient.search, 1
 
@@ -731,15 +737,15 @@ _DIES = """
 import os, signal, sys
 from twotower import api
 from twotower.config import IndexConfig
-from twotower.index import client, milvus
-milvus.BATCH, put, real = 10, 0, client.Client.insert
+from twotower.index.milvus import client, milvus_index
+milvus_index.INSERT_ROWS, put, real = 10, 0, client.MilvusConnection.insert
 def insert(self, name, rows, vectors):
     global put
     real(self, name, rows, vectors)
     put += len(rows)
     if put >= 180:
         os.kill(os.getpid(), signal.SIGKILL)
-client.Client.insert = insert
+client.MilvusConnection.insert = insert
 run, store, uri, prefix = sys.argv[1:]
 api.publish(api.load(run), store, IndexConfig(kind="milvus", uri=uri, prefix=prefix, type="IVF_FLAT", k=5))
 """
@@ -781,7 +787,7 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
     first = api.publish(runs[0], store, there(server.uri, prefix))
     second = api.publish(runs[0], store, there(server.uri, prefix))
     server.kill()
-    monkeypatch.setattr("twotower.index.milvus.client.CONNECT", 0.5)
+    monkeypatch.setattr("twotower.index.milvus.client.CONNECT_SECONDS", 0.5)
     with pytest.raises(RunError, match=f"{first.id} is current, but the alias {prefix} does not stand"):
         maintenance.rollback(store)
     assert Store(store).current().id == first.id
@@ -794,7 +800,9 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
 
 def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -> None:
     vectors = np.random.default_rng(0).standard_normal((60_000, 8)).astype(np.float32)
-    index = Milvus.build(vectors, np.arange(60_000), "cosine", None, Place("http://nowhere", type="IVF_FLAT"))
+    index = MilvusIndex.build(
+        vectors, np.arange(60_000), "cosine", None, MilvusLocation("http://nowhere", type="IVF_FLAT")
+    )
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     best = np.argsort(-(unit @ unit[0]), kind="stable")
     asked: list[int] = []

@@ -24,7 +24,7 @@ from twotower.index import (
     KINDS,
     Index,
     Metric,
-    Place,
+    MilvusLocation,
     __file__,
     build_index,
     choose_index,
@@ -34,7 +34,7 @@ from twotower.index import (
     tune_index,
     verify_file,
 )
-from twotower.index.exact import ExactIndex, one_blas_thread, rising
+from twotower.index.exact import ExactIndex, one_blas_thread, sorted_unique
 from twotower.index.protocol import MilvusType
 
 N, WIDTH = 600, 9
@@ -63,8 +63,8 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def no_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """FAISS and Milvus are asked about small choices as well."""
-    for name in ("faiss", "milvus"):
-        monkeypatch.setattr(f"twotower.index.{name}.SMALL", 1)
+    for name in ("faiss", "milvus.milvus_index"):
+        monkeypatch.setattr(f"twotower.index.{name}.EXACT_MAX_ROWS", 1)
 
 
 def build(
@@ -72,7 +72,7 @@ def build(
 ) -> Index:
     """As of twotower.index, with a place for "milvus TYPE"."""
     if kind in MILVUS:
-        return build_index("milvus", vectors, rows, metric, params, Place(URI, "test", MILVUS[kind]))
+        return build_index("milvus", vectors, rows, metric, params, MilvusLocation(URI, "test", MILVUS[kind]))
     return build_index(kind, vectors, rows, metric, params)
 
 
@@ -532,15 +532,15 @@ def test_names_that_are_not_known() -> None:
 def test_neither_torch_nor_faiss_is_imported_before_it_is_needed() -> None:
     code = """
 import sys, numpy as np
-from twotower.index import build
-build("exact", np.ones((3, 2), np.float32), np.arange(3), "dot").search(np.ones((1, 2), np.float32), 2)
+from twotower.index import build_index
+build_index("exact", np.ones((3, 2), np.float32), np.arange(3), "dot").search(np.ones((1, 2), np.float32), 2)
 assert not {"faiss", "torch", "polars"} & set(sys.modules), sorted(sys.modules)
-build("flat", np.ones((3, 2), np.float32), np.arange(3), "dot")
+build_index("flat", np.ones((3, 2), np.float32), np.arange(3), "dot")
 assert "torch" not in sys.modules
 sys.modules["faiss"] = None
 del sys.modules["twotower.index.faiss"], sys.modules["twotower.index.faiss_setup"]
 try:
-    build("ivf", np.ones((3, 2), np.float32), np.arange(3), "dot")
+    build_index("ivf", np.ones((3, 2), np.float32), np.arange(3), "dot")
 except Exception as e:
     assert "pip install" in str(e) and type(e).__name__ == "ConfigError"
 """
@@ -567,16 +567,16 @@ AVX512 = "fma avx2 avx512f avx512dq avx512bw avx512vl avx512cd"
     ],
 )
 def test_the_kernels_of_openblas_follow_the_flags_and_only_where_nobody_chose(cpuinfo: str, wanted: str | None) -> None:
-    from twotower.index.faiss_setup import coretype
+    from twotower.index.faiss_setup import choose_coretype
 
-    assert coretype(cpuinfo, {"PATH": "/bin"}) == wanted
+    assert choose_coretype(cpuinfo, {"PATH": "/bin"}) == wanted
     for name, value in (
         ("OPENBLAS_CORETYPE", "ZEN"),
         ("OPENBLAS_CORETYPE", ""),
         ("CI", "true"),
         ("PYTEST_VERSION", "9"),
     ):
-        assert coretype(cpuinfo, {name: value}) is None
+        assert choose_coretype(cpuinfo, {name: value}) is None
 
 
 KERNELS = """
@@ -640,27 +640,27 @@ def test_kernels_with_wrong_products_are_not_used(
             found, at = faiss_setup.faiss.knn(queries, items, k, metric=metric)
             return found * 1.01 if self.cvar.distance_compute_blas_threshold < queries.size else found, at
 
-    assert faiss_setup.agrees(faiss_setup.faiss)
+    assert faiss_setup.blas_is_correct(faiss_setup.faiss)
     for name in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE"):
         monkeypatch.delenv(name, raising=False)
     wrong = Wrong()
     monkeypatch.setitem(sys.modules, "faiss", wrong)  # type: ignore[arg-type]
-    assert faiss_setup.load("") == (wrong, True), "nothing was chosen, so nothing is compared"
-    assert faiss_setup.load(XEON.format("avx2 fma")) == (wrong, False)
+    assert faiss_setup.load_faiss("") == (wrong, True), "nothing was chosen, so nothing is compared"
+    assert faiss_setup.load_faiss(XEON.format("avx2 fma")) == (wrong, False)
     assert "OPENBLAS_CORETYPE=HASWELL" in caplog.text
     assert "OPENBLAS_CORETYPE" not in os.environ
-    monkeypatch.setattr(faiss_setup, "_blas", False)
-    with faiss_setup.tuned(1, 64):
+    monkeypatch.setattr(faiss_setup, "_use_blas", False)
+    with faiss_setup.faiss_settings(1, 64):
         assert faiss_setup.faiss.cvar.distance_compute_blas_threshold > 10**9
 
 
 @pytest.mark.parametrize("kind", HERE)
 def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> None:
     """The wheel's own number leaves batches of up to 128,000 / width queries without BLAS."""
-    from twotower.index.faiss_setup import QUERIES, faiss
+    from twotower.index.faiss_setup import BLAS_MIN_QUERIES, faiss
 
     index, _, _ = made(kind, "cosine", 4000)
-    tenfold = QUERIES * (WIDTH + (kind == "ivfpq"))  # which makes an odd width even
+    tenfold = BLAS_MIN_QUERIES * (WIDTH + (kind == "ivfpq"))  # which makes an odd width even
     faiss.cvar.distance_compute_blas_threshold = 128_000
     index.search(users(64), 5)
     assert faiss.cvar.distance_compute_blas_threshold == tenfold
@@ -732,7 +732,7 @@ def test_an_index_of_another_folder_is_refused(tmp_path: Path) -> None:
 
 def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None:
     """Each file loads and can be searched, or is refused with one line; this process lives to see it."""
-    from twotower.index.faiss import read, verify_files
+    from twotower.index.faiss import read_faiss, verify_files
 
     rng, files = np.random.default_rng(0), []
     for kind in ("flat", "ivf", "hnsw", "ivfpq"):
@@ -759,7 +759,7 @@ def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None
     assert all(file.name in said[file] and len(said[file].splitlines()) == 1 for file in refused)
     for file in files:
         if not said[file]:
-            engine = read(file)
+            engine = read_faiss(file)
             engine.search(users(3, width=engine.d), 10)
     for kind in ("ivf", "hnsw"):
         (tmp_path / kind / "index.faiss").write_bytes((tmp_path / f"{kind}-0.faiss").read_bytes())
@@ -832,7 +832,7 @@ def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path
 
 def test_rising_rows_are_taken_as_they_are() -> None:
     rows = np.array([0, 3, 9])
-    assert rising(rows) is rows
-    assert rising(np.array([9, 3, 3, 0, 9])).tolist() == [0, 3, 9]
-    assert rising(np.array([4, 4])).tolist() == [4]
-    assert rising(np.array([], np.int64)).tolist() == []
+    assert sorted_unique(rows) is rows
+    assert sorted_unique(np.array([9, 3, 3, 0, 9])).tolist() == [0, 3, 9]
+    assert sorted_unique(np.array([4, 4])).tolist() == [4]
+    assert sorted_unique(np.array([], np.int64)).tolist() == []

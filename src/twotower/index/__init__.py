@@ -13,14 +13,14 @@ from typing import Any
 from twotower.errors import ConfigError, RunError, nearest
 from twotower.files import read_json
 from twotower.index.choose import TuneResult, choose_index, choose_milvus_type, measure_recall, tune_index
-from twotower.index.exact import FORMAT, ExactIndex
-from twotower.index.protocol import Index, Metric, Place, Rows, Vectors
+from twotower.index.exact import INDEX_FORMAT, ExactIndex
+from twotower.index.protocol import Index, Metric, MilvusLocation, Rows, Vectors
 
 __all__ = [
     "KINDS",
     "Index",
     "Metric",
-    "Place",
+    "MilvusLocation",
     "TuneResult",
     "build_index",
     "choose_index",
@@ -33,11 +33,11 @@ __all__ = [
 
 KINDS = {
     "exact": "twotower.index.exact:ExactIndex",
-    "flat": "twotower.index.faiss:Flat",
-    "ivf": "twotower.index.faiss:Ivf",
-    "hnsw": "twotower.index.faiss:Hnsw",
-    "ivfpq": "twotower.index.faiss:IvfPq",
-    "milvus": "twotower.index.milvus.milvus_index:Milvus",
+    "flat": "twotower.index.faiss:FlatIndex",
+    "ivf": "twotower.index.faiss:IvfIndex",
+    "hnsw": "twotower.index.faiss:HnswIndex",
+    "ivfpq": "twotower.index.faiss:IvfPqIndex",
+    "milvus": "twotower.index.milvus.milvus_index:MilvusIndex",
 }
 """Where each kind of index lives."""
 
@@ -48,7 +48,7 @@ def build_index(
     rows: Rows,
     metric: Metric,
     params: dict[str, int] | None = None,
-    place: Place | None = None,
+    place: MilvusLocation | None = None,
 ) -> Index:
     """An index of item vectors (N, D) under rows (N,). Vectors it cannot hold are in `index.rejected`.
 
@@ -57,7 +57,7 @@ def build_index(
     engine: Any = _engine(kind)
     if engine.remote != (place is not None):
         what = (
-            "needs a place, such as Place('./milvus.db')"
+            "needs a location, such as MilvusLocation('./milvus.db')"
             if engine.remote
             else "keeps its vectors here; leave place out"
         )
@@ -72,7 +72,7 @@ def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
     `verify` loads a FAISS file in a process of its own first, because a hostile one can end the process that reads it.
     """
     said = read_json(folder / "index.json")
-    if not isinstance(said, dict) or said.get("format") != FORMAT or str(said.get("kind")) not in KINDS:
+    if not isinstance(said, dict) or said.get("format") != INDEX_FORMAT or str(said.get("kind")) not in KINDS:
         raise RunError(f"{folder}: not an index of this version")
     return _engine(said["kind"]).restore(folder, said, mmap, verify)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from twotower.errors import ConfigError, DataError
 from twotower.index.protocol import Index, Metric, MilvusType, Vectors
 
-EXACT_UP_TO = 50_000
-WHOLE_UP_TO = 2_000_000
+EXACT_MAX_ITEMS = 50_000
+UNCOMPRESSED_MAX_ITEMS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class TuneResult:
 
 def choose_index(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
     """Kind and parameters for so many items, and a sentence that says why."""
-    if n_items <= EXACT_UP_TO:
+    if n_items <= EXACT_MAX_ITEMS:
         return "exact", {}, f"exact search: {n_items:,} items are scored in a few milliseconds, and nothing is missed"
     nlist = round(4 * n_items**0.5)
-    if n_items > WHOLE_UP_TO:
+    if n_items > UNCOMPRESSED_MAX_ITEMS:
         why = f"cut vectors in {nlist:,} lists, then exact scores: whole vectors of {n_items:,} items need too much memory"
         return "ivfpq", {"nlist": nlist}, why
     # On made-up clusters a graph was no quicker than lists at recall 0.95, and a million vectors took it five times as
@@ -40,9 +40,9 @@ def choose_index(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str
 
 def choose_milvus_type(n_items: int) -> tuple[MilvusType, str]:
     """Milvus's index type for so many items, and a sentence that says why."""
-    if n_items <= EXACT_UP_TO:
+    if n_items <= EXACT_MAX_ITEMS:
         return "FLAT", f"{n_items:,} items are scored one by one"
-    if n_items <= WHOLE_UP_TO:
+    if n_items <= UNCOMPRESSED_MAX_ITEMS:
         return "IVF_FLAT", f"lists of whole vectors: quick and soon built for {n_items:,} items"
     return "IVF_SQ8", f"lists of rounded vectors, then exact scores: {n_items:,} whole vectors need much memory"
 
@@ -52,7 +52,7 @@ def measure_recall(index: Index, queries: Vectors, k: int) -> float:
 
     Queries must be vectors of users that training did not see: items find themselves too easily.
     """
-    return _recall(index, queries, k, _floor(index, queries, k))
+    return _recall(index, queries, k, _kth_exact_score(index, queries, k))
 
 
 def tune_index(index: Index, queries: Vectors, k: int, target: float) -> TuneResult:
@@ -62,7 +62,7 @@ def tune_index(index: Index, queries: Vectors, k: int, target: float) -> TuneRes
     """
     if not 0 < target <= 1:
         raise ConfigError(f"the target recall must be above 0 and at most 1, not {target}")
-    floor = _floor(index, queries, k)
+    floor = _kth_exact_score(index, queries, k)
     table: list[dict[str, float]] = []
 
     def tried() -> float:
@@ -94,7 +94,7 @@ def tune_index(index: Index, queries: Vectors, k: int, target: float) -> TuneRes
     return TuneResult(dict(index.effort), best, table)
 
 
-def _floor(index: Index, queries: Vectors, k: int) -> Vectors:
+def _kth_exact_score(index: Index, queries: Vectors, k: int) -> Vectors:
     """The least score (B, 1) among the exact best `k`."""
     if not len(index) or not len(queries):
         raise DataError("recall needs an index with items and at least one query")

@@ -22,7 +22,7 @@ def deadline(until: float) -> Iterator[None]:
         _until.reset(token)
 
 
-def left(most: float) -> float:
+def remaining_seconds(most: float) -> float:
     """Seconds that an exchange may take, at most `most`. Raises Unavailable if the time is over."""
     until = _until.get()
     if until is None:

@@ -28,19 +28,19 @@ from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nea
 from twotower.files import new_folder, write_json
 from twotower.index.protocol import Metric, Rows, Vectors
 
-FORMAT = 1
-FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
-LONGEST = 1e18
+INDEX_FORMAT = 1
+INDEX_FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
+MAX_NORM = 1e18
 """Longer vectors are rejected: the product of two could overflow float32."""
-SHORTEST = 1e-6
+MIN_NORM = 1e-6
 """Shorter vectors have no direction."""
-FEW = 1 << 13
+NUMPY_MAX_SCORES = 1 << 13
 """So many scores are left to numpy."""
-PIECE = 1 << 22
+GATHER_NUMBERS = 1 << 22
 """Numbers that are copied at a time, where only some items are looked at."""
 
 
-class Scope(NamedTuple):
+class SearchScope(NamedTuple):
     """Where one search may look, in positions of the store."""
 
     only: Rows | None
@@ -71,9 +71,9 @@ class ExactIndex:
         if width < 1:
             raise DataError(f"vectors must have at least one column, not {width}")
         self.metric: Metric = metric
-        self.params = settled(self.kind, self.defaults, params)
+        self.params = complete_params(self.kind, self.defaults, params)
         self.effort = {}
-        self.threads = cores()
+        self.threads = available_cores()
         self._vectors: Vectors = np.empty((0, width), np.float32)
         self._rows: Rows = np.empty(0, np.int64)
         self._sorted: Rows = self._rows
@@ -142,9 +142,9 @@ class ExactIndex:
 
     def _put(self, rows: Rows, vectors: Vectors) -> None:
         length = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-        good = length <= LONGEST  # false for nan
+        good = length <= MAX_NORM  # false for nan
         if self.metric == "cosine":
-            good &= length >= SHORTEST
+            good &= length >= MIN_NORM
         self._rejected = np.union1d(np.setdiff1d(self._rejected, rows), rows[~good])
         if not good.all():
             rows, vectors, length = rows[good], vectors[good], length[good]
@@ -153,7 +153,7 @@ class ExactIndex:
         self._longest = max(self._longest, float(length.max()))
         size = len(self._rows)
         if size:
-            self._vectors = _grown(self._vectors, size, vectors)
+            self._vectors = _append_vectors(self._vectors, size, vectors)
         else:
             self._vectors = vectors.copy()
         self._rows = np.concatenate([self._rows, rows])
@@ -161,7 +161,7 @@ class ExactIndex:
         at = np.searchsorted(self._sorted, rows[order])
         self._sorted = np.insert(self._sorted, at, rows[order])
         self._position = np.insert(self._position, at, size + order)
-        self._plain = _is_plain(self._rows)
+        self._plain = _is_identity(self._rows)
         self._changed(size)
 
     def _drop(self, positions: Rows) -> None:
@@ -197,7 +197,7 @@ class ExactIndex:
         scope = self._scope(len(queries), allowed, banned)
         return self._padded(k, *self._search(queries, k, scope, exact))
 
-    def _search(self, queries: Vectors, k: int, scope: Scope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
+    def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
         return self._scan(queries, k, scope)
 
     def _queries(self, queries: Vectors, k: int) -> Vectors:
@@ -205,27 +205,27 @@ class ExactIndex:
             raise DataError(f"k must be a whole number from 1, not {k!r}")
         queries = _matrix(queries, self.width, "queries")
         length = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
-        if not (length <= LONGEST).all():
-            raise DataError(f"query {int(np.argmin(length <= LONGEST))} is not finite or longer than {LONGEST:g}")
+        if not (length <= MAX_NORM).all():
+            raise DataError(f"query {int(np.argmin(length <= MAX_NORM))} is not finite or longer than {MAX_NORM:g}")
         return queries
 
-    def _scope(self, n_queries: int, allowed: Rows | None, banned: Sequence[Rows] | None) -> Scope:
+    def _scope(self, n_queries: int, allowed: Rows | None, banned: Sequence[Rows] | None) -> SearchScope:
         only = None
         if allowed is not None:
             only = self._places(allowed)
         remaining = np.full(n_queries, len(self) if only is None else len(only))
         if banned is None:
-            return Scope(only, None, remaining)
+            return SearchScope(only, None, remaining)
         if len(banned) != n_queries:
             raise DataError(f"banned must have one array of rows for each of {n_queries} queries, not {len(banned)}")
         positions = []
         for number, rows in enumerate(banned):
             found = self._places(rows)
             if only is not None:
-                found = found[within(only, found)]
+                found = found[is_in_sorted(only, found)]
             remaining[number] -= len(found)
             positions.append(found)
-        return Scope(only, positions, remaining)
+        return SearchScope(only, positions, remaining)
 
     def _padded(self, k: int, rows: list[Rows], scores: list[Vectors]) -> tuple[Rows, Vectors]:
         all_rows = np.full((len(rows), k), -1, np.int64)
@@ -234,7 +234,7 @@ class ExactIndex:
             all_rows[number, : len(found)], all_scores[number, : len(found)] = found, score
         return all_rows, all_scores
 
-    def _scan(self, queries: Vectors, k: int, scope: Scope) -> tuple[list[Rows], list[Vectors]]:
+    def _scan(self, queries: Vectors, k: int, scope: SearchScope) -> tuple[list[Rows], list[Vectors]]:
         """Rows and scores, best first, of each query."""
         only = scope.only
         if only is None and len(self) < len(self._rows):
@@ -243,13 +243,13 @@ class ExactIndex:
         # float32 sums of D products are off by less than D / 2^24 of the lengths' product; twice for two sums.
         lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
         slack = lengths * self._longest * self.width * 2.0**-22 + 1e-30
-        rows: list[Rows] = [_NOTHING[0]] * len(queries)
-        scores: list[Vectors] = [_NOTHING[1]] * len(queries)
+        rows: list[Rows] = [_EMPTY_RESULT[0]] * len(queries)
+        scores: list[Vectors] = [_EMPTY_RESULT[1]] * len(queries)
         todo = np.arange(len(queries))
-        banned = scope.banned or [_NOTHING[0]] * len(queries)
+        banned = scope.banned or [_EMPTY_RESULT[0]] * len(queries)
         keep = k + max(8, k // 8)
         fetch = keep + max(map(len, banned), default=0)
-        if n * len(queries) > FEW and 4 * fetch < n:
+        if n * len(queries) > NUMPY_MAX_SCORES and 4 * fetch < n:
             sure = np.zeros(len(queries), np.bool_)
             step = max(1, (1 << 22) // (fetch + keep * self.width))
             for start in range(0, len(queries), step):
@@ -275,7 +275,7 @@ class ExactIndex:
         self, queries: Vectors, n: int, only: Rows | None, banned: list[Rows], keep: int
     ) -> tuple[Rows, Vectors]:
         """The positions (B, keep) with the largest float32 sums among `n` without the banned, and these, largest first."""
-        from twotower.index.faiss_setup import faiss, tuned
+        from twotower.index.faiss_setup import faiss, faiss_settings
 
         total = len(self._rows) if only is None else len(only)
         threads = min(self.threads, total // n) if total * len(queries) * self.width > 1 << 22 else 1
@@ -287,17 +287,17 @@ class ExactIndex:
             return (at + start if only is None else only[at + start]), found
 
         def share(start: int, stop: int) -> tuple[Rows, Vectors]:
-            with tuned(1, self.width):
-                step = stop - start if only is None else max(1, PIECE // self.width)
-                return _largest([ask(low, min(low + step, stop)) for low in range(start, stop, step)], n)
+            with faiss_settings(1, self.width):
+                step = stop - start if only is None else max(1, GATHER_NUMBERS // self.width)
+                return _merge_largest([ask(low, min(low + step, stop)) for low in range(start, stop, step)], n)
 
         if threads == 1:
             at, rough = share(0, total)
         else:
             with ThreadPoolExecutor(threads) as pool:
-                at, rough = _largest(list(pool.map(share, bounds[:-1], bounds[1:])), n)
+                at, rough = _merge_largest(list(pool.map(share, bounds[:-1], bounds[1:])), n)
         if n > keep:
-            bad = np.array([within(ban, line) for ban, line in zip(banned, at, strict=True)])
+            bad = np.array([is_in_sorted(ban, line) for ban, line in zip(banned, at, strict=True)])
             order = np.argsort(bad, axis=1, kind="stable")[:, :keep]
             at, rough = np.take_along_axis(at, order, 1), np.take_along_axis(rough, order, 1)
         return at, rough
@@ -307,12 +307,12 @@ class ExactIndex:
         if only is None:
             rough = self._vectors[: len(self._rows)] @ query
             rough[banned] = -np.inf
-            positions = np.flatnonzero((rough >= _kth(rough, k) - slack) & (rough > -np.inf))
+            positions = np.flatnonzero((rough >= _kth_largest(rough, k) - slack) & (rough > -np.inf))
         else:
-            positions = only[~within(banned, only)]
-            rough = _gathered(self._vectors, positions, query)
-            positions = positions[rough >= _kth(rough, k) - slack]
-        rows, scores = self._rows[positions], precise(self._vectors, positions, query)
+            positions = only[~is_in_sorted(banned, only)]
+            rough = _gathered_scores(self._vectors, positions, query)
+            positions = positions[rough >= _kth_largest(rough, k) - slack]
+        rows, scores = self._rows[positions], exact_scores(self._vectors, positions, query)
         order = np.lexsort((rows, -scores))[:k]
         return rows[order], scores[order]
 
@@ -320,7 +320,7 @@ class ExactIndex:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
+            "format": INDEX_FORMAT,
             "kind": self.kind,
             "metric": self.metric,
             "n": len(self),
@@ -332,7 +332,7 @@ class ExactIndex:
         }
 
     def save(self, folder: Path) -> None:
-        strange = sorted(f.name for f in folder.iterdir() if f.name not in FILES) if folder.is_dir() else []
+        strange = sorted(f.name for f in folder.iterdir() if f.name not in INDEX_FILES) if folder.is_dir() else []
         if strange:
             raise RunError(f"{folder}: holds {strange[0]}, which is not of an index; choose a folder of its own")
         with new_folder(folder) as temporary:
@@ -353,7 +353,7 @@ class ExactIndex:
             index = cls(int(said["width"]), said["metric"], {str(n): int(v) for n, v in said["params"].items()})
             index.effort = {name: max(1, int(said["effort"][name])) for name in index.effort}
             index._longest = float(said["longest"])
-            if not 0 <= index._longest <= LONGEST:
+            if not 0 <= index._longest <= MAX_NORM:
                 raise ValueError(f"longest: {index._longest}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
             rows = array(folder / "rows.npy")
@@ -369,7 +369,7 @@ class ExactIndex:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._vectors, index._rows, index._sorted, index._position = vectors, rows, rows[order], order
-        index._plain = _is_plain(rows)
+        index._plain = _is_identity(rows)
         index._load_engine(folder, mmap, verify)
         return index
 
@@ -379,7 +379,7 @@ class ExactIndex:
 
     def _places(self, rows: Rows) -> Rows:
         """The positions, rising, of those rows that are in the index."""
-        found = rising(self._find(_row_array(rows, unique=False)))
+        found = sorted_unique(self._find(_row_array(rows, unique=False)))
         return found[np.searchsorted(found, 0) :]
 
     def _find(self, rows: Rows) -> Rows:
@@ -409,7 +409,7 @@ class ExactIndex:
         return rows, vectors
 
 
-def settled(kind: str, defaults: dict[str, int], params: dict[str, int] | None) -> dict[str, int]:
+def complete_params(kind: str, defaults: dict[str, int], params: dict[str, int] | None) -> dict[str, int]:
     """The parameters of an index, those that are not given at their defaults. Raises ConfigError."""
     for name, value in (params or {}).items():
         if name not in defaults:
@@ -420,7 +420,7 @@ def settled(kind: str, defaults: dict[str, int], params: dict[str, int] | None) 
     return defaults | (params or {})
 
 
-def precise(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
+def exact_scores(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
     """The score (n,) that every index gives: summed in float64, rounded to float32."""
     wide = query.astype(np.float64)
     scores = np.empty(len(positions), np.float32)
@@ -430,14 +430,14 @@ def precise(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
     return scores
 
 
-def within(places: Rows, at: Rows) -> npt.NDArray[np.bool_]:
+def is_in_sorted(places: Rows, at: Rows) -> npt.NDArray[np.bool_]:
     """Which of `at` are among the rising `places`."""
     if not len(places):
         return np.zeros(at.shape, np.bool_)
     return np.equal(places[np.minimum(np.searchsorted(places, at), len(places) - 1)], at)
 
 
-def rising(rows: Rows) -> Rows:
+def sorted_unique(rows: Rows) -> Rows:
     """The rows in order, each once: themselves, if they are so."""
     if (rows[1:] > rows[:-1]).all():
         return rows
@@ -446,11 +446,11 @@ def rising(rows: Rows) -> Rows:
     return once
 
 
-def _is_plain(rows: Rows) -> bool:
+def _is_identity(rows: Rows) -> bool:
     return bool((rows == np.arange(len(rows))).all())
 
 
-def cores() -> int:
+def available_cores() -> int:
     """The cores this process may use, or what OMP_NUM_THREADS says."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     if said.isdigit() and int(said):
@@ -458,15 +458,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_NOTHING: tuple[Rows, Vectors] = (np.empty(0, np.int64), np.empty(0, np.float32))
+_EMPTY_RESULT: tuple[Rows, Vectors] = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-def _kth(values: npt.NDArray[np.float32], k: int) -> float:
+def _kth_largest(values: npt.NDArray[np.float32], k: int) -> float:
     """The k-th largest, or -inf if there are fewer."""
     return float(np.partition(values, len(values) - k)[len(values) - k]) if len(values) > k else -np.inf
 
 
-def _largest(parts: list[tuple[Rows, Vectors]], n: int) -> tuple[Rows, Vectors]:
+def _merge_largest(parts: list[tuple[Rows, Vectors]], n: int) -> tuple[Rows, Vectors]:
     """The `n` largest of what parts (B, ...) found, largest first."""
     if len(parts) == 1:
         return parts[0]
@@ -475,7 +475,7 @@ def _largest(parts: list[tuple[Rows, Vectors]], n: int) -> tuple[Rows, Vectors]:
     return np.take_along_axis(at, order, 1), np.take_along_axis(found, order, 1)
 
 
-def _gathered(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
+def _gathered_scores(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
     """float32 products (n,), without a copy of everything where all vectors tie."""
     scores = np.empty(len(positions), np.float32)
     for start in range(0, len(positions), 1 << 14):
@@ -509,7 +509,7 @@ def _matrix(values: Vectors, width: int, what: str) -> Vectors:
         return np.ascontiguousarray(array, np.float32)
 
 
-def _grown(vectors: Vectors, size: int, more: Vectors) -> Vectors:
+def _append_vectors(vectors: Vectors, size: int, more: Vectors) -> Vectors:
     """`vectors[:size]` and `more` in one array; what is over at the end makes many small additions cheap."""
     total = size + len(more)
     if total > len(vectors) or not vectors.flags.writeable:
@@ -520,7 +520,7 @@ def _grown(vectors: Vectors, size: int, more: Vectors) -> Vectors:
     return vectors
 
 
-class _Blas:
+class _NumpyBlas:
     """numpy's OpenBLAS, if that is what numpy brings. One thread of it for each of ours: its own threads wait for each
     other by spinning, and several of our threads would queue for them."""
 
@@ -537,7 +537,7 @@ class _Blas:
                     return
 
 
-_blas = _Blas()
+_blas = _NumpyBlas()
 
 
 @contextlib.contextmanager

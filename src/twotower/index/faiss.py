@@ -21,16 +21,16 @@ import numpy as np
 
 from twotower import limited_process
 from twotower.errors import RunError
-from twotower.index.exact import LONGEST, ExactIndex, Scope, within
-from twotower.index.faiss_setup import faiss, tuned
+from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, is_in_sorted
+from twotower.index.faiss_setup import faiss, faiss_settings
 from twotower.index.protocol import Metric, Rows, Vectors
 
-FEWEST = 256
+FAISS_MIN_VECTORS = 256
 """Fewer vectors are searched exactly: there is nothing to learn centroids from."""
-SMALL = 8192
+EXACT_MAX_ROWS = 8192
 """So many allowed rows, or a 32nd of all, are searched exactly: few pass a selector, and a graph loses its way."""
-BYTES = 1 << 40
-LOOPS = 1 << 31
+FILE_ARRAY_MAX_BYTES = 1 << 40
+FILE_LOOP_MAX_ITEMS = 1 << 31
 """Limits of what FAISS reads: bytes of one array, items of one loop."""
 
 
@@ -94,11 +94,11 @@ class FaissIndex(ExactIndex):
     def _changed(self, kept: int) -> None:
         self._bits = None
         size = len(self._rows)
-        if size < FEWEST:
+        if size < FAISS_MIN_VECTORS:
             self._engine = None
             return
         vectors = self._vectors[:size]
-        with tuned(self.threads, self._width):
+        with faiss_settings(self.threads, self._width):
             if self._engine is None or kept == 0 or (self._lifted and self._longest > self._radius):
                 self._radius = 1.05 * self._longest
                 self._engine, kept = self._made(vectors), 0
@@ -111,9 +111,9 @@ class FaissIndex(ExactIndex):
 
     # Searching
 
-    def _search(self, queries: Vectors, k: int, scope: Scope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
+    def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
         size = len(self._rows)
-        few = scope.only is not None and len(scope.only) <= max(SMALL, size // 32)
+        few = scope.only is not None and len(scope.only) <= max(EXACT_MAX_ROWS, size // 32)
         if exact or few or self._engine is None or self._hopeless() or 4 * k > scope.remaining.max(initial=0):
             return self._scan(queries, k, scope)
         rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
@@ -124,13 +124,20 @@ class FaissIndex(ExactIndex):
             if not len(todo):
                 return rows, scores
         banned = None if scope.banned is None else [scope.banned[i] for i in todo]
-        rest = self._scan(queries[todo], k, Scope(scope.only, banned, scope.remaining[todo]))
+        rest = self._scan(queries[todo], k, SearchScope(scope.only, banned, scope.remaining[todo]))
         for number, found, score in zip(todo, *rest, strict=True):
             rows[number], scores[number] = found, score
         return rows, scores
 
     def _propose(
-        self, queries: Vectors, k: int, scope: Scope, harder: int, todo: Rows, rows: list[Rows], scores: list[Vectors]
+        self,
+        queries: Vectors,
+        k: int,
+        scope: SearchScope,
+        harder: int,
+        todo: Rows,
+        rows: list[Rows],
+        scores: list[Vectors],
     ) -> Rows:
         """Fill in `rows` and `scores` of the queries `todo`; returns those that have too few."""
         size, short = len(self._rows), []
@@ -144,14 +151,14 @@ class FaissIndex(ExactIndex):
         step = max(1, (1 << 22) // (fetch * self.width))  # float64 products of at most 32 MiB
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
-            with tuned(self.threads, self._width):
+            with faiss_settings(self.threads, self._width):
                 _, at = self._engine.search(self._wide(queries[some]), fetch, params=tries)
             good = (at >= 0) & (at < size)
             at[~good] = 0
             good &= self._rows[at] >= 0
             if extra and banned is not None:
                 for line, ban in enumerate(banned[start : start + step]):
-                    good[line] &= ~within(ban, at[line])
+                    good[line] &= ~is_in_sorted(ban, at[line])
             found = np.where(good, self._rows[at], np.iinfo(np.int64).max)
             exact = (self._vectors[at] * queries[some, None].astype(np.float64)).sum(axis=2).astype(np.float32)
             exact[~good] = -np.inf
@@ -199,25 +206,25 @@ class FaissIndex(ExactIndex):
         index = super().restore(folder, said, mmap, verify)
         try:
             index._radius = float(said["radius"])
-            if not 0 <= index._radius <= 2 * LONGEST:
+            if not 0 <= index._radius <= 2 * MAX_NORM:
                 raise ValueError(f"radius: {index._radius}")
         except (KeyError, TypeError, ValueError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         return index
 
     def _load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
-        if len(self._rows) < FEWEST:
+        if len(self._rows) < FAISS_MIN_VECTORS:
             return
         path = folder / "index.faiss"
         if verify:
             verify_file(path)
-        engine = read(path, mmap)
+        engine = read_faiss(path, mmap)
         if type(engine).__name__ not in self.types or (engine.ntotal, engine.d) != (len(self._rows), self._width):
             raise RunError(f"{path}: not the {self.kind} index of this folder ({type(engine).__name__})")
         self._engine, self._viewed = engine, mmap
 
 
-class Flat(FaissIndex):
+class FlatIndex(FaissIndex):
     """FAISS's own exact search."""
 
     kind = "flat"
@@ -231,7 +238,7 @@ class Flat(FaissIndex):
         return faiss.SearchParameters(sel=selector) if selector else None
 
 
-class Ivf(FaissIndex):
+class IvfIndex(FaissIndex):
     """Lists around `nlist` centroids (0: four times the root of N), of which the `nprobe` best are looked at."""
 
     kind = "ivf"
@@ -262,7 +269,7 @@ class Ivf(FaissIndex):
         return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
 
 
-class IvfPq(Ivf):
+class IvfPqIndex(IvfIndex):
     """Lists as in `ivf`, of vectors cut to half a byte for two numbers; `refine` times k of them are scored exactly."""
 
     kind = "ivfpq"
@@ -284,7 +291,7 @@ class IvfPq(Ivf):
         return engine
 
 
-class Hnsw(FaissIndex):
+class HnswIndex(FaissIndex):
     """A graph with `m` neighbours, made with `ef_construction`, searched with `ef` open ends."""
 
     kind = "hnsw"
@@ -307,17 +314,17 @@ class Hnsw(FaissIndex):
         return faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.effort["ef"] * harder, fetch))
 
 
-def read(path: Path, mmap: bool = True) -> Any:
+def read_faiss(path: Path, mmap: bool = True) -> Any:
     """A FAISS index from its file, mapped where FAISS can, within limits, and looked through. Raises RunError.
 
     A damaged file can still end the process: files of others go through `verify_file` first.
     """
     try:
         size = path.stat().st_size
-        faiss.set_deserialization_vector_byte_limit(min(BYTES, 2 * size + (1 << 20)))
-        faiss.set_deserialization_loop_limit(min(LOOPS, size + (1 << 20)))
+        faiss.set_deserialization_vector_byte_limit(min(FILE_ARRAY_MAX_BYTES, 2 * size + (1 << 20)))
+        faiss.set_deserialization_loop_limit(min(FILE_LOOP_MAX_ITEMS, size + (1 << 20)))
         engine = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
-        wrong = unsound(engine)
+        wrong = find_damage(engine)
     except (OSError, RuntimeError, ValueError, MemoryError, AttributeError, OverflowError) as e:
         lines = str(e).strip().splitlines() or [type(e).__name__]
         raise RunError(f"{path}: not a usable FAISS index ({lines[-1][:200]})") from e
@@ -326,7 +333,7 @@ def read(path: Path, mmap: bool = True) -> Any:
     return engine
 
 
-def unsound(engine: Any) -> str:
+def find_damage(engine: Any) -> str:
     """What in a loaded index would make a search read outside its memory, or an empty string."""
     if not engine.is_trained or engine.d < 1 or engine.ntotal < 0:
         return "not trained"
@@ -336,8 +343,8 @@ def unsound(engine: Any) -> str:
         graph, storage = engine.hnsw, faiss.downcast_index(engine.storage)
         if not isinstance(storage, faiss.IndexFlat) or (storage.d, storage.ntotal) != (engine.d, engine.ntotal):
             return "storage does not fit"
-        if unsound(storage):
-            return unsound(storage)
+        if find_damage(storage):
+            return find_damage(storage)
         n = engine.ntotal
         levels, offsets = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.offsets)
         per_level = faiss.vector_to_array(graph.cum_nneighbor_per_level)
@@ -357,8 +364,8 @@ def unsound(engine: Any) -> str:
         quantizer = faiss.downcast_index(engine.quantizer)
         if not isinstance(quantizer, faiss.IndexFlat) or (quantizer.d, quantizer.ntotal) != (engine.d, engine.nlist):
             return "centroids do not fit"
-        if unsound(quantizer):
-            return unsound(quantizer)
+        if find_damage(quantizer):
+            return find_damage(quantizer)
         lists = faiss.downcast_InvertedLists(engine.invlists)
         if lists.nlist != engine.nlist or sum(lists.list_size(i) for i in range(engine.nlist)) != engine.ntotal:
             return "lists do not fit"
@@ -374,13 +381,13 @@ def unsound(engine: Any) -> str:
     return f"a {type(engine).__name__} is none of ours"
 
 
-LOOK = "twotower.index.faiss:look"
+VERIFY_FUNCTION = "twotower.index.faiss:load_and_search"
 """The work of a process that looks at a file."""
 
 
-def look(path: Path) -> str:
+def load_and_search(path: Path) -> str:
     """Load the file and search it."""
-    engine = read(path, mmap=False)
+    engine = read_faiss(path, mmap=False)
     try:
         engine.search(np.ones((2, engine.d), np.float32), 10)
     except Exception as e:
@@ -404,7 +411,7 @@ def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | Non
     rest = [path for path in paths if path not in said]
     largest = max((path.stat().st_size for path in rest), default=0)
     for path, seen in limited_process.look(
-        LOOK, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest
+        VERIFY_FUNCTION, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest
     ).items():
         ours = not seen.wrong or str(path) in seen.wrong
         said[path] = seen.wrong if ours else f"{path}: not a usable FAISS index ({seen.wrong})"

@@ -24,17 +24,17 @@ from typing import Any
 
 import numpy as np  # before FAISS, so that numpy's OpenBLAS chooses for itself
 
-CORETYPE = "OPENBLAS_CORETYPE"
-QUERIES = 10
+CORETYPE_VARIABLE = "OPENBLAS_CORETYPE"
+BLAS_MIN_QUERIES = 10
 """So many queries at once are a matrix product."""
-NEVER = (1 << 31) - 1
+BLAS_OFF = (1 << 31) - 1
 
 _log = logging.getLogger(__name__)
 
 
-def coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
+def choose_coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
     """The kernels that FAISS's OpenBLAS is to use, or None: the choice is its own."""
-    if any(name in environment for name in (CORETYPE, "CI", "PYTEST_VERSION")):
+    if any(name in environment for name in (CORETYPE_VARIABLE, "CI", "PYTEST_VERSION")):
         return None
     first = dict(
         line.split(":", 1) for line in cpuinfo.partition("\n\n")[0].replace("\t", "").splitlines() if ":" in line
@@ -47,7 +47,7 @@ def coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
     return "HASWELL" if flags >= {"avx2", "fma"} else None
 
 
-def agrees(module: Any) -> bool:
+def blas_is_correct(module: Any) -> bool:
     """Compare the products of FAISS's BLAS with those of numpy, on matrices whose sizes fit no kernel."""
     rng = np.random.default_rng(0)
     before = module.cvar.distance_compute_blas_threshold
@@ -65,22 +65,22 @@ def agrees(module: Any) -> bool:
     return True
 
 
-def load(cpuinfo: str) -> tuple[ModuleType, bool]:
+def load_faiss(cpuinfo: str) -> tuple[ModuleType, bool]:
     """FAISS, and whether its BLAS is to be used."""
-    chosen = coretype(cpuinfo, os.environ)
+    chosen = choose_coretype(cpuinfo, os.environ)
     if chosen:
-        os.environ[CORETYPE] = chosen
+        os.environ[CORETYPE_VARIABLE] = chosen
     try:
         import faiss
     finally:
         if chosen:
-            del os.environ[CORETYPE]
-    right = not chosen or agrees(faiss)
+            del os.environ[CORETYPE_VARIABLE]
+    right = not chosen or blas_is_correct(faiss)
     if not right:
         _log.warning(
             "FAISS gives wrong products with %s=%s, which was chosen for this processor: it goes without BLAS, slowly. "
             "Set another value before the start",
-            CORETYPE,
+            CORETYPE_VARIABLE,
             chosen,
         )
     return faiss, right
@@ -92,18 +92,18 @@ def _cpuinfo() -> str:
     return path.read_text(encoding="utf-8", errors="replace") if "faiss" not in sys.modules and path.is_file() else ""
 
 
-_module, _blas = load(_cpuinfo())
+_module, _use_blas = load_faiss(_cpuinfo())
 faiss: Any = _module
 """FAISS. Any: its stubs lack half of what is used here."""
 
 
 @contextmanager
-def tuned(threads: int, width: int) -> Iterator[None]:
+def faiss_settings(threads: int, width: int) -> Iterator[None]:
     """OpenMP threads of the FAISS calls of this thread, put back at the end; and from when on it multiplies matrices."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     # One number for all threads of the process: with another width beside this one some call is slower, none is wrong.
-    faiss.cvar.distance_compute_blas_threshold = QUERIES * width if _blas else NEVER
+    faiss.cvar.distance_compute_blas_threshold = BLAS_MIN_QUERIES * width if _use_blas else BLAS_OFF
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]
 
 
 @dataclass(frozen=True)
-class Place:
+class MilvusLocation:
     """Where an index of kind "milvus" keeps its vectors."""
 
     uri: str

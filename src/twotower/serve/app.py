@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 import twotower
 from twotower.bundle import BundleError
 from twotower.errors import DataError, RunError, Unavailable
-from twotower.index.milvus.collections import Collections
+from twotower.index.milvus.collections import MilvusCollections
 from twotower.serve import schemas
 from twotower.serve.bundles import LOAD
 from twotower.serve.console import Console
@@ -325,7 +325,7 @@ def create_admin(service: Service) -> FastAPI:
                 raise
             raise Problem("conflict", service.shelf.told(e)) from None
         try:
-            await service.shelf.ask(lambda store: Collections(store).follow())
+            await service.shelf.ask(lambda store: MilvusCollections(store).follow())
         except RunError as e:
             log.warning("the alias does not follow", extra={"told": {"detail": str(e)}})
         await service.shelf.look()

@@ -21,21 +21,21 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from twotower.errors import ConfigError, RunError, Unavailable
-from twotower.index.deadline import left
+from twotower.index.deadline import remaining_seconds
 from twotower.index.protocol import Rows, Vectors
 
-TOKEN = "TWOTOWER_MILVUS_TOKEN"
-CONNECT = 3.0
-READ = 10.0
+TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
+CONNECT_SECONDS = 3.0
+READ_SECONDS = 10.0
 """Seconds for a connection, and for one exchange that reads, where nobody says less."""
-MESSAGE = 1 << 24
+MESSAGE_MAX_BYTES = 1 << 24
 """Bytes of vectors of one exchange."""
-PAUSES = (0.1, 0.4, 1.6)
+RETRY_PAUSES = (0.1, 0.4, 1.6)
 """Seconds, at most, before what only reads is tried again, as far as there is time."""
-POLL = (0.01, 0.5)
+POLL_SECONDS = (0.01, 0.5)
 """Seconds between two looks at what the server is building, at first and later."""
 T = TypeVar("T")
-_SOON = {
+_RECONNECT_OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 500,
     "grpc.max_reconnect_backoff_ms": 1000,
@@ -55,7 +55,7 @@ class CollectionError(RunError):
         self.reason = reason
 
 
-class Client:
+class MilvusConnection:
     """A connection to a server, or to a folder of milvus-lite in this process. Any number of threads may use it."""
 
     def __init__(self, uri: str, timeout: float = 300.0) -> None:
@@ -65,8 +65,10 @@ class Client:
         if local and not Path(uri).parent.is_dir():
             raise ConfigError(f"{uri}: the folder {Path(uri).parent} is not there; make it, or name another")
         try:
-            token = os.environ.get(TOKEN, "")
-            self._milvus: Any = MilvusClient(uri, token=token, timeout=left(CONNECT), grpc_options=_SOON)
+            token = os.environ.get(TOKEN_VARIABLE, "")
+            self._milvus: Any = MilvusClient(
+                uri, token=token, timeout=remaining_seconds(CONNECT_SECONDS), grpc_options=_RECONNECT_OPTIONS
+            )
         except (MilvusException, grpc.RpcError, OSError) as e:
             if local:
                 raise Unavailable(
@@ -151,9 +153,9 @@ class Client:
 
         Raises CollectionError, Unavailable.
         """
-        conditions = [] if only is None else [_among(only)]
+        conditions = [] if only is None else [_row_condition(only)]
         if without is not None and len(without):
-            conditions.append(f"not ({_among(without)})")
+            conditions.append(f"not ({_row_condition(without)})")
         where = " and ".join(conditions)
         fields = ["vector"] if whole else ["row"]
         found = self._of(
@@ -168,11 +170,11 @@ class Client:
     def vectors(self, name: str, rows: Rows, width: int) -> Vectors:
         """The vectors (n, width) of distinct rows (n,). Raises CollectionError, also if some are not there, Unavailable."""
         out = np.empty((len(rows), width), np.float32)
-        step = page(width)
+        step = page_rows(width)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             order = np.argsort(part)
-            where, n = _among(part[order]), len(part)
+            where, n = _row_condition(part[order]), len(part)
             found = self._of(name, partial(self._rows, name, where, n))
             got = np.array([hit["row"] for hit in found], np.int64)
             places = order[np.searchsorted(part[order], got).clip(max=n - 1)]
@@ -227,7 +229,7 @@ class Client:
         try:
             return ask(self.timeout)
         except (MilvusException, grpc.RpcError, OSError) as e:
-            raise RunError(f"{self.uri}: Milvus fails ({_line(e)})") from e
+            raise RunError(f"{self.uri}: Milvus fails ({_error_line(e)})") from e
 
     def _of(self, name: str, ask: Callable[[float], T]) -> T:
         """Read from a collection, which is loaded if the server says that it is not."""
@@ -236,20 +238,20 @@ class Client:
             try:
                 return ask(seconds)
             except MilvusException as e:
-                if e.code != _NOT_LOADED:
+                if e.code != _NOT_LOADED_CODE:
                     raise
                 self._milvus.load_collection(name, timeout=seconds)
-                return ask(left(seconds))
+                return ask(remaining_seconds(seconds))
 
         return self._read(again)
 
     def _read(self, ask: Callable[[float], T]) -> T:
-        for pause in (*PAUSES, None):
+        for pause in (*RETRY_PAUSES, None):
             try:
-                return ask(left(READ))
+                return ask(remaining_seconds(READ_SECONDS))
             except MilvusException as e:
-                if e.code in _MISSING:
-                    raise CollectionError(f"{self.uri}: {_line(e)}", "collection") from e
+                if e.code in _MISSING_CODES:
+                    raise CollectionError(f"{self.uri}: {_error_line(e)}", "collection") from e
                 error: Exception = e
             except (grpc.RpcError, OSError) as e:
                 error = e
@@ -257,39 +259,39 @@ class Client:
                 if "closed channel" not in str(e):
                     raise
                 error = e
-            if pause is None or (pause := pause * random.uniform(0.5, 1)) >= left(READ):
+            if pause is None or (pause := pause * random.uniform(0.5, 1)) >= remaining_seconds(READ_SECONDS):
                 break
             time.sleep(pause)
-        raise Unavailable(f"{self.uri}: Milvus does not answer ({_line(error)})") from error
+        raise Unavailable(f"{self.uri}: Milvus does not answer ({_error_line(error)})") from error
 
     def _wait(self, done: Callable[[], bool], what: str) -> None:
-        until, pause = time.monotonic() + self.timeout, POLL[0]
+        until, pause = time.monotonic() + self.timeout, POLL_SECONDS[0]
         while not done():
             if time.monotonic() > until:
                 raise Unavailable(f"{self.uri}: {what} after {self.timeout:g} seconds; set index.timeout higher")
-            time.sleep(min(pause, left(pause)))
-            pause = min(1.5 * pause, POLL[1])
+            time.sleep(min(pause, remaining_seconds(pause)))
+            pause = min(1.5 * pause, POLL_SECONDS[1])
 
 
-_MISSING, _NOT_LOADED, _NO_CONNECTION = (100, 1600), 101, 2
+_MISSING_CODES, _NOT_LOADED_CODE, _NO_CONNECTION_CODE = (100, 1600), 101, 2
 """Codes: no such collection, no such alias; a collection that is not loaded; and, of the client, no connection."""
 
 
-def page(width: int) -> int:
+def page_rows(width: int) -> int:
     """Rows whose vectors fit one exchange."""
-    return max(1, min(4096, MESSAGE // (4 * width)))
+    return max(1, min(4096, MESSAGE_MAX_BYTES // (4 * width)))
 
 
-def _among(rows: Rows) -> str:
+def _row_condition(rows: Rows) -> str:
     """The condition that a row is among rising ones."""
     if len(rows) and int(rows[-1]) - int(rows[0]) + 1 == len(rows):
         return f"row >= {rows[0]} and row <= {rows[-1]}"
     return f"row in [{','.join(map(str, rows.tolist()))}]"
 
 
-def _line(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     said = error.message if isinstance(error, MilvusException) else ""
-    if isinstance(error, MilvusException) and error.code == _NO_CONNECTION:
+    if isinstance(error, MilvusException) and error.code == _NO_CONNECTION_CODE:
         said = "no connection"
     if isinstance(error, grpc.RpcError):
         said = f"{getattr(error, 'code', lambda: '')()}"

@@ -19,16 +19,16 @@ from twotower.escaping import command
 if TYPE_CHECKING:
     from twotower.store import Store
 
-FILE = "COLLECTIONS.json"
-_LARGEST = 16 << 20
+COLLECTIONS_FILE = "COLLECTIONS.json"
+_MAX_FILE_BYTES = 16 << 20
 
 
-class Collections:
+class MilvusCollections:
     """Those of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._path = store.path / FILE
+        self._path = store.path / COLLECTIONS_FILE
         self._made: list[tuple[str, str]] = []
 
     def announce(self, uri: str, name: str) -> None:
@@ -59,11 +59,11 @@ class Collections:
         has none. Raises RunError."""
         while True:
             current = self._store.stamp()[0]
-            said = _index(self._store.path / "bundles" / current) if current else None
+            said = _index_facts(self._store.path / "bundles" / current) if current else None
             if not said or "collection" not in said:
                 return ""
             try:
-                _client(said["uri"]).point(said["alias"], said["collection"])
+                _connect(said["uri"]).point(said["alias"], said["collection"])
             except TwoTowerError as e:
                 raise RunError(
                     f"{current} is current, but the alias {said['alias']} does not stand for its collection yet ({e}); "
@@ -76,7 +76,7 @@ class Collections:
         """The collections that bundles name, None if that cannot be said of one of them."""
         named = set()
         for listed in self._store.bundles():
-            said = _index(self._store.path / "bundles" / listed.id)
+            said = _index_facts(self._store.path / "bundles" / listed.id)
             if said is None:
                 return None
             named.add(said.get("collection", ""))
@@ -85,7 +85,7 @@ class Collections:
     def _listed(self) -> list[dict[str, str]]:
         if not self._path.exists():
             return []
-        found = files.read_json(self._path, _LARGEST)
+        found = files.read_json(self._path, _MAX_FILE_BYTES)
         ours = [line for line in found if isinstance(line, dict) and {"uri", "collection"} <= line.keys()]
         if len(ours) != len(found):
             raise RunError(f"{self._path}: not a list of collections; restore it, or remove it and drop them by hand")
@@ -93,22 +93,22 @@ class Collections:
 
     def _drop(self, uri: str, name: str) -> bool:
         try:
-            _client(uri).drop(name)
+            _connect(uri).drop(name)
         except TwoTowerError:
             return False
         return True
 
 
-def _client(uri: str) -> Any:
-    from twotower.index.milvus.client import Client
+def _connect(uri: str) -> Any:
+    from twotower.index.milvus.client import MilvusConnection
 
-    return Client(uri)
+    return MilvusConnection(uri)
 
 
-def _index(folder: Path) -> dict[str, Any] | None:
+def _index_facts(folder: Path) -> dict[str, Any] | None:
     """What the index of a bundle says, None if it cannot be read."""
     try:
-        said = files.read_json(folder / "index" / "index.json", _LARGEST)
+        said = files.read_json(folder / "index" / "index.json", _MAX_FILE_BYTES)
     except RunError:
         return None
     return said if isinstance(said, dict) else None

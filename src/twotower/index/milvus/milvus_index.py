@@ -22,24 +22,24 @@ import numpy as np
 from twotower import files
 from twotower.embeddings_folder import array
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
-from twotower.index.exact import LONGEST, ExactIndex, Scope, settled, within
-from twotower.index.milvus.client import MESSAGE, Client, CollectionError, page
-from twotower.index.protocol import Metric, MilvusType, Place, Rows, Vectors
+from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, complete_params, is_in_sorted
+from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
+from twotower.index.protocol import Metric, MilvusLocation, MilvusType, Rows, Vectors
 
-SMALL = 1024
+EXACT_MAX_ROWS = 1024
 """So many allowed rows are scored exactly: their vectors are fetched."""
-LISTED = 16_384
+NAMED_MAX_ROWS = 16_384
 """So many rows are named in a search; of more that are allowed, some of the best are likely to be."""
-MOST = 16_384
+MAX_HITS = 16_384
 """Milvus gives no more hits than that."""
-BATCH = 4096
-OPTIONS: dict[MilvusType, dict[str, int]] = {
+INSERT_ROWS = 4096
+BUILD_PARAMS: dict[MilvusType, dict[str, int]] = {
     "FLAT": {},
     "IVF_FLAT": {"nlist": 0},
     "IVF_SQ8": {"nlist": 0},
     "HNSW": {"m": 16, "ef_construction": 100},
 }
-TRIES: dict[MilvusType, dict[str, int]] = {
+SEARCH_PARAMS: dict[MilvusType, dict[str, int]] = {
     "FLAT": {},
     "IVF_FLAT": {"nprobe": 16},
     "IVF_SQ8": {"nprobe": 16, "refine": 2},
@@ -48,19 +48,19 @@ TRIES: dict[MilvusType, dict[str, int]] = {
 """What can be set of each type when it is built, and when it is searched."""
 
 
-class Milvus(ExactIndex):
+class MilvusIndex(ExactIndex):
     """A collection of Milvus. Approximate, but for the promises of `protocol.Index`."""
 
     kind = "milvus"
     remote = True
 
-    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None, place: Place) -> None:
+    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None, place: MilvusLocation) -> None:
         """An empty index. Raises ConfigError, DataError."""
         super().__init__(width, metric)
-        if place.type not in OPTIONS:
+        if place.type not in BUILD_PARAMS:
             raise ConfigError(f"index.type is {place.type!r} (allowed: {', '.join(get_args(MilvusType))})")
-        self.params = settled(f"milvus {place.type}", OPTIONS[place.type], params)
-        self.effort = dict(TRIES[place.type])
+        self.params = complete_params(f"milvus {place.type}", BUILD_PARAMS[place.type], params)
+        self.effort = dict(SEARCH_PARAMS[place.type])
         self.place = place
         self.collection = ""
         """Where the vectors are; an empty string while they are only here."""
@@ -68,12 +68,12 @@ class Milvus(ExactIndex):
         self._away = self._saved = False
         self._radius = 0.0
         self._making = threading.Lock()
-        self._client_: Client | None = None
+        self._client_: MilvusConnection | None = None
 
     @classmethod
     def build(
         cls, vectors: Vectors, rows: Rows, metric: Metric, params: dict[str, int] | None = None,
-        place: Place | None = None,
+        place: MilvusLocation | None = None,
     ) -> Self:  # fmt: skip
         if np.ndim(vectors) != 2:
             raise DataError(f"vectors must be (N, D), not of shape {np.shape(vectors)}")
@@ -89,9 +89,9 @@ class Milvus(ExactIndex):
         return self.place.model
 
     @property
-    def _client(self) -> Client:
+    def _client(self) -> MilvusConnection:
         if self._client_ is None:
-            self._client_ = client = Client(self.place.uri, self.place.timeout)
+            self._client_ = client = MilvusConnection(self.place.uri, self.place.timeout)
             weakref.finalize(self, client.close)
         return self._client_
 
@@ -162,7 +162,7 @@ class Milvus(ExactIndex):
             self.place.announce(name)
             self._radius = 1.05 * self._longest
             self._client.create(name, self.width + self._lifted, self._told)
-            step = min(BATCH, page(self.width + 1))
+            step = min(INSERT_ROWS, page_rows(self.width + 1))
             for start in range(0, len(self), step):
                 at = self._position[start : start + step]
                 self._client.insert(name, self._rows[at], self._items(self._vectors[at]))
@@ -185,9 +185,9 @@ class Milvus(ExactIndex):
 
     # Searching
 
-    def _search(self, queries: Vectors, k: int, scope: Scope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
-        most = min(MOST, MESSAGE // (4 * self.width))
-        few = scope.only is not None and len(scope.only) <= SMALL
+    def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
+        most = min(MAX_HITS, MESSAGE_MAX_BYTES // (4 * self.width))
+        few = scope.only is not None and len(scope.only) <= EXACT_MAX_ROWS
         wide = self.effort.get("ef", 0) >= len(self) > 0
         if exact or few or wide or 4 * k > scope.remaining.max(initial=0) or k + max(8, k // 8) > most:
             return self._scan(queries, k, scope)
@@ -203,13 +203,13 @@ class Milvus(ExactIndex):
                 todo = self._propose(queries, k, scope, harder, fetch, named, todo, rows, scores)
         if len(todo):
             banned = None if scope.banned is None else [scope.banned[i] for i in todo]
-            rest = self._scan(queries[todo], k, Scope(scope.only, banned, scope.remaining[todo]))
+            rest = self._scan(queries[todo], k, SearchScope(scope.only, banned, scope.remaining[todo]))
             for number, found, score in zip(todo, *rest, strict=True):
                 rows[number], scores[number] = found, score
         return rows, scores
 
     def _propose(
-        self, queries: Vectors, k: int, scope: Scope, harder: int, fetch: int, named: bool, todo: Rows,
+        self, queries: Vectors, k: int, scope: SearchScope, harder: int, fetch: int, named: bool, todo: Rows,
         rows: list[Rows], scores: list[Vectors],
     ) -> Rows:  # fmt: skip
         """Fill in `rows` and `scores` of the queries `todo`; returns those that have too few.
@@ -223,14 +223,14 @@ class Milvus(ExactIndex):
         if "ef" in self.effort:
             params = {"ef": max(fetch, min(self.effort["ef"] * harder, 32_768))}
         only = scope.only
-        listed = None if only is None or len(only) > LISTED else np.sort(self._rows[only])
+        listed = None if only is None or len(only) > NAMED_MAX_ROWS else np.sort(self._rows[only])
         wide = queries if not self._lifted else np.column_stack([queries, np.zeros(len(queries), np.float32)])
-        step = 1 if named else max(1, min(1024, MESSAGE // (4 * fetch * (self.width + 1)), MOST // fetch))
+        step = 1 if named else max(1, min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), MAX_HITS // fetch))
         short = []
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
             without = None
-            if named and scope.banned is not None and len(scope.banned[some[0]]) <= LISTED:
+            if named and scope.banned is not None and len(scope.banned[some[0]]) <= NAMED_MAX_ROWS:
                 without = np.sort(self._rows[scope.banned[some[0]]])
             hits = self._client.search(
                 self.collection, wide[some], fetch, params, self._measure, listed, without, self._away
@@ -240,21 +240,21 @@ class Milvus(ExactIndex):
                 at = self._find(found)
                 good = at >= 0
                 if only is not None and listed is None:
-                    good &= within(only, at)
+                    good &= is_in_sorted(only, at)
                 if scope.banned is not None:
-                    good &= ~within(scope.banned[number], at)
+                    good &= ~is_in_sorted(scope.banned[number], at)
                 if self._away:
                     chosen = np.flatnonzero(good)
                     vectors = np.array([hit[i]["entity"]["vector"] for i in chosen], np.float32)
                     vectors = vectors.reshape(len(chosen), self.width + self._lifted)[:, : self.width]
                 else:
                     vectors = self._vectors[at[good]]
-                rows[number], scores[number] = _best(found[good], vectors, queries[number], k)
+                rows[number], scores[number] = _best_rows(found[good], vectors, queries[number], k)
                 if len(rows[number]) < min(k, scope.remaining[number]):
                     short.append(number)
         return np.asarray(short, np.int64)
 
-    def _scan(self, queries: Vectors, k: int, scope: Scope) -> tuple[list[Rows], list[Vectors]]:
+    def _scan(self, queries: Vectors, k: int, scope: SearchScope) -> tuple[list[Rows], list[Vectors]]:
         """Exact, a page of vectors at a time where they are not here."""
         if not self._away:
             return super()._scan(queries, k, scope)
@@ -274,7 +274,7 @@ class Milvus(ExactIndex):
         ]
 
     def _pages(self, positions: Rows) -> Iterator[Rows]:
-        step = page(self.width + 1)
+        step = page_rows(self.width + 1)
         for start in range(0, len(positions), step):
             yield positions[start : start + step]
 
@@ -313,13 +313,13 @@ class Milvus(ExactIndex):
             names = ("uri", "alias", "collection", "model")
             if not all(isinstance(said[name], str) for name in names) or not said["collection"]:
                 raise ValueError(f"{', '.join(names)} must be texts")
-            place = Place(said["uri"], said["alias"], said["type"], model=said["model"])
+            place = MilvusLocation(said["uri"], said["alias"], said["type"], model=said["model"])
             params = {str(n): int(v) for n, v in said["params"].items()}
             index = cls(int(said["width"]), said["metric"], params, place)
             index.effort = {name: max(1, int(said["effort"][name])) for name in index.effort}
             index._n_lists, index._radius = max(1, int(said["lists"])), float(said["radius"])
             index._longest = float(said["longest"])
-            if not 0 <= index._longest <= LONGEST:
+            if not 0 <= index._longest <= MAX_NORM:
                 raise ValueError(f"longest: {index._longest}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
             rows = array(folder / "rows.npy")
@@ -350,7 +350,7 @@ class Milvus(ExactIndex):
             raise CollectionError(f"{name} holds {n:,} rows, the bundle says {len(self):,}", "mismatch")
 
 
-def _best(rows: Rows, vectors: Vectors, query: Vectors, k: int) -> tuple[Rows, Vectors]:
+def _best_rows(rows: Rows, vectors: Vectors, query: Vectors, k: int) -> tuple[Rows, Vectors]:
     """Rows and scores of the best `k`, as every index scores and orders them."""
     scores = (vectors * query.astype(np.float64)).sum(axis=1).astype(np.float32)
     order = np.lexsort((rows, -scores))[:k]
