@@ -99,14 +99,14 @@ def _command(command: Any, name: str, lines: list[str]) -> None:
 
 def openapi() -> dict[str, Any]:
     """The OpenAPI document of the service, without the titles that libraries make up."""
-    from twotower.serve.app import create
+    from twotower.serve.app import create_app
     from twotower.serve.service import Service
     from twotower.serve.settings import ServeSettings
     from twotower.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
         Store.create(Path(folder) / "store")
-        told = create(Service(ServeSettings(store=Path(folder) / "store"))).openapi()
+        told = create_app(Service(ServeSettings(store=Path(folder) / "store"))).openapi()
 
     def plain(value: Any, of_names: bool = False) -> Any:
         if isinstance(value, list):

@@ -40,7 +40,7 @@ from twotower.export import export
 from twotower.index import build_index
 from twotower.onnx_tower import OnnxTower
 from twotower.schema import SIDES, Schema, Sequence
-from twotower.serve.app import create
+from twotower.serve.app import create_app
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
 from twotower.train.trainer import Trainer
@@ -236,7 +236,7 @@ def replies() -> Arrays:
         async def ask() -> None:
             service = Service(ServeSettings(store=Path(folder, "store")))
             await service.shelf.look()
-            transport = httpx.ASGITransport(create(service))
+            transport = httpx.ASGITransport(create_app(service))
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 for name, (method, path, body) in REQUESTS.items():
                     reply = await client.request(method, path, json=body)

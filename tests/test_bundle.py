@@ -26,7 +26,7 @@ from twotower.errors import TwoTowerError
 from twotower.publishing import evaluate_bundle
 from twotower.request import Request
 from twotower.retrieve import Retriever
-from twotower.serve.bundles import probe
+from twotower.serve.bundles import check_answers
 from twotower.store import Store
 
 ANYTHING = {"README.md", "metrics.json", "model.json"}  # which no answer is made of
@@ -102,7 +102,7 @@ def test_fault_G18_a_damaged_file_of_a_bundle_is_a_line_that_names_it_and_never_
         try:
             with warnings.catch_warnings(action="ignore"):
                 retriever = Retriever(Bundle.open(folder))
-                probe(retriever)
+                check_answers(retriever)
                 for user in retriever.user_ids[:3]:
                     retriever.recommend(Request(user, events=[(retriever.item_ids[0], True)]), 5, 2)
                 retriever.similar(retriever.item_ids[0], 3)

@@ -34,9 +34,9 @@ from twotower.request import Request
 from twotower.retrieve import Retriever
 from twotower.runs import Run
 from twotower.serve import schemas
-from twotower.serve.app import create_admin
+from twotower.serve.app import create_admin_app
 from twotower.serve.problems import Problem
-from twotower.serve.search_executor import Remote
+from twotower.serve.search_executor import RemoteSearchExecutor
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
 from twotower.store import Store
@@ -106,8 +106,8 @@ def alias(client: Any, prefix: str) -> str:
     return str(client.describe_alias(prefix)["collection_name"])
 
 
-def body(**what: Any) -> schemas.RecommendBody:
-    return schemas.RecommendBody(**({"user_id": "u3", "k": K} | what))
+def body(**what: Any) -> schemas.RecommendRequest:
+    return schemas.RecommendRequest(**({"user_id": "u3", "k": K} | what))
 
 
 # ---- the same answers
@@ -248,7 +248,7 @@ def test_the_admin_port_moves_the_alias_back(
 
     async def world() -> None:
         async with Serving(tmp_path / "store") as service:
-            transport = httpx.ASGITransport(create_admin(service))
+            transport = httpx.ASGITransport(create_admin_app(service))
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
                 reply = await http.post("/v1/rollback", json={})
             assert reply.json() == {"current": first.id, "serving": first.id}
@@ -468,7 +468,7 @@ def test_fault_F1_milvus_down_at_the_start_is_not_ready_and_comes_back(
 ) -> None:
     api.publish(runs[0], tmp_path / "store", there(server.uri, prefix))
     server.kill()
-    monkeypatch.setattr("twotower.serve.bundles.PAUSES", (0.1,))
+    monkeypatch.setattr("twotower.serve.bundles.RETRY_PAUSES", (0.1,))
 
     async def world() -> None:
         async with Serving(tmp_path / "store") as service:
@@ -571,7 +571,7 @@ def test_fault_F1_a_slow_milvus_costs_a_bounded_time_and_blocks_nobody(
 def test_fault_F1_searches_are_bounded_and_a_mistake_is_no_failure() -> None:
     async def world() -> None:
         failed: list[int] = []
-        remote = Remote(0.5, lambda: failed.append(1))
+        remote = RemoteSearchExecutor(0.5, lambda: failed.append(1))
         gate = threading.Event()
         waiting = [asyncio.create_task(remote.run(lambda: gate.wait(5))) for _ in range(32)]
         await asyncio.sleep(0.05)

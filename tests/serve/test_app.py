@@ -36,12 +36,12 @@ from twotower.request import Request
 from twotower.retrieve import Retriever
 from twotower.serve import api_keys, bundles
 from twotower.serve.api_keys import Keys
-from twotower.serve.app import create, create_admin
+from twotower.serve.app import create_admin_app, create_app
 from twotower.serve.middleware import Door
 from twotower.serve.problems import PROBLEMS
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
-from twotower.serve.user_events import Redis
+from twotower.serve.user_events import RedisEvents
 from twotower.store import Store
 
 AS_JSON = {"content-type": "application/json"}
@@ -100,7 +100,7 @@ def make(store: Path) -> Iterator[Make]:
     def one(keys: Path | None = None, admin: bool = False, at: Path = store, load: bool = True, **more: Any) -> Client:
         service = Service(ServeSettings(store=at, keys=keys, **more))
         made.append(service)
-        app = create_admin(service) if admin else create(service)
+        app = create_admin_app(service) if admin else create_app(service)
         client = Client(service, Door(app, service, Keys(keys) if keys else None, admin))
         client.loop = loop
         if load:
@@ -989,7 +989,7 @@ def test_events_that_other_workers_would_not_see_are_refused(make: Make) -> None
 
 def test_fault_F1_a_live_store_that_fails_is_no_error(make: Make) -> None:
     client = make(live="redis://127.0.0.1:1/0")
-    assert isinstance(client.service.live, Redis)
+    assert isinstance(client.service.live, RedisEvents)
     assert client.post("/v1/recommend", {"user_id": "u1"}).status_code == 200
     added = client.post("/v1/events", {"user_id": "u1", "events": ["i1"]})
     assert added.status_code == 202
@@ -1071,8 +1071,8 @@ def test_fault_G7_a_store_that_hangs_holds_one_thread_and_the_old_bundle_answers
             go_on.wait(60)
         return plain(path, *more, **named)
 
-    monkeypatch.setattr("twotower.serve.bundles.LOOK", 0.2)
-    monkeypatch.setattr("twotower.serve.bundles.PAUSES", (0.0,))
+    monkeypatch.setattr("twotower.serve.bundles.CHECK_TIMEOUT", 0.2)
+    monkeypatch.setattr("twotower.serve.bundles.RETRY_PAUSES", (0.0,))
     admin = make(keys=key_file[0], admin=True)
     before = threading.active_count()
     monkeypatch.setattr("os.open", hangs)
@@ -1150,7 +1150,7 @@ def test_fault_G1_G2_a_foreign_tower_is_refused_counted_and_the_old_bundle_answe
     file, key, boss = key_file
     admin = make(at=copy, keys=file, admin=True)
     service = admin.service
-    client = Client(service, Door(create(service), service, Keys(file), False))
+    client = Client(service, Door(create_app(service), service, Keys(file), False))
     client.loop = admin.loop
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     told = admin.post("/v1/rollback", {"to": forged}, headers=bearer(boss))
@@ -1198,21 +1198,21 @@ def test_fault_E5_the_limit_of_every_control_group_counts(tmp_path: Path) -> Non
         (folder / "memory.max").write_text(most + "\n")
         (folder / "memory.current").write_text("400000\n")
         (folder / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
-    groups = bundles._groups(proc, root)
+    groups = bundles.control_groups(proc, root)
     assert groups == [inner, inner.parent, root]
-    assert [bundles._free(group) for group in groups] == [None, 700_000, None]
+    assert [bundles.free_in_group(group) for group in groups] == [None, 700_000, None]
     old = root / "memory" / "docker"
     old.mkdir(parents=True)
     proc.write_text("7:cpu:/docker\n5:memory:/docker\n")
     (old / "memory.limit_in_bytes").write_text("500")
     (old / "memory.usage_in_bytes").write_text("100")
     (old / "memory.stat").write_text("total_inactive_file 7\n")
-    assert bundles._groups(proc, root) == [old, old.parent]
-    assert bundles._free(old) == 407
+    assert bundles.control_groups(proc, root) == [old, old.parent]
+    assert bundles.free_in_group(old) == 407
 
 
 def test_fault_E5_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "available", lambda: 1_000)
+    monkeypatch.setattr(bundles, "available_memory", lambda: 1_000)
     bundles._check_memory(600, 0, 1)
     with pytest.raises(BundleError, match="MB are free"):
         bundles._check_memory(600, 0, 2)

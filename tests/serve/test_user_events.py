@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
-from twotower.serve.histories import _ITEM, Histories, Told, _unpack
+from twotower.serve.histories import _ITEM_OVERHEAD, Histories, TimedEvent, _unpack
 from twotower.serve.settings import ServeSettings
-from twotower.serve.user_events import Breaker, Live, Memory, Redis, digest
+from twotower.serve.user_events import CircuitBreaker, EventStore, InProcessEvents, RedisEvents, history_digest
 
 SERVER = """
 import sys
@@ -75,8 +75,8 @@ def server() -> Iterator[Server]:
     running.kill()
 
 
-def redis(url: str, timeout: float = 0.5, **more: object) -> Redis:
-    return Redis(url, timeout=timeout, **more)  # type: ignore[arg-type]
+def redis(url: str, timeout: float = 0.5, **more: object) -> RedisEvents:
+    return RedisEvents(url, timeout=timeout, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -84,9 +84,9 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def make(kind: str, request: pytest.FixtureRequest, **more: object) -> Live:
+def make(kind: str, request: pytest.FixtureRequest, **more: object) -> EventStore:
     if kind == "memory":
-        return Memory(**more)  # type: ignore[arg-type]
+        return InProcessEvents(**more)  # type: ignore[arg-type]
     server: Server = request.getfixturevalue("server")
     return redis(server.url, **more)
 
@@ -148,9 +148,9 @@ def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
 
     async def world() -> None:
         nonlocal now
-        one = Memory()
+        one = InProcessEvents()
         await one.add(["b"], "a", [("1", True)])
-        live = Memory(seconds=10, limit=int(2.5 * one.size), clock=lambda: now)
+        live = InProcessEvents(seconds=10, limit=int(2.5 * one.size), clock=lambda: now)
         for user in "abc":
             await live.add(["b"], user, [("1", True)])
         assert [(await live.recall(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
@@ -175,7 +175,7 @@ def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_g
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            live = Memory(limit=limit, dropped=count)
+            live = InProcessEvents(limit=limit, dropped=count)
             for n in range(800):
                 user = f"{n}{'u' * 500}"
                 known = [(catalogue[(n * 7 + place) % 1_000], True) for place in range(200)]
@@ -202,7 +202,7 @@ def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_g
 def test_fault_G6_of_items_that_the_bundle_does_not_know_the_latest_few_stay_and_the_rest_are_counted() -> None:
     async def world() -> None:
         counts: list[tuple[str, int]] = []
-        live = Memory(events=50, dropped=lambda what, n: counts.append((what, n)))
+        live = InProcessEvents(events=50, dropped=lambda what, n: counts.append((what, n)))
         for n in range(30):
             await live.add(["b"], "u", [(f"known {n}", True), (f"strange {n}", n % 2 == 0)], {f"strange {n}"})
         told = [event for n in range(30) for event in ((f"known {n}", True), (f"strange {n}", n % 2 == 0))]
@@ -231,7 +231,7 @@ def test_fault_G6_the_sum_over_users_and_items_is_always_the_total(steps: list[A
     now, one, all_of = 0.0, [0], Histories(8, 10.0, 1 << 30, clock=lambda: now)
     small = Histories(8, 10.0, 5_000, lambda what, n: one.append(n), clock=lambda: now)
     for what, user, bundles, events in steps:
-        told = [Told(item, liked, now, known) for item, liked, known in events]
+        told = [TimedEvent(item, liked, now, known) for item, liked, known in events]
         now += 6.0 if what == "later" else 0.001
         for kept in (all_of, small):
             if what == "put":
@@ -249,7 +249,7 @@ def test_fault_G6_the_sum_over_users_and_items_is_always_the_total(steps: list[A
             for u in users:
                 u.weigh()
             assert weights == [u.size for u in users]
-            assert kept.size == sum(weights) + sum(_ITEM + len(t) for t in items._texts if t is not None)
+            assert kept.size == sum(weights) + sum(_ITEM_OVERHEAD + len(t) for t in items._texts if t is not None)
         assert small.size <= 5_000
     for kept in (all_of, small):
         for user in ("a", "b", "ü" * 90, "\ud800"):
@@ -278,7 +278,7 @@ def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
         await live._client.rpush(
             "b:history:u", b"\xff", b"[1, true, 1.0]", b'["2", true, 1.5]', b'{"a": 1}', b'["3", true]'
         )
-        await live._client.set("b:vector:u", digest([("2", True)]) + b"123")  # cut short
+        await live._client.set("b:vector:u", history_digest([("2", True)]) + b"123")  # cut short
         found = await live.recall(["b"], "u")
         assert found.events == [("2", True)]
         assert found.vector is None
@@ -395,7 +395,7 @@ def test_fault_F1_a_store_that_answers_too_slowly_is_left_alone() -> None:
 
 def test_a_breaker_opens_after_three_lets_one_try_and_rests_longer_each_time() -> None:
     now = 0.0
-    breaker = Breaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
+    breaker = CircuitBreaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
     for _ in range(3):
         began = breaker.allows()
         assert began is not None
@@ -424,7 +424,7 @@ def test_a_breaker_opens_after_three_lets_one_try_and_rests_longer_each_time() -
 
 def test_tries_that_fail_together_are_one_failure() -> None:
     now = 0.0
-    breaker = Breaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
+    breaker = CircuitBreaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
     tries = [breaker.allows() for _ in range(16)]
     now += 0.02
     for began in tries:

@@ -17,7 +17,7 @@ from twotower.bundle import BundleError
 from twotower.errors import ConfigError
 from twotower.escaping import command
 from twotower.files import read_regular
-from twotower.serve.file_reader import Reader
+from twotower.serve.file_reader import FileReader
 
 log = logging.getLogger("twotower.keys")
 
@@ -47,7 +47,7 @@ class Keys:
         self.why = ""
         """The reason why nobody is let in; empty while the file can be used."""
         self._keys: list[Key] = []
-        self._reader = Reader("keys")
+        self._reader = FileReader("keys")
         self.take(self.look())
 
     def find(self, token: str) -> Key | None:

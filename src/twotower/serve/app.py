@@ -23,24 +23,26 @@ from twotower.bundle import BundleError
 from twotower.errors import DataError, RunError, Unavailable
 from twotower.index.milvus.collections import MilvusCollections
 from twotower.serve import schemas
-from twotower.serve.bundles import LOAD
+from twotower.serve.bundles import LOAD_TIMEOUT
 from twotower.serve.console import Console
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problems import PROBLEMS, Problem
-from twotower.serve.service import Service, index_is_down, problem_of
+from twotower.serve.service import Service, index_problem, problem_of
 from twotower.store import Store
 
 log = logging.getLogger("twotower.app")
 
-KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+CONTENT_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".svg": "image/svg+xml"}  # fmt: skip
-POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 
-Id = Annotated[str, InPath(min_length=1, max_length=schemas.LONGEST_ID)]
-AnyId = Annotated[str, Query(min_length=1, max_length=schemas.LONGEST_ID, description="any id, percent-encoded")]
-K = Annotated[int, Query(description="how many")]
-Words = Annotated[str, Query(max_length=schemas.LONGEST_ID)]
-Few = Annotated[int, Query(ge=1, le=200)]
+PathId = Annotated[str, InPath(min_length=1, max_length=schemas.MAX_ID_LENGTH)]
+QueryId = Annotated[str, Query(min_length=1, max_length=schemas.MAX_ID_LENGTH, description="any id, percent-encoded")]
+ItemCount = Annotated[int, Query(description="how many")]
+QueryText = Annotated[str, Query(max_length=schemas.MAX_ID_LENGTH)]
+RowLimit = Annotated[int, Query(ge=1, le=200)]
 BundleId = Annotated[str, Query(max_length=64, description="another bundle of the store; the current one if empty")]
 
 
@@ -65,7 +67,7 @@ class _Route(APIRoute):
         return with_orjson
 
 
-def json(value: Any, status: int = 200) -> Response:
+def json_response(value: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
@@ -86,10 +88,10 @@ def _responses(*names: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-BODY = ("malformed", "too-large", "media-type", "slow", "invalid", "no-bundle")
+BODY_PROBLEMS = ("malformed", "too-large", "media-type", "slow", "invalid", "no-bundle")
 
 
-def create(service: Service) -> FastAPI:
+def create_app(service: Service) -> FastAPI:
     """The application that answers clients, without the door."""
     app = FastAPI(
         title="twotower",
@@ -111,62 +113,67 @@ def create(service: Service) -> FastAPI:
 
     @app.post(
         "/v1/recommend",
-        response_model=schemas.Reply,
-        responses=_problems(*BODY, "unknown-user", "index"),
+        response_model=schemas.ItemsReply,
+        responses=_problems(*BODY_PROBLEMS, "unknown-user", "index"),
         tags=["answers"],
     )
-    async def recommend(body: schemas.RecommendBody) -> Any:
+    async def recommend(body: schemas.RecommendRequest) -> Any:
         """The best items for a user, known or described."""
-        return json(await service.recommend(body))
+        return json_response(await service.recommend(body))
 
-    @app.post("/v1/recommend:batch", response_model=schemas.BatchReply, responses=_problems(*BODY), tags=["answers"])
-    async def recommend_batch(body: schemas.BatchBody, request: HttpRequest) -> Any:
+    @app.post(
+        "/v1/recommend:batch", response_model=schemas.BatchReply, responses=_problems(*BODY_PROBLEMS), tags=["answers"]
+    )
+    async def recommend_batch(body: schemas.BatchRequest, request: HttpRequest) -> Any:
         """Several requests at once; a mistake in one is a problem in its place."""
-        return json(await service.batch(body, request.is_disconnected))
+        return json_response(await service.batch(body, request.is_disconnected))
 
     @app.post(
         "/v1/embed/user",
         response_model=schemas.VectorReply,
-        responses=_problems(*BODY, "unknown-user"),
+        responses=_problems(*BODY_PROBLEMS, "unknown-user"),
         tags=["answers"],
     )
-    async def embed_user(body: schemas.AskBody) -> Any:
+    async def embed_user(body: schemas.UserRequest) -> Any:
         """The vector of a user."""
-        return json(await service.embed(body))
+        return json_response(await service.embed(body))
 
     @app.get(
-        "/v1/items/{item_id:path}/similar", response_model=schemas.Reply,
+        "/v1/items/{item_id:path}/similar", response_model=schemas.ItemsReply,
         responses=_problems("unknown-item", "not-found", "invalid", "no-bundle", "index"), tags=["answers"],
     )  # fmt: skip
-    async def similar(item_id: Id, k: K = 10) -> Any:
+    async def similar(item_id: PathId, k: ItemCount = 10) -> Any:
         """The items whose vectors point most nearly the same way; scores are cosines."""
-        return json(await service.similar(item_id, k))
+        return json_response(await service.similar(item_id, k))
 
     @app.get(
-        "/v1/items/similar", response_model=schemas.Reply,
+        "/v1/items/similar", response_model=schemas.ItemsReply,
         responses=_problems("unknown-item", "invalid", "no-bundle", "index"), tags=["answers"],
     )  # fmt: skip
-    async def similar_to(item_id: AnyId, k: K = 10) -> Any:
+    async def similar_to(item_id: QueryId, k: ItemCount = 10) -> Any:
         """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
         return await similar(item_id, k)
 
     @app.post(
-        "/v1/search", response_model=schemas.Reply, responses=_problems(*BODY, "no-text", "index"), tags=["answers"]
+        "/v1/search",
+        response_model=schemas.ItemsReply,
+        responses=_problems(*BODY_PROBLEMS, "no-text", "index"),
+        tags=["answers"],
     )
-    async def search(body: schemas.SearchBody) -> Any:
+    async def search(body: schemas.SearchRequest) -> Any:
         """The best items for a text."""
-        return json(await service.search(body))
+        return json_response(await service.search(body))
 
     @app.post(
         "/v1/events",
         response_model=schemas.EventsReply,
         status_code=202,
-        responses=_problems(*BODY, "conflict"),
+        responses=_problems(*BODY_PROBLEMS, "conflict"),
         tags=["live"],
     )
-    async def add_events(body: schemas.EventsBody) -> Any:
+    async def add_events(body: schemas.EventsRequest) -> Any:
         """Append to a user's live history, which the next answer reads."""
-        return json(await service.add_events(body), 202)
+        return json_response(await service.add_events(body), 202)
 
     @app.delete(
         "/v1/events/{user_id:path}",
@@ -174,34 +181,34 @@ def create(service: Service) -> FastAPI:
         responses=_problems("not-found", "no-bundle", "live"),
         tags=["live"],
     )
-    async def forget(user_id: Id) -> Response:
+    async def forget(user_id: PathId) -> Response:
         """Forget a user's live history."""
         await service.forget(user_id)
         return Response(status_code=204)
 
     @app.delete("/v1/events", status_code=204, responses=_problems("invalid", "no-bundle", "live"), tags=["live"])
-    async def forget_whom(user_id: AnyId) -> Response:
+    async def forget_whom(user_id: QueryId) -> Response:
         """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
         return await forget(user_id)
 
     @app.get("/v1/bundle", response_model=schemas.BundleReply, responses=_problems("no-bundle"), tags=["answers"])
     async def bundle() -> Any:
         """What answers, what a request may tell, and the limits."""
-        return json(service.describe())
+        return json_response(service.describe())
 
-    @app.get("/livez", response_model=schemas.Health, tags=["operation"])
+    @app.get("/livez", response_model=schemas.HealthReply, tags=["operation"])
     async def livez() -> Any:
         """Whether the process runs."""
-        return json({"status": "ok", "bundle_id": _bundle_id(service)})
+        return json_response({"status": "ok", "bundle_id": _bundle_id(service)})
 
     @app.get(
-        "/readyz", response_model=schemas.Health, responses=_responses("draining", "no-bundle"), tags=["operation"]
+        "/readyz", response_model=schemas.HealthReply, responses=_responses("draining", "no-bundle"), tags=["operation"]
     )
     async def readyz() -> Any:
         """Whether requests should be sent here."""
         if service.draining:
             raise Problem("draining")
-        return json({"status": "ok", "bundle_id": service.shelf.current.bundle.id})
+        return json_response({"status": "ok", "bundle_id": service.shelf.current.bundle.id})
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=_responses("no-key", "origin"), tags=["operation"])
     async def metrics() -> Response:
@@ -230,11 +237,13 @@ def _console(app: FastAPI, service: Service) -> None:
     of_a_bundle = _problems("invalid", "unknown-bundle", "no-bundle", "index")
     folder = resources.files("twotower.serve") / "page"
     files = {
-        f.name: (f.read_bytes(), KINDS[suffix]) for f in folder.iterdir() if (suffix := Path(f.name).suffix) in KINDS
+        f.name: (f.read_bytes(), CONTENT_TYPES[suffix])
+        for f in folder.iterdir()
+        if (suffix := Path(f.name).suffix) in CONTENT_TYPES
     }
 
     def page(name: str) -> Response:
-        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
                    "Cache-Control": "no-cache"}  # fmt: skip
         content, kind = files[name]
         return Response(content, media_type=kind, headers=headers)
@@ -250,54 +259,54 @@ def _console(app: FastAPI, service: Service) -> None:
         return page(name)
 
     @app.get("/v1/console/users", responses=responses, tags=["console"])
-    async def users(query: Words = "", limit: Few = 20) -> Any:
+    async def users(query: QueryText = "", limit: RowLimit = 20) -> Any:
         """Users whose id begins with or holds the text."""
         with console.look():
-            return json(await console.users(query, limit))
+            return json_response(await console.users(query, limit))
 
     @app.get(
         "/v1/console/users/{user_id:path}",
         responses=_problems("unknown-user", "not-found", "no-bundle"),
         tags=["console"],
     )
-    async def user(user_id: Id) -> Any:
+    async def user(user_id: PathId) -> Any:
         """A user's features, history and live history."""
         with console.look():
-            return json(await console.user(user_id))
+            return json_response(await console.user(user_id))
 
     @app.get("/v1/console/user", responses=_problems("unknown-user", "invalid", "no-bundle"), tags=["console"])
-    async def user_of(user_id: AnyId) -> Any:
+    async def user_of(user_id: QueryId) -> Any:
         """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
         return await user(user_id)
 
     @app.get("/v1/console/items", responses=responses, tags=["console"])
-    async def items(query: Words = "", limit: Few = 20) -> Any:
+    async def items(query: QueryText = "", limit: RowLimit = 20) -> Any:
         """Items whose title holds the text, or of that id."""
         with console.look():
-            return json(await console.items(query, limit))
+            return json_response(await console.items(query, limit))
 
     @app.get("/v1/console/map", responses=of_a_bundle, tags=["console"])
     async def space(
-        column: Words = "", limit: Annotated[int, Query(ge=1, le=20_000)] = 4_000, bundle: BundleId = ""
+        column: QueryText = "", limit: Annotated[int, Query(ge=1, le=20_000)] = 4_000, bundle: BundleId = ""
     ) -> Any:
         """Item vectors in the plane of their two principal directions."""
         with console.look():
-            return json(await console.map(column, limit, bundle))
+            return json_response(await console.map(column, limit, bundle))
 
-    @app.post("/v1/console/explain", responses=_problems(*BODY, "unknown-bundle", "index"), tags=["console"])
-    async def explain(body: schemas.RecommendBody, bundle: BundleId = "") -> Any:
+    @app.post("/v1/console/explain", responses=_problems(*BODY_PROBLEMS, "unknown-bundle", "index"), tags=["console"])
+    async def explain(body: schemas.RecommendRequest, bundle: BundleId = "") -> Any:
         """An answer with what led to it: history, filters, gates, the user's place among the items."""
         with console.look():
-            return json(await console.explain(body, bundle))
+            return json_response(await console.explain(body, bundle))
 
     @app.get("/v1/console/bundles", responses=_problems("store"), tags=["console"])
     async def bundles() -> Any:
         """The bundles of the store."""
         with console.look():
-            return json(await console.bundles())
+            return json_response(await console.bundles())
 
 
-def create_admin(service: Service) -> FastAPI:
+def create_admin_app(service: Service) -> FastAPI:
     """The application of the admin port."""
     app = FastAPI(
         title="twotower admin", version=twotower.__version__, docs_url=None, redoc_url=None, openapi_url=None,
@@ -312,14 +321,14 @@ def create_admin(service: Service) -> FastAPI:
         history = await service.shelf.ask(lambda store: store.history()[-100:])
         # A reason that a shell gave may hold half a character, which is no text.
         text = dumps(history, ensure_ascii=False).encode(errors="replace")
-        return json(await Console(service).bundles() | {"history": orjson.loads(text)})
+        return json_response(await Console(service).bundles() | {"history": orjson.loads(text)})
 
     @app.post("/v1/rollback")
-    async def rollback(body: schemas.RollbackBody) -> Any:
+    async def rollback(body: schemas.RollbackRequest) -> Any:
         """Make an earlier bundle current again; every worker takes it up within a moment."""
         reason = body.reason or "by the service's admin port"
         try:
-            bundle = await service.shelf.ask(lambda store: store.rollback(body.to or None, reason=reason), LOAD)
+            bundle = await service.shelf.ask(lambda store: store.rollback(body.to or None, reason=reason), LOAD_TIMEOUT)
         except RunError as e:
             if _is_silent(e):
                 raise
@@ -329,7 +338,7 @@ def create_admin(service: Service) -> FastAPI:
         except RunError as e:
             log.warning("the alias does not follow", extra={"told": {"detail": str(e)}})
         await service.shelf.look()
-        return json({"current": bundle.id, "serving": _bundle_id(service)})
+        return json_response({"current": bundle.id, "serving": _bundle_id(service)})
 
     @app.post("/v1/reload")
     async def reload() -> Any:
@@ -341,7 +350,7 @@ def create_admin(service: Service) -> FastAPI:
             if _is_silent(e):
                 raise
         await service.shelf.look(again=True)
-        return json({"serving": _bundle_id(service), "refused": service.shelf.why})
+        return json_response({"serving": _bundle_id(service), "refused": service.shelf.why})
 
     return app
 
@@ -367,7 +376,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         return answer(problem_of(error), request)
 
     async def unavailable(request: HttpRequest, error: Any) -> Response:
-        return answer(index_is_down(), request)
+        return answer(index_problem(), request)
 
     async def store(request: HttpRequest, error: Any) -> Response:
         return answer(Problem("store", service.shelf.told(error), headers={"Retry-After": "5"}), request)

@@ -25,32 +25,32 @@ from twotower.data.memmap import FOLDER
 from twotower.errors import RunError, TwoTowerError, Unavailable
 from twotower.request import Method, Request
 from twotower.retrieve import Retriever
-from twotower.serve.file_reader import Reader
+from twotower.serve.file_reader import FileReader
 from twotower.serve.metrics import Metrics
 from twotower.serve.problems import Problem
 from twotower.store import Store
 
 log = logging.getLogger("twotower.shelf")
 
-LOADED = 1.5
+MEMORY_PER_BYTE = 1.5
 """Bytes of memory that a byte of a bundle takes, at most, while it is loaded."""
-CALLS = 1 << 28, 1 << 31
+TOWER_CALL_BYTES = 1 << 28, 1 << 31
 """Bytes that calls of towers may take at most: between these, as much as is free at the start."""
-NICE = 15
+LOADER_NICENESS = 15
 """How far the loading thread stands back behind the serving one."""
-RECENT = 8
+RECENT_BUNDLES = 8
 """Bundles under whose ids a user's live events are looked for."""
-PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
+RETRY_PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before a bundle that was refused is tried again."""
-SOON = 5.0
+MAX_UNAVAILABLE_PAUSE = 5.0
 """… at most, if only what holds its vectors does not answer."""
-LOOK, LIST, LOAD = 5.0, 30.0, 300.0
+CHECK_TIMEOUT, LIST_TIMEOUT, LOAD_TIMEOUT = 5.0, 30.0, 300.0
 """Seconds for a look at which bundle is current, for a list of all of them, and for loading or verifying one; a store
 that takes longer does not answer."""
 T = TypeVar("T")
 
 
-class Shelf:
+class BundleManager:
     """The current bundle of a store, loaded; and one other, for comparing."""
 
     def __init__(
@@ -64,8 +64,12 @@ class Shelf:
         """Why there is no newer one."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
-        onnx_tower.bound(max(CALLS[0], min(CALLS[1], _room(memory_limit, workers))))
-        self._looks, self._loads, self._others = Reader("look"), Reader("load", _stand_back), Reader("others")
+        onnx_tower.bound(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], _free_memory(memory_limit, workers))))
+        self._looks, self._loads, self._others = (
+            FileReader("look"),
+            FileReader("load", lower_priority),
+            FileReader("others"),
+        )
         self._tried: tuple[Any, ...] | None = None
         self._failures, self._again = 0, 0.0
         self._other: Retriever | None = None
@@ -121,7 +125,7 @@ class Shelf:
             try:
                 if silent:
                     raise silent
-                loaded, recent = await self._loads.run(self._load, LOAD)
+                loaded, recent = await self._loads.run(self._load, LOAD_TIMEOUT)
             except Exception as e:  # whatever a bundle does to the loader, the old one goes on
                 self._refused(e)
                 return False
@@ -146,19 +150,19 @@ class Shelf:
             self._other = None
             try:
                 await self._stamp()
-                self._other = await self._loads.run(lambda: self._open(bundle), LOAD)
+                self._other = await self._loads.run(lambda: self._open(bundle), LOAD_TIMEOUT)
             except TwoTowerError as e:
                 raise Problem("unknown-bundle", self.told(e)) from None
             return self._other
 
-    async def ask(self, work: Callable[[Store], T], seconds: float = LIST) -> T:
+    async def ask(self, work: Callable[[Store], T], seconds: float = LIST_TIMEOUT) -> T:
         """Run `work` on the store and return its result. Raises BundleError "store" if that takes too long, at once if the
         store does not even say what is current."""
         await self._stamp()
         return await self._others.run(lambda: work(self.store), seconds)
 
     async def _stamp(self) -> tuple[str, int]:
-        return await self._looks.run(self.store.stamp, LOOK)
+        return await self._looks.run(self.store.stamp, CHECK_TIMEOUT)
 
     def told(self, error: Exception) -> str:
         """What a client is told: where the store and its vectors lie is not its business."""
@@ -174,8 +178,8 @@ class Shelf:
         return self._retriever(self.store.open(name))
 
     def _retriever(self, bundle: Bundle) -> Retriever:
-        _check_memory(_loaded(bundle), self._limit, self._workers)
-        loaded = Retriever(bundle, self._threads, self._sound, _room(self._limit, self._workers))
+        _check_memory(_loaded_bytes(bundle), self._limit, self._workers)
+        loaded = Retriever(bundle, self._threads, self._sound, _free_memory(self._limit, self._workers))
         self._sound.add(loaded.index_digest)
         return loaded
 
@@ -184,7 +188,7 @@ class Shelf:
         bundle = self.store.current()
         recent = self._recent
         try:
-            recent = self.store.recent(RECENT)
+            recent = self.store.recent(RECENT_BUNDLES)
         except BundleError as e:  # which keeps a few live events from being found, and no bundle from answering
             log.warning("the history cannot be read", extra={"told": {"detail": str(e)}})
         if self.retriever is not None and bundle.id == self.retriever.bundle.id:
@@ -194,7 +198,7 @@ class Shelf:
             return other, recent
         del other
         fresh = self._retriever(bundle)
-        probe(fresh)
+        check_answers(fresh)
         return fresh, recent
 
     def _swap(self, fresh: Retriever) -> None:
@@ -208,12 +212,14 @@ class Shelf:
             gc.collect()
             gc.freeze()  # what is here stays, and need not be looked through again
         del old
-        self._loads.later(_trim)
+        self._loads.later(_release_memory)
 
     def _refused(self, error: Exception) -> None:
         reason = getattr(error, "reason", "broken")
-        pause = PAUSES[min(self._failures, len(PAUSES) - 1)]
-        self._again = time.monotonic() + (min(pause, SOON) if isinstance(error, Unavailable) else pause)
+        pause = RETRY_PAUSES[min(self._failures, len(RETRY_PAUSES) - 1)]
+        self._again = time.monotonic() + (
+            min(pause, MAX_UNAVAILABLE_PAUSE) if isinstance(error, Unavailable) else pause
+        )
         self._failures += 1
         self.why = self.told(error)
         self._metrics.load_failures.labels(reason).inc()
@@ -221,7 +227,7 @@ class Shelf:
                   extra={"told": {"reason": reason, "detail": str(error)}})  # fmt: skip
 
 
-def probe(retriever: Retriever) -> None:
+def check_answers(retriever: Retriever) -> None:
     """Ask a bundle by both methods, so that it has answered before it serves. Raises RunError if it cannot."""
     if len(retriever.user_ids):
         methods: tuple[Method, Method] = (1, 2)
@@ -231,13 +237,16 @@ def probe(retriever: Retriever) -> None:
                 raise RunError(f"{retriever.bundle.folder}: gives no answer by method {method}")
 
 
-def available() -> int:
+def available_memory() -> int:
     """Bytes that may still be taken: of the machine, and of the control groups of this process; the least of them."""
-    found = [_meminfo("MemAvailable"), *(free for folder in _groups() if (free := _free(folder)) is not None)]
+    found = [
+        _meminfo("MemAvailable"),
+        *(free for folder in control_groups() if (free := free_in_group(folder)) is not None),
+    ]
     return min(found)
 
 
-def _groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+def control_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
     """The control groups that this process is in, of either version, up to the root: each can have a limit."""
     found = []
     with suppress(OSError):
@@ -250,7 +259,7 @@ def _groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/c
     return found
 
 
-def _free(group: Path) -> int | None:
+def free_in_group(group: Path) -> int | None:
     """Bytes that a control group may still take, None if it has no limit."""
     for most, now, idle in (
         ("memory.max", "memory.current", "inactive_file"),
@@ -265,21 +274,21 @@ def _free(group: Path) -> int | None:
     return None
 
 
-def _room(limit: int, workers: int) -> int:
+def _free_memory(limit: int, workers: int) -> int:
     """Bytes that a bundle may take, loaded by all workers at about the same time."""
-    return min(available() // workers, limit - _resident() if limit else 1 << 62)
+    return min(available_memory() // workers, limit - _resident_bytes() if limit else 1 << 62)
 
 
 def _check_memory(size: int, limit: int, workers: int) -> None:
     """Raises BundleError if a bundle of `size` bytes does not fit, loaded by all workers at about the same time."""
-    need, have = int(size * LOADED), _room(limit, workers)
+    need, have = int(size * MEMORY_PER_BYTE), _free_memory(limit, workers)
     if need > have:
         raise BundleError(
             f"the bundle may need {need / 1e6:,.0f} MB and {have / 1e6:,.0f} MB are free; it is not loaded", "memory"
         )
 
 
-def _loaded(bundle: Bundle) -> int:
+def _loaded_bytes(bundle: Bundle) -> int:
     """Bytes of its files, without those that are mapped and read here and there."""
     return sum(e["size"] for e in bundle.manifest["files"] if not e["path"].startswith(f"{FOLDER}/arrays/"))
 
@@ -294,19 +303,19 @@ def _meminfo(name: str) -> int:
     return 1 << 62
 
 
-def _resident() -> int:
+def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _stand_back() -> None:
+def lower_priority() -> None:
     """Make this thread the one that waits (a nice value is a thread's own on Linux)."""
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+        os.setpriority(os.PRIO_PROCESS, 0, LOADER_NICENESS)
     except OSError:
         log.debug("the loading thread keeps its priority")
 
 
-def _trim() -> None:
+def _release_memory() -> None:
     """Give the memory of the old bundle back to the machine, where the C library can. The bundle itself was freed when
     the last request let go of it: there is no cycle in it for `gc.collect`, which would hold everybody up."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -19,18 +19,18 @@ from twotower.schema import Categorical, MultiHot
 from twotower.serve import schemas
 from twotower.serve.admission import Places, give_back
 from twotower.serve.problems import Problem
-from twotower.serve.service import Service, weight
+from twotower.serve.service import Service, request_weight
 from twotower.store import Store
 
-SHOWN = 100
+SHOWN_EVENTS = 100
 """Latest events of a history that are shown."""
-GROUPS = 20
+MAP_GROUPS = 20
 """Colours of a map; the groups beyond are one."""
-LEFT_OUT = 10
+SHOWN_EXCLUDED = 10
 """Best items that were left out of an answer, and are shown."""
-LOOKS, OF_ONE = 16, 8
+MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT = 16, 8
 """Looks that may be under way at once, of all clients and of one; a page that opens takes five."""
-Plane = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]
+MapProjection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]
 """A middle (D,), two directions (D, 2), and the scale that brings nearly all points into -1..1."""
 
 
@@ -39,8 +39,8 @@ class Console:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._planes: OrderedDict[str, Plane] = OrderedDict()
-        self._looks = Places(LOOKS, OF_ONE, "looks")
+        self._planes: OrderedDict[str, MapProjection] = OrderedDict()
+        self._looks = Places(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "looks")
 
     def look(self) -> AbstractContextManager[None]:
         """One of the few places for those who look, beside the turns. Raises Problem "overload" if all are taken."""
@@ -49,7 +49,7 @@ class Console:
     async def users(self, query: str, limit: int) -> dict[str, Any]:
         """The user of that id, those whose id begins with the text, then those that hold it."""
         retriever = self._service.shelf.current
-        rows, total = await asyncio.to_thread(_matching, retriever.user_ids, query, limit)
+        rows, total = await asyncio.to_thread(_matching_ids, retriever.user_ids, query, limit)
         lengths = retriever.seen.lengths[rows]
         ids = retriever.user_ids.column.gather(rows).to_list()
         users = [{"id": i, "events": int(n)} for i, n in zip(ids, lengths, strict=True)]
@@ -63,7 +63,7 @@ class Console:
             if not recalled.events:
                 raise Problem("unknown-user", f"user '{user_id}' is not among the bundle's users")
             return {"id": user_id, "features": {}, "history": [], "events": 0, "live": self._titled(recalled.events)}
-        history = retriever.history(user_id, SHOWN)
+        history = retriever.history(user_id, SHOWN_EVENTS)
         return {
             "id": user_id,
             "features": retriever.stored(user_id),
@@ -76,7 +76,7 @@ class Console:
         """Items of that id, then those whose title holds the text."""
         retriever = self._service.shelf.current
         titles = retriever.titles.column
-        found = await asyncio.to_thread(_holding, titles, query)
+        found = await asyncio.to_thread(_titles_containing, titles, query)
         rows = found.head(limit).to_numpy()
         total = len(found)
         if (row := retriever.item_ids.rows([query])[0]) >= 0:
@@ -90,14 +90,14 @@ class Console:
         retriever = await self._retriever(bundle)
         return await asyncio.to_thread(self._map, retriever, column, limit)
 
-    async def explain(self, body: schemas.RecommendBody, bundle: str) -> dict[str, Any]:
+    async def explain(self, body: schemas.RecommendRequest, bundle: str) -> dict[str, Any]:
         """An answer and what led to it."""
         retriever = await self._retriever(bundle)  # which may have to be loaded: nobody waits for that
         await asyncio.to_thread(self._plane, retriever)
-        async with self._service.gate.turn(give_back(), weight(body)):
+        async with self._service.gate.turn(give_back(), request_weight(body)):
             return await self._explained(body, retriever)
 
-    async def _explained(self, body: schemas.RecommendBody, retriever: Retriever) -> dict[str, Any]:
+    async def _explained(self, body: schemas.RecommendRequest, retriever: Retriever) -> dict[str, Any]:
         service = self._service
         service.check(body)
         asked = await service.recall(body, retriever)
@@ -105,7 +105,7 @@ class Console:
         request = asked.request
         told = [*(request.history or ()), *request.events]
         user_id = request.user_id if asked.known else None
-        stored = retriever.history(user_id, SHOWN) if user_id is not None and request.history is None else []
+        stored = retriever.history(user_id, SHOWN_EVENTS) if user_id is not None and request.history is None else []
         history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(told, retriever)
         met = set(retriever.met(user_id) if user_id is not None else ()) | {i for i, _ in told}
         out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
@@ -114,20 +114,20 @@ class Console:
             vector, gates = retriever.explain(request, asked.method)
             out = {
                 "vector_norm": round(float(np.linalg.norm(vector)), 4),
-                "point": _round(self._placed(retriever, vector))[0].tolist(),
+                "point": _rounded(self._placed(retriever, vector))[0].tolist(),
                 "gates": [
-                    {"name": g.name, "fields": list(g.fields), "weights": _round(weights).tolist()}
+                    {"name": g.name, "fields": list(g.fields), "weights": _rounded(weights).tolist()}
                     for g, weights in gates
                 ],
             }
         left_out = []
         if answer.source != "fallback":
             left_out = await service.beside(
-                retriever, lambda: _left_out(body, request, retriever, answer, vector, met)
+                retriever, lambda: _excluded_items(body, request, retriever, answer, vector, met)
             )  # fmt: skip
         return {
             "reply": service.reply(answer, asked, retriever, count=False),
-            "history": history[-SHOWN:],
+            "history": history[-SHOWN_EVENTS:],
             "filtered": {
                 "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(met))),
                 "banned": len(set(body.ban)) - len(retriever.strange(body.ban)),
@@ -175,7 +175,7 @@ class Console:
         vectors, _, place = retriever.directions
         shown = retriever.popular[:limit]
         shown = shown[place[shown] >= 0]
-        points = _round(self._placed(retriever, vectors[place[shown]], unit=True))
+        points = _rounded(self._placed(retriever, vectors[place[shown]], unit=True))
         names, groups = _groups(retriever, columns.get(column), shown)
         return {
             "bundle_id": retriever.bundle.id,
@@ -195,7 +195,7 @@ class Console:
             vectors = vectors / max(float(np.linalg.norm(vectors)), 1e-12)
         return (vectors - middle) @ directions * scale
 
-    def _plane(self, retriever: Retriever) -> Plane:
+    def _plane(self, retriever: Retriever) -> MapProjection:
         name = retriever.bundle.id
         found = self._planes.get(name)
         if found is None:
@@ -215,8 +215,8 @@ class Console:
         return found
 
 
-def _left_out(
-    body: schemas.RecommendBody, request: Request, retriever: Retriever, answer: Answer, vector: Any, met: set[str]
+def _excluded_items(
+    body: schemas.RecommendRequest, request: Request, retriever: Retriever, answer: Answer, vector: Any, met: set[str]
 ) -> list[dict[str, str]]:
     """The best items that would be in the answer, had the user not met them or the request banned them."""
     out = set(body.ban) | (set() if body.keep_seen else met)
@@ -229,15 +229,15 @@ def _left_out(
     given = {i.id for i in answer.items}
     last = max((place for place, i in enumerate(every) if i.id in given), default=len(every))
     better = every if answer.truncated else every[:last]
-    return [{"id": i.id, "title": i.title} for i in better if i.id in out][:LEFT_OUT]
+    return [{"id": i.id, "title": i.title} for i in better if i.id in out][:SHOWN_EXCLUDED]
 
 
-def _holding(titles: pl.Series, query: str) -> pl.Series:
+def _titles_containing(titles: pl.Series, query: str) -> pl.Series:
     """Rows of the titles that hold the text, in whatever case."""
     return titles.str.to_lowercase().str.contains(query.lower(), literal=True).fill_null(False).arg_true()
 
 
-def _matching(ids: Ids, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
+def _matching_ids(ids: Ids, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
     """Rows of ids that begin with the text, the shortest first, then those that hold it; and how many there are."""
     if not query:
         return np.arange(min(limit, len(ids))), len(ids)
@@ -270,11 +270,11 @@ def _groups(
     counts = (
         values.value_counts(sort=True).filter(pl.col("value") != "").sort("count", "value", descending=[True, False])
     )
-    names = counts["value"].head(GROUPS).to_list()
+    names = counts["value"].head(MAP_GROUPS).to_list()
     number = {name: place for place, name in enumerate(names)}
     return names, [number.get(value, -1) for value in values.to_list()]
 
 
-def _round(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     rounded: Any = np.round(np.asarray(values, np.float64), 4)
     return rounded  # type: ignore[no-any-return]

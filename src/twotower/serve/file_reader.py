@@ -15,7 +15,7 @@ from twotower.bundle import BundleError
 T = TypeVar("T")
 
 
-class Reader:
+class FileReader:
     """One thread, and those who wait for it."""
 
     def __init__(self, name: str, begin: Callable[[], None] = lambda: None) -> None:

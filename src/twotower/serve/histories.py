@@ -13,15 +13,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-UNKNOWN = 20
+MAX_UNKNOWN_EVENTS = 20
 """Events kept of a user's whose items the bundle does not know: its tower cannot read them, another bundle's may."""
 _EVENT = struct.Struct("<dQ")
-_LIKED, _KNOWN = 1, 2  # bits beside the number of the item
+_LIKED_BIT, _KNOWN_BIT = 1, 2  # bits beside the number of the item
 # Bytes that Python adds, by tracemalloc: to an id of an item, to a user, to one of their histories, to their vector.
-_ITEM, _USER, _HISTORY, _VECTOR = 140, 420, 150, 140
+_ITEM_OVERHEAD, _USER_OVERHEAD, _HISTORY_OVERHEAD, _VECTOR_OVERHEAD = 140, 420, 150, 140
 
 
-class Told(NamedTuple):
+class TimedEvent(NamedTuple):
     """An event: whether the user liked the item, seconds since 1970, and whether the bundle knew the item then."""
 
     item: str
@@ -56,17 +56,17 @@ class Histories:
         """Bytes that all of it takes, with what Python adds."""
         return self._of_users + self._items.size
 
-    def put(self, user: str, bundle: str, events: Sequence[Told]) -> None:
+    def put(self, user: str, bundle: str, events: Sequence[TimedEvent]) -> None:
         """Append to the user's events under the bundle."""
         self._forget_old()
-        key = _bytes(user)
+        key = _encode(user)
         who = self._users.get(key)
         if who is None:
             who = self._users[key] = _User(len(key))
             self._of_users += who.size
         self._users.move_to_end(key)
-        new = [(e.when, self._items.take(e.item) << 2 | e.known * _KNOWN | e.liked) for e in events[-self.events :]]
-        kept, strange = _few([*self._packed(who, bundle), *new])
+        new = [(e.when, self._items.take(e.item) << 2 | e.known * _KNOWN_BIT | e.liked) for e in events[-self.events :]]
+        kept, strange = _limit_unknown([*self._packed(who, bundle), *new])
         if strange:
             self._dropped("event", len(strange))
         self._release([*strange, *kept[: -self.events]])
@@ -75,14 +75,14 @@ class Histories:
         self._weigh(who)
         self._make_room()
 
-    def get(self, user: str, bundles: Iterable[str]) -> list[Told]:
+    def get(self, user: str, bundles: Iterable[str]) -> list[TimedEvent]:
         """The user's events under the bundles, one bundle after the other; the user counts as seen."""
-        key = _bytes(user)
+        key = _encode(user)
         if (who := self._users.get(key)) is None:
             return []
         self._users.move_to_end(key)
         found = [
-            Told(self._items[code >> 2], bool(code & _LIKED), when, bool(code & _KNOWN))
+            TimedEvent(self._items[code >> 2], bool(code & _LIKED_BIT), when, bool(code & _KNOWN_BIT))
             for bundle in bundles
             for when, code in self._packed(who, bundle)
         ]
@@ -94,19 +94,19 @@ class Histories:
 
     def keep(self, user: str, vector: tuple[str, bytes, bytes]) -> None:
         """Keep a user's vector beside their history: its bundle, the digest of what it was made of, its numbers."""
-        if (who := self._users.get(_bytes(user))) is not None:
+        if (who := self._users.get(_encode(user))) is not None:
             who.vector = vector
             self._weigh(who)
             self._make_room()
 
     def vector(self, user: str) -> tuple[str, bytes, bytes] | None:
         """The vector that `keep` was given last."""
-        who = self._users.get(_bytes(user))
+        who = self._users.get(_encode(user))
         return None if who is None else who.vector
 
     def drop(self, user: str, bundles: Iterable[str] | None = None) -> None:
         """Forget the user's events under the bundles, or all there is of the user."""
-        key = _bytes(user)
+        key = _encode(user)
         if (who := self._users.get(key)) is None:
             return
         for bundle in list(who.histories) if bundles is None else bundles:
@@ -173,9 +173,11 @@ class _User:
         return max((until for until, _ in self.histories.values()), default=0.0)
 
     def weigh(self) -> None:
-        self.size = _USER + self.name + sum(_HISTORY + len(events) for _, events in self.histories.values())
+        self.size = (
+            _USER_OVERHEAD + self.name + sum(_HISTORY_OVERHEAD + len(events) for _, events in self.histories.values())
+        )
         if self.vector is not None:
-            self.size += _VECTOR + len(self.vector[2])
+            self.size += _VECTOR_OVERHEAD + len(self.vector[2])
 
 
 class _Items:
@@ -195,7 +197,7 @@ class _Items:
 
     def take(self, item: str) -> int:
         """The item's number, once more in use."""
-        text = _bytes(item)
+        text = _encode(item)
         number = self._numbers.get(text)
         if number is None:
             if self._free:
@@ -205,7 +207,7 @@ class _Items:
                 self._texts.append(None)
                 self._uses.append(0)
             self._numbers[text], self._texts[number] = number, text
-            self.size += _ITEM + len(text)
+            self.size += _ITEM_OVERHEAD + len(text)
         self._uses[number] += 1
         return number
 
@@ -218,15 +220,15 @@ class _Items:
             self._texts[number] = None
             del self._numbers[text]
             self._free.append(number)
-            self.size -= _ITEM + len(text)
+            self.size -= _ITEM_OVERHEAD + len(text)
 
 
-def _few(events: list[tuple[float, int]]) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
+def _limit_unknown(events: list[tuple[float, int]]) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
     """The events without the oldest of unknown items, where there are more than UNKNOWN; and these."""
-    over = sum(not code & _KNOWN for _, code in events) - UNKNOWN
+    over = sum(not code & _KNOWN_BIT for _, code in events) - MAX_UNKNOWN_EVENTS
     stay, gone = [], []
     for event in events:
-        if over > 0 and not event[1] & _KNOWN:
+        if over > 0 and not event[1] & _KNOWN_BIT:
             over -= 1
             gone.append(event)
         else:
@@ -238,6 +240,6 @@ def _unpack(events: bytes) -> list[tuple[float, int]]:
     return list(_EVENT.iter_unpack(events))
 
 
-def _bytes(text: str) -> bytes:
+def _encode(text: str) -> bytes:
     # Not as text, to which Python adds its bytes when somebody asks for them.
     return text.encode("utf-8", "surrogatepass")

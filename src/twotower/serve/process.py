@@ -113,16 +113,16 @@ def work(settings: ServeSettings, sockets: list[socket.socket]) -> int:
 async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     """Serve until a signal; whether a thread is still at the store."""
     from twotower.serve.api_keys import Keys
-    from twotower.serve.app import create, create_admin
+    from twotower.serve.app import create_admin_app, create_app
     from twotower.serve.middleware import Door
     from twotower.serve.service import Service
 
     service = Service(settings)
     keys = Keys(settings.keys) if settings.keys else None
     connections = Connections(settings, service.metrics)
-    servers = [_Server(_config(Door(create(service), service, keys), settings, connections))]
+    servers = [_Server(_config(Door(create_app(service), service, keys), settings, connections))]
     if len(sockets) > 1:
-        admin = Door(create_admin(service), service, keys, admin=True)
+        admin = Door(create_admin_app(service), service, keys, admin=True)
         servers.append(_Server(_config(admin, settings, connections)))
     for server in servers:
         server.alone = settings.workers == 1

@@ -16,53 +16,55 @@ from pydantic import (
     WithJsonSchema,
 )
 
-LONGEST_ID = 512
+MAX_ID_LENGTH = 512
 """Characters of an id, a column's name or a filter's value."""
-LONGEST_TEXT = 10_000
+MAX_TEXT_LENGTH = 10_000
 """Characters of a text feature or of a text that is searched."""
-LONGEST_VECTOR = 65_536
+MAX_VECTOR_LENGTH = 65_536
 """Values of a vector or multi-hot feature."""
 
 
-def _spelled(value: object) -> object:
+def _id_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
 Id = Annotated[
     str,
-    Field(min_length=1, max_length=LONGEST_ID),
-    BeforeValidator(_spelled),
-    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": LONGEST_ID}, {"type": "integer"}]}),
+    Field(min_length=1, max_length=MAX_ID_LENGTH),
+    BeforeValidator(_id_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}, {"type": "integer"}]}),
 ]
 """An external id: text, or a whole number, which is the same id as its digits."""
-Name = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
-Scalar = Annotated[StrictStr, Field(max_length=LONGEST_TEXT)] | StrictBool | StrictInt | StrictFloat | None
-Value = Scalar | Annotated[list[Scalar], Field(max_length=LONGEST_VECTOR)]
+ColumnName = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
+Scalar = Annotated[StrictStr, Field(max_length=MAX_TEXT_LENGTH)] | StrictBool | StrictInt | StrictFloat | None
+FeatureValue = Scalar | Annotated[list[Scalar], Field(max_length=MAX_VECTOR_LENGTH)]
 """A feature's value: text, number, boolean, null, or a list of them."""
 
 
-class _Body(BaseModel):
+class _RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class EventBody(_Body):
+class ItemEvent(_RequestModel):
     """Something that happened with an item."""
 
     id: Id
     liked: StrictBool = True
 
 
-Event = Id | EventBody
+EventInput = Id | ItemEvent
 Source = Literal["model", "cold_start", "popular", "fallback"]
 
 
-class AskBody(_Body):
+class UserRequest(_RequestModel):
     """Who asks. A known user, or features and a history that are told, or both; told ones replace the stored."""
 
     user_id: Id | None = Field(None, description="a user of the bundle, or somebody new")
-    features: dict[Name, Value] = Field({}, max_length=1_000, description="columns of the users table and their values")
-    history: list[Event] | None = Field(None, description="items, oldest first; replaces the stored history")
-    events: list[Event] = Field([], description="what has happened since, oldest first")
+    features: dict[ColumnName, FeatureValue] = Field(
+        {}, max_length=1_000, description="columns of the users table and their values"
+    )
+    history: list[EventInput] | None = Field(None, description="items, oldest first; replaces the stored history")
+    events: list[EventInput] = Field([], description="what has happened since, oldest first")
     method: Literal[1, 2] | None = Field(
         None,
         description="1: the stored user vector; 2: the user tower live. Left out: 2 if the request or the live history "
@@ -71,51 +73,51 @@ class AskBody(_Body):
     live: StrictBool = Field(True, description="go on with the user's live history (POST /v1/events)")
 
 
-class Choice(_Body):
+class ItemFilter(_RequestModel):
     """For how many, and which items may be answered."""
 
     k: StrictInt = Field(10, ge=1, description="how many; the service has a limit (GET /v1/bundle)")
     allow: list[Id] | None = Field(None, description="only these items")
     ban: list[Id] = Field([], description="none of these items")
-    where: dict[Name, Annotated[str, Field(max_length=LONGEST_ID)]] = Field(
+    where: dict[ColumnName, Annotated[str, Field(max_length=MAX_ID_LENGTH)]] = Field(
         {}, max_length=20, description="only items whose column equals the value, or holds it"
     )
 
 
-class RecommendBody(AskBody, Choice):
+class RecommendRequest(UserRequest, ItemFilter):
     """Who asks, for how many, and which items may be answered."""
 
     keep_seen: StrictBool = Field(False, description="do not leave out what the user has met")
 
 
-class BatchBody(_Body):
+class BatchRequest(_RequestModel):
     """Several requests, answered one by one between other clients' requests."""
 
-    requests: list[RecommendBody] = Field(min_length=1)
+    requests: list[RecommendRequest] = Field(min_length=1)
 
 
-class SearchBody(Choice):
+class SearchRequest(ItemFilter):
     """A text, by the user tower live; needs a bundle whose users have a text feature."""
 
-    text: str = Field(max_length=LONGEST_TEXT)
-    feature: Annotated[str, Field(max_length=LONGEST_ID)] = Field("", description="which text feature, if several")
+    text: str = Field(max_length=MAX_TEXT_LENGTH)
+    feature: Annotated[str, Field(max_length=MAX_ID_LENGTH)] = Field("", description="which text feature, if several")
 
 
-class EventsBody(_Body):
+class EventsRequest(_RequestModel):
     """What a user has done just now, oldest first."""
 
     user_id: Id
-    events: list[Event] = Field(min_length=1)
+    events: list[EventInput] = Field(min_length=1)
 
 
-class RollbackBody(_Body):
+class RollbackRequest(_RequestModel):
     """Which bundle becomes current again: the one before, if none is named."""
 
     to: Annotated[str, Field(max_length=64)] = ""
     reason: Annotated[str, Field(max_length=1_000)] = ""
 
 
-class ItemReply(BaseModel):
+class ScoredItem(BaseModel):
     """An item, its score (the logit; for similar items a cosine), and the line to show."""
 
     id: str
@@ -123,10 +125,10 @@ class ItemReply(BaseModel):
     title: str
 
 
-class Reply(BaseModel):
+class ItemsReply(BaseModel):
     """The best items, and who says so."""
 
-    items: list[ItemReply]
+    items: list[ScoredItem]
     bundle_id: str
     method: int
     source: Source = Field(
@@ -153,7 +155,7 @@ class ProblemReply(BaseModel):
 class BatchReply(BaseModel):
     """A reply or a problem for each request, in their order."""
 
-    replies: list[Reply | ProblemReply]
+    replies: list[ItemsReply | ProblemReply]
 
 
 class VectorReply(BaseModel):
@@ -194,13 +196,13 @@ class BundleReply(BaseModel):
     limits: dict[str, int]
 
 
-class Health(BaseModel):
+class HealthReply(BaseModel):
     """`ok`, or why not."""
 
     status: str
     bundle_id: str | None = None
 
 
-def events(told: list[Any] | None) -> list[tuple[str, bool]]:
+def item_events(told: list[Any] | None) -> list[tuple[str, bool]]:
     """As the retriever takes them: item ids, and whether the user liked each."""
-    return [(e.id, e.liked) if isinstance(e, EventBody) else (e, True) for e in told or ()]
+    return [(e.id, e.liked) if isinstance(e, ItemEvent) else (e, True) for e in told or ()]

@@ -16,34 +16,34 @@ from typing import TypeVar
 
 from twotower.errors import RunError, Unavailable
 from twotower.index.deadline import deadline
-from twotower.serve.user_events import Breaker
+from twotower.serve.user_events import CircuitBreaker
 
-THREADS = 16
+SEARCH_THREADS = 16
 """Searches under way at once."""
-QUEUED = 2 * THREADS
+MAX_SEARCHES = 2 * SEARCH_THREADS
 """Searches under way and waiting for a thread, at most."""
 T = TypeVar("T")
 
 log = logging.getLogger("twotower.remote")
 
 
-class Remote:
+class RemoteSearchExecutor:
     """The searches of one process."""
 
     def __init__(self, timeout: float, failed: Callable[[], None] = lambda: None) -> None:
         """`timeout` in seconds for all exchanges of a search; `failed` is told each time one fails."""
         self.timeout = timeout
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
         self._failed = failed
-        self._pool = ThreadPoolExecutor(THREADS, "search")
+        self._pool = ThreadPoolExecutor(SEARCH_THREADS, "search")
         self._under_way = 0
 
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` gives, done in a thread. Raises Unavailable, and whatever `work` does."""
         if (began := self.breaker.allows()) is None:
             raise Unavailable("the index does not answer; it is asked again in a moment")
-        if self._under_way >= QUEUED:
-            raise Unavailable(f"{QUEUED} searches are under way")
+        if self._under_way >= MAX_SEARCHES:
+            raise Unavailable(f"{MAX_SEARCHES} searches are under way")
         until = time.monotonic() + self.timeout
 
         def within() -> T:

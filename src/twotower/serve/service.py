@@ -15,27 +15,27 @@ from twotower.retrieve import Retriever
 from twotower.schema import Sequence
 from twotower.serve import schemas
 from twotower.serve.admission import ENTRIES, Gate, Places, give_back
-from twotower.serve.bundles import Shelf
+from twotower.serve.bundles import BundleManager
 from twotower.serve.metrics import Metrics
 from twotower.serve.problems import Problem
-from twotower.serve.search_executor import THREADS, Remote
+from twotower.serve.search_executor import SEARCH_THREADS, RemoteSearchExecutor
 from twotower.serve.settings import ServeSettings
-from twotower.serve.user_events import NOBODY, Live, Memory, Recalled, Redis
+from twotower.serve.user_events import EMPTY_STATE, EventStore, InProcessEvents, RedisEvents, UserState
 
-BATCHES, OF_ONE = 8, 4
+MAX_BATCHES, MAX_BATCHES_PER_CLIENT = 8, 4
 """Batches that may be under way at once, of all clients and of one."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ResolvedRequest:
     """A request as the retriever takes it, the method that answers it, and a vector that is known already."""
 
     request: Request
     method: Method
     known: bool
     """Whether the bundle has the user."""
-    recalled: Recalled
+    recalled: UserState
     live: int
     plain: bool
     """Only the live history is new, so the vector may be kept for the next time."""
@@ -48,20 +48,22 @@ class Service:
         """Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings
         self.metrics = metrics or Metrics()
-        self.shelf = Shelf(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
+        self.shelf = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
         failed, dropped = self.metrics.live_errors, self.metrics.live_dropped
-        self._memory = Memory(s.live_events, s.live_seconds, s.live_memory, lambda what, n: dropped.labels(what).inc(n))
-        self.live: Live = self._memory
+        self._memory = InProcessEvents(
+            s.live_events, s.live_seconds, s.live_memory, lambda what, n: dropped.labels(what).inc(n)
+        )
+        self.live: EventStore = self._memory
         if s.live != "memory":
             timeout, count = s.live_timeout / 1e3, lambda what: failed.labels(what).inc()
-            self.live = Redis(s.live, s.live_events, s.live_seconds, timeout, count, self._memory)
+            self.live = RedisEvents(s.live, s.live_events, s.live_seconds, timeout, count, self._memory)
         # A turn that waits for another process lets others have theirs; but a few, for what the loop has to do before
         # it reads an answer looks to them like a slow store.
         self._turns = 4 if self.live.shared else 1
         self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, self._turns)
-        self.remote = Remote(s.index_timeout / 1e3, self.metrics.index_errors.inc)
+        self.remote = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
         self.draining = False
-        self._batches = Places(BATCHES, OF_ONE, "batches")
+        self._batches = Places(MAX_BATCHES, MAX_BATCHES_PER_CLIENT, "batches")
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -82,7 +84,7 @@ class Service:
 
     # ---- what is asked
 
-    async def recommend(self, body: schemas.RecommendBody, retriever: Retriever | None = None) -> dict[str, Any]:
+    async def recommend(self, body: schemas.RecommendRequest, retriever: Retriever | None = None) -> dict[str, Any]:
         """The reply to a request. Raises Problem and DataError."""
         self.check(body)
         retriever = retriever or self.shelf.current
@@ -93,7 +95,7 @@ class Service:
             await self._keep(self.live.keep(retriever.bundle.id, body.user_id, asked.recalled.events, vector))
         return self.reply(answer, asked, retriever)
 
-    async def batch(self, body: schemas.BatchBody, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+    async def batch(self, body: schemas.BatchRequest, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """Replies, each in a turn of its own between the requests of others, until the client is `gone`."""
         if len(body.requests) > self.settings.max_batch:
             raise _too_many("body.requests", len(body.requests), self.settings.max_batch)
@@ -102,7 +104,7 @@ class Service:
             for place, one in enumerate(body.requests):
                 if place % 8 == 7 and await gone():
                     break
-                async with self.gate.turn(client, weight(one)):
+                async with self.gate.turn(client, request_weight(one)):
                     try:
                         replies.append(await self.recommend(one))
                     except Problem as e:
@@ -111,7 +113,7 @@ class Service:
                         replies.append(problem_of(e).shape())
         return {"replies": replies}
 
-    async def embed(self, body: schemas.AskBody) -> dict[str, Any]:
+    async def embed(self, body: schemas.UserRequest) -> dict[str, Any]:
         """The user's vector."""
         self.check(body)
         retriever = self.shelf.current
@@ -130,7 +132,7 @@ class Service:
             "live": asked.live,
         }
 
-    async def search(self, body: schemas.SearchBody) -> dict[str, Any]:
+    async def search(self, body: schemas.SearchRequest) -> dict[str, Any]:
         """The best items for a text."""
         retriever = self.shelf.current
         if not retriever.schema.texts("user"):
@@ -149,7 +151,7 @@ class Service:
         self._check_k(k, "query.k")
         return self.reply(await self.beside(retriever, lambda: retriever.similar(item_id, k)), None, retriever)
 
-    async def add_events(self, body: schemas.EventsBody) -> dict[str, Any]:
+    async def add_events(self, body: schemas.EventsRequest) -> dict[str, Any]:
         """Go on with a user's live history. Raises Problem "conflict" where other workers would not see it."""
         self._check_list("events", body.events)
         if self.settings.workers > 1 and not self.live.shared:
@@ -158,7 +160,7 @@ class Service:
                 f"{self.settings.workers} workers do not share live histories kept in memory; serve with "
                 "--live redis://HOST:PORT/DB, or with one worker",
             )
-        retriever, events = self.shelf.current, schemas.events(list(body.events))
+        retriever, events = self.shelf.current, schemas.item_events(list(body.events))
         unknown = set(retriever.strange(item for item, _ in events))
         n, shared = await self.live.add(self.shelf.bundles(retriever), body.user_id, events, unknown)
         self.metrics.live_bytes.set(self._memory.size)
@@ -189,16 +191,16 @@ class Service:
 
     # ---- the parts of an answer
 
-    def check(self, body: schemas.AskBody | schemas.SearchBody) -> None:
+    def check(self, body: schemas.UserRequest | schemas.SearchRequest) -> None:
         """Raises Problem for more than the service takes."""
-        if isinstance(body, schemas.Choice):
+        if isinstance(body, schemas.ItemFilter):
             self._check_k(body.k)
         for name in ("history", "events", "allow", "ban"):
             self._check_list(name, getattr(body, name, None))
 
-    async def recall(self, body: schemas.AskBody, retriever: Retriever) -> Asked:
+    async def recall(self, body: schemas.UserRequest, retriever: Retriever) -> ResolvedRequest:
         """What the user has done since, and so the method."""
-        recalled = NOBODY
+        recalled = EMPTY_STATE
         if body.live and body.user_id is not None:
             started = time.perf_counter()
             recalled = await self.live.recall(self.shelf.bundles(retriever), body.user_id)
@@ -206,8 +208,8 @@ class Service:
         request = Request(
             body.user_id,
             body.features,
-            None if body.history is None else schemas.events(body.history),
-            [*recalled.events, *schemas.events(body.events)],
+            None if body.history is None else schemas.item_events(body.history),
+            [*recalled.events, *schemas.item_events(body.events)],
         )
         known = body.user_id is not None and retriever.knows(body.user_id)
         if body.user_id is not None and not (known or request.tells) and self.settings.unknown_user == "404":
@@ -216,17 +218,19 @@ class Service:
         if not known and request.tells:
             method = 2  # there is no stored vector
         plain = bool(recalled.events) and not (body.features or body.events or body.history is not None)
-        return Asked(request, method, known, recalled, len(recalled.events), plain)
+        return ResolvedRequest(request, method, known, recalled, len(recalled.events), plain)
 
     async def beside(self, retriever: Retriever, work: Callable[[], T]) -> T:
         """What `work` gives: done at once where the index is here, in a thread where a search waits for others.
 
         Raises Unavailable, and whatever `work` does."""
         remote = retriever.index.remote
-        self.gate.width = max(self._turns, THREADS) if remote else self._turns
+        self.gate.width = max(self._turns, SEARCH_THREADS) if remote else self._turns
         return await self.remote.run(work) if remote else work()
 
-    async def found(self, body: schemas.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
+    async def found(
+        self, body: schemas.RecommendRequest, asked: ResolvedRequest, retriever: Retriever
+    ) -> tuple[Answer, Any]:
         """`answer`, wherever the index is; popular items, or Problem "index", if it does not answer."""
         try:
             return await self.beside(retriever, lambda: self.answer(body, asked, retriever))
@@ -241,10 +245,12 @@ class Service:
         self, error: Unavailable, retriever: Retriever, request: Request, k: int, method: Method, **filters: Any
     ) -> Answer:
         if self.settings.index_down == "503":
-            raise index_is_down() from error
+            raise index_problem() from error
         return retriever.recommend(request, k, method, fallback=True, **filters)
 
-    def answer(self, body: schemas.RecommendBody, asked: Asked, retriever: Retriever) -> tuple[Answer, Any]:
+    def answer(
+        self, body: schemas.RecommendRequest, asked: ResolvedRequest, retriever: Retriever
+    ) -> tuple[Answer, Any]:
         """The answer, and the vector that the tower gave, if it was asked."""
         vector = asked.recalled.vector if asked.plain and asked.method == 2 else None
         if vector is not None and vector.shape != (1, retriever.index.width):
@@ -274,7 +280,9 @@ class Service:
             answer = replace(answer, unknown=unknown)
         return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), made
 
-    def reply(self, answer: Answer, asked: Asked | None, retriever: Retriever, count: bool = True) -> dict[str, Any]:
+    def reply(
+        self, answer: Answer, asked: ResolvedRequest | None, retriever: Retriever, count: bool = True
+    ) -> dict[str, Any]:
         """As it travels; counted, if a client asked and not somebody who looks."""
         if count:
             self.metrics.answered(
@@ -314,7 +322,7 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
 
-def weight(body: schemas.RecommendBody) -> float:
+def request_weight(body: schemas.RecommendRequest) -> float:
     """The weight of a request of a batch in the queue, by the entries of its lists."""
     return 1.0 + sum(len(entries or ()) for entries in (body.history, body.events, body.allow, body.ban)) / ENTRIES
 
@@ -324,7 +332,7 @@ def problem_of(error: DataError) -> Problem:
     return Problem("unknown-item" if isinstance(error, UnknownId) else "invalid", str(error))
 
 
-def index_is_down() -> Problem:
+def index_problem() -> Problem:
     """What is told where there is nothing else to give."""
     return Problem("index", headers={"Retry-After": "2"})
 

@@ -25,28 +25,28 @@ import numpy.typing as npt
 import orjson
 
 from twotower.errors import ConfigError
-from twotower.serve.histories import Histories, Told
+from twotower.serve.histories import Histories, TimedEvent
 
 Event = tuple[str, bool]
 """An item's id, and whether the user liked it."""
-Vector = npt.NDArray[np.float32]
+UserVector = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 log = logging.getLogger("twotower.live")
 
 
 @dataclass(frozen=True)
-class Recalled:
+class UserState:
     """A user's events, oldest first, and the vector that was made with them, if it was kept."""
 
     events: list[Event]
-    vector: Vector | None = None
+    vector: UserVector | None = None
 
 
-NOBODY = Recalled([])
+EMPTY_STATE = UserState([])
 
 
-class Live(Protocol):
+class EventStore(Protocol):
     """Where live histories and vectors are kept."""
 
     shared: bool
@@ -58,10 +58,10 @@ class Live(Protocol):
         """Append under the last of the bundles, which does not know the `unknown` items; how many are kept under all of
         them, and whether others see the new ones."""
 
-    async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
+    async def recall(self, bundles: Sequence[str], user: str) -> UserState:
         """The events under these bundles, in the order in which they came, and the vector under the last bundle."""
 
-    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: Vector) -> None:
+    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
         """Keep the vector (1, D) that was made with these events."""
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
@@ -71,7 +71,7 @@ class Live(Protocol):
         """Let go of connections."""
 
 
-class Memory:
+class InProcessEvents:
     """In this process: of each user the latest `events`, `seconds` after the last of them, `limit` bytes of all."""
 
     shared = False
@@ -96,32 +96,32 @@ class Memory:
     async def add(
         self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
     ) -> tuple[int, bool]:
-        self.put(bundles[-1], user, timed(events, unknown))
+        self.put(bundles[-1], user, with_times(events, unknown))
         return len(self.get(bundles, user)), True
 
-    def put(self, bundle: str, user: str, events: Sequence[Told]) -> None:
+    def put(self, bundle: str, user: str, events: Sequence[TimedEvent]) -> None:
         self._histories.put(user, bundle, events)
 
-    def get(self, bundles: Sequence[str], user: str) -> list[Told]:
+    def get(self, bundles: Sequence[str], user: str) -> list[TimedEvent]:
         """The latest events under these bundles."""
         return latest(self._histories.get(user, bundles), self.events)
 
-    def taken(self, bundles: Sequence[str], user: str) -> list[Told]:
+    def taken(self, bundles: Sequence[str], user: str) -> list[TimedEvent]:
         """The events under these bundles, which are here no longer."""
         events = self.get(bundles, user)
         self._histories.drop(user, bundles)
         return events
 
-    async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
+    async def recall(self, bundles: Sequence[str], user: str) -> UserState:
         events = [(e.item, e.liked) for e in self.get(bundles, user)]
         if not events:
-            return NOBODY
+            return EMPTY_STATE
         kept = self._histories.vector(user)
-        fits = kept is not None and kept[:2] == (bundles[-1], digest(events))
-        return Recalled(events, np.frombuffer(kept[2], "<f4")[None] if kept is not None and fits else None)
+        fits = kept is not None and kept[:2] == (bundles[-1], history_digest(events))
+        return UserState(events, np.frombuffer(kept[2], "<f4")[None] if kept is not None and fits else None)
 
-    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: Vector) -> None:
-        self._histories.keep(user, (bundle, digest(events), vector.astype("<f4").tobytes()))
+    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+        self._histories.keep(user, (bundle, history_digest(events), vector.astype("<f4").tobytes()))
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
         self._histories.drop(user)
@@ -131,7 +131,7 @@ class Memory:
         return
 
 
-class Breaker:
+class CircuitBreaker:
     """After `failures` in a row nobody asks for a while, which doubles from `rest` to `most` seconds; then one may try."""
 
     def __init__(
@@ -170,7 +170,7 @@ class Breaker:
             self._until = self._opened + pause * random.uniform(0.75, 1.25)
 
 
-class Redis:
+class RedisEvents:
     """In Redis or Valkey, which workers and hosts share."""
 
     shared = True
@@ -182,7 +182,7 @@ class Redis:
         seconds: int = 86_400,
         timeout: float = 0.02,
         failed: Callable[[str], None] = lambda what: None,
-        here: Memory | None = None,
+        here: InProcessEvents | None = None,
     ) -> None:
         """`timeout` in seconds for one exchange; `failed` is told "read" or "write" each time one fails; `here` keeps
         what cannot be written.
@@ -204,15 +204,15 @@ class Redis:
         except ValueError as e:
             raise ConfigError(f"--live {url}: {e}") from None
         self.events, self.seconds, self.timeout = events, seconds, timeout
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
         self._failed = failed
         self._errors: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
-        self._here = here or Memory(events, seconds)
+        self._here = here or InProcessEvents(events, seconds)
 
     async def add(
         self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
     ) -> tuple[int, bool]:
-        key, new = _history(bundles[-1], user), timed(events[-self.events :], unknown)
+        key, new = _events_key(bundles[-1], user), with_times(events[-self.events :], unknown)
         waiting = self._here.taken(bundles, user)
 
         async def push() -> int:
@@ -221,7 +221,7 @@ class Redis:
             pipe.ltrim(key, -self.events, -1)
             pipe.expire(key, self.seconds)
             for bundle in bundles:
-                pipe.llen(_history(bundle, user))
+                pipe.llen(_events_key(bundle, user))
             return sum(map(int, (await pipe.execute())[3:]))
 
         # Not tried twice: nobody knows whether the first one arrived.
@@ -231,32 +231,36 @@ class Redis:
         self._here.put(bundles[-1], user, [*waiting, *new])
         return len(self._here.get(bundles, user)), False
 
-    async def recall(self, bundles: Sequence[str], user: str) -> Recalled:
+    async def recall(self, bundles: Sequence[str], user: str) -> UserState:
         async def read() -> list[Any]:
             pipe = self._client.pipeline(transaction=False)
             for bundle in bundles:
-                pipe.lrange(_history(bundle, user), -self.events, -1)
-            pipe.get(_vector(bundles[-1], user))
+                pipe.lrange(_events_key(bundle, user), -self.events, -1)
+            pipe.get(_vector_key(bundles[-1], user))
             return list(await pipe.execute())
 
         found = await self._tried("read", read, tries=2)
         if found is None:
             return await self._here.recall(bundles, user)
         *histories, kept = found
-        there = [event for history in histories for raw in history if (event := _event(raw))]
+        there = [event for history in histories for raw in history if (event := _parse_event(raw))]
         events = [(e.item, e.liked) for e in latest([*there, *self._here.get(bundles, user)], self.events)]
         if not events:
-            return NOBODY
-        fits = isinstance(kept, bytes) and kept[:_DIGEST] == digest(events) and (len(kept) - _DIGEST) % 4 == 0
-        return Recalled(events, np.frombuffer(kept, "<f4", offset=_DIGEST)[None] if fits else None)
+            return EMPTY_STATE
+        fits = (
+            isinstance(kept, bytes)
+            and kept[:_DIGEST_BYTES] == history_digest(events)
+            and (len(kept) - _DIGEST_BYTES) % 4 == 0
+        )
+        return UserState(events, np.frombuffer(kept, "<f4", offset=_DIGEST_BYTES)[None] if fits else None)
 
-    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: Vector) -> None:
-        value = digest(events) + vector.astype("<f4").tobytes()
-        await self._tried("write", lambda: self._client.set(_vector(bundle, user), value, ex=self.seconds), tries=1)
+    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+        value = history_digest(events) + vector.astype("<f4").tobytes()
+        await self._tried("write", lambda: self._client.set(_vector_key(bundle, user), value, ex=self.seconds), tries=1)
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
         await self._here.forget(bundles, user)
-        keys = [key for bundle in bundles for key in (_history(bundle, user), _vector(bundle, user))]
+        keys = [key for bundle in bundles for key in (_events_key(bundle, user), _vector_key(bundle, user))]
         return await self._tried("write", lambda: self._client.delete(*keys), tries=2) is not None
 
     async def close(self) -> None:
@@ -286,42 +290,44 @@ class Redis:
         return None
 
 
-_DIGEST = 8
-_LARGEST_EVENT = 4096
+_DIGEST_BYTES = 8
+_MAX_EVENT_BYTES = 4096
 """Bytes of an event: of 512 characters, the longest id, none takes more than six."""
 
 
-def digest(events: Sequence[Event]) -> bytes:
+def history_digest(events: Sequence[Event]) -> bytes:
     """Of a history."""
-    return hashlib.blake2b(orjson.dumps(events), digest_size=_DIGEST).digest()
+    return hashlib.blake2b(orjson.dumps(events), digest_size=_DIGEST_BYTES).digest()
 
 
-def _history(bundle: str, user: str) -> str:
+def _events_key(bundle: str, user: str) -> str:
     return f"{bundle}:history:{user}"
 
 
-def _vector(bundle: str, user: str) -> str:
+def _vector_key(bundle: str, user: str) -> str:
     return f"{bundle}:vector:{user}"
 
 
-def _event(raw: bytes) -> Told | None:
+def _parse_event(raw: bytes) -> TimedEvent | None:
     """Nothing for what is no event of ours."""
-    if len(raw) > _LARGEST_EVENT:
+    if len(raw) > _MAX_EVENT_BYTES:
         return None
     try:
         item, liked, when = orjson.loads(raw)
     except (ValueError, TypeError):
         return None
     ours = isinstance(item, str) and isinstance(liked, bool) and isinstance(when, float)
-    return Told(item, liked, when) if ours else None
+    return TimedEvent(item, liked, when) if ours else None
 
 
-def timed(events: Sequence[Event], unknown: Container[str] = ()) -> list[Told]:
+def with_times(events: Sequence[Event], unknown: Container[str] = ()) -> list[TimedEvent]:
     """Events of now, in their order."""
     now = time.time()
-    return [Told(item, liked, now + place * 1e-6, item not in unknown) for place, (item, liked) in enumerate(events)]
+    return [
+        TimedEvent(item, liked, now + place * 1e-6, item not in unknown) for place, (item, liked) in enumerate(events)
+    ]
 
 
-def latest(events: list[Told], n: int) -> list[Told]:
+def latest(events: list[TimedEvent], n: int) -> list[TimedEvent]:
     """The last `n` in the order of their times."""
     return sorted(events, key=lambda e: e.when)[-n:]
