@@ -229,14 +229,14 @@ def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
 
     from twotower.config import load_config
     from twotower.data.memmap import Prepared
-    from twotower.distributed import Ranks
+    from twotower.distributed import DistributedContext
     from twotower.train.trainer import Trainer
 
     torch.set_num_threads(threads)
-    ranks = Ranks.here()
+    context = DistributedContext.from_environment()
     _, config = load_config(folder / "config.toml")
-    with ranks.together():
-        trainer = Trainer(Prepared.open(folder / "prepared"), config, ranks=ranks)
+    with context.process_group():
+        trainer = Trainer(Prepared.open(folder / "prepared"), config, context=context)
         steps = min(steps, trainer.objective.steps_per_epoch - 2)
         epoch = trainer.objective.sampler.epoch(0)
         trainer.step(epoch, 0)
@@ -244,7 +244,7 @@ def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
         for number in range(1, steps + 1):
             trainer.step(epoch, number)
         rate = steps * config.train.batch_size / (time.perf_counter() - started)
-    if ranks.first:
+    if context.is_main:
         print(f"rows a second: {rate:.0f} over {steps} steps")
 
 
@@ -337,7 +337,7 @@ def table_steps(way: str) -> None:
     from twotower.config import parse_config
     from twotower.data.dataset import build_dataset
     from twotower.data.tables import check
-    from twotower.distributed import Ranks
+    from twotower.distributed import DistributedContext
     from twotower.schema import Categorical, Schema
     from twotower.train.trainer import Trainer, peak_memory_mb
 
@@ -358,16 +358,16 @@ def table_steps(way: str) -> None:
         build_dataset(check(None, None, pl.DataFrame(ids), schema), schema, parse_config({})[1].split),
         parse_config(body),
     )
-    ranks = Ranks.here()
-    with ranks.together(alone=kind == "torchrec"):
-        trainer = Trainer(dataset, config, ranks=ranks)
+    context = DistributedContext.from_environment()
+    with context.process_group(always=kind == "torchrec"):
+        trainer = Trainer(dataset, config, context=context)
         epoch, steps = trainer.objective.sampler.epoch(0), 6 if kind == "replicated" else 30
         trainer.step(epoch, 0)
         started = time.perf_counter()
         for number in range(1, steps + 1):
             trainer.step(epoch, number)
         spent = time.perf_counter() - started
-        if ranks.first:
+        if context.is_main:
             print(json.dumps({"steps": steps / spent, "peak": peak_memory_mb()}), flush=True)
         del trainer
 

@@ -25,7 +25,7 @@ from twotower.config import Config, DataConfig, SplitConfig
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.schema import Schema, Sequence
 from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
@@ -131,7 +131,7 @@ def world(name: str) -> Dataset:
     return build_dataset(check(*checkerboard(), schema), schema, Config().split)
 
 
-def trainer(case: str, ranks: Ranks | None = None, **train: Any) -> Trainer:
+def trainer(case: str, context: DistributedContext | None = None, **train: Any) -> Trainer:
     """A training without anything that is drawn a row at a time: ranks draw other dropout than one alone."""
     name, sections = CASES[case]
     data = world(name)
@@ -142,7 +142,7 @@ def trainer(case: str, ranks: Ranks | None = None, **train: Any) -> Trainer:
         positives = sections.get("loss", {}).get("kind", "bce") != "bce"
         chosen["batch_size"] = (len(data.positive_numbers) if positives else len(data.train)) - 1
     config = settings(**sections | {"train": {"device": "cpu"} | chosen})
-    return Trainer(data, config, ranks=ranks)
+    return Trainer(data, config, context=context)
 
 
 def weights(of: Trainer) -> dict[str, np.ndarray[Any, Any]]:
@@ -165,14 +165,14 @@ def weights(of: Trainer) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def main() -> None:
-    out, ranks = Path(sys.argv[1]), Ranks.here()
+    out, context = Path(sys.argv[1]), DistributedContext.from_environment()
     cases = sys.argv[2:] or list(CASES)
-    with ranks.together(seconds=60, alone=True):
+    with context.process_group(timeout=60, always=True):
         for number, case in enumerate(cases):
             of, train = TORCHREC.get(case, (case, {}))
-            found = weights(trainer(of, ranks, **(train | {"tables": "torchrec"} if case in TORCHREC else {})))
-            np.savez(out / f"{number}-{ranks.number}.npz", **found)
-            if ranks.first:
+            found = weights(trainer(of, context, **(train | {"tables": "torchrec"} if case in TORCHREC else {})))
+            np.savez(out / f"{number}-{context.rank}.npz", **found)
+            if context.is_main:
                 (out / f"{number}.txt").write_text(case, encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ import ranked
 from worlds import checkerboard
 
 from twotower import cli
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent
@@ -69,26 +69,26 @@ def test_ranks_train_what_one_trains(together: tuple[int, Path], case: str) -> N
 def test_ranks_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert Ranks.here() == Ranks(0, 1, 0)
+    assert DistributedContext.from_environment() == DistributedContext(0, 1, 0)
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert Ranks.here() == Ranks(3, 4, 1)
-    assert not Ranks.here().first
+    assert DistributedContext.from_environment() == DistributedContext(3, 4, 1)
+    assert not DistributedContext.from_environment().is_main
     monkeypatch.setenv("RANK", "4")
-    with pytest.raises(ConfigError, match=r"RANK=4, WORLD_SIZE=4.*torchrun"):
-        Ranks.here()
+    with pytest.raises(ConfigError, match=r"RANK=4, WORLD_SIZE=4.*torchrun sets"):
+        DistributedContext.from_environment()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)  # as where somebody else has set WORLD_SIZE
-    with pytest.raises(ConfigError, match=r"WORLD_SIZE=4: the ranks do not find each other .*unset RANK"):
-        Ranks.here().together().__enter__()
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=4: the ranks do not connect .*unset RANK"):
+        DistributedContext.from_environment().process_group().__enter__()
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 100])
 def test_shares_follow_one_another_and_are_as_good_as_equal(n: int) -> None:
-    shares = [range(*Ranks(r, 3).share(n).indices(n)) for r in range(3)]
+    shares = [range(*DistributedContext(r, 3).partition(n).indices(n)) for r in range(3)]
     assert [i for share in shares for i in share] == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert Ranks(0, 3).share(n, 2) == Ranks(2, 3).share(n)
+    assert DistributedContext(0, 3).partition(n, 2) == DistributedContext(2, 3).partition(n)
 
 
 # ---- the command

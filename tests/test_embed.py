@@ -22,7 +22,7 @@ from worlds import checkerboard, settings
 
 from twotower import api, cli, embed, files
 from twotower.data.tables import check
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.embeddings_folder import Vectors, part_names
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.runs import Run
@@ -198,7 +198,7 @@ def test_a_rank_that_dies_holds_up_nobody_and_its_part_is_taken_over(
 ) -> None:
     dead = start(run, table, tmp_path / "out", 1, 2, fail=1)
     assert ended([dead])[0] == [-signal.SIGKILL]
-    lines = again(run, table, tmp_path / "out", ranks=Ranks(0, 2))
+    lines = again(run, table, tmp_path / "out", context=DistributedContext(0, 2))
     assert lines[-1] == f"417 items in 6 shards have vectors: {tmp_path / 'out'}"
     same(tmp_path / "out", whole)
 

@@ -21,7 +21,7 @@ from twotower.data.memmap import FOLDER, Prepared
 from twotower.data.prepare import write_prepared
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.embed import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError
 from twotower.escaping import command
@@ -106,10 +106,10 @@ def fit(
     newest good checkpoint, or starts when there is none; `anew` starts whatever is there. A complete run stays until
     another one is whole. Raises DataError, ConfigError or RunError for what cannot be used.
     """
-    config, watcher, ranks = config or Config(), watcher or Watcher(), Ranks.here()
+    config, watcher, context = config or Config(), watcher or Watcher(), DistributedContext.from_environment()
     folder = Path(folder) if folder is not None else None
     with ExitStack() as held:
-        if folder and ranks.first:
+        if folder and context.is_main:
             held.enter_context(runs.locked(folder))
         if folder and not (resume or anew) and (folder / "encoders.json").exists():
             raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
@@ -123,24 +123,24 @@ def fit(
         watcher.say(dataset.describe())
         for line in dataset.describe_texts():
             watcher.say(line)
-        return _train(dataset, config, ranks, folder, watcher, resume, override)
+        return _train(dataset, config, context, folder, watcher, resume, override)
 
 
 def _train(
     dataset: Dataset,
     config: Config,
-    ranks: Ranks,
+    context: DistributedContext,
     folder: Path | None,
     watcher: Watcher,
     resume: bool,
     override: bool,
 ) -> Run:
-    device = choose_device(config.train.device, watcher.say, ranks.local)
-    with ranks.together(device.type, config.train.timeout, alone=config.train.tables == "torchrec"):
+    device = choose_device(config.train.device, watcher.say, context.local_rank)
+    with context.process_group(device.type, config.train.timeout, always=config.train.tables == "torchrec"):
         place = runs.place(folder) if folder else None
-        told = _Recorder(place, watcher) if ranks.first else Watcher()
+        told = _Recorder(place, watcher) if context.is_main else Watcher()
         checkpoints = place / "checkpoints" if place else None
-        trainer = Trainer(dataset, config, checkpoints, told, runs.fingerprint(dataset, config), ranks, device)
+        trainer = Trainer(dataset, config, checkpoints, told, runs.fingerprint(dataset, config), context, device)
         if folder and place:
             found = trainer.resume(override, folder / "checkpoints") if resume else None
             if found:
@@ -150,11 +150,13 @@ def _train(
             elif resume:
                 told.say("no checkpoint to resume from; starting")
             here = (trainer.fingerprint, trainer.progress.step)
-            if ranks.sum(float(here != ranks.told(here)))[0]:  # nobody writes before all have looked
+            if context.all_reduce_sum(float(here != context.broadcast(here)))[
+                0
+            ]:  # nobody writes before all have looked
                 raise RunError(
                     f"{folder}: the ranks see other settings, data or checkpoints; all need the same files at the same path"
                 )
-            if ranks.first:
+            if context.is_main:
                 runs.begin(place, dataset, config, found)
         try:
             trained = trainer.run()
@@ -167,7 +169,7 @@ def _train(
     if place and isinstance(dataset, Prepared):  # what it was made from may be gone, or another by now
         dataset = replace(dataset, folder=place / FOLDER)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
-    if not ranks.first:
+    if not context.is_main:
         return done
     metrics = evaluate_model(done.factors, dataset, config.evaluation) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()

@@ -106,10 +106,10 @@ def train(
     """Train on the tables a config names, evaluate, and write a run folder; under torchrun, with all ranks."""
     from twotower import api
     from twotower.config import load_config
-    from twotower.distributed import Ranks
+    from twotower.distributed import DistributedContext
 
     schema, resolved = load_config(config, set_ or [])
-    first = Ranks.here().first
+    first = DistributedContext.from_environment().is_main
     with Terminal() as console:
         watcher = console if first else Watcher()
         tables, schema = api.read(resolved, schema, watcher)
@@ -197,14 +197,14 @@ def embed(
     ] = 0,
 ) -> None:
     """Vectors of every row of a table, in bounded memory; shared by the ranks of torchrun, and gone on with when called again."""
-    from twotower.distributed import Ranks
+    from twotower.distributed import DistributedContext
 
     if side not in ("user", "item"):
         raise ConfigError(f"--side {side}: allowed are user and item")
-    ranks = Ranks.here()
+    context = DistributedContext.from_environment()
 
-    if ranks.count > 1:
-        threads = threads or _cores() // _local(ranks.count) or 1
+    if context.world_size > 1:
+        threads = threads or _cores() // _local(context.world_size) or 1
     if threads:
         os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
     import torch
@@ -213,11 +213,11 @@ def embed(
 
     if threads:
         torch.set_num_threads(threads)
-    if ranks.count > 1 and ranks.first:
-        show(f"{ranks.count} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
+    if context.world_size > 1 and context.is_main:
+        show(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     api.embed(
         api.load(run), side, table, out, say=show, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
-        anew=anew, ranks=ranks,
+        anew=anew, context=context,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The processes that work on one model together, as torchrun starts them: who this one is, and what they tell each other.
+"""The ranks of one job, as torchrun starts them: rank, world size, and the collectives that training needs.
 
-Alone, every method gives back what it was given. Together, all ranks must call the same ones in the same order.
+With one rank every collective returns its argument. With several, all ranks call the same collectives in the same order.
 """
 
 from __future__ import annotations
@@ -23,51 +23,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """`count` processes, of which this is `number` (0, 1, …), and the `local`-th on its machine."""
+class DistributedContext:
+    """One rank of a job: `rank` in [0, `world_size`), and `local_rank`, its number on this machine."""
 
-    number: int = 0
-    count: int = 1
-    local: int = 0
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
 
     @classmethod
-    def here(cls) -> Ranks:
-        """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process without it. Raises ConfigError."""
+    def from_environment(cls) -> DistributedContext:
+        """Read RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets; without them one process. Raises ConfigError if they
+        are not whole numbers with RANK < WORLD_SIZE."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        said = [os.environ.get(name, default) for name, default in zip(names, ("0", "1", "0"), strict=True)]
-        if not all(s.isdecimal() for s in said) or int(said[0]) >= int(said[1]):
-            told = ", ".join(f"{n}={s}" for n, s in zip(names, said, strict=True))
-            raise ConfigError(f"{told}: these are set by torchrun; unset them to run one process")
-        return cls(*map(int, said))
+        values = [os.environ.get(name, default) for name, default in zip(names, ("0", "1", "0"), strict=True)]
+        if not all(v.isdecimal() for v in values) or int(values[0]) >= int(values[1]):
+            given = ", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True))
+            raise ConfigError(f"{given}: torchrun sets these variables; unset them to run one process")
+        return cls(*map(int, values))
 
     @property
-    def first(self) -> bool:
-        """Whether this one speaks, and writes, for all."""
-        return self.number == 0
+    def is_main(self) -> bool:
+        """True on rank 0, which prints and writes files for all."""
+        return self.rank == 0
 
-    def share(self, n: int, number: int | None = None) -> slice:
-        """This rank's part of n things (or that of rank `number`); the parts follow one another and are as good as equal."""
-        r = self.number if number is None else number
-        return slice(r * n // self.count, (r + 1) * n // self.count)
+    def partition(self, n: int, rank: int | None = None) -> slice:
+        """Return the part of n things that belongs to this rank, or to `rank`: consecutive parts whose sizes differ by at
+        most one."""
+        r = self.rank if rank is None else rank
+        return slice(r * n // self.world_size, (r + 1) * n // self.world_size)
 
-    def sizes(self, n: int) -> list[int]:
-        """How many of n things each rank has."""
-        return [part.stop - part.start for part in (self.share(n, r) for r in range(self.count))]
+    def partition_sizes(self, n: int) -> list[int]:
+        """Return the size of every rank's part of n things."""
+        return [part.stop - part.start for part in (self.partition(n, r) for r in range(self.world_size))]
 
     @contextmanager
-    def together(self, device: str = "cpu", seconds: float = 600.0, alone: bool = False) -> Iterator[None]:
-        """While the block runs, the ranks can tell each other things: by gloo, or by nccl where `device` is cuda.
+    def process_group(self, device: str = "cpu", timeout: float = 600.0, always: bool = False) -> Iterator[None]:
+        """Connect the ranks for the length of the block: by nccl where `device` is cuda, else by gloo.
 
-        Whoever waits for another longer than `seconds` ends with an error, and so does whoever waits for a dead one.
-        One process has a group of its own only if it asks to be `alone` in one.
+        A rank that waits longer than `timeout` seconds for another, or for one that has died, ends with an error.
+        One process gets a group (of one) only with `always`. Raises ConfigError if the ranks do not connect.
         """
-        if self.count == 1 and not alone:
+        if self.world_size == 1 and not always:
             yield
             return
         from torch import distributed
 
         backend = "nccl" if device.startswith("cuda") else "gloo"
-        if self.count == 1:
+        if self.world_size == 1:
             store = distributed.HashStore()  # type: ignore[attr-defined]
             distributed.init_process_group(backend, store=store, rank=0, world_size=1)
             try:
@@ -77,100 +79,102 @@ class Ranks:
                 distributed.destroy_process_group()
             return
         try:
-            distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
-        except (ValueError, RuntimeError) as e:  # torch's errors of the network are RuntimeErrors
+            distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except (ValueError, RuntimeError) as e:  # torch's network errors are RuntimeErrors
             raise ConfigError(
-                f"WORLD_SIZE={self.count}: the ranks do not find each other ({str(e).splitlines()[0]}); start them with "
+                f"WORLD_SIZE={self.world_size}: the ranks do not connect ({str(e).splitlines()[0]}); start them with "
                 "torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK to run one process"
             ) from e
-        # After an error nothing is said: whoever waits hears of it as the connection ends with this process.
-        stopped: Interrupted | None = None
+        # After another error nothing is sent: the waiting ranks fail as the connection ends with this process.
+        interrupted: Interrupted | None = None
         try:
             yield
         except Interrupted as e:
-            stopped = e  # as all ranks are, after the same step; they wait for the one that writes
+            interrupted = e  # every rank stops after the same step, and waits for rank 0 to write the checkpoint
         distributed.barrier()
-        gc.collect()  # what still holds the group would keep its threads beyond the interpreter's end, which aborts
+        gc.collect()  # an object that still holds the group keeps its threads beyond the interpreter's end, which aborts
         distributed.destroy_process_group()
-        if stopped is not None:
-            raise stopped
+        if interrupted is not None:
+            raise interrupted
 
-    def gather(self, rows: Tensor, sizes: list[int]) -> Tensor:
-        """The rows (n, …) of every rank, one after another; `sizes` says how many each has. Its gradient is the sum of
-        what all ranks' gathered rows get."""
-        if self.count == 1:
+    def all_gather(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """Concatenate the rows (sizes[r], …) of every rank r. The gradient of a row is the sum of its gradients on all
+        ranks."""
+        if self.world_size == 1:
             return rows
-        found: Tensor = _gather()(rows, sizes, self)
-        return found
+        gathered: Tensor = _all_gather_function()(rows, sizes, self)
+        return gathered
 
-    def gather_array(self, rows: npt.NDArray[Any], sizes: list[int]) -> npt.NDArray[Any]:
-        """As `gather`, of an array (n, …) of whole or floating numbers."""
-        if self.count == 1:
+    def all_gather_array(self, rows: npt.NDArray[Any], sizes: list[int]) -> npt.NDArray[Any]:
+        """Concatenate the numeric arrays (sizes[r], …) of every rank r."""
+        if self.world_size == 1:
             return rows
         import torch
 
-        found = _all_rows(torch.from_numpy(np.ascontiguousarray(rows)).to(_device()), sizes)
-        array: npt.NDArray[Any] = found.cpu().numpy()
+        gathered = _all_gather_rows(torch.from_numpy(np.ascontiguousarray(rows)).to(_group_device()), sizes)
+        array: npt.NDArray[Any] = gathered.cpu().numpy()
         return array
 
-    def sum(self, *numbers: float) -> list[float]:
-        """Each of the numbers, added up over the ranks."""
-        if self.count == 1:
+    def all_reduce_sum(self, *numbers: float) -> list[float]:
+        """Sum each number over the ranks, in float64."""
+        if self.world_size == 1:
             return list(numbers)
         import torch
         from torch import distributed
 
-        total = torch.tensor(numbers, dtype=torch.float64, device=_device())
+        total = torch.tensor(numbers, dtype=torch.float64, device=_group_device())
         distributed.all_reduce(total)
-        found: list[float] = total.tolist()
-        return found
+        sums: list[float] = total.tolist()
+        return sums
 
-    def told(self, value: Any) -> Any:
-        """What the first rank gives, on every rank."""
-        if self.count == 1:
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's `value`, any picklable object, on every rank."""
+        if self.world_size == 1:
             return value
         from torch import distributed
 
         box = [value]
-        distributed.broadcast_object_list(box, src=0, device=_device())
+        distributed.broadcast_object_list(box, src=0, device=_group_device())
         return box[0]
 
 
-def _device() -> Any:
-    """Where the group's tensors must lie."""
+def _group_device() -> Any:
+    """Return the device on which the group's backend reads tensors."""
     import torch
     from torch import distributed
 
     return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
 
 
-def _all_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+def _all_gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Concatenate the rows of every rank, without gradient; shorter parts travel padded to the longest."""
     import torch
     from torch import distributed
 
     longest = max(sizes)
-    mine = rows.new_zeros((longest, *rows.shape[1:]))
-    mine[: len(rows)] = rows
-    everything = [torch.empty_like(mine) for _ in sizes]
-    distributed.all_gather(everything, mine)
-    return torch.cat([part[:n] for part, n in zip(everything, sizes, strict=True)])
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
 
-def _gather() -> Any:
+def _all_gather_function() -> Any:
+    """Return the differentiable all-gather (rows, sizes, context); a function, so that torch is imported late."""
     import torch
     from torch import distributed
 
-    class Gather(torch.autograd.Function):
+    class AllGather(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, rows: Tensor, sizes: list[int], ranks: Ranks) -> Tensor:
-            before = sum(sizes[: ranks.number])
-            ctx.mine = slice(before, before + len(rows))
-            return _all_rows(rows.detach(), sizes)
+        def forward(ctx: Any, rows: Tensor, sizes: list[int], context: DistributedContext) -> Tensor:
+            first = sum(sizes[: context.rank])
+            ctx.own = slice(first, first + len(rows))
+            return _all_gather_rows(rows.detach(), sizes)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
             total = grads[0].contiguous()
             distributed.all_reduce(total)
-            return total[ctx.mine], None, None
+            return total[ctx.own], None, None
 
-    return Gather.apply
+    return AllGather.apply

@@ -34,7 +34,7 @@ from twotower.data.tables import (
     table_files,
     with_ids,
 )
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.embeddings_folder import IDS, LIST, VECTORS, WORK
 from twotower.encoders import CategoricalEncoder, Column, Field, Ragged
 from twotower.errors import ConfigError, DataError, RunError
@@ -66,14 +66,14 @@ def embed(
     shard_rows: int = SHARD_ROWS,
     precision: Precision = "fp32",
     anew: bool = False,
-    ranks: Ranks | None = None,
+    context: DistributedContext | None = None,
 ) -> int:
     """Vectors of every row of `source`, which may be larger than memory; gives the number of rows that have theirs.
 
     `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet". Up to `shard_rows`
     rows of a Parquet file are a shard; so is a whole text file. `out` then holds, for one shard, vectors.npy (n, D)
     float32 and ids.parquet, the ids in the same order; for several, what `vectors.py` describes and `Vectors` reads.
-    Shards are made once: a later call goes on with what is missing or damaged. `ranks` share them, and nobody waits
+    Shards are made once: a later call goes on with what is missing or damaged. The ranks of `context` share them, and nobody waits
     for anybody: who is done early helps, and the last one writes the list.
 
     A row whose id the run knows has the sequences and statistics that the run has for it; a new one has empty sequences,
@@ -82,7 +82,7 @@ def embed(
     Raises DataError for a table that is not as the schema says, RunError if `out` holds anything else, or vectors of
     another table or model that `anew` does not give up, or the model gives a vector that is not finite; ConfigError.
     """
-    source, out, me = Path(source), Path(out), ranks or Ranks()
+    source, out, me = Path(source), Path(out), context or DistributedContext()
     if precision not in _TYPES:
         raise ConfigError(f"precision '{precision}': allowed are {', '.join(_TYPES)}")
     if shard_rows < 1:
@@ -92,15 +92,17 @@ def embed(
     shards = cut(sources, shard_rows)
     if not shards:
         raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
-    tower = _Tower(run, rows, precision, batch_rows, say if me.count == 1 else lambda t: say(f"rank {me.number}: {t}"))
+    tower = _Tower(
+        run, rows, precision, batch_rows, say if me.world_size == 1 else lambda t: say(f"rank {me.rank}: {t}")
+    )
     if len(shards) == 1:
-        return _whole(tower, shards[0], out, anew) if me.first else 0
+        return _whole(tower, shards[0], out, anew) if me.is_main else 0
     plan = {
         "side": side, "model": _digest(run), "schema": hashlib.sha256(rows.schema.model_dump_json().encode()).hexdigest(),
         "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in sources],
     }  # fmt: skip
     with Work.begin(out, plan, len(shards), anew) as work:
-        mine = range(me.number, len(shards), me.count)
+        mine = range(me.rank, len(shards), me.world_size)
         made = sum(_make(tower, work, shards[i], look=True) for i in mine)
         while True:  # from the end, where those who are slow come last
             missing = [s for s in reversed(shards) if not work.record(s.number)]
@@ -111,7 +113,7 @@ def embed(
         n, last = work.finish(run.model.metric)
         if not n and all(work.record(s.number) for s in shards):
             raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
-        if last or (work.complete and me.first):
+        if last or (work.complete and me.is_main):
             say(f"{n:,} {side}s in {len(shards):,} shards have vectors: {out}")
         return n
 

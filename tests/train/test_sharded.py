@@ -19,13 +19,13 @@ from worlds import checkerboard, settings
 from twotower import api
 from twotower.config import Config, load_config, parse_config
 from twotower.data.dataset import Dataset
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
 from twotower.model.tables import Shard, Table, tables_of
 from twotower.train import checkpoint, sharded
 from twotower.train.trainer import Trainer
 
-ALONE = Ranks()
+ALONE = DistributedContext()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_one_process_trains_with_torchrec_what_it_trains_without() -> None:
         ("pairs", {"optimizer": "Adam"}),
     ):
         alone = ranked.weights(ranked.trainer(case, **train))
-        with ALONE.together(alone=True):
+        with ALONE.process_group(always=True):
             found = ranked.weights(ranked.trainer(case, tables="torchrec", **train))
         close(found, alone, 2e-5)
 
@@ -247,14 +247,14 @@ def test_devices_that_cannot_do_it_are_refused(kind: str, message: str) -> None:
 
 
 def test_a_piece_says_that_it_is_one(board: Dataset) -> None:
-    with ALONE.together(alone=True):
+    with ALONE.process_group(always=True):
         made = trainer(board)
         with pytest.raises(RuntimeError, match="a piece of the table only; ask the first rank's model"):
             made.model.user_vectors(made.objective.users.take(np.arange(3)))
 
 
 def test_a_loss_that_is_not_finite_leaves_the_pieces_as_they_were(board: Dataset) -> None:
-    with ALONE.together(alone=True):
+    with ALONE.process_group(always=True):
         made = trainer(board, optimizer="SGD")
         before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
         with torch.no_grad():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from twotower.config import Config
 from twotower.data.batches import Batcher, Inputs, SideTensors
 from twotower.data.dataset import Dataset
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.encoders import Ints
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation import Factors
@@ -44,13 +44,13 @@ class Objective:
         config: Config,
         model: TwoTower,
         device: torch.device,
-        ranks: Ranks,
+        context: DistributedContext,
         sharded: Sharded | None,
         say: Callable[[str], None],
     ) -> None:
         """Raises ConfigError, DataError if there is nothing to learn, or not as the settings want it."""
         self.dataset, self.config, self.model = dataset, config, model
-        self.device, self.ranks, self.sharded = device, ranks, sharded
+        self.device, self.context, self.sharded = device, context, sharded
         self.earlier = config.train.histories == "earlier"
         timeline = dataset.timeline if self.earlier else None
         self.users = SideTensors(dataset.users, dataset.encoders.fields("user"), device, timeline, dataset.by_user)
@@ -60,7 +60,7 @@ class Objective:
         self._tells_dislikes = any(f.of != "positive" for f in sequences)
         _check_learnable(dataset, config)
         _check_histories(dataset, config, say)
-        _check_shards(config, ranks)
+        _check_shards(config, context)
         seed, shuffle, shards = config.train.seed, config.train.shuffle, config.train.shards
         self.sampler: Sampler | Positives
         self.candidates: CandidateSampler | None = None
@@ -72,7 +72,7 @@ class Objective:
             self.candidates = CandidateSampler(dataset, config.negatives, seed)
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(model)
-        if ranks.count > 1:
+        if context.world_size > 1:
             self._towers = _together(_Towers(model), sharded.names if sharded else ())
 
     def __call__(self, epoch: Epoch, number: int, step: int) -> tuple[int, Tensor, Tensor]:
@@ -92,16 +92,18 @@ class Objective:
 
     def examples(self, epoch: Epoch, number: int) -> tuple[Examples, Ints, slice]:
         """The examples of a batch, where those of each shard end, and which are this rank's."""
-        parts, ranks = epoch.cut(number, self.config.train.batch_size), self.ranks
+        parts, context = epoch.cut(number, self.config.train.batch_size), self.context
         ends = np.cumsum([p.stop - p.start for p in parts])
-        if ranks.count == 1 or len(parts) == 1:
+        if context.world_size == 1 or len(parts) == 1:
             whole = Examples.join([epoch.of(s, part) for s, part in enumerate(parts)])
-            return whole, ends, ranks.share(len(whole))
-        counts = [int(n) for n in np.diff(ends, prepend=0).reshape(ranks.count, -1).sum(1)]  # of as many shards each
-        own = ranks.share(len(parts))
+            return whole, ends, context.partition(len(whole))
+        counts = [
+            int(n) for n in np.diff(ends, prepend=0).reshape(context.world_size, -1).sum(1)
+        ]  # of as many shards each
+        own = context.partition(len(parts))
         read = Examples.join([epoch.of(s, parts[s]) for s in range(own.start, own.stop)])
-        whole = Examples.unpack(ranks.gather_array(read.pack(), counts))
-        first = sum(counts[: ranks.number])
+        whole = Examples.unpack(context.all_gather_array(read.pack(), counts))
+        first = sum(counts[: context.rank])
         return whole, ends, slice(first, first + len(read))
 
     def _both(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
@@ -120,7 +122,7 @@ class Objective:
         users, items = self._both(batch.users, batch.items)
         with self._precision():
             logits = (users.index_select(0, batch.user) * items.index_select(0, batch.item)).sum(1)
-        total = 0.0 if self.ranks.count == 1 else float(whole.weight.sum(dtype=np.float64))
+        total = 0.0 if self.context.world_size == 1 else float(whole.weight.sum(dtype=np.float64))
         loss = binary_cross_entropy(logits, batch.label, batch.weight, total)
         mimicry = torch.zeros((), device=self.device)
         if self.config.loss.mimic:
@@ -133,14 +135,14 @@ class Objective:
     def _contest(self, epoch: Epoch, number: int, step: int) -> tuple[int, Tensor, Tensor]:
         """Number, loss and mimic loss of a batch of positives against its candidates."""
         assert self.candidates is not None
-        config, memory, ranks = self.config, self.memory, self.ranks
+        config, memory, context = self.config, self.memory, self.context
         whole, ends, mine = self.examples(epoch, number)
         own = whole[mine]
         # An observed candidate must not be readable from a history either; what was met before is in an earlier one.
         moments = whole.source if self.earlier and self._tells_dislikes else None
         drawn = self.candidates(whole.user, whole.item, step, memory.items, self.device, moments, ends, mine)
-        share = ranks.share(drawn.shared)
-        sizes = ranks.sizes(drawn.shared)
+        share = context.partition(drawn.shared)
+        sizes = context.partition_sizes(drawn.shared)
         rows = np.concatenate([drawn.items[share], drawn.items[drawn.shared :]])
         known = self._left_out(whole.source, drawn.observed)
         # All ranks take part in every step: who has nothing to embed embeds something, and drops it.
@@ -151,7 +153,11 @@ class Objective:
 
         def everything(mine: Tensor) -> Tensor:
             """What is known of the rank's items -> of `drawn.items`."""
-            return mine if ranks.count == 1 else torch.cat([ranks.gather(mine[:n], sizes), mine[n : len(rows)]])
+            return (
+                mine
+                if context.world_size == 1
+                else torch.cat([context.all_gather(mine[:n], sizes), mine[n : len(rows)]])
+            )
 
         items = everything(items)
         mimicry = torch.zeros((), device=self.device)
@@ -175,10 +181,12 @@ class Objective:
     def _left_out(self, source: Ints, observed: Ints) -> Ints:
         """The interactions of the batch, which no sequence may hold."""
         # A rank that has none of a batch has drawn nothing, and leaves out what the others drew.
-        apart = self.config.train.shards > 1 or len(source) < self.ranks.count
-        if self.ranks.count > 1 and apart and self.config.negatives.observed:
-            counts = [int(n) for n in self.ranks.gather_array(np.array([len(observed)]), [1] * self.ranks.count)]
-            observed = self.ranks.gather_array(observed, counts)
+        apart = self.config.train.shards > 1 or len(source) < self.context.world_size
+        if self.context.world_size > 1 and apart and self.config.negatives.observed:
+            counts = [
+                int(n) for n in self.context.all_gather_array(np.array([len(observed)]), [1] * self.context.world_size)
+            ]
+            observed = self.context.all_gather_array(observed, counts)
         return np.concatenate([source, observed]) if len(observed) else source
 
     def _mimic(
@@ -266,12 +274,12 @@ def _check_histories(dataset: Dataset, config: Config, say: Callable[[str], None
         raise ConfigError("train.histories = 'earlier' needs a time; name its column in schema.time")
 
 
-def _check_shards(config: Config, ranks: Ranks) -> None:
+def _check_shards(config: Config, context: DistributedContext) -> None:
     """Raises ConfigError if the shards cannot be dealt to the ranks, or to a batch."""
     shards = config.train.shards
-    if shards > 1 and shards % ranks.count:
+    if shards > 1 and shards % context.world_size:
         raise ConfigError(
-            f"train.shards = {shards} cannot be dealt to {ranks.count} ranks; set a multiple, or 1: then every "
+            f"train.shards = {shards} cannot be dealt to {context.world_size} ranks; set a multiple, or 1: then every "
             "rank reads all shards"
         )
     if shards > config.train.batch_size:

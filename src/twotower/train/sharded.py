@@ -26,7 +26,7 @@ from torch import Tensor, distributed, nn
 
 from twotower.config import Config
 from twotower.data.batches import Inputs
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.encoders import Field
 from twotower.errors import ConfigError
 from twotower.model.tables import Shard, Table, tables_of
@@ -55,19 +55,19 @@ class Piece:
     columns: tuple[int, int]
 
 
-def plan(sizes: list[tuple[int, int]], ranks: int, sharding: str) -> list[list[int]]:
+def plan(sizes: list[tuple[int, int]], world_size: int, sharding: str) -> list[list[int]]:
     """For tables (rows, width) the ranks among which the columns of each are dealt; one: it lies there whole.
 
     The largest are given first, each to those who hold the least. "auto" cuts what is larger than an equal share of all.
     """
-    held, found = [0] * ranks, [[0]] * len(sizes)
+    held, found = [0] * world_size, [[0]] * len(sizes)
     numbers = [rows * padded(width) for rows, width in sizes]
     for t in sorted(range(len(sizes)), key=lambda t: (-numbers[t], t)):
         parts = 1
-        if sharding == "column" or (sharding == "auto" and numbers[t] * ranks > sum(numbers)):
+        if sharding == "column" or (sharding == "auto" and numbers[t] * world_size > sum(numbers)):
             grains = padded(sizes[t][1]) // _GRAIN
-            parts = max(k for k in range(1, ranks + 1) if grains % k == 0)
-        found[t] = sorted(sorted(range(ranks), key=lambda r: (held[r], r))[:parts])
+            parts = max(k for k in range(1, world_size + 1) if grains % k == 0)
+        found[t] = sorted(sorted(range(world_size), key=lambda r: (held[r], r))[:parts])
         for r in found[t]:
             held[r] += numbers[t] // parts
     return found
@@ -94,11 +94,11 @@ class Sharded:
     """A model whose tables are cut into pieces. All ranks must call the same methods in the same order."""
 
     def __init__(
-        self, config: Config, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...], ranks: Ranks,
+        self, config: Config, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...], context: DistributedContext,
         device: torch.device,
     ) -> None:  # fmt: skip
         """Raises ConfigError if it cannot be had here."""
-        self.ranks, self.device = ranks, device
+        self.context, self.device = context, device
         self._rec = _torchrec(device)
         if not distributed.is_initialized():
             raise ConfigError(
@@ -108,7 +108,7 @@ class Sharded:
         self._sizes: list[tuple[int, int]] = []
         with torch.device("meta"):
             TwoTower(config.model, user_fields, item_fields, self._measure)
-        dealt = plan(self._sizes, ranks.count, config.train.sharding)
+        dealt = plan(self._sizes, context.world_size, config.train.sharding)
         by_width: dict[int, list[int]] = {}
         for t, (_, width) in enumerate(self._sizes):
             by_width.setdefault(padded(width), []).append(t)
@@ -136,7 +136,7 @@ class Sharded:
         """The next table's piece. (A model makes its tables in the same order every time.)"""
         t = len(self._shards)
         held = next(c for c in self._held if t in c.weights)
-        mine = [p for p in held.pieces[t] if p.rank == self.ranks.number]
+        mine = [p for p in held.pieces[t] if p.rank == self.context.rank]
         first_row, first_column = (mine[0].rows[0], mine[0].columns[0]) if mine else (0, 0)
         # An optimizer of torch updates what is swept only.
         weight = nn.Parameter(held.weights[t], requires_grad=not self.touched)
@@ -145,7 +145,7 @@ class Sharded:
 
     def _collection(self, dealt: dict[int, list[int]], rule: str, lr: float, row_wise: bool) -> _Collection:
         """Tables of one width, zeros, for an update rule; `dealt` says among which ranks."""
-        rec, count = self._rec, self.ranks.count
+        rec, count = self._rec, self.context.world_size
         width = padded(self._sizes[next(iter(dealt))][1])
         configs = [
             rec.EmbeddingConfig(
@@ -277,19 +277,19 @@ class Sharded:
         step = max(1, _BLOCK // padded(width))
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            block = torch.zeros(last - first if self.ranks.first else 0, padded(width), device=self.device)
+            block = torch.zeros(last - first if self.context.is_main else 0, padded(width), device=self.device)
             for piece in self._pieces(shard):
                 low, high = max(first, piece.rows[0]), min(last, piece.rows[1])
                 if low >= high:
                     continue
-                if piece.rank == self.ranks.number:
+                if piece.rank == self.context.rank:
                     sent = local[low - piece.rows[0] : high - piece.rows[0]].contiguous()
-                    if not self.ranks.first:
+                    if not self.context.is_main:
                         distributed.send(sent, 0)
-                elif self.ranks.first:
+                elif self.context.is_main:
                     sent = torch.empty(high - low, piece.columns[1] - piece.columns[0], device=self.device)
                     distributed.recv(sent, piece.rank)
-                if self.ranks.first:
+                if self.context.is_main:
                     block[low - first : high - first, slice(*piece.columns)] = sent
             yield block[:, :width]
 
@@ -307,7 +307,7 @@ class Sharded:
         for name, shard in list(tables_of(self.model)):
             assert isinstance(shard, Shard)
             table = None
-            if self.ranks.first:
+            if self.context.is_main:
                 table = _empty(shard.num_embeddings, shard.embedding_dim, self.device)
             first = 0
             for block in self.blocks(shard, shard.weight):

@@ -26,7 +26,7 @@ from twotower.callbacks import Watcher
 from twotower.config import Config, TrainConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
-from twotower.distributed import Ranks
+from twotower.distributed import DistributedContext
 from twotower.encoders import Field
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, evaluating, vectors
@@ -97,7 +97,7 @@ def choose_device(name: str, say: Callable[[str], None], local: int = 0) -> torc
 
 class Trainer:
     """Trains one model on one dataset. `folder` (optional) gets the checkpoints; `fingerprint` names what must
-    not change between a checkpoint and its resume. Several `ranks` must be together (`Ranks.together`)."""
+    not change between a checkpoint and its resume. With several ranks it runs inside `context.process_group()`."""
 
     def __init__(
         self,
@@ -106,26 +106,28 @@ class Trainer:
         folder: Path | None = None,
         watcher: Watcher | None = None,
         fingerprint: dict[str, Any] | None = None,
-        ranks: Ranks | None = None,
+        context: DistributedContext | None = None,
         device: torch.device | None = None,
     ) -> None:
         """`device` is chosen by `train.device` if it is None."""
         self.dataset, self.config, self.folder = dataset, config, folder
-        self.ranks = ranks or Ranks()
+        self.context = context or DistributedContext()
         self.fingerprint = fingerprint or {}
         self.watcher = watcher or Watcher()
-        self.device = device or choose_device(config.train.device, self.watcher.say, self.ranks.local)
+        self.device = device or choose_device(config.train.device, self.watcher.say, self.context.local_rank)
         user_fields, item_fields = dataset.encoders.fields("user"), dataset.encoders.fields("item")
         self.sharded: Sharded | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             if config.train.tables == "torchrec":
-                self.sharded = Sharded(config, user_fields, item_fields, self.ranks, self.device)
+                self.sharded = Sharded(config, user_fields, item_fields, self.context, self.device)
                 self.model = self.sharded.model
             else:
                 _check_size(config, user_fields, item_fields)
                 self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
-        self.objective = Objective(dataset, config, self.model, self.device, self.ranks, self.sharded, self.watcher.say)
+        self.objective = Objective(
+            dataset, config, self.model, self.device, self.context, self.sharded, self.watcher.say
+        )
         self.optimizer = _optimizer(self.model, config.train, self.device)
         self.names = {p: n for n, p in self.model.named_parameters()}
         self.progress = _Progress()
@@ -172,7 +174,7 @@ class Trainer:
             started = time.perf_counter()
             self.step(epoch, p.batch)
             p.seconds += time.perf_counter() - started
-            if self._stop or (self._asked and self.ranks.count == 1):
+            if self._stop or (self._asked and self.context.world_size == 1):
                 self._save()
                 self.objective.leave()
                 saved = "a checkpoint is written" if self.folder else "nothing was saved"
@@ -205,7 +207,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         rows, loss, mimicry = self.objective(epoch, number, p.step)
         # The gradients of the ranks are averaged, and a rank's loss is its part of the batch's: a sum is meant.
-        ((loss + mimicry) * self.ranks.count).backward()  # type: ignore[no-untyped-call]
+        ((loss + mimicry) * self.context.world_size).backward()  # type: ignore[no-untyped-call]
         value, mimicked = self._agree(loss.item(), mimicry.item())
         if not math.isfinite(value + mimicked):
             raise TrainingError(self._not_finite(f"the loss is {value + mimicked}", epoch, number))
@@ -222,13 +224,13 @@ class Trainer:
             for name, parameter in self.model.named_parameters():
                 self.average[name].lerp_(parameter.detach(), 1 - keep)
         self.watcher.step(p.batch, self.objective.steps_per_epoch, value)
-        here = (str(p.step), f"{p.step}:{self.ranks.number}")
+        here = (str(p.step), f"{p.step}:{self.context.rank}")
         if (told := os.environ.get(FAIL_POINT)) and told.removesuffix(":hang") in here:
             os.kill(os.getpid(), signal.SIGSTOP if told.endswith(":hang") else signal.SIGKILL)
 
     def _clip(self, norm: float) -> None:
         """Scale all gradients down to `norm`, if they are longer together."""
-        if not self.sharded or self.ranks.count == 1:
+        if not self.sharded or self.context.world_size == 1:
             nn.utils.clip_grad_norm_(self.model.parameters(), norm)
             return
         gradients: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -236,25 +238,25 @@ class Trainer:
             if parameter.grad is not None:
                 gradients[name in self.sharded.names].append(parameter.grad)
         pieces, same = (float(nn.utils.get_total_norm(gradients[of])) for of in (True, False))
-        total = math.sqrt(same**2 + self.ranks.sum(pieces**2)[0])
+        total = math.sqrt(same**2 + self.context.all_reduce_sum(pieces**2)[0])
         if total > norm:
             for gradient in gradients[True] + gradients[False]:
                 gradient.mul_(norm / (total + 1e-6))  # as torch does
 
     def _agree(self, loss: float, mimicry: float) -> tuple[float, float]:
         """The losses of all ranks' parts together; and if one is to stop, all do, when the first is to save, all know."""
-        if self.ranks.count == 1:
+        if self.context.world_size == 1:
             return loss, mimicry
-        late = self.ranks.first and time.monotonic() - self._last_saved > self.config.train.checkpoint_seconds
-        loss, mimicry, stop, save = self.ranks.sum(loss, mimicry, float(self._asked), float(late))
+        late = self.context.is_main and time.monotonic() - self._last_saved > self.config.train.checkpoint_seconds
+        loss, mimicry, stop, save = self.context.all_reduce_sum(loss, mimicry, float(self._asked), float(late))
         self._stop, self._late = stop > 0, save > 0
         return loss, mimicry
 
     def _seed(self, step: int) -> None:
         """Dropout and unknown values of a step depend on (seed, step) alone."""
         seed = (self.config.train.seed << 32) + step
-        if not self.ranks.first:
-            seed = int(np.random.SeedSequence([seed, self.ranks.number]).generate_state(1, np.uint64)[0] >> 1)
+        if not self.context.is_main:
+            seed = int(np.random.SeedSequence([seed, self.context.rank]).generate_state(1, np.uint64)[0] >> 1)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -272,8 +274,10 @@ class Trainer:
         if self.average:
             self._load(self.average)
         factors = self.factors()
-        metrics = evaluate_part(factors, self.dataset, VALIDATION, self.config.evaluation) if self.ranks.first else {}
-        found: dict[str, float] = self.ranks.told({f"validation.{m}": v for m, v in metrics.items() if v == v})
+        metrics = (
+            evaluate_part(factors, self.dataset, VALIDATION, self.config.evaluation) if self.context.is_main else {}
+        )
+        found: dict[str, float] = self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if v == v})
         value = found.get(config.monitor)
         if value is None:
             raise ConfigError(
@@ -292,25 +296,25 @@ class Trainer:
 
     def factors(self) -> Factors:
         """Vectors of all users and items with the model's present weights."""
-        if self.ranks.count == 1 and not self.sharded:
+        if self.context.world_size == 1 and not self.sharded:
             return vectors(self.model, self.objective.users, self.objective.items)
         with evaluating(self.model):
             return Factors(self._everyone("user"), self._everyone("item"))
 
     def _everyone(self, name: SideName) -> Tensor:
         """The vectors of all rows of a side, each rank's part of every block by itself; all ask their tower as often."""
-        ranks, found, sharded, o = self.ranks, [], self.sharded, self.objective
+        context, found, sharded, o = self.context, [], self.sharded, self.objective
         side, tower = (o.users, self.model.user_vectors) if name == "user" else (o.items, self.model.item_vectors)
         block = 4096 if sharded else 32_768  # a block's rows of the tables are held
-        for start in range(0, side.n, block * ranks.count):
-            n = min(side.n - start, block * ranks.count)
-            sizes = ranks.sizes(n)
-            mine = ranks.share(n)
+        for start in range(0, side.n, block * context.world_size):
+            n = min(side.n - start, block * context.world_size)
+            sizes = context.partition_sizes(n)
+            mine = context.partition(n)
             rows = start + np.arange(mine.start, max(mine.stop, mine.start + 1)) % n
             inputs = side.take(rows)
             if sharded:
                 sharded.fetch(*((inputs, None) if name == "user" else (None, inputs)))
-            found.append(ranks.gather(tower(inputs)[: sizes[ranks.number]], sizes))
+            found.append(context.all_gather(tower(inputs)[: sizes[context.rank]], sizes))
         if sharded:
             sharded.forget()
         return torch.cat(found)
@@ -318,7 +322,7 @@ class Trainer:
     def _finite(self, tensors: dict[str, Tensor]) -> bool:
         """Whether all numbers are, on every rank that has others."""
         strange = any(not bool(torch.isfinite(t).all()) for t in tensors.values())
-        return not (self.ranks.sum(float(strange))[0] if self.sharded else strange)
+        return not (self.context.all_reduce_sum(float(strange))[0] if self.sharded else strange)
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.train.patience) and self.progress.waited >= self.config.train.patience
@@ -411,7 +415,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._last_saved = time.monotonic()
-        if self.folder is None or not (self.ranks.first or self.sharded):
+        if self.folder is None or not (self.context.is_main or self.sharded):
             return
         tensors: dict[str, Tensor | checkpoint.Blocks] = {f"model/{n}": t for n, t in self.model.named_parameters()}
         if not self._finite(dict(self.model.named_parameters())):
@@ -430,7 +434,7 @@ class Trainer:
                 if isinstance(value, Tensor) and (shard := self._shard(name, value)):
                     shape = (shard.num_embeddings, shard.embedding_dim)
                     tensors[name] = checkpoint.Blocks(shape, self.sharded.blocks(shard, value))
-            if not self.ranks.first:  # what the first rank asks for, in its order
+            if not self.context.is_main:  # what the first rank asks for, in its order
                 for name in checkpoint.in_order(tensors):
                     if isinstance(value := tensors[name], checkpoint.Blocks):
                         for _ in value.rows:
@@ -446,7 +450,11 @@ class Trainer:
         config = self.config.train
         if config.checkpoint_steps:
             return self.progress.step % config.checkpoint_steps == 0
-        return self._late if self.ranks.count > 1 else time.monotonic() - self._last_saved > config.checkpoint_seconds
+        return (
+            self._late
+            if self.context.world_size > 1
+            else time.monotonic() - self._last_saved > config.checkpoint_seconds
+        )
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
