@@ -59,7 +59,7 @@ def main() -> None:
             bundle = publish(source, store, chosen.items, chosen.noise, chosen.seed + number, chosen.kind)
             gate, index = bundle.manifest["gate"], bundle.manifest["index"]
             print(
-                f"{bundle.id}: {chosen.items:,} items, index {index['kind']} {index['effort']}, recall@{gate['k']} "
+                f"{bundle.id}: {chosen.items:,} items, index {index['kind']} {index['search_params']}, recall@{gate['k']} "
                 f"{gate['recall']:.4f}, {bundle.size / 1e6:,.0f} MB, {time.perf_counter() - started:.0f} s"
             )
     except TwoTowerError as e:

@@ -82,7 +82,7 @@ def measured(name: str, items: Any, queries: Any, place: MilvusLocation | None) 
         tune_index(index, queries[:half], K, RECALL)
         recall = measure_recall(index, queries[half:], K)
         asked = load_index(Path(folder) / "index", verify=False)
-        asked.effort, asked.threads = index.effort, 1
+        asked.search_params, asked.threads = index.search_params, 1
         times = []
         for query in queries[half:]:
             started = time.perf_counter()

@@ -316,7 +316,7 @@ def approximate(kind: str, items: Vectors, users: Vectors, chosen: argparse.Name
 
             rates[name].append(half / timed(ask))
     met = measure_recall(index, users[half:], chosen.k)
-    shared = about(items, chosen) | {"threads": 1, "setting": str(found.setting), "recall": round(met, 4)}
+    shared = about(items, chosen) | {"threads": 1, "setting": str(found.search_params), "recall": round(met, 4)}
     name = f"search_speed: {kind}, {len(items):,} x {items.shape[1]}, one thread"
     return [
         result(f"{name}, one query", [1e3 / rate for rate in rates["single"]], "ms", more=False, **shared),

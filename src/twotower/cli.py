@@ -318,7 +318,7 @@ def gc(
     show(f"removed: {', '.join(gone) or 'nothing'}")
     if dropped:
         show(f"dropped: {', '.join(dropped)}")
-    MilvusCollections(Store(store)).follow()  # it may have been left behind while Milvus was down
+    MilvusCollections(Store(store)).update_alias()  # it may have been left behind while Milvus was down
 
 
 @app.command()

@@ -13,12 +13,12 @@ def rollback(store: Path | str, to: str | None = None, *, reason: str = "") -> t
     """`Store.rollback`, and the alias follows: the bundle, and what was done to the alias. Raises RunError."""
     opened = Store(store)
     bundle = opened.rollback(to, reason=reason)
-    return bundle, MilvusCollections(opened).follow()
+    return bundle, MilvusCollections(opened).update_alias()
 
 
 def gc(store: Path | str, keep: int = 2) -> tuple[list[str], list[str]]:
     """`Store.gc`, and the collections of no bundle are dropped: the bundles and the collections that went."""
     opened = Store(store)
     found, dropped = MilvusCollections(opened), []
-    gone = opened.gc(keep, lambda: dropped.extend(found.sweep()))
+    gone = opened.gc(keep, lambda: dropped.extend(found.drop_unreferenced()))
     return gone, dropped

@@ -76,9 +76,9 @@ def publish(
             lambda folder: _write(run, config, folder, say, collections), _probe, reason=reason, force=force
         )
     except BaseException:
-        collections.discard()
+        collections.drop_registered()
         raise
-    if line := collections.follow():
+    if line := collections.update_alias():
         say(line)
     say(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; it is the current bundle of {store}")
     return bundle
@@ -93,7 +93,7 @@ def _write(
 ) -> dict[str, Any]:
     """Fill a bundle's folder; the facts of its manifest."""
     assert run.folder is not None
-    if collections is not None and (left := collections.sweep()):
+    if collections is not None and (left := collections.drop_unreferenced()):
         say(f"dropped what no bundle names: {', '.join(left)}")
     before, source = runs.stamp(run.folder), runs.current(run.folder)
     for name in RUN_FILES if isinstance(run.dataset, Prepared) else RUN_FILES + TABLE_FILES:
@@ -164,7 +164,7 @@ def _build_index(
     model: str,
     collections: MilvusCollections | None,
 ) -> Index:
-    place = None
+    location = None
     if config.kind == "milvus":
         type_, why = (config.type, "index.type asks for it")
         if config.type == "auto":
@@ -172,14 +172,14 @@ def _build_index(
         assert type_ != "auto"
         kind, params = "milvus", None
 
-        def announce(name: str) -> None:
+        def on_create(name: str) -> None:
             if collections is not None:
-                collections.announce(uri, name)
+                collections.register(uri, name)
             say(f"index: collection {name} at {uri}")
 
         # The present folder is not that of whoever serves it.
         uri = config.uri if "://" in config.uri else str(Path(config.uri).absolute())
-        place = MilvusLocation(uri, config.prefix, type_, config.timeout, model, announce)
+        location = MilvusLocation(uri, config.prefix, type_, config.timeout, model, on_create)
         say(f"index: milvus {type_} ({why})")
     elif config.kind == "auto":
         kind, params, why = choose_index(len(items), metric)
@@ -187,7 +187,7 @@ def _build_index(
     else:
         kind, params = config.kind, None
         say(f"index: {kind} (index.kind asks for it)")
-    index = build_index(kind, items, np.arange(len(items)), metric, params, place)
+    index = build_index(kind, items, np.arange(len(items)), metric, params, location)
     if len(index.rejected):
         say(f"warning: {len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
     if not len(index):
@@ -204,14 +204,16 @@ def _query_users(run: Run, n: int) -> Ints:
 
 
 def _tune_and_check(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Set the index's effort with one half of the queries; the recall gate by the other."""
+    """Set the search parameters of the index with one half of the queries; the recall gate by the other."""
     half = len(queries) // 2
     # Users it was not tuned with find a little less, so it aims a fifth of the way from the target to 1.
     aim = config.recall + (1 - config.recall) / 5
     tuned = tune_index(index, queries[:half], config.k, aim)
     found = measure_recall(index, queries[half:], config.k)
-    if tuned.setting:
-        say(f"index: {', '.join(f'{k} {v}' for k, v in tuned.setting.items())}, tuned to recall@{config.k} {aim:.3f}")
+    if tuned.search_params:
+        say(
+            f"index: {', '.join(f'{k} {v}' for k, v in tuned.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"
+        )
     say(f"recall gate: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
     return {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
 

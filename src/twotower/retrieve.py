@@ -592,7 +592,7 @@ class Retriever:
             rows, scores = self._near(query, k)
         else:
             rows, lengths = self._lengths
-            scores = self.index.products(query) / lengths
+            scores = self.index.scores(query) / lengths
         if (at := int(np.searchsorted(rows, row))) < len(rows) and rows[at] == row:
             scores[at] = -np.inf
         n = min(k, len(scores) - 1)

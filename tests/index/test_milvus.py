@@ -129,7 +129,7 @@ def test_both_methods_give_what_an_exact_index_gives(
     assert bundle.manifest["index"]["kind"] == "milvus"
     assert {p.name for p in (bundle.folder / "index").iterdir()} == {"index.json", "rows.npy"}
     ours, exact = api.retriever(tmp_path / "store"), api.retriever(tmp_path / "exact")
-    ours.index.effort |= ours.index.most()
+    ours.index.search_params |= ours.index.search_limits()
     many = [f"i{n}" for n in range(0, 300, 2)]
     request = Request("u3", events=[("i5", True)])
     ways: list[dict[str, Any]] = [
@@ -271,15 +271,16 @@ def test_a_publish_below_the_gate_drops_its_collection(
     assert alias(client, prefix) == collection(first)
     with monkeypatch.context() as m:  # an interrupt while rows are put in
         m.setattr(
-            "twotower.index.milvus.client.MilvusConnection.finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+            "twotower.index.milvus.client.MilvusConnection.build_index",
+            lambda *a: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
             api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, type="FLAT"), force=True)
     assert of_test(client, prefix) == [collection(first)]
     with monkeypatch.context() as m:
         # Steps that take longer than they may, but for the first: a collection that is made too late is left to gc.
-        create = MilvusConnection.create
-        m.setattr(MilvusConnection, "create", lambda self, *a: create(MilvusConnection(self.uri), *a))
+        create = MilvusConnection.create_collection
+        m.setattr(MilvusConnection, "create_collection", lambda self, *a: create(MilvusConnection(self.uri), *a))
         with pytest.raises(RunError, match="Milvus fails"):
             api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, timeout=1e-6))
     assert of_test(client, prefix) == [collection(first)]
@@ -312,7 +313,7 @@ def test_collections_of_others_and_unreadable_bundles_are_left_alone(
     (mine.folder / "index" / "index.json").unlink()
     for bundle in (mine, other):
         assert client.has_collection(collection(bundle))
-    assert collections.MilvusCollections(Store(tmp_path / "a")).sweep() == []
+    assert collections.MilvusCollections(Store(tmp_path / "a")).drop_unreferenced() == []
     (tmp_path / "b" / collections.COLLECTIONS_FILE).write_text("[3]")
     with pytest.raises(RunError, match="not a list of collections"):
         maintenance.gc(tmp_path / "b")
@@ -346,9 +347,9 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) 
 
 def test_places_that_cannot_be_are_refused(shared: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, rows = np.eye(3, dtype=np.float32), np.arange(3)
-    with pytest.raises(ConfigError, match="needs a place"):
+    with pytest.raises(ConfigError, match="needs a location"):
         build_index("milvus", vectors, rows, "dot")
-    with pytest.raises(ConfigError, match="leave place out"):
+    with pytest.raises(ConfigError, match="leave location out"):
         build_index("ivf", vectors, rows, "dot", None, MilvusLocation("a.db"))
     with pytest.raises(ConfigError, match="no parameter of milvus HNSW"):
         build_index("milvus", vectors, rows, "dot", {"nlist": 3}, MilvusLocation("a.db", type="HNSW"))
@@ -417,10 +418,10 @@ def test_index_folders_that_say_something_else_are_refused(shared: Server, prefi
     index.save(tmp_path / "index")
     file = tmp_path / "index" / "index.json"
     good = json.loads(file.read_text())
-    for name, value in [("uri", 3), ("collection", ""), ("type", "IVF_PQ"), ("width", 0), ("n", 39), ("lists", None),
-                        ("effort", 3), ("longest", -1), ("params", {"nlist": 3}), ("rejected", ["a"])]:  # fmt: skip
+    for name, value in [("uri", 3), ("collection", ""), ("type", "IVF_PQ"), ("width", 0), ("n", 39), ("nlist", None),
+                        ("search_params", 3), ("max_norm", -1), ("params", {"nlist": 3}), ("rejected", ["a"])]:  # fmt: skip
         file.write_text(json.dumps(good | {name: value}))
-        if name == "effort":
+        if name == "search_params":
             load_index(tmp_path / "index")  # FLAT has none
             continue
         with pytest.raises(RunError, match="not a usable index"):
@@ -814,7 +815,7 @@ def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -
             asked.append(k)
             return [[{"row": int(r), "entity": {"vector": unit[r]}} for r in best[:k]] for _ in queries]
 
-    index._client_, index.collection, index._away, index._saved = Server(), "c", True, True  # type: ignore[assignment]
+    index._cached_connection, index.collection, index._is_remote, index._saved = Server(), "c", True, True  # type: ignore[assignment]
     allowed = np.sort(best[400:])
     rows, _ = index.search(unit[:1], 10, allowed=allowed)
     assert rows[0].tolist() == best[400:410].tolist()

@@ -70,7 +70,7 @@ def no_few(monkeypatch: pytest.MonkeyPatch) -> None:
 def build(
     kind: str, vectors: np.ndarray, rows: np.ndarray, metric: Metric, params: dict[str, int] | None = None
 ) -> Index:
-    """As of twotower.index, with a place for "milvus TYPE"."""
+    """As of twotower.index, with a location for "milvus TYPE"."""
     if kind in MILVUS:
         return build_index("milvus", vectors, rows, metric, params, MilvusLocation(URI, "test", MILVUS[kind]))
     return build_index(kind, vectors, rows, metric, params)
@@ -123,7 +123,7 @@ def checked(metric: str) -> Metric:
 
 def full(index: Index) -> Index:
     """The index with every effort at its largest: then it must be right."""
-    index.effort |= index.most()
+    index.search_params |= index.search_limits()
     return index
 
 
@@ -186,7 +186,7 @@ def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
 def test_little_effort_keeps_the_promises(kind: str, metric: str) -> None:
     """One probe and lists that are mostly banned: still never short, never banned, in order."""
     index, _, rows = made(kind, metric)
-    index.effort = dict.fromkeys(index.effort, 1)
+    index.search_params = dict.fromkeys(index.search_params, 1)
     rng, queries = np.random.default_rng(3), users(6)
     index.remove(rows[:50])
     for k in (1, 20, 100):
@@ -243,7 +243,7 @@ def test_a_saved_index_gives_the_same_and_goes_on(kind: str, metric: str, mmap: 
     full(index).save(folder)
     queries = users(4)
     again = load_index(folder, mmap)
-    assert (again.kind, again.metric, again.effort) == (kind.split()[0], metric, index.effort)
+    assert (again.kind, again.metric, again.search_params) == (kind.split()[0], metric, index.search_params)
     assert len(again) == N - 20
     for got, wanted in zip(again.search(queries, 25), index.search(queries, 25), strict=True):
         np.testing.assert_array_equal(got, wanted)
@@ -437,13 +437,13 @@ def test_masking_is_deleting(data: st.DataObject, kind: str, metric: str) -> Non
 def test_tuning_reaches_the_target_with_the_least(kind: str, metric: str) -> None:
     vectors, rows = world(metric, 3000)
     index = build(kind, vectors, rows, checked(metric))
-    index.effort = dict.fromkeys(index.effort, 1)
+    index.search_params = dict.fromkeys(index.search_params, 1)
     before = measure_recall(index, users(50), 10)
     result = tune_index(index, users(50), 10, 0.9)
     assert result.recall == measure_recall(index, users(50), 10) >= 0.9
-    assert result.setting == index.effort
-    assert set(result.table[0]) == {*index.effort, "recall", "seconds"}
-    assert all(result.setting[name] <= top for name, top in index.most().items())
+    assert result.search_params == index.search_params
+    assert set(result.trials[0]) == {*index.search_params, "recall", "seconds"}
+    assert all(result.search_params[name] <= top for name, top in index.search_limits().items())
     if kind in EXACT:
         assert before == result.recall == 1.0
     else:
@@ -455,15 +455,15 @@ def test_tuning_reaches_the_target_with_the_least(kind: str, metric: str) -> Non
 def test_a_graph_finds_nearly_all(metric: str) -> None:
     """Twins may cut a vector off from the graph, so no effort is quite enough, up to N, where all are looked at."""
     index, _, _ = made("hnsw", metric, 4000)
-    index.effort = {"ef": 400}
+    index.search_params = {"ef": 400}
     assert measure_recall(index, users(50), 10) > 0.98
-    index.effort = {"ef": 4000}
+    index.search_params = {"ef": 4000}
     assert measure_recall(index, users(50), 10) == 1.0
 
 
 def test_recall_counts_against_a_loop() -> None:
     index, vectors, rows = made("ivf", "dot")
-    index.effort = {"nprobe": 1}
+    index.search_params = {"nprobe": 1}
     found, wanted = index.search(users(20), 10)[0], naive(vectors, rows, users(20), 10)[0]
     plain = np.mean([len(set(a.tolist()) & set(b.tolist())) / 10 for a, b in zip(found, wanted, strict=True)])
     assert measure_recall(index, users(20), 10) == pytest.approx(plain, abs=0.02)
@@ -584,7 +584,7 @@ import ctypes, json, os, re, sys
 from pathlib import Path
 import numpy
 {first}
-from twotower.index.faiss_setup import coretype
+from twotower.index.faiss_setup import choose_coretype
 found = {{}}
 for path in set(re.findall(r"/\\S*openblas\\S*", Path("/proc/self/maps").read_text())):
     library = ctypes.CDLL(path)
@@ -593,7 +593,7 @@ for path in set(re.findall(r"/\\S*openblas\\S*", Path("/proc/self/maps").read_te
             core = getattr(library, name)
             core.restype = ctypes.c_char_p
             found["faiss" if "faiss" in path else "numpy"] = core().decode().upper()
-wanted = coretype(Path("/proc/cpuinfo").read_text(), {{}})
+wanted = choose_coretype(Path("/proc/cpuinfo").read_text(), {{}})
 print(json.dumps([wanted, found, os.environ.get("OPENBLAS_CORETYPE")]))
 """
 
@@ -687,10 +687,10 @@ def test_folders_that_are_no_index(folder: Path) -> None:
     (folder / "notes.txt").unlink()
     good = json.loads((folder / "index.json").read_text())
     for name, value in [("format", 99), ("kind", "os"), ("metric", "l2"), ("width", 4), ("width", "x"), ("n", 3),
-                        ("params", None), ("rejected", ["a"]), ("longest", None), ("longest", float("nan")), ("longest", -1), ("kind", ["exact"]),
-                        ("params", {"nlist": 3}), ("effort", 3)]:  # fmt: skip
+                        ("params", None), ("rejected", ["a"]), ("max_norm", None), ("max_norm", float("nan")), ("max_norm", -1), ("kind", ["exact"]),
+                        ("params", {"nlist": 3}), ("search_params", 3)]:  # fmt: skip
         (folder / "index.json").write_text(json.dumps(good | {name: value}))
-        if name == "effort":
+        if name == "search_params":
             load_index(folder)  # an exact index has none
             continue
         with pytest.raises(RunError):
@@ -816,7 +816,7 @@ def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path
             for query, b, *best in zip(queries, ban or [None] * 4, *wanted, strict=True):
                 alone = index.search(query[None], 20, allowed=only, banned=None if b is None else [b])
                 same(alone, (best[0][None], best[1][None]), kind == "exact")
-        np.testing.assert_allclose(index.products(queries[:1]), vectors[rows] @ queries[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(index.scores(queries[:1]), vectors[rows] @ queries[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(index.vectors(rows[::3]), vectors[rows[::3]])
 
     check(index, rows)

@@ -48,21 +48,21 @@ def build_index(
     rows: Rows,
     metric: Metric,
     params: dict[str, int] | None = None,
-    place: MilvusLocation | None = None,
+    location: MilvusLocation | None = None,
 ) -> Index:
     """An index of item vectors (N, D) under rows (N,). Vectors it cannot hold are in `index.rejected`.
 
-    `place` goes with "milvus". Raises ConfigError for an unknown kind or parameter, DataError for arrays that do not fit.
+    `location` goes with "milvus". Raises ConfigError for an unknown kind or parameter, DataError for arrays that do not fit.
     """
     engine: Any = _engine(kind)
-    if engine.remote != (place is not None):
+    if engine.remote != (location is not None):
         what = (
             "needs a location, such as MilvusLocation('./milvus.db')"
             if engine.remote
-            else "keeps its vectors here; leave place out"
+            else "keeps its vectors here; leave location out"
         )
         raise ConfigError(f"index: {kind!r} {what}")
-    index: Index = engine.build(vectors, rows, metric, params, *([place] if engine.remote else []))
+    index: Index = engine.build(vectors, rows, metric, params, *([location] if engine.remote else []))
     return index
 
 

@@ -14,14 +14,14 @@ UNCOMPRESSED_MAX_ITEMS = 2_000_000
 
 @dataclass(frozen=True)
 class TuneResult:
-    """`setting`: the effort the index has now; `recall`: what it finds with it.
+    """`search_params` are those the index has now, `recall` is what it finds with them.
 
-    `table`: every setting that was tried, with its recall and the seconds of a query.
+    `trials`: all search parameters that were tried, with its recall and the seconds of a query.
     """
 
-    setting: dict[str, int]
-    measure_recall: float
-    table: list[dict[str, float]]
+    search_params: dict[str, int]
+    recall: float
+    trials: list[dict[str, float]]
 
 
 def choose_index(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
@@ -63,35 +63,37 @@ def tune_index(index: Index, queries: Vectors, k: int, target: float) -> TuneRes
     if not 0 < target <= 1:
         raise ConfigError(f"the target recall must be above 0 and at most 1, not {target}")
     floor = _kth_exact_score(index, queries, k)
-    table: list[dict[str, float]] = []
+    trials: list[dict[str, float]] = []
 
     def tried() -> float:
         started = time.perf_counter()
         found = _recall(index, queries, k, floor)
-        table.append(index.effort | {"recall": found, "seconds": (time.perf_counter() - started) / len(queries)})
+        trials.append(
+            index.search_params | {"recall": found, "seconds": (time.perf_counter() - started) / len(queries)}
+        )
         return found
 
-    most = index.most()
-    index.effort |= most
+    most = index.search_limits()
+    index.search_params |= most
     best = tried()
     if best >= target:
         for knob, top in most.items():
             low, high = 0, 1  # low fails, high may reach
             while high < top:
-                index.effort[knob] = high
+                index.search_params[knob] = high
                 if (found := tried()) >= target:
                     best = found
                     break
                 low, high = high, high * 2
             high = min(high, top)
             while high - low > max(1, high // 16):
-                index.effort[knob] = (low + high) // 2
+                index.search_params[knob] = (low + high) // 2
                 if (found := tried()) >= target:
-                    high, best = index.effort[knob], found
+                    high, best = index.search_params[knob], found
                 else:
-                    low = index.effort[knob]
-            index.effort[knob] = high
-    return TuneResult(dict(index.effort), best, table)
+                    low = index.search_params[knob]
+            index.search_params[knob] = high
+    return TuneResult(dict(index.search_params), best, trials)
 
 
 def _kth_exact_score(index: Index, queries: Vectors, k: int) -> Vectors:

@@ -28,7 +28,7 @@ from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nea
 from twotower.files import new_folder, write_json
 from twotower.index.protocol import Metric, Rows, Vectors
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 INDEX_FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
 MAX_NORM = 1e18
 """Longer vectors are rejected: the product of two could overflow float32."""
@@ -62,7 +62,7 @@ class ExactIndex:
     defaults: ClassVar[dict[str, int]] = {}
     """What can be set when it is built."""
     params: dict[str, int]
-    effort: dict[str, int]
+    search_params: dict[str, int]
 
     def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
         """An empty index of vectors (D,). Raises ConfigError, DataError."""
@@ -72,16 +72,16 @@ class ExactIndex:
             raise DataError(f"vectors must have at least one column, not {width}")
         self.metric: Metric = metric
         self.params = complete_params(self.kind, self.defaults, params)
-        self.effort = {}
+        self.search_params = {}
         self.threads = available_cores()
         self._vectors: Vectors = np.empty((0, width), np.float32)
         self._rows: Rows = np.empty(0, np.int64)
         self._sorted: Rows = self._rows
         self._position: Rows = self._rows
-        self._plain = False
+        self._identity = False
         """Whether row r is at position r, and none is missing."""
         self._rejected: Rows = self._rows
-        self._longest = 0.0
+        self._max_norm = 0.0
 
     @classmethod
     def build(cls, vectors: Vectors, rows: Rows, metric: Metric, params: dict[str, int] | None = None) -> Self:
@@ -112,13 +112,13 @@ class ExactIndex:
         found: Vectors = self._vectors[self._known(rows)]
         return found
 
-    def products(self, query: Vectors) -> Vectors:
+    def scores(self, query: Vectors) -> Vectors:
         query = self._queries(query, 1)[0]
         with one_blas_thread():
             found: Vectors = self._vectors[: len(self._rows)] @ query
-        return found if self._plain else found[self._position]
+        return found if self._identity else found[self._position]
 
-    def most(self) -> dict[str, int]:
+    def search_limits(self) -> dict[str, int]:
         return {}
 
     # Changing
@@ -128,19 +128,19 @@ class ExactIndex:
         there = rows[self._find(rows) >= 0]
         if len(there):
             raise DataError(f"row {there[0]} is in the index already; use update")
-        self._put(rows, vectors)
+        self._append(rows, vectors)
 
     def update(self, rows: Rows, vectors: Vectors) -> None:
         rows, vectors = self._checked(rows, vectors)
-        self._drop(self._known(rows))
-        self._put(rows, vectors)
+        self._delete(self._known(rows))
+        self._append(rows, vectors)
 
     def remove(self, rows: Rows) -> None:
         rows = _row_array(rows)
-        self._drop(self._known(rows))
+        self._delete(self._known(rows))
         self._rejected = np.setdiff1d(self._rejected, rows)
 
-    def _put(self, rows: Rows, vectors: Vectors) -> None:
+    def _append(self, rows: Rows, vectors: Vectors) -> None:
         length = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
         good = length <= MAX_NORM  # false for nan
         if self.metric == "cosine":
@@ -150,7 +150,7 @@ class ExactIndex:
             rows, vectors, length = rows[good], vectors[good], length[good]
         if not len(rows):
             return
-        self._longest = max(self._longest, float(length.max()))
+        self._max_norm = max(self._max_norm, float(length.max()))
         size = len(self._rows)
         if size:
             self._vectors = _append_vectors(self._vectors, size, vectors)
@@ -161,16 +161,16 @@ class ExactIndex:
         at = np.searchsorted(self._sorted, rows[order])
         self._sorted = np.insert(self._sorted, at, rows[order])
         self._position = np.insert(self._position, at, size + order)
-        self._plain = _is_identity(self._rows)
+        self._identity = _is_identity(self._rows)
         self._changed(size)
 
-    def _drop(self, positions: Rows) -> None:
+    def _delete(self, positions: Rows) -> None:
         if not len(positions):
             return
         gone = np.searchsorted(self._sorted, self._rows[positions])
         self._rows[positions] = -1
         self._sorted, self._position = np.delete(self._sorted, gone), np.delete(self._position, gone)
-        self._plain = False
+        self._identity = False
         if 2 * len(self._sorted) < len(self._rows):
             alive = np.flatnonzero(self._rows >= 0)
             self._vectors, self._rows = self._vectors[alive], self._rows[alive]
@@ -195,7 +195,7 @@ class ExactIndex:
     ) -> tuple[Rows, Vectors]:
         queries = self._queries(queries, k)
         scope = self._scope(len(queries), allowed, banned)
-        return self._padded(k, *self._search(queries, k, scope, exact))
+        return self._pad(k, *self._search(queries, k, scope, exact))
 
     def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
         return self._scan(queries, k, scope)
@@ -212,7 +212,7 @@ class ExactIndex:
     def _scope(self, n_queries: int, allowed: Rows | None, banned: Sequence[Rows] | None) -> SearchScope:
         only = None
         if allowed is not None:
-            only = self._places(allowed)
+            only = self._positions(allowed)
         remaining = np.full(n_queries, len(self) if only is None else len(only))
         if banned is None:
             return SearchScope(only, None, remaining)
@@ -220,14 +220,14 @@ class ExactIndex:
             raise DataError(f"banned must have one array of rows for each of {n_queries} queries, not {len(banned)}")
         positions = []
         for number, rows in enumerate(banned):
-            found = self._places(rows)
+            found = self._positions(rows)
             if only is not None:
                 found = found[is_in_sorted(only, found)]
             remaining[number] -= len(found)
             positions.append(found)
         return SearchScope(only, positions, remaining)
 
-    def _padded(self, k: int, rows: list[Rows], scores: list[Vectors]) -> tuple[Rows, Vectors]:
+    def _pad(self, k: int, rows: list[Rows], scores: list[Vectors]) -> tuple[Rows, Vectors]:
         all_rows = np.full((len(rows), k), -1, np.int64)
         all_scores = np.full((len(rows), k), -np.inf, np.float32)
         for number, (found, score) in enumerate(zip(rows, scores, strict=True)):
@@ -242,7 +242,7 @@ class ExactIndex:
         n = len(self._rows) if only is None else len(only)
         # float32 sums of D products are off by less than D / 2^24 of the lengths' product; twice for two sums.
         lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
-        slack = lengths * self._longest * self.width * 2.0**-22 + 1e-30
+        slack = lengths * self._max_norm * self.width * 2.0**-22 + 1e-30
         rows: list[Rows] = [_EMPTY_RESULT[0]] * len(queries)
         scores: list[Vectors] = [_EMPTY_RESULT[1]] * len(queries)
         todo = np.arange(len(queries))
@@ -254,24 +254,24 @@ class ExactIndex:
             step = max(1, (1 << 22) // (fetch + keep * self.width))
             for start in range(0, len(queries), step):
                 part = slice(start, start + step)
-                at, rough = self._nominees(queries[part], fetch, only, banned[part], keep)
-                found, score = self._rescored(queries[part], at, k)
+                at, rough = self._nominate(queries[part], fetch, only, banned[part], keep)
+                found, score = self._rescore(queries[part], at, k)
                 rows[part], scores[part] = list(found), list(score)
                 sure[part] = score[:, -1] > rough[:, -1] + slack[part]
             todo = todo[~sure]
         with one_blas_thread():
             for number in todo:
-                rows[number], scores[number] = self._whole(queries[number], k, only, banned[number], slack[number])
+                rows[number], scores[number] = self._score_all(queries[number], k, only, banned[number], slack[number])
         return rows, scores
 
-    def _rescored(self, queries: Vectors, at: Rows, k: int) -> tuple[Rows, Vectors]:
+    def _rescore(self, queries: Vectors, at: Rows, k: int) -> tuple[Rows, Vectors]:
         """The best `k` of the positions (B, n): rows and scores as `precise` gives them."""
         scores = (self._vectors[at] * queries[:, None].astype(np.float64)).sum(axis=2).astype(np.float32)
         rows = self._rows[at]
         order = np.lexsort((rows, -scores))[:, :k]
         return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
-    def _nominees(
+    def _nominate(
         self, queries: Vectors, n: int, only: Rows | None, banned: list[Rows], keep: int
     ) -> tuple[Rows, Vectors]:
         """The positions (B, keep) with the largest float32 sums among `n` without the banned, and these, largest first."""
@@ -302,7 +302,7 @@ class ExactIndex:
             at, rough = np.take_along_axis(at, order, 1), np.take_along_axis(rough, order, 1)
         return at, rough
 
-    def _whole(self, query: Vectors, k: int, only: Rows | None, banned: Rows, slack: float) -> tuple[Rows, Vectors]:
+    def _score_all(self, query: Vectors, k: int, only: Rows | None, banned: Rows, slack: float) -> tuple[Rows, Vectors]:
         """Rows and scores, best first, of one query, from the sums of all items."""
         if only is None:
             rough = self._vectors[: len(self._rows)] @ query
@@ -326,8 +326,8 @@ class ExactIndex:
             "n": len(self),
             "width": self.width,
             "params": self.params,
-            "effort": self.effort,
-            "longest": self._longest,
+            "search_params": self.search_params,
+            "max_norm": self._max_norm,
             "rejected": self._rejected.tolist(),
         }
 
@@ -351,10 +351,10 @@ class ExactIndex:
         """The index of a folder whose `index.json` says `said`. Raises RunError."""
         try:
             index = cls(int(said["width"]), said["metric"], {str(n): int(v) for n, v in said["params"].items()})
-            index.effort = {name: max(1, int(said["effort"][name])) for name in index.effort}
-            index._longest = float(said["longest"])
-            if not 0 <= index._longest <= MAX_NORM:
-                raise ValueError(f"longest: {index._longest}")
+            index.search_params = {name: max(1, int(said["search_params"][name])) for name in index.search_params}
+            index._max_norm = float(said["max_norm"])
+            if not 0 <= index._max_norm <= MAX_NORM:
+                raise ValueError(f"max_norm: {index._max_norm}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
             rows = array(folder / "rows.npy")
             # A plain array over the map: every slice of a memmap is an object of its own.
@@ -369,7 +369,7 @@ class ExactIndex:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._vectors, index._rows, index._sorted, index._position = vectors, rows, rows[order], order
-        index._plain = _is_identity(rows)
+        index._identity = _is_identity(rows)
         index._load_engine(folder, mmap, verify)
         return index
 
@@ -377,14 +377,14 @@ class ExactIndex:
 
     # Rows
 
-    def _places(self, rows: Rows) -> Rows:
+    def _positions(self, rows: Rows) -> Rows:
         """The positions, rising, of those rows that are in the index."""
         found = sorted_unique(self._find(_row_array(rows, unique=False)))
         return found[np.searchsorted(found, 0) :]
 
     def _find(self, rows: Rows) -> Rows:
         """The position of each row, or -1."""
-        if self._plain:
+        if self._identity:
             return np.where(rows < len(self._rows), rows, -1)
         if not len(self._sorted):
             return np.full(len(rows), -1, np.int64)

@@ -37,47 +37,47 @@ FILE_LOOP_MAX_ITEMS = 1 << 31
 class FaissIndex(ExactIndex):
     """A store of vectors with a FAISS index over it. Approximate, but for the promises of `protocol.Index`."""
 
-    tries: ClassVar[dict[str, int]] = {}
+    default_search_params: ClassVar[dict[str, int]] = {}
     types: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
         super().__init__(width, metric, params)
-        self.effort = dict(self.tries)
+        self.search_params = dict(self.default_search_params)
         self._engine: Any = None
-        self._viewed = False
-        self._bits: Any = None
-        self._radius = 0.0
+        self._mapped = False
+        self._alive_bits: Any = None
+        self._norm_bound = 0.0
         """M."""
 
     # What an engine is
 
     @abstractmethod
-    def _made(self, vectors: Vectors) -> Any:
+    def _new_engine(self, vectors: Vectors) -> Any:
         """A trained FAISS index without vectors, for vectors like these."""
 
     @abstractmethod
-    def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
-        """Search parameters with the effort times `harder`."""
+    def _faiss_params(self, harder: int, fetch: int, selector: Any) -> Any:
+        """Search parameters for `search_params` times `harder`."""
 
     @property
-    def _lifted(self) -> bool:
+    def _augmented(self) -> bool:
         """Whether vectors get one more number; see the top of this file."""
         return self.metric == "dot"
 
     @property
     def _width(self) -> int:
         """Numbers of a vector in the engine."""
-        return self.width + self._lifted
+        return self.width + self._augmented
 
-    def _items(self, vectors: Vectors) -> Vectors:
+    def _engine_vectors(self, vectors: Vectors) -> Vectors:
         """Vectors as the engine takes them."""
         last: Any = 0.0
-        if self._lifted:
+        if self._augmented:
             squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-            last = np.sqrt(np.maximum(self._radius**2 - squares, 0.0))[:, None]
-        return self._wide(vectors, last)
+            last = np.sqrt(np.maximum(self._norm_bound**2 - squares, 0.0))[:, None]
+        return self._widen(vectors, last)
 
-    def _wide(self, vectors: Vectors, last: Any = 0.0) -> Vectors:
+    def _widen(self, vectors: Vectors, last: Any = 0.0) -> Vectors:
         if self._width == self.width:
             return vectors
         wide = np.zeros((len(vectors), self._width), np.float32)
@@ -85,42 +85,42 @@ class FaissIndex(ExactIndex):
         wide[:, self.width : self.width + 1] = last
         return wide
 
-    def _hopeless(self) -> bool:
-        """Whether the effort is so large that looking at every vector is less work."""
+    def _is_exhaustive(self) -> bool:
+        """Whether the search parameters are so large that looking at every vector is less work."""
         return False
 
     # Changing
 
     def _changed(self, kept: int) -> None:
-        self._bits = None
+        self._alive_bits = None
         size = len(self._rows)
         if size < FAISS_MIN_VECTORS:
             self._engine = None
             return
         vectors = self._vectors[:size]
         with faiss_settings(self.threads, self._width):
-            if self._engine is None or kept == 0 or (self._lifted and self._longest > self._radius):
-                self._radius = 1.05 * self._longest
-                self._engine, kept = self._made(vectors), 0
-                self._viewed = False
-            elif self._viewed and kept < size:
+            if self._engine is None or kept == 0 or (self._augmented and self._max_norm > self._norm_bound):
+                self._norm_bound = 1.05 * self._max_norm
+                self._engine, kept = self._new_engine(vectors), 0
+                self._mapped = False
+            elif self._mapped and kept < size:
                 # FAISS aborts the process where a mapped index is added to.
-                self._engine, self._viewed = faiss.deserialize_index(faiss.serialize_index(self._engine)), False
+                self._engine, self._mapped = faiss.deserialize_index(faiss.serialize_index(self._engine)), False
             for start in range(kept, size, 1 << 18):
-                self._engine.add(self._items(vectors[start : start + (1 << 18)]))
+                self._engine.add(self._engine_vectors(vectors[start : start + (1 << 18)]))
 
     # Searching
 
     def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
         size = len(self._rows)
         few = scope.only is not None and len(scope.only) <= max(EXACT_MAX_ROWS, size // 32)
-        if exact or few or self._engine is None or self._hopeless() or 4 * k > scope.remaining.max(initial=0):
+        if exact or few or self._engine is None or self._is_exhaustive() or 4 * k > scope.remaining.max(initial=0):
             return self._scan(queries, k, scope)
         rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
         scores: list[Vectors] = [np.empty(0, np.float32)] * len(queries)
         todo = np.arange(len(queries))
         for harder in (1, 4, 16):
-            todo = self._propose(queries, k, scope, harder, todo, rows, scores)
+            todo = self._search_candidates(queries, k, scope, harder, todo, rows, scores)
             if not len(todo):
                 return rows, scores
         banned = None if scope.banned is None else [scope.banned[i] for i in todo]
@@ -129,7 +129,7 @@ class FaissIndex(ExactIndex):
             rows[number], scores[number] = found, score
         return rows, scores
 
-    def _propose(
+    def _search_candidates(
         self,
         queries: Vectors,
         k: int,
@@ -143,16 +143,16 @@ class FaissIndex(ExactIndex):
         size, short = len(self._rows), []
         banned = None if scope.banned is None else [scope.banned[i] for i in todo]
         alone = banned[0] if banned is not None and len(todo) == 1 else None
-        selector, _bits = self._selector(scope.only, alone)
+        selector, _alive_bits = self._selector(scope.only, alone)
         extra = 0 if banned is None or alone is not None else max(map(len, banned))
         # An eighth more: FAISS rounds in float32, which matters between the last and the next.
-        fetch = min(size, (k + max(8, k // 8) + extra) * self.effort.get("refine", 1) * harder)
-        tries = self._tries(harder, fetch, selector)
+        fetch = min(size, (k + max(8, k // 8) + extra) * self.search_params.get("refine", 1) * harder)
+        params = self._faiss_params(harder, fetch, selector)
         step = max(1, (1 << 22) // (fetch * self.width))  # float64 products of at most 32 MiB
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
             with faiss_settings(self.threads, self._width):
-                _, at = self._engine.search(self._wide(queries[some]), fetch, params=tries)
+                _, at = self._engine.search(self._widen(queries[some]), fetch, params=params)
             good = (at >= 0) & (at < size)
             at[~good] = 0
             good &= self._rows[at] >= 0
@@ -173,18 +173,18 @@ class FaissIndex(ExactIndex):
 
     def _selector(self, only: Rows | None, banned: Rows | None) -> tuple[Any, Any]:
         """A FAISS selector, or None for everything, and the memory that it reads."""
-        if self._bits is None:
-            self._bits = np.packbits(self._rows >= 0, bitorder="little")
+        if self._alive_bits is None:
+            self._alive_bits = np.packbits(self._rows >= 0, bitorder="little")
         if only is not None:
             good = np.zeros(len(self._rows), bool)
             good[only] = True
             bits = np.packbits(good, bitorder="little")
         elif banned is not None and len(banned):
-            bits = self._bits.copy()
+            bits = self._alive_bits.copy()
         elif len(self) == len(self._rows):
             return None, None
         else:
-            bits = self._bits
+            bits = self._alive_bits
         if banned is not None and len(banned):
             np.bitwise_and.at(bits, banned >> 3, ~np.left_shift(1, banned & 7).astype(np.uint8))
         return faiss.IDSelectorBitmap(bits), bits
@@ -199,15 +199,15 @@ class FaissIndex(ExactIndex):
                 raise RunError(f"{folder}: cannot be written ({str(e).splitlines()[-1]})") from e
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"radius": self._radius}
+        return super().describe() | {"norm_bound": self._norm_bound}
 
     @classmethod
     def restore(cls, folder: Path, said: dict[str, Any], mmap: bool, verify: bool) -> Self:
         index = super().restore(folder, said, mmap, verify)
         try:
-            index._radius = float(said["radius"])
-            if not 0 <= index._radius <= 2 * MAX_NORM:
-                raise ValueError(f"radius: {index._radius}")
+            index._norm_bound = float(said["norm_bound"])
+            if not 0 <= index._norm_bound <= 2 * MAX_NORM:
+                raise ValueError(f"norm_bound: {index._norm_bound}")
         except (KeyError, TypeError, ValueError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         return index
@@ -221,7 +221,7 @@ class FaissIndex(ExactIndex):
         engine = read_faiss(path, mmap)
         if type(engine).__name__ not in self.types or (engine.ntotal, engine.d) != (len(self._rows), self._width):
             raise RunError(f"{path}: not the {self.kind} index of this folder ({type(engine).__name__})")
-        self._engine, self._viewed = engine, mmap
+        self._engine, self._mapped = engine, mmap
 
 
 class FlatIndex(FaissIndex):
@@ -229,12 +229,12 @@ class FlatIndex(FaissIndex):
 
     kind = "flat"
     types = ("IndexFlatIP",)
-    _lifted = False
+    _augmented = False
 
-    def _made(self, vectors: Vectors) -> Any:
+    def _new_engine(self, vectors: Vectors) -> Any:
         return faiss.IndexFlatIP(self.width)
 
-    def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
+    def _faiss_params(self, harder: int, fetch: int, selector: Any) -> Any:
         return faiss.SearchParameters(sel=selector) if selector else None
 
 
@@ -243,13 +243,13 @@ class IvfIndex(FaissIndex):
 
     kind = "ivf"
     defaults = {"nlist": 0}
-    tries = {"nprobe": 16}
+    default_search_params = {"nprobe": 16}
     types = ("IndexIVFFlat",)
 
-    def most(self) -> dict[str, int]:
+    def search_limits(self) -> dict[str, int]:
         return {"nprobe": self._engine.nlist if self._engine is not None else 1}
 
-    def _made(self, vectors: Vectors) -> Any:
+    def _new_engine(self, vectors: Vectors) -> Any:
         engine = faiss.IndexIVFFlat(faiss.IndexFlatL2(self._width), self._width, self._lists(vectors))
         self._train(engine, vectors)
         return engine
@@ -262,10 +262,10 @@ class IvfIndex(FaissIndex):
         engine.cp.min_points_per_centroid = 1
         engine.cp.max_points_per_centroid = 64
         engine.cp.niter = 10
-        engine.train(self._items(_sample(vectors, 64 * engine.nlist)))
+        engine.train(self._engine_vectors(_sample(vectors, 64 * engine.nlist)))
 
-    def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
-        nprobe = min(self._engine.nlist, self.effort["nprobe"] * harder)
+    def _faiss_params(self, harder: int, fetch: int, selector: Any) -> Any:
+        nprobe = min(self._engine.nlist, self.search_params["nprobe"] * harder)
         return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
 
 
@@ -273,17 +273,17 @@ class IvfPqIndex(IvfIndex):
     """Lists as in `ivf`, of vectors cut to half a byte for two numbers; `refine` times k of them are scored exactly."""
 
     kind = "ivfpq"
-    tries = {"nprobe": 16, "refine": 8}
+    default_search_params = {"nprobe": 16, "refine": 8}
     types = ("IndexIVFPQFastScan",)
 
-    def most(self) -> dict[str, int]:
-        return super().most() | {"refine": 64}
+    def search_limits(self) -> dict[str, int]:
+        return super().search_limits() | {"refine": 64}
 
     @property
     def _width(self) -> int:
         return super()._width + super()._width % 2
 
-    def _made(self, vectors: Vectors) -> Any:
+    def _new_engine(self, vectors: Vectors) -> Any:
         quantizer, nlist = faiss.IndexFlatL2(self._width), self._lists(vectors)
         engine = faiss.IndexIVFPQFastScan(quantizer, self._width, nlist, self._width // 2, 4, faiss.METRIC_L2)
         engine.pq.cp.min_points_per_centroid = 1
@@ -296,22 +296,22 @@ class HnswIndex(FaissIndex):
 
     kind = "hnsw"
     defaults = {"m": 16, "ef_construction": 100}
-    tries = {"ef": 64}
+    default_search_params = {"ef": 64}
     types = ("IndexHNSWFlat",)
 
-    def most(self) -> dict[str, int]:
+    def search_limits(self) -> dict[str, int]:
         return {"ef": max(64, min(len(self), 4096))}
 
-    def _hopeless(self) -> bool:
-        return self.effort["ef"] >= len(self)
+    def _is_exhaustive(self) -> bool:
+        return self.search_params["ef"] >= len(self)
 
-    def _made(self, vectors: Vectors) -> Any:
+    def _new_engine(self, vectors: Vectors) -> Any:
         engine = faiss.IndexHNSWFlat(self._width, max(2, self.params["m"]), faiss.METRIC_L2)
         engine.hnsw.efConstruction = max(1, self.params["ef_construction"])
         return engine
 
-    def _tries(self, harder: int, fetch: int, selector: Any) -> Any:
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.effort["ef"] * harder, fetch))
+    def _faiss_params(self, harder: int, fetch: int, selector: Any) -> Any:
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.search_params["ef"] * harder, fetch))
 
 
 def read_faiss(path: Path, mmap: bool = True) -> Any:

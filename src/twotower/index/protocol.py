@@ -31,7 +31,7 @@ class MilvusLocation:
     """Seconds that one step of building may take."""
     model: str = ""
     """Digest of the model whose vectors they are."""
-    announce: Callable[[str], None] = lambda name: None
+    on_create: Callable[[str], None] = lambda name: None
     """Told the name of a collection before it is made."""
 
 
@@ -47,7 +47,7 @@ class Index(Protocol):
     metric: Metric
     params: dict[str, int]
     """What it was built with."""
-    effort: dict[str, int]
+    search_params: dict[str, int]
     """How hard a search tries, by knob: `nprobe`, `ef`, `refine`. Empty if it is exact."""
     threads: int
     """Threads of one search. A server that answers requests side by side sets 1."""
@@ -85,7 +85,7 @@ class Index(Protocol):
         with row -1, score -inf. `exact` looks at every vector. Raises DataError.
         """
 
-    def products(self, query: Vectors) -> Vectors:
+    def scores(self, query: Vectors) -> Vectors:
         """The products (N,) of a query (1, D) with the vector of every one of `rows`, summed in float32. Raises DataError."""
 
     def add(self, rows: Rows, vectors: Vectors) -> None:
@@ -97,8 +97,8 @@ class Index(Protocol):
     def remove(self, rows: Rows) -> None:
         """Take rows out. Raises DataError for unknown rows."""
 
-    def most(self) -> dict[str, int]:
-        """The largest useful value of every knob in `effort`, in the order in which to tune them."""
+    def search_limits(self) -> dict[str, int]:
+        """The largest useful value of every knob in `search_params`, in the order in which to tune them."""
 
     def save(self, folder: Path) -> None:
         """Write the index as a folder of its own. Raises RunError."""

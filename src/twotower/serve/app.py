@@ -334,7 +334,7 @@ def create_admin_app(service: Service) -> FastAPI:
                 raise
             raise Problem("conflict", service.shelf.told(e)) from None
         try:
-            await service.shelf.ask(lambda store: MilvusCollections(store).follow())
+            await service.shelf.ask(lambda store: MilvusCollections(store).update_alias())
         except RunError as e:
             log.warning("the alias does not follow", extra={"told": {"detail": str(e)}})
         await service.shelf.look()

@@ -182,7 +182,7 @@ class Service:
             "metric": manifest["metric"],
             "counts": manifest["counts"],
             "gate": manifest["gate"],
-            "index": {name: manifest.get("index", {}).get(name) for name in ("kind", "params", "effort")},
+            "index": {name: manifest.get("index", {}).get(name) for name in ("kind", "params", "search_params")},
             "features": {"user": list(retriever.user_columns), "item": list(retriever.item_columns)},
             "history": any(isinstance(f, Sequence) for f in retriever.schema.side("user")),
             "search": [f.name for f in retriever.schema.texts("user")],

@@ -358,9 +358,7 @@ def _touches(config: Config) -> bool:
 
 def _torchrec(device: torch.device) -> Any:
     """What is used of TorchRec. Raises ConfigError if it is not here, or not for this torch or device."""
-    install = (
-        f"pip install -e '.[torchrec]' and pip install --no-deps {' '.join(map(repr, pair()))} (docs/scale.md)"
-    )
+    install = f"pip install -e '.[torchrec]' and pip install --no-deps {' '.join(map(repr, pair()))} (docs/scale.md)"
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"train.tables = 'torchrec' works on 'cpu' and 'cuda', not on '{device.type}'; set train.device"

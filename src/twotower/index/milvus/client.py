@@ -77,13 +77,15 @@ class MilvusConnection:
                 ) from e
             raise Unavailable(f"{uri}: no Milvus answers there") from e
 
-    def create(self, name: str, width: int, told: str) -> None:
-        """An empty collection of vectors (width,) under rows; `told` is what `facts` gives back. Raises RunError."""
-        schema = MilvusClient.create_schema(auto_id=False, description=told)
+    def create_collection(self, name: str, width: int, description: str) -> None:
+        """An empty collection of vectors (width,) under rows; `description` is what `describe` gives back. Raises RunError."""
+        schema = MilvusClient.create_schema(auto_id=False, description=description)
         schema.add_field("row", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
         self._write(
-            lambda t: self._milvus.create_collection(name, schema=schema, properties={"twotower": told}, timeout=t)
+            lambda t: self._milvus.create_collection(
+                name, schema=schema, properties={"twotower": description}, timeout=t
+            )
         )
 
     def insert(self, name: str, rows: Rows, vectors: Vectors) -> None:
@@ -91,7 +93,7 @@ class MilvusConnection:
         batch = [{"row": row, "vector": vector} for row, vector in zip(rows.tolist(), vectors, strict=True)]
         self._write(lambda t: self._milvus.insert(name, batch, timeout=t))
 
-    def finish(self, name: str, kind: str, metric: str, params: dict[str, int]) -> None:
+    def build_index(self, name: str, kind: str, metric: str, params: dict[str, int]) -> None:
         """Seal what was put in, index it, and wait until it is loaded. Raises RunError."""
         self._write(lambda t: self._milvus.flush(name, timeout=t))
         wanted = self._milvus.prepare_index_params()
@@ -121,7 +123,7 @@ class MilvusConnection:
 
         self._wait(loaded, f"{name}: it is not loaded")
 
-    def facts(self, name: str) -> tuple[int, list[str]]:
+    def describe(self, name: str) -> tuple[int, list[str]]:
         """Width of the vectors of a collection, and what was told of it. Raises CollectionError, Unavailable."""
         said = self._read(lambda t: self._milvus.describe_collection(name, timeout=t))
         widths = [f["params"].get("dim", 0) for f in said["fields"] if f["name"] == "vector"]
@@ -129,7 +131,7 @@ class MilvusConnection:
 
     def count(self, name: str) -> int:
         """Rows of a loaded collection, every write counted. Raises CollectionError, Unavailable."""
-        found = self._of(
+        found = self._read_loaded(
             name,
             lambda t: self._milvus.query(
                 name, filter="", output_fields=["count(*)"], timeout=t, consistency_level="Strong"
@@ -144,21 +146,21 @@ class MilvusConnection:
         k: int,
         params: dict[str, int],
         metric: str,
-        only: Rows | None,
-        without: Rows | None,
-        whole: bool,
+        allowed: Rows | None,
+        banned: Rows | None,
+        with_vectors: bool,
     ) -> list[list[Any]]:
-        """For each query up to `k` hits, best first, of `only` these rising rows and `without` those; `whole` ones hold
+        """For each query up to `k` hits, best first, of the `allowed` rising rows without the `banned`; `with_vectors` they hold
         their vectors too.
 
         Raises CollectionError, Unavailable.
         """
-        conditions = [] if only is None else [_row_condition(only)]
-        if without is not None and len(without):
-            conditions.append(f"not ({_row_condition(without)})")
+        conditions = [] if allowed is None else [_row_condition(allowed)]
+        if banned is not None and len(banned):
+            conditions.append(f"not ({_row_condition(banned)})")
         where = " and ".join(conditions)
-        fields = ["vector"] if whole else ["row"]
-        found = self._of(
+        fields = ["vector"] if with_vectors else ["row"]
+        found = self._read_loaded(
             name,
             lambda t: self._milvus.search(
                 name, data=list(queries), limit=k, anns_field="vector", output_fields=fields, filter=where, timeout=t,
@@ -167,7 +169,7 @@ class MilvusConnection:
         )  # fmt: skip
         return list(found)
 
-    def vectors(self, name: str, rows: Rows, width: int) -> Vectors:
+    def fetch(self, name: str, rows: Rows, width: int) -> Vectors:
         """The vectors (n, width) of distinct rows (n,). Raises CollectionError, also if some are not there, Unavailable."""
         out = np.empty((len(rows), width), np.float32)
         step = page_rows(width)
@@ -175,7 +177,7 @@ class MilvusConnection:
             part = rows[start : start + step]
             order = np.argsort(part)
             where, n = _row_condition(part[order]), len(part)
-            found = self._of(name, partial(self._rows, name, where, n))
+            found = self._read_loaded(name, partial(self._rows, name, where, n))
             got = np.array([hit["row"] for hit in found], np.int64)
             places = order[np.searchsorted(part[order], got).clip(max=n - 1)]
             if len(got) != n or (part[places] != got).any():
@@ -203,15 +205,15 @@ class MilvusConnection:
     def _unalias(self, alias: str, seconds: float) -> None:
         self._milvus.drop_alias(alias, timeout=seconds)
 
-    def point(self, alias: str, name: str) -> None:
+    def set_alias(self, alias: str, name: str) -> None:
         """Make the alias stand for the collection. Raises CollectionError, Unavailable."""
-        before = self.aliased(alias)
+        before = self.alias_target(alias)
         if not before:
             self._read(lambda t: self._milvus.create_alias(name, alias, timeout=t))
         elif before != name:
             self._read(lambda t: self._milvus.alter_alias(name, alias, timeout=t))
 
-    def aliased(self, alias: str) -> str:
+    def alias_target(self, alias: str) -> str:
         """The collection that an alias stands for, an empty string if there is none. Raises Unavailable."""
         try:
             return str(self._read(lambda t: self._milvus.describe_alias(alias, timeout=t))["collection_name"])
@@ -231,7 +233,7 @@ class MilvusConnection:
         except (MilvusException, grpc.RpcError, OSError) as e:
             raise RunError(f"{self.uri}: Milvus fails ({_error_line(e)})") from e
 
-    def _of(self, name: str, ask: Callable[[float], T]) -> T:
+    def _read_loaded(self, name: str, ask: Callable[[float], T]) -> T:
         """Read from a collection, which is loaded if the server says that it is not."""
 
         def again(seconds: float) -> T:

@@ -29,21 +29,21 @@ class MilvusCollections:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._path = store.path / COLLECTIONS_FILE
-        self._made: list[tuple[str, str]] = []
+        self._registered: list[tuple[str, str]] = []
 
-    def announce(self, uri: str, name: str) -> None:
+    def register(self, uri: str, name: str) -> None:
         """Write down that a collection is about to be made. To be called under the store's lock. Raises RunError."""
         files.write_json(self._path, [*self._listed(), {"uri": uri, "collection": name}], 0o644)
-        self._made.append((uri, name))
+        self._registered.append((uri, name))
 
-    def discard(self) -> None:
-        """Drop what was announced here and no bundle names; what cannot be dropped now is left to `sweep`."""
+    def drop_registered(self) -> None:
+        """Drop what was announced here and no bundle names; what cannot be dropped now is left to `drop_unreferenced`."""
         named = self._named()
-        for uri, name in self._made:
+        for uri, name in self._registered:
             if named is not None and name not in named:
                 self._drop(uri, name)
 
-    def sweep(self) -> list[str]:
+    def drop_unreferenced(self) -> list[str]:
         """Drop every listed collection that no bundle names, and the names of those that went; what cannot be reached
         stays listed. To be called under the store's lock. Raises RunError."""
         listed, named = self._listed(), self._named()
@@ -54,7 +54,7 @@ class MilvusCollections:
             files.write_json(self._path, [line for line in listed if line not in gone], 0o644)
         return [line["collection"] for line in gone]
 
-    def follow(self) -> str:
+    def update_alias(self) -> str:
         """Make the alias stand for the current bundle's collection; what was done, or an empty string where the bundle
         has none. Raises RunError."""
         while True:
@@ -63,7 +63,7 @@ class MilvusCollections:
             if not said or "collection" not in said:
                 return ""
             try:
-                _connect(said["uri"]).point(said["alias"], said["collection"])
+                _connect(said["uri"]).set_alias(said["alias"], said["collection"])
             except TwoTowerError as e:
                 raise RunError(
                     f"{current} is current, but the alias {said['alias']} does not stand for its collection yet ({e}); "

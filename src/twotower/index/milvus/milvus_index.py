@@ -54,133 +54,133 @@ class MilvusIndex(ExactIndex):
     kind = "milvus"
     remote = True
 
-    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None, place: MilvusLocation) -> None:
+    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None, location: MilvusLocation) -> None:
         """An empty index. Raises ConfigError, DataError."""
         super().__init__(width, metric)
-        if place.type not in BUILD_PARAMS:
-            raise ConfigError(f"index.type is {place.type!r} (allowed: {', '.join(get_args(MilvusType))})")
-        self.params = complete_params(f"milvus {place.type}", BUILD_PARAMS[place.type], params)
-        self.effort = dict(SEARCH_PARAMS[place.type])
-        self.place = place
+        if location.type not in BUILD_PARAMS:
+            raise ConfigError(f"index.type is {location.type!r} (allowed: {', '.join(get_args(MilvusType))})")
+        self.params = complete_params(f"milvus {location.type}", BUILD_PARAMS[location.type], params)
+        self.search_params = dict(SEARCH_PARAMS[location.type])
+        self.location = location
         self.collection = ""
         """Where the vectors are; an empty string while they are only here."""
-        self._n_lists = 1
-        self._away = self._saved = False
-        self._radius = 0.0
-        self._making = threading.Lock()
-        self._client_: MilvusConnection | None = None
+        self._nlist = 1
+        self._is_remote = self._saved = False
+        self._norm_bound = 0.0
+        self._creation_lock = threading.Lock()
+        self._cached_connection: MilvusConnection | None = None
 
     @classmethod
     def build(
         cls, vectors: Vectors, rows: Rows, metric: Metric, params: dict[str, int] | None = None,
-        place: MilvusLocation | None = None,
+        location: MilvusLocation | None = None,
     ) -> Self:  # fmt: skip
         if np.ndim(vectors) != 2:
             raise DataError(f"vectors must be (N, D), not of shape {np.shape(vectors)}")
-        if place is None:
-            raise ConfigError("index: 'milvus' needs a place")
-        index = cls(np.shape(vectors)[1], metric, params, place)
+        if location is None:
+            raise ConfigError("index: 'milvus' needs a location")
+        index = cls(np.shape(vectors)[1], metric, params, location)
         index.add(rows, vectors)
         return index
 
     @property
     def model(self) -> str:
         """The digest of the model whose vectors they are."""
-        return self.place.model
+        return self.location.model
 
     @property
-    def _client(self) -> MilvusConnection:
-        if self._client_ is None:
-            self._client_ = client = MilvusConnection(self.place.uri, self.place.timeout)
+    def _connection(self) -> MilvusConnection:
+        if self._cached_connection is None:
+            self._cached_connection = client = MilvusConnection(self.location.uri, self.location.timeout)
             weakref.finalize(self, client.close)
-        return self._client_
+        return self._cached_connection
 
     @property
-    def _told(self) -> str:
+    def _description(self) -> str:
         """What a collection says of itself, so that it is not taken for another."""
-        return f"model {self.place.model or '-'}, {len(self)} vectors, {self.metric}"
+        return f"model {self.location.model or '-'}, {len(self)} vectors, {self.metric}"
 
     @property
-    def _lifted(self) -> bool:
+    def _augmented(self) -> bool:
         return self.metric == "dot"
 
     @property
-    def _measure(self) -> str:
-        return "L2" if self._lifted else "COSINE"
+    def _milvus_metric(self) -> str:
+        return "L2" if self._augmented else "COSINE"
 
-    def most(self) -> dict[str, int]:
-        self._lists()
-        tops = {"nprobe": self._n_lists, "refine": 16, "ef": max(64, min(len(self), 4096))}
-        return {name: tops[name] for name in self.effort}
+    def search_limits(self) -> dict[str, int]:
+        self._count_lists()
+        tops = {"nprobe": self._nlist, "refine": 16, "ef": max(64, min(len(self), 4096))}
+        return {name: tops[name] for name in self.search_params}
 
     # Changing
 
     def vectors(self, rows: Rows) -> Vectors:
         found = self._known(rows)
-        return self._fetched(found) if self._away else self._vectors[found]
+        return self._fetch(found) if self._is_remote else self._vectors[found]
 
-    def products(self, query: Vectors) -> Vectors:
+    def scores(self, query: Vectors) -> Vectors:
         query = self._queries(query, 1)[0]
-        parts = [self._fetched(at) @ query for at in self._pages(self._position)]
+        parts = [self._fetch(at) @ query for at in self._pages(self._position)]
         found: Vectors = np.concatenate(parts) if parts else np.empty(0, np.float32)
         return found
 
     def add(self, rows: Rows, vectors: Vectors) -> None:
-        self._bring()
+        self._download()
         super().add(rows, vectors)
 
     def update(self, rows: Rows, vectors: Vectors) -> None:
-        self._bring()
+        self._download()
         super().update(rows, vectors)
 
     def remove(self, rows: Rows) -> None:
-        self._bring()
+        self._download()
         super().remove(rows)
 
-    def _bring(self) -> None:
+    def _download(self) -> None:
         """Have the vectors here."""
-        if self._away:
-            self._vectors, self._away = self._fetched(np.arange(len(self._rows))), False
+        if self._is_remote:
+            self._vectors, self._is_remote = self._fetch(np.arange(len(self._rows))), False
 
     def _changed(self, kept: int) -> None:
         if self.collection and not self._saved:
-            self._client.drop(self.collection)
+            self._connection.drop(self.collection)
         self.collection, self._saved = "", False
-        self._lists()
+        self._count_lists()
 
-    def _lists(self) -> None:
-        if "nlist" in self.params and not self._away:
+    def _count_lists(self) -> None:
+        if "nlist" in self.params and not self._is_remote:
             wanted = self.params["nlist"] or round(4 * len(self) ** 0.5)
-            self._n_lists = max(1, min(wanted, len(self) // 8, 65_536))
+            self._nlist = max(1, min(wanted, len(self) // 8, 65_536))
 
-    def _make(self) -> None:
+    def _create_collection(self) -> None:
         """Put the vectors into a collection of their own. Raises RunError, Unavailable."""
-        with self._making:
+        with self._creation_lock:
             if self.collection:
                 return
-            name = f"{self.place.prefix}_{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"
-            self.place.announce(name)
-            self._radius = 1.05 * self._longest
-            self._client.create(name, self.width + self._lifted, self._told)
+            name = f"{self.location.prefix}_{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"
+            self.location.on_create(name)
+            self._norm_bound = 1.05 * self._max_norm
+            self._connection.create_collection(name, self.width + self._augmented, self._description)
             step = min(INSERT_ROWS, page_rows(self.width + 1))
             for start in range(0, len(self), step):
                 at = self._position[start : start + step]
-                self._client.insert(name, self._rows[at], self._items(self._vectors[at]))
+                self._connection.insert(name, self._rows[at], self._engine_vectors(self._vectors[at]))
                 files.point()
-            built = {"nlist": self._n_lists} if "nlist" in self.params else {}
+            built = {"nlist": self._nlist} if "nlist" in self.params else {}
             if "m" in self.params:
                 built = {"M": max(2, self.params["m"]), "efConstruction": max(1, self.params["ef_construction"])}
-            self._client.finish(name, self.place.type, self._measure, built)
-            if (n := self._client.count(name)) != len(self):
-                raise RunError(f"{self.place.uri}: {name} holds {n:,} rows, {len(self):,} were put in")
+            self._connection.build_index(name, self.location.type, self._milvus_metric, built)
+            if (n := self._connection.count(name)) != len(self):
+                raise RunError(f"{self.location.uri}: {name} holds {n:,} rows, {len(self):,} were put in")
             self.collection = name
 
-    def _items(self, vectors: Vectors) -> Vectors:
+    def _engine_vectors(self, vectors: Vectors) -> Vectors:
         """Vectors as the collection holds them."""
-        if not self._lifted:
+        if not self._augmented:
             return vectors
         squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-        last = np.sqrt(np.maximum(self._radius**2 - squares, 0.0)).astype(np.float32)
+        last = np.sqrt(np.maximum(self._norm_bound**2 - squares, 0.0)).astype(np.float32)
         return np.column_stack([vectors, last])
 
     # Searching
@@ -188,19 +188,19 @@ class MilvusIndex(ExactIndex):
     def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
         most = min(MAX_HITS, MESSAGE_MAX_BYTES // (4 * self.width))
         few = scope.only is not None and len(scope.only) <= EXACT_MAX_ROWS
-        wide = self.effort.get("ef", 0) >= len(self) > 0
+        wide = self.search_params.get("ef", 0) >= len(self) > 0
         if exact or few or wide or 4 * k > scope.remaining.max(initial=0) or k + max(8, k // 8) > most:
             return self._scan(queries, k, scope)
         if not self.collection:
-            self._make()
+            self._create_collection()
         rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
         scores: list[Vectors] = [np.empty(0, np.float32)] * len(queries)
         todo = np.arange(len(queries))
         for harder, more, named in ((1, 1, False), (4, 4, False), (16, 16, False), (16, 16, True), (16, most, True)):
             # An eighth more: Milvus rounds in float32, which matters between the last and the next.
-            fetch = min(len(self), most, (k + max(8, k // 8)) * self.effort.get("refine", 1) * more)
+            fetch = min(len(self), most, (k + max(8, k // 8)) * self.search_params.get("refine", 1) * more)
             if len(todo):
-                todo = self._propose(queries, k, scope, harder, fetch, named, todo, rows, scores)
+                todo = self._search_candidates(queries, k, scope, harder, fetch, named, todo, rows, scores)
         if len(todo):
             banned = None if scope.banned is None else [scope.banned[i] for i in todo]
             rest = self._scan(queries[todo], k, SearchScope(scope.only, banned, scope.remaining[todo]))
@@ -208,7 +208,7 @@ class MilvusIndex(ExactIndex):
                 rows[number], scores[number] = found, score
         return rows, scores
 
-    def _propose(
+    def _search_candidates(
         self, queries: Vectors, k: int, scope: SearchScope, harder: int, fetch: int, named: bool, todo: Rows,
         rows: list[Rows], scores: list[Vectors],
     ) -> Rows:  # fmt: skip
@@ -218,13 +218,13 @@ class MilvusIndex(ExactIndex):
         is left out; only if that was not enough, each query names its own.
         """
         params: dict[str, int] = {}
-        if "nprobe" in self.effort:
-            params = {"nprobe": min(self._n_lists, self.effort["nprobe"] * harder)}
-        if "ef" in self.effort:
-            params = {"ef": max(fetch, min(self.effort["ef"] * harder, 32_768))}
+        if "nprobe" in self.search_params:
+            params = {"nprobe": min(self._nlist, self.search_params["nprobe"] * harder)}
+        if "ef" in self.search_params:
+            params = {"ef": max(fetch, min(self.search_params["ef"] * harder, 32_768))}
         only = scope.only
         listed = None if only is None or len(only) > NAMED_MAX_ROWS else np.sort(self._rows[only])
-        wide = queries if not self._lifted else np.column_stack([queries, np.zeros(len(queries), np.float32)])
+        wide = queries if not self._augmented else np.column_stack([queries, np.zeros(len(queries), np.float32)])
         step = 1 if named else max(1, min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), MAX_HITS // fetch))
         short = []
         for start in range(0, len(todo), step):
@@ -232,8 +232,8 @@ class MilvusIndex(ExactIndex):
             without = None
             if named and scope.banned is not None and len(scope.banned[some[0]]) <= NAMED_MAX_ROWS:
                 without = np.sort(self._rows[scope.banned[some[0]]])
-            hits = self._client.search(
-                self.collection, wide[some], fetch, params, self._measure, listed, without, self._away
+            hits = self._connection.search(
+                self.collection, wide[some], fetch, params, self._milvus_metric, listed, without, self._is_remote
             )  # fmt: skip
             for number, hit in zip(some.tolist(), hits, strict=True):
                 found = np.array([h["row"] for h in hit], np.int64)
@@ -243,10 +243,10 @@ class MilvusIndex(ExactIndex):
                     good &= is_in_sorted(only, at)
                 if scope.banned is not None:
                     good &= ~is_in_sorted(scope.banned[number], at)
-                if self._away:
+                if self._is_remote:
                     chosen = np.flatnonzero(good)
                     vectors = np.array([hit[i]["entity"]["vector"] for i in chosen], np.float32)
-                    vectors = vectors.reshape(len(chosen), self.width + self._lifted)[:, : self.width]
+                    vectors = vectors.reshape(len(chosen), self.width + self._augmented)[:, : self.width]
                 else:
                     vectors = self._vectors[at[good]]
                 rows[number], scores[number] = _best_rows(found[good], vectors, queries[number], k)
@@ -256,13 +256,13 @@ class MilvusIndex(ExactIndex):
 
     def _scan(self, queries: Vectors, k: int, scope: SearchScope) -> tuple[list[Rows], list[Vectors]]:
         """Exact, a page of vectors at a time where they are not here."""
-        if not self._away:
+        if not self._is_remote:
             return super()._scan(queries, k, scope)
         banned = None if scope.banned is None else [self._rows[b] for b in scope.banned]
         rows = np.full((len(queries), 0), -1, np.int64)
         scores = np.full((len(queries), 0), -np.inf, np.float32)
         for at in self._pages(self._position if scope.only is None else scope.only):
-            part = ExactIndex.build(self._fetched(at), self._rows[at], self.metric)
+            part = ExactIndex.build(self._fetch(at), self._rows[at], self.metric)
             part.threads = self.threads
             found, score = part.search(queries, k, banned=banned)
             rows, scores = np.column_stack([rows, found]), np.column_stack([scores, score])
@@ -278,27 +278,27 @@ class MilvusIndex(ExactIndex):
         for start in range(0, len(positions), step):
             yield positions[start : start + step]
 
-    def _fetched(self, positions: Rows) -> Vectors:
+    def _fetch(self, positions: Rows) -> Vectors:
         """The vectors (n, D) at positions (n,), wherever they are."""
-        if not self._away:
+        if not self._is_remote:
             return self._vectors[positions]
         rows, back = np.unique(self._rows[positions], return_inverse=True)
-        found: Vectors = self._client.vectors(self.collection, rows, self.width + self._lifted)[back, : self.width]
+        found: Vectors = self._connection.fetch(self.collection, rows, self.width + self._augmented)[back, : self.width]
         return found
 
     # Files
 
     def describe(self) -> dict[str, Any]:
-        place = self.place
+        location = self.location
         return super().describe() | {
-            "type": place.type, "uri": place.uri, "alias": place.prefix, "collection": self.collection,
-            "model": place.model, "lists": self._n_lists, "radius": self._radius,
+            "type": location.type, "uri": location.uri, "alias": location.prefix, "collection": self.collection,
+            "model": location.model, "nlist": self._nlist, "norm_bound": self._norm_bound,
         }  # fmt: skip
 
     def save(self, folder: Path) -> None:
         """Write where the vectors are, not the vectors."""
         if not self.collection:
-            self._make()
+            self._create_collection()
         super().save(folder)
         self._saved = True
 
@@ -313,14 +313,14 @@ class MilvusIndex(ExactIndex):
             names = ("uri", "alias", "collection", "model")
             if not all(isinstance(said[name], str) for name in names) or not said["collection"]:
                 raise ValueError(f"{', '.join(names)} must be texts")
-            place = MilvusLocation(said["uri"], said["alias"], said["type"], model=said["model"])
+            location = MilvusLocation(said["uri"], said["alias"], said["type"], model=said["model"])
             params = {str(n): int(v) for n, v in said["params"].items()}
-            index = cls(int(said["width"]), said["metric"], params, place)
-            index.effort = {name: max(1, int(said["effort"][name])) for name in index.effort}
-            index._n_lists, index._radius = max(1, int(said["lists"])), float(said["radius"])
-            index._longest = float(said["longest"])
-            if not 0 <= index._longest <= MAX_NORM:
-                raise ValueError(f"longest: {index._longest}")
+            index = cls(int(said["width"]), said["metric"], params, location)
+            index.search_params = {name: max(1, int(said["search_params"][name])) for name in index.search_params}
+            index._nlist, index._norm_bound = max(1, int(said["nlist"])), float(said["norm_bound"])
+            index._max_norm = float(said["max_norm"])
+            if not 0 <= index._max_norm <= MAX_NORM:
+                raise ValueError(f"max_norm: {index._max_norm}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
             rows = array(folder / "rows.npy")
             if rows.dtype != np.int64 or rows.ndim != 1 or len(rows) != said["n"] or (np.diff(rows) <= 0).any():
@@ -330,21 +330,21 @@ class MilvusIndex(ExactIndex):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._rows, index._sorted, index._position = rows, rows, np.arange(len(rows))
-        index._plain = bool(len(rows) == 0 or rows[-1] == len(rows) - 1)
-        index.collection, index._away, index._saved = said["collection"], True, True
+        index._identity = bool(len(rows) == 0 or rows[-1] == len(rows) - 1)
+        index.collection, index._is_remote, index._saved = said["collection"], True, True
         index._check()
         return index
 
     def _check(self) -> None:
         """Raises CollectionError if the collection is not what the folder says, Unavailable if it cannot be asked."""
-        name, client = f"{self.place.uri}: {self.collection}", self._client
-        width, told = client.facts(self.collection)
-        if width != self.width + self._lifted:
+        name, client = f"{self.location.uri}: {self.collection}", self._connection
+        width, told = client.describe(self.collection)
+        if width != self.width + self._augmented:
             raise CollectionError(
-                f"{name} has vectors of {width} numbers, the bundle's have {self.width + self._lifted}", "mismatch"
+                f"{name} has vectors of {width} numbers, the bundle's have {self.width + self._augmented}", "mismatch"
             )
-        if self._told not in told:
-            raise CollectionError(f"{name} says {max(told)!r}, the bundle {self._told!r}", "mismatch")
+        if self._description not in told:
+            raise CollectionError(f"{name} says {max(told)!r}, the bundle {self._description!r}", "mismatch")
         client.load(self.collection)
         if (n := client.count(self.collection)) != len(self):
             raise CollectionError(f"{name} holds {n:,} rows, the bundle says {len(self):,}", "mismatch")
