@@ -235,7 +235,7 @@ def replies() -> Arrays:
 
         async def ask() -> None:
             service = Service(ServeSettings(store=Path(folder, "store")))
-            await service.shelf.look()
+            await service.bundles.refresh()
             transport = httpx.ASGITransport(create_app(service))
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 for name, (method, path, body) in REQUESTS.items():

@@ -441,10 +441,10 @@ class Serving:
 
     def __init__(self, store: Path, **settings: Any) -> None:
         self.service = Service(ServeSettings(store=store, **settings))
-        self.service.remote.breaker.rest = 0.05
+        self.service.search_executor.breaker.pause = 0.05
 
     async def __aenter__(self) -> Service:
-        await self.service.shelf.look()
+        await self.service.bundles.refresh()
         return self.service
 
     async def __aexit__(self, *_: object) -> None:
@@ -479,7 +479,7 @@ def test_fault_F1_milvus_down_at_the_start_is_not_ready_and_comes_back(
             assert str(server.port) not in str(refused.value)  # where it is is not a client's business
             assert refused.value.headers["Retry-After"]
             server.start()  # which has forgotten that the collection was loaded
-            await until(service.shelf.look)
+            await until(service.bundles.refresh)
             assert await source(service) == "model"
 
     asyncio.run(world())
@@ -505,12 +505,12 @@ def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
                     continue
                 reply = await service.recommend(body(ban=["i1"], where={"brand": "brand2"}))
                 assert reply["source"] == "fallback"
-                wanted = service.shelf.current.recommend(
-                    Request(), K, ban=["i1", *service.shelf.current.met("u3")], where={"brand": "brand2"}
+                wanted = service.bundles.current.recommend(
+                    Request(), K, ban=["i1", *service.bundles.current.met("u3")], where={"brand": "brand2"}
                 )
                 assert reply["items"] == wanted.items
             assert time.perf_counter() - started < 20  # a few seconds at most: then nobody asks any more
-            assert not service.remote.breaker.closed
+            assert not service.search_executor.breaker.closed
             assert b"twotower_index_errors_total 0.0" not in service.metrics.render()
             with pytest.raises(Unavailable):
                 await service.similar("i7", K)
@@ -523,7 +523,7 @@ def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
                     return False
 
             await until(back)
-            assert service.remote.breaker.closed
+            assert service.search_executor.breaker.closed
             assert (await service.similar("i7", K))["items"]
 
     asyncio.run(world())
@@ -558,7 +558,7 @@ def test_fault_F1_a_slow_milvus_costs_a_bounded_time_and_blocks_nobody(
             assert len(ticks) > 10  # a search in the loop's own thread would have let it tick twice
             for _ in range(3):
                 await source(service)
-            assert not service.remote.breaker.closed
+            assert not service.search_executor.breaker.closed
             quick = time.perf_counter()
             assert await source(service) == "fallback"
             assert time.perf_counter() - quick < 5
@@ -682,9 +682,9 @@ def test_fault_F2_a_collection_of_another_dimension_is_refused_and_the_old_bundl
                 ("collection", lambda: _gone(client, name)),
             ):
                 spoil()
-                assert not await service.shelf.look(again=True)
-                assert service.shelf.current.bundle.id == old.id
-                assert name in service.shelf.why
+                assert not await service.bundles.refresh(retry=True)
+                assert service.bundles.current.bundle.id == old.id
+                assert name in service.bundles.last_error
                 with pytest.raises(CollectionError) as refused:
                     Retriever(fresh)
                 assert refused.value.reason == reason

@@ -104,7 +104,7 @@ def make(store: Path) -> Iterator[Make]:
         client = Client(service, Door(app, service, Keys(keys) if keys else None, admin))
         client.loop = loop
         if load:
-            loop.run_until_complete(service.shelf.look())
+            loop.run_until_complete(service.bundles.refresh())
         return client
 
     yield one
@@ -989,7 +989,7 @@ def test_events_that_other_workers_would_not_see_are_refused(make: Make) -> None
 
 def test_fault_F1_a_live_store_that_fails_is_no_error(make: Make) -> None:
     client = make(live="redis://127.0.0.1:1/0")
-    assert isinstance(client.service.live, RedisEvents)
+    assert isinstance(client.service.event_store, RedisEvents)
     assert client.post("/v1/recommend", {"user_id": "u1"}).status_code == 200
     added = client.post("/v1/events", {"user_id": "u1", "events": ["i1"]})
     assert added.status_code == 202
@@ -1014,7 +1014,7 @@ def test_fault_A8_current_that_points_nowhere_is_alive_and_not_ready(store: Path
     problem(client.post("/v1/recommend", {}), "no-bundle")
     assert 'twotower_bundle_load_failures_total{reason="missing"} 1.0' in client.get("/metrics").text
     Store(broken).rollback(Store(broken).bundles()[0].id)
-    client.run(client.service.shelf.look())
+    client.run(client.service.bundles.refresh())
     assert client.get("/readyz").status_code == 200
 
 
@@ -1041,7 +1041,7 @@ def test_fault_G7_what_is_no_file_of_a_store_changes_nothing_but_a_counter(
     else:
         path.touch()
         os.truncate(path, 1 << 30)
-    client.run(asyncio.wait_for(client.service.shelf.look(), 60))
+    client.run(asyncio.wait_for(client.service.bundles.refresh(), 60))
     assert client.get("/livez").status_code == 200
     if name == "HISTORY.jsonl":  # tells where live events may be, and no more
         assert client.get("/v1/bundle").json()["bundle_id"] == second
@@ -1078,9 +1078,9 @@ def test_fault_G7_a_store_that_hangs_holds_one_thread_and_the_old_bundle_answers
     monkeypatch.setattr("os.open", hangs)
     try:
         for _ in range(5):
-            assert not client.run(client.service.shelf.look())
+            assert not client.run(client.service.bundles.refresh())
         assert hanging.is_set()
-        assert client.service.shelf.why == "the store does not answer"
+        assert client.service.bundles.last_error == "the store does not answer"
         assert 'twotower_bundle_load_failures_total{reason="store"} 5.0' in client.get("/metrics").text
         assert client.get("/readyz").status_code == 200
         assert len(client.post("/v1/recommend", {"user_id": "u1"}).json()["items"]) == 10
@@ -1090,13 +1090,13 @@ def test_fault_G7_a_store_that_hangs_holds_one_thread_and_the_old_bundle_answers
             told = admin.ask(method, path, {} if method == "POST" else None, headers=bearer(key_file[2]))
             problem(told, "store")
         assert threading.active_count() <= before + 2  # of each service one
-        assert client.service.shelf.busy
+        assert client.service.bundles.busy
     finally:
         go_on.set()
-    while client.service.shelf.busy:
+    while client.service.bundles.busy:
         time.sleep(0.01)
-    client.run(client.service.shelf.look())
-    assert client.service.shelf.why == ""
+    client.run(client.service.bundles.refresh())
+    assert client.service.bundles.last_error == ""
     assert client.get("/v1/console/bundles").status_code == 200
 
 
@@ -1114,16 +1114,16 @@ def test_fault_A3_a_damaged_bundle_is_refused_counted_and_the_old_one_answers(
     data[-1] ^= 1
     file.write_bytes(data)
     (copy / "CURRENT").write_text(second + "\n")
-    client.run(client.service.shelf.look())
+    client.run(client.service.bundles.refresh())
     assert client.get("/v1/bundle").json()["bundle_id"] == first
     assert client.get("/readyz").status_code == 200
     assert 'twotower_bundle_load_failures_total{reason="checksum"} 1.0' in client.get("/metrics").text
-    client.run(client.service.shelf.look())  # not at every look
+    client.run(client.service.bundles.refresh())  # not at every look
     assert 'twotower_bundle_load_failures_total{reason="checksum"} 1.0' in client.get("/metrics").text
     data[-1] ^= 1
     file.write_bytes(data)
     (copy / "CURRENT").touch()
-    client.run(client.service.shelf.look())
+    client.run(client.service.bundles.refresh())
     assert client.get("/v1/bundle").json()["bundle_id"] == second
 
 
@@ -1221,16 +1221,16 @@ def test_fault_E5_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_bundle_that_was_compared_with_goes_at_the_next_swap(client: Client, store: Path) -> None:
     first, second = (b.id for b in Store(store).bundles())
     client.get(f"/v1/console/map?bundle={first}")
-    other = client.service.shelf._other
+    other = client.service.bundles._comparison
     assert other is not None
     Store(store).rollback(first)
-    client.run(client.service.shelf.look())
-    assert client.service.shelf.retriever is other  # it was loaded already
-    assert client.service.shelf._other is None
+    client.run(client.service.bundles.refresh())
+    assert client.service.bundles.retriever is other  # it was loaded already
+    assert client.service.bundles._comparison is None
     client.get(f"/v1/console/map?bundle={second}")
     Store(store).rollback(second)
-    client.run(client.service.shelf.look())
-    assert client.service.shelf._other is None
+    client.run(client.service.bundles.refresh())
+    assert client.service.bundles._comparison is None
 
 
 def test_whoever_looks_for_bundles_goes_on_looking(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1240,10 +1240,10 @@ def test_whoever_looks_for_bundles_goes_on_looking(client: Client, monkeypatch: 
         looked.append(1)
         raise ValueError("nobody thought of it")
 
-    monkeypatch.setattr(client.service.shelf, "look", broken)
+    monkeypatch.setattr(client.service.bundles, "refresh", broken)
 
     async def go() -> None:
-        task = asyncio.create_task(client.service.shelf.watch(0.001))
+        task = asyncio.create_task(client.service.bundles.watch(0.001))
         while len(looked) < 3:
             await asyncio.sleep(0.001)
         task.cancel()
@@ -1256,11 +1256,11 @@ def test_live_events_outlive_a_swap(store: Path, make: Make) -> None:
     client = make()
     client.post("/v1/events", {"user_id": "u1", "events": ["i1"]})
     Store(store).rollback(first)
-    client.run(client.service.shelf.look())
+    client.run(client.service.bundles.refresh())
     reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
     assert (reply["bundle_id"], reply["live"]) == (first, 1)
     Store(store).rollback(second)
-    client.run(client.service.shelf.look())
+    client.run(client.service.bundles.refresh())
     reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
     assert (reply["bundle_id"], reply["live"]) == (second, 1)
 

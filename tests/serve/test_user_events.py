@@ -94,13 +94,13 @@ def make(kind: str, request: pytest.FixtureRequest, **more: object) -> EventStor
 def test_events_are_appended_read_and_forgotten(kind: str, request: pytest.FixtureRequest) -> None:
     async def world() -> None:
         live = make(kind, request, events=4)
-        assert (await live.recall(["b1"], "u")).events == []
+        assert (await live.fetch(["b1"], "u")).events == []
         assert (await live.add(["b1"], "u", [("1", True), ("2", False)]))[0] == 2
         assert (await live.add(["b1"], "u", [("3", True), ("é☃", True), ("5", True)]))[0] == 4
-        assert (await live.recall(["b1"], "u")).events == [("2", False), ("3", True), ("é☃", True), ("5", True)]
-        assert (await live.recall(["b1"], "v")).events == []
+        assert (await live.fetch(["b1"], "u")).events == [("2", False), ("3", True), ("é☃", True), ("5", True)]
+        assert (await live.fetch(["b1"], "v")).events == []
         await live.forget(["b1"], "u")
-        assert (await live.recall(["b1"], "u")).events == []
+        assert (await live.fetch(["b1"], "u")).events == []
         await live.close()
 
     asyncio.run(world())
@@ -114,10 +114,10 @@ def test_swaps_and_rollbacks_keep_the_order_of_what_came(kind: str, request: pyt
         assert (await live.add(["b2", "b1"], "u", [("4", True)]))[0] == 4  # back to the first
         told = [("1", True), ("2", True), ("3", False), ("4", True)]
         for bundles in (["b1", "b2"], ["b2", "b1"], ["b2", "b1", "b3"]):
-            assert (await live.recall(bundles, "u")).events == told
-        assert (await live.recall(["b2"], "u")).events == told[1:3]
+            assert (await live.fetch(bundles, "u")).events == told
+        assert (await live.fetch(["b2"], "u")).events == told[1:3]
         assert await live.forget(["b1", "b2"], "u")
-        assert (await live.recall(["b1", "b2"], "u")).events == []
+        assert (await live.fetch(["b1", "b2"], "u")).events == []
         await live.close()
 
     asyncio.run(world())
@@ -129,15 +129,15 @@ def test_fault_F4_a_vector_of_another_bundle_or_another_history_is_a_miss(
     async def world() -> None:
         live, vector = make(kind, request), np.arange(6, dtype=np.float32)[None]
         await live.add(["b1"], "u", [("1", True)])
-        events = (await live.recall(["b1"], "u")).events
-        await live.keep("b1", "u", events, vector)
-        kept = (await live.recall(["b1"], "u")).vector
+        events = (await live.fetch(["b1"], "u")).events
+        await live.save_vector("b1", "u", events, vector)
+        kept = (await live.fetch(["b1"], "u")).vector
         assert kept is not None
         assert kept.shape == (1, 6)
         assert (kept == vector).all()
-        assert (await live.recall(["b1", "b2"], "u")).vector is None  # the bundle is another
+        assert (await live.fetch(["b1", "b2"], "u")).vector is None  # the bundle is another
         await live.add(["b1"], "u", [("2", True)])
-        assert (await live.recall(["b1"], "u")).vector is None  # the history is another
+        assert (await live.fetch(["b1"], "u")).vector is None  # the history is another
         await live.close()
 
     asyncio.run(world())
@@ -153,12 +153,12 @@ def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
         live = InProcessEvents(seconds=10, limit=int(2.5 * one.size), clock=lambda: now)
         for user in "abc":
             await live.add(["b"], user, [("1", True)])
-        assert [(await live.recall(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
+        assert [(await live.fetch(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
         now = 9.0
         await live.add(["b"], "c", [("2", True)])
         now = 12.0
-        assert (await live.recall(["b"], "b")).events == []
-        assert len((await live.recall(["b"], "c")).events) == 2
+        assert (await live.fetch(["b"], "b")).events == []
+        assert len((await live.fetch(["b"], "c")).events) == 2
 
     asyncio.run(world())
 
@@ -175,7 +175,7 @@ def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_g
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            live = InProcessEvents(limit=limit, dropped=count)
+            live = InProcessEvents(limit=limit, on_drop=count)
             for n in range(800):
                 user = f"{n}{'u' * 500}"
                 known = [(catalogue[(n * 7 + place) % 1_000], True) for place in range(200)]
@@ -183,8 +183,8 @@ def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_g
                 await live.add(["b"], user, known)
                 await live.add(["b"], user, strange, {item for item, _ in strange})
                 told = [*known, *strange[20:]][-200:]
-                assert (await live.recall(["b"], user)).events == told
-                await live.keep("b", user, told, vector)
+                assert (await live.fetch(["b"], user)).events == told
+                await live.save_vector("b", user, told, vector)
                 assert live.size <= limit
                 if n == 400:  # full since long
                     full = tracemalloc.get_traced_memory()[0] - before
@@ -202,16 +202,16 @@ def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_g
 def test_fault_G6_of_items_that_the_bundle_does_not_know_the_latest_few_stay_and_the_rest_are_counted() -> None:
     async def world() -> None:
         counts: list[tuple[str, int]] = []
-        live = InProcessEvents(events=50, dropped=lambda what, n: counts.append((what, n)))
+        live = InProcessEvents(events=50, on_drop=lambda what, n: counts.append((what, n)))
         for n in range(30):
             await live.add(["b"], "u", [(f"known {n}", True), (f"strange {n}", n % 2 == 0)], {f"strange {n}"})
         told = [event for n in range(30) for event in ((f"known {n}", True), (f"strange {n}", n % 2 == 0))]
         stay = [(item, liked) for item, liked in told if item.startswith("known") or int(item.split()[1]) >= 10]
-        assert (await live.recall(["b"], "u")).events == stay[-50:]
+        assert (await live.fetch(["b"], "u")).events == stay[-50:]
         assert sum(n for what, n in counts if what == "event") == 10
         # A bundle that knows them reads them; what one bundle's events name is never another's.
         await live.add(["b", "c"], "u", [("strange 29", False)])
-        assert (await live.recall(["b", "c"], "u")).events == [*stay[-49:], ("strange 29", False)]
+        assert (await live.fetch(["b", "c"], "u")).events == [*stay[-49:], ("strange 29", False)]
 
     asyncio.run(world())
 
@@ -237,9 +237,9 @@ def test_fault_G6_the_sum_over_users_and_items_is_always_the_total(steps: list[A
             if what == "put":
                 kept.put(user, bundles[-1], told)
             elif what == "get":
-                assert all(e.when > now - 20 for e in kept.get(user, bundles))
+                assert all(e.time > now - 20 for e in kept.get(user, bundles))
             elif what == "keep":
-                kept.keep(user, (bundles[-1], b"12345678", bytes(len(events))))
+                kept.save_vector(user, (bundles[-1], b"12345678", bytes(len(events))))
             elif what in ("drop", "take"):
                 kept.drop(user, bundles if what == "take" else None)
             users, items = kept._users.values(), kept._items
@@ -247,7 +247,7 @@ def test_fault_G6_the_sum_over_users_and_items_is_always_the_total(steps: list[A
             assert {n: uses for n, uses in enumerate(items._uses) if uses} == dict(Counter(named))
             weights = [u.size for u in users]
             for u in users:
-                u.weigh()
+                u.update_size()
             assert weights == [u.size for u in users]
             assert kept.size == sum(weights) + sum(_ITEM_OVERHEAD + len(t) for t in items._texts if t is not None)
         assert small.size <= 5_000
@@ -262,7 +262,7 @@ def test_keys_carry_the_bundle(server: Server) -> None:
     async def world() -> None:
         live = redis(server.url, seconds=77)
         await live.add(["20260101T000000Z-abcdef"], "u:1", [("1", True)])
-        await live.keep("20260101T000000Z-abcdef", "u:1", [("1", True)], np.zeros((1, 2), np.float32))
+        await live.save_vector("20260101T000000Z-abcdef", "u:1", [("1", True)], np.zeros((1, 2), np.float32))
         keys = sorted(await live._client.keys("*"))
         assert keys == [b"20260101T000000Z-abcdef:history:u:1", b"20260101T000000Z-abcdef:vector:u:1"]
         for key in keys:
@@ -279,7 +279,7 @@ def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
             "b:history:u", b"\xff", b"[1, true, 1.0]", b'["2", true, 1.5]', b'{"a": 1}', b'["3", true]'
         )
         await live._client.set("b:vector:u", history_digest([("2", True)]) + b"123")  # cut short
-        found = await live.recall(["b"], "u")
+        found = await live.fetch(["b"], "u")
         assert found.events == [("2", True)]
         assert found.vector is None
         await live.close()
@@ -308,7 +308,7 @@ def test_fault_G6_what_another_program_pushed_costs_no_more_than_the_latest_even
         await live._client.rpush(
             "b:history:u", *(f'["{n}", true, 1.5]' for n in range(1000)), f'["{"x" * 5000}", true, 1.5]'
         )
-        assert (await live.recall(["b"], "u")).events == [(str(n), True) for n in range(996, 1000)]
+        assert (await live.fetch(["b"], "u")).events == [(str(n), True) for n in range(996, 1000)]
         assert len(asked[-1][0]) == 5
         assert await live.add(["b"], "u", [(str(n), True) for n in range(10_000)]) == (5, True)
         assert asked[-1][0] == 1000 + 1 + 5  # no more was sent than is kept
@@ -322,11 +322,11 @@ def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_com
         server = Server()
         server.kill()
         failures: list[str] = []
-        live = redis(server.url, failed=failures.append)
-        live.breaker.rest = 0.05
-        assert (await live.recall(["b"], "u")).events == []
+        live = redis(server.url, on_failure=failures.append)
+        live.breaker.pause = 0.05
+        assert (await live.fetch(["b"], "u")).events == []
         assert await live.add(["b"], "u", [("1", True)]) == (1, False)  # kept here
-        assert (await live.recall(["b"], "u")).events == [("1", True)]
+        assert (await live.fetch(["b"], "u")).events == [("1", True)]
         assert failures
         assert set(failures) == {"read", "write"}
         server.start()
@@ -337,7 +337,7 @@ def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_com
                     break
                 await asyncio.sleep(0.1)
             other = redis(server.url)  # what was kept here went there, first things first
-            events = (await other.recall(["b"], "u")).events
+            events = (await other.fetch(["b"], "u")).events
             assert events[0] == ("1", True)
             assert events[-1] == ("2", True)
             assert live.breaker.closed
@@ -357,7 +357,7 @@ def test_fault_F1_a_store_that_is_killed_in_the_middle_costs_a_bounded_time_and_
         server.kill()
         started = time.perf_counter()
         for _ in range(50):
-            assert (await live.recall(["b"], "u")).events == []
+            assert (await live.fetch(["b"], "u")).events == []
         # Two or three failures, then nobody asks any more.
         assert time.perf_counter() - started < 4 * 0.1 + 0.5
         assert not live.breaker.closed
@@ -382,7 +382,7 @@ def test_fault_F1_a_store_that_answers_too_slowly_is_left_alone() -> None:
         live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.05)
         started = time.perf_counter()
         for _ in range(20):
-            assert (await live.recall(["b"], "u")).events == []
+            assert (await live.fetch(["b"], "u")).events == []
         assert time.perf_counter() - started < 1.0
         assert not live.breaker.closed
         await live.close()
@@ -395,44 +395,44 @@ def test_fault_F1_a_store_that_answers_too_slowly_is_left_alone() -> None:
 
 def test_a_breaker_opens_after_three_lets_one_try_and_rests_longer_each_time() -> None:
     now = 0.0
-    breaker = CircuitBreaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
+    breaker = CircuitBreaker(failures=3, pause=1.0, max_pause=8.0, clock=lambda: now)
     for _ in range(3):
-        began = breaker.allows()
+        began = breaker.begin()
         assert began is not None
-        breaker.went_wrong(began)
-    assert breaker.allows() is None
+        breaker.failed(began)
+    assert breaker.begin() is None
     now += 1.3
-    began = breaker.allows()
+    began = breaker.begin()
     assert began is not None
-    assert breaker.allows() is None  # one at a time
-    breaker.went_wrong(began)
+    assert breaker.begin() is None  # one at a time
+    breaker.failed(began)
     now += 1.3
-    assert breaker.allows() is None
+    assert breaker.begin() is None
     now += 1.3
-    assert breaker.allows() is not None
-    breaker.went_well()
+    assert breaker.begin() is not None
+    breaker.succeeded()
     assert breaker.closed
     for _ in range(40):
         now += 20
-        began = breaker.allows()
+        began = breaker.begin()
         assert began is not None
-        breaker.went_wrong(began)
-    assert breaker.allows() is None
+        breaker.failed(began)
+    assert breaker.begin() is None
     now += 8.0 * 1.25
-    assert breaker.allows() is not None
+    assert breaker.begin() is not None
 
 
 def test_tries_that_fail_together_are_one_failure() -> None:
     now = 0.0
-    breaker = CircuitBreaker(failures=3, rest=1.0, most=8.0, clock=lambda: now)
-    tries = [breaker.allows() for _ in range(16)]
+    breaker = CircuitBreaker(failures=3, pause=1.0, max_pause=8.0, clock=lambda: now)
+    tries = [breaker.begin() for _ in range(16)]
     now += 0.02
     for began in tries:
         assert began is not None
-        breaker.went_wrong(began)
-    assert breaker.allows() is None
+        breaker.failed(began)
+    assert breaker.begin() is None
     now += 1.3  # the first rest, not the fourteenth
-    assert breaker.allows() is not None
+    assert breaker.begin() is not None
 
 
 def test_what_was_not_forgotten_for_certain_is_told(server: Server) -> None:
@@ -490,23 +490,23 @@ def test_fault_F1_a_real_valkey_is_killed_slowed_and_comes_back(tmp_path: Path) 
     async def world() -> None:
         process = start()
         live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.1)
-        live.breaker.rest = 0.1
+        live.breaker.pause = 0.1
         try:
             assert await live.add(["b"], "u", [("1", True)]) == (1, True)
-            assert (await live.recall(["b"], "u")).events == [("1", True)]
+            assert (await live.fetch(["b"], "u")).events == [("1", True)]
             await live._client.execute_command("CLIENT", "PAUSE", "2000")  # a hundred times slower than usual
             started = time.perf_counter()
-            assert (await live.recall(["b"], "u")).events == []
+            assert (await live.fetch(["b"], "u")).events == []
             assert time.perf_counter() - started < 0.5
             await asyncio.sleep(2.5)
-            assert (await live.recall(["b"], "u")).events == [("1", True)]
+            assert (await live.fetch(["b"], "u")).events == [("1", True)]
             process.kill()
             process.wait()
             assert (await live.add(["b"], "u", [("2", True)]))[1] is False
             process = start()
             await asyncio.sleep(0.5)
             assert (await live.add(["b"], "u", [("3", True)])) == (2, True)  # its memory was empty, ours was not
-            assert (await live.recall(["b"], "u")).events == [("2", True), ("3", True)]
+            assert (await live.fetch(["b"], "u")).events == [("2", True), ("3", True)]
         finally:
             await live.close()
             process.kill()

@@ -208,7 +208,7 @@ def create_app(service: Service) -> FastAPI:
         """Whether requests should be sent here."""
         if service.draining:
             raise Problem("draining")
-        return json_response({"status": "ok", "bundle_id": service.shelf.current.bundle.id})
+        return json_response({"status": "ok", "bundle_id": service.bundles.current.bundle.id})
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=_responses("no-key", "origin"), tags=["operation"])
     async def metrics() -> Response:
@@ -261,7 +261,7 @@ def _console(app: FastAPI, service: Service) -> None:
     @app.get("/v1/console/users", responses=responses, tags=["console"])
     async def users(query: QueryText = "", limit: RowLimit = 20) -> Any:
         """Users whose id begins with or holds the text."""
-        with console.look():
+        with console.slot():
             return json_response(await console.users(query, limit))
 
     @app.get(
@@ -271,7 +271,7 @@ def _console(app: FastAPI, service: Service) -> None:
     )
     async def user(user_id: PathId) -> Any:
         """A user's features, history and live history."""
-        with console.look():
+        with console.slot():
             return json_response(await console.user(user_id))
 
     @app.get("/v1/console/user", responses=_problems("unknown-user", "invalid", "no-bundle"), tags=["console"])
@@ -282,7 +282,7 @@ def _console(app: FastAPI, service: Service) -> None:
     @app.get("/v1/console/items", responses=responses, tags=["console"])
     async def items(query: QueryText = "", limit: RowLimit = 20) -> Any:
         """Items whose title holds the text, or of that id."""
-        with console.look():
+        with console.slot():
             return json_response(await console.items(query, limit))
 
     @app.get("/v1/console/map", responses=of_a_bundle, tags=["console"])
@@ -290,19 +290,19 @@ def _console(app: FastAPI, service: Service) -> None:
         column: QueryText = "", limit: Annotated[int, Query(ge=1, le=20_000)] = 4_000, bundle: BundleId = ""
     ) -> Any:
         """Item vectors in the plane of their two principal directions."""
-        with console.look():
+        with console.slot():
             return json_response(await console.map(column, limit, bundle))
 
     @app.post("/v1/console/explain", responses=_problems(*BODY_PROBLEMS, "unknown-bundle", "index"), tags=["console"])
     async def explain(body: schemas.RecommendRequest, bundle: BundleId = "") -> Any:
         """An answer with what led to it: history, filters, gates, the user's place among the items."""
-        with console.look():
+        with console.slot():
             return json_response(await console.explain(body, bundle))
 
     @app.get("/v1/console/bundles", responses=_problems("store"), tags=["console"])
     async def bundles() -> Any:
         """The bundles of the store."""
-        with console.look():
+        with console.slot():
             return json_response(await console.bundles())
 
 
@@ -318,7 +318,7 @@ def create_admin_app(service: Service) -> FastAPI:
     @app.get("/v1/bundles")
     async def bundles() -> Any:
         """The bundles of the store, and what has been done with them."""
-        history = await service.shelf.ask(lambda store: store.history()[-100:])
+        history = await service.bundles.with_store(lambda store: store.history()[-100:])
         # A reason that a shell gave may hold half a character, which is no text.
         text = dumps(history, ensure_ascii=False).encode(errors="replace")
         return json_response(await Console(service).bundles() | {"history": orjson.loads(text)})
@@ -328,16 +328,18 @@ def create_admin_app(service: Service) -> FastAPI:
         """Make an earlier bundle current again; every worker takes it up within a moment."""
         reason = body.reason or "by the service's admin port"
         try:
-            bundle = await service.shelf.ask(lambda store: store.rollback(body.to or None, reason=reason), LOAD_TIMEOUT)
+            bundle = await service.bundles.with_store(
+                lambda store: store.rollback(body.to or None, reason=reason), LOAD_TIMEOUT
+            )
         except RunError as e:
             if _is_silent(e):
                 raise
-            raise Problem("conflict", service.shelf.told(e)) from None
+            raise Problem("conflict", service.bundles.public_message(e)) from None
         try:
-            await service.shelf.ask(lambda store: MilvusCollections(store).update_alias())
+            await service.bundles.with_store(lambda store: MilvusCollections(store).update_alias())
         except RunError as e:
             log.warning("the alias does not follow", extra={"told": {"detail": str(e)}})
-        await service.shelf.look()
+        await service.bundles.refresh()
         return json_response({"current": bundle.id, "serving": _bundle_id(service)})
 
     @app.post("/v1/reload")
@@ -345,12 +347,12 @@ def create_admin_app(service: Service) -> FastAPI:
         """Look again at what is current, also at a bundle that was refused; in every worker, if the store can be
         written to."""
         try:
-            await service.shelf.ask(Store.touch)
+            await service.bundles.with_store(Store.touch)
         except RunError as e:
             if _is_silent(e):
                 raise
-        await service.shelf.look(again=True)
-        return json_response({"serving": _bundle_id(service), "refused": service.shelf.why})
+        await service.bundles.refresh(retry=True)
+        return json_response({"serving": _bundle_id(service), "refused": service.bundles.last_error})
 
     return app
 
@@ -361,7 +363,7 @@ def _is_silent(error: RunError) -> bool:
 
 
 def _bundle_id(service: Service) -> str | None:
-    return service.shelf.retriever.bundle.id if service.shelf.retriever else None
+    return service.bundles.retriever.bundle.id if service.bundles.retriever else None
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
@@ -379,7 +381,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         return answer(index_problem(), request)
 
     async def store(request: HttpRequest, error: Any) -> Response:
-        return answer(Problem("store", service.shelf.told(error), headers={"Retry-After": "5"}), request)
+        return answer(Problem("store", service.bundles.public_message(error), headers={"Retry-After": "5"}), request)
 
     async def invalid(request: HttpRequest, error: Any) -> Response:
         found = error.errors()

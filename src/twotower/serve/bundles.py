@@ -30,7 +30,7 @@ from twotower.serve.metrics import Metrics
 from twotower.serve.problems import Problem
 from twotower.store import Store
 
-log = logging.getLogger("twotower.shelf")
+log = logging.getLogger("twotower.bundles")
 
 MEMORY_PER_BYTE = 1.5
 """Bytes of memory that a byte of a bundle takes, at most, while it is loaded."""
@@ -60,20 +60,20 @@ class BundleManager:
         self.store = Store(store)
         self.retriever: Retriever | None = None
         self._recent: list[str] = []
-        self.why = "no bundle has been loaded yet"
+        self.last_error = "no bundle has been loaded yet"
         """Why there is no newer one."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
         onnx_tower.bound(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], _free_memory(memory_limit, workers))))
-        self._looks, self._loads, self._others = (
-            FileReader("look"),
+        self._check_thread, self._load_thread, self._store_thread = (
+            FileReader("check"),
             FileReader("load", lower_priority),
-            FileReader("others"),
+            FileReader("store"),
         )
-        self._tried: tuple[Any, ...] | None = None
-        self._failures, self._again = 0, 0.0
-        self._other: Retriever | None = None
-        self._sound: set[str] = set()
+        self._last_stamp: tuple[Any, ...] | None = None
+        self._failures, self._retry_at = 0, 0.0
+        self._comparison: Retriever | None = None
+        self._checked_indexes: set[str] = set()
         """Digests of index files that were looked at before: going back to a bundle costs no second look."""
         self._lock = asyncio.Lock()
 
@@ -81,10 +81,10 @@ class BundleManager:
     def current(self) -> Retriever:
         """What answers now. Raises Problem "no-bundle"."""
         if self.retriever is None:
-            raise Problem("no-bundle", self.why, headers={"Retry-After": "5"})
+            raise Problem("no-bundle", self.last_error, headers={"Retry-After": "5"})
         return self.retriever
 
-    def bundles(self, retriever: Retriever) -> tuple[str, ...]:
+    def event_bundles(self, retriever: Retriever) -> tuple[str, ...]:
         """Where a user's live events can be: under the bundles that were current lately and, last, the one that is
         asked."""
         asked = retriever.bundle.id
@@ -93,18 +93,18 @@ class BundleManager:
     @property
     def busy(self) -> bool:
         """True while a thread is at the store, or hangs there: Python would wait for it before it ends."""
-        return self._lock.locked() or any(r.busy for r in (self._looks, self._loads, self._others))
+        return self._lock.locked() or any(r.busy for r in (self._check_thread, self._load_thread, self._store_thread))
 
     async def watch(self, seconds: float) -> None:
         """Look every `seconds`, for ever."""
         while True:
             try:
-                await self.look()
+                await self.refresh()
             except Exception:  # whoever does not look any more serves the same bundle for ever
                 log.exception("looking for a bundle failed")
             await asyncio.sleep(seconds)
 
-    async def look(self, again: bool = False) -> bool:
+    async def refresh(self, retry: bool = False) -> bool:
         """Load what CURRENT names if it is another bundle than the one that answers. Whether it was changed.
 
         A bundle that was refused is tried again after a while, or at once if `again`."""
@@ -115,21 +115,21 @@ class BundleManager:
             except RunError as e:
                 stamp = ("unreadable", str(e))
                 silent = e if getattr(e, "reason", "") == "store" else None
-            waits = not self._failures or time.monotonic() < self._again
-            if stamp == self._tried and waits and not again:
+            waits = not self._failures or time.monotonic() < self._retry_at
+            if stamp == self._last_stamp and waits and not retry:
                 return False
-            if stamp != self._tried:
+            if stamp != self._last_stamp:
                 self._failures = 0
-            self._tried = stamp
+            self._last_stamp = stamp
             started = time.perf_counter()
             try:
                 if silent:
                     raise silent
-                loaded, recent = await self._loads.run(self._load, LOAD_TIMEOUT)
+                loaded, recent = await self._load_thread.run(self._load, LOAD_TIMEOUT)
             except Exception as e:  # whatever a bundle does to the loader, the old one goes on
                 self._refused(e)
                 return False
-            self._failures, self.why = 0, ""
+            self._failures, self.last_error = 0, ""
             self._recent = recent
             if loaded is None:
                 return False
@@ -137,41 +137,41 @@ class BundleManager:
             self._swap(loaded)
             return True
 
-    async def other(self, bundle: str) -> Retriever:
+    async def open_other(self, bundle: str) -> Retriever:
         """Another bundle of the store, or the current one by its id; the last one asked for is kept.
 
         Raises Problem "unknown-bundle"."""
-        for known in (self.retriever, self._other):
+        for known in (self.retriever, self._comparison):
             if known is not None and known.bundle.id == bundle:
                 return known
         async with self._lock:
-            if self._other is not None and self._other.bundle.id == bundle:
-                return self._other
-            self._other = None
+            if self._comparison is not None and self._comparison.bundle.id == bundle:
+                return self._comparison
+            self._comparison = None
             try:
                 await self._stamp()
-                self._other = await self._loads.run(lambda: self._open(bundle), LOAD_TIMEOUT)
+                self._comparison = await self._load_thread.run(lambda: self._open(bundle), LOAD_TIMEOUT)
             except TwoTowerError as e:
-                raise Problem("unknown-bundle", self.told(e)) from None
-            return self._other
+                raise Problem("unknown-bundle", self.public_message(e)) from None
+            return self._comparison
 
-    async def ask(self, work: Callable[[Store], T], seconds: float = LIST_TIMEOUT) -> T:
+    async def with_store(self, work: Callable[[Store], T], seconds: float = LIST_TIMEOUT) -> T:
         """Run `work` on the store and return its result. Raises BundleError "store" if that takes too long, at once if the
         store does not even say what is current."""
         await self._stamp()
-        return await self._others.run(lambda: work(self.store), seconds)
+        return await self._store_thread.run(lambda: work(self.store), seconds)
 
     async def _stamp(self) -> tuple[str, int]:
-        return await self._looks.run(self.store.stamp, CHECK_TIMEOUT)
+        return await self._check_thread.run(self.store.stamp, CHECK_TIMEOUT)
 
-    def told(self, error: Exception) -> str:
+    def public_message(self, error: Exception) -> str:
         """What a client is told: where the store and its vectors lie is not its business."""
         text = re.sub(r"https?://[^/\s:]+(:\d+)?", "index", str(error))
         text = text.replace(str(self.store.path.absolute()), "store")
         return text if str(self.store.path) == "." else text.replace(str(self.store.path), "store")
 
     def close(self) -> None:
-        for reader in (self._looks, self._loads, self._others):
+        for reader in (self._check_thread, self._load_thread, self._store_thread):
             reader.close()
 
     def _open(self, name: str) -> Retriever:
@@ -179,8 +179,8 @@ class BundleManager:
 
     def _retriever(self, bundle: Bundle) -> Retriever:
         _check_memory(_loaded_bytes(bundle), self._limit, self._workers)
-        loaded = Retriever(bundle, self._threads, self._sound, _free_memory(self._limit, self._workers))
-        self._sound.add(loaded.index_digest)
+        loaded = Retriever(bundle, self._threads, self._checked_indexes, _free_memory(self._limit, self._workers))
+        self._checked_indexes.add(loaded.index_digest)
         return loaded
 
     def _load(self) -> tuple[Retriever | None, list[str]]:
@@ -193,7 +193,7 @@ class BundleManager:
             log.warning("the history cannot be read", extra={"told": {"detail": str(e)}})
         if self.retriever is not None and bundle.id == self.retriever.bundle.id:
             return None, recent
-        other, self._other = self._other, None  # three at a time would be one too many
+        other, self._comparison = self._comparison, None  # three at a time would be one too many
         if other is not None and other.bundle.id == bundle.id:
             return other, recent
         del other
@@ -212,16 +212,16 @@ class BundleManager:
             gc.collect()
             gc.freeze()  # what is here stays, and need not be looked through again
         del old
-        self._loads.later(_release_memory)
+        self._load_thread.submit(_release_memory)
 
     def _refused(self, error: Exception) -> None:
         reason = getattr(error, "reason", "broken")
         pause = RETRY_PAUSES[min(self._failures, len(RETRY_PAUSES) - 1)]
-        self._again = time.monotonic() + (
+        self._retry_at = time.monotonic() + (
             min(pause, MAX_UNAVAILABLE_PAUSE) if isinstance(error, Unavailable) else pause
         )
         self._failures += 1
-        self.why = self.told(error)
+        self.last_error = self.public_message(error)
         self._metrics.load_failures.labels(reason).inc()
         log.error("bundle refused", exc_info=error if not isinstance(error, TwoTowerError) else None,
                   extra={"told": {"reason": reason, "detail": str(error)}})  # fmt: skip

@@ -39,16 +39,16 @@ class Console:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._planes: OrderedDict[str, MapProjection] = OrderedDict()
-        self._looks = Places(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "looks")
+        self._projections: OrderedDict[str, MapProjection] = OrderedDict()
+        self._slots = Places(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "looks")
 
-    def look(self) -> AbstractContextManager[None]:
+    def slot(self) -> AbstractContextManager[None]:
         """One of the few places for those who look, beside the turns. Raises Problem "overload" if all are taken."""
-        return self._looks.one(give_back())
+        return self._slots.one(give_back())
 
     async def users(self, query: str, limit: int) -> dict[str, Any]:
         """The user of that id, those whose id begins with the text, then those that hold it."""
-        retriever = self._service.shelf.current
+        retriever = self._service.bundles.current
         rows, total = await asyncio.to_thread(_matching_ids, retriever.user_ids, query, limit)
         lengths = retriever.seen.lengths[rows]
         ids = retriever.user_ids.column.gather(rows).to_list()
@@ -57,24 +57,24 @@ class Console:
 
     async def user(self, user_id: str) -> dict[str, Any]:
         """A user's stored features and history, and what is live. Raises Problem "unknown-user"."""
-        retriever = self._service.shelf.current
-        recalled = await self._service.live.recall(self._service.shelf.bundles(retriever), user_id)
+        retriever = self._service.bundles.current
+        state = await self._service.event_store.fetch(self._service.bundles.event_bundles(retriever), user_id)
         if not retriever.knows(user_id):
-            if not recalled.events:
+            if not state.events:
                 raise Problem("unknown-user", f"user '{user_id}' is not among the bundle's users")
-            return {"id": user_id, "features": {}, "history": [], "events": 0, "live": self._titled(recalled.events)}
+            return {"id": user_id, "features": {}, "history": [], "events": 0, "live": self._titled(state.events)}
         history = retriever.history(user_id, SHOWN_EVENTS)
         return {
             "id": user_id,
             "features": retriever.stored(user_id),
             "history": [{"id": i, "title": title, "liked": liked} for i, title, liked in history],
             "events": len(retriever.met(user_id)),
-            "live": self._titled(recalled.events),
+            "live": self._titled(state.events),
         }
 
     async def items(self, query: str, limit: int) -> dict[str, Any]:
         """Items of that id, then those whose title holds the text."""
-        retriever = self._service.shelf.current
+        retriever = self._service.bundles.current
         titles = retriever.titles.column
         found = await asyncio.to_thread(_titles_containing, titles, query)
         rows = found.head(limit).to_numpy()
@@ -93,28 +93,28 @@ class Console:
     async def explain(self, body: schemas.RecommendRequest, bundle: str) -> dict[str, Any]:
         """An answer and what led to it."""
         retriever = await self._retriever(bundle)  # which may have to be loaded: nobody waits for that
-        await asyncio.to_thread(self._plane, retriever)
+        await asyncio.to_thread(self._projection, retriever)
         async with self._service.gate.turn(give_back(), request_weight(body)):
             return await self._explained(body, retriever)
 
     async def _explained(self, body: schemas.RecommendRequest, retriever: Retriever) -> dict[str, Any]:
         service = self._service
         service.check(body)
-        asked = await service.recall(body, retriever)
-        answer, _ = await service.found(body, asked, retriever)
-        request = asked.request
+        resolved = await service.resolve(body, retriever)
+        answer, _ = await service.answer_or_fallback(body, resolved, retriever)
+        request = resolved.request
         told = [*(request.history or ()), *request.events]
-        user_id = request.user_id if asked.known else None
+        user_id = request.user_id if resolved.known_user else None
         stored = retriever.history(user_id, SHOWN_EVENTS) if user_id is not None and request.history is None else []
         history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(told, retriever)
         met = set(retriever.met(user_id) if user_id is not None else ()) | {i for i, _ in told}
         out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
         vector = None
         if answer.source not in ("popular", "fallback"):
-            vector, gates = retriever.explain(request, asked.method)
+            vector, gates = retriever.explain(request, resolved.method)
             out = {
                 "vector_norm": round(float(np.linalg.norm(vector)), 4),
-                "point": _rounded(self._placed(retriever, vector))[0].tolist(),
+                "point": _rounded(self._projected(retriever, vector))[0].tolist(),
                 "gates": [
                     {"name": g.name, "fields": list(g.fields), "weights": _rounded(weights).tolist()}
                     for g, weights in gates
@@ -122,11 +122,11 @@ class Console:
             }
         left_out = []
         if answer.source != "fallback":
-            left_out = await service.beside(
+            left_out = await service.run_search(
                 retriever, lambda: _excluded_items(body, request, retriever, answer, vector, met)
             )  # fmt: skip
         return {
-            "reply": service.reply(answer, asked, retriever, count=False),
+            "reply": service.reply(answer, resolved, retriever, count=False),
             "history": history[-SHOWN_EVENTS:],
             "filtered": {
                 "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(met))),
@@ -138,7 +138,7 @@ class Console:
 
     async def bundles(self) -> dict[str, Any]:
         """The bundles of the store."""
-        listed = await self._service.shelf.ask(Store.bundles)
+        listed = await self._service.bundles.with_store(Store.bundles)
         return {
             "bundles": [
                 {
@@ -154,11 +154,11 @@ class Console:
         }
 
     async def _retriever(self, bundle: str) -> Retriever:
-        shelf = self._service.shelf
-        return await shelf.other(bundle) if bundle else shelf.current
+        bundles = self._service.bundles
+        return await bundles.open_other(bundle) if bundle else bundles.current
 
     def _titled(self, events: Any, retriever: Retriever | None = None) -> list[dict[str, Any]]:
-        retriever = retriever or self._service.shelf.current
+        retriever = retriever or self._service.bundles.current
         rows = retriever.item_ids.rows([i for i, _ in events])
         titles = [retriever.titles[row] if row >= 0 else item for row, (item, _) in zip(rows, events, strict=True)]
         return [{"id": i, "title": t, "liked": liked} for t, (i, liked) in zip(titles, events, strict=True)]
@@ -175,7 +175,7 @@ class Console:
         vectors, _, place = retriever.directions
         shown = retriever.popular[:limit]
         shown = shown[place[shown] >= 0]
-        points = _rounded(self._placed(retriever, vectors[place[shown]], unit=True))
+        points = _rounded(self._projected(retriever, vectors[place[shown]], unit=True))
         names, groups = _groups(retriever, columns.get(column), shown)
         return {
             "bundle_id": retriever.bundle.id,
@@ -187,17 +187,17 @@ class Console:
             "titles": retriever.titles.column.gather(shown).to_list(),
         }
 
-    def _placed(self, retriever: Retriever, vectors: npt.NDArray[np.float32], unit: bool = False) -> Any:
+    def _projected(self, retriever: Retriever, vectors: npt.NDArray[np.float32], unit: bool = False) -> Any:
         """Points (n, 2) of vectors (n, D): a user's, or unit vectors of items without their biases."""
-        middle, directions, scale = self._plane(retriever)
+        middle, directions, scale = self._projection(retriever)
         if not unit:
             vectors = vectors[:, : len(middle)]
             vectors = vectors / max(float(np.linalg.norm(vectors)), 1e-12)
         return (vectors - middle) @ directions * scale
 
-    def _plane(self, retriever: Retriever) -> MapProjection:
+    def _projection(self, retriever: Retriever) -> MapProjection:
         name = retriever.bundle.id
-        found = self._planes.get(name)
+        found = self._projections.get(name)
         if found is None:
             vectors = retriever.directions[0]
             sample = vectors[:: max(1, len(vectors) // 50_000)]
@@ -209,9 +209,9 @@ class Console:
             best = directions[:, ::-1][:, :2].astype(np.float32)
             plane[:, : best.shape[1]] = best * np.where(best.sum(axis=0) < 0, -1, 1)  # one of the two signs, always
             far = float(np.quantile(np.abs((sample - middle) @ plane), 0.995)) if len(sample) else 0.0
-            found = self._planes[name] = (middle, plane, 1 / far if far > 0 else 1.0)
-            while len(self._planes) > 2:
-                self._planes.popitem(last=False)
+            found = self._projections[name] = (middle, plane, 1 / far if far > 0 else 1.0)
+            while len(self._projections) > 2:
+                self._projections.popitem(last=False)
         return found
 
 

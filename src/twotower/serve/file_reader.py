@@ -18,10 +18,10 @@ T = TypeVar("T")
 class FileReader:
     """One thread, and those who wait for it."""
 
-    def __init__(self, name: str, begin: Callable[[], None] = lambda: None) -> None:
-        """`begin` is done in the thread when it starts."""
-        self._pool = ThreadPoolExecutor(1, name, initializer=begin)
-        self._turn = asyncio.Lock()
+    def __init__(self, name: str, on_start: Callable[[], None] = lambda: None) -> None:
+        """`on_start` runs in the thread when it starts."""
+        self._pool = ThreadPoolExecutor(1, name, initializer=on_start)
+        self._one_at_a_time = asyncio.Lock()
         self._job: Future[Any] | None = None
 
     @property
@@ -32,7 +32,7 @@ class FileReader:
     async def run(self, work: Callable[[], T], seconds: float) -> T:
         """Return the result of `work`. Raises whatever it does; BundleError "store" if it takes longer, or if what was begun
         before has not ended yet."""
-        async with self._turn:
+        async with self._one_at_a_time:
             if self.busy:
                 raise BundleError("the store does not answer", "store")
             self._job = job = self._pool.submit(work)
@@ -47,7 +47,7 @@ class FileReader:
             finally:
                 del job, waiting  # an error would hold its frames, and these the bundle
 
-    def later(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], None]) -> None:
         """Do it when the thread has time; nobody waits."""
         self._pool.submit(work)
 

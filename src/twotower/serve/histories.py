@@ -26,7 +26,7 @@ class TimedEvent(NamedTuple):
 
     item: str
     liked: bool
-    when: float
+    time: float
     known: bool = True
 
 
@@ -38,15 +38,15 @@ class Histories:
         events: int,
         seconds: float,
         limit: int,
-        dropped: Callable[[str, int], None] = lambda what, n: None,
+        on_drop: Callable[[str, int], None] = lambda what, n: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`dropped` is told "user" or "event", and how many, each time there is no room for some."""
+        """`on_drop` receives "user" or "event", and how many, each time there is no room for some."""
         self.events, self.seconds, self.limit = events, seconds, limit
-        self._dropped, self._clock = dropped, clock
+        self._on_drop, self._clock = on_drop, clock
         self._users: OrderedDict[bytes, _User] = OrderedDict()
         self._items = _Items()
-        self._of_users = 0
+        self._user_bytes = 0
 
     def __len__(self) -> int:
         return len(self._users)
@@ -54,73 +54,73 @@ class Histories:
     @property
     def size(self) -> int:
         """Bytes that all of it takes, with what Python adds."""
-        return self._of_users + self._items.size
+        return self._user_bytes + self._items.size
 
     def put(self, user: str, bundle: str, events: Sequence[TimedEvent]) -> None:
         """Append to the user's events under the bundle."""
         self._forget_old()
         key = _encode(user)
-        who = self._users.get(key)
-        if who is None:
-            who = self._users[key] = _User(len(key))
-            self._of_users += who.size
+        entry = self._users.get(key)
+        if entry is None:
+            entry = self._users[key] = _User(len(key))
+            self._user_bytes += entry.size
         self._users.move_to_end(key)
-        new = [(e.when, self._items.take(e.item) << 2 | e.known * _KNOWN_BIT | e.liked) for e in events[-self.events :]]
-        kept, strange = _limit_unknown([*self._packed(who, bundle), *new])
-        if strange:
-            self._dropped("event", len(strange))
-        self._release([*strange, *kept[: -self.events]])
+        new = [(e.time, self._items.take(e.item) << 2 | e.known * _KNOWN_BIT | e.liked) for e in events[-self.events :]]
+        kept, unknown = _limit_unknown([*self._packed(entry, bundle), *new])
+        if unknown:
+            self._on_drop("event", len(unknown))
+        self._release([*unknown, *kept[: -self.events]])
         kept = kept[-self.events :]
-        who.histories[bundle] = (self._clock() + self.seconds, b"".join(_EVENT.pack(*e) for e in kept))
-        self._weigh(who)
+        entry.histories[bundle] = (self._clock() + self.seconds, b"".join(_EVENT.pack(*e) for e in kept))
+        self._update_size(entry)
         self._make_room()
 
     def get(self, user: str, bundles: Iterable[str]) -> list[TimedEvent]:
         """The user's events under the bundles, one bundle after the other; the user counts as seen."""
         key = _encode(user)
-        if (who := self._users.get(key)) is None:
+        if (entry := self._users.get(key)) is None:
             return []
         self._users.move_to_end(key)
         found = [
             TimedEvent(self._items[code >> 2], bool(code & _LIKED_BIT), when, bool(code & _KNOWN_BIT))
             for bundle in bundles
-            for when, code in self._packed(who, bundle)
+            for when, code in self._packed(entry, bundle)
         ]
-        if who.histories:
-            self._weigh(who)
+        if entry.histories:
+            self._update_size(entry)
         else:
             self.drop(user)
         return found
 
-    def keep(self, user: str, vector: tuple[str, bytes, bytes]) -> None:
+    def save_vector(self, user: str, vector: tuple[str, bytes, bytes]) -> None:
         """Keep a user's vector beside their history: its bundle, the digest of what it was made of, its numbers."""
-        if (who := self._users.get(_encode(user))) is not None:
-            who.vector = vector
-            self._weigh(who)
+        if (entry := self._users.get(_encode(user))) is not None:
+            entry.vector = vector
+            self._update_size(entry)
             self._make_room()
 
     def vector(self, user: str) -> tuple[str, bytes, bytes] | None:
         """The vector that `keep` was given last."""
-        who = self._users.get(_encode(user))
-        return None if who is None else who.vector
+        entry = self._users.get(_encode(user))
+        return None if entry is None else entry.vector
 
     def drop(self, user: str, bundles: Iterable[str] | None = None) -> None:
         """Forget the user's events under the bundles, or all there is of the user."""
         key = _encode(user)
-        if (who := self._users.get(key)) is None:
+        if (entry := self._users.get(key)) is None:
             return
-        for bundle in list(who.histories) if bundles is None else bundles:
-            self._release(_unpack(who.histories.pop(bundle, (0.0, b""))[1]))
-        if who.histories:
-            self._weigh(who)
+        for bundle in list(entry.histories) if bundles is None else bundles:
+            self._release(_unpack(entry.histories.pop(bundle, (0.0, b""))[1]))
+        if entry.histories:
+            self._update_size(entry)
         else:
-            self._of_users -= self._users.pop(key).size
+            self._user_bytes -= self._users.pop(key).size
 
-    def _packed(self, who: _User, bundle: str) -> list[tuple[float, int]]:
+    def _packed(self, entry: _User, bundle: str) -> list[tuple[float, int]]:
         """The events under a bundle, which are forgotten if they are too old."""
-        until, events = who.histories.get(bundle, (0.0, b""))
+        until, events = entry.histories.get(bundle, (0.0, b""))
         if events and until < self._clock():
-            del who.histories[bundle]
+            del entry.histories[bundle]
             self._release(_unpack(events))
             return []
         return _unpack(events)
@@ -129,10 +129,10 @@ class Histories:
         for _, code in events:
             self._items.release(code >> 2)
 
-    def _weigh(self, who: _User) -> None:
-        before = who.size
-        who.weigh()
-        self._of_users += who.size - before
+    def _update_size(self, entry: _User) -> None:
+        before = entry.size
+        entry.update_size()
+        self._user_bytes += entry.size - before
 
     def _make_room(self) -> None:
         gone = 0
@@ -140,7 +140,7 @@ class Histories:
             self._drop_first()
             gone += 1
         if gone:
-            self._dropped("user", gone)
+            self._on_drop("user", gone)
 
     def _forget_old(self) -> None:
         """Users who were not seen for long are not counted as dropped."""
@@ -149,9 +149,9 @@ class Histories:
             self._drop_first()
 
     def _drop_first(self) -> None:
-        _, who = self._users.popitem(last=False)
-        self._of_users -= who.size
-        for _, events in who.histories.values():
+        _, entry = self._users.popitem(last=False)
+        self._user_bytes -= entry.size
+        for _, events in entry.histories.values():
             self._release(_unpack(events))
 
 
@@ -166,13 +166,13 @@ class _User:
         self.histories: dict[str, tuple[float, bytes]] = {}
         """Until when they are kept, and the events, by bundle."""
         self.vector: tuple[str, bytes, bytes] | None = None
-        self.weigh()
+        self.update_size()
 
     @property
     def until(self) -> float:
         return max((until for until, _ in self.histories.values()), default=0.0)
 
-    def weigh(self) -> None:
+    def update_size(self) -> None:
         self.size = (
             _USER_OVERHEAD + self.name + sum(_HISTORY_OVERHEAD + len(events) for _, events in self.histories.values())
         )

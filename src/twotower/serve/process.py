@@ -153,7 +153,7 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     if settings.workers > 1:
         tasks.append(asyncio.create_task(_follow(os.getppid(), asked_to_stop)))
     # Who listens before there is anything to answer with takes requests from workers that could answer them.
-    first = asyncio.create_task(service.shelf.look())
+    first = asyncio.create_task(service.bundles.refresh())
     while not first.done() and not stopping:
         await asyncio.wait([first], timeout=0.1)
     await service.start()
@@ -162,7 +162,7 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     finally:
         for task in tasks:
             task.cancel()
-        loading = service.shelf.busy or bool(keys and keys.busy)
+        loading = service.bundles.busy or bool(keys and keys.busy)
         await service.stop()
     return loading
 

@@ -24,23 +24,23 @@ MAX_SEARCHES = 2 * SEARCH_THREADS
 """Searches under way and waiting for a thread, at most."""
 T = TypeVar("T")
 
-log = logging.getLogger("twotower.remote")
+log = logging.getLogger("twotower.search_executor")
 
 
 class RemoteSearchExecutor:
     """The searches of one process."""
 
-    def __init__(self, timeout: float, failed: Callable[[], None] = lambda: None) -> None:
-        """`timeout` in seconds for all exchanges of a search; `failed` is told each time one fails."""
+    def __init__(self, timeout: float, on_failure: Callable[[], None] = lambda: None) -> None:
+        """`timeout` in seconds for all exchanges of a search; `on_failure` is called each time one fails."""
         self.timeout = timeout
         self.breaker = CircuitBreaker()
-        self._failed = failed
+        self._on_failure = on_failure
         self._pool = ThreadPoolExecutor(SEARCH_THREADS, "search")
         self._under_way = 0
 
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` gives, done in a thread. Raises Unavailable, and whatever `work` does."""
-        if (began := self.breaker.allows()) is None:
+        if (began := self.breaker.begin()) is None:
             raise Unavailable("the index does not answer; it is asked again in a moment")
         if self._under_way >= MAX_SEARCHES:
             raise Unavailable(f"{MAX_SEARCHES} searches are under way")
@@ -52,24 +52,24 @@ class RemoteSearchExecutor:
 
         job = self._pool.submit(within)
         loop, self._under_way = asyncio.get_running_loop(), self._under_way + 1
-        job.add_done_callback(lambda _: self._later(loop))
+        job.add_done_callback(lambda _: self._notify(loop))
         try:
             # A thread that is late ends by itself: every exchange has a time of its own.
             async with asyncio.timeout(1.1 * self.timeout):
                 found = await asyncio.wrap_future(job)
         except (Unavailable, RunError, TimeoutError) as e:  # a collection that is gone is a RunError
-            self._failed()
+            self._on_failure()
             was_closed = self.breaker.closed
-            self.breaker.went_wrong(began)
+            self.breaker.failed(began)
             if was_closed and not self.breaker.closed:
                 log.warning("the index fails, going on without it: %s", e or type(e).__name__)
             raise Unavailable(str(e) or f"the index did not answer in {self.timeout * 1e3:g} ms") from e
         if not self.breaker.closed:
             log.warning("the index is back")
-        self.breaker.went_well()
+        self.breaker.succeeded()
         return found
 
-    def _later(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _notify(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the loop may have ended before the thread
             loop.call_soon_threadsafe(self._done)
 

@@ -33,11 +33,11 @@ class ResolvedRequest:
 
     request: Request
     method: Method
-    known: bool
+    known_user: bool
     """Whether the bundle has the user."""
-    recalled: UserState
-    live: int
-    plain: bool
+    state: UserState
+    recent_events: int
+    cacheable: bool
     """Only the live history is new, so the vector may be kept for the next time."""
 
 
@@ -48,34 +48,34 @@ class Service:
         """Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings
         self.metrics = metrics or Metrics()
-        self.shelf = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
+        self.bundles = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
         failed, dropped = self.metrics.live_errors, self.metrics.live_dropped
-        self._memory = InProcessEvents(
+        self._in_process = InProcessEvents(
             s.live_events, s.live_seconds, s.live_memory, lambda what, n: dropped.labels(what).inc(n)
         )
-        self.live: EventStore = self._memory
+        self.event_store: EventStore = self._in_process
         if s.live != "memory":
             timeout, count = s.live_timeout / 1e3, lambda what: failed.labels(what).inc()
-            self.live = RedisEvents(s.live, s.live_events, s.live_seconds, timeout, count, self._memory)
+            self.event_store = RedisEvents(s.live, s.live_events, s.live_seconds, timeout, count, self._in_process)
         # A turn that waits for another process lets others have theirs; but a few, for what the loop has to do before
         # it reads an answer looks to them like a slow store.
-        self._turns = 4 if self.live.shared else 1
+        self._turns = 4 if self.event_store.shared else 1
         self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, self._turns)
-        self.remote = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
+        self.search_executor = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
         self.draining = False
         self._batches = Places(MAX_BATCHES, MAX_BATCHES_PER_CLIENT, "batches")
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Look for the next bundle, again and again."""
-        self._later(self.shelf.watch(self.settings.poll))
+        self._start(self.bundles.watch(self.settings.poll))
 
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
-        self.shelf.close()
-        self.remote.close()
-        await self.live.close()
+        self.bundles.close()
+        self.search_executor.close()
+        await self.event_store.close()
 
     def drain(self) -> None:
         """Say no to /readyz; requests are still answered."""
@@ -87,13 +87,15 @@ class Service:
     async def recommend(self, body: schemas.RecommendRequest, retriever: Retriever | None = None) -> dict[str, Any]:
         """The reply to a request. Raises Problem and DataError."""
         self.check(body)
-        retriever = retriever or self.shelf.current
-        asked = await self.recall(body, retriever)
-        answer, vector = await self.found(body, asked, retriever)
-        if vector is not None and asked.plain and asked.recalled.vector is None:
+        retriever = retriever or self.bundles.current
+        resolved = await self.resolve(body, retriever)
+        answer, vector = await self.answer_or_fallback(body, resolved, retriever)
+        if vector is not None and resolved.cacheable and resolved.state.vector is None:
             assert body.user_id is not None
-            await self._keep(self.live.keep(retriever.bundle.id, body.user_id, asked.recalled.events, vector))
-        return self.reply(answer, asked, retriever)
+            await self._save(
+                self.event_store.save_vector(retriever.bundle.id, body.user_id, resolved.state.events, vector)
+            )
+        return self.reply(answer, resolved, retriever)
 
     async def batch(self, body: schemas.BatchRequest, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """Replies, each in a turn of its own between the requests of others, until the client is `gone`."""
@@ -116,64 +118,66 @@ class Service:
     async def embed(self, body: schemas.UserRequest) -> dict[str, Any]:
         """The user's vector."""
         self.check(body)
-        retriever = self.shelf.current
-        asked = await self.recall(body, retriever)
+        retriever = self.bundles.current
+        resolved = await self.resolve(body, retriever)
         started = time.perf_counter()
-        vector, source, unknown = retriever.vector(asked.request, asked.method)
+        vector, source, unknown = retriever.vector(resolved.request, resolved.method)
         spent = (time.perf_counter() - started) * 1e3
         return {
             "vector": vector[0].tolist(),
             "metric": retriever.index.metric,
             "bundle_id": retriever.bundle.id,
-            "method": asked.method,
+            "method": resolved.method,
             "source": source,
             "milliseconds": round(spent, 3),
             "unknown": unknown,
-            "live": asked.live,
+            "live": resolved.recent_events,
         }
 
     async def search(self, body: schemas.SearchRequest) -> dict[str, Any]:
         """The best items for a text."""
-        retriever = self.shelf.current
+        retriever = self.bundles.current
         if not retriever.schema.texts("user"):
             raise Problem("no-text")
         self.check(body)
         filters: dict[str, Any] = {"allow": body.allow, "ban": body.ban, "where": body.where or None}
         try:
-            answer = await self.beside(retriever, lambda: retriever.search(body.text, body.k, body.feature, **filters))
+            answer = await self.run_search(
+                retriever, lambda: retriever.search(body.text, body.k, body.feature, **filters)
+            )
         except Unavailable as e:
             answer = self._without_index(e, retriever, Request(), body.k, 2, **filters)
         return self.reply(answer, None, retriever)
 
     async def similar(self, item_id: str, k: int) -> dict[str, Any]:
         """The items nearest to an item. Raises Unavailable: popular items would not be like it."""
-        retriever = self.shelf.current
+        retriever = self.bundles.current
         self._check_k(k, "query.k")
-        return self.reply(await self.beside(retriever, lambda: retriever.similar(item_id, k)), None, retriever)
+        return self.reply(await self.run_search(retriever, lambda: retriever.similar(item_id, k)), None, retriever)
 
     async def add_events(self, body: schemas.EventsRequest) -> dict[str, Any]:
         """Go on with a user's live history. Raises Problem "conflict" where other workers would not see it."""
         self._check_list("events", body.events)
-        if self.settings.workers > 1 and not self.live.shared:
+        if self.settings.workers > 1 and not self.event_store.shared:
             raise Problem(
                 "conflict",
                 f"{self.settings.workers} workers do not share live histories kept in memory; serve with "
                 "--live redis://HOST:PORT/DB, or with one worker",
             )
-        retriever, events = self.shelf.current, schemas.item_events(list(body.events))
+        retriever, events = self.bundles.current, schemas.item_events(list(body.events))
         unknown = set(retriever.strange(item for item, _ in events))
-        n, shared = await self.live.add(self.shelf.bundles(retriever), body.user_id, events, unknown)
-        self.metrics.live_bytes.set(self._memory.size)
-        return {"live": n, "shared": shared and self.live.shared}
+        n, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events, unknown)
+        self.metrics.live_bytes.set(self._in_process.size)
+        return {"live": n, "shared": shared and self.event_store.shared}
 
     async def forget(self, user_id: str) -> None:
         """Drop a user's live history. Raises Problem "live" if it cannot be said that it is gone."""
-        if not await self.live.forget(self.shelf.bundles(self.shelf.current), user_id):
+        if not await self.event_store.forget(self.bundles.event_bundles(self.bundles.current), user_id):
             raise Problem("live", headers={"Retry-After": "5"})
 
     def describe(self) -> dict[str, Any]:
         """What answers, and what may be asked."""
-        retriever = self.shelf.current
+        retriever = self.bundles.current
         manifest, s = retriever.bundle.manifest, self.settings
         return {
             "bundle_id": retriever.bundle.id,
@@ -198,18 +202,18 @@ class Service:
         for name in ("history", "events", "allow", "ban"):
             self._check_list(name, getattr(body, name, None))
 
-    async def recall(self, body: schemas.UserRequest, retriever: Retriever) -> ResolvedRequest:
+    async def resolve(self, body: schemas.UserRequest, retriever: Retriever) -> ResolvedRequest:
         """What the user has done since, and so the method."""
-        recalled = EMPTY_STATE
+        state = EMPTY_STATE
         if body.live and body.user_id is not None:
             started = time.perf_counter()
-            recalled = await self.live.recall(self.shelf.bundles(retriever), body.user_id)
+            state = await self.event_store.fetch(self.bundles.event_bundles(retriever), body.user_id)
             self.metrics.stages["live"].observe(time.perf_counter() - started)
         request = Request(
             body.user_id,
             body.features,
             None if body.history is None else schemas.item_events(body.history),
-            [*recalled.events, *schemas.item_events(body.events)],
+            [*state.events, *schemas.item_events(body.events)],
         )
         known = body.user_id is not None and retriever.knows(body.user_id)
         if body.user_id is not None and not (known or request.tells) and self.settings.unknown_user == "404":
@@ -217,26 +221,26 @@ class Service:
         method: Method = body.method or (2 if request.tells else 1)
         if not known and request.tells:
             method = 2  # there is no stored vector
-        plain = bool(recalled.events) and not (body.features or body.events or body.history is not None)
-        return ResolvedRequest(request, method, known, recalled, len(recalled.events), plain)
+        cacheable = bool(state.events) and not (body.features or body.events or body.history is not None)
+        return ResolvedRequest(request, method, known, state, len(state.events), cacheable)
 
-    async def beside(self, retriever: Retriever, work: Callable[[], T]) -> T:
+    async def run_search(self, retriever: Retriever, work: Callable[[], T]) -> T:
         """What `work` gives: done at once where the index is here, in a thread where a search waits for others.
 
         Raises Unavailable, and whatever `work` does."""
         remote = retriever.index.remote
         self.gate.width = max(self._turns, SEARCH_THREADS) if remote else self._turns
-        return await self.remote.run(work) if remote else work()
+        return await self.search_executor.run(work) if remote else work()
 
-    async def found(
-        self, body: schemas.RecommendRequest, asked: ResolvedRequest, retriever: Retriever
+    async def answer_or_fallback(
+        self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
     ) -> tuple[Answer, Any]:
         """`answer`, wherever the index is; popular items, or Problem "index", if it does not answer."""
         try:
-            return await self.beside(retriever, lambda: self.answer(body, asked, retriever))
+            return await self.run_search(retriever, lambda: self.answer(body, resolved, retriever))
         except Unavailable as e:
             answer = self._without_index(
-                e, retriever, asked.request, body.k, asked.method, allow=body.allow, ban=body.ban,
+                e, retriever, resolved.request, body.k, resolved.method, allow=body.allow, ban=body.ban,
                 where=body.where or None, keep_seen=body.keep_seen,
             )  # fmt: skip
             return answer, None
@@ -249,24 +253,24 @@ class Service:
         return retriever.recommend(request, k, method, fallback=True, **filters)
 
     def answer(
-        self, body: schemas.RecommendRequest, asked: ResolvedRequest, retriever: Retriever
+        self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
     ) -> tuple[Answer, Any]:
         """The answer, and the vector that the tower gave, if it was asked."""
-        vector = asked.recalled.vector if asked.plain and asked.method == 2 else None
+        vector = resolved.state.vector if resolved.cacheable and resolved.method == 2 else None
         if vector is not None and vector.shape != (1, retriever.index.width):
             vector = None  # another program wrote it there
         made = None
         unknown: list[str] = []
         started = time.perf_counter()
-        if asked.method == 2 and vector is None and (asked.known or asked.request.tells):
-            vector, _, unknown = retriever.vector(asked.request, 2)
+        if resolved.method == 2 and vector is None and (resolved.known_user or resolved.request.tells):
+            vector, _, unknown = retriever.vector(resolved.request, 2)
             made = vector
             self.metrics.stages["tower"].observe(time.perf_counter() - started)
         searching = time.perf_counter()
         answer = retriever.recommend(
-            asked.request,
+            resolved.request,
             body.k,
-            asked.method,
+            resolved.method,
             allow=body.allow,
             ban=body.ban,
             where=body.where or None,
@@ -276,12 +280,12 @@ class Service:
         ended = time.perf_counter()
         self.metrics.stages["search"].observe(ended - searching)
         if vector is not None:  # whoever made the vector has met what is unknown
-            unknown = unknown if made is not None else retriever.strange(i for i, _ in asked.request.events)
+            unknown = unknown if made is not None else retriever.strange(i for i, _ in resolved.request.events)
             answer = replace(answer, unknown=unknown)
         return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), made
 
     def reply(
-        self, answer: Answer, asked: ResolvedRequest | None, retriever: Retriever, count: bool = True
+        self, answer: Answer, resolved: ResolvedRequest | None, retriever: Retriever, count: bool = True
     ) -> dict[str, Any]:
         """As it travels; counted, if a client asked and not somebody who looks."""
         if count:
@@ -296,7 +300,7 @@ class Service:
             "milliseconds": answer.milliseconds,
             "truncated": answer.truncated,
             "unknown": answer.unknown,
-            "live": asked.live if asked else 0,
+            "live": resolved.recent_events if resolved else 0,
         }
 
     def _check_k(self, k: int, at: str = "body.k") -> None:
@@ -308,15 +312,15 @@ class Service:
         if value is not None and len(value) > self.settings.max_list:
             raise _too_many(f"body.{name}", len(value), self.settings.max_list)
 
-    async def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _save(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it now where that is nothing, else beside the reply."""
-        if self.live.shared:
-            self._later(work)
+        if self.event_store.shared:
+            self._start(work)
         else:
             await work
-            self.metrics.live_bytes.set(self._memory.size)
+            self.metrics.live_bytes.set(self._in_process.size)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

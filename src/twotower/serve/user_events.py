@@ -32,7 +32,7 @@ Event = tuple[str, bool]
 UserVector = npt.NDArray[np.float32]
 T = TypeVar("T")
 
-log = logging.getLogger("twotower.live")
+log = logging.getLogger("twotower.user_events")
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class EventStore(Protocol):
         """Append under the last of the bundles, which does not know the `unknown` items; how many are kept under all of
         them, and whether others see the new ones."""
 
-    async def recall(self, bundles: Sequence[str], user: str) -> UserState:
+    async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
         """The events under these bundles, in the order in which they came, and the vector under the last bundle."""
 
-    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
         """Keep the vector (1, D) that was made with these events."""
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
@@ -81,12 +81,12 @@ class InProcessEvents:
         events: int = 200,
         seconds: float = 86_400,
         limit: int = 256 << 20,
-        dropped: Callable[[str, int], None] = lambda what, n: None,
+        on_drop: Callable[[str, int], None] = lambda what, n: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`dropped` is told "user" or "event", and how many, each time there is no room for some."""
+        """`on_drop` receives "user" or "event", and how many, each time there is no room for some."""
         self.events = events
-        self._histories = Histories(events, seconds, limit, dropped, clock)
+        self._histories = Histories(events, seconds, limit, on_drop, clock)
 
     @property
     def size(self) -> int:
@@ -106,13 +106,13 @@ class InProcessEvents:
         """The latest events under these bundles."""
         return latest(self._histories.get(user, bundles), self.events)
 
-    def taken(self, bundles: Sequence[str], user: str) -> list[TimedEvent]:
+    def take(self, bundles: Sequence[str], user: str) -> list[TimedEvent]:
         """The events under these bundles, which are here no longer."""
         events = self.get(bundles, user)
         self._histories.drop(user, bundles)
         return events
 
-    async def recall(self, bundles: Sequence[str], user: str) -> UserState:
+    async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
         events = [(e.item, e.liked) for e in self.get(bundles, user)]
         if not events:
             return EMPTY_STATE
@@ -120,8 +120,8 @@ class InProcessEvents:
         fits = kept is not None and kept[:2] == (bundles[-1], history_digest(events))
         return UserState(events, np.frombuffer(kept[2], "<f4")[None] if kept is not None and fits else None)
 
-    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
-        self._histories.keep(user, (bundle, history_digest(events), vector.astype("<f4").tobytes()))
+    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+        self._histories.save_vector(user, (bundle, history_digest(events), vector.astype("<f4").tobytes()))
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
         self._histories.drop(user)
@@ -132,12 +132,16 @@ class InProcessEvents:
 
 
 class CircuitBreaker:
-    """After `failures` in a row nobody asks for a while, which doubles from `rest` to `most` seconds; then one may try."""
+    """After `failures` in a row nobody asks for a while, which doubles from `pause` to `max_pause` seconds; then one may try."""
 
     def __init__(
-        self, failures: int = 3, rest: float = 0.5, most: float = 15.0, clock: Callable[[], float] = time.monotonic
+        self,
+        failures: int = 3,
+        pause: float = 0.5,
+        max_pause: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.failures, self.rest, self.most = failures, rest, most
+        self.failures, self.pause, self.max_pause = failures, pause, max_pause
         self._clock = clock
         self._failed, self._opened, self._until = 0, 0.0, 0.0
 
@@ -146,27 +150,27 @@ class CircuitBreaker:
         """Whether it lets everybody ask."""
         return self._failed < self.failures
 
-    def allows(self) -> float | None:
+    def begin(self) -> float | None:
         """When this try begins, to be told if it goes wrong; None if nobody should ask now."""
         now = self._clock()
         if self.closed:
             return now
         if now < self._until:
             return None
-        self._until = now + self.rest  # others wait for this one
+        self._until = now + self.pause  # others wait for this one
         return now
 
-    def went_well(self) -> None:
+    def succeeded(self) -> None:
         self._failed = 0
 
-    def went_wrong(self, began: float) -> None:
+    def failed(self, began: float) -> None:
         """Tries that were under way when it opened are one failure with those that opened it."""
         if not self.closed and began <= self._opened:
             return
         self._failed += 1
         if not self.closed:
             self._opened = self._clock()
-            pause = min(self.most, self.rest * 2.0 ** (self._failed - self.failures))
+            pause = min(self.max_pause, self.pause * 2.0 ** (self._failed - self.failures))
             self._until = self._opened + pause * random.uniform(0.75, 1.25)
 
 
@@ -181,10 +185,10 @@ class RedisEvents:
         events: int = 200,
         seconds: int = 86_400,
         timeout: float = 0.02,
-        failed: Callable[[str], None] = lambda what: None,
-        here: InProcessEvents | None = None,
+        on_failure: Callable[[str], None] = lambda what: None,
+        fallback: InProcessEvents | None = None,
     ) -> None:
-        """`timeout` in seconds for one exchange; `failed` is told "read" or "write" each time one fails; `here` keeps
+        """`timeout` in seconds for one exchange; `on_failure` receives "read" or "write" each time one fails; `fallback` keeps
         what cannot be written.
 
         Raises ConfigError if the client is not installed or the URL is none.
@@ -205,15 +209,15 @@ class RedisEvents:
             raise ConfigError(f"--live {url}: {e}") from None
         self.events, self.seconds, self.timeout = events, seconds, timeout
         self.breaker = CircuitBreaker()
-        self._failed = failed
+        self._on_failure = on_failure
         self._errors: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
-        self._here = here or InProcessEvents(events, seconds)
+        self._fallback = fallback or InProcessEvents(events, seconds)
 
     async def add(
         self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
     ) -> tuple[int, bool]:
         key, new = _events_key(bundles[-1], user), with_times(events[-self.events :], unknown)
-        waiting = self._here.taken(bundles, user)
+        waiting = self._fallback.take(bundles, user)
 
         async def push() -> int:
             pipe = self._client.pipeline(transaction=True)
@@ -225,13 +229,13 @@ class RedisEvents:
             return sum(map(int, (await pipe.execute())[3:]))
 
         # Not tried twice: nobody knows whether the first one arrived.
-        n = await self._tried("write", push, tries=1)
+        n = await self._call("write", push, attempts=1)
         if n is not None:
             return min(n, self.events), True
-        self._here.put(bundles[-1], user, [*waiting, *new])
-        return len(self._here.get(bundles, user)), False
+        self._fallback.put(bundles[-1], user, [*waiting, *new])
+        return len(self._fallback.get(bundles, user)), False
 
-    async def recall(self, bundles: Sequence[str], user: str) -> UserState:
+    async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
         async def read() -> list[Any]:
             pipe = self._client.pipeline(transaction=False)
             for bundle in bundles:
@@ -239,12 +243,12 @@ class RedisEvents:
             pipe.get(_vector_key(bundles[-1], user))
             return list(await pipe.execute())
 
-        found = await self._tried("read", read, tries=2)
+        found = await self._call("read", read, attempts=2)
         if found is None:
-            return await self._here.recall(bundles, user)
+            return await self._fallback.fetch(bundles, user)
         *histories, kept = found
         there = [event for history in histories for raw in history if (event := _parse_event(raw))]
-        events = [(e.item, e.liked) for e in latest([*there, *self._here.get(bundles, user)], self.events)]
+        events = [(e.item, e.liked) for e in latest([*there, *self._fallback.get(bundles, user)], self.events)]
         if not events:
             return EMPTY_STATE
         fits = (
@@ -254,38 +258,40 @@ class RedisEvents:
         )
         return UserState(events, np.frombuffer(kept, "<f4", offset=_DIGEST_BYTES)[None] if fits else None)
 
-    async def keep(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
         value = history_digest(events) + vector.astype("<f4").tobytes()
-        await self._tried("write", lambda: self._client.set(_vector_key(bundle, user), value, ex=self.seconds), tries=1)
+        await self._call(
+            "write", lambda: self._client.set(_vector_key(bundle, user), value, ex=self.seconds), attempts=1
+        )
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
-        await self._here.forget(bundles, user)
+        await self._fallback.forget(bundles, user)
         keys = [key for bundle in bundles for key in (_events_key(bundle, user), _vector_key(bundle, user))]
-        return await self._tried("write", lambda: self._client.delete(*keys), tries=2) is not None
+        return await self._call("write", lambda: self._client.delete(*keys), attempts=2) is not None
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _tried(self, what: str, ask: Callable[[], Awaitable[T]], tries: int) -> T | None:
+    async def _call(self, what: str, call: Callable[[], Awaitable[T]], attempts: int) -> T | None:
         """What the store says, or None if it fails or is being left alone."""
-        for attempt in range(tries):
-            if (began := self.breaker.allows()) is None:
+        for attempt in range(attempts):
+            if (began := self.breaker.begin()) is None:
                 return None
             try:
                 async with asyncio.timeout(self.timeout):
-                    answer = await ask()
+                    answer = await call()
             except self._errors as e:
-                self._failed(what)
+                self._on_failure(what)
                 was_closed = self.breaker.closed
-                self.breaker.went_wrong(began)
+                self.breaker.failed(began)
                 if was_closed and not self.breaker.closed:
                     log.warning("live store fails, going on without it: %s", type(e).__name__)
-                if attempt + 1 < tries:
+                if attempt + 1 < attempts:
                     await asyncio.sleep(random.uniform(0, self.timeout / 4))
             else:
                 if not self.breaker.closed:
                     log.warning("live store is back")
-                self.breaker.went_well()
+                self.breaker.succeeded()
                 return answer
         return None
 
@@ -330,4 +336,4 @@ def with_times(events: Sequence[Event], unknown: Container[str] = ()) -> list[Ti
 
 def latest(events: list[TimedEvent], n: int) -> list[TimedEvent]:
     """The last `n` in the order of their times."""
-    return sorted(events, key=lambda e: e.when)[-n:]
+    return sorted(events, key=lambda e: e.time)[-n:]
