@@ -98,10 +98,10 @@ def test_every_named_fault_test_exists() -> None:
 
 
 def test_every_metric_is_on_the_operations_page() -> None:
-    from twotower.serve.metrics import Metrics
+    from twotower.serve.metrics import ServeMetrics
 
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    metrics = Metrics()
+    metrics = ServeMetrics()
     names = [family.name for family in metrics._registry.collect()]
     assert len(names) > 12
     for name in names:

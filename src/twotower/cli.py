@@ -474,8 +474,8 @@ def serve(
     max_per_address: Annotated[
         int, typer.Option("--max-per-address", help="… of one address, trusted proxies excepted; 0: half of them")
     ] = 0,
-    max_under_way: Annotated[
-        int, typer.Option("--max-under-way", help="bytes of bodies and replies together, beyond 16 KiB of each")
+    body_memory: Annotated[
+        int, typer.Option("--body-memory", help="bytes of bodies and replies together, beyond 16 KiB of each")
     ] = 64 << 20,
 ) -> None:
     """Answer over HTTP from the store's current bundle, and show a console at /."""
@@ -485,7 +485,7 @@ def serve(
         from twotower.serve.settings import ServeSettings
     except ModuleNotFoundError as e:
         raise ConfigError(f"serving needs {e.name}: pip install -e '.[serve]'") from None
-    code = process.run(ServeSettings(**options), say=show)
+    code = process.run_service(ServeSettings(**options), say=show)
     if code:
         raise typer.Exit(code)
 
@@ -496,9 +496,9 @@ def key(
     admin: Annotated[bool, typer.Option("--admin", help="the key may also roll back and reload")] = False,
 ) -> None:
     """Make an API key: the key itself on stderr, once; the lines for the file of `serve --keys` on stdout."""
-    from twotower.serve.api_keys import make
+    from twotower.serve.api_keys import make_key
 
-    secret, lines = make(name, admin)
+    secret, lines = make_key(name, admin)
     print(f"the key of {name}, shown only now: {secret}", file=sys.stderr)
     print(lines, end="")
 

@@ -18,9 +18,16 @@ from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
 from twotower.serve import api_keys
-from twotower.serve.admission import CALM, CLIENTS, Gate, Places, Turn, give_back
+from twotower.serve.admission import (
+    REFUSAL_COOLDOWN,
+    REMEMBERED_CLIENTS,
+    AdmissionController,
+    ClientSlots,
+    Permit,
+    release_current_permit,
+)
 from twotower.serve.problems import Problem
-from twotower.serve.rate_limit import Limiter
+from twotower.serve.rate_limit import RateLimiter
 
 
 class Clock:
@@ -35,10 +42,10 @@ class Clock:
 
 def test_turns_are_taken_one_at_a_time_in_the_order_of_coming() -> None:
     async def world() -> list[str]:
-        gate, said = Gate(), []
+        controller, said = AdmissionController(), []
 
         async def one(name: str) -> None:
-            async with gate.turn():
+            async with controller.permit():
                 said.append(f"{name} in")
                 await asyncio.sleep(0)
                 said.append(f"{name} out")
@@ -51,18 +58,18 @@ def test_turns_are_taken_one_at_a_time_in_the_order_of_coming() -> None:
 
 def test_a_width_of_two_lets_two_in_and_no_third() -> None:
     async def world() -> int:
-        gate, inside, most = Gate(width=2), 0, 0
+        controller, inside, most = AdmissionController(concurrency=2), 0, 0
 
         async def one() -> None:
             nonlocal inside, most
-            async with gate.turn():
+            async with controller.permit():
                 inside += 1
                 most = max(most, inside)
                 await asyncio.sleep(0.001)
                 inside -= 1
 
         await asyncio.gather(*(one() for _ in range(7)))
-        assert gate.wait == 0
+        assert controller.expected_wait == 0
         return most
 
     assert asyncio.run(world()) == 2
@@ -70,10 +77,10 @@ def test_a_width_of_two_lets_two_in_and_no_third() -> None:
 
 def test_who_gives_up_waiting_keeps_nobody_from_a_turn() -> None:
     async def world() -> list[int]:
-        gate, done = Gate(), []
+        controller, done = AdmissionController(), []
 
         async def one(number: int) -> None:
-            async with gate.turn():
+            async with controller.permit():
                 await asyncio.sleep(0.001)
                 done.append(number)
 
@@ -82,7 +89,7 @@ def test_who_gives_up_waiting_keeps_nobody_from_a_turn() -> None:
         for n in (0, 2, 5):
             tasks[n].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with gate.turn():
+        async with controller.permit():
             done.append(99)
         return done
 
@@ -91,16 +98,16 @@ def test_who_gives_up_waiting_keeps_nobody_from_a_turn() -> None:
 
 def test_a_turn_given_and_cancelled_at_the_same_time_is_passed_on() -> None:
     async def world() -> list[str]:
-        gate, done = Gate(), []
+        controller, done = AdmissionController(), []
 
         async def one(name: str) -> None:
-            async with gate.turn():
+            async with controller.permit():
                 done.append(name)
 
-        first = await gate.turn().__aenter__()
+        first = await controller.permit().__aenter__()
         second, third = asyncio.create_task(one("second")), asyncio.create_task(one("third"))
         await asyncio.sleep(0)
-        first.end()  # the turn is the second's, which has not woken up yet
+        first.release()  # the turn is the second's, which has not woken up yet
         second.cancel()
         await asyncio.gather(second, third, return_exceptions=True)
         return done
@@ -112,40 +119,42 @@ def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
     clock = Clock()
 
     async def world() -> None:
-        gate = Gate(burst=0.1, target=0.005, pace=0.0101, clock=clock)  # a turn takes 10 ms
-        turns: list[Turn] = []
+        controller = AdmissionController(
+            max_wait=0.1, target_wait=0.005, service_time=0.0101, clock=clock
+        )  # a turn takes 10 ms
+        permits: list[Permit] = []
 
         async def come() -> None:
-            turns.append(await gate.turn().__aenter__())
+            permits.append(await controller.permit().__aenter__())
 
-        assert not gate.full()
+        assert not controller.overloaded()
         await come()
         waiting = []
         for _ in range(10):
-            assert not gate.full()
+            assert not controller.overloaded()
             waiting.append(asyncio.create_task(come()))
             await asyncio.sleep(0)
-        assert gate.wait == pytest.approx(0.101)
-        assert gate.full()
+        assert controller.expected_wait == pytest.approx(0.101)
+        assert controller.overloaded()
         clock.now += 0.02
-        gate._refused -= CALM  # long ago
+        controller._last_refusal -= REFUSAL_COOLDOWN  # long ago
 
         async def leave(n: int) -> None:
             for _ in range(n):
-                gate._ended = clock.now - 0.0101
-                turns[-1].end()
+                controller._last_release = clock.now - 0.0101
+                permits[-1].release()
                 await asyncio.sleep(0)
 
         await leave(8)  # two wait
-        assert not gate.full()  # there was nobody less than 100 ms ago
+        assert not controller.overloaded()  # there was nobody less than 100 ms ago
         clock.now += 0.11
-        assert gate.full()
-        gate._empty = clock.now
-        assert gate.full()  # somebody has just been refused
-        gate._refused -= CALM
-        assert not gate.full()
+        assert controller.overloaded()
+        controller._last_idle = clock.now
+        assert controller.overloaded()  # somebody has just been refused
+        controller._last_refusal -= REFUSAL_COOLDOWN
+        assert not controller.overloaded()
         await leave(3)
-        assert not gate.full()
+        assert not controller.overloaded()
         await asyncio.gather(*waiting)
 
     asyncio.run(world())
@@ -154,11 +163,11 @@ def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
 def test_the_pace_is_what_lies_between_the_ends_of_turns_while_somebody_waits() -> None:
     clock = Clock()
 
-    async def world() -> Gate:
-        gate = Gate(clock=clock)
+    async def world() -> AdmissionController:
+        controller = AdmissionController(clock=clock)
 
         async def one() -> None:
-            async with gate.turn():
+            async with controller.permit():
                 clock.now += 0.002
                 await asyncio.sleep(0)
                 clock.now += 0.001  # others' work meanwhile
@@ -166,11 +175,11 @@ def test_the_pace_is_what_lies_between_the_ends_of_turns_while_somebody_waits() 
         for _ in range(20):
             await asyncio.gather(*(one() for _ in range(20)))
             clock.now += 5.0  # nobody is there
-        return gate
+        return controller
 
-    gate = asyncio.run(world())
-    assert gate._clients[""].pace == pytest.approx(0.003, rel=0.05)
-    assert gate.wait == 0
+    controller = asyncio.run(world())
+    assert controller._clients[""].service_time == pytest.approx(0.003, rel=0.05)
+    assert controller.expected_wait == 0
 
 
 # ---- fairness
@@ -181,14 +190,14 @@ class World:
 
     def __init__(self, **more: Any) -> None:
         self.clock = Clock()
-        self.gate = Gate(clock=self.clock, **more)
+        self.controller = AdmissionController(clock=self.clock, **more)
         self.used: dict[str, float] = {}
         self.waited: list[float] = []
 
     async def turn(self, name: str, cost: float, weight: float = 1.0) -> float:
         """A turn that takes `cost` seconds; how long it was waited for."""
         came = self.clock.now
-        async with self.gate.turn(name, weight):
+        async with self.controller.permit(name, weight):
             waited = self.clock.now - came
             self.clock.now += cost
             self.used[name] = self.used.get(name, 0.0) + cost
@@ -198,7 +207,7 @@ class World:
     async def greedy(self, name: str, cost: float, weight: float = 1.0) -> None:
         """One connection that asks again as soon as it is answered or refused."""
         while True:
-            if not self.gate.full(name, weight):
+            if not self.controller.overloaded(name, weight):
                 await self.turn(name, cost, weight)
             await asyncio.sleep(0)
 
@@ -206,7 +215,7 @@ class World:
         """Whether an ordinary request, that comes a while after the last, was answered."""
         for _ in range(7):
             await asyncio.sleep(0)
-        if self.gate.full(name):
+        if self.controller.overloaded(name):
             return False
         self.waited.append(await self.turn(name, cost))
         return True
@@ -281,9 +290,9 @@ def test_fault_G16_who_has_much_in_the_queue_is_refused_and_not_who_has_little()
         await asyncio.sleep(0)
         waiting = [asyncio.create_task(world.turn("heavy", 0.1)) for _ in range(3)]
         await asyncio.sleep(0)
-        assert world.gate.full("heavy")
-        assert not world.gate.full("shop")
-        assert world.gate.full("another heavy", 5_000.0)
+        assert world.controller.overloaded("heavy")
+        assert not world.controller.overloaded("shop")
+        assert world.controller.overloaded("another heavy", 5_000.0)
         await asyncio.gather(holder, *waiting)
 
     asyncio.run(go())
@@ -322,7 +331,7 @@ def test_fault_G16_a_client_alone_has_everything() -> None:
         return await asyncio.gather(*(asyncio.create_task(one()) for _ in range(40)))
 
     async def one() -> bool:
-        if world.gate.full("shop"):
+        if world.controller.overloaded("shop"):
             return False
         await world.turn("shop", 0.001)
         return True
@@ -354,10 +363,10 @@ def test_newcomers_in_great_numbers_are_an_overload_too() -> None:
         world, admitted = World(), []
         for n in range(300):
             await world.turn(f"new {n}", 0.01)
-        assert not world.gate.full("somebody")
-        async with world.gate.turn("somebody"):
+        assert not world.controller.overloaded("somebody")
+        async with world.controller.permit("somebody"):
             for n in range(100):
-                if not world.gate.full(f"newer {n}"):
+                if not world.controller.overloaded(f"newer {n}"):
                     admitted.append(asyncio.create_task(world.turn(f"newer {n}", 0.01)))
                     await asyncio.sleep(0)
         await asyncio.gather(*admitted)
@@ -367,34 +376,34 @@ def test_newcomers_in_great_numbers_are_an_overload_too() -> None:
 
 
 def test_fault_G16_places_beside_the_turns_are_not_all_one_clients() -> None:
-    places = Places(4, 2, "looks")
-    with places.one("a"), places.one("a"):
-        with pytest.raises(Problem, match="2 looks"), places.one("a"):
+    slots = ClientSlots(4, 2, "looks")
+    with slots.hold("a"), slots.hold("a"):
+        with pytest.raises(Problem, match="2 looks"), slots.hold("a"):
             pass
-        with places.one("b"), places.one("c"), pytest.raises(Problem, match="4 looks"), places.one("d"):
+        with slots.hold("b"), slots.hold("c"), pytest.raises(Problem, match="4 looks"), slots.hold("d"):
             pass
-        with places.one("d"):
+        with slots.hold("d"):
             pass
-    assert places._taken == {}
+    assert slots._taken == {}
 
 
 def test_a_turn_that_is_given_back_is_another_ones() -> None:
     async def go() -> list[str]:
-        gate, said = Gate(), []
+        controller, said = AdmissionController(), []
 
         async def beside() -> None:
-            async with gate.turn("a"):
-                said.append(give_back())
+            async with controller.permit("a"):
+                said.append(release_current_permit())
                 await asyncio.sleep(0.005)
                 said.append("a ends")
 
         async def other() -> None:
-            async with gate.turn("b"):
+            async with controller.permit("b"):
                 said.append("b")
 
         await asyncio.gather(beside(), other())
-        assert give_back() == ""
-        assert gate.wait == 0
+        assert release_current_permit() == ""
+        assert controller.expected_wait == 0
         return said
 
     assert asyncio.run(go()) == ["a", "b", "a ends"]
@@ -402,41 +411,41 @@ def test_a_turn_that_is_given_back_is_another_ones() -> None:
 
 def test_a_client_that_is_always_there_keeps_no_other_in_memory() -> None:
     async def world() -> int:
-        gate, there = Gate(), True
+        controller, there = AdmissionController(), True
 
         async def ask() -> None:
             while there:
-                async with gate.turn("always"):
+                async with controller.permit("always"):
                     await asyncio.sleep(0)
 
         always = [asyncio.create_task(ask()) for _ in range(3)]
-        for n in range(CLIENTS + 100):
-            async with gate.turn(f"client {n}"):
-                assert "always" in gate._active
+        for n in range(REMEMBERED_CLIENTS + 100):
+            async with controller.permit(f"client {n}"):
+                assert "always" in controller._active_clients
         there = False
         await asyncio.gather(*always)
-        assert "always" in gate._clients
-        return len(gate._clients)
+        assert "always" in controller._clients
+        return len(controller._clients)
 
-    assert asyncio.run(world()) <= CLIENTS + 1
+    assert asyncio.run(world()) <= REMEMBERED_CLIENTS + 1
 
 
 def test_the_paces_of_few_clients_are_remembered() -> None:
-    async def go() -> Gate:
-        gate = Gate()
-        for n in range(CLIENTS + 10):
-            async with gate.turn(str(n)):
+    async def go() -> AdmissionController:
+        controller = AdmissionController()
+        for n in range(REMEMBERED_CLIENTS + 10):
+            async with controller.permit(str(n)):
                 pass
-        return gate
+        return controller
 
-    gate = asyncio.run(go())
-    assert len(gate._clients) == CLIENTS
-    assert gate._active == gate._waiting == {}
+    controller = asyncio.run(go())
+    assert len(controller._clients) == REMEMBERED_CLIENTS
+    assert controller._active_clients == controller._queued_clients == {}
 
 
 def test_a_client_has_its_rate_and_its_burst() -> None:
     clock = Clock()
-    limiter = Limiter(rate=2, burst=3, clients=2, clock=clock)
+    limiter = RateLimiter(rate=2, burst=3, clients=2, clock=clock)
     for _ in range(3):
         limiter.take("a")
     limiter.take("b")
@@ -456,7 +465,7 @@ def test_a_client_has_its_rate_and_its_burst() -> None:
 @given(st.lists(st.floats(0, 3), max_size=60), st.floats(0.1, 20), st.integers(1, 20))
 def test_no_client_gets_more_than_its_burst_and_its_rate(gaps: list[float], rate: float, burst: int) -> None:
     clock = Clock()
-    limiter = Limiter(rate, burst, clock=clock)
+    limiter = RateLimiter(rate, burst, clock=clock)
     let_in = 0
     for gap in gaps:
         clock.now += gap
@@ -467,11 +476,11 @@ def test_no_client_gets_more_than_its_burst_and_its_rate(gaps: list[float], rate
 
 
 def test_a_key_is_found_by_what_it_is_and_never_stored(tmp_path: Path) -> None:
-    shop, shop_lines = api_keys.make("shop", admin=False)
-    boss, boss_lines = api_keys.make("operations", admin=True)
+    shop, shop_lines = api_keys.make_key("shop", admin=False)
+    boss, boss_lines = api_keys.make_key("operations", admin=True)
     file = tmp_path / "keys.toml"
     file.write_text(shop_lines + boss_lines)
-    keys = api_keys.Keys(file)
+    keys = api_keys.ApiKeys(file)
     found = keys.find(boss)
     assert found is not None
     assert (found.name, found.admin) == ("operations", True)
@@ -482,9 +491,9 @@ def test_a_key_is_found_by_what_it_is_and_never_stored(tmp_path: Path) -> None:
 
 
 def test_every_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [api_keys.make(f"k{n}", False) for n in range(5)]
+    made = [api_keys.make_key(f"k{n}", False) for n in range(5)]
     (tmp_path / "keys.toml").write_text("".join(lines for _, lines in made))
-    keys = api_keys.Keys(tmp_path / "keys.toml")
+    keys = api_keys.ApiKeys(tmp_path / "keys.toml")
     compared = []
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
     for token in (made[0][0], made[4][0], "none of them"):
@@ -495,12 +504,12 @@ def test_every_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pyt
 
 def test_fault_G13_a_file_of_keys_that_hangs_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, hang, failures = tmp_path / "keys.toml", threading.Event(), []
-    key, lines = api_keys.make("shop", False)
+    key, lines = api_keys.make_key("shop", False)
     file.write_text(lines)
-    monkeypatch.setattr(api_keys, "EVERY", 0.01)
-    monkeypatch.setattr(api_keys, "PATIENCE", 0.05)
-    keys, read = api_keys.Keys(file), api_keys.read
-    monkeypatch.setattr(api_keys, "read", lambda path: (hang.wait(20), read(path))[1])
+    monkeypatch.setattr(api_keys, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(api_keys, "READ_TIMEOUT", 0.05)
+    keys, read = api_keys.ApiKeys(file), api_keys.read_keys
+    monkeypatch.setattr(api_keys, "read_keys", lambda path: (hang.wait(20), read(path))[1])
 
     async def until(there: bool) -> None:
         while (keys.find(key) is not None) != there:
@@ -522,11 +531,11 @@ def test_fault_G13_a_file_of_keys_that_hangs_lets_nobody_in(tmp_path: Path, monk
 
 def test_a_changed_file_of_keys_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
-    old, lines = api_keys.make("old", False)
+    old, lines = api_keys.make_key("old", False)
     file.write_text(lines)
-    keys = api_keys.Keys(file)
+    keys = api_keys.ApiKeys(file)
     assert not keys.take(keys.look())
-    new, more = api_keys.make("new", False)
+    new, more = api_keys.make_key("new", False)
     file.write_text(more)
     assert keys.take(keys.look())
     assert keys.find(old) is None
@@ -551,16 +560,16 @@ def test_fault_G13_a_file_of_keys_that_cannot_be_used_lets_nobody_in_until_it_ca
     tmp_path: Path, harm: Callable[[Path], object]
 ) -> None:
     file = tmp_path / "keys.toml"
-    shop, lines = api_keys.make("shop", False)
-    boss, more = api_keys.make("boss", True)
+    shop, lines = api_keys.make_key("shop", False)
+    boss, more = api_keys.make_key("boss", True)
     file.write_text(lines + more)
-    keys = api_keys.Keys(file)
+    keys = api_keys.ApiKeys(file)
     harm(file)
     assert keys.take(keys.look())
     assert keys.find(shop) is keys.find(boss) is None
     assert str(file) in keys.why
     assert not keys.take(keys.look())
-    assert api_keys.Keys(file).find(shop) is None  # a worker that begins now
+    assert api_keys.ApiKeys(file).find(shop) is None  # a worker that begins now
     (tmp_path / "new.toml").write_text(lines + more)
     if file.is_dir():
         file.rmdir()
@@ -586,11 +595,11 @@ def test_fault_G13_a_file_of_keys_that_cannot_be_used_lets_nobody_in_until_it_ca
 def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.toml").write_text(text)
     with pytest.raises(ConfigError, match=r"keys\.toml"):
-        api_keys.read(tmp_path / "keys.toml")
+        api_keys.read_keys(tmp_path / "keys.toml")
 
 
 def test_a_missing_file_of_keys_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no keys can be read"):
-        api_keys.read(tmp_path / "none.toml")
+        api_keys.read_keys(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="printable"):
-        api_keys.make('a"b', False)
+        api_keys.make_key('a"b', False)

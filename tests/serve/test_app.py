@@ -35,9 +35,9 @@ from twotower.data.tables import check
 from twotower.request import Request
 from twotower.retrieve import Retriever
 from twotower.serve import api_keys, bundles
-from twotower.serve.api_keys import Keys
+from twotower.serve.api_keys import ApiKeys
 from twotower.serve.app import create_admin_app, create_app
-from twotower.serve.middleware import Door
+from twotower.serve.middleware import RequestMiddleware
 from twotower.serve.problems import PROBLEMS
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
@@ -65,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Client:
     """Asks an application of this process; sends events and other bodies as JSON."""
 
-    def __init__(self, service: Service, door: Door) -> None:
+    def __init__(self, service: Service, door: RequestMiddleware) -> None:
         self.service, self.door = service, door
 
     def ask(self, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
@@ -101,7 +101,7 @@ def make(store: Path) -> Iterator[Make]:
         service = Service(ServeSettings(store=at, keys=keys, **more))
         made.append(service)
         app = create_admin_app(service) if admin else create_app(service)
-        client = Client(service, Door(app, service, Keys(keys) if keys else None, admin))
+        client = Client(service, RequestMiddleware(app, service, ApiKeys(keys) if keys else None, admin))
         client.loop = loop
         if load:
             loop.run_until_complete(service.bundles.refresh())
@@ -307,9 +307,9 @@ def test_an_error_nobody_thought_of_is_a_problem_and_is_in_the_log(
     reply = client.post("/v1/recommend", {}, headers={"x-request-id": "abc"})
     told = problem(reply, "broken")
     assert "secret" not in json.dumps(told)
-    assert [r.told["id"] for r in caplog.records if r.message == "request failed"] == ["abc"]  # type: ignore[attr-defined]
+    assert [r.fields["id"] for r in caplog.records if r.message == "request failed"] == ["abc"]  # type: ignore[attr-defined]
     problem(client.post("/v1/recommend:batch", {"requests": [{}]}), "broken")
-    assert client.service.gate.wait == 0
+    assert client.service.admission.expected_wait == 0
     assert 'twotower_requests_total{route="/v1/recommend",status="500"} 1.0' in client.get("/metrics").text
     assert client.get("/livez").status_code == 200
 
@@ -615,7 +615,7 @@ def test_fault_D8_a_client_that_goes_away_ends_its_batch_and_the_gauge_is_zero(c
     client.run(client.door(scope, receive, send))
     assert len(answered) < 20
     assert "twotower_in_flight_requests 1.0" in client.get("/metrics").text
-    assert client.service.gate.wait == 0
+    assert client.service.admission.expected_wait == 0
 
 
 def test_fault_D8_a_client_that_goes_away_before_its_body_has_come_is_nobody(client: Client) -> None:
@@ -651,14 +651,14 @@ def test_fault_D8_a_cancelled_request_gives_its_turn_back(client: Client) -> Non
                 await task
 
     client.run(go())
-    assert client.service.gate._taken == 0
+    assert client.service.admission._active_permits == 0
     assert "twotower_in_flight_requests 1.0" in client.get("/metrics").text
 
 
 @pytest.fixture
 def key_file(tmp_path: Path) -> tuple[Path, str, str]:
     """A file of keys, a key to ask with, and an admin's."""
-    (ask, ask_lines), (boss, boss_lines) = api_keys.make("shop", False), api_keys.make("boss", True)
+    (ask, ask_lines), (boss, boss_lines) = api_keys.make_key("shop", False), api_keys.make_key("boss", True)
     (tmp_path / "keys.toml").write_text(ask_lines + boss_lines)
     return tmp_path / "keys.toml", ask, boss
 
@@ -723,7 +723,7 @@ def test_fault_D10_ids_of_requests_are_ours_or_harmless(client: Client, caplog: 
     client.get("/v1/items/secret%0d%0aX-Evil:%201/similar")
     lines = [r for r in caplog.records if r.name == "twotower.access"]
     assert len(lines) == 9
-    told = " ".join(json.dumps(r.told) for r in lines)  # type: ignore[attr-defined]
+    told = " ".join(json.dumps(r.fields) for r in lines)  # type: ignore[attr-defined]
     assert "secret" not in told
     assert '"route": "/v1/recommend"' in told
 
@@ -839,7 +839,7 @@ def test_fault_E2_a_client_above_its_rate_is_429_and_others_are_not(
 
 def test_fault_E1_more_than_can_be_answered_is_refused_at_once(make: Make) -> None:
     client = make(max_wait=1.0, target_wait=0.5)
-    client.service.gate._usual = 0.1
+    client.service.admission._first_service_time = 0.1
 
     async def go() -> list[httpx.Response]:
         transport = httpx.ASGITransport(client.door)
@@ -1150,7 +1150,7 @@ def test_fault_G1_G2_a_foreign_tower_is_refused_counted_and_the_old_bundle_answe
     file, key, boss = key_file
     admin = make(at=copy, keys=file, admin=True)
     service = admin.service
-    client = Client(service, Door(create_app(service), service, Keys(file), False))
+    client = Client(service, RequestMiddleware(create_app(service), service, ApiKeys(file), False))
     client.loop = admin.loop
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     told = admin.post("/v1/rollback", {"to": forged}, headers=bearer(boss))
@@ -1159,7 +1159,7 @@ def test_fault_G1_G2_a_foreign_tower_is_refused_counted_and_the_old_bundle_answe
     assert told["serving"] == old
     assert said in told["refused"]
     assert 'twotower_bundle_load_failures_total{reason="tower"} 2.0' in client.get("/metrics", headers=bearer(key)).text
-    assert [r.told["reason"] for r in caplog.records if r.getMessage() == "bundle refused"] == ["tower"] * 2
+    assert [r.fields["reason"] for r in caplog.records if r.getMessage() == "bundle refused"] == ["tower"] * 2
     reply = client.post("/v1/recommend", {"user_id": "u1", "method": 2}, headers=bearer(key))
     assert reply.json()["bundle_id"] == old
     assert admin.post("/v1/rollback", {"to": old}, headers=bearer(boss)).json() == {"current": old, "serving": old}

@@ -109,7 +109,7 @@ def test_fault_G3_a_body_in_drips_after_its_refusal_has_an_end(
 ) -> None:
     served = quick
     if status == 401:
-        (tmp_path / "keys.toml").write_text(api_keys.make("shop", False)[1])
+        (tmp_path / "keys.toml").write_text(api_keys.make_key("shop", False)[1])
         served = serve(*SHORT, "--keys", str(tmp_path / "keys.toml")).wait()
     if status == 503:
         overload = (
@@ -368,7 +368,7 @@ def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Any, tmp_path: P
 
 
 def test_fault_G4_stalled_bodies_are_bounded_together(serve: Any) -> None:
-    served = serve("--max-under-way", str(8 << 20), "--body-timeout", "8", "--no-access-log").wait()
+    served = serve("--body-memory", str(8 << 20), "--body-timeout", "8", "--no-access-log").wait()
     httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"})
     before = served.resident()
     large = b"{" + b" " * ((1 << 20) - 2)
@@ -397,7 +397,7 @@ def test_fault_G4_stalled_bodies_are_bounded_together(serve: Any) -> None:
 
 
 def test_fault_G4_replies_that_are_not_taken_are_bounded_together(serve: Any) -> None:
-    served = serve("--max-under-way", "500000", "--max-batch", "1500", "--no-access-log").wait()
+    served = serve("--body-memory", "500000", "--max-batch", "1500", "--no-access-log").wait()
     body = json.dumps({"requests": [{"user_id": "u1", "k": 40, "keep_seen": True}] * 1_500}).encode()
     batch = POST.replace(b"recommend", b"recommend:batch") + b"Content-Length: %d\r\n\r\n" % len(body) + body
     statuses = []

@@ -219,7 +219,7 @@ def test_fault_E7_workers_are_spawned_and_never_forked(published: Path, monkeypa
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(KeyboardInterrupt):
-            process.supervise(ServeSettings(store=published, workers=2), [])
+            process.supervise_workers(ServeSettings(store=published, workers=2), [])
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
@@ -469,7 +469,7 @@ def test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm(
 
 
 def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Path) -> None:
-    key, lines = api_keys.make("boss", True)
+    key, lines = api_keys.make_key("boss", True)
     (tmp_path / "keys.toml").write_text(lines)
     served = serve("--keys", str(tmp_path / "keys.toml"), "--admin-port", "0", "--poll", "0.05").wait()
     admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
@@ -517,7 +517,7 @@ def test_settings_that_cannot_be_end_with_one_line_and_code_2(published: Path, f
 
 def test_no_store_and_a_taken_port_are_told_at_once(published: Path, tmp_path: Path) -> None:
     with pytest.raises(twotower.TwoTowerError, match="no store here"):
-        process.run(ServeSettings(store=tmp_path))
+        process.run_service(ServeSettings(store=tmp_path))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -530,14 +530,14 @@ def test_a_key_is_made_by_a_verb(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     secret = done.stderr.split()[-1]
     (tmp_path / "keys.toml").write_text(done.stdout)
-    found = api_keys.Keys(tmp_path / "keys.toml").find(secret)
+    found = api_keys.ApiKeys(tmp_path / "keys.toml").find(secret)
     assert found is not None
     assert (found.name, found.admin) == ("shop", True)
 
 
 def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Any, tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
-    (shop, lines), (boss, more) = api_keys.make("shop", False), api_keys.make("boss", True)
+    (shop, lines), (boss, more) = api_keys.make_key("shop", False), api_keys.make_key("boss", True)
     file.write_text(lines + more)
     served = serve("--keys", str(file), "--admin-port", "0").wait()
     admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
@@ -601,7 +601,7 @@ def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
     serve: Any, tmp_path: Path, told_by: str
 ) -> None:
     """Eight connections, of one key, of four addresses behind a proxy, or of the one address that all have."""
-    made = [api_keys.make(f"client {n}", False) for n in range(2)]
+    made = [api_keys.make_key(f"client {n}", False) for n in range(2)]
     (tmp_path / "keys.toml").write_text("".join(lines for _, lines in made))
     flags, ordinary, *greedy = {
         "keys": (["--keys", str(tmp_path / "keys.toml")], *({"authorization": f"Bearer {key}"} for key, _ in made)),

@@ -28,267 +28,269 @@ from types import TracebackType
 
 from twotower.serve.problems import Problem
 
-CALM = 1.0
+REFUSAL_COOLDOWN = 1.0
 """Seconds without a refusal after which a burst may come again."""
-LATELY = 0.02
+SMOOTHING = 0.02
 """The share of the latest turn in a pace."""
-CLIENTS = 4_096
+REMEMBERED_CLIENTS = 4_096
 """Clients whose pace is remembered, beside those who have or wait for a turn."""
-BYTES = 2_048
+BYTES_PER_WEIGHT = 2_048
 """Bytes of a body that weigh as much as a request: about what it costs to read and use them."""
-ENTRIES = 300
+ENTRIES_PER_WEIGHT = 300
 """Entries of lists that do."""
 
 
-class _Client:
+class _ClientQueue:
     """The waiting requests of a client, and the time it has used."""
 
-    __slots__ = ("measured", "pace", "queue", "turns", "used", "waits")
+    __slots__ = ("permits", "queue", "queued_weight", "samples", "service_time", "used")
 
-    def __init__(self, pace: float) -> None:
-        self.pace = pace
+    def __init__(self, service_time: float) -> None:
+        self.service_time = service_time
         """Seconds between the end of the turn before and that of its own, lately, by weight, while somebody waits: what
         else the process does counts too."""
-        self.measured = 1
+        self.samples = 1
         """Turns that this is the mean of, the guess included."""
         self.used = 0.0
         """Seconds that it has had, on the gate's virtual clock; of turns it has now, what they are expected to take."""
-        self.queue: list[tuple[float, int, Turn]] = []
+        self.queue: list[tuple[float, int, Permit]] = []
         """By what the client would have used after the turn when it came: the small go before the large, but for a while."""
-        self.waits = 0.0
+        self.queued_weight = 0.0
         """Weight of the queue."""
-        self.turns = 0
+        self.permits = 0
         """Turns it has now."""
 
     @property
-    def after(self) -> float:
+    def next_finish(self) -> float:
         """The time it will have used after its next turn."""
-        return self.used + self.pace * self.queue[0][2].weight
+        return self.used + self.service_time * self.queue[0][2].weight
 
 
-class Gate:
+class AdmissionController:
     """`async with gate.turn(client, weight):` is a turn. `width` turns may be taken at once: 1 where a turn does not wait
     for others. A request of the weight 1 is an ordinary one."""
 
     def __init__(
         self,
-        burst: float = 0.05,
-        target: float = 0.005,
-        width: int = 1,
-        pace: float = 0.001,
+        max_wait: float = 0.05,
+        target_wait: float = 0.005,
+        concurrency: int = 1,
+        service_time: float = 0.001,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`burst` and `target` in seconds; `pace`, too, is what an ordinary request is believed to take before one was
         measured."""
-        self.burst, self.target, self.width = burst, target, width
+        self.max_wait, self.target_wait, self.concurrency = max_wait, target_wait, concurrency
         self._clock = clock
-        self._usual = pace
+        self._first_service_time = service_time
         """Pace of first turns lately. A client counts once, however much it asks."""
-        self._clients: OrderedDict[str, _Client] = OrderedDict()
-        self._active: dict[str, _Client] = {}
+        self._clients: OrderedDict[str, _ClientQueue] = OrderedDict()
+        self._active_clients: dict[str, _ClientQueue] = {}
         """The clients that have or wait for a turn."""
-        self._waiting: dict[str, _Client] = {}
+        self._queued_clients: dict[str, _ClientQueue] = {}
         """The requests that wait for one, in the order of coming."""
-        self._taken = self._came = 0
-        self._now = 0.0
+        self._active_permits = self._arrivals = 0
+        self._virtual_clock = 0.0
         """The virtual clock: what a client that is always there would have used. Who comes begins with that."""
-        self._ended = self._empty = clock()
-        self._refused = self._ended - CALM
+        self._last_release = self._last_idle = clock()
+        self._last_refusal = self._last_release - REFUSAL_COOLDOWN
 
-    def turn(self, client: str = "", weight: float = 1.0) -> Turn:
-        return Turn(self, client, weight)
+    def permit(self, client: str = "", weight: float = 1.0) -> Permit:
+        return Permit(self, client, weight)
 
     @property
-    def wait(self) -> float:
+    def expected_wait(self) -> float:
         """Seconds that an ordinary request of a client without a name must expect to wait."""
-        return self._ahead("", 1.0, float("inf")) if self._taken >= self.width else 0.0
+        return self._wait_ahead("", 1.0, float("inf")) if self._active_permits >= self.concurrency else 0.0
 
-    def full(self, client: str = "", weight: float = 1.0) -> bool:
+    def overloaded(self, client: str = "", weight: float = 1.0) -> bool:
         """True if a request that comes now would wait too long. Called for every request: it also notes when
         the queue was empty."""
         now = self._clock()
-        if self._taken < self.width:
-            self._empty = now
+        if self._active_permits < self.concurrency:
+            self._last_idle = now
             return False
-        calm = now - self._empty <= self.burst and now - self._refused >= CALM
-        limit = self.burst if calm else self.target
-        if self._ahead(client, weight, limit) <= limit:
+        calm = now - self._last_idle <= self.max_wait and now - self._last_refusal >= REFUSAL_COOLDOWN
+        limit = self.max_wait if calm else self.target_wait
+        if self._wait_ahead(client, weight, limit) <= limit:
             return False
-        self._refused = now
+        self._last_refusal = now
         return True
 
-    def _ahead(self, name: str, weight: float, enough: float) -> float:
+    def _wait_ahead(self, name: str, weight: float, enough: float) -> float:
         """Seconds of what waits and would come before a request, of its own client's and of others'. Turns that have
         begun are not counted: they cannot be taken back, and refusing who waits for them helps nobody. Counts no further
         than `enough`."""
         client = self._clients.get(name)
         if client is None:
-            client = _Client(self._usual)
-        used = client.used if name in self._active else max(self._now, client.used)
-        mine = used + client.pace * weight
+            client = _ClientQueue(self._first_service_time)
+        used = client.used if name in self._active_clients else max(self._virtual_clock, client.used)
+        mine = used + client.service_time * weight
         before = 0.0
-        for place, _, turn in client.queue:
-            if place > mine or before > enough:
+        for finish, _, permit in client.queue:
+            if finish > mine or before > enough:
                 break
-            before += client.pace * turn.weight
+            before += client.service_time * permit.weight
         ahead, after = before, mine + before
-        for other in self._waiting.values():
+        for other in self._queued_clients.values():
             if ahead > enough:
                 break
-            if other is not client and other.after <= after:
-                ahead += min(other.pace * other.waits, after - other.used)
+            if other is not client and other.next_finish <= after:
+                ahead += min(other.service_time * other.queued_weight, after - other.used)
         return ahead
 
     # ---- what turns do
 
-    def _come(self, name: str) -> _Client:
+    def _arrive(self, name: str) -> _ClientQueue:
         """The client, who is here from now on."""
-        client = self._active.get(name)
+        client = self._active_clients.get(name)
         if client is None:
-            client = self._clients.pop(name, None) or _Client(self._usual)
-            client.used = max(client.used, self._now)
-            self._clients[name] = self._active[name] = client
-            while len(self._clients) >= CLIENTS + len(self._active):
+            client = self._clients.pop(name, None) or _ClientQueue(self._first_service_time)
+            client.used = max(client.used, self._virtual_clock)
+            self._clients[name] = self._active_clients[name] = client
+            while len(self._clients) >= REMEMBERED_CLIENTS + len(self._active_clients):
                 oldest = next(iter(self._clients))
-                if oldest in self._active:  # it came long ago, and is still here
+                if oldest in self._active_clients:  # it came long ago, and is still here
                     self._clients.move_to_end(oldest)
                 else:
                     del self._clients[oldest]
         return client
 
-    def _give(self, turn: Turn, client: _Client) -> None:
-        self._taken += 1
-        client.turns += 1
-        self._now = max(self._now, client.used)
-        turn.expected = client.pace * turn.weight
-        client.used += turn.expected
+    def _grant(self, permit: Permit, client: _ClientQueue) -> None:
+        self._active_permits += 1
+        client.permits += 1
+        self._virtual_clock = max(self._virtual_clock, client.used)
+        permit.expected_seconds = client.service_time * permit.weight
+        client.used += permit.expected_seconds
 
-    def _end(self, turn: Turn, used: bool) -> None:
+    def _release(self, permit: Permit, used: bool) -> None:
         """Take a turn back; one that was not `used` counts for nothing."""
-        client, spent = self._active[turn.client], 0.0
+        client, spent = self._active_clients[permit.client], 0.0
         if used:
             now = self._clock()
-            spent, self._ended = now - self._ended, now
-            pace = spent / turn.weight
-            if client.measured == 1:
-                self._usual += LATELY * (pace - self._usual)
-            client.measured += 1
-            client.pace += max(LATELY, 1 / client.measured) * (pace - client.pace)
-        client.used += spent - turn.expected
-        self._now += spent / len(self._active)
-        self._taken -= 1
-        client.turns -= 1
-        self._leave(turn.client, client)
-        self._next()
+            spent, self._last_release = now - self._last_release, now
+            pace = spent / permit.weight
+            if client.samples == 1:
+                self._first_service_time += SMOOTHING * (pace - self._first_service_time)
+            client.samples += 1
+            client.service_time += max(SMOOTHING, 1 / client.samples) * (pace - client.service_time)
+        client.used += spent - permit.expected_seconds
+        self._virtual_clock += spent / len(self._active_clients)
+        self._active_permits -= 1
+        client.permits -= 1
+        self._forget_if_idle(permit.client, client)
+        self._grant_next()
 
-    def _next(self) -> None:
-        while self._waiting and self._taken < self.width:
-            name, client = min(self._waiting.items(), key=lambda item: item[1].after)
-            _, _, turn = client.queue.pop(0)
-            self._gone(name, client, turn)
-            if turn.given is not None and not turn.given.done():
-                self._give(turn, client)
-                turn.given.set_result(None)
+    def _grant_next(self) -> None:
+        while self._queued_clients and self._active_permits < self.concurrency:
+            name, client = min(self._queued_clients.items(), key=lambda item: item[1].next_finish)
+            _, _, permit = client.queue.pop(0)
+            self._dequeue(name, client, permit)
+            if permit.granted is not None and not permit.granted.done():
+                self._grant(permit, client)
+                permit.granted.set_result(None)
             else:
-                self._leave(name, client)
+                self._forget_if_idle(name, client)
 
-    def _wait(self, turn: Turn, client: _Client) -> None:
-        self._came += 1
-        insort(client.queue, (client.used + client.pace * turn.weight, self._came, turn))
-        client.waits += turn.weight
-        self._waiting[turn.client] = client
+    def _enqueue(self, permit: Permit, client: _ClientQueue) -> None:
+        self._arrivals += 1
+        insort(client.queue, (client.used + client.service_time * permit.weight, self._arrivals, permit))
+        client.queued_weight += permit.weight
+        self._queued_clients[permit.client] = client
 
-    def _gone(self, name: str, client: _Client, turn: Turn) -> None:
+    def _dequeue(self, name: str, client: _ClientQueue, permit: Permit) -> None:
         """A turn is in the queue no more."""
-        client.waits = client.waits - turn.weight if client.queue else 0.0
+        client.queued_weight = client.queued_weight - permit.weight if client.queue else 0.0
         if not client.queue:
-            del self._waiting[name]
+            del self._queued_clients[name]
 
-    def _leave(self, name: str, client: _Client) -> None:
-        if not client.turns and not client.queue:
-            del self._active[name]
+    def _forget_if_idle(self, name: str, client: _ClientQueue) -> None:
+        if not client.permits and not client.queue:
+            del self._active_clients[name]
 
 
-class Turn:
+class Permit:
     """A place in the queue, and then a turn, which may be ended before its block is."""
 
-    __slots__ = ("_gate", "_has", "client", "expected", "given", "weight")
+    __slots__ = ("_controller", "_held", "client", "expected_seconds", "granted", "weight")
 
-    def __init__(self, gate: Gate, client: str, weight: float) -> None:
-        self._gate, self.client, self.weight = gate, client, weight
-        self.given: asyncio.Future[None] | None = None
-        self.expected = 0.0
-        self._has = False
+    def __init__(self, controller: AdmissionController, client: str, weight: float) -> None:
+        self._controller, self.client, self.weight = controller, client, weight
+        self.granted: asyncio.Future[None] | None = None
+        self.expected_seconds = 0.0
+        self._held = False
 
-    async def __aenter__(self) -> Turn:
-        gate = self._gate
-        client = gate._come(self.client)
-        if gate._taken < gate.width and not gate._waiting:
-            gate._give(self, client)
-            self._has = True
-            gate._ended = gate._clock()  # nobody has waited for this turn
+    async def __aenter__(self) -> Permit:
+        controller = self._controller
+        client = controller._arrive(self.client)
+        if controller._active_permits < controller.concurrency and not controller._queued_clients:
+            controller._grant(self, client)
+            self._held = True
+            controller._last_release = controller._clock()  # nobody has waited for this turn
             try:
                 await asyncio.sleep(0)  # let those who came at the same time be queued, or refused
             except BaseException:
-                self._drop()
+                self._return_unused()
                 raise
         else:
-            self.given = asyncio.get_running_loop().create_future()
-            gate._wait(self, client)
+            self.granted = asyncio.get_running_loop().create_future()
+            controller._enqueue(self, client)
             try:
-                await self.given
-                self._has = True
+                await self.granted
+                self._held = True
             except BaseException:
-                if self.given.done() and not self.given.cancelled():
-                    self._has = True
-                    self._drop()  # it was given the turn and does not take it
+                if self.granted.done() and not self.granted.cancelled():
+                    self._held = True
+                    self._return_unused()  # it was given the turn and does not take it
                 raise
-        _TURN.set(self)
+        _CURRENT_PERMIT.set(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end()
+        self.release()
 
-    def end(self) -> None:
+    def release(self) -> None:
         """The next may begin; what this one still does is done beside the turns."""
-        if self._has:
-            self._has = False
-            self._gate._end(self, used=True)
+        if self._held:
+            self._held = False
+            self._controller._release(self, used=True)
 
-    def _drop(self) -> None:
-        self._has = False
-        self._gate._end(self, used=False)
+    def _return_unused(self) -> None:
+        self._held = False
+        self._controller._release(self, used=False)
 
 
-_TURN: ContextVar[Turn] = ContextVar("turn")
+_CURRENT_PERMIT: ContextVar[Permit] = ContextVar("permit")
 """The latest turn of the present request."""
 
 
-def give_back() -> str:
+def release_current_permit() -> str:
     """End the turn of the present request, if it has one: for what takes turns of its own, or is done beside them. Gives
     the client's name."""
-    turn = _TURN.get(None)
-    if turn is None:
+    permit = _CURRENT_PERMIT.get(None)
+    if permit is None:
         return ""
-    turn.end()
-    return turn.client
+    permit.release()
+    return permit.client
 
 
-class Places:
+class ClientSlots:
     """For work beside the turns: so many at once, and so many of one client."""
 
-    def __init__(self, every: int, each: int, what: str) -> None:
-        self.every, self.each, self.what = every, each, what
+    def __init__(self, total: int, per_client: int, what: str) -> None:
+        self.total, self.per_client, self.what = total, per_client, what
         self._taken: dict[str, int] = {}
 
     @contextmanager
-    def one(self, client: str) -> Iterator[None]:
+    def hold(self, client: str) -> Iterator[None]:
         """Raises Problem "overload" if there is none."""
         mine = self._taken.get(client, 0)
-        if mine >= self.each or sum(self._taken.values()) >= self.every:
-            raise overload(f"{self.each if mine >= self.each else self.every} {self.what} are under way")
+        if mine >= self.per_client or sum(self._taken.values()) >= self.total:
+            raise overload_problem(
+                f"{self.per_client if mine >= self.per_client else self.total} {self.what} are under way"
+            )
         self._taken[client] = mine + 1
         try:
             yield
@@ -298,6 +300,6 @@ class Places:
                 del self._taken[client]
 
 
-def overload(detail: str = "") -> Problem:
+def overload_problem(detail: str = "") -> Problem:
     """What somebody who would wait too long is told."""
     return Problem("overload", detail, headers={"Retry-After": "1"})

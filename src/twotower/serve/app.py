@@ -338,7 +338,7 @@ def create_admin_app(service: Service) -> FastAPI:
         try:
             await service.bundles.with_store(lambda store: MilvusCollections(store).update_alias())
         except RunError as e:
-            log.warning("the alias does not follow", extra={"told": {"detail": str(e)}})
+            log.warning("the alias does not follow", extra={"fields": {"detail": str(e)}})
         await service.bundles.refresh()
         return json_response({"current": bundle.id, "serving": _bundle_id(service)})
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from twotower.serve.problems import Problem
 
-SMALL = 16 << 10
+UNCOUNTED_BYTES = 16 << 10
 """Bytes of each body and of each reply that are not counted: connections are, and an ordinary request is never refused
 because others send large ones."""
 
 
-class Room:
+class BodyMemory:
     """`most` bytes, and what exceeds them by at most one reply. A request has a `Share` of it."""
 
     def __init__(self, most: int) -> None:
         self.most, self.used = most, 0
 
 
-class Share:
+class BodyReservation:
     """The share of one request in a room; freed when it ends."""
 
     __slots__ = ("_room", "_taken")
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: BodyMemory) -> None:
         self._room, self._taken = room, 0
 
     def take(self, size: int) -> None:

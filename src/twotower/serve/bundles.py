@@ -26,7 +26,7 @@ from twotower.errors import RunError, TwoTowerError, Unavailable
 from twotower.request import Method, Request
 from twotower.retrieve import Retriever
 from twotower.serve.file_reader import FileReader
-from twotower.serve.metrics import Metrics
+from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
 from twotower.store import Store
 
@@ -54,7 +54,7 @@ class BundleManager:
     """The current bundle of a store, loaded; and one other, for comparing."""
 
     def __init__(
-        self, store: Path, metrics: Metrics, threads: int = 1, memory_limit: int = 0, workers: int = 1
+        self, store: Path, metrics: ServeMetrics, threads: int = 1, memory_limit: int = 0, workers: int = 1
     ) -> None:
         """`workers` share the machine's memory. Raises BundleError if the folder is no store."""
         self.store = Store(store)
@@ -190,7 +190,7 @@ class BundleManager:
         try:
             recent = self.store.recent(RECENT_BUNDLES)
         except BundleError as e:  # which keeps a few live events from being found, and no bundle from answering
-            log.warning("the history cannot be read", extra={"told": {"detail": str(e)}})
+            log.warning("the history cannot be read", extra={"fields": {"detail": str(e)}})
         if self.retriever is not None and bundle.id == self.retriever.bundle.id:
             return None, recent
         other, self._comparison = self._comparison, None  # three at a time would be one too many
@@ -205,9 +205,9 @@ class BundleManager:
         old = self.retriever
         self.retriever = fresh
         name, recall = fresh.bundle.id, float(fresh.bundle.manifest["gate"]["recall"])
-        self._metrics.serves(name, recall, old.bundle.id if old else None)
+        self._metrics.set_bundle(name, recall, old.bundle.id if old else None)
         self._metrics.loads.inc()
-        log.info("bundle is current", extra={"told": {"bundle": name, "before": old.bundle.id if old else None}})
+        log.info("bundle is current", extra={"fields": {"bundle": name, "before": old.bundle.id if old else None}})
         if old is None:
             gc.collect()
             gc.freeze()  # what is here stays, and need not be looked through again
@@ -224,7 +224,7 @@ class BundleManager:
         self.last_error = self.public_message(error)
         self._metrics.load_failures.labels(reason).inc()
         log.error("bundle refused", exc_info=error if not isinstance(error, TwoTowerError) else None,
-                  extra={"told": {"reason": reason, "detail": str(error)}})  # fmt: skip
+                  extra={"fields": {"reason": reason, "detail": str(error)}})  # fmt: skip
 
 
 def check_answers(retriever: Retriever) -> None:

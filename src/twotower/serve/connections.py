@@ -21,70 +21,72 @@ from typing import Any, ClassVar, NoReturn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from twotower.errors import ConfigError
-from twotower.serve.body_memory import SMALL
-from twotower.serve.metrics import Metrics
+from twotower.serve.body_memory import UNCOUNTED_BYTES
+from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
-from twotower.serve.settings import ServeSettings, address
+from twotower.serve.settings import ServeSettings, client_address
 
-HEAD = 32 << 10
+MAX_HEAD_BYTES = 32 << 10
 """Bytes that the head of a request may have, and that may come without being one or belonging to a body."""
-HEADERS = 128
+MAX_HEADERS = 128
 """Headers that a request may have."""
-AHEAD = 16
+MAX_PIPELINED = 16
 """Requests that may be sent before the reply to an earlier one."""
-FILES, KEPT = 65_536, 96
+MAX_OPEN_FILES, RESERVED_FILES = 65_536, 96
 """Open files that the process asks for at most; those that are kept for bundles, logs, other stores and processes."""
-MOST = 4_096
+DEFAULT_MAX_CONNECTIONS = 4_096
 """Connections of one worker where nothing else is said and the limit of open files allows it."""
-PATIENCE = 1.0
+EVICTION_GRACE = 1.0
 """Seconds that a client who is asked for something has for it before the connection may make room for another."""
-LAST_WORD = 0.5
+CLOSE_DELAY = 0.5
 """Seconds that a connection made just before the end has for its request, and a refused one to be told so."""
-LEAVING = 16
+MAX_REFUSED_OPEN = 16
 """Refused connections that may be open at once, so that their clients can read why."""
-SLACK = 1.0
+BODY_REPLY_SLACK = 1.0
 """Seconds that a body has beyond its time, in which its request is answered with 408."""
-SAY_EVERY = 1.0
+LOG_INTERVAL = 1.0
 """Seconds between two lines that say how many were refused."""
 
 log = logging.getLogger("twotower.connections")
 
 
-def most(wanted: int, each: int) -> tuple[int, int]:
+def connection_limits(wanted: int, each: int) -> tuple[int, int]:
     """Connections of one worker and of one address, after the limit of open files is raised; 0 is what it allows, and
     half of that. Raises ConfigError if there are not so many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = min(hard, FILES) if hard != resource.RLIM_INFINITY else FILES
+    files = min(hard, MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else MAX_OPEN_FILES
     if soft != resource.RLIM_INFINITY and soft < files:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
         except (OSError, ValueError):  # the system has a bound of its own
             files = soft
     else:
-        files = soft if soft != resource.RLIM_INFINITY else FILES
-    left = files - KEPT
+        files = soft if soft != resource.RLIM_INFINITY else MAX_OPEN_FILES
+    left = files - RESERVED_FILES
     more = "raise it with ulimit -n, or LimitNOFILE of the unit"
-    if left < LEAVING + 8:
-        raise ConfigError(f"the limit of open files is {files}, at least {KEPT + LEAVING + 8} are needed; {more}")
-    left -= LEAVING
+    if left < MAX_REFUSED_OPEN + 8:
+        raise ConfigError(
+            f"the limit of open files is {files}, at least {RESERVED_FILES + MAX_REFUSED_OPEN + 8} are needed; {more}"
+        )
+    left -= MAX_REFUSED_OPEN
     if wanted > left:
         raise ConfigError(
             f"--max-connections is {wanted:,}, but the limit of open files, {files:,}, leaves {left:,}; {more}"
         )
-    wanted = wanted or min(left, MOST)
+    wanted = wanted or min(left, DEFAULT_MAX_CONNECTIONS)
     if each > wanted:
         raise ConfigError(f"--max-per-address is {each:,}, expected at most the {wanted:,} of --max-connections")
     return wanted, each or -(-wanted // 2)
 
 
-class Lane(dict["Protocol", float]):
+class TimeoutQueue(dict["HttpProtocol", float]):
     """Connections whose clients have the same thing to do, and since when; the longest first."""
 
-    def __init__(self, reason: str, limit: float, patience: float = PATIENCE) -> None:
+    def __init__(self, reason: str, limit: float, patience: float = EVICTION_GRACE) -> None:
         super().__init__()
         self.reason, self.limit, self.patience = reason, limit, patience
 
-    def late(self, now: float) -> list[Protocol]:
+    def late(self, now: float) -> list[HttpProtocol]:
         """Connections that are out of time."""
         return [one for one, _ in itertools.takewhile(lambda found: now - found[1] >= self.limit, self.items())]
 
@@ -92,14 +94,14 @@ class Lane(dict["Protocol", float]):
 class Connections:
     """All of one worker, on whichever port."""
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: ServeSettings, metrics: ServeMetrics) -> None:
         s = settings
         self.most, self.most_each = s.max_connections, s.max_per_address
-        self.idle = Lane("idle", s.keep_alive, 0.0)
-        self.head = Lane("head", s.head_timeout)
-        self.body = Lane("body", s.body_timeout + SLACK)
-        self.reply = Lane("reply", s.body_timeout)
-        self.leaving = Lane("refused", LAST_WORD)
+        self.idle = TimeoutQueue("idle", s.keep_alive, 0.0)
+        self.head = TimeoutQueue("head", s.head_timeout)
+        self.body = TimeoutQueue("body", s.body_timeout + BODY_REPLY_SLACK)
+        self.reply = TimeoutQueue("reply", s.body_timeout)
+        self.leaving = TimeoutQueue("refused", CLOSE_DELAY)
         self._lanes = (self.idle, self.head, self.body, self.reply)
         self._open, self._each = 0, Counter[str]()
         self._gauge, self._count = metrics.connections, metrics.connections_ended
@@ -108,9 +110,9 @@ class Connections:
         self.pause = max(0.05, min(1.0, *limits) / 5)
         """Seconds between two looks at who is out of time."""
         proxies = [ipaddress.ip_network(a.strip(), strict=False) for a in filter(None, s.trusted_proxies.split(","))]
-        self.address = functools.lru_cache(4_096)(lambda host: address(host, proxies))
+        self.address = functools.lru_cache(4_096)(lambda host: client_address(host, proxies))
 
-    def admit(self, one: Protocol) -> bool:
+    def admit(self, one: HttpProtocol) -> bool:
         """Make room for a new connection, by ending an older one if need be; false if there is none."""
         whose = one.address
         if whose and self._each[whose] >= self.most_each and not self._make_room(one, whose):
@@ -122,7 +124,7 @@ class Connections:
         self._each[whose] += 1
         return True
 
-    def wait(self, one: Protocol, lane: Lane | None, anew: bool = False) -> None:
+    def wait(self, one: HttpProtocol, lane: TimeoutQueue | None, anew: bool = False) -> None:
         """The client has something else to do, or the same once more."""
         if lane is one.lane and not anew:
             return
@@ -132,7 +134,7 @@ class Connections:
         if lane is not None:
             lane[one] = one.loop.time()
 
-    def leave(self, one: Protocol) -> None:
+    def leave(self, one: HttpProtocol) -> None:
         """A connection is gone, or will be at once."""
         self.wait(one, None)
         if one.counted:
@@ -142,15 +144,15 @@ class Connections:
             if not self._each[one.address]:
                 del self._each[one.address]
 
-    def refuse(self, one: Protocol) -> None:
+    def refuse(self, one: HttpProtocol) -> None:
         """Tell the client so, and close when it has read that."""
         self.ended("refused")
-        one.transport.write(_FULL)
-        if len(self.leaving) >= LEAVING:
+        one.transport.write(_REFUSAL)
+        if len(self.leaving) >= MAX_REFUSED_OPEN:
             self.close(next(iter(self.leaving)))
         self.wait(one, self.leaving)
 
-    def close(self, one: Protocol) -> None:
+    def close(self, one: HttpProtocol) -> None:
         """Close at once: what a client does not take is not kept for it."""
         self.leave(one)
         if one.transport.get_write_buffer_size():
@@ -165,7 +167,7 @@ class Connections:
     async def watch(self) -> None:
         """Close connections that are out of time; say now and then how many there was no room for."""
         loop = asyncio.get_running_loop()
-        said = loop.time() - SAY_EVERY
+        said = loop.time() - LOG_INTERVAL
         try:
             while True:
                 await asyncio.sleep(self.pause)
@@ -176,7 +178,7 @@ class Connections:
                             self.ended(lane.reason)
                         self.close(one)
                 self._gauge.set(self._open)
-                if now - said >= SAY_EVERY and self._say():
+                if now - said >= LOG_INTERVAL and self._say():
                     said = now
         finally:
             self._say()
@@ -185,10 +187,10 @@ class Connections:
         told = {"refused": self._said["refused"], "closed_for_others": self._said["room"]}
         self._said.clear()
         if any(told.values()):
-            log.warning("too many connections", extra={"told": told})
+            log.warning("too many connections", extra={"fields": told})
         return any(told.values())
 
-    def _make_room(self, newcomer: Protocol, whose: str = "") -> bool:
+    def _make_room(self, newcomer: HttpProtocol, whose: str = "") -> bool:
         """Close the connection that has waited longest, of an address or of all; those without a request under way
         first."""
         now = newcomer.loop.time()
@@ -203,27 +205,27 @@ class Connections:
         return False
 
 
-class Malformed(Exception):
+class MalformedRequest(Exception):
     """The error for bytes that are no request. The parser ends with it."""
 
 
-class Part(Enum):
+class ParserState(Enum):
     """The part of a request that a connection's parser is in."""
 
     NONE, HEAD, BODY = range(3)
 
 
-class Protocol(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """uvicorn's, in which whatever a client does not do has an end: the rest of a head, of a body, also of one that nobody
     reads any more, the reply, the next request. What is no HTTP is told so as a problem."""
 
     lanes: ClassVar[Connections]
     most_body: ClassVar[int]
-    lane: Lane | None = None
+    lane: TimeoutQueue | None = None
     counted = False
     """True once the connection is counted among the open ones."""
-    address = ""
-    _part = Part.NONE
+    client_address = ""
+    _part = ParserState.NONE
     _began = False
     """True if a head has ended since the last look."""
     _size = _headers = _quiet = _unread = 0
@@ -259,8 +261,8 @@ class Protocol(HttpToolsProtocol):
             return
         self._quiet += len(data)
         super().data_received(data)
-        if self._quiet > HEAD and not self.transport.is_closing():
-            self._why = f"more than {HEAD:,} bytes are no head and no body"
+        if self._quiet > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._why = f"more than {MAX_HEAD_BYTES:,} bytes are no head and no body"
             self.send_400_response("")
         self._settle()
 
@@ -283,17 +285,17 @@ class Protocol(HttpToolsProtocol):
         """Wait for whatever the client has to do now."""
         if self._gone:
             return
-        lane: Lane | None = None
+        lane: TimeoutQueue | None = None
         lanes = self.lanes
         cycle: Any = self.cycle  # None at first
         if self.transport.is_closing() or self.flow.write_paused:
             lane = lanes.reply
         elif cycle is not None and not cycle.response_complete:
-            lane = lanes.body if self._part is Part.BODY and not self.pipeline else None
-        elif self._part is Part.HEAD or cycle is None:
+            lane = lanes.body if self._part is ParserState.BODY and not self.pipeline else None
+        elif self._part is ParserState.HEAD or cycle is None:
             lane = lanes.head
         else:
-            lane = lanes.body if self._part is Part.BODY else lanes.idle
+            lane = lanes.body if self._part is ParserState.BODY else lanes.idle
         lanes.wait(self, lane, self._began)
         self._began = False
 
@@ -302,7 +304,7 @@ class Protocol(HttpToolsProtocol):
         self._stopping = True
         cycle: Any = self.cycle
         if cycle is None:
-            self.loop.call_later(LAST_WORD, self._last_word)
+            self.loop.call_later(CLOSE_DELAY, self._last_word)
         else:
             super().shutdown()
 
@@ -319,7 +321,7 @@ class Protocol(HttpToolsProtocol):
         cycle: Any = self.cycle
         answering = cycle is not None and not cycle.response_complete
         # In the middle of a reply, or before that to an earlier request, it would be taken for that.
-        if not answering or (self._part is Part.BODY and not self.pipeline and not cycle.response_started):
+        if not answering or (self._part is ParserState.BODY and not self.pipeline and not cycle.response_started):
             body = Problem("http", self._why).body()
             self.transport.write(
                 b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
@@ -329,7 +331,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._part = Part.HEAD
+        self._part = ParserState.HEAD
         self._size = self._headers = self._unread = 0
         self._host, self._alive = None, None
 
@@ -339,12 +341,12 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._grow(len(name) + len(value) + 4)
-        if self._part is Part.BODY:
+        if self._part is ParserState.BODY:
             return  # what comes after a body is no header of its request
         super().on_header(name, value)
         self._headers += 1
-        if self._headers > HEADERS:
-            self._refuse(f"it has more than {HEADERS} headers")
+        if self._headers > MAX_HEADERS:
+            self._refuse(f"it has more than {MAX_HEADERS} headers")
         if len(name) == 4 and name.lower() == b"host":
             if self._host is not None:
                 self._refuse("it has more than one header Host")
@@ -352,11 +354,11 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._check_host()
-        self._part, self._quiet, self._began = Part.BODY, 0, True
+        self._part, self._quiet, self._began = ParserState.BODY, 0, True
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
-        if len(self.pipeline) > AHEAD:
-            self._refuse(f"more than {AHEAD} requests came before the reply to the first")
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._refuse(f"more than {MAX_PIPELINED} requests came before the reply to the first")
         if self.expect_100_continue and not self._stopping:
             # A client that is refused before it was let send its body may, or may not, send it.
             self._alive, self.cycle.keep_alive = self.cycle.keep_alive, False
@@ -371,11 +373,11 @@ class Protocol(HttpToolsProtocol):
         if self._alive is not None:
             self.cycle.keep_alive, self._alive = self._alive and not self._stopping, None
         super().on_body(body)
-        if self.pipeline and len(self.cycle.body) > SMALL:
+        if self.pipeline and len(self.cycle.body) > UNCOUNTED_BYTES:
             self._refuse("a large body came before the reply to an earlier request")
 
     def on_message_complete(self) -> None:
-        self._part, self._quiet = Part.NONE, 0
+        self._part, self._quiet = ParserState.NONE, 0
         super().on_message_complete()
 
     def _check_host(self) -> None:
@@ -395,19 +397,19 @@ class Protocol(HttpToolsProtocol):
 
     def _grow(self, n: int) -> None:
         self._size += n
-        if self._size > HEAD:
-            self._refuse(f"its head has more than {HEAD:,} bytes")
+        if self._size > MAX_HEAD_BYTES:
+            self._refuse(f"its head has more than {MAX_HEAD_BYTES:,} bytes")
 
     def _refuse(self, why: str) -> NoReturn:
         self._why = why
-        raise Malformed(why)
+        raise MalformedRequest(why)
 
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._%-]+)?\])(?::\d{1,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
-def _full() -> bytes:
+def _refusal() -> bytes:
     body = Problem("connections").body()
     return (
         b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n"
@@ -415,4 +417,4 @@ def _full() -> bytes:
     )
 
 
-_FULL = _full()
+_REFUSAL = _refusal()

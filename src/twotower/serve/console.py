@@ -17,7 +17,7 @@ from twotower.request import MAX_K, Answer, Request
 from twotower.retrieve import Retriever
 from twotower.schema import Categorical, MultiHot
 from twotower.serve import schemas
-from twotower.serve.admission import Places, give_back
+from twotower.serve.admission import ClientSlots, release_current_permit
 from twotower.serve.problems import Problem
 from twotower.serve.service import Service, request_weight
 from twotower.store import Store
@@ -40,11 +40,11 @@ class Console:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._projections: OrderedDict[str, MapProjection] = OrderedDict()
-        self._slots = Places(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "looks")
+        self._slots = ClientSlots(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "looks")
 
     def slot(self) -> AbstractContextManager[None]:
         """One of the few places for those who look, beside the turns. Raises Problem "overload" if all are taken."""
-        return self._slots.one(give_back())
+        return self._slots.hold(release_current_permit())
 
     async def users(self, query: str, limit: int) -> dict[str, Any]:
         """The user of that id, those whose id begins with the text, then those that hold it."""
@@ -94,7 +94,7 @@ class Console:
         """An answer and what led to it."""
         retriever = await self._retriever(bundle)  # which may have to be loaded: nobody waits for that
         await asyncio.to_thread(self._projection, retriever)
-        async with self._service.gate.turn(give_back(), request_weight(body)):
+        async with self._service.admission.permit(release_current_permit(), request_weight(body)):
             return await self._explained(body, retriever)
 
     async def _explained(self, body: schemas.RecommendRequest, retriever: Retriever) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from twotower.serve.settings import METRICS_FOLDER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 STAGES = ("wait", "live", "tower", "search")
 
 
-class Metrics:
+class ServeMetrics:
     """Every metric of a service, in a registry of its own."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Metrics:
             return Counter(f"twotower_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, *labels: str) -> Any:
-            return Histogram(f"twotower_{name}", text, labels, registry=registry, buckets=SECONDS)
+            return Histogram(f"twotower_{name}", text, labels, registry=registry, buckets=SECONDS_BUCKETS)
 
         def gauge(name: str, text: str, *labels: str, mode: Any = "livemostrecent") -> Any:
             return Gauge(f"twotower_{name}", text, labels, registry=registry, multiprocess_mode=mode)
@@ -70,7 +70,7 @@ class Metrics:
         self._answers: dict[tuple[str, int, str], Any] = {}
         self._statuses: dict[tuple[str, int], Any] = {}
 
-    def answered(
+    def count_answer(
         self, bundle: str, method: int, source: str, unknown: list[str], features: Collection[str], short: bool
     ) -> None:
         """Count one answer; what of `unknown` is no feature is an item, whose id is nobody's business."""
@@ -87,7 +87,7 @@ class Metrics:
             else:
                 self.unknown_items.inc()
 
-    def replied(self, route: str, status: int, seconds: float) -> None:
+    def count_reply(self, route: str, status: int, seconds: float) -> None:
         """Count one reply."""
         key = (route, status)
         child = self._statuses.get(key)
@@ -99,7 +99,7 @@ class Metrics:
             timer = self._routes[route] = self.seconds.labels(route)
         timer.observe(seconds)
 
-    def serves(self, bundle: str, recall: float, before: str | None) -> None:
+    def set_bundle(self, bundle: str, recall: float, before: str | None) -> None:
         """Another bundle answers."""
         if before:
             self.bundle.labels(before).set(0)

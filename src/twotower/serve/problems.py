@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-Headers = list[tuple[bytes, bytes]]
+RawHeaders = list[tuple[bytes, bytes]]
 
 PROBLEMS: dict[str, tuple[int, str, str]] = {
     "malformed": (400, "The body is not JSON", "Send a JSON object in UTF-8, with Content-Type: application/json."),
@@ -90,7 +90,7 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         super().__init__(self.detail)
 
-    def shape(self, instance: str = "") -> dict[str, Any]:
+    def as_dict(self, instance: str = "") -> dict[str, Any]:
         """The JSON object."""
         shaped: dict[str, Any] = {
             "type": f"/problems/{self.name}",
@@ -103,11 +103,11 @@ class Problem(Exception):
 
     def body(self, instance: str = "") -> bytes:
         # What was given can hold half a character, which is none in UTF-8.
-        shaped = self.shape(instance)
+        shaped = self.as_dict(instance)
         shaped["detail"] = self.detail.encode(errors="backslashreplace").decode()
         return orjson.dumps(shaped)
 
-    def raw_headers(self, length: int) -> Headers:
+    def raw_headers(self, length: int) -> RawHeaders:
         """For ASGI."""
         out = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % length)]
         return out + [(k.lower().encode(), v.encode()) for k, v in self.headers.items()]

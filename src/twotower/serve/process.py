@@ -26,32 +26,32 @@ import orjson
 import uvicorn
 
 from twotower.errors import ConfigError
-from twotower.serve.connections import Connections, Protocol, most
+from twotower.serve.connections import Connections, HttpProtocol, connection_limits
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
-SWITCH = 0.0005
+THREAD_SWITCH_INTERVAL = 0.0005
 """Seconds after which the thread that loads a bundle lets the one that serves go on."""
-AGAIN = 0.5
+SIGNAL_REPEAT_INTERVAL = 0.5
 """Seconds after which another signal is another wish: a terminal and systemd send one to every process of a group."""
-SHORT_LIVED, TRIES = 5.0, 5
+SHORT_LIFE_SECONDS, MAX_SHORT_LIVES = 5.0, 5
 """Workers of which each dies within so many seconds, so many times in a row, will not live."""
-MOST_PAUSE = 10.0
+MAX_RESTART_DELAY = 10.0
 """Seconds before a worker that keeps dying is begun again."""
 
 log = logging.getLogger("twotower.process")
 
 
-def run(settings: ServeSettings, say: Callable[[str], None] = print) -> int:
+def run_service(settings: ServeSettings, say: Callable[[str], None] = print) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigError, BundleError before anything listens."""
-    from twotower.serve.api_keys import read
+    from twotower.serve.api_keys import read_keys
     from twotower.store import Store
 
     Store(settings.store)
     if settings.keys is not None:
-        keys = read(settings.keys)
+        keys = read_keys(settings.keys)
         if settings.admin_port is not None and not any(key.admin for key in keys):
             raise ConfigError(f"--admin-port: no key in {settings.keys} has scope admin; `twotower key NAME --admin`")
-    connections, each = most(settings.max_connections, settings.max_per_address)
+    connections, each = connection_limits(settings.max_connections, settings.max_per_address)
     settings = replace(settings, max_connections=connections, max_per_address=each)
     sockets = [listen(settings.host, settings.port)]
     if settings.admin_port is not None:
@@ -61,13 +61,13 @@ def run(settings: ServeSettings, say: Callable[[str], None] = print) -> int:
             open_sockets.callback(s.close)
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, lambda *_: sys.exit(0))  # until somebody is there who drains
-        url = address(sockets[0])
+        url = socket_url(sockets[0])
         there = f"  (console: {url}/)" if settings.console else ""
-        admin = f"  (admin: {address(sockets[1])})" if len(sockets) > 1 else ""
+        admin = f"  (admin: {socket_url(sockets[1])})" if len(sockets) > 1 else ""
         say(f"serving {settings.store} on {url}{there}{admin}")
         if settings.workers == 1:
-            return work(settings, sockets)
-        return supervise(settings, sockets)
+            return run_worker(settings, sockets)
+        return supervise_workers(settings, sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -87,7 +87,7 @@ def listen(host: str, port: int) -> socket.socket:
     return s
 
 
-def address(s: socket.socket) -> str:
+def socket_url(s: socket.socket) -> str:
     host, port = s.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -95,12 +95,12 @@ def address(s: socket.socket) -> str:
 # ---- one worker
 
 
-def work(settings: ServeSettings, sockets: list[socket.socket]) -> int:
+def run_worker(settings: ServeSettings, sockets: list[socket.socket]) -> int:
     """Serve in this process."""
     log_as_json()
     if settings.workers == 1:
         os.environ.pop(METRICS_FOLDER, None)  # one process needs no files to add up its numbers
-    sys.setswitchinterval(SWITCH)
+    sys.setswitchinterval(THREAD_SWITCH_INTERVAL)
     loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop) as runner:
         if runner.run(_serve(settings, sockets)):  # Python would wait for the thread, however long it is at the store
@@ -112,25 +112,25 @@ def work(settings: ServeSettings, sockets: list[socket.socket]) -> int:
 
 async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     """Serve until a signal; whether a thread is still at the store."""
-    from twotower.serve.api_keys import Keys
+    from twotower.serve.api_keys import ApiKeys
     from twotower.serve.app import create_admin_app, create_app
-    from twotower.serve.middleware import Door
+    from twotower.serve.middleware import RequestMiddleware
     from twotower.serve.service import Service
 
     service = Service(settings)
-    keys = Keys(settings.keys) if settings.keys else None
+    keys = ApiKeys(settings.keys) if settings.keys else None
     connections = Connections(settings, service.metrics)
-    servers = [_Server(_config(Door(create_app(service), service, keys), settings, connections))]
+    servers = [_Server(_uvicorn_config(RequestMiddleware(create_app(service), service, keys), settings, connections))]
     if len(sockets) > 1:
-        admin = Door(create_admin_app(service), service, keys, admin=True)
-        servers.append(_Server(_config(admin, settings, connections)))
+        admin = RequestMiddleware(create_admin_app(service), service, keys, admin=True)
+        servers.append(_Server(_uvicorn_config(admin, settings, connections)))
     for server in servers:
         server.alone = settings.workers == 1
     stopping: list[tuple[float, asyncio.Task[None]]] = []
 
     async def stop() -> None:
         service.drain()
-        log.info("draining", extra={"told": {"seconds": settings.drain}})
+        log.info("draining", extra={"fields": {"seconds": settings.drain}})
         await asyncio.sleep(settings.drain)
         for server in servers:
             server.should_exit = True
@@ -139,7 +139,7 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
         now = time.monotonic()
         if not stopping:
             stopping.append((now, asyncio.create_task(stop())))
-        elif now - stopping[0][0] > AGAIN:  # at once
+        elif now - stopping[0][0] > SIGNAL_REPEAT_INTERVAL:  # at once
             for server in servers:
                 server.should_exit = server.force_exit = True
 
@@ -151,7 +151,7 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     if keys:
         tasks.append(asyncio.create_task(keys.follow(service.metrics.keys_failures.inc)))
     if settings.workers > 1:
-        tasks.append(asyncio.create_task(_follow(os.getppid(), asked_to_stop)))
+        tasks.append(asyncio.create_task(_watch_supervisor(os.getppid(), asked_to_stop)))
     # Who listens before there is anything to answer with takes requests from workers that could answer them.
     first = asyncio.create_task(service.bundles.refresh())
     while not first.done() and not stopping:
@@ -167,7 +167,7 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     return loading
 
 
-async def _follow(parent: int, stop: Callable[[], None]) -> None:
+async def _watch_supervisor(parent: int, stop: Callable[[], None]) -> None:
     """A worker whose watcher was killed must not go on answering alone, unseen."""
     while os.getppid() == parent:
         await asyncio.sleep(1)
@@ -194,7 +194,7 @@ class _Server(uvicorn.Server):
         for s in listening:
             s.setblocking(False)
             with s:
-                waiting = list(_queued(s))
+                waiting = list(_accept_queued(s))
                 if self.alone:  # now, and not when the loop gets round to closing it: others may come meanwhile
                     s.shutdown(socket.SHUT_RD)
             for connection in waiting:
@@ -210,7 +210,7 @@ class _Server(uvicorn.Server):
         return protocol
 
 
-def _queued(listener: socket.socket) -> Iterator[socket.socket]:
+def _accept_queued(listener: socket.socket) -> Iterator[socket.socket]:
     """The connections in the queue of a socket that does not block."""
     while True:
         try:
@@ -219,8 +219,8 @@ def _queued(listener: socket.socket) -> Iterator[socket.socket]:
             return
 
 
-def _config(app: Any, s: ServeSettings, those: Connections) -> uvicorn.Config:
-    class OfThisWorker(Protocol):
+def _uvicorn_config(app: Any, s: ServeSettings, those: Connections) -> uvicorn.Config:
+    class OfThisWorker(HttpProtocol):
         lanes, most_body = those, s.max_body
 
     return uvicorn.Config(
@@ -241,7 +241,7 @@ def _config(app: Any, s: ServeSettings, those: Connections) -> uvicorn.Config:
 
 
 @dataclass
-class _Place:
+class _WorkerSlot:
     """Where one of several workers runs."""
 
     process: Any = None
@@ -255,16 +255,16 @@ class _Place:
         """Begin another process if there is none, or none alive any more."""
         now = time.monotonic()
         if self.process is not None and not self.process.is_alive():
-            log.error("worker died", extra={"told": {"pid": self.process.pid, "code": self.process.exitcode}})
+            log.error("worker died", extra={"fields": {"pid": self.process.pid, "code": self.process.exitcode}})
             self.process.join()
             self.process = None
-            self.short = self.short + 1 if now - self.began < SHORT_LIVED else 0
-            self.again = now + (min(MOST_PAUSE, 0.1 * 2.0**self.short) if self.short else 0.0)
+            self.short = self.short + 1 if now - self.began < SHORT_LIFE_SECONDS else 0
+            self.again = now + (min(MAX_RESTART_DELAY, 0.1 * 2.0**self.short) if self.short else 0.0)
         if self.process is None and now >= self.again:
             self.process, self.began = begin(), now
 
 
-def supervise(settings: ServeSettings, sockets: list[socket.socket]) -> int:
+def supervise_workers(settings: ServeSettings, sockets: list[socket.socket]) -> int:
     """Keep `settings.workers` processes alive until a signal; the exit code."""
     log_as_json()
     folder = tempfile.mkdtemp(prefix="twotower-metrics-")
@@ -276,10 +276,10 @@ def supervise(settings: ServeSettings, sockets: list[socket.socket]) -> int:
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda sig, frame: asked.append(sig))
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
-    places = [_Place() for _ in range(settings.workers)]
+    places = [_WorkerSlot() for _ in range(settings.workers)]
 
     def begin() -> Any:
-        worker = context.Process(target=_worker, args=(settings, sockets), name="twotower-worker")
+        worker = context.Process(target=_worker_main, args=(settings, sockets), name="twotower-worker")
         worker.start()
         return worker
 
@@ -288,7 +288,7 @@ def supervise(settings: ServeSettings, sockets: list[socket.socket]) -> int:
             for place in places:
                 if not asked:
                     place.tend(begin)
-            if min(place.short for place in places) >= TRIES:
+            if min(place.short for place in places) >= MAX_SHORT_LIVES:
                 log.error("workers die as soon as they begin; giving up")
                 return 1
             wait([wake, *(place.process.sentinel for place in places if place.process is not None)], timeout=0.5)
@@ -297,13 +297,13 @@ def supervise(settings: ServeSettings, sockets: list[socket.socket]) -> int:
         signal.set_wakeup_fd(-1)
         for s in sockets:
             s.close()  # the workers have theirs; the last of them ends the queue
-        _end([place.process for place in places if place.process is not None], settings, asked)
+        _stop_workers([place.process for place in places if place.process is not None], settings, asked)
         wake.close()
         woken.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end(workers: list[Any], settings: ServeSettings, asked: list[int]) -> None:
+def _stop_workers(workers: list[Any], settings: ServeSettings, asked: list[int]) -> None:
     """Ask workers to stop, wait as long as they may take, or until one more signal, and kill the rest."""
     for worker in workers:
         if worker.is_alive():
@@ -311,7 +311,7 @@ def _end(workers: list[Any], settings: ServeSettings, asked: list[int]) -> None:
     now = began = time.monotonic()
     until, before = began + settings.drain + settings.grace + 5, len(asked)
     while now < until and any(worker.is_alive() for worker in workers):
-        if len(asked) > before and now - began > AGAIN:
+        if len(asked) > before and now - began > SIGNAL_REPEAT_INTERVAL:
             break
         wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.2)
         now = time.monotonic()
@@ -321,14 +321,14 @@ def _end(workers: list[Any], settings: ServeSettings, asked: list[int]) -> None:
         worker.join()
 
 
-def _worker(settings: ServeSettings, sockets: list[socket.socket]) -> None:
-    sys.exit(work(settings, sockets))
+def _worker_main(settings: ServeSettings, sockets: list[socket.socket]) -> None:
+    sys.exit(run_worker(settings, sockets))
 
 
 # ---- the log
 
 
-class _Json(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, who speaks, what, and what was told with it. Nothing of users or items."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -337,7 +337,7 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-        } | getattr(record, "told", {})
+        } | getattr(record, "fields", {})
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()
@@ -346,7 +346,7 @@ class _Json(logging.Formatter):
 def log_as_json() -> None:
     """Every logger of the process writes JSON lines to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json())
+    handler.setFormatter(_JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

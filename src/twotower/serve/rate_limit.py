@@ -10,7 +10,7 @@ from collections.abc import Callable
 from twotower.serve.problems import Problem
 
 
-class Limiter:
+class RateLimiter:
     """The buckets of the latest `clients` clients; who is forgotten begins with a full one."""
 
     def __init__(

@@ -14,9 +14,9 @@ from twotower.request import Answer, Method, Request, UnknownId
 from twotower.retrieve import Retriever
 from twotower.schema import Sequence
 from twotower.serve import schemas
-from twotower.serve.admission import ENTRIES, Gate, Places, give_back
+from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
 from twotower.serve.bundles import BundleManager
-from twotower.serve.metrics import Metrics
+from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
 from twotower.serve.search_executor import SEARCH_THREADS, RemoteSearchExecutor
 from twotower.serve.settings import ServeSettings
@@ -44,10 +44,10 @@ class ResolvedRequest:
 class Service:
     """One process: the bundle, the live histories, the turns and the numbers."""
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics | None = None) -> None:
+    def __init__(self, settings: ServeSettings, metrics: ServeMetrics | None = None) -> None:
         """Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings
-        self.metrics = metrics or Metrics()
+        self.metrics = metrics or ServeMetrics()
         self.bundles = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
         failed, dropped = self.metrics.live_errors, self.metrics.live_dropped
         self._in_process = InProcessEvents(
@@ -59,11 +59,11 @@ class Service:
             self.event_store = RedisEvents(s.live, s.live_events, s.live_seconds, timeout, count, self._in_process)
         # A turn that waits for another process lets others have theirs; but a few, for what the loop has to do before
         # it reads an answer looks to them like a slow store.
-        self._turns = 4 if self.event_store.shared else 1
-        self.gate = Gate(s.max_wait / 1e3, s.target_wait / 1e3, self._turns)
+        self._concurrency = 4 if self.event_store.shared else 1
+        self.admission = AdmissionController(s.max_wait / 1e3, s.target_wait / 1e3, self._concurrency)
         self.search_executor = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
         self.draining = False
-        self._batches = Places(MAX_BATCHES, MAX_BATCHES_PER_CLIENT, "batches")
+        self._batches = ClientSlots(MAX_BATCHES, MAX_BATCHES_PER_CLIENT, "batches")
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -101,18 +101,18 @@ class Service:
         """Replies, each in a turn of its own between the requests of others, until the client is `gone`."""
         if len(body.requests) > self.settings.max_batch:
             raise _too_many("body.requests", len(body.requests), self.settings.max_batch)
-        client, replies = give_back(), list[dict[str, Any]]()
-        with self._batches.one(client):
+        client, replies = release_current_permit(), list[dict[str, Any]]()
+        with self._batches.hold(client):
             for place, one in enumerate(body.requests):
                 if place % 8 == 7 and await gone():
                     break
-                async with self.gate.turn(client, request_weight(one)):
+                async with self.admission.permit(client, request_weight(one)):
                     try:
                         replies.append(await self.recommend(one))
                     except Problem as e:
-                        replies.append(e.shape())
+                        replies.append(e.as_dict())
                     except DataError as e:
-                        replies.append(problem_of(e).shape())
+                        replies.append(problem_of(e).as_dict())
         return {"replies": replies}
 
     async def embed(self, body: schemas.UserRequest) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class Service:
 
         Raises Unavailable, and whatever `work` does."""
         remote = retriever.index.remote
-        self.gate.width = max(self._turns, SEARCH_THREADS) if remote else self._turns
+        self.admission.concurrency = max(self._concurrency, SEARCH_THREADS) if remote else self._concurrency
         return await self.search_executor.run(work) if remote else work()
 
     async def answer_or_fallback(
@@ -289,7 +289,7 @@ class Service:
     ) -> dict[str, Any]:
         """As it travels; counted, if a client asked and not somebody who looks."""
         if count:
-            self.metrics.answered(
+            self.metrics.count_answer(
                 answer.bundle_id, answer.method, answer.source, answer.unknown, retriever.user_columns, answer.truncated
             )
         return {
@@ -328,7 +328,10 @@ class Service:
 
 def request_weight(body: schemas.RecommendRequest) -> float:
     """The weight of a request of a batch in the queue, by the entries of its lists."""
-    return 1.0 + sum(len(entries or ()) for entries in (body.history, body.events, body.allow, body.ban)) / ENTRIES
+    return (
+        1.0
+        + sum(len(entries or ()) for entries in (body.history, body.events, body.allow, body.ban)) / ENTRIES_PER_WEIGHT
+    )
 
 
 def problem_of(error: DataError) -> Problem:

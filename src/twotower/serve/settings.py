@@ -88,12 +88,12 @@ class ServeSettings:
     """Connections of one worker; 0 takes what the limit of open files leaves, at most 4,096."""
     max_per_address: int = 0
     """Connections of one address to one worker, trusted proxies excepted; 0 takes half of `max_connections`."""
-    max_under_way: int = 64 << 20
+    body_memory: int = 64 << 20
     """Bytes that bodies and replies under way may take together, beyond 16 KiB of each."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "live_events", "live_seconds",
-                     "live_memory", "max_under_way"):  # fmt: skip
+                     "live_memory", "body_memory"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 1")
         for name in (
@@ -166,7 +166,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(address)).is_loopback for address in found)
 
 
-def address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()) -> str:
+def client_address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()) -> str:
     """The unit counted as one client: an IPv4 address, or the 64 bits of IPv6 that a subscriber has; nothing of a trusted
     proxy, which speaks for many."""
     try:
