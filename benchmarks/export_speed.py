@@ -26,7 +26,7 @@ from peers import called, here, quiet, rechub_trainer
 from train_speed import prepare_movielens, twotower_trainer
 
 from twotower.data.dataset import Dataset
-from twotower.export import export
+from twotower.export import export_tower
 from twotower.schema import SIDES
 
 Export = Callable[[Dataset, Path], float]
@@ -81,7 +81,7 @@ def twotower_export(dataset: Dataset, folder: Path) -> float:
 
     def work() -> None:
         for side in SIDES:
-            export(model, side, dataset.encoders.fields(side), folder / f"{side}.onnx")
+            export_tower(model, side, dataset.encoders.fields(side), folder / f"{side}.onnx")
 
     return timed(work)
 

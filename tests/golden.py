@@ -36,7 +36,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.feed import feed
 from twotower.data.tables import check
 from twotower.evaluation import factors_before
-from twotower.export import export
+from twotower.export import export_tower
 from twotower.index import build_index
 from twotower.onnx_tower import OnnxTower
 from twotower.schema import SIDES, Schema, Sequence
@@ -178,7 +178,7 @@ def training(name: str) -> Arrays:
         fields = data.encoders.fields(side)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "tower.onnx")
-            export(model, side, fields, path)
+            export_tower(model, side, fields, path)
             columns = data.side_before(side, 2).columns
             rows = np.arange(min(len(vectors), 32))
             found[f"onnx {side}"] = OnnxTower(path)(feed(fields, columns, rows))

@@ -13,21 +13,21 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api, runs
 from twotower.compare import (
-    RULE,
+    DECISION_RULE,
     Comparison,
+    compare_factors,
     compare_runs,
+    comparison_data,
     describe_comparisons,
-    differences,
-    overall,
-    paired,
-    questions_of,
+    paired_bootstrap,
+    summarize,
 )
 from twotower.config import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import RunError
-from twotower.evaluation import Factors, Report, bootstrap
+from twotower.evaluation import Factors, PartEvaluation, bootstrap
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
 
@@ -75,7 +75,7 @@ def test_a_run_against_itself_has_no_difference(board: Dataset) -> None:
     for c in found:
         assert (c.difference, c.low, c.high, c.p) == (0, 0, 0, 1)
         assert c.verdict == "no difference can be told"
-    assert overall(found) == "Overall: no difference can be told in any of 6 metrics."
+    assert summarize(found) == "Overall: no difference can be told in any of 6 metrics."
 
 
 def test_an_oracle_is_better_than_noise_and_the_comparison_is_symmetric(board: Dataset) -> None:
@@ -90,15 +90,15 @@ def test_an_oracle_is_better_than_noise_and_the_comparison_is_symmetric(board: D
         assert d.verdict == "A is better"
         assert (d.a, d.b, d.difference) == (c.b, c.a, -c.difference)
         assert [d.low, d.high] == pytest.approx([-c.high, -c.low])
-    assert overall(there) == "Overall: B is better in all 6 metrics."
-    assert overall(back) == "Overall: A is better in all 6 metrics."
+    assert summarize(there) == "Overall: B is better in all 6 metrics."
+    assert summarize(back) == "Overall: A is better in all 6 metrics."
 
 
 def test_the_values_are_those_of_the_runs_own_reports(board: Dataset) -> None:
     a, b = scored(board, noise(board), evaluation={"k": [5, 3]}), scored(board, noise(board, 1))
     found = by_metric(compare_runs(a, b, resamples=5))
     for name, r in (("a", a), ("b", b)):
-        own = Report.of(r.factors(), board, TEST, r.config.evaluation).metrics()
+        own = PartEvaluation.from_factors(r.factors(), board, TEST, r.config.evaluation).metrics()
         assert {m: getattr(c, name) for m, c in found.items()} == pytest.approx({m: own[m] for m in found})
     assert "recall@3" not in found  # only A reports it
 
@@ -184,14 +184,14 @@ def test_the_interval_covers_the_true_difference_about_95_times_in_100() -> None
     worlds, users, truth = 400, 60, 0.05
     a = rng.random((users, worlds))
     b = np.clip(a + truth + 0.2 * rng.standard_normal(a.shape), -5, 5)
-    low, high, _ = paired(a, b, np.ones_like(a), 300)
+    low, high, _ = paired_bootstrap(a, b, np.ones_like(a), 300)
     assert 0.91 <= ((low <= truth) & (truth <= high)).mean() <= 0.975
 
 
 def test_without_a_difference_the_verdict_is_wrong_about_5_times_in_100() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random((2, 80, 400))
-    low, high, p = paired(a, b, np.ones_like(a), 300)
+    low, high, p = paired_bootstrap(a, b, np.ones_like(a), 300)
     wrong = (low > 0) | (high < 0)
     assert 0.02 <= wrong.mean() <= 0.09
     # The share tells what the interval tells.
@@ -204,7 +204,7 @@ def test_the_paired_interval_is_narrower_than_the_unpaired() -> None:
     a = rng.random(200)
     b = a + 0.02 * rng.standard_normal(200)
     one = np.ones(200)
-    low, high, _ = paired(a[:, None], b[:, None], one[:, None], 400)
+    low, high, _ = paired_bootstrap(a[:, None], b[:, None], one[:, None], 400)
     apart = [bootstrap(x, one, 400, seed) for seed, x in enumerate((a, b))]
     unpaired = float(np.hypot(*(hi - lo for lo, hi in apart)))
     assert float(high[0] - low[0]) < 0.2 * unpaired
@@ -212,20 +212,20 @@ def test_the_paired_interval_is_narrower_than_the_unpaired() -> None:
 
 def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None:
     """Against a loop that copies the rows of each drawn user."""
-    from twotower.compare import _auc_of_resamples, _resampled
+    from twotower.compare import _bootstrap_auc, _bootstrap_counts
     from twotower.evaluation import auc
 
-    q = questions_of(board, np.unique(board.test.user).astype(np.int64))
+    q = comparison_data(board, np.unique(board.test.user).astype(np.int64))
     scores = np.round(noise(board).scores(board.test), 1)  # with ties
-    counts = next(iter(_resampled(q.users, 20, 4)))
-    for found, drawn in zip(_auc_of_resamples(scores, q, 20, 4), counts, strict=True):
+    counts = next(iter(_bootstrap_counts(q.users, 20, 4)))
+    for found, drawn in zip(_bootstrap_auc(scores, q, 20, 4), counts, strict=True):
         rows = np.repeat(np.arange(len(scores)), drawn[q.pairs.user].astype(int))
         assert found == pytest.approx(auc(scores[rows], q.pairs.positive[rows]))
 
 
 def test_a_weight_of_zero_leaves_a_user_out() -> None:
     a, b = np.array([[0.0], [0.0], [9.0]]), np.array([[1.0], [1.0], [-9.0]])
-    low, high, p = paired(a, b, np.array([[1.0], [3.0], [0.0]]), 200)
+    low, high, p = paired_bootstrap(a, b, np.array([[1.0], [3.0], [0.0]]), 200)
     # Resamples without either of the two users count as no difference.
     assert low[0] >= 0
     assert high[0] == 1
@@ -234,14 +234,14 @@ def test_a_weight_of_zero_leaves_a_user_out() -> None:
 
 def test_some_users_questions_are_theirs_alone(board: Dataset) -> None:
     users = np.array([7, 3])
-    q = questions_of(board, users)
+    q = comparison_data(board, users)
     assert q.users == 2
     keep = np.isin(board.test.user, users)
     assert users[q.pairs.user].tolist() == board.test.user[keep].tolist()
     assert q.pairs.item.tolist() == board.test.item[keep].tolist()
     assert len(q.seen) == np.isin(board.train.user, users).sum() + np.isin(board.validation.user, users).sum()
     chosen, other = (Factors(f.users[users], f.items) for f in (oracle(board), noise(board)))
-    found = by_metric(differences(other, chosen, q, [5], 10))
+    found = by_metric(compare_factors(other, chosen, q, [5], 10))
     assert found["auc"].b == 1
     assert found["gauc"].users == 2
 
@@ -254,8 +254,8 @@ def test_described_in_words(board: Dataset) -> None:
     assert lines[1].startswith("auc ")
     assert "B is better (40 users)" in lines[1]
     assert lines[-2].startswith("Overall: B is better")
-    assert lines[-1] == RULE
-    assert "several train.seed" in RULE
+    assert lines[-1] == DECISION_RULE
+    assert "several train.seed" in DECISION_RULE
     assert all(len(line) <= 220 for line in lines)
 
 
@@ -265,7 +265,7 @@ def comparison(metric: str, low: float, high: float) -> Comparison:
 
 def test_the_overall_sentence() -> None:
     up, down, same = comparison("auc", 0.1, 0.2), comparison("ndcg@5", -0.2, -0.1), comparison("gauc", -0.1, 0.1)
-    assert overall([up, same]) == "Overall: B is better in auc; in the others no difference can be told."
-    assert overall([down, same]) == "Overall: A is better in ndcg@5; in the others no difference can be told."
-    assert overall([up, down]) == "Overall: mixed; A is better in ndcg@5; B is better in auc."
+    assert summarize([up, same]) == "Overall: B is better in auc; in the others no difference can be told."
+    assert summarize([down, same]) == "Overall: A is better in ndcg@5; in the others no difference can be told."
+    assert summarize([up, down]) == "Overall: mixed; A is better in ndcg@5; B is better in auc."
     assert comparison("auc", 0.0, 0.2).verdict == "no difference can be told"  # zero is inside

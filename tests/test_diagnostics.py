@@ -1,4 +1,4 @@
-"""Each diagnosis against a model made sick on purpose; and a healthy one that must not be called ill."""
+"""Each diagnosis against a model that is broken on purpose; and a sound one without findings."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from twotower.config import Config
 from twotower.data.dataset import Dataset, Pairs, build_dataset
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
-from twotower.diagnostics import Finding, context, describe, examine
+from twotower.diagnostics import Finding, context, describe_findings, diagnose
 from twotower.diagnostics.features import _gate_findings
-from twotower.diagnostics.vectors import _effective_rank, _mean_cosine, _verdict
+from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
@@ -63,11 +63,11 @@ def with_features(*features: Feature, **columns: list[Any]) -> Dataset:
     return world(schema, users, items.with_columns(**{k: pl.Series(v) for k, v in columns.items()}), actions)
 
 
-def with_weights(healthy: Run, change: Callable[[TwoTower], None]) -> Run:
-    model = copy.deepcopy(healthy.model)
+def with_weights(sound: Run, change: Callable[[TwoTower], None]) -> Run:
+    model = copy.deepcopy(sound.model)
     with torch.no_grad():
         change(model)
-    return replace(healthy, model=model)
+    return replace(sound, model=model)
 
 
 def named(findings: list[Finding], name: str) -> Finding:
@@ -76,8 +76,8 @@ def named(findings: list[Finding], name: str) -> Finding:
     return found[0]
 
 
-def ill(findings: list[Finding]) -> set[str]:
-    return {f.name for f in findings if f.severity == "ill"}
+def errors(findings: list[Finding]) -> set[str]:
+    return {f.name for f in findings if f.severity == "error"}
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +86,18 @@ def data() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def healthy(data: Dataset) -> Run:
+def sound(data: Dataset) -> Run:
     return trained(data)
 
 
 # ---- health
 
 
-def test_a_healthy_run_is_not_called_ill(healthy: Run) -> None:
-    found = examine(healthy)
-    assert ill(found) == set()
-    for name in ("history", "split", "baseline_pairs", "dead_feature"):
-        assert named(found, name).severity == "fine"
+def test_a_sound_run_has_no_errors(sound: Run) -> None:
+    found = diagnose(sound)
+    assert errors(found) == set()
+    for name in ("history", "split", "baseline_pairs", "unused_feature"):
+        assert named(found, name).severity == "ok"
     # Parity is one axis, and the doctor says so.
     assert "taste has one axis" in named(found, "collapse").text
 
@@ -114,26 +114,26 @@ def test_a_healthy_run_is_not_called_ill(healthy: Run) -> None:
         {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"hard": 1, "hard_ranks": [10, 20]}},
     ],
 )
-def test_nor_are_other_healthy_settings(data: Dataset, sections: dict[str, dict[str, object]]) -> None:
-    assert ill(examine(trained(data, **sections))) == set()
+def test_nor_have_other_sound_settings(data: Dataset, sections: dict[str, dict[str, object]]) -> None:
+    assert errors(diagnose(trained(data, **sections))) == set()
 
 
-def test_the_model_is_left_as_it_was(healthy: Run) -> None:
-    before = {n: p.clone() for n, p in healthy.model.named_parameters()}
-    healthy.model.train()
-    examine(healthy)
-    assert healthy.model.training
-    healthy.model.eval()
-    assert all(torch.equal(before[n], p) for n, p in healthy.model.named_parameters())
-    assert examine(healthy) == examine(healthy)
+def test_the_model_is_left_as_it_was(sound: Run) -> None:
+    before = {n: p.clone() for n, p in sound.model.named_parameters()}
+    sound.model.train()
+    diagnose(sound)
+    assert sound.model.training
+    sound.model.eval()
+    assert all(torch.equal(before[n], p) for n, p in sound.model.named_parameters())
+    assert diagnose(sound) == diagnose(sound)
 
 
 # ---- a: the floor of the loss
 
 
 def test_a_warm_cosine_has_a_floor_under_its_loss(data: Dataset) -> None:
-    found = examine(trained(data, model=COLD))
-    assert ill(found) == {"loss_floor"}
+    found = diagnose(trained(data, model=COLD))
+    assert errors(found) == {"loss_floor"}
     finding = named(found, "loss_floor")
     assert finding.evidence["floor"] == pytest.approx(0.3133, abs=1e-4)
     assert "cannot bring the loss below 0.313" in finding.text
@@ -144,14 +144,14 @@ def test_a_softmax_of_a_warm_cosine_over_a_batch_of_256_cannot_go_below_357() ->
     n = np.arange(400)
     ids = {"user_id": n, "item_id": n}
     one_each = world(Schema(features=ID_FEATURES), *(pl.DataFrame({k: n}) for k in ids), pl.DataFrame(ids))
-    sick = untrained(
+    broken = untrained(
         one_each, 4.0, model=COLD, loss={"kind": "softmax", "log_q": False}, train=RANKED | {"batch_size": 256}
     )
-    finding = named(examine(sick), "loss_floor")
+    finding = named(diagnose(broken), "loss_floor")
     assert finding.evidence["floor"] == pytest.approx(math.log1p(255 * math.exp(-2)), abs=1e-4)
     assert finding.evidence["floor"] == pytest.approx(3.57, abs=5e-3)
     assert finding.evidence["constant_answer"] == pytest.approx(math.log(256), abs=1e-4)
-    assert finding.severity == "ill"
+    assert finding.severity == "error"
 
 
 @pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
@@ -161,25 +161,25 @@ def test_the_floor_of_every_loss_is_what_the_best_cosines_give(data: Dataset, ki
         "train": RANKED | {"epochs": 30}, "model": COLD, "loss": {"kind": kind},
         "negatives": {"in_batch": False, "uniform": 12},
     }  # fmt: skip
-    sick = trained(data, **sections)
-    found = examine(sick)
-    assert named(found, "loss_floor").severity != "fine"
+    broken = trained(data, **sections)
+    found = diagnose(broken)
+    assert named(found, "loss_floor").severity != "ok"
     floor = named(found, "loss_floor").evidence["floor"]
-    assert 0.98 * floor < min(h["train.loss"] for h in sick.history)
+    assert 0.98 * floor < min(h["train.loss"] for h in broken.history)
     if kind == "bpr":
         assert floor == pytest.approx(math.log1p(math.exp(-2)), abs=1e-4)
     if kind == "gbce":  # too warm to start at all
-        assert "collapse" in ill(found)
+        assert "collapse" in errors(found)
 
 
 @pytest.mark.parametrize("model", [COLD | {"bias": True}, COLD | {"similarity": "dot"}])
 def test_biases_and_dot_products_have_no_floor(data: Dataset, model: dict[str, object]) -> None:
-    assert "loss_floor" not in {f.name for f in examine(untrained(data, 0.4, model=model))}
+    assert "loss_floor" not in {f.name for f in diagnose(untrained(data, 0.4, model=model))}
 
 
 def test_a_small_temperature_leaves_the_floor_out_of_reach(data: Dataset) -> None:
-    found = named(examine(untrained(data, 0.4, model={"bias": False})), "loss_floor")
-    assert found.severity == "fine"
+    found = named(diagnose(untrained(data, 0.4, model={"bias": False})), "loss_floor")
+    assert found.severity == "ok"
     assert found.evidence["floor"] == pytest.approx(math.log1p(math.exp(-10)))
 
 
@@ -188,10 +188,10 @@ def test_a_small_temperature_leaves_the_floor_out_of_reach(data: Dataset) -> Non
 
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_collapsed_vectors(data: Dataset, side: str) -> None:
-    sick = with_weights(trained(data, model={"bias": False}), lambda m: _blind(getattr(m.pairs[0], side)))
-    found = examine(sick)
-    assert "collapse" in ill(found)
-    assert ill(found) <= {"collapse", "baseline_pairs"}
+    broken = with_weights(trained(data, model={"bias": False}), lambda m: _blind(getattr(m.pairs[0], side)))
+    found = diagnose(broken)
+    assert "collapse" in errors(found)
+    assert errors(found) <= {"collapse", "baseline_pairs"}
     finding = named(found, "collapse")
     assert finding.evidence[f"{side}_cosine"] == pytest.approx(1, abs=1e-4)
     assert finding.evidence[f"{side}_rank"] < 1.01 or finding.evidence["personal"] < 1e-3
@@ -206,14 +206,14 @@ def _blind(tower: Tower) -> None:
     last.bias.fill_(0.3)
 
 
-def test_the_columns_of_the_biases_are_no_collapse(healthy: Run) -> None:
+def test_the_columns_of_the_biases_are_no_collapse(sound: Run) -> None:
     def far(m: TwoTower) -> None:
         m.global_bias.fill_(100.0)  # nearly all of every user vector's length
 
-    found = named(examine(with_weights(healthy, far)), "collapse")
-    assert found.severity != "ill"
+    found = named(diagnose(with_weights(sound, far)), "collapse")
+    assert found.severity != "error"
     assert found.evidence["user_cosine"] == pytest.approx(
-        named(examine(healthy), "collapse").evidence["user_cosine"], abs=1e-4
+        named(diagnose(sound), "collapse").evidence["user_cosine"], abs=1e-4
     )
 
 
@@ -240,9 +240,9 @@ def _contrary(m: TwoTower) -> None:
     last.bias[:-1].neg_()
 
 
-def test_a_model_worse_than_biases(healthy: Run) -> None:
-    found = examine(with_weights(healthy, _contrary))
-    assert ill(found) == {"baseline_pairs"}
+def test_a_model_worse_than_biases(sound: Run) -> None:
+    found = diagnose(with_weights(sound, _contrary))
+    assert errors(found) == {"baseline_pairs"}
     finding = named(found, "baseline_pairs")
     assert "worse than user and item biases" in finding.text
     assert finding.evidence["high"] < 0
@@ -251,26 +251,26 @@ def test_a_model_worse_than_biases(healthy: Run) -> None:
 
 
 def test_a_model_worse_than_popularity(data: Dataset) -> None:
-    found = examine(with_weights(trained(data, train=RANKED, loss={"kind": "softmax"}), _contrary))
-    assert ill(found) == {"baseline_ranking"}
+    found = diagnose(with_weights(trained(data, train=RANKED, loss={"kind": "softmax"}), _contrary))
+    assert errors(found) == {"baseline_ranking"}
     assert "worse than popularity: ndcg@5" in named(found, "baseline_ranking").text
 
 
 def test_words_for_what_chance_could_have_made() -> None:
     def verdict(difference: float, low: float, high: float) -> Finding:
         c = Comparison("auc", 0.5, 0.5 + difference, difference, low, high, 0.5, 10)
-        return _verdict(c, "popularity", "baseline", "ill", "Do this.")
+        return _baseline_finding(c, "popularity", "baseline", "error", "Do this.")
 
-    assert verdict(0.1, 0.05, 0.15).severity == "fine"
+    assert verdict(0.1, 0.05, 0.15).severity == "ok"
     near = verdict(0.1, -0.05, 0.15)
     assert (near.severity, "chance over users could have made" in near.text) == ("warning", True)
     no_better = verdict(-0.01, -0.05, 0.03)
-    assert (no_better.severity, "no better than popularity" in no_better.text) == ("ill", True)
+    assert (no_better.severity, "no better than popularity" in no_better.text) == ("error", True)
     assert "worse than popularity" in verdict(-0.1, -0.15, -0.05).text
 
 
 def test_random_negatives_that_cost_auc_are_a_choice_and_no_illness(data: Dataset) -> None:
-    finding = named(examine(with_weights(trained(data, negatives={"random": 1}), _contrary)), "baseline_pairs")
+    finding = named(diagnose(with_weights(trained(data, negatives={"random": 1}), _contrary)), "baseline_pairs")
     assert finding.severity == "warning"
     assert "negatives.random_share" in finding.text
 
@@ -279,17 +279,17 @@ def test_random_negatives_that_cost_auc_are_a_choice_and_no_illness(data: Datase
 
 
 def test_candidates_that_the_user_likes_when_the_mask_is_off(data: Dataset) -> None:
-    sick = trained(data, train=RANKED, loss={"kind": "softmax"}, negatives={"mask_positives": False})
-    found = examine(sick)
-    assert ill(found) == {"false_negatives"}
+    broken = trained(data, train=RANKED, loss={"kind": "softmax"}, negatives={"mask_positives": False})
+    found = diagnose(broken)
+    assert errors(found) == {"false_negatives"}
     worst = next(f for f in found if f.name == "false_negatives")
     assert "negatives.mask_positives = true" in worst.text
-    assert worst.evidence["train_positives"] == pytest.approx(_share_of_a_loop(sick), abs=1e-6)
+    assert worst.evidence["train_positives"] == pytest.approx(_share_of_a_loop(broken), abs=1e-6)
 
 
-def _share_of_a_loop(sick: Run) -> float:
+def _share_of_a_loop(broken: Run) -> float:
     """Share of the in-batch candidates that are training positives of the row's user, pair by pair."""
-    data, config = sick.dataset, sick.config
+    data, config = broken.dataset, broken.config
     batch = Trainer(data, config).objective.sampler.epoch(0)
     size = config.train.batch_size
     liked = {(u, i) for u, i, p in zip(data.train.user, data.train.item, data.train.positive, strict=True) if p}
@@ -303,9 +303,9 @@ def _share_of_a_loop(sick: Run) -> float:
 
 
 def test_random_negatives_that_are_liked_later(data: Dataset) -> None:
-    sick = trained(data, negatives={"random": 2})
-    found = examine(sick)
-    assert ill(found) == {"false_negatives"}
+    broken = trained(data, negatives={"random": 2})
+    found = diagnose(broken)
+    assert errors(found) == {"false_negatives"}
     finding = named(found, "false_negatives")
     # Of 30 items a user likes 15 and has met 0.72 of all: half of what is left will be liked.
     assert finding.evidence["later_positives"] == pytest.approx(0.5, abs=0.1)
@@ -315,10 +315,10 @@ def test_random_negatives_that_are_liked_later(data: Dataset) -> None:
 
 def test_few_false_negatives_are_fine() -> None:
     sparse = world(Schema(features=ID_FEATURES), *_sparse())
-    found = examine(untrained(sparse, train=RANKED, negatives={"random": 1}))
-    assert named(found, "false_negatives").severity == "fine"
+    found = diagnose(untrained(sparse, train=RANKED, negatives={"random": 1}))
+    assert named(found, "false_negatives").severity == "ok"
     drawn = untrained(sparse, train=RANKED, loss={"kind": "softmax"}, negatives={"uniform": 50, "attribute": "item_id"})
-    assert named(examine(drawn), "false_negatives").severity == "fine"
+    assert named(diagnose(drawn), "false_negatives").severity == "ok"
 
 
 def _sparse() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -331,15 +331,15 @@ def _sparse() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
 # ---- e: leakage
 
 
-def test_a_pair_in_two_parts(healthy: Run) -> None:
-    data = healthy.dataset
+def test_a_pair_in_two_parts(sound: Run) -> None:
+    data = sound.dataset
     again = np.flatnonzero(data.parts == TEST)[:60]
     rows = np.concatenate([np.arange(len(data.parts)), again])
     pairs = Pairs(data.pairs.user[rows], data.pairs.item[rows], data.pairs.positive[rows])
     parts = np.concatenate([data.parts, np.full(len(again), TRAIN, np.int8)])
     assert data.times is not None
-    found = examine(replace(healthy, dataset=replace(data, pairs=pairs, parts=parts, times=data.times[rows])))
-    assert ill(found) == {"shared_pairs"}
+    found = diagnose(replace(sound, dataset=replace(data, pairs=pairs, parts=parts, times=data.times[rows])))
+    assert errors(found) == {"shared_pairs"}
     assert "60 of 240 test pairs are in the train part too" in named(found, "shared_pairs").text
     assert named(found, "shared_pairs").evidence["share"] == 0.25
 
@@ -347,22 +347,22 @@ def test_a_pair_in_two_parts(healthy: Run) -> None:
 @pytest.mark.parametrize("kind", ["time", "last"])
 def test_a_test_part_older_than_training(kind: str) -> None:
     data = world(CHECKERBOARD_SCHEMA, *checkerboard(), kind=kind)
-    sick = untrained(data, split={"kind": kind})
-    assert named(examine(sick), "split").severity == "fine"
+    broken = untrained(data, split={"kind": kind})
+    assert named(diagnose(broken), "split").severity == "ok"
     assert data.times is not None
     late = replace(data, times=data.times[::-1].copy())
-    finding = named(examine(replace(sick, dataset=late)), "split_order")
-    assert finding.severity == "ill"
+    finding = named(diagnose(replace(broken, dataset=late)), "split_order")
+    assert finding.severity == "error"
     assert f"split.kind = '{kind}', but 100.0% of the test pairs are older" in finding.text
 
 
 def test_a_random_split_promises_no_order(data: Dataset) -> None:
-    assert named(examine(untrained(data)), "split").text == "No pair is in two parts."
+    assert named(diagnose(untrained(data)), "split").text == "No pair is in two parts."
 
 
 def test_a_statistic_beside_a_sequence() -> None:
     data = world(EVERYTHING_SCHEMA, *everything())
-    finding = named(examine(untrained(data)), "statistic_beside_sequence")
+    finding = named(diagnose(untrained(data)), "statistic_beside_sequence")
     assert finding.severity == "warning"
     assert "'shown'" in finding.text
     assert "'liked'" in finding.text
@@ -382,23 +382,23 @@ def test_a_feature_that_tells_the_label(feature: str) -> None:
     }
     added, values = kinds[feature]
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*ID_FEATURES, added)})
-    found = examine(trained(world(schema, users, items.with_columns(x=pl.Series(values)), actions)))
+    found = diagnose(trained(world(schema, users, items.with_columns(x=pl.Series(values)), actions)))
     # Nothing is left to personal taste, and biases know the odd items too.
-    assert ill(found) - {"baseline_pairs", "collapse"} == {"telling_feature"}
-    assert "The item feature 'x' alone tells" in named(found, "telling_feature").text
-    assert named(found, "telling_feature").evidence["auc"] >= 0.99
+    assert errors(found) - {"baseline_pairs", "collapse"} == {"leaking_feature"}
+    assert "The item feature 'x' alone tells" in named(found, "leaking_feature").text
+    assert named(found, "leaking_feature").evidence["auc"] >= 0.99
 
 
 def test_a_feature_that_tells_nothing_is_fine() -> None:
     data = with_features(Numeric(name="x", side="item"), x=[float(i % 7) for i in range(30)])
-    assert named(examine(untrained(data)), "telling_feature").severity == "fine"
+    assert named(diagnose(untrained(data)), "leaking_feature").severity == "ok"
 
 
 # ---- f: dead features
 
 
 def dead(findings: list[Finding]) -> dict[str, str]:
-    return {f.text.split("'")[1]: f.text for f in findings if f.name == "dead_feature" and f.severity == "warning"}
+    return {f.text.split("'")[1]: f.text for f in findings if f.name == "unused_feature" and f.severity == "warning"}
 
 
 def test_columns_that_tell_nothing() -> None:
@@ -410,8 +410,8 @@ def test_columns_that_tell_nothing() -> None:
         Categorical(name="alive", side="item"),
         same=["x"] * 30, flat=[3.0] * 30, rare=list("abc") * 10, empty=[[]] * 30, alive=list("ab") * 15,
     )  # fmt: skip
-    found = examine(trained(data))
-    assert ill(found) - {"telling_feature"} == set()
+    found = diagnose(trained(data))
+    assert errors(found) - {"leaking_feature"} == set()
     texts = dead(found)
     assert set(texts) == {"same", "flat", "rare", "empty"}
     assert "same value in every row" in texts["same"]
@@ -435,7 +435,7 @@ def test_features_without_effect() -> None:
         for projection in embeddings.projections.values():
             projection.weight.zero_()
 
-    found = examine(with_weights(trained(data, model=model), cut))
+    found = diagnose(with_weights(trained(data, model=model), cut))
     texts = dead(found)
     assert set(texts) == {"zero", "cut", "alone"}
     assert "embeddings of about zero" in texts["zero"]
@@ -450,18 +450,18 @@ def test_a_dead_sequence() -> None:
     users, items, actions = checkerboard()
     schema = Schema(features=features)  # every row is a positive
     data = world(schema, users, items, actions.filter(pl.col("liked") == 1))
-    texts = dead(examine(untrained(data, train=RANKED, negatives={"random": 1})))
+    texts = dead(diagnose(untrained(data, train=RANKED, negatives={"random": 1})))
     assert set(texts) == {"missed"}
     assert "is empty in every row" in texts["missed"]
 
 
-def test_a_collapsed_model_says_nothing_about_its_features(healthy: Run) -> None:
+def test_a_collapsed_model_says_nothing_about_its_features(sound: Run) -> None:
     def nothing(m: TwoTower) -> None:
         for parameter in m.parameters():
             parameter.zero_()
 
-    found = examine(with_weights(healthy, nothing))
-    assert "collapse" in ill(found)
+    found = diagnose(with_weights(sound, nothing))
+    assert "collapse" in errors(found)
     assert dead(found) == {}
 
 
@@ -479,15 +479,15 @@ def gated() -> Run:
 
 
 def test_healthy_gates(gated: Run) -> None:
-    found = examine(gated)
-    assert ill(found) == set()
-    assert named(found, "gates").severity == "fine"
+    found = diagnose(gated)
+    assert errors(found) == set()
+    assert named(found, "gates").severity == "ok"
 
 
 @pytest.mark.parametrize(
     ("bias", "severity", "text"),
     [
-        (-20.0, "ill", "All SENet gates of model.pairs.0.user are shut"),
+        (-20.0, "error", "All SENet gates of model.pairs.0.user are shut"),
         (20.0, "warning", "All SENet gates of model.pairs.0.user are open"),
         (0.0, "warning", "The SENet gates of model.pairs.0.user are the same in every row"),
     ],
@@ -501,12 +501,12 @@ def test_gates_that_do_nothing(gated: Run, bias: float, severity: str, text: str
         last.weight.zero_()
         last.bias.fill_(bias)
 
-    found = examine(with_weights(gated, fix))
+    found = diagnose(with_weights(gated, fix))
     finding = named(found, "gates")
     assert finding.severity == severity
     assert text in finding.text
     # A tower that sees nothing collapses.
-    assert ill(found) - {"gates"} <= ({"collapse", "baseline_pairs"} if bias < 0 else set())
+    assert errors(found) - {"gates"} <= ({"collapse", "baseline_pairs"} if bias < 0 else set())
 
 
 def test_one_shut_gate_names_its_field(gated: Run) -> None:
@@ -520,43 +520,43 @@ def test_one_shut_gate_names_its_field(gated: Run) -> None:
 # ---- h: the history
 
 
-def told(healthy: Run, losses: list[float], values: list[float] | None = None, **config: Any) -> list[Finding]:
+def told(sound: Run, losses: list[float], values: list[float] | None = None, **config: Any) -> list[Finding]:
     history = [{"epoch": i + 1, "train.loss": x} for i, x in enumerate(losses)]
     for entry, value in zip(history, values or [], strict=False):
         entry["validation.auc"] = value
-    return examine(replace(healthy, history=history, **config))
+    return diagnose(replace(sound, history=history, **config))
 
 
-def test_a_loss_that_rises(healthy: Run) -> None:
-    found = told(healthy, [0.7, 0.8, 1.9])
-    assert ill(found) == {"loss_rises"}
+def test_a_loss_that_rises(sound: Run) -> None:
+    found = told(sound, [0.7, 0.8, 1.9])
+    assert errors(found) == {"loss_rises"}
     assert "train.lr" in named(found, "loss_rises").text
 
 
-def test_a_loss_that_does_not_fall(healthy: Run) -> None:
-    found = told(healthy, [0.6935, 0.6934, 0.6936])
-    assert ill(found) == {"loss_flat"}
+def test_a_loss_that_does_not_fall(sound: Run) -> None:
+    found = told(sound, [0.6935, 0.6934, 0.6936])
+    assert errors(found) == {"loss_flat"}
     assert "learns nothing" in named(found, "loss_flat").text
     assert named(found, "loss_flat").evidence["constant_answer"] == pytest.approx(math.log(2), abs=2e-3)
     # Learned in the first epoch: no illness.
-    assert named(told(healthy, [0.1, 0.1, 0.1]), "loss_flat").severity == "warning"
+    assert named(told(sound, [0.1, 0.1, 0.1]), "loss_flat").severity == "warning"
 
 
 def test_a_filling_memory_may_raise_the_loss_of_the_second_epoch(data: Dataset) -> None:
-    sick = untrained(data, train=RANKED, loss={"kind": "softmax"}, negatives={"memory": 64})
-    assert not {"loss_rises", "loss_flat"} & {f.name for f in told(sick, [2.0, 3.0, 2.5])}
-    assert "loss_rises" in ill(told(sick, [2.0, 3.0, 3.5]))
+    broken = untrained(data, train=RANKED, loss={"kind": "softmax"}, negatives={"memory": 64})
+    assert not {"loss_rises", "loss_flat"} & {f.name for f in told(broken, [2.0, 3.0, 2.5])}
+    assert "loss_rises" in errors(told(broken, [2.0, 3.0, 3.5]))
 
 
-def test_validation_that_still_rises(healthy: Run) -> None:
-    finding = named(told(healthy, [0.7, 0.6, 0.5], [0.6, 0.65, 0.7]), "still_rising")
+def test_validation_that_still_rises(sound: Run) -> None:
+    finding = named(told(sound, [0.7, 0.6, 0.5], [0.6, 0.65, 0.7]), "still_rising")
     assert finding.severity == "warning"
     assert "raise train.epochs (now 12)" in finding.text
-    assert "still_rising" not in {f.name for f in told(healthy, [0.7, 0.6, 0.5], [0.6, 0.7, 0.7001])}
+    assert "still_rising" not in {f.name for f in told(sound, [0.7, 0.6, 0.5], [0.6, 0.7, 0.7001])}
 
 
-def test_validation_that_never_improves(healthy: Run) -> None:
-    finding = named(told(healthy, [0.7, 0.6, 0.5], [0.7, 0.65, 0.6]), "peaks_at_once")
+def test_validation_that_never_improves(sound: Run) -> None:
+    finding = named(told(sound, [0.7, 0.6, 0.5], [0.7, 0.65, 0.6]), "peaks_at_once")
     assert finding.severity == "warning"
     assert "best at its first measure (epoch 1)" in finding.text
 
@@ -564,20 +564,20 @@ def test_validation_that_never_improves(healthy: Run) -> None:
 def test_a_log_loss_is_better_when_it_is_lower(data: Dataset) -> None:
     log_loss = untrained(data, train={"monitor": "validation.log_loss"})
     history = [{"epoch": i + 1, "train.loss": 0.5 - i / 10, "validation.log_loss": 0.7 - i / 10} for i in range(3)]
-    names = {f.name for f in examine(replace(log_loss, history=history))}
+    names = {f.name for f in diagnose(replace(log_loss, history=history))}
     assert "still_rising" in names
     assert "peaks_at_once" not in names
 
 
-def test_a_history_that_is_not_finite(healthy: Run) -> None:
-    found = told(healthy, [0.7, math.nan])
-    assert ill(found) == {"history"}
+def test_a_history_that_is_not_finite(sound: Run) -> None:
+    found = told(sound, [0.7, math.nan])
+    assert errors(found) == {"history"}
     assert "train.clip_norm" in named(found, "history").text
 
 
-def test_weights_that_are_not_finite(healthy: Run) -> None:
-    found = examine(with_weights(healthy, lambda m: m.global_bias.fill_(math.nan)))
-    assert ill(found) == {"not_finite"}
+def test_weights_that_are_not_finite(sound: Run) -> None:
+    found = diagnose(with_weights(sound, lambda m: m.global_bias.fill_(math.nan)))
+    assert errors(found) == {"not_finite"}
 
 
 # ---- runs of every kind
@@ -598,51 +598,51 @@ def test_a_run_from_disk(kind: str, tmp_path: Path) -> None:
     for key in ("epochs", "batch_size", "lr", "device"):
         sections.setdefault("train", {})[key] = {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"}[key]
     api.fit((users, items, actions), schema, settings(**sections), folder=tmp_path / "run")
-    found = examine(runs.load(tmp_path / "run"))
+    found = diagnose(runs.load(tmp_path / "run"))
     assert {"split", "collapse", "statistic_beside_sequence"} <= {f.name for f in found}
-    assert "not_finite" not in ill(found)
-    assert "dead_feature" in {f.name for f in found}
+    assert "not_finite" not in errors(found)
+    assert "unused_feature" in {f.name for f in found}
 
 
-def test_a_run_without_a_test_part(healthy: Run) -> None:
+def test_a_run_without_a_test_part(sound: Run) -> None:
     """What `DSSMTrainable` leaves behind."""
-    parts = np.where(healthy.dataset.parts == TEST, 1, healthy.dataset.parts)
-    found = examine(replace(healthy, dataset=replace(healthy.dataset, parts=parts)))
-    assert ill(found) == set()
-    assert not {"baseline_pairs", "telling_feature"} & {f.name for f in found}
+    parts = np.where(sound.dataset.parts == TEST, 1, sound.dataset.parts)
+    found = diagnose(replace(sound, dataset=replace(sound.dataset, parts=parts)))
+    assert errors(found) == set()
+    assert not {"baseline_pairs", "leaking_feature"} & {f.name for f in found}
 
 
-def test_large_sides_are_sampled(monkeypatch: pytest.MonkeyPatch, healthy: Run) -> None:
+def test_large_sides_are_sampled(monkeypatch: pytest.MonkeyPatch, sound: Run) -> None:
     rows = np.arange(100, 150)
     few = context.sample(rows, 7)
     assert len(few) == 7
     assert few.tolist() == sorted(set(few.tolist()) & set(rows.tolist()))
     assert context.sample(rows, 50) is rows
-    monkeypatch.setattr(context, "SAMPLE", 10)
-    found = examine(healthy)
-    assert ill(found) == set()
+    monkeypatch.setattr(context, "MAX_SAMPLE_ROWS", 10)
+    found = diagnose(sound)
+    assert errors(found) == set()
     assert named(found, "baseline_pairs").evidence["users"] == 10
 
 
 def test_findings_come_worst_first_and_in_words(data: Dataset) -> None:
-    found = examine(trained(data, model=COLD))
+    found = diagnose(trained(data, model=COLD))
     severities = [f.severity for f in found]
-    assert severities == sorted(severities, key=("ill", "warning", "fine").index)
-    lines = list(describe(found))
-    assert lines[0].startswith("ill      loss_floor: A cosine at temperature 1")
+    assert severities == sorted(severities, key=("error", "warning", "ok").index)
+    lines = list(describe_findings(found))
+    assert lines[0].startswith("error    loss_floor: A cosine at temperature 1")
     assert lines[1].strip().startswith("(floor 0.3133, loss 0.3")
-    assert lines[-1] == "1 ill, 1 warning, 4 fine"
+    assert lines[-1] == "1 error, 1 warning, 4 ok"
     for f in found:
         assert f.text.endswith(".")
         assert all(math.isfinite(v) for v in f.evidence.values())
 
 
 def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    sick = untrained(world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"memory": 30})
-    whole = Positives(sick.dataset, sick.config.train.seed).epoch(0)
+    broken = untrained(world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"memory": 30})
+    whole = Positives(broken.dataset, broken.config.train.seed).epoch(0)
     monkeypatch.setattr(Epoch, "_all", property(lambda self: pytest.fail("the whole epoch was made")))
-    pairs, drawn = context.Patient(sick).batch
+    pairs, drawn = context.DiagnosisContext(broken).batch
     monkeypatch.undo()
-    size = sick.config.train.batch_size
+    size = broken.config.train.batch_size
     assert set(zip(pairs.user, pairs.item, strict=True)) <= set(zip(whole.user[:size], whole.item[:size], strict=True))
     assert len(drawn.items) >= 30

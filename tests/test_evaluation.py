@@ -21,19 +21,19 @@ from twotower.data.dataset import Dataset, Pairs
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation import (
     Factors,
-    Report,
+    PartEvaluation,
     auc,
     auc_by_group,
-    biases,
+    bias_baseline,
     bootstrap,
     evaluate_model,
     evaluate_part,
     gauc,
     log_loss,
-    popularity,
+    model_factors,
+    popularity_baseline,
     rank_catalogue,
     ranking_metrics,
-    vectors,
 )
 from twotower.model.two_tower import TwoTower
 
@@ -273,7 +273,7 @@ def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(monk
 
     monkeypatch.setattr(torch.Tensor, "topk", watched)
     for cells in (310, 7):  # of 30 items: ten users, and eight even if that is too many
-        monkeypatch.setattr("twotower.evaluation._CELLS", cells)
+        monkeypatch.setattr("twotower.evaluation.MAX_SCORES", cells)
         found = rank_catalogue(*vectors, wanted, [], 5)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
         assert max(sizes) == max(240, cells // 30 * 30)
@@ -348,7 +348,7 @@ def test_no_spread_gives_a_point_and_no_resamples_or_users_give_nothing() -> Non
 
 def test_popularity_counts_the_positives_of_an_item_in_training(everything_data: Dataset) -> None:
     data = everything_data
-    factors = popularity(data.train, len(data.users), len(data.items))
+    factors = popularity_baseline(data.train, len(data.users), len(data.items))
     counts = [0] * len(data.items)
     for item, positive in zip(data.train.item, data.train.positive, strict=True):
         counts[item] += int(positive)
@@ -368,7 +368,7 @@ def test_biases_equal_alternating_shrunk_means(everything_data: Dataset) -> None
         for u in range(len(bu)):
             rest = [p - mean - bi[i] for v, i, p in train if v == u]
             bu[u] = sum(rest) / (len(rest) + 4)
-    factors = biases(data.train, len(bu), len(bi), strength=4, rounds=3)
+    factors = bias_baseline(data.train, len(bu), len(bi), strength=4, rounds=3)
     everywhere = pairs_of([(u, i, True) for u in range(len(bu)) for i in range(len(bi))])
     expected = [mean + bu[u] + bi[i] for u in range(len(bu)) for i in range(len(bi))]
     assert factors.scores(everywhere).tolist() == pytest.approx(expected, abs=1e-6)
@@ -393,13 +393,13 @@ def test_vectors_come_from_evaluation_mode_in_blocks_and_leave_the_mode_as_it_wa
     model = TwoTower(config_of(model={"width": 4, "pairs": [{"user": tower, "item": tower}]}).model, *fields)
     users, items = SideTensors(data.users, fields[0]), SideTensors(data.items, fields[1])
     model.train()
-    whole, parts = vectors(model, users, items), vectors(model, users, items, block=7)
+    whole, parts = model_factors(model, users, items), model_factors(model, users, items, block=7)
     assert model.training
     assert torch.allclose(whole.users, parts.users, atol=1e-6)
     assert torch.allclose(whole.items, parts.items, atol=1e-6)
     assert not whole.users.requires_grad
     model.eval()
-    vectors(model, users, items)
+    model_factors(model, users, items)
     assert not model.training
 
 
@@ -435,7 +435,7 @@ def test_a_ranking_leaves_out_what_was_seen_before_its_part_and_nothing_else(
     everything_data: Dataset, part: int, seen_parts: list[int]
 ) -> None:
     data = everything_data
-    report = Report.of(random_factors(data), data, part, EvaluationConfig(k=(len(data.items),)))
+    report = PartEvaluation.from_factors(random_factors(data), data, part, EvaluationConfig(k=(len(data.items),)))
     seen = {(u, i) for p in seen_parts for u, i in zip(data.part(p).user, data.part(p).item, strict=True)}
     for u, row in zip(report.users.tolist(), report.best.tolist(), strict=True):
         assert {i for i in row if i >= 0} == {i for i in range(len(data.items)) if (u, i) not in seen}
@@ -468,7 +468,7 @@ SLICED = EvaluationConfig(k=(5, 10), bootstrap=20, head_share=0.3, new_user_belo
 
 def test_slices_equal_loops_over_their_users_and_items(everything_data: Dataset) -> None:
     data, k = everything_data, SLICED.k[0]
-    report = Report.of(random_factors(data), data, TEST, SLICED)
+    report = PartEvaluation.from_factors(random_factors(data), data, TEST, SLICED)
     found = report.slices()
     user_n, item_n = [0] * len(data.users), [0] * len(data.items)
     for u, i in zip(data.train.user, data.train.item, strict=True):
@@ -514,17 +514,17 @@ def test_head_and_tail_share_out_the_rows_and_the_finds(everything_data: Dataset
     data = everything_data
     # Over the whole catalogue the oracle finds every target of either slice; popularity finds the head first.
     whole = EvaluationConfig(k=(len(data.items),), bootstrap=0)
-    found = Report.of(oracle(data, TEST), data, TEST, whole).slices()
+    found = PartEvaluation.from_factors(oracle(data, TEST), data, TEST, whole).slices()
     assert found["rows.head"] + found["rows.tail"] == len(data.test)
     assert found[f"recall@{len(data.items)}.head"] == found[f"recall@{len(data.items)}.tail"] == 1.0
-    popular = popularity(data.train, len(data.users), len(data.items))
-    found = Report.of(popular, data, TEST, EvaluationConfig(k=(5,), bootstrap=0)).slices()
+    popular = popularity_baseline(data.train, len(data.users), len(data.items))
+    found = PartEvaluation.from_factors(popular, data, TEST, EvaluationConfig(k=(5,), bootstrap=0)).slices()
     assert found["recall@5.head"] > found["recall@5.tail"]
 
 
 def test_an_empty_slice_is_left_out(everything_data: Dataset) -> None:
     config = EvaluationConfig(k=(5,), bootstrap=0, new_user_below=1, new_item_below=1)
-    found = Report.of(random_factors(everything_data), everything_data, TEST, config).slices()
+    found = PartEvaluation.from_factors(random_factors(everything_data), everything_data, TEST, config).slices()
     assert (found["rows.new_user"], found["rows.new_item"]) == (0, 0)
     assert not {"auc.new_user", "auc.new_item", "recall@5.new_user", "recall@5.new_item"} & found.keys()
 
@@ -551,8 +551,8 @@ def test_evaluate_reports_each_part_and_each_baseline_under_its_own_name(everyth
     assert found["validation.auc"] == 0.5  # the oracle of one part knows nothing of another
     train, n_users, n_items = data.train, len(data.users), len(data.items)
     for name, factors in (
-        ("popularity", popularity(train, n_users, n_items)),
-        ("bias", biases(train, n_users, n_items)),
+        ("popularity", popularity_baseline(train, n_users, n_items)),
+        ("bias", bias_baseline(train, n_users, n_items)),
     ):
         alone = evaluate_part(factors, data, TEST, SLICED)
         assert {m: found[f"baseline.{name}.{m}"] for m in alone if m != "log_loss"} == {

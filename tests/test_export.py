@@ -29,9 +29,9 @@ from twotower.data.tables import check
 from twotower.embed import embed
 from twotower.encoders import Ragged
 from twotower.errors import DataError, RunError
-from twotower.export import export, parity
+from twotower.export import export_tower, parity
 from twotower.model.two_tower import TwoTower
-from twotower.onnx_tower import Gate, OnnxTower, vouch
+from twotower.onnx_tower import GateInfo, OnnxTower, trust_tower
 from twotower.runs import Run
 from twotower.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
 
@@ -213,7 +213,7 @@ def test_an_exported_tower_gives_the_vectors_of_the_model(
     data, model = worlds[world], trained(worlds[world], 0.1 if world == "attention" else 0.3, **MODELS[name])
     for side in SIDES:
         fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
-        found = export(model, side, fields, path, data.side(side), "digest")
+        found = export_tower(model, side, fields, path, data.side(side), "digest")
         assert found < 2e-5
         assert parity(path, model, side, data.side(side), fields) <= found
         tower = OnnxTower(path)
@@ -260,23 +260,25 @@ def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(wor
                 continue
             model = trained(data, **settings_)
             for side in SIDES:
-                graph = onnx.load_from_string(twotower.export._build(model, side, data.encoders.fields(side), "digest"))
+                graph = onnx.load_from_string(
+                    twotower.export.build_graph(model, side, data.encoders.fields(side), "digest")
+                )
                 count(graph)
                 about.update(entry.key for entry in graph.metadata_props)
     assert operators == onnx_graph.OPERATORS
-    assert parts == onnx_graph.PARTS
-    assert (numbers, about) == (onnx_graph.NUMBERS, onnx_graph.ABOUT)
+    assert parts == onnx_graph.MESSAGE_FIELDS
+    assert (numbers, about) == (onnx_graph.ELEMENT_TYPES, onnx_graph.METADATA_KEYS)
 
 
 def test_a_model_with_an_unknown_part_is_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, model = worlds["even"], trained(worlds["even"])
     model.towers("item")[0][0].add_module("mixture", torch.nn.Linear(2, 2))
     with pytest.raises(RunError, match="mixture"):
-        export(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
+        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
     model = trained(data, pairs=both(layers=[12, 8]))
     model.towers("item")[0][0].layers[1] = torch.nn.Softplus()
     with pytest.raises(RunError, match="Softplus"):
-        export(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
+        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -284,19 +286,19 @@ def test_a_graph_that_differs_is_not_written(worlds: dict[str, Dataset], tmp_pat
     data, model = worlds["even"], trained(worlds["even"])
     model.towers("item")[0][0].register_forward_hook(lambda module, inputs, out: out * torch.arange(out.shape[1]))
     with pytest.raises(RunError, match="differs from the model"):
-        export(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
+        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
     model = trained(data)
     with torch.no_grad():
         next(model.towers("item")[0][0].layers.parameters())[0, 0] = torch.nan
     with pytest.raises(RunError, match="not finite"):
-        export(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
+        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_exporting_leaves_the_mode_and_the_weights_as_they_were(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, model = worlds["even"], trained(worlds["even"], **MODELS["dropout"]).train()
     before = {n: p.clone() for n, p in model.state_dict().items()}
-    export(model, "user", data.encoders.fields("user"), tmp_path / "x.onnx", data.users)
+    export_tower(model, "user", data.encoders.fields("user"), tmp_path / "x.onnx", data.users)
     assert model.training
     assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
 
@@ -309,7 +311,7 @@ def test_the_file_is_plain_small_and_the_same_each_time(worlds: dict[str, Datase
     for side in SIDES:
         fields = data.encoders.fields(side)
         for name in ("a", "b"):
-            export(model, side, fields, tmp_path / name, digest="d")
+            export_tower(model, side, fields, tmp_path / name, digest="d")
         content = (tmp_path / "a").read_bytes()
         assert content == (tmp_path / "b").read_bytes()
         for word in (str(ROOT), ".py", "torch", str(Path.home()), sys.prefix):
@@ -327,7 +329,7 @@ def test_the_file_is_plain_small_and_the_same_each_time(worlds: dict[str, Datase
 def test_no_gate_is_no_output_and_no_metadata(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, path = worlds["even"], tmp_path / "x.onnx"
     fields = data.encoders.fields("user")
-    export(trained(data), "user", fields, path)
+    export_tower(trained(data), "user", fields, path)
     graph = onnx.load(path)
     assert [o.name for o in graph.graph.output] == ["vector"]
     assert {p.key for p in graph.metadata_props} == {"side"}
@@ -361,7 +363,7 @@ def test_the_weights_of_the_gates_are_those_of_the_model(
     data, model = worlds[world], trained(worlds[world], 0.1, **MODELS[name])
     for side in SIDES:
         fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
-        export(model, side, fields, path, data.side(side))
+        export_tower(model, side, fields, path, data.side(side))
         inputs = SideTensors(data.side(side), fields).take(np.arange(len(data.side(side))))
         wanted = []
         for number, (towers, config) in enumerate(zip(model.towers(side), model.config.pairs, strict=True), 1):
@@ -373,7 +375,7 @@ def test_the_weights_of_the_gates_are_those_of_the_model(
                 if section != "senet":
                     place = int(section.split(".")[1])
                     gate += f", branch {place + 1} ({getattr(config, side).branches[place].kind})"
-                wanted.append((Gate(gate, tuple(tower.field_names)), weights.numpy()))
+                wanted.append((GateInfo(gate, tuple(tower.field_names)), weights.numpy()))
         exported = OnnxTower(path)
         assert exported.gates == [gate for gate, _ in wanted]
         given = feed(fields, data.side(side).columns, slice(None))
@@ -390,12 +392,12 @@ def test_gates_are_named_by_their_pair_and_branch_and_computed_once(worlds: dict
     data, model = worlds["even"], trained(worlds["even"], **MODELS["gates"])
     names = {"user": ["pair 1", "pair 1, branch 2 (plain)", "pair 2, branch 1 (cross)"], "item": ["pair 2"]}
     for side in SIDES:
-        export(model, side, data.encoders.fields(side), tmp_path / side)
+        export_tower(model, side, data.encoders.fields(side), tmp_path / side)
         gates = OnnxTower(tmp_path / side).gates
         assert [g.name for g in gates] == names[side]
         nodes = onnx.load(tmp_path / side).graph.node
         assert sum(n.op_type == "Sigmoid" for n in nodes) == len(gates)
-    assert gates == [Gate("pair 2", ("iid", "tags"))]  # lookups first, as the tower joins them
+    assert gates == [GateInfo("pair 2", ("iid", "tags"))]  # lookups first, as the tower joins them
 
 
 def _changed(content: bytes, gates: str | None, output: bool = True) -> bytes:
@@ -408,14 +410,14 @@ def _changed(content: bytes, gates: str | None, output: bool = True) -> bytes:
         del graph.graph.output[1]
         for node in [n for n in graph.graph.node if "gates" in n.output]:
             graph.graph.node.remove(node)
-    vouch(graph.SerializeToString(), "changed")  # a process for each would take long
+    trust_tower(graph.SerializeToString(), "changed")  # a process for each would take long
     return graph.SerializeToString()
 
 
 def test_a_file_from_before_the_gates_were_given_still_loads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, path = worlds["even"], tmp_path / "x.onnx"
     fields = data.encoders.fields("user")
-    export(trained(data, **MODELS["senet mean"]), "user", fields, path)
+    export_tower(trained(data, **MODELS["senet mean"]), "user", fields, path)
     tower, old = OnnxTower(path), OnnxTower(_changed(path.read_bytes(), None, output=False))
     inputs = feed(fields, data.users.columns, slice(None))
     vectors, weights = old.explain(inputs)
@@ -426,7 +428,7 @@ def test_a_file_from_before_the_gates_were_given_still_loads(worlds: dict[str, D
 
 def test_metadata_that_does_not_fit_the_gates_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
-    export(trained(worlds["even"], **MODELS["senet mean"]), "user", worlds["even"].encoders.fields("user"), path)
+    export_tower(trained(worlds["even"], **MODELS["senet mean"]), "user", worlds["even"].encoders.fields("user"), path)
     content, (gate,) = path.read_bytes(), OnnxTower(path).gates
     named = [{"name": gate.name, "fields": list(gate.fields)}]
     assert OnnxTower(_changed(content, json.dumps(named))).gates == [gate]
@@ -456,7 +458,7 @@ def test_in_the_last_block_only_the_last_item_reads(worlds: dict[str, Dataset], 
     """The rows of each dense layer's output: those of all items (3 x 5), or the last items' alone (3)."""
     data, path = worlds["attention"], tmp_path / "x.onnx"
     model, fields = trained(data, 0.1, **MODELS["history gated"]), data.encoders.fields("user")
-    export(model, "user", fields, path)
+    export_tower(model, "user", fields, path)
     graph = onnx.load(path)
     values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
 
@@ -496,7 +498,7 @@ def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path)
     data = build_dataset(check(*checkerboard(), schema), schema, Config().split)
     model = trained(data, width=8, bias=True, pairs=[pair()])
     path = tmp_path / "user.onnx"
-    export(model, "user", data.encoders.fields("user"), path, data.users)
+    export_tower(model, "user", data.encoders.fields("user"), path, data.users)
     shapes = [tuple(t.dims) for t in onnx.load(path).graph.initializer]
     assert (31, 8) in shapes  # 30 items and the unknown one, out of a table that 50,001 shops are in too
     assert path.stat().st_size < 40_000
@@ -505,14 +507,14 @@ def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path)
 def test_tables_that_no_file_holds_are_refused(
     worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(twotower.export, "LIMIT", 4000)
+    monkeypatch.setattr(twotower.export, "MAX_TABLE_BYTES", 4000)
     with pytest.raises(RunError, match="min_count"):
-        export(trained(worlds["even"]), "user", worlds["even"].encoders.fields("user"), tmp_path / "x.onnx")
+        export_tower(trained(worlds["even"]), "user", worlds["even"].encoders.fields("user"), tmp_path / "x.onnx")
 
 
 def test_a_damaged_or_foreign_file_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
-    export(trained(worlds["even"]), "user", worlds["even"].encoders.fields("user"), path)
+    export_tower(trained(worlds["even"]), "user", worlds["even"].encoders.fields("user"), path)
     content = path.read_bytes()
     for damaged in (b"", b"no graph", content[: len(content) // 2], b"\xff" * 100):
         path.write_bytes(damaged)
@@ -535,7 +537,7 @@ def test_a_damaged_or_foreign_file_is_a_run_error(worlds: dict[str, Dataset], tm
 def test_inputs_that_do_not_fit_are_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, path = worlds["even"], tmp_path / "x.onnx"
     fields = data.encoders.fields("user")
-    export(trained(data), "user", fields, path)
+    export_tower(trained(data), "user", fields, path)
     tower, good = OnnxTower(path), feed(fields, data.users.columns, np.arange(4))
     assert set(tower.inputs) == set(good)
     with pytest.raises(RunError, match="other features"):
@@ -602,7 +604,7 @@ def test_empty_short_and_long_histories_of_one_and_of_many_rows(
             columns[f.name] = np.zeros(7, np.int32)  # values never seen
     side = Side(pl.DataFrame({"uid": np.arange(7)}), columns, "uid")
     path = tmp_path / "x.onnx"
-    export(model, "user", fields, path)
+    export_tower(model, "user", fields, path)
     assert parity(path, model, "user", side, fields) < 2e-5
     tower = OnnxTower(path, threads=2)
     together = tower(feed(fields, columns, slice(None)))
@@ -620,7 +622,7 @@ def test_empty_short_and_long_histories_of_one_and_of_many_rows(
 
 def test_serving_a_tower_does_not_load_torch(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, model = worlds["even"], trained(worlds["even"])
-    export(model, "user", data.encoders.fields("user"), tmp_path / "x.onnx")
+    export_tower(model, "user", data.encoders.fields("user"), tmp_path / "x.onnx")
     code = """
 import sys
 import numpy as np, polars as pl

@@ -92,7 +92,7 @@ def test_fault_G1_a_file_that_changes_while_it_is_looked_at_is_refused(tmp_path:
     model.producer_name = "another"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(RunError, match="was changed while it was read"):
-        onnx_tower.verify({path: "0" * 64})
+        onnx_tower.inspect_towers({path: "0" * 64})
 
 
 @pytest.mark.parametrize("change", hostile_towers.GREEDY, ids=called)
@@ -104,7 +104,7 @@ def test_fault_G2_a_tower_that_asks_for_gigabytes_is_refused_and_they_are_never_
 
 
 def test_fault_G2_a_tower_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_tower, "SECONDS", 1.0)
+    monkeypatch.setattr(onnx_tower, "INSPECT_SECONDS", 1.0)
     with pytest.raises(RunError, match=r"^tower: loading it takes more than \d+(\.\d+)? seconds$"):
         OnnxTower(hostile_towers.years(hostile_towers.plain()).SerializeToString())
 
@@ -130,13 +130,13 @@ def test_a_tower_is_looked_at_once_and_our_own_not_at_all(
     run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    look = limited_process.look
+    look = limited_process.run_limited
 
     def counted(work: str, paths: list[Path], **limits: Any) -> Any:
         looked.extend(path.name for path in paths)
         return look(work, paths, **limits)
 
-    monkeypatch.setattr(limited_process, "look", counted)
+    monkeypatch.setattr(limited_process, "run_limited", counted)
     api.publish(run, store)
     Retriever(Store(store).current())
     assert looked == []
@@ -179,11 +179,11 @@ def test_fault_G1_a_foreign_tower_is_not_published(
     before = (store / "CURRENT").read_text()
 
     def another(model: Any, side: Any, fields: Any, path: Path, *more: Any) -> float:
-        found = twotower.export.export(model, side, fields, path, *more)
+        found = twotower.export.export_tower(model, side, fields, path, *more)
         path.write_bytes(hostile_towers.of(hostile_towers.scan)(path.read_bytes()))
         return found
 
-    monkeypatch.setattr(publishing, "export", another)
+    monkeypatch.setattr(publishing, "export_tower", another)
     with pytest.raises(BundleError, match=r"not published, .* not a tower: it holds the operator 'Scan'") as caught:
         api.publish(run, store)
     assert caught.value.reason == "tower"
@@ -192,9 +192,11 @@ def test_fault_G1_a_foreign_tower_is_not_published(
 
 
 def test_fault_G1_the_exporter_writes_no_other_tower(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = twotower.export._build
-    monkeypatch.setattr(twotower.export, "_build", lambda *a: hostile_towers.of(hostile_towers.initialiser)(build(*a)))
+    build = twotower.export.build_graph
+    monkeypatch.setattr(
+        twotower.export, "build_graph", lambda *a: hostile_towers.of(hostile_towers.initialiser)(build(*a))
+    )
     fields = run.dataset.encoders.fields("user")
     with pytest.raises(RunError, match="x.onnx: not a tower: it holds the tensor"):
-        twotower.export.export(run.model, "user", fields, tmp_path / "x.onnx")
+        twotower.export.export_tower(run.model, "user", fields, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())

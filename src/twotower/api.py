@@ -180,7 +180,7 @@ def _train(
         if isinstance(dataset, Prepared):
             done = replace(done, dataset=replace(dataset, folder=folder / FOLDER))
         try:
-            report.write(folder / "report.html", done, done.factors())
+            report.write_report(folder / "report.html", done, done.factors())
         except Exception as e:  # the run is whole without it
             told.say(f"warning: no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
     return done

@@ -151,14 +151,14 @@ def evaluate(
 
 @app.command()
 def doctor(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
-    """Say in plain words whether the model learned, and what keeps it from learning; exit code 1 if it is ill."""
+    """Say in plain words whether the model learned, and what keeps it from learning; exit code 1 if it finds an error."""
     from twotower import api
-    from twotower.diagnostics import describe, examine
+    from twotower.diagnostics import describe_findings, diagnose
 
-    findings = examine(api.load(run))
-    for line in describe(findings):
+    findings = diagnose(api.load(run))
+    for line in describe_findings(findings):
         show(line)
-    if any(f.severity == "ill" for f in findings):
+    if any(f.severity == "error" for f in findings):
         raise typer.Exit(1)
 
 

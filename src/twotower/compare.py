@@ -22,11 +22,11 @@ from twotower.evaluation import Doubles, Factors, auc, auc_by_group, rank_catalo
 from twotower.runs import Run
 from twotower.schema import SideName
 
-RULE = (
+DECISION_RULE = (
     "Rule: a difference counts when its 95 % interval, over resampled test users and paired, leaves out zero. That is "
     "chance over users alone: a claim about settings needs several train.seed."
 )
-_BLOCK = 2**23  # numbers of a resample that are held at a time
+COUNTS_PER_BLOCK = 2**23  # numbers of a resample that are held at a time
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Questions:
+class ComparisonData:
     """What scorers are asked: test pairs, and the pairs whose items are left out of the rankings.
 
     User rows are 0..users-1, each with a test pair.
@@ -70,9 +70,9 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000, seed: int = 0) -> lis
     """
     if resamples < 1:
         raise RunError(f"resamples is {resamples}, expected at least 1")
-    questions, of_a, of_b = _same_questions(a, b)
+    questions, of_a, of_b = _align_runs(a, b)
     k = [n for n in a.config.evaluation.k if n in b.config.evaluation.k]
-    found = differences(of_a, of_b, questions, k, resamples, seed)
+    found = compare_factors(of_a, of_b, questions, k, resamples, seed)
     if not found:
         raise RunError(
             f"nothing to compare: no user has test pairs of both classes, and evaluation.k has no cut-off in common "
@@ -81,8 +81,8 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000, seed: int = 0) -> lis
     return found
 
 
-def differences(
-    a: Factors, b: Factors, questions: Questions, k: Sequence[int], resamples: int = 1000, seed: int = 0
+def compare_factors(
+    a: Factors, b: Factors, questions: ComparisonData, k: Sequence[int], resamples: int = 1000, seed: int = 0
 ) -> list[Comparison]:
     """As `compare`, for two scorers that number users and items as `questions` does."""
     scores = [f.scores(questions.pairs) for f in (a, b)]
@@ -92,7 +92,7 @@ def differences(
     weights = np.stack([each[0][m][1] for m in names], 1) if names else np.zeros((n, 0))
     values = [np.stack([e[m][0] for m in names], 1) if names else np.zeros((n, 0)) for e in each]
     found = [(values[i] * weights).sum(0) / weights.sum(0) for i in (0, 1)]
-    low, high, p = paired(values[0], values[1], weights, resamples, seed)
+    low, high, p = paired_bootstrap(values[0], values[1], weights, resamples, seed)
     out = [
         Comparison(
             m, float(found[0][i]), float(found[1][i]), float(found[1][i] - found[0][i]), float(low[i]), float(high[i]),
@@ -101,14 +101,14 @@ def differences(
         for i, m in enumerate(names)
     ]  # fmt: skip
     if positive.any() and not positive.all():
-        first, second = (_auc_of_resamples(s, questions, resamples, seed) for s in scores)
-        bounds = [float(x[0]) for x in _interval((second - first)[:, None])]
+        first, second = (_bootstrap_auc(s, questions, resamples, seed) for s in scores)
+        bounds = [float(x[0]) for x in _percentile_interval((second - first)[:, None])]
         whole = [auc(s, positive) for s in scores]
         out.insert(0, Comparison("auc", whole[0], whole[1], whole[1] - whole[0], bounds[0], bounds[1], bounds[2], n))
     return out
 
 
-def paired(
+def paired_bootstrap(
     a: Doubles, b: Doubles, weights: Doubles, resamples: int = 1000, seed: int = 0
 ) -> tuple[Doubles, Doubles, Doubles]:
     """(low, high, p), each (M,): the 95 % percentile interval of mean(b) - mean(a) over resampled users, and the
@@ -118,11 +118,11 @@ def paired(
     """
     gap = (b - a) * weights
     out = []
-    for counts in _resampled(len(a), resamples, seed):
+    for counts in _bootstrap_counts(len(a), resamples, seed):
         total = counts @ weights
         with np.errstate(invalid="ignore", divide="ignore"):
             out.append(np.where(total > 0, (counts @ gap) / total, 0.0))
-    return _interval(np.concatenate(out))
+    return _percentile_interval(np.concatenate(out))
 
 
 def describe_comparisons(comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -134,11 +134,11 @@ def describe_comparisons(comparisons: Sequence[Comparison]) -> Iterator[str]:
             f"{c.metric:<14}{c.a:>8.4f}{c.b:>9.4f}{c.difference:>+10.4f}   {interval:<21}{c.p:>6.3f}  {c.verdict} "
             f"({c.users:,} users)"
         )
-    yield overall(comparisons)
-    yield RULE
+    yield summarize(comparisons)
+    yield DECISION_RULE
 
 
-def overall(comparisons: Sequence[Comparison]) -> str:
+def summarize(comparisons: Sequence[Comparison]) -> str:
     """One sentence over all metrics."""
     n = len(comparisons)
     better = {name: [c.metric for c in comparisons if c.verdict == f"{name} is better"] for name in ("A", "B")}
@@ -155,33 +155,33 @@ def overall(comparisons: Sequence[Comparison]) -> str:
 # ---- the same questions ------------------------------------------------------------------------------------------
 
 
-def questions_of(dataset: Dataset, users: Ints) -> Questions:
+def comparison_data(dataset: Dataset, users: Ints) -> ComparisonData:
     """The test questions of some user rows, which are numbered in the order given."""
-    user, item = _numbering(users, len(dataset.users)), np.arange(len(dataset.items))
-    test, *seen = (_renumbered(p, user, item) for p in (dataset.test, dataset.train, dataset.validation))
-    return Questions(test, _joined(*seen), len(users))
+    user, item = _positions(users, len(dataset.users)), np.arange(len(dataset.items))
+    test, *seen = (_reindex(p, user, item) for p in (dataset.test, dataset.train, dataset.validation))
+    return ComparisonData(test, _concatenate(*seen), len(users))
 
 
-def _same_questions(a: Run, b: Run) -> tuple[Questions, Factors, Factors]:
+def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     """The test questions of both runs in one numbering, and the vectors of A and B in it."""
     names = [str(run.folder) if run.folder else name for run, name in ((a, "A"), (b, "B"))]
     _check_same(a.dataset, b.dataset, names)
     # Numbered as A numbers them, so that equal scores are ordered as in A's own report.
-    users = _matched(a.dataset, b.dataset, "user", np.unique(a.dataset.test.user).astype(np.int64))
-    items = _matched(a.dataset, b.dataset, "item", np.arange(len(a.dataset.items)))
+    users = _match_ids(a.dataset, b.dataset, "user", np.unique(a.dataset.test.user).astype(np.int64))
+    items = _match_ids(a.dataset, b.dataset, "item", np.arange(len(a.dataset.items)))
     seen: list[Pairs] = []
     factors: list[Factors] = []
     numbers: list[tuple[Ints, Ints]] = []
     for run, name, user, item in zip((a, b), names, users, items, strict=True):
         data = run.dataset
-        numbers.append((_numbering(user, len(data.users)), _numbering(item, len(data.items))))
-        seen += [_renumbered(pairs, *numbers[-1]) for pairs in (data.train, data.validation)]
+        numbers.append((_positions(user, len(data.users)), _positions(item, len(data.items))))
+        seen += [_reindex(pairs, *numbers[-1]) for pairs in (data.train, data.validation)]
         known = run.factors(TEST)
         mine = Factors(known.users.cpu()[torch.from_numpy(user)], known.items.cpu()[torch.from_numpy(item)])
         if not (bool(torch.isfinite(mine.users).all()) and bool(torch.isfinite(mine.items).all())):
             raise RunError(f"{name}: its vectors are not finite; `twotower doctor` says more")
         factors.append(mine)
-    asked = Questions(_renumbered(a.dataset.test, *numbers[0]), _joined(*seen), len(users[0]))
+    asked = ComparisonData(_reindex(a.dataset.test, *numbers[0]), _concatenate(*seen), len(users[0]))
     return asked, factors[0], factors[1]
 
 
@@ -192,7 +192,7 @@ def _check_same(a: Dataset, b: Dataset, names: Sequence[str]) -> None:
         pairs = data.test
         if not len(pairs):
             raise RunError(f"{name}: this run holds no test part, so there is nothing to compare on")
-        user, item = _text(data.users.ids).gather(pairs.user), _text(data.items.ids).gather(pairs.item)
+        user, item = _text_ids(data.users.ids).gather(pairs.user), _text_ids(data.items.ids).gather(pairs.item)
         tests.append(pl.DataFrame({"user": user, "item": item, "positive": pairs.positive}).unique())
     for one, other in ((0, 1), (1, 0)):
         missing = tests[one].join(tests[other], on=["user", "item"], how="anti").sort("user", "item")
@@ -210,34 +210,34 @@ def _check_same(a: Dataset, b: Dataset, names: Sequence[str]) -> None:
         )
 
 
-def _matched(a: Dataset, b: Dataset, side: SideName, rows: Ints) -> tuple[Ints, Ints]:
+def _match_ids(a: Dataset, b: Dataset, side: SideName, rows: Ints) -> tuple[Ints, Ints]:
     """The `rows` of A whose id B has too, in order, and B's rows of the same ids."""
-    one = pl.DataFrame({"id": _text(a.side(side).ids).gather(rows), "a": rows})
-    two = pl.DataFrame({"id": _text(b.side(side).ids)}).with_row_index("b")
+    one = pl.DataFrame({"id": _text_ids(a.side(side).ids).gather(rows), "a": rows})
+    two = pl.DataFrame({"id": _text_ids(b.side(side).ids)}).with_row_index("b")
     both = one.join(two, on="id", how="inner", maintain_order="left")
     return both["a"].to_numpy().astype(np.int64), both["b"].to_numpy().astype(np.int64)
 
 
-def _text(ids: pl.Series) -> pl.Series:
+def _text_ids(ids: pl.Series) -> pl.Series:
     """Ids as text: 7, 7.0 and '7' are one."""
     return spelled(ids).cast(pl.String)
 
 
-def _numbering(rows: Ints, n: int) -> Ints:
+def _positions(rows: Ints, n: int) -> Ints:
     """(n,) place of every row in `rows`, -1 for those that are not in it."""
     number = np.full(n, -1, np.int64)
     number[rows] = np.arange(len(rows))
     return number
 
 
-def _renumbered(pairs: Pairs, user: Ints, item: Ints) -> Pairs:
+def _reindex(pairs: Pairs, user: Ints, item: Ints) -> Pairs:
     """The pairs in the numbers (n_users,) and (n_items,) give; those with a -1 are left out."""
     users, items = user[pairs.user], item[pairs.item]
     keep = (users >= 0) & (items >= 0)
     return Pairs(users[keep].astype(np.int32), items[keep].astype(np.int32), pairs.positive[keep])
 
 
-def _joined(*pairs: Pairs) -> Pairs:
+def _concatenate(*pairs: Pairs) -> Pairs:
     return Pairs(*(np.concatenate([getattr(p, n) for p in pairs]) for n in ("user", "item", "positive")))
 
 
@@ -245,7 +245,7 @@ def _joined(*pairs: Pairs) -> Pairs:
 
 
 def _per_user(
-    factors: Factors, scores: npt.NDArray[np.float32], questions: Questions, k: Sequence[int]
+    factors: Factors, scores: npt.NDArray[np.float32], questions: ComparisonData, k: Sequence[int]
 ) -> dict[str, tuple[Doubles, Doubles]]:
     """Per metric its value and its weight for every user (n,), weight 0 where a user has none."""
     n, pairs = questions.users, questions.pairs
@@ -269,17 +269,17 @@ def _per_user(
     return out
 
 
-def _resampled(n: int, resamples: int, seed: int) -> Iterator[Doubles]:
+def _bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[Doubles]:
     """Blocks (r, n) of how often each of n users is drawn, `resamples` rows in all."""
     rng = np.random.default_rng(seed)
-    each = max(1, _BLOCK // n)
+    each = max(1, COUNTS_PER_BLOCK // n)
     for start in range(0, resamples, each):
         r = min(each, resamples - start)
         drawn = rng.integers(0, n, (r, n)) + np.arange(r)[:, None] * n
         yield np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
 
 
-def _auc_of_resamples(scores: npt.NDArray[np.float32], questions: Questions, resamples: int, seed: int) -> Doubles:
+def _bootstrap_auc(scores: npt.NDArray[np.float32], questions: ComparisonData, resamples: int, seed: int) -> Doubles:
     """(resamples,) AUC over the pairs of the drawn users; 0.5 where one class is missing."""
     positive = questions.pairs.positive
     # Sorted once; a resample only weighs the pairs anew, in an order that memory likes.
@@ -289,7 +289,7 @@ def _auc_of_resamples(scores: npt.NDArray[np.float32], questions: Questions, res
     below = np.searchsorted(scores[lower], scores[upper], side="left")
     not_above = np.searchsorted(scores[lower], scores[upper], side="right")
     out = []
-    for counts in _resampled(questions.users, resamples, seed):
+    for counts in _bootstrap_counts(questions.users, resamples, seed):
         for row in counts:
             under = np.concatenate([[0.0], np.cumsum(row[loser])])
             weight = row[winner]
@@ -298,7 +298,7 @@ def _auc_of_resamples(scores: npt.NDArray[np.float32], questions: Questions, res
     return np.array(out)
 
 
-def _interval(gaps: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+def _percentile_interval(gaps: Doubles) -> tuple[Doubles, Doubles, Doubles]:
     """(low, high, p) of each column of (resamples, M)."""
     low, high = np.quantile(gaps, [0.025, 0.975], axis=0)
     # The difference that was found counts as one of the resamples: no p is 0.

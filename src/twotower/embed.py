@@ -38,7 +38,7 @@ from twotower.distributed import DistributedContext
 from twotower.embeddings_folder import IDS, LIST, VECTORS, WORK
 from twotower.encoders import CategoricalEncoder, Column, Field, Ragged
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.evaluation import evaluating
+from twotower.evaluation import evaluation_mode
 from twotower.runs import Run
 from twotower.schema import Numeric, Sequence, SideName
 from twotower.shards import ANEW, File, Shard, Work, claim, clear, common_type, cut, save_ids
@@ -185,7 +185,7 @@ class _Tower:
                 ids, columns = rows(frame)
                 for start in range(0, len(ids), BLOCK):
                     inputs = _inputs(rows.fields, columns, slice(start, start + BLOCK), device)
-                    with evaluating(run.model):
+                    with evaluation_mode(run.model):
                         vectors = tower(inputs).cpu().numpy()
                     if not np.isfinite(vectors).all():
                         raise RunError(f"a vector of {source} is not finite; the model is broken, train it again")

@@ -26,7 +26,7 @@ from twotower.schema import SIDES
 
 Doubles = npt.NDArray[np.float64]
 Metrics = dict[str, float]
-_CELLS = 2**25  # scores that are held at a time while ranking
+MAX_SCORES = 2**25  # scores that are held at a time while ranking
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------------
@@ -43,9 +43,9 @@ def auc_by_group(scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[A
     if not len(scores):
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
     # Group, score and label in one number: to sort such numbers is ten times faster than to find an order.
-    keys = (group.astype(np.uint64) << 33) | (_codes(scores).astype(np.uint64) << 1) | positive
+    keys = (group.astype(np.uint64) << 33) | (_ordered_codes(scores).astype(np.uint64) << 1) | positive
     keys.sort()
-    edges, ties = _edges(keys >> 33), _edges(keys >> 1)
+    edges, ties = _run_edges(keys >> 33), _run_edges(keys >> 1)
     first, sizes = edges[:-1], np.diff(edges)
     positives = np.r_[0, np.cumsum(keys & 1, dtype=np.int64)]  # before each place
     n_pos = np.diff(positives[edges])
@@ -57,7 +57,7 @@ def auc_by_group(scores: npt.NDArray[Any], positive: Bools, group: npt.NDArray[A
     return (keys[first[both]] >> 33).astype(np.int64), twice[both] / (2 * pairs[both]), sizes[both]
 
 
-def _codes(scores: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+def _ordered_codes(scores: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     """Numbers of 32 bits in the order of the scores, equal where the scores are."""
     if scores.dtype != np.float32:
         return np.unique(scores, return_inverse=True)[1].astype(np.uint32)
@@ -65,7 +65,7 @@ def _codes(scores: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     return (bits ^ ((bits >> 31) | np.int32(-(2**31)))).view(np.uint32)
 
 
-def _edges(values: npt.NDArray[Any]) -> Ints:
+def _run_edges(values: npt.NDArray[Any]) -> Ints:
     """Where runs of equal values start, and the end of the last one."""
     return np.flatnonzero(np.r_[True, values[1:] != values[:-1], True])
 
@@ -94,48 +94,50 @@ def rank_catalogue(
     Items of `seen` are left out, also as targets; equal scores are ordered as torch.topk does.
     Users without a positive in `wanted` are left out. At most `block` users are ranked at a time.
     """
-    asked = Asked.of(wanted, seen, len(user_vectors), len(item_vectors), block)
-    best = asked.best(user_vectors, item_vectors, k)
-    return asked.users, best, asked.hits(best)
+    queries = EvaluationQueries.build(wanted, seen, len(user_vectors), len(item_vectors), block)
+    best = queries.top_k(user_vectors, item_vectors, k)
+    return queries.users, best, queries.hits(best)
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationQueries:
     """What a ranking is asked: Q users with something to find among N items. A key is q N + item."""
 
     users: Ints  # (Q,) rows, rising
-    want: Ints  # keys of what is to be found, rising
-    gone: Ints  # keys of what is left out, rising
+    targets: Ints  # keys of what is to be found, rising
+    excluded: Ints  # keys of what is left out, rising
     n_items: int
     block: int  # users that are ranked at a time
 
     @classmethod
-    def of(cls, wanted: Pairs, seen: Iterable[Pairs], n_users: int, n_items: int, block: int = 512) -> Asked:
+    def build(
+        cls, wanted: Pairs, seen: Iterable[Pairs], n_users: int, n_items: int, block: int = 512
+    ) -> EvaluationQueries:
         """The positives of `wanted` are to be found, unless they are in `seen`, which is left out."""
-        want = np.sort(_keys(wanted, n_items)[wanted.positive])
-        gone = np.sort(np.concatenate([_keys(p, n_items) for p in seen] or [want[:0]]))
-        want = want[~_member(want, gone)]
+        targets = np.sort(_pair_keys(wanted, n_items)[wanted.positive])
+        excluded = np.sort(np.concatenate([_pair_keys(p, n_items) for p in seen] or [targets[:0]]))
+        targets = targets[~_in_sorted(targets, excluded)]
         asks = np.zeros(n_users, bool)
-        asks[want // n_items] = True
+        asks[targets // n_items] = True
         # From user rows to places among the users that ask.
         behind = (np.arange(n_users) - np.cumsum(asks) + 1) * n_items
-        who = gone // n_items
+        who = excluded // n_items
         ours = asks[who]
         return cls(
             np.flatnonzero(asks),
-            want - behind[want // n_items],
-            gone[ours] - behind[who[ours]],
+            targets - behind[targets // n_items],
+            excluded[ours] - behind[who[ours]],
             n_items,
-            max(8, min(block, _CELLS // n_items)),  # fewer would read all items' vectors too often
+            max(8, min(block, MAX_SCORES // n_items)),  # fewer would read all items' vectors too often
         )
 
-    def best(self, user_vectors: Tensor, item_vectors: Tensor, k: int) -> Ints:
+    def top_k(self, user_vectors: Tensor, item_vectors: Tensor, k: int) -> Ints:
         """(Q, k) best item rows, -1 where there are no more."""
         device = item_vectors.device
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
-        for part, gone in self._blocks(self.gone):
+        for part, excluded in self._blocks(self.excluded):
             scores = user_vectors[torch.from_numpy(self.users[part]).to(device)] @ item_vectors.T
-            scores.view(-1)[torch.from_numpy(gone).to(device)] = -torch.inf
+            scores.view(-1)[torch.from_numpy(excluded).to(device)] = -torch.inf
             top = scores.topk(best.shape[1], dim=1)
             found = top.indices.cpu().numpy()
             found[~np.isfinite(top.values.cpu().numpy())] = -1
@@ -146,11 +148,11 @@ class Asked:
         """Which of the items (Q, k) that were found were wanted."""
         hit = np.zeros(best.shape, bool)
         wanted = np.zeros((self.block, self.n_items), bool)
-        for part, want in self._blocks(self.want):
+        for part, targets in self._blocks(self.targets):
             rows = best[part]
-            wanted.flat[want] = True
+            wanted.flat[targets] = True
             hit[part] = wanted[np.arange(len(rows))[:, None], rows] & (rows >= 0)
-            wanted.flat[want] = False
+            wanted.flat[targets] = False
         return hit
 
     def _blocks(self, keys: Ints) -> Iterator[tuple[slice, Ints]]:
@@ -161,11 +163,11 @@ class Asked:
             yield slice(start, start + self.block), keys[lo:hi] - first
 
 
-def _keys(pairs: Pairs, n_items: int) -> Ints:
+def _pair_keys(pairs: Pairs, n_items: int) -> Ints:
     return pairs.user.astype(np.int64) * n_items + pairs.item
 
 
-def _member(keys: Ints, within: Ints) -> Bools:
+def _in_sorted(keys: Ints, within: Ints) -> Bools:
     """Which of `keys` are in the sorted array `within`."""
     if not len(within):
         return np.zeros(len(keys), bool)
@@ -233,7 +235,7 @@ class Factors:
         return out
 
 
-def popularity(train: Pairs, n_users: int, n_items: int) -> Factors:
+def popularity_baseline(train: Pairs, n_users: int, n_items: int) -> Factors:
     """Score = number of training positives of the item."""
     liked = np.zeros(n_items, np.int64)
     for start in range(0, len(train), PIECE):
@@ -242,7 +244,7 @@ def popularity(train: Pairs, n_users: int, n_items: int) -> Factors:
     return Factors(torch.ones(n_users, 1), torch.from_numpy(liked.astype(np.float32))[:, None])
 
 
-def biases(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rounds: int = 10) -> Factors:
+def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rounds: int = 10) -> Factors:
     """Score = mean + user bias + item bias, ridge-regularised least squares on the labels by alternation
     (Koren 2010, "Factor in the Neighbors", section 2.1)."""
     mean = float(train.positive.mean())
@@ -276,7 +278,7 @@ def biases(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rou
 
 
 @contextmanager
-def evaluating(model: TwoTower) -> Iterator[None]:
+def evaluation_mode(model: TwoTower) -> Iterator[None]:
     """In evaluation mode and without gradients; afterwards the model's mode is as it was."""
     was_training = model.training
     model.eval()
@@ -287,22 +289,22 @@ def evaluating(model: TwoTower) -> Iterator[None]:
         model.train(was_training)
 
 
-def vectors(model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536) -> Factors:
+def model_factors(model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536) -> Factors:
     """Both towers over all rows, in evaluation mode; the model's mode is left as it was."""
-    with evaluating(model):
-        return Factors(_all(model.user_vectors, users, block), _all(model.item_vectors, items, block))
+    with evaluation_mode(model):
+        return Factors(_all_vectors(model.user_vectors, users, block), _all_vectors(model.item_vectors, items, block))
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
-    """Vectors of all users and items as they are known when `part` is asked (see `Dataset.side_before`)."""
+    """Vectors of all users and items as they are known when `part` is queries (see `Dataset.side_before`)."""
     device = next(model.parameters()).device
     users, items = (
         SideTensors(dataset.side_before(side, part), dataset.encoders.fields(side), device) for side in SIDES
     )
-    return vectors(model, users, items)
+    return model_factors(model, users, items)
 
 
-def _all(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
+def _all_vectors(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
     found: Tensor | None = None
     for start in range(0, side.n, block):
         rows = np.arange(start, min(start + block, side.n))
@@ -314,17 +316,17 @@ def _all(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
     return found
 
 
-def _asked(dataset: Dataset, part: int, config: EvaluationConfig) -> Asked:
+def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) -> EvaluationQueries:
     """Test rankings leave out what was seen in training and validation, validation's what was in training. Of more users
-    than `config.users` so many are asked, always the same."""
+    than `config.users` so many are queries, always the same."""
     pairs, shape = _pairs(dataset, part), (len(dataset.users), len(dataset.items))
     users = np.unique(pairs.user[pairs.positive])
     if not config.users or len(users) <= config.users:
         seen = {TRAIN: [], VALIDATION: [dataset.train], TEST: [dataset.train, dataset.validation]}[part]
-        return Asked.of(pairs, seen, *shape)
+        return EvaluationQueries.build(pairs, seen, *shape)
     some = np.sort(np.random.default_rng(0).choice(users, config.users, replace=False))
     keep = np.isin(pairs.user, some)
-    return Asked.of(pairs.take(keep), [dataset.pairs_before(part, some)], *shape)
+    return EvaluationQueries.build(pairs.take(keep), [dataset.pairs_before(part, some)], *shape)
 
 
 def _pairs(dataset: Dataset, part: int) -> Pairs:
@@ -334,12 +336,12 @@ def _pairs(dataset: Dataset, part: int) -> Pairs:
 
 def evaluate_part(factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
     """Every metric of one part by its plain name: `auc`, `gauc`, `log_loss`, `recall@10`, `coverage@10`, …"""
-    report = Report.of(factors, dataset, part, config)
+    report = PartEvaluation.from_factors(factors, dataset, part, config)
     return report.metrics()
 
 
 @dataclass(frozen=True)
-class Report:
+class PartEvaluation:
     """Scores and rankings of one part, from which every metric, slice and interval is read."""
 
     dataset: Dataset
@@ -352,32 +354,37 @@ class Report:
     wanted: Ints
 
     @classmethod
-    def of(
-        cls, factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig, asked: Asked | None = None
-    ) -> Report:
-        """The report of vectors. `asked` is what the part asks, where that is known already."""
-        asked = asked or _asked(dataset, part, config)
-        best = asked.best(factors.users, factors.items, max(config.k))
-        return cls._of(asked, best, factors.scores(_pairs(dataset, part)), dataset, part, config)
+    def from_factors(
+        cls,
+        factors: Factors,
+        dataset: Dataset,
+        part: int,
+        config: EvaluationConfig,
+        queries: EvaluationQueries | None = None,
+    ) -> PartEvaluation:
+        """The report of vectors. `queries` is what the part asks, where that is known already."""
+        queries = queries or evaluation_queries(dataset, part, config)
+        best = queries.top_k(factors.users, factors.items, max(config.k))
+        return cls._of(queries, best, factors.scores(_pairs(dataset, part)), dataset, part, config)
 
     @classmethod
-    def by(
+    def from_search(
         cls, ask: Callable[[Ints, int], Ints], scores: npt.NDArray[np.float32], dataset: Dataset, part: int,
         config: EvaluationConfig,
-    ) -> Report:  # fmt: skip
+    ) -> PartEvaluation:  # fmt: skip
         """The report of whatever answers: `ask(users (Q,), k)` gives item rows (Q, k), `scores` are the part's pairs'."""
-        asked = _asked(dataset, part, config)
-        best = ask(asked.users, min(max(config.k), asked.n_items))
-        return cls._of(asked, best, scores, dataset, part, config)
+        queries = evaluation_queries(dataset, part, config)
+        best = ask(queries.users, min(max(config.k), queries.n_items))
+        return cls._of(queries, best, scores, dataset, part, config)
 
     @classmethod
     def _of(
-        cls, asked: Asked, best: Ints, scores: npt.NDArray[np.float32], dataset: Dataset, part: int,
+        cls, queries: EvaluationQueries, best: Ints, scores: npt.NDArray[np.float32], dataset: Dataset, part: int,
         config: EvaluationConfig,
-    ) -> Report:  # fmt: skip
+    ) -> PartEvaluation:  # fmt: skip
         pairs = _pairs(dataset, part)
         n = np.bincount(pairs.user[pairs.positive], minlength=len(dataset.users))
-        return cls(dataset, config, pairs, scores, asked.users, best, asked.hits(best), n[asked.users])
+        return cls(dataset, config, pairs, scores, queries.users, best, queries.hits(best), n[queries.users])
 
     def metrics(self) -> Metrics:
         """Pair metrics over all rows, ranking metrics as means over users, coverage over the catalogue."""
@@ -441,15 +448,15 @@ class Report:
 def evaluate_model(before: Callable[[int], Factors], dataset: Dataset, config: EvaluationConfig) -> Metrics:
     """The flat metrics of a run: validation and test, intervals and slices of test, and the baselines beside them.
 
-    `before(part)` gives the vectors as they are known when that part is asked.
+    `before(part)` gives the vectors as they are known when that part is queries.
     """
     out: Metrics = {}
-    asked = _asked(dataset, TEST, config)
+    queries = evaluation_queries(dataset, TEST, config)
     factors = before(VALIDATION)
     for name, part in (("validation", VALIDATION), ("test", TEST)):
-        if part == TEST and dataset.ordered:  # else both parts are asked with the same knowledge
+        if part == TEST and dataset.ordered:  # else both parts are queries with the same knowledge
             factors = before(TEST)
-        report = Report.of(factors, dataset, part, config, asked if part == TEST else None)
+        report = PartEvaluation.from_factors(factors, dataset, part, config, queries if part == TEST else None)
         out |= {f"{name}.{m}": v for m, v in report.metrics().items()}
         if part == TEST:
             for m, (low, high) in report.intervals().items():
@@ -457,10 +464,10 @@ def evaluate_model(before: Callable[[int], Factors], dataset: Dataset, config: E
             out |= {f"test.{m}": v for m, v in report.slices().items()}
     n_users, n_items = len(dataset.users), len(dataset.items)
     for name, baseline in (
-        ("popularity", popularity(dataset.train, n_users, n_items)),
-        ("bias", biases(dataset.train, n_users, n_items)),
+        ("popularity", popularity_baseline(dataset.train, n_users, n_items)),
+        ("bias", bias_baseline(dataset.train, n_users, n_items)),
     ):
-        found = Report.of(baseline, dataset, TEST, config, asked).metrics()
+        found = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries).metrics()
         del found["log_loss"]  # neither baseline gives a logit
         out |= {f"baseline.{name}.{m}": v for m, v in found.items()}
     return {m: v for m, v in out.items() if v == v}

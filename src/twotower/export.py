@@ -28,25 +28,25 @@ from twotower.data.dataset import Side
 from twotower.data.feed import feed
 from twotower.encoders import Column, Field, Ints, Ragged
 from twotower.errors import ConfigError, RunError
-from twotower.evaluation import evaluating
-from twotower.model.attention import AttentionPool, Block, HistoryEncoder, rotations
-from twotower.model.branches import Bilinear, Cin, Cross, Fm, Mlp, Part
+from twotower.evaluation import evaluation_mode
+from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock, rotary_cos_sin
+from twotower.model.branches import Bilinear, Cin, Cross, Fm, Mlp, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.layers import Dropout, SenetGate
 from twotower.model.towers import Tower
 from twotower.model.two_tower import FirstOrder, TwoTower
-from twotower.onnx_graph import IR, OPERATORS, OPSET
-from twotower.onnx_tower import GATES, OUTPUT, Gate, OnnxTower, vouch
+from twotower.onnx_graph import IR_VERSION, OPERATORS, OPSET
+from twotower.onnx_tower import GATES_OUTPUT, VECTOR_OUTPUT, GateInfo, OnnxTower, trust_tower
 from twotower.schema import SideName
 
-LIMIT = (1 << 31) - (1 << 20)
+MAX_TABLE_BYTES = (1 << 31) - (1 << 20)
 """Bytes of tables that fit one ONNX file."""
-TOLERANCE = 1e-4
+MAX_DIFFERENCE = 1e-4
 """Largest difference between the two, over the vectors' largest number."""
-SAMPLE = 512
+PARITY_ROWS = 512
 """Rows that `parity` asks for."""
 
-_PARTS = {
+_TOWER_MODULES = {
     "embeddings",
     "senet",
     "field_dropout",
@@ -57,7 +57,7 @@ _PARTS = {
     "residual",
     "output_norm",
 }  # of a tower
-_BATCH = 64  # rows of one comparison: a padded row is as long as the longest beside it
+_PARITY_BATCH = 64  # rows of one comparison: a padded row is as long as the longest beside it
 
 
 # ---- a graph -----------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class _Graph:
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.constants: list[Any] = []
-        self.gates: dict[Gate, str] = {}  # with the weights (U, fields) of each
+        self.gates: dict[GateInfo, str] = {}  # with the weights (U, fields) of each
         self.size = 0
         self._known: dict[Any, str] = {}
 
@@ -95,9 +95,9 @@ class _Graph:
         if key is not None and key in self._known:
             return self._known[key]
         self.size += array.nbytes
-        if self.size > LIMIT:
+        if self.size > MAX_TABLE_BYTES:
             raise RunError(
-                f"the tower's tables take more than {LIMIT / 2**30:.1f} GiB, which one ONNX file cannot hold; "
+                f"the tower's tables take more than {MAX_TABLE_BYTES / 2**30:.1f} GiB, which one ONNX file cannot hold; "
                 "make its vocabularies smaller (min_count, hash_buckets) or its fields narrower"
             )
         name = f"c{len(self.constants)}"
@@ -136,10 +136,13 @@ class _Graph:
 
     def serialize(self, output: str, width: int, about: dict[str, str]) -> bytes:
         helper = self.onnx.helper
-        outputs = {OUTPUT: (output, width)}
+        outputs = {VECTOR_OUTPUT: (output, width)}
         if self.gates:
-            outputs[GATES] = (self.concat(list(self.gates.values())), sum(len(gate.fields) for gate in self.gates))
-            about = about | {GATES: json.dumps([asdict(gate) for gate in self.gates])}
+            outputs[GATES_OUTPUT] = (
+                self.concat(list(self.gates.values())),
+                sum(len(gate.fields) for gate in self.gates),
+            )
+            about = about | {GATES_OUTPUT: json.dumps([asdict(gate) for gate in self.gates])}
         self.nodes += [helper.make_node("Identity", [value], [name]) for name, (value, _) in outputs.items()]
         shapes = [
             helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["U", size])
@@ -147,7 +150,7 @@ class _Graph:
         ]
         graph = helper.make_graph(self.nodes, "tower", self.inputs, shapes, self.constants)
         model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR,
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
             producer_name="twotower", producer_version=twotower.__version__,
         )  # fmt: skip
         helper.set_model_props(model, about)
@@ -176,7 +179,7 @@ def _pooled(g: _Graph, table: str, codes: str, f: Field) -> str:
     return cast(str, g("Div", total, n if f.pooling == "mean" else g("Sqrt", n)))
 
 
-def _latest(g: _Graph, codes: str, n: str, limit: int) -> tuple[str, str]:
+def _keep_latest(g: _Graph, codes: str, n: str, limit: int) -> tuple[str, str]:
     """As `attention.latest`; n (U, 1) is float."""
     width = g("Squeeze", g("Shape", codes, start=1, end=2), g.constant([0]))
     taken = g("Range", g.constant(0), g("Min", width, g.constant(limit)), g.constant(1))  # (min(T, limit),)
@@ -184,7 +187,7 @@ def _latest(g: _Graph, codes: str, n: str, limit: int) -> tuple[str, str]:
     return g("GatherElements", codes, g("Add", first, taken), axis=1), g("Min", n, g.constant(float(limit)))
 
 
-class _Readers(NamedTuple):
+class _Queries(NamedTuple):
     """The items of each history that read it: all of them (Q = T) or the last one (Q = 1)."""
 
     at: str  # where they stand in (U T, E); "" if all read
@@ -199,21 +202,21 @@ def _encoded(g: _Graph, encoder: HistoryEncoder, table: str, codes: str) -> str:
     Only the last item of a row is wanted, so that in the last block it alone reads; the others are read.
     """
     n = g.reduce("Sum", g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT), 1)
-    codes, n = _latest(g, codes, n, encoder.limit)
+    codes, n = _keep_latest(g, codes, n, encoder.limit)
     rows = g("Gather", table, codes, axis=0)  # -1 takes a row that none reads
     x = _layer(g, encoder.input_norm, g("Flatten", rows, axis=2))  # (U T, E)
-    every, last = _readers(g, encoder, codes, n)
+    every, last = _queries(g, encoder, codes, n)
     *before, block = encoder.blocks
     for b in before:
-        x = _block(g, cast(Block, b), x, every, every)
-    if isinstance(block, Block):
+        x = _block(g, cast(TransformerBlock, b), x, every, every)
+    if isinstance(block, TransformerBlock):
         x = _block(g, block, x, last, every)
     else:
         x = _attention_pool(g, cast(AttentionPool, block), x, last, every)
     return cast(str, g("Mul", _layer(g, encoder.norm, x), g("Min", n, g.constant(1.0))))
 
 
-def _readers(g: _Graph, encoder: HistoryEncoder, codes: str, n: str) -> tuple[_Readers, _Readers]:
+def _queries(g: _Graph, encoder: HistoryEncoder, codes: str, n: str) -> tuple[_Queries, _Queries]:
     """All items of the codes (U, T), of which n (U, 1) are known, and the last known one of each row."""
     users, width = g("Shape", codes, end=1), g("Shape", codes, start=1)
     places = g("Range", g.constant(0), g("Squeeze", width), g.constant(1))  # (T,)
@@ -222,7 +225,7 @@ def _readers(g: _Graph, encoder: HistoryEncoder, codes: str, n: str) -> tuple[_R
     firsts = g("Mul", g("Range", g.constant(0), g("Squeeze", users), g.constant(1)), width)  # (U,)
     at = g("Add", firsts, g("Squeeze", place, g.constant([1])))
 
-    cos, sin = rotations(encoder.limit, encoder.head_width)
+    cos, sin = rotary_cos_sin(encoder.limit, encoder.head_width)
     tables = [g.constant(torch.cat([cos, cos], 1)), g.constant(torch.cat([-sin, sin], 1))]
     far = g("Mul", g("Cast", places, to=g.onnx.TensorProto.FLOAT), g.constant(1e9))
 
@@ -230,13 +233,13 @@ def _readers(g: _Graph, encoder: HistoryEncoder, codes: str, n: str) -> tuple[_R
         # A row's codes stand at its beginning, so that an item that reads none after itself reads no empty place.
         return cast(str, g("Min", g("Sub", own, far), g.constant(0.0)))
 
-    every = _Readers(
+    every = _Queries(
         at="",
         shape=g("Shape", codes),
         angles=[g("Slice", table, g.constant([0]), width) for table in tables],
         hidden=hidden(g("Unsqueeze", far, g.constant([1]))) if len(encoder.blocks) > 1 else "",
     )
-    last = _Readers(
+    last = _Queries(
         at=at,
         shape=g("Concat", users, g.constant([1]), axis=0),
         angles=[g("Gather", table, g.reshape(place, 1, 1), axis=0) for table in tables],
@@ -265,7 +268,7 @@ def _attended(g: _Graph, query: str, key: str, value: str, hidden: str, width: i
     return cast(str, g("Flatten", g("Transpose", read, perm=[0, 2, 1, 3]), axis=2))
 
 
-def _block(g: _Graph, block: Block, x: str, readers: _Readers, every: _Readers) -> str:
+def _block(g: _Graph, block: TransformerBlock, x: str, readers: _Queries, every: _Queries) -> str:
     """As `Block.forward` over (U T, E), of the items that read: (U Q, E)."""
     heads, width = block.heads, block.out.in_features // block.heads
     normed = _layer(g, block.attend_norm, x)
@@ -288,7 +291,7 @@ def _block(g: _Graph, block: Block, x: str, readers: _Readers, every: _Readers) 
     return cast(str, g("Add", x, change))
 
 
-def _attention_pool(g: _Graph, pool: AttentionPool, x: str, readers: _Readers, every: _Readers) -> str:
+def _attention_pool(g: _Graph, pool: AttentionPool, x: str, readers: _Queries, every: _Queries) -> str:
     """As `AttentionPool.forward` over (U T, E), of the items that read: (U Q, E)."""
     heads, width = pool.heads, pool.out.in_features // pool.heads
     normed = _layer(g, pool.norm, x)
@@ -366,7 +369,7 @@ def _normalized(g: _Graph, joined: str, widths: list[int]) -> str:
     return g.concat([norm(piece, w) for piece, w in zip(g.split(joined, widths), widths, strict=True)])
 
 
-def _gated(g: _Graph, joined: str, gate: SenetGate, about: Gate) -> str:
+def _gated(g: _Graph, joined: str, gate: SenetGate, about: GateInfo) -> str:
     """As `SenetGate.weigh`; the weights become the graph's gate `about`."""
     squeeze = {"mean": "Mean", "sum": "Sum", "max": "Max"}[gate.squeeze]
     widths = gate.widths
@@ -409,7 +412,7 @@ def _products(g: _Graph, module: nn.Module, x: str) -> str:
     return g.reshape(g("Mul", g("Transpose", by_pair, perm=[1, 0, 2]), second), module.size)
 
 
-def _branch(g: _Graph, branch: Part, x: str, gate: Gate) -> str:
+def _branch(g: _Graph, branch: TowerBranch, x: str, gate: GateInfo) -> str:
     """As `Part.forward`."""
     if branch.senet is not None:
         x = _gated(g, x, branch.senet, gate)
@@ -427,18 +430,18 @@ def _tower(
 ) -> str:
     """As `Tower.forward`, of the pair `number`, which counts from 0; `branches` are the tower's settings."""
     pair, fields = f"pair {number + 1}", tuple(tower.field_names)
-    if strange := {name for name, _ in tower.named_children()} - _PARTS:
+    if strange := {name for name, _ in tower.named_children()} - _TOWER_MODULES:
         raise RunError(f"a tower with {min(strange)} cannot be exported; the model is newer than the export")
     joined = _fields(g, tower.embeddings, other.embeddings, names, number)
     if tower.pieces:
         joined = _normalized(g, joined, tower.pieces)
     if tower.senet is not None:
-        joined = _gated(g, joined, tower.senet, Gate(pair, fields))
+        joined = _gated(g, joined, tower.senet, GateInfo(pair, fields))
     if tower.shift is not None:
         joined = g.reshape(joined, len(tower.field_names), len(tower.shift))
         joined = g("Add", g.reduce("Sum", joined, 1, keep=False), g.constant(tower.shift))
     parts = [
-        _branch(g, cast(Part, branch), joined, Gate(f"{pair}, branch {i} ({config.kind})", fields))
+        _branch(g, cast(TowerBranch, branch), joined, GateInfo(f"{pair}, branch {i} ({config.kind})", fields))
         for i, (branch, config) in enumerate(zip(tower.branches, branches, strict=True), 1)
     ] or [joined]
     if tower.augmented is not None:
@@ -464,7 +467,7 @@ def _first_order(g: _Graph, linear: FirstOrder, like: str) -> str:
     return g.reduce("Sum", g("Gather", g.constant(linear.table.weight.flatten(), "linear"), codes, axis=0), 1)
 
 
-def _build(model: TwoTower, side: SideName, fields: tuple[Field, ...], digest: str = "") -> bytes:
+def build_graph(model: TwoTower, side: SideName, fields: tuple[Field, ...], digest: str = "") -> bytes:
     """The serialized graph of one side's vectors."""
     g = _Graph()
     g.input("lookup", np.int64, ["U", sum(f.kind == "lookup" for f in fields)])
@@ -505,7 +508,7 @@ def _build(model: TwoTower, side: SideName, fields: tuple[Field, ...], digest: s
 # ---- export and its proof ------------------------------------------------------------------------------------------
 
 
-def export(
+def export_tower(
     model: TwoTower,
     side: SideName,
     fields: tuple[Field, ...],
@@ -523,13 +526,13 @@ def export(
     Gives the `parity` with the model over drawn features and over `rows`, if there are any. Raises RunError, and
     writes nothing, if it is above 1e-4, or if the tables do not fit one file. `digest` of the model goes into the file.
     """
-    data = _build(model, side, fields, digest)
-    vouch(data, str(path))
-    found = max(parity(data, model, side, s, fields) for s in (_any_side(fields), rows) if s is not None)
-    if not found <= TOLERANCE:
+    data = build_graph(model, side, fields, digest)
+    trust_tower(data, str(path))
+    found = max(parity(data, model, side, s, fields) for s in (_random_side(fields), rows) if s is not None)
+    if not found <= MAX_DIFFERENCE:
         raise RunError(
             f"{path}: the exported {side} tower differs from the model by {found:.1e} of the vectors' largest number, "
-            f"expected at most {TOLERANCE:.0e}; the weights are not finite, or the model is newer than the export"
+            f"expected at most {MAX_DIFFERENCE:.0e}; the weights are not finite, or the model is newer than the export"
         )
     files.write(Path(path), data)
     return found
@@ -545,11 +548,11 @@ def parity(
     tower = OnnxTower(path)
     tensors = SideTensors(dataset_side, fields, model.log_temperature.device)
     largest, scale = 0.0, 0.0
-    rows = _sample(dataset_side, fields)
+    rows = _parity_rows(dataset_side, fields)
     vectors = model.user_vectors if side == "user" else model.item_vectors
-    for start in range(0, len(rows), _BATCH):
-        block = rows[start : start + _BATCH]
-        with evaluating(model):
+    for start in range(0, len(rows), _PARITY_BATCH):
+        block = rows[start : start + _PARITY_BATCH]
+        with evaluation_mode(model):
             wanted = vectors(tensors.take(block)).cpu().numpy()
         found = tower(feed(fields, dataset_side.columns, block))
         if found.shape != wanted.shape:
@@ -562,19 +565,19 @@ def parity(
     return largest / scale if scale else largest
 
 
-def _sample(side: Side, fields: tuple[Field, ...]) -> Ints:
+def _parity_rows(side: Side, fields: tuple[Field, ...]) -> Ints:
     """Of each bag field the rows with the fewest and with the most codes, and others spread over the table."""
     extreme: list[int] = []
     for f in fields:
         if f.kind == "bag" and len(side):
             lengths = cast(Ragged, side.columns[f.name]).lengths
             extreme += [int(lengths.argmin()), int(lengths.argmax())]
-    extreme = extreme[:SAMPLE]
-    spread = np.linspace(0, len(side) - 1, min(len(side), SAMPLE - len(extreme))).astype(np.int64)
+    extreme = extreme[:PARITY_ROWS]
+    spread = np.linspace(0, len(side) - 1, min(len(side), PARITY_ROWS - len(extreme))).astype(np.int64)
     return np.unique(np.r_[np.array(extreme, np.int64), spread])
 
 
-def _any_side(fields: tuple[Field, ...], n: int = 96) -> Side:
+def _random_side(fields: tuple[Field, ...], n: int = 96) -> Side:
     """Rows of drawn features: first and last codes of every table, empty bags, bags of one code and long ones."""
     rng = np.random.default_rng(0)
     columns: dict[str, Column] = {}

@@ -17,30 +17,30 @@ from pathlib import Path
 
 from twotower.errors import TwoTowerError
 
-_START = "from twotower.limited_process import main; main()"
+_BOOTSTRAP = "from twotower.limited_process import main; main()"
 
 
 @dataclass(frozen=True)
-class Look:
+class WorkResult:
     """The result of a look at a file: what was `found`, or what is `wrong`."""
 
-    found: str = ""
-    wrong: str = ""
+    value: str = ""
+    error: str = ""
 
 
-def look(
+def run_limited(
     work: str, paths: Sequence[Path], *, timeout: float, memory: int, computing: float | None = None
-) -> dict[Path, Look]:
+) -> dict[Path, WorkResult]:
     """Run the function `work` ("module:name") on each file, in a process of its own.
 
     A process that dies is followed by another for the rest. One has `timeout` seconds for all it does, of which it may
     compute `computing`, and `memory` bytes of address space beyond what its imports take.
     """
     computing = math.ceil(timeout if computing is None else computing)
-    seen: dict[Path, Look] = {}
+    seen: dict[Path, WorkResult] = {}
     while rest := [path for path in paths if path not in seen]:
         limits = map(str, (math.ceil(timeout) + 1, computing, memory))
-        command = [sys.executable, "-P", "-c", _START, work, *limits, *map(str, rest)]
+        command = [sys.executable, "-P", "-c", _BOOTSTRAP, work, *limits, *map(str, rest)]
         source = str(Path(__file__).parents[1])
         there = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
         environment = os.environ | {
@@ -55,15 +55,15 @@ def look(
             if done.returncode:
                 reason = f"loading it ended a process with code {done.returncode}"
                 if "bad_alloc" in done.stderr:
-                    reason = _too_much(memory)
+                    reason = _memory_message(memory)
                 elif done.returncode == -getattr(signal, "SIGXCPU", 0):
                     reason = f"loading it takes more than {computing} seconds"
         except subprocess.TimeoutExpired as e:
             out, reason = (e.stdout or b"").decode(), f"loading it takes more than {timeout:g} seconds"
-        answers = [Look(*json.loads(line)) for line in out.splitlines() if line.startswith('["')]
+        answers = [WorkResult(*json.loads(line)) for line in out.splitlines() if line.startswith('["')]
         seen |= dict(zip(rest, answers, strict=False))
         if len(answers) < len(rest):
-            seen[rest[len(answers)]] = Look(wrong=reason)
+            seen[rest[len(answers)]] = WorkResult(error=reason)
     return seen
 
 
@@ -73,21 +73,21 @@ def main() -> None:
     os.nice(max(0, 9 - os.nice(0)))  # it only looks; but whoever waits for it may hold a lock that others wait for
     module, function = name.split(":")
     work = getattr(import_module(module), function)
-    _bound(int(timeout), int(computing), int(memory))
+    _limit_process(int(timeout), int(computing), int(memory))
     for path in paths:
-        look = Look()
+        result = WorkResult()
         try:
-            look = Look(found=work(Path(path)))
+            result = WorkResult(value=work(Path(path)))
         except MemoryError:
-            look = Look(wrong=_too_much(int(memory)))
+            result = WorkResult(error=_memory_message(int(memory)))
         except TwoTowerError as e:
-            look = Look(wrong=str(e))
+            result = WorkResult(error=str(e))
         except Exception as e:
-            look = Look(wrong=f"{type(e).__name__}: {e}")
-        print(json.dumps([look.found, look.wrong]), flush=True)
+            result = WorkResult(error=f"{type(e).__name__}: {e}")
+        print(json.dumps([result.value, result.error]), flush=True)
 
 
-def _bound(timeout: int, computing: int, memory: int) -> None:
+def _limit_process(timeout: int, computing: int, memory: int) -> None:
     """Let the kernel end this process, also when nobody waits for it any more, and refuse it more than `memory` bytes."""
     if hasattr(signal, "alarm"):
         signal.alarm(timeout)
@@ -102,5 +102,5 @@ def _bound(timeout: int, computing: int, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (now + memory,) * 2)
 
 
-def _too_much(memory: int) -> str:
+def _memory_message(memory: int) -> str:
     return f"loading it takes more than {memory / 1e6:,.0f} MB"

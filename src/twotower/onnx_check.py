@@ -10,20 +10,20 @@ import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
 
 from twotower import onnx_graph
-from twotower.onnx_tower import TowerError, read, session
+from twotower.onnx_tower import TowerError, create_session, read_tower
 
-PROBES = ((1, 1), (4, 128), (1, 1_000))
+PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
 """Rows, and codes in each of their bags, that a tower is run on."""
 
 
-def look(path: Path) -> str:
+def inspect_tower(path: Path) -> str:
     """Read the tower, load it and run it on a few rows; its SHA-256. Raises TowerError, MemoryError."""
-    data = read(path)
-    if wrong := onnx_graph.fault(data):
+    data = read_tower(path)
+    if wrong := onnx_graph.disallowed_content(data):
         raise TowerError(wrong)
     try:
-        tower = session(data, 1)
-        for rows, length in PROBES:
+        tower = create_session(data, 1)
+        for rows, length in PROBE_SHAPES:
             feed = {}
             for i in tower.get_inputs():
                 shape = [rows, *(n if isinstance(n, int) else length for n in i.shape[1:])]

@@ -11,7 +11,7 @@ from typing import Any
 
 from twotower.errors import ConfigError
 
-OPSET, IR = 18, 8  # of 2023: anything that runs ONNX reads them
+OPSET, IR_VERSION = 18, 8  # of 2023: anything that runs ONNX reads them
 
 OPERATORS: dict[str, set[str]] = {
     "Add": set(),
@@ -54,7 +54,7 @@ OPERATORS: dict[str, set[str]] = {
     "Unsqueeze": set(),
 }
 """Operators of ONNX's own domain, with their attributes."""
-PARTS: dict[str, set[str]] = {
+MESSAGE_FIELDS: dict[str, set[str]] = {
     "ModelProto": {"ir_version", "opset_import", "producer_name", "producer_version", "graph", "metadata_props"},
     "OperatorSetIdProto": {"domain", "version"},
     "StringStringEntryProto": {"key", "value"},
@@ -69,13 +69,13 @@ PARTS: dict[str, set[str]] = {
     "TensorShapeProto.Dimension": {"dim_param", "dim_value"},
 }
 """Messages, with their fields: no functions, subgraphs, sparse tensors, training steps, or tensors in other files."""
-NUMBERS = {1, 7}
+ELEMENT_TYPES = {1, 7}
 """Elements of tensors: float32 and int64."""
-ABOUT = {"side", "model", "gates"}
+METADATA_KEYS = {"side", "model", "gates"}
 """Keys of the metadata."""
 
 
-def fault(data: bytes) -> str:
+def disallowed_content(data: bytes) -> str:
     """Name the first thing in a model's bytes that is no part of a tower; an empty string if there is none. Raises ConfigError without onnx."""
     try:
         import onnx
@@ -90,11 +90,11 @@ def fault(data: bytes) -> str:
         return "damaged, or not an ONNX file"
     if not model.HasField("graph"):
         return "damaged, or not an ONNX file"
-    found = next(_faults(model), "")
+    found = next(_disallowed_parts(model), "")
     return found and f"not a tower: it holds {found}, which `twotower publish` writes into none; publish the model anew"
 
 
-def _faults(message: Any) -> Iterator[str]:
+def _disallowed_parts(message: Any) -> Iterator[str]:
     """Walk a message, on every level, for what no tower holds."""
     from google.protobuf.message import Message
     from google.protobuf.unknown_fields import UnknownFieldSet
@@ -102,17 +102,17 @@ def _faults(message: Any) -> Iterator[str]:
     kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
     if kind == "ModelProto":
         opsets = [(opset.domain, opset.version) for opset in message.opset_import]
-        if (opsets, message.ir_version) != ([("", OPSET)], IR):
+        if (opsets, message.ir_version) != ([("", OPSET)], IR_VERSION):
             yield f"operators of {opsets!r:.80} in IR {message.ir_version}"
     elif kind == "TensorProto":
         if message.data_location or message.external_data:
             where = next((entry.value for entry in message.external_data if entry.key == "location"), "")
             yield f"the tensor {message.name!r:.60} in another file ({where!r:.60})"
-        if message.data_type not in NUMBERS:
+        if message.data_type not in ELEMENT_TYPES:
             yield f"the tensor {message.name!r:.60} of element type {message.data_type}"
-    elif kind == "TypeProto.Tensor" and message.elem_type not in NUMBERS:
+    elif kind == "TypeProto.Tensor" and message.elem_type not in ELEMENT_TYPES:
         yield f"a value of element type {message.elem_type}"
-    elif kind == "StringStringEntryProto" and message.key not in ABOUT:
+    elif kind == "StringStringEntryProto" and message.key not in METADATA_KEYS:
         yield f"the metadata {message.key!r:.60}"
     elif kind == "NodeProto":
         if message.domain or message.op_type not in OPERATORS:
@@ -122,8 +122,8 @@ def _faults(message: Any) -> Iterator[str]:
     if len(UnknownFieldSet(message)):
         yield f"unknown parts of {kind}"
     for field, value in message.ListFields():
-        if field.name not in PARTS.get(kind, ()):
+        if field.name not in MESSAGE_FIELDS.get(kind, ()):
             yield f"{kind}.{field.name}"
         if field.message_type is not None:
             for part in [value] if isinstance(value, Message) else value:
-                yield from _faults(part)
+                yield from _disallowed_parts(part)

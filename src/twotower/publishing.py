@@ -28,8 +28,8 @@ from twotower.data.memmap import FOLDER, Prepared
 from twotower.data.splits import TEST
 from twotower.encoders import Codes, Encoders, Floats, Ints
 from twotower.errors import RunError
-from twotower.evaluation import Factors, Metrics, Report
-from twotower.export import export
+from twotower.evaluation import Factors, Metrics, PartEvaluation
+from twotower.export import export_tower
 from twotower.index import (
     Index,
     Metric,
@@ -117,7 +117,7 @@ def _write(
     parity = {}
     for side in SIDES:
         fields = run.dataset.encoders.fields(side)
-        parity[side] = export(
+        parity[side] = export_tower(
             run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
         )
         say(f"{side}_tower.onnx: differs from torch by at most {parity[side]:.1e}")
@@ -248,7 +248,7 @@ def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
         def ask(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
             return retriever.rank(users, k, method, seen, exact)
 
-        report = Report.by(ask, _scores(retriever, method), dataset, TEST, config)
+        report = PartEvaluation.from_search(ask, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()
         if name == "index":
             out["intervals"] = {

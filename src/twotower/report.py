@@ -20,7 +20,7 @@ from twotower.runs import Run
 from twotower.schema import SIDES
 
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
-SAMPLE = 20_000  # rows whose gates are shown
+MAX_GATE_ROWS = 20_000  # rows whose gates are shown
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -37,7 +37,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color
 """
 
 
-def write(path: Path, run: Run, factors: Factors) -> None:
+def write_report(path: Path, run: Run, factors: Factors) -> None:
     """Write the page; it loads nothing from the network."""
     sections = [
         _summary(run),
@@ -47,7 +47,7 @@ def write(path: Path, run: Run, factors: Factors) -> None:
             f"<code>{html.escape(run.config.train.monitor)}</code>; its weights are the model.",
             _curves(run),
         ),
-        _section("Scores of test pairs", _about_scores(run), [_distributions(run, factors)]),
+        _section("Scores of test pairs", _scores_text(run), [_distributions(run, factors)]),
     ]
     if gates := _gates(run):
         sections.append(
@@ -91,7 +91,7 @@ def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
     return figure
 
 
-def _about_scores(run: Run) -> str:
+def _scores_text(run: Run) -> str:
     if "test.auc" not in run.metrics:
         return "Logits of the test pairs; all of them are positives, so there is no AUC."
     return "Logits of the pairs the user liked and of those they did not. The less the two overlap, the higher the AUC."
@@ -175,8 +175,8 @@ def _gates(run: Run) -> list[go.Figure]:
     for side in SIDES:
         encoded = run.dataset.side(side)
         rows = np.arange(len(encoded))
-        if len(rows) > SAMPLE:
-            rows = np.random.default_rng(0).choice(rows, SAMPLE, replace=False)
+        if len(rows) > MAX_GATE_ROWS:
+            rows = np.random.default_rng(0).choice(rows, MAX_GATE_ROWS, replace=False)
         device = next(run.model.parameters()).device
         inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
         for number, (tower, other) in enumerate(run.model.towers(side)):

@@ -37,7 +37,7 @@ from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, spel
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, first_line, nearest
 from twotower.index import Index, load_index
 from twotower.index.exact import MAX_NORM, is_in_sorted
-from twotower.onnx_tower import Gate, OnnxTower
+from twotower.onnx_tower import GateInfo, OnnxTower
 from twotower.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
 from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
 
@@ -87,7 +87,7 @@ class Retriever:
         with ThreadPoolExecutor(2) as beside:  # they mostly wait for processes that look at files
             index = beside.submit(load_index, folder / "index", verify=verify)
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
-            looked = beside.submit(onnx_tower.verify, towers, room=room)
+            looked = beside.submit(onnx_tower.inspect_towers, towers, room=room)
             schema, self.config = _read_config(folder)
             # The item tower is not asked here, so its columns are not made.
             self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))
@@ -297,7 +297,7 @@ class Retriever:
         vector: Floats = self.user_vectors[row : row + 1]
         return vector
 
-    def explain(self, request: Request, method: Method = 2) -> tuple[Floats, list[tuple[Gate, Floats]]]:
+    def explain(self, request: Request, method: Method = 2) -> tuple[Floats, list[tuple[GateInfo, Floats]]]:
         """The vector (1, D) that `recommend` searches with, and the weights (fields,) of each SENet gate as the tower
         reads the request. Raises DataError as `recommend` does."""
         check_method(method)

@@ -790,8 +790,8 @@ def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeyp
     monkeypatch.setattr(twotower.index.faiss, "LOOK", "work:hangs")
     with pytest.raises(RunError, match=r"more than 0\.3 seconds"):
         verify_file(first, timeout=0.3)
-    (seen,) = limited_process.look("work:computes", [first], timeout=60, computing=1, memory=1 << 30).values()
-    assert seen.wrong == "loading it takes more than 1 seconds"
+    (seen,) = limited_process.run_limited("work:computes", [first], timeout=60, computing=1, memory=1 << 30).values()
+    assert seen.error == "loading it takes more than 1 seconds"
     monkeypatch.setattr(twotower.index.faiss, "LOOK", "work:grows")
     with pytest.raises(RunError, match="a: not a usable FAISS index .loading it takes more than 2,147 MB"):
         verify_file(first)

@@ -20,7 +20,7 @@ from twotower.data.tables import check
 from twotower.encoders import Field, Ragged
 from twotower.errors import ConfigError
 from twotower.evaluation import rank_catalogue
-from twotower.model.attention import HistoryEncoder, latest, rotate, rotations
+from twotower.model.attention import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
 from twotower.schema import Categorical, Schema, Sequence
 from twotower.train.trainer import Trainer
 
@@ -169,7 +169,7 @@ def test_whole_histories_are_read_up_to_the_limit_without_what_is_left_out() -> 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_many_histories_at_once_are_what_they_are_one_by_one(pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.model.attention.TOKENS", 50)  # so that they are read in several groups
+    monkeypatch.setattr("twotower.model.attention.MAX_TOKENS_PER_PASS", 50)  # so that they are read in several groups
     model = encoder(pooling, limit=20)
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, ROWS, n).tolist() for n in (3, 0, 25, 1, 20, 19, 60, 7, 0)]
@@ -183,15 +183,15 @@ def test_many_histories_at_once_are_what_they_are_one_by_one(pooling: str, monke
 
 
 def test_latest() -> None:
-    codes, n = latest(torch.tensor([[1, 2, 3, 4], [5, -1, -1, -1], [6, 7, -1, -1], [-1, -1, -1, -1]]), 3)
+    codes, n = keep_latest(torch.tensor([[1, 2, 3, 4], [5, -1, -1, -1], [6, 7, -1, -1], [-1, -1, -1, -1]]), 3)
     assert codes.tolist() == [[2, 3, 4], [5, -1, -1], [6, 7, -1], [-1, -1, -1]]
     assert n.tolist() == [3, 1, 2, 0]
 
 
 def test_rotated_products_know_distances_only() -> None:
     x, y = torch.randn(1, 6), torch.randn(1, 6)
-    cos, sin = rotations(50, 6)
-    a = [rotate(v.expand(50, 6), cos, sin) for v in (x, y)]
+    cos, sin = rotary_cos_sin(50, 6)
+    a = [apply_rotary(v.expand(50, 6), cos, sin) for v in (x, y)]
     products = a[0] @ a[1].T
     for distance in (-7, 0, 12):
         diagonal = products.diagonal(distance)

@@ -19,7 +19,7 @@ from twotower import api, report
 from twotower.config import BilinearBranch, CinBranch, Config, CrossBranch, MlpBranch, override_config, parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
-from twotower.diagnostics import examine
+from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError
 from twotower.model.branches import Bilinear, Cin, Cross, Fm, Mlp
 from twotower.model.two_tower import TwoTower
@@ -597,7 +597,7 @@ def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset)
     with torch.no_grad():
         gate.excite[2].weight.zero_()
         gate.excite[2].bias.fill_(-20)
-    (finding,) = [f for f in examine(run) if f.name == "gates" and f.severity == "ill"]
+    (finding,) = [f for f in diagnose(run) if f.name == "gates" and f.severity == "error"]
     assert finding.text.startswith("All SENet gates of model.pairs.0.item.branches.1 are shut")
     assert "set model.pairs.0.item.branches.1.senet.enabled = false" in finding.text
     override_config(config, ["model.pairs.0.item.branches.1.senet.enabled=false"])

@@ -24,7 +24,7 @@ from twotower.data.dataset import Dataset, Pairs, assemble, build_dataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.model.embeddings import pool
-from twotower.model.history import over_weights
+from twotower.model.history import inverse_weight_sum
 from twotower.model.two_tower import TwoTower
 from twotower.schema import Categorical, MultiHot, Schema, Sequence
 
@@ -206,7 +206,7 @@ def test_an_empty_batch_of_histories_is_zeros_everywhere() -> None:
 def test_the_weights_of_a_mean_add_up_to_one(rate: float) -> None:
     n = torch.tensor([0, 1, 2, 33, 1000])
     expected = [0.0] + [1 / sum(rate**a if a else 1.0 for a in range(k)) for k in (1, 2, 33, 1000)]
-    assert over_weights(n, rate).tolist() == pytest.approx(expected, rel=1e-3)
+    assert inverse_weight_sum(n, rate).tolist() == pytest.approx(expected, rel=1e-3)
 
 
 class Largest(TorchDispatchMode):

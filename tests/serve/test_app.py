@@ -1144,7 +1144,7 @@ def test_fault_G1_G2_a_foreign_tower_is_refused_counted_and_the_old_bundle_answe
     shutil.copytree(store, copy)
     (copy / hostile_towers.SECRET).write_bytes(bytes(400))
     monkeypatch.chdir(copy)
-    monkeypatch.setattr(onnx_tower, "SECONDS", 1.0)
+    monkeypatch.setattr(onnx_tower, "INSPECT_SECONDS", 1.0)
     old = Store(copy).current().id
     forged = hostile_towers.forged(copy, {"user_tower.onnx": hostile_towers.of(change)})
     file, key, boss = key_file

@@ -21,7 +21,7 @@ from twotower.config import Config, load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
-from twotower.model.tables import Shard, Table, tables_of
+from twotower.model.tables import Table, TableShard, named_tables
 from twotower.train import checkpoint, sharded
 from twotower.train.trainer import Trainer
 
@@ -74,17 +74,17 @@ def test_one_process_trains_with_torchrec_what_it_trains_without() -> None:
 
 
 def test_fresh_pieces_are_parts_of_the_fresh_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.model.tables._DRAWN", 2**8)
+    monkeypatch.setattr("twotower.model.tables.NORMAL_BLOCK", 2**8)
     for rows, width in ((3, 1), (5, 4), (100, 3), (129, 6), (130, 8), (1000, 1)):
         torch.manual_seed(5)
         whole = Table(rows, width)
-        whole.start(0.5)
+        whole.initialize(0.5)
         after = torch.rand(3)
         for first_row, first_column, high, wide in ((0, 0, rows, 8), (rows // 2, 0, rows - rows // 2, 4), (1, 4, 2, 4)):
             torch.manual_seed(5)
             piece = torch.nn.Parameter(torch.full((high, wide), torch.nan))
-            made = Shard(rows, width, piece, first_row, first_column)
-            made.start(0.5)
+            made = TableShard(rows, width, piece, first_row, first_column)
+            made.initialize(0.5)
             assert torch.equal(torch.rand(3), after)
             expected = torch.zeros(high, wide)
             part = whole.weight[first_row : first_row + high, first_column : first_column + wide].detach()
@@ -206,7 +206,7 @@ def test_a_run_of_whole_tables_goes_on_in_pieces(config: Path, undisturbed: Path
 
 def test_a_run_of_pieces_leaves_a_plain_run(undisturbed: Path) -> None:
     done = api.load(undisturbed)
-    assert all(isinstance(table, Table) for _, table in tables_of(done.model))
+    assert all(isinstance(table, Table) for _, table in named_tables(done.model))
     measured = api.evaluate(done)
     assert measured["test.auc"] == pytest.approx(done.metrics["test.auc"], abs=1e-6)
 

@@ -8,41 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from twotower.diagnostics.context import Patient
+from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.curves import history, loss_floor
-from twotower.diagnostics.features import dead_features, gates, statistics, telling_features, texts
-from twotower.diagnostics.findings import Finding, describe
+from twotower.diagnostics.features import gates, leaking_features, statistics, texts, unused_features
+from twotower.diagnostics.findings import Finding, describe_findings
 from twotower.diagnostics.pairs import false_negatives, split
 from twotower.diagnostics.vectors import baselines, collapse
-from twotower.evaluation import evaluating
+from twotower.evaluation import evaluation_mode
 from twotower.runs import Run
 
-__all__ = ["Finding", "describe", "examine"]
+__all__ = ["Finding", "describe_findings", "diagnose"]
 
-Diagnosis = Callable[[Patient], Iterator[Finding]]
-ALWAYS: tuple[Diagnosis, ...] = (history, split, statistics, telling_features, texts, false_negatives)
-OF_NUMBERS: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, dead_features, gates)
+Diagnosis = Callable[[DiagnosisContext], Iterator[Finding]]
+ALWAYS: tuple[Diagnosis, ...] = (history, split, statistics, leaking_features, texts, false_negatives)
+FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
 """Those that need vectors of finite numbers."""
 
 
-def examine(run: Run) -> list[Finding]:
-    """Every diagnosis of a run, the worst first; one that finds nothing says so as "fine".
+def diagnose(run: Run) -> list[Finding]:
+    """Every diagnosis of a run, the worst first; one that finds nothing says so as "ok".
 
     Test users and rows of a side are sampled, at most `patient.SAMPLE` of each. Raises nothing of its own: what cannot
     be measured on this run (no test part, one class only) is left out.
     """
-    p = Patient(run)
-    with evaluating(run.model):
+    p = DiagnosisContext(run)
+    with evaluation_mode(run.model):
         found = [finding for check in ALWAYS for finding in check(p)]
         if p.finite:
-            found += [finding for check in OF_NUMBERS for finding in check(p)]
+            found += [finding for check in FINITE_ONLY for finding in check(p)]
         else:
             found.append(
                 Finding(
-                    "ill", "not_finite",
+                    "error", "not_finite",
                     "The model gives vectors that are not finite numbers, so nothing of it can be used. Train again "
                     "with a lower train.lr, or with train.clip_norm = 1.",
                 )
             )  # fmt: skip
-    order = ("ill", "warning", "fine")
+    order = ("error", "warning", "ok")
     return sorted(found, key=lambda finding: order.index(finding.severity))

@@ -22,14 +22,14 @@ from twotower.train.losses import contest
 from twotower.train.negatives import Positives, Sampler
 from twotower.train.order import Epoch
 
-SAMPLE = 2_000
+MAX_SAMPLE_ROWS = 2_000
 """Rows of a side, and test users, that are looked at."""
-_ROWS = 256  # positives of a batch whose candidates are looked at one by one
-_CELLS = 2**22  # (positive, candidate) cells that are looked at
+MAX_BATCH_POSITIVES = 256  # positives of a batch whose candidates are looked at one by one
+MAX_BATCH_CELLS = 2**22  # (positive, candidate) cells that are looked at
 
 
 @dataclass(frozen=True)
-class Patient:
+class DiagnosisContext:
     """All that a diagnosis is made from."""
 
     run: Run
@@ -90,7 +90,7 @@ class Patient:
         memory = torch.from_numpy(some.item[size:].astype(np.int64))
         drawn = sampler(user, item, 0, memory, torch.device("cpu"))
         columns = max(1, len(drawn.log_q) + drawn.own.shape[1])
-        rows = sample(np.arange(len(user)), max(1, min(_ROWS, _CELLS // columns)))
+        rows = sample(np.arange(len(user)), max(1, min(MAX_BATCH_POSITIVES, MAX_BATCH_CELLS // columns)))
         few = torch.from_numpy(rows)
         drawn = replace(
             drawn, positive=drawn.positive[few], own=drawn.own[few],
@@ -144,7 +144,7 @@ class Patient:
 
 def sample(rows: Ints, n: int = 0) -> Ints:
     """At most `n` of the rows (0: SAMPLE), in their order; the same every time."""
-    n = n or SAMPLE
+    n = n or MAX_SAMPLE_ROWS
     if len(rows) <= n:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, n, replace=False))

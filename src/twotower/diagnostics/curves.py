@@ -7,32 +7,32 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from twotower.diagnostics.context import Patient
-from twotower.diagnostics.findings import Finding, or_fine
+from twotower.diagnostics.context import DiagnosisContext
+from twotower.diagnostics.findings import Finding, or_ok
 
 
-def history(p: Patient) -> Iterator[Finding]:
+def history(p: DiagnosisContext) -> Iterator[Finding]:
     values = [float(v) for h in p.run.history for k, v in h.items() if k == "train.loss" or k.startswith("validation.")]
     if not all(math.isfinite(v) for v in values):
         yield Finding(
-            "ill", "history",
+            "error", "history",
             "The history holds values that are not finite: training broke down. Lower train.lr, or set "
             "train.clip_norm = 1.",
         )  # fmt: skip
         return
     if p.run.history:
         well = f"The training loss and {p.config.train.monitor} go as they should."
-        yield from or_fine([*_train_loss(p), *_validation_curve(p)], "history", well)
+        yield from or_ok([*_train_loss(p), *_validation_curve(p)], "history", well)
 
 
-def _train_loss(p: Patient) -> Iterator[Finding]:
+def _train_loss(p: DiagnosisContext) -> Iterator[Finding]:
     losses = p.losses
     if len(losses) < 2:
         return
     evidence = {"first": losses[0], "last": losses[-1], "constant_answer": p.ignorance}
     if losses[-1] > 1.02 * losses[0]:
         yield Finding(
-            "ill", "loss_rises",
+            "error", "loss_rises",
             f"The training loss rises, from {losses[0]:.4f} to {losses[-1]:.4f}. The steps are too large: lower "
             "train.lr, set train.warmup_steps, or train.clip_norm = 1.",
             evidence,
@@ -41,7 +41,7 @@ def _train_loss(p: Patient) -> Iterator[Finding]:
         # A flat curve is fine where the first epoch has taught everything.
         nothing = losses[-1] > 0.98 * p.ignorance
         yield Finding(
-            "ill" if nothing else "warning", "loss_flat",
+            "error" if nothing else "warning", "loss_flat",
             f"The training loss does not fall: {losses[0]:.4f} after the first epoch, {losses[-1]:.4f} after the last"
             + (
                 f", and one answer for every pair would give {p.ignorance:.4f}. The model learns nothing: raise "
@@ -53,7 +53,7 @@ def _train_loss(p: Patient) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _validation_curve(p: Patient) -> Iterator[Finding]:
+def _validation_curve(p: DiagnosisContext) -> Iterator[Finding]:
     curve, train = p.monitored, p.config.train
     if len(curve) < 2:
         return
@@ -79,7 +79,7 @@ def _validation_curve(p: Patient) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def loss_floor(p: Patient) -> Iterator[Finding]:
+def loss_floor(p: DiagnosisContext) -> Iterator[Finding]:
     model, kind = p.config.model, p.config.loss.kind
     if model.similarity != "cosine" or model.bias or not p.losses:
         return
@@ -90,12 +90,10 @@ def loss_floor(p: Patient) -> Iterator[Finding]:
     share = floor / max(loss, 1e-12)
     # A floor that is next to nothing of what there was to learn stands in nobody's way.
     if floor < 0.05 * p.ignorance or share < 0.25:
-        yield Finding(
-            "fine", "loss_floor", f"Temperature {temperature:.3g} lets the loss fall to {floor:.2g}.", evidence
-        )
+        yield Finding("ok", "loss_floor", f"Temperature {temperature:.3g} lets the loss fall to {floor:.2g}.", evidence)
         return
     yield Finding(
-        "ill" if share >= 0.5 else "warning", "loss_floor",
+        "error" if share >= 0.5 else "warning", "loss_floor",
         f"A cosine at temperature {temperature:.3g} cannot bring the loss below {floor:.3f}, however good the vectors "
         f"are; it is {loss:.3f} now, and one answer for every pair would give {p.ignorance:.3f}. Set model.temperature "
         "= 0.1 and model.learn_temperature = true, or model.bias = true, or model.similarity = 'dot'.",

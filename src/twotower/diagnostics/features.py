@@ -13,15 +13,15 @@ from torch import Tensor
 
 from twotower.data.batches import Inputs
 from twotower.data.dataset import Bools
-from twotower.diagnostics.context import Patient
-from twotower.diagnostics.findings import Finding, Severity, or_fine
+from twotower.diagnostics.context import DiagnosisContext
+from twotower.diagnostics.findings import Finding, Severity, or_ok
 from twotower.encoders import UNKNOWN, Codes, Column, Ragged
 from twotower.evaluation import auc
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.schema import SIDES, Categorical, Numeric, Sequence, SideName
 
 
-def statistics(p: Patient) -> Iterator[Finding]:
+def statistics(p: DiagnosisContext) -> Iterator[Finding]:
     schema = p.data.schema
     statistics = [f.name for f in schema.features if isinstance(f, Numeric) and f.statistic]
     sequences = [f.name for f in schema.features if isinstance(f, Sequence)]
@@ -35,7 +35,7 @@ def statistics(p: Patient) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def telling_features(p: Patient) -> Iterator[Finding]:
+def leaking_features(p: DiagnosisContext) -> Iterator[Finding]:
     """Features that by themselves tell the label of test pairs: likely made from it."""
     data = p.data
     test = data.test
@@ -48,14 +48,14 @@ def telling_features(p: Patient) -> Iterator[Finding]:
             if isinstance(feature, Sequence) or feature.source == data.schema.id_column(side):
                 continue
             column = data.side(side).columns[feature.name]
-            score = _single(column, train_rows, data.train.positive, len(data.side(side)))
+            score = _single_feature_score(column, train_rows, data.train.positive, len(data.side(side)))
             if score is not None:
                 value = auc(score[rows], test.positive)
                 found.append((side, feature.name, max(value, 1 - value)))
     for side, name, value in found:
         if value >= 0.95:
             yield Finding(
-                "ill", "telling_feature",
+                "error", "leaking_feature",
                 f"The {side} feature '{name}' alone tells liked from not liked in the test part (AUC {value:.3f}): "
                 "most likely it was made from the outcome. If it is not known before the user decides, remove it from "
                 "schema.features.",
@@ -64,13 +64,13 @@ def telling_features(p: Patient) -> Iterator[Finding]:
     if found and max(v for _, _, v in found) < 0.95:
         side, name, value = max(found, key=lambda f: f[2])
         yield Finding(
-            "fine", "telling_feature",
+            "ok", "leaking_feature",
             f"No feature tells the label by itself; the {side} feature '{name}' tells most (AUC {value:.3f}).",
             {"auc": value},
         )  # fmt: skip
 
 
-def texts(p: Patient) -> Iterator[Finding]:
+def texts(p: DiagnosisContext) -> Iterator[Finding]:
     """What letter n-grams lose: words that become one, and grams the model has never met."""
     found = []
     names = [(side, name, grams) for side in SIDES for name, grams in p.data.texts(side).items()]
@@ -102,10 +102,12 @@ def texts(p: Patient) -> Iterator[Finding]:
                 )
             )  # fmt: skip
     well = "The texts' words keep codes of their own, and few of the grams that test asks for are unknown."
-    return or_fine(found, "text", well) if names else iter(())
+    return or_ok(found, "text", well) if names else iter(())
 
 
-def _single(column: Column, rows: npt.NDArray[np.integer], positive: Bools, n: int) -> npt.NDArray[np.float64] | None:
+def _single_feature_score(
+    column: Column, rows: npt.NDArray[np.integer], positive: Bools, n: int
+) -> npt.NDArray[np.float64] | None:
     """(n,) score of every row by one feature alone: its number, or how often its values are liked; None for vectors."""
     if not isinstance(column, Ragged):
         if column.ndim == 2:
@@ -120,26 +122,26 @@ def _single(column: Column, rows: npt.NDArray[np.integer], positive: Bools, n: i
     return np.where(lengths > 0, mean, positive.mean())
 
 
-def dead_features(p: Patient) -> Iterator[Finding]:
+def unused_features(p: DiagnosisContext) -> Iterator[Finding]:
     n = dead = 0
     for side in SIDES:
-        effects = _effects(p, side)
+        effects = _shuffle_effects(p, side)
         if effects is None:
             continue
         for feature in p.data.schema.side(side):
             n += 1
             effect = effects[feature.name]
-            why = _why_dead(p, side, feature.name, effect)
+            why = _why_unused(p, side, feature.name, effect)
             if why:
                 dead += 1
                 yield Finding(
-                    "warning", "dead_feature", f"The {side} feature '{feature.name}' {why}", {"effect": effect}
+                    "warning", "unused_feature", f"The {side} feature '{feature.name}' {why}", {"effect": effect}
                 )
     if n and not dead:
-        yield Finding("fine", "dead_feature", f"Each of {n} features changes the scores.")
+        yield Finding("ok", "unused_feature", f"Each of {n} features changes the scores.")
 
 
-def _effects(p: Patient, side: SideName) -> dict[str, float] | None:
+def _shuffle_effects(p: DiagnosisContext, side: SideName) -> dict[str, float] | None:
     """How much the scores of sampled rows change when one feature's values change places among them: the root mean
     square of the change, over the deviation of the scores. None if all scores are the same."""
     data, model = p.data, p.run.model
@@ -161,12 +163,13 @@ def _effects(p: Patient, side: SideName) -> dict[str, float] | None:
     if len(rows) < 2 or variance <= 1e-9 * max(squares(vectors), 1e-12):
         return None
     changes = {
-        f.name: tower(_swapped(inputs, moved, f.name, lookups)).double().cpu() - vectors for f in data.schema.side(side)
+        f.name: tower(_replace_feature(inputs, moved, f.name, lookups)).double().cpu() - vectors
+        for f in data.schema.side(side)
     }
     return {name: math.sqrt(max(0.0, squares(change)) / variance) for name, change in changes.items()}
 
 
-def _swapped(inputs: Inputs, moved: Inputs, name: str, lookups: list[str]) -> Inputs:
+def _replace_feature(inputs: Inputs, moved: Inputs, name: str, lookups: list[str]) -> Inputs:
     """The inputs with one feature's values taken from `moved`."""
     if name in lookups:
         lookup = inputs.lookup.clone()
@@ -177,7 +180,7 @@ def _swapped(inputs: Inputs, moved: Inputs, name: str, lookups: list[str]) -> In
     return replace(inputs, dense=inputs.dense | {name: moved.dense[name]})
 
 
-def _why_dead(p: Patient, side: SideName, name: str, effect: float) -> str:
+def _why_unused(p: DiagnosisContext, side: SideName, name: str, effect: float) -> str:
     """Why a feature cannot matter and what to do; empty if it does matter."""
     data, model = p.data, p.run.model
     column = p.known[side].columns[name]
@@ -196,7 +199,7 @@ def _why_dead(p: Patient, side: SideName, name: str, effect: float) -> str:
     towers = [pair for pair in model.towers(side) if name in pair[0].field_names]
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
-    norms = [_norm(t.embeddings, other.embeddings, name) for t, other in towers]
+    norms = [_mean_row_norm(t.embeddings, other.embeddings, name) for t, other in towers]
     if max(norms) < 0.01 * p.config.model.embedding_std:
         return (
             f"has embeddings of about zero (mean length {max(norms):.2g}): they were decayed away. Lower "
@@ -208,7 +211,7 @@ def _why_dead(p: Patient, side: SideName, name: str, effect: float) -> str:
     )
 
 
-def _norm(embeddings: FieldEmbeddings, other: FieldEmbeddings, name: str) -> float:
+def _mean_row_norm(embeddings: FieldEmbeddings, other: FieldEmbeddings, name: str) -> float:
     """Mean length of the rows of the field's table; infinite for numbers, which have none."""
     f = next(f for f in embeddings.fields if f.name == name)
     if f.kind == "dense":
@@ -217,7 +220,7 @@ def _norm(embeddings: FieldEmbeddings, other: FieldEmbeddings, name: str) -> flo
     return float(table.detach().norm(dim=1).mean())
 
 
-def gates(p: Patient) -> Iterator[Finding]:
+def gates(p: DiagnosisContext) -> Iterator[Finding]:
     found: list[Finding] = []
     any_gate = False
     for side in SIDES:
@@ -228,7 +231,7 @@ def gates(p: Patient) -> Iterator[Finding]:
                 where = f"model.pairs.{number}.{side}.{section}".removesuffix(".senet")
                 found += _gate_findings(passed.cpu(), tower.field_names, where)
     well = "The SENet gates are neither all open nor all shut, and differ from row to row."
-    return or_fine(found, "gates", well) if any_gate else iter(())
+    return or_ok(found, "gates", well) if any_gate else iter(())
 
 
 def _gate_findings(gates: Tensor, names: list[str], where: str) -> Iterator[Finding]:
@@ -237,7 +240,7 @@ def _gate_findings(gates: Tensor, names: list[str], where: str) -> Iterator[Find
     evidence = {"lowest": float(mean.min()), "highest": float(mean.max()), "deviation": float(deviation.max())}
     severity: Severity = "warning"
     if evidence["highest"] < 0.01:
-        severity = "ill"
+        severity = "error"
         text = (
             f"All SENet gates of {where} are shut (the widest passes {evidence['highest']:.2g}): the tower sees next "
             f"to nothing. Lower train.lr, or set {where}.senet.enabled = false."

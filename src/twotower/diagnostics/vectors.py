@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.compare import Comparison, Questions, differences, questions_of
-from twotower.diagnostics.context import Patient, sample
+from twotower.compare import Comparison, ComparisonData, compare_factors, comparison_data
+from twotower.diagnostics.context import DiagnosisContext, sample
 from twotower.diagnostics.findings import Finding, Severity
 from twotower.encoders import Ints
-from twotower.evaluation import Factors, biases, popularity
+from twotower.evaluation import Factors, bias_baseline, popularity_baseline
 from twotower.schema import SIDES
 
 
-def collapse(p: Patient) -> Iterator[Finding]:
+def collapse(p: DiagnosisContext) -> Iterator[Finding]:
     """What a score is made of: its spread over items is the items' own plus what is between this user and this item."""
     users, items = (p.factors.users[p.met["user"]].double(), p.factors.items[p.met["item"]].double())
     if len(users) < 2 or len(items) < 2:
@@ -40,9 +40,9 @@ def collapse(p: Patient) -> Iterator[Finding]:
     most = evidence[f"{side}_cosine"]
     narrow = min(SIDES, key=lambda s: evidence[f"{s}_rank"])
     cooler = ", and model.temperature" if p.config.model.similarity == "cosine" else ""
-    severity: Severity = "ill"
+    severity: Severity = "error"
     advice = (
-        " If a finding dead_feature says that its tower sees nothing, start there; else lower train.lr and "
+        " If a finding unused_feature says that its tower sees nothing, start there; else lower train.lr and "
         f"train.embedding_weight_decay{cooler}."
     )
     if evidence["logit_spread"] < 0.05:
@@ -60,7 +60,7 @@ def collapse(p: Patient) -> Iterator[Finding]:
             f"The {narrow} vectors use {evidence[f'{narrow}_rank']:.1f} of {width} directions: taste has one axis here."
         )
     else:
-        severity, advice = "fine", ""
+        severity, advice = "ok", ""
         text = (
             f"User vectors use about {evidence['user_rank']:.0f} of {width} directions and item vectors "
             f"{evidence['item_rank']:.0f}; {share:.0%} of what tells items apart depends on the user."
@@ -90,12 +90,12 @@ def _effective_rank(rows: Tensor) -> float:
     return float(torch.exp(-torch.xlogy(share, share).sum()))
 
 
-def baselines(p: Patient) -> Iterator[Finding]:
+def baselines(p: DiagnosisContext) -> Iterator[Finding]:
     data, config = p.data, p.config
     users = sample(np.unique(data.test.user).astype(np.int64))
     if len(users) < 2:
         return
-    questions = questions_of(data, users)
+    questions = comparison_data(data, users)
     retrieves = config.loss.kind != "bce" or config.negatives.random > 0
     ranked = config.train.monitor.partition(".")[2] not in ("auc", "gauc", "log_loss")
     n_users, n_items = len(data.users), len(data.items)
@@ -104,38 +104,38 @@ def baselines(p: Patient) -> Iterator[Finding]:
         pairs = config.loss.kind == "bce"
         other = ", or set loss.kind = 'softmax' with negatives.uniform" if pairs else ""
         how = f"See the other findings, and raise train.epochs or train.lr{other}."
-        counts = popularity(data.train, n_users, n_items)
-        for c in _against(p, counts, users, questions, [k], f"ndcg@{k}"):
-            yield _verdict(c, "popularity", "baseline_ranking", "ill", how)
+        counts = popularity_baseline(data.train, n_users, n_items)
+        for c in _compare_with_baseline(p, counts, users, questions, [k], f"ndcg@{k}"):
+            yield _baseline_finding(c, "popularity", "baseline_ranking", "error", how)
     if config.loss.kind == "bce":
-        severity: Severity = "warning" if config.negatives.random else "ill"
+        severity: Severity = "warning" if config.negatives.random else "error"
         how = (
             "One score cannot answer both whether a shown item is liked and which items to show: for the former lower "
             "negatives.random_share."
             if config.negatives.random
             else "Raise train.epochs, set model.bias = true, and see the other findings."
         )
-        fitted = biases(data.train, n_users, n_items)
-        for c in _against(p, fitted, users, questions, [], "auc"):
-            yield _verdict(c, "user and item biases", "baseline_pairs", severity, how)
+        fitted = bias_baseline(data.train, n_users, n_items)
+        for c in _compare_with_baseline(p, fitted, users, questions, [], "auc"):
+            yield _baseline_finding(c, "user and item biases", "baseline_pairs", severity, how)
 
 
-def _against(
-    p: Patient, baseline: Factors, users: Ints, questions: Questions, k: list[int], metric: str
+def _compare_with_baseline(
+    p: DiagnosisContext, baseline: Factors, users: Ints, questions: ComparisonData, k: list[int], metric: str
 ) -> list[Comparison]:
     """The baseline (A) and the model (B) over the same test users by one metric; empty if it cannot be measured."""
     one, two = (Factors(f.users[torch.from_numpy(users)], f.items) for f in (baseline, p.factors))
-    return [c for c in differences(one, two, questions, k, 200) if c.metric == metric]
+    return [c for c in compare_factors(one, two, questions, k, 200) if c.metric == metric]
 
 
-def _verdict(c: Comparison, baseline: str, name: str, severity: Severity, how: str) -> Finding:
+def _baseline_finding(c: Comparison, baseline: str, name: str, severity: Severity, how: str) -> Finding:
     evidence = {"model": c.b, "baseline": c.a, "low": c.low, "high": c.high, "users": float(c.users)}
     interval = (
         f"difference {c.difference:+.4f}, 95 % interval [{c.low:+.4f}, {c.high:+.4f}] over {c.users:,} test users"
     )
     if c.low > 0:
         return Finding(
-            "fine", name, f"Better than {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval}).", evidence
+            "ok", name, f"Better than {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval}).", evidence
         )
     if c.difference > 0:
         text = (

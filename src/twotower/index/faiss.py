@@ -410,11 +410,11 @@ def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | Non
     said = {path: f"{path}: no such file" for path in paths if not path.is_file()}
     rest = [path for path in paths if path not in said]
     largest = max((path.stat().st_size for path in rest), default=0)
-    for path, seen in limited_process.look(
+    for path, seen in limited_process.run_limited(
         VERIFY_FUNCTION, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest
     ).items():
-        ours = not seen.wrong or str(path) in seen.wrong
-        said[path] = seen.wrong if ours else f"{path}: not a usable FAISS index ({seen.wrong})"
+        ours = not seen.error or str(path) in seen.error
+        said[path] = seen.error if ours else f"{path}: not a usable FAISS index ({seen.error})"
     return said
 
 

@@ -15,25 +15,25 @@ from twotower.data.batches import Padded, Windows
 from twotower.errors import ConfigError
 from twotower.model.layers import Dropout, gather
 
-TOKENS = 2**14
+MAX_TOKENS_PER_PASS = 2**14
 """Items that are read at a time where whole histories are."""
 
 
-def rotations(places: int, width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def rotary_cos_sin(places: int, width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Cosines and sines (places, width / 2) of the angles place / 10000^(i / (width / 2))."""
     half = width // 2
     angles = torch.arange(places, device=device)[:, None] / 10000 ** (torch.arange(half, device=device) / half)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(…, T, width) turned by the angles of its places, the numbers i and i + width / 2 as a pair."""
     left, right = x.chunk(2, -1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Causal self-attention, then a layer per item, both on a residual.
 
     Plain (SASRec, Kang and McAuley 2018, section 3.2, with the norm in front): x + f(norm(x)).
@@ -58,7 +58,7 @@ class Block(nn.Module):
         joint = self.query_key_value(self.attend_norm(x)).view(r, w, 3, self.heads, -1)
         query, key, value = joint.permute(2, 0, 3, 1, 4)
         read = nn.functional.scaled_dot_product_attention(
-            rotate(query, cos, sin), rotate(key, cos, sin), value, attn_mask=known
+            apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value, attn_mask=known
         )
         change = self.out(read.transpose(1, 2).reshape(r, w, width))
         if self.attend_gate is not None:
@@ -86,8 +86,8 @@ class AttentionPool(nn.Module):
         """As `Block.forward`."""
         r, w, width = x.shape
         key, value = self.key_value(self.norm(x)).view(r, w, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        query = rotate(self.query.to(key.dtype).expand(self.heads, w, -1), cos, sin).expand(r, -1, -1, -1)
-        read = nn.functional.scaled_dot_product_attention(query, rotate(key, cos, sin), value, attn_mask=known)
+        query = apply_rotary(self.query.to(key.dtype).expand(self.heads, w, -1), cos, sin).expand(r, -1, -1, -1)
+        read = nn.functional.scaled_dot_product_attention(query, apply_rotary(key, cos, sin), value, attn_mask=known)
         out: Tensor = self.out(read.transpose(1, 2).reshape(r, w, width))
         return out
 
@@ -106,7 +106,7 @@ class HistoryEncoder(nn.Module):
         self.limit, self.head_width = limit, width // config.heads
         self.input_dropout = Dropout(config.input_dropout)
         self.input_norm = nn.LayerNorm(width)
-        kinds = [Block] * config.blocks if pooling == "transformer" else [AttentionPool]
+        kinds = [TransformerBlock] * config.blocks if pooling == "transformer" else [AttentionPool]
         self.blocks = nn.ModuleList(kind(width, config) for kind in kinds)
         self.norm = nn.LayerNorm(width)
 
@@ -115,13 +115,13 @@ class HistoryEncoder(nn.Module):
         if isinstance(history, Windows):
             out = self._read(table, history.codes, history.sequence).flatten(0, 1).index_select(0, history.place)
             return out * (history.length > 0).to(out.dtype)[:, None]
-        codes, n = latest(history.codes, self.limit)
+        codes, n = keep_latest(history.codes, self.limit)
         # Histories of about one length together: a row is filled up to the longest beside it.
         order = torch.argsort(n, descending=True)
         parts, start = [], 0
         while start < len(order):
             longest = max(1, int(n[order[start]]))
-            rows = order[start : start + max(1, TOKENS // longest)]
+            rows = order[start : start + max(1, MAX_TOKENS_PER_PASS // longest)]
             start += len(rows)
             here = codes[rows, :longest]
             out = self._read(table, here, torch.where(here >= 0, 0, -1))
@@ -138,14 +138,14 @@ class HistoryEncoder(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         w = codes.shape[1]
         known = (sequence[:, :, None] == sequence[:, None]) & torch.ones(w, w, device=x.device, dtype=torch.bool).tril()
-        cos, sin = rotations(w, self.head_width, x.device)
+        cos, sin = rotary_cos_sin(w, self.head_width, x.device)
         for block in self.blocks:
             x = block(x, known[:, None], cos, sin)
         out: Tensor = self.norm(x)
         return out
 
 
-def latest(codes: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+def keep_latest(codes: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Padded codes (U, T) -> the last `limit` of each row (U, min(T, limit)), and how many they are (U,)."""
     n = (codes >= 0).sum(1)
     if codes.shape[1] > limit:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from twotower.config import BilinearBranch, Branch, CinBranch, CrossBranch, FmBranch, MlpBranch
 from twotower.errors import ConfigError
-from twotower.model.layers import SenetGate, hidden
+from twotower.model.layers import SenetGate, norm_activation_dropout
 
 
 class Mlp(nn.Module):
@@ -27,7 +27,10 @@ class Mlp(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for w in config.layers:
-            layers += [nn.Linear(width, w), *hidden(w, config.activation, config.layer_norm, config.dropout)]
+            layers += [
+                nn.Linear(width, w),
+                *norm_activation_dropout(w, config.activation, config.layer_norm, config.dropout),
+            ]
             width = w
         self.layers, self.size = nn.Sequential(*layers), width
 
@@ -131,7 +134,7 @@ class Bilinear(nn.Module):
         return (left * fields[:, self.second]).flatten(1)
 
 
-class Part(nn.Module):
+class TowerBranch(nn.Module):
     """One branch: its gate, what it computes, and the norm of it."""
 
     def __init__(self, config: Branch, widths: list[int], pieces: list[int], deviation: float) -> None:

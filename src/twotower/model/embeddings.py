@@ -15,12 +15,12 @@ from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
 from twotower.model.attention import HistoryEncoder
-from twotower.model.history import decayed_means, decayed_sums, over_weights
+from twotower.model.history import decayed_means, decayed_sums, inverse_weight_sum
 from twotower.model.layers import gather
-from twotower.model.tables import AnyBag, AnyTable, Make, Table, codes_of
+from twotower.model.tables import AnyBag, AnyTable, Table, TableFactory, bag_codes
 
 
-class _Pool(torch.autograd.Function):
+class _BagSum(torch.autograd.Function):
     """Sum of table rows per bag. The backward pass is the same sum over the transposed bag: no atomic adds, so
     it is as fast as the forward pass and gives the same bits every time."""
 
@@ -60,7 +60,7 @@ def pool(table: Tensor, bag: Bag | Prefixes | Padded, pooling: str, rates: tuple
         n = bag.offsets[1:] - bag.offsets[:-1]
         if pooling == "decay":
             return _decayed_bag(table, bag, n, rates)
-        total = _Pool.apply(table, bag)  # type: ignore[no-untyped-call]
+        total = _BagSum.apply(table, bag)  # type: ignore[no-untyped-call]
     if pooling == "sum":
         return total
     n = n.clamp(min=1).to(total.dtype)
@@ -85,7 +85,7 @@ def _decayed_bag(table: Tensor, bag: Bag, n: Tensor, rates: tuple[float, ...]) -
         total = nn.functional.embedding_bag(
             bag.values, table, bag.offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
         )
-        out.append(total * over_weights(n, rate).to(total.dtype)[:, None])
+        out.append(total * inverse_weight_sum(n, rate).to(total.dtype)[:, None])
     return torch.cat(out, 1)
 
 
@@ -103,7 +103,7 @@ class FieldEmbeddings(nn.Module):
         width: int,
         std: float,
         history: HistoryConfig | None = None,
-        make: Make = Table,
+        make: TableFactory = Table,
     ) -> None:
         """`fields` are the tower's, out of `all_fields` of its side, which number the lookup columns; `make` makes the
         tables."""
@@ -144,12 +144,12 @@ class FieldEmbeddings(nn.Module):
                 self.tables[table] = make(f.rows, f.width)
                 self._place[f.name] = (table, 0, f.rows)
         for name in self.tables:
-            self._table(name).start(std)
+            self._table(name).initialize(std)
         for f in self._others:
             if f.kind == "bag" and not f.sequence and not f.shares:
                 # Training may never meet a value without a row, and what is unknown then adds nothing.
                 table, first, _ = self._place[f.name]
-                self._table(table).clear(first + UNKNOWN)
+                self._table(table).zero_row(first + UNKNOWN)
 
     @property
     def widths(self) -> list[int]:
@@ -163,7 +163,7 @@ class FieldEmbeddings(nn.Module):
     def rows_of(self, name: str) -> Tensor:
         """The (rows, width) slice of the table that holds the field `name`."""
         table, first, rows = self._place[name]
-        return cast(Table, self.tables[table]).slice(first, rows)
+        return cast(Table, self.tables[table]).rows(first, rows)
 
     def codes(
         self, own: Inputs | None, theirs: Inputs | None, other: FieldEmbeddings
@@ -178,16 +178,16 @@ class FieldEmbeddings(nn.Module):
             for f in reader._others if inputs is not None else ():
                 if f.kind == "bag" and bool(f.shares) is (reader is other):
                     table, first, _ = self._place[f.shares or f.name]
-                    codes = codes_of(cast(Inputs, inputs).bags[f.name]) + first
+                    codes = bag_codes(cast(Inputs, inputs).bags[f.name]) + first
                     yield self._table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
 
     def _table(self, name: str) -> AnyTable:
         return cast(AnyTable, self.tables[name])
 
-    def _lend(self, name: str, bag: AnyBag) -> tuple[Tensor, AnyBag]:
+    def _table_for_bag(self, name: str, bag: AnyBag) -> tuple[Tensor, AnyBag]:
         """The table that holds the field `name`, and the bag in its codes."""
         table, first, rows = self._place[name]
-        return self._table(table).lend(first, rows, bag)
+        return self._table(table).for_bag(first, rows, bag)
 
     def forward(self, inputs: Inputs, other: FieldEmbeddings, unknown_rate: float = 0.0) -> Tensor:
         """(U, sum of widths), fields in the order of `fields`. `other` lends its id embedding to shared sequences.
@@ -205,7 +205,7 @@ class FieldEmbeddings(nn.Module):
             if f.kind == "dense":
                 parts.append(self.projections[f"dense{number}"](inputs.dense[f.name]))
             else:
-                weights, bag = (other if f.shares else self)._lend(f.shares or f.name, inputs.bags[f.name])
+                weights, bag = (other if f.shares else self)._table_for_bag(f.shares or f.name, inputs.bags[f.name])
                 if isinstance(bag, Windows) or f.limit:
                     parts.append(self.encoders[f"bag{number}"](weights, bag))
                 else:

@@ -20,11 +20,11 @@ def decayed_means(table: Tensor, known: Prefixes, rates: tuple[float, ...]) -> T
     """Table (rows, E) and U moments -> (U, R E): per rate the sum of rate^n x_n over the sum of rate^n, x_n the row of
     the interaction n places before the latest; zeros where nothing is known."""
     sums = decayed_sums(table, known, rates)
-    scale = torch.stack([over_weights(known.length, r) for r in rates], 1).to(sums.dtype)
+    scale = torch.stack([inverse_weight_sum(known.length, r) for r in rates], 1).to(sums.dtype)
     return (sums.view(len(sums), len(rates), -1) * scale[:, :, None]).flatten(1)
 
 
-def over_weights(n: Tensor, rate: float) -> Tensor:
+def inverse_weight_sum(n: Tensor, rate: float) -> Tensor:
     """1 / (1 + rate + … + rate^(n-1)), and 0 for n = 0."""
     n = n.float()
     total = n if rate == 1 else (1 - rate**n) / (1 - rate)
@@ -45,15 +45,15 @@ def decayed_sums(table: Tensor, known: Prefixes, rates: tuple[float, ...]) -> Te
     held, far, longest = ends, 1, int(known.number.max()) + 1
     while far < longest:
         reach = torch.where(known.number[:, None] >= far, rate ** (far * CHUNK), 0.0).to(ends.dtype)  # (K, R)
-        held = held + _later(held, far) * reach[:, :, None]
+        held = held + _shift_chunks(held, far) * reach[:, :, None]
         far *= 2
-    carried = _later(held, 1) * (known.number > 0).to(ends.dtype)[:, None, None]  # (K, R, E)
+    carried = _shift_chunks(held, 1) * (known.number > 0).to(ends.dtype)[:, None, None]  # (K, R, E)
     at = states.reshape(-1, len(rates), x.shape[2]).index_select(0, known.last)
     steps = rate ** (known.last % CHUNK + 1)[:, None]  # (U, R)
     sums = at + carried.index_select(0, known.last // CHUNK) * steps.to(at.dtype)[:, :, None]
     return (sums * (known.length > 0).to(sums.dtype)[:, None, None]).flatten(1)
 
 
-def _later(x: Tensor, places: int) -> Tensor:
+def _shift_chunks(x: Tensor, places: int) -> Tensor:
     """(K, R, E) moved `places` chunks on, zeros before."""
     return nn.functional.pad(x[:-places], (0, 0, 0, 0, places, 0))

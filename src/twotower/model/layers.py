@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def hidden(width: int, activation: str, layer_norm: bool, dropout: float) -> list[nn.Module]:
+def norm_activation_dropout(width: int, activation: str, layer_norm: bool, dropout: float) -> list[nn.Module]:
     """What follows a hidden layer: its norm, its activation, its dropout."""
     norm = [nn.LayerNorm(width)] if layer_norm else []
     return [*norm, ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]

@@ -11,10 +11,10 @@ from twotower.config import HistoryConfig, TowerConfig
 from twotower.data.batches import Inputs
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError, nearest
-from twotower.model.branches import Part
+from twotower.model.branches import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.layers import ACTIVATIONS, Dropout, SenetGate, hidden
-from twotower.model.tables import AnyTable, Make, Table
+from twotower.model.layers import ACTIVATIONS, Dropout, SenetGate, norm_activation_dropout
+from twotower.model.tables import AnyTable, Table, TableFactory
 
 
 class Tower(nn.Module):
@@ -28,11 +28,11 @@ class Tower(nn.Module):
         std: float,
         unknown_rate: float,
         extra: int = 0,
-        make: Make = Table,
+        make: TableFactory = Table,
     ) -> None:
         """The last `extra` numbers of the last layer are biases, no part of the vector. `make` makes the tables."""
         super().__init__()
-        fields = _pick(side_fields, config.fields)
+        fields = _select_fields(side_fields, config.fields)
         self.unknown_rate = unknown_rate
         self.decay_scale = config.decay_scale
         self.has_layers = bool(config.layers)
@@ -53,22 +53,24 @@ class Tower(nn.Module):
                 raise ConfigError(f"join = 'sum' needs fields of one width, found {sorted(set(widths))}")
             size = widths[0]
             self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(size))
-            layers += hidden(size, *after)
+            layers += norm_activation_dropout(size, *after)
         else:
             self.shift = None
             size = sum(widths)
         deviation = 1.0 if config.field_norm else std
-        self.branches = nn.ModuleList(Part(b, widths, self.embeddings.pieces, deviation) for b in config.branches)
+        self.branches = nn.ModuleList(
+            TowerBranch(b, widths, self.embeddings.pieces, deviation) for b in config.branches
+        )
         if config.branches:
-            size = sum(cast(Part, b).size for b in self.branches)
-        self.augmented = Augmented(side_fields, config.layers[-1] - extra, make) if config.augment else None
+            size = sum(cast(TowerBranch, b).size for b in self.branches)
+        self.augmented = AugmentedVectors(side_fields, config.layers[-1] - extra, make) if config.augment else None
         if self.augmented is not None:
             size += self.augmented.width
         for i, w in enumerate(config.layers):
             layers.append(nn.Linear(size, w))
             size = w
             if i + 1 < len(config.layers):
-                layers += hidden(w, *after)
+                layers += norm_activation_dropout(w, *after)
         self.layers = nn.Sequential(*layers)
         joined = sum(widths) if self.shift is None else widths[0]
         self.residual = nn.Linear(joined, size, bias=False) if config.residual else None
@@ -84,7 +86,7 @@ class Tower(nn.Module):
         if self.senet is not None:
             fields = self.senet.weigh(fields)
         for number, branch in enumerate(self.branches):
-            if (gate := cast(Part, branch).senet) is not None:
+            if (gate := cast(TowerBranch, branch).senet) is not None:
                 found[f"branches.{number}.senet"] = gate(fields)
         return found
 
@@ -118,14 +120,14 @@ class Tower(nn.Module):
         return torch.cat([self.output_norm(out[:, :n]), out[:, n:]], 1)
 
 
-class Augmented(nn.Module):
+class AugmentedVectors(nn.Module):
     """A vector per id of the side, trained to be like the other side's vectors of its positives (DAT, Yu et al. 2021,
     section 3.2). Ids that training does not know read row 0.
 
     It begins at zero: an id without a positive says nothing.
     """
 
-    def __init__(self, side_fields: tuple[Field, ...], width: int, make: Make = Table) -> None:
+    def __init__(self, side_fields: tuple[Field, ...], width: int, make: TableFactory = Table) -> None:
         """Raises ConfigError if no field of the side tells its ids apart."""
         super().__init__()
         lookups = [f for f in side_fields if f.kind == "lookup"]
@@ -137,7 +139,7 @@ class Augmented(nn.Module):
             )
         self.column, self.width = own[0], width
         self.table: AnyTable = make(lookups[own[0]].rows, width)
-        self.table.start(0)
+        self.table.initialize(0)
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
         """(U, D); in training a share `unknown_rate` of the rows reads row 0."""
@@ -161,7 +163,7 @@ def _normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:
     return torch.cat([nn.functional.layer_norm(p, (p.shape[1],)) for p in torch.split(joined, widths, 1)], 1)
 
 
-def _pick(fields: tuple[Field, ...], names: tuple[str, ...]) -> tuple[Field, ...]:
+def _select_fields(fields: tuple[Field, ...], names: tuple[str, ...]) -> tuple[Field, ...]:
     known = {f.name: f for f in fields}
     for name in names:
         if name not in known:

@@ -17,7 +17,7 @@ from twotower.config import ModelConfig
 from twotower.data.batches import Inputs
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
-from twotower.model.tables import AnyTable, Make, Table
+from twotower.model.tables import AnyTable, Table, TableFactory
 from twotower.model.towers import Tower
 from twotower.schema import SideName
 
@@ -45,7 +45,7 @@ def normalize(x: Tensor) -> Tensor:
     return out
 
 
-class Pair(nn.Module):
+class TowerPair(nn.Module):
     """A user tower and an item tower whose vectors are compared with each other."""
 
     def __init__(self, user: Tower, item: Tower) -> None:
@@ -58,12 +58,12 @@ class FirstOrder(nn.Module):
 
     first_rows: Tensor
 
-    def __init__(self, fields: tuple[Field, ...], make: Make = Table) -> None:
+    def __init__(self, fields: tuple[Field, ...], make: TableFactory = Table) -> None:
         super().__init__()
         rows = [f.rows for f in fields if f.kind == "lookup"]
         self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
         self.table: AnyTable = make(max(1, sum(rows)), 1)
-        self.table.start(0)
+        self.table.initialize(0)
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
         """(U, 1)"""
@@ -83,7 +83,11 @@ class TwoTower(nn.Module):
     """`user_vectors(inputs) @ item_vectors(inputs).T` are the logits of "this user likes this item"."""
 
     def __init__(
-        self, config: ModelConfig, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...], make: Make = Table
+        self,
+        config: ModelConfig,
+        user_fields: tuple[Field, ...],
+        item_fields: tuple[Field, ...],
+        make: TableFactory = Table,
     ) -> None:
         """`make` makes the tables. Raises ConfigError if the two towers of a pair give vectors of different widths."""
         super().__init__()
@@ -112,7 +116,7 @@ class TwoTower(nn.Module):
                 )
             user.embeddings.check_shares(item.embeddings)
             item.embeddings.check_shares(user.embeddings)
-            self.pairs.append(Pair(user, item))
+            self.pairs.append(TowerPair(user, item))
         if config.bias:
             self.user_bias, self.item_bias = FirstOrder(user_fields, make), FirstOrder(item_fields, make)
             self.global_bias = nn.Parameter(torch.zeros(()))
@@ -134,7 +138,7 @@ class TwoTower(nn.Module):
 
     def towers(self, side: SideName) -> list[tuple[Tower, Tower]]:
         """Per pair the tower of `side` and the other side's."""
-        pairs = [cast(Pair, pair) for pair in self.pairs]
+        pairs = [cast(TowerPair, pair) for pair in self.pairs]
         return [(b.user, b.item) if side == "user" else (b.item, b.user) for b in pairs]
 
     @property

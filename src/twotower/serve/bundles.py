@@ -64,7 +64,7 @@ class BundleManager:
         """Why there is no newer one."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
-        onnx_tower.bound(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], _free_memory(memory_limit, workers))))
+        onnx_tower.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], _free_memory(memory_limit, workers))))
         self._check_thread, self._load_thread, self._store_thread = (
             FileReader("check"),
             FileReader("load", lower_priority),

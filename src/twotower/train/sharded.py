@@ -1,7 +1,7 @@
 """Tables that several ranks hold together, each a piece of them, by TorchRec.
 
 A step names distinct rows of each table; TorchRec fetches them from the ranks that hold them as one small matrix a table,
-and the towers read that (`tables.Shard`). After the backward pass the matrices' gradients go the same way back, where
+and the towers read that (`tables.TableShard`). After the backward pass the matrices' gradients go the same way back, where
 those of all ranks are added up. What is trained is what whole tables would be trained to:
 
 - By SGD and Adagrad a row without a gradient stays as it is. So the rank that holds a row updates it as the gradient
@@ -29,7 +29,7 @@ from twotower.data.batches import Inputs
 from twotower.distributed import DistributedContext
 from twotower.encoders import Field
 from twotower.errors import ConfigError
-from twotower.model.tables import Shard, Table, tables_of
+from twotower.model.tables import Table, TableShard, named_tables
 from twotower.model.two_tower import TwoTower
 
 _BLOCK = 2**22
@@ -119,12 +119,12 @@ class Sharded:
         self._held = [self._collection(g, rule, config.train.lr, row_wise) for g in groups]
         # Where rows are swept: zeros, which an update at a rate of -1 makes the sum of the gradients.
         self._gradients = [] if self.touched else [self._collection(g, rule, -1.0, row_wise) for g in groups]
-        self._shards: list[Shard] = []
-        self._leaves: dict[Shard, Tensor] = {}
+        self._shards: list[TableShard] = []
+        self._leaves: dict[TableShard, Tensor] = {}
         torch.manual_seed(config.train.seed)  # what was drawn until here says nothing
         self.model = TwoTower(config.model, user_fields, item_fields, self._make).to(device)
         """The model, with the fresh weights of one with whole tables."""
-        self.names = {f"{name}.weight": cast(Shard, table) for name, table in tables_of(self.model)}
+        self.names = {f"{name}.weight": cast(TableShard, table) for name, table in named_tables(self.model)}
 
     # ---- how tables are cut
 
@@ -132,7 +132,7 @@ class Sharded:
         self._sizes.append((rows, width))
         return Table(rows, width)
 
-    def _make(self, rows: int, width: int) -> Shard:
+    def _make(self, rows: int, width: int) -> TableShard:
         """The next table's piece. (A model makes its tables in the same order every time.)"""
         t = len(self._shards)
         held = next(c for c in self._held if t in c.weights)
@@ -140,7 +140,7 @@ class Sharded:
         first_row, first_column = (mine[0].rows[0], mine[0].columns[0]) if mine else (0, 0)
         # An optimizer of torch updates what is swept only.
         weight = nn.Parameter(held.weights[t], requires_grad=not self.touched)
-        self._shards.append(Shard(rows, width, weight, first_row, first_column))
+        self._shards.append(TableShard(rows, width, weight, first_row, first_column))
         return self._shards[-1]
 
     def _collection(self, dealt: dict[int, list[int]], rule: str, lr: float, row_wise: bool) -> _Collection:
@@ -207,7 +207,7 @@ class Sharded:
             wanted[table].append(codes)
         asked = [torch.unique(torch.cat(w)) if w else self._none() for w in wanted.values()]
         for shard, codes in zip(self._shards, asked, strict=True):
-            shard.codes = codes
+            shard.batch_codes = codes
         self._leaves = {}
         with torch.set_grad_enabled(self.touched and torch.is_grad_enabled()):
             arriving = [(c, self._ask(c, asked)) for c in self._held]
@@ -216,7 +216,9 @@ class Sharded:
                     self._leaves[self._shards[t]] = rows[f"t{t}"].values()
         for shard, found in self._leaves.items():
             # A leaf: what it gets is sent on when the step is known to be good.
-            shard.found = found.detach()[:, : shard.embedding_dim].contiguous().requires_grad_(torch.is_grad_enabled())
+            shard.batch_rows = (
+                found.detach()[:, : shard.embedding_dim].contiguous().requires_grad_(torch.is_grad_enabled())
+            )
 
     def _none(self) -> Tensor:
         return torch.zeros(0, dtype=torch.int64, device=self.device)
@@ -241,7 +243,7 @@ class Sharded:
             gradients = self._gradients[number]
             for weight in gradients.weights.values():
                 weight.zero_()
-            rows = self._ask(gradients, [cast(Tensor, shard.codes) for shard in self._shards])
+            rows = self._ask(gradients, [cast(Tensor, shard.batch_codes) for shard in self._shards])
             self._back(gradients, {t: rows[f"t{t}"].values() for t in gradients.weights})
             for t, gradient in gradients.weights.items():
                 self._shards[t].weight.grad = gradient
@@ -250,7 +252,7 @@ class Sharded:
     def _back(self, collection: _Collection, rows: dict[int, Tensor]) -> None:
         gradients = []
         for t, fetched in rows.items():
-            found = self._shards[t].found
+            found = self._shards[t].batch_rows
             assert found is not None
             gradient = torch.zeros_like(fetched)
             if found.grad is not None:
@@ -262,15 +264,15 @@ class Sharded:
         """Drop what was fetched."""
         self._leaves = {}
         for shard in self._shards:
-            shard.found = shard.codes = None
+            shard.batch_rows = shard.batch_codes = None
 
     # ---- whole tables
 
-    def _pieces(self, shard: Shard) -> list[Piece]:
+    def _pieces(self, shard: TableShard) -> list[Piece]:
         t = self._shards.index(shard)
         return next(c.pieces[t] for c in self._held if t in c.pieces)
 
-    def blocks(self, shard: Shard, local: Tensor) -> Iterator[Tensor]:
+    def blocks(self, shard: TableShard, local: Tensor) -> Iterator[Tensor]:
         """What the ranks hold as `local` (as `shard.weight`, or numbers beside it) as rows of the table, some at a time;
         the first rank gets them, the others empty ones."""
         rows, width = shard.num_embeddings, shard.embedding_dim
@@ -294,18 +296,18 @@ class Sharded:
             yield block[:, :width]
 
     @torch.no_grad()
-    def take(self, shard: Shard, whole: Tensor) -> Tensor:
+    def take(self, shard: TableShard, whole: Tensor) -> Tensor:
         """What this rank holds of a table (rows, width), as `shard.weight`."""
         local = torch.zeros_like(shard.weight)
-        shard.put(local, slice(0, shard.num_embeddings), whole)
+        shard.copy_rows(local, slice(0, shard.num_embeddings), whole)
         return local
 
     @torch.no_grad()
     def whole(self) -> TwoTower:
         """The model with whole tables, on the first rank; the others keep their pieces. It is the last that is asked."""
         self.forget()
-        for name, shard in list(tables_of(self.model)):
-            assert isinstance(shard, Shard)
+        for name, shard in list(named_tables(self.model)):
+            assert isinstance(shard, TableShard)
             table = None
             if self.context.is_main:
                 table = _empty(shard.num_embeddings, shard.embedding_dim, self.device)

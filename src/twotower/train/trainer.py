@@ -29,8 +29,8 @@ from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.encoders import Field
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
-from twotower.evaluation import Factors, evaluate_part, evaluating, vectors
-from twotower.model.tables import Shard
+from twotower.evaluation import Factors, evaluate_part, evaluation_mode, model_factors
+from twotower.model.tables import TableShard
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.schema import SIDES, SideName
 from twotower.train import checkpoint
@@ -297,8 +297,8 @@ class Trainer:
     def factors(self) -> Factors:
         """Vectors of all users and items with the model's present weights."""
         if self.context.world_size == 1 and not self.sharded:
-            return vectors(self.model, self.objective.users, self.objective.items)
-        with evaluating(self.model):
+            return model_factors(self.model, self.objective.users, self.objective.items)
+        with evaluation_mode(self.model):
             return Factors(self._everyone("user"), self._everyone("item"))
 
     def _everyone(self, name: SideName) -> Tensor:
@@ -406,7 +406,7 @@ class Trainer:
         swept = {p: n for p, n in self.names.items() if p.requires_grad or n not in shards}
         checkpoint.restore_optimizer(self.optimizer, swept, tensors)
 
-    def _shard(self, name: str, value: Tensor) -> Shard | None:
+    def _shard(self, name: str, value: Tensor) -> TableShard | None:
         """The table that a tensor of a checkpoint is as large as, if the ranks hold it in pieces."""
         if self.sharded is None or not value.ndim:
             return None
