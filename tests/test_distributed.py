@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import numpy as np
 import polars as pl
 import pytest
@@ -25,10 +26,10 @@ from twotower.errors import ConfigError
 HERE = Path(__file__).resolve().parent
 
 
-def torchrun(n: int, *arguments: Any, fails: bool = False, **environment: str) -> str:
+def torchrun(n: int, *arguments: Any, fails: bool = False) -> str:
     """Run a script or module in `n` ranks on this machine; what they said."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--standalone", *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)
     said = done.stdout + done.stderr
     assert (done.returncode != 0) is fails, said[-6000:]
@@ -137,25 +138,25 @@ def test_fault_B6_when_a_rank_dies_the_job_ends_and_a_relaunch_ends_in_the_same_
     config: Path, undisturbed: Path
 ) -> None:
     run = config.parent / "killed"
-    command = ("-m", "twotower", "train", config, "-r", run)
-    torchrun(2, *command, fails=True, TWOTOWER_FAIL_AT_STEP="10:1")  # only the second rank dies
+    command = ("train", config, "-r", run)
+    torchrun(2, *kill_points.program("step:10:1"), *command, fails=True)  # only the second rank dies
     assert not (run / "metrics.json").exists()
     assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))][-1] == "step-000000008"
-    said = torchrun(2, *command, "--resume")
+    said = torchrun(2, "-m", "twotower", *command, "--resume")
     assert "resuming after step 8" in said
     weights = [(r / "model.safetensors").read_bytes() for r in (run, undisturbed)]
     assert weights[0] == weights[1]
 
 
-def start_ranks(config: Path, run: Path, *options: str, **env: str) -> list[subprocess.Popen[str]]:
-    """Two ranks, without torchrun."""
+def start_ranks(config: Path, run: Path, *options: str, until: str) -> list[subprocess.Popen[str]]:
+    """Two ranks that end at a point, without torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "twotower", "train", str(config), "-r", str(run), *options]
+    command = [sys.executable, *kill_points.program(until), "train", str(config), "-r", str(run), *options]
     ranks = []
     for rank in range(2):
-        of_rank = os.environ | env | {
+        of_rank = os.environ | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
@@ -167,7 +168,7 @@ def start_ranks(config: Path, run: Path, *options: str, **env: str) -> list[subp
 
 def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path) -> None:
     """Without torchrun, which gives a process that does not end thirty seconds more."""
-    ranks = start_ranks(config, config.parent / "hung", "--set", "train.timeout=5", TWOTOWER_FAIL_AT_STEP="3:1:hang")
+    ranks = start_ranks(config, config.parent / "hung", "--set", "train.timeout=5", until="step:3:1:hang")
     try:
         said, _ = ranks[0].communicate(timeout=120)
         assert ranks[1].poll() is None, "it hangs"
@@ -181,7 +182,7 @@ def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path
 
 def test_fault_G8_ranks_share_a_run_that_the_first_has_locked(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = config.parent / "shared"
-    ranks = start_ranks(config, run, TWOTOWER_FAIL_AT_STEP="3:1:hang")
+    ranks = start_ranks(config, run, until="step:3:1:hang")
     os.waitid(os.P_PID, ranks[1].pid, os.WSTOPPED)
     try:
         assert cli.run_command(cli.app, ["train", str(config), "--run", str(run), "--resume"]) == 2

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from worlds import checkerboard, settings
 
-from twotower import api, cli, embed, files
+from twotower import api, cli
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.embeddings_folder import Vectors, part_names
@@ -82,11 +83,12 @@ def whole(run: Run, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def start(run: Run, table: Path, out: Path, rank: int, count: int, fail: int | None = None) -> subprocess.Popen[str]:
     assert run.folder is not None
-    command = [sys.executable, "-m", "twotower", "embed", str(run.folder), str(table), "--out", str(out)]
+    program = [sys.executable, *(("-m", "twotower") if fail is None else kill_points.program(f"shard:{fail}"))]
+    command = [*program, "embed", str(run.folder), str(table), "--out", str(out)]
     known = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "--shard-rows", "100", "--threads", "1"],
-        env=known | ({embed.FAIL_POINT: str(fail)} if fail is not None else {}),
+        env=known,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -246,7 +248,7 @@ def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(
         out = tmp_path / str(point)
 
         def act(out: Path = out, point: int = point) -> None:
-            os.environ[files.FAIL_POINT] = str(point)
+            kill_points.install(str(point))
             make(out, plan_of())
 
         status = os.waitpid(fork(act), 0)[1]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kill_points
 import pytest
 
 from twotower import api
@@ -104,9 +105,8 @@ def test_an_example_is_killed_resumed_published_and_asked(name: str, tmp_path: P
     example, run, store = ROOT / "examples" / f"{name}.toml", tmp_path / "run", tmp_path / "store"
     train = ["train", str(example), "--run", str(run), "--set", "train.epochs=1", "--set", "train.checkpoint_steps=20"]
     killed = subprocess.run(
-        [sys.executable, "-m", "twotower.cli", *train],
-        env={**os.environ, "TWOTOWER_FAIL_AT_STEP": "25"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, *kill_points.program("step:25"), *train], capture_output=True, text=True, check=False
+    )
     assert killed.returncode == -signal.SIGKILL
     assert "resuming after step 20" in python(tmp_path, "-m", "twotower.cli", *train, "--resume")
     python(tmp_path, "-m", "twotower.cli", "publish", str(run), "--store", str(store))

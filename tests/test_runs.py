@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import numpy as np
 import polars as pl
 import pytest
@@ -290,17 +291,18 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(project: Path, *options: str, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "twotower", "train", str(project / "config.toml"), "--run", str(project / "run")]
+def start(project: Path, until: str, *options: str) -> subprocess.Popen[str]:
+    """A training that ends at a point."""
+    command = [*kill_points.program(until), "train", str(project / "config.toml"), "--run", str(project / "run")]
     return subprocess.Popen(
-        [*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1", **env}, text=True,
+        [sys.executable, *command, *options], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
 def stopped(project: Path, *options: str) -> subprocess.Popen[str]:
     """A training that stands still after its fifth step."""
-    process = start(project, *options, TWOTOWER_FAIL_AT_STEP="5:hang")
+    process = start(project, "step:5:hang", *options)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     return process
 
@@ -351,7 +353,7 @@ def test_fault_G8_a_second_training_in_a_folder_is_told_the_first_and_ends(
 @pytest.mark.parametrize("rates", [("0.02", "0.02", "0.02"), ("0.02", "0.03", "0.04")], ids=["same", "other"])
 def test_fault_G8_of_three_at_once_one_is_done(project: Path, rates: tuple[str, ...]) -> None:
     options = [["--resume", "--set", f"train.lr={rate}"] for rate in rates]
-    processes = [start(project, *o, TWOTOWER_FAIL_AT_STEP="5:hang") for o in options]
+    processes = [start(project, "step:5:hang", *o) for o in options]
     for process in processes:
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     for process in processes:
@@ -479,7 +481,7 @@ def test_fault_G12_killed_with_override_the_complete_run_stays_and_the_new_one_g
     assert again(project) == 0
     before = {p.name: p.read_bytes() for p in (project / "run").iterdir() if p.is_file()}
     options = ["--resume", "--override", "--set", "train.lr=0.5", "--set", "train.epochs=4"]
-    killed = start(project, *options, TWOTOWER_FAIL_AT_STEP="13")
+    killed = start(project, "step:13", *options)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert {p.name: p.read_bytes() for p in (project / "run").iterdir() if p.name in before} == before

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -54,9 +55,9 @@ def content(tag: str, count: int = 3, **facts: Any) -> Callable[[Path], dict[str
             with (folder / ("index" if i % 2 else ".") / f"{i}.bin").open("wb") as f:
                 f.write(tag.encode())
                 f.flush()
-                files.point()
+                files.point("test.half")
                 f.write(bytes(range(100)))
-            files.point()
+            files.point("test.file")
         return FACTS | facts
 
     return write
@@ -79,7 +80,7 @@ def leftovers(store: Store) -> list[str]:
 def child(code: str) -> subprocess.Popen[str]:
     """A process in which the names of this file are known."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"from test_bundle import *\n{code}"],
+        [sys.executable, "-c", f"from test_store import *\n{code}"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -265,7 +266,7 @@ def in_a_fork(act: Callable[[], Any], point: int | None = None, after: float | N
     pid = os.fork()
     if pid == 0:
         if point is not None:
-            os.environ[files.FAIL_POINT] = str(point)
+            kill_points.install(str(point))
         try:
             act()
             os._exit(0)

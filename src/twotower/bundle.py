@@ -144,14 +144,14 @@ def seal(folder: Path, stamp: str, facts: dict[str, Any]) -> str:
                 shutil.copyfile(folder / name, folder / f"{name}.tmp")
                 os.replace(folder / f"{name}.tmp", folder / name)
             (folder / name).chmod(0o644)
-        files.point()
+        files.point("bundle.mode")
         files.sync(folder / name)
-        files.point()
+        files.point("bundle.file")
         listed.append({"path": name, "size": info.st_size, "sha256": _sha256(folder / name)})
     for root, _, _ in os.walk(folder, topdown=False):
         Path(root).chmod(0o755)
         files.sync(Path(root))
-        files.point()
+        files.point("bundle.folder")
     manifest = {"schema_version": SCHEMA_VERSIONS[-1], "bundle": ""} | facts | {"files": listed}
     manifest["bundle"] = name = f"{stamp}-{_digest(manifest)}"
     files.write_json(folder / MANIFEST, manifest, 0o644)

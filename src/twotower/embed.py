@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import time
 from collections import abc
 from collections.abc import Callable, Iterator
@@ -48,8 +47,6 @@ BLOCK = 32_768
 
 SHARD_ROWS = 1_048_576
 """A multiple of the blocks, so that a row meets the same rows in its block however the table is cut."""
-
-FAIL_POINT = "TWOTOWER_FAIL_AT_SHARD"  # for tests of recovery: SIGKILL to itself in the middle of this shard
 
 Precision = Literal["fp32", "fp16"]
 _TYPES = {"fp32": "<f4", "fp16": "<f2"}
@@ -195,8 +192,7 @@ class _Tower:
                     file.write(np.ascontiguousarray(self._rounded(vectors, source)).data)
                 ids.to_frame().write_parquet(scratch / f"{n:015d}.parquet")
                 n += len(ids)
-                if os.environ.get(FAIL_POINT) == str(shard.number):
-                    os.kill(os.getpid(), signal.SIGKILL)
+                files.point(f"shard:{shard.number}")
                 if time.perf_counter() > told + 5:
                     told = time.perf_counter()
                     self.tell(n)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
-import itertools
 import json
 import os
 import re
 import shutil
-import signal
 import stat
 import sys
 import time
@@ -18,19 +16,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from twotower.errors import RunError
 
-FAIL_POINT = "TWOTOWER_FAIL_AT_PUBLISH"  # for tests of recovery: SIGKILL to itself at this point
-_points = itertools.count(1)
 _LEFT = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
 
 
-def point() -> None:
-    """A place between two steps where a test of recovery can kill the process."""
-    if (at := os.environ.get(FAIL_POINT)) and next(_points) == int(at):
-        os.kill(os.getpid(), signal.SIGKILL)
+class Hooks(Protocol):
+    """Calls at named points between two steps of a write, a training or an embedding."""
+
+    def point(self, name: str) -> None:
+        """Run at the point `name`."""
+
+
+class NoHooks:
+    """Hooks that do nothing."""
+
+    def point(self, name: str) -> None:
+        """Go on."""
+
+
+hooks: Hooks = NoHooks()
+"""The hooks of this process. Tests of recovery put their own here, which end the process at a point."""
+
+
+def point(name: str) -> None:
+    """Call the hooks at a named point."""
+    hooks.point(name)
 
 
 def write(path: Path, data: bytes | str, mode: int | None = None) -> None:
@@ -38,18 +51,18 @@ def write(path: Path, data: bytes | str, mode: int | None = None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as f:
-            point()
+            point("file.opened")
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
-            point()
+            point("file.written")
             if mode is not None:
                 os.fchmod(f.fileno(), mode)
             os.fsync(f.fileno())
-        point()
+        point("file.synced")
         os.replace(temporary, path)
-        point()
+        point("file.renamed")
         sync(path.parent)
-        point()
+        point("file.folder_synced")
     except OSError as e:
         temporary.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({e.strerror})") from e

@@ -172,12 +172,12 @@ def settle(folder: Path) -> None:
         # Whoever looks at the files and knows nothing of `.next` sees no complete run.
         (folder / "metrics.json").unlink(missing_ok=True)
         for name in sorted(FILES, key=lambda name: name == "metrics.json"):
-            files.point()
+            files.point("run.file")
             files.same(new / name, folder / name)
         files.sync(folder)
-        files.point()
+        files.point("run.synced")
         os.replace(new, gone)
-        files.point()
+        files.point("run.renamed")
         files.remove(gone)
     except OSError as e:
         raise RunError(f"{folder}: cannot be written ({e.strerror}); the new run is whole in {new}") from e

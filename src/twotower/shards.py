@@ -191,9 +191,9 @@ class Work:
             if rows:
                 files.sync(folder / made)
                 written.append([name, (folder / made).stat().st_size, _digest(folder / made)])
-                files.point()
+                files.point("shard.file")
                 os.replace(folder / made, self.out / name)
-        files.point()
+        files.point("shard.files")
         files.sync(self.out)
         record = {"rows": rows, "width": width, "id": kind, "files": written}
         files.write_json(self._record(number), record)
@@ -236,9 +236,9 @@ class Work:
                     save_ids([self.out / name], common, path)
                     files.sync(path)
                     record["files"][1] = [name, path.stat().st_size, _digest(path)]
-                    files.point()
+                    files.point("shard.ids")
                     os.replace(path, self.out / name)
-                    files.point()
+                    files.point("shard.ids_renamed")
                     files.write_json(self._record(number), record | {"id": str(common)})
         return True
 

@@ -177,9 +177,9 @@ class Store:
                 name = seal(temporary, stamp, facts | {"created": created, "forced": bool(below)})
                 folder = self._bundles / name
                 os.replace(temporary, folder)
-                files.point()
+                files.point("store.renamed")
                 files.sync(self._bundles)
-                files.point()
+                files.point("store.synced")
                 bundle = Bundle.open(folder)
                 stage = "probe"
                 if probe is not None:
@@ -320,11 +320,11 @@ class Store:
                 except BlockingIOError:
                     return False
             os.replace(folder, gone)  # no name ever stands for half a bundle
-        files.point()
+        files.point("store.removed")
         files.sync(self._bundles)
-        files.point()
+        files.point("store.synced")
         shutil.rmtree(gone, ignore_errors=True)
-        files.point()
+        files.point("store.cleared")
         return True
 
     @contextmanager
@@ -342,7 +342,7 @@ class Store:
                 lock.clear()
                 stamp = self._next_stamp() if action == "publish" else "-"
                 lock.say(action, stamp)
-                files.point()
+                files.point("store.locked")
                 yield stamp
         except files.Taken as e:
             raise BundleError(f"{self.path}: {e}", "locked") from None

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import numpy as np
 import polars as pl
 import pytest
@@ -287,16 +288,13 @@ def test_a_killed_search_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatc
         if name == "cut":
             command = [
                 sys.executable,
-                "-m",
-                "twotower.cli",
+                *kill_points.program("step:11"),
                 "train",
                 tmp_path / "config.toml",
                 "--run",
                 tmp_path / name,
             ]
-            killed = subprocess.run(
-                command, env=os.environ | {"TWOTOWER_FAIL_AT_STEP": "11"}, capture_output=True, check=False
-            )
+            killed = subprocess.run(command, capture_output=True, check=False)
             assert killed.returncode == -9
             assert call("train", tmp_path / "config.toml", "--run", tmp_path / name, "--resume") == 0
         else:

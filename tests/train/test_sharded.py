@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import numpy as np
 import pytest
 import ranked
@@ -146,7 +147,7 @@ def undisturbed(config: Path) -> Path:
 def killed(config: Path) -> Path:
     """A run of two ranks of which the second died after step 15; its checkpoint is of step 12, amid an epoch."""
     run = config.parent / "killed"
-    torchrun(2, "-m", "twotower", "train", config, "-r", run, fails=True, TWOTOWER_FAIL_AT_STEP="15:1")
+    torchrun(2, *kill_points.program("step:15:1"), "train", config, "-r", run, fails=True)
     assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))][-1] == "step-000000012"
     return run
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import numpy as np
 import pytest
 import torch
@@ -489,10 +490,13 @@ def _write_config(tmp_path: Path, config: Config) -> Path:
     return path
 
 
-def _train_process(path: Path, target: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "twotower.cli", "train", str(path), "--run", str(target), *options]
+def _train_process(
+    path: Path, target: Path, *options: str, until: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    program = kill_points.program(until) if until else ("-m", "twotower.cli")
+    command = [sys.executable, *program, "train", str(path), "--run", str(target), *options]
     return subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True, text=True, check=False
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
 
 
@@ -507,7 +511,7 @@ def test_fault_B1_kill_at_any_step_then_resume_is_bit_equal(tmp_path: Path) -> N
     expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
     for step in (1, 4, 9):
         target = tmp_path / f"killed{step}"
-        killed = _train_process(path, target, TWOTOWER_FAIL_AT_STEP=str(step))
+        killed = _train_process(path, target, until=f"step:{step}")
         assert killed.returncode == -signal.SIGKILL
         assert not (target / "metrics.json").exists()
         resumed = _train_process(path, target, "--resume")

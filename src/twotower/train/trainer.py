@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from twotower import files
 from twotower.callbacks import Watcher
 from twotower.config import Config, TrainConfig
 from twotower.data.dataset import Dataset
@@ -37,9 +38,6 @@ from twotower.train import checkpoint
 from twotower.train.objective import Objective
 from twotower.train.order import Epoch
 from twotower.train.sharded import Sharded
-
-FAIL_POINT = "TWOTOWER_FAIL_AT_STEP"
-"""For tests of recovery: SIGKILL to itself after this step; "step:rank" is meant for one rank, ":hang" at the end stops it."""
 
 
 @dataclass
@@ -224,9 +222,7 @@ class Trainer:
             for name, parameter in self.model.named_parameters():
                 self.average[name].lerp_(parameter.detach(), 1 - keep)
         self.watcher.step(p.batch, self.objective.steps_per_epoch, value)
-        here = (str(p.step), f"{p.step}:{self.context.rank}")
-        if (told := os.environ.get(FAIL_POINT)) and told.removesuffix(":hang") in here:
-            os.kill(os.getpid(), signal.SIGSTOP if told.endswith(":hang") else signal.SIGKILL)
+        files.point(f"step:{p.step}:{self.context.rank}")
 
     def _clip(self, norm: float) -> None:
         """Scale all gradients down to `norm`, if they are longer together."""

@@ -166,7 +166,7 @@ class MilvusIndex(ExactIndex):
             for start in range(0, len(self), step):
                 at = self._position[start : start + step]
                 self._connection.insert(name, self._rows[at], self._engine_vectors(self._vectors[at]))
-                files.point()
+                files.point("milvus.inserted")
             built = {"nlist": self._nlist} if "nlist" in self.params else {}
             if "m" in self.params:
                 built = {"M": max(2, self.params["m"]), "efConstruction": max(1, self.params["ef_construction"])}

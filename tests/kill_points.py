@@ -1,0 +1,47 @@
+"""Hooks that end a process at a named point, and the command line of twotower with them.
+
+python tests/kill_points.py step:3 train CONFIG -r RUN          killed after step 3, whatever its rank
+python tests/kill_points.py step:3:1:hang train CONFIG -r RUN   rank 1 stands still (SIGSTOP) after step 3
+python tests/kill_points.py shard:2 embed RUN TABLE --out OUT   killed in the middle of shard 2
+python tests/kill_points.py 7 publish RUN --store STORE         killed at the seventh point
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from twotower import files
+
+
+class KillPoint:
+    """Kills its process, or makes it stand still, at a point by name or by number from 1."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where.removesuffix(":hang")
+        self.signal = signal.SIGSTOP if where.endswith(":hang") else signal.SIGKILL
+        self.passed = 0
+
+    def point(self, name: str) -> None:
+        self.passed += 1
+        if self.where in (name, str(self.passed)) or name.startswith(f"{self.where}:"):
+            os.kill(os.getpid(), self.signal)
+
+
+def install(where: str) -> None:
+    """End this process at a point."""
+    files.hooks = KillPoint(where)
+
+
+def program(where: str) -> list[str]:
+    """Arguments of Python that run twotower's command line until a point."""
+    return [str(Path(__file__).resolve()), where]
+
+
+if __name__ == "__main__":
+    install(sys.argv.pop(1))
+    from twotower.__main__ import main
+
+    main()
