@@ -29,7 +29,7 @@ from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
 from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence
-from twotower.train.negatives import Positives
+from twotower.train.negatives import PositiveSampler
 from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
 
@@ -639,7 +639,7 @@ def test_findings_come_worst_first_and_in_words(data: Dataset) -> None:
 
 def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = untrained(world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"memory": 30})
-    whole = Positives(broken.dataset, broken.config.train.seed).epoch(0)
+    whole = PositiveSampler(broken.dataset, broken.config.train.seed).epoch(0)
     monkeypatch.setattr(Epoch, "_all", property(lambda self: pytest.fail("the whole epoch was made")))
     pairs, drawn = context.DiagnosisContext(broken).batch
     monkeypatch.undo()

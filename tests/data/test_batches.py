@@ -20,7 +20,7 @@ from twotower.data.splits import TRAIN
 from twotower.data.tables import check
 from twotower.encoders import Ragged
 from twotower.schema import Schema, Sequence, SideName
-from twotower.train.negatives import Sampler
+from twotower.train.negatives import PairSampler
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -243,7 +243,7 @@ def many_sequences() -> Dataset:
 def test_a_batch_has_no_target_in_any_history_and_every_other_item_is_still_there() -> None:
     data = many_sequences()
     batcher = Batcher(tensors(data, "user"), tensors(data, "item"))
-    epoch = Sampler(data, NegativesConfig(random=1), seed=3).epoch(0)
+    epoch = PairSampler(data, NegativesConfig(random=1), seed=3).epoch(0)
     for start in (0, 64, 128):
         part = slice(start, start + 64)
         user, item, source = epoch.user[part], epoch.item[part], epoch.source[part]
@@ -286,7 +286,7 @@ def test_random_negatives_leave_nothing_out(everything_data: Dataset) -> None:
 
 def test_a_batch_names_each_row_once_and_its_pairs_by_index(everything_data: Dataset) -> None:
     data = everything_data
-    epoch = Sampler(data, NegativesConfig(random=2), seed=1).epoch(0)
+    epoch = PairSampler(data, NegativesConfig(random=2), seed=1).epoch(0)
     part = slice(100, 300)
     arrays: list[npt.NDArray[Any]] = [x[part] for x in (epoch.user, epoch.item, epoch.label, epoch.weight)]
     batch = Batcher(tensors(data, "user"), tensors(data, "item"))(*arrays, epoch.source[part])

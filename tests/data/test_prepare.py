@@ -117,7 +117,7 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path
                     assert lists(found) == lists(column), name
                 else:
                     assert np.array_equal(found, column, equal_nan=True), name
-    for name in ("met", "liked"):
+    for name in ("seen_items", "positive_items"):
         assert lists(getattr(disk, name)) == lists(getattr(memory, name)), name
     assert [sorted(x) for x in lists(disk.seen)] == [sorted(x) for x in lists(memory.seen)]
     assert disk.seen.source is not None

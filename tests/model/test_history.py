@@ -352,12 +352,12 @@ def test_a_decaying_history_is_as_wide_as_its_rates_and_each_is_a_piece() -> Non
 
 
 @pytest.mark.parametrize("earlier", [True, False])
-def test_contestants_are_the_users_of_the_positives_and_the_items_asked_for(earlier: bool) -> None:
+def test_a_contrastive_batch_is_the_users_of_the_positives_and_the_items_asked_for(earlier: bool) -> None:
     data = long_world()
     users, items = side(data), SideTensors(data.items, data.encoders.fields("item"))
     source = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)[::3]
     asked = np.array([7, 3, 99])
-    found = Batcher(users, items).contestants(data.pairs.user[source], source, asked, earlier)
+    found = Batcher(users, items).contrastive_batch(data.pairs.user[source], source, asked, earlier)
     assert torch.equal(found.items.lookup, items.take(asked).lookup)
     user = data.pairs.user[source].astype(np.int64)
     if earlier:

@@ -22,9 +22,9 @@ from twotower.data.tables import check
 from twotower.encoders import Codes, Ragged
 from twotower.errors import ConfigError
 from twotower.schema import Categorical, MultiHot, Schema, Sequence
-from twotower.train.candidates import KEPT, Candidates, CandidateSampler, Memory
-from twotower.train.losses import contest
-from twotower.train.negatives import Positives
+from twotower.train.candidates import HARD_NEGATIVES_PER_USER, Candidates, CandidateSampler, CrossBatchMemory
+from twotower.train.losses import contrastive_loss
+from twotower.train.negatives import PositiveSampler
 
 CPU = torch.device("cpu")
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -94,7 +94,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", MIXTURES)
 def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Dataset, name: str) -> None:
     data, config = zipf(board), NegativesConfig(**MIXTURES[name])
-    sampler, source, memory = CandidateSampler(data, config, seed=3), Positives(data, seed=5), Memory(config.memory)
+    sampler, source, memory = (
+        CandidateSampler(data, config, seed=3),
+        PositiveSampler(data, seed=5),
+        CrossBatchMemory(config.memory),
+    )
     n, batch, step = len(data.items), 20, 0
     seen, expected = np.zeros(n), np.zeros(n)
     for number in range(80):
@@ -169,7 +173,7 @@ def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
     )  # fmt: skip
     sampler = CandidateSampler(data, config, seed=4)
     rng = torch.Generator().manual_seed(step)
-    sampler.mine(torch.randn(40, 3, generator=rng), torch.randn(30, 3, generator=rng), 1)
+    sampler.refresh_hard_negatives(torch.randn(40, 3, generator=rng), torch.randn(30, 3, generator=rng), 1)
     user, item = positives(data, 20, step)
     c = sampler(user, item, step, torch.tensor(memory, dtype=torch.int64), CPU)
     liked, columns = liked_of(data), columns_of(c)
@@ -307,7 +311,7 @@ def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_not
     assert not c.drawn.any()
     rng = torch.Generator().manual_seed(0)
     u, everything = torch.randn(60, 5, generator=rng), torch.randn(40, 5, generator=rng)
-    found = contest(u[user.astype(int)], everything[c.items], c, LossConfig(kind=kind, calibration=0), 40)
+    found = contrastive_loss(u[user.astype(int)], everything[c.items], c, LossConfig(kind=kind, calibration=0), 40)
     expected = 0.0
     for who, what, others in zip(user.tolist(), item.tolist(), own_items(c), strict=True):
         chosen, scores = float(u[who] @ everything[what]), [float(u[who] @ everything[o]) for o in others]
@@ -329,7 +333,7 @@ def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_b
     for random in (0, 10):
         config = NegativesConfig(in_batch=False, uniform=10, random=random, hard=2, hard_ranks=(1, 10), hard_ratio=20)
         sampler = CandidateSampler(board, config, seed=1)
-        sampler.mine(*vectors, 1)
+        sampler.refresh_hard_negatives(*vectors, 1)
         means.append(
             np.mean([int((sampler(user, item, s, NONE, CPU).own[:, -2:] >= 0).sum()) / 300 for s in range(20)])
         )
@@ -425,12 +429,12 @@ def test_mined_items_are_the_ranks_that_were_asked_for_both_ends_included(
     sampler = CandidateSampler(board, NegativesConfig(hard=2, hard_ranks=ranks), seed=1)
     rng = torch.Generator().manual_seed(0)
     users, items = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
-    sampler.mine(users, items, epoch=1, block=7)
-    assert sampler.mined is not None
+    sampler.refresh_hard_negatives(users, items, epoch=1, block=7)
+    assert sampler.hard is not None
     for u, order in enumerate(ranked(board, users, items)):
         assert 14 < len(order) < 30
         wanted = order[ranks[0] - 1 : ranks[1]]
-        assert set(sampler.mined[u].tolist()) - {-1} == set(wanted)
+        assert set(sampler.hard[u].tolist()) - {-1} == set(wanted)
 
 
 def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(
@@ -449,10 +453,10 @@ def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(
     for cells in (100, 7):  # of 30 items: three users, and one even if that is too many
         monkeypatch.setattr("twotower.train.candidates._CELLS", cells)
         sampler = CandidateSampler(board, NegativesConfig(hard=2, hard_ranks=(1, 30)), seed=1)
-        sampler.mine(users, items, epoch=1)
+        sampler.refresh_hard_negatives(users, items, epoch=1)
         assert max(sizes) == max(30, cells // 30 * 30)
-        assert sampler.mined is not None
-        assert [set(m.tolist()) - {-1} for m in sampler.mined] == [set(r) for r in ranked(board, users, items)]
+        assert sampler.hard is not None
+        assert [set(m.tolist()) - {-1} for m in sampler.hard] == [set(r) for r in ranked(board, users, items)]
         sizes.clear()
 
 
@@ -465,14 +469,14 @@ def test_of_a_wide_window_a_random_part_is_kept_and_another_at_the_next_mining(b
     sampler = CandidateSampler(data, NegativesConfig(hard=2, hard_ranks=(101, 300)), seed=1)
     kept = []
     for epoch in (1, 1, 2):
-        sampler.mine(users, items, epoch)
-        assert sampler.mined is not None
-        kept.append(sampler.mined.copy())
+        sampler.refresh_hard_negatives(users, items, epoch)
+        assert sampler.hard is not None
+        kept.append(sampler.hard.copy())
     assert np.array_equal(kept[0], kept[1])
     assert not np.array_equal(kept[0], kept[2])
     places = []
     for u, order in enumerate(ranked(data, users, items)):
-        assert len(set(kept[0][u].tolist())) == KEPT
+        assert len(set(kept[0][u].tolist())) == HARD_NEGATIVES_PER_USER
         places += [order.index(i) + 1 for i in kept[0][u].tolist()]
     # 40 x 64 of 200 ranks: each end is missed with probability below 1e-6, and none is favoured.
     assert (min(places), max(places)) == (101, 300)
@@ -490,11 +494,11 @@ def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_mor
     user, item = positives(board, 300)
     assert sampler(user, item, 0, NONE, CPU).own.shape[1] == 0  # nothing is mined yet
     rng = torch.Generator().manual_seed(0)
-    sampler.mine(torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
+    sampler.refresh_hard_negatives(torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
     counts, seen = [], set()
     for step in range(20):
         c = sampler(user, item, step, NONE, CPU)
-        assert c.mined == 2
+        assert c.hard == 2
         found = own_items(c)
         counts += [len(row) for row in found]
         assert all(len(set(row)) == len(row) for row in found)
@@ -533,7 +537,7 @@ def test_a_draw_looks_at_the_rows_of_its_batch_alone(everything_data: Dataset, m
         raise AssertionError("the lengths of all rows")
 
     monkeypatch.setattr(Ragged, "lengths", property(of_all_rows))
-    sampler.mine(torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
+    sampler.refresh_hard_negatives(torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
     assert sampler(*positives(everything_data, 20), 0, torch.arange(30), CPU).own.shape[1] == 9
 
 
@@ -544,7 +548,7 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
 
     def sampler(seed: int) -> CandidateSampler:
         made = CandidateSampler(data, EVERY_SOURCE, seed)
-        made.mine(*vectors, 1)
+        made.refresh_hard_negatives(*vectors, 1)
         return made
 
     user, item = positives(data, 64)
@@ -566,7 +570,7 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
 
 
 def test_the_memory_holds_the_latest_positives_and_their_vectors_without_gradient() -> None:
-    memory = Memory(5)
+    memory = CrossBatchMemory(5)
     assert memory.vectors is None
     weight = torch.ones(1, requires_grad=True)
     for start in (0, 3, 6):
@@ -576,7 +580,7 @@ def test_the_memory_holds_the_latest_positives_and_their_vectors_without_gradien
     assert memory.vectors is not None
     assert memory.vectors[:, 0].tolist() == [4, 5, 6, 7, 8]
     assert not memory.vectors.requires_grad
-    none = Memory(0)
+    none = CrossBatchMemory(0)
     none.keep(torch.arange(3), torch.zeros(3, 2))
     assert none.vectors is None
     assert not len(none.items)
@@ -589,7 +593,7 @@ def test_the_memory_holds_the_latest_positives_and_their_vectors_without_gradien
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_user: bool, shuffle: bool) -> None:
     data = everything_data
-    source = Positives(data, seed=1, shuffle=shuffle, by_user=by_user)
+    source = PositiveSampler(data, seed=1, shuffle=shuffle, by_user=by_user)
     wanted = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)
     epochs = [source.epoch(n) for n in range(2)]
     assert len(source) == len(wanted)
@@ -608,9 +612,9 @@ def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_u
         elif not shuffle:
             assert np.array_equal(epoch.source, wanted)
     assert np.array_equal(epochs[0].source, epochs[1].source) is (not shuffle)
-    again = Positives(data, seed=1, shuffle=shuffle, by_user=by_user)
+    again = PositiveSampler(data, seed=1, shuffle=shuffle, by_user=by_user)
     assert np.array_equal(again.epoch(1).source, epochs[1].source)
-    other = Positives(data, seed=2, shuffle=shuffle, by_user=by_user).epoch(1).source
+    other = PositiveSampler(data, seed=2, shuffle=shuffle, by_user=by_user).epoch(1).source
     assert np.array_equal(other, epochs[1].source) is (not shuffle)
 
 

@@ -86,7 +86,7 @@ class Game:
         """(place in items, mined) of the row's own candidates."""
         c = self.candidates
         places = c.own[row].tolist()
-        return [(p, h >= len(places) - c.mined) for h, p in enumerate(places) if p >= 0]
+        return [(p, h >= len(places) - c.hard) for h, p in enumerate(places) if p >= 0]
 
 
 def game(seed: int, rows: int = 40, memory: int = 6, own: int = 3, mined: int = 2, banned: bool = True) -> Game:
@@ -108,7 +108,7 @@ def game(seed: int, rows: int = 40, memory: int = 6, own: int = 3, mined: int = 
         drawn=torch.from_numpy(drawn),
         log_q=torch.from_numpy(rng.normal(0, 1, n).astype(np.float32)),
         own=torch.from_numpy(rng.integers(-1, shared + extra, (rows, own))),
-        mined=min(mined, own),
+        hard=min(mined, own),
         group=torch.from_numpy(group) if banned else None,
         banned=torch.tensor([c for ban in bans for c in ban], dtype=torch.int64),
         offsets=torch.from_numpy(offsets),
@@ -197,7 +197,7 @@ def test_a_contest_equals_a_double_loop_in_value_and_gradients(
     monkeypatch.setattr(losses, "BLOCK", block)
     of = game(len(shape) + block % 97, **shape)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
-    found = value_and_gradients(losses.contest(users, items, of.candidates, config, 60, margin), users, items)
+    found = value_and_gradients(losses.contrastive_loss(users, items, of.candidates, config, 60, margin), users, items)
     u, v = users.detach().double().requires_grad_(), items.detach().double().requires_grad_()
     expected = value_and_gradients(naive(of, u, v, config, 60, margin), u, v)
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
@@ -225,7 +225,7 @@ def test_the_gradient_is_scaled_by_what_stands_after_the_loss(config: LossConfig
     of = game(3)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     once, thrice = (
-        torch.autograd.grad(scale * losses.contest(users, items, of.candidates, config, 60), (users, items))
+        torch.autograd.grad(scale * losses.contrastive_loss(users, items, of.candidates, config, 60), (users, items))
         for scale in (1.0, 3.0)
     )
     for a, b in zip(once, thrice, strict=True):
@@ -237,12 +237,14 @@ def test_a_contest_in_bf16_is_near_the_one_in_fp32_and_huge_logits_stay_finite(c
     of = game(4)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     exact, rough = (
-        value_and_gradients(losses.contest(users, items, of.candidates, config, 60, dtype=d), users, items)
+        value_and_gradients(losses.contrastive_loss(users, items, of.candidates, config, 60, dtype=d), users, items)
         for d in (torch.float32, torch.bfloat16)
     )
     assert rough[0] == pytest.approx(exact[0], rel=0.02)
     assert all(torch.allclose(a, b, atol=0.02) for a, b in zip(exact[1], rough[1], strict=True))
-    huge, gradients = value_and_gradients(losses.contest(300 * users, items, of.candidates, config, 60), users, items)
+    huge, gradients = value_and_gradients(
+        losses.contrastive_loss(300 * users, items, of.candidates, config, 60), users, items
+    )
     assert math.isfinite(huge)
     assert all(bool(g.isfinite().all()) for g in gradients)
 
@@ -252,7 +254,7 @@ def test_a_row_without_candidates_is_no_nan(config: LossConfig) -> None:
     of = game(5, rows=3, own=0, memory=0, banned=False)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     alone = replace(of.candidates, drawn=torch.zeros(9))
-    loss, gradients = value_and_gradients(losses.contest(users, items, alone, config, 60), users, items)
+    loss, gradients = value_and_gradients(losses.contrastive_loss(users, items, alone, config, 60), users, items)
     expected = naive(replace(of, candidates=alone), users.double(), items.double(), config, 60, 0.0).item() \
         if config.kind != "gbce" else None  # fmt: skip
     if expected is not None:
@@ -264,10 +266,10 @@ def test_a_row_without_candidates_is_no_nan(config: LossConfig) -> None:
 
 def test_the_power_of_gbce_is_the_one_of_the_paper() -> None:
     # gSASRec, section 5: beta(t = 0) = 1 is BCE, beta(t = 1) = alpha; everything sampled needs no correction.
-    assert losses.power_of(0.0, 10, 101) == 1
-    assert losses.power_of(1.0, 10, 101) == pytest.approx(0.1)
-    assert losses.power_of(0.75, 10, 101) == pytest.approx(1 - 0.75 * 0.9)
-    assert losses.power_of(1.0, 100, 101) == losses.power_of(0.5, 1000, 101) == 1
+    assert losses.gbce_beta(0.0, 10, 101) == 1
+    assert losses.gbce_beta(1.0, 10, 101) == pytest.approx(0.1)
+    assert losses.gbce_beta(0.75, 10, 101) == pytest.approx(1 - 0.75 * 0.9)
+    assert losses.gbce_beta(1.0, 100, 101) == losses.gbce_beta(0.5, 1000, 101) == 1
 
 
 # ---- the full softmax
@@ -277,7 +279,7 @@ def all_items(users: Tensor, items: Tensor, positive: Tensor, **changes: Any) ->
     n = len(items)
     whole = Candidates(
         items=np.arange(n), shared=n, memory=torch.zeros(0, dtype=torch.int64), positive=positive,
-        drawn=torch.ones(n), log_q=torch.zeros(n), own=torch.zeros(len(users), 0, dtype=torch.int64), mined=0,
+        drawn=torch.ones(n), log_q=torch.zeros(n), own=torch.zeros(len(users), 0, dtype=torch.int64), hard=0,
         group=None, banned=torch.zeros(0, dtype=torch.int64), offsets=torch.zeros(1, dtype=torch.int64),
     )  # fmt: skip
     return replace(whole, **changes)
@@ -292,14 +294,16 @@ def test_a_softmax_over_every_item_once_is_the_cross_entropy_over_the_catalogue(
     positive = torch.randint(0, 50, (33,), generator=rng)
     expected = value_and_gradients(cross_entropy(users @ items.T, positive), users, items)
     found = value_and_gradients(
-        losses.contest(users, items, all_items(users, items, positive), LossConfig(kind="softmax"), 50), users, items
+        losses.contrastive_loss(users, items, all_items(users, items, positive), LossConfig(kind="softmax"), 50),
+        users,
+        items,
     )
     assert found[0] == pytest.approx(expected[0], rel=1e-6)
     for a, b in zip(found[1], expected[1], strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-4)
     # Every item drawn five times and expected five times is the same again, but for the positive, which counts once.
     five = all_items(users, items, positive, drawn=torch.full((50,), 5.0), log_q=torch.full((50,), math.log(5)))
-    again = losses.contest(users, items, five, LossConfig(kind="softmax"), 50)
+    again = losses.contrastive_loss(users, items, five, LossConfig(kind="softmax"), 50)
     logits = (users @ items.T).double()
     share = (logits.gather(1, positive[:, None])[:, 0] - math.log(5)).exp()
     rest = logits.exp().sum(1) - logits.gather(1, positive[:, None])[:, 0].exp()
@@ -326,7 +330,7 @@ def test_the_full_sampler_gives_the_cross_entropy_over_the_catalogue(everything_
                 logits[b, i] = -torch.inf
     expected = cross_entropy(logits, torch.from_numpy(item.astype(np.int64))).item()
     for config in (LossConfig(kind="softmax"), LossConfig(kind="softmax", log_q=False)):
-        assert losses.contest(users, items, drawn, config, 40).item() == pytest.approx(expected, rel=1e-5)
+        assert losses.contrastive_loss(users, items, drawn, config, 40).item() == pytest.approx(expected, rel=1e-5)
 
 
 # ---- the correction
@@ -370,7 +374,7 @@ def test_with_the_correction_the_mean_gradient_is_that_of_the_full_softmax_and_w
         wanted += torch.autograd.grad(full, users, retain_graph=True)[0]
         for log_q, mean in means.items():
             config = LossConfig(kind="softmax", log_q=log_q)
-            loss = losses.contest(rows, items[torch.from_numpy(drawn.items)], drawn, config, 30)
+            loss = losses.contrastive_loss(rows, items[torch.from_numpy(drawn.items)], drawn, config, 30)
             mean += torch.autograd.grad(loss, users, retain_graph=True)[0]
     off = {log_q: ((mean - wanted).norm() / wanted.norm()).item() for log_q, mean in means.items()}
     # What is left on is the bias of few draws, which falls with their number.

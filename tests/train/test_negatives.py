@@ -14,7 +14,7 @@ from twotower.config import NegativesConfig
 from twotower.data.dataset import Dataset, Pairs
 from twotower.data.splits import TRAIN, VALIDATION
 from twotower.encoders import Ragged
-from twotower.train.negatives import RandomNegatives, Sampler
+from twotower.train.negatives import PairSampler, RandomNegatives
 from twotower.train.order import Epoch
 
 
@@ -106,7 +106,7 @@ def test_an_epoch_is_the_training_rows_and_so_many_negatives_for_each_positive(
     everything_data: Dataset, random: int
 ) -> None:
     data = everything_data
-    sampler = Sampler(data, NegativesConfig(random=random), seed=1)
+    sampler = PairSampler(data, NegativesConfig(random=random), seed=1)
     epoch = sampler.epoch(0)
     train = data.train
     assert len(epoch) == len(sampler) == len(train) + random * int(train.positive.sum())
@@ -122,7 +122,7 @@ def test_a_source_number_points_at_the_training_row_with_the_same_user_item_and_
     everything_data: Dataset,
 ) -> None:
     data = everything_data
-    epoch = Sampler(data, NegativesConfig(random=2), seed=5).epoch(3)
+    epoch = PairSampler(data, NegativesConfig(random=2), seed=5).epoch(3)
     real = epoch.source >= 0
     source = epoch.source[real]
     assert np.array_equal(np.sort(source), np.flatnonzero(data.parts == TRAIN))
@@ -136,14 +136,14 @@ def test_negatives_are_fresh_every_epoch_and_the_same_for_the_same_seed_and_epoc
     everything_data: Dataset, shuffle: bool
 ) -> None:
     config = NegativesConfig(random=1)
-    sampler = Sampler(everything_data, config, seed=1, shuffle=shuffle)
+    sampler = PairSampler(everything_data, config, seed=1, shuffle=shuffle)
     first, second = sampler.epoch(0), sampler.epoch(1)
     assert not same(first, second)
     # Asked again, in another order, by another sampler: a resumed run sees the same pairs.
-    again = Sampler(everything_data, config, seed=1, shuffle=shuffle)
+    again = PairSampler(everything_data, config, seed=1, shuffle=shuffle)
     assert same(again.epoch(1), second)
     assert same(again.epoch(0), first)
-    assert not same(Sampler(everything_data, config, seed=2, shuffle=shuffle).epoch(0), first)
+    assert not same(PairSampler(everything_data, config, seed=2, shuffle=shuffle).epoch(0), first)
 
     def drawn(epoch: Epoch) -> Counter[tuple[int, int]]:
         sampled = epoch.source < 0
@@ -156,14 +156,14 @@ def test_without_shuffling_the_training_rows_keep_the_order_of_the_table(everyth
     table = np.flatnonzero(everything_data.parts == TRAIN)
     for random in (0, 2):
         config = NegativesConfig(random=random)
-        kept = Sampler(everything_data, config, seed=1, shuffle=False).epoch(4).source
-        mixed = Sampler(everything_data, config, seed=1, shuffle=True).epoch(4).source
+        kept = PairSampler(everything_data, config, seed=1, shuffle=False).epoch(4).source
+        mixed = PairSampler(everything_data, config, seed=1, shuffle=True).epoch(4).source
         assert np.array_equal(kept[kept >= 0], table)
         assert not np.array_equal(mixed[mixed >= 0], table)
 
 
 def test_shuffling_is_a_new_order_every_epoch_without_random_negatives_too(everything_data: Dataset) -> None:
-    sampler = Sampler(everything_data, NegativesConfig(random=0), seed=1)
+    sampler = PairSampler(everything_data, NegativesConfig(random=0), seed=1)
     first, second = sampler.epoch(0).source, sampler.epoch(1).source
     assert not np.array_equal(first, second)
     assert np.array_equal(np.sort(first), np.sort(second))
@@ -177,7 +177,7 @@ def test_shuffling_is_a_new_order_every_epoch_without_random_negatives_too(every
 def test_random_negatives_carry_their_share_of_the_weight_of_all_negatives(
     everything_data: Dataset, random: int, share: float
 ) -> None:
-    epoch = Sampler(everything_data, NegativesConfig(random=random, random_share=share), seed=1).epoch(0)
+    epoch = PairSampler(everything_data, NegativesConfig(random=random, random_share=share), seed=1).epoch(0)
     sampled, negative = epoch.source < 0, epoch.label == 0
     weight = epoch.weight.astype(np.float64)
     assert weight[sampled].sum() / weight[negative].sum() == pytest.approx(share, rel=1e-5)
@@ -186,7 +186,7 @@ def test_random_negatives_carry_their_share_of_the_weight_of_all_negatives(
 
 
 def test_without_observed_negatives_every_random_one_weighs_one(everything_data: Dataset) -> None:
-    epoch = Sampler(only_positives(everything_data), NegativesConfig(random=3, random_share=0.9), seed=1).epoch(0)
+    epoch = PairSampler(only_positives(everything_data), NegativesConfig(random=3, random_share=0.9), seed=1).epoch(0)
     assert (epoch.source < 0).sum() == 3 * (epoch.source >= 0).sum()
     assert (epoch.weight == 1).all()
 
@@ -200,7 +200,7 @@ def test_a_user_who_likes_the_whole_catalogue_gets_no_random_negative_and_the_ot
     n_items = len(board.items)
     rows = [(0, i, True) for i in range(n_items)] + [(1, i, True) for i in range(n_items - 1)] + [(2, 4, False)]
     data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
-    sampler = Sampler(data, NegativesConfig(random=2, random_share=0.25), seed=1)
+    sampler = PairSampler(data, NegativesConfig(random=2, random_share=0.25), seed=1)
     epoch = sampler.epoch(0)
     sampled = epoch.source < 0
     assert len(epoch) == len(sampler) == len(rows) + 2 * (n_items - 1)
@@ -212,7 +212,7 @@ def test_a_user_who_likes_the_whole_catalogue_gets_no_random_negative_and_the_ot
 def test_if_every_user_likes_everything_there_are_no_random_negatives(board: Dataset) -> None:
     rows = [(u, i, True) for u in range(len(board.users)) for i in range(len(board.items))]
     data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
-    epoch = Sampler(data, NegativesConfig(random=2), seed=1).epoch(0)
+    epoch = PairSampler(data, NegativesConfig(random=2), seed=1).epoch(0)
     assert len(epoch) == len(rows)
     assert epoch.label.all()
 
@@ -221,7 +221,7 @@ def test_only_training_pairs_are_spared_and_only_training_rows_are_given(board: 
     rows = [(0, i, True) for i in range(10)] + [(0, i, True) for i in range(10, len(board.items))]
     parts = np.array([TRAIN] * 10 + [VALIDATION] * (len(rows) - 10), np.int8)
     data = replace(board, pairs=pairs_of(rows), parts=parts)
-    epoch = Sampler(data, NegativesConfig(random=50), seed=1).epoch(0)
+    epoch = PairSampler(data, NegativesConfig(random=50), seed=1).epoch(0)
     sampled = epoch.source < 0
     assert set(epoch.item[~sampled].tolist()) == set(range(10))
     # Sparing what is held out would tell the model about it.

@@ -14,7 +14,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
 from twotower.train import negatives, order
-from twotower.train.negatives import Positives, Sampler
+from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch, Examples, Shards
 
 
@@ -96,7 +96,7 @@ def test_windows_hold_every_interaction_once_and_their_own_negatives(
     everything_data: Dataset, small_windows: None, shards: int, shuffle: bool, random: int
 ) -> None:
     data = everything_data
-    sampler = Sampler(data, NegativesConfig(random=random), 1, shuffle, shards)
+    sampler = PairSampler(data, NegativesConfig(random=random), 1, shuffle, shards)
     first, second = sampler.epoch(0), sampler.epoch(1)
     real = first.source[first.source >= 0]
     assert np.array_equal(np.sort(real), np.flatnonzero(data.parts == TRAIN))
@@ -106,7 +106,7 @@ def test_windows_hold_every_interaction_once_and_their_own_negatives(
     drawn = first.source < 0
     assert not met & set(zip(first.user[drawn].tolist(), first.item[drawn].tolist(), strict=True))
     assert np.array_equal(first.source, second.source) is not shuffle or random > 0
-    again = Sampler(data, NegativesConfig(random=random), 1, shuffle, shards).epoch(1)
+    again = PairSampler(data, NegativesConfig(random=random), 1, shuffle, shards).epoch(1)
     for name in ("user", "item", "label", "weight", "source"):
         assert np.array_equal(getattr(again, name), getattr(second, name))
     if shuffle:  # a batch is of many places: neighbours in the table are seldom neighbours in the epoch
@@ -121,7 +121,7 @@ def test_positives_come_in_runs_of_users_or_in_windows(
     everything_data: Dataset, small_windows: None, shards: int, by_user: bool
 ) -> None:
     data = everything_data
-    epoch = Positives(data, 1, True, by_user, shards).epoch(2)
+    epoch = PositiveSampler(data, 1, True, by_user, shards).epoch(2)
     assert np.array_equal(np.sort(epoch.source), data.positive_numbers)
     if by_user:
         assert (np.diff(epoch.user) != 0).sum() + 1 == len(np.unique(epoch.user)), "a user's positives are together"
@@ -137,9 +137,9 @@ def test_what_is_held_at_a_time_does_not_grow_with_the_shards(
     data = everything_data
     for shards in (1, 2, 6):
         epoch = (
-            Sampler(data, NegativesConfig(random=0), 1, True, shards).epoch(0)
+            PairSampler(data, NegativesConfig(random=0), 1, True, shards).epoch(0)
             if kind == "pairs"
-            else Positives(data, 1, True, kind == "runs", shards).epoch(0)
+            else PositiveSampler(data, 1, True, kind == "runs", shards).epoch(0)
         )
         for number in range(4):
             for shard, part in enumerate(epoch.cut(number, 60)):
@@ -153,8 +153,8 @@ def test_keys_made_for_those_who_are_asked_draw_what_kept_keys_draw(
     everything_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def draws() -> list[np.ndarray]:
-        drawn = negatives.RandomNegatives(everything_data.met, len(everything_data.items))
-        known = negatives.Known(everything_data.liked, len(everything_data.items))
+        drawn = negatives.RandomNegatives(everything_data.seen_items, len(everything_data.items))
+        known = negatives.PairSet(everything_data.positive_items, len(everything_data.items))
         users = np.array([3, 3, 9, 20, 59, 4])
         rng = np.random.default_rng(0)
         items = np.arange(12).reshape(6, 2)

@@ -55,7 +55,7 @@ def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(together:
     # The second rank holds no table whole that was to be cut, and no piece that is as large as all tables.
     tables = [n for n in names if ".tables." in n or n.endswith("table.weight")]
     held = sum(second[n].size for n in tables)
-    assert 0 < held < 0.8 * sum(np.prod([alone[n].shape[0], sharded.padded(alone[n].shape[1])]) for n in tables)
+    assert 0 < held < 0.8 * sum(np.prod([alone[n].shape[0], sharded.padded_width(alone[n].shape[1])]) for n in tables)
     if train["sharding"] in ("column", "row"):
         cut = [n for n in tables if alone[n].shape[1] >= 8]
         assert cut
@@ -95,16 +95,18 @@ def test_fresh_pieces_are_parts_of_the_fresh_whole(monkeypatch: pytest.MonkeyPat
 
 def test_tables_are_dealt_by_size() -> None:
     sizes = [(100, 8), (10, 8), (90, 8), (5, 1)]
-    assert sharded.plan(sizes, 2, "table") == [[0], [1], [1], [0]] or sharded.plan(sizes, 2, "table") == [
+    assert sharded.plan_sharding(sizes, 2, "table") == [[0], [1], [1], [0]] or sharded.plan_sharding(
+        sizes, 2, "table"
+    ) == [
         [0],
         [1],
         [1],
         [1],
     ]
-    assert sharded.plan(sizes, 2, "column") == [[0, 1], [0, 1], [0, 1], [0]]
-    assert sharded.plan([(100, 8), (10, 8)], 2, "auto") == [[0, 1], [0]]
-    assert sharded.plan([(100, 8)], 3, "column") == [[0, 1]], "a piece is at least four columns wide"
-    assert sharded.plan(sizes, 1, "auto") == [[0]] * 4
+    assert sharded.plan_sharding(sizes, 2, "column") == [[0, 1], [0, 1], [0, 1], [0]]
+    assert sharded.plan_sharding([(100, 8), (10, 8)], 2, "auto") == [[0, 1], [0]]
+    assert sharded.plan_sharding([(100, 8)], 3, "column") == [[0, 1]], "a piece is at least four columns wide"
+    assert sharded.plan_sharding(sizes, 1, "auto") == [[0]] * 4
 
 
 # ---- checkpoints
@@ -113,7 +115,7 @@ def test_tables_are_dealt_by_size() -> None:
 def test_a_checkpoint_is_the_file_that_safetensors_would_write(tmp_path: Path) -> None:
     tensors = {"b": torch.randn(5, 3), "a": torch.tensor(2.0), "n": torch.arange(7), "é": torch.zeros(2, 0)}
     tensors |= {"i": torch.arange(6, dtype=torch.int32).view(2, 3).T}
-    blocks = checkpoint.Blocks((5, 3), (tensors["b"][i : i + 2] for i in range(0, 5, 2)))
+    blocks = checkpoint.TensorBlocks((5, 3), (tensors["b"][i : i + 2] for i in range(0, 5, 2)))
     checkpoint.write_tensors(tmp_path / "t", {**tensors, "b": blocks})
     assert (tmp_path / "t").read_bytes() == save_tensors({n: t.contiguous() for n, t in tensors.items()})
 
@@ -241,10 +243,10 @@ def test_a_sharding_of_whole_tables_is_refused() -> None:
     ("kind", "message"), [("mps", "not on 'mps'"), ("cuda", "needs fbgemm-gpu, and its build for CPUs")]
 )
 def test_devices_that_cannot_do_it_are_refused(kind: str, message: str) -> None:
-    if kind == "cuda" and sharded._has("fbgemm-gpu"):
+    if kind == "cuda" and sharded._is_installed("fbgemm-gpu"):
         pytest.fail("this machine has the kernels of a GPU: look at what the test says of their absence")
     with pytest.raises(ConfigError, match=message):
-        sharded._torchrec(torch.device(kind))
+        sharded._import_torchrec(torch.device(kind))
 
 
 def test_a_piece_says_that_it_is_one(board: Dataset) -> None:

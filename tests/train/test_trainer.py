@@ -22,7 +22,7 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerb
 from twotower import api, runs
 from twotower.callbacks import Watcher
 from twotower.config import Config, SplitConfig
-from twotower.data.batches import Bag, Contestants, Prefixes
+from twotower.data.batches import Bag, ContrastiveBatch, Prefixes
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
@@ -153,7 +153,7 @@ def test_no_history_holds_an_observed_candidate_of_its_user(histories: str) -> N
     contests: list[Candidates] = []
     asked: list[list[set[int]]] = []
 
-    def watched(*args: Any) -> Contestants:
+    def watched(*args: Any) -> ContrastiveBatch:
         found = contestants(*args)
         bag, lists = found.users.bags["met"], []
         if isinstance(bag, Prefixes):
@@ -170,7 +170,7 @@ def test_no_history_holds_an_observed_candidate_of_its_user(histories: str) -> N
         contests.append(sampler(*args))
         return contests[-1]
 
-    contestants, trainer.objective.batcher.contestants = trainer.objective.batcher.contestants, watched  # type: ignore[method-assign]
+    contestants, trainer.objective.batcher.contrastive_batch = trainer.objective.batcher.contrastive_batch, watched  # type: ignore[method-assign]
     sampler, trainer.objective.candidates = trainer.objective.candidates, drawn  # type: ignore[assignment]
     epoch = trainer.objective.sampler.epoch(0)
     n = 0
@@ -221,7 +221,7 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
     trainer = Trainer(board, settings(loss={"kind": "bpr"}, negatives=negatives, train={"epochs": 6}))
     mined: list[int] = []
     widths: dict[int, set[int]] = {}
-    mine, draw = CandidateSampler.mine, CandidateSampler.__call__
+    mine, draw = CandidateSampler.refresh_hard_negatives, CandidateSampler.__call__
 
     def watch(self: CandidateSampler, users: torch.Tensor, items: torch.Tensor, epoch: int) -> None:
         now = trainer.factors()
@@ -236,7 +236,7 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
         widths.setdefault(trainer.progress.epoch, set()).add(found.own.shape[1])
         return found
 
-    monkeypatch.setattr(CandidateSampler, "mine", watch)
+    monkeypatch.setattr(CandidateSampler, "refresh_hard_negatives", watch)
     monkeypatch.setattr(CandidateSampler, "__call__", drawn)
     trainer.run()
     assert mined == epochs
@@ -258,7 +258,9 @@ def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_posi
             drawn = trainer.objective.candidates(
                 epoch.user[part], epoch.item[part], number, trainer.objective.memory.items, trainer.device
             )  # type: ignore[misc]
-            batch = trainer.objective.batcher.contestants(epoch.user[part], epoch.source[part], drawn.items, False)
+            batch = trainer.objective.batcher.contrastive_batch(
+                epoch.user[part], epoch.source[part], drawn.items, False
+            )
             trainer.model.user_vectors(batch.users)  # draws the unknown values that come first
             vectors.append(trainer.model.item_vectors(batch.items)[drawn.positive])
         trainer.step(epoch, number)
@@ -408,7 +410,7 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
     whole = Trainer(data, config)
     expected = whole.run()
     assert whole.objective.candidates is not None
-    assert whole.objective.candidates.mined is not None
+    assert whole.objective.candidates.hard is not None
     assert whole.objective.steps_per_epoch in (4, 5)
     with pytest.raises(KeyboardInterrupt):
         Trainer(data, config, folder, StopAt(stop)).run()
@@ -423,7 +425,7 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
     assert again.objective.memory.vectors is not None
     assert torch.equal(whole.objective.memory.vectors, again.objective.memory.vectors)
     assert again.objective.candidates is not None
-    assert np.array_equal(whole.objective.candidates.mined, again.objective.candidates.mined)  # type: ignore[arg-type]
+    assert np.array_equal(whole.objective.candidates.hard, again.objective.candidates.hard)  # type: ignore[arg-type]
 
 
 def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything_data: Dataset, folder: Path) -> None:
@@ -435,7 +437,7 @@ def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything
     assert again.objective.memory.vectors is None
     assert not len(again.objective.memory.items)
     assert again.objective.candidates is not None
-    assert again.objective.candidates.mined is None
+    assert again.objective.candidates.hard is None
 
 
 def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +446,7 @@ def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch
         time.sleep(0.5)
 
     mined: list[float] = []
-    monkeypatch.setattr(CandidateSampler, "mine", slow)
+    monkeypatch.setattr(CandidateSampler, "refresh_hard_negatives", slow)
     config = settings(loss={"kind": "softmax"}, negatives={"hard": 1, "hard_ranks": [1, 3]})
     found = Trainer(board, config).run()
     first, second = (h["train.seconds"] for h in found.history)
@@ -473,7 +475,7 @@ def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
     if forgotten == "memory":
         again.objective.memory.vectors, again.objective.memory.items = None, again.objective.memory.items[:0]
     else:
-        again.objective.candidates.mined = None
+        again.objective.candidates.hard = None
     again.run()
     assert not same(weights(whole), weights(again))
 

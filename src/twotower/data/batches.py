@@ -332,7 +332,7 @@ class Distinct:
 
 
 @dataclass(frozen=True)
-class Contestants:
+class ContrastiveBatch:
     """B positives and the items they stand against."""
 
     users: Inputs
@@ -364,21 +364,21 @@ class Batcher:
             torch.from_numpy(weight).to(device),
         )
 
-    def contestants(
+    def contrastive_batch(
         self, user: Codes, source: Ints, items: Ints, earlier: bool, batch: Ints | None = None
-    ) -> Contestants:
+    ) -> ContrastiveBatch:
         """The users of the positives that are the interactions `source` (B,), and `items` (I,), rows to embed.
 
         With `earlier` each user is taken as known just before the interaction; else once for all of the batch, and
         no sequence holds an interaction of the batch: neither one of `source` nor one of `batch`.
         """
         if earlier:
-            return Contestants(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
+            return ContrastiveBatch(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
         left_out = None
         if self.users.has_sequences or self.items.has_sequences:
             left_out = source if batch is None else batch
         users, index = self._distinct_users(user)
-        return Contestants(
+        return ContrastiveBatch(
             self.users.take(users, left_out),
             self.items.take(items, left_out),
             torch.from_numpy(index).to(self.users.device),

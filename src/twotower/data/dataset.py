@@ -233,12 +233,12 @@ class Dataset:
         return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
 
     @cached_property
-    def met(self) -> Ragged:
+    def seen_items(self) -> Ragged:
         """User row -> the distinct items of their training interactions, rising."""
         return _items_of(self.train.user, self.train.item, len(self.users), len(self.items))
 
     @cached_property
-    def liked(self) -> Ragged:
+    def positive_items(self) -> Ragged:
         """User row -> the distinct items of their training positives, rising."""
         train = self.train
         liked = train.positive

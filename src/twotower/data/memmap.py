@@ -205,11 +205,11 @@ class Prepared(Dataset):
         return Ragged(self.arrays["positives"], self.arrays["positives.offsets"])
 
     @cached_property
-    def met(self) -> Ragged:
+    def seen_items(self) -> Ragged:
         return Ragged(self.arrays["met"], self.arrays["train.offsets"])
 
     @cached_property
-    def liked(self) -> Ragged:
+    def positive_items(self) -> Ragged:
         return Ragged(self.arrays["liked"], self.arrays["positives.offsets"])
 
     @cached_property

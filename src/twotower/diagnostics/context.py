@@ -18,8 +18,8 @@ from twotower.evaluation import Factors
 from twotower.runs import Run
 from twotower.schema import SIDES, SideName
 from twotower.train.candidates import Candidates, CandidateSampler
-from twotower.train.losses import contest
-from twotower.train.negatives import Positives, Sampler
+from twotower.train.losses import contrastive_loss
+from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch
 
 MAX_SAMPLE_ROWS = 2_000
@@ -73,7 +73,7 @@ class DiagnosisContext:
     def epoch(self) -> Epoch:
         """The pairs of the first epoch of the loss 'bce'."""
         train = self.config.train
-        return Sampler(self.data, self.config.negatives, train.seed, train.shuffle).epoch(0)
+        return PairSampler(self.data, self.config.negatives, train.seed, train.shuffle).epoch(0)
 
     @cached_property
     def batch(self) -> tuple[Pairs, Candidates]:
@@ -81,12 +81,12 @@ class DiagnosisContext:
         config = self.config
         by_user = config.train.histories == "earlier"
         size = config.train.batch_size
-        epoch = Positives(self.data, config.train.seed, config.train.shuffle, by_user).epoch(0)
+        epoch = PositiveSampler(self.data, config.train.seed, config.train.shuffle, by_user).epoch(0)
         some = epoch.of(0, slice(0, size + config.negatives.memory))
         user, item = some.user[:size], some.item[:size]
         sampler = CandidateSampler(self.data, config.negatives, config.train.seed)
         if config.negatives.hard and self.finite:
-            sampler.mine(self.factors.users, self.factors.items, 1)
+            sampler.refresh_hard_negatives(self.factors.users, self.factors.items, 1)
         memory = torch.from_numpy(some.item[size:].astype(np.int64))
         drawn = sampler(user, item, 0, memory, torch.device("cpu"))
         columns = max(1, len(drawn.log_q) + drawn.own.shape[1])
@@ -102,7 +102,7 @@ class DiagnosisContext:
     def temperature(self) -> float:
         return float(self.run.model.temperature.detach())
 
-    def contest(self, cosine: float) -> float:
+    def loss_at_cosine(self, cosine: float) -> float:
         """The loss of the batch if each positive had the logit `cosine` / T and every other candidate the opposite."""
         pairs, drawn = self.batch
         distinct, which = np.unique(pairs.item, return_inverse=True)
@@ -117,13 +117,13 @@ class DiagnosisContext:
         users[torch.arange(len(pairs)), torch.from_numpy(which)] = 2
         users[:, -1] = -1
         users *= cosine / self.temperature if cosine else 0.0
-        return float(contest(users, items, drawn, self.config.loss, len(self.data.items)))
+        return float(contrastive_loss(users, items, drawn, self.config.loss, len(self.data.items)))
 
     @cached_property
     def ignorance(self) -> float:
         """The loss of a model that gives every pair the same answer."""
         if self.config.loss.kind != "bce":
-            return self.contest(0.0)
+            return self.loss_at_cosine(0.0)
         p = float(np.average(self.epoch.label, weights=self.epoch.weight))
         return -p * math.log(p) - (1 - p) * math.log(1 - p) if 0 < p < 1 else 0.0
 

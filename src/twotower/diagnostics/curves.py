@@ -84,7 +84,7 @@ def loss_floor(p: DiagnosisContext) -> Iterator[Finding]:
     if model.similarity != "cosine" or model.bias or not p.losses:
         return
     temperature = p.temperature
-    floor = math.log1p(math.exp(-1 / temperature)) if kind == "bce" else p.contest(1.0)
+    floor = math.log1p(math.exp(-1 / temperature)) if kind == "bce" else p.loss_at_cosine(1.0)
     loss = p.losses[-1]
     evidence = {"floor": floor, "loss": loss, "temperature": temperature, "constant_answer": p.ignorance}
     share = floor / max(loss, 1e-12)

@@ -20,9 +20,9 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.encoders import UNKNOWN, Codes, Ints, Ragged
 from twotower.errors import ConfigError, nearest
-from twotower.train.negatives import Known, RandomNegatives
+from twotower.train.negatives import PairSet, RandomNegatives
 
-KEPT = 64
+HARD_NEGATIVES_PER_USER = 64
 """Items of a user's rank window that are remembered between two minings."""
 _CELLS = 2**25  # scores that are held at a time while mining
 
@@ -37,8 +37,8 @@ class Candidates:
     positive: Tensor  # (B,) int64 column of the row's positive
     drawn: Tensor  # (C,) float32 how often the column was drawn; 0: it is there for its positive only
     log_q: Tensor  # (C,) float32 log of how often its item is expected to be drawn
-    own: Tensor  # (B, H) int64 into items, -1 for none; the last `mined` of them are mined ones
-    mined: int
+    own: Tensor  # (B, H) int64 into items, -1 for none; the last `hard` of them are hard negatives
+    hard: int
     group: Tensor | None  # (B,) int64: rows of one group share their banned columns
     banned: Tensor  # (n,) int64 columns, group after group
     offsets: Tensor  # (groups + 1,) int64
@@ -59,7 +59,7 @@ class Candidates:
         logits.view(-1)[row * logits.shape[1] + column] = -torch.inf
 
 
-class Memory:
+class CrossBatchMemory:
     """The item vectors of the latest positives of earlier batches, without gradient (Wang et al. 2020, "Cross-Batch
     Memory"; Wang et al. 2021 for two towers)."""
 
@@ -96,7 +96,7 @@ class CandidateSampler:
         powered = np.where(counts > 0, counts**config.alpha, 0.0)
         self._powered = powered / powered.sum()
         self._cumulative = np.cumsum(self._powered)
-        self._liked = Known(dataset.liked, self._n_items)
+        self._liked = PairSet(dataset.positive_items, self._n_items)
         self._distinct = Distinct(self._n_items)
         self._slot = np.zeros(self._n_items, np.int64)
         self._distinct_users = Distinct(len(dataset.users))
@@ -114,9 +114,9 @@ class CandidateSampler:
                 self._moment[in_order] = np.arange(len(in_order))
         self._random: RandomNegatives | None = None
         if config.random:
-            self._random = RandomNegatives(dataset.met, self._n_items)
-        self._attribute = _attribute(dataset, config.attribute) if config.attribute else None
-        self.mined: Codes | None = None
+            self._random = RandomNegatives(dataset.seen_items, self._n_items)
+        self._attribute = _attribute_maps(dataset, config.attribute) if config.attribute else None
+        self.hard: Codes | None = None
         """(n_users, KEPT) item rows of each user's rank window; -1 from the place on where there are no more."""
 
     def log_q(self, items: Ints, positives: int, memory: int) -> npt.NDArray[np.float32]:
@@ -181,7 +181,7 @@ class CandidateSampler:
             drawn=tensor(drawn),
             log_q=tensor(self.log_q(columns, len(user), len(memory))),
             own=tensor(own),
-            mined=c.hard if self.mined is not None else 0,
+            hard=c.hard if self.hard is not None else 0,
             group=None if group is None else tensor(group),
             banned=tensor(banned.values.astype(np.int64)),
             offsets=tensor(banned.offsets),
@@ -228,18 +228,18 @@ class CandidateSampler:
         if self._random is not None:
             parts.append(self._random.draw_distinct(user.astype(np.int64), c.random, rng))
         if self._disliked is not None:
-            observed = _some(self._disliked, user, c.observed, rng)
+            observed = _values_from_random_start(self._disliked, user, c.observed, rng)
             if source is not None:
                 of, own = (observed, source) if self._moment is None else (self._moment[observed], self._moment[source])
                 observed[of < own[:, None]] = -1
             parts.append(np.where(observed >= 0, self._item_of[observed], -1).astype(np.int64))
         if self._attribute is not None:
             values, by_value = self._attribute
-            value = _some(values, item, 1, rng)[:, 0]
-            found = _some(by_value, np.maximum(value, 0), c.attribute_items, rng)
+            value = _values_from_random_start(values, item, 1, rng)[:, 0]
+            found = _values_from_random_start(by_value, np.maximum(value, 0), c.attribute_items, rng)
             parts.append(np.where(value[:, None] >= 0, found, -1))
-        if self.mined is not None:
-            mined = self.mined[user]
+        if self.hard is not None:
+            mined = self.hard[user]
             n = (mined >= 0).sum(1)[:, None]
             place = ((rng.random((len(user), 1)) * n).astype(np.int64) + np.arange(c.hard)) % np.maximum(n, 1)
             found = np.where(np.arange(c.hard) < n, np.take_along_axis(mined, place, 1), -1).astype(np.int64)
@@ -265,13 +265,13 @@ class CandidateSampler:
         place[new] = len(items) + np.arange(new.sum())
         return np.concatenate([items, wanted[new]]), place[index.reshape(own.shape)]
 
-    def mine(self, users: Tensor, items: Tensor, epoch: int, block: int = 1024) -> None:
+    def refresh_hard_negatives(self, users: Tensor, items: Tensor, epoch: int, block: int = 1024) -> None:
         """Rank the catalogue for every user by `users` (n_users, D) . `items` (N, D), what they liked left out, and
         remember a random part of the window `hard_ranks`. At most `block` users at a time."""
         first, last = self._config.hard_ranks
         block = max(1, min(block, _CELLS // self._n_items))
         rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6D69], counter=[0, 0, 0, epoch]))
-        mined = np.full((len(users), KEPT), -1, np.int32)
+        mined = np.full((len(users), HARD_NEGATIVES_PER_USER), -1, np.int32)
         for start in range(0, len(users), block):
             rows = np.arange(start, min(start + block, len(users)))
             scores = users[start : start + block] @ items.T
@@ -281,9 +281,9 @@ class CandidateSampler:
             top = scores.topk(min(last, self._n_items), dim=1)
             there = np.isfinite(top.values[:, first - 1 :].cpu().numpy())
             window = np.where(there, top.indices[:, first - 1 :].cpu().numpy(), -1)
-            order = np.where(there, rng.random(window.shape), 1.0).argsort(1)[:, :KEPT]
+            order = np.where(there, rng.random(window.shape), 1.0).argsort(1)[:, :HARD_NEGATIVES_PER_USER]
             mined[rows, : order.shape[1]] = np.take_along_axis(window, order, 1)
-        self.mined = mined
+        self.hard = mined
 
 
 def _rows_of(ragged: Ragged, rows: Ints) -> tuple[Ints, Ints]:
@@ -294,7 +294,7 @@ def _rows_of(ragged: Ragged, rows: Ints) -> tuple[Ints, Ints]:
     return ragged.values[np.repeat(ragged.offsets[rows], lengths) + inside].astype(np.int64), lengths
 
 
-def _some(ragged: Ragged, rows: npt.NDArray[np.integer], n: int, rng: np.random.Generator) -> Ints:
+def _values_from_random_start(ragged: Ragged, rows: npt.NDArray[np.integer], n: int, rng: np.random.Generator) -> Ints:
     """(len(rows), n) values of each row, neighbours from a random place on, none twice; -1 where a row has fewer."""
     lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
     start = (rng.random(len(rows)) * lengths).astype(np.int64)
@@ -305,7 +305,7 @@ def _some(ragged: Ragged, rows: npt.NDArray[np.integer], n: int, rng: np.random.
     return np.where(np.arange(n) < lengths[:, None], ragged.values[at], -1).astype(np.int64)
 
 
-def _attribute(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
+def _attribute_maps(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
     """Item -> its values of a feature, and value -> the items that have it."""
     columns = dataset.items.columns
     coded = [n for n, c in columns.items() if isinstance(c, Ragged) or (c.ndim == 1 and c.dtype == np.int32)]

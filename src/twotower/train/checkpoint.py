@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from twotower import files
 from twotower.errors import RunError
 
-KEPT = 2  # the newest, and one before it in case the newest is damaged
+CHECKPOINTS_KEPT = 2  # the newest, and one before it in case the newest is damaged
 
 
 _TYPES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32"}
@@ -31,20 +31,20 @@ _TYPES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32"}
 
 
 @dataclass(frozen=True)
-class Blocks:
+class TensorBlocks:
     """A float32 tensor (rows, width) that comes some rows at a time, and as a whole is nowhere."""
 
     shape: tuple[int, int]
     rows: Iterable[Tensor]
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor | Blocks], state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor | TensorBlocks], state: dict[str, Any]) -> Path:
     """Write checkpoint `step` into `folder` and drop all but the newest. Raises RunError if it cannot be written."""
     path = folder / f"step-{step:09d}"
     with files.new_folder(path) as temporary:
         state = state | {"step": step, "sha256": write_tensors(temporary / "tensors.safetensors", tensors)}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for old in _all(folder)[:-KEPT]:
+    for old in _checkpoint_folders(folder)[:-CHECKPOINTS_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -54,19 +54,19 @@ def tidy(folder: Path) -> None:
     files.tidy(folder, lambda name: name.startswith("step-"))
 
 
-def in_order(tensors: Mapping[str, Tensor | Blocks]) -> list[str]:
+def in_order(tensors: Mapping[str, Tensor | TensorBlocks]) -> list[str]:
     """The names as their tensors stand in a file."""
     places = {kind: place for place, kind in enumerate(_TYPES)}
-    return sorted(tensors, key=lambda name: (places[_type(tensors[name])], name))
+    return sorted(tensors, key=lambda name: (places[_dtype(tensors[name])], name))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | Blocks]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorBlocks]) -> str:
     """Write what `safetensors.torch.save` would, one tensor after another, and give the file's SHA-256."""
     header, end = {}, 0
     for name in in_order(tensors):
         tensor = tensors[name]
-        start, end = end, end + math.prod(tensor.shape) * _type(tensor).itemsize
-        header[name] = {"dtype": _TYPES[_type(tensor)], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start, end = end, end + math.prod(tensor.shape) * _dtype(tensor).itemsize
+        header[name] = {"dtype": _TYPES[_dtype(tensor)], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
@@ -85,13 +85,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Blocks]) -> str:
     return digest.hexdigest()
 
 
-def _type(tensor: Tensor | Blocks) -> torch.dtype:
-    return torch.float32 if isinstance(tensor, Blocks) else tensor.dtype
+def _dtype(tensor: Tensor | TensorBlocks) -> torch.dtype:
+    return torch.float32 if isinstance(tensor, TensorBlocks) else tensor.dtype
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest checkpoint that is whole, or None. Says which damaged ones were passed over."""
-    for path in reversed(_all(folder)):
+    for path in reversed(_checkpoint_folders(folder)):
         try:
             return _load(path)
         except RunError as e:
@@ -115,7 +115,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"checkpoint {path} is damaged ({type(e).__name__}: {e})") from None
 
 
-def _all(folder: Path) -> list[Path]:
+def _checkpoint_folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
 
 

@@ -57,7 +57,7 @@ def bpr(logits: Tensor, positive: Tensor, weight: Tensor) -> Tensor:
     """Sum over rows of the weighted mean over candidates of -log sigmoid(positive - candidate); `weight` (C,) or
     (b, C) (Rendle et al. 2009, section 4.1). Use it when only the order matters and candidates are few."""
     chosen = logits.gather(1, positive)
-    weight = _others(logits, positive, weight)
+    weight = _negative_weights(logits, positive, weight)
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
     above = chosen - logits
     value = -(weight * logsigmoid(above)).sum()
@@ -73,7 +73,7 @@ def gbce(logits: Tensor, positive: Tensor, weight: Tensor, power: float) -> Tens
     negatives gives (gSASRec, Petrov and Macdonald 2023, section 5). Use it with uniform candidates.
     """
     chosen = logits.gather(1, positive)
-    weight = _others(logits, positive, weight)
+    weight = _negative_weights(logits, positive, weight)
     over = 1 / (1 + weight.sum(1, keepdim=True))
     value = (weight * softplus(logits) * over).sum()
     value = value - (power * logsigmoid(chosen) * over).sum()
@@ -81,18 +81,18 @@ def gbce(logits: Tensor, positive: Tensor, weight: Tensor, power: float) -> Tens
     return value
 
 
-def _others(logits: Tensor, positive: Tensor, weight: Tensor) -> Tensor:
+def _negative_weights(logits: Tensor, positive: Tensor, weight: Tensor) -> Tensor:
     """(b, C) weights of the candidates that are there, the positive's 0."""
     return (weight * (logits > -torch.inf)).scatter(1, positive, 0.0)
 
 
-def power_of(calibration: float, candidates: float, n_items: int) -> float:
+def gbce_beta(calibration: float, candidates: float, n_items: int) -> float:
     """The exponent of gBCE: 1 - t (1 - alpha), alpha the share of the other items that are among the `candidates`
     (equation 12)."""
     return 1 - calibration * (1 - min(1.0, candidates / max(1, n_items - 1)))
 
 
-def contest(
+def contrastive_loss(
     users: Tensor,
     items: Tensor,
     candidates: Candidates,
@@ -123,8 +123,8 @@ def contest(
         if config.kind == "softmax":
             logits += offset
         c.ban(logits, rows)
-        if own is not None and margin and c.mined:
-            own[:, -c.mined :].masked_fill_(own[:, -c.mined :] > chosen - margin, -torch.inf)
+        if own is not None and margin and c.hard:
+            own[:, -c.hard :].masked_fill_(own[:, -c.hard :] > chosen - margin, -torch.inf)
         logits.scatter_(1, positive, chosen - (correction[positive] if config.kind == "softmax" else 0.0))
         if own is not None and config.kind == "softmax":
             # An own candidate is as sure to be there as the positive, and is measured against it alone.
@@ -135,12 +135,12 @@ def contest(
         elif config.kind == "bpr":
             value = bpr(everything, positive, drawn)
         else:
-            power = power_of(config.calibration, float((drawn > 0).sum()), n_items)
+            power = gbce_beta(config.calibration, float((drawn > 0).sum()), n_items)
             value = gbce(everything, positive, drawn, power)
         n = logits.shape[1]
         return value, everything[:, :n], None if own is None else everything[:, n:]
 
-    loss: Tensor = _Contest.apply(users, shared, own, score, dtype, of or len(users))  # type: ignore[no-untyped-call]
+    loss: Tensor = _ContrastiveLoss.apply(users, shared, own, score, dtype, of or len(users))  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -149,7 +149,7 @@ BLOCK = 2**21
 """Logits that are held at a time."""
 
 
-class _Contest(torch.autograd.Function):
+class _ContrastiveLoss(torch.autograd.Function):
     """The mean of a loss over rows of logits users @ shared.T, block by block, gradients in the same pass."""
 
     @staticmethod

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from twotower.config import NegativesConfig
 from twotower.data.dataset import Bools, Dataset
 from twotower.encoders import Codes, Ints, Ragged
-from twotower.train.order import BLOCK, Epoch, Examples, Shards, Windows
+from twotower.train.order import BLOCK, Epoch, Examples, Shards, ShuffleWindows
 
 KEPT = 2**26
 """Pairs whose keys are kept; of more, those of the users that are asked for are made when they are."""
 
 
-class Known:
+class PairSet:
     """Items of users, and what can be asked of many pairs at once by one binary search."""
 
     def __init__(self, items: Ragged, n_items: int) -> None:
@@ -92,7 +92,7 @@ class RandomNegatives:
         return out
 
 
-class Sampler:
+class PairSampler:
     """The pairs of every epoch: the training interactions and fresh random negatives, shuffled."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Sampler:
         self._random, self._each = None, config.random
         self.random_weight = 1.0
         if config.random:
-            self._random = RandomNegatives(dataset.met, len(dataset.items))
+            self._random = RandomNegatives(dataset.seen_items, len(dataset.items))
         self._extra = [self._count(shard) for shard in range(shards)]
         if extra := sum(int(of.sum()) for of in self._extra):
             observed = len(dataset.train_numbers) - len(dataset.positive_numbers)
@@ -133,7 +133,9 @@ class Sampler:
     def epoch(self, number: int) -> Epoch:
         """The pairs of epoch `number` (0, 1, …)."""
         order = [
-            Windows(len(self._shards.of(s)), self._shuffle, _rng(self._seed, 0x6E65, number, s), len(self._shards))
+            ShuffleWindows(
+                len(self._shards.of(s)), self._shuffle, _rng(self._seed, 0x6E65, number, s), len(self._shards)
+            )
             for s in range(len(self._shards))
         ]
 
@@ -147,7 +149,7 @@ class Sampler:
 
         return Epoch([[length(s, w) for w in range(o.count)] for s, o in enumerate(order)], window)
 
-    def _window(self, numbers: npt.NDArray[Any], order: Windows, w: int) -> Examples:
+    def _window(self, numbers: npt.NDArray[Any], order: ShuffleWindows, w: int) -> Examples:
         rng = order.rng(w)
         source = numbers[order.places(w)] if order.count > 1 else numbers
         n = len(source)
@@ -165,7 +167,7 @@ class Sampler:
         return Examples(user, item, label, weight, source.astype(np.int64))[mixed]
 
 
-class Positives:
+class PositiveSampler:
     """The training positives of every epoch, for losses that set each against candidates."""
 
     def __init__(
@@ -186,7 +188,9 @@ class Positives:
         if self._by_user:
             return self._of_users(number)
         order = [
-            Windows(len(self._shards.of(s)), self._shuffle, _rng(self._seed, 0x706F, number, s), len(self._shards))
+            ShuffleWindows(
+                len(self._shards.of(s)), self._shuffle, _rng(self._seed, 0x706F, number, s), len(self._shards)
+            )
             for s in range(len(self._shards))
         ]
 

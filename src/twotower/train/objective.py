@@ -25,11 +25,11 @@ from twotower.errors import ConfigError, DataError
 from twotower.evaluation import Factors
 from twotower.model.two_tower import TwoTower
 from twotower.schema import Sequence
-from twotower.train.candidates import CandidateSampler, Memory
-from twotower.train.losses import binary_cross_entropy, contest, mimic
-from twotower.train.negatives import Positives, Sampler
+from twotower.train.candidates import CandidateSampler, CrossBatchMemory
+from twotower.train.losses import binary_cross_entropy, contrastive_loss, mimic
+from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch, Examples
-from twotower.train.sharded import Sharded
+from twotower.train.sharded import TorchRecEmbeddings
 
 
 class Objective:
@@ -45,7 +45,7 @@ class Objective:
         model: TwoTower,
         device: torch.device,
         context: DistributedContext,
-        sharded: Sharded | None,
+        sharded: TorchRecEmbeddings | None,
         say: Callable[[str], None],
     ) -> None:
         """Raises ConfigError, DataError if there is nothing to learn, or not as the settings want it."""
@@ -62,33 +62,33 @@ class Objective:
         _check_histories(dataset, config, say)
         _check_shards(config, context)
         seed, shuffle, shards = config.train.seed, config.train.shuffle, config.train.shards
-        self.sampler: Sampler | Positives
+        self.sampler: PairSampler | PositiveSampler
         self.candidates: CandidateSampler | None = None
-        self.memory = Memory(config.negatives.memory)
+        self.memory = CrossBatchMemory(config.negatives.memory)
         if config.loss.kind == "bce":
-            self.sampler = Sampler(dataset, config.negatives, seed, shuffle, shards)
+            self.sampler = PairSampler(dataset, config.negatives, seed, shuffle, shards)
         else:
-            self.sampler = Positives(dataset, seed, shuffle, self.earlier, shards)
+            self.sampler = PositiveSampler(dataset, seed, shuffle, self.earlier, shards)
             self.candidates = CandidateSampler(dataset, config.negatives, seed)
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(model)
         if context.world_size > 1:
-            self._towers = _together(_Towers(model), sharded.names if sharded else ())
+            self._towers = _distributed_data_parallel(_Towers(model), sharded.names if sharded else ())
 
     def __call__(self, epoch: Epoch, number: int, step: int) -> tuple[int, Tensor, Tensor]:
         """Rows of batch `number` of an epoch, of all ranks, and this rank's part of its loss and of its mimic loss, ()."""
         return self._contest(epoch, number, step) if self.candidates else self._pairs(epoch, number)
 
-    def leave(self) -> None:
+    def detach_from_group(self) -> None:
         """No other rank is waited for from now on, and nothing holds their group."""
         self._towers = _Towers(self.model)
 
-    def mine(self, factors: Callable[[], Factors], epoch: int) -> None:
+    def refresh_hard_negatives(self, factors: Callable[[], Factors], epoch: int) -> None:
         """Hard candidates from the present model, at the start of every `hard_every`-th epoch but the first."""
         negatives = self.config.negatives
         if self.candidates and negatives.hard and epoch and (epoch - 1) % negatives.hard_every == 0:
             found = factors()
-            self.candidates.mine(found.users, found.items, epoch)
+            self.candidates.refresh_hard_negatives(found.users, found.items, epoch)
 
     def examples(self, epoch: Epoch, number: int) -> tuple[Examples, Ints, slice]:
         """The examples of a batch, where those of each shard end, and which are this rank's."""
@@ -147,7 +147,7 @@ class Objective:
         known = self._left_out(whole.source, drawn.observed)
         # All ranks take part in every step: who has nothing to embed embeds something, and drops it.
         asked, items_asked = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
-        batch = self.batcher.contestants(asked.user, asked.source, items_asked, self.earlier, known)
+        batch = self.batcher.contrastive_batch(asked.user, asked.source, items_asked, self.earlier, known)
         users, items = self._both(batch.users, batch.items)
         n = share.stop - share.start
 
@@ -169,7 +169,7 @@ class Objective:
         if batch.user is not None:
             users = users.index_select(0, batch.user)
         columns = items if memory.vectors is None else torch.cat([items, memory.vectors])
-        loss = contest(
+        loss = contrastive_loss(
             users[: len(own)], columns, drawn, config.loss, len(self.dataset.items), config.negatives.hard_margin,
             torch.bfloat16 if config.train.precision == "bf16" else torch.float32, len(whole),
         )  # fmt: skip
@@ -216,7 +216,7 @@ class _Towers(nn.Module):
         return self.model.user_vectors(users), self.model.item_vectors(items)
 
 
-def _together(towers: _Towers, pieces: Iterable[str]) -> nn.parallel.DistributedDataParallel:
+def _distributed_data_parallel(towers: _Towers, pieces: Iterable[str]) -> nn.parallel.DistributedDataParallel:
     """The towers with gradients that are averaged over the ranks, but for the `pieces`, parameters of the model of which
     each rank has its own."""
     kind: Any = nn.parallel.DistributedDataParallel

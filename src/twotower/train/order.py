@@ -73,7 +73,7 @@ class Shards:
             return
         users = dataset.pairs.user
         if by_user or dataset.by_user:
-            ends = _ends_of_users(users, numbers, count)
+            ends = _shard_ends(users, numbers, count)
             self.numbers, self.bounds = numbers, np.array([0, *ends, len(numbers)])
             return
         per_user = np.cumsum(np.bincount(users[numbers]))
@@ -89,7 +89,7 @@ class Shards:
         return self.numbers[self.bounds[shard] : self.bounds[shard + 1]]
 
 
-def _ends_of_users(users: Codes, numbers: npt.NDArray[Any], count: int) -> list[int]:
+def _shard_ends(users: Codes, numbers: npt.NDArray[Any], count: int) -> list[int]:
     """Of each shard but the last the place where its last user ends: nobody is in two shards."""
     ends = []
     for n in range(1, count):
@@ -102,7 +102,7 @@ def _ends_of_users(users: Codes, numbers: npt.NDArray[Any], count: int) -> list[
     return ends
 
 
-class Windows:
+class ShuffleWindows:
     """The windows of one shard in one epoch: which of its places are shuffled together, and in what order they come."""
 
     def __init__(self, n: int, shuffle: bool, rng: Callable[[int], np.random.Generator], shards: int = 1) -> None:
@@ -128,13 +128,13 @@ class Windows:
         return np.concatenate([np.arange(s, min(s + BLOCK, self.n)) for s in starts.tolist()])
 
 
-Window = Callable[[int, int], Examples]
+WindowMaker = Callable[[int, int], Examples]
 
 
 class Epoch:
     """The examples of one epoch, made a window at a time."""
 
-    def __init__(self, lengths: list[list[int]], window: Window) -> None:
+    def __init__(self, lengths: list[list[int]], window: WindowMaker) -> None:
         """`lengths[s][w]` is the number of examples of window w of shard s, which `window(s, w)` makes."""
         self._ends = [np.cumsum(of) for of in lengths]
         self._window = window

@@ -32,13 +32,13 @@ from twotower.errors import ConfigError
 from twotower.model.tables import Table, TableShard, named_tables
 from twotower.model.two_tower import TwoTower
 
-_BLOCK = 2**22
+_BLOCK_NUMBERS = 2**22
 """Numbers of a table that are sent to the first rank at a time."""
-_GRAIN = 4
+_WIDTH_MULTIPLE = 4
 """The kernels want widths that are multiples of it: a narrower table has columns of zeros beside its own."""
 
 
-def pair() -> list[str]:
+def torchrec_requirements() -> list[str]:
     """What pip must install, `--no-deps`, beside the extra: the release of TorchRec, and of its kernels for a CPU, that
     were built for the torch that is here."""
     major, minor = map(int, torch.__version__.split(".")[:2])
@@ -47,7 +47,7 @@ def pair() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardPlacement:
     """A rectangle of a table, and who holds it."""
 
     rank: int
@@ -55,17 +55,17 @@ class Piece:
     columns: tuple[int, int]
 
 
-def plan(sizes: list[tuple[int, int]], world_size: int, sharding: str) -> list[list[int]]:
+def plan_sharding(sizes: list[tuple[int, int]], world_size: int, sharding: str) -> list[list[int]]:
     """For tables (rows, width) the ranks among which the columns of each are dealt; one: it lies there whole.
 
     The largest are given first, each to those who hold the least. "auto" cuts what is larger than an equal share of all.
     """
     held, found = [0] * world_size, [[0]] * len(sizes)
-    numbers = [rows * padded(width) for rows, width in sizes]
+    numbers = [rows * padded_width(width) for rows, width in sizes]
     for t in sorted(range(len(sizes)), key=lambda t: (-numbers[t], t)):
         parts = 1
         if sharding == "column" or (sharding == "auto" and numbers[t] * world_size > sum(numbers)):
-            grains = padded(sizes[t][1]) // _GRAIN
+            grains = padded_width(sizes[t][1]) // _WIDTH_MULTIPLE
             parts = max(k for k in range(1, world_size + 1) if grains % k == 0)
         found[t] = sorted(sorted(range(world_size), key=lambda r: (held[r], r))[:parts])
         for r in found[t]:
@@ -73,24 +73,24 @@ def plan(sizes: list[tuple[int, int]], world_size: int, sharding: str) -> list[l
     return found
 
 
-def padded(width: int) -> int:
+def padded_width(width: int) -> int:
     """The width of a table for the kernels."""
-    return -(-width // _GRAIN) * _GRAIN
+    return -(-width // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
 
 
 @dataclass
-class _Collection:
+class _TableGroup:
     """Tables of one width as TorchRec holds them: the sharded module, its kernels, what each rank holds of each table
     (by number), and of this rank's pieces the numbers and what the update rule remembers of them."""
 
     module: Any
     kernels: list[Any]
-    pieces: dict[int, list[Piece]]
+    pieces: dict[int, list[ShardPlacement]]
     weights: dict[int, Tensor]
     states: dict[int, Tensor]
 
 
-class Sharded:
+class TorchRecEmbeddings:
     """A model whose tables are cut into pieces. All ranks must call the same methods in the same order."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Sharded:
     ) -> None:  # fmt: skip
         """Raises ConfigError if it cannot be had here."""
         self.context, self.device = context, device
-        self._rec = _torchrec(device)
+        self._rec = _import_torchrec(device)
         if not distributed.is_initialized():
             raise ConfigError(
                 "train.tables = 'torchrec' is for `twotower train` and twotower.fit, which bring ranks together; "
@@ -108,11 +108,11 @@ class Sharded:
         self._sizes: list[tuple[int, int]] = []
         with torch.device("meta"):
             TwoTower(config.model, user_fields, item_fields, self._measure)
-        dealt = plan(self._sizes, context.world_size, config.train.sharding)
+        dealt = plan_sharding(self._sizes, context.world_size, config.train.sharding)
         by_width: dict[int, list[int]] = {}
         for t, (_, width) in enumerate(self._sizes):
-            by_width.setdefault(padded(width), []).append(t)
-        self.touched = _touches(config)
+            by_width.setdefault(padded_width(width), []).append(t)
+        self.touched = _updates_sparsely(config)
         rule = {"SGD": "EXACT_SGD", "Adagrad": "EXACT_ADAGRAD"}[config.train.optimizer] if self.touched else "EXACT_SGD"
         groups = [{t: dealt[t] for t in numbers} for numbers in by_width.values()]
         row_wise = config.train.sharding == "row"
@@ -143,17 +143,17 @@ class Sharded:
         self._shards.append(TableShard(rows, width, weight, first_row, first_column))
         return self._shards[-1]
 
-    def _collection(self, dealt: dict[int, list[int]], rule: str, lr: float, row_wise: bool) -> _Collection:
+    def _collection(self, dealt: dict[int, list[int]], rule: str, lr: float, row_wise: bool) -> _TableGroup:
         """Tables of one width, zeros, for an update rule; `dealt` says among which ranks."""
         rec, count = self._rec, self.context.world_size
-        width = padded(self._sizes[next(iter(dealt))][1])
+        width = padded_width(self._sizes[next(iter(dealt))][1])
         configs = [
             rec.EmbeddingConfig(
                 name=f"t{t}",
                 feature_names=[f"t{t}"],
                 num_embeddings=self._sizes[t][0],
                 embedding_dim=width,
-                init_fn=_keep,
+                init_fn=_no_init,
             )
             for t in dealt
         ]
@@ -172,7 +172,7 @@ class Sharded:
         module = sharder.shard(whole, cut, rec.ShardingEnv.from_process_group(distributed.group.WORLD), self.device)
         pieces = {
             t: [
-                Piece(
+                ShardPlacement(
                     s.placement.rank(),
                     (s.shard_offsets[0], s.shard_offsets[0] + s.shard_sizes[0]),
                     (s.shard_offsets[1], s.shard_offsets[1] + s.shard_sizes[1]),
@@ -182,7 +182,7 @@ class Sharded:
             ]
             for t in dealt
         }
-        made = _Collection(module, [], pieces, {}, {})
+        made = _TableGroup(module, [], pieces, {}, {})
         for kernel in [m for lookup in module._lookups for m in lookup.modules() if hasattr(m, "emb_module")]:
             made.kernels.append(kernel.emb_module)
             states = kernel.emb_module.split_optimizer_states()
@@ -223,7 +223,7 @@ class Sharded:
     def _none(self) -> Tensor:
         return torch.zeros(0, dtype=torch.int64, device=self.device)
 
-    def _ask(self, collection: _Collection, codes: list[Tensor]) -> Any:
+    def _ask(self, collection: _TableGroup, codes: list[Tensor]) -> Any:
         """By table "t<number>" the rows of the codes, not yet arrived."""
         asked = {f"t{t}": codes[t] for t in collection.weights}
         lengths = torch.tensor([len(c) for c in asked.values()], device=self.device)
@@ -249,7 +249,7 @@ class Sharded:
                 self._shards[t].weight.grad = gradient
         self._leaves = {}
 
-    def _back(self, collection: _Collection, rows: dict[int, Tensor]) -> None:
+    def _back(self, collection: _TableGroup, rows: dict[int, Tensor]) -> None:
         gradients = []
         for t, fetched in rows.items():
             found = self._shards[t].batch_rows
@@ -268,7 +268,7 @@ class Sharded:
 
     # ---- whole tables
 
-    def _pieces(self, shard: TableShard) -> list[Piece]:
+    def _pieces(self, shard: TableShard) -> list[ShardPlacement]:
         t = self._shards.index(shard)
         return next(c.pieces[t] for c in self._held if t in c.pieces)
 
@@ -276,10 +276,10 @@ class Sharded:
         """What the ranks hold as `local` (as `shard.weight`, or numbers beside it) as rows of the table, some at a time;
         the first rank gets them, the others empty ones."""
         rows, width = shard.num_embeddings, shard.embedding_dim
-        step = max(1, _BLOCK // padded(width))
+        step = max(1, _BLOCK_NUMBERS // padded_width(width))
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            block = torch.zeros(last - first if self.context.is_main else 0, padded(width), device=self.device)
+            block = torch.zeros(last - first if self.context.is_main else 0, padded_width(width), device=self.device)
             for piece in self._pieces(shard):
                 low, high = max(first, piece.rows[0]), min(last, piece.rows[1])
                 if low >= high:
@@ -310,7 +310,7 @@ class Sharded:
             assert isinstance(shard, TableShard)
             table = None
             if self.context.is_main:
-                table = _empty(shard.num_embeddings, shard.embedding_dim, self.device)
+                table = _empty_table(shard.num_embeddings, shard.embedding_dim, self.device)
             first = 0
             for block in self.blocks(shard, shard.weight):
                 if table is not None:
@@ -341,26 +341,27 @@ class Sharded:
         return {name: by_table[t] for name, shard in self.names.items() if (t := self._shards.index(shard)) in by_table}
 
 
-def _empty(rows: int, width: int, device: torch.device) -> Table:
+def _empty_table(rows: int, width: int, device: torch.device) -> Table:
     with torch.device("meta"):
         table = Table(rows, width)
     return table.to_empty(device=device)
 
 
-def _keep(weight: Tensor) -> None:
+def _no_init(weight: Tensor) -> None:
     """TorchRec would start a table with other numbers."""
 
 
-def _touches(config: Config) -> bool:
+def _updates_sparsely(config: Config) -> bool:
     """Whether a row without a gradient stays as it is, so that touched rows alone need be updated."""
     train, scales = config.train, [t.decay_scale for p in config.model.pairs for t in (p.user, p.item)]
     decays = (train.embedding_weight_decay and any(scales)) or (train.bias_weight_decay and config.model.bias)
     return train.optimizer in ("SGD", "Adagrad") and not decays and not train.clip_norm
 
 
-def _torchrec(device: torch.device) -> Any:
+def _import_torchrec(device: torch.device) -> Any:
     """What is used of TorchRec. Raises ConfigError if it is not here, or not for this torch or device."""
-    install = f"pip install -e '.[torchrec]' and pip install --no-deps {' '.join(map(repr, pair()))} (docs/scale.md)"
+    requirements = " ".join(map(repr, torchrec_requirements()))
+    install = f"pip install -e '.[torchrec]' and pip install --no-deps {requirements} (docs/scale.md)"
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"train.tables = 'torchrec' works on 'cpu' and 'cuda', not on '{device.type}'; set train.device"
@@ -386,7 +387,7 @@ def _torchrec(device: torch.device) -> Any:
     except (OSError, AttributeError, RuntimeError) as e:
         what = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ConfigError(f"TorchRec does not fit torch {torch.__version__} ({what}); {install}") from None
-    if device.type == "cuda" and not _has("fbgemm-gpu"):
+    if device.type == "cuda" and not _is_installed("fbgemm-gpu"):
         raise ConfigError(
             "train.tables = 'torchrec' on 'cuda' needs fbgemm-gpu, and its build for CPUs is here; install "
             "fbgemm-gpu instead of fbgemm-gpu-cpu, or set train.device = 'cpu'"
@@ -399,7 +400,7 @@ def _torchrec(device: torch.device) -> Any:
     )  # fmt: skip
 
 
-def _has(distribution: str) -> bool:
+def _is_installed(distribution: str) -> bool:
     try:
         importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

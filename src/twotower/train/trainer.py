@@ -37,11 +37,11 @@ from twotower.schema import SIDES, SideName
 from twotower.train import checkpoint
 from twotower.train.objective import Objective
 from twotower.train.order import Epoch
-from twotower.train.sharded import Sharded
+from twotower.train.sharded import TorchRecEmbeddings
 
 
 @dataclass
-class Trained:
+class TrainingResult:
     """A model with its best weights, and how it came to them."""
 
     model: TwoTower
@@ -114,14 +114,14 @@ class Trainer:
         self.watcher = watcher or Watcher()
         self.device = device or choose_device(config.train.device, self.watcher.say, self.context.local_rank)
         user_fields, item_fields = dataset.encoders.fields("user"), dataset.encoders.fields("item")
-        self.sharded: Sharded | None = None
+        self.sharded: TorchRecEmbeddings | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             if config.train.tables == "torchrec":
-                self.sharded = Sharded(config, user_fields, item_fields, self.context, self.device)
+                self.sharded = TorchRecEmbeddings(config, user_fields, item_fields, self.context, self.device)
                 self.model = self.sharded.model
             else:
-                _check_size(config, user_fields, item_fields)
+                _check_memory(config, user_fields, item_fields)
                 self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
         self.objective = Objective(
             dataset, config, self.model, self.device, self.context, self.sharded, self.watcher.say
@@ -138,7 +138,7 @@ class Trainer:
 
     # ---- the run
 
-    def run(self) -> Trained:
+    def run(self) -> TrainingResult:
         """Train to the last epoch or until patience runs out; the model ends with its best weights.
 
         Raises TrainingError if the loss or the weights stop being finite, Interrupted on SIGTERM or SIGINT.
@@ -150,7 +150,7 @@ class Trainer:
         self._load(self.best_weights)
         if self.sharded:
             self.sharded.whole()
-        self.objective.leave()
+        self.objective.detach_from_group()
         seconds = max(p.seconds, 1e-9)
         metrics = {
             "train.seconds": p.seconds,
@@ -160,13 +160,13 @@ class Trainer:
             "train.best_epoch": float(p.best_epoch),
             "train.peak_memory_mb": peak_memory_mb(),
         }
-        return Trained(self.model, p.history, metrics)
+        return TrainingResult(self.model, p.history, metrics)
 
     def _epoch(self, epoch: Epoch) -> None:
         p = self.progress
         started = time.perf_counter()
         if not p.batch:
-            self.objective.mine(self.factors, p.epoch)
+            self.objective.refresh_hard_negatives(self.factors, p.epoch)
         p.seconds += time.perf_counter() - started
         while p.batch < self.objective.steps_per_epoch:
             started = time.perf_counter()
@@ -174,7 +174,7 @@ class Trainer:
             p.seconds += time.perf_counter() - started
             if self._stop or (self._asked and self.context.world_size == 1):
                 self._save()
-                self.objective.leave()
+                self.objective.detach_from_group()
                 saved = "a checkpoint is written" if self.folder else "nothing was saved"
                 raise Interrupted(f"stopped after step {p.step}; {saved}")
             if self._due():
@@ -396,7 +396,7 @@ class Trainer:
         if self.objective.memory.size and (memory := group("memory")):
             self.objective.memory.vectors, self.objective.memory.items = memory["vectors"], memory["items"]
         if self.objective.candidates and self.config.negatives.hard and (mined := group("mined")):
-            self.objective.candidates.mined = mined["items"].cpu().numpy()
+            self.objective.candidates.hard = mined["items"].cpu().numpy()
         if self.sharded and self.sharded.touched:
             self.sharded.restore(tensors)
         swept = {p: n for p, n in self.names.items() if p.requires_grad or n not in shards}
@@ -413,15 +413,17 @@ class Trainer:
         self._last_saved = time.monotonic()
         if self.folder is None or not (self.context.is_main or self.sharded):
             return
-        tensors: dict[str, Tensor | checkpoint.Blocks] = {f"model/{n}": t for n, t in self.model.named_parameters()}
+        tensors: dict[str, Tensor | checkpoint.TensorBlocks] = {
+            f"model/{n}": t for n, t in self.model.named_parameters()
+        }
         if not self._finite(dict(self.model.named_parameters())):
             raise TrainingError(f"weights are no longer finite after step {self.progress.step}; {self._advice()}")
         tensors |= {f"best/{n}": t for n, t in self.best_weights.items()}
         tensors |= {f"average/{n}": t for n, t in self.average.items()}
         if self.objective.memory.vectors is not None:
             tensors |= {"memory/vectors": self.objective.memory.vectors, "memory/items": self.objective.memory.items}
-        if self.objective.candidates and self.objective.candidates.mined is not None:
-            tensors["mined/items"] = torch.from_numpy(self.objective.candidates.mined)
+        if self.objective.candidates and self.objective.candidates.hard is not None:
+            tensors["mined/items"] = torch.from_numpy(self.objective.candidates.hard)
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)
         if self.sharded:
             if self.sharded.touched:
@@ -429,10 +431,10 @@ class Trainer:
             for name, value in list(tensors.items()):
                 if isinstance(value, Tensor) and (shard := self._shard(name, value)):
                     shape = (shard.num_embeddings, shard.embedding_dim)
-                    tensors[name] = checkpoint.Blocks(shape, self.sharded.blocks(shard, value))
+                    tensors[name] = checkpoint.TensorBlocks(shape, self.sharded.blocks(shard, value))
             if not self.context.is_main:  # what the first rank asks for, in its order
                 for name in checkpoint.in_order(tensors):
-                    if isinstance(value := tensors[name], checkpoint.Blocks):
+                    if isinstance(value := tensors[name], checkpoint.TensorBlocks):
                         for _ in value.rows:
                             pass
                 return
@@ -480,7 +482,7 @@ class Trainer:
         return f"{good}; try a lower train.lr or train.clip_norm = 1"
 
 
-def _check_size(config: Config, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
+def _check_memory(config: Config, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
     """Raises ConfigError if the weights and their gradients are more than the machine's memory."""
     with torch.device("meta"):  # which has shapes and no numbers
         try:
