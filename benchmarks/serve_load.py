@@ -1,7 +1,7 @@
 """The service under load: latency at a rate, swaps of the model, overload and recovery, start. On real HTTP.
 
     python benchmarks/serve_load.py --store runs/c100k-store --seconds 60 --json runs/serve.json
-    python benchmarks/serve_load.py --store runs/c100k-store --only method2 --rate 400 --live memory
+    python benchmarks/serve_load.py --store runs/c100k-store --only method2 --rate 400 --event-store memory
     python benchmarks/serve_load.py --store runs/c100k-store --only overload --extra "--max-wait 20"
 
 `benchmarks/catalogue.py` makes the stores. `twotower serve` is started here on one core and asked from another. Scenarios:
@@ -138,7 +138,7 @@ def serving(chosen: argparse.Namespace, store: Path) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [w.format(store=store, port=port) for w in shlex.split(chosen.command)]
-    words += [*(["--live", chosen.live] if chosen.live else []), *shlex.split(chosen.extra)]
+    words += [*(["--event-store", chosen.event_store] if chosen.event_store else []), *shlex.split(chosen.extra)]
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -648,7 +648,7 @@ def main() -> None:
     options.add_argument("--connections", type=int, default=512, help="at most")
     options.add_argument("--timeout", type=float, default=10.0, help="seconds from when a request is due")
     options.add_argument("--start-timeout", type=float, default=120.0)
-    options.add_argument("--live", default="", help="passed on to the server")
+    options.add_argument("--event-store", default="", help="passed on to the server")
     options.add_argument("--extra", default="", help="more flags of the server, in one text")
     options.add_argument("--key", default="", help="an API key to send, if --extra names --keys")
     own = shlex.join([str(Path(sys.executable).with_name("twotower")), "serve"]) + " --store {store} --port {port}"

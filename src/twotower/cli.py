@@ -36,6 +36,17 @@ _MAKERS = ("prepare", "train", "embed", "publish", "rollback", "gc", "fetch", "d
 """Verbs whose work is not what they print."""
 
 
+RENAMED_FLAGS = {
+    "--live": "--event-store",
+    "--live-events": "--events-per-user",
+    "--live-seconds": "--event-ttl",
+    "--live-memory": "--event-memory",
+    "--live-timeout": "--event-timeout",
+    "--max-under-way": "--body-memory",
+}
+"""Former name -> present name."""
+
+
 def main() -> None:
     """Entry point: turns errors of the package into one line and an exit code."""
     out = take_streams()
@@ -56,6 +67,8 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
     try:
         for text in sys.argv[1:] if arguments is None else arguments:
             files.check_name(text)
+            if new := RENAMED_FLAGS.get(flag := text.partition("=")[0]):
+                raise ConfigError(f"{flag} is renamed to {new}")
         code = int(typer.main.get_command(command).main(arguments, standalone_mode=False) or 0)
         if code == 130:  # what typer makes of one
             raise KeyboardInterrupt
@@ -422,16 +435,21 @@ def serve(
     admin_port: Annotated[
         int | None, typer.Option("--admin-port", help="port for rollback and reload; needs a key of scope admin")
     ] = None,
-    live: Annotated[
-        str, typer.Option("--live", help="live histories: memory, or redis://HOST:PORT/DB, shared by workers and hosts")
+    event_store: Annotated[
+        str,
+        typer.Option(
+            "--event-store", help="live histories: memory, or redis://HOST:PORT/DB, shared by workers and hosts"
+        ),
     ] = "memory",
-    live_events: Annotated[int, typer.Option("--live-events", help="latest events kept of a user")] = 200,
-    live_seconds: Annotated[int, typer.Option("--live-seconds", help="… and for how long after the last")] = 86_400,
-    live_memory: Annotated[
+    events_per_user: Annotated[int, typer.Option("--events-per-user", help="latest events kept of a user")] = 200,
+    event_ttl: Annotated[int, typer.Option("--event-ttl", help="… and for how long after the last")] = 86_400,
+    event_memory: Annotated[
         int,
-        typer.Option("--live-memory", help="bytes of live histories in a worker; over it the longest unseen users go"),
+        typer.Option("--event-memory", help="bytes of live histories in a worker; over it the longest unseen users go"),
     ] = 256 << 20,
-    live_timeout: Annotated[float, typer.Option("--live-timeout", help="ms to wait for the store of histories")] = 20.0,
+    event_timeout: Annotated[
+        float, typer.Option("--event-timeout", help="ms to wait for the store of histories")
+    ] = 20.0,
     rate: Annotated[
         float, typer.Option("--rate", help="requests a second of one client to one worker; 0: no limit")
     ] = 0.0,

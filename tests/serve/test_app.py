@@ -151,7 +151,7 @@ def test_the_reply_is_what_the_retriever_answers(client: Client, retriever: Retr
     wanted = retriever.recommend(Request("u3"), 7, method, ban=["i1"], where={"brand": "brand2"})
     assert reply["items"] == [{"id": i.id, "score": i.score, "title": i.title} for i in wanted.items]
     assert reply["bundle_id"] == retriever.bundle.id
-    assert (reply["method"], reply["source"], reply["live"]) == (method, "model", 0)
+    assert (reply["method"], reply["source"], reply["recent_events"]) == (method, "model", 0)
     assert reply["truncated"] == wanted.truncated
     assert 0 < reply["milliseconds"] < 1000
 
@@ -177,14 +177,14 @@ def test_live_events_change_the_next_answer_and_can_be_forgotten(client: Client,
     events = [before["items"][0]["id"], {"id": before["items"][1]["id"], "liked": False}]
     added = client.post("/v1/events", {"user_id": "u3", "events": events})
     assert added.status_code == 202
-    assert added.json() == {"live": 2, "shared": False}
+    assert added.json() == {"recent_events": 2, "shared": False}
     after = client.post("/v1/recommend", {"user_id": "u3"}).json()
-    assert (after["method"], after["live"]) == (2, 2)
+    assert (after["method"], after["recent_events"]) == (2, 2)
     told = [(before["items"][0]["id"], True), (before["items"][1]["id"], False)]
     wanted = retriever.recommend(Request("u3", events=told), 10, 2)
     assert [i["id"] for i in after["items"]] == [i.id for i in wanted.items]
     assert not {i for i, _ in told} & {i["id"] for i in after["items"]}
-    assert client.post("/v1/recommend", {"user_id": "u3", "live": False}).json()["live"] == 0
+    assert client.post("/v1/recommend", {"user_id": "u3", "use_recent_events": False}).json()["recent_events"] == 0
     assert client.ask("DELETE", "/v1/events/u3").status_code == 204
     assert client.post("/v1/recommend", {"user_id": "u3"}).json()["items"] == before["items"]
 
@@ -222,7 +222,7 @@ def test_what_is_unknown_is_told_once_each_in_its_order(client: Client) -> None:
 def test_live_events_of_somebody_new_are_a_cold_start(client: Client) -> None:
     client.post("/v1/events", {"user_id": "new one", "events": ["i1", "i2"]})
     reply = client.post("/v1/recommend", {"user_id": "new one"}).json()
-    assert (reply["source"], reply["method"], reply["live"]) == ("cold_start", 2, 2)
+    assert (reply["source"], reply["method"], reply["recent_events"]) == ("cold_start", 2, 2)
 
 
 def test_a_batch_is_the_single_answers_and_problems_in_their_places(client: Client) -> None:
@@ -372,7 +372,7 @@ def test_fault_C8_an_id_of_any_kind_comes_through(client: Client, id_: Any) -> N
     assert reply.status_code == 200
     assert reply.json()["unknown"] == [str(id_)]
     assert client.post("/v1/events", {"user_id": id_, "events": [{"id": id_}]}).status_code == 202
-    assert client.post("/v1/recommend", {"user_id": id_}).json()["live"] == 1
+    assert client.post("/v1/recommend", {"user_id": id_}).json()["recent_events"] == 1
 
 
 STRANGE = ["a\nb", "\n", "\r\n", "x\n", ".", "..", "/", "//", "a/b", "../../etc", "?", "#", "a?b#c", "%", "%2e%2e", "%0a", "+", "a b", " x ",
@@ -405,9 +405,9 @@ def is_asked_and_forgotten(client: Client, id_: str) -> None:
         assert client.post("/v1/events", {"user_id": id_, "events": ["i1"]}).status_code == 202
         for status, told in (by_path(client, "GET", f"/v1/console/users/{quoted}"),
                              by_path(client, "GET", "/v1/console/user", as_query)):  # fmt: skip
-            assert (status, told["id"], len(told["live"])) == (200, id_, 1)
+            assert (status, told["id"], len(told["recent_events"])) == (200, id_, 1)
         assert forget()[0] == 204
-        assert client.post("/v1/recommend", {"user_id": id_}).json()["live"] == 0
+        assert client.post("/v1/recommend", {"user_id": id_}).json()["recent_events"] == 0
     for status, told in (by_path(client, "GET", f"/v1/items/{quoted}/similar"),
                          by_path(client, "GET", "/v1/items/similar", b"item_id=" + quoted.encode())):  # fmt: skip
         assert (status, told["type"]) == (404, "/problems/unknown-item")
@@ -453,7 +453,7 @@ def test_fault_G14_bytes_that_are_no_text_are_refused(client: Client, wrong: str
         status, told = by_path(client, method, path, query.encode())
         assert (status, told["type"]) == (422, "/problems/invalid")
         assert "UTF-8" in told["detail"]
-    assert client.post("/v1/recommend", {"user_id": unquote(wrong)}).json()["live"] == 1
+    assert client.post("/v1/recommend", {"user_id": unquote(wrong)}).json()["recent_events"] == 1
     half = client.ask("POST", "/v1/events", content=b'{"user_id": "\\ud800", "events": ["i1"]}', headers=AS_JSON)
     problem(half, "malformed")
 
@@ -513,6 +513,11 @@ def test_fault_D1_what_is_no_json_is_400(client: Client, content: bytes) -> None
 def test_fault_D1_what_is_no_request_is_422_and_says_where(client: Client, content: bytes) -> None:
     reply = client.ask("POST", "/v1/recommend", content=content, headers=AS_JSON)
     problem(reply, "invalid")
+
+
+def test_a_renamed_field_is_refused_with_its_new_name(client: Client) -> None:
+    told = problem(client.post("/v1/recommend", {"user_id": "u1", "live": True}), "invalid")
+    assert told["errors"] == [{"at": "body.live", "detail": "'live' is renamed to 'use_recent_events'"}]
 
 
 def test_fault_D1_a_body_of_another_kind_is_415(client: Client) -> None:
@@ -756,7 +761,7 @@ def test_fault_G5_without_keys_a_page_of_another_origin_is_refused(client: Clien
     body = {"user_id": "u1", "events": ["i1"]}
     for method, path in ASKED:
         problem(client.ask(method, path, body if method == "POST" else None, headers=said), "origin")
-    assert client.post("/v1/recommend", {"user_id": "u1"}).json()["live"] == 0
+    assert client.post("/v1/recommend", {"user_id": "u1"}).json()["recent_events"] == 0
     for path in ("/", "/page/console.js", "/livez"):  # a link to the console works from anywhere
         assert client.get(path, headers=said).status_code == 200
 
@@ -805,7 +810,7 @@ def test_fault_G5_every_body_says_that_it_is_json(
         problem(client.ask("POST", path, content=body, headers=headers), "media-type")
     for path in ("/v1/rollback", "/v1/reload"):
         problem(admin.ask("POST", path, content=b"{}", headers=headers | bearer(boss)), "media-type")
-    assert client.post("/v1/recommend", {"user_id": "u1"}).json()["live"] == 0
+    assert client.post("/v1/recommend", {"user_id": "u1"}).json()["recent_events"] == 0
 
 
 # ---- limits and overload
@@ -961,21 +966,21 @@ def test_batches_beyond_the_bound_are_refused(client: Client) -> None:
     assert statuses.count(200) == 4
 
 
-@pytest.mark.parametrize("live", ["memory", "redis://127.0.0.1:1/0"])
-def test_fault_G6_who_goes_for_want_of_room_is_counted_and_others_are_remembered(make: Make, live: str) -> None:
-    client = make(live_memory=20_000, live=live)
+@pytest.mark.parametrize("event_store", ["memory", "redis://127.0.0.1:1/0"])
+def test_fault_G6_who_goes_for_want_of_room_is_counted_and_others_are_remembered(make: Make, event_store: str) -> None:
+    client = make(event_memory=20_000, event_store=event_store)
     for n in range(100):
         events = [*("i1" for _ in range(50)), *(f"{n}/{place}/{'x' * 500}" for place in range(21))]
         added = client.post("/v1/events", {"user_id": f"{n}{'u' * 400}", "events": events})
-        assert added.json()["live"] == 70  # twenty of items that nobody knows
+        assert added.json()["recent_events"] == 70  # twenty of items that nobody knows
     last = client.post("/v1/recommend", {"user_id": f"99{'u' * 400}"}).json()
-    assert (last["live"], last["method"]) == (70, 2)
-    assert client.post("/v1/recommend", {"user_id": f"0{'u' * 400}"}).json()["live"] == 0
+    assert (last["recent_events"], last["method"]) == (70, 2)
+    assert client.post("/v1/recommend", {"user_id": f"0{'u' * 400}"}).json()["recent_events"] == 0
     text = client.get("/metrics").text
-    assert 'twotower_live_dropped_total{what="event"} 100.0' in text
+    assert 'twotower_events_dropped_total{what="event"} 100.0' in text
     dropped, taken = (
-        float(re.search(rf"^twotower_live_{name} (\S+)$", text, re.M)[1])  # type: ignore[index]
-        for name in (r'dropped_total{what="user"}', "bytes")
+        float(re.search(rf"^twotower_event{name} (\S+)$", text, re.M)[1])  # type: ignore[index]
+        for name in (r's_dropped_total{what="user"}', "_memory_bytes")
     )
     assert dropped >= 98
     assert 0 < taken <= 20_000
@@ -984,20 +989,20 @@ def test_fault_G6_who_goes_for_want_of_room_is_counted_and_others_are_remembered
 def test_events_that_other_workers_would_not_see_are_refused(make: Make) -> None:
     client = make(workers=2)
     told = problem(client.post("/v1/events", {"user_id": "u1", "events": ["i1"]}), "conflict")
-    assert "--live redis://" in told["detail"]
+    assert "--event-store redis://" in told["detail"]
 
 
 def test_fault_F1_a_live_store_that_fails_is_no_error(make: Make) -> None:
-    client = make(live="redis://127.0.0.1:1/0")
+    client = make(event_store="redis://127.0.0.1:1/0")
     assert isinstance(client.service.event_store, RedisEvents)
     assert client.post("/v1/recommend", {"user_id": "u1"}).status_code == 200
     added = client.post("/v1/events", {"user_id": "u1", "events": ["i1"]})
     assert added.status_code == 202
-    assert added.json() == {"live": 1, "shared": False}
+    assert added.json() == {"recent_events": 1, "shared": False}
     reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
-    assert (reply["live"], reply["method"]) == (1, 2)
-    assert 'twotower_live_errors_total{operation="read"}' in client.get("/metrics").text
-    problem(client.ask("DELETE", "/v1/events/u1"), "live")
+    assert (reply["recent_events"], reply["method"]) == (1, 2)
+    assert 'twotower_event_store_errors_total{operation="read"}' in client.get("/metrics").text
+    problem(client.ask("DELETE", "/v1/events/u1"), "event-store")
 
 
 # ---- the store
@@ -1258,11 +1263,11 @@ def test_live_events_outlive_a_swap(store: Path, make: Make) -> None:
     Store(store).rollback(first)
     client.run(client.service.bundles.refresh())
     reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
-    assert (reply["bundle_id"], reply["live"]) == (first, 1)
+    assert (reply["bundle_id"], reply["recent_events"]) == (first, 1)
     Store(store).rollback(second)
     client.run(client.service.bundles.refresh())
     reply = client.post("/v1/recommend", {"user_id": "u1"}).json()
-    assert (reply["bundle_id"], reply["live"]) == (second, 1)
+    assert (reply["bundle_id"], reply["recent_events"]) == (second, 1)
 
 
 # ---- the console's data

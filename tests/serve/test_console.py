@@ -754,7 +754,7 @@ def _live(service: Service, user: str) -> int:
         service.url + "v1/recommend", told, {"Content-Type": "application/json"}, method="POST"
     )
     with urllib.request.urlopen(request, timeout=10) as reply:
-        return int(json.load(reply)["live"])
+        return int(json.load(reply)["recent_events"])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["another port", "another site"])

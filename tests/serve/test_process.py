@@ -492,7 +492,9 @@ def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Pa
         (["--threads", "100000"], "--threads is 100,000, at most"),
         (["--max-connections", "1000000000"], "the limit of open files"),
         (["--max-connections", "10", "--max-per-address", "11"], "at most the 10 of --max-connections"),
-        (["--live", "http://x"], "allowed: memory"),
+        (["--event-store", "http://x"], "allowed: memory"),
+        (["--live", "memory"], "--live is renamed to --event-store"),
+        (["--live-seconds=5"], "--live-seconds is renamed to --event-ttl"),
         (["--unknown-user", "maybe"], "allowed: popular, 404"),
         (["--admin-port", "0"], "--admin-port needs --keys"),
         (["--keys", "none.toml"], "none.toml"),
@@ -589,7 +591,7 @@ def test_fault_G14_strange_ids_over_the_wire(anyone: Served, id_: str) -> None:
     for path in (f"/v1/events/{quoted}", f"/v1/events?user_id={quoted}"):
         assert httpx.post(anyone.url + "/v1/events", json={"user_id": id_, "events": ["i1"]}).status_code == 202
         assert ask("DELETE", path)[0] == 204
-        assert httpx.post(anyone.url + "/v1/recommend", json={"user_id": id_}).json()["live"] == 0
+        assert httpx.post(anyone.url + "/v1/recommend", json={"user_id": id_}).json()["recent_events"] == 0
     for path in (f"/v1/items/{quoted}/similar", f"/v1/items/similar?item_id={quoted}"):
         status, body = ask("GET", path)
         assert (status, json.loads(body)["type"]) == (404, "/problems/unknown-item")

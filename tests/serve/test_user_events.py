@@ -264,7 +264,7 @@ def test_keys_carry_the_bundle(server: Server) -> None:
         await live.add(["20260101T000000Z-abcdef"], "u:1", [("1", True)])
         await live.save_vector("20260101T000000Z-abcdef", "u:1", [("1", True)], np.zeros((1, 2), np.float32))
         keys = sorted(await live._client.keys("*"))
-        assert keys == [b"20260101T000000Z-abcdef:history:u:1", b"20260101T000000Z-abcdef:vector:u:1"]
+        assert keys == [b"20260101T000000Z-abcdef:events:u:1", b"20260101T000000Z-abcdef:vector:u:1"]
         for key in keys:
             assert 0 < await live._client.ttl(key) <= 77
         await live.close()
@@ -276,7 +276,7 @@ def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
     async def world() -> None:
         live = redis(server.url)
         await live._client.rpush(
-            "b:history:u", b"\xff", b"[1, true, 1.0]", b'["2", true, 1.5]', b'{"a": 1}', b'["3", true]'
+            "b:events:u", b"\xff", b"[1, true, 1.0]", b'["2", true, 1.5]', b'{"a": 1}', b'["3", true]'
         )
         await live._client.set("b:vector:u", history_digest([("2", True)]) + b"123")  # cut short
         found = await live.fetch(["b"], "u")
@@ -306,7 +306,7 @@ def test_fault_G6_what_another_program_pushed_costs_no_more_than_the_latest_even
 
         live._client.pipeline = watched
         await live._client.rpush(
-            "b:history:u", *(f'["{n}", true, 1.5]' for n in range(1000)), f'["{"x" * 5000}", true, 1.5]'
+            "b:events:u", *(f'["{n}", true, 1.5]' for n in range(1000)), f'["{"x" * 5000}", true, 1.5]'
         )
         assert (await live.fetch(["b"], "u")).events == [(str(n), True) for n in range(996, 1000)]
         assert len(asked[-1][0]) == 5
@@ -459,8 +459,8 @@ def test_what_was_not_forgotten_for_certain_is_told(server: Server) -> None:
     ],
 )
 def test_an_address_that_is_none_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ConfigError, match="--live") as refused:
-        ServeSettings(store=tmp_path, live=url)
+    with pytest.raises(ConfigError, match="--event-store") as refused:
+        ServeSettings(store=tmp_path, event_store=url)
     assert "s3cret@" not in str(refused.value)
 
 
@@ -468,7 +468,7 @@ def test_an_address_that_is_none_is_refused_without_its_password(tmp_path: Path,
     "url", ["memory", "redis://host", "redis://:pw@host:1/3", "rediss://host/0", "unix:///run/valkey"]
 )
 def test_addresses_that_can_be(tmp_path: Path, url: str) -> None:
-    ServeSettings(store=tmp_path, live=url)
+    ServeSettings(store=tmp_path, event_store=url)
 
 
 @pytest.mark.system

@@ -103,7 +103,7 @@ def create_app(service: Service) -> FastAPI:
         strict_content_type=False,  # the door has looked at it
         openapi_tags=[
             {"name": "answers", "description": "What a client asks for."},
-            {"name": "live", "description": "What users do now."},
+            {"name": "events", "description": "What users do now."},
             {"name": "operation", "description": "For those who run the service."},
             {"name": "console", "description": "What the page at / asks; only there without --no-console."},
         ],
@@ -169,7 +169,7 @@ def create_app(service: Service) -> FastAPI:
         response_model=schemas.EventsReply,
         status_code=202,
         responses=_problems(*BODY_PROBLEMS, "conflict"),
-        tags=["live"],
+        tags=["events"],
     )
     async def add_events(body: schemas.EventsRequest) -> Any:
         """Append to a user's live history, which the next answer reads."""
@@ -178,15 +178,17 @@ def create_app(service: Service) -> FastAPI:
     @app.delete(
         "/v1/events/{user_id:path}",
         status_code=204,
-        responses=_problems("not-found", "no-bundle", "live"),
-        tags=["live"],
+        responses=_problems("not-found", "no-bundle", "event-store"),
+        tags=["events"],
     )
     async def forget(user_id: PathId) -> Response:
         """Forget a user's live history."""
         await service.forget(user_id)
         return Response(status_code=204)
 
-    @app.delete("/v1/events", status_code=204, responses=_problems("invalid", "no-bundle", "live"), tags=["live"])
+    @app.delete(
+        "/v1/events", status_code=204, responses=_problems("invalid", "no-bundle", "event-store"), tags=["events"]
+    )
     async def forget_whom(user_id: QueryId) -> Response:
         """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
         return await forget(user_id)
@@ -388,7 +390,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         if any(e["type"] == "json_invalid" for e in found):
             told = found[0].get("ctx", {}).get("error", "")
             return answer(Problem("malformed", f"the body is not JSON in UTF-8: {told}" if told else ""), request)
-        errors = [{"at": ".".join(map(str, e["loc"])), "detail": e["msg"]} for e in found[:20]]
+        errors = [{"at": ".".join(map(str, e["loc"])), "detail": _error_text(e)} for e in found[:20]]
         detail = "; ".join(f"{e['at']}: {e['detail']}" for e in errors[:3])
         return answer(Problem("invalid", detail, errors=errors), request)
 
@@ -402,6 +404,14 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(BundleError, store)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(StarletteHTTPException, plain)
+
+
+def _error_text(error: Any) -> str:
+    """Return the message of a validation error; for a field that was renamed, its new name."""
+    old = error["loc"][-1]
+    if error["type"] == "extra_forbidden" and old in schemas.RENAMED_FIELDS:
+        return f"'{old}' is renamed to '{schemas.RENAMED_FIELDS[old]}'"
+    return str(error["msg"])
 
 
 def _describe_problems(app: FastAPI) -> None:

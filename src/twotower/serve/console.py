@@ -62,14 +62,20 @@ class Console:
         if not retriever.knows(user_id):
             if not state.events:
                 raise Problem("unknown-user", f"user '{user_id}' is not among the bundle's users")
-            return {"id": user_id, "features": {}, "history": [], "events": 0, "live": self._titled(state.events)}
+            return {
+                "id": user_id,
+                "features": {},
+                "history": [],
+                "events": 0,
+                "recent_events": self._titled(state.events),
+            }
         history = retriever.history(user_id, SHOWN_EVENTS)
         return {
             "id": user_id,
             "features": retriever.stored(user_id),
             "history": [{"id": i, "title": title, "liked": liked} for i, title, liked in history],
             "events": len(retriever.met(user_id)),
-            "live": self._titled(state.events),
+            "recent_events": self._titled(state.events),
         }
 
     async def items(self, query: str, limit: int) -> dict[str, Any]:

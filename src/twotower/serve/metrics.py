@@ -18,7 +18,7 @@ from twotower.serve.settings import METRICS_FOLDER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-STAGES = ("wait", "live", "tower", "search")
+STAGES = ("wait", "events", "tower", "search")
 
 
 class ServeMetrics:
@@ -40,7 +40,7 @@ class ServeMetrics:
         self.seconds = histogram(
             "request_seconds", "From the first byte of a request to the last of its reply", "route"
         )
-        self.stage = histogram("stage_seconds", "Of an answer, by stage: wait, live, tower, search", "stage")
+        self.stage = histogram("stage_seconds", "Of an answer, by stage: wait, events, tower, search", "stage")
         self.answers = counter("answers_total", "Answers by bundle, method and source", "bundle", "method", "source")
         self.truncated = counter("truncated_answers_total", "Answers with fewer items than asked for")
         self.unknown = counter(
@@ -56,9 +56,13 @@ class ServeMetrics:
         self.loads = counter("bundle_loads_total", "Bundles that were loaded and became current")
         self.load_seconds = gauge("bundle_load_seconds", "Seconds that the last load took")
         self.load_failures = counter("bundle_load_failures_total", "Bundles that were refused, by reason", "reason")
-        self.live_errors = counter("live_errors_total", "Failures of the store of live histories", "operation")
-        self.live_bytes = gauge("live_bytes", "Bytes of live histories in the process", mode="livesum")
-        self.live_dropped = counter("live_dropped_total", "Live histories and events dropped for want of room", "what")
+        self.event_store_errors = counter(
+            "event_store_errors_total", "Failures of the store of live histories", "operation"
+        )
+        self.event_memory = gauge("event_memory_bytes", "Bytes of live histories in the process", mode="livesum")
+        self.events_dropped = counter(
+            "events_dropped_total", "Live histories and events dropped for want of room", "what"
+        )
         self.index_errors = counter("index_errors_total", "Failures of an index that is elsewhere")
         self.keys_failures = counter(
             "keys_failures_total", "Looks at the file of keys that could not use it, so nobody was let in"

@@ -51,7 +51,11 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "broken": (500, "The service failed", "The log has the reason under the id of the request."),
     "no-bundle": (503, "No bundle can be served yet", "Publish one, or roll back to one that is whole."),
     "index": (503, "The index does not answer", "Wait as long as Retry-After says, in seconds."),
-    "live": (503, "The store of live histories does not answer", "Try again later; it may or may not have been done."),
+    "event-store": (
+        503,
+        "The store of live histories does not answer",
+        "Try again later; it may or may not have been done.",
+    ),
     "store": (
         503,
         "The store of bundles does not answer",

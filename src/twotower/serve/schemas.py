@@ -22,6 +22,8 @@ MAX_TEXT_LENGTH = 10_000
 """Characters of a text feature or of a text that is searched."""
 MAX_VECTOR_LENGTH = 65_536
 """Values of a vector or multi-hot feature."""
+RENAMED_FIELDS = {"live": "use_recent_events"}
+"""Fields of requests: former name -> present name."""
 
 
 def _id_text(value: object) -> object:
@@ -70,7 +72,7 @@ class UserRequest(_RequestModel):
         description="1: the stored user vector; 2: the user tower live. Left out: 2 if the request or the live history "
         "tells something new, else 1",
     )
-    live: StrictBool = Field(True, description="go on with the user's live history (POST /v1/events)")
+    use_recent_events: StrictBool = Field(True, description="go on with the user's live history (POST /v1/events)")
 
 
 class ItemFilter(_RequestModel):
@@ -138,7 +140,7 @@ class ItemsReply(BaseModel):
     milliseconds: float
     truncated: bool = Field(description="fewer than k were left to give")
     unknown: list[str] = Field(description="features and items of the request that the model has never met")
-    live: int = Field(description="live events that were used")
+    recent_events: int = Field(description="live events that were used")
 
 
 class ProblemReply(BaseModel):
@@ -170,13 +172,13 @@ class VectorReply(BaseModel):
     )
     milliseconds: float
     unknown: list[str]
-    live: int
+    recent_events: int
 
 
 class EventsReply(BaseModel):
     """How many live events are kept of the user, and whether other workers and hosts see them."""
 
-    live: int
+    recent_events: int
     shared: bool
 
 

@@ -49,14 +49,16 @@ class Service:
         self.settings = s = settings
         self.metrics = metrics or ServeMetrics()
         self.bundles = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
-        failed, dropped = self.metrics.live_errors, self.metrics.live_dropped
+        failed, dropped = self.metrics.event_store_errors, self.metrics.events_dropped
         self._in_process = InProcessEvents(
-            s.live_events, s.live_seconds, s.live_memory, lambda what, n: dropped.labels(what).inc(n)
+            s.events_per_user, s.event_ttl, s.event_memory, lambda what, n: dropped.labels(what).inc(n)
         )
         self.event_store: EventStore = self._in_process
-        if s.live != "memory":
-            timeout, count = s.live_timeout / 1e3, lambda what: failed.labels(what).inc()
-            self.event_store = RedisEvents(s.live, s.live_events, s.live_seconds, timeout, count, self._in_process)
+        if s.event_store != "memory":
+            timeout, count = s.event_timeout / 1e3, lambda what: failed.labels(what).inc()
+            self.event_store = RedisEvents(
+                s.event_store, s.events_per_user, s.event_ttl, timeout, count, self._in_process
+            )
         # A turn that waits for another process lets others have theirs; but a few, for what the loop has to do before
         # it reads an answer looks to them like a slow store.
         self._concurrency = 4 if self.event_store.shared else 1
@@ -131,7 +133,7 @@ class Service:
             "source": source,
             "milliseconds": round(spent, 3),
             "unknown": unknown,
-            "live": resolved.recent_events,
+            "recent_events": resolved.recent_events,
         }
 
     async def search(self, body: schemas.SearchRequest) -> dict[str, Any]:
@@ -162,18 +164,18 @@ class Service:
             raise Problem(
                 "conflict",
                 f"{self.settings.workers} workers do not share live histories kept in memory; serve with "
-                "--live redis://HOST:PORT/DB, or with one worker",
+                "--event-store redis://HOST:PORT/DB, or with one worker",
             )
         retriever, events = self.bundles.current, schemas.item_events(list(body.events))
         unknown = set(retriever.strange(item for item, _ in events))
         n, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events, unknown)
-        self.metrics.live_bytes.set(self._in_process.size)
-        return {"live": n, "shared": shared and self.event_store.shared}
+        self.metrics.event_memory.set(self._in_process.size)
+        return {"recent_events": n, "shared": shared and self.event_store.shared}
 
     async def forget(self, user_id: str) -> None:
-        """Drop a user's live history. Raises Problem "live" if it cannot be said that it is gone."""
+        """Drop a user's live history. Raises Problem "event-store" if it cannot be said that it is gone."""
         if not await self.event_store.forget(self.bundles.event_bundles(self.bundles.current), user_id):
-            raise Problem("live", headers={"Retry-After": "5"})
+            raise Problem("event-store", headers={"Retry-After": "5"})
 
     def describe(self) -> dict[str, Any]:
         """What answers, and what may be asked."""
@@ -205,10 +207,10 @@ class Service:
     async def resolve(self, body: schemas.UserRequest, retriever: Retriever) -> ResolvedRequest:
         """What the user has done since, and so the method."""
         state = EMPTY_STATE
-        if body.live and body.user_id is not None:
+        if body.use_recent_events and body.user_id is not None:
             started = time.perf_counter()
             state = await self.event_store.fetch(self.bundles.event_bundles(retriever), body.user_id)
-            self.metrics.stages["live"].observe(time.perf_counter() - started)
+            self.metrics.stages["events"].observe(time.perf_counter() - started)
         request = Request(
             body.user_id,
             body.features,
@@ -300,7 +302,7 @@ class Service:
             "milliseconds": answer.milliseconds,
             "truncated": answer.truncated,
             "unknown": answer.unknown,
-            "live": resolved.recent_events if resolved else 0,
+            "recent_events": resolved.recent_events if resolved else 0,
         }
 
     def _check_k(self, k: int, at: str = "body.k") -> None:
@@ -318,7 +320,7 @@ class Service:
             self._start(work)
         else:
             await work
-            self.metrics.live_bytes.set(self._in_process.size)
+            self.metrics.event_memory.set(self._in_process.size)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -54,15 +54,15 @@ class ServeSettings:
     target_wait: float = 5.0
     """… and while the queue has not been empty for `max_wait`."""
     unknown_user: UnknownUser = "popular"
-    live: str = "memory"
+    event_store: str = "memory"
     """Where live histories are kept: `memory`, or `redis://HOST:PORT/DB`, which workers and hosts share."""
-    live_events: int = 200
+    events_per_user: int = 200
     """Latest events kept of a user."""
-    live_seconds: int = 86_400
+    event_ttl: int = 86_400
     """A user's events are forgotten so long after the last."""
-    live_memory: int = 256 << 20
+    event_memory: int = 256 << 20
     """Bytes that live histories may take in a worker; over it the users go who were not seen for longest."""
-    live_timeout: float = 20.0
+    event_timeout: float = 20.0
     """Milliseconds to wait for the store of live histories."""
     index_timeout: float = 250.0
     """Milliseconds to wait for an index that is elsewhere (Milvus)."""
@@ -92,14 +92,14 @@ class ServeSettings:
     """Bytes that bodies and replies under way may take together, beyond 16 KiB of each."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "live_events", "live_seconds",
-                     "live_memory", "body_memory"):  # fmt: skip
+        for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "events_per_user", "event_ttl",
+                     "event_memory", "body_memory"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 1")
         for name in (
             "max_wait",
             "target_wait",
-            "live_timeout",
+            "event_timeout",
             "index_timeout",
             "poll",
             "grace",
@@ -111,7 +111,7 @@ class ServeSettings:
         for name in ("rate", "burst", "drain", "keep_alive", "memory_limit", "max_connections", "max_per_address"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 0")
-        for name in ("rate", "max_wait", "target_wait", "live_timeout", "index_timeout", "poll", "drain", "grace", "head_timeout",
+        for name in ("rate", "max_wait", "target_wait", "event_timeout", "index_timeout", "poll", "drain", "grace", "head_timeout",
                      "body_timeout", "keep_alive"):  # fmt: skip
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected a finite number")
@@ -142,8 +142,8 @@ class ServeSettings:
             raise ConfigError(f"--unknown-user is '{self.unknown_user}' (allowed: popular, 404)")
         if self.index_down not in ("popular", "503"):
             raise ConfigError(f"--index-down is '{self.index_down}' (allowed: popular, 503)")
-        if self.live != "memory":
-            _check_url(self.live)
+        if self.event_store != "memory":
+            _check_url(self.event_store)
         if self.admin_port is not None and self.keys is None:
             raise ConfigError("--admin-port needs --keys FILE with a key of scope admin; `twotower key NAME --admin`")
         if not (self.keys or self.insecure or is_loopback(self.host)):
@@ -187,14 +187,14 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         port, database = parts.port, parts.path.removeprefix("/")
     except ValueError:
-        raise ConfigError(f"--live is no URL {allowed}") from None
+        raise ConfigError(f"--event-store is no URL {allowed}") from None
     where = f"{parts.scheme}://{parts.hostname or ''}"
     if parts.scheme == "unix" and parts.path:
         return
     if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
-        raise ConfigError(f"--live is '{where if parts.scheme else url[:20]}' {allowed}")
+        raise ConfigError(f"--event-store is '{where if parts.scheme else url[:20]}' {allowed}")
     if database and not database.isdecimal():
-        raise ConfigError(f"--live {where}: the database is '{database[:20]}', expected a number {allowed}")
+        raise ConfigError(f"--event-store {where}: the database is '{database[:20]}', expected a number {allowed}")
 
 
 def _flag(name: str) -> str:

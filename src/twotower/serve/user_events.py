@@ -1,6 +1,6 @@
 """What users have done since the bundle was published, and their vectors with it.
 
-Keys carry the bundle's id: `BUNDLE:history:USER`, `BUNDLE:vector:USER`. Events are written under the present bundle and read
+Keys carry the bundle's id: `BUNDLE:events:USER`, `BUNDLE:vector:USER`. Events are written under the present bundle and read
 under it and those that were current lately, in the order of their times, so swaps and rollbacks forget nobody; a vector
 of another bundle is a miss. A vector is kept with a digest of the events it was made of, so it is never older than the
 history.
@@ -199,14 +199,14 @@ class RedisEvents:
             from redis.backoff import NoBackoff
             from redis.exceptions import RedisError
         except ImportError:
-            raise ConfigError("--live redis://… needs the client: pip install -e '.[serve]'") from None
+            raise ConfigError("--event-store redis://… needs the client: pip install -e '.[serve]'") from None
         try:
             self._client: Any = client.Redis.from_url(
                 url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0),
                 max_connections=256,
             )  # fmt: skip
         except ValueError as e:
-            raise ConfigError(f"--live {url}: {e}") from None
+            raise ConfigError(f"--event-store {url}: {e}") from None
         self.events, self.seconds, self.timeout = events, seconds, timeout
         self.breaker = CircuitBreaker()
         self._on_failure = on_failure
@@ -307,7 +307,7 @@ def history_digest(events: Sequence[Event]) -> bytes:
 
 
 def _events_key(bundle: str, user: str) -> str:
-    return f"{bundle}:history:{user}"
+    return f"{bundle}:events:{user}"
 
 
 def _vector_key(bundle: str, user: str) -> str:

@@ -182,7 +182,7 @@ async function person() {
     if (said === null) return;
     if (said) {
       known.user = said;
-      learn([...said.history, ...said.live]);
+      learn([...said.history, ...said.recent_events]);
     }
   }
   drawPerson();
@@ -265,7 +265,7 @@ async function send() {
   if (!said) return;
   state.events = [];
   await Promise.all([person(), refresh()]);
-  say(t("sent", { n: said.live, id: state.user }));
+  say(t("sent", { n: said.recent_events, id: state.user }));
 }
 
 async function forget() {
@@ -397,7 +397,7 @@ function drawColumns() {
     const { reply } = said;
     meta.replaceChildren(...[
       t(`source_${reply.source}`), t("ms", { n: number(reply.milliseconds, 1) }),
-      ...(reply.live ? [t("live_used", { n: number(reply.live) })] : []), reply.bundle_id,
+      ...(reply.recent_events ? [t("live_used", { n: number(reply.recent_events) })] : []), reply.bundle_id,
     ].map((text) => make("span", {}, text)));
     const notes = [];
     if (n === 1 && state.isNew) notes.push(t("new_person_1"));
@@ -523,7 +523,7 @@ function drawPerson() {
 }
 
 function drawAdded() {
-  const events = state.events, live = known.user?.live || [];
+  const events = state.events, live = known.user?.recent_events || [];
   fill("added-n", events.length ? number(events.length) : "");
   put($("chips"), events.map((e) => {
     const name = title(e.id);
