@@ -75,6 +75,16 @@ class Process:
         if self.poll() is None:
             os.kill(self.pid, sig)
 
+    def wait_stopped(self, timeout: float = 120) -> None:
+        """Wait until SIGSTOP holds it. Raises AssertionError if it ends before."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            assert self.poll() is None, f"it ended with {self.returncode}"
+            if Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                return
+            time.sleep(0.01)
+        raise AssertionError("it was not stopped")
+
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
@@ -125,9 +135,10 @@ def start(
     stdout: int | IO[Any] | None = None,
     stderr: int | IO[Any] | None = None,
     start_new_session: bool = False,
-    limits: Mapping[int, int] | None = None,
+    limits: Mapping[int, tuple[int, int]] | None = None,
 ) -> Process:
-    """Start `python ARGUMENTS`, where the arguments begin with `-m MODULE`, `-c CODE` or a script; `limits` are resource limits."""
+    """Start `python ARGUMENTS`, where the arguments begin with `-m MODULE`, `-c CODE` or a script; `limits` are
+    resource limits, soft and hard; a hard one of -1 stays."""
     streams: list[IO[str] | None] = [None, None, None]
     handles: list[int] = []
     ours: list[int] = []
@@ -171,7 +182,7 @@ def run(
     cwd: Path | str | None = None,
     timeout: float = 120,
     check: bool = False,
-    limits: Mapping[int, int] | None = None,
+    limits: Mapping[int, tuple[int, int]] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` to its end, its output captured. Raises subprocess.TimeoutExpired after killing it."""
     process = start(*arguments, env=env, cwd=cwd, stdout=PIPE, stderr=PIPE, limits=limits)
@@ -315,10 +326,8 @@ def _reap(children: dict[int, socket.socket]) -> None:
         if not pid:
             return
         link = children.pop(pid)
-        try:
+        with contextlib.suppress(OSError):  # nobody waits for it
             link.sendall(str(os.waitstatus_to_exitcode(status)).encode())
-        except OSError:  # nobody waits for it
-            pass
         link.close()
 
 
@@ -343,13 +352,19 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    for kind, value in request["limits"]:
-        resource.setrlimit(kind, (value, value))
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(i, mode, encoding="utf-8", errors=errors, buffering=buffering, closefd=False)  # noqa: SIM115, PTH123
-        for i, mode, errors, buffering in ((0, "r", "strict", -1), (1, "w", "strict", -1), (2, "w", "backslashreplace", 1))
+    for kind, (soft, hard) in request["limits"]:
+        resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1] if hard < 0 else hard))
+    streams: Any = (
+        open(i, mode, encoding="utf-8", errors=errors, buffering=buffering, closefd=False)  # noqa: SIM115
+        for i, mode, errors, buffering in (
+            (0, "r", "strict", -1),
+            (1, "w", "strict", -1),
+            (2, "w", "backslashreplace", 1),
+        )
     )
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     sys.path[0] = request["cwd"]  # the folder of this file, where a child has its own
     kind, *rest = request["arguments"]
     if kind == "-c":

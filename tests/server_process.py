@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import preloaded
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
@@ -49,17 +49,21 @@ def serving(store: Path) -> Iterator[Any]:
 class Served:
     """`twotower serve` in a process of its own."""
 
-    def __init__(self, store: Path, *flags: str, group: bool = False, code: str = "", limit: str = "") -> None:
-        """`group`: it leads a group of processes; `code` is run in place of the command line; `limit` is what the shell's
-        ulimit is told first."""
-        what = ["-c", code] if code else ["-m", "twotower.cli"]
-        command = [sys.executable, *what, "serve", "--store", str(store), "--port", "0", *flags]
-        if limit:
-            command = ["sh", "-c", f'ulimit {limit} && exec "$0" "$@"', *command]
+    def __init__(
+        self,
+        store: Path,
+        *flags: str,
+        group: bool = False,
+        code: str = "",
+        limits: dict[int, tuple[int, int]] | None = None,
+    ) -> None:
+        """`group`: it leads a group of processes; `code` is run in place of the command line; `limits` are its resource limits."""
+        what = ["-c", code] if code else ["-m", "twotower"]
         # A pipe that nobody reads would stop the service.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self.log, text=True, start_new_session=group
+        self.process = preloaded.start(
+            *what, "serve", "--store", store, "--port", "0", *flags, stdout=preloaded.PIPE, stderr=self.log,
+            start_new_session=group, limits=limits,
         )  # fmt: skip
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline()
@@ -114,4 +118,4 @@ class Served:
         self.process.stdout.close()
         with self.log as log:
             log.seek(0)
-            return self.process.returncode, log.read()
+            return self.process.wait(), log.read()

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import socket
 import struct
 import time
@@ -248,7 +249,7 @@ def ended(served: Served) -> dict[str, float]:
 def test_fault_G4_more_connections_than_files_silence_nobody(
     serve: Any, published: Path, files: int, crowd: int, addresses: int
 ) -> None:
-    served = serve("--poll", "0.05", "--no-access-log", limit=f"-n {files}").wait()
+    served = serve("--poll", "0.05", "--no-access-log", limits={resource.RLIMIT_NOFILE: (files, files)}).wait()
     bundles = itertools.cycle(b.id for b in Store(published).bundles())
     for says in (b"", LIVEZ, LIVEZ + b"\r\n", b"GET", POST + b"Content-Length: 9999\r\n\r\n{"):
         with contextlib.ExitStack() as opened:
@@ -331,7 +332,7 @@ def test_fault_G4_the_idle_connection_used_least_lately_makes_room(serve: Any) -
 
 
 def test_fault_G4_the_soft_limit_of_open_files_is_raised(serve: Any) -> None:
-    served = serve("--workers", "2", limit="-Sn 200").wait()
+    served = serve("--workers", "2", limits={resource.RLIMIT_NOFILE: (200, -1)}).wait()
     for pid in (served.process.pid, *served.workers()):
         text = Path(f"/proc/{pid}/limits").read_text()
         soft, hard = re.search(r"Max open files\s+(\d+)\s+(\d+)", text).groups()  # type: ignore[union-attr]
@@ -351,7 +352,7 @@ def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Any, tmp_path: P
         " daemon=True).start()\n"
         "sys.argv[0] = 'twotower'\ncli.main()"
     )
-    served = serve("--poll", "100", code=hungry, limit="-n 200").wait()
+    served = serve("--poll", "100", code=hungry, limits={resource.RLIMIT_NOFILE: (200, 200)}).wait()
     (tmp_path / "eat").touch()
     assert served.process.stdout.readline() == "full\n"
 
