@@ -214,20 +214,23 @@ def start_ranks(n: int, *arguments: Any, env: Mapping[str, str] | None = None, *
 def run_ranks(
     n: int, *arguments: Any, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> tuple[list[int], list[str]]:
-    """Run a job of `n` ranks; return their codes and outputs. When a rank fails the others are ended, as torchrun does."""
+    """Run a job of `n` ranks; return their codes and outputs. When a rank fails the others are
+    ended a second later, as torchrun does."""
     ranks = start_ranks(n, *arguments, env=env)
     outputs = [b""] * n
-    until = time.monotonic() + timeout
+    until, failed = time.monotonic() + timeout, None
     with selectors.DefaultSelector() as selector:
         for i, rank in enumerate(ranks):
             assert rank.stdout is not None
             selector.register(rank.stdout.fileno(), selectors.EVENT_READ, i)
         while selector.get_map():
-            failed = any(rank.poll() for rank in ranks)
-            late = time.monotonic() > until
-            if failed or late:
-                for rank in ranks:
-                    rank.send_signal(signal.SIGKILL if late else signal.SIGTERM)
+            now = time.monotonic()
+            if failed is None and any(rank.poll() for rank in ranks):
+                failed = now
+            for seconds, sig in ((1, signal.SIGTERM), (30, signal.SIGKILL)):
+                if now > min(until, (failed or now) + seconds):
+                    for rank in ranks:
+                        rank.send_signal(sig)
             for key, _ in selector.select(0.1):
                 data = os.read(key.fd, 65_536)
                 outputs[key.data] += data
