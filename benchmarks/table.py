@@ -1,11 +1,11 @@
-"""One table out of the files of a run folder, and the tables of the documents: `benchmarks/suite.py` calls it.
+"""Write the tables of the documents from the results in a run folder: `benchmarks/suite.py` calls this script.
 
     python benchmarks/table.py runs/bench --date 2026-01-31 --page docs/benchmarks.md --readme README.md --readme README.zh-CN.md
 
-Writes FOLDER/table.json and `--page`: every result with its range, the other tools and the machine's limit beside it, and the
-command that measured it. In each `--readme` what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` becomes the
-table NAME of BLOCKS; all else stays as it is. A number that was expected and is not there reads "not run"; with `--keep` a table or
-section of which no number is there stays as it is, with its date.
+Writes FOLDER/table.json and `--page`. Text between `<!-- bench:NAME -->` and `<!-- /bench -->`, in the page and in each `--readme`, becomes
+the table NAME of BLOCKS. The page after the line `<!-- measurements -->` becomes the list of all results: range, other tools, limit of the
+machine, command. All other text stays. An expected result that is missing reads "not run"; with `--keep`, tables and sections without any
+result stay as they are, with their dates.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 from measure import Numbers, cell, number, times
 
 Text = str | tuple[str, str]
-"""In every language, or in English and Chinese."""
+"""One text for both languages, or (English, Chinese)."""
 LANGUAGES = ("en", "zh")
 NOT_RUN: Text = ("not run", "未运行")
 DOUBTFUL: Text = (" (doubtful)", "（存疑）")
 
 
-def say(text: Text, language: str) -> str:
+def translate(text: Text, language: str) -> str:
+    """Return the text in "en" or "zh"."""
     return text if isinstance(text, str) else text[LANGUAGES.index(language)]
 
 
@@ -36,7 +37,7 @@ def say(text: Text, language: str) -> str:
 
 
 def mean(found: Numbers) -> str:
-    """The mean over seeds and half their range."""
+    """Format the mean over seeds and half their range: "0.8267 ± 0.0003"."""
     half = (found["high"] - found["low"]) / 2
     return f"{found['mean']:.4f}" + (f" ± {half:.4f}" if found["rounds"] > 1 else "")
 
@@ -49,44 +50,55 @@ def limit(found: Numbers) -> str | None:
     return None if found["floor"] is None else number(found["floor"])
 
 
-def beside(found: Numbers, name: str) -> Numbers | None:
-    """What another tool gave: "torch-rechub", or "torch-rechub, dynamo=False" for one of its ways."""
-    tool, comma, way = name.partition(",")
+def find_peer(found: Numbers, name: str) -> Numbers | None:
+    """Return the result of another tool: "torch-rechub", or "torch-rechub, dynamo=False" for one of its variants."""
+    tool, comma, variant = name.partition(",")
     for label, given in found["peer"].items():
-        if label.startswith(tool) and label.partition(",")[1:] == (comma, way):
+        if label.startswith(tool) and label.partition(",")[1:] == (comma, variant):
             return dict(given)
     return None
 
 
 def peer(name: str) -> Callable[[Numbers], str | None]:
     def show(found: Numbers) -> str | None:
-        given = beside(found, name)
+        given = find_peer(found, name)
         return cell(given) if given else None
 
     return show
 
 
 def ratio(*names: str) -> Callable[[Numbers], str | None]:
-    """How many times as good as the best of these."""
+    """Format how many times as good as the best of these tools the package is."""
 
     def show(found: Numbers) -> str | None:
-        ratios = [given["ratio"] for name in names if name and (given := beside(found, name))]
+        ratios = [given["ratio"] for name in names if name and (given := find_peer(found, name))]
         return f"{min(ratios):.1f}" if ratios and min(ratios) >= 2 else f"{min(ratios):.2f}" if ratios else None
 
     return show
+
+
+def best_peer(found: Numbers) -> str | None:
+    """Format the median of the best other tool, of those that ran at their best settings."""
+    peers = [given for label, given in found["peer"].items() if "," not in label]
+    return number(min(peers, key=lambda given: given["ratio"])["median"]) if peers else None
 
 
 def seeds(found: Numbers) -> str:
     return str(found["rounds"])
 
 
-def recalled(found: Numbers) -> str:
+def median(found: Numbers) -> str:
     return f"{found['median']:.4f}"
+
+
+def plain(found: Numbers) -> str:
+    """Format the median alone, without its range."""
+    return number(found["median"])
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table: which result, and how it is written; None of it is "not run"."""
+    """A number of a table: the name of its result and its format; a result or format that is missing reads "not run"."""
 
     name: str
     style: Callable[[Numbers], str | None] = cell
@@ -95,26 +107,26 @@ class Cell:
         found = results.get(self.name)
         text = self.style(found) if found else None
         if found and text and found.get("doubt"):
-            text += say(DOUBTFUL, language)
-        return text or say(NOT_RUN, language)
+            text += translate(DOUBTFUL, language)
+        return text or translate(NOT_RUN, language)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A table of the READMEs. A cell that is a text stands as it is; `best` are columns whose highest mean is bold."""
+    """A table of the documents. A cell that is a text is copied; the highest mean of each column in `best` is bold."""
 
     columns: tuple[Text, ...]
     rows: tuple[tuple[Text, tuple[Cell | str, ...]], ...]
     best: tuple[int, ...] = ()
 
     def markdown(self, results: Mapping[str, Numbers], language: str) -> str:
-        lines = [[say(c, language) for c in self.columns], ["---"] * len(self.columns)]
+        lines = [[translate(c, language) for c in self.columns], ["---"] * len(self.columns)]
         for row, (label, cells) in enumerate(self.rows):
             texts = [c if isinstance(c, str) else c.text(results, language) for c in cells]
             for column in self.best:
                 if row == self._best(column, results):
                     texts[column] = f"**{texts[column]}**"
-            lines.append([say(label, language), *texts])
+            lines.append([translate(label, language), *texts])
         head, rule, *body = lines
         return "\n".join([_line(head), "|" + "---|" * len(rule), *map(_line, body)])
 
@@ -134,13 +146,13 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-# ---- the tables of the READMEs -----------------------------------------------------------------------------------
+# ---- the tables of the documents ----------------------------------------------------------------------------------
 
 Cells = tuple[Cell | str, ...]
 
 
-def _ranked(row: str, last: str = "seconds") -> Cells:
-    """Test AUC, test GAUC and validation AUC of a row, and its seconds or seeds."""
+def _ranking(row: str, last: str = "seconds") -> Cells:
+    """Return test AUC, test GAUC and validation AUC of a row, and its seconds or number of seeds."""
     name = f"rank_quality: {row}, "
     end = Cell(f"{name}seconds of training", whole) if last == "seconds" else Cell(f"{name}test AUC", seeds)
     return (*(Cell(name + metric, mean) for metric in ("test AUC", "test GAUC", "validation AUC")), end)
@@ -150,28 +162,29 @@ def _baseline(row: str) -> Cells:
     return (*(Cell(f"rank_quality: baseline: {row}, {metric}", mean) for metric in ("test AUC", "test GAUC")), "", "")
 
 
-def _retrieved(script: str, row: str) -> Cells:
+def _retrieval(script: str, row: str) -> Cells:
     return tuple(Cell(f"{script}: {row}, {metric}", mean) for metric in ("HR@10", "NDCG@10", "HR@100"))
 
 
-def _ours(row: str) -> Cells:
+def _example_row(row: str) -> Cells:
     name = "retrieval_quality"
-    return (*_retrieved(name, row), Cell(f"{name}: {row}, seconds of training", whole))
+    return (*_retrieval(name, row), Cell(f"{name}: {row}, seconds of training", whole))
 
 
-def _found(row: str) -> Cells:
-    """HR@1, HR@10 and MRR@10 of a row, on new queries and on new films."""
-    asked = ("new queries", "new films")
+def _words(row: str) -> Cells:
+    """Return HR@1, HR@10 and MRR@10 of a row, on new queries and on new films."""
     measures = ("HR@1", "HR@10", "MRR@10")
-    return tuple(Cell(f"search_quality: {row}, {question}, {m}", mean) for question in asked for m in measures)
+    return tuple(
+        Cell(f"search_quality: {row}, {task}, {m}", mean) for task in ("new queries", "new films") for m in measures
+    )
 
 
-def _learned(row: str) -> Cells:
-    return (*_found(row), Cell(f"search_quality: {row}, new queries, seconds of training", whole))
+def _trained_words(row: str) -> Cells:
+    return (*_words(row), Cell(f"search_quality: {row}, new queries, seconds of training", whole))
 
 
-def _beside(name: str, *peers: str) -> Cells:
-    """Ours, the peers that are named, how many times as good as the best, and the machine's limit."""
+def _compared(name: str, *peers: str) -> Cells:
+    """Return the package's result, those of the named peers, the ratio to the best of them, and the limit of the machine."""
     return (
         Cell(name),
         *(Cell(name, peer(p)) if p else "" for p in peers),
@@ -180,191 +193,172 @@ def _beside(name: str, *peers: str) -> Cells:
     )
 
 
-def _served(path: str, *names: str) -> Cells:
+def _load(path: str, *names: str) -> Cells:
     return tuple(Cell(f"serve_load: {path}, {name}") if name else "" for name in names)
 
 
-def _both(english: str, chinese: str, *rest: str) -> Text:
-    return (english.format(*rest), chinese.format(*rest))
-
-
 def _example(name: str) -> str:
-    return f"[examples/{name}](examples/{name})"
+    return f"[examples/{name}](../examples/{name})"
 
 
-MODEL: Text = ("model", "模型")
-AUCS: tuple[Text, ...] = (("test AUC", "测试 AUC"), ("test GAUC", "测试 GAUC"), ("validation AUC", "验证 AUC"))
-SECONDS: Text = ("seconds of training", "训练秒数")
+MODEL: Text = "model"
+AUCS: tuple[Text, ...] = ("test AUC", "test GAUC", "validation AUC")
+SECONDS: Text = "seconds of training"
 PLAIN, GATED = "DSSM, observed pairs only", "DSSM + SENet, observed pairs only"
 NEGATIVES = "DSSM + SENet, 5 random negatives a positive"
 BRANCHES = ("mlp", "cross", "fm", "cin", "bilinear")
-ABLATIONS: dict[str, Text] = {
-    "bce": ("BCE, 5 random negatives a positive", "BCE，每个正例 5 个随机负例"),
-    "in-batch": ("in-batch softmax, no correction", "批内 softmax，不校正"),
-    "in-batch-logq": ("in-batch softmax, log-q", "批内 softmax，logQ 校正"),
-    "mixed": ("+ 2,048 uniform candidates", "+ 2,048 个均匀候选"),
-    "hard": ("+ mined candidates, ranks 101–500", "+ 挖掘的难例，名次 101–500"),
-    "full": ("full softmax", "全量 softmax"),
-    "full-senet": ("full softmax, SENet", "全量 softmax，SENet"),
-    "full-parallel": ("full softmax, parallel branches", "全量 softmax，并行分支"),
-    "full-dat": ("full softmax, DAT", "全量 softmax，DAT"),
+ABLATIONS: dict[str, str] = {
+    "bce": "BCE, 5 random negatives a positive",
+    "in-batch": "in-batch softmax, no correction",
+    "in-batch-logq": "in-batch softmax, log-q",
+    "mixed": "+ 2,048 uniform candidates",
+    "hard": "+ mined candidates, ranks 101–500",
+    "full": "full softmax",
+    "full-senet": "full softmax, SENet",
+    "full-parallel": "full softmax, parallel branches",
+    "full-dat": "full softmax, DAT",
 }
 ONE, TWO = "search_speed: exact, 1,000,000 x 128, 1 thread, ", "search_speed: exact, 1,000,000 x 64, 2 threads, "
 IVF = "search_speed: ivf, 1,000,000 x 128, one thread, "
 BATCH, SINGLE = "a query of a batch of 256", "one query"
+BEST_PUBLISHED = "0.3159"
+"""HR@10 of SASRec with 3,000 shared negatives, as published for the split of retrieval_quality.py."""
 FAISS = ("faiss, at its best", "faiss, as shipped")
 
 BLOCKS: dict[str, Block] = {
-    "rank": Block(
-        (MODEL, *AUCS, ("seconds", "秒")),
+    "summary": Block(
+        ("", "AUC", "HR@10", ("rows/s", "行/秒"), "p99"),
         (
-            (("popularity", "流行度"), _baseline("popularity")),
-            (("user + item bias", "用户偏置 + 物品偏置"), _baseline("bias")),
-            (_both("DSSM 64-32, observed pairs only", "DSSM 64-32，只用有标签的曝光对"), _ranked(PLAIN)),
             (
-                _both("DSSM 64-32 + SENet, observed pairs only", "DSSM 64-32 + SENet，只用有标签的曝光对"),
-                _ranked(GATED),
-            ),
-            (
-                _both(
-                    "DSSM 64-32 + SENet, 5 random negatives a positive",
-                    "DSSM 64-32 + SENet，每个正样本配 5 个随机负样本",
+                ("popularity", "流行度"),
+                (
+                    Cell("rank_quality: baseline: popularity, test AUC", mean),
+                    Cell("baselines: popularity, HR@10", mean),
+                    "–",
+                    "–",
                 ),
-                _ranked(NEGATIVES),
             ),
+            (("best peer", "最好的同类"), ("–", BEST_PUBLISHED, Cell("train_speed: training", best_peer), "–")),
             (
-                _both("{}, one vector a side", "{}，每侧一个向量", _example("movielens-rank.toml")),
-                _ranked("examples/movielens-rank.toml"),
+                "twotower",
+                (
+                    Cell("rank_quality: examples/movielens-rank.toml, test AUC", mean),
+                    Cell("retrieval_quality: movielens-sequence.toml, HR@10", mean),
+                    Cell("train_speed: training", plain),
+                    Cell("serve_load: method1, p99", plain),
+                ),
             ),
+        ),
+    ),
+    "rank": Block(
+        (MODEL, *AUCS, "seconds"),
+        (
+            ("popularity", _baseline("popularity")),
+            ("user + item bias", _baseline("bias")),
+            ("DSSM 64-32, observed pairs only", _ranking(PLAIN)),
+            ("DSSM 64-32 + SENet, observed pairs only", _ranking(GATED)),
+            ("DSSM 64-32 + SENet, 5 random negatives a positive", _ranking(NEGATIVES)),
+            (f"{_example('movielens-rank.toml')}, one vector a side", _ranking("examples/movielens-rank.toml")),
         ),
         best=(0, 1),
     ),
     "speed": Block(
-        ("", "twotower", "torch-rechub 0.9", "RecBole 1.2", ("times the best", "最佳者的倍数"), ("limit", "上限")),
+        ("", "twotower", "torch-rechub 0.9", "RecBole 1.2", "times the best", "limit"),
         (
+            ("rows per second of training", _compared("train_speed: training", "torch-rechub", "RecBole")),
             (
-                ("rows per second of training", "每秒训练行数"),
-                _beside("train_speed: training", "torch-rechub", "RecBole"),
+                "… as shipped",
+                ("", *_compared("train_speed: training", "torch-rechub, as shipped", "")[1:-1], ""),
             ),
             (
-                ("… as shipped", "…… 出厂设置"),
-                ("", *_beside("train_speed: training", "torch-rechub, as shipped", "")[1:-1], ""),
-            ),
-            (
-                ("seconds from the archive on disk to test AUC 0.80", "从磁盘上的压缩包到测试 AUC 0.80 的秒数"),
+                "seconds from the archive on disk to test AUC 0.80",
                 (Cell("train_speed: from the archive to test AUC 0.80"), "", "", "", ""),
             ),
             (
-                ("seconds to evaluate all users on all films", "对全部用户和全部电影做评估的秒数"),
-                _beside("evaluation_speed: all users, whole catalogue", "torch-rechub", "RecBole"),
+                "seconds to evaluate all users on all films",
+                _compared("evaluation_speed: all users, whole catalogue", "torch-rechub", "RecBole"),
             ),
             (
-                ("… as shipped", "…… 出厂设置"),
+                "… as shipped",
                 (
                     "",
-                    *_beside("evaluation_speed: all users, whole catalogue", "torch-rechub, as shipped", "")[1:-1],
+                    *_compared("evaluation_speed: all users, whole catalogue", "torch-rechub, as shipped", "")[1:-1],
                     "",
                 ),
             ),
             (
-                ("… without AUC, and with what was seen", "…… 不计 AUC，也不去掉看过的"),
+                "… without AUC, and with what was seen",
                 (
                     "",
-                    *_beside("evaluation_speed: all users, whole catalogue", "torch-rechub, ten best alone", "")[1:-1],
+                    *_compared("evaluation_speed: all users, whole catalogue", "torch-rechub, ten best alone", "")[
+                        1:-1
+                    ],
                     "",
                 ),
             ),
+            ("seconds to export both towers", (*_compared("export_speed: both towers", "torch-rechub", "")[:-1], "")),
             (
-                ("seconds to export both towers", "导出两个塔的秒数"),
-                (*_beside("export_speed: both towers", "torch-rechub", "")[:-1], ""),
+                "… by torch's older exporter",
+                ("", *_compared("export_speed: both towers", "torch-rechub, dynamo=False", "")[1:-1], ""),
             ),
-            (
-                ("… by torch's older exporter", "…… 用 torch 旧的导出器"),
-                ("", *_beside("export_speed: both towers", "torch-rechub, dynamo=False", "")[1:-1], ""),
-            ),
-            (
-                ("MB of both exported towers", "两个导出的塔的 MB 数"),
-                _beside("export_speed: size of both towers", "torch-rechub", ""),
-            ),
-            (
-                ("peak memory of training, MB", "训练时的内存峰值，MB"),
-                _beside("peak_memory: training", "torch-rechub", "RecBole"),
-            ),
-            (
-                ("peak memory of evaluation, MB", "评估时的内存峰值，MB"),
-                _beside("peak_memory: evaluation", "torch-rechub", "RecBole"),
-            ),
+            ("MB of both exported towers", _compared("export_speed: size of both towers", "torch-rechub", "")),
+            ("peak memory of training, MB", _compared("peak_memory: training", "torch-rechub", "RecBole")),
+            ("peak memory of evaluation, MB", _compared("peak_memory: evaluation", "torch-rechub", "RecBole")),
         ),
     ),
     "demo": Block(
-        ("", ("seconds", "秒"), ("peak memory, MB", "内存峰值，MB")),
+        ("", "seconds", "peak memory, MB"),
         (
             (
-                ("the whole demo on MovieLens 1M", "在 MovieLens 1M 上跑完整个 demo"),
+                "the whole demo on MovieLens 1M",
                 (Cell("suite: demo, whole run"), Cell("suite: demo, peak memory")),
             ),
         ),
     ),
     "towers": Block(
-        (("tower", "塔"), *AUCS, ("seeds", "种子数")),
+        ("tower", *AUCS, "seeds"),
         (
-            (("DSSM 64-32: fields → layers", "DSSM 64-32：特征域 → 多层网络"), _ranked(PLAIN, "seeds")),
-            (("+ SENet gate", "+ SENet 门控"), _ranked(GATED, "seeds")),
-            *(
-                (_both("+ branch `{}`", "+ 分支 `{}`", b), _ranked(f"DSSM + branch {b}, observed pairs only", "seeds"))
-                for b in BRANCHES
-            ),
+            ("DSSM 64-32: fields → layers", _ranking(PLAIN, "seeds")),
+            ("+ SENet gate", _ranking(GATED, "seeds")),
+            *((f"+ branch `{b}`", _ranking(f"DSSM + branch {b}, observed pairs only", "seeds")) for b in BRANCHES),
             (
-                _both(
-                    "{}: `mlp`, `cross`, `fm`, gated fields",
-                    "{}：`mlp`、`cross`、`fm`、带门控的特征域",
-                    _example("parallel.toml"),
-                ),
-                _ranked("examples/parallel.toml", "seeds"),
+                f"{_example('parallel.toml')}: `mlp`, `cross`, `fm`, gated fields",
+                _ranking("examples/parallel.toml", "seeds"),
             ),
-            (
-                _both("{}: DSSM with augmented vectors", "{}：带增强向量的 DSSM", _example("dat.toml")),
-                _ranked("examples/dat.toml", "seeds"),
-            ),
+            (f"{_example('dat.toml')}: DSSM with augmented vectors", _ranking("examples/dat.toml", "seeds")),
         ),
     ),
     "retrieval": Block(
         (MODEL, "HR@10", "NDCG@10", "HR@100", SECONDS),
         (
-            (("popularity", "流行度"), (*_retrieved("baselines", "popularity"), "")),
-            (_both("RecBole 1.2, DSSM", "RecBole 1.2 的 DSSM"), (*_retrieved("baselines", "recbole-dssm"), "")),
+            ("popularity", (*_retrieval("baselines", "popularity"), "")),
+            ("RecBole 1.2, DSSM", (*_retrieval("baselines", "recbole-dssm"), "")),
+            ("torch-rechub 0.9, YoutubeDNN", (*_retrieval("baselines", "youtubednn"), "")),
+            ("torch-rechub 0.9, DSSM", (*_retrieval("baselines", "dssm"), "")),
+            ("RecBole 1.2, BPR", (*_retrieval("baselines", "recbole-bpr"), "")),
+            ("implicit 0.7 ALS", (*_retrieval("baselines", "als"), "")),
+            ("EASE", (*_retrieval("baselines", "ease"), "")),
+            ("SASRec, BCE (published)", ("0.2500", "0.1341", "", "")),
+            ("transition counts", (*_retrieval("baselines", "transitions"), "")),
+            ("gSASRec (published)", ("0.3003", "0.1726", "", "")),
             (
-                _both("torch-rechub 0.9, YoutubeDNN", "torch-rechub 0.9 的 YoutubeDNN"),
-                (*_retrieved("baselines", "youtubednn"), ""),
+                "SASRec, 3,000 shared negatives (published)",
+                (BEST_PUBLISHED, "0.1857", "", ""),
             ),
-            (_both("torch-rechub 0.9, DSSM", "torch-rechub 0.9 的 DSSM"), (*_retrieved("baselines", "dssm"), "")),
-            (_both("RecBole 1.2, BPR", "RecBole 1.2 的 BPR"), (*_retrieved("baselines", "recbole-bpr"), "")),
-            (_both("implicit 0.7 ALS", "implicit 0.7 的 ALS"), (*_retrieved("baselines", "als"), "")),
-            ("EASE", (*_retrieved("baselines", "ease"), "")),
-            (("SASRec, BCE (published)", "SASRec, BCE (已发表)"), ("0.2500", "0.1341", "", "")),
-            (("transition counts", "转移计数"), (*_retrieved("baselines", "transitions"), "")),
-            (("gSASRec (published)", "gSASRec (已发表)"), ("0.3003", "0.1726", "", "")),
-            (
-                ("SASRec, 3,000 shared negatives (published)", "SASRec, 3,000 个共享负例 (已发表)"),
-                ("0.3159", "0.1857", "", ""),
-            ),
-            (_example("movielens-retrieve.toml"), _ours("movielens-retrieve.toml")),
-            (_example("movielens-sequence.toml"), _ours("movielens-sequence.toml")),
+            (_example("movielens-retrieve.toml"), _example_row("movielens-retrieve.toml")),
+            (_example("movielens-sequence.toml"), _example_row("movielens-sequence.toml")),
         ),
         best=(0, 1, 2),
     ),
     "losses": Block(
-        (("loss and candidates", "损失与候选"), "HR@10", "NDCG@10", "HR@100"),
+        ("loss and candidates", "HR@10", "NDCG@10", "HR@100"),
         tuple(
-            (
-                _both("[{}]({})", "[{2}]({1})", say(text, "en"), f"examples/ablation/{name}.toml", say(text, "zh")),
-                _retrieved("retrieval_quality", f"ablation/{name}.toml"),
-            )
+            (f"[{text}](../examples/ablation/{name}.toml)", _retrieval("retrieval_quality", f"ablation/{name}.toml"))
             for name, text in ABLATIONS.items()
         ),
     ),
     "sequence": Block(
-        (("threads", "线程"), ("positions/s", "位置/秒"), ("what matrix products alone would allow", "若只计矩阵乘法")),
+        ("threads", "positions/s", "what matrix products alone would allow"),
         (
             ("1", (Cell("sequence_speed: training, 1 thread"), Cell("sequence_speed: training, 1 thread", limit))),
             ("2", (Cell("sequence_speed: training, 2 threads"), Cell("sequence_speed: training, 2 threads", limit))),
@@ -372,107 +366,83 @@ BLOCKS: dict[str, Block] = {
     ),
     "search": Block(
         (
-            ("what", "项目"),
-            ("ms a query", "毫秒/查询"),
-            ("FAISS flat, at its best", "FAISS flat，最佳设置"),
-            ("FAISS flat, as shipped", "FAISS flat，出厂设置"),
-            ("times the best", "最佳者的倍数"),
-            ("limit", "上限"),
+            "what",
+            "ms a query",
+            "FAISS flat, at its best",
+            "FAISS flat, as shipped",
+            "times the best",
+            "limit",
         ),
         (
+            ("exact, 1,000,000 x 128, batch of 256, one thread", _compared(ONE + BATCH, *FAISS)),
+            ("exact, 1,000,000 x 128, one query, one thread", _compared(ONE + SINGLE, *FAISS)),
+            ("exact, 1,000,000 x 64, batch of 256, two threads", _compared(TWO + BATCH, *FAISS)),
+            ("exact, 1,000,000 x 64, one query, two threads", _compared(TWO + SINGLE, *FAISS)),
             (
-                ("exact, 1,000,000 x 128, batch of 256, one thread", "精确，1,000,000 x 128，每批 256，单线程"),
-                _beside(ONE + BATCH, *FAISS),
-            ),
-            (
-                ("exact, 1,000,000 x 128, one query, one thread", "精确，1,000,000 x 128，单个查询，单线程"),
-                _beside(ONE + SINGLE, *FAISS),
-            ),
-            (
-                ("exact, 1,000,000 x 64, batch of 256, two threads", "精确，1,000,000 x 64，每批 256，双线程"),
-                _beside(TWO + BATCH, *FAISS),
-            ),
-            (
-                ("exact, 1,000,000 x 64, one query, two threads", "精确，1,000,000 x 64，单个查询，双线程"),
-                _beside(TWO + SINGLE, *FAISS),
-            ),
-            (
-                ("IVF, 1,000,000 x 128, one query, one thread", "IVF，1,000,000 x 128，单个查询，单线程"),
+                "IVF, 1,000,000 x 128, one query, one thread",
                 (Cell(IVF + SINGLE), "", "", "", ""),
             ),
-            (("its recall@100", "其 recall@100"), (Cell(IVF + "recall@100", recalled), "", "", "", "")),
+            ("its recall@100", (Cell(IVF + "recall@100", median), "", "", "", "")),
         ),
     ),
     "embedding": Block(
-        (("items", "物品"), ("items/s", "物品/秒"), ("MB beside the process", "进程之外的 MB")),
+        ("items", "items/s", "MB beside the process"),
         tuple(
             (
-                _both("{0}, {1}", "{0}，{2}", *labels),
+                f"{count}, {threads}",
                 (Cell(f"embed_speed: {name}"), Cell(f"embed_speed: {name}, memory beside the process")),
             )
-            for name, labels in {
-                "1,000,000 rows, 2 threads, vocabulary ids": ("1,000,000", "two threads", "双线程"),
-                "1,000,000 rows, 2 threads, hash ids": ("1,000,000", "two threads, hashed ids", "双线程，哈希 id"),
-                "10,000,000 rows, 1 thread, vocabulary ids": ("10,000,000", "one thread", "单线程"),
+            for name, (count, threads) in {
+                "1,000,000 rows, 2 threads, vocabulary ids": ("1,000,000", "two threads"),
+                "1,000,000 rows, 2 threads, hash ids": ("1,000,000", "two threads, hashed ids"),
+                "10,000,000 rows, 1 thread, vocabulary ids": ("10,000,000", "one thread"),
             }.items()
         ),
     ),
     "serving": Block(
-        (("path", "路径"), "p50", "p99", ("requests/s", "请求/秒"), ("not answered", "未回答")),
+        ("path", "p50", "p99", "requests/s", "not answered"),
         (
+            ("method 1 by user id", _load("method1", "p50", "p99", "requests a second", "requests not answered")),
             (
-                ("method 1 by user id", "方法 1，按用户 id"),
-                _served("method1", "p50", "p99", "requests a second", "requests not answered"),
+                "method 2, history of 50, tower live",
+                _load("method2", "p50", "p99", "requests a second", "requests not answered"),
             ),
             (
-                ("method 2, history of 50, tower live", "方法 2，50 条历史，实时用户塔"),
-                _served("method2", "p50", "p99", "requests a second", "requests not answered"),
+                "50 publishes and rollbacks in 60 s at 300 requests/s",
+                _load("swap", "p50", "p99", "", "failed requests"),
             ),
             (
-                ("50 publishes and rollbacks in 60 s at 300 requests/s", "60 秒内 50 次发布与回滚，300 请求/秒"),
-                _served("swap", "p50", "p99", "", "failed requests"),
+                "three times saturation, those accepted; the peak",
+                _load("overload", "p50 of accepted", "p99 of accepted", "peak", ""),
             ),
-            (
-                ("three times saturation, those accepted; the peak", "三倍饱和负载，已接受的请求；峰值"),
-                _served("overload", "p50 of accepted", "p99 of accepted", "peak", ""),
-            ),
-            (
-                ("a bare uvicorn on the same core; its peak", "同一个核上的空 uvicorn；其峰值"),
-                _served("floor", "p50", "p99", "peak", ""),
-            ),
+            ("a bare uvicorn on the same core; its peak", _load("floor", "p50", "p99", "peak", "")),
         ),
     ),
     "words": Block(
         (
             MODEL,
-            ("new queries HR@1", "新查询 HR@1"),
+            "new queries HR@1",
             "HR@10",
             "MRR@10",
-            ("new films HR@1", "新电影 HR@1"),
+            "new films HR@1",
             "HR@10",
             "MRR@10",
             SECONDS,
         ),
         (
-            (("exact title", "片名完全一致"), (*_found("exact title"), "")),
-            (("BM25, words (bm25s)", "BM25，词（bm25s）"), (*_found("BM25, words (bm25s)"), "")),
-            (
-                ("TF-IDF, letters in words (scikit-learn)", "TF-IDF，词内字母（scikit-learn）"),
-                (*_found("TF-IDF, letters in words (scikit-learn)"), ""),
-            ),
-            (
-                ("BM25, letter n-grams (bm25s)", "BM25，字母 n-gram（bm25s）"),
-                (*_found("BM25, letter n-grams (bm25s)"), ""),
-            ),
-            (_example("title-search.toml"), _learned("examples/title-search.toml")),
-            (_example("title-search-linear.toml"), _learned("examples/title-search-linear.toml")),
+            ("exact title", (*_words("exact title"), "")),
+            ("BM25, words (bm25s)", (*_words("BM25, words (bm25s)"), "")),
+            ("TF-IDF, letters in words (scikit-learn)", (*_words("TF-IDF, letters in words (scikit-learn)"), "")),
+            ("BM25, letter n-grams (bm25s)", (*_words("BM25, letter n-grams (bm25s)"), "")),
+            (_example("title-search.toml"), _trained_words("examples/title-search.toml")),
+            (_example("title-search-linear.toml"), _trained_words("examples/title-search-linear.toml")),
         ),
         best=(0, 1, 2, 3, 4, 5),
     ),
 }
 
-# Of the page alone.
-MORE = (
+# Results that only the list of measurements has.
+PAGE_ONLY = (
     "peak_memory: search",
     *(
         f"search_speed: ivf, 1,000,000 x 128, {name}"
@@ -488,11 +458,14 @@ MORE = (
     "serve_load: ready after the start, 100,000 items",
     "serve_load: ready after the start, 1,000,000 items",
 )
-EXPECTED = tuple(dict.fromkeys([*(name for block in BLOCKS.values() for name in block.names()), *MORE]))
+EXPECTED = tuple(dict.fromkeys([*(name for block in BLOCKS.values() for name in block.names()), *PAGE_ONLY]))
 
 
 def rewrite(text: str, results: Mapping[str, Numbers], language: str, keep: bool = False) -> str:
-    """A document with its marked tables replaced; `keep` leaves those of which no number is there. Raises ValueError for a marker that is unknown or has no end."""
+    """Return a document with its marked tables replaced; with `keep`, tables without any result stay.
+
+    Raises ValueError for a marker that is unknown or has no end.
+    """
     begin, end = r"<!-- bench:([\w-]*) -->\n", r"<!-- /bench -->"
     for name in re.findall(r"<!-- bench:(.*?) -->", text):
         if name not in BLOCKS:
@@ -503,40 +476,57 @@ def rewrite(text: str, results: Mapping[str, Numbers], language: str, keep: bool
     def table(found: re.Match[str]) -> str:
         if keep and not any(name in results for name in BLOCKS[found[1]].names()):
             return found[0]
-        return f"<!-- bench:{found[1]} -->\n{BLOCKS[found[1]].markdown(results, language)}\n{end}"
+        lines = BLOCKS[found[1]].markdown(results, language)
+        if keep:
+            lines = _keep_cells(found[0].splitlines()[1:-1], lines.splitlines(), translate(NOT_RUN, language))
+        return f"<!-- bench:{found[1]} -->\n{lines}\n{end}"
 
     return re.sub(rf"{begin}[\s\S]*?{end}", table, text)
 
 
-# ---- the page ----------------------------------------------------------------------------------------------------
+def _keep_cells(old: list[str], new: list[str], missing: str) -> str:
+    """Return the table `new` with the cells of `old`, of the same shape, where a result is missing."""
+    before, after = ([line.split(" | ") for line in lines] for lines in (old, new))
+    if [len(line) for line in before] != [len(line) for line in after]:
+        return "\n".join(new)
+    ends = (missing, f"{missing} |")
+    return "\n".join(
+        " | ".join(b if a in ends else a for b, a in zip(*lines, strict=True))
+        for lines in zip(before, after, strict=True)
+    )
 
-INTRODUCTION = """# Benchmarks
 
-Made by `make bench DATA=path/to/ml-1m.zip SEQUENCES=path/to/ml-1m-sequences.zip`; do not edit. Every script of
-`benchmarks/` says at its top what it measures, how, and with which settings of the other tools. Every section has the date of its run:
-`make bench … FLAGS='--only STEP,STEP'` runs some steps again and leaves the others' sections and tables as they are.
+# ---- the list of measurements -------------------------------------------------------------------------------------
 
-A value is the median of its rounds, or seeds, and in brackets their range; quality over users or queries has its 95 % interval
-in square brackets. *Times as good* is beside each other tool in the same run: rows per second over theirs, their seconds or bytes
-over ours. *Limit* is what the machine allows at best (matrix products alone, one pass over memory, the weights' own
-bytes), and *of it* how many times as long, or as much, ours takes. What reads "not run" was not measured in this run.
-Compare ratios between machines, not times.
+MEASUREMENTS = "<!-- measurements -->\n"
+"""The line of the page after which the list of all results stands."""
+
+INTRODUCTION = """## All measurements
+
+Written by `make bench DATA=path/to/ml-1m.zip SEQUENCES=path/to/ml-1m-sequences.zip`; do not edit this part. The docstring of each script in
+`benchmarks/` says what it measures, how, and with which settings of the other tools. Each section has the date of its run:
+`make bench … FLAGS='--only STEP,STEP'` runs some steps again and leaves the other sections and tables as they are.
+
+A value is the median over rounds or seeds, with their range in brackets; quality over users or queries has its 95 % interval in square
+brackets. *Times as good* compares with each other tool in the same run: rows per second over theirs, their seconds or bytes over
+ours. *Limit* is the best that the machine allows (matrix products alone, one pass over memory, the bytes of the weights), and *times the
+limit* the ratio of the value to it. "not run" marks a result that this run did not measure. Compare ratios between machines, not times.
 """
-LEFT_OUT = """
+OTHER_TOOLS = """
 ## Other tools
 
-- RecBole 1.2.1 is here, but as it comes it ends with "ModuleNotFoundError: No module named 'ray'" (it tunes with ray, at most 2.6.3,
-  and imports it for everything) and then "AttributeError: `np.float_` was removed in the NumPy 2.0 release". `benchmarks/peers.py`
-  gives it an empty ray and the names back; it also fills gaps in tables in a way that pandas 3 ignores, so pandas is older.
+- RecBole 1.2.1 runs with two shims of `benchmarks/peers.py`. Without them it ends with "ModuleNotFoundError: No module named 'ray'" (it
+  tunes with ray, at most 2.6.3, and imports it always), then with "AttributeError: `np.float_` was removed in the NumPy 2.0 release". It
+  fills missing values in a way that pandas 3 ignores, so the environment of the benchmarks has pandas 2.
 - RecTools cannot be installed beside numpy 2 on Python 3.11. Its 0.19.0 asks for `numpy (<2.0.0,>=1.22) ; python_version < "3.12"`, and pip
   ends with "ResolutionImpossible".
 - LibRecommender 1.5.2 has a two-tower model in TensorFlow's sessions of version 1 (`from libreco.algorithms import TwoTower`:
-  "ModuleNotFoundError: No module named 'tensorflow'"); a second framework in the process would be measured with it.
+  "ModuleNotFoundError: No module named 'tensorflow'"); its numbers would include a second framework in the process.
 """
 
 
 def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], list[str]]:
-    """Results by name, the machine, its limits, and doubts, of the files of a run folder."""
+    """Read the files of a run folder. Returns results by name, the machine, its limits, and doubts about the results."""
     results: dict[str, Numbers] = {}
     machines: list[Numbers] = []
     bounds: list[Numbers] = []
@@ -566,7 +556,7 @@ def page(
     date: str,
     before: str = "",
 ) -> str:
-    """The page; sections without a result are taken from the page `before`, if it has them."""
+    """Return the list of measurements; sections without a result are copied from the list `before`, where it has them."""
     out = [INTRODUCTION]
     if machine:
         out.append(
@@ -593,11 +583,11 @@ def page(
             out.append(old[script])
         else:
             out.append(_section(script, own, results, date))
-    return "\n\n".join(part.strip() for part in [*out, LEFT_OUT]) + "\n"
+    return "\n\n".join(part.strip() for part in [*out, OTHER_TOOLS]) + "\n"
 
 
 def _sections(page: str) -> dict[str, str]:
-    """The sections of a page by their script, each with its date."""
+    """Return the sections of a list of measurements by script, each with the date of its run."""
     found = dict(re.findall(r"^## (\w+)\n([\s\S]*?)(?=^## |\Z)", page, re.MULTILINE))
     whole = re.search(r"^Made by .* on (\d{4}-\d\d-\d\d); do not edit", page, re.MULTILINE)
     before = f"\nRun on {whole[1]}.\n" if whole else ""
@@ -606,14 +596,14 @@ def _sections(page: str) -> dict[str, str]:
 
 
 def _section(script: str, names: list[str], results: Mapping[str, Numbers], date: str) -> str:
-    head = ["what", "value", "unit", "rounds", "other tools", "times as good", "limit", "of it", "command"]
+    head = ["what", "value", "unit", "rounds", "other tools", "times as good", "limit", "times the limit", "command"]
     lines = [_line(head), "|" + "---|" * len(head)]
     commands: list[str] = []
     for name in names:
         label = name.partition(": ")[2]
         found = results.get(name)
         if found is None:
-            lines.append(_line([label, say(NOT_RUN, "en"), *[""] * 7]))
+            lines.append(_line([label, translate(NOT_RUN, "en"), *[""] * 7]))
             continue
         if found["command"] not in commands:
             commands.append(found["command"])
@@ -621,24 +611,26 @@ def _section(script: str, names: list[str], results: Mapping[str, Numbers], date
         if found.get("interval"):
             value += " [" + ", ".join(number(end) for end in found["interval"]) + "]"
         if found.get("doubt"):
-            value += say(DOUBTFUL, "en")
-        settings = {peer: f" ({said})" for peer, said in found.get("settings", {}).items()}
+            value += translate(DOUBTFUL, "en")
+        settings = {peer: f" ({setting})" for peer, setting in found.get("settings", {}).items()}
         others = "; ".join(f"{peer}{settings.get(peer, '')}: {cell(given)}" for peer, given in found["peer"].items())
         ratios = "; ".join(times(given["ratio"]) for given in found["peer"].values())
         floor = [number(found["floor"]), times(found["ratio_to_floor"])] if found["floor"] is not None else ["", ""]
         which = str(commands.index(found["command"]) + 1)
         lines.append(_line([label, value, found["unit"], str(found["rounds"]), others, ratios, *floor, which]))
-    told = [f"{number}. `{command}`" for number, command in enumerate(commands, 1)]
-    return "\n".join([f"## {script}", "", f"Run on {date}.", "", *lines, *([""] if told else []), *told])
+    numbered = [f"{i}. `{command}`" for i, command in enumerate(commands, 1)]
+    return "\n".join([f"## {script}", "", f"Run on {date}.", "", *lines, *([""] if numbered else []), *numbered])
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("folder", type=Path, help="of results")
-    options.add_argument("--date", required=True)
-    options.add_argument("--page", type=Path)
-    options.add_argument("--readme", type=Path, action="append", default=[], help="the Chinese one has .zh in its name")
-    options.add_argument("--keep", action="store_true", help="tables and sections without a result stay as they are")
+    options.add_argument("folder", type=Path, help="folder of results")
+    options.add_argument("--date", required=True, help="date of the run, as the documents show it")
+    options.add_argument("--page", type=Path, help="page with the tables and the list of all measurements")
+    options.add_argument(
+        "--readme", type=Path, action="append", default=[], help="README with a table; .zh in the name: Chinese"
+    )
+    options.add_argument("--keep", action="store_true", help="keep tables and sections that have no result")
     chosen = options.parse_args()
     results, machine, bounds, doubts = collect(chosen.folder)
     missing = [name for name in EXPECTED if name not in results]
@@ -656,11 +648,15 @@ def main() -> None:
             path: rewrite(path.read_text(encoding="utf-8"), results, "zh" if ".zh" in path.name else "en", chosen.keep)
             for path in chosen.readme
         }
+        if chosen.page:
+            written = chosen.page.read_text(encoding="utf-8") if chosen.page.exists() else ""
+            head, mark, before = written.rpartition(MEASUREMENTS)
+            head = rewrite(head if mark else "# Benchmarks\n\n", results, "en", chosen.keep)
+            texts[chosen.page] = f"{head}{MEASUREMENTS}\n" + page(
+                results, machine, bounds, doubts, chosen.date, before if chosen.keep else ""
+            )
     except ValueError as e:
         sys.exit(f"error: {e}")
-    if chosen.page:
-        before = chosen.page.read_text(encoding="utf-8") if chosen.keep and chosen.page.exists() else ""
-        texts[chosen.page] = page(results, machine, bounds, doubts, chosen.date, before)
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     for doubt in doubts:

@@ -1,4 +1,4 @@
-"""What the documents say is what the code does."""
+"""Check that the documents say what the code does."""
 
 from __future__ import annotations
 
@@ -35,29 +35,98 @@ def test_generated_pages_are_up_to_date(page: str) -> None:
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, "run `make docs`"
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_python_of_the_readme_runs(readme: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 2
-    for block in blocks:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page that are marked with a language; "" is none."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [code for mark, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if mark == language]
+
+
+def run_python(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run code in a folder, warnings being errors (pyproject.toml). Returns what it prints."""
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(compile(code, "<document>", "exec"), {"__name__": "__main__"})
+    return capsys.readouterr().out
+
+
+def test_the_python_of_the_readme_prints_what_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = blocks("README.md", "python")
+    assert len(code.splitlines()) <= 20
+    assert run_python(code, tmp_path, monkeypatch, capsys) in blocks("README.md", "")
+
+
+def test_the_class_of_the_tutorial_trains_and_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = (code for code in blocks("docs/tutorial.md", "python") if "DSSMTrainable" in code)
+    assert run_python(code, tmp_path, monkeypatch, capsys).strip()
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_between_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        assert not anchor or other.suffix != ".md" or anchor in anchors(other), f"{target}#{anchor}"
 
 
-def test_both_readmes_have_the_same_sections_code_and_numbers() -> None:
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
-    for pattern in (r"^#+ ", r"^```", r"^\|", r"\d\.\d{4}"):
+TRANSLATED = [("README.md", "README.zh-CN.md"), ("docs/tutorial.md", "docs/tutorial.zh-CN.md")]
+
+
+@pytest.mark.parametrize("pages", [pair for pair in TRANSLATED if (ROOT / pair[1]).exists()], ids=lambda p: p[0])
+def test_both_languages_have_the_same_sections_code_and_numbers(pages: tuple[str, str]) -> None:
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in pages]
+    for pattern in (r"^#+ ", r"^```\w*", r"^\|", r"\d\.\d{4}"):
         english, chinese = (re.findall(pattern, text, re.M) for text in texts)
         assert english == chinese, pattern
+    english, chinese = (blocks(name, "python") for name in pages)
+    for one, other in zip(english, chinese, strict=True):  # the comments are translated
+        assert re.sub(r" *#.*", "", one) == re.sub(r" *#.*", "", other)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_a_readme_is_short_and_has_one_table_of_results(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 140
+    assert re.findall(r"<!-- bench:(\w+) -->", text) == ["summary"]
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    assert len([table for table in tables if re.search(r"\d\.\d{4}", table)]) == 1
+
+
+def tracked(*suffixes: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    names = listed.stdout.decode().split("\0") if listed.returncode == 0 else []
+    paths = [ROOT / name for name in names if name] or [p for p in ROOT.rglob("*") if ".venv" not in str(p)]
+    return [path for path in paths if path.is_file() and (not suffixes or path.suffix in suffixes)]
+
+
+def test_nothing_installs_the_name_from_an_index() -> None:
+    """Nobody has published the name: an install line names the checkout."""
+    for path in tracked(".md", ".py", ".toml", ".service", ".yaml", ".yml", ".sh", ".html", ".js", ""):
+        if path != Path(__file__):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            bad = re.search(
+                r"(?:pip|uv|pipx|poetry)\b[^\n]*\b(?:install|add)\b[^\n]*[ '\"]twotower(?![\w/.-])[^\n]*", text
+            )
+            assert bad is None, f"{path.relative_to(ROOT)}: {bad[0] if bad else ''}"
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_every_folder_is_in_the_file_map_of_the_readme(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./-]+)/`", text))
+    folders = {path.relative_to(ROOT).parent for path in tracked()}
+    package = {f for f in folders if f.is_relative_to("src/twotower")}
+    for folder in package | {Path(f.parts[0]) for f in folders - package if f.parts and f.parts[0] != "src"}:
+        assert str(folder) in named, folder
 
 
 def test_no_placeholder_is_left_in_a_document() -> None:

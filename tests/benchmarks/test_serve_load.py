@@ -32,7 +32,7 @@ def _load() -> ModuleType:
 loop = _load()
 
 
-def test_a_schedule_is_drawn_beforehand_and_keeps_its_rates():
+def test_a_schedule_is_drawn_beforehand_and_keeps_its_rates() -> None:
     due = loop.schedule([(1000, 10), (100, 10)], seed=1)
     assert (np.diff(due) >= 0).all()
     assert abs((due < 10).sum() - 10_000) < 500
@@ -44,24 +44,24 @@ def test_a_schedule_is_drawn_beforehand_and_keeps_its_rates():
     assert len(loop.schedule([(0, 5)], seed=1)) == 0
 
 
-def test_a_constant_schedule():
+def test_a_constant_schedule() -> None:
     assert loop.schedule([(4, 1), (2, 1)], 0, "constant").tolist() == [0, 0.25, 0.5, 0.75, 1, 1.5]
 
 
-def test_percentiles_are_of_answers_that_were():
+def test_percentiles_are_of_answers_that_were() -> None:
     found = loop.percentiles(np.arange(1, 1001) / 1e3)
     assert found == {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 1000}
     assert loop.percentiles(np.zeros(0))["p99"] is None
 
 
-def test_a_generator_that_is_late_is_not_believed():
+def test_a_generator_that_is_late_is_not_believed() -> None:
     assert loop.lag_is_small(0.9, 2.0)
     assert not loop.lag_is_small(1.5, 2.0)
     assert loop.lag_is_small(1.5, 20.0)
     assert loop.lag_is_small(None, None)
 
 
-def test_an_answer_is_read_once_it_is_whole():
+def test_an_answer_is_read_once_it_is_whole() -> None:
     whole = b'HTTP/1.1 503 Slow Down\r\nretry-after: 1\r\nContent-Length: 4\r\nConnection: close\r\n\r\n{"a"'
     for cut in range(len(whole)):
         assert loop.parse(whole[:cut]) is None
@@ -71,12 +71,12 @@ def test_an_answer_is_read_once_it_is_whole():
 
 
 @pytest.mark.parametrize("data", [b"SSH-2.0", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 no\r\nContent-Length: 0\r\n\r\n"])
-def test_what_is_no_answer(data):
+def test_what_is_no_answer(data: bytes) -> None:
     with pytest.raises(ValueError):
         loop.parse(data)
 
 
-def test_a_request_on_the_wire():
+def test_a_request_on_the_wire() -> None:
     data = loop.request("POST", "/v1/x", {"user_id": "é"}, "k")
     head, body = data.split(b"\r\n\r\n")
     assert body == b'{"user_id":"\\u00e9"}'
@@ -85,7 +85,7 @@ def test_a_request_on_the_wire():
     assert loop.request("GET", "/") == b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
-def test_numbers_of_a_part_of_a_run():
+def test_numbers_of_a_part_of_a_run() -> None:
     n = 6
     due = np.arange(n) * 1.0
     status = np.array([200, 200, 503, 429, loop.TIMEOUT, 202], np.int16)
@@ -102,7 +102,7 @@ def test_numbers_of_a_part_of_a_run():
     assert found["lag"]["max"] == pytest.approx(1)
 
 
-def test_recovery_is_the_first_of_two_normal_windows():
+def test_recovery_is_the_first_of_two_normal_windows() -> None:
     usual = [(0.0, 1.0, 0), (0.5, 2.0, 0)]
     after = [(10.0, 50.0, 3), (10.5, 3.0, 0), (11.0, 9.0, 0), (11.5, 4.0, 0), (12.0, 3.0, 0)]
     assert loop.recovery(usual, after) == (1.5, 4.0)
@@ -148,7 +148,7 @@ def _server(stands_still: float = 0.0, hangs_up: int = -1) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("connections", [1, 64])
-def test_a_server_that_stands_still_is_charged_for_all_who_came(connections):
+def test_a_server_that_stands_still_is_charged_for_all_who_came(connections: int) -> None:
     """A closed loop would have found one slow answer of a hundred; a fifth of them wait, by the schedule."""
     due = loop.schedule([(100, 1)], 0, "constant")
     with _server(stands_still=0.3) as port:
@@ -161,7 +161,7 @@ def test_a_server_that_stands_still_is_charged_for_all_who_came(connections):
     assert np.median(log.taken - log.due) < 0.05
 
 
-def test_lost_and_late_answers_are_counted_and_the_rest_goes_on():
+def test_lost_and_late_answers_are_counted_and_the_rest_goes_on() -> None:
     due = loop.schedule([(100, 0.5)], 0, "constant")
     with _server(hangs_up=10) as port:
         log = loop.Generator(port, most=4).run(due, [loop.request("GET", "/")], np.zeros(50, int))
@@ -173,14 +173,14 @@ def test_lost_and_late_answers_are_counted_and_the_rest_goes_on():
     assert log.within(0, 1)["errors"] == (log.status == loop.TIMEOUT).sum()
 
 
-def test_nobody_listens():
+def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     log = loop.Generator(port).run(np.zeros(3), [loop.request("GET", "/")], np.zeros(3, int))
     assert (log.status == loop.REFUSED).all()
 
 
-def test_a_run_can_be_stopped():
+def test_a_run_can_be_stopped() -> None:
     due = loop.schedule([(100, 60)], 0)
     with _server() as port:
         end = time.perf_counter() + 0.3

@@ -150,8 +150,15 @@ def test_what_was_not_run_can_be_seen() -> None:
     assert english[2] == "| popularity | not run | not run |  |  |"
     assert "| **0.8270 ± 0.0010** | not run |" in english[-1], "the best of a column is bold"
     assert "| 0.8100 |" in english[4]
-    chinese = table.BLOCKS["rank"].markdown(results(), "zh").splitlines()
-    assert chinese[2] == "| 流行度 | 未运行 | 未运行 |  |  |"
+    chinese = table.BLOCKS["summary"].markdown(results(), "zh").splitlines()
+    assert chinese[2] == "| 流行度 | 未运行 | 未运行 | – | – |"
+
+
+def test_the_summary_has_popularity_the_best_peer_and_the_package() -> None:
+    lines = table.BLOCKS["summary"].markdown(results(), "en").splitlines()
+    assert lines[0] == "|  | AUC | HR@10 | rows/s | p99 |"
+    assert lines[3] == "| best peer | – | 0.3159 | 110 | – |"
+    assert lines[4] == "| twotower | 0.8270 ± 0.0010 | not run | 1,000 | not run |"
 
 
 def test_a_row_of_speed_has_its_peers_ratio_and_limit() -> None:
@@ -166,7 +173,9 @@ def test_a_row_of_speed_has_its_peers_ratio_and_limit() -> None:
 def test_a_number_that_is_not_to_be_used_says_so(tmp_path: Path) -> None:
     """The load generator knows when others were in its way."""
     loads = _load("serve_load")
-    found = {"method1": {"p50": 1.0, "p99": 2.0, "goodput": 300.0, "count": 10, "ok": 10}}
+    found: dict[str, dict[str, float | None]] = {
+        "method1": {"p50": 1.0, "p99": 2.0, "goodput": 300.0, "count": 10, "ok": 10}
+    }
     found |= {"method2": {"p50": 1.5, "p99": None, "goodput": 300.0, "count": 10, "ok": 9}}
     bundle = {"counts": {"items": 5}, "index": {"kind": "exact"}}
     made = loads.results(found, bundle, ["INVALID: method1: the generator was late", "DOUBTFUL: peak: 5/s: others"])
@@ -222,13 +231,20 @@ def test_a_run_folder_becomes_a_page_and_a_table(tmp_path: Path, monkeypatch: py
     measure.save(tmp_path / "rank_quality.json", [results()[QUALITY]], 1)
     (tmp_path / "serve.json").write_text('{"machine": {}}')  # not of this form
     for name in ("README.md", "README.zh-CN.md"):
-        (tmp_path / name).write_text("<!-- bench:speed -->\n<!-- /bench -->\n", encoding="utf-8")
+        (tmp_path / name).write_text("<!-- bench:summary -->\n<!-- /bench -->\n", encoding="utf-8")
+    (tmp_path / "page.md").write_text(
+        f"# By hand\n\n<!-- bench:speed -->\n<!-- /bench -->\n\n{table.MEASUREMENTS}\nof an earlier run\n",
+        encoding="utf-8",
+    )
     words = [str(tmp_path), "--date", "2026-01-31", "--page", str(tmp_path / "page.md")]
     for name in ("README.md", "README.zh-CN.md"):
         words += ["--readme", str(tmp_path / name)]
     monkeypatch.setattr(sys, "argv", ["table.py", *words])
     table.main()
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page.startswith("# By hand\n\n<!-- bench:speed -->\n|  | twotower |")
+    assert page.count(table.MEASUREMENTS) == 1
+    assert "of an earlier run" not in page
     assert "2026-01-31" in page
     assert "Limits with 2 threads, the best of 1 scripts: 100 GFLOP/s" in page
     assert "torch-rechub 0.9.0: 110 (100–120); RecBole 1.2.1: 50.0 | 9.09x; 20x | 4,000 | 4.00x | 1 |" in page
@@ -238,8 +254,18 @@ def test_a_run_folder_becomes_a_page_and_a_table(tmp_path: Path, monkeypatch: py
     found = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
     assert {r["name"] for r in found["results"]} == {SPEED, QUALITY}
     assert set(found["not_run"]) == set(table.EXPECTED) - {SPEED, QUALITY}
-    assert "每秒训练行数" in (tmp_path / "README.zh-CN.md").read_text(encoding="utf-8")
-    assert "rows per second" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "流行度" in (tmp_path / "README.zh-CN.md").read_text(encoding="utf-8")
+    assert "popularity" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_partial_run_keeps_the_cells_that_it_did_not_measure() -> None:
+    name = "train_speed: training"
+    summary = table.BLOCKS["summary"]
+    before = f"<!-- bench:summary -->\n{summary.markdown(results(), 'en')}\n<!-- /bench -->\n"
+    after = table.rewrite(before, {name: speed(peers={"RecBole 1.2.1": [70.0]})}, "en", keep=True)
+    assert "| twotower | 0.8270 ± 0.0010 | not run | 1,000 | not run |" in after
+    assert "| best peer | – | 0.3159 | 70.0 | – |" in after
+    assert "| twotower | not run |" in table.rewrite(before, {name: speed()}, "en")
 
 
 def test_a_wrong_marker_leaves_every_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
