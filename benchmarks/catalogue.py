@@ -57,10 +57,10 @@ def main() -> None:
         for number in range(chosen.bundles):
             started = time.perf_counter()
             bundle = publish(source, store, chosen.items, chosen.noise, chosen.seed + number, chosen.kind)
-            gate, index = bundle.manifest["gate"], bundle.manifest["index"]
+            check, index = bundle.manifest["recall_check"], bundle.manifest["index"]
             print(
-                f"{bundle.id}: {chosen.items:,} items, index {index['kind']} {index['search_params']}, recall@{gate['k']} "
-                f"{gate['recall']:.4f}, {bundle.size / 1e6:,.0f} MB, {time.perf_counter() - started:.0f} s"
+                f"{bundle.id}: {chosen.items:,} items, index {index['kind']} {index['search_params']}, recall@{check['k']} "
+                f"{check['recall']:.4f}, {bundle.size / 1e6:,.0f} MB, {time.perf_counter() - started:.0f} s"
             )
     except TwoTowerError as e:
         sys.exit(f"error: {e}")
@@ -78,7 +78,7 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, ki
             if name not in MADE_HERE and "/" not in name:
                 shutil.copyfile(old.folder / name, folder / name)
         items(source, n).write_parquet(folder / "items.parquet")
-        index, gate = search(source, vectors(source, n, noise, seed), kind)
+        index, check = search(source, vectors(source, n, noise, seed), kind)
         index.save(folder / "index")
         counts = {"users": len(source.user_ids), "items": n}
         told = {name: old.manifest[name] for name in ("model", "dims", "metric")}
@@ -90,7 +90,12 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, ki
         made = {"bundle", "created", "forced", "files", "schema_version"}
         kept = {name: value for name, value in old.manifest.items() if name not in made}
         described = index.describe() | {"rejected": len(index.rejected)}
-        return kept | {"counts": counts, "gate": gate, "index": described, "catalogue": {"noise": noise, "seed": seed}}
+        return kept | {
+            "counts": counts,
+            "recall_check": check,
+            "index": described,
+            "catalogue": {"noise": noise, "seed": seed},
+        }
 
     return store.publish(write, answers, reason=f"{n:,} items, seed {seed}")
 
@@ -131,7 +136,7 @@ def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
 
 
 def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index, dict[str, Any]]:
-    """The index of the vectors and its recall gate: tuned with one half of the users, judged with the other."""
+    """The index of the vectors and its recall check: tuned with one half of the users, judged with the other."""
     config, metric = source.config.index, source.index.metric
     chosen, params, _ = choose_index(len(vectors), metric)
     index = build_index(kind or chosen, vectors, np.arange(len(vectors)), metric, params if not kind else None)

@@ -410,7 +410,7 @@ def end_to_end(users: int, items: int, rows: int, folder: Path) -> list[Numbers]
     return [
         *found,
         result(f"{name}, bundle", size, "MB", more=False),
-        result(f"{name}, recall gate at {bundle['gate']['k']}", bundle["gate"]["recall"], ""),
+        result(f"{name}, recall check at {bundle['recall_check']['k']}", bundle["recall_check"]["recall"], ""),
         result(f"{name}, test recall@100 of {EVALUATED:,} users", metrics["test.recall@100"], ""),
         result(f"{name}, popularity's", metrics["baseline.popularity.recall@100"], ""),
     ]

@@ -140,12 +140,12 @@ def test_fault_G18_verbs_say_which_file_is_damaged_in_one_line(
 
 
 MANIFESTS: list[tuple[str, Any]] = [
-    ("gate", {"recall": "0.9", "threshold": 0.5}),
-    ("gate", {"recall": None, "threshold": 0.5}),
-    ("gate", {"threshold": 0.5}),
-    ("gate", {"recall": True, "threshold": 0.5}),
-    ("gate", {"recall": float("nan"), "threshold": 0.5}),
-    ("gate", {"recall": 1.0, "threshold": 0.5, "k": 10**30}),
+    ("recall_check", {"recall": "0.9", "threshold": 0.5}),
+    ("recall_check", {"recall": None, "threshold": 0.5}),
+    ("recall_check", {"threshold": 0.5}),
+    ("recall_check", {"recall": True, "threshold": 0.5}),
+    ("recall_check", {"recall": float("nan"), "threshold": 0.5}),
+    ("recall_check", {"recall": 1.0, "threshold": 0.5, "k": 10**30}),
     ("counts", {"users": "many"}),
     ("counts", {"users": -1}),
     ("counts", {"users": 10**400}),
@@ -180,7 +180,7 @@ def test_fault_G18_lines_of_the_history_that_are_none_of_ours_are_left_out(
         b"", b"null", b"3", b"[]", b'"text"', b"{", b"\xff\xfe", b"[" * 100_000, b'{"bundle": 3, "action": "publish"}',
         b'{"bundle": "x", "action": ["publish"]}', b'{"bundle": "x", "action": {}}', b'{"bundle": null, "action": null}',
         b'{"bundle": "\\ud800", "action": "publish"}', b'{"bundle": "x", "action": "gc", "n": ' + b"1" * 5000 + b"}",
-        b'{"bundle": "x", "action": "gc", "gate": NaN}',
+        b'{"bundle": "x", "action": "gc", "recall_check": NaN}',
     ]  # fmt: skip
     path.write_bytes(b"\n".join([*lines, whole, *lines]) + b"\n")
     before = Store(store).history()

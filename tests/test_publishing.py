@@ -218,7 +218,7 @@ def test_fault_C10_zero_and_broken_vectors_are_counted_and_never_found(
     assert Store(tmp_path / "store").current().id == bundle.id
 
 
-def test_fault_A11_an_index_below_the_recall_gate_is_refused_unless_forced(
+def test_fault_A11_an_index_below_the_recall_threshold_is_refused_unless_forced(
     runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("twotower.publishing.measure_recall", lambda index, queries, k: 0.5)
@@ -231,7 +231,7 @@ def test_fault_A11_an_index_below_the_recall_gate_is_refused_unless_forced(
     assert (last["action"], last["forced"], last["reason"]) == ("publish", True, "a trial")
 
 
-def test_the_index_aims_above_the_gate_it_must_pass(
+def test_the_index_aims_above_the_threshold_it_must_reach(
     runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
@@ -250,7 +250,7 @@ def test_the_story_of_a_store(runs: tuple[Run, Run], tmp_path: Path, capsys: pyt
         return said.out if code == 0 else said.err
 
     assert "no store here" in call("recommend", *store, "--user", "1", code=2)
-    assert "recall gate: 1.0000" in call("publish", str(runs[0].folder), *store)
+    assert "recall check: 1.0000" in call("publish", str(runs[0].folder), *store)
     first = json.loads(call("recommend", *store, "--user", "1", "--json"))
     assert first["source"] == "model"
     call("publish", str(runs[1].folder), *store, "--set", "index.kind=ivf", "--set", "index.k=5")

@@ -42,7 +42,7 @@ FACTS: dict[str, Any] = {
     "counts": {"users": 5, "items": 7},
     "schema_hash": "abc",
     "vocab_hash": "def",
-    "gate": {"recall": 0.97, "threshold": 0.95, "k": 10},
+    "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10},
 }
 
 
@@ -121,10 +121,10 @@ def test_what_is_published_is_current_whole_and_says_what_it_is(store: Store) ->
     assert tag_of(bundle) == "one"
     about = bundle.manifest
     assert [entry["path"] for entry in about["files"]] == ["0.bin", "2.bin", "index/1.bin"]
-    assert (about["bundle"], about["dims"], about["forced"], about["schema_version"]) == (bundle.id, 64, False, 2)
+    assert (about["bundle"], about["dims"], about["forced"], about["schema_version"]) == (bundle.id, 64, False, 3)
     (line,) = store.history()
     assert (line["action"], line["bundle"], line["from"], line["reason"]) == ("publish", bundle.id, "", "the first")
-    assert line["gate"] == about["gate"]
+    assert line["recall_check"] == about["recall_check"]
     (listed,) = store.bundles()
     assert (listed.id, listed.created, listed.current, listed.damaged) == (bundle.id, about["created"], True, None)
     assert listed.size == 3 * 103
@@ -549,9 +549,9 @@ def test_checksums_are_remembered_until_a_file_changes(store: Store, monkeypatch
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        (lambda m: m.update(schema_version=3), "schema_version", "schema_version is 3, this version reads 1, 2"),
-        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 1, 2"),
-        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 1, 2"),
+        (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 3"),
+        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 3"),
+        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 3"),
         (lambda m: m.pop("dims"), "manifest", "dims is missing"),
         (lambda m: m.update(dims="64"), "manifest", "dims is '64', not int"),
         (lambda m: m.update(dims=True), "manifest", "dims is True, not int"),
@@ -1018,18 +1018,18 @@ def test_fault_A13_an_open_mapping_outlives_gc_without_a_lease(store: Store) -> 
         assert mapped[:] == b"a" + bytes(range(100))
 
 
-# ---- A11: the gate ------------------------------------------------------------------------------------------------
+# ---- A11: the recall check ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recall", [0.93, -1, 0])
 def test_fault_A11_a_recall_below_the_threshold_is_refused_with_the_numbers(store: Store, recall: float) -> None:
     old = store.publish(content("one"))
-    below = content("two", gate={"recall": recall, "threshold": 0.95, "k": 10})
+    below = content("two", recall_check={"recall": recall, "threshold": 0.95, "k": 10})
     with pytest.raises(
         BundleError, match=f"stays {old.id}: recall {recall:g} is below the threshold 0.95, k 10; .* --force"
     ) as caught:
         store.publish(below)
-    assert caught.value.reason == "gate"
+    assert caught.value.reason == "recall"
     assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
     line = store.history()[-1]
     assert (line["action"], line["from"]) == ("refused", old.id)
@@ -1037,19 +1037,19 @@ def test_fault_A11_a_recall_below_the_threshold_is_refused_with_the_numbers(stor
 
 
 def test_fault_A11_force_publishes_and_is_written_down(store: Store) -> None:
-    below = content("two", gate={"recall": 0.93, "threshold": 0.95})
+    below = content("two", recall_check={"recall": 0.93, "threshold": 0.95})
     bundle = store.publish(below, reason="the fair is on Friday", force=True)
     assert store.current() == bundle
     assert bundle.manifest["forced"] is True
     line = store.history()[-1]
     assert (line["action"], line["forced"], line["reason"]) == ("publish", True, "the fair is on Friday")
-    assert line["gate"] == {"recall": 0.93, "threshold": 0.95}
+    assert line["recall_check"] == {"recall": 0.93, "threshold": 0.95}
     # Where nothing had to be forced, nothing was.
     assert store.publish(content("three"), force=True).manifest["forced"] is False
 
 
-@pytest.mark.parametrize("gate", [None, {}, {"recall": 0.9}, {"recall": "0.9", "threshold": 0.5}, [1],
+@pytest.mark.parametrize("recall_check", [None, {}, {"recall": 0.9}, {"recall": "0.9", "threshold": 0.5}, [1],
                                   {"recall": float("nan"), "threshold": 0.5}])  # fmt: skip
-def test_fault_A11_a_recall_that_was_not_measured_is_not_published(store: Store, gate: Any) -> None:
+def test_fault_A11_a_recall_that_was_not_measured_is_not_published(store: Store, recall_check: Any) -> None:
     with pytest.raises(BundleError, match="it must have the recall and its threshold"):
-        store.publish(content("one", gate=gate), force=True)
+        store.publish(content("one", recall_check=recall_check), force=True)

@@ -26,13 +26,11 @@ from twotower import files
 from twotower.errors import RunError
 
 MANIFEST = "MANIFEST.json"
-SCHEMA_VERSIONS = (
-    1,
-    2,
-)  # that can be read; the last is written. In 1 interactions have whole seconds, not microseconds
+SCHEMA_VERSIONS = (3,)
+"""Versions of the manifest that can be read; the last is written."""
 MANIFEST_FIELDS: dict[str, type] = {
     "bundle": str, "created": str, "versions": dict, "dims": int, "metric": str, "counts": dict, "schema_hash": str,
-    "vocab_hash": str, "gate": dict, "forced": bool, "files": list,
+    "vocab_hash": str, "recall_check": dict, "forced": bool, "files": list,
 }  # fmt: skip
 
 _MANIFEST_MAX_BYTES = 16 << 20
@@ -41,7 +39,7 @@ _MANIFEST_MAX_BYTES = 16 << 20
 class BundleError(RunError):
     """A store or bundle that cannot be used.
 
-    `reason` is one word for counters: store, locked, write, gate, probe, current, missing, unreadable, manifest,
+    `reason` is one word for counters: store, locked, write, recall, probe, current, missing, unreadable, manifest,
     schema_version, path, unlisted, size, checksum, mismatch, tower.
     """
 
@@ -203,10 +201,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _invalid_value(manifest: dict[str, Any]) -> str:
     """Name the first unusable value inside a field of the right type; an empty string if there is none."""
-    gate, counts = manifest["gate"], manifest["counts"]
+    recall_check, counts = manifest["recall_check"], manifest["counts"]
     for name in ("recall", "threshold"):
-        if type(gate.get(name)) not in (int, float) or not math.isfinite(gate[name]):
-            return f"gate.{name} is {gate.get(name)!r:.80}, not a number"
+        if type(recall_check.get(name)) not in (int, float) or not math.isfinite(recall_check[name]):
+            return f"recall_check.{name} is {recall_check.get(name)!r:.80}, not a number"
     for name, count in counts.items():
         if type(count) is not int or count < 0:
             return f"counts.{name} is {count!r:.80}, not a number"

@@ -253,7 +253,7 @@ def publish(
     store: StoreOption,
     set_: Overrides = None,
     force: Annotated[
-        bool, typer.Option("--force", help="publish below the recall gate; the history will say so")
+        bool, typer.Option("--force", help="publish below the recall threshold; the history will say so")
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
 ) -> None:
@@ -312,9 +312,9 @@ def bundles(
             show(json.dumps(line, ensure_ascii=False))
         return
     for b in opened.bundles():
-        gate = f"recall {b.gate['recall']:.4f}" if b.gate else ""
+        recall = f"recall {b.recall_check['recall']:.4f}" if b.recall_check else ""
         state = ", ".join(["current"] * b.current + [f"damaged: {b.damaged}"] * bool(b.damaged))
-        show(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {gate}  {state}".rstrip())
+        show(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {recall}  {state}".rstrip())
 
 
 @app.command()

@@ -108,7 +108,7 @@ def _write(
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)
     index = _build_index(items, run.model.metric, config, say, model, collections)
-    gate = _tune_and_check(index, users[_query_users(run, config.queries)], config, say)
+    recall_check = _tune_and_check(index, users[_query_users(run, config.queries)], config, say)
     index.save(folder / "index")
     np.save(folder / "user_vectors.npy", users)
     counts = {"users": len(users), "items": len(items)}
@@ -121,13 +121,13 @@ def _write(
             run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
         )
         say(f"{side}_tower.onnx: differs from torch by at most {parity[side]:.1e}")
-    (folder / "README.md").write_text(_model_card(run, index, gate), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(run, index, recall_check), encoding="utf-8")
     return {
         "model": model,
         "dims": dims,
         "metric": metric,
         "counts": counts,
-        "gate": gate,
+        "recall_check": recall_check,
         "index": index.describe() | {"rejected": len(index.rejected)},
         "parity": parity,
         "schema_hash": _digest(run.dataset.schema.model_dump_json()),
@@ -204,7 +204,7 @@ def _query_users(run: Run, n: int) -> Ints:
 
 
 def _tune_and_check(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Set the search parameters of the index with one half of the queries; the recall gate by the other."""
+    """Set the search parameters of the index with one half of the queries; the recall check by the other."""
     half = len(queries) // 2
     # Users it was not tuned with find a little less, so it aims a fifth of the way from the target to 1.
     aim = config.recall + (1 - config.recall) / 5
@@ -214,7 +214,7 @@ def _tune_and_check(index: Index, queries: Floats, config: IndexConfig, say: Cal
         say(
             f"index: {', '.join(f'{k} {v}' for k, v in tuned.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"
         )
-    say(f"recall gate: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
+    say(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
     return {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
 
 
@@ -276,7 +276,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _model_card(run: Run, index: Index, gate: dict[str, Any]) -> str:
+def _model_card(run: Run, index: Index, recall_check: dict[str, Any]) -> str:
     """The model card: what the bundle is, what it was trained on, how good it is."""
     metrics = run.metrics
     shown = [m for m in metrics if m.startswith("test.") and not m.endswith((".low", ".high")) and m.count(".") == 1]
@@ -289,7 +289,7 @@ def _model_card(run: Run, index: Index, gate: dict[str, Any]) -> str:
 {run.dataset.describe()}
 
 Split: {run.config.split.kind}. Loss: {run.config.loss.kind}. Vectors: {index.width} numbers, metric {index.metric}.
-Index: {index.kind}, recall@{gate["k"]} {gate["recall"]:.4f} against exact search by {gate["queries"]} held-out users.
+Index: {index.kind}, recall@{recall_check["k"]} {recall_check["recall"]:.4f} against exact search by {recall_check["queries"]} held-out users.
 
 | test metric | model | popularity |
 |---|---|---|

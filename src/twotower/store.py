@@ -52,7 +52,7 @@ class BundleInfo:
     id: str
     created: str | None
     size: int
-    gate: dict[str, Any]
+    recall_check: dict[str, Any]
     current: bool
     damaged: str | None
 
@@ -132,7 +132,7 @@ class Store:
             except BundleError as e:
                 return BundleInfo(name, None, 0, {}, name == current, e.reason)
             return BundleInfo(
-                name, bundle.manifest["created"], bundle.size, bundle.manifest["gate"], name == current, None
+                name, bundle.manifest["created"], bundle.size, bundle.manifest["recall_check"], name == current, None
             )
 
         return [line(name) for name in self._ids()]
@@ -159,7 +159,7 @@ class Store:
         """Make a bundle of what `write` puts into a folder, verify it, probe it, and make it current.
 
         `write` returns the facts of the manifest (bundle.FIELDS without bundle, created, forced and files; more are welcome).
-        Its `gate` has the `recall` that was measured and the `threshold` it must reach; `force` publishes nevertheless.
+        Its `recall_check` has the `recall` that was measured and the `threshold` it must reach; `force` publishes nevertheless.
         Raises BundleError, with CURRENT unchanged and nothing left behind, if anything fails; whatever is not an
         error of input or the machine (an interrupt) passes through.
         """
@@ -171,8 +171,8 @@ class Store:
                 facts = write(temporary)
                 below = _recall_shortfall(facts)
                 if below and not force:
-                    self._log("refused", "", old, below, facts["gate"])
-                    raise BundleError(f"{below}; train or search better, or publish with --force", "gate")
+                    self._log("refused", "", old, below, facts["recall_check"])
+                    raise BundleError(f"{below}; train or search better, or publish with --force", "recall")
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 name = seal(temporary, stamp, facts | {"created": created, "forced": bool(below)})
                 folder = self._bundles / name
@@ -204,7 +204,7 @@ class Store:
                     f"{self.path}: not published, CURRENT stays {old or 'unset'}: {what or type(e).__name__}",
                     getattr(e, "reason", stage),
                 ) from e
-            self._log("publish", name, old, reason, facts["gate"], forced=bool(below))
+            self._log("publish", name, old, reason, facts["recall_check"], forced=bool(below))
             return bundle
 
     def rollback(self, to: str | None = None, *, reason: str = "") -> Bundle:
@@ -219,7 +219,7 @@ class Store:
                 raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with --to", "missing")
             bundle = self.open(name)
             files.write(self.path / "CURRENT", f"{name}\n", 0o644)
-            self._log("rollback", name, old, reason, bundle.manifest["gate"], forced=bundle.manifest["forced"])
+            self._log("rollback", name, old, reason, bundle.manifest["recall_check"], forced=bundle.manifest["forced"])
             return bundle
 
     def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
@@ -293,10 +293,16 @@ class Store:
         return next((name for name in reversed(way[:-1]) if name in ids), None)
 
     def _log(
-        self, action: str, name: str, old: str, reason: str, gate: dict[str, Any] | None = None, forced: bool = False
+        self,
+        action: str,
+        name: str,
+        old: str,
+        reason: str,
+        recall_check: dict[str, Any] | None = None,
+        forced: bool = False,
     ) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
-                "reason": reason, "gate": gate, "forced": forced}  # fmt: skip
+                "reason": reason, "recall_check": recall_check, "forced": forced}  # fmt: skip
         path = self.path / "HISTORY.jsonl"
         try:
             before = b""
@@ -394,13 +400,13 @@ def _is_ascii_text(value: Any) -> bool:
 
 
 def _recall_shortfall(facts: dict[str, Any]) -> str:
-    """Why the gate does not open, an empty string if it does. Raises BundleError if it was not measured."""
-    gate = facts.get("gate")
-    numbers = [gate.get(name) for name in ("recall", "threshold")] if isinstance(gate, dict) else [None]
+    """The message about a recall below its threshold, an empty string if it is not. Raises BundleError if it was not measured."""
+    recall_check = facts.get("recall_check")
+    numbers = [recall_check.get(name) for name in ("recall", "threshold")] if isinstance(recall_check, dict) else [None]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise BundleError(f"gate is {gate}, it must have the recall and its threshold", "gate")
-    assert isinstance(gate, dict)
-    if gate["recall"] >= gate["threshold"]:
+        raise BundleError(f"recall_check is {recall_check}, it must have the recall and its threshold", "recall")
+    assert isinstance(recall_check, dict)
+    if recall_check["recall"] >= recall_check["threshold"]:
         return ""
-    more = "".join(f", {name} {gate[name]}" for name in sorted(gate.keys() - {"recall", "threshold"}))
-    return f"recall {gate['recall']:.6g} is below the threshold {gate['threshold']:.6g}{more}"
+    more = "".join(f", {name} {recall_check[name]}" for name in sorted(recall_check.keys() - {"recall", "threshold"}))
+    return f"recall {recall_check['recall']:.6g} is below the threshold {recall_check['threshold']:.6g}{more}"

@@ -287,7 +287,7 @@ def test_fault_G9_runs_and_bundles_of_the_format_with_seconds_are_read_as_such(
         before.setattr(bundle, "SCHEMA_VERSIONS", (1,))
         api.publish(again, tmp_path / "old", config.index)
         current = (tmp_path / "new" / "CURRENT").read_text().strip()
-        with pytest.raises(BundleError, match="schema_version is 2, this version reads 1"):
+        with pytest.raises(BundleError, match="schema_version is 3, this version reads 1"):
             Bundle.open(tmp_path / "new" / "bundles" / current)
     old, new = (Retriever(api.Store(tmp_path / name).current()) for name in ("old", "new"))
     assert old.bundle.manifest["schema_version"] == 1

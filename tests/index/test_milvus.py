@@ -125,7 +125,7 @@ def test_both_methods_give_what_an_exact_index_gives(
     bundle = api.publish(runs[0], tmp_path / "store", config, say=said.append)
     api.publish(runs[0], tmp_path / "exact", IndexConfig(kind="exact", k=K))
     assert any(f"index: milvus {kind} (index.type asks for it)" in line for line in said)
-    assert any(line.startswith("recall gate: ") for line in said)
+    assert any(line.startswith("recall check: ") for line in said)
     assert bundle.manifest["index"]["kind"] == "milvus"
     assert {p.name for p in (bundle.folder / "index").iterdir()} == {"index.json", "rows.npy"}
     ours, exact = api.retriever(tmp_path / "store"), api.retriever(tmp_path / "exact")
@@ -258,7 +258,7 @@ def test_the_admin_port_moves_the_alias_back(
     asyncio.run(world())
 
 
-def test_a_publish_below_the_gate_drops_its_collection(
+def test_a_publish_below_the_recall_threshold_drops_its_collection(
     runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))

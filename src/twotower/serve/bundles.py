@@ -204,7 +204,7 @@ class BundleManager:
     def _swap(self, fresh: Retriever) -> None:
         old = self.retriever
         self.retriever = fresh
-        name, recall = fresh.bundle.id, float(fresh.bundle.manifest["gate"]["recall"])
+        name, recall = fresh.bundle.id, float(fresh.bundle.manifest["recall_check"]["recall"])
         self._metrics.set_bundle(name, recall, old.bundle.id if old else None)
         self._metrics.loads.inc()
         log.info("bundle is current", extra={"fields": {"bundle": name, "before": old.bundle.id if old else None}})

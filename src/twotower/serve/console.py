@@ -152,7 +152,7 @@ class Console:
                     "created": b.created,
                     "size": b.size,
                     "current": b.current,
-                    "recall": b.gate.get("recall"),
+                    "recall": b.recall_check.get("recall"),
                     "damaged": b.damaged,
                 }
                 for b in listed

@@ -190,7 +190,7 @@ class BundleReply(BaseModel):
     dims: int
     metric: Literal["cosine", "dot"]
     counts: dict[str, int]
-    gate: dict[str, Any] = Field(description="the recall of the index against exact search, and the threshold")
+    recall_check: dict[str, Any] = Field(description="the recall of the index against exact search, and the threshold")
     index: dict[str, Any]
     features: dict[str, list[str]] = Field(description="user: what a request may tell; item: what `where` may name")
     history: bool = Field(description="whether the user tower reads a history")

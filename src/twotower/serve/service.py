@@ -187,7 +187,7 @@ class Service:
             "dims": manifest["dims"],
             "metric": manifest["metric"],
             "counts": manifest["counts"],
-            "gate": manifest["gate"],
+            "recall_check": manifest["recall_check"],
             "index": {name: manifest.get("index", {}).get(name) for name in ("kind", "params", "search_params")},
             "features": {"user": list(retriever.user_columns), "item": list(retriever.item_columns)},
             "history": any(isinstance(f, Sequence) for f in retriever.schema.side("user")),

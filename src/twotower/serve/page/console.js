@@ -608,8 +608,8 @@ function drawTools() {
   }));
   $("bundle").value = state.bundle;
   if (known.bundle) {
-    const { counts, gate, bundle_id: id } = known.bundle;
-    const recall = gate?.recall;
+    const { counts, recall_check: check, bundle_id: id } = known.bundle;
+    const recall = check?.recall;
     const facts = { users: number(counts.users), items: number(counts.items), recall: recall === undefined ? "" : number(recall, 3) };
     $("facts").replaceChildren(make("span", {}, t(recall === undefined ? "facts_bare" : "facts", facts)), make("span", {}, id));
   }
