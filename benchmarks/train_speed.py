@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def prepare_movielens() -> Dataset:
-    raw = movielens.load("ml-1m", say=lambda line: print(line, file=sys.stderr))
+    raw = movielens.load("ml-1m")
     items = raw.items.with_columns(genre=pl.col("genres").list.first())
     features = tuple(
         Categorical(name=name, side=side) for side in ("user", "item") for name in FIELDS[side]

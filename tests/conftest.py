@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from messages import collected_messages
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything
 
 from twotower.config import Config
@@ -19,6 +21,13 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     torch.set_num_threads(1)
     monkeypatch.delenv("TWOTOWER_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """The messages of the library in a test; the list grows with each."""
+    with collected_messages() as lines:
+        yield lines
 
 
 @pytest.fixture

@@ -483,7 +483,7 @@ def test_fault_G17_an_output_that_is_full_or_closed_costs_what_is_said_and_not_t
 ) -> None:
     done = twotower("train", project / "config.toml", "--run", project / "run", shell=shell)
     assert done.returncode == 0, done.stderr
-    expected = f"warning: standard output: {words}; what was said is lost\n" if words else ""
+    expected = f"warning: standard output: {words}; what was printed is lost\n" if words else ""
     assert done.stderr == expected
     assert api.load(project / "run").metrics
 

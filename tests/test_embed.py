@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from messages import collected_messages
 from worlds import checkerboard, settings
 
 from twotower import api, cli
@@ -100,8 +101,8 @@ def ended(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
 
 
 def again(run: Run, table: Path | str, out: Path, **options: Any) -> list[str]:
-    lines: list[str] = []
-    api.embed(run, "item", table, out, say=lines.append, **{"shard_rows": 100} | options)
+    with collected_messages() as lines:
+        api.embed(run, "item", table, out, **{"shard_rows": 100} | options)
     return lines
 
 

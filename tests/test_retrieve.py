@@ -325,14 +325,13 @@ def test_a_retriever_needs_no_torch(store: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq"])
-def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind: str) -> None:
-    said: list[str] = []
-    bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, recall=0.9, k=5), say=said.append)  # type: ignore[arg-type]
+def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind: str, messages: list[str]) -> None:
+    bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, recall=0.9, k=5))  # type: ignore[arg-type]
     assert bundle.manifest["recall_check"]["recall"] >= 0.9
     assert bundle.manifest["index"]["kind"] == kind
     found = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
     assert abs(found["index"]["recall@5"] - found["exact"]["recall@5"]) < 0.1
-    assert any("index.kind asks for it" in line for line in said)
+    assert any("index.kind asks for it" in line for line in messages)
 
 
 # ---- vectors, histories, ids

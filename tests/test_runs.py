@@ -21,7 +21,7 @@ import torch
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower import api, cli, files, legacy, publishing, report, runs
-from twotower.callbacks import Watcher
+from twotower.callbacks import Callback
 from twotower.config import DataConfig, SplitConfig, dump_config, load_config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
@@ -496,13 +496,15 @@ def test_fault_G12_killed_with_override_the_complete_run_stays_and_the_new_one_g
 def test_what_an_interrupted_replacement_says_goes_on(folder: Path) -> None:
     replaced(folder)
 
-    class Press(Watcher):
-        def step(self, done: int, total: int, loss: float) -> None:
+    class Press(Callback):
+        def on_step_end(self, done: int, total: int, loss: float) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     longer = settings(train={"epochs": 3})
     with pytest.raises(Interrupted, match="stopped after step") as stop:
-        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True, watcher=Press())
+        api.fit(
+            checkerboard(), CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True, callback=Press()
+        )
     assert runs.load(folder).config.train.epochs == 2
     words = str(stop.value).partition("go on: twotower train ")[2].split()
     schema, config = load_config(Path(words[0]))
@@ -523,7 +525,9 @@ def test_damaged_checkpoints_are_in_no_new_ones_way(folder: Path) -> None:
     assert max(names) == done.metrics["train.steps"], "and not those of the longer training before"
 
 
-def test_fault_G24_what_killed_trainings_left_goes_with_the_next(folder: Path, tmp_path: Path) -> None:
+def test_fault_G24_what_killed_trainings_left_goes_with_the_next(
+    folder: Path, tmp_path: Path, messages: list[str]
+) -> None:
     replaced(folder)
     checkpoints = folder / "checkpoints"
     newest = max(checkpoints.glob("step-*"))
@@ -535,14 +539,8 @@ def test_fault_G24_what_killed_trainings_left_goes_with_the_next(folder: Path, t
     (folder / ".next").mkdir()
     (folder / ".next" / ".config.toml.7.tmp").write_bytes(b"half")
     (folder / ".notes.7.tmp").write_text("of somebody else")
-    lines: list[str] = []
-
-    class Listener(Watcher):
-        def say(self, line: str) -> None:
-            lines.append(line)
-
-    api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=folder, resume=True, watcher=Listener())
-    assert f"resuming after step {int(newest.name.removeprefix('step-'))}" in lines
+    api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=folder, resume=True)
+    assert f"resuming after step {int(newest.name.removeprefix('step-'))}" in messages
     assert {p.name for p in folder.iterdir()} == {*FILES, ".notes.7.tmp"}
     assert not [p for p in folder.rglob(".*") if p.name != ".notes.7.tmp"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from twotower import report, runs
-from twotower.callbacks import Watcher
+from twotower.callbacks import Callback
 from twotower.config import Config
 from twotower.data import movielens
 from twotower.data.dataset import Dataset, build_dataset
@@ -38,6 +38,7 @@ __all__ = [
     "recommend", "retriever",
 ]  # fmt: skip
 
+log = logging.getLogger(__name__)
 load = runs.load
 
 
@@ -51,16 +52,16 @@ def retriever(store: Path | str) -> Retriever:
     return Retriever(Store(store).current())
 
 
-def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) -> tuple[Tables | Dataset, Schema]:
+def read(config: Config, schema: Schema | None) -> tuple[Tables | Dataset, Schema]:
     """The tables that `config.data` names, checked against the schema; or the prepared dataset."""
-    data, say = config.data, (watcher or Watcher()).say
+    data = config.data
     if data.prepared:
         dataset = Prepared.open(data.prepared)
         dataset.check(schema, config.split)
         return dataset, dataset.schema
     if data.dataset:
         schema = schema or movielens.SCHEMAS[data.dataset]
-        raw = movielens.load(data.dataset, data.source or None, say)
+        raw = movielens.load(data.dataset, data.source or None)
         tables = check(raw.users, raw.items, raw.interactions, schema)
     else:
         if not data.interactions:
@@ -69,20 +70,18 @@ def read(config: Config, schema: Schema | None, watcher: Watcher | None = None) 
             raise ConfigError("[schema] is missing; `twotower config` prints a template")
         tables = check(data.users or None, data.items or None, data.interactions, schema)
     for note in tables.notes:
-        say(note)
+        log.info(note)
     return tables, schema
 
 
-def prepare_folder(
-    config: Config, schema: Schema | None, out: Path | str, say: Callable[[str], None] = lambda line: None
-) -> Dataset:
+def prepare_folder(config: Config, schema: Schema | None, out: Path | str) -> Dataset:
     """Make the folder `out` of the sharded Parquet that `config.data` names, however large, to train on.
 
     Raises DataError, ConfigError or RunError for what cannot be used; then nothing is left behind."""
     if schema is None:
         raise ConfigError("[schema] is missing; `twotower config` prints a template")
-    dataset = write_prepared(config.data, schema, config.split, Path(out), say)
-    say(f"{dataset.describe()}: {out}")
+    dataset = write_prepared(config.data, schema, config.split, Path(out))
+    log.info(f"{dataset.describe()}: {out}")
     return dataset
 
 
@@ -95,7 +94,7 @@ def fit(
     resume: bool = False,
     override: bool = False,
     anew: bool = False,
-    watcher: Watcher | None = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Train a two-tower model on (users, items, interactions), or on a prepared dataset, and evaluate it.
 
@@ -104,9 +103,10 @@ def fit(
     A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and
     items may be None. With `folder` the run is written there, by one process or job at a time; `resume` goes on from its
     newest good checkpoint, or starts when there is none; `anew` starts whatever is there. A complete run stays until
-    another one is whole. Raises DataError, ConfigError or RunError for what cannot be used.
+    another one is whole. `callback` is called after each step and epoch; messages go to the logger "twotower". Raises
+    DataError, ConfigError or RunError for what cannot be used.
     """
-    config, watcher, context = config or Config(), watcher or Watcher(), DistributedContext.from_environment()
+    config, callback, context = config or Config(), callback or Callback(), DistributedContext.from_environment()
     folder = Path(folder) if folder is not None else None
     with ExitStack() as held:
         if folder and context.is_main:
@@ -120,10 +120,10 @@ def fit(
                 tables if isinstance(tables, Tables) else check(*tables, schema), schema, config.split
             )
         del tables
-        watcher.say(dataset.describe())
+        log.info(dataset.describe())
         for line in dataset.describe_texts():
-            watcher.say(line)
-        return _train(dataset, config, context, folder, watcher, resume, override)
+            log.info(line)
+        return _train(dataset, config, context, folder, callback, resume, override)
 
 
 def _train(
@@ -131,24 +131,24 @@ def _train(
     config: Config,
     context: DistributedContext,
     folder: Path | None,
-    watcher: Watcher,
+    callback: Callback,
     resume: bool,
     override: bool,
 ) -> Run:
-    device = choose_device(config.train.device, watcher.say, context.local_rank)
+    device = choose_device(config.train.device, context.local_rank)
     with context.process_group(device.type, config.train.timeout, always=config.train.tables == "torchrec"):
         place = runs.place(folder) if folder else None
-        told = _Recorder(place, watcher) if context.is_main else Watcher()
+        callback = _HistoryWriter(place, callback) if context.is_main else Callback()
         checkpoints = place / "checkpoints" if place else None
-        trainer = Trainer(dataset, config, checkpoints, told, runs.fingerprint(dataset, config), context, device)
+        trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)
         if folder and place:
             found = trainer.resume(override, folder / "checkpoints") if resume else None
             if found:
-                told.say(f"resuming after step {trainer.progress.step}")
+                log.info(f"resuming after step {trainer.progress.step}")
             elif resume and runs.is_complete(folder):
                 raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another --run")
             elif resume:
-                told.say("no checkpoint to resume from; starting")
+                log.info("no checkpoint to resume from; starting")
             here = (trainer.fingerprint, trainer.progress.step)
             if context.all_reduce_sum(float(here != context.broadcast(here)))[
                 0
@@ -182,21 +182,23 @@ def _train(
         try:
             report.write_report(folder / "report.html", done, done.factors())
         except Exception as e:  # the run is whole without it
-            told.say(f"warning: no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
+            log.warning(f"no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
     return done
 
 
-class _Recorder(Watcher):
-    """Keeps history.jsonl up to date and passes everything on."""
+class _HistoryWriter(Callback):
+    """Writes history.jsonl after each epoch, and calls the callback of the caller."""
 
-    def __init__(self, folder: Path | None, watcher: Watcher) -> None:
-        self.folder, self.watcher = folder, watcher
-        self.say, self.step = watcher.say, watcher.step  # type: ignore[method-assign]
+    def __init__(self, folder: Path | None, callback: Callback) -> None:
+        self.folder, self.callback = folder, callback
 
-    def epoch(self, history: list[dict[str, Any]]) -> None:
+    def on_step_end(self, done: int, total: int, loss: float) -> None:
+        self.callback.on_step_end(done, total, loss)
+
+    def on_epoch_end(self, history: list[dict[str, Any]]) -> None:
         if self.folder:
             runs.save_history(self.folder, history)
-        self.watcher.epoch(history)
+        self.callback.on_epoch_end(history)
 
 
 def evaluate(trained: Run) -> Metrics:

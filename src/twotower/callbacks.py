@@ -1,18 +1,15 @@
-"""What a run tells while it goes."""
+"""Calls of a training to its caller. Its messages go to the logger "twotower" and the loggers below it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-class Watcher:
-    """Hears of lines, steps and epochs; this one is silent."""
+class Callback:
+    """Methods that a training calls; these do nothing. Override those that matter."""
 
-    def say(self, line: str) -> None:
-        """A line for a person."""
+    def on_step_end(self, done: int, total: int, loss: float) -> None:
+        """Run after step `done`, from 1, of the `total` steps of an epoch; `loss` is that of the step's batch."""
 
-    def step(self, done: int, total: int, loss: float) -> None:
-        """After each step of an epoch."""
-
-    def epoch(self, history: list[dict[str, Any]]) -> None:
-        """After each epoch; the last entry is new."""
+    def on_epoch_end(self, history: list[dict[str, Any]]) -> None:
+        """Run after an epoch; the last entry of `history` holds its loss, validation metrics and seconds."""

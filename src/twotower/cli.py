@@ -11,10 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from twotower import files
-from twotower.callbacks import Watcher
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
 from twotower.escaping import command, harmless
-from twotower.terminal import Terminal, print_answer, print_metrics, print_served, show, take_streams
+from twotower.terminal import (
+    Progress,
+    print_answer,
+    print_metrics,
+    print_served,
+    printed_messages,
+    show,
+    silenced_messages,
+    take_streams,
+)
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
@@ -32,8 +40,12 @@ Overrides = Annotated[
 ]
 
 
-_MAKERS = ("prepare", "train", "embed", "publish", "rollback", "gc", "fetch", "demo", "serve")
-"""Verbs whose work is not what they print."""
+_WORKING_VERBS = ("prepare", "train", "embed", "publish", "rollback", "gc", "fetch", "demo", "serve")
+"""Verbs whose result is files or a service. The result of the others is what they print."""
+
+
+def _prints_its_result(words: list[str]) -> bool:
+    return not any(word in _WORKING_VERBS for word in words[: 2 if words[:1] == ["data"] else 1])
 
 
 RENAMED_FLAGS = {
@@ -53,10 +65,10 @@ def main() -> None:
     code = run_command(app)
     out.flush()
     if out.error:
-        made = any(word in _MAKERS for word in sys.argv[1 : 3 if sys.argv[1:2] == ["data"] else 2])
-        code = code or int(not made)
-        if made or not isinstance(out.error, BrokenPipeError):
-            kind, lost = ("warning", "what was said") if made else ("error", "the answer")
+        is_result = _prints_its_result(sys.argv[1:])
+        code = code or int(is_result)
+        if not is_result or not isinstance(out.error, BrokenPipeError):
+            kind, lost = ("error", "the answer") if is_result else ("warning", "what was printed")
             print(f"{kind}: standard output: {out.error.strerror}; {lost} is lost", file=sys.stderr)
     sys.exit(code)
 
@@ -65,11 +77,13 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
     """Run `command` and return the exit code: 0, 2 for a user's mistake, 1 for failed training, 143 if stopped, 130 if
     interrupted before there was anything to save."""
     try:
-        for text in sys.argv[1:] if arguments is None else arguments:
-            files.check_name(text)
-            if new := RENAMED_FLAGS.get(flag := text.partition("=")[0]):
+        words = sys.argv[1:] if arguments is None else arguments
+        for word in words:
+            files.check_name(word)
+            if new := RENAMED_FLAGS.get(flag := word.partition("=")[0]):
                 raise ConfigError(f"{flag} is renamed to {new}")
-        code = int(typer.main.get_command(command).main(arguments, standalone_mode=False) or 0)
+        with printed_messages(on_stderr=_prints_its_result(words)):
+            code = int(typer.main.get_command(command).main(arguments, standalone_mode=False) or 0)
         if code == 130:  # what typer makes of one
             raise KeyboardInterrupt
         return code
@@ -103,7 +117,7 @@ def prepare(
     from twotower.config import load_config
 
     schema, resolved = load_config(config, set_ or [])
-    api.prepare_folder(resolved, schema, out, show)
+    api.prepare_folder(resolved, schema, out)
     show(f"next: {command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 
 
@@ -122,12 +136,11 @@ def train(
     from twotower.distributed import DistributedContext
 
     schema, resolved = load_config(config, set_ or [])
-    first = DistributedContext.from_environment().is_main
-    with Terminal() as console:
-        watcher = console if first else Watcher()
-        tables, schema = api.read(resolved, schema, watcher)
-        done = api.fit(tables, schema, resolved, folder=run, resume=resume, override=override, watcher=watcher)
-    if not first:
+    is_main = DistributedContext.from_environment().is_main
+    with Progress() if is_main else silenced_messages() as callback:
+        tables, schema = api.read(resolved, schema)
+        done = api.fit(tables, schema, resolved, folder=run, resume=resume, override=override, callback=callback)
+    if not is_main:
         return
     print_metrics(done.metrics, resolved.evaluation.k[0])
     show(f"run: {run}" + (f"   report: {run / 'report.html'}" if (run / "report.html").exists() else ""))
@@ -229,7 +242,7 @@ def embed(
     if context.world_size > 1 and context.is_main:
         show(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     api.embed(
-        api.load(run), side, table, out, say=show, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
+        api.load(run), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
         anew=anew, context=context,
     )  # fmt: skip
 
@@ -266,7 +279,7 @@ def publish(
         if not text.startswith("index."):
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = override_config(loaded.config, set_ or []).index
-    api.publish(loaded, store, config, force=force, reason=reason, say=show)
+    api.publish(loaded, store, config, force=force, reason=reason)
     if texts := loaded.dataset.schema.texts("user"):
         which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
         example = _example(loaded.dataset.users.frame[texts[0].source])
@@ -503,7 +516,7 @@ def serve(
         from twotower.serve.settings import ServeSettings
     except ModuleNotFoundError as e:
         raise ConfigError(f"serving needs {e.name}: pip install -e '.[serve]'") from None
-    code = process.run_service(ServeSettings(**options), say=show)
+    code = process.run_service(ServeSettings(**options))
     if code:
         raise typer.Exit(code)
 
@@ -590,8 +603,8 @@ def demo(
 
         listen("127.0.0.1", port).close()
 
-    with Terminal() as console:
-        done = run_demo(data, run, console)
+    with Progress() as progress:
+        done = run_demo(data, run, progress)
     k = done.config.evaluation.k[0]
     print()
     print_metrics(done.metrics, k)
@@ -599,7 +612,7 @@ def demo(
         show(line)
     store = run.with_name(f"{run.name}-store")
     print()
-    api.publish(done, store, say=show)
+    api.publish(done, store)
     here = ".venv/bin/twotower"
     print()
     show(f"The run is in {run}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from twotower import api
-from twotower.callbacks import Watcher
+from twotower.callbacks import Callback
 from twotower.config import parse_config
 from twotower.data import movielens
 from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.runs import Run
 from twotower.schema import Sequence
+
+log = logging.getLogger(__name__)
 
 SCHEMA = movielens.SCHEMA.model_copy(
     update={
@@ -37,17 +40,17 @@ SETTINGS = {
 }
 
 
-def run_demo(data: str, folder: Path, watcher: Watcher) -> Run:
+def run_demo(data: str, folder: Path, callback: Callback) -> Run:
     """Train DSSM + SENet with negative sampling on MovieLens; `folder` is replaced if an earlier run is there."""
     name, source = _choose(data)
     try:
-        raw = movielens.load(name, source, watcher.say)
+        raw = movielens.load(name, source)
     except DataError as e:
         if source:
             raise
-        watcher.say(str(e))
-        watcher.say("Taking the smaller, real MovieLens 100K instead.")
-        name, raw = "ml-100k", movielens.load("ml-100k", None, watcher.say)
+        log.info(str(e))
+        log.info("Taking the smaller, real MovieLens 100K instead.")
+        name, raw = "ml-100k", movielens.load("ml-100k", None)
     schema = SCHEMA
     tables = check(raw.users, raw.items, raw.interactions, schema)
     _, config = parse_config(SETTINGS)
@@ -56,7 +59,7 @@ def run_demo(data: str, folder: Path, watcher: Watcher) -> Run:
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"dataset": name, "source": source or ""})}
     )
-    return api.fit(tables, schema, config, folder=folder, anew=True, watcher=watcher)
+    return api.fit(tables, schema, config, folder=folder, anew=True, callback=callback)
 
 
 def _choose(data: str) -> tuple[movielens.Name, str | None]:

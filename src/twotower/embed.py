@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import time
 from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -42,6 +43,8 @@ from twotower.runs import Run
 from twotower.schema import Numeric, Sequence, SideName
 from twotower.shards import ANEW, File, Shard, Work, claim, clear, common_type, cut, save_ids
 
+log = logging.getLogger(__name__)
+
 BLOCK = 32_768
 """Rows a tower embeds at once: more takes memory, fewer makes its threads wait for each other more often."""
 
@@ -58,7 +61,6 @@ def embed(
     source: Path | str,
     out: Path | str,
     batch_rows: int = 65_536,
-    say: Callable[[str], None] = lambda line: None,
     *,
     shard_rows: int = SHARD_ROWS,
     precision: Precision = "fp32",
@@ -89,9 +91,7 @@ def embed(
     shards = cut(sources, shard_rows)
     if not shards:
         raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
-    tower = _Tower(
-        run, rows, precision, batch_rows, say if me.world_size == 1 else lambda t: say(f"rank {me.rank}: {t}")
-    )
+    tower = _Tower(run, rows, precision, batch_rows, f"rank {me.rank}: " if me.world_size > 1 else "")
     if len(shards) == 1:
         return _whole(tower, shards[0], out, anew) if me.is_main else 0
     plan = {
@@ -111,7 +111,7 @@ def embed(
         if not n and all(work.record(s.number) for s in shards):
             raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
         if last or (work.complete and me.is_main):
-            say(f"{n:,} {side}s in {len(shards):,} shards have vectors: {out}")
+            log.info(f"{n:,} {side}s in {len(shards):,} shards have vectors: {out}")
         return n
 
 
@@ -139,7 +139,7 @@ def _make(tower: _Tower, work: Work, shard: Shard, look: bool) -> bool:
         if work.record(shard.number):
             if not look or work.sound(shard.number):
                 return False
-            tower.say(f"shard {shard.number + 1} is damaged, it is made again")
+            log.info(f"{tower.prefix}shard {shard.number + 1} is damaged, it is made again")
             work.forget(shard.number)
         with work.making(shard.number) as folder:
             n, width, kind = tower(shard, folder)
@@ -162,10 +162,8 @@ def _digest(run: Run) -> str:
 class _Tower:
     """Makes the vectors of a shard, and tells how fast."""
 
-    def __init__(
-        self, run: Run, rows: _Rows, precision: Precision, batch_rows: int, say: Callable[[str], None]
-    ) -> None:
-        self.run, self.rows, self.type, self.batch_rows, self.say = run, rows, _TYPES[precision], batch_rows, say
+    def __init__(self, run: Run, rows: _Rows, precision: Precision, batch_rows: int, prefix: str) -> None:
+        self.run, self.rows, self.type, self.batch_rows, self.prefix = run, rows, _TYPES[precision], batch_rows, prefix
         self.started = 0.0
 
     def __call__(self, shard: Shard, folder: Path) -> tuple[int, int, str]:
@@ -216,7 +214,9 @@ class _Tower:
         return out
 
     def tell(self, n: int, more: str = "") -> None:
-        self.say(f"{n:,} {self.rows.side}s embedded, {n / (time.perf_counter() - self.started):,.0f} a second{more}")
+        log.info(
+            f"{self.prefix}{n:,} {self.rows.side}s embedded, {n / (time.perf_counter() - self.started):,.0f} a second{more}"
+        )
 
 
 class _Rows:

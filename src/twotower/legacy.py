@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 
 from twotower import runs
-from twotower.callbacks import Watcher
+from twotower.callbacks import Callback
 from twotower.config import Config, parse_config
 from twotower.data import movielens
 from twotower.data.dataset import Dataset, Pairs, assemble
@@ -34,6 +34,7 @@ from twotower.escaping import harmless
 from twotower.evaluation import auc
 from twotower.runs import Run
 from twotower.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
+from twotower.terminal import printed_messages
 from twotower.train.trainer import Trainer
 
 SEED_USER_COLUMNS = ("UserID", "Gender", "Age", "JobID", "ZipCode")
@@ -42,13 +43,10 @@ LABEL = "label"
 _PARAMS = ("belongs", "use_vec", "vec_len", "emb_size", "bucket")
 
 
-class _Printer(Watcher):
-    """One line an epoch."""
+class _EpochPrinter(Callback):
+    """Prints one line an epoch."""
 
-    def say(self, line: str) -> None:
-        print(line, flush=True)
-
-    def epoch(self, history: list[dict[str, Any]]) -> None:
+    def on_epoch_end(self, history: list[dict[str, Any]]) -> None:
         entry = history[-1]
         found = f", val AUC {entry['validation.auc']:.4f}" if "validation.auc" in entry else ""
         print(f"epoch {entry['epoch']}: train loss {entry['train.loss']:.4f}{found}", flush=True)
@@ -305,8 +303,9 @@ def _dataset(
 
 
 def _fit(dataset: Dataset, config: Config) -> tuple[Trainer, Run, float]:
-    trainer = Trainer(dataset, config, None, _Printer())
-    trained = trainer.run()
+    with printed_messages():
+        trainer = Trainer(dataset, config, None, _EpochPrinter())
+        trained = trainer.run()
     best = max(h["validation.auc"] for h in trained.history if "validation.auc" in h)
     metrics = trained.metrics | {"validation.auc": best}
     return trainer, Run(None, config, dataset, trained.model.eval(), metrics, trained.history), best
@@ -488,7 +487,8 @@ def _feature_file(folder: Path, name: str) -> pl.DataFrame:
 def download(root: Path) -> int:
     """`data_download.py`: fetch MovieLens 1M into `root`/dataset/ml-1m. Returns the exit code."""
     try:
-        tables = movielens.load("ml-1m")
+        with printed_messages():
+            tables = movielens.load("ml-1m")
         movielens.save(tables, root / "dataset" / "ml-1m")
     except TwoTowerError as e:
         print(harmless(f"error: {e}"), file=sys.stderr)

@@ -10,9 +10,9 @@ README.md                             the model card
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ from twotower.runs import Run
 from twotower.schema import SIDES, SideName
 from twotower.store import Store
 
+log = logging.getLogger(__name__)
+
 RUN_FILES = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
 TABLE_FILES = ("users.parquet", "items.parquet", "interactions.parquet")
 
@@ -58,7 +60,6 @@ def publish(
     *,
     force: bool = False,
     reason: str = "",
-    say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Make a bundle of a run and make it the store's current one; the store is made if it is not there.
 
@@ -73,14 +74,14 @@ def publish(
     collections = MilvusCollections(opened)
     try:
         bundle = opened.publish(
-            lambda folder: _write(run, config, folder, say, collections), _probe, reason=reason, force=force
+            lambda folder: _write(run, config, folder, collections), _probe, reason=reason, force=force
         )
     except BaseException:
         collections.drop_registered()
         raise
     if line := collections.update_alias():
-        say(line)
-    say(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; it is the current bundle of {store}")
+        log.info(line)
+    log.info(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; it is the current bundle of {store}")
     return bundle
 
 
@@ -88,13 +89,12 @@ def _write(
     run: Run,
     config: IndexConfig,
     folder: Path,
-    say: Callable[[str], None],
     collections: MilvusCollections | None = None,
 ) -> dict[str, Any]:
     """Fill a bundle's folder; the facts of its manifest."""
     assert run.folder is not None
     if collections is not None and (left := collections.drop_unreferenced()):
-        say(f"dropped what no bundle names: {', '.join(left)}")
+        log.info(f"dropped what no bundle names: {', '.join(left)}")
     before, source = runs.stamp(run.folder), runs.current(run.folder)
     for name in RUN_FILES if isinstance(run.dataset, Prepared) else RUN_FILES + TABLE_FILES:
         shutil.copyfile(source / name, folder / name)
@@ -107,8 +107,8 @@ def _write(
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)
-    index = _build_index(items, run.model.metric, config, say, model, collections)
-    recall_check = _tune_and_check(index, users[_query_users(run, config.queries)], config, say)
+    index = _build_index(items, run.model.metric, config, model, collections)
+    recall_check = _tune_and_check(index, users[_query_users(run, config.queries)], config)
     index.save(folder / "index")
     np.save(folder / "user_vectors.npy", users)
     counts = {"users": len(users), "items": len(items)}
@@ -120,7 +120,7 @@ def _write(
         parity[side] = export_tower(
             run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
         )
-        say(f"{side}_tower.onnx: differs from torch by at most {parity[side]:.1e}")
+        log.info(f"{side}_tower.onnx: differs from torch by at most {parity[side]:.1e}")
     (folder / "README.md").write_text(_model_card(run, index, recall_check), encoding="utf-8")
     return {
         "model": model,
@@ -160,7 +160,6 @@ def _build_index(
     items: Floats,
     metric: Metric,
     config: IndexConfig,
-    say: Callable[[str], None],
     model: str,
     collections: MilvusCollections | None,
 ) -> Index:
@@ -175,21 +174,21 @@ def _build_index(
         def on_create(name: str) -> None:
             if collections is not None:
                 collections.register(uri, name)
-            say(f"index: collection {name} at {uri}")
+            log.info(f"index: collection {name} at {uri}")
 
         # The present folder is not that of whoever serves it.
         uri = config.uri if "://" in config.uri else str(Path(config.uri).absolute())
         location = MilvusLocation(uri, config.prefix, type_, config.timeout, model, on_create)
-        say(f"index: milvus {type_} ({why})")
+        log.info(f"index: milvus {type_} ({why})")
     elif config.kind == "auto":
         kind, params, why = choose_index(len(items), metric)
-        say(f"index: {kind} ({why})")
+        log.info(f"index: {kind} ({why})")
     else:
         kind, params = config.kind, None
-        say(f"index: {kind} (index.kind asks for it)")
+        log.info(f"index: {kind} (index.kind asks for it)")
     index = build_index(kind, items, np.arange(len(items)), metric, params, location)
     if len(index.rejected):
-        say(f"warning: {len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
+        log.warning(f"{len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
     if not len(index):
         raise RunError("no item vector can be indexed; the model is broken, see `twotower doctor`")
     return index
@@ -203,7 +202,7 @@ def _query_users(run: Run, n: int) -> Ints:
     return np.random.default_rng(0).permutation(users)[:n]
 
 
-def _tune_and_check(index: Index, queries: Floats, config: IndexConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def _tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> dict[str, Any]:
     """Set the search parameters of the index with one half of the queries; the recall check by the other."""
     half = len(queries) // 2
     # Users it was not tuned with find a little less, so it aims a fifth of the way from the target to 1.
@@ -211,10 +210,10 @@ def _tune_and_check(index: Index, queries: Floats, config: IndexConfig, say: Cal
     tuned = tune_index(index, queries[:half], config.k, aim)
     found = measure_recall(index, queries[half:], config.k)
     if tuned.search_params:
-        say(
+        log.info(
             f"index: {', '.join(f'{k} {v}' for k, v in tuned.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"
         )
-    say(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
+    log.info(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
     return {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from twotower.callbacks import Watcher
+from twotower.callbacks import Callback
 from twotower.escaping import harmless
 
 
@@ -67,26 +69,66 @@ def take_streams() -> Lenient:
     return streams[0]
 
 
-class Terminal(Watcher):
-    """Tells a run's progress: a bar on a terminal, plain lines elsewhere."""
+class MessageHandler(logging.Handler):
+    """Prints messages of the library, a plain line each, after a call of `before`; a warning begins with "warning: "."""
+
+    def __init__(self, before: Callable[[], None], on_stderr: bool) -> None:
+        super().__init__()
+        self.before, self.on_stderr = before, on_stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.before()
+        line = f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}"
+        print(harmless(line), flush=True, file=sys.stderr if self.on_stderr else sys.stdout)
+
+
+@contextmanager
+def printed_messages(before: Callable[[], None] = lambda: None, on_stderr: bool = False) -> Iterator[None]:
+    """Print messages of the library while the block runs, and not as an outer block does.
+
+    `before` is called before each. They go to standard output, or with `on_stderr` to standard error."""
+    logger = logging.getLogger("twotower")
+    handlers, level = logger.handlers[:], logger.level
+    logger.handlers = [*(h for h in handlers if not isinstance(h, MessageHandler)), MessageHandler(before, on_stderr)]
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers = handlers
+        logger.setLevel(level)
+
+
+@contextmanager
+def silenced_messages() -> Iterator[Callback]:
+    """Print nothing while the block runs; yield a callback that prints nothing either."""
+    logger = logging.getLogger("twotower")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield Callback()
+    finally:
+        logger.setLevel(level)
+
+
+class Progress(Callback):
+    """Shows how far a training is: a bar on a terminal, a plain line for each epoch."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
         self._live = sys.stdout.isatty()
         self._last = 0.0
+        self._messages = printed_messages(self.close)  # a bar goes before a message is printed
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Progress:
+        self._messages.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._messages.__exit__(None, None, None)
 
-    def say(self, line: str) -> None:
-        self.close()
-        show(line)
-
-    def step(self, done: int, total: int, loss: float) -> None:
+    def on_step_end(self, done: int, total: int, loss: float) -> None:
         if not self._live:
             return
         now = time.monotonic()
@@ -94,11 +136,11 @@ class Terminal(Watcher):
             return
         self._last = now
         if self._bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich import progress as bars
 
-            self._bar = Progress(
-                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
-                TimeRemainingColumn(), transient=True,
+            self._bar = bars.Progress(
+                bars.TextColumn("training"), bars.BarColumn(), bars.MofNCompleteColumn(),
+                bars.TextColumn("{task.fields[loss]}"), bars.TimeRemainingColumn(), transient=True,
             )  # fmt: skip
             self._bar.start()
             self._task = self._bar.add_task("epoch", total=total, loss="")
@@ -111,7 +153,7 @@ class Terminal(Watcher):
             self._bar.stop()
             self._bar = None
 
-    def epoch(self, history: list[dict[str, Any]]) -> None:
+    def on_epoch_end(self, history: list[dict[str, Any]]) -> None:
         self.close()
         entry = history[-1]
         shown = "  ".join(

@@ -81,10 +81,6 @@ def refused(call: Callable[[], Any], *words: str) -> None:
         assert word in message, message
 
 
-def quiet(line: str) -> None:
-    """Says nothing."""
-
-
 # --- parsing ------------------------------------------------------------------------------------------------------
 
 
@@ -228,10 +224,10 @@ def test_the_environment_names_the_archive_and_source_wins_over_it(
     archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TWOTOWER_DATA", str(archives["ml-1m"]))
-    assert load("ml-1m", say=quiet).users.height == 2
+    assert load("ml-1m").users.height == 2
     other = tmp_path / "again.zip"
     other.write_bytes(zipped(ML_1M | {"ml-1m/users.dat": b"1::F::1::10::48067\n"}))
-    assert load("ml-1m", str(other), quiet).users.height == 1
+    assert load("ml-1m", str(other)).users.height == 1
 
 
 @pytest.mark.parametrize("name", ["ml-1m", "ml-100k"])
@@ -251,13 +247,13 @@ def test_what_is_no_movielens_is_refused(
     archives: dict[str, Path], name: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused(lambda: archive_name(archives[name]), str(archives[name]), words)
-    refused(lambda: load("ml-1m", archives[name], quiet), str(archives[name]))
+    refused(lambda: load("ml-1m", archives[name]), str(archives[name]))
     monkeypatch.setenv("TWOTOWER_DATA", str(archives[name]))
-    refused(lambda: load("ml-1m", say=quiet), str(archives[name]))
+    refused(lambda: load("ml-1m"), str(archives[name]))
 
 
 def test_the_archive_of_the_other_movielens_is_refused(archives: dict[str, Path]) -> None:
-    refused(lambda: load("ml-1m", archives["ml-100k"], quiet), "no entry 'ml-1m/ratings.dat' (found: ml-100k/")
+    refused(lambda: load("ml-1m", archives["ml-100k"]), "no entry 'ml-1m/ratings.dat' (found: ml-100k/")
 
 
 # --- the network --------------------------------------------------------------------------------------------------
@@ -331,20 +327,19 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", ["ml-1m", "ml-100k"])
 def test_a_download_with_the_right_digest_is_taken(
-    server: str, monkeypatch: pytest.MonkeyPatch, pip: list[list[str]], name: Any
+    server: str, monkeypatch: pytest.MonkeyPatch, pip: list[list[str]], name: Any, messages: list[str]
 ) -> None:
     serve(monkeypatch, name, f"{server}/good/{name}")
-    said: list[str] = []
-    assert load(name, say=said.append).interactions.height == 3
-    assert said == [f"downloading {server}/good/{name} (0.0 MB)"]
+    assert load(name).interactions.height == 3
+    assert messages == [f"downloading {server}/good/{name} (0.0 MB)"]
     assert not pip
     # It is kept; a kept file that was damaged is fetched again.
-    assert load(name, say=said.append).interactions.height == 3
-    assert "before" in said[1]
+    assert load(name).interactions.height == 3
+    assert "before" in messages[1]
     kept = movielens._cached(movielens.ARCHIVES[name])
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert load(name, say=said.append).interactions.height == 3
-    assert said[2].startswith("downloading")
+    assert load(name).interactions.height == 3
+    assert messages[2].startswith("downloading")
     assert [p.name for p in kept.parent.iterdir()] == [kept.name]
 
 
@@ -363,7 +358,7 @@ FAILURES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k(
-    server: str, monkeypatch: pytest.MonkeyPatch, pip: list[list[str]], failure: str
+    server: str, monkeypatch: pytest.MonkeyPatch, pip: list[list[str]], failure: str, messages: list[str]
 ) -> None:
     kind, wrong, words = FAILURES[failure]
     if kind == "refused":
@@ -371,15 +366,14 @@ def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k
             server = f"http://127.0.0.1:{closed.server_port}"
     serve(monkeypatch, "ml-1m", f"{server}/{kind}/ml-1m", **wrong)
     refused(
-        lambda: load("ml-1m", say=quiet), f"{server}/{kind}/ml-1m", words, "--source path/to/ml-1m.zip", "TWOTOWER_DATA"
+        lambda: load("ml-1m"), f"{server}/{kind}/ml-1m", words, "--source path/to/ml-1m.zip", "TWOTOWER_DATA"
     )
     assert not pip
 
     serve(monkeypatch, "ml-100k", f"{server}/{kind}/ml-100k", **wrong)
-    said: list[str] = []
-    tables = load("ml-100k", say=said.append)
-    assert words in said[1]
-    assert "out of the PyPI wheel recbole==1.2.1 instead" in said[1]
+    tables = load("ml-100k")
+    assert words in messages[-1]
+    assert "out of the PyPI wheel recbole==1.2.1 instead" in messages[-1]
     assert len(pip) == 1
     assert "recbole==1.2.1" in pip[0]
     assert tables.users.rows() == [(1, "M", 24, "technician", "85711"), (2, "F", 53, "other", "V3N4P")]
@@ -399,7 +393,7 @@ def test_another_wheel_than_the_known_one_is_refused(
 ) -> None:
     serve(monkeypatch, "ml-100k", f"{server}/gone/ml-100k")
     monkeypatch.setattr(movielens, "WHEEL_SHA256", "f" * 64)
-    refused(lambda: load("ml-100k", say=quiet), "recbole==1.2.1: the wheel has SHA-256", "expected ffffffffffff…")
+    refused(lambda: load("ml-100k"), "recbole==1.2.1: the wheel has SHA-256", "expected ffffffffffff…")
     assert len(pip) == 1
 
 
@@ -409,7 +403,7 @@ def test_without_pip_either_ml_100k_is_refused(server: str, monkeypatch: pytest.
 
     serve(monkeypatch, "ml-100k", f"{server}/gone/ml-100k")
     monkeypatch.setattr(movielens.subprocess, "run", fail)
-    refused(lambda: load("ml-100k", say=quiet), "with pip either (no route to host)", "--source")
+    refused(lambda: load("ml-100k"), "with pip either (no route to host)", "--source")
 
 
 def test_the_official_archives_are_pinned() -> None:

@@ -17,7 +17,7 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 import twotower
 from twotower import api
-from twotower.callbacks import Watcher
+from twotower.callbacks import Callback
 from twotower.config import Config, DataConfig, SplitConfig, load_config, parse_config
 from twotower.data import prepare
 from twotower.data.batches import SideTensors
@@ -355,11 +355,11 @@ def test_a_training_reads_its_own_files_whatever_becomes_of_the_prepared_ones(tm
     config = settings(split={"kind": "last"}, data={"prepared": str(tmp_path / "out")})
     given, schema = api.read(config, None)
 
-    class Remover(Watcher):
-        def epoch(self, history: list[dict[str, Any]]) -> None:
+    class Remover(Callback):
+        def on_epoch_end(self, history: list[dict[str, Any]]) -> None:
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
-    run = api.fit(given, schema, config, folder=tmp_path / "run", watcher=Remover())
+    run = api.fit(given, schema, config, folder=tmp_path / "run", callback=Remover())
     assert not (tmp_path / "out").exists()
     assert api.evaluate(twotower.load(tmp_path / "run"))["test.auc"] == pytest.approx(run.metrics["test.auc"])
     # A run of other tables in the folder does not read what is left of this one.
@@ -371,7 +371,7 @@ def test_a_training_reads_its_own_files_whatever_becomes_of_the_prepared_ones(tm
 
 
 MEASURED = """
-import json, re, sys
+import json, logging, re, sys
 from pathlib import Path
 import numpy as np, polars as pl, torch
 torch.set_num_threads(1)
@@ -387,10 +387,13 @@ schema, config = load_config(Path(sys.argv[1]))
 n = int(sys.argv[2])
 preparation.PIECE, preparation.BUCKET = 2**16, 2**17
 most = [0.0]
-def say(line):
-    most[0] = max(most[0], held())
+class Meter(logging.Handler):
+    def emit(self, record):
+        most[0] = max(most[0], held())
+logging.getLogger("twotower").addHandler(Meter())
+logging.getLogger("twotower").setLevel(logging.INFO)
 before = held()
-prepare.write_prepared(config.data, schema, config.split, Path(sys.argv[3]), say)
+prepare.write_prepared(config.data, schema, config.split, Path(sys.argv[3]))
 most[0] = max(most[0], held())
 trainer = Trainer(Prepared.open(sys.argv[3]), config)
 epoch = trainer.objective.sampler.epoch(0)

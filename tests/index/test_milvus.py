@@ -115,17 +115,22 @@ def body(**what: Any) -> schemas.RecommendRequest:
 
 @pytest.mark.parametrize("where", ["server", "file"])
 def test_both_methods_give_what_an_exact_index_gives(
-    runs: tuple[Run, Run], shared: Server, tmp_path: Path, prefix: str, where: str, monkeypatch: pytest.MonkeyPatch
+    runs: tuple[Run, Run],
+    shared: Server,
+    tmp_path: Path,
+    prefix: str,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[str],
 ) -> None:
     monkeypatch.setattr("twotower.index.milvus.milvus_index.EXACT_MAX_ROWS", 8)
     uri = shared.uri if where == "server" else str(tmp_path / "milvus.db")
     kind = "IVF_FLAT" if where == "server" else "HNSW"
-    said: list[str] = []
     config = there(uri, f"{prefix}_{where}", type=kind, recall=0.9)
-    bundle = api.publish(runs[0], tmp_path / "store", config, say=said.append)
+    bundle = api.publish(runs[0], tmp_path / "store", config)
     api.publish(runs[0], tmp_path / "exact", IndexConfig(kind="exact", k=K))
-    assert any(f"index: milvus {kind} (index.type asks for it)" in line for line in said)
-    assert any(line.startswith("recall check: ") for line in said)
+    assert any(f"index: milvus {kind} (index.type asks for it)" in line for line in messages)
+    assert any(line.startswith("recall check: ") for line in messages)
     assert bundle.manifest["index"]["kind"] == "milvus"
     assert {p.name for p in (bundle.folder / "index").iterdir()} == {"index.json", "rows.npy"}
     ours, exact = api.retriever(tmp_path / "store"), api.retriever(tmp_path / "exact")
@@ -754,7 +759,7 @@ api.publish(api.load(run), store, IndexConfig(kind="milvus", uri=uri, prefix=pre
 
 @pytest.mark.parametrize("mend", ["publish", "gc"])
 def test_fault_F3_a_publisher_killed_at_60_percent_leaves_nothing_that_is_served(
-    runs: tuple[Run, Run], shared: Server, client: Any, tmp_path: Path, mend: str
+    runs: tuple[Run, Run], shared: Server, client: Any, tmp_path: Path, mend: str, messages: list[str]
 ) -> None:
     prefix, store = f"dies_{mend}", tmp_path / "store"
     first = api.publish(runs[0], store, there(shared.uri, prefix))
@@ -771,9 +776,8 @@ def test_fault_F3_a_publisher_killed_at_60_percent_leaves_nothing_that_is_served
     if mend == "gc":
         assert maintenance.gc(store) == ([], [partial])
         assert of_test(client, prefix) == [collection(first)]
-    said: list[str] = []
-    second = api.publish(runs[1], store, there(shared.uri, prefix), say=said.append)
-    assert (f"dropped what no bundle names: {partial}" in said) == (mend == "publish")
+    second = api.publish(runs[1], store, there(shared.uri, prefix))
+    assert (f"dropped what no bundle names: {partial}" in messages) == (mend == "publish")
     assert sorted(of_test(client, prefix)) == sorted([collection(first), collection(second)])
     assert alias(client, prefix) == collection(second)
     assert len(api.retriever(store).recommend(Request("u3"), K).items) == K

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from worlds import settings
 
-from twotower.callbacks import Watcher
 from twotower.config import HistoryConfig, parse_config
 from twotower.data.batches import PAST, Padded, SideTensors, Windows
 from twotower.data.dataset import Dataset, Side, build_dataset
@@ -245,7 +244,7 @@ def trainer(data: Dataset, tower: dict[str, Any] | None = None, **train: Any) ->
         train={"histories": "earlier", "batch_size": 512, "lr": 0.01, "monitor": "validation.recall@5"} | train,
         split={"kind": "last"},
     )  # fmt: skip
-    return Trainer(data, config, watcher=Watcher())
+    return Trainer(data, config)
 
 
 @pytest.mark.parametrize("block", ["gated", "plain"])

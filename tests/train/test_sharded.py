@@ -18,6 +18,7 @@ from test_distributed import CONFIG, HERE, torchrun
 from worlds import checkerboard, settings
 
 from twotower import api
+from twotower.callbacks import Callback
 from twotower.config import Config, load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
@@ -186,15 +187,15 @@ def test_a_run_of_pieces_goes_on_with_whole_tables_and_with_other_ranks(
 def test_a_run_of_whole_tables_goes_on_in_pieces(config: Path, undisturbed: Path) -> None:
     run = config.parent / "whole"
 
-    class Stop(api.Watcher):
-        def step(self, number: int, of: int, loss: float) -> None:
+    class Stop(Callback):
+        def on_step_end(self, number: int, of: int, loss: float) -> None:
             if number == 5:
                 raise TrainingError("stop")
 
     schema, chosen = load_config(config, [f"train.{k}={v}" for k, v in REPLICATED.items()])
     tables, schema = api.read(chosen, schema)
     with pytest.raises(TrainingError, match="stop"):
-        api.fit(tables, schema, chosen, folder=run, watcher=Stop())
+        api.fit(tables, schema, chosen, folder=run, callback=Stop())
     last = sorted((run / "checkpoints").glob("step-*"))[-1]
     before = {n: t.shape for n, t in load_file(last / "tensors.safetensors").items()}
     said = torchrun(2, "-m", "twotower", "train", config, "-r", run, "--resume")

@@ -20,7 +20,7 @@ from torch import nn
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
 
 from twotower import api, runs
-from twotower.callbacks import Watcher
+from twotower.callbacks import Callback
 from twotower.config import Config, SplitConfig
 from twotower.data.batches import Bag, ContrastiveBatch, Prefixes
 from twotower.data.dataset import Dataset, build_dataset
@@ -30,14 +30,6 @@ from twotower.schema import Categorical, Sequence
 from twotower.train import checkpoint
 from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.trainer import Trainer
-
-
-class Listener(Watcher):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -350,13 +342,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(everything
     assert not same(train(1), train(2))
 
 
-class StopAt(Watcher):
+class StopAt(Callback):
     """Raises after a given number of steps, as a crash would."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
 
-    def step(self, done: int, total: int, loss: float) -> None:
+    def on_step_end(self, done: int, total: int, loss: float) -> None:
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
@@ -523,7 +515,7 @@ def test_fault_B1_kill_at_any_step_then_resume_is_bit_equal(tmp_path: Path) -> N
 
 
 def test_fault_B1_kill_inside_a_checkpoint_write_leaves_the_one_before(
-    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
     config = settings(train={"epochs": 1, "batch_size": 100, "checkpoint_steps": 1})
     trainer = Trainer(board, config, folder)
@@ -539,11 +531,10 @@ def test_fault_B1_kill_inside_a_checkpoint_write_leaves_the_one_before(
         patch.setattr(os, "replace", die)
         with pytest.raises(KeyboardInterrupt):
             trainer._save()
-    listener = Listener()
-    found = checkpoint.newest(folder, listener.say)
+    found = checkpoint.newest(folder)
     assert found is not None
     assert found[1]["step"] == 1
-    assert not listener.lines
+    assert not messages
 
 
 def test_fault_B2_sigterm_finishes_the_step_saves_and_exits_143(tmp_path: Path) -> None:
@@ -563,7 +554,7 @@ def test_fault_B2_sigterm_finishes_the_step_saves_and_exits_143(tmp_path: Path) 
     assert process.returncode == 143
     assert "--resume" in errors
     assert time.monotonic() - started < 10
-    found = checkpoint.newest(tmp_path / "run" / "checkpoints", print)
+    found = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert found is not None
     assert f"after step {found[1]['step']}" in errors
 
@@ -571,8 +562,8 @@ def test_fault_B2_sigterm_finishes_the_step_saves_and_exits_143(tmp_path: Path) 
 def test_sigint_stops_like_sigterm_and_handlers_are_restored(board: Dataset, folder: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
 
-    class Press(Watcher):
-        def step(self, done: int, total: int, loss: float) -> None:
+    class Press(Callback):
+        def on_step_end(self, done: int, total: int, loss: float) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="after step 1;"):
@@ -581,7 +572,9 @@ def test_sigint_stops_like_sigterm_and_handlers_are_restored(board: Dataset, fol
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "state"])
-def test_fault_B3_a_damaged_newest_checkpoint_falls_back_and_says_so(board: Dataset, folder: Path, damage: str) -> None:
+def test_fault_B3_a_damaged_newest_checkpoint_falls_back_and_says_so(
+    board: Dataset, folder: Path, damage: str, messages: list[str]
+) -> None:
     trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
     epoch = trainer.objective.sampler.epoch(0)
     for number in (0, 1):
@@ -599,11 +592,10 @@ def test_fault_B3_a_damaged_newest_checkpoint_falls_back_and_says_so(board: Data
         tensors.unlink()
     else:
         (newest / "state.json").write_text("{")
-    listener = Listener()
-    again = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder, listener)
+    again = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
     assert again.resume()
     assert again.progress.step == 1
-    assert any("falling back" in line and "step-000000002" in line for line in listener.lines)
+    assert any("falling back" in line and "step-000000002" in line for line in messages)
 
 
 def test_fault_B4_a_loss_that_is_not_finite_stops_with_step_rows_and_last_good_checkpoint(
@@ -620,7 +612,7 @@ def test_fault_B4_a_loss_that_is_not_finite_stops_with_step_rows_and_last_good_c
     assert error.value.exit_code == 1
     with pytest.raises(TrainingError, match="no longer finite"):
         trainer._save()
-    found = checkpoint.newest(folder, print)
+    found = checkpoint.newest(folder)
     assert found is not None
     assert all(bool(torch.isfinite(t).all()) for t in found[0].values())
 
@@ -663,12 +655,12 @@ def test_fault_B9_a_folder_that_cannot_be_written_fails_before_training(tmp_path
     blocked.write_text("not a folder")
     steps: list[int] = []
 
-    class Count(Watcher):
-        def step(self, done: int, total: int, loss: float) -> None:
+    class Count(Callback):
+        def on_step_end(self, done: int, total: int, loss: float) -> None:
             steps.append(done)
 
     with pytest.raises(RunError, match="cannot be written"):
-        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=blocked / "run", watcher=Count())
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=blocked / "run", callback=Count())
     assert not steps
 
 
@@ -694,13 +686,10 @@ def test_fault_B9_a_full_disk_at_a_checkpoint_keeps_the_old_one_and_leaves_no_ru
     assert (folder / "step-000000002").is_dir()
 
 
-def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
-    listener = Listener()
-    done = api.fit(
-        checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run", resume=True, watcher=listener
-    )
+def test_resume_without_a_checkpoint_starts(tmp_path: Path, messages: list[str]) -> None:
+    done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run", resume=True)
     assert len(done.history) == 2
-    assert any("starting" in line for line in listener.lines)
+    assert any("starting" in line for line in messages)
 
 
 def test_a_finished_run_is_not_trained_over(tmp_path: Path) -> None:

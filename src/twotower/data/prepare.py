@@ -7,6 +7,7 @@ columns), a few numbers per user and per item, a piece and a bucket.
 
 from __future__ import annotations
 
+import logging
 import glob
 import hashlib
 import os
@@ -44,6 +45,8 @@ from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, DataError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 
+log = logging.getLogger(__name__)
+
 PIECE = 2**21
 """Interactions that are read at once."""
 BUCKET = 2**23
@@ -57,7 +60,7 @@ MOST = 2**31 - 1
 
 
 def write_prepared(
-    data: DataConfig, schema: Schema, split: SplitConfig, out: Path, say: Callable[[str], None] = lambda line: None
+    data: DataConfig, schema: Schema, split: SplitConfig, out: Path
 ) -> Prepared:
     """Prepare the tables that `data` names, files, folders of shards or patterns, into the new folder `out`.
 
@@ -73,7 +76,7 @@ def write_prepared(
         (folder / "arrays").mkdir()
         (folder / "work").mkdir()
         with files.lock(folder / "work" / LOCK):
-            _Preparation(data, schema, split, folder, say).run()
+            _Preparation(data, schema, split, folder).run()
         for path in (folder / "work").iterdir():
             path.unlink()
         (folder / "work").rmdir()
@@ -111,9 +114,9 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
 
 class _Preparation:
     def __init__(
-        self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path, say: Callable[[str], None]
+        self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path
     ) -> None:
-        self.data, self.schema, self.split, self.folder, self.say = data, schema, split, folder, say
+        self.data, self.schema, self.split, self.folder = data, schema, split, folder
         self.files = table_files(data.interactions, (".parquet", ".pq"))
         self.averaged = sorted({_of(f, schema) for f in schema.features if _is_mean(f)})
         self.sums = {a: f"of.{a}" for a in self.averaged}  # names of their own in a record
@@ -126,7 +129,7 @@ class _Preparation:
         buckets, rows = self._deal(frames)
         kept = sum(self._sorted(b) for b in buckets)
         if rows > kept:
-            self.say(f"interactions: {rows - kept:,} rows repeated a pair of user and item; the last of each was kept")
+            log.info(f"interactions: {rows - kept:,} rows repeated a pair of user and item; the last of each was kept")
         cuts = self._cuts(buckets, kept) if self.split.kind == "time" else None
         sizes = np.zeros(3, np.int64)
         counts: dict[SideName, Ints] = {"user": np.zeros(n_users, np.int64), "item": np.zeros(n_items, np.int64)}
@@ -204,7 +207,7 @@ class _Preparation:
                 assert found is not None
                 frames[side] = check_side(found.sort(key), side, schema, notes)
         for note in notes:
-            self.say(note)
+            log.info(note)
         if schema.title:
             need(frames["item"], [schema.title], "items", schema)
         return frames
@@ -243,7 +246,7 @@ class _Preparation:
                 record = record[order]
                 for file, start, end in zip(buckets, [0, *ends[:-1]], ends, strict=True):
                     file.write(record[start:end].data)
-                self.say(f"{rows:,} of {total:,} interactions read") if rows < total else None
+                log.info(f"{rows:,} of {total:,} interactions read") if rows < total else None
         if not positives:
             raise DataError(f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; "
                             "set schema.positive_above")  # fmt: skip

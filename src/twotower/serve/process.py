@@ -41,7 +41,7 @@ MAX_RESTART_DELAY = 10.0
 log = logging.getLogger("twotower.process")
 
 
-def run_service(settings: ServeSettings, say: Callable[[str], None] = print) -> int:
+def run_service(settings: ServeSettings) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigError, BundleError before anything listens."""
     from twotower.serve.api_keys import read_keys
     from twotower.store import Store
@@ -64,7 +64,7 @@ def run_service(settings: ServeSettings, say: Callable[[str], None] = print) -> 
         url = socket_url(sockets[0])
         there = f"  (console: {url}/)" if settings.console else ""
         admin = f"  (admin: {socket_url(sockets[1])})" if len(sockets) > 1 else ""
-        say(f"serving {settings.store} on {url}{there}{admin}")
+        log.info(f"serving {settings.store} on {url}{there}{admin}")
         if settings.workers == 1:
             return run_worker(settings, sockets)
         return supervise_workers(settings, sockets)
@@ -349,6 +349,7 @@ def log_as_json() -> None:
     handler.setFormatter(_JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    logging.getLogger("twotower").handlers.clear()  # the command line's, which prints messages as plain lines
     root.setLevel(logging.INFO)
     # Below errors it speaks of every stranger who sends no HTTP.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

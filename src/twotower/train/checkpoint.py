@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from twotower import files
 from twotower.errors import RunError
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS_KEPT = 2  # the newest, and one before it in case the newest is damaged
 
@@ -89,13 +92,13 @@ def _dtype(tensor: Tensor | TensorBlocks) -> torch.dtype:
     return torch.float32 if isinstance(tensor, TensorBlocks) else tensor.dtype
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest checkpoint that is whole, or None. Says which damaged ones were passed over."""
     for path in reversed(_checkpoint_folders(folder)):
         try:
             return _load(path)
         except RunError as e:
-            warn(f"warning: {e}; falling back to the checkpoint before it")
+            log.warning(f"{e}; falling back to the checkpoint before it")
     return None
 
 

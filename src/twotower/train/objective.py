@@ -6,6 +6,7 @@ the batch's candidates, and the item vectors of all are gathered, gradients incl
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -31,6 +32,8 @@ from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch, Examples
 from twotower.train.sharded import TorchRecEmbeddings
 
+log = logging.getLogger(__name__)
+
 
 class Objective:
     """The batches of an epoch in their order, and the loss of each: labelled pairs, or positives against candidates.
@@ -46,7 +49,6 @@ class Objective:
         device: torch.device,
         context: DistributedContext,
         sharded: TorchRecEmbeddings | None,
-        say: Callable[[str], None],
     ) -> None:
         """Raises ConfigError, DataError if there is nothing to learn, or not as the settings want it."""
         self.dataset, self.config, self.model = dataset, config, model
@@ -59,7 +61,7 @@ class Objective:
         sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
         self._tells_dislikes = any(f.of != "positive" for f in sequences)
         _check_learnable(dataset, config)
-        _check_histories(dataset, config, say)
+        _check_histories(dataset, config)
         _check_shards(config, context)
         seed, shuffle, shards = config.train.seed, config.train.shuffle, config.train.shards
         self.sampler: PairSampler | PositiveSampler
@@ -248,7 +250,7 @@ def _check_learnable(dataset: Dataset, config: Config) -> None:
         )
 
 
-def _check_histories(dataset: Dataset, config: Config, say: Callable[[str], None]) -> None:
+def _check_histories(dataset: Dataset, config: Config) -> None:
     """Raises ConfigError if the sequences cannot be had as `train.histories` wants them."""
     earlier = config.train.histories == "earlier"
     for f in dataset.schema.features:
@@ -266,8 +268,8 @@ def _check_histories(dataset: Dataset, config: Config, say: Callable[[str], None
             )
     n = config.negatives
     if earlier and not (n.full or n.random or n.uniform or n.popularity or n.memory):
-        say(
-            "warning: with train.histories = 'earlier' a batch holds few users, so the batch alone gives few "
+        log.warning(
+            "with train.histories = 'earlier' a batch holds few users, so the batch alone gives few "
             "candidates; add negatives.uniform, or negatives.full = true"
         )
     if earlier and dataset.times is None:

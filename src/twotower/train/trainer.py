@@ -6,13 +6,14 @@ goes on from its checkpoint to the same weights, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower import files
-from twotower.callbacks import Watcher
+from twotower.callbacks import Callback
 from twotower.config import Config, TrainConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
@@ -38,6 +39,8 @@ from twotower.train import checkpoint
 from twotower.train.objective import Objective
 from twotower.train.order import Epoch
 from twotower.train.sharded import TorchRecEmbeddings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -77,12 +80,12 @@ class _Progress:
         return cls(**found)
 
 
-def choose_device(name: str, say: Callable[[str], None], local: int = 0) -> torch.device:
+def choose_device(name: str, local: int = 0) -> torch.device:
     """The device that `name` means here, the `local`-th of its kind; `auto` picks and says why. Raises ConfigError if it
     is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        say(f"device: {name} ({'an accelerator is here' if name != 'cpu' else 'no accelerator here'})")
+        log.info(f"device: {name} ({'an accelerator is here' if name != 'cpu' else 'no accelerator here'})")
     if (name == "cuda" and torch.cuda.device_count() <= local) or (
         name == "mps" and not torch.backends.mps.is_available()
     ):
@@ -102,7 +105,7 @@ class Trainer:
         dataset: Dataset,
         config: Config,
         folder: Path | None = None,
-        watcher: Watcher | None = None,
+        callback: Callback | None = None,
         fingerprint: dict[str, Any] | None = None,
         context: DistributedContext | None = None,
         device: torch.device | None = None,
@@ -111,8 +114,8 @@ class Trainer:
         self.dataset, self.config, self.folder = dataset, config, folder
         self.context = context or DistributedContext()
         self.fingerprint = fingerprint or {}
-        self.watcher = watcher or Watcher()
-        self.device = device or choose_device(config.train.device, self.watcher.say, self.context.local_rank)
+        self.callback = callback or Callback()
+        self.device = device or choose_device(config.train.device, self.context.local_rank)
         user_fields, item_fields = dataset.encoders.fields("user"), dataset.encoders.fields("item")
         self.sharded: TorchRecEmbeddings | None = None
         with torch.random.fork_rng(devices=[]):
@@ -123,9 +126,7 @@ class Trainer:
             else:
                 _check_memory(config, user_fields, item_fields)
                 self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
-        self.objective = Objective(
-            dataset, config, self.model, self.device, self.context, self.sharded, self.watcher.say
-        )
+        self.objective = Objective(dataset, config, self.model, self.device, self.context, self.sharded)
         self.optimizer = _optimizer(self.model, config.train, self.device)
         self.names = {p: n for n, p in self.model.named_parameters()}
         self.progress = _Progress()
@@ -194,7 +195,7 @@ class Trainer:
         p.history.append(entry)
         p.epoch, p.batch, p.loss_sum, p.mimic_sum = p.epoch + 1, 0, 0.0, 0.0
         self._save()
-        self.watcher.epoch(p.history)
+        self.callback.on_epoch_end(p.history)
 
     def step(self, epoch: Epoch, number: int) -> None:
         """One update of the weights with batch `number` of an epoch."""
@@ -221,7 +222,7 @@ class Trainer:
             keep = min(config.average, p.step / (p.step + 10))
             for name, parameter in self.model.named_parameters():
                 self.average[name].lerp_(parameter.detach(), 1 - keep)
-        self.watcher.step(p.batch, self.objective.steps_per_epoch, value)
+        self.callback.on_step_end(p.batch, self.objective.steps_per_epoch, value)
         files.point(f"step:{p.step}:{self.context.rank}")
 
     def _clip(self, norm: float) -> None:
@@ -348,7 +349,7 @@ class Trainer:
         Raises RunError with the differences if the fingerprint has changed, unless `override`.
         """
         for folder in (*([self.folder] if self.folder else []), *others):
-            if found := checkpoint.newest(folder, self.watcher.say):
+            if found := checkpoint.newest(folder):
                 break
         else:
             return None
@@ -363,7 +364,7 @@ class Trainer:
             what = "; ".join(changed[:5])
             if not override:
                 raise RunError(f"cannot resume, the run has changed ({what}); go back, or pass --override")
-            self.watcher.say(f"warning: resuming although the run has changed ({what})")
+            log.warning(f"resuming although the run has changed ({what})")
         self._restore(tensors)
         self.progress = _Progress.restore(state["progress"], self._last_path)
         return folder
