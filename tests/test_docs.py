@@ -166,6 +166,55 @@ def test_every_named_fault_test_exists() -> None:
     assert len(rows) == len(set(rows))
 
 
+def test_every_module_is_in_the_index_of_the_design() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    index = set(re.findall(r"`([\w/]+\.py)`", page.partition("## Modules and decisions")[2].partition("\n## ")[0]))
+    package = ROOT / "src" / "twotower"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    assert index == modules
+
+
+def test_long_modules_are_listed_with_their_reason() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `([\w/]+\.py)` \| \S", page.partition("## Long modules")[2], re.M))
+    package = ROOT / "src" / "twotower"
+    long = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if len(path.read_text(encoding="utf-8").splitlines()) > 400
+    }
+    assert long <= listed
+    assert all((package / name).exists() for name in listed)
+
+
+def test_every_decision_has_context_decision_and_consequence_and_a_module() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    records = re.findall(r"^### (D\d+)\. .*\n([\s\S]*?)(?=^##|\Z)", page, re.M)
+    assert len(records) > 40
+    for name, record in records:
+        for part in ("**Context.**", "**Decision.**", "**Consequence.**"):
+            assert record.count(part) == 1, f"{name} {part}"
+    numbers = [name for name, _ in records]
+    assert numbers == [f"D{i}" for i in range(1, len(records) + 1)]
+    index = page.partition("## Modules and decisions")[2].partition("\n## ")[0]
+    assert set(re.findall(r"\bD\d+\b", index)) == set(numbers)
+
+
+def test_every_identifier_of_the_glossary_exists() -> None:
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|([^|]*)\|$", page, re.M)
+    terms = [term for term, *_ in rows if term != "term" and not term.startswith("---")]
+    assert len(terms) > 60
+    assert len(set(terms)) == len(terms)
+    for term, _, where, _ in rows:
+        if term in terms:
+            for file, names in re.findall(r"`([\w/]+\.py)`((?:,? `[\w.]+`)*)", where):
+                text = (ROOT / "src" / "twotower" / file).read_text(encoding="utf-8")
+                for name in re.findall(r"`([\w.]+)`", names):
+                    assert re.search(rf"\b{re.escape(name)}\b", text), f"{term}: {file} {name}"
+            assert re.search(r"`[\w/]+\.py`", where), f"{term}: no module"
+
+
 def test_every_metric_is_on_the_operations_page() -> None:
     from twotower.serve.metrics import ServeMetrics
 
