@@ -145,9 +145,9 @@ def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index,
     queries = np.asarray(source.user_vectors[users], np.float32)
     half = len(queries) // 2
     # As in `twotower publish`: users it was not tuned with find a little less.
-    tune_index(index, queries[:half], config.k, config.recall + (1 - config.recall) / 5)
+    tune_index(index, queries[:half], config.k, config.min_recall + (1 - config.min_recall) / 5)
     found = measure_recall(index, queries[half:], config.k)
-    return index, {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
+    return index, {"recall": found, "threshold": config.min_recall, "k": config.k, "queries": len(queries) - half}
 
 
 def answers(bundle: Bundle) -> None:

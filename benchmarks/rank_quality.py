@@ -21,7 +21,7 @@ from twotower.schema import Schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SENET = {s: {"layers": [64, 32], "senet": {"enabled": True}} for s in ("user", "item")}
-FIELDS: dict[str, object] = {"kind": "plain"}
+FIELDS: dict[str, object] = {"kind": "identity"}
 GATED: dict[str, object] = {"senet": {"enabled": True}}
 BRANCHES: dict[str, list[dict[str, object]]] = {
     "mlp": [FIELDS, {"kind": "mlp"}],

@@ -351,8 +351,13 @@ def table_steps(way: str) -> None:
     body = {
         "model": {"width": 64, "bias": False, "pairs": [{"user": tower, "item": tower}]},
         "loss": {"kind": "softmax"},
-        "train": {"device": "cpu", "optimizer": optimizer, "tables": kind, "monitor": "validation.recall@10"}
-        | ({"sharding": sharding} if sharding else {}),
+        "train": {
+            "device": "cpu",
+            "optimizer": optimizer,
+            "embedding_placement": kind,
+            "monitor": "validation.recall@10",
+        }
+        | ({"embedding_sharding": sharding if sharding == "auto" else f"{sharding}_wise"} if sharding else {}),
     }
     dataset, (_, config) = (
         build_dataset(check(None, None, pl.DataFrame(ids), schema), schema, parse_config({})[1].split),

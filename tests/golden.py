@@ -48,7 +48,11 @@ from twotower.train.trainer import Trainer
 Arrays = dict[str, np.ndarray[Any, Any]]
 Digests = dict[str, dict[str, dict[str, Any]]]
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "negatives memory: ": "negatives cross_batch_memory: ",
+    "negatives observed: ": "negatives disliked: ",
+    "branch plain: ": "branch identity: ",
+}
 """Array of an older commit, or the beginning of its name -> the same of this one. Names are `case: array`."""
 FILE = Path(__file__).with_suffix(".json")
 NUMBERS = 6
@@ -59,7 +63,7 @@ EVEN: Schema = EVERYTHING_SCHEMA.model_copy(
 )
 """Fields of one width, which products of fields need."""
 SOFTMAX: dict[str, Any] = {"kind": "softmax"}
-EARLIER: dict[str, Any] = {"histories": "earlier"}
+EARLIER: dict[str, Any] = {"history_scope": "causal"}
 SENET: dict[str, Any] = {"enabled": True}
 
 
@@ -87,8 +91,8 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "negatives random": ("everything", {"negatives": {"random": 2}}),
     "negatives uniform": ("everything", {"loss": SOFTMAX, "negatives": {"uniform": 9, "in_batch": False}}),
     "negatives popularity": ("everything", {"loss": SOFTMAX, "negatives": {"popularity": 9}}),
-    "negatives memory": ("everything", {"loss": SOFTMAX, "negatives": {"memory": 200}}),
-    "negatives observed": ("everything", {"loss": SOFTMAX, "negatives": {"observed": 2}}),
+    "negatives cross_batch_memory": ("everything", {"loss": SOFTMAX, "negatives": {"cross_batch_memory": 200}}),
+    "negatives disliked": ("everything", {"loss": SOFTMAX, "negatives": {"disliked": 2}}),
     "negatives hard": (
         "everything",
         {"loss": SOFTMAX, "negatives": {"hard": 1, "hard_ranks": [1, 9], "hard_ratio": 5}, "train": {"epochs": 2}},
@@ -112,7 +116,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "branch fm": ("even", branch("fm", senet=SENET)),
     "branch cin": ("even", branch("cin", widths=[5, 4])),
     **{f"branch bilinear {m}": ("even", branch("bilinear", matrices=m)) for m in ("all", "each", "interaction")},
-    "branch plain": ("even", branch("plain", senet=SENET | {"squeeze": "max"})),
+    "branch identity": ("even", branch("identity", senet=SENET | {"squeeze": "max"})),
     **{f"senet {s}": ("everything", {"model": pair(senet=SENET | {"squeeze": s})}) for s in ("mean", "sum", "max")},
     "tower, every option": (
         "everything",
@@ -134,11 +138,11 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "train": {
                 "epochs": 2, "optimizer": "Adam", "lr": 0.02, "schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.01, "clip_norm": 0.5,
-                "embedding_weight_decay": 0.02, "bias_weight_decay": 0.01, "average": 0.9,
+                "embedding_weight_decay": 0.02, "bias_weight_decay": 0.01, "ema_decay": 0.9,
             }
         },
     ),
-    "in shards": ("everything", {"negatives": {"random": 2}, "train": {"shards": 6}}),
+    "in shards": ("everything", {"negatives": {"random": 2}, "train": {"data_shards": 6}}),
 }  # fmt: skip
 """Name -> the world, and the sections of the config that differ."""
 

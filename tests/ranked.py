@@ -31,53 +31,59 @@ from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
 
 SOFTMAX: dict[str, Any] = {"kind": "softmax"}
-EARLIER: dict[str, Any] = {"histories": "earlier"}
+EARLIER: dict[str, Any] = {"history_scope": "causal"}
 PLAIN: dict[str, Any] = {"history": {"dropout": 0.0, "input_dropout": 0.0, "heads": 2}, "layers": [8]}
 AUGMENTED: dict[str, Any] = {"layers": [8], "augment": True}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pairs": ("everything", {}),
     "pairs and random ones": ("everything", {"negatives": {"random": 2}}),
-    "pairs in shards": ("everything", {"negatives": {"random": 2}, "train": {"shards": 6}}),
+    "pairs in shards": ("everything", {"negatives": {"random": 2}, "train": {"data_shards": 6}}),
     "mimic of pairs": (
         "board",
         {"loss": {"mimic": 0.5}, "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]}},
     ),
     "in batch": ("everything", {"loss": SOFTMAX}),
-    "in batch, in shards": ("everything", {"loss": SOFTMAX, "train": {"shards": 6}}),
-    "memory": ("everything", {"loss": SOFTMAX, "negatives": {"memory": 90, "uniform": 9, "popularity": 7}}),
+    "in batch, in shards": ("everything", {"loss": SOFTMAX, "train": {"data_shards": 6}}),
+    "memory": ("everything", {"loss": SOFTMAX, "negatives": {"cross_batch_memory": 90, "uniform": 9, "popularity": 7}}),
     "the whole catalogue": ("board", {"loss": SOFTMAX, "negatives": {"full": True}}),
     "own candidates": (
         "everything",
         {
             "loss": {"kind": "bpr"},
-            "negatives": {"random": 3, "observed": 2, "attribute": "brand", "attribute_items": 2, "memory": 30},
+            "negatives": {
+                "random": 3,
+                "disliked": 2,
+                "attribute": "brand",
+                "attribute_items": 2,
+                "cross_batch_memory": 30,
+            },
         },
     ),
     "own candidates in shards": (
         "everything",
         {
             "loss": {"kind": "gbce"},
-            "negatives": {"random": 3, "observed": 2, "hard": 1, "hard_ranks": [1, 9], "hard_ratio": 5},
-            "train": {"shards": 6},
+            "negatives": {"random": 3, "disliked": 2, "hard": 1, "hard_ranks": [1, 9], "hard_ratio": 5},
+            "train": {"data_shards": 6},
         },
     ),
     "mimic of candidates": (
         "board",
         {
             "loss": {"kind": "softmax", "mimic": 0.5},
-            "negatives": {"uniform": 5, "memory": 40},
+            "negatives": {"uniform": 5, "cross_batch_memory": 40},
             "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
         },
     ),
-    "earlier": ("earlier", {"loss": SOFTMAX, "negatives": {"uniform": 9, "observed": 2}, "train": EARLIER}),
+    "earlier": ("earlier", {"loss": SOFTMAX, "negatives": {"uniform": 9, "disliked": 2}, "train": EARLIER}),
     "earlier in shards": (
         "earlier",
-        {"loss": SOFTMAX, "negatives": {"uniform": 9, "observed": 2}, "train": EARLIER | {"shards": 6}},
+        {"loss": SOFTMAX, "negatives": {"uniform": 9, "disliked": 2}, "train": EARLIER | {"data_shards": 6}},
     ),
     "prepared, in shards": (
         "prepared",
-        {"loss": SOFTMAX, "negatives": {"uniform": 9, "random": 2}, "train": {"shards": 6}},
+        {"loss": SOFTMAX, "negatives": {"uniform": 9, "random": 2}, "train": {"data_shards": 6}},
     ),
     "attention": (
         "attention",
@@ -92,7 +98,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a last batch of one pair": ("board", {"train": {"batch_size": 0}}),
     "a last batch of one, histories of items": (
         "fans",
-        {"loss": SOFTMAX, "negatives": {"uniform": 60, "observed": 5}, "train": {"batch_size": 0}},
+        {"loss": SOFTMAX, "negatives": {"uniform": 60, "disliked": 5}, "train": {"batch_size": 0}},
     ),
 }
 
@@ -101,12 +107,16 @@ _RULES: dict[str, dict[str, Any]] = {
     "Adagrad": {"optimizer": "Adagrad", "lr": 0.05},
     "Adam": {"optimizer": "Adam", "lr": 0.01},
     "AdamW, a decay": {"optimizer": "AdamW", "lr": 0.01, "embedding_weight_decay": 0.1},
-    "SGD, clipped, averaged": {"clip_norm": 0.3, "average": 0.9},
+    "SGD, clipped, averaged": {"clip_norm": 0.3, "ema_decay": 0.9},
 }
 TORCHREC: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"{case}, by {way}": (case, {"sharding": way}) for way in ("table", "column") for case in _KINDS},
-    **{f"{case}, by row": (case, {"sharding": "row"}) for case in ("pairs", "earlier")},
-    **{f"pairs, {rule}": ("pairs", {"sharding": "auto", **train}) for rule, train in _RULES.items()},
+    **{
+        f"{case}, by {way}": (case, {"embedding_sharding": f"{way}_wise"})
+        for way in ("table", "column")
+        for case in _KINDS
+    },
+    **{f"{case}, by row": (case, {"embedding_sharding": "row_wise"}) for case in ("pairs", "earlier")},
+    **{f"pairs, {rule}": ("pairs", {"embedding_sharding": "auto", **train}) for rule, train in _RULES.items()},
 }
 """Cases whose tables lie in pieces: name -> the case, and what of `train` differs."""
 
@@ -122,9 +132,13 @@ def world(name: str) -> Dataset:
         return prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SplitConfig(kind="last"), Path(folder, "out"))
     extra: Many[Sequence] = ()
     if name == "fans":
-        extra = (Sequence(name="fans", side="item", of="all"),)
+        extra = (Sequence(name="fans", side="item", interactions="all"),)
     if name == "earlier":
-        extra = (Sequence(name="met", side="user", pooling="decay", share=False, rates=(0.5, 0.9), of="all"),)
+        extra = (
+            Sequence(
+                name="met", side="user", pooling="decay", share_embedding=False, rates=(0.5, 0.9), interactions="all"
+            ),
+        )
     if name == "attention":
         extra = (Sequence(name="met", side="user", pooling="transformer", max_length=128, width=8),)
     schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, *extra)})
@@ -170,7 +184,9 @@ def main() -> None:
     with context.process_group(timeout=60, always=True):
         for number, case in enumerate(cases):
             of, train = TORCHREC.get(case, (case, {}))
-            found = weights(trainer(of, context, **(train | {"tables": "torchrec"} if case in TORCHREC else {})))
+            found = weights(
+                trainer(of, context, **(train | {"embedding_placement": "torchrec"} if case in TORCHREC else {}))
+            )
             np.savez(out / f"{number}-{context.rank}.npz", **found)
             if context.is_main:
                 (out / f"{number}.txt").write_text(case, encoding="utf-8")

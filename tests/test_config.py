@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from pydantic import BaseModel, ValidationError
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
 
+from twotower import cli
 from twotower.config import (
     BRANCH_KINDS,
     FEATURE_KINDS,
+    RENAMED,
     Config,
     PairConfig,
     TowerConfig,
@@ -49,14 +52,14 @@ EVERY_OPTION = Schema(
         Categorical(name="u", side="user", column="käufer", width=8, missing="error", min_count=3, min_rate=0.25),
         Categorical(name="h", side="user", hash_buckets=1000),
         Numeric(name="n", side="user", buckets=7),
-        Numeric(name="m", side="item", statistic="mean", of="price"),
+        Numeric(name="m", side="item", statistic="mean", statistic_column="price"),
         Numeric(name="c", side="item", statistic="count"),
         MultiHot(name="g", side="item", separator="\\n|\"'", min_count=2, min_rate=0.5),
         Vector(name="v", side="item", length=4),
-        Sequence(name="s", side="item", of="negative", max_length=9, pooling="sum", share=True),
-        Sequence(name="d", side="user", pooling="decay", rates=(0.0, 0.25, 1.0), share=False),
+        Sequence(name="s", side="item", interactions="negative", max_length=9, pooling="sum", share_embedding=True),
+        Sequence(name="d", side="user", pooling="decay", rates=(0.0, 0.25, 1.0), share_embedding=False),
         Text(name="x", side="item", n=4, max_grams=70, min_count=2, hash_buckets=5, pooling="sqrt", max_length=0),
-        Text(name="y", side="user", column="z", shares="x"),
+        Text(name="y", side="user", column="z", share_with="x"),
     ),
 )  # fmt: skip
 
@@ -75,11 +78,11 @@ EVERY_SETTING = parse_config(
         },
         "loss": {"kind": "gbce", "calibration": 0.5},
         "negatives": {
-            "in_batch": False, "uniform": 4, "popularity": 3, "alpha": 0.5, "memory": 9, "observed": 1, "hard": 2,
+            "in_batch": False, "uniform": 4, "popularity": 3, "popularity_alpha": 0.5, "cross_batch_memory": 9, "disliked": 1, "hard": 2,
             "hard_ranks": [7, 9], "hard_ratio": 8.5, "hard_every": 3, "hard_margin": 0.5, "attribute": "g",
             "attribute_items": 2, "mask_positives": False, "random_share": 0.75,
         },
-        "train": {"histories": "earlier", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16", "device": "cuda"},
+        "train": {"history_scope": "causal", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16", "device": "cuda"},
         "evaluation": {"k": [7, 3], "bootstrap": 0},
     }
 )[1]  # fmt: skip
@@ -175,7 +178,7 @@ def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
     path = written(Path("here"), '[data]\nusers = "u.csv"\ninteractions = "../a.csv"\nitems = "/i.csv"')
     data = load_config(path)[1].data
     assert (data.users, data.items, data.interactions) == (f"{tmp_path}/here/u.csv", "/i.csv", f"{tmp_path}/a.csv")
-    assert load_config(written(Path("here"), '[data]\ndataset = "ml-1m"\nsource = "m.zip"'))[1].data.source == (
+    assert load_config(written(Path("here"), '[data]\ndataset = "ml-1m"\narchive = "m.zip"'))[1].data.archive == (
         f"{tmp_path}/here/m.zip"
     )
     assert load_config(written(Path("here"), ""))[1].data.users == ""
@@ -254,6 +257,84 @@ def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> Non
     refused(written(tmp_path, "[train]\nepochs = 2\n[[model.pairs]]"), [text], words)
 
 
+# --- renamed ------------------------------------------------------------------------------------------------------
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """The tables of TOML that hold one key of `RENAMED`."""
+    first, *steps, last = name.split(".")
+    if first == "schema":
+        feature = {"kind": steps[1], "name": "f", "side": "user"}
+        return {"schema": {"features": [feature, feature | {last: value}]}}
+    if first == "model":
+        side = {steps[1]: {"branches": [{"kind": "mlp"}, {last: value}]} if "branches" in steps else {last: value}}
+        return {"model": {"pairs": [{}, side]}}
+    assert not steps
+    return {first: {last: value}}
+
+
+def at(name: str) -> str:
+    """The path of such a key as a user writes it."""
+    swaps = {r"features\.\w+\.": "features.1.", r"pairs\.": "pairs.1.", r"branches\.": "branches.1."}
+    for pattern, text in swaps.items():
+        name = re.sub(pattern, text, name)
+    return name
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_former_key_or_value_is_answered_with_the_present_one(tmp_path: Path, old: str) -> None:
+    key, _, value = old.partition(" = ")
+    new = RENAMED[old]
+    data = nested(key, value.strip("'") or 1)
+    told = f"{at(old)} is renamed to {at(new)}"
+    path = written(tmp_path, tomli_w.dumps(data))
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {told}") + "$"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=re.escape(f"config: {told}") + "$"):
+        parse_config(data)
+    base = {"schema": {"features": nested(key, 0)["schema"]["features"][:1] * 2}} if key.startswith("schema") else {}
+    base |= {
+        "model": {
+            "pairs": [{}, {"user": {"branches": [{"kind": "mlp"}] * 2}, "item": {"branches": [{"kind": "mlp"}] * 2}}]
+        }
+    }
+    override = f"{at(key)}={value.strip(chr(39)) or 1}"
+    with pytest.raises(ConfigError, match=re.escape(f"--set {override}: {told}") + "$"):
+        load_config(written(tmp_path, tomli_w.dumps(base)), [override])
+
+
+@pytest.mark.parametrize("new", RENAMED.values())
+def test_a_present_key_is_known(new: str) -> None:
+    key, _, value = new.partition(" = ")
+    known = {f"{section}.{key}" for section, key, *_ in options()} | {
+        "model.pairs.user.branches.kind",
+        "model.pairs.item.branches.kind",
+    }
+    known |= {f"schema.features.{kind}.{key}" for kind, key, *_ in feature_options()}
+    assert key in known
+    assert not value or value.strip("'") in {
+        *BRANCH_KINDS,
+        *(m for *_, m in options() for m in re.findall(r"'(\w+)'", m)),
+    }
+    assert new not in RENAMED
+
+
+def test_a_former_key_with_a_former_value_is_answered_with_both(tmp_path: Path) -> None:
+    words = "train.histories = 'earlier' is renamed to train.history_scope = 'causal'"
+    refused(written(tmp_path, "[train]\nhistories = 'earlier'"), [], words)
+    refused(written(tmp_path, ""), ["train.histories=earlier"], "--set train.histories=earlier: " + words)
+
+
+@pytest.mark.parametrize(("text", "options"), [("[train]\naverage = 0.9", []), ("", ["--set", "train.average=0.9"])])
+def test_a_former_key_ends_a_command_with_code_2(
+    tmp_path: Path, text: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, text)
+    assert cli.run_command(cli.app, ["train", str(path), "--run", str(tmp_path / "run"), *options]) == 2
+    assert "train.average is renamed to train.ema_decay" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 # --- mistakes -----------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +343,7 @@ def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> Non
     [
         ("[modle]", ["unknown section 'modle'; did you mean 'model'? (allowed: data, split, model"]),
         ("epochs = 3", ["unknown section 'epochs'"]),
-        ("[data]\nuser = 'x'", ["unknown key 'data.user'; did you mean 'users'? (allowed: dataset, source, users"]),
+        ("[data]\nuser = 'x'", ["unknown key 'data.user'; did you mean 'users'? (allowed: dataset, archive, users"]),
         ("[model]\ntemprature = 1", ["unknown key 'model.temprature'; did you mean 'temperature'?"]),
         ("[[model.pairs]]\nusr = 1", ["unknown key 'model.pairs.0.usr'; did you mean 'user'? (allowed: user, i"]),
         ("[[model.pairs]]\n[model.pairs.user]\nlayer = [1]", ["'model.pairs.0.user.layer'", "mean 'layers'?"]),
@@ -270,7 +351,7 @@ def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> Non
             "[[model.pairs]]\n[[model.pairs]]\n[model.pairs.item.senet]\nreductoin = 1",
             ["unknown key 'model.pairs.1.item.senet.reductoin'; did you mean 'reduction'? (allowed: enabled, squ"],
         ),
-        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, users, bootstrap"]),
+        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, max_users, bootstrap"]),
         ("[schema]\nuserid = 'u'\nfeatures = []", ["unknown key 'schema.userid'; did you mean 'user_id'?"]),
         ("[schema]\nfeature = []", ["unknown key 'schema.feature'; did you mean 'features'?"]),
     ],
@@ -359,7 +440,7 @@ def test_a_setting_that_is_missing_or_does_not_go_with_another_is_refused(
     refused(written(tmp_path, text), [], words)
 
 
-SOURCES = {"uniform": 5, "popularity": 5, "memory": 5, "observed": 1, "hard": 1, "attribute": "genre"}
+SOURCES = {"uniform": 5, "popularity": 5, "cross_batch_memory": 5, "disliked": 1, "hard": 1, "attribute": "genre"}
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -385,7 +466,7 @@ def test_a_source_of_candidates_goes_with_a_contest_and_not_with_the_whole_catal
 @pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
 def test_pairs_and_contests_do_not_mix(tmp_path: Path, kind: str) -> None:
     path, contest = written(tmp_path, ""), f"loss.kind={kind}"
-    load_config(path, [contest, "train.histories=earlier"])
+    load_config(path, [contest, "train.history_scope=causal"])
     load_config(path, [contest, "negatives.full=true", "negatives.in_batch=false"])
     load_config(path, [contest, "negatives.random=2", "negatives.in_batch=false"])
     refused(
@@ -395,7 +476,9 @@ def test_pairs_and_contests_do_not_mix(tmp_path: Path, kind: str) -> None:
     refused(path, [contest, "negatives.in_batch=false"], f"loss.kind = '{kind}' has no candidates")
     load_config(path, ["negatives.in_batch=false", "negatives.random=2"])
     refused(
-        path, ["train.histories=earlier"], "train.histories = 'earlier' needs candidates; set loss.kind = 'softmax'"
+        path,
+        ["train.history_scope=causal"],
+        "train.history_scope = 'causal' needs candidates; set loss.kind = 'softmax'",
     )
     refused(path, ["negatives.full=true"], "negatives.full gives candidates, and loss.kind = 'bce' takes pairs")
 
@@ -410,10 +493,13 @@ def test_pairs_and_contests_do_not_mix(tmp_path: Path, kind: str) -> None:
         ("negatives.hard_ranks=[3]", "negatives.hard_ranks.1"),
         ("negatives.hard=17", "negatives.hard: input should be less than or equal to 16, got 17"),
         ("negatives.hard_ratio=0", "negatives.hard_ratio: input should be greater than 0, got 0"),
-        ("negatives.alpha=1.1", "negatives.alpha: input should be less than or equal to 1"),
+        ("negatives.popularity_alpha=1.1", "negatives.popularity_alpha: input should be less than or equal to 1"),
         ("negatives.attribute_items=0", "negatives.attribute_items: input should be greater than or equal to 1"),
         ("negatives.unifrom=3", "unknown key 'negatives.unifrom'; did you mean 'uniform'?"),
-        ("train.histories=later", "train.histories: input should be 'others' or 'earlier', got 'later'"),
+        (
+            "train.history_scope=later",
+            "train.history_scope: input should be 'leave_batch_out' or 'causal', got 'later'",
+        ),
         (
             "schema.features.2.pooling=max",
             "pooling: input should be 'mean', 'sqrt', 'sum', 'decay', 'attention' or 'transformer', got 'max'",
@@ -452,7 +538,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ),
         (
             (ID_FEATURES[0], Categorical(name="item_id", side="item", hash_buckets=9), Sequence(name="s", side="user")),
-            "add one or set share = false",
+            "add one or set share_embedding = false",
         ),
     ],
 )
@@ -465,8 +551,8 @@ def test_features_that_do_not_fit_together_are_refused(features: Any, words: str
     ("options", "words"),
     [
         ({"buckets": 1}, "buckets must be 0"),
-        ({"of": "y"}, "'of' only goes"),
-        ({"of": "y", "statistic": "count"}, "'of'"),
+        ({"statistic_column": "y"}, "'statistic_column' only goes"),
+        ({"statistic_column": "y", "statistic": "count"}, "'statistic_column'"),
     ],
 )
 def test_numeric_options_that_do_not_fit_together_are_refused(options: dict[str, Any], words: str) -> None:
@@ -489,7 +575,10 @@ def test_numeric_options_that_do_not_fit_together_are_refused(options: dict[str,
             {"features": (*ID_FEATURES, Numeric(name="n", column="__row", side="user"))},
             "column of feature 'n' is '__row'",
         ),
-        ({"features": (*ID_FEATURES, Numeric(name="n", side="item", statistic="mean", of="^a$"))}, "of of feature 'n'"),
+        (
+            {"features": (*ID_FEATURES, Numeric(name="n", side="item", statistic="mean", statistic_column="^a$"))},
+            "statistic_column of feature 'n'",
+        ),
     ],
 )
 def test_fault_G19_a_column_that_no_table_can_have_is_refused(options: dict[str, Any], words: str) -> None:

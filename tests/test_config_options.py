@@ -50,7 +50,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.bias": (False, {}),
     "model.unknown_rate": (0.3, {}),
     "model.embedding_std": (0.2, {}),
-    "model.pairs.user.branches": ([{"kind": "plain"}, {"kind": "cross"}], {}),
+    "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
     "model.pairs.user.augment": (True, {}),
     "model.pairs.user.fields": (["uid", "city"], {}),
     "model.pairs.user.width": (4, {"schema_width": True}),
@@ -60,7 +60,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.pairs.user.activate_last": (True, {}),
     "model.pairs.user.dropout": (0.4, {}),
     "model.pairs.user.field_dropout": (0.4, {}),
-    "model.pairs.user.decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
+    "model.pairs.user.weight_decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
     "model.pairs.user.layer_norm": (True, {}),
     "model.pairs.user.output_norm": (True, {}),
     "model.pairs.user.field_norm": (True, {}),
@@ -82,9 +82,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "negatives.in_batch": (True, FEW),
     "negatives.uniform": (20, CANDIDATES),
     "negatives.popularity": (20, CANDIDATES),
-    "negatives.alpha": (0.0, CANDIDATES | {"negatives.popularity": 20}),
-    "negatives.memory": (100, CANDIDATES),
-    "negatives.observed": (2, CANDIDATES),
+    "negatives.popularity_alpha": (0.0, CANDIDATES | {"negatives.popularity": 20}),
+    "negatives.cross_batch_memory": (100, CANDIDATES),
+    "negatives.disliked": (2, CANDIDATES),
     "negatives.hard": (0, HARD),
     "negatives.hard_ranks": ([5, 20], HARD),
     "negatives.hard_ratio": (200.0, HARD),
@@ -97,8 +97,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "negatives.random_share": (0.6, {}),
     "train.epochs": (4, {}),
     "train.batch_size": (100, {}),
-    "train.shards": (4, {}),
-    "train.histories": ("earlier", CANDIDATES | {"moments": True}),
+    "train.data_shards": (4, {}),
+    "train.history_scope": ("causal", CANDIDATES | {"moments": True}),
     "train.shuffle": (False, {}),
     "train.optimizer": ("SGD", {}),
     "train.lr": (0.1, {}),
@@ -108,17 +108,17 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.bias_weight_decay": (1.0, {}),
     "train.schedule": ("cosine", {}),
     "train.warmup_steps": (4, {}),
-    "train.decay_rate": (0.1, {"train.schedule": "step"}),
-    "train.decay_epochs": (2, {"train.schedule": "step"}),
+    "train.lr_decay_rate": (0.1, {"train.schedule": "step"}),
+    "train.lr_decay_epochs": (2, {"train.schedule": "step"}),
     "train.clip_norm": (0.01, {}),
-    "train.average": (0.9, {}),
+    "train.ema_decay": (0.9, {}),
     "train.monitor": ("validation.mrr@5", {"train.lr": 0.2, "train.epochs": 6}),
     "train.patience": (1, {"train.lr": 0.3, "train.epochs": 12}),
     "train.validate_every": (2, {}),
     "train.precision": ("bf16", {}),
     "train.seed": (9, {}),
     "evaluation.k": ([3], {}),
-    "evaluation.users": (9, {}),
+    "evaluation.max_users": (9, {}),
     "evaluation.bootstrap": (20, {}),
     "evaluation.head_share": (0.5, {}),
     "evaluation.new_user_below": (15, {}),
@@ -140,19 +140,19 @@ BRANCHES: dict[tuple[str, str], Any] = {
 # published model in test_publisher and, where it is in Milvus, in test_milvus.
 ELSEWHERE = {
     "data.dataset",
-    "data.source",
+    "data.archive",
     "data.users",
     "data.items",
     "data.interactions",
     "data.prepared",
     "train.device",
     "train.timeout",
-    "train.tables",
-    "train.sharding",
+    "train.embedding_placement",
+    "train.embedding_sharding",
     "train.checkpoint_seconds",
     "train.checkpoint_steps",
     "index.kind",
-    "index.recall",
+    "index.min_recall",
     "index.k",
     "index.queries",
     "index.uri",
@@ -190,7 +190,7 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
         schema = schema.model_copy(update={"features": features})
     if feature := changes.pop("history", None):
         features = tuple(f for f in schema.features if not isinstance(f, Sequence))
-        moments = changes.get("train.histories") == "earlier"  # a sequence of an item cannot be had at every moment
+        moments = changes.get("train.history_scope") == "causal"  # a sequence of an item cannot be had at every moment
         sides: tuple[SideName, ...] = SIDES if feature.get("max_length") and not moments else ("user",)
         features = (*features, *(Sequence(name="history", side=side, **feature) for side in sides))
         schema = schema.model_copy(update={"features": features})
@@ -236,23 +236,25 @@ def test_changing_an_option_of_a_branch_changes_an_output(kind: str, option: str
 @pytest.mark.parametrize(
     ("options", "other"),
     [
-        ({}, {"of": "positive"}),
+        ({}, {"interactions": "positive"}),
         ({}, {"pooling": "sqrt"}),
         ({}, {"pooling": "sum"}),
         ({}, {"pooling": "decay"}),
-        ({}, {"share": False}),
+        ({}, {"share_embedding": False}),
         ({}, {"pooling": "attention", "max_length": 9}),
         ({"pooling": "attention", "max_length": 9}, {"pooling": "transformer", "max_length": 9}),
         ({"pooling": "transformer", "max_length": 9}, {"pooling": "transformer", "max_length": 2}),
         ({"pooling": "decay"}, {"pooling": "decay", "rates": (0.0, 0.5, 0.8, 0.93, 0.98, 0.99)}),
-        ({"pooling": "decay", "of": "positive"}, {"pooling": "decay", "of": "negative"}),
+        ({"pooling": "decay", "interactions": "positive"}, {"pooling": "decay", "interactions": "negative"}),
     ],
 )
 def test_changing_an_option_of_a_sequence_that_is_had_at_every_moment_changes_an_output(
     options: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    base = CANDIDATES | {"train.histories": "earlier"}
-    assert outcome(base | {"history": {"of": "all"} | options}) != outcome(base | {"history": {"of": "all"} | other})
+    base = CANDIDATES | {"train.history_scope": "causal"}
+    assert outcome(base | {"history": {"interactions": "all"} | options}) != outcome(
+        base | {"history": {"interactions": "all"} | other}
+    )
 
 
 @pytest.mark.parametrize("loss", ["softmax", "gbce", "bpr"])
@@ -265,7 +267,7 @@ def test_random_candidates_are_an_option_of_every_contest(loss: str) -> None:
     "other",
     [
         {"n": 2}, {"max_grams": 5}, {"min_count": 200}, {"hash_buckets": 9}, {"pooling": "mean"}, {"pooling": "sqrt"},
-        {"max_length": 3}, {"width": 4}, {"column": "city"}, {"shares": "label"},
+        {"max_length": 3}, {"width": 4}, {"column": "city"}, {"share_with": "label"},
     ],
 )  # fmt: skip
 def test_changing_an_option_of_a_text_changes_an_output(other: dict[str, Any]) -> None:

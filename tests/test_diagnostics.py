@@ -110,7 +110,11 @@ def test_a_sound_run_has_no_errors(sound: Run) -> None:
         {"train": RANKED, "loss": {"kind": "softmax"}},
         {"train": RANKED, "loss": {"kind": "bpr"}, "negatives": {"in_batch": False, "uniform": 20}},
         {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"full": True}},
-        {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"memory": 64, "observed": 2, "popularity": 8}},
+        {
+            "train": RANKED,
+            "loss": {"kind": "softmax"},
+            "negatives": {"cross_batch_memory": 64, "disliked": 2, "popularity": 8},
+        },
         {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"hard": 1, "hard_ranks": [10, 20]}},
     ],
 )
@@ -446,7 +450,11 @@ def test_features_without_effect() -> None:
 
 
 def test_a_dead_sequence() -> None:
-    features = (*ID_FEATURES, Sequence(name="met", side="user"), Sequence(name="missed", side="user", of="negative"))
+    features = (
+        *ID_FEATURES,
+        Sequence(name="met", side="user"),
+        Sequence(name="missed", side="user", interactions="negative"),
+    )
     users, items, actions = checkerboard()
     schema = Schema(features=features)  # every row is a positive
     data = world(schema, users, items, actions.filter(pl.col("liked") == 1))
@@ -543,7 +551,7 @@ def test_a_loss_that_does_not_fall(sound: Run) -> None:
 
 
 def test_a_filling_memory_may_raise_the_loss_of_the_second_epoch(data: Dataset) -> None:
-    broken = untrained(data, train=RANKED, loss={"kind": "softmax"}, negatives={"memory": 64})
+    broken = untrained(data, train=RANKED, loss={"kind": "softmax"}, negatives={"cross_batch_memory": 64})
     assert not {"loss_rises", "loss_flat"} & {f.name for f in told(broken, [2.0, 3.0, 2.5])}
     assert "loss_rises" in errors(told(broken, [2.0, 3.0, 3.5]))
 
@@ -590,7 +598,7 @@ def test_a_run_from_disk(kind: str, tmp_path: Path) -> None:
     if kind == "earlier":
         features = tuple(f for f in schema.features if f.name not in ("fans", "disliked"))
         schema = schema.model_copy(update={"features": features})
-        sections = {"train": {"histories": "earlier", "monitor": "validation.recall@5"}, "loss": {"kind": "softmax"}}
+        sections = {"train": {"history_scope": "causal", "monitor": "validation.recall@5"}, "loss": {"kind": "softmax"}}
         sections |= {"split": {"kind": "last"}}
     elif kind == "one class":
         schema = schema.model_copy(update={"label": "", "positive_above": 0.0})
@@ -638,7 +646,9 @@ def test_findings_come_worst_first_and_in_words(data: Dataset) -> None:
 
 
 def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = untrained(world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"memory": 30})
+    broken = untrained(
+        world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"cross_batch_memory": 30}
+    )
     whole = PositiveSampler(broken.dataset, broken.config.train.seed).epoch(0)
     monkeypatch.setattr(Epoch, "_all", property(lambda self: pytest.fail("the whole epoch was made")))
     pairs, drawn = context.DiagnosisContext(broken).batch

@@ -249,7 +249,7 @@ def test_fault_B7_uneven_shards_and_batches_end_together(undisturbed: Path, conf
 
 
 def test_shards_that_cannot_be_dealt_are_refused(config: Path) -> None:
-    said = torchrun(2, "-m", "twotower", "train", config, "-r", config.parent / "odd", "--set", "train.shards=3",
+    said = torchrun(2, "-m", "twotower", "train", config, "-r", config.parent / "odd", "--set", "train.data_shards=3",
                     fails=True)  # fmt: skip
-    assert "train.shards = 3 cannot be dealt to 2 ranks; set a multiple, or 1" in said
+    assert "train.data_shards = 3 cannot be dealt to 2 ranks; set a multiple, or 1" in said
     assert not (config.parent / "odd").exists()

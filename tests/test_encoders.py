@@ -432,7 +432,7 @@ def test_a_shared_sequence_has_the_rows_of_the_id_feature_it_shares(share: bool,
         features=(
             ID_FEATURES[0],
             Categorical(name="item_id", side="item", min_count=2),
-            Sequence(name="history", side="user", share=share),
+            Sequence(name="history", side="user", share_embedding=share),
         )
     )
     frames: Any = {"user": pl.DataFrame({"user_id": [1, 2]}), "item": pl.DataFrame({"item_id": [10, 11, 12]})}

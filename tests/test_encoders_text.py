@@ -248,7 +248,7 @@ SHARED = Schema(
     label="stars",
     positive_above=3,
     features=(
-        Text(name="motto", side="user", shares="label", pooling="sqrt"),
+        Text(name="motto", side="user", share_with="label", pooling="sqrt"),
         Text(name="label", side="item", column="name", min_count=2),
     ),
 )
@@ -264,7 +264,7 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table() ->
     assert mine.values is theirs.values
     assert {"#mo", "mor", "#it", "ite"} <= set(mine.values.vocabulary.to_list())
     (field,), (other,) = data.encoders.fields("user"), data.encoders.fields("item")
-    assert (field.shares, field.rows, field.pooling, other.shares, other.pooling) == (
+    assert (field.share_with, field.rows, field.pooling, other.share_with, other.pooling) == (
         "label",
         other.rows,
         "sqrt",
@@ -288,10 +288,10 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table() ->
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([{"shares": "name"}], "text 'q' shares the grams of 'name', which is no text feature of the item side with grams "
+        ([{"share_with": "name"}], "text 'q' shares the grams of 'name', which is no text feature of the item side with grams "
                                r"of its own \(allowed: t\)"),
-        ([{"shares": "t", "n": 4}], "'n' is that of 't', whose grams it shares; set it there"),
-        ([{"shares": "t", "hash_buckets": 4}], "'hash_buckets' is that of 't'"),
+        ([{"share_with": "t", "n": 4}], "'n' is that of 't', whose grams it shares; set it there"),
+        ([{"share_with": "t", "hash_buckets": 4}], "'hash_buckets' is that of 't'"),
         ([{"n": 1}], "greater than or equal to 2, got 1"),
         ([{"n": 9}], "less than or equal to 8, got 9"),
         ([{"pooling": "decay"}], "input should be 'sum', 'mean' or 'sqrt', got 'decay'"),
@@ -308,5 +308,5 @@ def test_a_tower_that_does_not_read_what_is_shared_is_told_what_to_do() -> None:
     features = (*SHARED.features, Categorical(name="iid", side="item"))
     schema = SHARED.model_copy(update={"features": features})
     pair = {"user": {"layers": [8]}, "item": {"layers": [8], "fields": ["iid"]}}
-    with pytest.raises(ConfigError, match="'motto' shares the embedding of 'label'.*leave out its shares on 'motto'"):
+    with pytest.raises(ConfigError, match="'motto' shares the embedding of 'label'.*leave out share_with on 'motto'"):
         twotower.fit(everything(), schema, settings(model={"pairs": [pair]}))

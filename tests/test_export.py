@@ -68,7 +68,7 @@ UNEVEN = EVERYTHING_SCHEMA.model_copy(
 SHARED = EVERYTHING_SCHEMA.model_copy(
     update={
         "features": tuple(
-            Text(name="motto", side="user", shares="label", max_length=9) if f.name == "motto" else f
+            Text(name="motto", side="user", share_with="label", max_length=9) if f.name == "motto" else f
             for f in EVERYTHING_SCHEMA.features
         )
     }
@@ -88,7 +88,7 @@ ATTENTION = EVERYTHING_SCHEMA.model_copy(
                 update={
                     "liked": {"pooling": "transformer", "max_length": 5},
                     "disliked": {"pooling": "attention", "max_length": 200},
-                    "fans": {"pooling": "transformer", "max_length": 200, "share": False},
+                    "fans": {"pooling": "transformer", "max_length": 200, "share_embedding": False},
                 }[f.name]
             )
             if isinstance(f, Sequence) else f for f in EVERYTHING_SCHEMA.features
@@ -128,7 +128,7 @@ MODELS: dict[str, dict[str, Any]] = {
             "mlp": {"kind": "mlp", "layers": [9, 7], "activation": "GELU", "layer_norm": True, "dropout": 0.5},
             "cross": {"kind": "cross", "depth": 3},
             "cross of a rank": {"kind": "cross", "rank": 2},
-            "plain": {"kind": "plain", "senet": {"enabled": True, "squeeze": "max"}},
+            "identity": {"kind": "identity", "senet": {"enabled": True, "squeeze": "max"}},
         }.items()
     },
     **{
@@ -142,7 +142,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gates": {
         "bias": True,
         "pairs": [
-            pair({"senet": {"enabled": True}, "branches": [{"kind": "mlp"}, {"kind": "plain", "senet": {"enabled": True}}]}),
+            pair({"senet": {"enabled": True}, "branches": [{"kind": "mlp"}, {"kind": "identity", "senet": {"enabled": True}}]}),
             pair(
                 {"fields": ["liked", "age", "uid"], "branches": [{"kind": "cross", "senet": {"enabled": True}}]},
                 {"fields": ["tags", "iid"], "senet": {"enabled": True, "squeeze": "sum"}},
@@ -170,7 +170,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "bias": True,
         "pairs": both(
             senet={"enabled": True}, field_norm=True, layer_norm=True, residual=True, output_norm=True, layers=[16, 8],
-            activation="SiLU", augment=True, branches=[{"kind": "cross"}, {"kind": "mlp"}, {"kind": "plain"}],
+            activation="SiLU", augment=True, branches=[{"kind": "cross"}, {"kind": "mlp"}, {"kind": "identity"}],
         ),
     },
 }  # fmt: skip
@@ -234,7 +234,7 @@ def test_every_setting_of_a_model_is_exported_or_only_of_training() -> None:
     assert set(ModelConfig.model_fields) - tried <= {"width", "embedding_std"}
     towers = [t for m in MODELS.values() for b in m.get("pairs", []) for t in b.values()]
     tried = {key for tower in towers for key in tower}
-    assert set(TowerConfig.model_fields) - tried <= {"width", "decay_scale"}
+    assert set(TowerConfig.model_fields) - tried <= {"width", "weight_decay_scale"}
 
 
 def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(worlds: dict[str, Dataset]) -> None:

@@ -38,7 +38,10 @@ def test_every_kind_has_a_case() -> None:
         ("similarity", get_args(config.ModelConfig.model_fields["similarity"].annotation)),
         ("branch", tuple(config.BRANCH_KINDS)),
         ("pooling", get_args(schema.Pooling)),
-        ("negatives", ("random", "full", "uniform", "popularity", "memory", "observed", "hard", "attribute")),
+        (
+            "negatives",
+            ("random", "full", "uniform", "popularity", "cross_batch_memory", "disliked", "hard", "attribute"),
+        ),
     ):
         for kind in found:
             assert f"{group} {kind}" in names, f"{group} {kind}"

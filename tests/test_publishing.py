@@ -236,7 +236,7 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
     asked: list[float] = []
     tune = publishing.tune_index
     monkeypatch.setattr(publishing, "tune_index", lambda i, q, k, target: asked.append(target) or tune(i, q, k, target))
-    api.publish(runs[0], tmp_path / "store", IndexConfig(kind="ivf", k=5, recall=0.9))
+    api.publish(runs[0], tmp_path / "store", IndexConfig(kind="ivf", k=5, min_recall=0.9))
     assert asked == [pytest.approx(0.92)]
 
 

@@ -43,7 +43,7 @@ SCHEMA = EVERYTHING_SCHEMA.model_copy(
             *(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")),
             DECAY,
             Sequence(name="order", side="user", pooling="transformer", max_length=12),
-            Sequence(name="gist", side="user", of="positive", pooling="attention", max_length=50),
+            Sequence(name="gist", side="user", interactions="positive", pooling="attention", max_length=50),
             Numeric(name="bought", side="user", statistic="count"),
             Numeric(name="mildness", side="user", statistic="mean"),
         )
@@ -53,7 +53,7 @@ CONFIG = settings(
     split={"kind": "last"},
     loss={"kind": "softmax"},
     negatives={"full": True},
-    train={"histories": "earlier", "monitor": "validation.recall@5", "epochs": 3},
+    train={"history_scope": "causal", "monitor": "validation.recall@5", "epochs": 3},
     evaluation={"k": [5, 10], "bootstrap": 20},
 )
 
@@ -326,7 +326,7 @@ def test_a_retriever_needs_no_torch(store: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq"])
 def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind: str, messages: list[str]) -> None:
-    bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, recall=0.9, k=5))  # type: ignore[arg-type]
+    bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, min_recall=0.9, k=5))  # type: ignore[arg-type]
     assert bundle.manifest["recall_check"]["recall"] >= 0.9
     assert bundle.manifest["index"]["kind"] == kind
     found = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
@@ -509,7 +509,7 @@ WIDE = Schema(
         Vector(name="taste", side="user"),
         Text(name="motto", side="user"),
         Text(name="digits", side="user", n=2),
-        Sequence(name="liked", side="user", of="positive", max_length=4),
+        Sequence(name="liked", side="user", interactions="positive", max_length=4),
         Sequence(name="met", side="user", pooling="sqrt"),
         Categorical(name="iid", side="item"),
     ),
@@ -656,7 +656,7 @@ def test_an_index_file_that_is_known_to_be_sound_is_not_looked_at_again(
     from twotower.index import faiss
 
     monkeypatch.setattr(faiss, "FAISS_MIN_VECTORS", 8)
-    api.publish(run, tmp_path / "store", IndexConfig(kind="ivf", recall=0.1))
+    api.publish(run, tmp_path / "store", IndexConfig(kind="ivf", min_recall=0.1))
     bundle = Store(tmp_path / "store").current()
     looked: list[Path] = []
     monkeypatch.setattr(faiss, "verify_file", looked.append)

@@ -554,7 +554,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("streamed")
     checkerboard()[2].write_parquet(folder / "interactions.parquet")
-    met = Sequence(name="met", side="user", of="all")
+    met = Sequence(name="met", side="user", interactions="all")
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, met)})
     data = DataConfig(interactions=str(folder / "interactions.parquet"))
     dataset = prepare.write_prepared(data, schema, SplitConfig(kind="last"), folder / "prepared")

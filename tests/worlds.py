@@ -46,8 +46,10 @@ EVERYTHING_SCHEMA = Schema(
         Categorical(name="city", side="user", min_count=2),
         Numeric(name="age", side="user"),
         Numeric(name="income", side="user", buckets=4),
-        Sequence(name="liked", side="user", of="positive"),
-        Sequence(name="disliked", side="user", of="negative", share=False, pooling="sqrt", max_length=5),
+        Sequence(name="liked", side="user", interactions="positive"),
+        Sequence(
+            name="disliked", side="user", interactions="negative", share_embedding=False, pooling="sqrt", max_length=5
+        ),
         Text(name="motto", side="user", pooling="mean", min_count=2),
         Categorical(name="iid", side="item"),
         Categorical(name="brand", side="item", hash_buckets=7),
@@ -55,7 +57,7 @@ EVERYTHING_SCHEMA = Schema(
         Vector(name="picture", side="item"),
         Numeric(name="shown", side="item", statistic="count"),
         Numeric(name="mean_stars", side="item", statistic="mean"),
-        Sequence(name="fans", side="item", of="positive", share=False),
+        Sequence(name="fans", side="item", interactions="positive", share_embedding=False),
         Text(name="label", side="item", column="name", hash_buckets=50),
     ),
 )

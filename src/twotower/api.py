@@ -61,7 +61,7 @@ def read(config: Config, schema: Schema | None) -> tuple[Tables | Dataset, Schem
         return dataset, dataset.schema
     if data.dataset:
         schema = schema or movielens.SCHEMAS[data.dataset]
-        raw = movielens.load(data.dataset, data.source or None)
+        raw = movielens.load(data.dataset, data.archive or None)
         tables = check(raw.users, raw.items, raw.interactions, schema)
     else:
         if not data.interactions:
@@ -136,7 +136,9 @@ def _train(
     override: bool,
 ) -> Run:
     device = choose_device(config.train.device, context.local_rank)
-    with context.process_group(device.type, config.train.timeout, always=config.train.tables == "torchrec"):
+    with context.process_group(
+        device.type, config.train.timeout, always=config.train.embedding_placement == "torchrec"
+    ):
         place = runs.place(folder) if folder else None
         callback = _HistoryWriter(place, callback) if context.is_main else Callback()
         checkpoints = place / "checkpoints" if place else None

@@ -27,6 +27,36 @@ FEATURE_KINDS: dict[str, type[BaseModel]] = {
 }
 
 
+RENAMED: dict[str, str] = {
+    "data.source": "data.archive",
+    "schema.features.numeric.of": "schema.features.numeric.statistic_column",
+    "schema.features.sequence.of": "schema.features.sequence.interactions",
+    "schema.features.sequence.share": "schema.features.sequence.share_embedding",
+    "schema.features.text.shares": "schema.features.text.share_with",
+    "model.pairs.user.decay_scale": "model.pairs.user.weight_decay_scale",
+    "model.pairs.item.decay_scale": "model.pairs.item.weight_decay_scale",
+    "model.pairs.user.branches.kind = 'plain'": "model.pairs.user.branches.kind = 'identity'",
+    "model.pairs.item.branches.kind = 'plain'": "model.pairs.item.branches.kind = 'identity'",
+    "negatives.alpha": "negatives.popularity_alpha",
+    "negatives.memory": "negatives.cross_batch_memory",
+    "negatives.observed": "negatives.disliked",
+    "train.shards": "train.data_shards",
+    "train.tables": "train.embedding_placement",
+    "train.sharding": "train.embedding_sharding",
+    "train.embedding_sharding = 'table'": "train.embedding_sharding = 'table_wise'",
+    "train.embedding_sharding = 'column'": "train.embedding_sharding = 'column_wise'",
+    "train.embedding_sharding = 'row'": "train.embedding_sharding = 'row_wise'",
+    "train.histories": "train.history_scope",
+    "train.history_scope = 'others'": "train.history_scope = 'leave_batch_out'",
+    "train.history_scope = 'earlier'": "train.history_scope = 'causal'",
+    "train.decay_rate": "train.lr_decay_rate",
+    "train.decay_epochs": "train.lr_decay_epochs",
+    "train.average": "train.ema_decay",
+    "evaluation.users": "evaluation.max_users",
+    "index.recall": "index.min_recall",
+}
+"""Former key, or `key = 'value'`, to the present one. Keys of lists have no index; a feature's have its kind."""
+
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -37,7 +67,7 @@ class DataConfig(Settings):
         "",
         description="a MovieLens, or queries made of its films' titles; brings its own [schema] if none is given",
     )
-    source: str = Field("", description="local archive of that MovieLens; TWOTOWER_DATA or the network if empty")
+    archive: str = Field("", description="local archive of that MovieLens; TWOTOWER_DATA or the network if empty")
     users: str = Field(
         "", description="CSV or Parquet of users: a file, a folder or a pattern; empty: the ids of the interactions"
     )
@@ -49,8 +79,8 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.source and not self.dataset:
-            raise ValueError("data.source is the archive of data.dataset; set data.dataset, or name data.interactions")
+        if self.archive and not self.dataset:
+            raise ValueError("data.archive is that of data.dataset; set data.dataset, or name data.interactions")
         if self.dataset and (self.users or self.items or self.interactions):
             raise ValueError("give either data.dataset or data.interactions (with users and items), not both")
         if self.prepared and self.dataset:
@@ -138,14 +168,14 @@ class BilinearBranch(_Branch):
     )
 
 
-class PlainBranch(_Branch):
+class IdentityBranch(_Branch):
     """The joined fields as they are."""
 
-    kind: Literal["plain"] = "plain"
+    kind: Literal["identity"] = "identity"
 
 
 Branch = Annotated[
-    MlpBranch | CrossBranch | FmBranch | CinBranch | BilinearBranch | PlainBranch, Field(discriminator="kind")
+    MlpBranch | CrossBranch | FmBranch | CinBranch | BilinearBranch | IdentityBranch, Field(discriminator="kind")
 ]
 BRANCH_KINDS: dict[str, type[BaseModel]] = {
     "mlp": MlpBranch,
@@ -153,7 +183,7 @@ BRANCH_KINDS: dict[str, type[BaseModel]] = {
     "fm": FmBranch,
     "cin": CinBranch,
     "bilinear": BilinearBranch,
-    "plain": PlainBranch,
+    "identity": IdentityBranch,
 }
 
 
@@ -181,7 +211,9 @@ class TowerConfig(Settings):
     activate_last: bool = Field(False, description="activation after the last layer too, as in the 2013 DSSM")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
     field_dropout: float = Field(0.0, ge=0, lt=1, description="share of joined inputs dropped in training")
-    decay_scale: float = Field(1.0, ge=0, description="multiplies train.embedding_weight_decay for its embeddings")
+    weight_decay_scale: float = Field(
+        1.0, ge=0, description="multiplies train.embedding_weight_decay for its embeddings"
+    )
     layer_norm: bool = Field(False, description="normalise each hidden layer before its activation")
     field_norm: bool = Field(False, description="normalise each field before they are joined")
     residual: bool = Field(False, description="add a linear map of the joined fields to the last layer")
@@ -275,9 +307,11 @@ class NegativesConfig(Settings):
     popularity: int = Field(
         0, ge=0, le=10_000_000, description="candidates: so many items a batch, drawn by popularity^alpha"
     )
-    alpha: float = Field(0.75, ge=0, le=1, description="exponent of the popularity draw")
-    memory: int = Field(0, ge=0, description="candidates: the item vectors of so many positives of earlier batches")
-    observed: int = Field(
+    popularity_alpha: float = Field(0.75, ge=0, le=1, description="exponent of the popularity draw")
+    cross_batch_memory: int = Field(
+        0, ge=0, description="candidates: the item vectors of so many positives of earlier batches"
+    )
+    disliked: int = Field(
         0, ge=0, le=100_000, description="candidates: so many items a positive that its user met and did not like"
     )
     hard: int = Field(0, ge=0, le=16, description="candidates: up to so many mined items a positive; 2 is plenty")
@@ -310,7 +344,11 @@ class NegativesConfig(Settings):
 
     def drawn(self) -> list[str]:
         """Names of the sources of candidates that are asked for, beside `full` and `in_batch`."""
-        return [s for s in ("uniform", "popularity", "memory", "observed", "hard", "attribute") if getattr(self, s)]
+        return [
+            s
+            for s in ("uniform", "popularity", "cross_batch_memory", "disliked", "hard", "attribute")
+            if getattr(self, s)
+        ]
 
 
 class TrainConfig(Settings):
@@ -318,29 +356,29 @@ class TrainConfig(Settings):
 
     epochs: int = Field(10, ge=1, description="passes over the training interactions")
     batch_size: int = Field(2048, ge=1, description="pairs a step, those of all ranks together")
-    shards: int = Field(
+    data_shards: int = Field(
         1,
         ge=1,
         description="ranges of users that are shuffled each by itself, and of which a batch takes equal parts; with a "
         "multiple of the number of ranks, each rank reads its own only",
     )
-    tables: Literal["replicated", "torchrec"] = Field(
+    embedding_placement: Literal["replicated", "torchrec"] = Field(
         "replicated",
         description="where embeddings lie: every rank has all of them, or each a part, by TorchRec (docs/scale.md)",
     )
-    sharding: Literal["auto", "table", "column", "row"] = Field(
+    embedding_sharding: Literal["auto", "table_wise", "column_wise", "row_wise"] = Field(
         "auto",
-        description="of tables = 'torchrec': each table whole on one rank, its columns or its rows on all; auto cuts the "
+        description="of embedding_placement = 'torchrec': each table whole on one rank, its columns or its rows on all; auto cuts the "
         "columns of tables larger than an equal share of all",
     )
-    histories: Literal["others", "earlier"] = Field(
-        "others",
+    history_scope: Literal["leave_batch_out", "causal"] = Field(
+        "leave_batch_out",
         description="what a training pair sees of the sequences: the row's other interactions, or only earlier ones "
         "(equal times: those above it in the table)",
     )
     shuffle: bool = Field(
         True,
-        description="a new order of the pairs (with histories = 'earlier': of the users) every epoch; false keeps the "
+        description="a new order of the pairs (with history_scope = 'causal': of the users) every epoch; false keeps the "
         "table's, random negatives last",
     )
     optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="update rule")
@@ -353,10 +391,10 @@ class TrainConfig(Settings):
     bias_weight_decay: float = Field(0.0, ge=0, description="of the biases and the temperature")
     schedule: Literal["constant", "cosine", "step"] = Field("constant", description="of the learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from zero")
-    decay_rate: float = Field(0.5, gt=0, le=1, description="factor of the step schedule")
-    decay_epochs: int = Field(1, ge=1, description="epochs between two factors of the step schedule")
+    lr_decay_rate: float = Field(0.5, gt=0, le=1, description="factor of the step schedule")
+    lr_decay_epochs: int = Field(1, ge=1, description="epochs between two factors of the step schedule")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
-    average: float = Field(
+    ema_decay: float = Field(
         0.0, ge=0, lt=1, description="exponential average of the weights, used to evaluate; 0 is off"
     )
     monitor: str = Field(
@@ -373,9 +411,9 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if self.sharding != "auto" and self.tables != "torchrec":
+        if self.embedding_sharding != "auto" and self.embedding_placement != "torchrec":
             raise ValueError(
-                f"sharding = '{self.sharding}' is about tables = 'torchrec'; set that too, or leave it out"
+                f"embedding_sharding = '{self.embedding_sharding}' goes with embedding_placement = 'torchrec'; set that too, or leave it out"
             )
         return self
 
@@ -386,7 +424,7 @@ class EvaluationConfig(Settings):
     k: tuple[Positive, ...] = Field(
         (10, 50), min_length=1, description="cut-offs of the ranking metrics; the first is headline"
     )
-    users: int = Field(
+    max_users: int = Field(
         0, ge=0, description="ranking metrics of so many users at most, drawn once; 0 asks all, which is what to report"
     )
     bootstrap: int = Field(
@@ -403,7 +441,7 @@ class IndexConfig(Settings):
     kind: Literal["auto", "exact", "flat", "ivf", "hnsw", "ivfpq", "milvus"] = Field(
         "auto", description="auto chooses by the size of the catalogue, never milvus, and says why"
     )
-    recall: float = Field(
+    min_recall: float = Field(
         0.95, gt=0, le=1, description="least recall against exact search, by held-out users, to publish; tuned to it"
     )
     k: int = Field(100, ge=1, description="cut-off of that recall")
@@ -465,8 +503,8 @@ class Config(Settings):
         if self.loss.kind == "bce":
             if asked := [*n.drawn(), *(["full"] if n.full else [])]:
                 raise ValueError(f"negatives.{asked[0]} gives candidates, and loss.kind = 'bce' takes pairs; {others}")
-            if self.train.histories == "earlier":
-                raise ValueError(f"train.histories = 'earlier' needs candidates; {others}")
+            if self.train.history_scope == "causal":
+                raise ValueError(f"train.history_scope = 'causal' needs candidates; {others}")
         elif n.random and n.full:
             raise ValueError(
                 "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two"
@@ -498,6 +536,7 @@ def metric_names(k: Iterable[int]) -> list[str]:
 
 def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None, Config]:
     """A mapping as TOML gives it -> (schema or None, config). Raises ConfigError with one line."""
+    refuse_renamed(data, where)
     rest = dict(data)
     schema = rest.pop("schema", None)
     known = [*Config.model_fields, "schema"]
@@ -523,12 +562,13 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | Non
         raise ConfigError(f"{path}: not valid TOML: {e}") from None
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
+    refuse_renamed(data, str(path))
     for text in overrides:
         _override(data, text)
     schema, config = parse_config(data, str(path))
     files.check_name(path)
     folder, located = path.resolve().parent, {}
-    for name in ("users", "items", "interactions", "prepared", "source"):
+    for name in ("users", "items", "interactions", "prepared", "archive"):
         if value := getattr(config.data, name):
             files.check_name(folder / value)
             located[name] = str((folder / value).resolve())
@@ -541,6 +581,30 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     for text in overrides:
         _override(data, text)
     return parse_config(data)[1]
+
+
+def refuse_renamed(data: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for the first key or value of `RENAMED` in a mapping as TOML gives it."""
+    for shown, name, value in _settings(data):
+        key = RENAMED.get(name, name)
+        entry = RENAMED.get(f"{key} = {value!r}", "") if isinstance(value, str) else ""
+        if not entry and key == name:
+            continue
+        new = ".".join([*shown.split(".")[:-1], (entry or key).rpartition(".")[2]])
+        old = f"{shown} = {value!r}" if entry else shown
+        raise ConfigError(f"{where}: {old} is renamed to {new}")
+
+
+def _settings(node: Any, shown: str = "", name: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield each key with its path, its name in `RENAMED`, and its value, outermost first."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield f"{shown}{key}", f"{name}{key}", value
+            yield from _settings(value, f"{shown}{key}.", f"{name}{key}.")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            kind = value.get("kind") if name == "schema.features." and isinstance(value, Mapping) else None
+            yield from _settings(value, f"{shown}{i}.", f"{name}{kind}." if isinstance(kind, str) else name)
 
 
 def dump_config(schema: Schema, config: Config) -> str:
@@ -576,6 +640,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         node[last] = parsed
     else:
         raise ConfigError(f"--set {text}: '{'.'.join(path)}' is a value, not a section")
+    refuse_renamed(data, f"--set {text}")
 
 
 def _element(node: list[Any], step: str, text: str) -> Any:

@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 SCHEMA = movielens.SCHEMA.model_copy(
     update={
-        "features": (*movielens.SCHEMA.features, Sequence(name="liked", side="user", of="positive", max_length=50)),
+        "features": (
+            *movielens.SCHEMA.features,
+            Sequence(name="liked", side="user", interactions="positive", max_length=50),
+        ),
     }
 )
 """With a history, so that what somebody does now changes what they are shown next."""
@@ -57,7 +60,7 @@ def run_demo(data: str, folder: Path, callback: Callback) -> Run:
     if name == "ml-100k":  # a tenth of the rows: a smaller batch gives it as many steps
         config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 1024})})
     config = config.model_copy(
-        update={"data": config.data.model_copy(update={"dataset": name, "source": source or ""})}
+        update={"data": config.data.model_copy(update={"dataset": name, "archive": source or ""})}
     )
     return api.fit(tables, schema, config, folder=folder, anew=True, callback=callback)
 

@@ -108,7 +108,7 @@ class Field:
     rates: tuple[float, ...] = ()  # of the pooling "decay": so many means side by side
     limit: int = 0  # of the poolings "attention" and "transformer": the last so many are read
     sequence: bool = False  # a bag that must leave the target out
-    shares: str = ""  # the other side's field whose embedding rows it uses
+    share_with: str = ""  # the other side's field whose embedding rows it uses
     identifies: bool = False  # a lookup of the side's ids
 
 
@@ -598,8 +598,8 @@ class Encoders:
             }
             other = _other(side)
             for text in schema.texts(side):
-                if not text.shares:
-                    borrowers = [f for f in schema.texts(other) if f.shares == text.name]
+                if not text.share_with:
+                    borrowers = [f for f in schema.texts(other) if f.share_with == text.name]
                     columns = [(frame[text.source], n), *((frames[other][f.source], counts[other]) for f in borrowers)]
                     by_side[side][text.name] = TextEncoder.fit(columns, text)
             ids[side] = CategoricalEncoder.fit(frame[schema.id_column(side)], n)
@@ -626,7 +626,7 @@ class Encoders:
     def _numbering(self, feature: Sequence) -> tuple[CategoricalEncoder, str]:
         """The encoder of a sequence's values, and the other side's feature it belongs to ('' if to none)."""
         other = _other(feature.side)
-        shared = self.schema.id_feature(other) if feature.share else None
+        shared = self.schema.id_feature(other) if feature.share_embedding else None
         if shared is None:
             return self.ids[other], ""
         return cast(CategoricalEncoder, self.by_side[other][shared.name]), shared.name
@@ -643,7 +643,7 @@ class Encoders:
             limit = feature.max_length if feature.attends else 0
             return Field(
                 name, "bag", rows=numbering.rows, width=width, pooling=feature.pooling,
-                rates=feature.rates if decays else (), limit=limit, sequence=True, shares=shares,
+                rates=feature.rates if decays else (), limit=limit, sequence=True, share_with=shares,
             )  # fmt: skip
         encoder = self.by_side[feature.side][name]
         if isinstance(encoder, CategoricalEncoder):
@@ -653,7 +653,9 @@ class Encoders:
             return Field(name, "bag", rows=encoder.rows, width=width)
         if isinstance(encoder, TextEncoder):
             assert isinstance(feature, Text)
-            return Field(name, "bag", rows=encoder.rows, width=width, pooling=feature.pooling, shares=feature.shares)
+            return Field(
+                name, "bag", rows=encoder.rows, width=width, pooling=feature.pooling, share_with=feature.share_with
+            )
         if isinstance(encoder, NumericEncoder):
             if encoder.buckets:
                 return Field(name, "lookup", rows=len(encoder.edges) + 2, width=width)
@@ -735,15 +737,15 @@ def _other(side: SideName) -> SideName:
 
 def _keeps_state(feature: Feature) -> bool:
     """Whether the feature has an encoder, and that is not another feature's."""
-    return not isinstance(feature, Sequence) and not (isinstance(feature, Text) and feature.shares)
+    return not isinstance(feature, Sequence) and not (isinstance(feature, Text) and feature.share_with)
 
 
 def _lent(schema: Schema, by_side: dict[SideName, dict[str, Encoder]]) -> dict[SideName, dict[str, Encoder]]:
     """Adds the encoders of texts that share the grams of the other side's."""
     for side in SIDES:
         for f in schema.texts(side):
-            if f.shares:
-                owner = cast(TextEncoder, by_side[_other(side)][f.shares])
+            if f.share_with:
+                owner = cast(TextEncoder, by_side[_other(side)][f.share_with])
                 by_side[side][f.name] = TextEncoder(owner.values, owner.n, f.max_length)
     return by_side
 

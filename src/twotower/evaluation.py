@@ -318,13 +318,13 @@ def _all_vectors(tower: Callable[..., Tensor], side: SideTensors, block: int) ->
 
 def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) -> EvaluationQueries:
     """Test rankings leave out what was seen in training and validation, validation's what was in training. Of more users
-    than `config.users` so many are queries, always the same."""
+    than `config.max_users` so many are queries, always the same."""
     pairs, shape = _pairs(dataset, part), (len(dataset.users), len(dataset.items))
     users = np.unique(pairs.user[pairs.positive])
-    if not config.users or len(users) <= config.users:
+    if not config.max_users or len(users) <= config.max_users:
         seen = {TRAIN: [], VALIDATION: [dataset.train], TEST: [dataset.train, dataset.validation]}[part]
         return EvaluationQueries.build(pairs, seen, *shape)
-    some = np.sort(np.random.default_rng(0).choice(users, config.users, replace=False))
+    some = np.sort(np.random.default_rng(0).choice(users, config.max_users, replace=False))
     keep = np.isin(pairs.user, some)
     return EvaluationQueries.build(pairs.take(keep), [dataset.pairs_before(part, some)], *shape)
 

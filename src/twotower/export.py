@@ -315,8 +315,8 @@ def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict
         if f.kind == "dense":
             parts.append(_layer(g, own.projections[f"dense{number}"], names[f.name]))
             continue
-        if f.shares:
-            table = g.constant(other.rows_of(f.shares), (key, "other", f.shares))
+        if f.share_with:
+            table = g.constant(other.rows_of(f.share_with), (key, "other", f.share_with))
         else:
             table = g.constant(own.rows_of(f.name), (key, "bag", f.name))
         if f.limit:

@@ -143,7 +143,7 @@ class DSSMTrainable:
             "device": self._choose(device),
         }
         if lr_decay_rate and lr_decay_step:
-            settings |= {"schedule": "step", "decay_rate": lr_decay_rate, "decay_epochs": lr_decay_step}
+            settings |= {"schedule": "step", "lr_decay_rate": lr_decay_rate, "lr_decay_epochs": lr_decay_step}
         body = self._config.model_dump()
         body["train"] |= settings
         _, config = parse_config(body, "train")

@@ -63,7 +63,7 @@ def publish(
 ) -> Bundle:
     """Make a bundle of a run and make it the store's current one; the store is made if it is not there.
 
-    The index is tuned to `config.recall` with one half of the asked users and judged with the other; below it the
+    The index is tuned to `config.min_recall` with one half of the asked users and judged with the other; below it the
     bundle is refused, unless `force`, which the store's history tells. An index in Milvus is a new collection, for which
     the alias stands as soon as the bundle is current. Raises RunError; on failure nothing changes.
     """
@@ -206,7 +206,7 @@ def _tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> dict[
     """Set the search parameters of the index with one half of the queries; the recall check by the other."""
     half = len(queries) // 2
     # Users it was not tuned with find a little less, so it aims a fifth of the way from the target to 1.
-    aim = config.recall + (1 - config.recall) / 5
+    aim = config.min_recall + (1 - config.min_recall) / 5
     tuned = tune_index(index, queries[:half], config.k, aim)
     found = measure_recall(index, queries[half:], config.k)
     if tuned.search_params:
@@ -214,7 +214,7 @@ def _tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> dict[
             f"index: {', '.join(f'{k} {v}' for k, v in tuned.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"
         )
     log.info(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
-    return {"recall": found, "threshold": config.recall, "k": config.k, "queries": len(queries) - half}
+    return {"recall": found, "threshold": config.min_recall, "k": config.k, "queries": len(queries) - half}
 
 
 def _probe(bundle: Bundle) -> None:

@@ -432,7 +432,7 @@ class Retriever:
             row = named[item]
             if row < 0:
                 strange[item] = None
-            elif feature.of == "all" or (feature.of == "positive") == liked:
+            elif feature.interactions == "all" or (feature.interactions == "positive") == liked:
                 rows.append(row)
         if strange:
             unknown[:] = dict.fromkeys([*unknown, *strange])

@@ -84,7 +84,7 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
 
     walk("", body)
     # A checkpoint does not say where tables lay.
-    for key in ("checkpoint_seconds", "checkpoint_steps", "timeout", "tables", "sharding"):
+    for key in ("checkpoint_seconds", "checkpoint_steps", "timeout", "embedding_placement", "embedding_sharding"):
         del flat[f"train.{key}"]
     return flat | {
         "data": dataset.digest,

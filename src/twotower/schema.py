@@ -67,22 +67,26 @@ class Numeric(_Feature):
     """A number, standardised or cut into quantile buckets; or a statistic of the training interactions.
 
     `statistic = "count"` counts the row's training interactions (as log(1 + n)), `"mean"` averages the
-    column named by `of`. Both see the train part only.
+    column named by `statistic_column`. Both see the train part only.
     """
 
     kind: Literal["numeric"] = "numeric"
     buckets: int = Field(0, ge=0, le=1_000_000, description="quantile buckets, each with an embedding; 0 standardises")
     statistic: Literal["", "count", "mean"] = Field("", description="compute it from training interactions")
-    of: str = Field("", description="interaction column that statistic = 'mean' averages; the label if empty")
+    statistic_column: str = Field(
+        "", description="interaction column that statistic = 'mean' averages; the label if empty"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Numeric:
         if self.buckets == 1:
             raise ValueError("buckets must be 0 (standardise) or at least 2")
-        if self.of and self.statistic != "mean":
-            raise ValueError("'of' only goes with statistic = 'mean'")
+        if self.statistic_column and self.statistic != "mean":
+            raise ValueError("'statistic_column' only goes with statistic = 'mean'")
         if self.statistic and self.column:
-            raise ValueError("'column' does not go with a statistic; 'of' names the column that is averaged")
+            raise ValueError(
+                "'column' does not go with a statistic; 'statistic_column' names the column that is averaged"
+            )
         return self
 
     @property
@@ -116,11 +120,11 @@ Pooling = Literal["mean", "sqrt", "sum", "decay", "attention", "transformer"]
 class Sequence(_Feature):
     """The row's own training interactions: for a user the items, for an item the users.
 
-    In training a history never contains its target: see `train.histories`.
+    In training a history never contains its target: see `train.history_scope`.
     """
 
     kind: Literal["sequence"] = "sequence"
-    of: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
+    interactions: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
     max_length: int = Field(
         0,
         ge=0,
@@ -137,7 +141,9 @@ class Sequence(_Feature):
         min_length=1,
         description="decay: at rate r the interaction n places back weighs r^n; the means stand side by side",
     )
-    share: bool = Field(True, description="use the other side's id embedding; false gives it a table of its own")
+    share_embedding: bool = Field(
+        True, description="use the other side's id embedding; false gives it a table of its own"
+    )
 
     @property
     def attends(self) -> bool:
@@ -171,7 +177,7 @@ class Text(_Feature):
         "sum", description="sum of the grams' embeddings, divided by 1, n or sqrt(n)"
     )
     max_length: int = Field(1_000, ge=0, description="keep the first so many grams of a text; 0 keeps all")
-    shares: str = Field(
+    share_with: str = Field(
         "",
         description="the other side's text feature whose grams and embeddings it uses; both columns make the vocabulary",
     )
@@ -179,8 +185,8 @@ class Text(_Feature):
     @model_validator(mode="after")
     def _check(self) -> Text:
         own = ("n", "max_grams", "min_count", "hash_buckets")
-        if self.shares and (set_ := [k for k in own if getattr(self, k) != type(self).model_fields[k].default]):
-            raise ValueError(f"'{set_[0]}' is that of '{self.shares}', whose grams it shares; set it there")
+        if self.share_with and (set_ := [k for k in own if getattr(self, k) != type(self).model_fields[k].default]):
+            raise ValueError(f"'{set_[0]}' is that of '{self.share_with}', whose grams it shares; set it there")
         return self
 
 
@@ -235,15 +241,15 @@ class Schema(Settings):
                 raise ValueError(
                     f"sequence {f.name!r} is made of interactions; it takes neither 'column' nor 'missing'"
                 )
-            if isinstance(f, Sequence) and f.share and self.id_feature(_other(f.side)) is None:
+            if isinstance(f, Sequence) and f.share_embedding and self.id_feature(_other(f.side)) is None:
                 raise ValueError(
                     f"sequence {f.name!r} shares the {_other(f.side)} id embedding, but no categorical feature "
-                    f"reads the {_other(f.side)} id column; add one or set share = false"
+                    f"reads the {_other(f.side)} id column; add one or set share_embedding = false"
                 )
-            if isinstance(f, Text) and f.shares and self.text(_other(f.side), f.shares) is None:
-                own = [t.name for t in self.texts(_other(f.side)) if not t.shares]
+            if isinstance(f, Text) and f.share_with and self.text(_other(f.side), f.share_with) is None:
+                own = [t.name for t in self.texts(_other(f.side)) if not t.share_with]
                 raise ValueError(
-                    f"text {f.name!r} shares the grams of {f.shares!r}, which is no text feature of the "
+                    f"text {f.name!r} shares the grams of {f.share_with!r}, which is no text feature of the "
                     f"{_other(f.side)} side with grams of its own (allowed: {', '.join(own) or 'none'})"
                 )
         return self
@@ -272,7 +278,7 @@ class Schema(Settings):
         for f in self.features:
             made = isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)
             named += [] if made else [(f"{'column' if f.column else 'name'} of feature {f.name!r}", f.source)]
-            named += [(f"of of feature {f.name!r}", f.of)] if isinstance(f, Numeric) else []
+            named += [(f"statistic_column of feature {f.name!r}", f.statistic_column)] if isinstance(f, Numeric) else []
         return named
 
     def side(self, side: SideName) -> tuple[Feature, ...]:
@@ -285,7 +291,7 @@ class Schema(Settings):
 
     def text(self, side: SideName, name: str) -> Text | None:
         """The text feature of that name that has grams of its own, if there is one."""
-        return next((f for f in self.texts(side) if f.name == name and not f.shares), None)
+        return next((f for f in self.texts(side) if f.name == name and not f.share_with), None)
 
     def id_column(self, side: SideName) -> str:
         return self.user_id if side == "user" else self.item_id

@@ -232,9 +232,9 @@ def history_by_loop(data: Dataset, side: SideName, feature: Sequence, row: int, 
 def many_sequences() -> Dataset:
     """`everything` with a sequence of every kind on both sides."""
     extra = (
-        Sequence(name="seen", side="user", of="all", max_length=6),
-        Sequence(name="viewers", side="item", of="all", pooling="sum"),
-        Sequence(name="haters", side="item", of="negative", share=False),
+        Sequence(name="seen", side="user", interactions="all", max_length=6),
+        Sequence(name="viewers", side="item", interactions="all", pooling="sum"),
+        Sequence(name="haters", side="item", interactions="negative", share_embedding=False),
     )
     schema: Schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *extra)})
     return build_dataset(check(*everything(), schema), schema, Config().split)

@@ -117,7 +117,7 @@ def test_statistics_equal_a_loop_over_the_train_part(config: SplitConfig) -> Non
             *(f for f in EVERYTHING_SCHEMA.features if f.name in ("uid", "iid")),
             Numeric(name="shown", side="item", statistic="count"),
             Numeric(name="stars", side="item", statistic="mean"),
-            Numeric(name="paid", side="user", statistic="mean", of="price"),
+            Numeric(name="paid", side="user", statistic="mean", statistic_column="price"),
         ),
     )  # fmt: skip
     users, items, actions = everything(n_items=120, n=250)
@@ -139,7 +139,7 @@ def test_statistics_equal_a_loop_over_the_train_part(config: SplitConfig) -> Non
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("config", SPLITS, ids=lambda c: c.kind)
 def test_sequences_equal_a_loop(config: SplitConfig, side: Any, of: Any, max_length: int) -> None:
-    sequence = Sequence(name="history", side=side, of=of, max_length=max_length)
+    sequence = Sequence(name="history", side=side, interactions=of, max_length=max_length)
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*ID_FEATURES, sequence)})
     users, items, actions = checkerboard(8, 7)
     # Times that repeat and are not in the table's order.
@@ -165,7 +165,7 @@ def test_a_sequence_reaches_up_to_the_part_that_is_asked_and_no_further(config: 
     """Test questions know train and validation where the parts follow one another in time; all else knows train."""
     extra = (
         Sequence(name="seen", side="user", max_length=6),
-        Sequence(name="haters", side="item", of="negative", share=False),
+        Sequence(name="haters", side="item", interactions="negative", share_embedding=False),
     )
     schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *extra)})
     data = build_dataset(check(*everything(), schema), schema, config)

@@ -36,7 +36,7 @@ SCHEMA = EVERYTHING_SCHEMA.model_copy(
     update={
         "features": (
             *(f for f in EVERYTHING_SCHEMA.features if f.name != "fans"),
-            Sequence(name="met", side="user", of="all", pooling="decay", rates=(0.5, 0.9), share=False),
+            Sequence(name="met", side="user", interactions="all", pooling="decay", rates=(0.5, 0.9), share_embedding=False),
         )
     }
 )
@@ -168,10 +168,10 @@ def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path, s
         {
             "loss": {"kind": "softmax"},
             "negatives": {"uniform": 20, "hard": 1, "hard_ranks": [1, 9]},
-            "train": {"histories": "earlier"},
+            "train": {"history_scope": "causal"},
         },
         {"loss": {"kind": "softmax"}, "negatives": {"random": 3}},
-        {"negatives": {"random": 2}, "train": {"shards": 3}},
+        {"negatives": {"random": 2}, "train": {"data_shards": 3}},
     ],
 )
 def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
@@ -424,7 +424,7 @@ def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded
             "loss": {"kind": "softmax"},
             "negatives": {"uniform": 100},
             "model": {"width": 4, "pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]},
-            "train": {"batch_size": 512, "device": "cpu", "histories": "earlier", "monitor": "validation.recall@10"},
+            "train": {"batch_size": 512, "device": "cpu", "history_scope": "causal", "monitor": "validation.recall@10"},
             "schema": {
                 "time": "at", "time_unit": "order",
                 "features": [

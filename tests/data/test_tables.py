@@ -195,13 +195,13 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["items: no column 'name'"],
     ),
     "missing mean": (
-        lambda: check(None, None, actions(), featured(Numeric(name="m", side="item", statistic="mean", of="price"))),
+        lambda: check(None, None, actions(), featured(Numeric(name="m", side="item", statistic="mean", statistic_column="price"))),
         ["interactions: no column 'price'"],
     ),
     "text mean": (
         lambda: check(
             None, None, actions(price=list("abcde")),
-            featured(Numeric(name="m", side="item", statistic="mean", of="price")),
+            featured(Numeric(name="m", side="item", statistic="mean", statistic_column="price")),
         ),
         ["interactions: column 'price' holds String, expected numbers", "'m'", "cast it"],
     ),
@@ -281,7 +281,7 @@ def test_fault_C2_gaps_in_labels_times_and_ids_are_refused(gap: float | None, co
 
 @pytest.mark.parametrize("gap", [None, math.nan])
 def test_a_training_mean_leaves_gaps_out_and_counts_them(gap: float | None) -> None:
-    schema = featured(Numeric(name="m", side="item", statistic="mean", of="price"))
+    schema = featured(Numeric(name="m", side="item", statistic="mean", statistic_column="price"))
     tables = check(None, None, actions(price=[2.0, 1.0, gap, 3.0, 1.0]), schema)
     assert tables.notes == ["interactions: 1 of 5 values of 'price' are missing; left out"]
     frame = build_dataset(tables, schema, SplitConfig(test=0.2, validation=0.2, seed=1)).items.frame

@@ -176,7 +176,7 @@ def test_fault_G9_a_split_by_time_cuts_within_a_second(tmp_path: Path, way: str)
 def test_fault_G9_a_history_of_earlier_events_ends_within_the_second(tmp_path: Path) -> None:
     actions = log([BASE * 1_000 + 990 - 10 * n for n in range(60)]).with_columns(user_id=pl.int_range(60) % 3)
     given = schema(time_unit="ms", features=(*ID_FEATURES, Sequence(name="met", side="user", pooling="decay")))
-    config = trained(train={"histories": "earlier", "epochs": 1, "monitor": "validation.recall@5"})
+    config = trained(train={"history_scope": "causal", "epochs": 1, "monitor": "validation.recall@5"})
     run = api.fit((None, None, actions), given, config, folder=tmp_path / "run")
     api.publish(run, tmp_path / "store", config.index)
     met = api.retriever(tmp_path / "store").history("0", 30)

@@ -126,7 +126,7 @@ def test_both_methods_give_what_an_exact_index_gives(
     monkeypatch.setattr("twotower.index.milvus.milvus_index.EXACT_MAX_ROWS", 8)
     uri = shared.uri if where == "server" else str(tmp_path / "milvus.db")
     kind = "IVF_FLAT" if where == "server" else "HNSW"
-    config = there(uri, f"{prefix}_{where}", type=kind, recall=0.9)
+    config = there(uri, f"{prefix}_{where}", type=kind, min_recall=0.9)
     bundle = api.publish(runs[0], tmp_path / "store", config)
     api.publish(runs[0], tmp_path / "exact", IndexConfig(kind="exact", k=K))
     assert any(f"index: milvus {kind} (index.type asks for it)" in line for line in messages)

@@ -241,7 +241,7 @@ def trainer(data: Dataset, tower: dict[str, Any] | None = None, **train: Any) ->
         },
         loss={"kind": "softmax"},
         negatives={"full": True, "mask_positives": False},
-        train={"histories": "earlier", "batch_size": 512, "lr": 0.01, "monitor": "validation.recall@5"} | train,
+        train={"history_scope": "causal", "batch_size": 512, "lr": 0.01, "monitor": "validation.recall@5"} | train,
         split={"kind": "last"},
     )  # fmt: skip
     return Trainer(data, config)

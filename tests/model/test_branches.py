@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fm": {},
     "cin": {"widths": [3, 2]},
     "bilinear": {},
-    "plain": {},
+    "identity": {},
 }
 GATE = {"enabled": True}
 
@@ -151,7 +151,7 @@ def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_l
     layers: list[int], field_norm: bool
 ) -> None:
     parts = [branch("mlp"), branch("cross", senet=GATE), branch("fm"), branch("cin", senet=GATE), branch("bilinear"),
-             branch("plain", senet=GATE | {"squeeze": "max"})]  # fmt: skip
+             branch("identity", senet=GATE | {"squeeze": "max"})]  # fmt: skip
     side = tower(branches=parts, layers=layers, senet=GATE, field_norm=field_norm, residual=bool(layers))
     fields = ["uid", "city", "income", "liked"]
     model = build((side | {"fields": fields}, side | {"fields": ["iid", "brand", "tags", "fans"]}), bias=False)
@@ -196,7 +196,7 @@ def test_without_branches_a_tower_has_the_parameters_and_the_start_it_had() -> N
 
 
 def test_field_dropout_drops_the_same_numbers_for_every_branch() -> None:
-    side = tower(branches=[branch("plain"), branch("plain")], field_dropout=0.5)
+    side = tower(branches=[branch("identity"), branch("identity")], field_dropout=0.5)
     model = build((side, tower()), bias=False)
     mine, other = model.pairs[0].user.train(), model.pairs[0].item
     mine.layers = nn.Identity()
@@ -208,7 +208,7 @@ def test_field_dropout_drops_the_same_numbers_for_every_branch() -> None:
 @pytest.mark.parametrize("field_norm", [False, True])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_no_branch_is_dead_or_drowns_the_fields_at_the_start(kind: str, field_norm: bool) -> None:
-    side = {"layers": [16, 8], "branches": [branch(kind, senet=GATE), branch("plain")], "field_norm": field_norm}
+    side = {"layers": [16, 8], "branches": [branch(kind, senet=GATE), branch("identity")], "field_norm": field_norm}
     names = {"user": ["uid", "city", "income"], "item": ["iid", "brand"]}
     pair = {s: side | {"fields": n} for s, n in names.items()}
     config = parse_config({"model": {"width": 16, "pairs": [pair]}})[1]
@@ -229,7 +229,7 @@ def test_no_branch_is_dead_or_drowns_the_fields_at_the_start(kind: str, field_no
 
 
 def test_a_decaying_mean_counts_as_a_piece_for_each_of_its_rates() -> None:
-    history = Sequence(name="liked", side="user", of="positive", pooling="decay", rates=(0.0, 0.5, 1.0))
+    history = Sequence(name="liked", side="user", interactions="positive", pooling="decay", rates=(0.0, 0.5, 1.0))
     features = tuple(f for f in EVERYTHING_SCHEMA.features if f.name not in ("liked", "disliked"))
     of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": (*features, history)}))
     user = tower(fields=["uid", "liked"], branches=[branch("fm", senet=GATE), branch("bilinear")])
@@ -261,7 +261,7 @@ def test_products_of_fields_need_two_of_one_width(kind: str) -> None:
     )
     with pytest.raises(ConfigError, match=rf"kind '{kind}' multiplies fields of one width, found \[4, 6\]"):
         build((side, tower()), of=fields)
-    build((tower(branches=[branch("mlp"), branch("cross"), branch("plain")]), tower()), of=fields)
+    build((tower(branches=[branch("mlp"), branch("cross"), branch("identity")]), tower()), of=fields)
 
 
 def test_a_rank_that_saves_nothing_is_refused() -> None:
@@ -276,7 +276,7 @@ OPTIONS = {
     "fm": set(),
     "cin": {"widths"},
     "bilinear": {"matrices"},
-    "plain": set(),
+    "identity": set(),
 }
 VALUES = {"layers": [4], "activation": "ReLU", "dropout": 0.1, "layer_norm": True, "depth": 2, "rank": 2,
           "widths": [4], "matrices": "all"}  # fmt: skip
@@ -285,7 +285,7 @@ VALUES = {"layers": [4], "activation": "ReLU", "dropout": 0.1, "layer_norm": Tru
 @pytest.mark.parametrize("kind", sorted(OPTIONS))
 def test_an_option_of_another_kind_is_refused(kind: str) -> None:
     for option, value in VALUES.items():
-        body = {"model": {"pairs": [{"user": {"branches": [{"kind": "plain"}, {"kind": kind, option: value}]}}]}}
+        body = {"model": {"pairs": [{"user": {"branches": [{"kind": "identity"}, {"kind": kind, option: value}]}}]}}
         if option in OPTIONS[kind]:
             parse_config(body)
             continue
@@ -417,8 +417,8 @@ def trainer_of(data: Dataset, weight: float, **sections: Any) -> Trainer:
         {},
         {"negatives": {"random": 3}},
         {"loss": {"kind": "softmax"}},
-        {"loss": {"kind": "softmax"}, "negatives": {"uniform": 9, "observed": 2, "memory": 40}},
-        {"loss": {"kind": "gbce"}, "negatives": {"full": True}, "train": {"histories": "earlier", "batch_size": 64}},
+        {"loss": {"kind": "softmax"}, "negatives": {"uniform": 9, "disliked": 2, "cross_batch_memory": 40}},
+        {"loss": {"kind": "gbce"}, "negatives": {"full": True}, "train": {"history_scope": "causal", "batch_size": 64}},
     ],
     ids=["pairs", "random", "in batch", "own and memory", "earlier"],
 )
@@ -427,7 +427,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
 ) -> None:
     schema = CHECKERBOARD_SCHEMA
     if sections.get("train"):
-        history = Sequence(name="seen", side="user", pooling="decay", share=False)
+        history = Sequence(name="seen", side="user", pooling="decay", share_embedding=False)
         schema = schema.model_copy(update={"features": (*schema.features, history)})
     data = build_dataset(check(*checkerboard(), schema), schema, Config().split)
     plain, dat = trainer_of(data, 0.0, **sections), trainer_of(data, 0.5, **sections)
@@ -537,7 +537,7 @@ def test_augmented_tables_decay_with_the_embeddings() -> None:
 # ---- a run with all of it
 
 
-EVERY = [branch(k) for k in ("mlp", "cross", "cin")] + [branch(k, senet=GATE) for k in ("fm", "bilinear", "plain")]
+EVERY = [branch(k) for k in ("mlp", "cross", "cin")] + [branch(k, senet=GATE) for k in ("fm", "bilinear", "identity")]
 WHOLE: dict[str, Any] = {
     "width": 8,
     "pairs": [{s: {"layers": [8], "branches": EVERY, "augment": True} for s in ("user", "item")}],
@@ -548,7 +548,7 @@ WHOLE: dict[str, Any] = {
     "sections",
     [
         {"negatives": {"random": 1}},
-        {"loss": {"kind": "softmax"}, "negatives": {"uniform": 10, "memory": 90}},
+        {"loss": {"kind": "softmax"}, "negatives": {"uniform": 10, "cross_batch_memory": 90}},
     ],
     ids=["pairs", "candidates"],
 )
@@ -558,7 +558,7 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_weights(
 ) -> None:
     config = settings(
         model=WHOLE, loss={"mimic": 0.5} | sections.get("loss", {}), negatives=sections["negatives"],
-        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1, "average": 0.9},
+        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1, "ema_decay": 0.9},
     )  # fmt: skip
     whole = Trainer(everything_data, config)
     whole.run()
@@ -587,7 +587,7 @@ def test_a_published_bundle_answers_through_both_methods_and_visitors_too(tmp_pa
 
 
 def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset) -> None:
-    side = {"layers": [8], "branches": [branch("mlp"), branch("plain", senet=GATE)]}
+    side = {"layers": [8], "branches": [branch("mlp"), branch("identity", senet=GATE)]}
     config = settings(model={"pairs": [{"user": side, "item": side}]}, train={"epochs": 8, "batch_size": 128})
     done = Trainer(board, config).run()
     run = Run(None, config, board, done.model.eval(), done.metrics, done.history)

@@ -38,7 +38,9 @@ SCHEMA: Schema = CHECKERBOARD_SCHEMA.model_copy(
             Categorical(name="name", column="user_id", side="user"),
             MultiHot(name="hobbies", side="user"),
             *(
-                Sequence(name=name, side="user", of=of, pooling="decay", rates=RATES, share=of == "all")
+                Sequence(
+                    name=name, side="user", interactions=of, pooling="decay", rates=RATES, share_embedding=of == "all"
+                )
                 for of, name in KINDS.items()
             ),
         )

@@ -377,7 +377,7 @@ def field_by_hand(embeddings: FieldEmbeddings, field: Field, of: SideTensors, ot
     if field.kind == "lookup":
         column = [f.name for f in of.fields if f.kind == "lookup"].index(field.name)
         return embeddings.rows_of(field.name)[inputs.lookup[:, column]]
-    table = other.rows_of(field.shares) if field.shares else embeddings.rows_of(field.name)
+    table = other.rows_of(field.share_with) if field.share_with else embeddings.rows_of(field.name)
     return pool(table, inputs.bags[field.name], field.pooling)
 
 
@@ -773,7 +773,7 @@ def test_a_shared_sequence_whose_table_is_not_there_is_a_config_error() -> None:
         build((tower(fields=["uid"]), tower()), (tower(), tower(fields=["brand"])))
     assert build((tower(fields=["uid", "disliked"]), tower(fields=["brand", "tags"]))).pairs
     # An item's sequence is checked as a user's is.
-    shared = tuple(replace(f, shares="uid") if f.name == "fans" else f for f in world().items.fields)
+    shared = tuple(replace(f, share_with="uid") if f.name == "fans" else f for f in world().items.fields)
     of = world()._replace(items=SideTensors(world().data.items, shared))
     with pytest.raises(ConfigError, match="'fans' shares the embedding of 'uid'.*does not read"):
         build((tower(fields=["city"]), tower()), of=of)

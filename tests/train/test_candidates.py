@@ -83,11 +83,11 @@ def zipf(board: Dataset) -> Dataset:
 MIXTURES: dict[str, dict[str, Any]] = {
     "in batch": {},
     "uniform": {"in_batch": False, "uniform": 25},
-    "popularity": {"in_batch": False, "popularity": 25, "alpha": 1.0},
-    "popularity^0.5": {"in_batch": False, "popularity": 25, "alpha": 0.5},
-    "popularity^0": {"in_batch": False, "popularity": 25, "alpha": 0.0},
-    "uniform and memory": {"in_batch": False, "uniform": 10, "memory": 70},
-    "all": {"uniform": 10, "popularity": 15, "memory": 70},
+    "popularity": {"in_batch": False, "popularity": 25, "popularity_alpha": 1.0},
+    "popularity^0.5": {"in_batch": False, "popularity": 25, "popularity_alpha": 0.5},
+    "popularity^0": {"in_batch": False, "popularity": 25, "popularity_alpha": 0.0},
+    "uniform and memory": {"in_batch": False, "uniform": 10, "cross_batch_memory": 70},
+    "all": {"uniform": 10, "popularity": 15, "cross_batch_memory": 70},
 }
 
 
@@ -97,7 +97,7 @@ def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Datase
     sampler, source, memory = (
         CandidateSampler(data, config, seed=3),
         PositiveSampler(data, seed=5),
-        CrossBatchMemory(config.memory),
+        CrossBatchMemory(config.cross_batch_memory),
     )
     n, batch, step = len(data.items), 20, 0
     seen, expected = np.zeros(n), np.zeros(n)
@@ -116,9 +116,9 @@ def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Datase
                 assert told.get(i, q) == pytest.approx(q)
             assert c.drawn[: c.shared].sum() == config.in_batch * len(user) + config.uniform + config.popularity
             memory.keep(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 1))
-    assert memory.items.tolist() == [] if not config.memory else len(memory.items) == 70
+    assert memory.items.tolist() == [] if not config.cross_batch_memory else len(memory.items) == 70
     # A count is a sum of draws, each in the memory up to 70 / 20 + 1 times: its variance is at most so many means.
-    times = 5 if config.memory else 1
+    times = 5 if config.cross_batch_memory else 1
     off = (seen - expected) / np.sqrt(times * np.maximum(expected, 0.2))
     assert np.abs(off).max() < 4.5, off
     assert seen.sum() == pytest.approx(expected.sum(), rel=1e-3)
@@ -133,10 +133,12 @@ def test_popularity_counts_what_was_liked_in_training_and_nothing_else(board: Da
     rows = [(u, 1, True) for u in range(8)] + [(u, 2, True) for u in range(2)] + [(u, 3, False) for u in range(9)]
     data = world(board, [*rows, *((u, 4, True) for u in range(9))])
     data = replace(data, parts=np.array([TRAIN] * len(rows) + [TEST] * 9, np.int8))
-    config = NegativesConfig(in_batch=False, popularity=1, alpha=1.0)
+    config = NegativesConfig(in_batch=False, popularity=1, popularity_alpha=1.0)
     told = np.exp(CandidateSampler(data, config, 1).log_q(np.arange(6), 0, 0))
     assert told.tolist() == pytest.approx([0, 0.8, 0.2, 0, 0, 0])
-    rooted = np.exp(CandidateSampler(data, config.model_copy(update={"alpha": 0.5}), 1).log_q(np.arange(6), 0, 0))
+    rooted = np.exp(
+        CandidateSampler(data, config.model_copy(update={"popularity_alpha": 0.5}), 1).log_q(np.arange(6), 0, 0)
+    )
     assert rooted.tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0, 0, 0])
 
 
@@ -168,7 +170,7 @@ def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
 ) -> None:
     data = world(board, [*rows, (39, 3, True)])
     config = NegativesConfig(
-        in_batch=in_batch, uniform=9, popularity=4, memory=12, observed=2, hard=2, hard_ranks=(1, 20), hard_ratio=1,
+        in_batch=in_batch, uniform=9, popularity=4, cross_batch_memory=12, disliked=2, hard=2, hard_ranks=(1, 20), hard_ratio=1,
         mask_positives=mask,
     )  # fmt: skip
     sampler = CandidateSampler(data, config, seed=4)
@@ -206,7 +208,7 @@ def test_observed_candidates_are_distinct_training_dislikes_of_the_user_as_many_
     disliked: dict[int, set[int]] = {}
     for u, i, p in rows:
         disliked.setdefault(u, set()).update([] if p else [i])
-    sampler = CandidateSampler(data, NegativesConfig(observed=n), seed=4)
+    sampler = CandidateSampler(data, NegativesConfig(disliked=n), seed=4)
     user, item = positives(data)
     for step in range(3):
         found = own_items(sampler(user, item, step, NONE, CPU))
@@ -217,7 +219,7 @@ def test_observed_candidates_are_distinct_training_dislikes_of_the_user_as_many_
 
 def test_every_observed_dislike_has_its_turn(everything_data: Dataset) -> None:
     data = everything_data
-    sampler = CandidateSampler(data, NegativesConfig(observed=1), seed=1)
+    sampler = CandidateSampler(data, NegativesConfig(disliked=1), seed=1)
     user, item = positives(data)
     seen = {
         (u, i)
@@ -237,7 +239,7 @@ def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_be
     board = build_dataset(check(*frames, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
     data = replace(world(board, rows), times=rng.integers(0, 9, len(rows)))  # many ties
     place = {int(number): n for n, number in enumerate(data.in_order(data.parts == TRAIN))}
-    sampler = CandidateSampler(data, NegativesConfig(observed=2), seed=1)
+    sampler = CandidateSampler(data, NegativesConfig(disliked=2), seed=1)
     source = rng.permutation(np.flatnonzero(data.pairs.positive))
     user, item = data.pairs.user[source], data.pairs.item[source]
     met_later = set()
@@ -523,8 +525,8 @@ def test_a_window_that_starts_beyond_the_catalogue_is_refused_before_training(bo
 # ---- the same again
 
 EVERY_SOURCE = NegativesConfig(
-    uniform=20, popularity=20, random=3, observed=2, hard=2, hard_ranks=(1, 20), hard_ratio=7, attribute="brand",
-    attribute_items=2, memory=30,
+    uniform=20, popularity=20, random=3, disliked=2, hard=2, hard_ranks=(1, 20), hard_ratio=7, attribute="brand",
+    attribute_items=2, cross_batch_memory=30,
 )  # fmt: skip
 
 

@@ -347,7 +347,7 @@ def skewed(board: Dataset) -> Dataset:
 @pytest.mark.parametrize(
     "negatives",
     [
-        NegativesConfig(in_batch=False, popularity=300, alpha=1.0, mask_positives=False),
+        NegativesConfig(in_batch=False, popularity=300, popularity_alpha=1.0, mask_positives=False),
         NegativesConfig(in_batch=False, popularity=200, uniform=200, mask_positives=False),
         NegativesConfig(in_batch=True, uniform=100, popularity=100, mask_positives=False),
     ],

@@ -76,7 +76,7 @@ def test_shards_are_ranges_of_users_of_about_one_size(everything_data: Dataset, 
     most = np.bincount(data.pairs.user[numbers]).max()
     assert max(sizes) - min(sizes) <= 2 * most
     assert sorted(np.concatenate([shards.of(s) for s in range(count)]).tolist()) == sorted(numbers.tolist())
-    with pytest.raises(ConfigError, match=r"train.shards = 5000, and there are \d+ interactions"):
+    with pytest.raises(ConfigError, match=r"train.data_shards = 5000, and there are \d+ interactions"):
         Shards(data, numbers, 5000, by_user)
 
 

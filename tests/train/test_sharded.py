@@ -46,7 +46,7 @@ def close(found: dict[str, Any], expected: dict[str, Any], bound: float = 2e-5) 
 @pytest.mark.parametrize("name", ranked.TORCHREC)
 def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(together: Path, name: str) -> None:
     number, (case, train) = list(ranked.TORCHREC).index(name), ranked.TORCHREC[name]
-    alone = ranked.weights(ranked.trainer(case, **{k: v for k, v in train.items() if k != "sharding"}))
+    alone = ranked.weights(ranked.trainer(case, **{k: v for k, v in train.items() if k != "embedding_sharding"}))
     names = [n for n, _ in ranked.trainer(case).model.named_parameters()]
     first, second = (dict(np.load(together / f"{number}-{rank}.npz")) for rank in range(2))
     deep = case == "attention"  # deep towers make rounding grow
@@ -57,7 +57,7 @@ def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(together:
     tables = [n for n in names if ".tables." in n or n.endswith("table.weight")]
     held = sum(second[n].size for n in tables)
     assert 0 < held < 0.8 * sum(np.prod([alone[n].shape[0], sharded.padded_width(alone[n].shape[1])]) for n in tables)
-    if train["sharding"] in ("column", "row"):
+    if train["embedding_sharding"] in ("column_wise", "row_wise"):
         cut = [n for n in tables if alone[n].shape[1] >= 8]
         assert cut
         assert all(second[n].size < 0.6 * alone[n].size for n in cut)
@@ -129,7 +129,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table.write_csv(folder / f"{name}.csv")
     # Nothing that ranks draw by themselves, and no softmax: it leaves the biases of users to rounding.
     for old, new in (
-        ("lr = 0.02", 'lr = 0.1, optimizer = "Adagrad", tables = "torchrec", sharding = "column"'),
+        (
+            "lr = 0.02",
+            'lr = 0.1, optimizer = "Adagrad", embedding_placement = "torchrec", embedding_sharding = "column_wise"',
+        ),
         ("model.width = 8", "model = { width = 8, unknown_rate = 0.0 }"),
         ('loss.kind = "softmax"', 'loss.kind = "bce"'),
     ):
@@ -161,7 +164,7 @@ def fit(config: Path, run: Path, resume: bool = True, **train: Any) -> None:
     api.fit(tables, schema, chosen, folder=run, resume=resume)
 
 
-REPLICATED = {"tables": "replicated", "sharding": "auto"}
+REPLICATED = {"embedding_placement": "replicated", "embedding_sharding": "auto"}
 
 
 def weights(run: Path) -> dict[str, Any]:
@@ -175,7 +178,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: Path, killed: Path, undis
     assert (run / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("train", [REPLICATED, {"sharding": "auto"}])
+@pytest.mark.parametrize("train", [REPLICATED, {"embedding_sharding": "auto"}])
 def test_a_run_of_pieces_goes_on_with_whole_tables_and_with_other_ranks(
     config: Path, killed: Path, undisturbed: Path, train: dict[str, Any]
 ) -> None:
@@ -219,11 +222,13 @@ def test_a_run_of_pieces_leaves_a_plain_run(undisturbed: Path) -> None:
 
 
 def trainer(board: Dataset, **train: Any) -> Trainer:
-    return Trainer(board, settings(train={"device": "cpu", "tables": "torchrec"} | train))
+    return Trainer(board, settings(train={"device": "cpu", "embedding_placement": "torchrec"} | train))
 
 
 def test_without_a_group_it_is_refused(board: Dataset) -> None:
-    with pytest.raises(ConfigError, match=r"twotower.fit, which bring ranks together; here set train.tables"):
+    with pytest.raises(
+        ConfigError, match=r"twotower.fit, which bring ranks together; here set train.embedding_placement"
+    ):
         trainer(board)
 
 
@@ -236,8 +241,10 @@ def test_without_torchrec_it_is_refused(board: Dataset, monkeypatch: pytest.Monk
 
 
 def test_a_sharding_of_whole_tables_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"sharding = 'row' is about tables = 'torchrec'; set that too"):
-        parse_config({"train": {"sharding": "row"}})
+    with pytest.raises(
+        ConfigError, match=r"embedding_sharding = 'row_wise' goes with embedding_placement = 'torchrec'; set that too"
+    ):
+        parse_config({"train": {"embedding_sharding": "row_wise"}})
 
 
 @pytest.mark.parametrize(
@@ -270,4 +277,4 @@ def test_a_loss_that_is_not_finite_leaves_the_pieces_as_they_were(board: Dataset
 
 
 def test_the_default_is_whole_tables() -> None:
-    assert Config().train.tables == "replicated"
+    assert Config().train.embedding_placement == "replicated"

@@ -65,7 +65,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "popularity": {"in_batch": False, "popularity": 20},
     "full": {"full": True},
     "all": {
-        "uniform": 10, "popularity": 10, "memory": 64, "observed": 1, "hard": 1, "hard_ranks": [2, 6], "hard_ratio": 20,
+        "uniform": 10, "popularity": 10, "cross_batch_memory": 64, "disliked": 1, "hard": 1, "hard_ranks": [2, 6], "hard_ratio": 20,
         "hard_margin": 0.1, "attribute": "item_id",
     },
 }  # fmt: skip
@@ -105,7 +105,7 @@ def parity_world(n_users: int = 60, n_items: int = 24) -> Dataset:
         update={
             "features": (
                 Categorical(name="item_id", side="item"),
-                Sequence(name="liked", side="user", of="positive", pooling="decay", rates=(0.0, 0.8, 1.0)),
+                Sequence(name="liked", side="user", interactions="positive", pooling="decay", rates=(0.0, 0.8, 1.0)),
             )
         }
     )
@@ -124,21 +124,26 @@ def test_tastes_that_only_the_earlier_history_tells_are_learnt_from_it(loss: str
         model={"width": 8, "bias": False, "pairs": [{s: {"layers": [8]} for s in ("user", "item")}]},
         loss={"kind": loss},
         negatives={"uniform": 20},
-        train={"epochs": 12, "batch_size": 64, "lr": 0.03, "histories": "earlier", "validate_every": 4},
+        train={"epochs": 12, "batch_size": 64, "lr": 0.03, "history_scope": "causal", "validate_every": 4},
     )
     trained = Trainer(parity_world(), config).run()
     found = [h["validation.auc"] for h in trained.history if "validation.auc" in h]
     assert max(found) > 0.97, found
 
 
-@pytest.mark.parametrize("histories", ["others", "earlier"])
-def test_no_history_holds_an_observed_candidate_of_its_user(histories: str) -> None:
+@pytest.mark.parametrize("history_scope", ["leave_batch_out", "causal"])
+def test_no_history_holds_an_observed_candidate_of_its_user(history_scope: str) -> None:
     schema = CHECKERBOARD_SCHEMA.model_copy(
-        update={"features": (*ID_FEATURES, Sequence(name="met", side="user", of="negative", share=False))}
+        update={
+            "features": (
+                *ID_FEATURES,
+                Sequence(name="met", side="user", interactions="negative", share_embedding=False),
+            )
+        }
     )
     data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig(kind="time"))
     config = settings(
-        loss={"kind": "softmax"}, negatives={"observed": 2}, train={"histories": histories, "batch_size": 64}
+        loss={"kind": "softmax"}, negatives={"disliked": 2}, train={"history_scope": history_scope, "batch_size": 64}
     )
     trainer = Trainer(data, config)
     codes = data.encoders.sequence_codes(schema.features[2], data.items.ids)  # type: ignore[arg-type]
@@ -236,7 +241,7 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
 
 
 def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_positives(board: Dataset) -> None:
-    config = settings(loss={"kind": "softmax"}, negatives={"memory": 90}, train={"batch_size": 40})
+    config = settings(loss={"kind": "softmax"}, negatives={"cross_batch_memory": 90}, train={"batch_size": 40})
     trainer = Trainer(board, config)
     epoch = trainer.objective.sampler.epoch(0)
     vectors: list[torch.Tensor] = []
@@ -305,7 +310,7 @@ def test_schedules_move_the_learning_rate_as_they_say(board: Dataset) -> None:
 
     n = len(rates()) // 4
     assert rates() == [1.0] * (4 * n)
-    step = rates(schedule="step", decay_rate=0.5, decay_epochs=2)
+    step = rates(schedule="step", lr_decay_rate=0.5, lr_decay_epochs=2)
     assert step == [1.0] * (2 * n) + [0.5] * (2 * n)
     cosine = rates(schedule="cosine")
     assert cosine[0] == 1.0
@@ -315,7 +320,7 @@ def test_schedules_move_the_learning_rate_as_they_say(board: Dataset) -> None:
 
 
 def test_the_average_of_the_weights_is_what_is_evaluated(board: Dataset) -> None:
-    config = settings(train={"epochs": 1, "batch_size": 64, "lr": 0.05, "average": 0.9})
+    config = settings(train={"epochs": 1, "batch_size": 64, "lr": 0.05, "ema_decay": 0.9})
     trainer = Trainer(board, config)
     expected = weights(trainer)
     epoch = trainer.objective.sampler.epoch(0)
@@ -358,7 +363,7 @@ class StopAt(Callback):
 def test_a_run_stopped_at_any_step_ends_in_the_same_weights(everything_data: Dataset, folder: Path, stop: int) -> None:
     config = settings(
         model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
-        train={"epochs": 3, "batch_size": 300, "checkpoint_steps": 1, "average": 0.9, "schedule": "cosine"},
+        train={"epochs": 3, "batch_size": 300, "checkpoint_steps": 1, "ema_decay": 0.9, "schedule": "cosine"},
         negatives={"random": 1},
     )
     whole = Trainer(everything_data, config)
@@ -378,24 +383,24 @@ def drop_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def earlier_data() -> Dataset:
     """`everything` with sequences that can be had at every moment."""
-    extra = Sequence(name="seen", side="user", pooling="decay", share=False)
+    extra = Sequence(name="seen", side="user", pooling="decay", share_embedding=False)
     features = (*(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")), extra)
     schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
     return build_dataset(check(*everything(), schema), schema, SplitConfig(kind="last"))
 
 
 @pytest.mark.parametrize("stop", [2, 4, 5, 6, 9])
-@pytest.mark.parametrize("histories", ["others", "earlier"])
+@pytest.mark.parametrize("history_scope", ["leave_batch_out", "causal"])
 def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_same_weights(
-    everything_data: Dataset, folder: Path, histories: str, stop: int
+    everything_data: Dataset, folder: Path, history_scope: str, stop: int
 ) -> None:
-    data = earlier_data() if histories == "earlier" else everything_data
+    data = earlier_data() if history_scope == "causal" else everything_data
     config = settings(
         model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
         loss={"kind": "softmax"},
-        train={"epochs": 3, "batch_size": 100, "checkpoint_steps": 1, "average": 0.9, "histories": histories},
+        train={"epochs": 3, "batch_size": 100, "checkpoint_steps": 1, "ema_decay": 0.9, "history_scope": history_scope},
         negatives={
-            "uniform": 20, "popularity": 20, "memory": 150, "observed": 1, "hard": 2, "hard_ranks": [2, 9],
+            "uniform": 20, "popularity": 20, "cross_batch_memory": 150, "disliked": 1, "hard": 2, "hard_ranks": [2, 9],
             "hard_ratio": 30, "hard_every": 3, "attribute": "brand",
         },
     )  # fmt: skip
@@ -421,7 +426,7 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
 
 
 def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything_data: Dataset, folder: Path) -> None:
-    negatives = {"memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10}
+    negatives = {"cross_batch_memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10}
     options = {"loss": {"kind": "softmax"}, "train": {"epochs": 2, "batch_size": 100}}
     Trainer(everything_data, settings(negatives=negatives, **options), folder).run()  # type: ignore[arg-type]
     again = Trainer(everything_data, settings(**options), folder)  # type: ignore[arg-type]
@@ -453,7 +458,7 @@ def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
     config = settings(
         loss={"kind": "softmax"},
         train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1},
-        negatives={"memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10},
+        negatives={"cross_batch_memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10},
     )
     whole = Trainer(board, config)
     whole.run()
@@ -721,23 +726,23 @@ def test_a_monitor_that_cannot_be_measured_is_named(board: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "time", "histories", "words"),
+    ("features", "time", "history_scope", "words"),
     [
-        ([Sequence(name="s", side="user", pooling="decay")], "at", "others",
-         "feature 's': pooling = 'decay' goes with the order of time; set train.histories = 'earlier'"),
-        ([Sequence(name="s", side="item")], "at", "earlier", "feature 's': a sequence on the item side cannot be had"),
-        ([Sequence(name="s", side="user", max_length=5)], "at", "earlier", "feature 's': a sequence with max_length"),
-        ([Sequence(name="s", side="user")], "", "earlier", "'earlier' needs a time; name its column in schema.time"),
-        ([], "", "earlier", "'earlier' needs a time"),
+        ([Sequence(name="s", side="user", pooling="decay")], "at", "leave_batch_out",
+         "feature 's': pooling = 'decay' goes with the order of time; set train.history_scope = 'causal'"),
+        ([Sequence(name="s", side="item")], "at", "causal", "feature 's': a sequence on the item side cannot be had"),
+        ([Sequence(name="s", side="user", max_length=5)], "at", "causal", "feature 's': a sequence with max_length"),
+        ([Sequence(name="s", side="user")], "", "causal", "'causal' needs a time; name its column in schema.time"),
+        ([], "", "causal", "'causal' needs a time"),
     ],
 )  # fmt: skip
 def test_sequences_that_cannot_be_had_as_asked_are_refused(
-    features: list[Sequence], time: str, histories: str, words: str
+    features: list[Sequence], time: str, history_scope: str, words: str
 ) -> None:
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": time, "features": (*ID_FEATURES, *features)})
     data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig())
     with pytest.raises(ConfigError, match=words):
-        Trainer(data, settings(loss={"kind": "softmax"}, train={"histories": histories}))
+        Trainer(data, settings(loss={"kind": "softmax"}, train={"history_scope": history_scope}))
 
 
 def test_ranks_beyond_the_catalogue_and_an_attribute_that_is_not_there_are_refused_before_training(
@@ -759,6 +764,6 @@ def test_positives_alone_are_enough_for_candidates_and_not_for_pairs() -> None:
         Trainer(data, settings(train=monitor))
     sizes = settings(loss={"kind": "softmax"}, train=monitor, negatives={"mask_positives": False})
     assert Trainer(data, sizes).run().history
-    observed = settings(loss={"kind": "softmax"}, train=monitor, negatives={"observed": 1})
-    with pytest.raises(ConfigError, match=r"negatives\.observed .* every training interaction is a positive; drop it"):
+    observed = settings(loss={"kind": "softmax"}, train=monitor, negatives={"disliked": 1})
+    with pytest.raises(ConfigError, match=r"negatives\.disliked .* every training interaction is a positive; drop it"):
         Trainer(data, observed)

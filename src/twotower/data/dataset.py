@@ -186,8 +186,8 @@ class Dataset:
 
     def sequence(self, feature: Sequence, among: Bools) -> Ragged:
         """The sequence of every row of the feature's side, oldest first, out of the interactions `among` (n,)."""
-        if feature.of != "all":
-            among = among & (self.pairs.positive == (feature.of == "positive"))
+        if feature.interactions != "all":
+            among = among & (self.pairs.positive == (feature.interactions == "positive"))
         keep = self.in_order(among)
         own, other = (
             (self.pairs.user, self.pairs.item) if feature.side == "user" else (self.pairs.item, self.pairs.user)
@@ -470,7 +470,7 @@ def with_statistics(
 
 def _mean(feature: Numeric, schema: Schema, n: int, rows: Codes, actions: pl.DataFrame) -> Doubles:
     """(n,) the mean of a column of the interactions by row."""
-    of = actions[feature.of or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
+    of = actions[feature.statistic_column or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
     known = np.isfinite(of)
     with np.errstate(invalid="ignore"):
         means: Doubles = np.bincount(rows[known], of[known], n) / np.bincount(rows[known], minlength=n)

@@ -356,7 +356,7 @@ class _Preparation:
                     arrays_out.append(name, item[keep][np.lexsort((item[keep], user[keep]))])
                 arrays_out.ragged("seen", user, item, number)
                 for i, f in sequences:
-                    among = np.ones(len(user), bool) if f.of == "all" else positive == (f.of == "positive")
+                    among = np.ones(len(user), bool) if f.interactions == "all" else positive == (f.interactions == "positive")
                     for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
                         most = 0 if f.attends else f.max_length
                         arrays_out.ragged(name, user[keep], codes[i][item[keep]], number[keep], most)
@@ -490,5 +490,5 @@ def _is_mean(feature: Any) -> bool:
 
 def _of(feature: Any, schema: Schema) -> str:
     """The column of the interactions that a mean is of."""
-    name: str = feature.of or schema.label or POSITIVE
+    name: str = feature.statistic_column or schema.label or POSITIVE
     return name

@@ -49,7 +49,7 @@ class Reading:
         """Take the reading from the schema, for a side's table or for the interactions."""
         ids = {schema.user_id, schema.item_id}
         if side is None:
-            averaged = {f.of for f in schema.features if isinstance(f, Numeric)}
+            averaged = {f.statistic_column for f in schema.features if isinstance(f, Numeric)}
             return cls(frozenset({schema.label, *averaged} - ids - {schema.time}))  # `Times` reads the time
         numbers = {f.source for f in schema.side(side) if isinstance(f, Numeric | Vector)}
         words = {f.source for f in schema.side(side) if isinstance(f, MultiHot | Text)}
@@ -375,15 +375,15 @@ def _features(
         if isinstance(f, Sequence):
             continue
         if isinstance(f, Numeric) and f.statistic:
-            if f.of and actions is not None:
-                need(actions, [f.of], "interactions", schema)
-                if not (actions[f.of].dtype.is_numeric() or actions[f.of].dtype == pl.Boolean):
+            if f.statistic_column and actions is not None:
+                need(actions, [f.statistic_column], "interactions", schema)
+                if not (actions[f.statistic_column].dtype.is_numeric() or actions[f.statistic_column].dtype == pl.Boolean):
                     raise DataError(
-                        f"interactions: column '{f.of}' holds {actions[f.of].dtype}, expected numbers for feature "
+                        f"interactions: column '{f.statistic_column}' holds {actions[f.statistic_column].dtype}, expected numbers for feature "
                         f"'{f.name}' to average; cast it"
                     )
-                if n := missing_count(actions[f.of]):
-                    notes.append(f"interactions: {n} of {actions.height} values of '{f.of}' are missing; left out")
+                if n := missing_count(actions[f.statistic_column]):
+                    notes.append(f"interactions: {n} of {actions.height} values of '{f.statistic_column}' are missing; left out")
             continue
         need(frame, [f.source], what, schema)
         if n := missing_count(frame[f.source]):

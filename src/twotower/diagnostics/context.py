@@ -79,10 +79,10 @@ class DiagnosisContext:
     def batch(self) -> tuple[Pairs, Candidates]:
         """A few positives of a batch and the candidates the whole batch is set against."""
         config = self.config
-        by_user = config.train.histories == "earlier"
+        by_user = config.train.history_scope == "causal"
         size = config.train.batch_size
         epoch = PositiveSampler(self.data, config.train.seed, config.train.shuffle, by_user).epoch(0)
-        some = epoch.of(0, slice(0, size + config.negatives.memory))
+        some = epoch.of(0, slice(0, size + config.negatives.cross_batch_memory))
         user, item = some.user[:size], some.item[:size]
         sampler = CandidateSampler(self.data, config.negatives, config.train.seed)
         if config.negatives.hard and self.finite:
@@ -132,7 +132,9 @@ class DiagnosisContext:
         """Mean training loss of every epoch whose opponents are those of the last: a memory fills up and mining starts
         in the first."""
         found = [float(h["train.loss"]) for h in self.run.history if "train.loss" in h]
-        changes = self.config.loss.kind != "bce" and bool(self.config.negatives.memory or self.config.negatives.hard)
+        changes = self.config.loss.kind != "bce" and bool(
+            self.config.negatives.cross_batch_memory or self.config.negatives.hard
+        )
         return found[1:] if changes else found
 
     @cached_property

@@ -203,7 +203,7 @@ def _why_unused(p: DiagnosisContext, side: SideName, name: str, effect: float) -
     if max(norms) < 0.01 * p.config.model.embedding_std:
         return (
             f"has embeddings of about zero (mean length {max(norms):.2g}): they were decayed away. Lower "
-            "train.embedding_weight_decay or that tower's decay_scale, or remove the feature."
+            "train.embedding_weight_decay or that tower's weight_decay_scale, or remove the feature."
         )
     return (
         f"has no effect: with its values shuffled the scores change by {effect:.1g} of their deviation. Remove it, or "
@@ -216,7 +216,7 @@ def _mean_row_norm(embeddings: FieldEmbeddings, other: FieldEmbeddings, name: st
     f = next(f for f in embeddings.fields if f.name == name)
     if f.kind == "dense":
         return math.inf
-    table = other.rows_of(f.shares) if f.shares else embeddings.rows_of(name)
+    table = other.rows_of(f.share_with) if f.share_with else embeddings.rows_of(name)
     return float(table.detach().norm(dim=1).mean())
 
 

@@ -76,7 +76,7 @@ def false_negatives(p: DiagnosisContext) -> Iterator[Finding]:
             "negatives.in_batch or train.batch_size"
         ]
         fewer = (
-            f"Draw fewer or others: {', '.join(named)}; negatives.observed draws items the user is known not to like."
+            f"Draw fewer or others: {', '.join(named)}; negatives.disliked draws items the user is known not to like."
         )
     evidence = {"train_positives": unmasked, "later_positives": later}
     if unmasked >= 0.01:

@@ -139,14 +139,14 @@ class FieldEmbeddings(nn.Module):
                 self.encoders[f"bag{number}"] = HistoryEncoder(
                     f.width, f.pooling, f.limit, history or HistoryConfig(), f.name
                 )
-            if not f.shares:
+            if not f.share_with:
                 table = f"bag{number}"
                 self.tables[table] = make(f.rows, f.width)
                 self._place[f.name] = (table, 0, f.rows)
         for name in self.tables:
             self._table(name).initialize(std)
         for f in self._others:
-            if f.kind == "bag" and not f.sequence and not f.shares:
+            if f.kind == "bag" and not f.sequence and not f.share_with:
                 # Training may never meet a value without a row, and what is unknown then adds nothing.
                 table, first, _ = self._place[f.name]
                 self._table(table).zero_row(first + UNKNOWN)
@@ -176,8 +176,8 @@ class FieldEmbeddings(nn.Module):
                 yield self._table(table), torch.cat([codes.flatten(), first_rows + UNKNOWN])
         for inputs, reader in ((own, self), (theirs, other)):
             for f in reader._others if inputs is not None else ():
-                if f.kind == "bag" and bool(f.shares) is (reader is other):
-                    table, first, _ = self._place[f.shares or f.name]
+                if f.kind == "bag" and bool(f.share_with) is (reader is other):
+                    table, first, _ = self._place[f.share_with or f.name]
                     codes = bag_codes(cast(Inputs, inputs).bags[f.name]) + first
                     yield self._table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
 
@@ -205,7 +205,9 @@ class FieldEmbeddings(nn.Module):
             if f.kind == "dense":
                 parts.append(self.projections[f"dense{number}"](inputs.dense[f.name]))
             else:
-                weights, bag = (other if f.shares else self)._table_for_bag(f.shares or f.name, inputs.bags[f.name])
+                weights, bag = (other if f.share_with else self)._table_for_bag(
+                    f.share_with or f.name, inputs.bags[f.name]
+                )
                 if isinstance(bag, Windows) or f.limit:
                     parts.append(self.encoders[f"bag{number}"](weights, bag))
                 else:
@@ -215,17 +217,17 @@ class FieldEmbeddings(nn.Module):
     def check_shares(self, other: FieldEmbeddings) -> None:
         """Raises ConfigError if a shared feature finds no embedding of its width on the other side."""
         for f in self.fields:
-            if not f.shares:
+            if not f.share_with:
                 continue
-            alone = "set share = false" if f.sequence else "leave out its shares"
-            if f.shares not in other._place:
+            alone = "set share_embedding = false" if f.sequence else "leave out share_with"
+            if f.share_with not in other._place:
                 raise ConfigError(
-                    f"feature '{f.name}' shares the embedding of '{f.shares}', which the other tower of its pair "
-                    f"does not read; add '{f.shares}' to that tower's fields or {alone} on '{f.name}'"
+                    f"feature '{f.name}' shares the embedding of '{f.share_with}', which the other tower of its pair "
+                    f"does not read; add '{f.share_with}' to that tower's fields or {alone} on '{f.name}'"
                 )
-            theirs = other._table(other._place[f.shares][0]).embedding_dim
+            theirs = other._table(other._place[f.share_with][0]).embedding_dim
             if theirs != f.width:
                 raise ConfigError(
-                    f"feature '{f.name}' has width {f.width} and shares '{f.shares}' of width {theirs}; "
+                    f"feature '{f.name}' has width {f.width} and shares '{f.share_with}' of width {theirs}; "
                     f"give both the same width or {alone}"
                 )

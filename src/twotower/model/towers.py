@@ -34,7 +34,7 @@ class Tower(nn.Module):
         super().__init__()
         fields = _select_fields(side_fields, config.fields)
         self.unknown_rate = unknown_rate
-        self.decay_scale = config.decay_scale
+        self.weight_decay_scale = config.weight_decay_scale
         self.has_layers = bool(config.layers)
         self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history, make)
         if config.history != HistoryConfig() and not any(f.limit for f in fields):

@@ -93,7 +93,7 @@ class CandidateSampler:
             )
         counts = dataset.positives_of_item.astype(np.float64)
         self._popularity = counts / counts.sum()
-        powered = np.where(counts > 0, counts**config.alpha, 0.0)
+        powered = np.where(counts > 0, counts**config.popularity_alpha, 0.0)
         self._powered = powered / powered.sum()
         self._cumulative = np.cumsum(self._powered)
         self._liked = PairSet(dataset.positive_items, self._n_items)
@@ -101,7 +101,7 @@ class CandidateSampler:
         self._slot = np.zeros(self._n_items, np.int64)
         self._distinct_users = Distinct(len(dataset.users))
         self._disliked: Ragged | None = None
-        if config.observed:
+        if config.disliked:
             disliked = np.flatnonzero((dataset.parts == TRAIN) & ~dataset.pairs.positive)
             order = np.random.default_rng(seed).permutation(disliked)
             # Their numbers, in a random order; and, where that is another, the place in time of every interaction.
@@ -123,7 +123,7 @@ class CandidateSampler:
         """Log of how often each of `items` is expected among the shared candidates of a batch of `positives`, all
         sources together: the density of the mixture times the number of draws."""
         c = self._config
-        if c.full or not (c.in_batch or c.memory or c.uniform or c.popularity):
+        if c.full or not (c.in_batch or c.cross_batch_memory or c.uniform or c.popularity):
             return np.zeros(len(items), np.float32)  # nothing is sampled, or no candidate is shared
         expected = self._popularity[items] * (positives * c.in_batch + memory)
         expected += c.uniform / self._n_items + c.popularity * self._powered[items]
@@ -228,7 +228,7 @@ class CandidateSampler:
         if self._random is not None:
             parts.append(self._random.draw_distinct(user.astype(np.int64), c.random, rng))
         if self._disliked is not None:
-            observed = _values_from_random_start(self._disliked, user, c.observed, rng)
+            observed = _values_from_random_start(self._disliked, user, c.disliked, rng)
             if source is not None:
                 of, own = (observed, source) if self._moment is None else (self._moment[observed], self._moment[source])
                 observed[of < own[:, None]] = -1

@@ -53,20 +53,20 @@ class Objective:
         """Raises ConfigError, DataError if there is nothing to learn, or not as the settings want it."""
         self.dataset, self.config, self.model = dataset, config, model
         self.device, self.context, self.sharded = device, context, sharded
-        self.earlier = config.train.histories == "earlier"
+        self.earlier = config.train.history_scope == "causal"
         timeline = dataset.timeline if self.earlier else None
         self.users = SideTensors(dataset.users, dataset.encoders.fields("user"), device, timeline, dataset.by_user)
         self.items = SideTensors(dataset.items, dataset.encoders.fields("item"), device)
         self.batcher = Batcher(self.users, self.items)
         sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
-        self._tells_dislikes = any(f.of != "positive" for f in sequences)
+        self._tells_dislikes = any(f.interactions != "positive" for f in sequences)
         _check_learnable(dataset, config)
         _check_histories(dataset, config)
         _check_shards(config, context)
-        seed, shuffle, shards = config.train.seed, config.train.shuffle, config.train.shards
+        seed, shuffle, shards = config.train.seed, config.train.shuffle, config.train.data_shards
         self.sampler: PairSampler | PositiveSampler
         self.candidates: CandidateSampler | None = None
-        self.memory = CrossBatchMemory(config.negatives.memory)
+        self.memory = CrossBatchMemory(config.negatives.cross_batch_memory)
         if config.loss.kind == "bce":
             self.sampler = PairSampler(dataset, config.negatives, seed, shuffle, shards)
         else:
@@ -183,8 +183,8 @@ class Objective:
     def _left_out(self, source: Ints, observed: Ints) -> Ints:
         """The interactions of the batch, which no sequence may hold."""
         # A rank that has none of a batch has drawn nothing, and leaves out what the others drew.
-        apart = self.config.train.shards > 1 or len(source) < self.context.world_size
-        if self.context.world_size > 1 and apart and self.config.negatives.observed:
+        apart = self.config.train.data_shards > 1 or len(source) < self.context.world_size
+        if self.context.world_size > 1 and apart and self.config.negatives.disliked:
             counts = [
                 int(n) for n in self.context.all_gather_array(np.array([len(observed)]), [1] * self.context.world_size)
             ]
@@ -236,9 +236,9 @@ def _check_learnable(dataset: Dataset, config: Config) -> None:
             "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
             "or loss.kind = 'softmax', or name a label and schema.positive_above"
         )
-    if config.negatives.observed and dataset.train.positive.all():
+    if config.negatives.disliked and dataset.train.positive.all():
         raise ConfigError(
-            "negatives.observed draws items that were met and not liked, and every training interaction is a "
+            "negatives.disliked draws items that were met and not liked, and every training interaction is a "
             "positive; drop it, or name a label and schema.positive_above"
         )
     positive, monitor = dataset.validation.positive, config.train.monitor
@@ -251,41 +251,41 @@ def _check_learnable(dataset: Dataset, config: Config) -> None:
 
 
 def _check_histories(dataset: Dataset, config: Config) -> None:
-    """Raises ConfigError if the sequences cannot be had as `train.histories` wants them."""
-    earlier = config.train.histories == "earlier"
+    """Raises ConfigError if the sequences cannot be had as `train.history_scope` wants them."""
+    earlier = config.train.history_scope == "causal"
     for f in dataset.schema.features:
         if not isinstance(f, Sequence):
             continue
         if not earlier and f.pooling == "decay":
             raise ConfigError(
-                f"feature '{f.name}': pooling = 'decay' goes with the order of time; set train.histories = 'earlier'"
+                f"feature '{f.name}': pooling = 'decay' goes with the order of time; set train.history_scope = 'causal'"
             )
         if earlier and (f.side == "item" or (f.max_length and not f.attends)):
             what = "on the item side" if f.side == "item" else "with max_length"
             raise ConfigError(
                 f"feature '{f.name}': a sequence {what} cannot be had as it was at every earlier moment; drop it or "
-                "set train.histories = 'others'"
+                "set train.history_scope = 'leave_batch_out'"
             )
     n = config.negatives
-    if earlier and not (n.full or n.random or n.uniform or n.popularity or n.memory):
+    if earlier and not (n.full or n.random or n.uniform or n.popularity or n.cross_batch_memory):
         log.warning(
-            "with train.histories = 'earlier' a batch holds few users, so the batch alone gives few "
+            "with train.history_scope = 'causal' a batch holds few users, so the batch alone gives few "
             "candidates; add negatives.uniform, or negatives.full = true"
         )
     if earlier and dataset.times is None:
-        raise ConfigError("train.histories = 'earlier' needs a time; name its column in schema.time")
+        raise ConfigError("train.history_scope = 'causal' needs a time; name its column in schema.time")
 
 
 def _check_shards(config: Config, context: DistributedContext) -> None:
     """Raises ConfigError if the shards cannot be dealt to the ranks, or to a batch."""
-    shards = config.train.shards
+    shards = config.train.data_shards
     if shards > 1 and shards % context.world_size:
         raise ConfigError(
-            f"train.shards = {shards} cannot be dealt to {context.world_size} ranks; set a multiple, or 1: then every "
+            f"train.data_shards = {shards} cannot be dealt to {context.world_size} ranks; set a multiple, or 1: then every "
             "rank reads all shards"
         )
     if shards > config.train.batch_size:
         raise ConfigError(
-            f"train.shards = {shards} and train.batch_size = {config.train.batch_size}: some batches would be empty; "
+            f"train.data_shards = {shards} and train.batch_size = {config.train.batch_size}: some batches would be empty; "
             "set no more shards than a batch has rows"
         )

@@ -67,7 +67,9 @@ class Shards:
         """`numbers` rise, or are those of one user after another, which `by_user` says. Raises ConfigError if there are
         fewer interactions than shards."""
         if count > len(numbers):
-            raise ConfigError(f"train.shards = {count}, and there are {len(numbers)} interactions to train; lower it")
+            raise ConfigError(
+                f"train.data_shards = {count}, and there are {len(numbers)} interactions to train; lower it"
+            )
         if count == 1:
             self.numbers, self.bounds = numbers, np.array([0, len(numbers)])
             return

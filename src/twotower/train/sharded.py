@@ -64,7 +64,7 @@ def plan_sharding(sizes: list[tuple[int, int]], world_size: int, sharding: str) 
     numbers = [rows * padded_width(width) for rows, width in sizes]
     for t in sorted(range(len(sizes)), key=lambda t: (-numbers[t], t)):
         parts = 1
-        if sharding == "column" or (sharding == "auto" and numbers[t] * world_size > sum(numbers)):
+        if sharding == "column_wise" or (sharding == "auto" and numbers[t] * world_size > sum(numbers)):
             grains = padded_width(sizes[t][1]) // _WIDTH_MULTIPLE
             parts = max(k for k in range(1, world_size + 1) if grains % k == 0)
         found[t] = sorted(sorted(range(world_size), key=lambda r: (held[r], r))[:parts])
@@ -102,20 +102,20 @@ class TorchRecEmbeddings:
         self._rec = _import_torchrec(device)
         if not distributed.is_initialized():
             raise ConfigError(
-                "train.tables = 'torchrec' is for `twotower train` and twotower.fit, which bring ranks together; "
-                "here set train.tables = 'replicated'"
+                "train.embedding_placement = 'torchrec' is for `twotower train` and twotower.fit, which bring ranks together; "
+                "here set train.embedding_placement = 'replicated'"
             )
         self._sizes: list[tuple[int, int]] = []
         with torch.device("meta"):
             TwoTower(config.model, user_fields, item_fields, self._measure)
-        dealt = plan_sharding(self._sizes, context.world_size, config.train.sharding)
+        dealt = plan_sharding(self._sizes, context.world_size, config.train.embedding_sharding)
         by_width: dict[int, list[int]] = {}
         for t, (_, width) in enumerate(self._sizes):
             by_width.setdefault(padded_width(width), []).append(t)
         self.touched = _updates_sparsely(config)
         rule = {"SGD": "EXACT_SGD", "Adagrad": "EXACT_ADAGRAD"}[config.train.optimizer] if self.touched else "EXACT_SGD"
         groups = [{t: dealt[t] for t in numbers} for numbers in by_width.values()]
-        row_wise = config.train.sharding == "row"
+        row_wise = config.train.embedding_sharding == "row_wise"
         self._held = [self._collection(g, rule, config.train.lr, row_wise) for g in groups]
         # Where rows are swept: zeros, which an update at a rate of -1 makes the sum of the gradients.
         self._gradients = [] if self.touched else [self._collection(g, rule, -1.0, row_wise) for g in groups]
@@ -353,7 +353,7 @@ def _no_init(weight: Tensor) -> None:
 
 def _updates_sparsely(config: Config) -> bool:
     """Whether a row without a gradient stays as it is, so that touched rows alone need be updated."""
-    train, scales = config.train, [t.decay_scale for p in config.model.pairs for t in (p.user, p.item)]
+    train, scales = config.train, [t.weight_decay_scale for p in config.model.pairs for t in (p.user, p.item)]
     decays = (train.embedding_weight_decay and any(scales)) or (train.bias_weight_decay and config.model.bias)
     return train.optimizer in ("SGD", "Adagrad") and not decays and not train.clip_norm
 
@@ -364,7 +364,7 @@ def _import_torchrec(device: torch.device) -> Any:
     install = f"pip install -e '.[torchrec]' and pip install --no-deps {requirements} (docs/scale.md)"
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
-            f"train.tables = 'torchrec' works on 'cpu' and 'cuda', not on '{device.type}'; set train.device"
+            f"train.embedding_placement = 'torchrec' works on 'cpu' and 'cuda', not on '{device.type}'; set train.device"
         )
     # TorchRec calls a name of torch that only logs that there are newer ones.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -383,13 +383,13 @@ def _import_torchrec(device: torch.device) -> Any:
             )
             from torchrec.distributed.types import ShardingEnv
     except ImportError as e:
-        raise ConfigError(f"train.tables = 'torchrec' needs TorchRec ({e}); {install}") from None
+        raise ConfigError(f"train.embedding_placement = 'torchrec' needs TorchRec ({e}); {install}") from None
     except (OSError, AttributeError, RuntimeError) as e:
         what = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ConfigError(f"TorchRec does not fit torch {torch.__version__} ({what}); {install}") from None
     if device.type == "cuda" and not _is_installed("fbgemm-gpu"):
         raise ConfigError(
-            "train.tables = 'torchrec' on 'cuda' needs fbgemm-gpu, and its build for CPUs is here; install "
+            "train.embedding_placement = 'torchrec' on 'cuda' needs fbgemm-gpu, and its build for CPUs is here; install "
             "fbgemm-gpu instead of fbgemm-gpu-cpu, or set train.device = 'cpu'"
         )
     return SimpleNamespace(

@@ -120,7 +120,7 @@ class Trainer:
         self.sharded: TorchRecEmbeddings | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
-            if config.train.tables == "torchrec":
+            if config.train.embedding_placement == "torchrec":
                 self.sharded = TorchRecEmbeddings(config, user_fields, item_fields, self.context, self.device)
                 self.model = self.sharded.model
             else:
@@ -131,7 +131,9 @@ class Trainer:
         self.names = {p: n for n, p in self.model.named_parameters()}
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
-        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.average else {}
+        self.average = (
+            {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.ema_decay else {}
+        )
         self._asked = False  # by a signal, of this process alone
         self._stop = self._late = False  # what the ranks have agreed on
         self._last_saved = time.monotonic()
@@ -219,7 +221,7 @@ class Trainer:
         p.mimic_sum += mimicked
         if self.average:
             # A young average follows quickly, or it would remember the random start.
-            keep = min(config.average, p.step / (p.step + 10))
+            keep = min(config.ema_decay, p.step / (p.step + 10))
             for name, parameter in self.model.named_parameters():
                 self.average[name].lerp_(parameter.detach(), 1 - keep)
         self.callback.on_step_end(p.batch, self.objective.steps_per_epoch, value)
@@ -330,7 +332,7 @@ class Trainer:
         if c.schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * step / (c.epochs * self.objective.steps_per_epoch)))
         elif c.schedule == "step":
-            factor = c.decay_rate ** (step // (c.decay_epochs * self.objective.steps_per_epoch))
+            factor = c.lr_decay_rate ** (step // (c.lr_decay_epochs * self.objective.steps_per_epoch))
         else:
             factor = 1.0
         return c.lr * warm * factor
@@ -509,7 +511,7 @@ def _optimizer(model: TwoTower, config: TrainConfig, device: torch.device) -> to
     groups: list[tuple[list[nn.Parameter], float]] = []
     for side in SIDES:
         for tower, _ in model.towers(side):
-            decay = config.embedding_weight_decay * tower.decay_scale
+            decay = config.embedding_weight_decay * tower.weight_decay_scale
             tables = [tower.embeddings.tables, *([] if tower.augmented is None else [tower.augmented])]
             groups.append(([p for t in tables for p in t.parameters() if p.requires_grad], decay))
     biases = [p for m in model.modules() if isinstance(m, FirstOrder) for p in m.parameters() if p.requires_grad]
