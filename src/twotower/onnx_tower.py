@@ -121,7 +121,9 @@ class OnnxTower:
 # ---- before it is trusted
 
 
-def inspect_towers(towers: Mapping[Path, str], *, room: int | None = None, name: str = "") -> None:
+def inspect_towers(
+    towers: Mapping[Path, str], *, room: int | None = None, name: str = "", base_seconds: float = INSPECT_SECONDS
+) -> None:
     """Look at towers, by their SHA-256, in a process of its own: what they hold, whether they load, whether they answer.
 
     One that was looked at before, under whatever name, is not looked at again. `room` in bytes is the most that one may
@@ -135,7 +137,7 @@ def inspect_towers(towers: Mapping[Path, str], *, room: int | None = None, name:
         raise RunError(f"{e.filename}: cannot be read ({e.strerror})") from None
     most = INSPECT_MEMORY + 4 * largest
     memory = most if room is None else max(0, min(most, room))
-    seconds = INSPECT_SECONDS + largest / INSPECT_BYTES_PER_SECOND
+    seconds = base_seconds + largest / INSPECT_BYTES_PER_SECOND
     looks = limited_process.run_limited(INSPECT_FUNCTION, new, timeout=4 * seconds, computing=seconds, memory=memory)
     for path, seen in looks.items():
         if seen.error:

@@ -55,7 +55,14 @@ FILTER_CACHE_ENTRIES = 256
 class Retriever:
     """One bundle, loaded."""
 
-    def __init__(self, bundle: Bundle, threads: int = 1, sound: Container[str] = (), room: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int = 1,
+        sound: Container[str] = (),
+        room: int | None = None,
+        inspect_seconds: float = onnx_tower.INSPECT_SECONDS,
+    ) -> None:
         """`bundle` has been verified by `Bundle.open`. A FAISS file is first loaded in a process of its own, unless its
         SHA-256 is among the `sound` ones, and so is a tower that is new to this process, which may take `room` bytes.
         Raises RunError or BundleError if the bundle's parts are damaged or do not agree, Unavailable if its index is
@@ -65,7 +72,7 @@ class Retriever:
         with ExitStack() as held:
             held.enter_context(bundle.lease())  # once everything is open or read, nobody can take it away
             try:
-                self._load(bundle, threads, self.index_digest not in sound, room)
+                self._load(bundle, threads, self.index_digest not in sound, room, inspect_seconds)
             except (TwoTowerError, MemoryError):
                 raise
             except (
@@ -82,12 +89,12 @@ class Retriever:
         """The SHA-256 of the FAISS file, an empty string if there is none."""
         return self.digests.get("index/index.faiss", "")
 
-    def _load(self, bundle: Bundle, threads: int, verify: bool, room: int | None) -> None:
+    def _load(self, bundle: Bundle, threads: int, verify: bool, room: int | None, inspect_seconds: float) -> None:
         folder = bundle.folder
         with ThreadPoolExecutor(2) as beside:  # they mostly wait for processes that look at files
             index = beside.submit(load_index, folder / "index", verify=verify)
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
-            looked = beside.submit(onnx_tower.inspect_towers, towers, room=room)
+            looked = beside.submit(onnx_tower.inspect_towers, towers, room=room, base_seconds=inspect_seconds)
             schema, self.config = _read_config(folder)
             # The item tower is not asked here, so its columns are not made.
             self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))

@@ -69,10 +69,11 @@ class Visit:
             self.page.wait_for_timeout(30)
 
     def best(self, column: int = 2) -> list[str]:
-        return self.page.locator(f"#answer-{column} .best .title").all_inner_texts()
+        return list(self.page.locator(f"#answer-{column} .best .title").all_inner_texts())
 
     def ids(self, column: int = 2) -> list[str]:
-        return self.page.eval_on_selector_all(f"#answer-{column} .best > li", "rows => rows.map(r => r.dataset.id)")
+        selector, script = f"#answer-{column} .best > li", "rows => rows.map(r => r.dataset.id)"
+        return list(self.page.eval_on_selector_all(selector, script))
 
     def changes(self, act: Callable[[], object]) -> None:
         """Do something that asks for new answers, and wait for them."""

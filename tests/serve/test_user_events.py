@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis as client
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,12 +41,13 @@ def free_port() -> int:
 
 
 class Server:
-    """A process that speaks Redis on loopback; killed and started at will."""
+    """A process that speaks the Redis protocol on loopback; killed and started at will."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: bool = True) -> None:
         self.port = free_port()
         self.process: subprocess.Popen[str] | None = None
-        self.start()
+        if start:
+            self.start()
 
     @property
     def url(self) -> str:
@@ -68,15 +70,31 @@ class Server:
             self.process = None
 
 
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.kill()
+
+
 @pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.kill()
+def server(running: Server) -> Server:
+    """A server that no test kills, emptied."""
+    with client.Redis.from_url(running.url) as connection:
+        connection.flushall()
+    return running
 
 
-def redis(url: str, timeout: float = 0.5, **more: object) -> RedisEvents:
-    return RedisEvents(url, timeout=timeout, **more)  # type: ignore[arg-type]
+@pytest.fixture
+def mortal() -> Iterator[Server]:
+    """A server of a test's own, which the test kills."""
+    server = Server()
+    yield server
+    server.kill()
+
+
+def redis(url: str, timeout: float = 0.5, **more: Any) -> RedisEvents:
+    return RedisEvents(url, timeout=timeout, **more)
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -84,41 +102,41 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def make(kind: str, request: pytest.FixtureRequest, **more: object) -> EventStore:
+def make(kind: str, request: pytest.FixtureRequest, **more: Any) -> EventStore:
     if kind == "memory":
-        return InProcessEvents(**more)  # type: ignore[arg-type]
+        return InProcessEvents(**more)
     server: Server = request.getfixturevalue("server")
     return redis(server.url, **more)
 
 
 def test_events_are_appended_read_and_forgotten(kind: str, request: pytest.FixtureRequest) -> None:
     async def world() -> None:
-        live = make(kind, request, events=4)
-        assert (await live.fetch(["b1"], "u")).events == []
-        assert (await live.add(["b1"], "u", [("1", True), ("2", False)]))[0] == 2
-        assert (await live.add(["b1"], "u", [("3", True), ("é☃", True), ("5", True)]))[0] == 4
-        assert (await live.fetch(["b1"], "u")).events == [("2", False), ("3", True), ("é☃", True), ("5", True)]
-        assert (await live.fetch(["b1"], "v")).events == []
-        await live.forget(["b1"], "u")
-        assert (await live.fetch(["b1"], "u")).events == []
-        await live.close()
+        store = make(kind, request, events=4)
+        assert (await store.fetch(["b1"], "u")).events == []
+        assert (await store.add(["b1"], "u", [("1", True), ("2", False)]))[0] == 2
+        assert (await store.add(["b1"], "u", [("3", True), ("é☃", True), ("5", True)]))[0] == 4
+        assert (await store.fetch(["b1"], "u")).events == [("2", False), ("3", True), ("é☃", True), ("5", True)]
+        assert (await store.fetch(["b1"], "v")).events == []
+        await store.forget(["b1"], "u")
+        assert (await store.fetch(["b1"], "u")).events == []
+        await store.close()
 
     asyncio.run(world())
 
 
 def test_swaps_and_rollbacks_keep_the_order_of_what_came(kind: str, request: pytest.FixtureRequest) -> None:
     async def world() -> None:
-        live = make(kind, request)
-        await live.add(["b1"], "u", [("1", True)])
-        await live.add(["b1", "b2"], "u", [("2", True), ("3", False)])
-        assert (await live.add(["b2", "b1"], "u", [("4", True)]))[0] == 4  # back to the first
+        store = make(kind, request)
+        await store.add(["b1"], "u", [("1", True)])
+        await store.add(["b1", "b2"], "u", [("2", True), ("3", False)])
+        assert (await store.add(["b2", "b1"], "u", [("4", True)]))[0] == 4  # back to the first
         told = [("1", True), ("2", True), ("3", False), ("4", True)]
         for bundles in (["b1", "b2"], ["b2", "b1"], ["b2", "b1", "b3"]):
-            assert (await live.fetch(bundles, "u")).events == told
-        assert (await live.fetch(["b2"], "u")).events == told[1:3]
-        assert await live.forget(["b1", "b2"], "u")
-        assert (await live.fetch(["b1", "b2"], "u")).events == []
-        await live.close()
+            assert (await store.fetch(bundles, "u")).events == told
+        assert (await store.fetch(["b2"], "u")).events == told[1:3]
+        assert await store.forget(["b1", "b2"], "u")
+        assert (await store.fetch(["b1", "b2"], "u")).events == []
+        await store.close()
 
     asyncio.run(world())
 
@@ -127,18 +145,18 @@ def test_fault_F4_a_vector_of_another_bundle_or_another_history_is_a_miss(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     async def world() -> None:
-        live, vector = make(kind, request), np.arange(6, dtype=np.float32)[None]
-        await live.add(["b1"], "u", [("1", True)])
-        events = (await live.fetch(["b1"], "u")).events
-        await live.save_vector("b1", "u", events, vector)
-        kept = (await live.fetch(["b1"], "u")).vector
+        store, vector = make(kind, request), np.arange(6, dtype=np.float32)[None]
+        await store.add(["b1"], "u", [("1", True)])
+        events = (await store.fetch(["b1"], "u")).events
+        await store.save_vector("b1", "u", events, vector)
+        kept = (await store.fetch(["b1"], "u")).vector
         assert kept is not None
         assert kept.shape == (1, 6)
         assert (kept == vector).all()
-        assert (await live.fetch(["b1", "b2"], "u")).vector is None  # the bundle is another
-        await live.add(["b1"], "u", [("2", True)])
-        assert (await live.fetch(["b1"], "u")).vector is None  # the history is another
-        await live.close()
+        assert (await store.fetch(["b1", "b2"], "u")).vector is None  # the bundle is another
+        await store.add(["b1"], "u", [("2", True)])
+        assert (await store.fetch(["b1"], "u")).vector is None  # the history is another
+        await store.close()
 
     asyncio.run(world())
 
@@ -150,15 +168,15 @@ def test_memory_forgets_what_is_old_and_who_was_quiet_longest() -> None:
         nonlocal now
         one = InProcessEvents()
         await one.add(["b"], "a", [("1", True)])
-        live = InProcessEvents(seconds=10, limit=int(2.5 * one.size), clock=lambda: now)
+        store = InProcessEvents(seconds=10, limit=int(2.5 * one.size), clock=lambda: now)
         for user in "abc":
-            await live.add(["b"], user, [("1", True)])
-        assert [(await live.fetch(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
+            await store.add(["b"], user, [("1", True)])
+        assert [(await store.fetch(["b"], user)).events for user in "abc"] == [[], [("1", True)], [("1", True)]]
         now = 9.0
-        await live.add(["b"], "c", [("2", True)])
+        await store.add(["b"], "c", [("2", True)])
         now = 12.0
-        assert (await live.fetch(["b"], "b")).events == []
-        assert len((await live.fetch(["b"], "c")).events) == 2
+        assert (await store.fetch(["b"], "b")).events == []
+        assert len((await store.fetch(["b"], "c")).events) == 2
 
     asyncio.run(world())
 
@@ -170,31 +188,31 @@ def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_g
         dropped[what] += n
 
     async def world() -> None:
-        limit, vector = 2 << 20, np.zeros((1, 64), np.float32)
-        catalogue = [f"{n:>512}" for n in range(1_000)]
+        limit, vector = 1 << 19, np.zeros((1, 64), np.float32)
+        catalogue = [f"{n:>512}" for n in range(240)]
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            live = InProcessEvents(limit=limit, on_drop=count)
-            for n in range(800):
+            store = InProcessEvents(events=100, limit=limit, on_drop=count)
+            for n in range(240):
                 user = f"{n}{'u' * 500}"
-                known = [(catalogue[(n * 7 + place) % 1_000], True) for place in range(200)]
+                known = [(catalogue[(n * 7 + place) % 240], True) for place in range(100)]
                 strange = [(f"{n}/{place}{'é' * 500}", False) for place in range(40 if n % 2 else 0)]
-                await live.add(["b"], user, known)
-                await live.add(["b"], user, strange, {item for item, _ in strange})
-                told = [*known, *strange[20:]][-200:]
-                assert (await live.fetch(["b"], user)).events == told
-                await live.save_vector("b", user, told, vector)
-                assert live.size <= limit
-                if n == 400:  # full since long
+                await store.add(["b"], user, known)
+                await store.add(["b"], user, strange, {item for item, _ in strange})
+                told = [*known, *strange[20:]][-100:]
+                assert (await store.fetch(["b"], user)).events == told
+                await store.save_vector("b", user, told, vector)
+                assert store.size <= limit
+                if n == 120:  # full since long
                     full = tracemalloc.get_traced_memory()[0] - before
             taken = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
-        assert live.size / 1.5 < taken < live.size * 1.5
+        assert store.size / 1.5 < taken < store.size * 1.5
         assert taken < full * 1.2
-        assert dropped["user"] > 400
-        assert dropped["event"] == 400 * 20
+        assert dropped["user"] > 120
+        assert dropped["event"] == 120 * 20
 
     asyncio.run(world())
 
@@ -202,16 +220,16 @@ def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_g
 def test_fault_G6_of_items_that_the_bundle_does_not_know_the_latest_few_stay_and_the_rest_are_counted() -> None:
     async def world() -> None:
         counts: list[tuple[str, int]] = []
-        live = InProcessEvents(events=50, on_drop=lambda what, n: counts.append((what, n)))
+        store = InProcessEvents(events=50, on_drop=lambda what, n: counts.append((what, n)))
         for n in range(30):
-            await live.add(["b"], "u", [(f"known {n}", True), (f"strange {n}", n % 2 == 0)], {f"strange {n}"})
+            await store.add(["b"], "u", [(f"known {n}", True), (f"strange {n}", n % 2 == 0)], {f"strange {n}"})
         told = [event for n in range(30) for event in ((f"known {n}", True), (f"strange {n}", n % 2 == 0))]
         stay = [(item, liked) for item, liked in told if item.startswith("known") or int(item.split()[1]) >= 10]
-        assert (await live.fetch(["b"], "u")).events == stay[-50:]
+        assert (await store.fetch(["b"], "u")).events == stay[-50:]
         assert sum(n for what, n in counts if what == "event") == 10
         # A bundle that knows them reads them; what one bundle's events name is never another's.
-        await live.add(["b", "c"], "u", [("strange 29", False)])
-        assert (await live.fetch(["b", "c"], "u")).events == [*stay[-49:], ("strange 29", False)]
+        await store.add(["b", "c"], "u", [("strange 29", False)])
+        assert (await store.fetch(["b", "c"], "u")).events == [*stay[-49:], ("strange 29", False)]
 
     asyncio.run(world())
 
@@ -260,38 +278,38 @@ def test_fault_G6_the_sum_over_users_and_items_is_always_the_total(steps: list[A
 
 def test_keys_carry_the_bundle(server: Server) -> None:
     async def world() -> None:
-        live = redis(server.url, seconds=77)
-        await live.add(["20260101T000000Z-abcdef"], "u:1", [("1", True)])
-        await live.save_vector("20260101T000000Z-abcdef", "u:1", [("1", True)], np.zeros((1, 2), np.float32))
-        keys = sorted(await live._client.keys("*"))
+        store = redis(server.url, seconds=77)
+        await store.add(["20260101T000000Z-abcdef"], "u:1", [("1", True)])
+        await store.save_vector("20260101T000000Z-abcdef", "u:1", [("1", True)], np.zeros((1, 2), np.float32))
+        keys = sorted(await store._client.keys("*"))
         assert keys == [b"20260101T000000Z-abcdef:events:u:1", b"20260101T000000Z-abcdef:vector:u:1"]
         for key in keys:
-            assert 0 < await live._client.ttl(key) <= 77
-        await live.close()
+            assert 0 < await store._client.ttl(key) <= 77
+        await store.close()
 
     asyncio.run(world())
 
 
 def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
     async def world() -> None:
-        live = redis(server.url)
-        await live._client.rpush(
+        store = redis(server.url)
+        await store._client.rpush(
             "b:events:u", b"\xff", b"[1, true, 1.0]", b'["2", true, 1.5]', b'{"a": 1}', b'["3", true]'
         )
-        await live._client.set("b:vector:u", history_digest([("2", True)]) + b"123")  # cut short
-        found = await live.fetch(["b"], "u")
+        await store._client.set("b:vector:u", history_digest([("2", True)]) + b"123")  # cut short
+        found = await store.fetch(["b"], "u")
         assert found.events == [("2", True)]
         assert found.vector is None
-        await live.close()
+        await store.close()
 
     asyncio.run(world())
 
 
 def test_fault_G6_what_another_program_pushed_costs_no_more_than_the_latest_events(server: Server) -> None:
     async def world() -> None:
-        live = redis(server.url, timeout=5, events=5)
+        store = redis(server.url, timeout=5, events=5)
         asked: list[Any] = []
-        pipeline = live._client.pipeline
+        pipeline = store._client.pipeline
 
         def watched(**more: Any) -> Any:
             pipe = pipeline(**more)
@@ -304,64 +322,62 @@ def test_fault_G6_what_another_program_pushed_costs_no_more_than_the_latest_even
             pipe.execute = kept
             return pipe
 
-        live._client.pipeline = watched
-        await live._client.rpush(
+        store._client.pipeline = watched
+        await store._client.rpush(
             "b:events:u", *(f'["{n}", true, 1.5]' for n in range(1000)), f'["{"x" * 5000}", true, 1.5]'
         )
-        assert (await live.fetch(["b"], "u")).events == [(str(n), True) for n in range(996, 1000)]
+        assert (await store.fetch(["b"], "u")).events == [(str(n), True) for n in range(996, 1000)]
         assert len(asked[-1][0]) == 5
-        assert await live.add(["b"], "u", [(str(n), True) for n in range(10_000)]) == (5, True)
+        assert await store.add(["b"], "u", [(str(n), True) for n in range(10_000)]) == (5, True)
         assert asked[-1][0] == 1000 + 1 + 5  # no more was sent than is kept
-        await live.close()
+        await store.close()
 
     asyncio.run(world())
 
 
 def test_fault_F1_a_store_that_is_down_at_the_start_makes_answers_colder_and_comes_back() -> None:
     async def world() -> None:
-        server = Server()
-        server.kill()
+        server = Server(start=False)
         failures: list[str] = []
-        live = redis(server.url, on_failure=failures.append)
-        live.breaker.pause = 0.05
-        assert (await live.fetch(["b"], "u")).events == []
-        assert await live.add(["b"], "u", [("1", True)]) == (1, False)  # kept here
-        assert (await live.fetch(["b"], "u")).events == [("1", True)]
+        store = redis(server.url, on_failure=failures.append)
+        store.breaker.pause = 0.05
+        assert (await store.fetch(["b"], "u")).events == []
+        assert await store.add(["b"], "u", [("1", True)]) == (1, False)  # kept here
+        assert (await store.fetch(["b"], "u")).events == [("1", True)]
         assert failures
         assert set(failures) == {"read", "write"}
         server.start()
         try:
-            await asyncio.sleep(0.3)
-            for _ in range(20):
-                if (await live.add(["b"], "u", [("2", True)]))[1]:
+            for _ in range(100):
+                if (await store.add(["b"], "u", [("2", True)]))[1]:
                     break
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.02)
             other = redis(server.url)  # what was kept here went there, first things first
             events = (await other.fetch(["b"], "u")).events
             assert events[0] == ("1", True)
             assert events[-1] == ("2", True)
-            assert live.breaker.closed
+            assert store.breaker.closed
             await other.close()
         finally:
-            await live.close()
+            await store.close()
             server.kill()
 
     asyncio.run(world())
 
 
-def test_fault_F1_a_store_that_is_killed_in_the_middle_costs_a_bounded_time_and_then_none(server: Server) -> None:
+def test_fault_F1_a_store_that_is_killed_in_the_middle_costs_a_bounded_time_and_then_none(mortal: Server) -> None:
     async def world() -> None:
-        live = redis(server.url, timeout=10)
-        await live.add(["b"], "u", [("1", True)])
-        live.timeout = 0.1
-        server.kill()
+        store = redis(mortal.url, timeout=10)
+        await store.add(["b"], "u", [("1", True)])
+        store.timeout = 0.1
+        mortal.kill()
         started = time.perf_counter()
         for _ in range(50):
-            assert (await live.fetch(["b"], "u")).events == []
+            assert (await store.fetch(["b"], "u")).events == []
         # Two or three failures, then nobody asks any more.
         assert time.perf_counter() - started < 4 * 0.1 + 0.5
-        assert not live.breaker.closed
-        await live.close()
+        assert not store.breaker.closed
+        await store.close()
 
     asyncio.run(world())
 
@@ -379,13 +395,13 @@ def test_fault_F1_a_store_that_answers_too_slowly_is_left_alone() -> None:
 
         slow = await asyncio.start_server(never, "127.0.0.1", 0)
         port = slow.sockets[0].getsockname()[1]
-        live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.05)
+        store = redis(f"redis://127.0.0.1:{port}/0", timeout=0.05)
         started = time.perf_counter()
         for _ in range(20):
-            assert (await live.fetch(["b"], "u")).events == []
+            assert (await store.fetch(["b"], "u")).events == []
         assert time.perf_counter() - started < 1.0
-        assert not live.breaker.closed
-        await live.close()
+        assert not store.breaker.closed
+        await store.close()
         slow.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
@@ -435,13 +451,13 @@ def test_tries_that_fail_together_are_one_failure() -> None:
     assert breaker.begin() is not None
 
 
-def test_what_was_not_forgotten_for_certain_is_told(server: Server) -> None:
+def test_what_was_not_forgotten_for_certain_is_told(mortal: Server) -> None:
     async def world() -> None:
-        live = redis(server.url, timeout=0.1)
-        await live.add(["b"], "u", [("1", True)])
-        server.kill()
-        assert not await live.forget(["b"], "u")
-        await live.close()
+        store = redis(mortal.url, timeout=0.1)
+        await store.add(["b"], "u", [("1", True)])
+        mortal.kill()
+        assert not await store.forget(["b"], "u")
+        await store.close()
 
     asyncio.run(world())
 
@@ -489,26 +505,26 @@ def test_fault_F1_a_real_valkey_is_killed_slowed_and_comes_back(tmp_path: Path) 
 
     async def world() -> None:
         process = start()
-        live = redis(f"redis://127.0.0.1:{port}/0", timeout=0.1)
-        live.breaker.pause = 0.1
+        store = redis(f"redis://127.0.0.1:{port}/0", timeout=0.1)
+        store.breaker.pause = 0.1
         try:
-            assert await live.add(["b"], "u", [("1", True)]) == (1, True)
-            assert (await live.fetch(["b"], "u")).events == [("1", True)]
-            await live._client.execute_command("CLIENT", "PAUSE", "2000")  # a hundred times slower than usual
+            assert await store.add(["b"], "u", [("1", True)]) == (1, True)
+            assert (await store.fetch(["b"], "u")).events == [("1", True)]
+            await store._client.execute_command("CLIENT", "PAUSE", "2000")  # a hundred times slower than usual
             started = time.perf_counter()
-            assert (await live.fetch(["b"], "u")).events == []
+            assert (await store.fetch(["b"], "u")).events == []
             assert time.perf_counter() - started < 0.5
             await asyncio.sleep(2.5)
-            assert (await live.fetch(["b"], "u")).events == [("1", True)]
+            assert (await store.fetch(["b"], "u")).events == [("1", True)]
             process.kill()
             process.wait()
-            assert (await live.add(["b"], "u", [("2", True)]))[1] is False
+            assert (await store.add(["b"], "u", [("2", True)]))[1] is False
             process = start()
             await asyncio.sleep(0.5)
-            assert (await live.add(["b"], "u", [("3", True)])) == (2, True)  # its memory was empty, ours was not
-            assert (await live.fetch(["b"], "u")).events == [("2", True), ("3", True)]
+            assert (await store.add(["b"], "u", [("3", True)])) == (2, True)  # its memory was empty, ours was not
+            assert (await store.fetch(["b"], "u")).events == [("2", True), ("3", True)]
         finally:
-            await live.close()
+            await store.close()
             process.kill()
             process.wait()
 

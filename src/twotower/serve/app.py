@@ -23,7 +23,6 @@ from twotower.bundle import BundleError
 from twotower.errors import DataError, RunError, Unavailable
 from twotower.index.milvus.collections import MilvusCollections
 from twotower.serve import schemas
-from twotower.serve.bundles import LOAD_TIMEOUT
 from twotower.serve.console import Console
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problems import PROBLEMS, Problem
@@ -331,7 +330,7 @@ def create_admin_app(service: Service) -> FastAPI:
         reason = body.reason or "by the service's admin port"
         try:
             bundle = await service.bundles.with_store(
-                lambda store: store.rollback(body.to or None, reason=reason), LOAD_TIMEOUT
+                lambda store: store.rollback(body.to or None, reason=reason), service.bundles.limits.load_timeout
             )
         except RunError as e:
             if _is_silent(e):

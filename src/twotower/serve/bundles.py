@@ -1,8 +1,8 @@
-"""The bundle that answers, and the one that takes its place.
+"""The bundle that answers requests, and its replacement while the service runs.
 
-CURRENT is looked at every so often. What it names is verified, loaded and asked in threads beside the one that serves;
-then one reference is changed. Requests under way end with the old bundle, which is gone when the last of them is.
-A bundle that cannot be loaded changes nothing but a counter, and is tried again later.
+The manager polls the store's file CURRENT. It verifies, loads and tries the bundle named there in a thread, while the old
+bundle answers; then it replaces one reference. Requests under way end with the old bundle, whose memory is freed with the
+last of them. A bundle that cannot be loaded only increments a counter, and is tried again after a pause.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from twotower import onnx_tower
 from twotower.bundle import Bundle, BundleError
 from twotower.data.memmap import FOLDER
 from twotower.errors import RunError, TwoTowerError, Unavailable
+from twotower.onnx_tower import INSPECT_SECONDS
 from twotower.request import Method, Request
 from twotower.retrieve import Retriever
 from twotower.serve.file_reader import FileReader
@@ -33,35 +35,58 @@ from twotower.store import Store
 log = logging.getLogger("twotower.bundles")
 
 MEMORY_PER_BYTE = 1.5
-"""Bytes of memory that a byte of a bundle takes, at most, while it is loaded."""
+"""Bytes of memory for each byte of a bundle's files while it is loaded, at most."""
 TOWER_CALL_BYTES = 1 << 28, 1 << 31
-"""Bytes that calls of towers may take at most: between these, as much as is free at the start."""
+"""Least and greatest limit of the memory of all tower calls. Bytes; between them, the memory free at the start."""
 LOADER_NICENESS = 15
-"""How far the loading thread stands back behind the serving one."""
+"""Nice value of the thread that loads bundles."""
 RECENT_BUNDLES = 8
-"""Bundles under whose ids a user's live events are looked for."""
-RETRY_PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Seconds before a bundle that was refused is tried again."""
-MAX_UNAVAILABLE_PAUSE = 5.0
-"""… at most, if only what holds its vectors does not answer."""
-CHECK_TIMEOUT, LIST_TIMEOUT, LOAD_TIMEOUT = 5.0, 30.0, 300.0
-"""Seconds for a look at which bundle is current, for a list of all of them, and for loading or verifying one; a store
-that takes longer does not answer."""
+"""Bundles under whose ids a user's recent events are looked up."""
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class BundleLimits:
+    """Times and memory of work on a store."""
+
+    check_timeout: float = 5.0
+    """Seconds for reading which bundle is current."""
+    list_timeout: float = 30.0
+    """Seconds for listing the bundles or changing which is current."""
+    load_timeout: float = 300.0
+    """Seconds for loading or verifying a bundle."""
+    retry_pauses: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 60.0)
+    """Seconds before a refused bundle is tried again, after its first, second … failure; the last one repeats."""
+    max_unavailable_pause: float = 5.0
+    """Greatest pause while only the vector database does not answer. Seconds."""
+    inspect_seconds: float = INSPECT_SECONDS
+    """Processor seconds for inspecting a tower that is new to the process, beside those for its bytes."""
+
+
 class BundleManager:
-    """The current bundle of a store, loaded; and one other, for comparing."""
+    """The loaded current bundle of a store, and a second bundle for comparisons."""
 
     def __init__(
-        self, store: Path, metrics: ServeMetrics, threads: int = 1, memory_limit: int = 0, workers: int = 1
+        self,
+        store: Path,
+        metrics: ServeMetrics,
+        threads: int = 1,
+        memory_limit: int = 0,
+        workers: int = 1,
+        limits: BundleLimits = BundleLimits(),
     ) -> None:
-        """`workers` share the machine's memory. Raises BundleError if the folder is no store."""
+        """Open the store at `store`, without loading a bundle.
+
+        `threads`: of one search and of one tower call. `memory_limit`: bytes of this process; 0: the free memory of the
+        machine and of the control groups. `workers`: processes that share that memory.
+        Raises BundleError if the folder is not a store.
+        """
         self.store = Store(store)
+        self.limits = limits
         self.retriever: Retriever | None = None
         self._recent: list[str] = []
         self.last_error = "no bundle has been loaded yet"
-        """Why there is no newer one."""
+        """Reason why no newer bundle is loaded; empty after a success."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
         onnx_tower.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], _free_memory(memory_limit, workers))))
@@ -74,60 +99,61 @@ class BundleManager:
         self._failures, self._retry_at = 0, 0.0
         self._comparison: Retriever | None = None
         self._checked_indexes: set[str] = set()
-        """Digests of index files that were looked at before: going back to a bundle costs no second look."""
+        """Digests of verified index files: a rollback does not verify a file again."""
         self._lock = asyncio.Lock()
 
     @property
     def current(self) -> Retriever:
-        """What answers now. Raises Problem "no-bundle"."""
+        """The retriever that answers requests now. Raises Problem "no-bundle"."""
         if self.retriever is None:
             raise Problem("no-bundle", self.last_error, headers={"Retry-After": "5"})
         return self.retriever
 
     def event_bundles(self, retriever: Retriever) -> tuple[str, ...]:
-        """Where a user's live events can be: under the bundles that were current lately and, last, the one that is
-        asked."""
-        asked = retriever.bundle.id
-        return (*(name for name in self._recent if name != asked), asked)
+        """Return the ids of the bundles under which a user's recent events are kept: those that were current lately, then
+        that of `retriever`."""
+        own = retriever.bundle.id
+        return (*(name for name in self._recent if name != own), own)
 
     @property
     def busy(self) -> bool:
-        """True while a thread is at the store, or hangs there: Python would wait for it before it ends."""
+        """True while a thread reads or writes the store, or hangs there. Python waits for such a thread at its end."""
         return self._lock.locked() or any(r.busy for r in (self._check_thread, self._load_thread, self._store_thread))
 
     async def watch(self, seconds: float) -> None:
-        """Look every `seconds`, for ever."""
+        """Refresh every `seconds` seconds, without end."""
         while True:
             try:
                 await self.refresh()
-            except Exception:  # whoever does not look any more serves the same bundle for ever
-                log.exception("looking for a bundle failed")
+            except Exception:  # without this loop the same bundle would be served until the next restart
+                log.exception("refreshing the bundle failed")
             await asyncio.sleep(seconds)
 
     async def refresh(self, retry: bool = False) -> bool:
-        """Load what CURRENT names if it is another bundle than the one that answers. Whether it was changed.
+        """Load the bundle named in CURRENT, unless it answers already. Return True if the bundle was replaced.
 
-        A bundle that was refused is tried again after a while, or at once if `again`."""
+        A refused bundle is tried again after a pause (`BundleLimits.retry_pauses`), or at once if `retry`.
+        """
         async with self._lock:
-            silent = None
+            no_answer = None
             try:
                 stamp: tuple[Any, ...] = await self._stamp()
             except RunError as e:
                 stamp = ("unreadable", str(e))
-                silent = e if getattr(e, "reason", "") == "store" else None
-            waits = not self._failures or time.monotonic() < self._retry_at
-            if stamp == self._last_stamp and waits and not retry:
+                no_answer = e if getattr(e, "reason", "") == "store" else None
+            paused = not self._failures or time.monotonic() < self._retry_at
+            if stamp == self._last_stamp and paused and not retry:
                 return False
             if stamp != self._last_stamp:
                 self._failures = 0
             self._last_stamp = stamp
             started = time.perf_counter()
             try:
-                if silent:
-                    raise silent
-                loaded, recent = await self._load_thread.run(self._load, LOAD_TIMEOUT)
-            except Exception as e:  # whatever a bundle does to the loader, the old one goes on
-                self._refused(e)
+                if no_answer:
+                    raise no_answer
+                loaded, recent = await self._load_thread.run(self._load, self.limits.load_timeout)
+            except Exception as e:  # no error of a new bundle may stop the old one
+                self._refuse(e)
                 return False
             self._failures, self.last_error = 0, ""
             self._recent = recent
@@ -138,9 +164,9 @@ class BundleManager:
             return True
 
     async def open_other(self, bundle: str) -> Retriever:
-        """Another bundle of the store, or the current one by its id; the last one asked for is kept.
+        """Return the retriever of a bundle by its id: the current one, or another, which is kept until the next call.
 
-        Raises Problem "unknown-bundle"."""
+        Raises Problem "unknown-bundle" if it is not in the store or cannot be loaded."""
         for known in (self.retriever, self._comparison):
             if known is not None and known.bundle.id == bundle:
                 return known
@@ -150,22 +176,27 @@ class BundleManager:
             self._comparison = None
             try:
                 await self._stamp()
-                self._comparison = await self._load_thread.run(lambda: self._open(bundle), LOAD_TIMEOUT)
+                self._comparison = await self._load_thread.run(lambda: self._open(bundle), self.limits.load_timeout)
             except TwoTowerError as e:
                 raise Problem("unknown-bundle", self.public_message(e)) from None
             return self._comparison
 
-    async def with_store(self, work: Callable[[Store], T], seconds: float = LIST_TIMEOUT) -> T:
-        """Run `work` on the store and return its result. Raises BundleError "store" if that takes too long, at once if the
-        store does not even say what is current."""
+    async def with_store(self, work: Callable[[Store], T], seconds: float | None = None) -> T:
+        """Run `work` on the store in a thread and return its result.
+
+        Raises BundleError "store" after `seconds` (default: `BundleLimits.list_timeout`), or after
+        `BundleLimits.check_timeout` if even CURRENT cannot be read.
+        """
         await self._stamp()
-        return await self._store_thread.run(lambda: work(self.store), seconds)
+        return await self._store_thread.run(
+            lambda: work(self.store), self.limits.list_timeout if seconds is None else seconds
+        )
 
     async def _stamp(self) -> tuple[str, int]:
-        return await self._check_thread.run(self.store.stamp, CHECK_TIMEOUT)
+        return await self._check_thread.run(self.store.stamp, self.limits.check_timeout)
 
     def public_message(self, error: Exception) -> str:
-        """What a client is told: where the store and its vectors lie is not its business."""
+        """Return the message of an error without the addresses of the store and of the index."""
         text = re.sub(r"https?://[^/\s:]+(:\d+)?", "index", str(error))
         text = text.replace(str(self.store.path.absolute()), "store")
         return text if str(self.store.path) == "." else text.replace(str(self.store.path), "store")
@@ -178,48 +209,49 @@ class BundleManager:
         return self._retriever(self.store.open(name))
 
     def _retriever(self, bundle: Bundle) -> Retriever:
-        _check_memory(_loaded_bytes(bundle), self._limit, self._workers)
-        loaded = Retriever(bundle, self._threads, self._checked_indexes, _free_memory(self._limit, self._workers))
+        check_memory(_loaded_bytes(bundle), self._limit, self._workers)
+        free = _free_memory(self._limit, self._workers)
+        loaded = Retriever(bundle, self._threads, self._checked_indexes, free, self.limits.inspect_seconds)
         self._checked_indexes.add(loaded.index_digest)
         return loaded
 
     def _load(self) -> tuple[Retriever | None, list[str]]:
-        """The bundle that is to become current, None if it is so already; and those that were current lately."""
+        """Load the current bundle; return it (None if it answers already) and the ids that were current lately."""
         bundle = self.store.current()
         recent = self._recent
         try:
             recent = self.store.recent(RECENT_BUNDLES)
-        except BundleError as e:  # which keeps a few live events from being found, and no bundle from answering
-            log.warning("the history cannot be read", extra={"fields": {"detail": str(e)}})
+        except BundleError as e:  # only events under earlier bundles are missed
+            log.warning("the history of the store cannot be read", extra={"fields": {"detail": str(e)}})
         if self.retriever is not None and bundle.id == self.retriever.bundle.id:
             return None, recent
-        other, self._comparison = self._comparison, None  # three at a time would be one too many
+        other, self._comparison = self._comparison, None  # at most two bundles are in memory
         if other is not None and other.bundle.id == bundle.id:
             return other, recent
         del other
-        fresh = self._retriever(bundle)
-        check_answers(fresh)
-        return fresh, recent
+        new = self._retriever(bundle)
+        check_answers(new)
+        return new, recent
 
-    def _swap(self, fresh: Retriever) -> None:
+    def _swap(self, new: Retriever) -> None:
         old = self.retriever
-        self.retriever = fresh
-        name, recall = fresh.bundle.id, float(fresh.bundle.manifest["recall_check"]["recall"])
+        self.retriever = new
+        name, recall = new.bundle.id, float(new.bundle.manifest["recall_check"]["recall"])
         self._metrics.set_bundle(name, recall, old.bundle.id if old else None)
         self._metrics.loads.inc()
         log.info("bundle is current", extra={"fields": {"bundle": name, "before": old.bundle.id if old else None}})
         if old is None:
             gc.collect()
-            gc.freeze()  # what is here stays, and need not be looked through again
+            gc.freeze()  # later collections skip the objects of the program itself
         del old
         self._load_thread.submit(_release_memory)
 
-    def _refused(self, error: Exception) -> None:
+    def _refuse(self, error: Exception) -> None:
         reason = getattr(error, "reason", "broken")
-        pause = RETRY_PAUSES[min(self._failures, len(RETRY_PAUSES) - 1)]
-        self._retry_at = time.monotonic() + (
-            min(pause, MAX_UNAVAILABLE_PAUSE) if isinstance(error, Unavailable) else pause
-        )
+        pause = self.limits.retry_pauses[min(self._failures, len(self.limits.retry_pauses) - 1)]
+        if isinstance(error, Unavailable):
+            pause = min(pause, self.limits.max_unavailable_pause)
+        self._retry_at = time.monotonic() + pause
         self._failures += 1
         self.last_error = self.public_message(error)
         self._metrics.load_failures.labels(reason).inc()
@@ -228,17 +260,17 @@ class BundleManager:
 
 
 def check_answers(retriever: Retriever) -> None:
-    """Ask a bundle by both methods, so that it has answered before it serves. Raises RunError if it cannot."""
+    """Recommend for one user by both methods. Raises RunError if a method returns no item."""
     if len(retriever.user_ids):
         methods: tuple[Method, Method] = (1, 2)
         for method in methods:
             answer = retriever.recommend(Request(retriever.user_ids[0]), 10, method)
             if not answer.items and not answer.truncated:
-                raise RunError(f"{retriever.bundle.folder}: gives no answer by method {method}")
+                raise RunError(f"{retriever.bundle.folder}: method {method} recommends nothing for its first user")
 
 
 def available_memory() -> int:
-    """Bytes that may still be taken: of the machine, and of the control groups of this process; the least of them."""
+    """Return the bytes that this process may still take: the least of the machine's and of its control groups'."""
     found = [
         _meminfo("MemAvailable"),
         *(free for folder in control_groups() if (free := free_in_group(folder)) is not None),
@@ -247,7 +279,7 @@ def available_memory() -> int:
 
 
 def control_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """The control groups that this process is in, of either version, up to the root: each can have a limit."""
+    """Return the folders of the process's control groups, version 1 or 2, up to the root: each can have a limit."""
     found = []
     with suppress(OSError):
         for line in proc.read_text().splitlines():
@@ -260,36 +292,39 @@ def control_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/s
 
 
 def free_in_group(group: Path) -> int | None:
-    """Bytes that a control group may still take, None if it has no limit."""
-    for most, now, idle in (
+    """Return the bytes that a control group may still take; None without a limit."""
+    for limit, usage, inactive in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         with suppress(OSError, ValueError):
-            bound = (group / most).read_text().strip()
-            if bound != "max":
-                # Pages of files that nobody has touched lately are given up when memory is asked for.
+            allowed = (group / limit).read_text().strip()
+            if allowed != "max":
+                # The kernel reclaims inactive pages of files when memory is requested.
                 stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                return int(bound) - int((group / now).read_text()) + int(stat.get(idle, 0))
+                return int(allowed) - int((group / usage).read_text()) + int(stat.get(inactive, 0))
     return None
 
 
-def _free_memory(limit: int, workers: int) -> int:
-    """Bytes that a bundle may take, loaded by all workers at about the same time."""
-    return min(available_memory() // workers, limit - _resident_bytes() if limit else 1 << 62)
+def _free_memory(limit: int, workers: int, available: Callable[[], int] = available_memory) -> int:
+    """Return the bytes that a bundle may take, if all workers load it at about the same time."""
+    return min(available() // workers, limit - _resident_bytes() if limit else 1 << 62)
 
 
-def _check_memory(size: int, limit: int, workers: int) -> None:
-    """Raises BundleError if a bundle of `size` bytes does not fit, loaded by all workers at about the same time."""
-    need, have = int(size * MEMORY_PER_BYTE), _free_memory(limit, workers)
-    if need > have:
+def check_memory(size: int, limit: int, workers: int, available: Callable[[], int] = available_memory) -> None:
+    """Raise BundleError if a bundle with files of `size` bytes does not fit into the free memory.
+
+    `limit`: bytes of this process; 0: none. `workers`: processes that load it at about the same time.
+    """
+    need, free = int(size * MEMORY_PER_BYTE), _free_memory(limit, workers, available)
+    if need > free:
         raise BundleError(
-            f"the bundle may need {need / 1e6:,.0f} MB and {have / 1e6:,.0f} MB are free; it is not loaded", "memory"
+            f"the bundle needs up to {need / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; it is not loaded", "memory"
         )
 
 
 def _loaded_bytes(bundle: Bundle) -> int:
-    """Bytes of its files, without those that are mapped and read here and there."""
+    """Return the bytes of the bundle's files, without the memory-mapped arrays."""
     return sum(e["size"] for e in bundle.manifest["files"] if not e["path"].startswith(f"{FOLDER}/arrays/"))
 
 
@@ -308,16 +343,18 @@ def _resident_bytes() -> int:
 
 
 def lower_priority() -> None:
-    """Make this thread the one that waits (a nice value is a thread's own on Linux)."""
+    """Lower the priority of the calling thread (on Linux each thread has its own nice value)."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, LOADER_NICENESS)
     except OSError:
-        log.debug("the loading thread keeps its priority")
+        log.debug("the priority of the loading thread cannot be lowered")
 
 
 def _release_memory() -> None:
-    """Give the memory of the old bundle back to the machine, where the C library can. The bundle itself was freed when
-    the last request let go of it: there is no cycle in it for `gc.collect`, which would hold everybody up."""
+    """Return freed memory to the operating system, where the C library can.
+
+    The old bundle has no reference cycle, so it is freed with its last request, without `gc.collect`, which would block
+    the process."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -15,7 +15,7 @@ from twotower.retrieve import Retriever
 from twotower.schema import Sequence
 from twotower.serve import schemas
 from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
-from twotower.serve.bundles import BundleManager
+from twotower.serve.bundles import BundleLimits, BundleManager
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
 from twotower.serve.search_executor import SEARCH_THREADS, RemoteSearchExecutor
@@ -44,11 +44,16 @@ class ResolvedRequest:
 class Service:
     """One process: the bundle, the live histories, the turns and the numbers."""
 
-    def __init__(self, settings: ServeSettings, metrics: ServeMetrics | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        metrics: ServeMetrics | None = None,
+        bundle_limits: BundleLimits = BundleLimits(),
+    ) -> None:
         """Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings
         self.metrics = metrics or ServeMetrics()
-        self.bundles = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers)
+        self.bundles = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers, bundle_limits)
         failed, dropped = self.metrics.event_store_errors, self.metrics.events_dropped
         self._in_process = InProcessEvents(
             s.events_per_user, s.event_ttl, s.event_memory, lambda what, n: dropped.labels(what).inc(n)
