@@ -114,7 +114,7 @@ def test_fault_G3_a_body_in_drips_after_its_refusal_has_an_end(
         served = serve(*SHORT, "--keys", str(tmp_path / "keys.toml")).wait()
     if status == 503:
         overload = (
-            "from twotower.serve.admission import Gate\nGate.full = lambda *_: True\n"
+            "from twotower.serve.admission import AdmissionController\nAdmissionController.overloaded = lambda *_: True\n"
             "import sys\nfrom twotower import cli\nsys.argv[0] = 'twotower'\ncli.main()"
         )
         served = serve(*SHORT, code=overload).wait()

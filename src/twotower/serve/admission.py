@@ -1,18 +1,19 @@
-"""Turns: requests are answered one after the other, in an order that is fair to clients, and who would wait too long is
-refused at once.
+"""Admission control: requests are answered one after the other, in an order that is fair to clients; a request that would
+wait too long is refused at once.
 
-One process answers on one core, so answering two requests at the same time makes both late. While the queue is empty
-now and then, a request may wait `burst` seconds; once it has not been empty for so long, only `target` ("controlled
-delay", Maurer 2015, "Fail at Scale", ACM Queue 13(8), after Nichols and Jacobson's CoDel). So a burst is answered, and an
-overload does not make everyone wait. Within a second of a refusal it is `target` too: an overload that leaves the queue
-empty for a moment is no burst.
+One process answers on one core, so answering two requests at the same time delays both. While the queue empties now and
+then, a request may wait `max_wait` seconds; once the queue has not been empty for `max_wait`, only `target_wait`
+("controlled delay": Maurer 2015, "Fail at Scale", ACM Queue 13(8), after Nichols and Jacobson's CoDel). A burst is
+answered, and an overload does not delay every request. Within a second of a refusal the limit stays `target_wait`: an
+overload that leaves the queue empty for a moment is no burst.
 
-Whose turn is next is decided by what clients have used: seconds of the process, measured at the end of each turn. The next
-is whoever would have used the least after it (fair queueing by virtual time; Demers, Keshav and Shenker 1989, Parekh and
-Gallager 1993). A client alone has everything; of several that wait, none gets more than its share, however many requests
-it sends and however much one of them costs. How long somebody would wait is counted in the same order, so it is the
-client with much in the queue that is refused, and not who asks for little. Of one client's requests the small go before the
-large, until what came later has had as much time: who cannot be told apart is helped too.
+The queue is a fair queue by virtual time (weighted fair queueing: Demers, Keshav and Shenker 1989; Parekh and Gallager
+1993). Each client accumulates the seconds of the process that its requests took, measured when a permit is released. The
+next permit goes to the client with the smallest virtual finish time. A client alone has the whole process; of several
+waiting clients none gets more than its share, however many requests it sends and however much one of them costs. The
+expected wait is computed in the same order, so the client with a long queue is refused, not the one with a small request.
+Requests of one client are ordered by their virtual finish time on arrival: small requests pass large ones until later
+arrivals have taken as much time as the large one, which also helps clients that share one address.
 """
 
 from __future__ import annotations
@@ -29,46 +30,48 @@ from types import TracebackType
 from twotower.serve.problems import Problem
 
 REFUSAL_COOLDOWN = 1.0
-"""Seconds without a refusal after which a burst may come again."""
+"""Seconds without a refusal before `max_wait` applies again."""
 SMOOTHING = 0.02
-"""The share of the latest turn in a pace."""
+"""Weight of the latest request in the moving averages of service times."""
 REMEMBERED_CLIENTS = 4_096
-"""Clients whose pace is remembered, beside those who have or wait for a turn."""
+"""Number of clients whose service time is kept, in addition to those with a permit or a waiting request."""
 BYTES_PER_WEIGHT = 2_048
-"""Bytes of a body that weigh as much as a request: about what it costs to read and use them."""
+"""Bytes of a body that cost about as much to parse and use as an ordinary request; they add 1 to its weight."""
 ENTRIES_PER_WEIGHT = 300
-"""Entries of lists that do."""
+"""Entries of lists (history, events, allow, ban) that add 1 to a request's weight."""
 
 
 class _ClientQueue:
-    """The waiting requests of a client, and the time it has used."""
+    """Waiting requests of one client, and its virtual time."""
 
     __slots__ = ("permits", "queue", "queued_weight", "samples", "service_time", "used")
 
     def __init__(self, service_time: float) -> None:
         self.service_time = service_time
-        """Seconds between the end of the turn before and that of its own, lately, by weight, while somebody waits: what
-        else the process does counts too."""
+        """Moving average of seconds per unit of weight, from the previous release to the client's own while requests wait;
+        it includes what else the process does meanwhile."""
         self.samples = 1
-        """Turns that this is the mean of, the guess included."""
+        """Number of samples in `service_time`, the initial guess included."""
         self.used = 0.0
-        """Seconds that it has had, on the gate's virtual clock; of turns it has now, what they are expected to take."""
+        """Virtual time of the client in seconds: measured for released permits, expected for permits it holds."""
         self.queue: list[tuple[float, int, Permit]] = []
-        """By what the client would have used after the turn when it came: the small go before the large, but for a while."""
+        """Waiting permits, ordered by virtual finish time on arrival, then by arrival."""
         self.queued_weight = 0.0
-        """Weight of the queue."""
+        """Total weight of the queue."""
         self.permits = 0
-        """Turns it has now."""
+        """Number of permits held."""
 
     @property
     def next_finish(self) -> float:
-        """The time it will have used after its next turn."""
+        """Virtual finish time of the first waiting request."""
         return self.used + self.service_time * self.queue[0][2].weight
 
 
 class AdmissionController:
-    """`async with gate.turn(client, weight):` is a turn. `width` turns may be taken at once: 1 where a turn does not wait
-    for others. A request of the weight 1 is an ordinary one."""
+    """Fair queue of permits: `async with controller.permit(client, weight):` runs its block with a permit.
+
+    Up to `concurrency` permits are held at once: 1 where a request does not wait for other processes. Weight 1 is an
+    ordinary request."""
 
     def __init__(
         self,
@@ -76,22 +79,24 @@ class AdmissionController:
         target_wait: float = 0.005,
         concurrency: int = 1,
         service_time: float = 0.001,
+        remembered_clients: int = REMEMBERED_CLIENTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`burst` and `target` in seconds; `pace`, too, is what an ordinary request is believed to take before one was
+        """`max_wait` and `target_wait` are in seconds, as is `service_time`, the guess for an ordinary request before one is
         measured."""
         self.max_wait, self.target_wait, self.concurrency = max_wait, target_wait, concurrency
+        self._remembered_clients = remembered_clients
         self._clock = clock
         self._first_service_time = service_time
-        """Pace of first turns lately. A client counts once, however much it asks."""
+        """Moving average of the service time of clients' first requests: the guess for an unknown client."""
         self._clients: OrderedDict[str, _ClientQueue] = OrderedDict()
         self._active_clients: dict[str, _ClientQueue] = {}
-        """The clients that have or wait for a turn."""
+        """Clients that hold or wait for a permit."""
         self._queued_clients: dict[str, _ClientQueue] = {}
-        """The requests that wait for one, in the order of coming."""
+        """Clients with waiting requests, in order of arrival."""
         self._active_permits = self._arrivals = 0
         self._virtual_clock = 0.0
-        """The virtual clock: what a client that is always there would have used. Who comes begins with that."""
+        """Virtual time of a client that is always active; an arriving client starts at it."""
         self._last_release = self._last_idle = clock()
         self._last_refusal = self._last_release - REFUSAL_COOLDOWN
 
@@ -100,57 +105,56 @@ class AdmissionController:
 
     @property
     def expected_wait(self) -> float:
-        """Seconds that an ordinary request of a client without a name must expect to wait."""
+        """Expected wait, in seconds, of an ordinary request of a client without a name."""
         return self._wait_ahead("", 1.0, float("inf")) if self._active_permits >= self.concurrency else 0.0
 
     def overloaded(self, client: str = "", weight: float = 1.0) -> bool:
-        """True if a request that comes now would wait too long. Called for every request: it also notes when
-        the queue was empty."""
+        """Return whether a request that arrives now would wait longer than the limit. Call it for every request: it also
+        records when the queue was empty."""
         now = self._clock()
         if self._active_permits < self.concurrency:
             self._last_idle = now
             return False
-        calm = now - self._last_idle <= self.max_wait and now - self._last_refusal >= REFUSAL_COOLDOWN
-        limit = self.max_wait if calm else self.target_wait
+        burst_allowed = now - self._last_idle <= self.max_wait and now - self._last_refusal >= REFUSAL_COOLDOWN
+        limit = self.max_wait if burst_allowed else self.target_wait
         if self._wait_ahead(client, weight, limit) <= limit:
             return False
         self._last_refusal = now
         return True
 
     def _wait_ahead(self, name: str, weight: float, enough: float) -> float:
-        """Seconds of what waits and would come before a request, of its own client's and of others'. Turns that have
-        begun are not counted: they cannot be taken back, and refusing who waits for them helps nobody. Counts no further
-        than `enough`."""
+        """Return the seconds of waiting requests that would run before a request, of its own client and of others; stop
+        counting above `enough`. Permits that are held do not count: they cannot be revoked, so refusing would not help."""
         client = self._clients.get(name)
         if client is None:
             client = _ClientQueue(self._first_service_time)
         used = client.used if name in self._active_clients else max(self._virtual_clock, client.used)
-        mine = used + client.service_time * weight
-        before = 0.0
+        finish_on_arrival = used + client.service_time * weight
+        own_wait = 0.0
         for finish, _, permit in client.queue:
-            if finish > mine or before > enough:
+            if finish > finish_on_arrival or own_wait > enough:
                 break
-            before += client.service_time * permit.weight
-        ahead, after = before, mine + before
+            own_wait += client.service_time * permit.weight
+        wait, virtual_finish = own_wait, finish_on_arrival + own_wait
         for other in self._queued_clients.values():
-            if ahead > enough:
+            if wait > enough:
                 break
-            if other is not client and other.next_finish <= after:
-                ahead += min(other.service_time * other.queued_weight, after - other.used)
-        return ahead
+            if other is not client and other.next_finish <= virtual_finish:
+                wait += min(other.service_time * other.queued_weight, virtual_finish - other.used)
+        return wait
 
-    # ---- what turns do
+    # ---- called by Permit
 
     def _arrive(self, name: str) -> _ClientQueue:
-        """The client, who is here from now on."""
+        """Return the client's queue, and mark the client active."""
         client = self._active_clients.get(name)
         if client is None:
             client = self._clients.pop(name, None) or _ClientQueue(self._first_service_time)
             client.used = max(client.used, self._virtual_clock)
             self._clients[name] = self._active_clients[name] = client
-            while len(self._clients) >= REMEMBERED_CLIENTS + len(self._active_clients):
+            while len(self._clients) >= self._remembered_clients + len(self._active_clients):
                 oldest = next(iter(self._clients))
-                if oldest in self._active_clients:  # it came long ago, and is still here
+                if oldest in self._active_clients:  # seen first long ago, and still active
                     self._clients.move_to_end(oldest)
                 else:
                     del self._clients[oldest]
@@ -164,16 +168,16 @@ class AdmissionController:
         client.used += permit.expected_seconds
 
     def _release(self, permit: Permit, used: bool) -> None:
-        """Take a turn back; one that was not `used` counts for nothing."""
+        """Take a permit back; the time of one that was not `used` is not counted."""
         client, spent = self._active_clients[permit.client], 0.0
         if used:
             now = self._clock()
             spent, self._last_release = now - self._last_release, now
-            pace = spent / permit.weight
+            measured = spent / permit.weight
             if client.samples == 1:
-                self._first_service_time += SMOOTHING * (pace - self._first_service_time)
+                self._first_service_time += SMOOTHING * (measured - self._first_service_time)
             client.samples += 1
-            client.service_time += max(SMOOTHING, 1 / client.samples) * (pace - client.service_time)
+            client.service_time += max(SMOOTHING, 1 / client.samples) * (measured - client.service_time)
         client.used += spent - permit.expected_seconds
         self._virtual_clock += spent / len(self._active_clients)
         self._active_permits -= 1
@@ -199,7 +203,7 @@ class AdmissionController:
         self._queued_clients[permit.client] = client
 
     def _dequeue(self, name: str, client: _ClientQueue, permit: Permit) -> None:
-        """A turn is in the queue no more."""
+        """Account for a permit that has left the queue."""
         client.queued_weight = client.queued_weight - permit.weight if client.queue else 0.0
         if not client.queue:
             del self._queued_clients[name]
@@ -210,7 +214,7 @@ class AdmissionController:
 
 
 class Permit:
-    """A place in the queue, and then a turn, which may be ended before its block is."""
+    """A waiting request, then the right to run; may be released before its block ends."""
 
     __slots__ = ("_controller", "_held", "client", "expected_seconds", "granted", "weight")
 
@@ -226,9 +230,9 @@ class Permit:
         if controller._active_permits < controller.concurrency and not controller._queued_clients:
             controller._grant(self, client)
             self._held = True
-            controller._last_release = controller._clock()  # nobody has waited for this turn
+            controller._last_release = controller._clock()  # no request waited for this permit
             try:
-                await asyncio.sleep(0)  # let those who came at the same time be queued, or refused
+                await asyncio.sleep(0)  # let requests that arrived at the same time be queued or refused
             except BaseException:
                 self._return_unused()
                 raise
@@ -241,7 +245,7 @@ class Permit:
             except BaseException:
                 if self.granted.done() and not self.granted.cancelled():
                     self._held = True
-                    self._return_unused()  # it was given the turn and does not take it
+                    self._return_unused()  # granted and cancelled at the same time
                 raise
         _CURRENT_PERMIT.set(self)
         return self
@@ -252,7 +256,7 @@ class Permit:
         self.release()
 
     def release(self) -> None:
-        """The next may begin; what this one still does is done beside the turns."""
+        """Let the next request run; the rest of the block runs beside the permits."""
         if self._held:
             self._held = False
             self._controller._release(self, used=True)
@@ -263,12 +267,13 @@ class Permit:
 
 
 _CURRENT_PERMIT: ContextVar[Permit] = ContextVar("permit")
-"""The latest turn of the present request."""
+"""Latest permit of the current request."""
 
 
 def release_current_permit() -> str:
-    """End the turn of the present request, if it has one: for what takes turns of its own, or is done beside them. Gives
-    the client's name."""
+    """Release the permit of the current request, if it holds one, and return the client's name ("" without a permit).
+
+    For work that takes permits of its own, or runs beside the permits."""
     permit = _CURRENT_PERMIT.get(None)
     if permit is None:
         return ""
@@ -277,7 +282,7 @@ def release_current_permit() -> str:
 
 
 class ClientSlots:
-    """For work beside the turns: so many at once, and so many of one client."""
+    """Bounds on work that runs beside the permits: `total` at once, `per_client` of one client. `what` names it in messages."""
 
     def __init__(self, total: int, per_client: int, what: str) -> None:
         self.total, self.per_client, self.what = total, per_client, what
@@ -285,13 +290,13 @@ class ClientSlots:
 
     @contextmanager
     def hold(self, client: str) -> Iterator[None]:
-        """Raises Problem "overload" if there is none."""
-        mine = self._taken.get(client, 0)
-        if mine >= self.per_client or sum(self._taken.values()) >= self.total:
+        """Hold a slot during the block. Raises Problem "overload" if none is free."""
+        held = self._taken.get(client, 0)
+        if held >= self.per_client or sum(self._taken.values()) >= self.total:
             raise overload_problem(
-                f"{self.per_client if mine >= self.per_client else self.total} {self.what} are under way"
+                f"{self.per_client if held >= self.per_client else self.total} {self.what} are in progress"
             )
-        self._taken[client] = mine + 1
+        self._taken[client] = held + 1
         try:
             yield
         finally:
@@ -301,5 +306,5 @@ class ClientSlots:
 
 
 def overload_problem(detail: str = "") -> Problem:
-    """What somebody who would wait too long is told."""
+    """Return the problem of a request that would wait too long."""
     return Problem("overload", detail, headers={"Retry-After": "1"})

@@ -1,4 +1,4 @@
-"""API keys: a file of names, scopes and SHA-256 digests; the keys themselves are nowhere."""
+"""API keys: a file of names, scopes and SHA-256 digests. The keys themselves are not stored."""
 
 from __future__ import annotations
 
@@ -22,17 +22,13 @@ from twotower.serve.file_reader import FileReader
 log = logging.getLogger("twotower.api_keys")
 
 KEY_PREFIX = "tt_"
-POLL_SECONDS = 2.0
-"""Seconds between two looks at the file."""
-READ_TIMEOUT = 5.0
-"""Seconds that a look may take: a file that cannot be read for so long lets nobody in."""
 MAX_FILE_BYTES = 1 << 20
-"""Bytes of a file of keys: some six thousand."""
+"""Largest key file in bytes: about 6,000 keys."""
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """Who may ask, and whether they may also roll back."""
+    """A key by its name and SHA-256 digest; `admin` keys may also roll back and reload."""
 
     name: str
     digest: bytes
@@ -40,18 +36,27 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of a file, read again at every look. While the file cannot be used, nobody is let in."""
+    """The keys of a file, read again every `poll` seconds. While the file cannot be used, no key is valid.
 
-    def __init__(self, path: Path) -> None:
+    A read that takes longer than `read_timeout` seconds counts as a file that cannot be used."""
+
+    def __init__(
+        self,
+        path: Path,
+        poll: float = 2.0,
+        read_timeout: float = 5.0,
+        read: Callable[[Path], list[ApiKey]] | None = None,
+    ) -> None:
         self.path = path
-        self.why = ""
-        """The reason why nobody is let in; empty while the file can be used."""
+        self.error = ""
+        """Why no key is valid; empty while the file can be used."""
+        self._poll, self._read_timeout, self._read = poll, read_timeout, read or read_keys
         self._keys: list[ApiKey] = []
         self._reader = FileReader("keys")
-        self.take(self.look())
+        self.apply(self.read())
 
     def find(self, token: str) -> ApiKey | None:
-        """Whose key it is. Every key is compared, in a time that does not depend on where they differ."""
+        """Return the key with this secret. Compares the digests of all keys, each in constant time."""
         digest = hashlib.sha256(token.encode(errors="replace")).digest()
         found = None
         for key in self._keys:
@@ -59,17 +64,17 @@ class ApiKeys:
                 found = key
         return found
 
-    def look(self) -> tuple[list[ApiKey], str]:
-        """The keys of the file, and why there are none. Old keys do not outlive a file that is gone, empty or broken: that
-        is how all of them are taken away in a hurry."""
+    def read(self) -> tuple[list[ApiKey], str]:
+        """Return the keys of the file, and why there are none ("" otherwise). Earlier keys do not survive a file that is
+        missing, empty or damaged: emptying the file is how all keys are revoked at once."""
         try:
-            return read_keys(self.path), ""
+            return self._read(self.path), ""
         except ConfigError as e:
             return [], str(e)
 
-    def take(self, found: tuple[list[ApiKey], str]) -> bool:
-        """Let in whom a look has found; whether that is anybody else than before."""
-        before, (self._keys, self.why) = (self._keys, self.why), found
+    def apply(self, found: tuple[list[ApiKey], str]) -> bool:
+        """Use the result of `read` from now on; return whether it differs from the previous one."""
+        before, (self._keys, self.error) = (self._keys, self.error), found
         return before != found
 
     @property
@@ -77,38 +82,38 @@ class ApiKeys:
         """True while a thread reads the file, or hangs there."""
         return self._reader.busy
 
-    async def follow(self, failed: Callable[[], None]) -> None:
-        """Look every so often, for ever; `failed` is told of every look that finds no keys."""
-        changed = bool(self.why)
+    async def watch(self, on_failure: Callable[[], None]) -> None:
+        """Read the file again and again; call `on_failure` for every read that finds no usable keys."""
+        changed = bool(self.error)
         while True:
-            if self.why:
-                failed()
-            if changed and self.why:
-                log.error("the keys cannot be used, nobody is let in", extra={"fields": {"detail": self.why}})
+            if self.error:
+                on_failure()
+            if changed and self.error:
+                log.error("key file cannot be used, every key is refused", extra={"fields": {"detail": self.error}})
             elif changed:
-                log.info("keys were read again")
-            await asyncio.sleep(POLL_SECONDS)
+                log.info("key file was read again")
+            await asyncio.sleep(self._poll)
             try:
-                found = await self._reader.run(self.look, READ_TIMEOUT)
+                found = await self._reader.run(self.read, self._read_timeout)
             except BundleError:
                 found = [], f"{self.path} does not answer"
-            changed = self.take(found)
+            changed = self.apply(found)
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """Raises ConfigError for what cannot be read, holds no key, or holds something else."""
+    """Return the keys of a file. Raises ConfigError if it cannot be read, holds no key, or holds anything else."""
     try:
-        told: Any = tomllib.loads(read_regular(path.resolve(), MAX_FILE_BYTES).decode())
+        content: Any = tomllib.loads(read_regular(path.resolve(), MAX_FILE_BYTES).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else e
         raise ConfigError(
-            f"{path}: no keys can be read ({why}); `{command('key', 'NAME')} >> {command(path, program='').strip()}` makes one"
+            f"{path}: key file cannot be read ({why}); `{command('key', 'NAME')} >> {command(path, program='').strip()}` makes one"
         ) from None
-    entries, keys = told.get("keys"), []
+    entries, keys = content.get("keys"), []
     for entry in entries if isinstance(entries, list) and entries else [{}]:
         try:
             name, digest, scope = entry["name"], bytes.fromhex(entry["sha256"]), entry.get("scope", "ask")
-            if set(told) != {"keys"} or set(entry) - {"name", "sha256", "scope"}:
+            if set(content) != {"keys"} or set(entry) - {"name", "sha256", "scope"}:
                 raise ValueError
             if not isinstance(name, str) or len(digest) != 32 or scope not in ("ask", "admin"):
                 raise ValueError
@@ -122,7 +127,7 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 def make_key(name: str, admin: bool) -> tuple[str, str]:
-    """A new key, and the lines of the file that let it in."""
+    """Return a new key, and the lines that make it valid in a key file. Raises ConfigError for a name that cannot be used."""
     if not name.isprintable() or not name or '"' in name or "\\" in name:
         raise ConfigError(f"a key's name is {name!r}, expected printable text without quotes")
     key = KEY_PREFIX + secrets.token_urlsafe(32)

@@ -1,40 +1,40 @@
-"""Bytes that bodies and replies under way may take together."""
+"""A memory budget for the request bodies and replies that a worker holds at the same time."""
 
 from __future__ import annotations
 
 from twotower.serve.problems import Problem
 
 UNCOUNTED_BYTES = 16 << 10
-"""Bytes of each body and of each reply that are not counted: connections are, and an ordinary request is never refused
-because others send large ones."""
+"""Bytes of each body and of each reply that are not counted, so that large requests never make an ordinary one refused.
+The number of connections bounds their sum."""
 
 
 class BodyMemory:
-    """`most` bytes, and what exceeds them by at most one reply. A request has a `Share` of it."""
+    """A budget of `limit` bytes, exceeded by at most one reservation. Each request has a `BodyReservation`."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.used = most, 0
+    def __init__(self, limit: int) -> None:
+        self.limit, self.reserved = limit, 0
 
 
 class BodyReservation:
-    """The share of one request in a room; freed when it ends."""
+    """Bytes of the budget that one request has reserved; released when the request ends."""
 
-    __slots__ = ("_room", "_taken")
+    __slots__ = ("_memory", "_reserved")
 
-    def __init__(self, room: BodyMemory) -> None:
-        self._room, self._taken = room, 0
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory, self._reserved = memory, 0
 
-    def take(self, size: int) -> None:
-        """`size` bytes that are counted from here on. Raises Problem if there is no room."""
-        if self._room.used >= self._room.most:
+    def reserve(self, size: int) -> None:
+        """Add `size` bytes to the reservation. Raises Problem "overload" if the budget is used up."""
+        if self._memory.reserved >= self._memory.limit:
             raise Problem(
                 "overload",
-                f"{self._room.most:,} bytes of bodies and replies are under way",
+                f"bodies and replies in progress hold the allowed {self._memory.limit:,} bytes",
                 headers={"Retry-After": "1"},
             )
-        self._room.used += size
-        self._taken += size
+        self._memory.reserved += size
+        self._reserved += size
 
-    def free(self) -> None:
-        self._room.used -= self._taken
-        self._taken = 0
+    def release(self) -> None:
+        self._memory.reserved -= self._reserved
+        self._reserved = 0

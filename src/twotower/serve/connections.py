@@ -1,8 +1,9 @@
-"""Connections of one worker: how many there may be, of whom, and how long each may keep it waiting.
+"""Connections of one worker: their number, their number per address, and the time each client has for its next step.
 
-A connection is in one of four lanes while its client has something to do (`idle`: ask again, `head` and `body`: send the
-rest of that, `reply`: take it), and in none while it is answered. A lane has one time limit, so its first connection is
-the one that has waited longest: it is the next to run out of time, and the next to make room for another.
+A connection is in one of four timeout queues while the worker waits for its client (`idle`: for the next request, `head`
+and `body`: for the rest of one, `reply`: for the client to read), and in none while its request is answered. All
+connections of a queue have the same timeout, so the first one has waited longest: it is the next to time out, and the next
+to be closed for a new connection.
 """
 
 from __future__ import annotations
@@ -27,302 +28,312 @@ from twotower.serve.problems import Problem
 from twotower.serve.settings import ServeSettings, client_address
 
 MAX_HEAD_BYTES = 32 << 10
-"""Bytes that the head of a request may have, and that may come without being one or belonging to a body."""
+"""Largest head of a request in bytes, and most bytes in a row that belong neither to a head nor to a body."""
 MAX_HEADERS = 128
-"""Headers that a request may have."""
+"""Most headers of a request."""
 MAX_PIPELINED = 16
-"""Requests that may be sent before the reply to an earlier one."""
+"""Most requests that a client may send before the reply to an earlier one."""
 MAX_OPEN_FILES, RESERVED_FILES = 65_536, 96
-"""Open files that the process asks for at most; those that are kept for bundles, logs, other stores and processes."""
+"""Highest limit of open files that the process sets; files reserved for bundles, logs, other stores and processes."""
 DEFAULT_MAX_CONNECTIONS = 4_096
-"""Connections of one worker where nothing else is said and the limit of open files allows it."""
+"""Default number of connections of one worker, if the limit of open files allows it."""
 EVICTION_GRACE = 1.0
-"""Seconds that a client who is asked for something has for it before the connection may make room for another."""
+"""Seconds that a connection in `head`, `body` or `reply` is safe from being closed for a new connection."""
 CLOSE_DELAY = 0.5
-"""Seconds that a connection made just before the end has for its request, and a refused one to be told so."""
+"""Seconds that a connection opened just before shutdown has to send its request, and a refused one to read the reply."""
 MAX_REFUSED_OPEN = 16
-"""Refused connections that may be open at once, so that their clients can read why."""
+"""Most refused connections that stay open at once so that their clients can read the reply."""
 BODY_REPLY_SLACK = 1.0
-"""Seconds that a body has beyond its time, in which its request is answered with 408."""
+"""Seconds after `body_timeout` in which the middleware answers 408 before the connection is closed."""
 LOG_INTERVAL = 1.0
-"""Seconds between two lines that say how many were refused."""
+"""Seconds between two log lines about refused connections."""
 
 log = logging.getLogger("twotower.connections")
 
 
-def connection_limits(wanted: int, each: int) -> tuple[int, int]:
-    """Connections of one worker and of one address, after the limit of open files is raised; 0 is what it allows, and
-    half of that. Raises ConfigError if there are not so many."""
+def connection_limits(max_connections: int, max_per_address: int) -> tuple[int, int]:
+    """Raise the soft limit of open files, and return the most connections of one worker and of one address.
+
+    0 asks for the default: what the limit of open files allows, up to DEFAULT_MAX_CONNECTIONS, and half of that for an
+    address. Raises ConfigError if the limit of open files does not allow the numbers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = min(hard, MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else MAX_OPEN_FILES
     if soft != resource.RLIM_INFINITY and soft < files:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-        except (OSError, ValueError):  # the system has a bound of its own
+        except (OSError, ValueError):  # the system sets a lower bound
             files = soft
     else:
         files = soft if soft != resource.RLIM_INFINITY else MAX_OPEN_FILES
-    left = files - RESERVED_FILES
-    more = "raise it with ulimit -n, or LimitNOFILE of the unit"
-    if left < MAX_REFUSED_OPEN + 8:
+    available = files - RESERVED_FILES
+    remedy = "raise it with ulimit -n, or LimitNOFILE in a systemd unit"
+    if available < MAX_REFUSED_OPEN + 8:
         raise ConfigError(
-            f"the limit of open files is {files}, at least {RESERVED_FILES + MAX_REFUSED_OPEN + 8} are needed; {more}"
+            f"the limit of open files is {files}, at least {RESERVED_FILES + MAX_REFUSED_OPEN + 8} are needed; {remedy}"
         )
-    left -= MAX_REFUSED_OPEN
-    if wanted > left:
+    available -= MAX_REFUSED_OPEN
+    if max_connections > available:
         raise ConfigError(
-            f"--max-connections is {wanted:,}, but the limit of open files, {files:,}, leaves {left:,}; {more}"
+            f"--max-connections is {max_connections:,}, but the limit of open files, {files:,}, leaves {available:,}; {remedy}"
         )
-    wanted = wanted or min(left, DEFAULT_MAX_CONNECTIONS)
-    if each > wanted:
-        raise ConfigError(f"--max-per-address is {each:,}, expected at most the {wanted:,} of --max-connections")
-    return wanted, each or -(-wanted // 2)
+    max_connections = max_connections or min(available, DEFAULT_MAX_CONNECTIONS)
+    if max_per_address > max_connections:
+        raise ConfigError(
+            f"--max-per-address is {max_per_address:,}, expected at most the {max_connections:,} of --max-connections"
+        )
+    return max_connections, max_per_address or -(-max_connections // 2)
 
 
 class TimeoutQueue(dict["HttpProtocol", float]):
-    """Connections whose clients have the same thing to do, and since when; the longest first."""
+    """Connections that wait for the same step of their clients, each with the time since when, longest first.
 
-    def __init__(self, reason: str, limit: float, patience: float = EVICTION_GRACE) -> None:
+    `reason` labels the metric of ended connections, `timeout` and `grace` are in seconds."""
+
+    def __init__(self, reason: str, timeout: float, grace: float = EVICTION_GRACE) -> None:
         super().__init__()
-        self.reason, self.limit, self.patience = reason, limit, patience
+        self.reason, self.timeout, self.grace = reason, timeout, grace
 
-    def late(self, now: float) -> list[HttpProtocol]:
-        """Connections that are out of time."""
-        return [one for one, _ in itertools.takewhile(lambda found: now - found[1] >= self.limit, self.items())]
+    def timed_out(self, now: float) -> list[HttpProtocol]:
+        """Return the connections whose time is over."""
+        return [c for c, _ in itertools.takewhile(lambda item: now - item[1] >= self.timeout, self.items())]
 
 
 class Connections:
-    """All of one worker, on whichever port."""
+    """All connections of one worker, on both ports."""
 
     def __init__(self, settings: ServeSettings, metrics: ServeMetrics) -> None:
         s = settings
-        self.most, self.most_each = s.max_connections, s.max_per_address
+        self.max_connections, self.max_per_address = s.max_connections, s.max_per_address
         self.idle = TimeoutQueue("idle", s.keep_alive, 0.0)
         self.head = TimeoutQueue("head", s.head_timeout)
         self.body = TimeoutQueue("body", s.body_timeout + BODY_REPLY_SLACK)
         self.reply = TimeoutQueue("reply", s.body_timeout)
-        self.leaving = TimeoutQueue("refused", CLOSE_DELAY)
-        self._lanes = (self.idle, self.head, self.body, self.reply)
-        self._open, self._each = 0, Counter[str]()
-        self._gauge, self._count = metrics.connections, metrics.connections_ended
-        self._said: Counter[str] = Counter()
-        limits = [lane.limit for lane in (*self._lanes, self.leaving)]
-        self.pause = max(0.05, min(1.0, *limits) / 5)
-        """Seconds between two looks at who is out of time."""
+        self.refused = TimeoutQueue("refused", CLOSE_DELAY)
+        self._queues = (self.idle, self.head, self.body, self.reply)
+        self._open, self._open_by_address = 0, Counter[str]()
+        self._open_gauge, self._ended_counter = metrics.connections, metrics.connections_ended
+        self._ended_since_log: Counter[str] = Counter()
+        timeouts = [queue.timeout for queue in (*self._queues, self.refused)]
+        self.check_interval = max(0.05, min(1.0, *timeouts) / 5)
+        """Seconds between two checks for timed out connections."""
         proxies = [ipaddress.ip_network(a.strip(), strict=False) for a in filter(None, s.trusted_proxies.split(","))]
         self.address = functools.lru_cache(4_096)(lambda host: client_address(host, proxies))
 
-    def admit(self, one: HttpProtocol) -> bool:
-        """Make room for a new connection, by ending an older one if need be; false if there is none."""
-        whose = one.address
-        if whose and self._each[whose] >= self.most_each and not self._make_room(one, whose):
+    def admit(self, connection: HttpProtocol) -> bool:
+        """Count a new connection, closing an older one if the limit is reached; return False if none can be closed."""
+        address = connection.address
+        if (
+            address
+            and self._open_by_address[address] >= self.max_per_address
+            and not self._make_room(connection, address)
+        ):
             return False
-        if self._open >= self.most and not self._make_room(one):
+        if self._open >= self.max_connections and not self._make_room(connection):
             return False
-        one.counted = True
+        connection.counted = True
         self._open += 1
-        self._each[whose] += 1
+        self._open_by_address[address] += 1
         return True
 
-    def wait(self, one: HttpProtocol, lane: TimeoutQueue | None, anew: bool = False) -> None:
-        """The client has something else to do, or the same once more."""
-        if lane is one.lane and not anew:
+    def move(self, connection: HttpProtocol, queue: TimeoutQueue | None, restart: bool = False) -> None:
+        """Put a connection into a queue, or into none; its time starts again if the queue is another one or with `restart`."""
+        if queue is connection.queue and not restart:
             return
-        if one.lane is not None:
-            del one.lane[one]
-        one.lane = lane
-        if lane is not None:
-            lane[one] = one.loop.time()
+        if connection.queue is not None:
+            del connection.queue[connection]
+        connection.queue = queue
+        if queue is not None:
+            queue[connection] = connection.loop.time()
 
-    def leave(self, one: HttpProtocol) -> None:
-        """A connection is gone, or will be at once."""
-        self.wait(one, None)
-        if one.counted:
-            one.counted = False
+    def remove(self, connection: HttpProtocol) -> None:
+        """Forget a connection that is closed, or is about to be."""
+        self.move(connection, None)
+        if connection.counted:
+            connection.counted = False
             self._open -= 1
-            self._each[one.address] -= 1
-            if not self._each[one.address]:
-                del self._each[one.address]
+            self._open_by_address[connection.address] -= 1
+            if not self._open_by_address[connection.address]:
+                del self._open_by_address[connection.address]
 
-    def refuse(self, one: HttpProtocol) -> None:
-        """Tell the client so, and close when it has read that."""
-        self.ended("refused")
-        one.transport.write(_REFUSAL)
-        if len(self.leaving) >= MAX_REFUSED_OPEN:
-            self.close(next(iter(self.leaving)))
-        self.wait(one, self.leaving)
+    def refuse(self, connection: HttpProtocol) -> None:
+        """Send a 503 reply, and close the connection once the client has had time to read it."""
+        self.count_ended("refused")
+        connection.transport.write(_REFUSAL)
+        if len(self.refused) >= MAX_REFUSED_OPEN:
+            self.close(next(iter(self.refused)))
+        self.move(connection, self.refused)
 
-    def close(self, one: HttpProtocol) -> None:
-        """Close at once: what a client does not take is not kept for it."""
-        self.leave(one)
-        if one.transport.get_write_buffer_size():
-            one.transport.abort()
+    def close(self, connection: HttpProtocol) -> None:
+        """Close a connection at once, dropping what its client has not read."""
+        self.remove(connection)
+        if connection.transport.get_write_buffer_size():
+            connection.transport.abort()
         else:
-            one.transport.close()
+            connection.transport.close()
 
-    def ended(self, reason: str) -> None:
-        self._count.labels(reason).inc()
-        self._said[reason] += 1
+    def count_ended(self, reason: str) -> None:
+        self._ended_counter.labels(reason).inc()
+        self._ended_since_log[reason] += 1
 
     async def watch(self) -> None:
-        """Close connections that are out of time; say now and then how many there was no room for."""
+        """Close connections that time out, and log at intervals how many were refused, until cancelled."""
         loop = asyncio.get_running_loop()
-        said = loop.time() - LOG_INTERVAL
+        logged = loop.time() - LOG_INTERVAL
         try:
             while True:
-                await asyncio.sleep(self.pause)
+                await asyncio.sleep(self.check_interval)
                 now = loop.time()
-                for lane in (*self._lanes, self.leaving):
-                    for one in lane.late(now):
-                        if lane is not self.leaving:
-                            self.ended(lane.reason)
-                        self.close(one)
-                self._gauge.set(self._open)
-                if now - said >= LOG_INTERVAL and self._say():
-                    said = now
+                for queue in (*self._queues, self.refused):
+                    for connection in queue.timed_out(now):
+                        if queue is not self.refused:
+                            self.count_ended(queue.reason)
+                        self.close(connection)
+                self._open_gauge.set(self._open)
+                if now - logged >= LOG_INTERVAL and self._log_refusals():
+                    logged = now
         finally:
-            self._say()
+            self._log_refusals()
 
-    def _say(self) -> bool:
-        told = {"refused": self._said["refused"], "closed_for_others": self._said["room"]}
-        self._said.clear()
-        if any(told.values()):
-            log.warning("too many connections", extra={"fields": told})
-        return any(told.values())
+    def _log_refusals(self) -> bool:
+        counts = {"refused": self._ended_since_log["refused"], "closed_for_others": self._ended_since_log["room"]}
+        self._ended_since_log.clear()
+        if any(counts.values()):
+            log.warning("too many connections", extra={"fields": counts})
+        return any(counts.values())
 
-    def _make_room(self, newcomer: HttpProtocol, whose: str = "") -> bool:
-        """Close the connection that has waited longest, of an address or of all; those without a request under way
-        first."""
+    def _make_room(self, newcomer: HttpProtocol, address: str = "") -> bool:
+        """Close the connection that has waited longest, of one address or of all, idle ones first; return False if none may
+        be closed."""
         now = newcomer.loop.time()
-        for lane in self._lanes:
-            for one, since in lane.items():
-                if now - since < lane.patience:
+        for queue in self._queues:
+            for connection, since in queue.items():
+                if now - since < queue.grace:
                     break
-                if not whose or one.address == whose:
-                    self.ended("room")
-                    self.close(one)
+                if not address or connection.address == address:
+                    self.count_ended("room")
+                    self.close(connection)
                     return True
         return False
 
 
 class MalformedRequest(Exception):
-    """The error for bytes that are no request. The parser ends with it."""
+    """Bytes that are no valid request; ends the parser."""
 
 
 class ParserState(Enum):
-    """The part of a request that a connection's parser is in."""
+    """Part of a request that the parser of a connection is in."""
 
     NONE, HEAD, BODY = range(3)
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, in which whatever a client does not do has an end: the rest of a head, of a body, also of one that nobody
-    reads any more, the reply, the next request. What is no HTTP is told so as a problem."""
+    """uvicorn's protocol, with a timeout for every step of a client: the rest of a head, of a body (also after its
+    refusal), reading the reply, the next request. Invalid HTTP is answered with a problem."""
 
-    lanes: ClassVar[Connections]
-    most_body: ClassVar[int]
-    lane: TimeoutQueue | None = None
+    all_connections: ClassVar[Connections]
+    max_body: ClassVar[int]
+    queue: TimeoutQueue | None = None
     counted = False
-    """True once the connection is counted among the open ones."""
+    """True while the connection counts as open."""
     client_address = ""
-    _part = ParserState.NONE
-    _began = False
-    """True if a head has ended since the last look."""
-    _size = _headers = _quiet = _unread = 0
-    """Bytes and headers of the head; bytes since the last that belonged to anything; bytes of a body that nobody reads."""
+    _state = ParserState.NONE
+    _head_ended = False
+    """True if a head has ended since the last `_update_queue`."""
+    _head_bytes = _headers = _stray_bytes = _unread_bytes = 0
+    """Bytes and headers of the head; bytes in a row that belong to no head and no body; bytes of a body after its refusal."""
     _host: bytes | None = None
-    _good_host: bytes | None = None
-    _why = "this is no HTTP/1.1"
-    _alive: bool | None = None
-    """True if the connection stays open should the body come that the client asks leave to send."""
-    _stopping = _gone = False
+    _valid_host: bytes | None = None
+    _error = "the bytes are not a valid HTTP/1.1 request"
+    _keep_alive_after_continue: bool | None = None
+    """With `Expect: 100-continue`: whether the connection stays open if the body arrives; None otherwise."""
+    _stopping = _lost = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._unanswered: deque[Any] = deque()
-        self.address = self.lanes.address(self.client[0]) if self.client else ""
-        if self.lanes.admit(self):
-            self._settle()
+        self.address = self.all_connections.address(self.client[0]) if self.client else ""
+        if self.all_connections.admit(self):
+            self._update_queue()
         else:
-            self.lanes.refuse(self)
+            self.all_connections.refuse(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone = True
-        self.lanes.leave(self)
-        super().connection_lost(exc)  # which tells the latest request alone
+        self._lost = True
+        self.all_connections.remove(self)
+        super().connection_lost(exc)  # it tells the latest request only
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
         self._unanswered.clear()
 
     def data_received(self, data: bytes) -> None:
-        if self.lane is self.lanes.leaving:
+        if self.queue is self.all_connections.refused:
             self.transport.close()
             return
-        self._quiet += len(data)
+        self._stray_bytes += len(data)
         super().data_received(data)
-        if self._quiet > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._why = f"more than {MAX_HEAD_BYTES:,} bytes are no head and no body"
+        if self._stray_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._error = f"more than {MAX_HEAD_BYTES:,} bytes belong to no head and no body"
             self.send_400_response("")
-        self._settle()
+        self._update_queue()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._settle()
+        self._update_queue()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._settle()
+        self._update_queue()
 
     def on_response_complete(self) -> None:
         if self._unanswered:
             self._unanswered.popleft()
         super().on_response_complete()
-        self._unset_keepalive_if_required()  # any byte would end it
-        self._settle()
+        self._unset_keepalive_if_required()  # its timer would close the connection at any byte
+        self._update_queue()
 
-    def _settle(self) -> None:
-        """Wait for whatever the client has to do now."""
-        if self._gone:
+    def _update_queue(self) -> None:
+        """Move the connection to the queue of the client's next step."""
+        if self._lost:
             return
-        lane: TimeoutQueue | None = None
-        lanes = self.lanes
+        queue: TimeoutQueue | None = None
+        all_connections = self.all_connections
         cycle: Any = self.cycle  # None at first
         if self.transport.is_closing() or self.flow.write_paused:
-            lane = lanes.reply
+            queue = all_connections.reply
         elif cycle is not None and not cycle.response_complete:
-            lane = lanes.body if self._part is ParserState.BODY and not self.pipeline else None
-        elif self._part is ParserState.HEAD or cycle is None:
-            lane = lanes.head
+            queue = all_connections.body if self._state is ParserState.BODY and not self.pipeline else None
+        elif self._state is ParserState.HEAD or cycle is None:
+            queue = all_connections.head
         else:
-            lane = lanes.body if self._part is ParserState.BODY else lanes.idle
-        lanes.wait(self, lane, self._began)
-        self._began = False
+            queue = all_connections.body if self._state is ParserState.BODY else all_connections.idle
+        all_connections.move(self, queue, restart=self._head_ended)
+        self._head_ended = False
 
     def shutdown(self) -> None:
-        """Close the connection; one that was made just now, when its request may be on the way, a moment later."""
+        """Close the connection; one without a request so far a moment later, because its request may be on the way."""
         self._stopping = True
         cycle: Any = self.cycle
         if cycle is None:
-            self.loop.call_later(CLOSE_DELAY, self._last_word)
+            self.loop.call_later(CLOSE_DELAY, self._close_if_unused)
         else:
             super().shutdown()
 
-    def _last_word(self) -> None:
+    def _close_if_unused(self) -> None:
         cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
             self.transport.close()
         else:
             cycle.keep_alive = False
 
-    # ---- what the parser finds
+    # ---- callbacks of the parser
 
     def send_400_response(self, msg: str) -> None:
         cycle: Any = self.cycle
         answering = cycle is not None and not cycle.response_complete
-        # In the middle of a reply, or before that to an earlier request, it would be taken for that.
-        if not answering or (self._part is ParserState.BODY and not self.pipeline and not cycle.response_started):
-            body = Problem("http", self._why).body()
+        # In the middle of a reply, or before the reply to an earlier request, the client would take it for that reply.
+        if not answering or (self._state is ParserState.BODY and not self.pipeline and not cycle.response_started):
+            body = Problem("http", self._error).body()
             self.transport.write(
                 b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
                 b"content-length: %d\r\n\r\n%s" % (len(body), body)
@@ -331,78 +342,81 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._part = ParserState.HEAD
-        self._size = self._headers = self._unread = 0
-        self._host, self._alive = None, None
+        self._state = ParserState.HEAD
+        self._head_bytes = self._headers = self._unread_bytes = 0
+        self._host, self._keep_alive_after_continue = None, None
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._grow(len(url))
+        self._count_head_bytes(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._grow(len(name) + len(value) + 4)
-        if self._part is ParserState.BODY:
-            return  # what comes after a body is no header of its request
+        self._count_head_bytes(len(name) + len(value) + 4)
+        if self._state is ParserState.BODY:
+            return  # a trailer is no header of its request
         super().on_header(name, value)
         self._headers += 1
         if self._headers > MAX_HEADERS:
-            self._refuse(f"it has more than {MAX_HEADERS} headers")
+            self._refuse(f"the request has more than {MAX_HEADERS} headers")
         if len(name) == 4 and name.lower() == b"host":
             if self._host is not None:
-                self._refuse("it has more than one header Host")
+                self._refuse("the request has more than one Host header")
             self._host = value
 
     def on_headers_complete(self) -> None:
         self._check_host()
-        self._part, self._quiet, self._began = ParserState.BODY, 0, True
+        self._state, self._stray_bytes, self._head_ended = ParserState.BODY, 0, True
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
         if len(self.pipeline) > MAX_PIPELINED:
             self._refuse(f"more than {MAX_PIPELINED} requests came before the reply to the first")
         if self.expect_100_continue and not self._stopping:
-            # A client that is refused before it was let send its body may, or may not, send it.
-            self._alive, self.cycle.keep_alive = self.cycle.keep_alive, False
+            # A client that is refused before 100 Continue may, or may not, send its body.
+            self._keep_alive_after_continue, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def on_body(self, body: bytes) -> None:
-        self._quiet = 0
+        self._stray_bytes = 0
         if self.cycle.response_complete:
-            self._unread += len(body)
-            if self._unread > self.most_body:
-                self.lanes.close(self)
+            self._unread_bytes += len(body)
+            if self._unread_bytes > self.max_body:
+                self.all_connections.close(self)
             return
-        if self._alive is not None:
-            self.cycle.keep_alive, self._alive = self._alive and not self._stopping, None
+        if self._keep_alive_after_continue is not None:
+            self.cycle.keep_alive, self._keep_alive_after_continue = (
+                self._keep_alive_after_continue and not self._stopping,
+                None,
+            )
         super().on_body(body)
         if self.pipeline and len(self.cycle.body) > UNCOUNTED_BYTES:
             self._refuse("a large body came before the reply to an earlier request")
 
     def on_message_complete(self) -> None:
-        self._part, self._quiet = ParserState.NONE, 0
+        self._state, self._stray_bytes = ParserState.NONE, 0
         super().on_message_complete()
 
     def _check_host(self) -> None:
-        """A request that names two hosts, or none, is read as one thing here and as another by a proxy in front."""
+        """Refuse a request that names two hosts, or none: a proxy in front may read it as another request than this server."""
         host = self._host
         if host is None:
             if self.parser.get_http_version() != "1.0":
-                self._refuse("it has no header Host")
-        elif host != self._good_host:
+                self._refuse("the request has no Host header")
+        elif host != self._valid_host:
             if not _HOST.fullmatch(host):
-                self._refuse(f"its header Host is {host.decode('latin-1')[:80]!r}, expected NAME or NAME:PORT")
-            self._good_host = host
+                self._refuse(f"the Host header is {host.decode('latin-1')[:80]!r}, expected NAME or NAME:PORT")
+            self._valid_host = host
         if not self.url.startswith(b"/"):
             target = _ABSOLUTE.match(self.url)
             if target is None or target[1].lower() != (host or b"").lower():
-                self._refuse("its target is of another host than its header Host")
+                self._refuse("the request target names another host than the Host header")
 
-    def _grow(self, n: int) -> None:
-        self._size += n
-        if self._size > MAX_HEAD_BYTES:
-            self._refuse(f"its head has more than {MAX_HEAD_BYTES:,} bytes")
+    def _count_head_bytes(self, n: int) -> None:
+        self._head_bytes += n
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(f"the head has more than {MAX_HEAD_BYTES:,} bytes")
 
-    def _refuse(self, why: str) -> NoReturn:
-        self._why = why
-        raise MalformedRequest(why)
+    def _refuse(self, error: str) -> NoReturn:
+        self._error = error
+        raise MalformedRequest(error)
 
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._%-]+)?\])(?::\d{1,5})?")

@@ -1,7 +1,7 @@
-"""What Prometheus reads at /metrics. With several workers the numbers are those of all of them.
+"""Prometheus metrics, served at /metrics. With several workers they are the sum over all workers.
 
-prometheus-client keeps a worker's numbers in files where METRICS_FOLDER names a folder, which must be said before this
-module is imported.
+prometheus-client keeps a worker's values in files of the folder that the environment variable METRICS_FOLDER names; it must
+be set before this module is imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STAGES = ("wait", "events", "tower", "search")
 
 
 class ServeMetrics:
-    """Every metric of a service, in a registry of its own."""
+    """All metrics of a service, in a registry of their own."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -38,50 +38,54 @@ class ServeMetrics:
 
         self.requests = counter("requests_total", "Requests by route and status", "route", "status")
         self.seconds = histogram(
-            "request_seconds", "From the first byte of a request to the last of its reply", "route"
+            "request_seconds", "Seconds from the start of a request to the end of its reply", "route"
         )
-        self.stage = histogram("stage_seconds", "Of an answer, by stage: wait, events, tower, search", "stage")
+        self.stage = histogram("stage_seconds", "Seconds of an answer by stage: wait, events, tower, search", "stage")
         self.answers = counter("answers_total", "Answers by bundle, method and source", "bundle", "method", "source")
-        self.truncated = counter("truncated_answers_total", "Answers with fewer items than asked for")
+        self.truncated = counter("truncated_answers_total", "Answers with fewer items than requested")
         self.unknown = counter(
-            "unknown_features_total", "Features of requests whose value the model never met", "feature"
+            "unknown_features_total",
+            "Feature values of requests that are not in the vocabulary of the model",
+            "feature",
         )
-        self.unknown_items = counter("unknown_items_total", "Items of histories that the bundle does not know")
-        self.refused = counter("refused_total", "Requests refused before any work, by the problem's name", "problem")
-        self.in_flight = gauge("in_flight_requests", "Requests under way", mode="livesum")
+        self.unknown_items = counter("unknown_items_total", "Items of histories that are not in the bundle")
+        self.refused = counter("refused_total", "Requests refused before any work, by problem", "problem")
+        self.in_flight = gauge("in_flight_requests", "Requests in progress", mode="livesum")
         self.connections = gauge("connections", "Open connections", mode="livesum")
-        self.connections_ended = counter("connections_ended_total", "Connections that were refused or closed", "reason")
-        self.bundle = gauge("bundle", "1 for the bundle that answers", "bundle")
+        self.connections_ended = counter(
+            "connections_ended_total", "Connections refused or closed by the server, by reason", "reason"
+        )
+        self.bundle = gauge("bundle", "1 for the current bundle", "bundle")
         self.recall = gauge("bundle_recall", "Recall of the index when the bundle was published", "bundle")
-        self.loads = counter("bundle_loads_total", "Bundles that were loaded and became current")
-        self.load_seconds = gauge("bundle_load_seconds", "Seconds that the last load took")
-        self.load_failures = counter("bundle_load_failures_total", "Bundles that were refused, by reason", "reason")
+        self.loads = counter("bundle_loads_total", "Bundles loaded and made current")
+        self.load_seconds = gauge("bundle_load_seconds", "Seconds of the last load")
+        self.load_failures = counter("bundle_load_failures_total", "Bundles refused, by reason", "reason")
         self.event_store_errors = counter(
-            "event_store_errors_total", "Failures of the store of live histories", "operation"
+            "event_store_errors_total", "Failures of the store of live histories, by operation", "operation"
         )
         self.event_memory = gauge("event_memory_bytes", "Bytes of live histories in the process", mode="livesum")
         self.events_dropped = counter(
-            "events_dropped_total", "Live histories and events dropped for want of room", "what"
+            "events_dropped_total", "Live histories and events dropped to stay within --event-memory", "what"
         )
-        self.index_errors = counter("index_errors_total", "Failures of an index that is elsewhere")
+        self.index_errors = counter("index_errors_total", "Failures of a remote index (Milvus)")
         self.keys_failures = counter(
-            "keys_failures_total", "Looks at the file of keys that could not use it, so nobody was let in"
+            "keys_failures_total", "Reads of the key file that found no usable keys, so that every key was refused"
         )
-        self.ready = gauge("ready", "1 while /readyz says yes", mode="livemin")
+        self.ready = gauge("ready", "1 while /readyz answers 200", mode="livemin")
         self.ready.set(0)
         self.stages = {name: self.stage.labels(name) for name in STAGES}
-        self._routes: dict[str, Any] = {}
-        self._answers: dict[tuple[str, int, str], Any] = {}
-        self._statuses: dict[tuple[str, int], Any] = {}
+        self._route_timers: dict[str, Any] = {}
+        self._answer_counters: dict[tuple[str, int, str], Any] = {}
+        self._reply_counters: dict[tuple[str, int], Any] = {}
 
     def count_answer(
         self, bundle: str, method: int, source: str, unknown: list[str], features: Collection[str], short: bool
     ) -> None:
-        """Count one answer; what of `unknown` is no feature is an item, whose id is nobody's business."""
+        """Count one answer. Names in `unknown` that are no features are items, which are counted without their ids."""
         key = (bundle, method, source)
-        child = self._answers.get(key)
+        child = self._answer_counters.get(key)
         if child is None:
-            child = self._answers[key] = self.answers.labels(*map(str, key))
+            child = self._answer_counters[key] = self.answers.labels(*map(str, key))
         child.inc()
         if short:
             self.truncated.inc()
@@ -94,22 +98,22 @@ class ServeMetrics:
     def count_reply(self, route: str, status: int, seconds: float) -> None:
         """Count one reply."""
         key = (route, status)
-        child = self._statuses.get(key)
+        child = self._reply_counters.get(key)
         if child is None:
-            child = self._statuses[key] = self.requests.labels(route, str(status))
+            child = self._reply_counters[key] = self.requests.labels(route, str(status))
         child.inc()
-        timer = self._routes.get(route)
+        timer = self._route_timers.get(route)
         if timer is None:
-            timer = self._routes[route] = self.seconds.labels(route)
+            timer = self._route_timers[route] = self.seconds.labels(route)
         timer.observe(seconds)
 
     def set_bundle(self, bundle: str, recall: float, before: str | None) -> None:
-        """Another bundle answers."""
+        """Record that `bundle` is current now, and `before` no longer. `recall` is that of its index when it was published."""
         if before:
             self.bundle.labels(before).set(0)
             self.recall.labels(before).set(0)
-            self._answers = {key: child for key, child in self._answers.items() if key[0] != before}
-            if not os.environ.get(METRICS_FOLDER):  # files of several workers keep what was
+            self._answer_counters = {key: child for key, child in self._answer_counters.items() if key[0] != before}
+            if not os.environ.get(METRICS_FOLDER):  # the files of several workers cannot drop a label
                 for gauge in (self.bundle, self.recall):
                     gauge.remove(before)
         self.ready.set(1)
@@ -117,11 +121,11 @@ class ServeMetrics:
         self.recall.labels(bundle).set(recall)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the metrics in the text format of Prometheus."""
         folder = os.environ.get(METRICS_FOLDER)
         if not folder:
             return bytes(generate_latest(self._registry))
-        for path in Path(folder).glob("gauge_live*_*.db"):  # a worker that was killed could not say so
+        for path in Path(folder).glob("gauge_live*_*.db"):  # a killed worker does not clean up
             pid = path.stem.rpartition("_")[2]
             if pid.isdigit() and not Path(f"/proc/{pid}").exists():
                 mark_process_dead(int(pid))  # type: ignore[no-untyped-call]

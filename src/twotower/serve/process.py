@@ -1,7 +1,7 @@
-"""Sockets, processes and signals of a service.
+"""Sockets, processes, signals and the log of a service.
 
-One worker is this process; several are processes of their own, started anew (never forked: threads of FAISS and
-onnxruntime do not survive a fork) and on the same sockets, watched by this one.
+A single worker is this process. Several workers are processes on the same sockets, spawned (never forked: threads of FAISS
+and onnxruntime do not survive a fork) and supervised by this one.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from twotower.serve.connections import Connections, HttpProtocol, connection_lim
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
 THREAD_SWITCH_INTERVAL = 0.0005
-"""Seconds after which the thread that loads a bundle lets the one that serves go on."""
+"""Switch interval of Python threads in seconds: how long loading a bundle may delay an answer."""
 SIGNAL_REPEAT_INTERVAL = 0.5
-"""Seconds after which another signal is another wish: a terminal and systemd send one to every process of a group."""
+"""Seconds after which another signal counts as a second one: a terminal and systemd signal every process of a group."""
 SHORT_LIFE_SECONDS, MAX_SHORT_LIVES = 5.0, 5
-"""Workers of which each dies within so many seconds, so many times in a row, will not live."""
+"""The service gives up when every worker has died within SHORT_LIFE_SECONDS of its start MAX_SHORT_LIVES times in a row."""
 MAX_RESTART_DELAY = 10.0
-"""Seconds before a worker that keeps dying is begun again."""
+"""Longest pause in seconds before a worker that keeps dying is restarted."""
 
 log = logging.getLogger("twotower.process")
 
@@ -60,34 +60,36 @@ def run_service(settings: ServeSettings) -> int:
         for s in sockets:
             open_sockets.callback(s.close)
         for sig in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sig, lambda *_: sys.exit(0))  # until somebody is there who drains
+            signal.signal(sig, lambda *_: sys.exit(0))  # until workers handle signals
         url = socket_url(sockets[0])
         there = f"  (console: {url}/)" if settings.console else ""
         admin = f"  (admin: {socket_url(sockets[1])})" if len(sockets) > 1 else ""
         log.info(f"serving {settings.store} on {url}{there}{admin}")
         if settings.workers == 1:
             return run_worker(settings, sockets)
+        log_as_json()
         return supervise_workers(settings, sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises ConfigError if the address is taken or not of this machine."""
+    """Return a listening socket. Raises ConfigError if the address is in use or not of this machine."""
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with contextlib.ExitStack() as unless_it_listens:
-            s = unless_it_listens.enter_context(socket.socket(family, kind, protocol))
+        with contextlib.ExitStack() as on_failure:
+            s = on_failure.enter_context(socket.socket(family, kind, protocol))
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.bind(where)
             s.listen(2048)
-            unless_it_listens.pop_all()
+            on_failure.pop_all()
     except OSError as e:
         raise ConfigError(
-            f"{host}:{port} cannot be listened on ({e.strerror or e}); choose another --port or --host"
+            f"cannot listen on {host}:{port} ({e.strerror or e}); choose another --port or --host"
         ) from None
     return s
 
 
 def socket_url(s: socket.socket) -> str:
+    """Return the URL of a listening socket."""
     host, port = s.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -96,14 +98,14 @@ def socket_url(s: socket.socket) -> str:
 
 
 def run_worker(settings: ServeSettings, sockets: list[socket.socket]) -> int:
-    """Serve in this process."""
+    """Serve in this process until a signal; return the exit code."""
     log_as_json()
     if settings.workers == 1:
-        os.environ.pop(METRICS_FOLDER, None)  # one process needs no files to add up its numbers
+        os.environ.pop(METRICS_FOLDER, None)  # one process needs no files to sum its metrics
     sys.setswitchinterval(THREAD_SWITCH_INTERVAL)
     loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop) as runner:
-        if runner.run(_serve(settings, sockets)):  # Python would wait for the thread, however long it is at the store
+        if runner.run(_serve(settings, sockets)):  # Python would wait for a thread that hangs in a read
             logging.shutdown()
             sys.stdout.flush()
             os._exit(0)
@@ -111,7 +113,7 @@ def run_worker(settings: ServeSettings, sockets: list[socket.socket]) -> int:
 
 
 async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
-    """Serve until a signal; whether a thread is still at the store."""
+    """Serve until a signal; return whether a thread is still reading the store or the key file."""
     from twotower.serve.api_keys import ApiKeys
     from twotower.serve.app import create_admin_app, create_app
     from twotower.serve.middleware import RequestMiddleware
@@ -125,36 +127,36 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
         admin = RequestMiddleware(create_admin_app(service), service, keys, admin=True)
         servers.append(_Server(_uvicorn_config(admin, settings, connections)))
     for server in servers:
-        server.alone = settings.workers == 1
-    stopping: list[tuple[float, asyncio.Task[None]]] = []
+        server.exclusive = settings.workers == 1
+    shutdown: list[tuple[float, asyncio.Task[None]]] = []
 
-    async def stop() -> None:
+    async def drain_and_stop() -> None:
         service.drain()
         log.info("draining", extra={"fields": {"seconds": settings.drain}})
         await asyncio.sleep(settings.drain)
         for server in servers:
             server.should_exit = True
 
-    def asked_to_stop() -> None:
+    def request_shutdown() -> None:
         now = time.monotonic()
-        if not stopping:
-            stopping.append((now, asyncio.create_task(stop())))
-        elif now - stopping[0][0] > SIGNAL_REPEAT_INTERVAL:  # at once
+        if not shutdown:
+            shutdown.append((now, asyncio.create_task(drain_and_stop())))
+        elif now - shutdown[0][0] > SIGNAL_REPEAT_INTERVAL:  # a second signal: stop at once
             for server in servers:
                 server.should_exit = server.force_exit = True
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, asked_to_stop)
-    # A terminal's Ctrl-C reaches every process; of several, the one that watches them passes it on.
-    loop.add_signal_handler(signal.SIGINT, asked_to_stop if settings.workers == 1 else lambda: None)
+    loop.add_signal_handler(signal.SIGTERM, request_shutdown)
+    # A terminal's Ctrl-C reaches every process; with several workers the supervisor passes it on.
+    loop.add_signal_handler(signal.SIGINT, request_shutdown if settings.workers == 1 else lambda: None)
     tasks = [asyncio.create_task(connections.watch())]
     if keys:
-        tasks.append(asyncio.create_task(keys.follow(service.metrics.keys_failures.inc)))
+        tasks.append(asyncio.create_task(keys.watch(service.metrics.keys_failures.inc)))
     if settings.workers > 1:
-        tasks.append(asyncio.create_task(_watch_supervisor(os.getppid(), asked_to_stop)))
-    # Who listens before there is anything to answer with takes requests from workers that could answer them.
+        tasks.append(asyncio.create_task(_watch_supervisor(os.getppid(), request_shutdown)))
+    # A worker that accepts connections before its bundle is loaded takes requests from workers that could answer them.
     first = asyncio.create_task(service.bundles.refresh())
-    while not first.done() and not stopping:
+    while not first.done() and not shutdown:
         await asyncio.wait([first], timeout=0.1)
     await service.start()
     try:
@@ -168,25 +170,26 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
 
 
 async def _watch_supervisor(parent: int, stop: Callable[[], None]) -> None:
-    """A worker whose watcher was killed must not go on answering alone, unseen."""
+    """Call `stop` when the supervisor has died: a worker must not go on without one."""
     while os.getppid() == parent:
         await asyncio.sleep(1)
-    log.error("the process that watches the workers is gone")
+    log.error("supervisor died, worker stops")
     stop()
 
 
 class _Server(uvicorn.Server):
-    alone = True
-    """Whether no other process listens on the same sockets."""
+    """uvicorn's server, which accepts the connections that are still queued before it closes its sockets."""
+
+    exclusive = True
+    """True if no other process listens on the same sockets."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the worker's: they drain before they stop."""
+        """Leave signals to the worker, which drains before it stops."""
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closing a socket resets the connections that wait in its queue, whose requests are on the way: they are
-        taken out first."""
+        """Accept queued connections, whose requests are on the way, before closing: closing would reset them."""
         loop = asyncio.get_running_loop()
         listening = [s.dup() for s in sockets or ()]
         for server in self.servers:
@@ -194,10 +197,10 @@ class _Server(uvicorn.Server):
         for s in listening:
             s.setblocking(False)
             with s:
-                waiting = list(_accept_queued(s))
-                if self.alone:  # now, and not when the loop gets round to closing it: others may come meanwhile
+                queued = list(_accept_queued(s))
+                if self.exclusive:  # now, not when the loop closes the socket: more connections could arrive meanwhile
                     s.shutdown(socket.SHUT_RD)
-            for connection in waiting:
+            for connection in queued:
                 connection.setblocking(False)
                 await loop.connect_accepted_socket(self._protocol, connection)
         await super().shutdown(sockets)
@@ -211,7 +214,7 @@ class _Server(uvicorn.Server):
 
 
 def _accept_queued(listener: socket.socket) -> Iterator[socket.socket]:
-    """The connections in the queue of a socket that does not block."""
+    """Accept and yield the connections in the queue of a non-blocking socket."""
     while True:
         try:
             yield listener.accept()[0]
@@ -219,13 +222,13 @@ def _accept_queued(listener: socket.socket) -> Iterator[socket.socket]:
             return
 
 
-def _uvicorn_config(app: Any, s: ServeSettings, those: Connections) -> uvicorn.Config:
-    class OfThisWorker(HttpProtocol):
-        lanes, most_body = those, s.max_body
+def _uvicorn_config(app: Any, s: ServeSettings, connections: Connections) -> uvicorn.Config:
+    class WorkerProtocol(HttpProtocol):
+        all_connections, max_body = connections, s.max_body
 
     return uvicorn.Config(
         app,
-        http=OfThisWorker,
+        http=WorkerProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -237,81 +240,85 @@ def _uvicorn_config(app: Any, s: ServeSettings, those: Connections) -> uvicorn.C
     )
 
 
-# ---- several
+# ---- several workers
 
 
 @dataclass
 class _WorkerSlot:
-    """Where one of several workers runs."""
+    """One of several workers: its process, and the history of its restarts."""
 
     process: Any = None
-    began: float = 0.0
-    short: int = 0
-    """How many in a row died as soon as they had begun."""
-    again: float = 0.0
-    """When the next may begin."""
+    started: float = 0.0
+    """Time of the last start, in seconds of the monotonic clock."""
+    short_lives: int = 0
+    """Number of processes in a row that died within SHORT_LIFE_SECONDS."""
+    restart_at: float = 0.0
+    """Earliest time of the next start, in seconds of the monotonic clock."""
 
-    def tend(self, begin: Callable[[], Any]) -> None:
-        """Begin another process if there is none, or none alive any more."""
+    def ensure_running(self, start: Callable[[], Any]) -> None:
+        """Start a process if none is alive."""
         now = time.monotonic()
         if self.process is not None and not self.process.is_alive():
             log.error("worker died", extra={"fields": {"pid": self.process.pid, "code": self.process.exitcode}})
             self.process.join()
             self.process = None
-            self.short = self.short + 1 if now - self.began < SHORT_LIFE_SECONDS else 0
-            self.again = now + (min(MAX_RESTART_DELAY, 0.1 * 2.0**self.short) if self.short else 0.0)
-        if self.process is None and now >= self.again:
-            self.process, self.began = begin(), now
+            self.short_lives = self.short_lives + 1 if now - self.started < SHORT_LIFE_SECONDS else 0
+            self.restart_at = now + (min(MAX_RESTART_DELAY, 0.1 * 2.0**self.short_lives) if self.short_lives else 0.0)
+        if self.process is None and now >= self.restart_at:
+            self.process, self.started = start(), now
 
 
-def supervise_workers(settings: ServeSettings, sockets: list[socket.socket]) -> int:
-    """Keep `settings.workers` processes alive until a signal; the exit code."""
-    log_as_json()
+def supervise_workers(
+    settings: ServeSettings,
+    sockets: list[socket.socket],
+    get_context: Callable[[str], Any] = multiprocessing.get_context,
+) -> int:
+    """Keep `settings.workers` processes alive until a signal; return the exit code. The caller has set up the log."""
     folder = tempfile.mkdtemp(prefix="twotower-metrics-")
     os.environ[METRICS_FOLDER] = folder
-    context = multiprocessing.get_context("spawn")
-    asked: list[int] = []
+    context = get_context("spawn")
+    signals: list[int] = []
     wake, woken = socket.socketpair()
     woken.setblocking(False)
     for sig in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sig, lambda sig, frame: asked.append(sig))
+        signal.signal(sig, lambda sig, frame: signals.append(sig))
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
-    places = [_WorkerSlot() for _ in range(settings.workers)]
+    slots = [_WorkerSlot() for _ in range(settings.workers)]
 
-    def begin() -> Any:
+    def start() -> Any:
         worker = context.Process(target=_worker_main, args=(settings, sockets), name="twotower-worker")
         worker.start()
         return worker
 
     try:
-        while not asked:
-            for place in places:
-                if not asked:
-                    place.tend(begin)
-            if min(place.short for place in places) >= MAX_SHORT_LIVES:
-                log.error("workers die as soon as they begin; giving up")
+        while not signals:
+            for slot in slots:
+                if not signals:
+                    slot.ensure_running(start)
+            if min(slot.short_lives for slot in slots) >= MAX_SHORT_LIVES:
+                log.error("workers die right after their start, giving up")
                 return 1
-            wait([wake, *(place.process.sentinel for place in places if place.process is not None)], timeout=0.5)
+            wait([wake, *(slot.process.sentinel for slot in slots if slot.process is not None)], timeout=0.5)
         return 0
     finally:
         signal.set_wakeup_fd(-1)
         for s in sockets:
-            s.close()  # the workers have theirs; the last of them ends the queue
-        _stop_workers([place.process for place in places if place.process is not None], settings, asked)
+            s.close()  # workers hold their own; the last one to close it ends the queue
+        _stop_workers([slot.process for slot in slots if slot.process is not None], settings, signals)
         wake.close()
         woken.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _stop_workers(workers: list[Any], settings: ServeSettings, asked: list[int]) -> None:
-    """Ask workers to stop, wait as long as they may take, or until one more signal, and kill the rest."""
+def _stop_workers(workers: list[Any], settings: ServeSettings, signals: list[int]) -> None:
+    """Signal workers to stop, wait for drain and grace or until one more signal, and kill the rest."""
     for worker in workers:
         if worker.is_alive():
             worker.terminate()
-    now = began = time.monotonic()
-    until, before = began + settings.drain + settings.grace + 5, len(asked)
-    while now < until and any(worker.is_alive() for worker in workers):
-        if len(asked) > before and now - began > SIGNAL_REPEAT_INTERVAL:
+    now = started = time.monotonic()
+    deadline, before = started + settings.drain + settings.grace + 5, len(signals)
+    while now < deadline and any(worker.is_alive() for worker in workers):
+        if len(signals) > before and now - started > SIGNAL_REPEAT_INTERVAL:
             break
         wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.2)
         now = time.monotonic()
@@ -329,7 +336,7 @@ def _worker_main(settings: ServeSettings, sockets: list[socket.socket]) -> None:
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, who speaks, what, and what was told with it. Nothing of users or items."""
+    """One JSON object a line: time, level, logger, event, and the fields of the record. No ids of users or items."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -344,12 +351,12 @@ class _JsonFormatter(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Every logger of the process writes JSON lines to stderr."""
+    """Make every logger of the process write JSON lines to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     logging.getLogger("twotower").handlers.clear()  # the command line's, which prints messages as plain lines
     root.setLevel(logging.INFO)
-    # Below errors it speaks of every stranger who sends no HTTP.
+    # Below errors uvicorn logs every client that sends no valid HTTP.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A bucket of tokens for each client: `rate` come in every second, a request takes one, `burst` are the most."""
+"""Token buckets: each client's bucket gains `rate` tokens a second up to `burst`, and a request takes one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from twotower.serve.problems import Problem
 
 
 class RateLimiter:
-    """The buckets of the latest `clients` clients; who is forgotten begins with a full one."""
+    """Token buckets of the `clients` most recent clients; a client seen for the first time has a full one.
+
+    `rate` is in requests a second, more than 0. `burst` is the size of a bucket; 0 makes it twice the rate, at least 1."""
 
     def __init__(
         self, rate: float, burst: int = 0, clients: int = 100_000, clock: Callable[[], float] = time.monotonic
@@ -23,16 +25,16 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> None:
-        """Raises Problem "rate", with the seconds to wait, if the client's bucket is empty."""
+        """Take a token of the client. Raises Problem "rate" if none is left, with the seconds to wait in Retry-After."""
         now = self._clock()
-        tokens, then = self._buckets.pop(client, (float(self.burst), now))
-        tokens = min(float(self.burst), tokens + (now - then) * self.rate)
-        if taken := tokens >= 1.0:
+        tokens, updated = self._buckets.pop(client, (float(self.burst), now))
+        tokens = min(float(self.burst), tokens + (now - updated) * self.rate)
+        if allowed := tokens >= 1.0:
             tokens -= 1.0
         self._buckets[client] = (tokens, now)
         while len(self._buckets) > self.clients:
             self._buckets.popitem(last=False)
-        if not taken:
+        if not allowed:
             wait = max(1, math.ceil((1.0 - tokens) / self.rate))
             raise Problem(
                 "rate",

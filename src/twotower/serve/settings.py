@@ -1,4 +1,4 @@
-"""What a service is told when it starts."""
+"""Settings of a service."""
 
 from __future__ import annotations
 
@@ -16,80 +16,89 @@ from twotower.errors import ConfigError
 from twotower.request import MAX_K
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus-client keeps the numbers of several workers."""
+"""Environment variable of the folder in which prometheus-client keeps the metrics of several workers."""
 UnknownUser = Literal["popular", "404"]
 IndexDown = Literal["popular", "503"]
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Limits and addresses of a service. Raises ConfigError for what cannot be."""
+    """Addresses, limits and timeouts of a service. Raises ConfigError for a value that cannot be used."""
 
     store: Path
+    """Folder of the store whose current bundle is served."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = 8000
-    """0 takes a free one."""
+    """TCP port. 0: a free one."""
     workers: int = 1
+    """Number of worker processes."""
     threads: int = 1
-    """Threads of one search and of one run of the tower."""
+    """Threads of one search and of one call of the user tower."""
     keys: Path | None = None
-    """File of API keys; without one everybody may ask."""
+    """File of API keys. None: requests need no key."""
     insecure: bool = False
-    """Listen beyond this machine without keys."""
+    """Allow a host that other machines can reach without keys."""
     admin_port: int | None = None
+    """TCP port of rollback and reload. None: off."""
     trusted_proxies: str = ""
-    """Addresses, separated by commas, whose X-Forwarded-For is believed."""
+    """Addresses or networks, separated by commas, whose X-Forwarded-For is trusted."""
     rate: float = 0.0
-    """Requests a second of one client to one worker; 0 does not limit."""
+    """Requests a second of one client to one worker. 0: no limit."""
     burst: int = 0
-    """Requests at once of one client; 0 takes two seconds' worth."""
+    """Requests of one client at once. 0: twice `rate`."""
     max_k: int = 1_000
+    """Largest k of a request."""
     max_list: int = 10_000
-    """Items of one list of a request: history, events, allow, ban."""
+    """Most entries of one list of a request: history, events, allow, ban."""
     max_batch: int = 100
+    """Most requests of one batch."""
     max_body: int = 1 << 20
-    """Bytes."""
+    """Largest request body in bytes."""
     max_wait: float = 50.0
-    """Milliseconds that a request may have to wait for its turn while bursts come and go."""
+    """Longest expected wait of a request during a burst, in milliseconds."""
     target_wait: float = 5.0
-    """… and while the queue has not been empty for `max_wait`."""
+    """Longest expected wait once the queue has not been empty for `max_wait`, in milliseconds."""
     unknown_user: UnknownUser = "popular"
+    """Reply for a user that the bundle does not have and the request does not describe: popular items, or 404."""
     event_store: str = "memory"
-    """Where live histories are kept: `memory`, or `redis://HOST:PORT/DB`, which workers and hosts share."""
+    """Store of live histories: `memory`, or `redis://HOST:PORT/DB`, which workers and hosts share."""
     events_per_user: int = 200
-    """Latest events kept of a user."""
+    """Number of latest events kept per user."""
     event_ttl: int = 86_400
-    """A user's events are forgotten so long after the last."""
+    """Seconds after a user's last event until the events are deleted."""
     event_memory: int = 256 << 20
-    """Bytes that live histories may take in a worker; over it the users go who were not seen for longest."""
+    """Memory of live histories in one worker, in bytes; above it the users seen least recently are dropped."""
     event_timeout: float = 20.0
-    """Milliseconds to wait for the store of live histories."""
+    """Timeout of the store of live histories, in milliseconds."""
     index_timeout: float = 250.0
-    """Milliseconds to wait for an index that is elsewhere (Milvus)."""
+    """Timeout of a remote index (Milvus), in milliseconds."""
     index_down: IndexDown = "popular"
-    """What is answered while it does not answer."""
+    """Reply while a remote index does not answer: popular items, or 503."""
     console: bool = True
+    """Serve the console at /."""
     access_log: bool = True
+    """Log a line for each request."""
     poll: float = 0.5
-    """Seconds between two looks at which bundle is current."""
+    """Seconds between two checks for a new bundle."""
     memory_limit: int = 0
-    """Bytes this process may take before a bundle is refused; 0 asks the machine and the control group."""
+    """Memory of the process in bytes; a bundle that would exceed it is refused. 0: the limit of the control group or machine."""
     drain: float = 0.0
-    """Seconds between SIGTERM, when /readyz says no, and the last new connection."""
+    """Seconds from SIGTERM, when /readyz turns 503, until new connections are refused."""
     grace: float = 10.0
-    """Seconds that requests under way may then still take."""
+    """Seconds after that for requests in progress."""
     head_timeout: float = 10.0
-    """Seconds in which the head of a request must have come."""
+    """Seconds for the head of a request to arrive."""
     body_timeout: float = 10.0
-    """Seconds in which a body must have come, and in which a client must take a part of its reply."""
+    """Seconds for a body to arrive, and for a client to read a part of its reply."""
     keep_alive: float = 75.0
-    """Seconds that an idle connection is kept."""
+    """Seconds until an idle connection is closed."""
     max_connections: int = 0
-    """Connections of one worker; 0 takes what the limit of open files leaves, at most 4,096."""
+    """Most connections of one worker. 0: what the limit of open files allows, at most 4,096."""
     max_per_address: int = 0
-    """Connections of one address to one worker, trusted proxies excepted; 0 takes half of `max_connections`."""
+    """Most connections of one address to one worker, trusted proxies excepted. 0: half of `max_connections`."""
     body_memory: int = 64 << 20
-    """Bytes that bodies and replies under way may take together, beyond 16 KiB of each."""
+    """Memory of all bodies and replies in progress in one worker, in bytes, beyond 16 KiB of each."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "events_per_user", "event_ttl",
@@ -154,7 +163,7 @@ class ServeSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is of this machine alone."""
+    """Return whether only this machine can reach an address or host name. Raises ConfigError for an unknown name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -167,8 +176,9 @@ def is_loopback(host: str) -> bool:
 
 
 def client_address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()) -> str:
-    """The unit counted as one client: an IPv4 address, or the 64 bits of IPv6 that a subscriber has; nothing of a trusted
-    proxy, which speaks for many."""
+    """Return the part of an address that counts as one client: an IPv4 address, or the first 64 bits of an IPv6 address.
+
+    "" for a trusted proxy, which stands for many clients."""
     try:
         found = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -181,7 +191,7 @@ def client_address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddres
 
 
 def _check_url(url: str) -> None:
-    """Raises ConfigError, which does not repeat the password that a URL may hold."""
+    """Raise ConfigError for a URL of no supported store. The message does not repeat a password in the URL."""
     allowed = "(allowed: memory, redis://HOST:PORT/DB, rediss://…, unix:///PATH)"
     try:
         parts = urlsplit(url)
