@@ -119,7 +119,7 @@ def test_fault_G2_a_tower_may_take_what_is_free_and_no_more(store: Path) -> None
     Store(store).rollback(hostile_towers.forged(store, {"user_tower.onnx": hostile_towers.of(filled)}))
     bundle = Store(store).current()
     with pytest.raises(RunError, match=r"user_tower.onnx: loading it takes more than 50 MB"):
-        Retriever(bundle, room=50_000_000)
+        Retriever(bundle, tower_memory=50_000_000)
     assert Retriever(bundle).tower.width
 
 

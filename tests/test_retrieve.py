@@ -207,7 +207,7 @@ def test_what_is_evaluated_is_what_is_served(run: Run, retriever: Retriever) -> 
     # And the ranks are those of single calls, with what comes after the test left in.
     users = np.array([4, 9])
     seen = retriever.seen_before(TEST)
-    for row, best in zip(users, retriever.rank(users, 5, 2, seen), strict=True):
+    for row, best in zip(users, retriever.rank_items(users, 5, 2, seen), strict=True):
         gone = {str(retriever.item_ids[i]) for i in seen.values[seen.offsets[row] : seen.offsets[row + 1]]}
         answer = retriever.recommend(Request(f"u{row}"), 5, 2, keep_seen=True, ban=list(gone))
         assert ids(answer) == [retriever.item_ids[i] for i in best]
@@ -346,7 +346,7 @@ def test_a_vector_is_what_the_answer_was_searched_with(retriever: Retriever) -> 
         (Request("nobody", history=[]), 1),
     ]
     for request, method in asked:
-        vector, source, unknown = retriever.vector(request, method)
+        vector, source, unknown = retriever.embed_request(request, method)
         assert vector.shape == (1, retriever.index.width)
         answer = retriever.recommend(request, 5, method)
         assert (answer.source, answer.unknown) == (source, unknown)
@@ -354,20 +354,20 @@ def test_a_vector_is_what_the_answer_was_searched_with(retriever: Retriever) -> 
         assert again.items == answer.items
         assert again.source == answer.source
     # Another vector changes the order of the items, and not which are left out.
-    other, _, _ = retriever.vector(Request("u9"), 1)
+    other, _, _ = retriever.embed_request(Request("u9"), 1)
     mine, theirs = (set(ids(retriever.recommend(Request("u5"), 40, vector=v))) for v in (None, other))
     assert mine == theirs
     assert ids(retriever.recommend(Request("u5"), 40, vector=other)) != ids(retriever.recommend(Request("u5"), 40))
     # Somebody of whom nothing is known gets the most popular items, unless a vector says what to search.
-    _, source, _ = retriever.vector(Request("nobody"), 2)
+    _, source, _ = retriever.embed_request(Request("nobody"), 2)
     assert source == "popular"
     assert retriever.recommend(Request("nobody"), 5, 2, vector=other).source == "cold_start"
     with pytest.raises(DataError, match="method 1 answers user"):
-        retriever.vector(Request("u5", {"age": 3}), 1)
+        retriever.embed_request(Request("u5", {"age": 3}), 1)
     with pytest.raises(DataError, match="no feature 'agee'"):
-        retriever.vector(Request("u5", {"agee": 3}), 2)
+        retriever.embed_request(Request("u5", {"agee": 3}), 2)
     with pytest.raises(DataError, match="method is 3"):
-        retriever.vector(Request("u5"), 3)  # type: ignore[arg-type]
+        retriever.embed_request(Request("u5"), 3)  # type: ignore[arg-type]
     for wrong in (np.zeros((1, 3), np.float32), np.full((1, retriever.index.width), np.nan, np.float32)):
         with pytest.raises(DataError):
             retriever.recommend(Request("u5"), 5, vector=wrong)
@@ -382,7 +382,7 @@ def test_a_history_is_what_the_tower_has_read(run: Run, retriever: Retriever) ->
         for n in (0, 1, 3, 1000):
             wanted = [(i, f"Item {i[1:]}", liked) for i, liked in told[max(0, len(told) - n) :]]
             assert retriever.history(f"u{row}", n) == wanted
-        assert set(retriever.met(f"u{row}")) > {i for i, _ in told}  # the test part was met as well
+        assert set(retriever.seen_items(f"u{row}")) > {i for i, _ in told}  # the test part was met as well
     with pytest.raises(UnknownId, match="user 'nobody' is not among the 60 users"):
         retriever.history("nobody", 5)
     with pytest.raises(UnknownId):
@@ -418,12 +418,12 @@ def test_a_filter_asked_again_gives_the_same_and_few_are_kept(retriever: Retriev
             assert set(ids(retriever.recommend(Request("u5"), 40, keep_seen=True, where=where))) == {
                 f"i{r}" for r in rows
             }
-            assert retriever.passing(["i2", "i7", "zz"], where) == len(rows & {2, 7})
+            assert retriever.count_allowed(["i2", "i7", "zz"], where) == len(rows & {2, 7})
     for number in range(2 * FILTER_CACHE_ENTRIES):
-        retriever.passing(None, {"brand": f"no{number}"})
-    assert len(retriever._filters) == FILTER_CACHE_ENTRIES
+        retriever.count_allowed(None, {"brand": f"no{number}"})
+    assert len(retriever._filter_cache) == FILTER_CACHE_ENTRIES
     with pytest.raises(DataError, match="no column 'brnd'"):
-        retriever.passing(None, {"brand": "brand2", "brnd": "x"})
+        retriever.count_allowed(None, {"brand": "brand2", "brnd": "x"})
 
 
 ID_COLUMNS = [
@@ -645,8 +645,8 @@ def test_a_request_is_read_as_the_row_of_a_table_it_stands_for(
 ) -> None:
     for told in (features, {"plan": "paid", "years": 2} | features):
         request = Request(user, told)
-        row = wide_retriever._user(request)
-        found = outcome(lambda unknown: wide_retriever._feed(request, row, {}, unknown))  # noqa: B023
+        row = wide_retriever._find_user(request)
+        found = outcome(lambda unknown: wide_retriever._tower_inputs(request, row, {}, unknown))  # noqa: B023
         assert found == outcome(lambda unknown: by_the_table(wide_retriever, request, unknown))  # noqa: B023
 
 
@@ -663,8 +663,8 @@ def test_an_index_file_that_is_known_to_be_sound_is_not_looked_at_again(
     first = Retriever(bundle)
     assert [p.name for p in looked] == ["index.faiss"]
     assert first.index_digest == first.digests["index/index.faiss"]
-    again = Retriever(bundle, sound={first.index_digest})
-    other = Retriever(bundle, sound={"0" * 64})
+    again = Retriever(bundle, verified_indexes={first.index_digest})
+    other = Retriever(bundle, verified_indexes={"0" * 64})
     assert len(looked) == 2
     answers = [r.recommend(Request("u1"), 5).items for r in (first, again, other)]
     assert answers[0] == answers[1] == answers[2]

@@ -407,7 +407,7 @@ def test_fault_A1_a_bundle_that_fails_its_probe_is_removed(store: Store) -> None
         store.publish(content("two"), probe)
     assert caught.value.reason == "probe"
     with pytest.raises(BundleError, match="dims is 64 in MANIFEST.json, 32 in index") as caught:
-        store.publish(content("two"), lambda bundle: bundle.agree({"index": {"dims": 32}}))
+        store.publish(content("two"), lambda bundle: bundle.check_consistency({"index": {"dims": 32}}))
     assert caught.value.reason == "mismatch"
     assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
 
@@ -617,9 +617,9 @@ def test_fault_A6_files_or_manifest_of_another_bundle_are_refused(store: Store) 
 
 def test_fault_A6_a_tower_and_an_index_of_two_models_do_not_agree(sound: Bundle) -> None:
     model = {"model": "sha-1"}
-    sound.agree({"user_tower.onnx": model, "index/index.json": model})
+    sound.check_consistency({"user_tower.onnx": model, "index/index.json": model})
     with pytest.raises(BundleError, match="model is 'sha-1' in user_tower.onnx, 'sha-2' in index/index.json") as caught:
-        sound.agree({"user_tower.onnx": model, "index/index.json": {"model": "sha-2"}})
+        sound.check_consistency({"user_tower.onnx": model, "index/index.json": {"model": "sha-2"}})
     assert caught.value.reason == "mismatch"
 
 
@@ -632,11 +632,11 @@ def test_fault_A7_dims_metric_and_counts_must_agree_between_files(
 ) -> None:
     facts: dict[str, Any] = {"dims": 64, "metric": "cosine", "items": 7}
     sources = {"config.toml": facts, "item_vectors.npy": {"dims": 64, "items": 7}, "index/index.json": facts}
-    sound.agree(sources)
+    sound.check_consistency(sources)
     for name in sources:
         if field in sources[name]:
             with pytest.raises(BundleError, match=f"{says} in .*, {value!r} in {name}") as caught:
-                sound.agree(sources | {name: sources[name] | {field: value}})
+                sound.check_consistency(sources | {name: sources[name] | {field: value}})
             assert caught.value.reason == "mismatch"
 
 

@@ -79,7 +79,7 @@ class Bundle:
         """Bytes of its files."""
         return sum(entry["size"] for entry in self.manifest["files"])
 
-    def agree(self, sources: Mapping[str, Mapping[str, Any]]) -> None:
+    def check_consistency(self, sources: Mapping[str, Mapping[str, Any]]) -> None:
         """Raises BundleError if two files, the manifest among them, say different things of one field.
 
         `sources` is what each file says: `{"config.toml": {"dims": 64}, "index": {"dims": 64, "items": 3706}}`.

@@ -223,7 +223,7 @@ def _probe(bundle: Bundle) -> None:
     one, two = (retriever.recommend(Request(retriever.user_ids[0]), 10, method) for method in (1, 2))
     a, b = (np.array([i.score for i in answer.items]) for answer in (one, two))
     rows = np.unique(np.linspace(0, len(retriever.user_ids) - 1, 256).astype(np.int64))
-    stored, live = retriever.vectors(rows, 1), retriever.vectors(rows, 2)
+    stored, live = retriever.embed_users(rows, 1), retriever.embed_users(rows, 2)
     near = np.allclose(stored, live, rtol=0, atol=1e-3 * float(np.abs(stored).max()))
     if not near or len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
         raise RunError("the stored user vectors and the exported tower give different answers")
@@ -245,7 +245,7 @@ def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
     for name, method, exact in ways:
 
         def ask(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
-            return retriever.rank(users, k, method, seen, exact)
+            return retriever.rank_items(users, k, method, seen, exact)
 
         report = PartEvaluation.from_search(ask, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()
@@ -261,7 +261,7 @@ def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
 def _scores(retriever: Retriever, method: Method) -> Any:
     """Scores of the test pairs by the vectors that are served; a rejected item scores as low as can be."""
     pairs = retriever.dataset.test
-    users = retriever.vectors(np.arange(len(retriever.user_ids)), method)
+    users = retriever.embed_users(np.arange(len(retriever.user_ids)), method)
     items = np.full((len(retriever.item_ids), users.shape[1]), np.nan, np.float32)
     rows = retriever.index.rows
     items[rows] = retriever.index.vectors(rows)

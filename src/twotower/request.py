@@ -40,7 +40,7 @@ class Request:
             object.__setattr__(self, "user_id", str(self.user_id))
 
     @property
-    def tells(self) -> bool:
+    def has_details(self) -> bool:
         """Whether it says more than who asks."""
         return bool(self.features or self.events) or self.history is not None
 

@@ -59,12 +59,12 @@ class Retriever:
         self,
         bundle: Bundle,
         threads: int = 1,
-        sound: Container[str] = (),
-        room: int | None = None,
+        verified_indexes: Container[str] = (),
+        tower_memory: int | None = None,
         inspect_seconds: float = onnx_tower.INSPECT_SECONDS,
     ) -> None:
         """`bundle` has been verified by `Bundle.open`. A FAISS file is first loaded in a process of its own, unless its
-        SHA-256 is among the `sound` ones, and so is a tower that is new to this process, which may take `room` bytes.
+        SHA-256 is among `verified_indexes`, and so is a tower that is new to this process, which may take `tower_memory` bytes.
         Raises RunError or BundleError if the bundle's parts are damaged or do not agree, Unavailable if its index is
         elsewhere and does not answer."""
         self.bundle = bundle
@@ -72,7 +72,7 @@ class Retriever:
         with ExitStack() as held:
             held.enter_context(bundle.lease())  # once everything is open or read, nobody can take it away
             try:
-                self._load(bundle, threads, self.index_digest not in sound, room, inspect_seconds)
+                self._load(bundle, threads, self.index_digest not in verified_indexes, tower_memory, inspect_seconds)
             except (TwoTowerError, MemoryError):
                 raise
             except (
@@ -89,12 +89,14 @@ class Retriever:
         """The SHA-256 of the FAISS file, an empty string if there is none."""
         return self.digests.get("index/index.faiss", "")
 
-    def _load(self, bundle: Bundle, threads: int, verify: bool, room: int | None, inspect_seconds: float) -> None:
+    def _load(
+        self, bundle: Bundle, threads: int, verify: bool, tower_memory: int | None, inspect_seconds: float
+    ) -> None:
         folder = bundle.folder
         with ThreadPoolExecutor(2) as beside:  # they mostly wait for processes that look at files
             index = beside.submit(load_index, folder / "index", verify=verify)
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
-            looked = beside.submit(onnx_tower.inspect_towers, towers, room=room, base_seconds=inspect_seconds)
+            looked = beside.submit(onnx_tower.inspect_towers, towers, room=tower_memory, base_seconds=inspect_seconds)
             schema, self.config = _read_config(folder)
             # The item tower is not asked here, so its columns are not made.
             self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))
@@ -108,7 +110,7 @@ class Retriever:
             told = read_checked(folder / "vectors.json", _json_object)
             self.index: Index = index.result()
         self.index.threads = threads
-        bundle.agree(
+        bundle.check_consistency(
             {
                 "encoders.json": {"vocab_hash": self.digests.get("encoders.json")},
                 "model.safetensors": {"model": self.digests.get("model.safetensors")},
@@ -134,13 +136,13 @@ class Retriever:
         ):
             if found != expected:
                 raise RunError(f"{folder}: damaged ({name}: {found:,} rows, expected {expected:,})")
-        self._filters: dict[tuple[tuple[str, str], ...], Ints] = {}
-        self._filtering = threading.Lock()
+        self._filter_cache: dict[tuple[tuple[str, str], ...], Ints] = {}
+        self._filter_lock = threading.Lock()
         # Made now, not by the first who asks.
-        _ = self.seen, self._codes, self.popular, self._rank
-        _ = self._features, self._dtypes, self._stranger
+        _ = self.seen, self._item_codes, self.popular, self._popularity_rank
+        _ = self._features, self._request_dtypes, self._default_inputs
         if not self.index.remote:
-            rows, lengths = self._lengths
+            rows, lengths = self._norms
             if not np.isfinite(lengths).all():
                 row = rows[np.argmin(np.isfinite(lengths))]
                 raise RunError(f"{bundle.folder / 'index'}: damaged (the vector of item row {row} is not finite)")
@@ -160,7 +162,7 @@ class Retriever:
         return np.argsort(-self.dataset.positives_of_item, kind="stable")
 
     @cached_property
-    def _rank(self) -> Ints:
+    def _popularity_rank(self) -> Ints:
         """Item row -> its place in `popular`."""
         rank = np.empty_like(self.popular)
         rank[self.popular] = np.arange(len(rank))
@@ -169,7 +171,7 @@ class Retriever:
     @property
     def user_columns(self) -> list[str]:
         """The columns that a request's `features` may name."""
-        return [name for name in self._dtypes if name != self.schema.user_id]
+        return [name for name in self._request_dtypes if name != self.schema.user_id]
 
     @property
     def item_columns(self) -> list[str]:
@@ -180,7 +182,7 @@ class Retriever:
     def history(self, user_id: str, n: int) -> list[tuple[str, str, bool]]:
         """Id and title of the last `n` items that a user met, oldest first, and whether they liked each: of what the
         tower has been told, the test part left out. Raises UnknownId."""
-        row, data = self._known(user_id), self.dataset
+        row, data = self._user_row(user_id), self.dataset
         assert self.seen.source is not None
         mine = self.seen.source[self.seen.offsets[row] : self.seen.offsets[row + 1]]
         mine = mine[data.parts[mine] != TEST] if data.ordered else mine[data.parts[mine] == TRAIN]
@@ -193,21 +195,21 @@ class Retriever:
             for i, like in zip(data.pairs.item[mine].tolist(), liked, strict=True)
         ]
 
-    def knows(self, user_id: str) -> bool:
+    def has_user(self, user_id: str) -> bool:
         """Whether the bundle has the user."""
         return self.user_ids.row(user_id) is not None
 
-    def stored(self, user_id: str) -> dict[str, Any]:
+    def stored_features(self, user_id: str) -> dict[str, Any]:
         """What a request's `features` would replace: the known user's row of the users table. Raises UnknownId."""
-        row: dict[str, Any] = self.dataset.users.frame.row(self._known(user_id), named=True)
+        row: dict[str, Any] = self.dataset.users.frame.row(self._user_row(user_id), named=True)
         return {name: row[name] for name in self.user_columns}
 
-    def met(self, user_id: str) -> list[str]:
+    def seen_items(self, user_id: str) -> list[str]:
         """The items that a known user has met, which answers leave out. Raises UnknownId."""
-        items: list[str] = self.item_ids.column.gather(row_of(self.seen, self._known(user_id))).to_list()
+        items: list[str] = self.item_ids.column.gather(row_of(self.seen, self._user_row(user_id))).to_list()
         return items
 
-    def _known(self, user_id: str) -> int:
+    def _user_row(self, user_id: str) -> int:
         row = self.user_ids.row(str(user_id))
         if row is None:
             raise UnknownId(f"user '{user_id}' is not among the {len(self.user_ids):,} users of this bundle")
@@ -242,60 +244,64 @@ class Retriever:
         if isinstance(allow, str) or isinstance(ban, str):
             raise DataError("allow and ban are lists of item ids, not one text")
         check_method(method)
-        row = self._user(request)
+        row = self._find_user(request)
         source = _answer_source(request, row)
         unknown: list[str] = []
-        named = self._named(request)
-        out = self._rows(ban)
+        named = self._item_rows_by_id(request)
+        out = self._known_item_rows(ban)
         if not keep_seen:
             met = [r for r in named.values() if r >= 0]
             out = np.concatenate([out, np.array(met, np.int64), row_of(self.seen, row) if row is not None else out[:0]])
-        allowed = self._allowed(allow, where)
+        allowed = self._allowed_rows(allow, where)
         if fallback:
             source = "fallback"
         if fallback or (vector is None and source == "popular"):
             rows, scores = self._most_popular(k, out, allowed)
         else:
             if vector is None:
-                vector = self._vector(request, row, method, named, unknown)
+                vector = self._request_vector(request, row, method, named, unknown)
             elif source == "popular":
                 source = "cold_start"
             found, values = self.index.search(vector, k, allowed=allowed, banned=[out], exact=exact)
             rows, scores = found[0], values[0]
-        items = self._items(rows, scores)
+        items = self._answer_items(rows, scores)
         spent = (time.perf_counter() - started) * 1e3
         return Answer(items, self.bundle.id, method, source, round(spent, 3), len(items) < k, unknown)
 
-    def vector(self, request: Request, method: Method = 2) -> tuple[Floats, Source, list[str]]:
+    def embed_request(self, request: Request, method: Method = 2) -> tuple[Floats, Source, list[str]]:
         """The vector (1, D) that `recommend` searches with, where it comes from, and what of the request is unknown.
 
         "popular" is somebody of whom nothing is known: `recommend` does not search then, and the vector is the tower's
         of a user without features or history. Raises DataError as `recommend` does.
         """
         check_method(method)
-        row = self._user(request)
+        row = self._find_user(request)
         unknown: list[str] = []
-        return self._vector(request, row, method, self._named(request), unknown), _answer_source(request, row), unknown
+        return (
+            self._request_vector(request, row, method, self._item_rows_by_id(request), unknown),
+            _answer_source(request, row),
+            unknown,
+        )
 
-    def _user(self, request: Request) -> int | None:
+    def _find_user(self, request: Request) -> int | None:
         """The row of a known user."""
         return None if request.user_id is None else self.user_ids.row(request.user_id)
 
-    def strange(self, items: Iterable[str]) -> list[str]:
+    def unknown_items(self, items: Iterable[str]) -> list[str]:
         """The item ids that the bundle does not know, each once."""
         distinct = list(dict.fromkeys(items))
         return [i for i, row in zip(distinct, self.item_ids.rows(distinct), strict=True) if row < 0]
 
-    def _named(self, request: Request) -> dict[str, int]:
+    def _item_rows_by_id(self, request: Request) -> dict[str, int]:
         """The rows of the items that the history and the events name, -1 for those that are not known."""
         items = [i for i, _ in (*(request.history or ()), *request.events)]
         return dict(zip(items, self.item_ids.rows([str(i) for i in items]), strict=True))
 
-    def _vector(
+    def _request_vector(
         self, request: Request, row: int | None, method: Method, named: dict[str, int], unknown: list[str]
     ) -> Floats:
         if method == 2 or row is None:
-            return self._live(request, row, named, unknown)
+            return self._run_tower(request, row, named, unknown)
         if request.features:
             raise DataError(
                 f"request: method 1 answers user '{request.user_id}' from the stored vector, which features do not "
@@ -308,34 +314,34 @@ class Retriever:
         """The vector (1, D) that `recommend` searches with, and the weights (fields,) of each SENet gate as the tower
         reads the request. Raises DataError as `recommend` does."""
         check_method(method)
-        row = self._user(request)
-        named = self._named(request)
-        vector, weights = self.tower.explain(self._feed(request, row, named, []))
+        row = self._find_user(request)
+        named = self._item_rows_by_id(request)
+        vector, weights = self.tower.explain(self._tower_inputs(request, row, named, []))
         if method == 1 and row is not None:
-            vector = self._vector(request, row, 1, named, [])
+            vector = self._request_vector(request, row, 1, named, [])
         _check_vector(vector)
         return vector, [(gate, w[0]) for gate, w in zip(self.tower.gates, weights, strict=True)]
 
-    def _live(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Floats:
+    def _run_tower(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Floats:
         """(1, D): the user tower on the stored columns of `row`, with what the request says in their place."""
-        vector = self.tower(self._feed(request, row, named, unknown))
+        vector = self.tower(self._tower_inputs(request, row, named, unknown))
         _check_vector(vector)
         return vector
 
-    def _feed(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Feed:
+    def _tower_inputs(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Feed:
         """What the tower reads."""
-        told = self._told(request, row)
+        told = self._request_columns(request, row)
         values: dict[str, npt.NDArray[Any]] = {}
         for f in self._features:
             if isinstance(f, Sequence):
-                values[f.name] = self._sequence(f, request, row, named, unknown)
+                values[f.name] = self._sequence_codes(f, request, row, named, unknown)
                 continue
             if f.source in told:
                 values[f.name] = row_of(self.dataset.encoders.encode(f, told[f.source]), 0)
             elif row is not None:
                 values[f.name] = row_of(self.columns[f.name], row)
             else:
-                unsaid = self._stranger[f.name]
+                unsaid = self._default_inputs[f.name]
                 if isinstance(unsaid, str):
                     raise DataError(unsaid)
                 values[f.name] = unsaid
@@ -343,26 +349,26 @@ class Retriever:
                 unknown.append(f.name)
         return feed_row(self.fields, values)
 
-    def _told(self, request: Request, row: int | None) -> dict[str, pl.Series]:
+    def _request_columns(self, request: Request, row: int | None) -> dict[str, pl.Series]:
         """What the request says of the user: one value for each column that it names, of the column's type."""
         values, key = dict(request.features), self.schema.user_id
         if request.user_id is not None and row is None:
             values.setdefault(key, request.user_id)
         told: dict[str, pl.Series] = {}
         for name, value in values.items():
-            if name not in self._dtypes:
+            if name not in self._request_dtypes:
                 if name == key:  # which no feature reads
                     continue
                 allowed = sorted(self.user_columns)
                 raise DataError(
                     f"request: no feature '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed) or 'none'})"
                 )
-            dtype = self._dtypes[name]
+            dtype = self._request_dtypes[name]
             try:
                 if isinstance(value, dict):
                     raise TypeError
                 given = pl.Series(name, [value], strict=False)
-                told[name] = _cast_value(given, dtype, name in self._categories)
+                told[name] = _cast_value(given, dtype, name in self._categorical_columns)
             except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: half a character
                 if name == key:  # an id of another kind is an unknown user
                     continue
@@ -375,7 +381,7 @@ class Retriever:
         return self.schema.side("user")
 
     @cached_property
-    def _dtypes(self) -> dict[str, pl.DataType]:
+    def _request_dtypes(self) -> dict[str, pl.DataType]:
         """The columns that features read, and what a value of each is; statistics are not for a request to say."""
         frame = self.dataset.users.frame.schema
         read = {
@@ -387,20 +393,20 @@ class Retriever:
         return read | {f.source: pl.String() for f in self.schema.texts("user")}
 
     @cached_property
-    def _categories(self) -> set[str]:
+    def _categorical_columns(self) -> set[str]:
         """Columns that are read as values of a vocabulary and not as numbers."""
         numbers = {f.source for f in self._features if isinstance(f, Numeric | Vector)}
         return {f.source for f in self._features if isinstance(f, Categorical | MultiHot)} - numbers
 
     @cached_property
-    def _stranger(self) -> dict[str, npt.NDArray[Any] | str]:
+    def _default_inputs(self) -> dict[str, npt.NDArray[Any] | str]:
         """By feature what the tower reads where nothing is said, or why it cannot be left unsaid."""
         nobody = self.dataset.users.frame.clear(1)
         found: dict[str, npt.NDArray[Any] | str] = {}
         for f in self._features:
             if isinstance(f, Sequence):
                 continue
-            series = nobody[f.source].cast(self._dtypes.get(f.source, nobody.schema[f.source]))
+            series = nobody[f.source].cast(self._request_dtypes.get(f.source, nobody.schema[f.source]))
             if isinstance(f, Numeric) and f.statistic == "count":
                 series = series.fill_null(0.0)
             try:
@@ -409,27 +415,27 @@ class Retriever:
                 found[f.name] = str(e)
         return found
 
-    def _sequence(
+    def _sequence_codes(
         self, feature: Sequence, request: Request, row: int | None, named: dict[str, int], unknown: list[str]
     ) -> Codes:
         """The codes of a sequence: the stored or the told history, and the events since."""
         if request.history is not None:
-            codes = self._history(feature, request.history, named, unknown)
+            codes = self._event_codes(feature, request.history, named, unknown)
         else:
             codes = row_of(self.columns[feature.name], row) if row is not None else np.zeros(0, np.int32)
         if request.events:
             events = request.events
             if self.schema.duplicates == "last":  # as in training: a pair is what it was last
-                codes = codes[~np.isin(codes, self._met(feature, events, named))]
+                codes = codes[~np.isin(codes, self._codes_of_events(feature, events, named))]
                 last: dict[str, bool] = {}
                 for item, liked in events:
                     last.pop(item, None)
                     last[item] = liked
                 events = list(last.items())
-            codes = np.concatenate([codes, self._history(feature, events, named, unknown)])
+            codes = np.concatenate([codes, self._event_codes(feature, events, named, unknown)])
         return codes[-feature.max_length :]  # 0: all
 
-    def _history(
+    def _event_codes(
         self, feature: Sequence, history: abc.Sequence[tuple[str, bool]], named: dict[str, int], unknown: list[str]
     ) -> Codes:
         """The codes of a sequence, of the events that belong in it and whose items are known."""
@@ -443,16 +449,18 @@ class Retriever:
                 rows.append(row)
         if strange:
             unknown[:] = dict.fromkeys([*unknown, *strange])
-        return self._codes[feature.name][np.array(rows, np.int64)]
+        return self._item_codes[feature.name][np.array(rows, np.int64)]
 
-    def _met(self, feature: Sequence, events: abc.Sequence[tuple[str, bool]], named: dict[str, int]) -> Codes:
+    def _codes_of_events(
+        self, feature: Sequence, events: abc.Sequence[tuple[str, bool]], named: dict[str, int]
+    ) -> Codes:
         """The codes of the items of the events, liked or not; the unknown code is of many items, and none of them."""
-        codes = self._codes[feature.name][np.array([r for i, _ in events if (r := named[i]) >= 0], np.int64)]
+        codes = self._item_codes[feature.name][np.array([r for i, _ in events if (r := named[i]) >= 0], np.int64)]
         met: Codes = codes[codes != UNKNOWN]
         return met
 
     @cached_property
-    def _codes(self) -> dict[str, Codes]:
+    def _item_codes(self) -> dict[str, Codes]:
         """Per sequence of the user side the code of every item row."""
         encoders, ids = self.dataset.encoders, self.dataset.items.ids
         return {f.name: encoders.sequence_codes(f, ids) for f in self.schema.side("user") if isinstance(f, Sequence)}
@@ -463,53 +471,54 @@ class Retriever:
         if allowed is None:
             rows = self.popular[:n]
         else:
-            rank = self._rank[allowed]
+            rank = self._popularity_rank[allowed]
             rows = self.popular[np.sort(np.partition(rank, n)[:n] if n < len(rank) else rank)]
         rows = rows[~np.isin(rows, out)][:k]
         return rows, np.zeros(len(rows), np.float32)
 
-    def _items(self, rows: Ints, scores: Floats) -> list[Item]:
+    def _answer_items(self, rows: Ints, scores: Floats) -> list[Item]:
         ids, titles = self.item_ids.column, self.titles.column
         found = zip(rows.tolist(), scores.tolist(), strict=True)
         return [Item(ids[row], score, titles[row]) for row, score in found if row >= 0]
 
-    def _rows(self, ids: abc.Sequence[str]) -> Ints:
+    def _known_item_rows(self, ids: abc.Sequence[str]) -> Ints:
         """Rows of the item ids that are known."""
         return np.array([r for r in self.item_ids.rows([str(i) for i in ids]) if r >= 0], np.int64)
 
-    def passing(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> int | None:
+    def count_allowed(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> int | None:
         """How many items the filters let through, or None without filters. Raises DataError."""
-        allowed = self._allowed(allow, where)
+        allowed = self._allowed_rows(allow, where)
         return None if allowed is None else len(allowed)
 
-    def _allowed(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> Ints | None:
+    def _allowed_rows(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> Ints | None:
         """Rows that the filters let through, rising, or None without filters."""
-        allowed = None if allow is None else np.unique(self._rows(allow))
+        allowed = None if allow is None else np.unique(self._known_item_rows(allow))
         if not where:
             return allowed
-        rows = self._where(tuple((column, str(value)) for column, value in where.items()))
+        rows = self._matching_rows(tuple((column, str(value)) for column, value in where.items()))
         return rows if allowed is None else _intersection(rows, allowed)
 
-    def _where(self, wanted: tuple[tuple[str, str], ...]) -> Ints:
+    def _matching_rows(self, wanted: tuple[tuple[str, str], ...]) -> Ints:
         """Item rows, rising, whose columns have the values; what was asked last is kept."""
-        with self._filtering:
-            if (rows := self._filters.pop(wanted, None)) is not None:
-                self._filters[wanted] = rows  # the last again
+        with self._filter_lock:
+            if (rows := self._filter_cache.pop(wanted, None)) is not None:
+                self._filter_cache[wanted] = rows  # the last again
                 return rows
         if len(wanted) == 1:
-            rows = self._having(*wanted[0])
+            rows = self._rows_with_value(*wanted[0])
         else:
-            rows = reduce(_intersection, (self._where((one,)) for one in wanted))
+            rows = reduce(_intersection, (self._matching_rows((one,)) for one in wanted))
         rows.setflags(write=False)
-        with self._filtering:
-            self._filters[wanted] = rows
+        with self._filter_lock:
+            self._filter_cache[wanted] = rows
             while (
-                sum(map(len, self._filters.values())) > FILTER_CACHE_ROWS or len(self._filters) > FILTER_CACHE_ENTRIES
+                sum(map(len, self._filter_cache.values())) > FILTER_CACHE_ROWS
+                or len(self._filter_cache) > FILTER_CACHE_ENTRIES
             ):
-                del self._filters[next(iter(self._filters))]
+                del self._filter_cache[next(iter(self._filter_cache))]
         return rows
 
-    def _having(self, column: str, value: str) -> Ints:
+    def _rows_with_value(self, column: str, value: str) -> Ints:
         """Item rows whose column equals the value, or holds it."""
         frame = self.dataset.items.frame
         known = _visible_columns(frame.columns)
@@ -591,25 +600,25 @@ class Retriever:
         row = self.item_ids.row(str(item_id))
         if row is None:
             raise UnknownId(f"item '{item_id}' is not among the {len(self.item_ids):,} items of this bundle")
-        query = self._unbiased(np.array([row]))
+        query = self._vectors_without_bias(np.array([row]))
         if not len(query):
             raise DataError(f"item '{item_id}' has no vector to compare (it was rejected when the index was built)")
         query /= np.maximum(np.linalg.norm(query), 1e-12)
         if self.index.remote:
-            rows, scores = self._near(query, k)
+            rows, scores = self._nearest(query, k)
         else:
-            rows, lengths = self._lengths
+            rows, lengths = self._norms
             scores = self.index.scores(query) / lengths
         if (at := int(np.searchsorted(rows, row))) < len(rows) and rows[at] == row:
             scores[at] = -np.inf
         n = min(k, len(scores) - 1)
         best = np.argpartition(scores, len(scores) - n)[len(scores) - n :] if n else np.zeros(0, np.int64)
         best = best[np.lexsort((best, -scores[best]))]
-        items = self._items(rows[best], scores[best])
+        items = self._answer_items(rows[best], scores[best])
         spent = (time.perf_counter() - started) * 1e3
         return Answer(items, self.bundle.id, 1, "model", round(spent, 3), len(items) < k)
 
-    def _near(self, query: Floats, k: int) -> tuple[Ints, Floats]:
+    def _nearest(self, query: Floats, k: int) -> tuple[Ints, Floats]:
         """Rows, rising, that include those nearest to a direction (1, D), and their cosines.
 
         The index finds the largest products; where lengths differ, some more of these are the nearest.
@@ -617,11 +626,11 @@ class Retriever:
         n = min(len(self.index), k + 1 if self.config.model.similarity == "cosine" else 8 * k + 64)
         rows = np.sort(self.index.search(query, n)[0][0])
         rows = rows[rows >= 0]
-        vectors = self._unbiased(rows)
+        vectors = self._vectors_without_bias(rows)
         cosines = (vectors @ query[0]) / np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
         return rows, cosines
 
-    def _unbiased(self, rows: Ints) -> Floats:
+    def _vectors_without_bias(self, rows: Ints) -> Floats:
         """The vectors (n, D) of rows of the index, with zeros in the bias columns."""
         vectors = np.array(self.index.vectors(rows), np.float32)
         if self.config.model.bias:
@@ -629,17 +638,17 @@ class Retriever:
         return vectors
 
     @cached_property
-    def _lengths(self) -> tuple[Ints, Floats]:
+    def _norms(self) -> tuple[Ints, Floats]:
         """The index's rows, and the lengths of their vectors without the biases."""
         rows = self.index.rows
         lengths = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), NORM_BLOCK_ROWS):
             part = slice(start, start + NORM_BLOCK_ROWS)
-            lengths[part] = np.linalg.norm(self._unbiased(rows[part]), axis=1)
+            lengths[part] = np.linalg.norm(self._vectors_without_bias(rows[part]), axis=1)
         return rows, np.maximum(lengths, 1e-12)
 
     @cached_property
-    def directions(self) -> tuple[Floats, Ints, Ints]:
+    def unit_vectors(self) -> tuple[Floats, Ints, Ints]:
         """Unit vectors of the index's rows without the bias columns, these rows, and the place of every item row
         (-1: none). Of a remote index, those of the most popular items. Raises Unavailable."""
         if self.index.remote:
@@ -648,7 +657,7 @@ class Retriever:
             vectors = self.index.vectors(rows)
             lengths = np.maximum(np.linalg.norm(vectors[:, :-2] if self.config.model.bias else vectors, axis=1), 1e-12)
         else:
-            rows, lengths = self._lengths
+            rows, lengths = self._norms
             vectors = self.index.vectors(rows)
         if self.config.model.bias:
             vectors = vectors[:, :-2]
@@ -658,17 +667,19 @@ class Retriever:
 
     # ---- many users
 
-    def rank(self, users: Ints, k: int, method: Method, seen: Ragged, exact: bool = False, block: int = 256) -> Ints:
+    def rank_items(
+        self, users: Ints, k: int, method: Method, seen: Ragged, exact: bool = False, block: int = 256
+    ) -> Ints:
         """(len(users), k) item rows for known users by row, what `seen` holds for them left out; -1 past the end."""
         best = np.full((len(users), k), -1, np.int64)
         for start in range(0, len(users), block):
             rows = users[start : start + block]
-            vectors = self.vectors(rows, method)
+            vectors = self.embed_users(rows, method)
             banned = [np.unique(row_of(seen, int(r))) for r in rows]
             best[start : start + block] = self.index.search(vectors, k, banned=banned, exact=exact)[0]
         return best
 
-    def vectors(self, users: Ints, method: Method) -> Floats:
+    def embed_users(self, users: Ints, method: Method) -> Floats:
         """(len(users), D) of known users: looked up, or by the tower on their stored features and history."""
         if method == 1:
             return np.asarray(self.user_vectors[users], np.float32)
@@ -727,7 +738,7 @@ def _check_vector(vector: Floats) -> None:
 def _answer_source(request: Request, row: int | None) -> Source:
     if row is not None:
         return "model"
-    return "cold_start" if request.tells else "popular"
+    return "cold_start" if request.has_details else "popular"
 
 
 def _visible_columns(columns: Iterable[str]) -> list[str]:

@@ -102,7 +102,7 @@ class Store:
                 advice = f"{self._available()}; `{command('rollback', '--store', self.path)}` goes back to one of them"
                 raise BundleError(f"{e}; {advice}" if name else str(e), e.reason) from e
 
-    def stamp(self) -> tuple[str, int]:
+    def current_stamp(self) -> tuple[str, int]:
         """What CURRENT says and when that was written, in ns: another stamp is a reason to look. Raises BundleError."""
         name = self._pointer()
         try:
@@ -110,14 +110,14 @@ class Store:
         except OSError:
             return name, 0
 
-    def touch(self) -> None:
+    def touch_current(self) -> None:
         """Give CURRENT another stamp, so that every reader looks again. Raises BundleError if nothing is current."""
         try:
             os.utime(self.path / "CURRENT")
         except OSError as e:
             raise BundleError(f"{self.path / 'CURRENT'}: cannot be touched ({e.strerror})", "unreadable") from e
 
-    def recent(self, n: int) -> list[str]:
+    def recent_ids(self, n: int) -> list[str]:
         """The last `n` bundles that were current, the latest first, as far as the history tells."""
         flips = (line["bundle"] for line in reversed(self.history()) if line.get("action") in _CURRENT_ACTIONS)
         return list(dict.fromkeys(name for name in flips if name))[:n]

@@ -202,7 +202,7 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
     user = str(loaded.dataset.users.ids[0])
     one, two = (retriever.recommend(Request(user), 5, method) for method in (1, 2))  # type: ignore[arg-type]
     assert [i.id for i in one.items] == [i.id for i in two.items]
-    assert not {i.id for i in one.items} & set(retriever.met(user))
+    assert not {i.id for i in one.items} & set(retriever.seen_items(user))
     assert retriever.history(user, 3)
 
 

@@ -151,7 +151,7 @@ def test_both_methods_give_what_an_exact_index_gives(
         np.testing.assert_allclose([i.score for i in got.items], [i.score for i in wanted.items], atol=1e-5)
         assert item not in [i.id for i in got.items]
     np.testing.assert_array_equal(ours.index.vectors(np.arange(300)), exact.index.vectors(np.arange(300)))
-    vectors, rows, place = ours.directions
+    vectors, rows, place = ours.unit_vectors
     assert vectors.shape[0] == len(rows) == 300
     assert (place[rows] == np.arange(300)).all()
     found, plain = api.evaluate_bundle(ours), api.evaluate_bundle(exact)
@@ -511,7 +511,7 @@ def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
                 reply = await service.recommend(body(ban=["i1"], where={"brand": "brand2"}))
                 assert reply["source"] == "fallback"
                 wanted = service.bundles.current.recommend(
-                    Request(), K, ban=["i1", *service.bundles.current.met("u3")], where={"brand": "brand2"}
+                    Request(), K, ban=["i1", *service.bundles.current.seen_items("u3")], where={"brand": "brand2"}
                 )
                 assert reply["items"] == wanted.items
             assert time.perf_counter() - started < 20  # a few seconds at most: then nobody asks any more

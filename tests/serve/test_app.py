@@ -218,13 +218,13 @@ def test_live_events_change_the_next_answer_and_can_be_forgotten(shared: Client,
 def test_the_vector_of_a_live_history_is_made_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     client.post("/v1/events", {"user_id": "u3", "events": ["i1"]})
     made: list[int] = []
-    vector = Retriever.vector
+    vector = Retriever.embed_request
 
     def counted(*values: Any) -> Any:
         made.append(1)
         return vector(*values)
 
-    monkeypatch.setattr(Retriever, "vector", counted)
+    monkeypatch.setattr(Retriever, "embed_request", counted)
     first, second = (client.post("/v1/recommend", {"user_id": "u3"}).json() for _ in range(2))
     assert len(made) == 1
     assert first["items"] == second["items"]
@@ -277,7 +277,7 @@ def test_a_vector_is_the_one_that_is_searched_with(shared: Client, retriever: Re
     for body, method in cases:
         reply = shared.post("/v1/embed/user", body).json()
         request = Request(body.get("user_id"), history=[("i1", True)] if "history" in body else None)
-        wanted, source, _ = retriever.vector(request, method)
+        wanted, source, _ = retriever.embed_request(request, method)
         assert np.allclose(reply["vector"], wanted[0], rtol=1e-6)
         assert (reply["method"], reply["source"], reply["metric"]) == (method, source, retriever.index.metric)
 
@@ -1339,7 +1339,7 @@ def test_the_console_explains_an_answer(shared: Client, retriever: Retriever) ->
     told = shared.post("/v1/console/explain", body).json()
     assert told["reply"]["items"] == shared.post("/v1/recommend", body).json()["items"]
     assert told["history"][-1] == {"id": "i1", "title": "Item 1", "liked": True}
-    met = set(retriever.met("u3")) | {"i1"}
+    met = set(retriever.seen_items("u3")) | {"i1"}
     assert told["filtered"]["seen"] == len(met)
     assert told["filtered"]["banned"] == 1
     assert told["filtered"]["where"] == 8

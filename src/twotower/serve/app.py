@@ -348,7 +348,7 @@ def create_admin_app(service: Service) -> FastAPI:
         """Look again at what is current, also at a bundle that was refused; in every worker, if the store can be
         written to."""
         try:
-            await service.bundles.with_store(Store.touch)
+            await service.bundles.with_store(Store.touch_current)
         except RunError as e:
             if _is_silent(e):
                 raise

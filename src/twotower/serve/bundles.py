@@ -193,7 +193,7 @@ class BundleManager:
         )
 
     async def _stamp(self) -> tuple[str, int]:
-        return await self._check_thread.run(self.store.stamp, self.limits.check_timeout)
+        return await self._check_thread.run(self.store.current_stamp, self.limits.check_timeout)
 
     def public_message(self, error: Exception) -> str:
         """Return the message of an error without the addresses of the store and of the index."""
@@ -220,7 +220,7 @@ class BundleManager:
         bundle = self.store.current()
         recent = self._recent
         try:
-            recent = self.store.recent(RECENT_BUNDLES)
+            recent = self.store.recent_ids(RECENT_BUNDLES)
         except BundleError as e:  # only events under earlier bundles are missed
             log.warning("the history of the store cannot be read", extra={"fields": {"detail": str(e)}})
         if self.retriever is not None and bundle.id == self.retriever.bundle.id:

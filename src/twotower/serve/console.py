@@ -59,7 +59,7 @@ class Console:
         """A user's stored features and history, and what is live. Raises Problem "unknown-user"."""
         retriever = self._service.bundles.current
         state = await self._service.event_store.fetch(self._service.bundles.event_bundles(retriever), user_id)
-        if not retriever.knows(user_id):
+        if not retriever.has_user(user_id):
             if not state.events:
                 raise Problem("unknown-user", f"user '{user_id}' is not among the bundle's users")
             return {
@@ -72,9 +72,9 @@ class Console:
         history = retriever.history(user_id, SHOWN_EVENTS)
         return {
             "id": user_id,
-            "features": retriever.stored(user_id),
+            "features": retriever.stored_features(user_id),
             "history": [{"id": i, "title": title, "liked": liked} for i, title, liked in history],
-            "events": len(retriever.met(user_id)),
+            "events": len(retriever.seen_items(user_id)),
             "recent_events": self._titled(state.events),
         }
 
@@ -113,7 +113,7 @@ class Console:
         user_id = request.user_id if resolved.known_user else None
         stored = retriever.history(user_id, SHOWN_EVENTS) if user_id is not None and request.history is None else []
         history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(told, retriever)
-        met = set(retriever.met(user_id) if user_id is not None else ()) | {i for i, _ in told}
+        met = set(retriever.seen_items(user_id) if user_id is not None else ()) | {i for i, _ in told}
         out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
         vector = None
         if answer.source not in ("popular", "fallback"):
@@ -136,8 +136,8 @@ class Console:
             "history": history[-SHOWN_EVENTS:],
             "filtered": {
                 "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(met))),
-                "banned": len(set(body.ban)) - len(retriever.strange(body.ban)),
-                "where": retriever.passing(body.allow, body.where or None),
+                "banned": len(set(body.ban)) - len(retriever.unknown_items(body.ban)),
+                "where": retriever.count_allowed(body.allow, body.where or None),
                 "items": left_out,
             },
         } | out
@@ -178,7 +178,7 @@ class Console:
                 "invalid", f"items cannot be coloured by '{column}' (allowed: {', '.join(columns) or 'none'})"
             )
         column = column or next(iter(columns), "")
-        vectors, _, place = retriever.directions
+        vectors, _, place = retriever.unit_vectors
         shown = retriever.popular[:limit]
         shown = shown[place[shown] >= 0]
         points = _rounded(self._projected(retriever, vectors[place[shown]], unit=True))
@@ -205,7 +205,7 @@ class Console:
         name = retriever.bundle.id
         found = self._projections.get(name)
         if found is None:
-            vectors = retriever.directions[0]
+            vectors = retriever.unit_vectors[0]
             sample = vectors[:: max(1, len(vectors) // 50_000)]
             middle = sample.mean(axis=0)
             _, directions = np.linalg.eigh(

@@ -128,7 +128,7 @@ class Service:
         retriever = self.bundles.current
         resolved = await self.resolve(body, retriever)
         started = time.perf_counter()
-        vector, source, unknown = retriever.vector(resolved.request, resolved.method)
+        vector, source, unknown = retriever.embed_request(resolved.request, resolved.method)
         spent = (time.perf_counter() - started) * 1e3
         return {
             "vector": vector[0].tolist(),
@@ -172,7 +172,7 @@ class Service:
                 "--event-store redis://HOST:PORT/DB, or with one worker",
             )
         retriever, events = self.bundles.current, schemas.item_events(list(body.events))
-        unknown = set(retriever.strange(item for item, _ in events))
+        unknown = set(retriever.unknown_items(item for item, _ in events))
         n, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events, unknown)
         self.metrics.event_memory.set(self._in_process.size)
         return {"recent_events": n, "shared": shared and self.event_store.shared}
@@ -222,11 +222,11 @@ class Service:
             None if body.history is None else schemas.item_events(body.history),
             [*state.events, *schemas.item_events(body.events)],
         )
-        known = body.user_id is not None and retriever.knows(body.user_id)
-        if body.user_id is not None and not (known or request.tells) and self.settings.unknown_user == "404":
+        known = body.user_id is not None and retriever.has_user(body.user_id)
+        if body.user_id is not None and not (known or request.has_details) and self.settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
-        method: Method = body.method or (2 if request.tells else 1)
-        if not known and request.tells:
+        method: Method = body.method or (2 if request.has_details else 1)
+        if not known and request.has_details:
             method = 2  # there is no stored vector
         cacheable = bool(state.events) and not (body.features or body.events or body.history is not None)
         return ResolvedRequest(request, method, known, state, len(state.events), cacheable)
@@ -269,8 +269,8 @@ class Service:
         made = None
         unknown: list[str] = []
         started = time.perf_counter()
-        if resolved.method == 2 and vector is None and (resolved.known_user or resolved.request.tells):
-            vector, _, unknown = retriever.vector(resolved.request, 2)
+        if resolved.method == 2 and vector is None and (resolved.known_user or resolved.request.has_details):
+            vector, _, unknown = retriever.embed_request(resolved.request, 2)
             made = vector
             self.metrics.stages["tower"].observe(time.perf_counter() - started)
         searching = time.perf_counter()
@@ -287,7 +287,7 @@ class Service:
         ended = time.perf_counter()
         self.metrics.stages["search"].observe(ended - searching)
         if vector is not None:  # whoever made the vector has met what is unknown
-            unknown = unknown if made is not None else retriever.strange(i for i, _ in resolved.request.events)
+            unknown = unknown if made is not None else retriever.unknown_items(i for i, _ in resolved.request.events)
             answer = replace(answer, unknown=unknown)
         return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), made
 

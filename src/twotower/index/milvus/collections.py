@@ -58,7 +58,7 @@ class MilvusCollections:
         """Make the alias stand for the current bundle's collection; what was done, or an empty string where the bundle
         has none. Raises RunError."""
         while True:
-            current = self._store.stamp()[0]
+            current = self._store.current_stamp()[0]
             said = _index_facts(self._store.path / "bundles" / current) if current else None
             if not said or "collection" not in said:
                 return ""
@@ -69,7 +69,7 @@ class MilvusCollections:
                     f"{current} is current, but the alias {said['alias']} does not stand for its collection yet ({e}); "
                     f"`{command('gc', '--store', self._store.path)}` moves it when Milvus answers"
                 ) from e
-            if self._store.stamp()[0] == current:  # somebody else may have been quicker
+            if self._store.current_stamp()[0] == current:  # somebody else may have been quicker
                 return f"alias {said['alias']}: {said['collection']}"
 
     def _named(self) -> set[str] | None:
