@@ -251,5 +251,5 @@ def test_fault_B7_uneven_shards_and_batches_end_together(undisturbed: Path, conf
 def test_shards_that_cannot_be_dealt_are_refused(config: Path) -> None:
     said = torchrun(2, "-m", "twotower", "train", config, "-r", config.parent / "odd", "--set", "train.data_shards=3",
                     fails=True)  # fmt: skip
-    assert "train.data_shards = 3 cannot be dealt to 2 ranks; set a multiple, or 1" in said
+    assert "train.data_shards = 3 does not divide among 2 ranks; set a multiple of 2, or 1" in said
     assert not (config.parent / "odd").exists()

@@ -47,11 +47,11 @@ def liked_of(data: Dataset) -> dict[int, set[int]]:
 
 def columns_of(c: Candidates) -> list[int]:
     """The item of every shared column."""
-    return [*c.items[: c.shared].tolist(), *c.memory.tolist()]
+    return [*c.items[: c.shared].tolist(), *c.memory_items.tolist()]
 
 
 def own_items(c: Candidates) -> list[list[int]]:
-    return [[int(c.items[p]) for p in row if p >= 0] for row in c.own.tolist()]
+    return [[int(c.items[p]) for p in row if p >= 0] for row in c.per_positive.tolist()]
 
 
 def positives(data: Dataset, n: int = 10**9, seed: int = 0) -> tuple[Codes, Codes]:
@@ -108,14 +108,14 @@ def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Datase
             c = sampler(user, item, step, memory.items, CPU)
             step += 1
             columns = columns_of(c)
-            np.add.at(seen, columns, c.drawn.numpy())
+            np.add.at(seen, columns, c.counts.numpy())
             # Expected of every item, also of those that were not drawn.
             expected += np.exp(sampler.log_q(np.arange(n), len(user), len(memory.items)).astype(np.float64))
             told = dict(zip(columns, c.log_q.tolist(), strict=True))
             for i, q in zip(range(n), sampler.log_q(np.arange(n), len(user), len(memory.items)).tolist(), strict=True):
                 assert told.get(i, q) == pytest.approx(q)
-            assert c.drawn[: c.shared].sum() == config.in_batch * len(user) + config.uniform + config.popularity
-            memory.keep(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 1))
+            assert c.counts[: c.shared].sum() == config.in_batch * len(user) + config.uniform + config.popularity
+            memory.enqueue(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 1))
     assert memory.items.tolist() == [] if not config.cross_batch_memory else len(memory.items) == 70
     # A count is a sum of draws, each in the memory up to 70 / 20 + 1 times: its variance is at most so many means.
     times = 5 if config.cross_batch_memory else 1
@@ -146,9 +146,9 @@ def test_without_the_batchs_own_positives_a_column_counts_only_what_was_drawn(bo
     data = zipf(board)
     user, item = positives(data, 30)
     c = CandidateSampler(data, NegativesConfig(in_batch=False, uniform=4), 1)(user, item, 0, NONE, CPU)
-    assert c.drawn.sum() == 4
+    assert c.counts.sum() == 4
     assert set(item.tolist()) <= set(columns_of(c))
-    assert (c.drawn == 0).any()
+    assert (c.counts == 0).any()
     assert [int(c.items[p]) for p in c.positive] == item.tolist()
 
 
@@ -181,10 +181,10 @@ def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
     liked, columns = liked_of(data), columns_of(c)
     assert len(set(c.items.tolist())) == len(c.items)
     assert columns[len(columns) - len(memory) :] == memory
-    assert len(columns) == len(c.drawn) == len(c.log_q) == c.shared + len(memory)
+    assert len(columns) == len(c.counts) == len(c.log_q) == c.shared + len(memory)
     for part in (slice(0, 7), slice(7, 20)):  # as the blocks of a contest ask
         logits = torch.zeros(len(user[part]), len(columns))
-        c.ban(logits, part)
+        c.mask_excluded(logits, part)
         for b, row in enumerate(logits.isfinite().tolist(), part.start):
             own = int(c.positive[b])
             assert columns[own] == item[b]
@@ -245,14 +245,14 @@ def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_be
     met_later = set()
     for step in range(80):
         c = sampler(user, item, step, NONE, CPU, source)
-        pairs = set(zip(data.pairs.user[c.observed].tolist(), data.pairs.item[c.observed].tolist(), strict=True))
+        pairs = set(zip(data.pairs.user[c.disliked].tolist(), data.pairs.item[c.disliked].tolist(), strict=True))
         found = own_items(c)
         assert pairs == {(u, i) for u, row in zip(user.tolist(), found, strict=True) for i in row}
         for s, u, row in zip(source.tolist(), user.tolist(), found, strict=True):
             met_later |= {(s, u * 30 + i) for i in row}
         plain = sampler(user, item, step, NONE, CPU)
-        assert len(plain.observed) == 2 * len(user)
-        assert not data.pairs.positive[plain.observed].any()
+        assert len(plain.disliked) == 2 * len(user)
+        assert not data.pairs.positive[plain.disliked].any()
     # Row r of `rows` is interaction r: user r // 30, item r % 30.
     dislikes = [r for r, row in enumerate(rows) if not row[2]]
     assert met_later == {
@@ -310,7 +310,7 @@ def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_not
     user, item = positives(data, 50)
     c = CandidateSampler(data, config, seed=1)(user, item, 3, NONE, CPU)
     assert not c.log_q.any()
-    assert not c.drawn.any()
+    assert not c.counts.any()
     rng = torch.Generator().manual_seed(0)
     u, everything = torch.randn(60, 5, generator=rng), torch.randn(40, 5, generator=rng)
     found = contrastive_loss(u[user.astype(int)], everything[c.items], c, LossConfig(kind=kind, calibration=0), 40)
@@ -337,7 +337,7 @@ def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_b
         sampler = CandidateSampler(board, config, seed=1)
         sampler.refresh_hard_negatives(*vectors, 1)
         means.append(
-            np.mean([int((sampler(user, item, s, NONE, CPU).own[:, -2:] >= 0).sum()) / 300 for s in range(20)])
+            np.mean([int((sampler(user, item, s, NONE, CPU).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)])
         )
     assert means == pytest.approx([0.5, 1.0], abs=0.05)
 
@@ -452,11 +452,10 @@ def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(
         return topk(scores, *args, **options)
 
     monkeypatch.setattr(Tensor, "topk", watched)
-    for cells in (100, 7):  # of 30 items: three users, and one even if that is too many
-        monkeypatch.setattr("twotower.train.candidates._CELLS", cells)
+    for scores in (100, 7):  # of 30 items: three users, and one even if that is too many
         sampler = CandidateSampler(board, NegativesConfig(hard=2, hard_ranks=(1, 30)), seed=1)
-        sampler.refresh_hard_negatives(users, items, epoch=1)
-        assert max(sizes) == max(30, cells // 30 * 30)
+        sampler.refresh_hard_negatives(users, items, epoch=1, max_block_scores=scores)
+        assert max(sizes) == max(30, scores // 30 * 30)
         assert sampler.hard is not None
         assert [set(m.tolist()) - {-1} for m in sampler.hard] == [set(r) for r in ranked(board, users, items)]
         sizes.clear()
@@ -494,7 +493,7 @@ def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_mor
     config = NegativesConfig(in_batch=False, uniform=60, hard=2, hard_ranks=ranks, hard_ratio=ratio)
     sampler = CandidateSampler(board, config, seed=1)
     user, item = positives(board, 300)
-    assert sampler(user, item, 0, NONE, CPU).own.shape[1] == 0  # nothing is mined yet
+    assert sampler(user, item, 0, NONE, CPU).per_positive.shape[1] == 0  # nothing is mined yet
     rng = torch.Generator().manual_seed(0)
     sampler.refresh_hard_negatives(torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
     counts, seen = [], set()
@@ -540,7 +539,7 @@ def test_a_draw_looks_at_the_rows_of_its_batch_alone(everything_data: Dataset, m
 
     monkeypatch.setattr(Ragged, "lengths", property(of_all_rows))
     sampler.refresh_hard_negatives(torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
-    assert sampler(*positives(everything_data, 20), 0, torch.arange(30), CPU).own.shape[1] == 9
+    assert sampler(*positives(everything_data, 20), 0, torch.arange(30), CPU).per_positive.shape[1] == 9
 
 
 def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
@@ -577,13 +576,13 @@ def test_the_memory_holds_the_latest_positives_and_their_vectors_without_gradien
     weight = torch.ones(1, requires_grad=True)
     for start in (0, 3, 6):
         items = torch.arange(start, start + 3)
-        memory.keep(items, items[:, None].float() * weight)
+        memory.enqueue(items, items[:, None].float() * weight)
     assert memory.items.tolist() == [4, 5, 6, 7, 8]
     assert memory.vectors is not None
     assert memory.vectors[:, 0].tolist() == [4, 5, 6, 7, 8]
     assert not memory.vectors.requires_grad
     none = CrossBatchMemory(0)
-    none.keep(torch.arange(3), torch.zeros(3, 2))
+    none.enqueue(torch.arange(3), torch.zeros(3, 2))
     assert none.vectors is None
     assert not len(none.items)
 
@@ -625,6 +624,6 @@ def test_the_whole_catalogue_needs_no_draw(everything_data: Dataset) -> None:
     c = CandidateSampler(everything_data, NegativesConfig(full=True), 1)(user, item, 0, NONE, CPU)
     assert columns_of(c) == list(range(40))
     assert c.positive.tolist() == item.tolist()
-    assert (c.drawn == 1).all()
+    assert (c.counts == 1).all()
     assert not c.log_q.any()
-    assert c.own.shape == (20, 0)
+    assert c.per_positive.shape == (20, 0)

@@ -59,70 +59,72 @@ def test_huge_logits_give_a_finite_loss_and_gradient() -> None:
     assert logits.grad.tolist() == pytest.approx([0.5, -0.5])
 
 
-# ---- contests: each loss is a double loop over rows and what was drawn for them
+# ---- contrastive losses: each equals a double loop over rows and their candidates
 
 
 @dataclass(frozen=True)
-class Game:
-    """A contest as a plain list of what stands against each positive."""
+class ContrastiveCase:
+    """A contrastive batch, with the candidates of each positive as plain lists."""
 
     users: Tensor  # (B, D)
     items: Tensor  # (I + M, D)
     candidates: Candidates
-    banned: list[set[int]]  # by row, columns
+    excluded: list[set[int]]  # columns of each row
 
     def columns(self, row: int) -> list[tuple[int, float, float, int]]:
-        """(place in items, times drawn, log q, column) of everything that stands against a row's positive."""
+        """(place in items, count of draws, log q, column) of each shared negative of a row."""
         c = self.candidates
         n, found = len(c.log_q), []
         for column in range(n):
-            if column == int(c.positive[row]) or column in self.banned[row] or not c.drawn[column]:
+            if column == int(c.positive[row]) or column in self.excluded[row] or not c.counts[column]:
                 continue
             place = column if column < c.shared else len(c.items) + column - c.shared
-            found.append((place, float(c.drawn[column]), float(c.log_q[column]), column))
+            found.append((place, float(c.counts[column]), float(c.log_q[column]), column))
         return found
 
-    def own(self, row: int) -> list[tuple[int, bool]]:
-        """(place in items, mined) of the row's own candidates."""
+    def per_positive(self, row: int) -> list[tuple[int, bool]]:
+        """(place in items, is hard) of each per-positive negative of a row."""
         c = self.candidates
-        places = c.own[row].tolist()
+        places = c.per_positive[row].tolist()
         return [(p, h >= len(places) - c.hard) for h, p in enumerate(places) if p >= 0]
 
 
-def game(seed: int, rows: int = 40, memory: int = 6, own: int = 3, mined: int = 2, banned: bool = True) -> Game:
-    """Random vectors, columns drawn 0 to 3 times, own columns with holes, and bans that may hit the positive."""
+def contrastive_case(
+    seed: int, rows: int = 40, memory: int = 6, per_positive: int = 3, hard: int = 2, excluded: bool = True
+) -> ContrastiveCase:
+    """Random vectors, columns drawn 0 to 3 times, per-positive negatives with holes, exclusions that may hit the positive."""
     rng = np.random.default_rng(seed)
     shared, extra, groups = 9, 4, 5
     n = shared + memory
-    offsets, bans = np.zeros(groups + 1, np.int64), []
+    offsets, exclusions = np.zeros(groups + 1, np.int64), []
     for g in range(groups):
-        bans.append(sorted(rng.choice(n, rng.integers(0, 5), replace=False).tolist()) if banned else [])
-        offsets[g + 1] = offsets[g] + len(bans[-1])
+        exclusions.append(sorted(rng.choice(n, rng.integers(0, 5), replace=False).tolist()) if excluded else [])
+        offsets[g + 1] = offsets[g] + len(exclusions[-1])
     group = rng.integers(0, groups, rows)
-    drawn = np.concatenate([rng.integers(0, 4, shared), np.ones(memory)]).astype(np.float32)
+    counts = np.concatenate([rng.integers(0, 4, shared), np.ones(memory)]).astype(np.float32)
     candidates = Candidates(
         items=np.arange(shared + extra),
         shared=shared,
-        memory=torch.arange(memory),
+        memory_items=torch.arange(memory),
         positive=torch.from_numpy(rng.integers(0, shared, rows)),
-        drawn=torch.from_numpy(drawn),
+        counts=torch.from_numpy(counts),
         log_q=torch.from_numpy(rng.normal(0, 1, n).astype(np.float32)),
-        own=torch.from_numpy(rng.integers(-1, shared + extra, (rows, own))),
-        hard=min(mined, own),
-        group=torch.from_numpy(group) if banned else None,
-        banned=torch.tensor([c for ban in bans for c in ban], dtype=torch.int64),
-        offsets=torch.from_numpy(offsets),
+        per_positive=torch.from_numpy(rng.integers(-1, shared + extra, (rows, per_positive))),
+        hard=min(hard, per_positive),
+        group=torch.from_numpy(group) if excluded else None,
+        excluded=torch.tensor([c for row in exclusions for c in row], dtype=torch.int64),
+        excluded_offsets=torch.from_numpy(offsets),
     )
     vectors = torch.Generator().manual_seed(seed)
-    return Game(
+    return ContrastiveCase(
         torch.randn(rows, 5, generator=vectors),
         torch.randn(shared + extra + memory, 5, generator=vectors),
         candidates,
-        [set(bans[g]) for g in group],
+        [set(exclusions[g]) for g in group],
     )
 
 
-def naive(of: Game, users: Tensor, items: Tensor, config: LossConfig, n_items: int, margin: float) -> Tensor:
+def naive(of: ContrastiveCase, users: Tensor, items: Tensor, config: LossConfig, n_items: int, margin: float) -> Tensor:
     """The mean loss in float64, a candidate at a time.
 
     softmax: -log of the positive's share of exp(logit - log q) over everything drawn (Bengio and Senecal 2008).
@@ -133,30 +135,30 @@ def naive(of: Game, users: Tensor, items: Tensor, config: LossConfig, n_items: i
     c, total = of.candidates, torch.zeros((), dtype=torch.float64)
     for row in range(len(users)):
         positive = users[row] @ items[int(c.positive[row])]
-        against: list[tuple[Tensor, float, float]] = []  # logit, times, log q
+        negatives: list[tuple[Tensor, float, float]] = []  # logit, times, log q
         for place, times, log_q, _ in of.columns(row):
-            against.append((users[row] @ items[place], times, log_q))
-        for place, mined in of.own(row):
+            negatives.append((users[row] @ items[place], times, log_q))
+        for place, hard in of.per_positive(row):
             logit = users[row] @ items[place]
-            if mined and margin and logit.item() > positive.item() - margin:
+            if hard and margin and logit.item() > positive.item() - margin:
                 continue
-            against.append((logit, 1.0, float(c.log_q[c.positive[row]])))  # as sure to be there as the positive
-        k = sum(times for _, times, _ in against)
+            negatives.append((logit, 1.0, float(c.log_q[c.positive[row]])))  # as sure to be there as the positive
+        k = sum(times for _, times, _ in negatives)
         if config.kind == "softmax":
             q = float(c.log_q[c.positive[row]]) if config.log_q else 0.0
             share = torch.exp(positive - q)
-            z = share + sum(times * torch.exp(s - (q if config.log_q else 0.0)) for s, times, q in against)
+            z = share + sum(times * torch.exp(s - (q if config.log_q else 0.0)) for s, times, q in negatives)
             total = total - torch.log(share / z)
         elif config.kind == "bpr":
-            for s, times, _ in against:
+            for s, times, _ in negatives:
                 total = total - times / k * torch.log(torch.sigmoid(positive - s))
         else:
             t = config.calibration
             # The rate is the sampler's: the items it drew for the batch, over the other items.
-            alpha = min(1.0, (float((c.drawn > 0).sum()) + c.own.shape[1]) / (n_items - 1))
+            alpha = min(1.0, (float((c.counts > 0).sum()) + c.per_positive.shape[1]) / (n_items - 1))
             beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
             row_loss = torch.log(torch.sigmoid(positive) ** beta)
-            for s, times, _ in against:
+            for s, times, _ in negatives:
                 row_loss = row_loss + times * torch.log(1 - torch.sigmoid(s))
             total = total - row_loss / (k + 1)
     return total / len(users)
@@ -184,20 +186,20 @@ def name_of(config: LossConfig) -> str:
     [
         (1, 0.0, {}),  # blocks of 16 rows, the least there is
         (1, 0.7, {}),
-        (18 * 15, 0.0, {"own": 0}),  # of 18, and nothing of a row's own
+        (18 * 15, 0.0, {"per_positive": 0}),  # of 18, without per-positive negatives
         (2**21, 0.7, {"memory": 0}),  # one block
-        (1, 0.7, {"banned": False, "mined": 0, "rows": 17}),
+        (1, 0.7, {"excluded": False, "hard": 0, "rows": 17}),
         (1, 0.0, {"rows": 1}),
     ],
-    ids=["blocks", "margin", "no own", "no memory", "no bans, none mined", "one row"],
+    ids=["blocks", "margin", "no per-positive", "no memory", "no exclusions, none hard", "one row"],
 )
-def test_a_contest_equals_a_double_loop_in_value_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, config: LossConfig, block: int, margin: float, shape: dict[str, Any]
+def test_a_contrastive_loss_equals_a_double_loop_in_value_and_gradients(
+    config: LossConfig, block: int, margin: float, shape: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(losses, "BLOCK", block)
-    of = game(len(shape) + block % 97, **shape)
+    of = contrastive_case(len(shape) + block % 97, **shape)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
-    found = value_and_gradients(losses.contrastive_loss(users, items, of.candidates, config, 60, margin), users, items)
+    loss = losses.contrastive_loss(users, items, of.candidates, config, 60, margin, max_block_logits=block)
+    found = value_and_gradients(loss, users, items)
     u, v = users.detach().double().requires_grad_(), items.detach().double().requires_grad_()
     expected = value_and_gradients(naive(of, u, v, config, 60, margin), u, v)
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
@@ -205,24 +207,24 @@ def test_a_contest_equals_a_double_loop_in_value_and_gradients(
         assert torch.allclose(a, b, atol=1e-6, rtol=1e-4), (a - b).abs().max()
 
 
-def test_the_games_have_all_that_makes_a_loop_differ() -> None:
-    of = game(1)
+def test_the_cases_have_all_that_makes_a_loop_differ() -> None:
+    of = contrastive_case(1)
     c = of.candidates
-    assert {0.0, 1.0, 2.0, 3.0} <= set(c.drawn.tolist())
-    assert (c.own < 0).any()
-    assert (c.own >= c.shared).any()
-    assert any(int(p) in ban for p, ban in zip(c.positive, of.banned, strict=True))
-    assert any(column >= c.shared for ban in of.banned for column in ban)
-    # The guard of the margin leaves some mined ones out and some in, and nothing else.
+    assert {0.0, 1.0, 2.0, 3.0} <= set(c.counts.tolist())
+    assert (c.per_positive < 0).any()
+    assert (c.per_positive >= c.shared).any()
+    assert any(int(p) in row for p, row in zip(c.positive, of.excluded, strict=True))
+    assert any(column >= c.shared for row in of.excluded for column in row)
+    # The margin leaves out some hard negatives and keeps some, and changes nothing else.
     plain, guarded = (naive(of, of.users, of.items, LOSSES[0], 60, m).item() for m in (0.0, 0.7))
-    none = replace(c, own=torch.cat([c.own[:, :1], torch.full_like(c.own[:, 1:], -1)], 1))
+    none = replace(c, per_positive=torch.cat([c.per_positive[:, :1], torch.full_like(c.per_positive[:, 1:], -1)], 1))
     without = naive(replace(of, candidates=none), of.users, of.items, LOSSES[0], 60, 0.0).item()
     assert without < guarded < plain
 
 
 @pytest.mark.parametrize("config", LOSSES, ids=name_of)
 def test_the_gradient_is_scaled_by_what_stands_after_the_loss(config: LossConfig) -> None:
-    of = game(3)
+    of = contrastive_case(3)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     once, thrice = (
         torch.autograd.grad(scale * losses.contrastive_loss(users, items, of.candidates, config, 60), (users, items))
@@ -233,8 +235,8 @@ def test_the_gradient_is_scaled_by_what_stands_after_the_loss(config: LossConfig
 
 
 @pytest.mark.parametrize("config", LOSSES, ids=name_of)
-def test_a_contest_in_bf16_is_near_the_one_in_fp32_and_huge_logits_stay_finite(config: LossConfig) -> None:
-    of = game(4)
+def test_a_contrastive_loss_in_bf16_is_near_the_one_in_fp32_and_huge_logits_stay_finite(config: LossConfig) -> None:
+    of = contrastive_case(4)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     exact, rough = (
         value_and_gradients(losses.contrastive_loss(users, items, of.candidates, config, 60, dtype=d), users, items)
@@ -251,9 +253,9 @@ def test_a_contest_in_bf16_is_near_the_one_in_fp32_and_huge_logits_stay_finite(c
 
 @pytest.mark.parametrize("config", LOSSES, ids=name_of)
 def test_a_row_without_candidates_is_no_nan(config: LossConfig) -> None:
-    of = game(5, rows=3, own=0, memory=0, banned=False)
+    of = contrastive_case(5, rows=3, per_positive=0, memory=0, excluded=False)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
-    alone = replace(of.candidates, drawn=torch.zeros(9))
+    alone = replace(of.candidates, counts=torch.zeros(9))
     loss, gradients = value_and_gradients(losses.contrastive_loss(users, items, alone, config, 60), users, items)
     expected = naive(replace(of, candidates=alone), users.double(), items.double(), config, 60, 0.0).item() \
         if config.kind != "gbce" else None  # fmt: skip
@@ -264,7 +266,7 @@ def test_a_row_without_candidates_is_no_nan(config: LossConfig) -> None:
     assert all(bool(g.isfinite().all()) for g in gradients)
 
 
-def test_the_power_of_gbce_is_the_one_of_the_paper() -> None:
+def test_the_beta_of_gbce_is_the_one_of_the_paper() -> None:
     # gSASRec, section 5: beta(t = 0) = 1 is BCE, beta(t = 1) = alpha; everything sampled needs no correction.
     assert losses.gbce_beta(0.0, 10, 101) == 1
     assert losses.gbce_beta(1.0, 10, 101) == pytest.approx(0.1)
@@ -278,9 +280,9 @@ def test_the_power_of_gbce_is_the_one_of_the_paper() -> None:
 def all_items(users: Tensor, items: Tensor, positive: Tensor, **changes: Any) -> Candidates:
     n = len(items)
     whole = Candidates(
-        items=np.arange(n), shared=n, memory=torch.zeros(0, dtype=torch.int64), positive=positive,
-        drawn=torch.ones(n), log_q=torch.zeros(n), own=torch.zeros(len(users), 0, dtype=torch.int64), hard=0,
-        group=None, banned=torch.zeros(0, dtype=torch.int64), offsets=torch.zeros(1, dtype=torch.int64),
+        items=np.arange(n), shared=n, memory_items=torch.zeros(0, dtype=torch.int64), positive=positive,
+        counts=torch.ones(n), log_q=torch.zeros(n), per_positive=torch.zeros(len(users), 0, dtype=torch.int64), hard=0,
+        group=None, excluded=torch.zeros(0, dtype=torch.int64), excluded_offsets=torch.zeros(1, dtype=torch.int64),
     )  # fmt: skip
     return replace(whole, **changes)
 
@@ -302,7 +304,7 @@ def test_a_softmax_over_every_item_once_is_the_cross_entropy_over_the_catalogue(
     for a, b in zip(found[1], expected[1], strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-4)
     # Every item drawn five times and expected five times is the same again, but for the positive, which counts once.
-    five = all_items(users, items, positive, drawn=torch.full((50,), 5.0), log_q=torch.full((50,), math.log(5)))
+    five = all_items(users, items, positive, counts=torch.full((50,), 5.0), log_q=torch.full((50,), math.log(5)))
     again = losses.contrastive_loss(users, items, five, LossConfig(kind="softmax"), 50)
     logits = (users @ items.T).double()
     share = (logits.gather(1, positive[:, None])[:, 0] - math.log(5)).exp()

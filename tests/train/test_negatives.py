@@ -72,7 +72,7 @@ def test_a_draw_is_an_item_the_user_has_not_met_and_every_such_item_is_drawn(
     n_items, rows, seed = world
     negatives = RandomNegatives(items_of(rows, 5), n_items)
     allowed = {u: set(range(n_items)) - {i for v, i, _ in rows if v == u} for u in range(5)}
-    assert negatives.free.tolist() == [len(allowed[u]) for u in range(5)]
+    assert negatives.unseen_counts.tolist() == [len(allowed[u]) for u in range(5)]
     users = np.repeat([u for u in range(5) if allowed[u]], 300).astype(np.int64)
     drawn = negatives.draw(users, np.random.default_rng(seed))
     for u in np.unique(users).tolist():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,9 +15,8 @@ from twotower.config import NegativesConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
-from twotower.train import negatives, order
-from twotower.train.negatives import PairSampler, PositiveSampler
-from twotower.train.order import Epoch, Examples, Shards
+from twotower.train.negatives import MAX_CACHED_PAIRS, PairSampler, PairSet, PositiveSampler, RandomNegatives
+from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes
 
 
 def examples(n: int, first: int = 0) -> Examples:
@@ -49,16 +50,16 @@ def test_the_batches_of_an_epoch_are_all_of_it_in_order_and_all_shards_end_toget
     steps = -(-total // size)
     found: dict[int, list[int]] = {s: [] for s in range(len(lengths))}
     for number in range(steps):
-        parts = epoch.cut(number, size)
+        parts = epoch.batch_slices(number, size)
         n = sum(p.stop - p.start for p in parts)
         assert n <= size + len(lengths)
         for s, part in enumerate(parts):
-            found[s] += epoch.of(s, part).source.tolist()
+            found[s] += epoch.take(s, part).source.tolist()
     for s, of in enumerate(lengths):
         assert found[s] == list(range(1000 * s, 1000 * s + sum(of)))
     assert epoch.source.tolist() == [i for of in found.values() for i in of]
     if len(lengths) == 1:
-        assert epoch.cut(0, size) == [slice(0, min(size, total))]
+        assert epoch.batch_slices(0, size) == [slice(0, min(size, total))]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7])
@@ -68,35 +69,30 @@ def test_shards_are_ranges_of_users_of_about_one_size(everything_data: Dataset, 
     numbers = data.positives_by_user.values if by_user else data.train_numbers
     shards = Shards(data, numbers, count, by_user)
     assert len(shards) == count
-    users = [np.unique(data.pairs.user[shards.of(s)]) for s in range(count)]
+    users = [np.unique(data.pairs.user[shards[s]]) for s in range(count)]
     for before, after in itertools.pairwise(users):
         assert before.max() < after.min(), "nobody is in two shards"
-    sizes = [len(shards.of(s)) for s in range(count)]
+    sizes = [len(shards[s]) for s in range(count)]
     assert sum(sizes) == len(numbers)
     most = np.bincount(data.pairs.user[numbers]).max()
     assert max(sizes) - min(sizes) <= 2 * most
-    assert sorted(np.concatenate([shards.of(s) for s in range(count)]).tolist()) == sorted(numbers.tolist())
-    with pytest.raises(ConfigError, match=r"train.data_shards = 5000, and there are \d+ interactions"):
+    assert sorted(np.concatenate([shards[s] for s in range(count)]).tolist()) == sorted(numbers.tolist())
+    with pytest.raises(ConfigError, match=r"train.data_shards = 5000 is more than the \d+ interactions"):
         Shards(data, numbers, 5000, by_user)
 
 
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worlds of a thousand rows have several blocks and windows, and no key is kept."""
-    monkeypatch.setattr(order, "BLOCK", 32)
-    monkeypatch.setattr(order, "WINDOW", 128)
-    monkeypatch.setattr(negatives, "BLOCK", 32)
-    monkeypatch.setattr(negatives, "_RUN", 50)
+SMALL = ShuffleSizes(block=32, window=128, user_run=50)
+"""Worlds of a thousand rows have several blocks and windows."""
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("random", [0, 2])
 def test_windows_hold_every_interaction_once_and_their_own_negatives(
-    everything_data: Dataset, small_windows: None, shards: int, shuffle: bool, random: int
+    everything_data: Dataset, shards: int, shuffle: bool, random: int
 ) -> None:
     data = everything_data
-    sampler = PairSampler(data, NegativesConfig(random=random), 1, shuffle, shards)
+    sampler = PairSampler(data, NegativesConfig(random=random), 1, shuffle, shards, SMALL)
     first, second = sampler.epoch(0), sampler.epoch(1)
     real = first.source[first.source >= 0]
     assert np.array_equal(np.sort(real), np.flatnonzero(data.parts == TRAIN))
@@ -106,7 +102,7 @@ def test_windows_hold_every_interaction_once_and_their_own_negatives(
     drawn = first.source < 0
     assert not met & set(zip(first.user[drawn].tolist(), first.item[drawn].tolist(), strict=True))
     assert np.array_equal(first.source, second.source) is not shuffle or random > 0
-    again = PairSampler(data, NegativesConfig(random=random), 1, shuffle, shards).epoch(1)
+    again = PairSampler(data, NegativesConfig(random=random), 1, shuffle, shards, SMALL).epoch(1)
     for name in ("user", "item", "label", "weight", "source"):
         assert np.array_equal(getattr(again, name), getattr(second, name))
     if shuffle:  # a batch is of many places: neighbours in the table are seldom neighbours in the epoch
@@ -117,11 +113,9 @@ def test_windows_hold_every_interaction_once_and_their_own_negatives(
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("by_user", [True, False])
-def test_positives_come_in_runs_of_users_or_in_windows(
-    everything_data: Dataset, small_windows: None, shards: int, by_user: bool
-) -> None:
+def test_positives_come_in_runs_of_users_or_in_windows(everything_data: Dataset, shards: int, by_user: bool) -> None:
     data = everything_data
-    epoch = PositiveSampler(data, 1, True, by_user, shards).epoch(2)
+    epoch = PositiveSampler(data, 1, True, by_user, shards, SMALL).epoch(2)
     assert np.array_equal(np.sort(epoch.source), data.positive_numbers)
     if by_user:
         assert (np.diff(epoch.user) != 0).sum() + 1 == len(np.unique(epoch.user)), "a user's positives are together"
@@ -131,36 +125,32 @@ def test_positives_come_in_runs_of_users_or_in_windows(
 
 
 @pytest.mark.parametrize("kind", ["pairs", "positives", "runs"])
-def test_what_is_held_at_a_time_does_not_grow_with_the_shards(
-    everything_data: Dataset, small_windows: None, kind: str
-) -> None:
+def test_what_is_held_at_a_time_does_not_grow_with_the_shards(everything_data: Dataset, kind: str) -> None:
     data = everything_data
     for shards in (1, 2, 6):
         epoch = (
-            PairSampler(data, NegativesConfig(random=0), 1, True, shards).epoch(0)
+            PairSampler(data, NegativesConfig(random=0), 1, True, shards, SMALL).epoch(0)
             if kind == "pairs"
-            else PositiveSampler(data, 1, True, kind == "runs", shards).epoch(0)
+            else PositiveSampler(data, 1, True, kind == "runs", shards, SMALL).epoch(0)
         )
         for number in range(4):
-            for shard, part in enumerate(epoch.cut(number, 60)):
-                epoch.of(shard, part)
+            for shard, part in enumerate(epoch.batch_slices(number, 60)):
+                epoch.take(shard, part)
         held = sum(len(rows) for _, rows in epoch._held.values())
         most = np.bincount(data.pairs.user).max()
         assert held <= (128 + shards * 32 if kind != "runs" else 50 + shards * most)
 
 
-def test_keys_made_for_those_who_are_asked_draw_what_kept_keys_draw(
-    everything_data: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def draws() -> list[np.ndarray]:
-        drawn = negatives.RandomNegatives(everything_data.seen_items, len(everything_data.items))
-        known = negatives.PairSet(everything_data.positive_items, len(everything_data.items))
+def test_keys_made_for_a_call_draw_what_cached_keys_draw(everything_data: Dataset) -> None:
+    def draws(max_cached_pairs: int) -> list[npt.NDArray[Any]]:
+        n_items = len(everything_data.items)
+        random = RandomNegatives(everything_data.seen_items, n_items, max_cached_pairs)
+        positives = PairSet(everything_data.positive_items, n_items, max_cached_pairs)
         users = np.array([3, 3, 9, 20, 59, 4])
         rng = np.random.default_rng(0)
         items = np.arange(12).reshape(6, 2)
-        return [drawn.draw(np.sort(users), rng), drawn.draw_distinct(users, 4, rng), known.holds(users[:, None], items)]
+        return [random.draw(np.sort(users), rng), random.draw_distinct(users, 4, rng),
+                positives.contains(users[:, None], items)]  # fmt: skip
 
-    kept = draws()
-    monkeypatch.setattr(negatives, "KEPT", 0)
-    for a, b in zip(kept, draws(), strict=True):
+    for a, b in zip(draws(MAX_CACHED_PAIRS), draws(0), strict=True):
         assert np.array_equal(a, b)

@@ -174,7 +174,7 @@ def test_no_history_holds_an_observed_candidate_of_its_user(history_scope: str) 
     for number in range(3):
         trainer.step(epoch, number)
         assert any(asked[number])
-        for own, known in zip(contests[number].own.tolist(), asked[number], strict=True):
+        for own, known in zip(contests[number].per_positive.tolist(), asked[number], strict=True):
             against = {int(codes[contests[number].items[place]]) for place in own if place >= 0}
             assert not against & known
             n += len(against)
@@ -202,7 +202,7 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
     for b in range(50):
         terms = [
             times * math.exp(float(u[b] @ v[column]) / temperature - q)
-            for column, (times, q) in enumerate(zip(c.drawn.tolist(), c.log_q.tolist(), strict=True))
+            for column, (times, q) in enumerate(zip(c.counts.tolist(), c.log_q.tolist(), strict=True))
             if column != c.positive[b] and (int(user[b]), int(c.items[column])) not in liked
         ]
         own = math.exp(float(u[b] @ v[c.positive[b]]) / temperature - float(c.log_q[c.positive[b]]))
@@ -230,7 +230,7 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
 
     def drawn(self: CandidateSampler, *args: Any) -> Any:
         found = draw(self, *args)
-        widths.setdefault(trainer.progress.epoch, set()).add(found.own.shape[1])
+        widths.setdefault(trainer.progress.epoch, set()).add(found.per_positive.shape[1])
         return found
 
     monkeypatch.setattr(CandidateSampler, "refresh_hard_negatives", watch)
@@ -729,8 +729,8 @@ def test_a_monitor_that_cannot_be_measured_is_named(board: Dataset) -> None:
     ("features", "time", "history_scope", "words"),
     [
         ([Sequence(name="s", side="user", pooling="decay")], "at", "leave_batch_out",
-         "feature 's': pooling = 'decay' goes with the order of time; set train.history_scope = 'causal'"),
-        ([Sequence(name="s", side="item")], "at", "causal", "feature 's': a sequence on the item side cannot be had"),
+         "feature 's': pooling = 'decay' needs the order of time; set train.history_scope = 'causal'"),
+        ([Sequence(name="s", side="item")], "at", "causal", "feature 's': a sequence on the item side does not go with"),
         ([Sequence(name="s", side="user", max_length=5)], "at", "causal", "feature 's': a sequence with max_length"),
         ([Sequence(name="s", side="user")], "", "causal", "'causal' needs a time; name its column in schema.time"),
         ([], "", "causal", "'causal' needs a time"),

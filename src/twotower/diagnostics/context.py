@@ -82,18 +82,18 @@ class DiagnosisContext:
         by_user = config.train.history_scope == "causal"
         size = config.train.batch_size
         epoch = PositiveSampler(self.data, config.train.seed, config.train.shuffle, by_user).epoch(0)
-        some = epoch.of(0, slice(0, size + config.negatives.cross_batch_memory))
+        some = epoch.take(0, slice(0, size + config.negatives.cross_batch_memory))
         user, item = some.user[:size], some.item[:size]
         sampler = CandidateSampler(self.data, config.negatives, config.train.seed)
         if config.negatives.hard and self.finite:
             sampler.refresh_hard_negatives(self.factors.users, self.factors.items, 1)
         memory = torch.from_numpy(some.item[size:].astype(np.int64))
         drawn = sampler(user, item, 0, memory, torch.device("cpu"))
-        columns = max(1, len(drawn.log_q) + drawn.own.shape[1])
+        columns = max(1, len(drawn.log_q) + drawn.per_positive.shape[1])
         rows = sample(np.arange(len(user)), max(1, min(MAX_BATCH_POSITIVES, MAX_BATCH_CELLS // columns)))
         few = torch.from_numpy(rows)
         drawn = replace(
-            drawn, positive=drawn.positive[few], own=drawn.own[few],
+            drawn, positive=drawn.positive[few], per_positive=drawn.per_positive[few],
             group=None if drawn.group is None else drawn.group[few],
         )  # fmt: skip
         return Pairs(user[rows], item[rows], np.ones(len(rows), bool)), drawn
@@ -107,9 +107,9 @@ class DiagnosisContext:
         pairs, drawn = self.batch
         distinct, which = np.unique(pairs.item, return_inverse=True)
         # A positive's column is told from all others by its own direction; the last direction is common to all.
-        items = torch.zeros(len(drawn.items) + len(drawn.memory), len(distinct) + 1)
+        items = torch.zeros(len(drawn.items) + len(drawn.memory_items), len(distinct) + 1)
         items[:, -1] = 1
-        rows = np.concatenate([drawn.items, drawn.memory.numpy()])
+        rows = np.concatenate([drawn.items, drawn.memory_items.numpy()])
         at = np.minimum(np.searchsorted(distinct, rows), len(distinct) - 1)
         same = distinct[at] == rows
         items[torch.from_numpy(np.flatnonzero(same)), torch.from_numpy(at[same])] = 1

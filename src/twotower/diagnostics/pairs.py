@@ -106,11 +106,11 @@ def _false_candidates(p: DiagnosisContext, liked: Ints, held: Ints) -> tuple[flo
     pairs, drawn = p.batch
     n_items = len(p.data.items)
     logits = torch.zeros(len(pairs), len(drawn.log_q))
-    drawn.ban(logits, slice(None))
+    drawn.mask_excluded(logits, slice(None))
     logits.scatter_(1, drawn.positive[:, None], -torch.inf)
-    weight = np.where(torch.isfinite(logits).numpy(), drawn.drawn.numpy(), 0.0)
-    columns = np.concatenate([drawn.items[: drawn.shared], drawn.memory.numpy()])
-    own = drawn.own.numpy()
+    weight = np.where(torch.isfinite(logits).numpy(), drawn.counts.numpy(), 0.0)
+    columns = np.concatenate([drawn.items[: drawn.shared], drawn.memory_items.numpy()])
+    own = drawn.per_positive.numpy()
     item = np.concatenate([np.broadcast_to(columns, weight.shape), drawn.items[np.maximum(own, 0)]], 1)
     weight = np.concatenate([weight, own >= 0], 1)
     keys = pairs.user[:, None].astype(np.int64) * n_items + item

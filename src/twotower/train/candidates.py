@@ -1,7 +1,29 @@
-"""What stands against the positives of a batch: items drawn from a mixture of sources, each with the logarithm of how
-often it is expected to be drawn, and a mask.
+"""Candidates of a contrastive batch: negatives drawn from a mixture of sources, their log-q, and a mask.
 
-Draws depend on (seed, step) only, so a resumed run sees the same ones.
+Shared negatives are columns for every positive of the batch:
+
+    in_batch            the batch's own positives, so popular items more often. Costs no tower run. The default (Yi et al.
+                        2019, section 3)
+    uniform             items drawn uniformly. Beside in-batch negatives, so that unpopular items are trained too (mixed
+                        negative sampling, Yang et al. 2020)
+    popularity          items drawn by popularity^alpha; alpha 0.75 is that of word2vec (Mikolov et al. 2013, section 2.2)
+    cross_batch_memory  item vectors of earlier batches. For small batches (`CrossBatchMemory`)
+    full                the whole catalogue, which makes the softmax exact. For catalogues of up to some 10^5 items
+
+Per-positive negatives stand against one positive alone:
+
+    random     items that the user has not seen, uniformly (DSSM, Huang et al. 2013, section 3.3)
+    disliked   training interactions that the user did not like. Where dislikes are observed
+    attribute  items that share a value of an item feature with the positive, such as its city. Where users choose within it
+    hard       items that the present model ranks in a window, such as 101 to 500. To refine a trained ranking (Huang et al.
+               2020, section 6.1)
+
+The log-q of a shared candidate is the logarithm of its expected number of draws, summed over the sources: with n_i positives
+of item i among all N training positives,
+
+    log q_i = log( (B in_batch + M) n_i / N + uniform / items + popularity n_i^alpha / sum_j n_j^alpha )
+
+for a batch of B positives and M remembered ones. Draws depend on (seed, step) only, so a resumed run draws the same.
 """
 
 from __future__ import annotations
@@ -23,53 +45,59 @@ from twotower.errors import ConfigError, nearest
 from twotower.train.negatives import PairSet, RandomNegatives
 
 HARD_NEGATIVES_PER_USER = 64
-"""Items of a user's rank window that are remembered between two minings."""
-_CELLS = 2**25  # scores that are held at a time while mining
+"""Items of a user's rank window that are kept from one refresh of the hard negatives to the next."""
+MAX_BLOCK_SCORES = 2**25
+"""Scores that a refresh of the hard negatives holds at a time, by default: 128 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The columns of a contest of B positives: C shared ones, the last M of them from memory, and H own ones."""
+    """The candidates of B positives: C shared columns, the last M of them from memory, and H negatives of each positive."""
 
     items: Ints  # (I,) distinct item rows whose vectors are needed; the first `shared` of them are columns
     shared: int
-    memory: Tensor  # (M,) int64 item rows of remembered vectors, columns after the shared ones
-    positive: Tensor  # (B,) int64 column of the row's positive
-    drawn: Tensor  # (C,) float32 how often the column was drawn; 0: it is there for its positive only
-    log_q: Tensor  # (C,) float32 log of how often its item is expected to be drawn
-    own: Tensor  # (B, H) int64 into items, -1 for none; the last `hard` of them are hard negatives
+    memory_items: Tensor  # (M,) int64 item rows of remembered vectors, columns after the shared ones
+    positive: Tensor  # (B,) int64 column of each row's positive
+    counts: Tensor  # (C,) float32 number of draws of the column; 0: present for its positive only
+    log_q: Tensor  # (C,) float32 log of the expected number of draws of the column's item
+    per_positive: Tensor  # (B, H) int64 into `items`, -1 for none; the last `hard` of them are hard negatives
     hard: int
-    group: Tensor | None  # (B,) int64: rows of one group share their banned columns
-    banned: Tensor  # (n,) int64 columns, group after group
-    offsets: Tensor  # (groups + 1,) int64
-    # numbers of the interactions that observed candidates are: no history of the batch may hold them
-    observed: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    group: Tensor | None  # (B,) int64: the rows of a group have the same excluded columns; None: no exclusion
+    excluded: Tensor  # (n,) int64 columns, group after group
+    excluded_offsets: Tensor  # (groups + 1,) int64, where the columns of each group begin
+    # row numbers of the interactions that disliked negatives come from: no history of the batch may hold them
+    disliked: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     # int64 columns of the positives of the whole batch, of which the B may be one rank's part
-    batch: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    batch_positive: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
-    def ban(self, logits: Tensor, rows: slice) -> None:
-        """Put -inf into the banned columns of logits (b, C), in place."""
-        if self.group is None or not len(self.banned):
+    def mask_excluded(self, logits: Tensor, rows: slice) -> None:
+        """Write -inf into the excluded columns of the logits (b, C) of some rows, in place."""
+        if self.group is None or not len(self.excluded):
             return
         group = self.group[rows]
-        n = self.offsets[group + 1] - self.offsets[group]
+        n = self.excluded_offsets[group + 1] - self.excluded_offsets[group]
         row = torch.repeat_interleave(torch.arange(len(group), device=n.device), n)
-        inside = torch.arange(len(row), device=n.device) - torch.repeat_interleave(n.cumsum(0) - n, n)
-        column = self.banned[self.offsets[group].repeat_interleave(n) + inside]
+        within = torch.arange(len(row), device=n.device) - torch.repeat_interleave(n.cumsum(0) - n, n)
+        column = self.excluded[self.excluded_offsets[group].repeat_interleave(n) + within]
         logits.view(-1)[row * logits.shape[1] + column] = -torch.inf
 
 
 class CrossBatchMemory:
-    """The item vectors of the latest positives of earlier batches, without gradient (Wang et al. 2020, "Cross-Batch
-    Memory"; Wang et al. 2021 for two towers)."""
+    """A queue of the item vectors of the latest `size` positives of earlier batches, without gradient.
+
+    They are shared negatives that cost no tower run, as vectors change slowly from step to step. Use it where the batch is
+    small beside the catalogue (Wang et al. 2020, "Cross-Batch Memory for Embedding Learning", section 3; for two towers
+    Wang et al. 2021, "Cross-Batch Negative Sampling").
+    """
 
     def __init__(self, size: int) -> None:
+        """Make an empty queue; 0 keeps nothing."""
         self.size = size
         self.items = torch.zeros(0, dtype=torch.int64)
         self.vectors: Tensor | None = None
 
-    def keep(self, items: Tensor, vectors: Tensor) -> None:
-        """Add the batch's positives (B,) and their vectors (B, D); the oldest go."""
+    def enqueue(self, items: Tensor, vectors: Tensor) -> None:
+        """Add a batch's positives (B,) and their vectors (B, D), and drop the oldest beyond `size`."""
         if not self.size:
             return
         vectors = vectors.detach()
@@ -79,11 +107,11 @@ class CrossBatchMemory:
 
 
 class CandidateSampler:
-    """Draws the candidates of each batch."""
+    """Draws the candidates of each batch from the sources that a config names."""
 
     def __init__(self, dataset: Dataset, config: NegativesConfig, seed: int) -> None:
-        """Raises ConfigError if `config.attribute` is no feature with codes on the item side, or `config.hard_ranks`
-        starts beyond the catalogue."""
+        """Raises ConfigError if `config.attribute` is no item feature with codes, or `config.hard_ranks` starts beyond the
+        catalogue."""
         self._config, self._seed = config, seed
         self._n_items = len(dataset.items)
         if config.hard and config.hard_ranks[0] > self._n_items:
@@ -96,7 +124,7 @@ class CandidateSampler:
         powered = np.where(counts > 0, counts**config.popularity_alpha, 0.0)
         self._powered = powered / powered.sum()
         self._cumulative = np.cumsum(self._powered)
-        self._liked = PairSet(dataset.positive_items, self._n_items)
+        self._positives = PairSet(dataset.positive_items, self._n_items)
         self._distinct = Distinct(self._n_items)
         self._slot = np.zeros(self._n_items, np.int64)
         self._distinct_users = Distinct(len(dataset.users))
@@ -104,71 +132,75 @@ class CandidateSampler:
         if config.disliked:
             disliked = np.flatnonzero((dataset.parts == TRAIN) & ~dataset.pairs.positive)
             order = np.random.default_rng(seed).permutation(disliked)
-            # Their numbers, in a random order; and, where that is another, the place in time of every interaction.
+            # Row numbers of each user's dislikes, in a random order; and the place in time of every interaction.
             self._disliked = Ragged.from_pairs(dataset.pairs.user[order], order, len(dataset.users))
             self._item_of = dataset.pairs.item
-            self._moment: Ints | None = None  # the numbers of a user's interactions rise in time
+            self._place_in_time: Ints | None = None  # None: a user's row numbers rise in time
             if not dataset.by_user:
                 in_order = dataset.in_order(dataset.parts == TRAIN)
-                self._moment = np.zeros(len(dataset.parts), np.int64)
-                self._moment[in_order] = np.arange(len(in_order))
+                self._place_in_time = np.zeros(len(dataset.parts), np.int64)
+                self._place_in_time[in_order] = np.arange(len(in_order))
         self._random: RandomNegatives | None = None
         if config.random:
             self._random = RandomNegatives(dataset.seen_items, self._n_items)
         self._attribute = _attribute_maps(dataset, config.attribute) if config.attribute else None
         self.hard: Codes | None = None
-        """(n_users, KEPT) item rows of each user's rank window; -1 from the place on where there are no more."""
+        """(n_users, HARD_NEGATIVES_PER_USER) item rows of each user's rank window, filled up with -1; None before the first
+        refresh."""
 
     def log_q(self, items: Ints, positives: int, memory: int) -> npt.NDArray[np.float32]:
-        """Log of how often each of `items` is expected among the shared candidates of a batch of `positives`, all
-        sources together: the density of the mixture times the number of draws."""
+        """Return the log of the expected number of draws of each of `items` (n,), all shared sources added.
+
+        The batch has `positives` positives and as many as `memory` remembered ones. Zeros where no source is sampled.
+        """
         c = self._config
         if c.full or not (c.in_batch or c.cross_batch_memory or c.uniform or c.popularity):
-            return np.zeros(len(items), np.float32)  # nothing is sampled, or no candidate is shared
+            return np.zeros(len(items), np.float32)
         expected = self._popularity[items] * (positives * c.in_batch + memory)
         expected += c.uniform / self._n_items + c.popularity * self._powered[items]
         logarithm: npt.NDArray[np.float32] = np.log(np.maximum(expected, 1e-30)).astype(np.float32)
         return logarithm
 
     def __call__(
-        self, user: Codes, item: Codes, step: int, memory: Tensor, device: torch.device, source: Ints | None = None,
-        ends: Ints | None = None, mine: slice = slice(None),
+        self, user: Codes, item: Codes, step: int, memory_items: Tensor, device: torch.device,
+        source: Ints | None = None, ends: Ints | None = None, own: slice = slice(None),
     ) -> Candidates:  # fmt: skip
-        """The candidates of the positives `mine` of a batch: aligned (B,) user and item rows.
+        """Draw the candidates of the positives `own` of a batch, which is aligned (B,) user and item rows.
 
-        With `source` (B,), the interactions they are, no observed candidate is one that the user had met before.
-        `ends` says where each of the batch's shards ends: what is drawn for one does not depend on the others.
+        `memory_items` (M,) are the item rows of the cross-batch memory. With `source` (B,), the row numbers of the
+        positives, a disliked negative is one that the user met after the positive. `ends` are the ends of the batch's
+        shards, whose draws do not depend on each other.
         """
         c, n = self._config, self._n_items
         rng = self._rng(step)
-        mine = slice(*mine.indices(len(user))[:2])
-        own, observed = np.zeros((mine.stop - mine.start, 0), np.int64), np.zeros(0, np.int64)
+        own = slice(*own.indices(len(user))[:2])
+        per_positive, disliked = np.zeros((own.stop - own.start, 0), np.int64), np.zeros(0, np.int64)
         if c.full:
             items, shared, positive = np.arange(n), n, item.astype(np.int64)
-            drawn = np.ones(n, np.float32)
+            counts = np.ones(n, np.float32)
         else:
             uniform = rng.integers(0, n, c.uniform)
             popular = np.minimum(np.searchsorted(self._cumulative, rng.random(c.popularity), side="right"), n - 1)
             items, index = self._distinct(np.concatenate([item, uniform, popular]).astype(np.int32))
             shared, positive = len(items), index[: len(item)]
-            drawn = np.bincount(index if c.in_batch else index[len(item) :], minlength=shared).astype(np.float32)
-            others = drawn.sum() + len(memory) + c.random
-            found, first = [], 0
+            counts = np.bincount(index if c.in_batch else index[len(item) :], minlength=shared).astype(np.float32)
+            others = counts.sum() + len(memory_items) + c.random
+            by_shard, first = [], 0
             for shard, end in enumerate([len(user)] if ends is None else ends.tolist()):
                 part, first = slice(first, end), end
-                low, high = max(mine.start, part.start), min(mine.stop, part.stop)
+                low, high = max(own.start, part.start), min(own.stop, part.stop)
                 if low < high:
-                    of = None if source is None else source[part]
-                    drawn_own = self._own(user[part], item[part], of, others, self._rng(step, shard) if shard else rng)
-                    kept = slice(low - part.start, high - part.start)
-                    found.append((drawn_own[0][kept], drawn_own[1]))
-            if found:
-                own, observed = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            if own.shape[1]:
-                items, own = self._with_own(items, own)
-        columns = np.concatenate([items[:shared], memory.cpu().numpy()])
-        drawn = np.concatenate([drawn, np.ones(len(memory), np.float32)])
-        group, banned = self._banned(user[mine], item[mine], columns, len(memory) > 0)
+                    part_source = None if source is None else source[part]
+                    shard_rng = self._rng(step, shard) if shard else rng
+                    drawn = self._draw_per_positive(user[part], item[part], part_source, others, shard_rng)
+                    by_shard.append((drawn[0][low - part.start : high - part.start], drawn[1]))
+            if by_shard:
+                per_positive, disliked = (np.concatenate(parts) for parts in zip(*by_shard, strict=True))
+            if per_positive.shape[1]:
+                items, per_positive = self._append_items(items, per_positive)
+        columns = np.concatenate([items[:shared], memory_items.cpu().numpy()])
+        counts = np.concatenate([counts, np.ones(len(memory_items), np.float32)])
+        group, excluded = self._excluded_columns(user[own], item[own], columns, len(memory_items) > 0)
 
         def tensor(array: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -176,28 +208,32 @@ class CandidateSampler:
         return Candidates(
             items=items,
             shared=shared,
-            memory=memory,
-            positive=tensor(positive[mine]),
-            drawn=tensor(drawn),
-            log_q=tensor(self.log_q(columns, len(user), len(memory))),
-            own=tensor(own),
+            memory_items=memory_items,
+            positive=tensor(positive[own]),
+            counts=tensor(counts),
+            log_q=tensor(self.log_q(columns, len(user), len(memory_items))),
+            per_positive=tensor(per_positive),
             hard=c.hard if self.hard is not None else 0,
             group=None if group is None else tensor(group),
-            banned=tensor(banned.values.astype(np.int64)),
-            offsets=tensor(banned.offsets),
-            observed=observed,
-            batch=tensor(positive),
+            excluded=tensor(excluded.values.astype(np.int64)),
+            excluded_offsets=tensor(excluded.offsets),
+            disliked=disliked,
+            batch_positive=tensor(positive),
         )
 
     def _rng(self, step: int, shard: int = 0) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self._seed, 0x6361], counter=[0, 0, shard, step]))
 
-    def _banned(self, user: Codes, item: Codes, columns: Ints, repeats: bool) -> tuple[Ints | None, Ragged]:
-        """The group of each row and the columns each group may not be measured against."""
+    def _excluded_columns(self, user: Codes, item: Codes, columns: Ints, repeats: bool) -> tuple[Ints | None, Ragged]:
+        """Return the group of each row (B,), or None, and the columns that each group's rows leave out.
+
+        With `mask_positives` these are the user's positives; else, if `repeats` says that a column may hold a row's positive
+        again, the positive.
+        """
         if self._config.mask_positives:
             groups, group = self._distinct_users(user)
-            values, lengths = _rows_of(self._liked.items, groups)
-        elif repeats:  # a remembered copy of the positive is no negative of it
+            values, lengths = _concatenated_rows(self._positives.items, groups)
+        elif repeats:
             groups, group = self._distinct(item)
             values, lengths = groups, np.ones(len(groups), np.int64)
         else:
@@ -207,95 +243,123 @@ class CandidateSampler:
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
         ends = np.r_[starts[1:], len(ordered)]
         items = ordered[starts]
-        # A slot per item, not cleared between batches: what it says is believed if the item is really there.
+        # One slot per item, not cleared between batches: a slot counts only if `items` has the item at its place.
         self._slot[items] = np.arange(len(items))
         at = np.minimum(self._slot[values], len(items) - 1)
-        low, found = starts[at], np.where(items[at] == values, ends[at] - starts[at], 0)
-        places = np.repeat(low, found) + np.arange(found.sum()) - np.repeat(np.cumsum(found) - found, found)
-        rows = np.repeat(np.repeat(np.arange(len(groups)), lengths), found)
+        low, n = starts[at], np.where(items[at] == values, ends[at] - starts[at], 0)
+        places = np.repeat(low, n) + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+        rows = np.repeat(np.repeat(np.arange(len(groups)), lengths), n)
         offsets = np.zeros(len(groups) + 1, np.int64)
         np.cumsum(np.bincount(rows, minlength=len(groups)), out=offsets[1:])
         return group, Ragged(order[places].astype(np.int32), offsets)
 
-    def _own(
+    def _draw_per_positive(
         self, user: Codes, item: Codes, source: Ints | None, others: float, rng: np.random.Generator
     ) -> tuple[Ints, Ints]:
-        """(B, H) item rows that stand against one positive alone, -1 for none: random, observed, of the same attribute,
-        mined; and the numbers of the interactions that the observed ones are."""
+        """Return item rows (B, H) for each positive, -1 for none, and the row numbers of the disliked ones.
+
+        The columns are random, disliked, by attribute, hard. `others` is the number of other candidates of a positive.
+        """
         c = self._config
         parts = []
-        observed = np.zeros((len(user), 0), np.int64)
+        disliked = np.zeros((len(user), 0), np.int64)
         if self._random is not None:
             parts.append(self._random.draw_distinct(user.astype(np.int64), c.random, rng))
         if self._disliked is not None:
-            observed = _values_from_random_start(self._disliked, user, c.disliked, rng)
-            if source is not None:
-                of, own = (observed, source) if self._moment is None else (self._moment[observed], self._moment[source])
-                observed[of < own[:, None]] = -1
-            parts.append(np.where(observed >= 0, self._item_of[observed], -1).astype(np.int64))
+            disliked = self._draw_disliked(self._disliked, user, source, rng)
+            parts.append(np.where(disliked >= 0, self._item_of[disliked], -1).astype(np.int64))
         if self._attribute is not None:
-            values, by_value = self._attribute
-            value = _values_from_random_start(values, item, 1, rng)[:, 0]
-            found = _values_from_random_start(by_value, np.maximum(value, 0), c.attribute_items, rng)
-            parts.append(np.where(value[:, None] >= 0, found, -1))
+            parts.append(self._draw_by_attribute(*self._attribute, item, rng))
         if self.hard is not None:
-            mined = self.hard[user]
-            n = (mined >= 0).sum(1)[:, None]
-            place = ((rng.random((len(user), 1)) * n).astype(np.int64) + np.arange(c.hard)) % np.maximum(n, 1)
-            found = np.where(np.arange(c.hard) < n, np.take_along_axis(mined, place, 1), -1).astype(np.int64)
-            # So many that the others outnumber them: the fraction is rounded at random.
-            each = min(c.hard, others / c.hard_ratio)
-            wanted = np.floor(each + rng.random(len(user)))
-            parts.append(np.where(np.arange(c.hard) < wanted[:, None], found, -1))
+            parts.append(self._draw_hard(self.hard, user, others, rng))
         if not parts:
-            return np.zeros((len(user), 0), np.int64), observed.ravel()
-        own = np.concatenate(parts, 1)
-        own[own == item[:, None]] = -1
+            return np.zeros((len(user), 0), np.int64), disliked.ravel()
+        drawn = np.concatenate(parts, 1)
+        drawn[drawn == item[:, None]] = -1
         if c.mask_positives:
-            own[self._liked.holds(user[:, None].astype(np.int64), own)] = -1
-        return own, observed[observed >= 0]
+            drawn[self._positives.contains(user[:, None].astype(np.int64), drawn)] = -1
+        return drawn, disliked[disliked >= 0]
 
-    def _with_own(self, items: Ints, own: Ints) -> tuple[Ints, Ints]:
-        """Items with those of `own` that are not among them put at the end, and `own` as places in them."""
-        wanted, index = np.unique(own, return_inverse=True)
+    def _draw_disliked(self, dislikes: Ragged, user: Codes, source: Ints | None, rng: np.random.Generator) -> Ints:
+        """Draw the row numbers (B, disliked) of interactions that each user did not like; -1 where a user has fewer.
+
+        With `source`, only interactions after the positive's, as a causal history holds the earlier ones.
+        """
+        drawn = _neighbours_from_random_start(dislikes, user, self._config.disliked, rng)
+        if source is not None:
+            place = self._place_in_time
+            when, positive_when = (drawn, source) if place is None else (place[drawn], place[source])
+            drawn[when < positive_when[:, None]] = -1
+        return drawn
+
+    def _draw_by_attribute(self, values: Ragged, by_value: Ragged, item: Codes, rng: np.random.Generator) -> Ints:
+        """Draw item rows (B, attribute_items) that share one random attribute value with each positive; -1 for none."""
+        value = _neighbours_from_random_start(values, item, 1, rng)[:, 0]
+        drawn = _neighbours_from_random_start(by_value, np.maximum(value, 0), self._config.attribute_items, rng)
+        return np.where(value[:, None] >= 0, drawn, -1)
+
+    def _draw_hard(self, hard: Codes, user: Codes, others: float, rng: np.random.Generator) -> Ints:
+        """Draw item rows (B, hard) of each user's rank window; -1 where the window, or `hard_ratio`, allows fewer.
+
+        On average min(hard, others / hard_ratio): the fraction is rounded at random (Huang et al. 2020, section 6.1, blend
+        100 easy negatives with each hard one).
+        """
+        c = self._config
+        windows = hard[user]
+        n = (windows >= 0).sum(1)[:, None]
+        place = ((rng.random((len(user), 1)) * n).astype(np.int64) + np.arange(c.hard)) % np.maximum(n, 1)
+        drawn = np.where(np.arange(c.hard) < n, np.take_along_axis(windows, place, 1), -1).astype(np.int64)
+        limit = np.floor(min(c.hard, others / c.hard_ratio) + rng.random(len(user)))
+        return np.where(np.arange(c.hard) < limit[:, None], drawn, -1)
+
+    def _append_items(self, items: Ints, rows: Ints) -> tuple[Ints, Ints]:
+        """Append to distinct `items` those of `rows` that they lack, and return them with `rows` as places in them."""
+        distinct, index = np.unique(rows, return_inverse=True)
         order = np.argsort(items)
-        at = np.minimum(np.searchsorted(items[order], wanted), len(items) - 1)
-        place = np.where(items[order][at] == wanted, order[at], -1)
-        new = (place < 0) & (wanted >= 0)
+        at = np.minimum(np.searchsorted(items[order], distinct), len(items) - 1)
+        place = np.where(items[order][at] == distinct, order[at], -1)
+        new = (place < 0) & (distinct >= 0)
         place[new] = len(items) + np.arange(new.sum())
-        return np.concatenate([items, wanted[new]]), place[index.reshape(own.shape)]
+        return np.concatenate([items, distinct[new]]), place[index.reshape(rows.shape)]
 
-    def refresh_hard_negatives(self, users: Tensor, items: Tensor, epoch: int, block: int = 1024) -> None:
-        """Rank the catalogue for every user by `users` (n_users, D) . `items` (N, D), what they liked left out, and
-        remember a random part of the window `hard_ranks`. At most `block` users at a time."""
+    def refresh_hard_negatives(
+        self, users: Tensor, items: Tensor, epoch: int, block: int = 1024, max_block_scores: int = MAX_BLOCK_SCORES
+    ) -> None:
+        """Rank the catalogue for every user by `users` (n_users, D) . `items` (N, D), without the user's positives, and keep
+        a random part of the window `hard_ranks`.
+
+        At most `block` users are ranked at a time, and at most `max_block_scores` scores, but at least one user.
+        """
         first, last = self._config.hard_ranks
-        block = max(1, min(block, _CELLS // self._n_items))
+        block = max(1, min(block, max_block_scores // self._n_items))
         rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6D69], counter=[0, 0, 0, epoch]))
-        mined = np.full((len(users), HARD_NEGATIVES_PER_USER), -1, np.int32)
+        hard = np.full((len(users), HARD_NEGATIVES_PER_USER), -1, np.int32)
         for start in range(0, len(users), block):
             rows = np.arange(start, min(start + block, len(users)))
             scores = users[start : start + block] @ items.T
-            liked, lengths = _rows_of(self._liked.items, rows)
-            flat = np.repeat(np.arange(len(rows)), lengths) * self._n_items + liked
+            positives, lengths = _concatenated_rows(self._positives.items, rows)
+            flat = np.repeat(np.arange(len(rows)), lengths) * self._n_items + positives
             scores.view(-1)[torch.from_numpy(flat).to(scores.device)] = -torch.inf
             top = scores.topk(min(last, self._n_items), dim=1)
-            there = np.isfinite(top.values[:, first - 1 :].cpu().numpy())
-            window = np.where(there, top.indices[:, first - 1 :].cpu().numpy(), -1)
-            order = np.where(there, rng.random(window.shape), 1.0).argsort(1)[:, :HARD_NEGATIVES_PER_USER]
-            mined[rows, : order.shape[1]] = np.take_along_axis(window, order, 1)
-        self.hard = mined
+            finite = np.isfinite(top.values[:, first - 1 :].cpu().numpy())
+            window = np.where(finite, top.indices[:, first - 1 :].cpu().numpy(), -1)
+            order = np.where(finite, rng.random(window.shape), 1.0).argsort(1)[:, :HARD_NEGATIVES_PER_USER]
+            hard[rows, : order.shape[1]] = np.take_along_axis(window, order, 1)
+        self.hard = hard
 
 
-def _rows_of(ragged: Ragged, rows: Ints) -> tuple[Ints, Ints]:
-    """Values of some rows, row after row, and their lengths."""
+def _concatenated_rows(ragged: Ragged, rows: Ints) -> tuple[Ints, Ints]:
+    """Return the values of some rows, one row after another, and the rows' lengths."""
     lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
     ends = np.cumsum(lengths)
-    inside = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-    return ragged.values[np.repeat(ragged.offsets[rows], lengths) + inside].astype(np.int64), lengths
+    within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    return ragged.values[np.repeat(ragged.offsets[rows], lengths) + within].astype(np.int64), lengths
 
 
-def _values_from_random_start(ragged: Ragged, rows: npt.NDArray[np.integer], n: int, rng: np.random.Generator) -> Ints:
-    """(len(rows), n) values of each row, neighbours from a random place on, none twice; -1 where a row has fewer."""
+def _neighbours_from_random_start(
+    ragged: Ragged, rows: npt.NDArray[np.integer], n: int, rng: np.random.Generator
+) -> Ints:
+    """Return (len(rows), n) distinct values of each row: n neighbours from a random place on; -1 where a row has fewer."""
     lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
     start = (rng.random(len(rows)) * lengths).astype(np.int64)
     place = (start[:, None] + np.arange(n)) % np.maximum(lengths, 1)[:, None]
@@ -306,7 +370,7 @@ def _values_from_random_start(ragged: Ragged, rows: npt.NDArray[np.integer], n: 
 
 
 def _attribute_maps(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
-    """Item -> its values of a feature, and value -> the items that have it."""
+    """Return item -> its codes of a feature, and code -> the items that have it. Raises ConfigError without such a feature."""
     columns = dataset.items.columns
     coded = [n for n, c in columns.items() if isinstance(c, Ragged) or (c.ndim == 1 and c.dtype == np.int32)]
     if name not in coded:

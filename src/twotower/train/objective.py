@@ -1,7 +1,8 @@
-"""What a batch is, and what the model loses by it.
+"""The batches of an epoch, and the loss of each.
 
-Several ranks train one batch together: each runs the user tower for its own positives and the item tower for its part of
-the batch's candidates, and the item vectors of all are gathered, gradients included. So the batch is what it is for one.
+Several ranks train one batch together: each rank runs the user tower for its own positives and the item tower for its part of
+the batch's candidates, and the item vectors of all ranks are gathered, gradients included. So a batch, and its loss, do not
+depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -36,9 +37,9 @@ log = logging.getLogger(__name__)
 
 
 class Objective:
-    """The batches of an epoch in their order, and the loss of each: labelled pairs, or positives against candidates.
+    """The batches of an epoch in their order, and the loss of each: pointwise or contrastive.
 
-    Everything drawn depends on (seed, epoch, step).
+    Every draw depends on (seed, epoch, step).
     """
 
     def __init__(
@@ -48,18 +49,18 @@ class Objective:
         model: TwoTower,
         device: torch.device,
         context: DistributedContext,
-        sharded: TorchRecEmbeddings | None,
+        torchrec: TorchRecEmbeddings | None,
     ) -> None:
-        """Raises ConfigError, DataError if there is nothing to learn, or not as the settings want it."""
+        """Raises ConfigError, or DataError if the training part holds nothing to learn with these settings."""
         self.dataset, self.config, self.model = dataset, config, model
-        self.device, self.context, self.sharded = device, context, sharded
-        self.earlier = config.train.history_scope == "causal"
-        timeline = dataset.timeline if self.earlier else None
+        self.device, self.context, self.torchrec = device, context, torchrec
+        self.causal = config.train.history_scope == "causal"
+        timeline = dataset.timeline if self.causal else None
         self.users = SideTensors(dataset.users, dataset.encoders.fields("user"), device, timeline, dataset.by_user)
         self.items = SideTensors(dataset.items, dataset.encoders.fields("item"), device)
         self.batcher = Batcher(self.users, self.items)
         sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
-        self._tells_dislikes = any(f.interactions != "positive" for f in sequences)
+        self._histories_hold_dislikes = any(f.interactions != "positive" for f in sequences)
         _check_learnable(dataset, config)
         _check_histories(dataset, config)
         _check_shards(config, context)
@@ -70,106 +71,108 @@ class Objective:
         if config.loss.kind == "bce":
             self.sampler = PairSampler(dataset, config.negatives, seed, shuffle, shards)
         else:
-            self.sampler = PositiveSampler(dataset, seed, shuffle, self.earlier, shards)
+            self.sampler = PositiveSampler(dataset, seed, shuffle, self.causal, shards)
             self.candidates = CandidateSampler(dataset, config.negatives, seed)
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(model)
         if context.world_size > 1:
-            self._towers = _distributed_data_parallel(_Towers(model), sharded.names if sharded else ())
+            self._towers = _distributed_data_parallel(_Towers(model), torchrec.names if torchrec else ())
 
-    def __call__(self, epoch: Epoch, number: int, step: int) -> tuple[int, Tensor, Tensor]:
-        """Rows of batch `number` of an epoch, of all ranks, and this rank's part of its loss and of its mimic loss, ()."""
-        return self._contest(epoch, number, step) if self.candidates else self._pairs(epoch, number)
+    def __call__(self, epoch: Epoch, batch: int, step: int) -> tuple[int, Tensor, Tensor]:
+        """Return the number of rows of a batch of an epoch, and this rank's part of its loss and of its mimic loss, scalars.
+
+        The number of rows is that of all ranks.
+        """
+        return self._contrastive(epoch, batch, step) if self.candidates else self._pointwise(epoch, batch)
 
     def detach_from_group(self) -> None:
-        """No other rank is waited for from now on, and nothing holds their group."""
+        """Drop the wrapper that averages gradients, which holds the process group."""
         self._towers = _Towers(self.model)
 
     def refresh_hard_negatives(self, factors: Callable[[], Factors], epoch: int) -> None:
-        """Hard candidates from the present model, at the start of every `hard_every`-th epoch but the first."""
+        """Rank hard negatives with the present model, at the start of every `hard_every`-th epoch but the first."""
         negatives = self.config.negatives
         if self.candidates and negatives.hard and epoch and (epoch - 1) % negatives.hard_every == 0:
-            found = factors()
-            self.candidates.refresh_hard_negatives(found.users, found.items, epoch)
+            current = factors()
+            self.candidates.refresh_hard_negatives(current.users, current.items, epoch)
 
-    def examples(self, epoch: Epoch, number: int) -> tuple[Examples, Ints, slice]:
-        """The examples of a batch, where those of each shard end, and which are this rank's."""
-        parts, context = epoch.cut(number, self.config.train.batch_size), self.context
+    def examples(self, epoch: Epoch, batch: int) -> tuple[Examples, Ints, slice]:
+        """Return the examples of a batch, the end of each shard's part of it, and the slice that is this rank's."""
+        parts, context = epoch.batch_slices(batch, self.config.train.batch_size), self.context
         ends = np.cumsum([p.stop - p.start for p in parts])
         if context.world_size == 1 or len(parts) == 1:
-            whole = Examples.join([epoch.of(s, part) for s, part in enumerate(parts)])
+            whole = Examples.concatenate([epoch.take(s, part) for s, part in enumerate(parts)])
             return whole, ends, context.partition(len(whole))
-        counts = [
-            int(n) for n in np.diff(ends, prepend=0).reshape(context.world_size, -1).sum(1)
-        ]  # of as many shards each
+        counts = [int(n) for n in np.diff(ends, prepend=0).reshape(context.world_size, -1).sum(1)]  # of each rank
         own = context.partition(len(parts))
-        read = Examples.join([epoch.of(s, parts[s]) for s in range(own.start, own.stop)])
+        read = Examples.concatenate([epoch.take(s, parts[s]) for s in range(own.start, own.stop)])
         whole = Examples.unpack(context.all_gather_array(read.pack(), counts))
         first = sum(counts[: context.rank])
         return whole, ends, slice(first, first + len(read))
 
-    def _both(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
-        """The vectors of these users and items."""
-        if self.sharded:
-            self.sharded.fetch(users, items)
+    def _vectors(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
+        """Return the vectors (U, D) and (I, D) of some users and items."""
+        if self.torchrec:
+            self.torchrec.fetch(users, items)
         with self._precision():
             return self._towers(users, items)
 
-    def _pairs(self, epoch: Epoch, number: int) -> tuple[int, Tensor, Tensor]:
-        """Number, loss and mimic loss of a batch of labelled pairs."""
-        whole, _, mine = self.examples(epoch, number)
-        # Who has none runs the towers for one, of weight nothing: all ranks take part in every step.
-        own = whole[mine] if mine.start < mine.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
-        batch = self.batcher(own.user, own.item, own.label, own.weight, whole.source)
-        users, items = self._both(batch.users, batch.items)
+    def _pointwise(self, epoch: Epoch, batch: int) -> tuple[int, Tensor, Tensor]:
+        """Return the rows, loss and mimic loss of a batch of labelled pairs."""
+        whole, _, own_part = self.examples(epoch, batch)
+        # A rank without a row runs the towers for one row of weight 0: all ranks take part in every collective.
+        own = whole[own_part] if own_part.start < own_part.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
+        pairs = self.batcher(own.user, own.item, own.label, own.weight, whole.source)
+        users, items = self._vectors(pairs.users, pairs.items)
         with self._precision():
-            logits = (users.index_select(0, batch.user) * items.index_select(0, batch.item)).sum(1)
+            logits = (users.index_select(0, pairs.user) * items.index_select(0, pairs.item)).sum(1)
         total = 0.0 if self.context.world_size == 1 else float(whole.weight.sum(dtype=np.float64))
-        loss = binary_cross_entropy(logits, batch.label, batch.weight, total)
-        mimicry = torch.zeros((), device=self.device)
+        loss = binary_cross_entropy(logits, pairs.label, pairs.weight, total)
+        mimic_loss = torch.zeros((), device=self.device)
         if self.config.loss.mimic:
-            liked = (batch.label > 0) & (batch.weight > 0)
-            mimicry = self._mimic(
-                batch.users, batch.items, users, items, batch.user[liked], batch.item[liked], int(whole.label.sum())
-            )
-        return len(whole), loss, mimicry
+            positive = (pairs.label > 0) & (pairs.weight > 0)
+            mimic_loss = self._mimic(
+                pairs.users, pairs.items, users, items, pairs.user[positive], pairs.item[positive],
+                int(whole.label.sum()),
+            )  # fmt: skip
+        return len(whole), loss, mimic_loss
 
-    def _contest(self, epoch: Epoch, number: int, step: int) -> tuple[int, Tensor, Tensor]:
-        """Number, loss and mimic loss of a batch of positives against its candidates."""
+    def _contrastive(self, epoch: Epoch, batch: int, step: int) -> tuple[int, Tensor, Tensor]:
+        """Return the rows, loss and mimic loss of a batch of positives against its candidates."""
         assert self.candidates is not None
         config, memory, context = self.config, self.memory, self.context
-        whole, ends, mine = self.examples(epoch, number)
-        own = whole[mine]
-        # An observed candidate must not be readable from a history either; what was met before is in an earlier one.
-        moments = whole.source if self.earlier and self._tells_dislikes else None
-        drawn = self.candidates(whole.user, whole.item, step, memory.items, self.device, moments, ends, mine)
-        share = context.partition(drawn.shared)
+        whole, ends, own_part = self.examples(epoch, batch)
+        own = whole[own_part]
+        # A disliked negative must not be in the positive's history; a causal history holds the earlier interactions.
+        source = whole.source if self.causal and self._histories_hold_dislikes else None
+        drawn = self.candidates(whole.user, whole.item, step, memory.items, self.device, source, ends, own_part)
+        part = context.partition(drawn.shared)
         sizes = context.partition_sizes(drawn.shared)
-        rows = np.concatenate([drawn.items[share], drawn.items[drawn.shared :]])
-        known = self._left_out(whole.source, drawn.observed)
-        # All ranks take part in every step: who has nothing to embed embeds something, and drops it.
-        asked, items_asked = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
-        batch = self.batcher.contrastive_batch(asked.user, asked.source, items_asked, self.earlier, known)
-        users, items = self._both(batch.users, batch.items)
-        n = share.stop - share.start
+        rows = np.concatenate([drawn.items[part], drawn.items[drawn.shared :]])
+        left_out = self._left_out(whole.source, drawn.disliked)
+        # All ranks take part in every collective: a rank without a row embeds one, and drops it.
+        embedded, embedded_items = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
+        positives = self.batcher.contrastive_batch(
+            embedded.user, embedded.source, embedded_items, self.causal, left_out
+        )
+        users, items = self._vectors(positives.users, positives.items)
+        n = part.stop - part.start
 
-        def everything(mine: Tensor) -> Tensor:
-            """What is known of the rank's items -> of `drawn.items`."""
-            return (
-                mine
-                if context.world_size == 1
-                else torch.cat([context.all_gather(mine[:n], sizes), mine[n : len(rows)]])
-            )
+        def gather(local: Tensor) -> Tensor:
+            """Return the rows (I, …) of all `drawn.items`, from those of this rank's `rows`."""
+            if context.world_size == 1:
+                return local
+            return torch.cat([context.all_gather(local[:n], sizes), local[n : len(rows)]])
 
-        items = everything(items)
-        mimicry = torch.zeros((), device=self.device)
+        items = gather(items)
+        mimic_loss = torch.zeros((), device=self.device)
         if config.loss.mimic:
-            of = torch.arange(len(asked), device=users.device) if batch.user is None else batch.user
-            mimicry = self._mimic(
-                batch.users, batch.items, users, items, of[: len(own)], drawn.positive, len(whole), everything
+            user = torch.arange(len(embedded), device=users.device) if positives.user is None else positives.user
+            mimic_loss = self._mimic(
+                positives.users, positives.items, users, items, user[: len(own)], drawn.positive, len(whole), gather
             )
-        if batch.user is not None:
-            users = users.index_select(0, batch.user)
+        if positives.user is not None:
+            users = users.index_select(0, positives.user)
         columns = items if memory.vectors is None else torch.cat([items, memory.vectors])
         loss = contrastive_loss(
             users[: len(own)], columns, drawn, config.loss, len(self.dataset.items), config.negatives.hard_margin,
@@ -177,38 +180,38 @@ class Objective:
         )  # fmt: skip
         if memory.size:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
-            memory.keep(latest, items.index_select(0, drawn.batch))
-        return len(whole), loss, mimicry
+            memory.enqueue(latest, items.index_select(0, drawn.batch_positive))
+        return len(whole), loss, mimic_loss
 
-    def _left_out(self, source: Ints, observed: Ints) -> Ints:
-        """The interactions of the batch, which no sequence may hold."""
-        # A rank that has none of a batch has drawn nothing, and leaves out what the others drew.
-        apart = self.config.train.data_shards > 1 or len(source) < self.context.world_size
-        if self.context.world_size > 1 and apart and self.config.negatives.disliked:
-            counts = [
-                int(n) for n in self.context.all_gather_array(np.array([len(observed)]), [1] * self.context.world_size)
-            ]
-            observed = self.context.all_gather_array(observed, counts)
-        return np.concatenate([source, observed]) if len(observed) else source
+    def _left_out(self, source: Ints, disliked: Ints) -> Ints:
+        """Return the interactions that no history of the batch may hold: the batch's, and those of disliked negatives."""
+        # A rank without a row of the batch has drawn nothing, and leaves out what the others drew.
+        drawn_apart = self.config.train.data_shards > 1 or len(source) < self.context.world_size
+        if self.context.world_size > 1 and drawn_apart and self.config.negatives.disliked:
+            counts = self.context.all_gather_array(np.array([len(disliked)]), [1] * self.context.world_size)
+            disliked = self.context.all_gather_array(disliked, [int(n) for n in counts])
+        return np.concatenate([source, disliked]) if len(disliked) else source
 
     def _mimic(
-        self, user_rows: Inputs, item_rows: Inputs, users: Tensor, items: Tensor, user: Tensor, item: Tensor,
-        n: int, everything: Callable[[Tensor], Tensor] = lambda mine: mine,
+        self, user_inputs: Inputs, item_inputs: Inputs, users: Tensor, items: Tensor, user: Tensor, item: Tensor,
+        n: int, gather: Callable[[Tensor], Tensor] = lambda local: local,
     ) -> Tensor:  # fmt: skip
-        """Weighted `mimic` losses of the positives (user[p], item[p]), indices into `users` and `items`; they are a part
-        of `n`. `everything` turns what belongs to `item_rows` into what belongs to `items`."""
-        model = self.model
-        found = [mimic(a[user], v[item], n) for a, v in model.augmented("user", user_rows, items)]
-        found += [mimic(everything(a)[item], v[user], n) for a, v in model.augmented("item", item_rows, users)]
-        return self.config.loss.mimic * torch.stack(found).sum()
+        """Return the weighted mimic losses of P positives (user[p], item[p]), indices into `users` and `items`.
 
-    def _precision(self) -> Any:
+        The P positives are a part of `n`. `gather` turns rows of `item_inputs` into rows of `items`.
+        """
+        model = self.model
+        terms = [mimic(a[user], v[item], n) for a, v in model.augmented("user", user_inputs, items)]
+        terms += [mimic(gather(a)[item], v[user], n) for a, v in model.augmented("item", item_inputs, users)]
+        return self.config.loss.mimic * torch.stack(terms).sum()
+
+    def _precision(self) -> AbstractContextManager[Any]:
         bf16 = self.config.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
 class _Towers(nn.Module):
-    """Both towers in one call, as DistributedDataParallel wants it."""
+    """Both towers in one call, which DistributedDataParallel needs."""
 
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
@@ -218,27 +221,29 @@ class _Towers(nn.Module):
         return self.model.user_vectors(users), self.model.item_vectors(items)
 
 
-def _distributed_data_parallel(towers: _Towers, pieces: Iterable[str]) -> nn.parallel.DistributedDataParallel:
-    """The towers with gradients that are averaged over the ranks, but for the `pieces`, parameters of the model of which
-    each rank has its own."""
+def _distributed_data_parallel(towers: _Towers, local_parameters: Iterable[str]) -> nn.parallel.DistributedDataParallel:
+    """Return the towers with gradients averaged over the ranks, except for `local_parameters` of the model, of which each
+    rank holds its own piece."""
     kind: Any = nn.parallel.DistributedDataParallel
-    constants = [name for name, _ in towers.named_buffers()]  # the same on all ranks for ever
-    kind._set_params_and_buffers_to_ignore_for_model(towers, [*constants, *(f"model.{name}" for name in pieces)])
+    constants = [name for name, _ in towers.named_buffers()]  # equal on all ranks
+    ignored = [*constants, *(f"model.{name}" for name in local_parameters)]
+    kind._set_params_and_buffers_to_ignore_for_model(towers, ignored)
     wrapped: nn.parallel.DistributedDataParallel = kind(towers)
     return wrapped
 
 
 def _check_learnable(dataset: Dataset, config: Config) -> None:
-    """Raises, before anything is written, if there is nothing to learn or nothing to choose epochs by."""
-    pairs = config.loss.kind == "bce"
-    if pairs and dataset.train.positive.all() and not config.negatives.random:
+    """Raise DataError or ConfigError, before anything is written, if the training part has one class only and nothing adds
+    the other, or if the monitor cannot be measured."""
+    only_positives = bool(dataset.train.positive.all())
+    if config.loss.kind == "bce" and only_positives and not config.negatives.random:
         raise DataError(
             "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
             "or loss.kind = 'softmax', or name a label and schema.positive_above"
         )
-    if config.negatives.disliked and dataset.train.positive.all():
+    if config.negatives.disliked and only_positives:
         raise ConfigError(
-            "negatives.disliked draws items that were met and not liked, and every training interaction is a "
+            "negatives.disliked draws interactions that the user did not like, and every training interaction is a "
             "positive; drop it, or name a label and schema.positive_above"
         )
     positive, monitor = dataset.validation.positive, config.train.monitor
@@ -251,41 +256,41 @@ def _check_learnable(dataset: Dataset, config: Config) -> None:
 
 
 def _check_histories(dataset: Dataset, config: Config) -> None:
-    """Raises ConfigError if the sequences cannot be had as `train.history_scope` wants them."""
-    earlier = config.train.history_scope == "causal"
+    """Raise ConfigError if a sequence does not go with `train.history_scope`."""
+    causal = config.train.history_scope == "causal"
     for f in dataset.schema.features:
         if not isinstance(f, Sequence):
             continue
-        if not earlier and f.pooling == "decay":
+        if not causal and f.pooling == "decay":
             raise ConfigError(
-                f"feature '{f.name}': pooling = 'decay' goes with the order of time; set train.history_scope = 'causal'"
+                f"feature '{f.name}': pooling = 'decay' needs the order of time; set train.history_scope = 'causal'"
             )
-        if earlier and (f.side == "item" or (f.max_length and not f.attends)):
+        if causal and (f.side == "item" or (f.max_length and not f.attends)):
             what = "on the item side" if f.side == "item" else "with max_length"
             raise ConfigError(
-                f"feature '{f.name}': a sequence {what} cannot be had as it was at every earlier moment; drop it or "
+                f"feature '{f.name}': a sequence {what} does not go with train.history_scope = 'causal'; drop it or "
                 "set train.history_scope = 'leave_batch_out'"
             )
     n = config.negatives
-    if earlier and not (n.full or n.random or n.uniform or n.popularity or n.cross_batch_memory):
+    if causal and not (n.full or n.random or n.uniform or n.popularity or n.cross_batch_memory):
         log.warning(
             "with train.history_scope = 'causal' a batch holds few users, so the batch alone gives few "
             "candidates; add negatives.uniform, or negatives.full = true"
         )
-    if earlier and dataset.times is None:
+    if causal and dataset.times is None:
         raise ConfigError("train.history_scope = 'causal' needs a time; name its column in schema.time")
 
 
 def _check_shards(config: Config, context: DistributedContext) -> None:
-    """Raises ConfigError if the shards cannot be dealt to the ranks, or to a batch."""
+    """Raise ConfigError if the shards do not divide among the ranks, or a batch has no row for each."""
     shards = config.train.data_shards
     if shards > 1 and shards % context.world_size:
         raise ConfigError(
-            f"train.data_shards = {shards} cannot be dealt to {context.world_size} ranks; set a multiple, or 1: then every "
-            "rank reads all shards"
+            f"train.data_shards = {shards} does not divide among {context.world_size} ranks; set a multiple of "
+            f"{context.world_size}, or 1, with which every rank reads all interactions"
         )
     if shards > config.train.batch_size:
         raise ConfigError(
-            f"train.data_shards = {shards} and train.batch_size = {config.train.batch_size}: some batches would be empty; "
-            "set no more shards than a batch has rows"
+            f"train.data_shards = {shards} and train.batch_size = {config.train.batch_size}: some batches would be "
+            "empty; set train.data_shards to at most train.batch_size"
         )

@@ -1,10 +1,11 @@
-"""Which training interactions come when: the same for any number of ranks, whatever lies in memory or on a disk.
+"""The order of an epoch: the same for any number of ranks, in memory and on disk.
 
-The interactions are cut into shards, ranges of users. Each shard is shuffled by itself, and a batch is an equal part of
-each, so that a rank reads its own shards only. A shard that is longer than a window is shuffled in two steps: its blocks
-of neighbours, then the rows of as many blocks as a window holds (CorgiPile, Xu et al. 2022, section 4).
+The interactions are cut into shards, which are ranges of users. Each shard is shuffled by itself, and a batch takes an equal
+part of each shard, so that a rank reads only its own shards. A shard longer than a window is shuffled in two steps: the
+order of its blocks of neighbouring rows, then the rows of as many blocks as a window holds (CorgiPile, Xu et al. 2022,
+section 4).
 
-Everything depends on (seed, epoch, shard, window) alone.
+The order depends on (seed, epoch, shard, window) alone.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ from twotower.data.dataset import Dataset
 from twotower.encoders import Codes, Ints
 from twotower.errors import ConfigError
 
-BLOCK = 2**14
-WINDOW = 2**22
-"""Interactions that are shuffled together, a whole number of blocks."""
+
+@dataclass(frozen=True)
+class ShuffleSizes:
+    """Numbers of interactions that are read and shuffled together; the memory of shuffling is proportional to them."""
+
+    block: int = 2**14
+    """Neighbouring interactions that stay together when blocks are shuffled."""
+    window: int = 2**22
+    """Interactions that are shuffled together, over all shards: a whole number of blocks."""
+    user_run: int = 2**20
+    """Interactions that are read together where whole users are shuffled, over all shards."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Pairs in the order they are trained; aligned (n,) arrays."""
+    """Pairs in training order; aligned (n,) arrays."""
 
     user: Codes
     item: Codes
@@ -43,32 +52,33 @@ class Examples:
         return Examples(*(getattr(self, f.name)[part] for f in fields(self)))
 
     def pack(self) -> Ints:
-        """All of it as whole numbers (n, 5), to be told to other ranks."""
+        """Return all columns as one int64 array (n, 5), to send to other ranks; floats by their bits."""
         columns = (self.user, self.item, self.label.view(np.int32), self.weight.view(np.int32), self.source)
         return np.stack([c.astype(np.int64) for c in columns], 1)
 
     @classmethod
     def unpack(cls, packed: Ints) -> Examples:
+        """Return the examples that `pack` made (n, 5)."""
         user, item, label, weight = packed[:, :4].T.astype(np.int32, order="C")
         return cls(user, item, label.view(np.float32), weight.view(np.float32), packed[:, 4].copy())
 
     @classmethod
-    def join(cls, parts: list[Examples]) -> Examples:
-        """One after another."""
+    def concatenate(cls, parts: list[Examples]) -> Examples:
+        """Join one or more parts in their order."""
         if len(parts) == 1:
             return parts[0]
         return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
 
 class Shards:
-    """The numbers of some interactions, cut into ranges of users of about as many interactions each."""
+    """Numbers of interactions, cut into ranges of users with about as many interactions each."""
 
     def __init__(self, dataset: Dataset, numbers: npt.NDArray[Any], count: int, by_user: bool = False) -> None:
-        """`numbers` rise, or are those of one user after another, which `by_user` says. Raises ConfigError if there are
-        fewer interactions than shards."""
+        """Cut `numbers` (n,), which rise, or with `by_user` are one user's after another's. Raises ConfigError if `count`
+        is larger than n."""
         if count > len(numbers):
             raise ConfigError(
-                f"train.data_shards = {count}, and there are {len(numbers)} interactions to train; lower it"
+                f"train.data_shards = {count} is more than the {len(numbers)} interactions of training; lower it"
             )
         if count == 1:
             self.numbers, self.bounds = numbers, np.array([0, len(numbers)])
@@ -79,67 +89,79 @@ class Shards:
             self.numbers, self.bounds = numbers, np.array([0, *ends, len(numbers)])
             return
         per_user = np.cumsum(np.bincount(users[numbers]))
-        last = np.searchsorted(per_user, np.arange(1, count) * len(numbers) // count)  # of each shard the last user
-        shard = np.searchsorted(last, users[numbers])
+        last_user = np.searchsorted(per_user, np.arange(1, count) * len(numbers) // count)  # of each shard but the last
+        shard = np.searchsorted(last_user, users[numbers])
         self.numbers = numbers[np.argsort(shard, kind="stable")]
         self.bounds = np.r_[0, np.cumsum(np.bincount(shard, minlength=count))]
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def of(self, shard: int) -> npt.NDArray[Any]:
-        return self.numbers[self.bounds[shard] : self.bounds[shard + 1]]
+    def __getitem__(self, shard: int) -> npt.NDArray[Any]:
+        """Return the interaction numbers of a shard."""
+        numbers: npt.NDArray[Any] = self.numbers[self.bounds[shard] : self.bounds[shard + 1]]
+        return numbers
 
 
 def _shard_ends(users: Codes, numbers: npt.NDArray[Any], count: int) -> list[int]:
-    """Of each shard but the last the place where its last user ends: nobody is in two shards."""
+    """Return the end of each shard but the last, moved to the end of its last user, so that no user is in two shards."""
     ends = []
-    for n in range(1, count):
-        place = n * len(numbers) // count
-        wanted, low, high = users[numbers[place - 1]], place, len(numbers)
-        while low < high:  # the users of `numbers` rise
+    for shard in range(1, count):
+        place = shard * len(numbers) // count
+        user, low, high = users[numbers[place - 1]], place, len(numbers)
+        while low < high:  # a binary search, as the users of `numbers` rise
             middle = (low + high) // 2
-            low, high = (middle + 1, high) if users[numbers[middle]] <= wanted else (low, middle)
+            low, high = (middle + 1, high) if users[numbers[middle]] <= user else (low, middle)
         ends.append(low)
     return ends
 
 
 class ShuffleWindows:
-    """The windows of one shard in one epoch: which of its places are shuffled together, and in what order they come."""
+    """The windows of one shard in one epoch: the places that are shuffled together, and the order of the windows."""
 
-    def __init__(self, n: int, shuffle: bool, rng: Callable[[int], np.random.Generator], shards: int = 1) -> None:
-        """`rng(w)` is that of window w. One window of each of the `shards` is held at a time, together about WINDOW rows."""
-        self.n, self.shuffle, self.rng = n, shuffle, rng
-        self._each = max(1, WINDOW // BLOCK // shards)
-        self.count = max(1, -(-n // (self._each * BLOCK)))
-        self._blocks = np.arange(-(-n // BLOCK))
+    def __init__(
+        self,
+        n: int,
+        shuffle: bool,
+        rng: Callable[[int], np.random.Generator],
+        shards: int = 1,
+        sizes: ShuffleSizes | None = None,
+    ) -> None:
+        """Cut a shard of n rows. `rng(w)` makes the generator of window w, `rng(-1)` that of the order of blocks. One window
+        of each of the `shards` is held at a time, together about `sizes.window` rows."""
+        sizes = sizes or ShuffleSizes()
+        self.n, self.shuffle, self.rng, self.block = n, shuffle, rng, sizes.block
+        self._blocks_per_window = max(1, sizes.window // sizes.block // shards)
+        self.count = max(1, -(-n // (self._blocks_per_window * self.block)))
+        self._blocks = np.arange(-(-n // self.block))
         if shuffle and self.count > 1:
-            whole = n // BLOCK  # the one that is not whole stays the last
+            whole = n // self.block  # an incomplete block stays the last
             self._blocks[:whole] = rng(-1).permutation(whole)
 
     def blocks(self, window: int) -> Ints:
-        """The blocks of a window."""
-        each = self._each
+        """Return the block numbers of a window."""
+        each = self._blocks_per_window
         return self._blocks[window * each : (window + 1) * each]
 
     def places(self, window: int) -> Ints:
-        """The places (m,) of a window's rows in the shard, not shuffled yet."""
+        """Return the places (m,) in the shard of a window's rows, block after block, not shuffled yet."""
         if self.count == 1:
             return np.arange(self.n)
-        starts = self.blocks(window) * BLOCK
-        return np.concatenate([np.arange(s, min(s + BLOCK, self.n)) for s in starts.tolist()])
+        starts = self.blocks(window) * self.block
+        return np.concatenate([np.arange(s, min(s + self.block, self.n)) for s in starts.tolist()])
 
 
 WindowMaker = Callable[[int, int], Examples]
+"""(shard, window) -> the examples of that window, shuffled."""
 
 
 class Epoch:
-    """The examples of one epoch, made a window at a time."""
+    """The examples of one epoch, made one window at a time."""
 
-    def __init__(self, lengths: list[list[int]], window: WindowMaker) -> None:
-        """`lengths[s][w]` is the number of examples of window w of shard s, which `window(s, w)` makes."""
-        self._ends = [np.cumsum(of) for of in lengths]
-        self._window = window
+    def __init__(self, lengths: list[list[int]], make_window: WindowMaker) -> None:
+        """`lengths[s][w]` is the number of examples that `make_window(s, w)` returns for window w of shard s."""
+        self._ends = [np.cumsum(shard) for shard in lengths]
+        self._make_window = make_window
         self._held: dict[int, tuple[int, Examples]] = {}
 
     def __len__(self) -> int:
@@ -147,39 +169,41 @@ class Epoch:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Examples of each shard."""
+        """The number of examples of each shard."""
         return [int(ends[-1]) for ends in self._ends]
 
-    def cut(self, number: int, size: int) -> list[slice]:
-        """Of each shard the part that batch `number`, of `size` examples, takes: the parts of a shard are in proportion
-        to it, so that all shards end together, in the last batch."""
+    def batch_slices(self, batch: int, size: int) -> list[slice]:
+        """Return the part of each shard that a batch (0, 1, …) of `size` examples takes.
+
+        The parts are in proportion to the shards' lengths, so that all shards end in the last batch.
+        """
         n = len(self)
-        starts = [[min(of, b * size * of // n) for of in self.lengths] for b in (number, number + 1)]
+        starts = [[min(length, b * size * length // n) for length in self.lengths] for b in (batch, batch + 1)]
         return [slice(a, b) for a, b in zip(*starts, strict=True)]
 
-    def of(self, shard: int, part: slice) -> Examples:
-        """Some examples of a shard; neighbouring parts are cheap."""
+    def take(self, shard: int, part: slice) -> Examples:
+        """Return a part of a shard's examples. One window of each shard is held, so a rising order of parts is cheap."""
         ends = self._ends[shard]
-        found = []
+        parts = []
         for w in range(int(np.searchsorted(ends, part.start, side="right")), len(ends)):
             start = int(ends[w - 1]) if w else 0
             if start >= part.stop:
                 break
-            found.append(self._get(shard, w)[max(0, part.start - start) : part.stop - start])
-        return Examples.join(found or [self._get(shard, 0)[:0]])
+            parts.append(self._window(shard, w)[max(0, part.start - start) : part.stop - start])
+        return Examples.concatenate(parts or [self._window(shard, 0)[:0]])
 
-    def _get(self, shard: int, window: int) -> Examples:
+    def _window(self, shard: int, window: int) -> Examples:
         held = self._held.get(shard)
         if held is None or held[0] != window:
             self._held.pop(shard, None)
-            self._held[shard] = held = (window, self._window(shard, window))
+            self._held[shard] = held = (window, self._make_window(shard, window))
         return held[1]
 
-    # All of it at once, shard after shard.
+    # The whole epoch at once, shard after shard.
 
     @cached_property
     def _all(self) -> Examples:
-        return Examples.join([self.of(s, slice(0, n)) for s, n in enumerate(self.lengths)])
+        return Examples.concatenate([self.take(s, slice(0, n)) for s, n in enumerate(self.lengths)])
 
     @property
     def user(self) -> Codes:
