@@ -121,6 +121,16 @@ def test_a_file_may_be_empty_or_leave_out_the_schema(tmp_path: Path) -> None:
     assert load_config(written(tmp_path, "[train]\nepochs = 3"))[1].train.epochs == 3
 
 
+def test_a_written_config_carries_its_format_and_one_of_another_format_is_refused(tmp_path: Path) -> None:
+    text = dump_config(CHECKERBOARD_SCHEMA, Config())
+    assert text.startswith("format = 2\n")
+    assert load_config(written(tmp_path, "format = 2"))[1] == Config()
+    for form in ("1", "99", "'2'", "true", "[]"):
+        path = written(tmp_path, text.replace("format = 2", f"format = {form}"))
+        refused(path, [], f"{path}: format ", "this version reads 2; begin with the keys that `twotower config` prints")
+    refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 2")
+
+
 def test_the_template_is_the_default_config(tmp_path: Path) -> None:
     schema, config = load_config(written(tmp_path, config_template()))
     assert config == Config()

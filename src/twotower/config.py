@@ -27,6 +27,9 @@ FEATURE_KINDS: dict[str, type[BaseModel]] = {
 }
 
 
+CONFIG_FORMAT = 2
+"""Number that a written config carries as `format`, and a config written by hand may. Format 1 has the former keys of `RENAMED`."""
+
 RENAMED: dict[str, str] = {
     "data.source": "data.archive",
     "schema.features.numeric.of": "schema.features.numeric.statistic_column",
@@ -536,8 +539,12 @@ def metric_names(k: Iterable[int]) -> list[str]:
 
 def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None, Config]:
     """A mapping as TOML gives it -> (schema or None, config). Raises ConfigError with one line."""
-    refuse_renamed(data, where)
     rest = dict(data)
+    if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
+        raise ConfigError(
+            f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}; begin with the keys that `twotower config` prints"
+        )
+    refuse_renamed(rest, where)
     schema = rest.pop("schema", None)
     known = [*Config.model_fields, "schema"]
     for key in rest:
@@ -608,8 +615,8 @@ def _settings(node: Any, shown: str = "", name: str = "") -> Iterator[tuple[str,
 
 
 def dump_config(schema: Schema, config: Config) -> str:
-    """The resolved settings as TOML; `load` gives the same back."""
-    body = config.model_dump(mode="json")
+    """The resolved settings as TOML, with their format; `load_config` gives the same back."""
+    body: dict[str, Any] = {"format": CONFIG_FORMAT} | config.model_dump(mode="json")
     body["schema"] = schema.model_dump(mode="json")
     return tomli_w.dumps(body)
 

@@ -31,7 +31,7 @@ from safetensors.torch import save as save_tensors
 
 import twotower
 from twotower import files
-from twotower.config import Config, dump_config, parse_config
+from twotower.config import CONFIG_FORMAT, Config, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset, read_checked, read_text
 from twotower.data.splits import TEST
@@ -43,8 +43,8 @@ from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
 from twotower.train import checkpoint
 
-FORMATS = (1, 2)
-"""That can be read; the last is written. In format 1 interactions have whole seconds, not microseconds."""
+RUN_FORMAT = 3
+"""Format of a run folder, in model.json. Format 2 has config keys of former names; 1 also has times in whole seconds."""
 FILES = {
     "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
     "interactions.parquet", memmap.FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
@@ -217,7 +217,7 @@ def finish(folder: Path, run: Run) -> str:
     files.write_json(
         folder / "model.json",
         {
-            "format": FORMATS[-1],
+            "format": RUN_FORMAT,
             "twotower": twotower.__version__,
             "torch": torch.__version__,
             "sha256": digest,
@@ -300,9 +300,12 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
     if not path.exists():
         raise RunError(f"{folder}: no run here (config.toml is missing)")
     try:
-        schema, config = parse_config(tomllib.loads(read_checked(path, read_text)), str(path))
+        data = tomllib.loads(read_checked(path, read_text))
     except tomllib.TOMLDecodeError as e:
         raise RunError(f"{path}: damaged ({e})") from None
+    if (form := data.get("format", 1)) != CONFIG_FORMAT:
+        raise RunError(f"{path}: format {form!r}, this version reads {CONFIG_FORMAT}; train the run again")
+    schema, config = parse_config(data, str(path))
     if schema is None:
         raise RunError(f"{path}: the schema is missing")
     return schema, config
@@ -312,9 +315,10 @@ def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     """The model whose weights are in `folder`. Raises RunError if they are damaged or do not fit."""
     about = files.read_json(folder / "model.json")
     form = about.get("format") if isinstance(about, dict) else None
-    if form not in FORMATS or "sha256" not in about:
-        known = " and ".join(map(str, FORMATS))
-        raise RunError(f"{folder / 'model.json'}: format {form!r}, this version reads {known}; train the run again")
+    if form != RUN_FORMAT or "sha256" not in about:
+        raise RunError(
+            f"{folder / 'model.json'}: format {form!r}, this version reads {RUN_FORMAT}; train the run again"
+        )
     data = read_checked(folder / "model.safetensors", Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")

@@ -20,14 +20,13 @@ from hypothesis import strategies as st
 
 import twotower
 from twotower import api, cli
-from twotower.config import dump_config, parse_config
-from twotower.config import Config, DataConfig, SplitConfig
+from twotower.bundle import Bundle, BundleError
+from twotower.config import Config, DataConfig, SplitConfig, dump_config, parse_config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import Prepared
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.retrieve import Retriever
 from twotower.schema import Schema, Sequence
 
 LAST, TIME = SplitConfig(kind="last"), SplitConfig(kind="time", test=0.25, validation=0.34)
@@ -246,67 +245,55 @@ def test_a_float_that_cannot_hold_seconds_is_refused() -> None:
         check(None, None, log(times), schema())
 
 
-def older(folder: Path, *, prepared: bool) -> None:
-    """Make a run of today one of format 1: times in whole seconds."""
-    about = json.loads((folder / "model.json").read_text())
-    assert about["format"] == 2
-    (folder / "model.json").write_text(json.dumps(about | {"format": 1}))
-    if not prepared:
-        table = pl.read_parquet(folder / "interactions.parquet")
-        seconds = table.with_columns(pl.col("time") // 10**6).rename({"time": "seconds"})
-        seconds.write_parquet(folder / "interactions.parquet")
-        return
-    arrays = folder / "prepared" / "arrays"
-    np.save(arrays / "seconds.npy", np.load(arrays / "time.npy") // 10**6)
-    (arrays / "time.npy").unlink()
-    told = json.loads((folder / "prepared" / "prepared.json").read_text())
-    (folder / "prepared" / "prepared.json").unlink()  # it is another name of the prepared dataset's
-    (folder / "prepared" / "prepared.json").write_text(json.dumps(told | {"format": 1, "twotower": "0.1.0"}))
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file, which may be another name of a file that stays."""
+    body = json.loads(path.read_text())
+    path.unlink()
+    path.write_text(json.dumps(body | changes))
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_fault_G9_runs_and_bundles_of_the_format_with_seconds_are_read_as_such(
-    tmp_path: Path, prepared: bool
-) -> None:
-    times = [BASE + n for n in np.random.default_rng(0).permutation(60).tolist()]
-    config, tables = (
-        trained(),
-        log(times).with_columns(user_id=pl.int_range(60) % 3),
-    )
+def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_path: Path, prepared: bool) -> None:
+    tables = log([BASE + n for n in range(60)]).with_columns(user_id=pl.int_range(60) % 3)
     given: Any = (None, None, tables)
+    config = trained()
     if prepared:
         given = on_a_disk(tables, schema(), LAST, tmp_path)
         config = trained(data={"prepared": str(tmp_path / "out")})
-    run = api.fit(given, schema(), config, folder=tmp_path / "run")
-    api.publish(run, tmp_path / "new", config.index)
-    older(tmp_path / "run", prepared=prepared)
-    again = twotower.load(tmp_path / "run")
-    assert facts(again.dataset) == facts(run.dataset)
-    api.publish(again, tmp_path / "old", config.index)
-    old, new = (Retriever(api.Store(tmp_path / name).current()) for name in ("old", "new"))
-    assert old.history("1", 30) == new.history("1", 30) != []
+    folder = tmp_path / "run"
+    run = api.fit(given, schema(), config, folder=folder)
+    api.publish(run, tmp_path / "store", config.index)
+    bundle = tmp_path / "store" / "bundles" / (tmp_path / "store" / "CURRENT").read_text().strip()
+    rewrite(bundle / "MANIFEST.json", schema_version=2)
+    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 3"):
+        Bundle.open(bundle)
+    text = (folder / "config.toml").read_text()
+    for form in (1, 99):
+        changed = text.replace("format = 2\n", "" if form == 1 else f"format = {form}\n")
+        (folder / "config.toml").write_text(changed)
+        with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 2; train the run again"):
+            twotower.load(folder)
+    (folder / "config.toml").write_text(text)
+    for form in (2, 1, 4):
+        if prepared:
+            rewrite(folder / "prepared" / "prepared.json", format=form, twotower="0.1.0")
+            words = rf"format {form}, made by twotower 0\.1\.0, this version reads 3; prepare the tables again"
+            with pytest.raises(RunError, match=rf"prepared\.json: {words}"):
+                twotower.load(folder)
+            rewrite(folder / "prepared" / "prepared.json", format=3)
+        rewrite(folder / "model.json", format=form)
+        with pytest.raises(RunError, match=rf"model\.json: format {form}, this version reads 3; train the run again"):
+            twotower.load(folder)
+        rewrite(folder / "model.json", format=3)
+    assert facts(twotower.load(folder).dataset) == facts(run.dataset)
 
 
-def test_fault_G9_a_prepared_folder_of_the_format_with_seconds_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [2, 1])
+def test_fault_G9_a_prepared_folder_of_a_former_format_is_refused_by_name(tmp_path: Path, form: int) -> None:
     on_a_disk(log([BASE + n for n in range(12)]), schema(), LAST, tmp_path)
-    told = json.loads((tmp_path / "out" / "prepared.json").read_text())
-    (tmp_path / "out" / "prepared.json").write_text(json.dumps(told | {"format": 1, "twotower": "0.1.0"}))
-    config = trained(data={"prepared": str(tmp_path / "out")})
-    with pytest.raises(RunError, match="format 1, made by twotower 0.1.0.*whole seconds; prepare the tables again"):
-        api.read(config, None)
-
-
-def test_a_run_of_a_later_format_is_refused_by_name(tmp_path: Path) -> None:
-    api.fit(
-        (None, None, log([BASE + n for n in range(12)])),
-        schema(),
-        trained(),
-        folder=tmp_path / "run",
-    )
-    about = json.loads((tmp_path / "run" / "model.json").read_text())
-    (tmp_path / "run" / "model.json").write_text(json.dumps(about | {"format": 3}))
-    with pytest.raises(RunError, match=r"model\.json: format 3, this version reads 1 and 2"):
-        twotower.load(tmp_path / "run")
+    rewrite(tmp_path / "out" / "prepared.json", format=form, twotower="0.1.0")
+    with pytest.raises(RunError, match=rf"format {form}, made by twotower 0\.1\.0, .*; prepare the tables again"):
+        api.read(trained(data={"prepared": str(tmp_path / "out")}), None)
 
 
 # ---- G11: what cannot be a time

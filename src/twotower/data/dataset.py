@@ -20,7 +20,7 @@ from twotower import files
 from twotower.config import SplitConfig
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
 from twotower.data.tables import POSITIVE, Tables
-from twotower.data.times import TIME, of_seconds
+from twotower.data.times import TIME
 from twotower.encoders import Codes, Column, Encoders, Grams, Ints, Ragged, TextEncoder
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
@@ -385,8 +385,6 @@ def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
         times = actions["time"].to_numpy() if "time" in actions.columns else None
-        if "seconds" in actions.columns:  # a run or bundle of format 1
-            times = of_seconds(actions["seconds"].to_numpy(), schema)
         return assemble(
             encoders, users, items, pairs, actions["part"].to_numpy(), times, split.kind != "random", encode
         )
@@ -409,7 +407,7 @@ def table(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
 def _numbered(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """Interactions that are numbers of rows, parts, times and whether they are positive. Raises ValueError for others."""
     below = {"user": users.height, "item": items.height, "part": len(NAMES)}
-    for name in (*below, "positive", *({"time", "seconds"} & {*actions.columns})):
+    for name in (*below, "positive", *({"time"} & {*actions.columns})):
         column = actions[name]
         if column.null_count() or not (column.dtype == pl.Boolean if name == "positive" else column.dtype.is_integer()):
             raise ValueError(f"column '{name}' has gaps, or is of another type ({column.dtype})")

@@ -27,7 +27,6 @@ from twotower.config import SplitConfig
 from twotower.data.dataset import load_dataset, save_dataset
 from twotower.data.dataset import Dataset, Pairs, Side, read_checked, table, read_text
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
-from twotower.data.times import of_seconds
 from twotower.encoders import Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, RunError
 from twotower.schema import SIDES, Schema, Sequence, SideName
@@ -36,8 +35,9 @@ from twotower.embeddings_folder import array
 FOLDER = "prepared"
 """Where a run and a bundle keep theirs."""
 FACTS = "prepared.json"
-FORMAT = 2
-"""Format 1 has `seconds`, where 2 has the microseconds of `time`."""
+MEMMAP_FORMAT = 3
+"""Format of a prepared dataset, in prepared.json. Format 2 has former names of features' options and of arrays; 1 also
+has times in whole seconds."""
 
 
 class _Arrays:
@@ -81,19 +81,17 @@ class Prepared(Dataset):
     arrays: _Arrays = field(kw_only=True)
 
     @classmethod
-    def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES, trained: bool = False) -> Prepared:
-        """The dataset in a folder; only the sides to `encode` get columns. Raises RunError if it is damaged, or of an
-        older format and not one that a model was already `trained` on."""
+    def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES) -> Prepared:
+        """The dataset in a folder; only the sides to `encode` get columns. Raises RunError if it is damaged, or of another
+        format."""
         folder = Path(folder)
         facts = files.read_json(folder / FACTS)
         form = facts.get("format") if isinstance(facts, dict) else None
-        if form == 1 and not trained:
+        if form != MEMMAP_FORMAT:
+            maker = f", made by twotower {facts.get('twotower')}" if isinstance(facts, dict) else ""
             raise RunError(
-                f"{folder / FACTS}: format 1, made by twotower {facts.get('twotower')}, whose times are cut to whole seconds; "
-                "prepare the tables again"
+                f"{folder / FACTS}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again"
             )
-        if form not in (1, FORMAT):
-            raise RunError(f"{folder / FACTS}: format {form!r}, this version reads {FORMAT}; prepare the tables again")
         try:
             schema = Schema.model_validate(facts["schema"])
             rows, columns = int(facts["rows"]), {side: list(facts["columns"][side]) for side in SIDES}
@@ -105,9 +103,8 @@ class Prepared(Dataset):
             raise RunError(
                 f"{folder / FACTS}: damaged, or of another version ({what}); prepare the tables again"
             ) from None
-        time = "time" if form == FORMAT else "seconds"
         arrays = _Arrays(folder / "arrays")
-        if {len(arrays[name]) for name in ("user", "item", "positive", "part", time)} != {rows}:
+        if {len(arrays[name]) for name in ("user", "item", "positive", "part", "time")} != {rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
         frames = {side: read_checked(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES}
         sides = {
@@ -125,7 +122,7 @@ class Prepared(Dataset):
             sides["item"],
             Pairs(arrays["user"], arrays["item"], arrays["positive"]),
             arrays["part"],
-            arrays[time] if form == FORMAT else of_seconds(arrays[time], schema),
+            arrays["time"],
             True,
             folder,
             facts,
@@ -248,7 +245,7 @@ def save(dataset: Dataset, folder: Path) -> None:
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
     """What `save` put there; only the sides to `encode` get columns. Raises RunError as `dataset.load` does."""
     if (folder / FOLDER).is_dir():
-        return Prepared.open(folder / FOLDER, encode, trained=True)
+        return Prepared.open(folder / FOLDER, encode)
     return load_dataset(folder, schema, split, encode)
 
 

@@ -27,7 +27,7 @@ from twotower.config import DataConfig, SplitConfig
 from twotower.data import splits
 from twotower.data.arrays import Arrays
 from twotower.data.dataset import with_statistics
-from twotower.data.memmap import FACTS, FORMAT, Prepared
+from twotower.data.memmap import FACTS, MEMMAP_FORMAT, Prepared
 from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
 from twotower.data.tables import (
     POSITIVE,
@@ -167,7 +167,7 @@ class _Preparation:
             frames[side].write_parquet(self.folder / f"{side}s.parquet")
         files.write(self.folder / "encoders.json", encoders.to_json())
         facts = {
-            "format": FORMAT, "twotower": twotower.__version__, "rows": kept, "users": n_users, "items": n_items,
+            "format": MEMMAP_FORMAT, "twotower": twotower.__version__, "rows": kept, "users": n_users, "items": n_items,
             "ends": [int(sizes[0]), int(sizes[0] + sizes[1])], "columns": columns,
             "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
         }  # fmt: skip

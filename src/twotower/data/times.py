@@ -259,12 +259,3 @@ def _whole(column: pl.Series, unit: str) -> pl.Series:
     if column.dtype.is_integer():
         return column.cast(pl.Int64) * n
     return (column.cast(pl.Float64) * n).round().cast(pl.Int64)
-
-
-def of_seconds(seconds: npt.NDArray[np.int64], schema: Schema) -> npt.NDArray[np.int64]:
-    """Microseconds of the times that earlier versions wrote, whole seconds; an order stays as it is."""
-    if schema.time_unit == "order":
-        return seconds
-    most = np.iinfo(np.int64).max // MICROSECONDS
-    found: npt.NDArray[np.int64] = np.clip(seconds, -most, most) * MICROSECONDS
-    return found
