@@ -1,12 +1,15 @@
 """A published bundle over HTTP: `twotower serve`.
 
-process.py   sockets, workers, signals            door.py     what every request passes: keys, limits, turns, logs
-app.py       the routes                           service.py  what is done for a request
-console.py   what the page at / asks              bundles.py    the bundle that answers, and its replacement
-live.py      what has happened since the bundle   wire.py     bodies, replies and problems as they travel
-remote.py    searches that leave the process      histories.py  … kept in this process
-gate.py      turns, shared out between clients    reader.py   work on a store that may hang
-room.py      bytes that are under way             connections.py  how many, and how long each may keep it waiting
+process.py      sockets, worker processes, signals      middleware.py       keys, limits, queueing, the access log
+app.py          routes                                  service.py          answers to requests
+schemas.py      bodies and replies                      problems.py         errors (RFC 9457)
+console.py      data of the console at /                page/               the console: HTML, CSS, JavaScript
+bundles.py      the current bundle and its replacement  file_reader.py      reads of a store that may hang
+user_events.py  recent events, in process or in Redis   histories.py        recent events in this process, bounded in bytes
+search_executor.py  searches of a remote index          admission.py        fair queueing between clients
+body_memory.py  memory of bodies and replies            rate_limit.py       requests per second of a client
+connections.py  connections and their timeouts          api_keys.py         the file of API keys
+metrics.py      metrics for Prometheus                  settings.py         settings and their checks
 
-Needs `pip install -e '.[serve]'`. No torch: the towers are ONNX graphs.
+Needs the extra `serve`. No torch: the towers are ONNX graphs.
 """

@@ -1,4 +1,4 @@
-"""The routes. What they do is in service.py, what travels in wire.py."""
+"""Routes of the service and of its admin port. service.py answers them; schemas.py defines bodies and replies."""
 
 from __future__ import annotations
 
@@ -37,24 +37,28 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
-PathId = Annotated[str, InPath(min_length=1, max_length=schemas.MAX_ID_LENGTH)]
-QueryId = Annotated[str, Query(min_length=1, max_length=schemas.MAX_ID_LENGTH, description="any id, percent-encoded")]
-ItemCount = Annotated[int, Query(description="how many")]
-QueryText = Annotated[str, Query(max_length=schemas.MAX_ID_LENGTH)]
-RowLimit = Annotated[int, Query(ge=1, le=200)]
-BundleId = Annotated[str, Query(max_length=64, description="another bundle of the store; the current one if empty")]
+PathId = Annotated[str, InPath(min_length=1, max_length=schemas.MAX_ID_LENGTH, description="Any id, percent-encoded.")]
+QueryId = Annotated[str, Query(min_length=1, max_length=schemas.MAX_ID_LENGTH, description="Any id, percent-encoded.")]
+ItemCount = Annotated[int, Query(description="Number of items. At most limits.k of GET /v1/bundle.")]
+QueryText = Annotated[str, Query(max_length=schemas.MAX_ID_LENGTH, description="Text to find. Empty: all.")]
+GroupColumn = Annotated[
+    str, Query(max_length=schemas.MAX_ID_LENGTH, description="Item column that groups the points. Empty: the first.")
+]
+RowLimit = Annotated[int, Query(ge=1, le=200, description="Greatest number of results.")]
+PointLimit = Annotated[int, Query(ge=1, le=20_000, description="Greatest number of points.")]
+BundleId = Annotated[str, Query(max_length=64, description="Bundle id. Empty: the current bundle.")]
 
 
 class _HttpRequest(HttpRequest):
     async def json(self) -> Any:
-        """By orjson, which takes no NaN, no half characters and no endless nesting."""
+        """Parse the body with orjson, which refuses NaN, lone surrogates and deep nesting."""
         return orjson.loads(await self.body())
 
 
 class _Route(APIRoute):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        # An id may hold any character; `.` would match none that ends a line, and `$` would leave the last one out.
+        # An id may contain any character: without DOTALL `.` matches no line feed, and `$` also matches before a final one.
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
 
     def get_route_handler(self) -> Any:
@@ -71,7 +75,7 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 
 def _problems(*names: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers clients."""
+    """Return the `responses` of a route for clients, with the problems of every such route."""
     return _responses(*names, "no-key", "origin", "rate", "overload")
 
 
@@ -79,9 +83,9 @@ def _responses(*names: str) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {}
     for name in names:
         status, title, _ = PROBLEMS[name]
-        said = found.get(status, {}).get("description")
+        before = found.get(status, {}).get("description")
         found[status] = {
-            "description": f"{said}; {title}" if said else title,
+            "description": f"{before}; {title}" if before else title,
             "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemReply"}}},
         }
     return found
@@ -91,20 +95,20 @@ BODY_PROBLEMS = ("malformed", "too-large", "media-type", "slow", "invalid", "no-
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application that answers clients, without the door."""
+    """Return the application for clients, without the middleware."""
     app = FastAPI(
         title="twotower",
         version=twotower.__version__,
-        description="The best items for a user, from a published bundle. Every error is application/problem+json (RFC 9457).",
+        description="Items for a user, from a published bundle. Every error is application/problem+json (RFC 9457).",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        strict_content_type=False,  # the door has looked at it
+        strict_content_type=False,  # the middleware has checked the content type
         openapi_tags=[
-            {"name": "answers", "description": "What a client asks for."},
-            {"name": "events", "description": "What users do now."},
-            {"name": "operation", "description": "For those who run the service."},
-            {"name": "console", "description": "What the page at / asks; only there without --no-console."},
+            {"name": "answers", "description": "Recommendations, vectors and the current bundle."},
+            {"name": "events", "description": "Recent events of users."},
+            {"name": "operation", "description": "Health and metrics, for operators."},
+            {"name": "console", "description": "Data of the console at /. Absent with --no-console."},
         ],
     )
     app.router.route_class = _Route
@@ -117,14 +121,14 @@ def create_app(service: Service) -> FastAPI:
         tags=["answers"],
     )
     async def recommend(body: schemas.RecommendRequest) -> Any:
-        """The best items for a user, known or described."""
+        """Recommend items to a user, known or described by the request."""
         return json_response(await service.recommend(body))
 
     @app.post(
         "/v1/recommend:batch", response_model=schemas.BatchReply, responses=_problems(*BODY_PROBLEMS), tags=["answers"]
     )
     async def recommend_batch(body: schemas.BatchRequest, request: HttpRequest) -> Any:
-        """Several requests at once; a mistake in one is a problem in its place."""
+        """Answer several requests. An invalid one gets a problem in its place."""
         return json_response(await service.batch(body, request.is_disconnected))
 
     @app.post(
@@ -134,7 +138,7 @@ def create_app(service: Service) -> FastAPI:
         tags=["answers"],
     )
     async def embed_user(body: schemas.UserRequest) -> Any:
-        """The vector of a user."""
+        """Return the vector of a user."""
         return json_response(await service.embed(body))
 
     @app.get(
@@ -142,15 +146,15 @@ def create_app(service: Service) -> FastAPI:
         responses=_problems("unknown-item", "not-found", "invalid", "no-bundle", "index"), tags=["answers"],
     )  # fmt: skip
     async def similar(item_id: PathId, k: ItemCount = 10) -> Any:
-        """The items whose vectors point most nearly the same way; scores are cosines."""
+        """Return the items with the most similar vectors. Scores are cosines."""
         return json_response(await service.similar(item_id, k))
 
     @app.get(
         "/v1/items/similar", response_model=schemas.ItemsReply,
         responses=_problems("unknown-item", "invalid", "no-bundle", "index"), tags=["answers"],
     )  # fmt: skip
-    async def similar_to(item_id: QueryId, k: ItemCount = 10) -> Any:
-        """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
+    async def similar_by_query(item_id: QueryId, k: ItemCount = 10) -> Any:
+        """Return similar items, with the id in the query: clients remove `.` and `..` from a path."""
         return await similar(item_id, k)
 
     @app.post(
@@ -160,7 +164,7 @@ def create_app(service: Service) -> FastAPI:
         tags=["answers"],
     )
     async def search(body: schemas.SearchRequest) -> Any:
-        """The best items for a text."""
+        """Recommend items for a text."""
         return json_response(await service.search(body))
 
     @app.post(
@@ -171,7 +175,7 @@ def create_app(service: Service) -> FastAPI:
         tags=["events"],
     )
     async def add_events(body: schemas.EventsRequest) -> Any:
-        """Append to a user's live history, which the next answer reads."""
+        """Append to a user's recent events, which the next answer uses."""
         return json_response(await service.add_events(body), 202)
 
     @app.delete(
@@ -181,46 +185,46 @@ def create_app(service: Service) -> FastAPI:
         tags=["events"],
     )
     async def forget(user_id: PathId) -> Response:
-        """Forget a user's live history."""
+        """Delete a user's recent events."""
         await service.forget(user_id)
         return Response(status_code=204)
 
     @app.delete(
         "/v1/events", status_code=204, responses=_problems("invalid", "no-bundle", "event-store"), tags=["events"]
     )
-    async def forget_whom(user_id: QueryId) -> Response:
-        """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
+    async def forget_by_query(user_id: QueryId) -> Response:
+        """Delete a user's recent events, with the id in the query: clients remove `.` and `..` from a path."""
         return await forget(user_id)
 
     @app.get("/v1/bundle", response_model=schemas.BundleReply, responses=_problems("no-bundle"), tags=["answers"])
     async def bundle() -> Any:
-        """What answers, what a request may tell, and the limits."""
+        """Describe the current bundle and the limits of requests."""
         return json_response(service.describe())
 
     @app.get("/livez", response_model=schemas.HealthReply, tags=["operation"])
     async def livez() -> Any:
-        """Whether the process runs."""
+        """Answer 200 while the process runs."""
         return json_response({"status": "ok", "bundle_id": _bundle_id(service)})
 
     @app.get(
         "/readyz", response_model=schemas.HealthReply, responses=_responses("draining", "no-bundle"), tags=["operation"]
     )
     async def readyz() -> Any:
-        """Whether requests should be sent here."""
+        """Answer 200 while the process should get requests."""
         if service.draining:
             raise Problem("draining")
         return json_response({"status": "ok", "bundle_id": service.bundles.current.bundle.id})
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=_responses("no-key", "origin"), tags=["operation"])
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
     @app.get(
         "/problems/{name}", response_class=PlainTextResponse, responses=_responses("not-found"), tags=["operation"]
     )
-    async def problem(name: Annotated[str, InPath(max_length=64)]) -> Response:
-        """What a problem means, and what to do."""
+    async def problem(name: Annotated[str, InPath(max_length=64, description="Name of the problem.")]) -> Response:
+        """Explain a problem and what to do about it."""
         if name not in PROBLEMS:
             raise Problem("not-found")
         status, title, what_to_do = PROBLEMS[name]
@@ -261,7 +265,7 @@ def _console(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/console/users", responses=responses, tags=["console"])
     async def users(query: QueryText = "", limit: RowLimit = 20) -> Any:
-        """Users whose id begins with or holds the text."""
+        """Find users by id: those that begin with the text first, then those that contain it."""
         with console.slot():
             return json_response(await console.users(query, limit))
 
@@ -271,44 +275,42 @@ def _console(app: FastAPI, service: Service) -> None:
         tags=["console"],
     )
     async def user(user_id: PathId) -> Any:
-        """A user's features, history and live history."""
+        """Return a user's features, history and recent events."""
         with console.slot():
             return json_response(await console.user(user_id))
 
     @app.get("/v1/console/user", responses=_problems("unknown-user", "invalid", "no-bundle"), tags=["console"])
-    async def user_of(user_id: QueryId) -> Any:
-        """The same, for ids that a path cannot hold: clients take the steps `.` and `..` out of it."""
+    async def user_by_query(user_id: QueryId) -> Any:
+        """Return a user, with the id in the query: clients remove `.` and `..` from a path."""
         return await user(user_id)
 
     @app.get("/v1/console/items", responses=responses, tags=["console"])
     async def items(query: QueryText = "", limit: RowLimit = 20) -> Any:
-        """Items whose title holds the text, or of that id."""
+        """Find items: the one with this id first, then those whose title contains the text."""
         with console.slot():
             return json_response(await console.items(query, limit))
 
     @app.get("/v1/console/map", responses=of_a_bundle, tags=["console"])
-    async def space(
-        column: QueryText = "", limit: Annotated[int, Query(ge=1, le=20_000)] = 4_000, bundle: BundleId = ""
-    ) -> Any:
-        """Item vectors in the plane of their two principal directions."""
+    async def item_map(column: GroupColumn = "", limit: PointLimit = 4_000, bundle: BundleId = "") -> Any:
+        """Project item vectors to their first two principal components."""
         with console.slot():
             return json_response(await console.map(column, limit, bundle))
 
     @app.post("/v1/console/explain", responses=_problems(*BODY_PROBLEMS, "unknown-bundle", "index"), tags=["console"])
     async def explain(body: schemas.RecommendRequest, bundle: BundleId = "") -> Any:
-        """An answer with what led to it: history, filters, gates, the user's place among the items."""
+        """Return an answer with its history, excluded items, gates, and the user's point on the map."""
         with console.slot():
             return json_response(await console.explain(body, bundle))
 
     @app.get("/v1/console/bundles", responses=_problems("store"), tags=["console"])
     async def bundles() -> Any:
-        """The bundles of the store."""
+        """List the bundles of the store."""
         with console.slot():
             return json_response(await console.bundles())
 
 
 def create_admin_app(service: Service) -> FastAPI:
-    """The application of the admin port."""
+    """Return the application of the admin port."""
     app = FastAPI(
         title="twotower admin", version=twotower.__version__, docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False, strict_content_type=False,
@@ -318,16 +320,16 @@ def create_admin_app(service: Service) -> FastAPI:
 
     @app.get("/v1/bundles")
     async def bundles() -> Any:
-        """The bundles of the store, and what has been done with them."""
+        """List the bundles of the store and its latest 100 changes."""
         history = await service.bundles.with_store(lambda store: store.history()[-100:])
-        # A reason that a shell gave may hold half a character, which is no text.
+        # A reason from a shell may contain lone surrogates, which are not UTF-8.
         text = dumps(history, ensure_ascii=False).encode(errors="replace")
         return json_response(await Console(service).bundles() | {"history": orjson.loads(text)})
 
     @app.post("/v1/rollback")
     async def rollback(body: schemas.RollbackRequest) -> Any:
-        """Make an earlier bundle current again; every worker takes it up within a moment."""
-        reason = body.reason or "by the service's admin port"
+        """Make an earlier bundle current; every worker loads it at its next poll."""
+        reason = body.reason or "rollback by the admin port"
         try:
             bundle = await service.bundles.with_store(
                 lambda store: store.rollback(body.to or None, reason=reason), service.bundles.limits.load_timeout
@@ -339,14 +341,13 @@ def create_admin_app(service: Service) -> FastAPI:
         try:
             await service.bundles.with_store(lambda store: MilvusCollections(store).update_alias())
         except RunError as e:
-            log.warning("the alias does not follow", extra={"fields": {"detail": str(e)}})
+            log.warning("the Milvus alias was not updated", extra={"fields": {"detail": str(e)}})
         await service.bundles.refresh()
         return json_response({"current": bundle.id, "serving": _bundle_id(service)})
 
     @app.post("/v1/reload")
     async def reload() -> Any:
-        """Look again at what is current, also at a bundle that was refused; in every worker, if the store can be
-        written to."""
+        """Load the current bundle again, also if it was refused; in every worker, if the store can be written."""
         try:
             await service.bundles.with_store(Store.touch_current)
         except RunError as e:
@@ -359,7 +360,7 @@ def create_admin_app(service: Service) -> FastAPI:
 
 
 def _is_silent(error: RunError) -> bool:
-    """Tell the error of a store that does not answer."""
+    """Return True for the error of a store that does not answer."""
     return isinstance(error, BundleError) and error.reason == "store"
 
 
@@ -372,37 +373,37 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         body = problem.body(request.scope.get("request_id", ""))
         return Response(body, problem.status, problem.headers, "application/problem+json")
 
-    async def known(request: HttpRequest, error: Any) -> Response:
+    async def problem(request: HttpRequest, error: Any) -> Response:
         return answer(error, request)
 
-    async def data(request: HttpRequest, error: Any) -> Response:
+    async def data_error(request: HttpRequest, error: Any) -> Response:
         return answer(problem_of(error), request)
 
     async def unavailable(request: HttpRequest, error: Any) -> Response:
         return answer(index_problem(), request)
 
-    async def store(request: HttpRequest, error: Any) -> Response:
+    async def store_error(request: HttpRequest, error: Any) -> Response:
         return answer(Problem("store", service.bundles.public_message(error), headers={"Retry-After": "5"}), request)
 
     async def invalid(request: HttpRequest, error: Any) -> Response:
         found = error.errors()
         if any(e["type"] == "json_invalid" for e in found):
-            told = found[0].get("ctx", {}).get("error", "")
-            return answer(Problem("malformed", f"the body is not JSON in UTF-8: {told}" if told else ""), request)
+            cause = found[0].get("ctx", {}).get("error", "")
+            return answer(Problem("malformed", f"the body is not JSON in UTF-8: {cause}" if cause else ""), request)
         errors = [{"at": ".".join(map(str, e["loc"])), "detail": _error_text(e)} for e in found[:20]]
         detail = "; ".join(f"{e['at']}: {e['detail']}" for e in errors[:3])
         return answer(Problem("invalid", detail, errors=errors), request)
 
-    async def plain(request: HttpRequest, error: Any) -> Response:
+    async def http_error(request: HttpRequest, error: Any) -> Response:
         name = {400: "malformed", 404: "not-found", 405: "method"}.get(error.status_code, "broken")
         return answer(Problem(name, headers=error.headers), request)
 
-    app.add_exception_handler(Problem, known)
-    app.add_exception_handler(DataError, data)
+    app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(DataError, data_error)
     app.add_exception_handler(Unavailable, unavailable)
-    app.add_exception_handler(BundleError, store)
+    app.add_exception_handler(BundleError, store_error)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(StarletteHTTPException, plain)
+    app.add_exception_handler(StarletteHTTPException, http_error)
 
 
 def _error_text(error: Any) -> str:
@@ -414,12 +415,12 @@ def _error_text(error: Any) -> str:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Put the shape of a problem into the OpenAPI document in place of FastAPI's own error shapes."""
-    made = app.openapi
+    """Replace FastAPI's own error schemas in the OpenAPI document by that of a problem."""
+    generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
-            schema = made()
+            schema = generate()
             components = schema["components"]["schemas"]
             components.setdefault("ProblemReply", schemas.ProblemReply.model_json_schema())
             for name in ("HTTPValidationError", "ValidationError"):

@@ -1,4 +1,4 @@
-"""What the page at / asks: who there is, what led to an answer, and where everything lies."""
+"""Data of the console at /: users, items, bundles, explained answers, and the map of item vectors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from twotower.serve.service import Service, request_weight
 from twotower.store import Store
 
 SHOWN_EVENTS = 100
-"""Latest events of a history that are shown."""
+"""Latest events shown of a history."""
 MAP_GROUPS = 20
-"""Colours of a map; the groups beyond are one."""
+"""Groups of items on the map that have a name; other items have group -1."""
 SHOWN_EXCLUDED = 10
-"""Best items that were left out of an answer, and are shown."""
+"""Excluded items shown beside an answer, best first."""
 MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT = 16, 8
-"""Looks that may be under way at once, of all clients and of one; a page that opens takes five."""
+"""Requests of consoles under way at once: of all clients, and of one. Opening the page sends five."""
 MapProjection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]
-"""A middle (D,), two directions (D, 2), and the scale that brings nearly all points into -1..1."""
+"""Mean (D,), two directions (D, 2), and the scale that brings 99.5 % of the coordinates into -1..1."""
 
 
 class Console:
-    """For people: a look costs more than an answer, and nobody asks a hundred times a second."""
+    """The console of one service. Its requests cost more than recommendations, so they have few slots of their own."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -43,11 +43,11 @@ class Console:
         self._slots = ClientSlots(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "looks")
 
     def slot(self) -> AbstractContextManager[None]:
-        """One of the few places for those who look, beside the turns. Raises Problem "overload" if all are taken."""
+        """Hold one of the slots, in place of the request's permit. Raises Problem "overload" if all are taken."""
         return self._slots.hold(release_current_permit())
 
     async def users(self, query: str, limit: int) -> dict[str, Any]:
-        """The user of that id, those whose id begins with the text, then those that hold it."""
+        """Find users: the one with this id, those whose id begins with the text, then those whose id contains it."""
         retriever = self._service.bundles.current
         rows, total = await asyncio.to_thread(_matching_ids, retriever.user_ids, query, limit)
         lengths = retriever.seen.lengths[rows]
@@ -56,7 +56,7 @@ class Console:
         return {"users": users, "total": total}
 
     async def user(self, user_id: str) -> dict[str, Any]:
-        """A user's stored features and history, and what is live. Raises Problem "unknown-user"."""
+        """Return a user's stored features, history and recent events. Raises Problem "unknown-user"."""
         retriever = self._service.bundles.current
         state = await self._service.event_store.fetch(self._service.bundles.event_bundles(retriever), user_id)
         if not retriever.has_user(user_id):
@@ -79,7 +79,7 @@ class Console:
         }
 
     async def items(self, query: str, limit: int) -> dict[str, Any]:
-        """Items of that id, then those whose title holds the text."""
+        """Find items: the one with this id, then those whose title contains the text."""
         retriever = self._service.bundles.current
         titles = retriever.titles.column
         found = await asyncio.to_thread(_titles_containing, titles, query)
@@ -92,13 +92,13 @@ class Console:
         return {"items": [{"id": i, "title": t} for i, t in zip(ids, names, strict=True)], "total": total}
 
     async def map(self, column: str, limit: int, bundle: str) -> dict[str, Any]:
-        """The most popular items in the plane of the two principal directions of all item vectors."""
+        """Project the most popular items to the first two principal components of all item vectors."""
         retriever = await self._retriever(bundle)
         return await asyncio.to_thread(self._map, retriever, column, limit)
 
     async def explain(self, body: schemas.RecommendRequest, bundle: str) -> dict[str, Any]:
-        """An answer and what led to it."""
-        retriever = await self._retriever(bundle)  # which may have to be loaded: nobody waits for that
+        """Return an answer with its history, excluded items, gates, and the user's point on the map."""
+        retriever = await self._retriever(bundle)  # loading a bundle holds no permit
         await asyncio.to_thread(self._projection, retriever)
         async with self._service.admission.permit(release_current_permit(), request_weight(body)):
             return await self._explained(body, retriever)
@@ -109,11 +109,11 @@ class Console:
         resolved = await service.resolve(body, retriever)
         answer, _ = await service.answer_or_fallback(body, resolved, retriever)
         request = resolved.request
-        told = [*(request.history or ()), *request.events]
+        given = [*(request.history or ()), *request.events]
         user_id = request.user_id if resolved.known_user else None
         stored = retriever.history(user_id, SHOWN_EVENTS) if user_id is not None and request.history is None else []
-        history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(told, retriever)
-        met = set(retriever.seen_items(user_id) if user_id is not None else ()) | {i for i, _ in told}
+        history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(given, retriever)
+        met = set(retriever.seen_items(user_id) if user_id is not None else ()) | {i for i, _ in given}
         out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
         vector = None
         if answer.source not in ("popular", "fallback"):
@@ -143,7 +143,7 @@ class Console:
         } | out
 
     async def bundles(self) -> dict[str, Any]:
-        """The bundles of the store."""
+        """List the bundles of the store."""
         listed = await self._service.bundles.with_store(Store.bundles)
         return {
             "bundles": [
@@ -194,7 +194,7 @@ class Console:
         }
 
     def _projected(self, retriever: Retriever, vectors: npt.NDArray[np.float32], unit: bool = False) -> Any:
-        """Points (n, 2) of vectors (n, D): a user's, or unit vectors of items without their biases."""
+        """Return points (n, 2) of vectors (n, D): of users, or of items as unit vectors without bias (`unit`)."""
         middle, directions, scale = self._projection(retriever)
         if not unit:
             vectors = vectors[:, : len(middle)]
@@ -213,7 +213,7 @@ class Console:
             )
             plane = np.zeros((len(middle), 2), np.float32)
             best = directions[:, ::-1][:, :2].astype(np.float32)
-            plane[:, : best.shape[1]] = best * np.where(best.sum(axis=0) < 0, -1, 1)  # one of the two signs, always
+            plane[:, : best.shape[1]] = best * np.where(best.sum(axis=0) < 0, -1, 1)  # a fixed sign
             far = float(np.quantile(np.abs((sample - middle) @ plane), 0.995)) if len(sample) else 0.0
             found = self._projections[name] = (middle, plane, 1 / far if far > 0 else 1.0)
             while len(self._projections) > 2:
@@ -224,7 +224,7 @@ class Console:
 def _excluded_items(
     body: schemas.RecommendRequest, request: Request, retriever: Retriever, answer: Answer, vector: Any, met: set[str]
 ) -> list[dict[str, str]]:
-    """The best items that would be in the answer, had the user not met them or the request banned them."""
+    """Return the items that rank above the answer's last one but are banned or in the user's history, best first."""
     out = set(body.ban) | (set() if body.keep_seen else met)
     k = min(MAX_K, len(answer.items) + len(out))
     if not out or not k:
@@ -239,12 +239,12 @@ def _excluded_items(
 
 
 def _titles_containing(titles: pl.Series, query: str) -> pl.Series:
-    """Rows of the titles that hold the text, in whatever case."""
+    """Return the rows of the titles that contain the text, ignoring case."""
     return titles.str.to_lowercase().str.contains(query.lower(), literal=True).fill_null(False).arg_true()
 
 
 def _matching_ids(ids: Ids, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
-    """Rows of ids that begin with the text, the shortest first, then those that hold it; and how many there are."""
+    """Return the rows of ids that begin with the text, shortest first, then of those that contain it; and their number."""
     if not query:
         return np.arange(min(limit, len(ids))), len(ids)
     found = ids.column.str.contains(query, literal=True).arg_true()
@@ -255,7 +255,7 @@ def _matching_ids(ids: Ids, query: str, limit: int) -> tuple[npt.NDArray[np.int6
 
 
 def _columns(retriever: Retriever) -> dict[str, MultiHot | Categorical]:
-    """Columns of the items that can colour a map."""
+    """Return the columns of the items that can colour the map, by name."""
     features = [f for f in retriever.schema.side("item") if isinstance(f, MultiHot | Categorical)]
     return {
         f.source: f for f in features if f.source in retriever.item_columns and f.source != retriever.schema.item_id
@@ -265,14 +265,14 @@ def _columns(retriever: Retriever) -> dict[str, MultiHot | Categorical]:
 def _groups(
     retriever: Retriever, feature: MultiHot | Categorical | None, rows: npt.NDArray[np.int64]
 ) -> tuple[list[str], list[int]]:
-    """Names of the largest groups, and of every row its group's number; an item of several values is in its first."""
+    """Return the names of the largest groups, and the group of each row; an item with several values is in its first."""
     if feature is None:
         return [], [-1] * len(rows)
     series = retriever.dataset.items.frame[feature.source].gather(rows)
     if isinstance(feature, MultiHot):
         lists = series.str.split(feature.separator) if series.dtype == pl.String and feature.separator else series
         series = lists.list.first() if isinstance(lists.dtype, pl.List) else lists
-    values = spelled(series).cast(pl.String).fill_null("").alias("value")  # as `where` spells them
+    values = spelled(series).cast(pl.String).fill_null("").alias("value")  # spelled as in `where`
     counts = (
         values.value_counts(sort=True).filter(pl.col("value") != "").sort("count", "value", descending=[True, False])
     )

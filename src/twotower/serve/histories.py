@@ -1,8 +1,7 @@
-"""Live histories in this process: bounded in bytes, the least recently seen user goes first.
+"""Recent events in this process, bounded in bytes; the least recently seen user is dropped first.
 
-An event is 16 bytes: its time, and the number of its item. Ids of items, of which a catalogue has few and histories name
-many, are kept once and under numbers of this object's own, so that a number means the same item whichever bundle is
-current, and goes when the last history that names it does.
+An event is 16 bytes: its time (float64) and a code, which holds the number of its item and two flags. Ids of items are kept
+once, under numbers of this object, independent of any bundle; a number is freed with the last event that names it.
 """
 
 from __future__ import annotations
@@ -14,24 +13,26 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 MAX_UNKNOWN_EVENTS = 20
-"""Events kept of a user's whose items the bundle does not know: its tower cannot read them, another bundle's may."""
+"""Latest events of items unknown to the bundle that are kept of a user: the next bundle may know them."""
 _EVENT = struct.Struct("<dQ")
-_LIKED_BIT, _KNOWN_BIT = 1, 2  # bits beside the number of the item
-# Bytes that Python adds, by tracemalloc: to an id of an item, to a user, to one of their histories, to their vector.
+_LIKED_BIT, _KNOWN_BIT = 1, 2  # flags in a code, below the number of the item
+# Bytes of Python's own objects, measured by tracemalloc: of an item id, a user, a history, a vector.
 _ITEM_OVERHEAD, _USER_OVERHEAD, _HISTORY_OVERHEAD, _VECTOR_OVERHEAD = 140, 420, 150, 140
 
 
 class TimedEvent(NamedTuple):
-    """An event: whether the user liked the item, seconds since 1970, and whether the bundle knew the item then."""
+    """An event with its time."""
 
     item: str
     liked: bool
     time: float
+    """Seconds since 1970."""
     known: bool = True
+    """The bundle that was current knew the item."""
 
 
 class Histories:
-    """Of each user and bundle the latest `events`, `seconds` after the last of them; of all together `limit` bytes."""
+    """Recent events by user and bundle."""
 
     def __init__(
         self,
@@ -41,7 +42,9 @@ class Histories:
         on_drop: Callable[[str, int], None] = lambda what, n: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_drop` receives "user" or "event", and how many, each time there is no room for some."""
+        """Keep the latest `events` of a user and bundle, `seconds` after the last of them, `limit` bytes in total.
+
+        `on_drop` receives "user" or "event" and a count whenever some are dropped for lack of memory."""
         self.events, self.seconds, self.limit = events, seconds, limit
         self._on_drop, self._clock = on_drop, clock
         self._users: OrderedDict[bytes, _User] = OrderedDict()
@@ -53,7 +56,7 @@ class Histories:
 
     @property
     def size(self) -> int:
-        """Bytes that all of it takes, with what Python adds."""
+        """Bytes of all users and items, including Python's own objects."""
         return self._user_bytes + self._items.size
 
     def put(self, user: str, bundle: str, events: Sequence[TimedEvent]) -> None:
@@ -76,7 +79,7 @@ class Histories:
         self._make_room()
 
     def get(self, user: str, bundles: Iterable[str]) -> list[TimedEvent]:
-        """The user's events under the bundles, one bundle after the other; the user counts as seen."""
+        """Return the user's events under the bundles, one bundle after the other, and mark the user as seen."""
         key = _encode(user)
         if (entry := self._users.get(key)) is None:
             return []
@@ -93,19 +96,19 @@ class Histories:
         return found
 
     def save_vector(self, user: str, vector: tuple[str, bytes, bytes]) -> None:
-        """Keep a user's vector beside their history: its bundle, the digest of what it was made of, its numbers."""
+        """Keep a vector of a user who has events: its bundle, the digest of its history, its numbers (float32)."""
         if (entry := self._users.get(_encode(user))) is not None:
             entry.vector = vector
             self._update_size(entry)
             self._make_room()
 
     def vector(self, user: str) -> tuple[str, bytes, bytes] | None:
-        """The vector that `keep` was given last."""
+        """Return the vector that was saved last, None if there is none."""
         entry = self._users.get(_encode(user))
         return None if entry is None else entry.vector
 
     def drop(self, user: str, bundles: Iterable[str] | None = None) -> None:
-        """Forget the user's events under the bundles, or all there is of the user."""
+        """Delete the user's events under the bundles; without `bundles`, all of the user's data."""
         key = _encode(user)
         if (entry := self._users.get(key)) is None:
             return
@@ -117,7 +120,7 @@ class Histories:
             self._user_bytes -= self._users.pop(key).size
 
     def _packed(self, entry: _User, bundle: str) -> list[tuple[float, int]]:
-        """The events under a bundle, which are forgotten if they are too old."""
+        """Return the events under a bundle; delete them if they are too old."""
         until, events = entry.histories.get(bundle, (0.0, b""))
         if events and until < self._clock():
             del entry.histories[bundle]
@@ -135,15 +138,15 @@ class Histories:
         self._user_bytes += entry.size - before
 
     def _make_room(self) -> None:
-        gone = 0
+        dropped = 0
         while self.size > self.limit and self._users:
             self._drop_first()
-            gone += 1
-        if gone:
-            self._on_drop("user", gone)
+            dropped += 1
+        if dropped:
+            self._on_drop("user", dropped)
 
     def _forget_old(self) -> None:
-        """Users who were not seen for long are not counted as dropped."""
+        """Delete users whose events are too old; they do not count as dropped."""
         now = self._clock()
         while self._users and next(iter(self._users.values())).until < now:
             self._drop_first()
@@ -156,15 +159,14 @@ class Histories:
 
 
 class _User:
-    """The events and the vector of one user, and their bytes."""
+    """The events, the vector and the bytes of one user."""
 
-    __slots__ = ("histories", "name", "size", "vector")
+    __slots__ = ("histories", "id_bytes", "size", "vector")
 
-    def __init__(self, name: int) -> None:
-        """`name`: bytes of the user's id."""
-        self.name = name
+    def __init__(self, id_bytes: int) -> None:
+        self.id_bytes = id_bytes
         self.histories: dict[str, tuple[float, bytes]] = {}
-        """Until when they are kept, and the events, by bundle."""
+        """By bundle: the clock's time at which the events expire, and the packed events."""
         self.vector: tuple[str, bytes, bytes] | None = None
         self.update_size()
 
@@ -174,14 +176,16 @@ class _User:
 
     def update_size(self) -> None:
         self.size = (
-            _USER_OVERHEAD + self.name + sum(_HISTORY_OVERHEAD + len(events) for _, events in self.histories.values())
+            _USER_OVERHEAD
+            + self.id_bytes
+            + sum(_HISTORY_OVERHEAD + len(events) for _, events in self.histories.values())
         )
         if self.vector is not None:
             self.size += _VECTOR_OVERHEAD + len(self.vector[2])
 
 
 class _Items:
-    """Ids of items by number, each kept once, as long as an event names it."""
+    """Item ids by number, each kept once while an event names it."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -196,7 +200,7 @@ class _Items:
         return text.decode("utf-8", "surrogatepass")
 
     def take(self, item: str) -> int:
-        """The item's number, once more in use."""
+        """Return the item's number, and count one more use."""
         text = _encode(item)
         number = self._numbers.get(text)
         if number is None:
@@ -212,7 +216,7 @@ class _Items:
         return number
 
     def release(self, number: int) -> None:
-        """Once less in use."""
+        """Count one use less; free the number after the last."""
         self._uses[number] -= 1
         if not self._uses[number]:
             text = self._texts[number]
@@ -224,16 +228,16 @@ class _Items:
 
 
 def _limit_unknown(events: list[tuple[float, int]]) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
-    """The events without the oldest of unknown items, where there are more than UNKNOWN; and these."""
-    over = sum(not code & _KNOWN_BIT for _, code in events) - MAX_UNKNOWN_EVENTS
-    stay, gone = [], []
+    """Split into the events to keep and the oldest of unknown items beyond MAX_UNKNOWN_EVENTS."""
+    excess = sum(not code & _KNOWN_BIT for _, code in events) - MAX_UNKNOWN_EVENTS
+    kept, dropped = [], []
     for event in events:
-        if over > 0 and not event[1] & _KNOWN_BIT:
-            over -= 1
-            gone.append(event)
+        if excess > 0 and not event[1] & _KNOWN_BIT:
+            excess -= 1
+            dropped.append(event)
         else:
-            stay.append(event)
-    return stay, gone
+            kept.append(event)
+    return kept, dropped
 
 
 def _unpack(events: bytes) -> list[tuple[float, int]]:
@@ -241,5 +245,5 @@ def _unpack(events: bytes) -> list[tuple[float, int]]:
 
 
 def _encode(text: str) -> bytes:
-    # Not as text, to which Python adds its bytes when somebody asks for them.
+    # Bytes, not text: a str keeps its UTF-8 beside it after it was encoded once.
     return text.encode("utf-8", "surrogatepass")

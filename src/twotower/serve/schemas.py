@@ -1,4 +1,4 @@
-"""What travels: bodies, replies and problems. The OpenAPI document is made of these classes."""
+"""Bodies of requests and replies. The OpenAPI document is generated from these classes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from twotower.request import Source
+
 MAX_ID_LENGTH = 512
-"""Characters of an id, a column's name or a filter's value."""
+"""Characters of an id, a column name or a filter value."""
 MAX_TEXT_LENGTH = 10_000
-"""Characters of a text feature or of a text that is searched."""
+"""Characters of a text feature or of a search text."""
 MAX_VECTOR_LENGTH = 65_536
 """Values of a vector or multi-hot feature."""
 RENAMED_FIELDS = {"live": "use_recent_events"}
@@ -36,11 +38,11 @@ Id = Annotated[
     BeforeValidator(_id_text),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}, {"type": "integer"}]}),
 ]
-"""An external id: text, or a whole number, which is the same id as its digits."""
+"""An external id: text, or an integer, which is the same id as its decimal digits."""
 ColumnName = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 Scalar = Annotated[StrictStr, Field(max_length=MAX_TEXT_LENGTH)] | StrictBool | StrictInt | StrictFloat | None
 FeatureValue = Scalar | Annotated[list[Scalar], Field(max_length=MAX_VECTOR_LENGTH)]
-"""A feature's value: text, number, boolean, null, or a list of them."""
+"""A feature's value: text, number, boolean, null, or a list of these."""
 
 
 class _RequestModel(BaseModel):
@@ -48,163 +50,179 @@ class _RequestModel(BaseModel):
 
 
 class ItemEvent(_RequestModel):
-    """Something that happened with an item."""
+    """An event of a user: an item, liked or not."""
 
-    id: Id
-    liked: StrictBool = True
+    id: Id = Field(description="Item id.")
+    liked: StrictBool = Field(True, description="false: an explicit negative.")
 
 
 EventInput = Id | ItemEvent
-Source = Literal["model", "cold_start", "popular", "fallback"]
 
 
 class UserRequest(_RequestModel):
-    """Who asks. A known user, or features and a history that are told, or both; told ones replace the stored."""
+    """A user: known to the bundle, or described by features and a history. What the request gives replaces what the bundle
+    has stored."""
 
-    user_id: Id | None = Field(None, description="a user of the bundle, or somebody new")
+    user_id: Id | None = Field(None, description="User id, known to the bundle or new. null: an anonymous user.")
     features: dict[ColumnName, FeatureValue] = Field(
-        {}, max_length=1_000, description="columns of the users table and their values"
+        {}, max_length=1_000, description="Values of columns of the users table, by column."
     )
-    history: list[EventInput] | None = Field(None, description="items, oldest first; replaces the stored history")
-    events: list[EventInput] = Field([], description="what has happened since, oldest first")
+    history: list[EventInput] | None = Field(
+        None, description="Items, oldest first; replaces the stored history. null: the stored history."
+    )
+    events: list[EventInput] = Field([], description="Events after the history, oldest first.")
     method: Literal[1, 2] | None = Field(
         None,
-        description="1: the stored user vector; 2: the user tower live. Left out: 2 if the request or the live history "
-        "tells something new, else 1",
+        description="1: the precomputed user vector. 2: the online user tower. null: 2 if the request or the recent events "
+        "add something, else 1.",
     )
-    use_recent_events: StrictBool = Field(True, description="go on with the user's live history (POST /v1/events)")
+    use_recent_events: StrictBool = Field(
+        True, description="Append the user's recent events (POST /v1/events) to the history."
+    )
 
 
 class ItemFilter(_RequestModel):
-    """For how many, and which items may be answered."""
+    """The number of items, and conditions on them."""
 
-    k: StrictInt = Field(10, ge=1, description="how many; the service has a limit (GET /v1/bundle)")
-    allow: list[Id] | None = Field(None, description="only these items")
-    ban: list[Id] = Field([], description="none of these items")
+    k: StrictInt = Field(10, ge=1, description="Number of items. At most limits.k of GET /v1/bundle.")
+    allow: list[Id] | None = Field(None, description="Only these items. null: every item.")
+    ban: list[Id] = Field([], description="None of these items.")
     where: dict[ColumnName, Annotated[str, Field(max_length=MAX_ID_LENGTH)]] = Field(
-        {}, max_length=20, description="only items whose column equals the value, or holds it"
+        {},
+        max_length=20,
+        description="Only items whose column equals the value, or contains it (multi-hot), by column.",
     )
 
 
 class RecommendRequest(UserRequest, ItemFilter):
-    """Who asks, for how many, and which items may be answered."""
+    """A user, the number of items, and conditions on them."""
 
-    keep_seen: StrictBool = Field(False, description="do not leave out what the user has met")
+    keep_seen: StrictBool = Field(False, description="Do not exclude the items of the user's history.")
 
 
 class BatchRequest(_RequestModel):
     """Several requests, answered one by one between other clients' requests."""
 
-    requests: list[RecommendRequest] = Field(min_length=1)
+    requests: list[RecommendRequest] = Field(min_length=1, description="At most limits.batch of GET /v1/bundle.")
 
 
 class SearchRequest(ItemFilter):
-    """A text, by the user tower live; needs a bundle whose users have a text feature."""
+    """A text, embedded by the online user tower. Needs a bundle whose users have a text feature."""
 
-    text: str = Field(max_length=MAX_TEXT_LENGTH)
-    feature: Annotated[str, Field(max_length=MAX_ID_LENGTH)] = Field("", description="which text feature, if several")
+    text: str = Field(max_length=MAX_TEXT_LENGTH, description="Search text.")
+    feature: Annotated[str, Field(max_length=MAX_ID_LENGTH)] = Field(
+        "", description="Name of the text feature. Empty: the only one."
+    )
 
 
 class EventsRequest(_RequestModel):
-    """What a user has done just now, oldest first."""
+    """New events of a user, oldest first."""
 
-    user_id: Id
-    events: list[EventInput] = Field(min_length=1)
+    user_id: Id = Field(description="User id, known to the bundle or new.")
+    events: list[EventInput] = Field(min_length=1, description="Item ids, or objects with id and liked.")
 
 
 class RollbackRequest(_RequestModel):
-    """Which bundle becomes current again: the one before, if none is named."""
+    """The bundle that becomes current."""
 
-    to: Annotated[str, Field(max_length=64)] = ""
-    reason: Annotated[str, Field(max_length=1_000)] = ""
+    to: Annotated[str, Field(max_length=64)] = Field("", description="Bundle id. Empty: the previous bundle.")
+    reason: Annotated[str, Field(max_length=1_000)] = Field("", description="Text for the store's history.")
 
 
 class ScoredItem(BaseModel):
-    """An item, its score (the logit; for similar items a cosine), and the line to show."""
+    """An item of an answer."""
 
     id: str
-    score: float
+    score: float = Field(description="The model's logit; for similar items the cosine.")
     title: str
 
 
 class ItemsReply(BaseModel):
-    """The best items, and who says so."""
+    """Items, best first, and how they were found."""
 
     items: list[ScoredItem]
     bundle_id: str
-    method: int
+    method: int = Field(description="1: the precomputed user vector. 2: the online user tower.")
     source: Source = Field(
-        description="model: a known user, or a text; cold_start: an unknown one by what the request tells; popular: nothing is known; "
-        "fallback: popular items, because the index does not answer"
+        description="model: a known user, or a text. cold_start: an unknown user, by the features and items of the request. "
+        "popular: nothing is known of the user. fallback: popular items, because the index does not answer."
     )
-    milliseconds: float
-    truncated: bool = Field(description="fewer than k were left to give")
-    unknown: list[str] = Field(description="features and items of the request that the model has never met")
-    recent_events: int = Field(description="live events that were used")
+    milliseconds: float = Field(description="Time of tower and search.")
+    truncated: bool = Field(description="Fewer than k items pass the conditions.")
+    unknown: list[str] = Field(description="Features and items of the request whose values are unknown to the model.")
+    recent_events: int = Field(description="Number of recent events that were used.")
 
 
 class ProblemReply(BaseModel):
-    """An error as RFC 9457 shapes it (application/problem+json)."""
+    """An error (RFC 9457, application/problem+json)."""
 
-    type: str
+    type: str = Field(description="/problems/NAME, a page that explains the error.")
     title: str
     status: int
     detail: str
-    instance: str = Field("", description="the id of the request, as in the header X-Request-ID")
-    errors: list[dict[str, str]] | None = Field(None, description="where in the body, and what")
+    instance: str = Field("", description="Id of the request, as in the header X-Request-ID.")
+    errors: list[dict[str, str]] | None = Field(
+        None, description="Invalid fields: `at`, the place in the request, and `detail`."
+    )
 
 
 class BatchReply(BaseModel):
-    """A reply or a problem for each request, in their order."""
+    """A reply or a problem for each request, in the order of the requests."""
 
     replies: list[ItemsReply | ProblemReply]
 
 
 class VectorReply(BaseModel):
-    """A user's vector; its dot product with an item's vector is the score."""
+    """A user vector. Its dot product with an item vector is the score."""
 
     vector: list[float]
     metric: Literal["cosine", "dot"]
     bundle_id: str
-    method: int
+    method: int = Field(description="1: the precomputed user vector. 2: the online user tower.")
     source: Source = Field(
-        description="as in a reply; popular: the tower's vector of somebody of whom nothing is known"
+        description="As in ItemsReply. popular: the tower's vector of a user of whom nothing is known."
     )
-    milliseconds: float
-    unknown: list[str]
-    recent_events: int
+    milliseconds: float = Field(description="Time of the tower.")
+    unknown: list[str] = Field(description="Features and items of the request whose values are unknown to the model.")
+    recent_events: int = Field(description="Number of recent events that were used.")
 
 
 class EventsReply(BaseModel):
-    """How many live events are kept of the user, and whether other workers and hosts see them."""
+    """The state of a user's recent events."""
 
-    recent_events: int
-    shared: bool
+    recent_events: int = Field(description="Number of recent events kept of the user.")
+    shared: bool = Field(description="true: other workers and hosts read them (Redis).")
 
 
 class BundleReply(BaseModel):
-    """What answers, and what may be asked."""
+    """The current bundle, and the limits of requests."""
 
     bundle_id: str
     created: str
-    dims: int
+    dims: int = Field(description="Width of the vectors.")
     metric: Literal["cosine", "dot"]
-    counts: dict[str, int]
-    recall_check: dict[str, Any] = Field(description="the recall of the index against exact search, and the threshold")
-    index: dict[str, Any]
-    features: dict[str, list[str]] = Field(description="user: what a request may tell; item: what `where` may name")
-    history: bool = Field(description="whether the user tower reads a history")
-    search: list[str] = Field(description="text features that /v1/search reads")
-    limits: dict[str, int]
+    counts: dict[str, int] = Field(description="Number of users and items.")
+    recall_check: dict[str, Any] = Field(
+        description="Recall of the index against exact search at publication, and the threshold."
+    )
+    index: dict[str, Any] = Field(description="Kind and parameters of the index.")
+    features: dict[str, list[str]] = Field(
+        description="user: columns allowed in `features`. item: columns allowed in `where`."
+    )
+    history: bool = Field(description="true: the user tower reads a history.")
+    search: list[str] = Field(description="Text features for /v1/search.")
+    limits: dict[str, int] = Field(
+        description="k; list: entries of a list; batch: requests of a batch; body: bytes of a body."
+    )
 
 
 class HealthReply(BaseModel):
-    """`ok`, or why not."""
+    """The state of the process."""
 
-    status: str
-    bundle_id: str | None = None
+    status: str = Field(description="ok.")
+    bundle_id: str | None = Field(None, description="Current bundle. null: none is loaded.")
 
 
-def item_events(told: list[Any] | None) -> list[tuple[str, bool]]:
-    """As the retriever takes them: item ids, and whether the user liked each."""
-    return [(e.id, e.liked) if isinstance(e, ItemEvent) else (e, True) for e in told or ()]
+def item_events(events: list[Any] | None) -> list[tuple[str, bool]]:
+    """Return events as the retriever takes them: (item id, liked)."""
+    return [(e.id, e.liked) if isinstance(e, ItemEvent) else (e, True) for e in events or ()]

@@ -1,7 +1,7 @@
-"""Searches that leave the process: in a few threads, within a time, and not at all while nobody answers.
+"""Searches of a remote index: in threads, with a timeout and a circuit breaker.
 
-The event loop never waits for a network: a search of an index that is elsewhere runs in a thread, and who asked goes on
-when it is done or its time is over. After three failures in a row nobody asks for a while; then one request tries.
+The event loop never waits for the network: a search runs in a thread, and its request goes on with the result or at the
+timeout. After three failures in a row searches are refused for a while; then a single request tries.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from twotower.index.deadline import deadline
 from twotower.serve.user_events import CircuitBreaker
 
 SEARCH_THREADS = 16
-"""Searches under way at once."""
+"""Searches that run at once."""
 MAX_SEARCHES = 2 * SEARCH_THREADS
-"""Searches under way and waiting for a thread, at most."""
+"""Running and waiting searches, at most."""
 T = TypeVar("T")
 
 log = logging.getLogger("twotower.search_executor")
 
 
 class RemoteSearchExecutor:
-    """The searches of one process."""
+    """The remote searches of one process."""
 
     def __init__(self, timeout: float, on_failure: Callable[[], None] = lambda: None) -> None:
-        """`timeout` in seconds for all exchanges of a search; `on_failure` is called each time one fails."""
+        """`timeout`: seconds for all exchanges of one search. `on_failure` is called after each failure."""
         self.timeout = timeout
         self.breaker = CircuitBreaker()
         self._on_failure = on_failure
@@ -39,11 +39,14 @@ class RemoteSearchExecutor:
         self._under_way = 0
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` gives, done in a thread. Raises Unavailable, and whatever `work` does."""
+        """Run `work` in a thread and return its result.
+
+        Raises Unavailable after the timeout, for too many searches, while the circuit breaker is open, and in place of
+        Unavailable and RunError of `work`; other errors of `work` as they are."""
         if (began := self.breaker.begin()) is None:
-            raise Unavailable("the index does not answer; it is asked again in a moment")
+            raise Unavailable("the index does not answer; it is tried again in a moment")
         if self._under_way >= MAX_SEARCHES:
-            raise Unavailable(f"{MAX_SEARCHES} searches are under way")
+            raise Unavailable(f"{MAX_SEARCHES} searches are running or waiting, the limit")
         until = time.monotonic() + self.timeout
 
         def within() -> T:
@@ -54,15 +57,15 @@ class RemoteSearchExecutor:
         loop, self._under_way = asyncio.get_running_loop(), self._under_way + 1
         job.add_done_callback(lambda _: self._notify(loop))
         try:
-            # A thread that is late ends by itself: every exchange has a time of its own.
+            # A late thread ends by itself: each exchange with the index has a timeout of its own.
             async with asyncio.timeout(1.1 * self.timeout):
                 found = await asyncio.wrap_future(job)
-        except (Unavailable, RunError, TimeoutError) as e:  # a collection that is gone is a RunError
+        except (Unavailable, RunError, TimeoutError) as e:  # a missing collection is a RunError
             self._on_failure()
             was_closed = self.breaker.closed
             self.breaker.failed(began)
             if was_closed and not self.breaker.closed:
-                log.warning("the index fails, going on without it: %s", e or type(e).__name__)
+                log.warning("the index fails and is not searched for a while: %s", e or type(e).__name__)
             raise Unavailable(str(e) or f"the index did not answer in {self.timeout * 1e3:g} ms") from e
         if not self.breaker.closed:
             log.warning("the index is back")
@@ -77,4 +80,5 @@ class RemoteSearchExecutor:
         self._under_way -= 1
 
     def close(self) -> None:
+        """Drop waiting searches; do not wait for running ones."""
         self._pool.shutdown(wait=False, cancel_futures=True)

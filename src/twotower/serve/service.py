@@ -1,4 +1,4 @@
-"""What is done for a request: recall what is new of the user, ask the bundle, count, reply."""
+"""Answers to requests: fetch the user's recent events, ask the retriever, count, reply."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from twotower.serve.settings import ServeSettings
 from twotower.serve.user_events import EMPTY_STATE, EventStore, InProcessEvents, RedisEvents, UserState
 
 MAX_BATCHES, MAX_BATCHES_PER_CLIENT = 8, 4
-"""Batches that may be under way at once, of all clients and of one."""
+"""Batches under way at once: of all clients, and of one."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """A request as the retriever takes it, the method that answers it, and a vector that is known already."""
+    """A request for the retriever, with the user's recent events and the method that answers it."""
 
     request: Request
     method: Method
     known_user: bool
-    """Whether the bundle has the user."""
+    """True if the user is one of the bundle's."""
     state: UserState
     recent_events: int
+    """Number of recent events in the request."""
     cacheable: bool
-    """Only the live history is new, so the vector may be kept for the next time."""
+    """True if the request adds nothing but recent events: its user vector may be saved for the next request."""
 
 
 class Service:
-    """One process: the bundle, the live histories, the turns and the numbers."""
+    """The service of one process: the current bundle, the event store, admission and metrics."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Service:
         metrics: ServeMetrics | None = None,
         bundle_limits: BundleLimits = BundleLimits(),
     ) -> None:
-        """Raises ConfigError or BundleError for settings that cannot be used."""
+        """Open the store and the event store. Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings
         self.metrics = metrics or ServeMetrics()
         self.bundles = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers, bundle_limits)
@@ -64,8 +65,8 @@ class Service:
             self.event_store = RedisEvents(
                 s.event_store, s.events_per_user, s.event_ttl, timeout, count, self._in_process
             )
-        # A turn that waits for another process lets others have theirs; but a few, for what the loop has to do before
-        # it reads an answer looks to them like a slow store.
+        # A request that waits for Redis lets others run. Only a few: the work of the others delays its answer, which looks
+        # like a slow event store.
         self._concurrency = 4 if self.event_store.shared else 1
         self.admission = AdmissionController(s.max_wait / 1e3, s.target_wait / 1e3, self._concurrency)
         self.search_executor = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
@@ -74,10 +75,11 @@ class Service:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Look for the next bundle, again and again."""
+        """Begin to poll the store for new bundles."""
         self._start(self.bundles.watch(self.settings.poll))
 
     async def stop(self) -> None:
+        """Stop background work and close connections."""
         for task in self._tasks:
             task.cancel()
         self.bundles.close()
@@ -85,14 +87,14 @@ class Service:
         await self.event_store.close()
 
     def drain(self) -> None:
-        """Say no to /readyz; requests are still answered."""
+        """Answer /readyz with 503; other requests are still answered."""
         self.draining = True
         self.metrics.ready.set(0)
 
-    # ---- what is asked
+    # ---- requests
 
     async def recommend(self, body: schemas.RecommendRequest, retriever: Retriever | None = None) -> dict[str, Any]:
-        """The reply to a request. Raises Problem and DataError."""
+        """Recommend items to a user, from the current bundle unless `retriever` is given. Raises Problem, DataError."""
         self.check(body)
         retriever = retriever or self.bundles.current
         resolved = await self.resolve(body, retriever)
@@ -104,14 +106,16 @@ class Service:
             )
         return self.reply(answer, resolved, retriever)
 
-    async def batch(self, body: schemas.BatchRequest, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
-        """Replies, each in a turn of its own between the requests of others, until the client is `gone`."""
+    async def batch(self, body: schemas.BatchRequest, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+        """Answer the requests one by one, each with its own permit between other clients' requests.
+
+        Stops early if the client has `disconnected`."""
         if len(body.requests) > self.settings.max_batch:
             raise _too_many("body.requests", len(body.requests), self.settings.max_batch)
         client, replies = release_current_permit(), list[dict[str, Any]]()
         with self._batches.hold(client):
             for place, one in enumerate(body.requests):
-                if place % 8 == 7 and await gone():
+                if place % 8 == 7 and await disconnected():
                     break
                 async with self.admission.permit(client, request_weight(one)):
                     try:
@@ -123,7 +127,7 @@ class Service:
         return {"replies": replies}
 
     async def embed(self, body: schemas.UserRequest) -> dict[str, Any]:
-        """The user's vector."""
+        """Return the user vector."""
         self.check(body)
         retriever = self.bundles.current
         resolved = await self.resolve(body, retriever)
@@ -142,7 +146,7 @@ class Service:
         }
 
     async def search(self, body: schemas.SearchRequest) -> dict[str, Any]:
-        """The best items for a text."""
+        """Recommend items for a text."""
         retriever = self.bundles.current
         if not retriever.schema.texts("user"):
             raise Problem("no-text")
@@ -157,33 +161,33 @@ class Service:
         return self.reply(answer, None, retriever)
 
     async def similar(self, item_id: str, k: int) -> dict[str, Any]:
-        """The items nearest to an item. Raises Unavailable: popular items would not be like it."""
+        """Return the items nearest to an item. Raises Unavailable: popular items are no substitute here."""
         retriever = self.bundles.current
         self._check_k(k, "query.k")
         return self.reply(await self.run_search(retriever, lambda: retriever.similar(item_id, k)), None, retriever)
 
     async def add_events(self, body: schemas.EventsRequest) -> dict[str, Any]:
-        """Go on with a user's live history. Raises Problem "conflict" where other workers would not see it."""
+        """Append to a user's recent events. Raises Problem "conflict" if other workers would not see them."""
         self._check_list("events", body.events)
         if self.settings.workers > 1 and not self.event_store.shared:
             raise Problem(
                 "conflict",
-                f"{self.settings.workers} workers do not share live histories kept in memory; serve with "
+                f"{self.settings.workers} workers do not share events kept in memory; serve with "
                 "--event-store redis://HOST:PORT/DB, or with one worker",
             )
         retriever, events = self.bundles.current, schemas.item_events(list(body.events))
         unknown = set(retriever.unknown_items(item for item, _ in events))
-        n, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events, unknown)
+        count, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events, unknown)
         self.metrics.event_memory.set(self._in_process.size)
-        return {"recent_events": n, "shared": shared and self.event_store.shared}
+        return {"recent_events": count, "shared": shared and self.event_store.shared}
 
     async def forget(self, user_id: str) -> None:
-        """Drop a user's live history. Raises Problem "event-store" if it cannot be said that it is gone."""
+        """Delete a user's recent events. Raises Problem "event-store" if they may still be there."""
         if not await self.event_store.forget(self.bundles.event_bundles(self.bundles.current), user_id):
             raise Problem("event-store", headers={"Retry-After": "5"})
 
     def describe(self) -> dict[str, Any]:
-        """What answers, and what may be asked."""
+        """Describe the current bundle and the limits of requests."""
         retriever = self.bundles.current
         manifest, s = retriever.bundle.manifest, self.settings
         return {
@@ -200,17 +204,19 @@ class Service:
             "limits": {"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
         }
 
-    # ---- the parts of an answer
+    # ---- parts of an answer
 
     def check(self, body: schemas.UserRequest | schemas.SearchRequest) -> None:
-        """Raises Problem for more than the service takes."""
+        """Raise Problem "invalid" for a k or a list above the limits."""
         if isinstance(body, schemas.ItemFilter):
             self._check_k(body.k)
         for name in ("history", "events", "allow", "ban"):
             self._check_list(name, getattr(body, name, None))
 
     async def resolve(self, body: schemas.UserRequest, retriever: Retriever) -> ResolvedRequest:
-        """What the user has done since, and so the method."""
+        """Fetch the user's recent events and choose the method.
+
+        Method 1 uses precomputed user vectors, method 2 the online user tower. Raises Problem "unknown-user"."""
         state = EMPTY_STATE
         if body.use_recent_events and body.user_id is not None:
             started = time.perf_counter()
@@ -227,14 +233,12 @@ class Service:
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
         method: Method = body.method or (2 if request.has_details else 1)
         if not known and request.has_details:
-            method = 2  # there is no stored vector
+            method = 2  # an unknown user has no precomputed vector
         cacheable = bool(state.events) and not (body.features or body.events or body.history is not None)
         return ResolvedRequest(request, method, known, state, len(state.events), cacheable)
 
     async def run_search(self, retriever: Retriever, work: Callable[[], T]) -> T:
-        """What `work` gives: done at once where the index is here, in a thread where a search waits for others.
-
-        Raises Unavailable, and whatever `work` does."""
+        """Run a search at once, or in a thread if the index is remote. Raises Unavailable and the errors of `work`."""
         remote = retriever.index.remote
         self.admission.concurrency = max(self._concurrency, SEARCH_THREADS) if remote else self._concurrency
         return await self.search_executor.run(work) if remote else work()
@@ -242,7 +246,9 @@ class Service:
     async def answer_or_fallback(
         self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
     ) -> tuple[Answer, Any]:
-        """`answer`, wherever the index is; popular items, or Problem "index", if it does not answer."""
+        """Return the answer and the new user vector, if one was computed.
+
+        If a remote index does not answer, these are popular items; or Problem "index" is raised, if the settings say so."""
         try:
             return await self.run_search(retriever, lambda: self.answer(body, resolved, retriever))
         except Unavailable as e:
@@ -262,10 +268,10 @@ class Service:
     def answer(
         self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
     ) -> tuple[Answer, Any]:
-        """The answer, and the vector that the tower gave, if it was asked."""
+        """Search, and return the answer and the vector (1, D) that the user tower computed; None if it was not run."""
         vector = resolved.state.vector if resolved.cacheable and resolved.method == 2 else None
         if vector is not None and vector.shape != (1, retriever.index.width):
-            vector = None  # another program wrote it there
+            vector = None  # written by another program
         made = None
         unknown: list[str] = []
         started = time.perf_counter()
@@ -286,7 +292,7 @@ class Service:
         )
         ended = time.perf_counter()
         self.metrics.stages["search"].observe(ended - searching)
-        if vector is not None:  # whoever made the vector has met what is unknown
+        if vector is not None:  # the search saw a vector, not the features and items it was computed from
             unknown = unknown if made is not None else retriever.unknown_items(i for i, _ in resolved.request.events)
             answer = replace(answer, unknown=unknown)
         return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), made
@@ -294,7 +300,7 @@ class Service:
     def reply(
         self, answer: Answer, resolved: ResolvedRequest | None, retriever: Retriever, count: bool = True
     ) -> dict[str, Any]:
-        """As it travels; counted, if a client asked and not somebody who looks."""
+        """Return the body of a reply. `count` adds it to the metrics; the console's requests are not counted."""
         if count:
             self.metrics.count_answer(
                 answer.bundle_id, answer.method, answer.source, answer.unknown, retriever.user_columns, answer.truncated
@@ -320,7 +326,7 @@ class Service:
             raise _too_many(f"body.{name}", len(value), self.settings.max_list)
 
     async def _save(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it now where that is nothing, else beside the reply."""
+        """Wait for `work` if it stays in this process; otherwise run it beside the reply."""
         if self.event_store.shared:
             self._start(work)
         else:
@@ -334,7 +340,7 @@ class Service:
 
 
 def request_weight(body: schemas.RecommendRequest) -> float:
-    """The weight of a request of a batch in the queue, by the entries of its lists."""
+    """Return the weight of a batch's request in the queue, by the entries of its lists. 1: an empty request."""
     return (
         1.0
         + sum(len(entries or ()) for entries in (body.history, body.events, body.allow, body.ban)) / ENTRIES_PER_WEIGHT
@@ -342,15 +348,15 @@ def request_weight(body: schemas.RecommendRequest) -> float:
 
 
 def problem_of(error: DataError) -> Problem:
-    """A mistake in a request, as a problem."""
+    """Return the problem for an invalid request."""
     return Problem("unknown-item" if isinstance(error, UnknownId) else "invalid", str(error))
 
 
 def index_problem() -> Problem:
-    """What is told where there is nothing else to give."""
+    """Return the problem for a remote index that does not answer."""
     return Problem("index", headers={"Retry-After": "2"})
 
 
-def _too_many(at: str, found: int, most: int) -> Problem:
-    detail = f"{at.removeprefix('body.')} holds {found:,}, at most {most:,} are taken"
+def _too_many(at: str, found: int, limit: int) -> Problem:
+    detail = f"{at.removeprefix('body.')} has {found:,} entries, at most {limit:,} are allowed"
     return Problem("invalid", detail, errors=[{"at": at, "detail": detail}])

@@ -1,12 +1,11 @@
-"""What users have done since the bundle was published, and their vectors with it.
+"""Event stores: what users did since the bundle was published, in this process or in Redis.
 
-Keys carry the bundle's id: `BUNDLE:events:USER`, `BUNDLE:vector:USER`. Events are written under the present bundle and read
-under it and those that were current lately, in the order of their times, so swaps and rollbacks forget nobody; a vector
-of another bundle is a miss. A vector is kept with a digest of the events it was made of, so it is never older than the
-history.
+Keys carry the bundle's id: `BUNDLE:events:USER`, `BUNDLE:vector:USER`. Events are written under the current bundle and read
+under it and those that were current lately, in the order of their times, so swaps and rollbacks lose no events. A user
+vector is kept with a digest of the events it was computed from: for another bundle or other events it is a miss.
 
-A store that fails makes an answer colder, never an error: reads give what this process knows, writes are kept here until
-the store is back.
+If Redis is unavailable, no request fails: reads return the events that this process has, and writes are kept here until
+Redis answers again.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from twotower.errors import ConfigError
 from twotower.serve.histories import Histories, TimedEvent
 
 Event = tuple[str, bool]
-"""An item's id, and whether the user liked it."""
+"""An item id, and True if the user liked the item."""
 UserVector = npt.NDArray[np.float32]
 T = TypeVar("T")
 
@@ -37,42 +36,45 @@ log = logging.getLogger("twotower.user_events")
 
 @dataclass(frozen=True)
 class UserState:
-    """A user's events, oldest first, and the vector that was made with them, if it was kept."""
+    """A user's recent events, and the user vector computed with them."""
 
     events: list[Event]
+    """Oldest first."""
     vector: UserVector | None = None
+    """(1, D); None if it was not saved, or for other events."""
 
 
 EMPTY_STATE = UserState([])
 
 
 class EventStore(Protocol):
-    """Where live histories and vectors are kept."""
+    """A store of recent events and user vectors."""
 
     shared: bool
-    """Whether other processes see them."""
+    """True if other processes read the same events."""
 
     async def add(
         self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
     ) -> tuple[int, bool]:
-        """Append under the last of the bundles, which does not know the `unknown` items; how many are kept under all of
-        them, and whether others see the new ones."""
+        """Append events under the last of the bundles, to which the `unknown` items are unknown.
+
+        Returns the number of events under all of the bundles, and True if the new ones are where `shared` says."""
 
     async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
-        """The events under these bundles, in the order in which they came, and the vector under the last bundle."""
+        """Return the user's events under the bundles, oldest first, and the vector under the last bundle."""
 
     async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
-        """Keep the vector (1, D) that was made with these events."""
+        """Save the vector (1, D) that was computed with these events."""
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
-        """Drop the user's events; whether that is certain."""
+        """Delete the user's events. Return True if they are certainly deleted."""
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
 
 
 class InProcessEvents:
-    """In this process: of each user the latest `events`, `seconds` after the last of them, `limit` bytes of all."""
+    """An event store in this process, bounded in bytes."""
 
     shared = False
 
@@ -84,13 +86,15 @@ class InProcessEvents:
         on_drop: Callable[[str, int], None] = lambda what, n: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_drop` receives "user" or "event", and how many, each time there is no room for some."""
+        """Keep the latest `events` of a user and bundle, `seconds` after the last of them, `limit` bytes in total.
+
+        `on_drop` receives "user" or "event" and a count whenever some are dropped for lack of memory."""
         self.events = events
         self._histories = Histories(events, seconds, limit, on_drop, clock)
 
     @property
     def size(self) -> int:
-        """Bytes that are taken of `limit`."""
+        """Bytes in use, of `limit`."""
         return self._histories.size
 
     async def add(
@@ -100,14 +104,15 @@ class InProcessEvents:
         return len(self.get(bundles, user)), True
 
     def put(self, bundle: str, user: str, events: Sequence[TimedEvent]) -> None:
+        """Append events under a bundle."""
         self._histories.put(user, bundle, events)
 
     def get(self, bundles: Sequence[str], user: str) -> list[TimedEvent]:
-        """The latest events under these bundles."""
+        """Return the user's latest events under the bundles."""
         return latest(self._histories.get(user, bundles), self.events)
 
     def take(self, bundles: Sequence[str], user: str) -> list[TimedEvent]:
-        """The events under these bundles, which are here no longer."""
+        """Return and delete the user's events under the bundles."""
         events = self.get(bundles, user)
         self._histories.drop(user, bundles)
         return events
@@ -132,7 +137,10 @@ class InProcessEvents:
 
 
 class CircuitBreaker:
-    """After `failures` in a row nobody asks for a while, which doubles from `pause` to `max_pause` seconds; then one may try."""
+    """A circuit breaker (Nygard 2007, "Release It!"): it opens after `failures` failures in a row.
+
+    While it is open all calls are refused for `pause` seconds; then one call may try. Each failed try doubles the pause, up
+    to `max_pause` seconds; a success closes the breaker."""
 
     def __init__(
         self,
@@ -147,24 +155,26 @@ class CircuitBreaker:
 
     @property
     def closed(self) -> bool:
-        """Whether it lets everybody ask."""
+        """True while every call is allowed."""
         return self._failed < self.failures
 
     def begin(self) -> float | None:
-        """When this try begins, to be told if it goes wrong; None if nobody should ask now."""
+        """Return the start time of a call, for `failed`; None if the call is refused."""
         now = self._clock()
         if self.closed:
             return now
         if now < self._until:
             return None
-        self._until = now + self.pause  # others wait for this one
+        self._until = now + self.pause  # other calls wait for this one
         return now
 
     def succeeded(self) -> None:
+        """Record a success: close the breaker."""
         self._failed = 0
 
     def failed(self, began: float) -> None:
-        """Tries that were under way when it opened are one failure with those that opened it."""
+        """Record the failure of a call that began at `began`. Calls that were under way when the breaker opened do not
+        count."""
         if not self.closed and began <= self._opened:
             return
         self._failed += 1
@@ -175,7 +185,7 @@ class CircuitBreaker:
 
 
 class RedisEvents:
-    """In Redis or Valkey, which workers and hosts share."""
+    """An event store in Redis or Valkey, shared by workers and hosts."""
 
     shared = True
 
@@ -188,10 +198,12 @@ class RedisEvents:
         on_failure: Callable[[str], None] = lambda what: None,
         fallback: InProcessEvents | None = None,
     ) -> None:
-        """`timeout` in seconds for one exchange; `on_failure` receives "read" or "write" each time one fails; `fallback` keeps
+        """Keep the latest `events` of a user and bundle, `seconds` after the last of them.
+
+        `timeout`: seconds for one exchange. `on_failure` receives "read" or "write" after each failure. `fallback` keeps
         what cannot be written.
 
-        Raises ConfigError if the client is not installed or the URL is none.
+        Raises ConfigError if the client is not installed or the URL is invalid.
         """
         try:
             import redis.asyncio as client
@@ -199,14 +211,14 @@ class RedisEvents:
             from redis.backoff import NoBackoff
             from redis.exceptions import RedisError
         except ImportError:
-            raise ConfigError("--event-store redis://… needs the client: pip install -e '.[serve]'") from None
+            raise ConfigError("an event store in Redis needs its client: pip install -e '.[serve]'") from None
         try:
             self._client: Any = client.Redis.from_url(
                 url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0),
                 max_connections=256,
             )  # fmt: skip
         except ValueError as e:
-            raise ConfigError(f"--event-store {url}: {e}") from None
+            raise ConfigError(f"the address of the event store cannot be used: {e}") from None
         self.events, self.seconds, self.timeout = events, seconds, timeout
         self.breaker = CircuitBreaker()
         self._on_failure = on_failure
@@ -228,10 +240,10 @@ class RedisEvents:
                 pipe.llen(_events_key(bundle, user))
             return sum(map(int, (await pipe.execute())[3:]))
 
-        # Not tried twice: nobody knows whether the first one arrived.
-        n = await self._call("write", push, attempts=1)
-        if n is not None:
-            return min(n, self.events), True
+        # One attempt: a write without a reply may have been done.
+        count = await self._call("write", push, attempts=1)
+        if count is not None:
+            return min(count, self.events), True
         self._fallback.put(bundles[-1], user, [*waiting, *new])
         return len(self._fallback.get(bundles, user)), False
 
@@ -273,7 +285,7 @@ class RedisEvents:
         await self._client.aclose()
 
     async def _call(self, what: str, call: Callable[[], Awaitable[T]], attempts: int) -> T | None:
-        """What the store says, or None if it fails or is being left alone."""
+        """Return the result of `call`; None if it fails or the circuit breaker is open."""
         for attempt in range(attempts):
             if (began := self.breaker.begin()) is None:
                 return None
@@ -285,12 +297,12 @@ class RedisEvents:
                 was_closed = self.breaker.closed
                 self.breaker.failed(began)
                 if was_closed and not self.breaker.closed:
-                    log.warning("live store fails, going on without it: %s", type(e).__name__)
+                    log.warning("the event store fails and is not used for a while: %s", type(e).__name__)
                 if attempt + 1 < attempts:
                     await asyncio.sleep(random.uniform(0, self.timeout / 4))
             else:
                 if not self.breaker.closed:
-                    log.warning("live store is back")
+                    log.warning("the event store answers again")
                 self.breaker.succeeded()
                 return answer
         return None
@@ -298,11 +310,11 @@ class RedisEvents:
 
 _DIGEST_BYTES = 8
 _MAX_EVENT_BYTES = 4096
-"""Bytes of an event: of 512 characters, the longest id, none takes more than six."""
+"""Bytes of an event in JSON, at most: an id has up to 512 characters of up to six bytes each."""
 
 
 def history_digest(events: Sequence[Event]) -> bytes:
-    """Of a history."""
+    """Return the digest of a user's events (8 bytes of BLAKE2b)."""
     return hashlib.blake2b(orjson.dumps(events), digest_size=_DIGEST_BYTES).digest()
 
 
@@ -315,19 +327,19 @@ def _vector_key(bundle: str, user: str) -> str:
 
 
 def _parse_event(raw: bytes) -> TimedEvent | None:
-    """Nothing for what is no event of ours."""
+    """Return the event in `raw`; None if another program wrote something else there."""
     if len(raw) > _MAX_EVENT_BYTES:
         return None
     try:
-        item, liked, when = orjson.loads(raw)
+        item, liked, seconds = orjson.loads(raw)
     except (ValueError, TypeError):
         return None
-    ours = isinstance(item, str) and isinstance(liked, bool) and isinstance(when, float)
-    return TimedEvent(item, liked, when) if ours else None
+    valid = isinstance(item, str) and isinstance(liked, bool) and isinstance(seconds, float)
+    return TimedEvent(item, liked, seconds) if valid else None
 
 
 def with_times(events: Sequence[Event], unknown: Container[str] = ()) -> list[TimedEvent]:
-    """Events of now, in their order."""
+    """Return the events with the present time, a microsecond apart, in their order."""
     now = time.time()
     return [
         TimedEvent(item, liked, now + place * 1e-6, item not in unknown) for place, (item, liked) in enumerate(events)
@@ -335,5 +347,5 @@ def with_times(events: Sequence[Event], unknown: Container[str] = ()) -> list[Ti
 
 
 def latest(events: list[TimedEvent], n: int) -> list[TimedEvent]:
-    """The last `n` in the order of their times."""
+    """Return the last `n` events in the order of their times."""
     return sorted(events, key=lambda e: e.time)[-n:]
