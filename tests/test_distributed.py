@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -148,22 +147,10 @@ def test_fault_B6_when_a_rank_dies_the_job_ends_and_a_relaunch_ends_in_the_same_
     assert weights[0] == weights[1]
 
 
-def start_ranks(config: Path, run: Path, *options: str, until: str) -> list[subprocess.Popen[str]]:
-    """Two ranks that end at a point, without torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, *kill_points.program(until), "train", str(config), "-r", str(run), *options]
-    ranks = []
-    for rank in range(2):
-        of_rank = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        ranks.append(
-            subprocess.Popen(command, env=of_rank, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    return ranks
+def start_ranks(config: Path, run: Path, *options: str, until: str) -> list[preloaded.Process]:
+    """Start two ranks that end at a point, without torchrun."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return preloaded.start_ranks(2, *kill_points.program(until), "train", config, "-r", run, *options, env=environment)
 
 
 def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path) -> None:
@@ -183,7 +170,7 @@ def test_fault_B6_a_rank_that_hangs_ends_the_job_within_the_timeout(config: Path
 def test_fault_G8_ranks_share_a_run_that_the_first_has_locked(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = config.parent / "shared"
     ranks = start_ranks(config, run, until="step:3:1:hang")
-    os.waitid(os.P_PID, ranks[1].pid, os.WSTOPPED)
+    ranks[1].wait_stopped()
     try:
         assert cli.run_command(cli.app, ["train", str(config), "--run", str(run), "--resume"]) == 2
         assert f"another training is running (pid {ranks[0].pid} on" in capsys.readouterr().err

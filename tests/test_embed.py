@@ -17,6 +17,7 @@ from typing import Any
 import kill_points
 import numpy as np
 import polars as pl
+import preloaded
 import pytest
 import torch
 from messages import collected_messages
@@ -82,22 +83,21 @@ def whole(run: Run, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-def start(run: Run, table: Path, out: Path, rank: int, count: int, fail: int | None = None) -> subprocess.Popen[str]:
+def start(run: Run, table: Path, out: Path, rank: int, count: int, fail: int | None = None) -> preloaded.Process:
+    """Start a rank that embeds `table`, and dies in shard `fail`."""
     assert run.folder is not None
-    program = [sys.executable, *(("-m", "twotower") if fail is None else kill_points.program(f"shard:{fail}"))]
-    command = [*program, "embed", str(run.folder), str(table), "--out", str(out)]
-    known = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, "--shard-rows", "100", "--threads", "1"],
-        env=known,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    program = ["-m", "twotower"] if fail is None else kill_points.program(f"shard:{fail}")
+    return preloaded.start(
+        *program, "embed", run.folder, table, "--out", out, "--shard-rows", "100", "--threads", "1",
+        env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
+        stdout=preloaded.PIPE, stderr=preloaded.PIPE,
     )  # fmt: skip
 
 
-def ended(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+def ended(ranks: list[preloaded.Process]) -> tuple[list[int], str]:
     """Their exit codes, and what they said."""
     said = [r.communicate(timeout=60) for r in ranks]
-    return [r.returncode for r in ranks], "".join(out + err for out, err in said)
+    return [r.wait() for r in ranks], "".join(out + err for out, err in said)
 
 
 def again(run: Run, table: Path | str, out: Path, **options: Any) -> list[str]:

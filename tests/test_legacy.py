@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import polars as pl
+import preloaded
 import pytest
 
 from twotower import legacy
@@ -225,10 +224,8 @@ def seed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_python(folder: Path, *arguments: str, code: int = 0, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | env
+    done = preloaded.run(*arguments, cwd=folder, env=environment)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 

@@ -16,6 +16,7 @@ from typing import Any
 import kill_points
 import numpy as np
 import polars as pl
+import preloaded
 import pytest
 import torch
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
@@ -291,19 +292,19 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(project: Path, until: str, *options: str) -> subprocess.Popen[str]:
-    """A training that ends at a point."""
-    command = [*kill_points.program(until), "train", str(project / "config.toml"), "--run", str(project / "run")]
-    return subprocess.Popen(
-        [sys.executable, *command, *options], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def start(project: Path, until: str, *options: str) -> preloaded.Process:
+    """Start a training that ends at a point."""
+    command = ("train", project / "config.toml", "--run", project / "run", *options)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return preloaded.start(
+        *kill_points.program(until), *command, env=environment, stdout=preloaded.PIPE, stderr=preloaded.PIPE
+    )
 
 
-def stopped(project: Path, *options: str) -> subprocess.Popen[str]:
-    """A training that stands still after its fifth step."""
+def stopped(project: Path, *options: str) -> preloaded.Process:
+    """Start a training and wait until it stands still after its fifth step."""
     process = start(project, "step:5:hang", *options)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    process.wait_stopped()
     return process
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import kill_points
 import numpy as np
 import polars as pl
+import preloaded
 import pytest
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
@@ -286,15 +287,8 @@ def test_a_killed_search_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatc
     weights: list[dict[str, Any]] = []
     for name in ("whole", "cut"):
         if name == "cut":
-            command = [
-                sys.executable,
-                *kill_points.program("step:11"),
-                "train",
-                tmp_path / "config.toml",
-                "--run",
-                tmp_path / name,
-            ]
-            killed = subprocess.run(command, capture_output=True, check=False)
+            command = ("train", tmp_path / "config.toml", "--run", tmp_path / name)
+            killed = preloaded.run(*kill_points.program("step:11"), *command)
             assert killed.returncode == -9
             assert call("train", tmp_path / "config.toml", "--run", tmp_path / name, "--resume") == 0
         else:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import preloaded
 import pytest
 from milvus_server import Server, Wire
 from server_process import Served
@@ -161,17 +162,8 @@ def test_both_methods_give_what_an_exact_index_gives(
 
         del ours  # another process, elsewhere, opens the file
         server_manager_instance.release_server(uri)
-        command = [
-            sys.executable,
-            "-m",
-            "twotower.cli",
-            "recommend",
-            "--store",
-            str(tmp_path / "store"),
-            "--user",
-            "u3",
-        ]
-        done = subprocess.run([*command, "-k", str(K), "--json"], capture_output=True, text=True, check=False)
+        command = ("recommend", "--store", tmp_path / "store", "--user", "u3", "-k", K, "--json")
+        done = preloaded.run("-m", "twotower", *command)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
         assert (told["source"], len(told["items"])) == ("model", K)
@@ -763,11 +755,8 @@ def test_fault_F3_a_publisher_killed_at_60_percent_leaves_nothing_that_is_served
 ) -> None:
     prefix, store = f"dies_{mend}", tmp_path / "store"
     first = api.publish(runs[0], store, there(shared.uri, prefix))
-    done = subprocess.run(
-        [sys.executable, "-c", _DIES, str(runs[1].folder), str(store), shared.uri, prefix],
-        capture_output=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == -9, done.stderr.decode()
+    done = preloaded.run("-c", _DIES, runs[1].folder, store, shared.uri, prefix)
+    assert done.returncode == -9, done.stderr
     (partial,) = set(of_test(client, prefix)) - {collection(first)}
     client.flush(partial)
     assert client.get_collection_stats(partial)["row_count"] == 180

@@ -7,13 +7,13 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import kill_points
 import numpy as np
+import preloaded
 import pytest
 import torch
 from torch import nn
@@ -492,11 +492,9 @@ def _write_config(tmp_path: Path, config: Config) -> Path:
 def _train_process(
     path: Path, target: Path, *options: str, until: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    program = kill_points.program(until) if until else ("-m", "twotower.cli")
-    command = [sys.executable, *program, "train", str(path), "--run", str(target), *options]
-    return subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
+    program = kill_points.program(until) if until else ["-m", "twotower"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return preloaded.run(*program, "train", path, "--run", target, *options, env=environment)
 
 
 def test_fault_B1_kill_at_any_step_then_resume_is_bit_equal(tmp_path: Path) -> None:
@@ -545,9 +543,8 @@ def test_fault_B1_kill_inside_a_checkpoint_write_leaves_the_one_before(
 def test_fault_B2_sigterm_finishes_the_step_saves_and_exits_143(tmp_path: Path) -> None:
     config = settings(train={"epochs": 10_000, "batch_size": 64, "lr": 0.001})
     path = _write_config(tmp_path, config)
-    command = [sys.executable, "-m", "twotower.cli", "train", str(path), "--run", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    process = preloaded.start(
+        "-m", "twotower", "train", path, "--run", tmp_path / "run", stdout=preloaded.PIPE, stderr=preloaded.PIPE
     )
     assert process.stdout is not None
     for line in process.stdout:
