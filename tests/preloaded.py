@@ -99,7 +99,7 @@ class Process:
         found: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         with selectors.DefaultSelector() as selector:
             for name in found:
-                if stream := getattr(self, name):
+                if (stream := getattr(self, name)) and not stream.closed:
                     selector.register(stream.fileno(), selectors.EVENT_READ, name)
             while selector.get_map():
                 left = None if until is None else until - time.monotonic()

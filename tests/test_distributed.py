@@ -97,7 +97,7 @@ def test_shares_follow_one_another_and_are_as_good_as_equal(n: int) -> None:
 CONFIG = """
 data = { users = "users.csv", items = "items.csv", interactions = "interactions.csv" }
 model.width = 8
-train = { epochs = 3, batch_size = 100, lr = 0.02, device = "cpu", checkpoint_steps = 4, shards = 2, timeout = 60 }
+train = { epochs = 3, batch_size = 100, lr = 0.02, device = "cpu", checkpoint_steps = 4, data_shards = 2, timeout = 60 }
 evaluation = { k = [5], bootstrap = 0 }
 loss.kind = "softmax"
 [schema]
