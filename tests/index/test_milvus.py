@@ -640,7 +640,7 @@ def test_fault_F1_over_http_popular_items_come_while_milvus_is_down(
         reply = ask()
         assert (reply.status_code, reply.json()["source"], len(reply.json()["items"])) == (200, "fallback", K)
         alike = httpx.get(served.url + "/v1/items/i7/similar", timeout=30)
-        assert (alike.status_code, alike.json()["type"]) == (503, "/problems/index")
+        assert (alike.status_code, alike.json()["type"]) == (503, "/problems/index-unavailable")
         assert alike.headers["retry-after"]
         assert httpx.get(served.url + "/readyz", timeout=30).status_code == 200
         server.start()

@@ -330,7 +330,7 @@ def test_every_problem_has_its_page(shared: Client) -> None:
     problem(shared.get("/problems/none"), "not-found")
     problem(shared.get("/v2/recommend"), "not-found")
     problem(shared.post("/v1/recommend/", {}), "not-found")
-    problem(shared.get("/v1/recommend"), "method")
+    problem(shared.get("/v1/recommend"), "method-not-allowed")
 
 
 def test_an_error_nobody_thought_of_is_a_problem_and_is_in_the_log(
@@ -341,10 +341,10 @@ def test_an_error_nobody_thought_of_is_a_problem_and_is_in_the_log(
 
     monkeypatch.setattr(client.service, "answer", broken)
     reply = client.post("/v1/recommend", {}, headers={"x-request-id": "abc"})
-    told = problem(reply, "broken")
+    told = problem(reply, "internal-error")
     assert "secret" not in json.dumps(told)
     assert [fields(r)["id"] for r in caplog.records if r.message == "request failed"] == ["abc"]
-    problem(client.post("/v1/recommend:batch", {"requests": [{}]}), "broken")
+    problem(client.post("/v1/recommend:batch", {"requests": [{}]}), "internal-error")
     assert client.service.admission.expected_wait == 0
     assert 'twotower_requests_total{route="/v1/recommend",status="500"} 1.0' in client.get("/metrics").text
     assert client.get("/livez").status_code == 200
@@ -362,7 +362,7 @@ def test_a_page_of_another_site_cannot_ask_by_another_name(make: Make, key_file:
     for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "LOCALHOST"):
         assert client.post("/v1/recommend", {}, headers={"host": host}).status_code == 200
     for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80"):
-        problem(client.get("/v1/console/users", headers={"host": host}), "host")
+        problem(client.get("/v1/console/users", headers={"host": host}), "foreign-host")
     file, key, _ = key_file
     kept = make(keys=file)
     assert kept.post("/v1/recommend", {}, headers={"host": "shop.example", **bearer(key)}).status_code == 200
@@ -563,9 +563,11 @@ def test_a_renamed_field_is_refused_with_its_new_name(shared: Client) -> None:
 
 def test_fault_D1_a_body_of_another_kind_is_415(shared: Client) -> None:
     for kind in ("text/plain", "application/jsonp", "application/x-www-form-urlencoded"):
-        problem(shared.ask("POST", "/v1/recommend", content=b"{}", headers={"content-type": kind}), "media-type")
+        problem(
+            shared.ask("POST", "/v1/recommend", content=b"{}", headers={"content-type": kind}), "unsupported-media-type"
+        )
     packed = {"content-type": "application/json", "content-encoding": "gzip"}
-    problem(shared.ask("POST", "/v1/recommend", content=b"{}", headers=packed), "media-type")
+    problem(shared.ask("POST", "/v1/recommend", content=b"{}", headers=packed), "unsupported-media-type")
     for kind in ("application/json; charset=utf-8", "Application/JSON"):
         assert shared.ask("POST", "/v1/recommend", content=b"{}", headers={"content-type": kind}).status_code == 200
 
@@ -723,10 +725,10 @@ def test_fault_D9_without_a_valid_key_nothing_is_answered(
     caplog.set_level(logging.DEBUG)
     for headers in ({}, bearer(key[:-1]), bearer(""), {"authorization": f"Basic {key}"}, {"authorization": key}):
         reply = client.post("/v1/recommend", {"user_id": "u1"}, headers=headers)
-        problem(reply, "no-key")
+        problem(reply, "unauthorized")
         assert reply.headers["www-authenticate"].startswith("Bearer")
-        problem(client.get("/metrics", headers=headers), "no-key")
-        problem(client.get("/v1/console/users/u1", headers=headers), "no-key")
+        problem(client.get("/metrics", headers=headers), "unauthorized")
+        problem(client.get("/v1/console/users/u1", headers=headers), "unauthorized")
     assert client.post("/v1/recommend", {"user_id": "u1"}, headers=bearer(key)).status_code == 200
     for path in ("/livez", "/readyz", "/openapi.json", "/"):
         assert client.get(path).status_code == 200
@@ -741,8 +743,8 @@ def test_fault_D9_administration_is_elsewhere_and_needs_its_scope(
     client, admin = make(keys=file), make(keys=file, admin=True)
     for path in ("/v1/rollback", "/v1/reload"):
         problem(client.post(path, {}, headers=bearer(boss)), "not-found")
-        problem(admin.post(path, {}), "no-key")
-        problem(admin.post(path, {}, headers=bearer(key)), "scope")
+        problem(admin.post(path, {}), "unauthorized")
+        problem(admin.post(path, {}, headers=bearer(key)), "key-scope")
     first, second = (b.id for b in Store(store).bundles())
     reply = admin.post("/v1/rollback", {"to": first, "reason": "a test"}, headers=bearer(boss))
     assert reply.json() == {"current": first, "serving": first}
@@ -803,7 +805,7 @@ ASKED = [("POST", "/v1/recommend"), ("POST", "/v1/events"), ("GET", "/v1/console
 def test_fault_G5_without_keys_a_page_of_another_origin_is_refused(shared: Client, said: dict[str, str]) -> None:
     body = {"user_id": "u1", "events": ["i1"]}
     for method, path in ASKED:
-        problem(shared.ask(method, path, body if method == "POST" else None, headers=said), "origin")
+        problem(shared.ask(method, path, body if method == "POST" else None, headers=said), "foreign-origin")
     assert shared.post("/v1/recommend", {"user_id": "u1"}).json()["recent_events"] == 0
     for path in ("/", "/page/console.js", "/livez"):  # a link to the console works from anywhere
         assert shared.get(path, headers=said).status_code == 200
@@ -836,7 +838,7 @@ def test_fault_G5_with_keys_the_key_is_what_counts(make: Make, key_file: tuple[P
     file, key, _ = key_file
     client = make(keys=file)
     said = FOREIGN["another site"]
-    problem(client.post("/v1/recommend", {}, headers=said), "no-key")
+    problem(client.post("/v1/recommend", {}, headers=said), "unauthorized")
     assert client.post("/v1/recommend", {}, headers=said | bearer(key)).status_code == 200
 
 
@@ -850,9 +852,9 @@ def test_fault_G5_every_body_says_that_it_is_json(
     headers = {"content-type": kind} if kind else {}
     client, admin = make(), make(keys=file, admin=True)
     for path in ("/v1/events", "/v1/recommend", "/v1/recommend:batch", "/v1/console/explain"):
-        problem(client.ask("POST", path, content=body, headers=headers), "media-type")
+        problem(client.ask("POST", path, content=body, headers=headers), "unsupported-media-type")
     for path in ("/v1/rollback", "/v1/reload"):
-        problem(admin.ask("POST", path, content=b"{}", headers=headers | bearer(boss)), "media-type")
+        problem(admin.ask("POST", path, content=b"{}", headers=headers | bearer(boss)), "unsupported-media-type")
     assert client.post("/v1/recommend", {"user_id": "u1"}).json()["recent_events"] == 0
 
 
@@ -879,7 +881,7 @@ def test_fault_E2_a_client_above_its_rate_is_429_and_others_are_not(
     client = make(keys=file, rate=1, burst=3)
     replies = [client.post("/v1/recommend", {}, headers=bearer(key)) for _ in range(5)]
     assert [r.status_code for r in replies] == [200, 200, 200, 429, 429]
-    problem(replies[-1], "rate")
+    problem(replies[-1], "rate-limit")
     assert int(replies[-1].headers["retry-after"]) >= 1
     assert client.post("/v1/recommend", {}, headers=bearer(boss)).status_code == 200
     assert client.get("/livez").status_code == 200
@@ -1104,7 +1106,7 @@ def test_fault_G7_what_is_no_file_of_a_store_changes_nothing_but_a_counter(
         assert "twotower_bundle_load_failures_total{reason=" in client.get("/metrics").text
     listed = client.get("/v1/console/bundles")
     if name == "CURRENT":
-        assert "CURRENT: cannot be read" in problem(listed, "store")["detail"]
+        assert "CURRENT: cannot be read" in problem(listed, "bundle-store")["detail"]
     else:
         assert [b["id"] for b in listed.json()["bundles"]] == [first, second]
 
@@ -1139,11 +1141,11 @@ def test_fault_G7_a_store_that_hangs_holds_one_thread_and_the_old_bundle_answers
         assert 'twotower_bundle_load_failures_total{reason="store"} 5.0' in client.get("/metrics").text
         assert client.get("/readyz").status_code == 200
         assert len(client.post("/v1/recommend", {"user_id": "u1"}).json()["items"]) == 10
-        problem(client.get("/v1/console/bundles"), "store")
+        problem(client.get("/v1/console/bundles"), "bundle-store")
         problem(client.post("/v1/console/explain?bundle=20200101T000000Z-abcdef", {"user_id": "u1"}), "unknown-bundle")
         for method, path in (("GET", "/v1/bundles"), ("POST", "/v1/rollback"), ("POST", "/v1/reload")):
             told = admin.ask(method, path, {} if method == "POST" else None, headers=bearer(key_file[2]))
-            problem(told, "store")
+            problem(told, "bundle-store")
         assert threading.active_count() <= before + 2  # of each service one
         assert client.service.bundles.busy
     finally:
@@ -1229,7 +1231,7 @@ def test_fault_G2_a_tower_that_asks_for_gigabytes_only_for_some_users_costs_an_e
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     asked = [client.post("/v1/recommend", {"user_id": f"u{i}", "method": 2}) for i in (0, 59, 1)]
     assert [reply.status_code for reply in asked] == [200, 500, 200]
-    problem(asked[1], "broken")
+    problem(asked[1], "internal-error")
     assert asked[2].json()["bundle_id"] == forged
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 << 20  # KiB
 

@@ -285,7 +285,7 @@ def answered(client: httpx.Client) -> httpx.Response:
             reply = client.get("/livez")
             if reply.status_code == 200:
                 return reply
-            assert reply.json()["type"] == "/problems/connections"
+            assert reply.json()["type"] == "/problems/too-many-connections"
         assert time.monotonic() < until
 
 
@@ -306,7 +306,7 @@ def test_fault_G4_a_refused_connection_is_told_why_and_the_bounds_are_as_told(se
         assert status == 503
         assert (headers["retry-after"], headers["connection"]) == ("1", "close")
         assert headers["content-type"] == "application/problem+json"
-        assert json.loads(body)["type"] == "/problems/connections"
+        assert json.loads(body)["type"] == "/problems/too-many-connections"
         for _ in range(4):
             connect("127.0.0.9")  # a proxy speaks for many
         assert reply(connect("127.0.0.3"))[0] == 503  # there are six
@@ -435,7 +435,7 @@ def test_fault_G23_a_request_has_one_host(usual: Served, head: bytes) -> None:
         s.sendall(head)
         status, headers, body = reply(s)
         assert (status, headers["content-type"]) == (400, "application/problem+json")
-        assert json.loads(body)["type"] == "/problems/http"
+        assert json.loads(body)["type"] == "/problems/bad-request"
         assert "Host" in json.loads(body)["detail"]
         assert s.recv(1) == b""
 

@@ -76,7 +76,7 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 def _problems(*names: str) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route for clients, with the problems of every such route."""
-    return _responses(*names, "no-key", "origin", "rate", "overload")
+    return _responses(*names, "unauthorized", "foreign-origin", "rate-limit", "overload")
 
 
 def _responses(*names: str) -> dict[int | str, dict[str, Any]]:
@@ -91,7 +91,7 @@ def _responses(*names: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-BODY_PROBLEMS = ("malformed", "too-large", "media-type", "slow", "invalid", "no-bundle")
+BODY_PROBLEMS = ("malformed", "too-large", "unsupported-media-type", "body-timeout", "invalid", "no-bundle")
 
 
 def create_app(service: Service) -> FastAPI:
@@ -117,7 +117,7 @@ def create_app(service: Service) -> FastAPI:
     @app.post(
         "/v1/recommend",
         response_model=schemas.ItemsReply,
-        responses=_problems(*BODY_PROBLEMS, "unknown-user", "index"),
+        responses=_problems(*BODY_PROBLEMS, "unknown-user", "index-unavailable"),
         tags=["answers"],
     )
     async def recommend(body: schemas.RecommendRequest) -> Any:
@@ -143,7 +143,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get(
         "/v1/items/{item_id:path}/similar", response_model=schemas.ItemsReply,
-        responses=_problems("unknown-item", "not-found", "invalid", "no-bundle", "index"), tags=["answers"],
+        responses=_problems("unknown-item", "not-found", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
     )  # fmt: skip
     async def similar(item_id: PathId, k: ItemCount = 10) -> Any:
         """Return the items with the most similar vectors. Scores are cosines."""
@@ -151,7 +151,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get(
         "/v1/items/similar", response_model=schemas.ItemsReply,
-        responses=_problems("unknown-item", "invalid", "no-bundle", "index"), tags=["answers"],
+        responses=_problems("unknown-item", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
     )  # fmt: skip
     async def similar_by_query(item_id: QueryId, k: ItemCount = 10) -> Any:
         """Return similar items, with the id in the query: clients remove `.` and `..` from a path."""
@@ -160,7 +160,7 @@ def create_app(service: Service) -> FastAPI:
     @app.post(
         "/v1/search",
         response_model=schemas.ItemsReply,
-        responses=_problems(*BODY_PROBLEMS, "no-text", "index"),
+        responses=_problems(*BODY_PROBLEMS, "no-text-feature", "index-unavailable"),
         tags=["answers"],
     )
     async def search(body: schemas.SearchRequest) -> Any:
@@ -215,7 +215,12 @@ def create_app(service: Service) -> FastAPI:
             raise Problem("draining")
         return json_response({"status": "ok", "bundle_id": service.bundles.current.bundle.id})
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=_responses("no-key", "origin"), tags=["operation"])
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=_responses("unauthorized", "foreign-origin"),
+        tags=["operation"],
+    )
     async def metrics() -> Response:
         """Return metrics for Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
@@ -239,7 +244,7 @@ def create_app(service: Service) -> FastAPI:
 def _console(app: FastAPI, service: Service) -> None:
     console = Console(service)
     responses = _problems("invalid", "no-bundle")
-    of_a_bundle = _problems("invalid", "unknown-bundle", "no-bundle", "index")
+    of_a_bundle = _problems("invalid", "unknown-bundle", "no-bundle", "index-unavailable")
     folder = resources.files("twotower.serve") / "page"
     files = {
         f.name: (f.read_bytes(), CONTENT_TYPES[suffix])
@@ -296,13 +301,17 @@ def _console(app: FastAPI, service: Service) -> None:
         with console.slot():
             return json_response(await console.map(column, limit, bundle))
 
-    @app.post("/v1/console/explain", responses=_problems(*BODY_PROBLEMS, "unknown-bundle", "index"), tags=["console"])
+    @app.post(
+        "/v1/console/explain",
+        responses=_problems(*BODY_PROBLEMS, "unknown-bundle", "index-unavailable"),
+        tags=["console"],
+    )
     async def explain(body: schemas.RecommendRequest, bundle: BundleId = "") -> Any:
         """Return an answer with its history, excluded items, gates, and the user's point on the map."""
         with console.slot():
             return json_response(await console.explain(body, bundle))
 
-    @app.get("/v1/console/bundles", responses=_problems("store"), tags=["console"])
+    @app.get("/v1/console/bundles", responses=_problems("bundle-store"), tags=["console"])
     async def bundles() -> Any:
         """List the bundles of the store."""
         with console.slot():
@@ -383,7 +392,9 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         return answer(index_problem(), request)
 
     async def store_error(request: HttpRequest, error: Any) -> Response:
-        return answer(Problem("store", service.bundles.public_message(error), headers={"Retry-After": "5"}), request)
+        return answer(
+            Problem("bundle-store", service.bundles.public_message(error), headers={"Retry-After": "5"}), request
+        )
 
     async def invalid(request: HttpRequest, error: Any) -> Response:
         found = error.errors()
@@ -395,7 +406,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         return answer(Problem("invalid", detail, errors=errors), request)
 
     async def http_error(request: HttpRequest, error: Any) -> Response:
-        name = {400: "malformed", 404: "not-found", 405: "method"}.get(error.status_code, "broken")
+        name = {400: "malformed", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "internal-error")
         return answer(Problem(name, headers=error.headers), request)
 
     app.add_exception_handler(Problem, problem)

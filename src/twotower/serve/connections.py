@@ -333,7 +333,7 @@ class HttpProtocol(HttpToolsProtocol):
         answering = cycle is not None and not cycle.response_complete
         # In the middle of a reply, or before the reply to an earlier request, the client would take it for that reply.
         if not answering or (self._state is ParserState.BODY and not self.pipeline and not cycle.response_started):
-            body = Problem("http", self._error).body()
+            body = Problem("bad-request", self._error).body()
             self.transport.write(
                 b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
                 b"content-length: %d\r\n\r\n%s" % (len(body), body)
@@ -424,7 +424,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
 def _refusal() -> bytes:
-    body = Problem("connections").body()
+    body = Problem("too-many-connections").body()
     return (
         b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n"
         b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)

@@ -109,7 +109,7 @@ class RequestMiddleware:
             except Exception:
                 log.exception("request failed", extra={"fields": {"id": scope["request_id"]}})
                 route = getattr(inner.get("route"), "path", route)
-                reply[:] = _problem_messages(Problem("broken"), scope)
+                reply[:] = _problem_messages(Problem("internal-error"), scope)
             if reply:
                 extra_headers = [(b"x-request-id", request_id)]
                 if self.service.draining or reply[0]["status"] in (408, 413):
@@ -140,13 +140,13 @@ class RequestMiddleware:
         is_public = path == "/" or path.startswith(PUBLIC_PATHS[1:])
         if self.keys is not None and not is_public:
             if key is None:
-                raise Problem("no-key", headers={"WWW-Authenticate": 'Bearer realm="twotower"'})
+                raise Problem("unauthorized", headers={"WWW-Authenticate": 'Bearer realm="twotower"'})
             if self.admin and not key.admin:
-                raise Problem("scope")
+                raise Problem("key-scope")
         if self._local and (host := headers.get(b"host")) and re.sub(rb":\d+$", b"", host).lower() not in self._hosts:
-            raise Problem("host")
+            raise Problem("foreign-host")
         if self.keys is None and not is_public and _is_cross_origin(headers):
-            raise Problem("origin")
+            raise Problem("foreign-origin")
         if self.limiter is not None and path.startswith("/v1/"):
             self.limiter.take(client)
         return key.name if key and not is_public else "-"
@@ -166,10 +166,10 @@ class RequestMiddleware:
                 if content_type
                 else "Content-Type is missing"
             )
-            raise Problem("media-type", f"{given}, expected application/json")
+            raise Problem("unsupported-media-type", f"{given}, expected application/json")
         if coding.lower() != b"identity":
             raise Problem(
-                "media-type",
+                "unsupported-media-type",
                 f"Content-Encoding is {coding.decode('latin-1')[:80]!r}; send the body without an encoding",
             )
         body, counted = bytearray(), UNCOUNTED_BYTES
@@ -188,7 +188,7 @@ class RequestMiddleware:
                         reservation.reserve(len(body) - counted)
                         counted = len(body)
         except TimeoutError:
-            raise Problem("slow") from None
+            raise Problem("body-timeout") from None
         body_message: Any = {"type": "http.request", "body": bytes(body), "more_body": False}
 
         async def receive_body() -> Any:

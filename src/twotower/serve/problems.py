@@ -11,18 +11,18 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 PROBLEMS: dict[str, tuple[int, str, str]] = {
     "malformed": (400, "The body is not JSON", "Send a JSON object in UTF-8, with Content-Type: application/json."),
-    "http": (
+    "bad-request": (
         400,
         "The HTTP request is malformed",
         "Send HTTP/1.1 with one Host header and a head of at most 32 KiB; the connection is closed.",
     ),
-    "no-key": (
+    "unauthorized": (
         401,
         "An API key is required",
         "Send the header Authorization: Bearer KEY; `twotower key NAME` makes one.",
     ),
-    "scope": (403, "The API key does not have the scope", "Use a key of scope admin: `twotower key NAME --admin`."),
-    "origin": (
+    "key-scope": (403, "The API key does not have the scope", "Use a key of scope admin: `twotower key NAME --admin`."),
+    "foreign-origin": (
         403,
         "The request is from a page of another site",
         "Use the console of this service, send the request from a program, or serve with --keys.",
@@ -39,32 +39,36 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
         "The bundle is not in the store, or cannot be loaded",
         "`twotower bundles` lists the bundles of the store.",
     ),
-    "no-text": (
+    "no-text-feature": (
         404,
         "The model has no text feature to search by",
         "Train one with a feature of kind = 'text' on the user side.",
     ),
-    "method": (405, "The path does not support this method", "GET /openapi.json lists the methods of each path."),
-    "slow": (408, "The body did not arrive in time", "Send the body without pauses; the connection is closed."),
+    "method-not-allowed": (
+        405,
+        "The path does not support this method",
+        "GET /openapi.json lists the methods of each path.",
+    ),
+    "body-timeout": (408, "The body did not arrive in time", "Send the body without pauses; the connection is closed."),
     "conflict": (409, "The state of the service does not allow the request", "The detail says what is needed."),
     "too-large": (413, "The body is too large", "Send a smaller body; GET /v1/bundle names the limit."),
-    "media-type": (415, "The body has another media type", "Send Content-Type: application/json."),
+    "unsupported-media-type": (415, "The body has another media type", "Send Content-Type: application/json."),
     "invalid": (422, "The request is invalid", "The detail says what was given and what is allowed."),
-    "host": (
+    "foreign-host": (
         421,
         "The request names another host",
         "Use the address that the service listens on, or serve with --keys.",
     ),
-    "rate": (429, "The client sends too many requests", "Wait for the seconds in Retry-After."),
-    "broken": (500, "The service failed", "The log has the traceback under the id of the request."),
+    "rate-limit": (429, "The client sends too many requests", "Wait for the seconds in Retry-After."),
+    "internal-error": (500, "The service failed", "The log has the traceback under the id of the request."),
     "no-bundle": (503, "No bundle is loaded", "Publish a bundle, or roll back to an undamaged one."),
-    "index": (503, "The index does not answer", "Wait for the seconds in Retry-After."),
+    "index-unavailable": (503, "The index does not answer", "Wait for the seconds in Retry-After."),
     "event-store": (
         503,
         "The store of live histories does not answer",
         "Try again later; the history may or may not have been deleted.",
     ),
-    "store": (
+    "bundle-store": (
         503,
         "The store of bundles does not answer",
         "Try again later; a rollback may or may not have taken effect.",
@@ -74,7 +78,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
         "The service is overloaded",
         "Wait for the seconds in Retry-After, or add workers.",
     ),
-    "connections": (
+    "too-many-connections": (
         503,
         "Too many connections",
         "Wait for the seconds in Retry-After, reuse connections, and name proxies in --trusted-proxies.",

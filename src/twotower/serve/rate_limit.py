@@ -25,7 +25,7 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> None:
-        """Take a token of the client. Raises Problem "rate" if none is left, with the seconds to wait in Retry-After."""
+        """Take a token of the client. Raises Problem "rate-limit" if none is left, with the seconds to wait in Retry-After."""
         now = self._clock()
         tokens, updated = self._buckets.pop(client, (float(self.burst), now))
         tokens = min(float(self.burst), tokens + (now - updated) * self.rate)
@@ -37,7 +37,7 @@ class RateLimiter:
         if not allowed:
             wait = max(1, math.ceil((1.0 - tokens) / self.rate))
             raise Problem(
-                "rate",
+                "rate-limit",
                 f"more than {self.rate:g} requests a second (at most {self.burst} at once); wait {wait} s",
                 headers={"Retry-After": str(wait)},
             )

@@ -149,7 +149,7 @@ class Service:
         """Recommend items for a text."""
         retriever = self.bundles.current
         if not retriever.schema.texts("user"):
-            raise Problem("no-text")
+            raise Problem("no-text-feature")
         self.check(body)
         filters: dict[str, Any] = {"allow": body.allow, "ban": body.ban, "where": body.where or None}
         try:
@@ -248,7 +248,7 @@ class Service:
     ) -> tuple[Answer, Any]:
         """Return the answer and the new user vector, if one was computed.
 
-        If a remote index does not answer, these are popular items; or Problem "index" is raised, if the settings say so."""
+        If a remote index does not answer, these are popular items; or Problem "index-unavailable" is raised, if the settings say so."""
         try:
             return await self.run_search(retriever, lambda: self.answer(body, resolved, retriever))
         except Unavailable as e:
@@ -354,7 +354,7 @@ def problem_of(error: DataError) -> Problem:
 
 def index_problem() -> Problem:
     """Return the problem for a remote index that does not answer."""
-    return Problem("index", headers={"Retry-After": "2"})
+    return Problem("index-unavailable", headers={"Retry-After": "2"})
 
 
 def _too_many(at: str, found: int, limit: int) -> Problem:
