@@ -257,15 +257,15 @@ def test_events_are_sent_to_the_service_and_forgotten(visit: Callable[..., Visit
     it.changes(lambda: page.locator("#answer-2 .best .title").first.click())
     after = it.ids()
     page.locator("#send").click()
-    page.wait_for_selector("#live > li")
+    page.wait_for_selector("#recent > li")
     it.settle()
-    it.until("document.getElementById('said').textContent.includes('1 live event')")
+    it.until("document.getElementById('status').textContent.includes('1 recent event')")
     assert page.locator("#chips li").count() == 0
-    assert page.locator("#live > li").get_attribute("data-id") == before[0]
+    assert page.locator("#recent > li").get_attribute("data-id") == before[0]
     assert it.ids() == after
     assert visit("#user=u9").ids() == after  # also for who comes now
     it.changes(lambda: page.locator("#forget").click())
-    page.wait_for_selector("#live > li", state="detached")
+    page.wait_for_selector("#recent > li", state="detached")
     assert it.ids() == before
 
 
@@ -315,7 +315,7 @@ def test_a_model_may_have_several_gates_or_none(visit: Callable[..., Visit], gat
     it.page.route("**/v1/console/explain*", other)
     it.changes(lambda: it.page.locator("#answer-2 .best .title").first.click())
     assert it.page.locator("#gates h3").all_inner_texts() == [f"pair {n + 1}" for n in range(gates)]
-    assert it.page.locator("#gates-note").inner_text().startswith("How much" if gates else "This model has no gates")
+    assert it.page.locator("#gates-note").inner_text().startswith("Share of" if gates else "This model has no gates")
 
 
 def test_the_map_is_drawn_with_the_user_in_it(visit: Callable[..., Visit]) -> None:
@@ -341,7 +341,7 @@ def test_the_map_is_drawn_with_the_user_in_it(visit: Callable[..., Visit]) -> No
     page.keyboard.press("ArrowRight")
     second = it.ids()[1]
     assert it.best()[1] in page.locator("#tip").inner_text()
-    assert it.best()[1] in page.locator("#said").inner_text()
+    assert it.best()[1] in page.locator("#status").inner_text()
     it.changes(lambda: page.keyboard.press("Enter"))
     assert page.locator("#chips li").get_attribute("data-id") == second
     page.locator("#close-up").click()
@@ -390,7 +390,7 @@ def test_filter_k_and_ban(visit: Callable[..., Visit]) -> None:
     assert shared.page.locator("#k").input_value() == "3"
 
 
-def test_somebody_new(visit: Callable[..., Visit]) -> None:
+def test_a_new_user(visit: Callable[..., Visit]) -> None:
     it = visit("#user=u11")
     page = it.page
     it.changes(lambda: page.locator("#new").click())
@@ -422,10 +422,10 @@ def test_why_an_item_and_what_is_similar(visit: Callable[..., Visit]) -> None:
     page.locator("#answer-2 .best li").nth(2).hover()
     page.locator("#answer-2 .best li").nth(2).get_by_role("button", name=re.compile("^Why ")).click()
     page.wait_for_selector("#similar li")
-    assert page.locator("#film-h").inner_text() == it.best()[2]
-    assert page.evaluate("document.activeElement.id") == "film-h"
+    assert page.locator("#chosen-h").inner_text() == it.best()[2]
+    assert page.evaluate("document.activeElement.id") == "chosen-h"
     assert page.locator("#similar li").count() == 10
-    assert page.locator("#met-near li").count() > 0
+    assert page.locator("#similar-in-history li").count() > 0
 
 
 def test_chinese_and_english(visit: Callable[..., Visit]) -> None:
@@ -573,7 +573,7 @@ def test_a_problem_is_said_in_plain_words(visit: Callable[..., Visit]) -> None:
     assert "cannot use this request" in told
     assert "age" in told
     assert page.locator("#problem").get_attribute("aria-live") == "assertive"
-    page.get_by_role("button", name="Put back").click()
+    page.get_by_role("button", name="Restore").click()
     it.settle()
     page.locator("#problem").get_by_role("button", name="Try again").click()
     page.wait_for_selector("#problem strong", state="detached")
@@ -748,8 +748,8 @@ def elsewhere() -> Iterator[int]:
         thread.join()
 
 
-def _live(service: Service, user: str) -> int:
-    """How many live events the service keeps of a user."""
+def _recent_events(service: Service, user: str) -> int:
+    """The number of recent events that the service keeps of a user."""
     told = json.dumps({"user_id": user}).encode()
     request = urllib.request.Request(
         service.url + "v1/recommend", told, {"Content-Type": "application/json"}, method="POST"
@@ -765,7 +765,7 @@ def test_fault_G5_a_page_of_another_origin_writes_and_forgets_nothing(
     kept = json.dumps({"user_id": "keep", "events": ["i3"]}).encode()
     headers = {"Content-Type": "application/json"}
     urllib.request.urlopen(urllib.request.Request(service.url + "v1/events", kept, headers), timeout=10).close()
-    before = _live(service, "keep")
+    before = _recent_events(service, "keep")
     context = browser.new_context()
     page, victim = context.new_page(), f"victim of {host}"
     sent: list[str] = []
@@ -776,6 +776,6 @@ def test_fault_G5_a_page_of_another_origin_writes_and_forgets_nothing(
     # What a browser sends without asking was sent; the rest it did not let the page do.
     assert failed == ["v1/events", "v1/events", "v1/events/keep"]
     assert len(sent) >= 10
-    assert _live(service, victim) == 0
-    assert _live(service, "keep") == before
+    assert _recent_events(service, victim) == 0
+    assert _recent_events(service, "keep") == before
     context.close()

@@ -1,20 +1,20 @@
-// An input with a list of what is found, after the ARIA pattern "editable combobox with list autocomplete".
+// An input with a list of options, after the ARIA pattern "editable combobox with list autocomplete".
 
 import { debounce } from "./service.js";
 import { t } from "./words.js";
 
-/** `find(text)` -> {options: [{id, text, more}], total} or null if overtaken; `choose(option)` when one is chosen;
- *  `rest()` is the text to show when nothing is being searched. */
+/** `find(text)` -> {options: [{id, text, more}], total}, or null if a newer search aborted it; `choose(option)` is called with
+ *  the chosen one; `rest()` is the text shown without a search. */
 export function combobox(input, { find, choose, rest = () => "" }) {
   const list = document.createElement("ul");
   list.id = `${input.id}-list`;
   list.className = "options";
   list.hidden = true;
   list.setAttribute("role", "listbox");
-  const told = document.createElement("p");
-  told.className = "unseen";
-  told.setAttribute("role", "status");
-  input.after(list, told);
+  const status = document.createElement("p");
+  status.className = "unseen";
+  status.setAttribute("role", "status");
+  input.after(list, status);
   for (const [name, value] of Object.entries({ role: "combobox", "aria-autocomplete": "list", "aria-controls": list.id, "aria-expanded": "false" }))
     input.setAttribute(name, value);
 
@@ -35,7 +35,7 @@ export function combobox(input, { find, choose, rest = () => "" }) {
     input.setAttribute("aria-expanded", String(open));
     if (!open) {
       mark(-1);
-      told.textContent = "";
+      status.textContent = "";
     }
   };
 
@@ -59,7 +59,7 @@ export function combobox(input, { find, choose, rest = () => "" }) {
     try {
       found = await find(text);
     } catch {
-      return show(false); // whoever asked has told the reader
+      return show(false); // `find` has shown the problem
     }
     if (!found || mine !== wanted || document.activeElement !== input) return;
     options = found.options;
@@ -81,7 +81,7 @@ export function combobox(input, { find, choose, rest = () => "" }) {
       e.addEventListener("click", () => take(i));
       return e;
     }));
-    told.textContent = options.length ? t("options_n", { shown: options.length, total: found.total }) : t("no_options");
+    status.textContent = options.length ? t("options_n", { shown: options.length, total: found.total }) : t("no_options");
     if (!options.length) {
       const none = document.createElement("li");
       none.className = "none";

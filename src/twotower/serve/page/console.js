@@ -1,4 +1,4 @@
-// The console of `twotower serve`: whom to answer, what changes, and why.
+// The console of `twotower serve`: a user, an answer by both methods, and its explanation.
 
 import { combobox } from "./combobox.js";
 import { Map2d } from "./map.js";
@@ -6,29 +6,29 @@ import { Problem, ask, debounce, drop, keep } from "./service.js";
 import { number, speak, spoken, t } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
-const NEIGHBOURS = 200; // items whose nearness to a chosen one is looked up in the history
+const NEIGHBOURS = 200; // similar items in which those of the history are looked up
 
-// ---- what the view is of; all of it is in the address
+// ---- the state of the view, all of it in the URL
 
 const state = read();
-// ---- what the service said
-const known = { bundle: null, bundles: [], user: null, answers: {}, maps: {}, film: null, titles: new Map() };
+// ---- replies of the service
+const known = { bundle: null, bundles: [], user: null, answers: {}, maps: {}, chosen: null, titles: new Map() };
 
 function read() {
   const q = new URLSearchParams(location.hash.slice(1));
   const ids = (name) => (q.get(name) || "").split(",").filter(Boolean).map(decodeURIComponent);
   const [column, ...value] = (q.get("where") || "").split(":");
-  const told = {};
+  const changed = {};
   for (const pair of q.getAll("f")) {
     const [name, ...rest] = pair.split(":");
-    told[name] = rest.join(":");
+    changed[name] = rest.join(":");
   }
   return {
     user: q.get("user"), isNew: q.has("new"), k: Math.min(Math.max(Number.parseInt(q.get("k"), 10) || 10, 1), 100),
     method: q.get("method") === "1" ? 1 : 2,
     events: ids("events").map((e) => ({ id: e.slice(1), liked: e[0] !== "-" })),
-    ban: ids("ban"), told, where: { column, value: value.join(":") }, bundle: q.get("bundle") || "",
-    column: q.get("column") || "", near: q.get("view") === "near", film: q.get("item") || "",
+    ban: ids("ban"), changed, where: { column, value: value.join(":") }, bundle: q.get("bundle") || "",
+    column: q.get("column") || "", near: q.get("view") === "near", chosen: q.get("item") || "",
     lang: q.get("lang") || (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"),
   };
 }
@@ -42,16 +42,16 @@ function write(step = false) {
   if (state.method !== 2) q.set("method", state.method);
   if (state.events.length) q.set("events", list(state.events.map((e) => (e.liked ? "." : "-") + e.id)));
   if (state.ban.length) q.set("ban", list(state.ban));
-  for (const [name, value] of Object.entries(state.told)) q.append("f", `${name}:${value}`);
+  for (const [name, value] of Object.entries(state.changed)) q.append("f", `${name}:${value}`);
   if (state.where.column) q.set("where", `${state.where.column}:${state.where.value}`);
   for (const name of ["bundle", "column"]) if (state[name]) q.set(name, state[name]);
   if (state.near) q.set("view", "near");
-  if (state.film) q.set("item", state.film);
+  if (state.chosen) q.set("item", state.chosen);
   q.set("lang", state.lang);
   history[step ? "pushState" : "replaceState"](null, "", `#${q}`);
 }
 
-// ---- small things
+// ---- helpers
 
 function make(tag, props = {}, ...children) {
   const e = document.createElement(tag);
@@ -76,13 +76,13 @@ function icon(name) {
 
 const fill = (id, text) => ($(id).textContent = text);
 const press = (id, on) => $(id).setAttribute("aria-pressed", String(on));
-const say = (text) => fill("said", text);
-const news = []; // what has been done, to be said together with the answer
+const say = (text) => fill("status", text);
+const news = []; // changes, announced together with the next answer
 const title = (id) => known.titles.get(id) || id;
 const learn = (items) => items.forEach((i) => i.title && known.titles.set(i.id, i.title));
 const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-// ---- problems, in plain words
+// ---- problems
 
 function complain(error, again = refresh) {
   if (!(error instanceof Problem)) throw error;
@@ -99,7 +99,7 @@ function complain(error, again = refresh) {
 
 const calm = () => $("problem").replaceChildren();
 
-/** Runs `work`; a problem is shown, and the answer is then undefined. */
+/** Runs `work`. Shows a problem and returns undefined if it fails. */
 async function guard(work, again) {
   try {
     return await work();
@@ -109,25 +109,25 @@ async function guard(work, again) {
   }
 }
 
-// ---- questions
+// ---- requests
 
 function request(method) {
   const body = { k: state.k, method };
-  const told = Object.entries(state.told);
+  const changed = Object.entries(state.changed);
   if (!state.isNew) body.user_id = state.user;
-  if (state.isNew && method === 1) { // what the service says of somebody of whom it knows nothing
+  if (state.isNew && method === 1) { // an unknown user: popular items
     body.ban = [...state.ban, ...state.events.map((e) => e.id)];
   } else {
     if (state.events.length) body.events = state.events;
     if (state.ban.length) body.ban = state.ban;
-    // The stored vector cannot take features.
-    if (told.length && method === 2) body.features = Object.fromEntries(told.map(([name, value]) => [name, typed(name, value)]));
+    // The precomputed vector takes no features.
+    if (changed.length && method === 2) body.features = Object.fromEntries(changed.map(([name, value]) => [name, typed(name, value)]));
   }
   if (state.where.column && state.where.value) body.where = { [state.where.column]: state.where.value };
   return body;
 }
 
-/** A feature as the user's own is: a number stays a number, if that is how it is spelled. */
+/** The value of a feature with the type of the stored one: a number stays a number if it is spelled the same. */
 function typed(name, text) {
   const own = known.user?.features?.[name];
   if (text === "") return null;
@@ -148,10 +148,10 @@ async function answer(n) {
   box.setAttribute("aria-busy", "true");
   const other = n === 3 ? `?bundle=${encodeURIComponent(state.bundle)}` : "";
   try {
-    const said = await ask(`answer-${n}`, `/v1/console/explain${other}`, { method: "POST", body: request(n === 3 ? state.method : n) });
-    if (!said) return; // a newer question is on its way, and the column still waits
-    known.answers[n] = said;
-    learn([...said.reply.items, ...said.history, ...said.filtered.items]);
+    const data = await ask(`answer-${n}`, `/v1/console/explain${other}`, { method: "POST", body: request(n === 3 ? state.method : n) });
+    if (!data) return; // a newer request is under way
+    known.answers[n] = data;
+    learn([...data.reply.items, ...data.history, ...data.filtered.items]);
   } catch (error) {
     delete known.answers[n];
     complain(error);
@@ -164,12 +164,12 @@ async function refresh() {
   write();
   drawAdded();
   if (!state.isNew && state.user === null) return;
-  const other = answer(3).then(drawColumns); // a bundle that must be loaded first holds nobody up
+  const other = answer(3).then(drawColumns); // loading a bundle does not delay the other answers
   await Promise.all([answer(1), answer(2)]);
   draw();
   const two = known.answers[2]?.reply;
   if (two?.items.length && !$("answer-2").classList.contains("waiting"))
-    say([...news.splice(0), t("said_answer", { n: two.items.length, title: two.items[0].title, change: change() })].join(" "));
+    say([...news.splice(0), t("status_answer", { n: two.items.length, title: two.items[0].title, change: change() })].join(" "));
   await other;
 }
 const soon = debounce(200, refresh);
@@ -178,18 +178,18 @@ async function person() {
   drop("person");
   known.user = null;
   if (!state.isNew && state.user !== null) {
-    const said = await guard(() => ask("person", `/v1/console/user?user_id=${encodeURIComponent(state.user)}`), start);
-    if (said === null) return;
-    if (said) {
-      known.user = said;
-      learn([...said.history, ...said.recent_events]);
+    const data = await guard(() => ask("person", `/v1/console/user?user_id=${encodeURIComponent(state.user)}`), start);
+    if (data === null) return;
+    if (data) {
+      known.user = data;
+      learn([...data.history, ...data.recent_events]);
     }
   }
   drawPerson();
 }
 
 async function choose(user) {
-  Object.assign(state, { user, isNew: user === null, events: [], told: {} });
+  Object.assign(state, { user, isNew: user === null, events: [], changed: {} });
   known.answers = {};
   calm();
   write(true);
@@ -197,94 +197,94 @@ async function choose(user) {
 }
 
 async function chart(column) {
-  const said = known.maps[column] || (await ask(`map-${column}`, `/v1/console/map?limit=4000${column ? `&column=${encodeURIComponent(column)}` : ""}`));
-  if (said) {
-    known.maps[column] = known.maps[said.column] = said;
-    said.ids.forEach((id, n) => known.titles.set(id, said.titles[n]));
+  const data = known.maps[column] || (await ask(`map-${column}`, `/v1/console/map?limit=4000${column ? `&column=${encodeURIComponent(column)}` : ""}`));
+  if (data) {
+    known.maps[column] = known.maps[data.column] = data;
+    data.ids.forEach((id, n) => known.titles.set(id, data.titles[n]));
   }
-  return said;
+  return data;
 }
 
 async function look(id, focus = true) {
-  state.film = id;
+  state.chosen = id;
   write();
-  $("film-card").hidden = !id;
-  if (!id) return drop("film");
+  $("chosen-card").hidden = !id;
+  if (!id) return drop("chosen");
   const path = (k) => `/v1/items/similar?item_id=${encodeURIComponent(id)}&k=${k}`;
-  const said = await guard(async () => {
+  const data = await guard(async () => {
     try {
-      return await ask("film", path(NEIGHBOURS));
-    } catch (error) { // a service may allow fewer
+      return await ask("chosen", path(NEIGHBOURS));
+    } catch (error) { // the service may allow fewer
       if (![400, 422].includes(error.status)) throw error;
-      return ask("film", path(10));
+      return ask("chosen", path(10));
     }
   }, () => look(id, false));
-  if (said === undefined) $("film-card").hidden = true;
-  if (!said) return;
-  known.film = { id, items: said.items };
-  learn(said.items);
-  drawFilm();
+  if (data === undefined) $("chosen-card").hidden = true;
+  if (!data) return;
+  known.chosen = { id, items: data.items };
+  learn(data.items);
+  drawChosen();
   if (focus) {
-    $("film-h").focus({ preventScroll: true });
-    $("film-card").scrollIntoView({ block: "nearest", behavior: still() ? "auto" : "smooth" });
+    $("chosen-h").focus({ preventScroll: true });
+    $("chosen-card").scrollIntoView({ block: "nearest", behavior: still() ? "auto" : "smooth" });
   }
 }
 
 async function nameUnknown() {
-  for (const id of [...state.events.map((e) => e.id), ...state.ban, ...(state.film ? [state.film] : [])]) {
+  for (const id of [...state.events.map((e) => e.id), ...state.ban, ...(state.chosen ? [state.chosen] : [])]) {
     if (known.titles.has(id)) continue;
-    const said = await guard(() => ask(`name-${id}`, `/v1/console/items?limit=20&query=${encodeURIComponent(id)}`));
-    if (said) learn(said.items);
+    const data = await guard(() => ask(`name-${id}`, `/v1/console/items?limit=20&query=${encodeURIComponent(id)}`));
+    if (data) learn(data.items);
   }
   draw();
 }
 
-// ---- what changes the request
+// ---- changes of the request
 
 function add(id, liked) {
   state.events = [...state.events.filter((e) => e.id !== id), { id, liked }];
-  news.push(t("said_added", { title: title(id), kind: t(liked ? "liked" : "disliked") }));
+  news.push(t("status_added", { title: title(id), kind: t(liked ? "liked" : "disliked") }));
   refresh();
 }
 
 function remove(id) {
   state.events = state.events.filter((e) => e.id !== id);
-  news.push(t("said_gone", { title: title(id) }));
+  news.push(t("status_removed", { title: title(id) }));
   $("item").focus();
   refresh();
 }
 
 function ban(id, on = true) {
   state.ban = on ? [...state.ban.filter((b) => b !== id), id] : state.ban.filter((b) => b !== id);
-  news.push(t(on ? "said_banned" : "said_gone", { title: title(id) }));
+  news.push(t(on ? "status_banned" : "status_removed", { title: title(id) }));
   refresh();
 }
 
 async function send() {
-  const said = await guard(() => ask("events", "/v1/events", { method: "POST", body: { user_id: state.user, events: state.events } }), send);
-  if (!said) return;
+  const data = await guard(() => ask("events", "/v1/events", { method: "POST", body: { user_id: state.user, events: state.events } }), send);
+  if (!data) return;
   state.events = [];
   await Promise.all([person(), refresh()]);
-  say(t("sent", { n: said.recent_events, id: state.user }));
+  say(t("sent", { n: data.recent_events, id: state.user }));
 }
 
 async function forget() {
-  const said = await guard(() => ask("events", `/v1/events?user_id=${encodeURIComponent(state.user)}`, { method: "DELETE" }), forget);
-  if (!said) return;
+  const data = await guard(() => ask("events", `/v1/events?user_id=${encodeURIComponent(state.user)}`, { method: "DELETE" }), forget);
+  if (!data) return;
   await Promise.all([person(), refresh()]);
   say(t("forgotten", { id: state.user }));
 }
 
 // ---- rows
 
-function deeds(id, names) {
+function actions(id, names) {
   const all = {
     like: ["like", t("add_liked", { title: title(id) }), () => add(id, true)],
     dislike: ["dislike", t("add_disliked", { title: title(id) }), () => add(id, false)],
     ban: ["ban", t("ban", { title: title(id) }), () => ban(id)],
     look: ["near", t("look", { title: title(id) }), () => look(id)],
   };
-  return make("span", { class: "deeds" }, ...names.map((name) => {
+  return make("span", { class: "actions" }, ...names.map((name) => {
     const [picture, label, act] = all[name];
     return make("button", { type: "button", "aria-label": label, title: label, onclick: act }, icon(picture));
   }));
@@ -298,9 +298,9 @@ function row(id, ...children) {
   return make("li", { "data-id": id, onpointerenter: () => light(id), onpointerleave: () => light(null), onfocusin: () => light(id), onfocusout: () => light(null) }, ...children);
 }
 
-/** An item in a list on the side: its title adds it. */
+/** An item of a side list: a click on the title adds it. */
 const plain = (id, extra, value) =>
-  row(id, ...(extra ? [extra] : []), itemTitle(id), deeds(id, ["look", "dislike"]), ...(value ? [make("span", { class: "value" }, value)] : []));
+  row(id, ...(extra ? [extra] : []), itemTitle(id), actions(id, ["look", "dislike"]), ...(value ? [make("span", { class: "value" }, value)] : []));
 
 const kind = (liked) => {
   const e = make("span", { class: `kind ${liked ? "liked" : ""}`, role: "img", "aria-label": t(liked ? "liked" : "disliked") });
@@ -308,7 +308,7 @@ const kind = (liked) => {
   return e;
 };
 
-/** One stop of the Tab key for a list; the arrow keys go on from there. */
+/** Roving tabindex: one Tab stop for a list; arrow keys move inside. */
 function rove(list, at = list.querySelector("[tabindex='0']")) {
   const all = [...list.querySelectorAll("li[data-id] button")];
   const one = all.includes(at) ? at : all[0];
@@ -329,7 +329,7 @@ document.addEventListener("keydown", (event) => {
   next.focus();
 });
 
-/** Puts new rows in a list; rows of items that stay slide to their place, and the focus stays where it was. */
+/** Replaces the rows of a list. Rows of items that stay slide to their place; the focus stays. */
 function put(list, rows) {
   const held = list.contains(document.activeElement) ? document.activeElement : null;
   const place = held ? [...list.children].indexOf(held.closest("li")) : -1;
@@ -339,7 +339,7 @@ function put(list, rows) {
   rove(list);
   if (held && rows.length) {
     const to = rows[Math.min(place, rows.length - 1)];
-    const at = (held.closest(".deeds") ? to.querySelector(".deeds") : to)?.children[mate];
+    const at = (held.closest(".actions") ? to.querySelector(".actions") : to)?.children[mate];
     const next = at?.matches("button") ? at : to.querySelector("button");
     rove(list, next);
     next?.focus({ preventScroll: true });
@@ -366,7 +366,7 @@ function draw() {
   drawWhy();
   drawHistory();
   drawAdded();
-  if (known.film && state.film) drawFilm();
+  if (known.chosen && state.chosen) drawChosen();
 }
 
 const places = (n) => new Map((known.answers[n]?.reply.items || []).map((i, at) => [i.id, at + 1]));
@@ -383,25 +383,25 @@ function drawColumns() {
   const named = state.isNew ? "by_popular" : "by_1";
   const heads = { 1: [t("method_1"), t(named)], 2: [t("method_2"), t("by_2")], 3: [t("other_bundle"), t("by_other", { method: state.method })] };
   for (const n of [1, 2, 3]) {
-    const box = $(`answer-${n}`), said = known.answers[n];
+    const box = $(`answer-${n}`), data = known.answers[n];
     box.querySelector("h3").textContent = heads[n][0];
     box.querySelector(".by").textContent = heads[n][1];
     const list = box.querySelector(".best"), note = box.querySelector(".note"), meta = box.querySelector(".meta");
-    if (!said) {
+    if (!data) {
       const waits = box.classList.contains("waiting");
       meta.replaceChildren();
       note.textContent = waits ? t("waiting") : t("no_answer");
       list.replaceChildren();
       continue;
     }
-    const { reply } = said;
+    const { reply } = data;
     meta.replaceChildren(...[
       t(`source_${reply.source}`), t("ms", { n: number(reply.milliseconds, 1) }),
-      ...(reply.recent_events ? [t("live_used", { n: number(reply.recent_events) })] : []), reply.bundle_id,
+      ...(reply.recent_events ? [t("recent_used", { n: number(reply.recent_events) })] : []), reply.bundle_id,
     ].map((text) => make("span", {}, text)));
     const notes = [];
-    if (n === 1 && state.isNew) notes.push(t("new_person_1"));
-    if (n === 1 && !state.isNew && Object.keys(state.told).length) notes.push(t("told_1"));
+    if (n === 1 && state.isNew) notes.push(t("new_user_1"));
+    if (n === 1 && !state.isNew && Object.keys(state.changed).length) notes.push(t("changed_1"));
     if (n === 2 && known.answers[1] && !state.isNew) notes.push(change());
     const rivals = places(n === 1 ? 2 : n === 2 ? 1 : state.method);
     if (n === 3) notes.push(t("overlap", { n: reply.items.filter((i) => rivals.has(i.id)).length, k: reply.items.length }));
@@ -412,14 +412,14 @@ function drawColumns() {
     put(list, reply.items.map((item, at) => {
       const r = row(item.id, make("span", { class: "n" }, String(at + 1)), itemTitle(item.id), mark(n, at + 1, rivals, item.id),
         score(["popular", "fallback"].includes(reply.source) ? null : item.score),
-        deeds(item.id, ["look", "dislike", "ban"]));
+        actions(item.id, ["look", "dislike", "ban"]));
       if (n === 1 && rivals.size && !rivals.has(item.id)) r.classList.add("out");
       return r;
     }));
   }
 }
 
-/** The most popular have no score. */
+/** The score of an item; empty for popular items. */
 function score(value) {
   if (value === null) return make("span", { class: "score" });
   return make("span", { class: "score", role: "img", "aria-label": t("score", { n: number(value, 3) }) }, number(value, 3));
@@ -443,11 +443,11 @@ function mark(n, at, rivals, id) {
 function drawWhy() {
   press("method-1", state.method === 1);
   press("method-2", state.method === 2);
-  const said = known.answers[state.method];
-  const gates = said?.gates || [];
-  fill("gates-note", !said ? "" : gates.length ? t("gates_note") : said.reply.source === "popular" ? t("gates_popular")
+  const data = known.answers[state.method];
+  const gates = data?.gates || [];
+  fill("gates-note", !data ? "" : gates.length ? t("gates_note") : data.reply.source === "popular" ? t("gates_popular")
     : known.answers[2]?.gates.length ? t("gates_1") : t("gates_none"));
-  // A bar is a share of the whole, or of the largest where a gate may exceed 1.
+  // A bar is a share of 1, or of the largest weight if that exceeds 1.
   const whole = Math.max(1, ...gates.flatMap((g) => g.weights));
   const old = [...document.querySelectorAll("#gates .bar i")].map((e) => e.style.width);
   let nth = 0;
@@ -461,7 +461,7 @@ function drawWhy() {
       return make("li", {}, make("span", { class: "name", title: field }, field), make("span", { class: "bar", "aria-hidden": "true" }, bar), make("span", { class: "value" }, number(gate.weights[n], 2)));
     })))));
 
-  const f = said?.filtered;
+  const f = data?.filtered;
   const sums = f ? [["sum_seen", f.seen], ["sum_banned", f.banned], ...(f.where === null || f.where === undefined ? [] : [["sum_where", f.where]])] : [];
   $("sums").replaceChildren(...sums.map(([name, n]) => make("div", {}, make("dt", {}, t(name)), make("dd", {}, number(n)))));
   const left = f?.items || [];
@@ -469,21 +469,21 @@ function drawWhy() {
   $("out-best-h").hidden = !f;
   if (f && !left.length) $("out").append(make("li", { class: "note" }, t("left_none")));
 
-  const point = said?.point || null;
+  const point = data?.point || null;
   const stored = state.method === 2 && !state.isNew ? known.answers[1]?.point || null : null;
   map.show({
-    best: (said?.reply.items || []).map((i) => i.id),
+    best: (data?.reply.items || []).map((i) => i.id),
     user: point && { now: point, stored, name: state.isNew ? t("new_point") : t("user_named", { id: state.user }) },
   });
   drawMapNote();
 }
 
 function drawMapNote() {
-  const said = known.answers[state.method], chart = map.data;
+  const data = known.answers[state.method], chart = map.data;
   const all = known.bundle?.counts.items ?? 0, n = chart?.ids.length ?? 0;
   const best = map.best.filter((id) => map.index.has(id)).length;
   const shown = !chart ? "" : n < all ? t("map_some", { n: number(n), all: number(all), best: number(best) }) : t("map_all", { n: number(n) });
-  const length = said?.vector_norm ? t("norm", { n: number(said.vector_norm, 2) }) : "";
+  const length = data?.vector_norm ? t("norm", { n: number(data.vector_norm, 2) }) : "";
   fill("map-note", [shown, length].filter(Boolean).join(" "));
 }
 
@@ -499,23 +499,23 @@ function drawPerson() {
   const held = $("features").contains(document.activeElement) ? document.activeElement.name : null;
   $("features").replaceChildren(...names.map((name) => {
     const stored = plainly(own[name]);
-    const input = make("input", { type: "text", name, value: state.told[name] ?? stored, autocomplete: "off", spellcheck: "false" });
+    const input = make("input", { type: "text", name, value: state.changed[name] ?? stored, autocomplete: "off", spellcheck: "false" });
     input.readOnly = !named.includes(name) || typeof (own[name] ?? "") === "object";
     input.addEventListener("change", () => {
-      if (input.value === stored) delete state.told[name];
-      else state.told[name] = input.value;
+      if (input.value === stored) delete state.changed[name];
+      else state.changed[name] = input.value;
       drawPerson();
       refresh();
     });
-    return make("label", { class: name in state.told ? "told" : "" }, make("span", { title: name }, name), input);
+    return make("label", { class: name in state.changed ? "changed" : "" }, make("span", { title: name }, name), input);
   }));
-  if (Object.keys(state.told).length) {
+  if (Object.keys(state.changed).length) {
     $("features").append(make("button", { type: "button", class: "link", onclick: () => {
-      state.told = {};
+      state.changed = {};
       drawPerson();
       refresh();
-    } }, t("features_back")));
-    if (!state.isNew) fill("who-note", t("features_told"));
+    } }, t("features_restore")));
+    if (!state.isNew) fill("who-note", t("features_changed"));
   }
   if (held) $("features").querySelector(`input[name="${CSS.escape(held)}"]`)?.focus();
   drawAdded();
@@ -523,7 +523,7 @@ function drawPerson() {
 }
 
 function drawAdded() {
-  const events = state.events, live = known.user?.recent_events || [];
+  const events = state.events, recent = known.user?.recent_events || [];
   fill("added-n", events.length ? number(events.length) : "");
   put($("chips"), events.map((e) => {
     const name = title(e.id);
@@ -538,12 +538,12 @@ function drawAdded() {
       make("button", { type: "button", class: "away", "aria-label": away, title: away, onclick: () => remove(e.id) }, icon("close")));
   }));
   const unread = known.bundle && !known.bundle.history;
-  fill("added-note", unread ? t("history_unread") : events.length || live.length ? "" : t("added_none"));
-  $("live-box").classList.toggle("some", live.length > 0);
-  fill("live-n", live.length ? number(live.length) : "");
-  put($("live"), live.map((e) => plain(e.id, kind(e.liked))));
+  fill("added-note", unread ? t("history_unread") : events.length || recent.length ? "" : t("added_none"));
+  $("recent-box").classList.toggle("some", recent.length > 0);
+  fill("recent-n", recent.length ? number(recent.length) : "");
+  put($("recent"), recent.map((e) => plain(e.id, kind(e.liked))));
   $("send").disabled = state.isNew || state.user === null || !events.length;
-  $("forget").disabled = state.isNew || !live.length;
+  $("forget").disabled = state.isNew || !recent.length;
   $("banned").classList.toggle("some", state.ban.length > 0);
   put($("banned").querySelector("ul"), state.ban.map((id) => {
     const label = t("unban", { title: title(id) });
@@ -559,24 +559,24 @@ function drawHistory() {
   fill("history-n", n ? number(n) : "");
   fill("history-note", !own.length ? t("history_none") : n > own.length ? t("history_last", { shown: number(own.length), n: number(n) }) : t("history_all"));
   const key = `${spoken()} ${own.map((e) => e.id)}`;
-  if ($("history").dataset.key === key) return; // long, and seldom another
+  if ($("history").dataset.key === key) return; // unchanged
   $("history").dataset.key = key;
   put($("history"), own.toReversed().map((e) => plain(e.id, kind(e.liked))));
 }
 
-function drawFilm() {
-  const { id, items } = known.film;
-  fill("film-h", title(id));
-  const held = [...$("film-deeds").querySelectorAll("button")].indexOf(document.activeElement);
-  $("film-deeds").replaceChildren(deeds(id, ["like", "dislike", "ban"]));
-  $("film-deeds").querySelectorAll("button")[held]?.focus({ preventScroll: true });
+function drawChosen() {
+  const { id, items } = known.chosen;
+  fill("chosen-h", title(id));
+  const held = [...$("chosen-actions").querySelectorAll("button")].indexOf(document.activeElement);
+  $("chosen-actions").replaceChildren(actions(id, ["like", "dislike", "ban"]));
+  $("chosen-actions").querySelectorAll("button")[held]?.focus({ preventScroll: true });
   const rank = (n) => (places(n).has(id) ? t("rank", { n: places(n).get(id) }) : t("not_best"));
-  fill("film-note", t("film_rank", { id, one: rank(1), two: rank(2) }));
+  fill("chosen-note", t("chosen_rank", { id, one: rank(1), two: rank(2) }));
   const read = known.answers[2]?.history || known.user?.history || [];
   const met = new Map(read.map((e) => [e.id, e.liked]));
   const near = items.filter((i) => met.has(i.id)).slice(0, 5);
-  put($("met-near"), near.map((i) => plain(i.id, kind(met.get(i.id)), number(i.score, 2))));
-  fill("met-near-note", near.length ? "" : t("met_near_none", { n: items.length }));
+  put($("similar-in-history"), near.map((i) => plain(i.id, kind(met.get(i.id)), number(i.score, 2))));
+  fill("similar-in-history-note", near.length ? "" : t("similar_in_history_none", { n: items.length }));
   put($("similar"), items.slice(0, 10).map((i) => plain(i.id, null, number(i.score, 2))));
 }
 
@@ -627,21 +627,21 @@ function drawAll() {
   draw();
 }
 
-// ---- the values that a filter may name, where the map knows them
+// ---- suggestions for the value of a filter, from the groups of the map
 
 async function offer() {
   const column = state.where.column;
   $("where-values").replaceChildren();
   const columns = known.maps[""]?.columns || [];
   if (!columns.includes(column)) return;
-  const said = await guard(() => chart(column));
-  if (said && state.where.column === column) $("where-values").replaceChildren(...said.groups.map((g) => make("option", { value: g })));
+  const data = await guard(() => chart(column));
+  if (data && state.where.column === column) $("where-values").replaceChildren(...data.groups.map((g) => make("option", { value: g })));
 }
 
 async function colour() {
-  const said = await guard(() => chart(state.column), colour);
-  if (!said) return;
-  map.show({ data: said });
+  const data = await guard(() => chart(state.column), colour);
+  if (!data) return;
+  map.show({ data: data });
   drawLegend();
   drawMapNote();
 }
@@ -656,17 +656,17 @@ const map = new Map2d($("map"), $("tip"), {
 
 combobox($("user"), {
   find: async (text) => {
-    const said = await guard(() => ask("users", `/v1/console/users?limit=20&query=${encodeURIComponent(text)}`), () => $("user").focus());
-    return said && { options: said.users.map((u) => ({ id: u.id, text: u.id, more: t("events_n", { n: number(u.events) }) })), total: number(said.total) };
+    const data = await guard(() => ask("users", `/v1/console/users?limit=20&query=${encodeURIComponent(text)}`), () => $("user").focus());
+    return data && { options: data.users.map((u) => ({ id: u.id, text: u.id, more: t("events_n", { n: number(u.events) }) })), total: number(data.total) };
   },
   choose: (option) => choose(option.id),
   rest: () => state.user ?? "",
 });
 combobox($("item"), {
   find: async (text) => {
-    const said = await guard(() => ask("items", `/v1/console/items?limit=20&query=${encodeURIComponent(text)}`), () => $("item").focus());
-    if (said) learn(said.items);
-    return said && { options: said.items.map((i) => ({ id: i.id, text: i.title })), total: number(said.total) };
+    const data = await guard(() => ask("items", `/v1/console/items?limit=20&query=${encodeURIComponent(text)}`), () => $("item").focus());
+    if (data) learn(data.items);
+    return data && { options: data.items.map((i) => ({ id: i.id, text: i.title })), total: number(data.total) };
   },
   choose: (option) => add(option.id, true),
 });
@@ -679,8 +679,8 @@ document.querySelector(".skip").addEventListener("click", (event) => {
 $("new").addEventListener("click", () => choose(null));
 $("send").addEventListener("click", send);
 $("forget").addEventListener("click", forget);
-$("film-close").addEventListener("click", () => {
-  known.film = null;
+$("chosen-close").addEventListener("click", () => {
+  known.chosen = null;
   look("");
   const back = document.querySelector("#answer-2 .best .title");
   back?.focus({ preventScroll: true });
@@ -785,10 +785,10 @@ addEventListener("popstate", () => { // also when the address is edited
 
 async function start() {
   map.near = state.near;
-  const said = await guard(() => Promise.all([ask("bundle", "/v1/bundle"), ask("bundles", "/v1/console/bundles")]), start);
-  if (!said || said.includes(null)) return;
-  known.bundle = said[0];
-  known.bundles = said[1].bundles;
+  const data = await guard(() => Promise.all([ask("bundle", "/v1/bundle"), ask("bundles", "/v1/console/bundles")]), start);
+  if (!data || data.includes(null)) return;
+  known.bundle = data[0];
+  known.bundles = data[1].bundles;
   if (state.user === null && !state.isNew) { // an example to begin with
     const first = await guard(() => ask("first", "/v1/console/users?limit=1"), start);
     if (!first) return;
@@ -796,7 +796,7 @@ async function start() {
     state.isNew = state.user === null;
   }
   drawAll();
-  await Promise.all([person(), refresh(), colour().then(offer), ...(state.film ? [look(state.film, false)] : [])]);
+  await Promise.all([person(), refresh(), colour().then(offer), ...(state.chosen ? [look(state.chosen, false)] : [])]);
   await nameUnknown();
 }
 

@@ -1,10 +1,10 @@
-// The item space on a canvas: points, the user, and the best items outlined.
+// The map of item vectors on a canvas: items as points, the user, the recommended items outlined.
 
 const SHOWN = 6; // groups with a colour; the rest is grey
-const NEAR = 12; // CSS pixels within which a point is meant
+const NEAR = 12; // CSS pixels around a point that select it
 
-/** `add(id, liked)` when an item is chosen, `hover(id or null)` when one is pointed at, `label(rank, id)` when the keyboard
- *  comes to one. */
+/** `add(id, liked)`: an item is chosen. `hover(id or null)`: the pointer is on an item. `label(rank, id)`: the keyboard
+ *  selects an item. */
 export class Map2d {
   constructor(canvas, tip, { add, hover, label }) {
     Object.assign(this, { canvas, tip, add, hover, label });
@@ -79,13 +79,13 @@ export class Map2d {
       const id = this.data.ids[n];
       if (this.alone !== null && group !== this.alone && !best.has(id)) return;
       const [cx, cy] = this.place(px, py);
-      const d = (cx - x) ** 2 + (cy - y) ** 2 - (best.has(id) ? 30 : 0); // what is outlined is meant first
+      const d = (cx - x) ** 2 + (cy - y) ** 2 - (best.has(id) ? 30 : 0); // outlined items come first
       if (d < least) [found, least] = [id, d];
     });
     return found;
   }
 
-  /** What the view shows: [x0, y0, x1, y1]. */
+  /** The visible part of the plane: [x0, y0, x1, y1]. */
   window() {
     let points = this.data.points;
     if (this.near) {
@@ -197,7 +197,7 @@ export class Map2d {
     };
     if (this.user.stored) {
       const [sx, sy] = this.place(...this.user.stored);
-      if (Math.hypot(sx - x, sy - y) > 6) { // where the user stood before the events
+      if (Math.hypot(sx - x, sy - y) > 6) { // the user without the recent events
         for (const [w, s] of [[5, colour.back], [2, colour.accent]]) {
           c.beginPath();
           c.moveTo(sx, sy); c.lineTo(x, y);
@@ -222,7 +222,7 @@ export class Map2d {
     this.tag(c, colour, x, y);
   }
 
-  /** The user's name beside the diamond, on the side where it covers the fewest of the best. */
+  /** Draws the user's name beside the diamond, on the side where it covers the fewest recommended items. */
   tag(c, colour, x, y) {
     c.font = `600 12px ${getComputedStyle(this.canvas).fontFamily}`;
     const wide = c.measureText(this.user.name).width + 14, high = 21;
@@ -245,7 +245,7 @@ export class Map2d {
   }
 }
 
-/** The colours of the style sheet, as the theme has them now. */
+/** The colours of the style sheet in the current theme. */
 function palette(near) {
   const probe = near.parentElement.appendChild(document.createElement("span"));
   const of = (name) => {

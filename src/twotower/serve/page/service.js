@@ -1,8 +1,8 @@
-// Questions to the service. A newer question of a slot ends the older one, so an old answer never comes last.
+// Requests to the service. A new request of a slot aborts the older one, so an old answer never comes last.
 
 const KEY = "twotower-key";
-const PATIENCE = 3; // times that a busy service is asked again
-const BRIEF = 2; // seconds that it may ask to wait, and is waited for without a word
+const MAX_RETRIES = 3; // of a request to a busy service
+const MAX_RETRY_AFTER = 2; // seconds; a longer wait is shown as a problem
 const running = new Map();
 
 export class Problem extends Error {
@@ -17,8 +17,8 @@ export class Problem extends Error {
 
 export const keep = (key) => sessionStorage.setItem(KEY, key);
 
-/** The JSON answer, or null if a newer question of the same slot has overtaken this one. Throws Problem.
- *  A service that is busy for a moment is asked again. */
+/** The JSON reply; null if a newer request of the same slot aborted this one. Throws Problem.
+ *  Retries while the service is busy for a moment. */
 export async function ask(slot, path, { method = "GET", body } = {}) {
   running.get(slot)?.abort();
   const control = new AbortController();
@@ -27,26 +27,26 @@ export async function ask(slot, path, { method = "GET", body } = {}) {
   const key = sessionStorage.getItem(KEY);
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const question = { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal: control.signal };
-  for (let left = PATIENCE; ; left--) {
-    let reply, told;
+  const options = { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal: control.signal };
+  for (let left = MAX_RETRIES; ; left--) {
+    let reply, data;
     try {
-      reply = await fetch(path, question);
-      told = reply.status === 204 ? {} : await reply.json().catch(() => ({}));
+      reply = await fetch(path, options);
+      data = reply.status === 204 ? {} : await reply.json().catch(() => ({}));
     } catch {
       if (control.signal.aborted) return null;
       throw new Problem(0);
     }
     if (running.get(slot) !== control) return null;
     const seconds = Number(reply.headers.get("Retry-After")) || 1;
-    if ([429, 503].includes(reply.status) && left && seconds <= BRIEF) {
+    if ([429, 503].includes(reply.status) && left && seconds <= MAX_RETRY_AFTER) {
       await new Promise((done) => setTimeout(done, seconds * 1000));
       if (running.get(slot) !== control) return null;
       continue;
     }
     running.delete(slot);
-    if (!reply.ok) throw new Problem(reply.status, told, seconds);
-    return told;
+    if (!reply.ok) throw new Problem(reply.status, data, seconds);
+    return data;
   }
 }
 
