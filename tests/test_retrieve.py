@@ -24,7 +24,6 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 import twotower
 from twotower import api
 from twotower.config import IndexConfig
-from twotower.data.dataset import Ids, Lines
 from twotower.data.feed import feed
 from twotower.data.splits import TEST, VALIDATION
 from twotower.encoders import Ragged, spelled
@@ -426,46 +425,6 @@ def test_a_filter_asked_again_gives_the_same_and_few_are_kept(retriever: Retriev
         retriever.count_allowed(None, {"brand": "brand2", "brnd": "x"})
 
 
-ID_COLUMNS = [
-    pl.Series("id", ["7", "007", "", "漢", "7.0", "\\udcff", "a" * 300]),
-    pl.Series("id", [7, -7, 2**63 - 1, 0]),
-    pl.Series("id", [0, 2**64 - 1], dtype=pl.UInt64),
-]
-
-
-@pytest.mark.parametrize("bits", [64, 1, 0])
-@pytest.mark.parametrize("column", ID_COLUMNS)
-def test_ids_have_their_rows_also_where_hashes_collide(
-    column: pl.Series, bits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import twotower.data.dataset
-
-    hashes = twotower.data.dataset._hashes
-    monkeypatch.setattr(twotower.data.dataset, "_hashes", lambda c: hashes(c) & np.uint64(2**bits - 1))
-    known = [str(i) for i in column]
-    row = {i: r for r, i in enumerate(known)}
-    found = Ids(column)
-    asked = [*known[::-1], "nobody", "07", "7 ", "\udcff", "漢漢", known[0]]
-    assert found.rows(asked) == [row.get(i, -1) for i in asked]
-    assert [found.row(i) for i in asked * 2] == [row.get(i) for i in asked * 2]
-    assert found.rows([]) == []
-    assert list(found) == known == found[:]
-    assert (len(found), found[-1], found[np.int64(1)], found[1:3]) == (len(known), known[-1], known[1], known[1:3])
-    assert known[1] in found
-    assert "nobody" not in found
-    assert Ids(column.clear()).rows(["7"]) == [-1]
-    assert list(Lines(column)) == known
-    with pytest.raises(IndexError):
-        found[len(known)]
-
-
-def test_the_ids_asked_last_are_few() -> None:
-    many = Ids(pl.Series("id", np.arange(20_000)))
-    assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))
-    assert len(many._last) <= 16_384
-    assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))
-
-
 def test_a_retriever_is_gone_as_soon_as_nobody_holds_it(store: Path) -> None:
     gc.collect()
     gc.disable()
@@ -651,11 +610,11 @@ def test_a_request_is_read_as_the_row_of_a_table_it_stands_for(
 
 
 def test_an_index_file_that_is_known_to_be_sound_is_not_looked_at_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from twotower.index import faiss
 
-    monkeypatch.setattr(faiss, "FAISS_MIN_VECTORS", 8)
+    run = twotower.fit(everything(60, 300, 3000), EVERYTHING_SCHEMA, settings(), folder=tmp_path / "run")
     api.publish(run, tmp_path / "store", IndexConfig(kind="ivf", min_recall=0.1))
     bundle = Store(tmp_path / "store").current()
     looked: list[Path] = []

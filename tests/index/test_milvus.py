@@ -30,12 +30,13 @@ from twotower.index import MilvusLocation, build_index, load_index
 from twotower.index.deadline import deadline
 from twotower.index.milvus import collections
 from twotower.index.milvus.client import CollectionError, MilvusConnection
-from twotower.index.milvus.milvus_index import MilvusIndex
+from twotower.index.milvus.milvus_index import MilvusIndex, MilvusLimits
 from twotower.request import Request
 from twotower.retrieve import Retriever
 from twotower.runs import Run
 from twotower.serve import schemas
 from twotower.serve.app import create_admin_app
+from twotower.serve.bundles import BundleLimits
 from twotower.serve.problems import Problem
 from twotower.serve.search_executor import RemoteSearchExecutor
 from twotower.serve.service import Service
@@ -121,10 +122,8 @@ def test_both_methods_give_what_an_exact_index_gives(
     tmp_path: Path,
     prefix: str,
     where: str,
-    monkeypatch: pytest.MonkeyPatch,
     messages: list[str],
 ) -> None:
-    monkeypatch.setattr("twotower.index.milvus.milvus_index.EXACT_MAX_ROWS", 8)
     uri = shared.uri if where == "server" else str(tmp_path / "milvus.db")
     kind = "IVF_FLAT" if where == "server" else "HNSW"
     config = there(uri, f"{prefix}_{where}", type=kind, min_recall=0.9)
@@ -136,6 +135,8 @@ def test_both_methods_give_what_an_exact_index_gives(
     assert {p.name for p in (bundle.folder / "index").iterdir()} == {"index.json", "rows.npy"}
     ours, exact = api.retriever(tmp_path / "store"), api.retriever(tmp_path / "exact")
     ours.index.search_params |= ours.index.search_limits()
+    assert isinstance(ours.index, MilvusIndex)
+    ours.index.limits = MilvusLimits(exact_max_rows=8)
     many = [f"i{n}" for n in range(0, 300, 2)]
     request = Request("u3", events=[("i5", True)])
     ways: list[dict[str, Any]] = [
@@ -169,20 +170,15 @@ def test_both_methods_give_what_an_exact_index_gives(
         assert (told["source"], len(told["items"])) == ("model", K)
 
 
-def test_large_filters_are_answered_whatever_it_takes(
-    shared: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_filters_are_answered_whatever_it_takes(shared: Server, prefix: str, tmp_path: Path) -> None:
     """Neither few enough to fetch nor to name, and all of the best are banned: more is asked for, then every page."""
-    from twotower.index.milvus import milvus_index
-
     rng = np.random.default_rng(0)
     vectors, queries = rng.standard_normal((3000, 6)).astype(np.float32), rng.standard_normal((2, 6)).astype(np.float32)
     index = build_index("milvus", vectors, np.arange(3000), "dot", None, MilvusLocation(shared.uri, prefix, "FLAT"))
     index.save(tmp_path / "index")
     away, exact = load_index(tmp_path / "index"), build_index("exact", vectors, np.arange(3000), "dot")
-    monkeypatch.setattr(milvus_index, "EXACT_MAX_ROWS", 10)
-    monkeypatch.setattr(milvus_index, "NAMED_MAX_ROWS", 20)
-    monkeypatch.setattr(milvus_index, "MAX_HITS", 400)
+    assert isinstance(away, MilvusIndex)
+    away.limits = MilvusLimits(exact_max_rows=10, named_max_rows=20, max_hits=400)
     best = exact.search(queries, 1000)[0]
     for allowed, banned in (
         (np.arange(0, 3000, 2), None),
@@ -342,7 +338,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) 
     assert "secret" not in str(refused.value)
 
 
-def test_places_that_cannot_be_are_refused(shared: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locations_that_cannot_be_are_refused(tmp_path: Path) -> None:
     vectors, rows = np.eye(3, dtype=np.float32), np.arange(3)
     with pytest.raises(ConfigError, match="needs a location"):
         build_index("milvus", vectors, rows, "dot")
@@ -356,9 +352,9 @@ def test_places_that_cannot_be_are_refused(shared: Server, tmp_path: Path, monke
         build_index("milvus", vectors, rows, "dot", None, MilvusLocation(str(tmp_path / "no" / "a.db"))).save(
             tmp_path / "x"
         )
-    monkeypatch.setattr("twotower.index.milvus.client.CONNECT_SECONDS", 0.3)
+    nowhere = MilvusLocation("http://127.0.0.1:1", connect_timeout=0.3)
     with pytest.raises(Unavailable, match="no Milvus answers there"):
-        build_index("milvus", vectors, rows, "dot", None, MilvusLocation("http://127.0.0.1:1")).save(tmp_path / "x")
+        build_index("milvus", vectors, rows, "dot", None, nowhere).save(tmp_path / "x")
     with pytest.raises(Unavailable, match="has another process opened it"):
         build_index("milvus", vectors, rows, "dot", None, MilvusLocation(_opened_elsewhere(tmp_path))).save(
             tmp_path / "x"
@@ -436,8 +432,8 @@ def test_index_folders_that_say_something_else_are_refused(shared: Server, prefi
 class Serving:
     """A service of this process, on an event loop that is watched."""
 
-    def __init__(self, store: Path, **settings: Any) -> None:
-        self.service = Service(ServeSettings(store=store, **settings))
+    def __init__(self, store: Path, limits: BundleLimits = BundleLimits(), **settings: Any) -> None:
+        self.service = Service(ServeSettings(store=store, **settings), bundle_limits=limits)
         self.service.search_executor.breaker.pause = 0.05
 
     async def __aenter__(self) -> Service:
@@ -462,14 +458,13 @@ async def source(service: Service) -> str:
 
 
 def test_fault_F1_milvus_down_at_the_start_is_not_ready_and_comes_back(
-    runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path
 ) -> None:
     api.publish(runs[0], tmp_path / "store", there(server.uri, prefix))
     server.kill()
-    monkeypatch.setattr("twotower.serve.bundles.RETRY_PAUSES", (0.1,))
 
     async def world() -> None:
-        async with Serving(tmp_path / "store") as service:
+        async with Serving(tmp_path / "store", BundleLimits(retry_pauses=(0.1,))) as service:
             with pytest.raises(Problem, match="Milvus (does not )?answer") as refused:
                 await service.recommend(body())
             assert refused.value.name == "no-bundle"
@@ -735,14 +730,11 @@ _DIES = """
 import os, signal, sys
 from twotower import api
 from twotower.config import IndexConfig
-from twotower.index.milvus import client, milvus_index
-milvus_index.INSERT_ROWS, put, real = 10, 0, client.MilvusConnection.insert
+from twotower.index.milvus import client
+real = client.MilvusConnection.insert
 def insert(self, name, rows, vectors):
-    global put
-    real(self, name, rows, vectors)
-    put += len(rows)
-    if put >= 180:
-        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, name, rows[:180], vectors[:180])
+    os.kill(os.getpid(), signal.SIGKILL)
 client.MilvusConnection.insert = insert
 run, store, uri, prefix = sys.argv[1:]
 api.publish(api.load(run), store, IndexConfig(kind="milvus", uri=uri, prefix=prefix, type="IVF_FLAT", k=5))
@@ -773,7 +765,7 @@ def test_fault_F3_a_publisher_killed_at_60_percent_leaves_nothing_that_is_served
 
 
 def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
-    runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path
 ) -> None:
     from pymilvus import MilvusClient
 
@@ -781,12 +773,10 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
     first = api.publish(runs[0], store, there(server.uri, prefix))
     second = api.publish(runs[0], store, there(server.uri, prefix))
     server.kill()
-    monkeypatch.setattr("twotower.index.milvus.client.CONNECT_SECONDS", 0.5)
     with pytest.raises(RunError, match=f"{first.id} is current, but the alias {prefix} does not stand"):
-        maintenance.rollback(store)
+        maintenance.rollback(store, connect_timeout=0.5)
     assert Store(store).current().id == first.id
     server.start()
-    monkeypatch.undo()
     assert cli.run_command(cli.app, ["gc", "--store", str(store)]) == 0
     assert alias(MilvusClient(server.uri), prefix) == collection(first)
     assert replace(second).id in [b.id for b in Store(store).bundles()]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -58,13 +59,6 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     URI = str(tmp_path_factory.mktemp("milvus") / "milvus.db")
     yield
     server_manager_instance.release_server(URI)
-
-
-@pytest.fixture
-def no_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAISS and Milvus are asked about small choices as well."""
-    for name in ("faiss", "milvus.milvus_index"):
-        monkeypatch.setattr(f"twotower.index.{name}.EXACT_MAX_ROWS", 1)
 
 
 def build(
@@ -121,6 +115,15 @@ def checked(metric: str) -> Metric:
     return "cosine" if metric == "cosine" else "dot"
 
 
+def never_exact(index: Index) -> Index:
+    """The index, which asks FAISS or Milvus also where few rows are allowed."""
+    if hasattr(index, "exact_max_rows"):
+        index.exact_max_rows = 1
+    elif hasattr(index, "limits"):
+        index.limits = replace(index.limits, exact_max_rows=1)
+    return index
+
+
 def full(index: Index) -> Index:
     """The index with every effort at its largest: then it must be right."""
     index.search_params |= index.search_limits()
@@ -168,10 +171,9 @@ def test_the_best_k_as_a_loop_finds_them(kind: str, metric: str, k: int) -> None
 
 @each
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-@pytest.mark.usefixtures("no_few")
 def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
     index, vectors, rows = made(kind, metric)
-    full(index)
+    never_exact(full(index))
     rng, queries = np.random.default_rng(2), users(4)
     allowed = np.append(rng.permutation(rows)[: int(share * N)], [10**12, 10**12])
     banned = [np.append(rng.permutation(rows)[:n], [10**12]) for n in (0, 3, 300)] + [rows]
@@ -182,11 +184,10 @@ def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
 
 
 @each_approximate
-@pytest.mark.usefixtures("no_few")
 def test_little_effort_keeps_the_promises(kind: str, metric: str) -> None:
     """One probe and lists that are mostly banned: still never short, never banned, in order."""
     index, _, rows = made(kind, metric)
-    index.search_params = dict.fromkeys(index.search_params, 1)
+    never_exact(index).search_params = dict.fromkeys(index.search_params, 1)
     rng, queries = np.random.default_rng(3), users(6)
     index.remove(rows[:50])
     for k in (1, 20, 100):
@@ -649,8 +650,7 @@ def test_kernels_with_wrong_products_are_not_used(
     assert faiss_setup.load_faiss(XEON.format("avx2 fma")) == (wrong, False)
     assert "OPENBLAS_CORETYPE=HASWELL" in caplog.text
     assert "OPENBLAS_CORETYPE" not in os.environ
-    monkeypatch.setattr(faiss_setup, "_use_blas", False)
-    with faiss_setup.faiss_settings(1, 64):
+    with faiss_setup.faiss_settings(1, 64, use_blas=False):
         assert faiss_setup.faiss.cvar.distance_compute_blas_threshold > 10**9
 
 
@@ -770,7 +770,8 @@ def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None
 
 
 def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import twotower.index.faiss
+    from twotower.index import faiss
+    from twotower.index.faiss import verify_files
 
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_bytes(b"x")
@@ -783,27 +784,23 @@ def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeyp
         "def grows(path): bytes(10**10)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(twotower.index.faiss, "LOOK", "work:dies")
-    said = twotower.index.faiss.verify_files([first, second])
+    said = verify_files([first, second], function="work:dies")
     assert "ended a process with code -6" in said[first]
     assert said[second] == ""
-    monkeypatch.setattr(twotower.index.faiss, "LOOK", "work:hangs")
     with pytest.raises(RunError, match=r"more than 0\.3 seconds"):
-        verify_file(first, timeout=0.3)
+        faiss.verify_file(first, timeout=0.3, function="work:hangs")
     (seen,) = limited_process.run_limited("work:computes", [first], timeout=60, computing=1, memory=1 << 30).values()
     assert seen.error == "loading it takes more than 1 seconds"
-    monkeypatch.setattr(twotower.index.faiss, "LOOK", "work:grows")
     with pytest.raises(RunError, match="a: not a usable FAISS index .loading it takes more than 2,147 MB"):
-        verify_file(first)
+        faiss.verify_file(first, function="work:grows")
 
 
 @each
-@pytest.mark.usefixtures("no_few")
 def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path: Path) -> None:
     """Row r at position r goes a shorter way, until a row is gone."""
     vectors = world(metric)[0]
     rows = np.arange(len(vectors))
-    index = full(build(kind, vectors, rows, checked(metric)))
+    index = never_exact(full(build(kind, vectors, rows, checked(metric))))
     index.save(tmp_path / "index")
     queries, rng = users(4), np.random.default_rng(1)
     allowed = rng.permutation(len(vectors) + 50)[: len(vectors) // 2]
@@ -820,7 +817,7 @@ def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path
         np.testing.assert_array_equal(index.vectors(rows[::3]), vectors[rows[::3]])
 
     check(index, rows)
-    check(full(load_index(tmp_path / "index")), rows)
+    check(never_exact(full(load_index(tmp_path / "index"))), rows)
     index.remove(rows[10:30])
     left = np.delete(rows, slice(10, 30))
     check(index, left)

@@ -58,9 +58,13 @@ class Ids(Lines):
     Hashes in order stand for a dict: they are made, and freed, at once and without the interpreter's lock.
     """
 
-    def __init__(self, column: pl.Series) -> None:
+    def __init__(
+        self, column: pl.Series, hash_ids: Callable[[pl.Series], npt.NDArray[np.uint64]] | None = None
+    ) -> None:
+        """`hash_ids`: a series of texts (n,) -> their hashes (n,); polars' own by default."""
         super().__init__(column)
-        hashes = _hashes(self.column)
+        self._hash_ids = hash_ids or _hashes
+        hashes = self._hash_ids(self.column)
         self._order: Ints = np.argsort(hashes)
         self._hashes = hashes[self._order]
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
@@ -88,7 +92,7 @@ class Ids(Lines):
             wanted = pl.Series(asked, dtype=pl.String)
         except ValueError:  # half a character, which no id has
             wanted = pl.Series([i.encode(errors="replace").decode() for i in asked])
-        at = np.minimum(np.searchsorted(self._hashes, _hashes(wanted)), len(self) - 1)
+        at = np.minimum(np.searchsorted(self._hashes, self._hash_ids(wanted)), len(self) - 1)
         rows = [row if self.column[row] == i else -1 for i, row in zip(asked, self._order[at].tolist(), strict=True)]
         return [self._twins.get(i, row) for i, row in zip(asked, rows, strict=True)] if self._twins else rows
 

@@ -46,6 +46,8 @@ class FaissIndex(ExactIndex):
         self._engine: Any = None
         self._mapped = False
         self._alive_bits: Any = None
+        self.exact_max_rows = EXACT_MAX_ROWS
+        """Searches among at most this many allowed rows are exact."""
         self._norm_bound = 0.0
         """M."""
 
@@ -113,7 +115,7 @@ class FaissIndex(ExactIndex):
 
     def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
         size = len(self._rows)
-        few = scope.only is not None and len(scope.only) <= max(EXACT_MAX_ROWS, size // 32)
+        few = scope.only is not None and len(scope.only) <= max(self.exact_max_rows, size // 32)
         if exact or few or self._engine is None or self._is_exhaustive() or 4 * k > scope.remaining.max(initial=0):
             return self._scan(queries, k, scope)
         rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
@@ -395,23 +397,27 @@ def load_and_search(path: Path) -> str:
     return ""
 
 
-def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None) -> None:
+def verify_file(
+    path: Path, *, timeout: float = 120.0, memory: int | None = None, function: str = VERIFY_FUNCTION
+) -> None:
     """Load and search the file in a process of its own first. Raises RunError if that fails, dies or takes too long.
 
     `timeout` in seconds; `memory` in bytes of address space, by default 2 GiB and four times the file.
     """
-    said = verify_files([path], timeout=timeout, memory=memory)[path]
+    said = verify_files([path], timeout=timeout, memory=memory, function=function)[path]
     if said:
         raise RunError(said)
 
 
-def verify_files(paths: list[Path], *, timeout: float = 120.0, memory: int | None = None) -> dict[Path, str]:
+def verify_files(
+    paths: list[Path], *, timeout: float = 120.0, memory: int | None = None, function: str = VERIFY_FUNCTION
+) -> dict[Path, str]:
     """Say what is wrong with each file; an empty string for a sound one."""
     said = {path: f"{path}: no such file" for path in paths if not path.is_file()}
     rest = [path for path in paths if path not in said]
     largest = max((path.stat().st_size for path in rest), default=0)
     for path, seen in limited_process.run_limited(
-        VERIFY_FUNCTION, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest
+        function, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest
     ).items():
         ours = not seen.error or str(path) in seen.error
         said[path] = seen.error if ours else f"{path}: not a usable FAISS index ({seen.error})"

@@ -98,12 +98,12 @@ faiss: Any = _module
 
 
 @contextmanager
-def faiss_settings(threads: int, width: int) -> Iterator[None]:
+def faiss_settings(threads: int, width: int, use_blas: bool = _use_blas) -> Iterator[None]:
     """OpenMP threads of the FAISS calls of this thread, put back at the end; and from when on it multiplies matrices."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     # One number for all threads of the process: with another width beside this one some call is slower, none is wrong.
-    faiss.cvar.distance_compute_blas_threshold = BLAS_MIN_QUERIES * width if _use_blas else BLAS_OFF
+    faiss.cvar.distance_compute_blas_threshold = BLAS_MIN_QUERIES * width if use_blas else BLAS_OFF
     try:
         yield
     finally:

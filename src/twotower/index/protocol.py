@@ -18,6 +18,10 @@ Rows = npt.NDArray[np.int64]
 MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]
 
 
+CONNECT_TIMEOUT = 3.0
+"""Seconds that a connection to Milvus may take."""
+
+
 @dataclass(frozen=True)
 class MilvusLocation:
     """Where an index of kind "milvus" keeps its vectors."""
@@ -33,6 +37,8 @@ class MilvusLocation:
     """Digest of the model whose vectors they are."""
     on_create: Callable[[str], None] = lambda name: None
     """Told the name of a collection before it is made."""
+    connect_timeout: float = CONNECT_TIMEOUT
+    """Seconds that the connection may take."""
 
 
 class Index(Protocol):

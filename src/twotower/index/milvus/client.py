@@ -22,12 +22,11 @@ from pymilvus.exceptions import MilvusException
 
 from twotower.errors import ConfigError, RunError, Unavailable
 from twotower.index.deadline import remaining_seconds
-from twotower.index.protocol import Rows, Vectors
+from twotower.index.protocol import CONNECT_TIMEOUT, Rows, Vectors
 
 TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
-CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
-"""Seconds for a connection, and for one exchange that reads, where nobody says less."""
+"""Seconds that one call which reads may take, unless `deadline` leaves less."""
 MESSAGE_MAX_BYTES = 1 << 24
 """Bytes of vectors of one exchange."""
 RETRY_PAUSES = (0.1, 0.4, 1.6)
@@ -58,7 +57,7 @@ class CollectionError(RunError):
 class MilvusConnection:
     """A connection to a server, or to a folder of milvus-lite in this process. Any number of threads may use it."""
 
-    def __init__(self, uri: str, timeout: float = 300.0) -> None:
+    def __init__(self, uri: str, timeout: float = 300.0, connect_timeout: float = CONNECT_TIMEOUT) -> None:
         """`timeout`: seconds for what writes. Raises ConfigError if the place cannot be, Unavailable if it is silent."""
         self.uri, self.timeout = uri, timeout
         local = "://" not in uri
@@ -67,7 +66,7 @@ class MilvusConnection:
         try:
             token = os.environ.get(TOKEN_VARIABLE, "")
             self._milvus: Any = MilvusClient(
-                uri, token=token, timeout=remaining_seconds(CONNECT_SECONDS), grpc_options=_RECONNECT_OPTIONS
+                uri, token=token, timeout=remaining_seconds(connect_timeout), grpc_options=_RECONNECT_OPTIONS
             )
         except (MilvusException, grpc.RpcError, OSError) as e:
             if local:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twotower import files
 from twotower.errors import RunError, TwoTowerError
 from twotower.escaping import command
+from twotower.index.protocol import CONNECT_TIMEOUT
 
 if TYPE_CHECKING:
     from twotower.store import Store
@@ -26,7 +27,9 @@ _MAX_FILE_BYTES = 16 << 20
 class MilvusCollections:
     """Those of one store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, connect_timeout: float = CONNECT_TIMEOUT) -> None:
+        """`connect_timeout`: seconds that a connection may take."""
+        self._connect_timeout = connect_timeout
         self._store = store
         self._path = store.path / COLLECTIONS_FILE
         self._registered: list[tuple[str, str]] = []
@@ -63,7 +66,7 @@ class MilvusCollections:
             if not said or "collection" not in said:
                 return ""
             try:
-                _connect(said["uri"]).set_alias(said["alias"], said["collection"])
+                self._connect(said["uri"]).set_alias(said["alias"], said["collection"])
             except TwoTowerError as e:
                 raise RunError(
                     f"{current} is current, but the alias {said['alias']} does not stand for its collection yet ({e}); "
@@ -71,6 +74,11 @@ class MilvusCollections:
                 ) from e
             if self._store.current_stamp()[0] == current:  # somebody else may have been quicker
                 return f"alias {said['alias']}: {said['collection']}"
+
+    def _connect(self, uri: str) -> Any:
+        from twotower.index.milvus.client import MilvusConnection
+
+        return MilvusConnection(uri, connect_timeout=self._connect_timeout)
 
     def _named(self) -> set[str] | None:
         """The collections that bundles name, None if that cannot be said of one of them."""
@@ -93,16 +101,10 @@ class MilvusCollections:
 
     def _drop(self, uri: str, name: str) -> bool:
         try:
-            _connect(uri).drop(name)
+            self._connect(uri).drop(name)
         except TwoTowerError:
             return False
         return True
-
-
-def _connect(uri: str) -> Any:
-    from twotower.index.milvus.client import MilvusConnection
-
-    return MilvusConnection(uri)
 
 
 def _index_facts(folder: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -26,12 +27,6 @@ from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, complete_par
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
 from twotower.index.protocol import Metric, MilvusLocation, MilvusType, Rows, Vectors
 
-EXACT_MAX_ROWS = 1024
-"""So many allowed rows are scored exactly: their vectors are fetched."""
-NAMED_MAX_ROWS = 16_384
-"""So many rows are named in a search; of more that are allowed, some of the best are likely to be."""
-MAX_HITS = 16_384
-"""Milvus gives no more hits than that."""
 INSERT_ROWS = 4096
 BUILD_PARAMS: dict[MilvusType, dict[str, int]] = {
     "FLAT": {},
@@ -46,6 +41,18 @@ SEARCH_PARAMS: dict[MilvusType, dict[str, int]] = {
     "HNSW": {"ef": 64},
 }
 """What can be set of each type when it is built, and when it is searched."""
+
+
+@dataclass(frozen=True)
+class MilvusLimits:
+    """Sizes from which on a search is made in another way."""
+
+    exact_max_rows: int = 1024
+    """Allowed rows up to which their vectors are fetched and scored exactly."""
+    named_max_rows: int = 16_384
+    """Rows that one filter expression names at most; with more allowed rows, hits outside them are dropped afterwards."""
+    max_hits: int = 16_384
+    """Hits of one search at most, a limit of Milvus."""
 
 
 class MilvusIndex(ExactIndex):
@@ -64,6 +71,7 @@ class MilvusIndex(ExactIndex):
         self.location = location
         self.collection = ""
         """Where the vectors are; an empty string while they are only here."""
+        self.limits = MilvusLimits()
         self._nlist = 1
         self._is_remote = self._saved = False
         self._norm_bound = 0.0
@@ -91,7 +99,9 @@ class MilvusIndex(ExactIndex):
     @property
     def _connection(self) -> MilvusConnection:
         if self._cached_connection is None:
-            self._cached_connection = client = MilvusConnection(self.location.uri, self.location.timeout)
+            self._cached_connection = client = MilvusConnection(
+                self.location.uri, self.location.timeout, self.location.connect_timeout
+            )
             weakref.finalize(self, client.close)
         return self._cached_connection
 
@@ -186,8 +196,8 @@ class MilvusIndex(ExactIndex):
     # Searching
 
     def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
-        most = min(MAX_HITS, MESSAGE_MAX_BYTES // (4 * self.width))
-        few = scope.only is not None and len(scope.only) <= EXACT_MAX_ROWS
+        most = min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
+        few = scope.only is not None and len(scope.only) <= self.limits.exact_max_rows
         wide = self.search_params.get("ef", 0) >= len(self) > 0
         if exact or few or wide or 4 * k > scope.remaining.max(initial=0) or k + max(8, k // 8) > most:
             return self._scan(queries, k, scope)
@@ -223,14 +233,18 @@ class MilvusIndex(ExactIndex):
         if "ef" in self.search_params:
             params = {"ef": max(fetch, min(self.search_params["ef"] * harder, 32_768))}
         only = scope.only
-        listed = None if only is None or len(only) > NAMED_MAX_ROWS else np.sort(self._rows[only])
+        listed = None if only is None or len(only) > self.limits.named_max_rows else np.sort(self._rows[only])
         wide = queries if not self._augmented else np.column_stack([queries, np.zeros(len(queries), np.float32)])
-        step = 1 if named else max(1, min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), MAX_HITS // fetch))
+        step = (
+            1
+            if named
+            else max(1, min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), self.limits.max_hits // fetch))
+        )
         short = []
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
             without = None
-            if named and scope.banned is not None and len(scope.banned[some[0]]) <= NAMED_MAX_ROWS:
+            if named and scope.banned is not None and len(scope.banned[some[0]]) <= self.limits.named_max_rows:
                 without = np.sort(self._rows[scope.banned[some[0]]])
             hits = self._connection.search(
                 self.collection, wide[some], fetch, params, self._milvus_metric, listed, without, self._is_remote
