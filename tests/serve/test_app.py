@@ -198,7 +198,7 @@ def test_a_feature_with_method_1_is_refused(shared: Client) -> None:
     assert "ask by method 2" in told["detail"]
 
 
-def test_live_events_change_the_next_answer_and_can_be_forgotten(shared: Client, retriever: Retriever) -> None:
+def test_recent_events_change_the_next_answer_and_can_be_deleted(shared: Client, retriever: Retriever) -> None:
     before = shared.post("/v1/recommend", {"user_id": "u3"}).json()
     events = [before["items"][0]["id"], {"id": before["items"][1]["id"], "liked": False}]
     added = shared.post("/v1/events", {"user_id": "u3", "events": events})
@@ -215,7 +215,7 @@ def test_live_events_change_the_next_answer_and_can_be_forgotten(shared: Client,
     assert shared.post("/v1/recommend", {"user_id": "u3"}).json()["items"] == before["items"]
 
 
-def test_the_vector_of_a_live_history_is_made_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vector_of_recent_events_is_computed_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     client.post("/v1/events", {"user_id": "u3", "events": ["i1"]})
     made: list[int] = []
     vector = Retriever.embed_request
@@ -236,7 +236,7 @@ def test_the_vector_of_a_live_history_is_made_once(client: Client, monkeypatch: 
     assert len(made) == 3
 
 
-def test_what_is_unknown_in_a_live_history_is_told_every_time(client: Client) -> None:
+def test_unknown_recent_events_are_named_in_every_reply(client: Client) -> None:
     client.post("/v1/events", {"user_id": "u3", "events": ["nonsense", "i1", "nonsense"]})
     replies = [client.post("/v1/recommend", {"user_id": "u3"}).json() for _ in range(2)]
     assert [r["unknown"] for r in replies] == [["nonsense"], ["nonsense"]]
@@ -250,7 +250,7 @@ def test_what_is_unknown_is_told_once_each_in_its_order(shared: Client) -> None:
     assert [u for u in reply["unknown"] if u != "city"] == items[:5_000]
 
 
-def test_live_events_of_somebody_new_are_a_cold_start(shared: Client) -> None:
+def test_recent_events_of_a_new_user_are_a_cold_start(shared: Client) -> None:
     shared.post("/v1/events", {"user_id": "new one", "events": ["i1", "i2"]})
     reply = shared.post("/v1/recommend", {"user_id": "new one"}).json()
     assert (reply["source"], reply["method"], reply["recent_events"]) == ("cold_start", 2, 2)
@@ -1039,7 +1039,7 @@ def test_events_that_other_workers_would_not_see_are_refused(make: Make) -> None
     assert "--event-store redis://" in told["detail"]
 
 
-def test_fault_F1_a_live_store_that_fails_is_no_error(make: Make) -> None:
+def test_fault_F1_an_event_store_that_fails_is_no_error(make: Make) -> None:
     client = make(event_store="redis://127.0.0.1:1/0")
     assert isinstance(client.service.event_store, RedisEvents)
     assert client.post("/v1/recommend", {"user_id": "u1"}).status_code == 200
@@ -1304,7 +1304,7 @@ def test_whoever_looks_for_bundles_goes_on_looking(client: Client, monkeypatch: 
     client.run(go())
 
 
-def test_live_events_outlive_a_swap(store: Path, make: Make) -> None:
+def test_recent_events_outlive_a_swap(store: Path, make: Make) -> None:
     first, second = (b.id for b in Store(store).bundles())
     client = make()
     client.post("/v1/events", {"user_id": "u1", "events": ["i1"]})

@@ -40,7 +40,7 @@ class Console:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._projections: OrderedDict[str, MapProjection] = OrderedDict()
-        self._slots = ClientSlots(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "looks")
+        self._slots = ClientSlots(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "console requests")
 
     def slot(self) -> AbstractContextManager[None]:
         """Hold one of the slots, in place of the request's permit. Raises Problem "overload" if all are taken."""
@@ -109,11 +109,11 @@ class Console:
         resolved = await service.resolve(body, retriever)
         answer, _ = await service.answer_or_fallback(body, resolved, retriever)
         request = resolved.request
-        given = [*(request.history or ()), *request.events]
+        events = [*(request.history or ()), *request.events]
         user_id = request.user_id if resolved.known_user else None
         stored = retriever.history(user_id, SHOWN_EVENTS) if user_id is not None and request.history is None else []
-        history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(given, retriever)
-        met = set(retriever.seen_items(user_id) if user_id is not None else ()) | {i for i, _ in given}
+        history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(events, retriever)
+        seen = set(retriever.seen_items(user_id) if user_id is not None else ()) | {i for i, _ in events}
         out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
         vector = None
         if answer.source not in ("popular", "fallback"):
@@ -126,19 +126,19 @@ class Console:
                     for g, weights in gates
                 ],
             }
-        left_out = []
+        excluded = []
         if answer.source != "fallback":
-            left_out = await service.run_search(
-                retriever, lambda: _excluded_items(body, request, retriever, answer, vector, met)
+            excluded = await service.run_search(
+                retriever, lambda: _excluded_items(body, request, retriever, answer, vector, seen)
             )  # fmt: skip
         return {
             "reply": service.reply(answer, resolved, retriever, count=False),
             "history": history[-SHOWN_EVENTS:],
             "filtered": {
-                "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(met))),
+                "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(seen))),
                 "banned": len(set(body.ban)) - len(retriever.unknown_items(body.ban)),
                 "where": retriever.count_allowed(body.allow, body.where or None),
-                "items": left_out,
+                "items": excluded,
             },
         } | out
 
@@ -222,20 +222,20 @@ class Console:
 
 
 def _excluded_items(
-    body: schemas.RecommendRequest, request: Request, retriever: Retriever, answer: Answer, vector: Any, met: set[str]
+    body: schemas.RecommendRequest, request: Request, retriever: Retriever, answer: Answer, vector: Any, seen: set[str]
 ) -> list[dict[str, str]]:
     """Return the items that rank above the answer's last one but are banned or in the user's history, best first."""
-    out = set(body.ban) | (set() if body.keep_seen else met)
-    k = min(MAX_K, len(answer.items) + len(out))
-    if not out or not k:
+    excluded = set(body.ban) | (set() if body.keep_seen else seen)
+    k = min(MAX_K, len(answer.items) + len(excluded))
+    if not excluded or not k:
         return []
-    every = retriever.recommend(
+    ranked = retriever.recommend(
         request, k, vector=vector, allow=body.allow, where=body.where or None, keep_seen=True
     ).items  # fmt: skip
-    given = {i.id for i in answer.items}
-    last = max((place for place, i in enumerate(every) if i.id in given), default=len(every))
-    better = every if answer.truncated else every[:last]
-    return [{"id": i.id, "title": i.title} for i in better if i.id in out][:SHOWN_EXCLUDED]
+    answered = {i.id for i in answer.items}
+    last = max((position for position, i in enumerate(ranked) if i.id in answered), default=len(ranked))
+    better = ranked if answer.truncated else ranked[:last]
+    return [{"id": i.id, "title": i.title} for i in better if i.id in excluded][:SHOWN_EXCLUDED]
 
 
 def _titles_containing(titles: pl.Series, query: str) -> pl.Series:

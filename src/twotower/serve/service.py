@@ -272,12 +272,12 @@ class Service:
         vector = resolved.state.vector if resolved.cacheable and resolved.method == 2 else None
         if vector is not None and vector.shape != (1, retriever.index.width):
             vector = None  # written by another program
-        made = None
+        computed = None
         unknown: list[str] = []
         started = time.perf_counter()
         if resolved.method == 2 and vector is None and (resolved.known_user or resolved.request.has_details):
             vector, _, unknown = retriever.embed_request(resolved.request, 2)
-            made = vector
+            computed = vector
             self.metrics.stages["tower"].observe(time.perf_counter() - started)
         searching = time.perf_counter()
         answer = retriever.recommend(
@@ -293,9 +293,11 @@ class Service:
         ended = time.perf_counter()
         self.metrics.stages["search"].observe(ended - searching)
         if vector is not None:  # the search saw a vector, not the features and items it was computed from
-            unknown = unknown if made is not None else retriever.unknown_items(i for i, _ in resolved.request.events)
+            unknown = (
+                unknown if computed is not None else retriever.unknown_items(i for i, _ in resolved.request.events)
+            )
             answer = replace(answer, unknown=unknown)
-        return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), made
+        return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), computed
 
     def reply(
         self, answer: Answer, resolved: ResolvedRequest | None, retriever: Retriever, count: bool = True
