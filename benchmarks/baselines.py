@@ -52,48 +52,48 @@ class Split:
 
     @classmethod
     def of(cls, users: Ints, items: Ints) -> Split:
-        """From the ids of all interactions, ordered by user and then by time."""
+        """Build a split from the ids of all interactions, ordered by user, then by time."""
         begin = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
         item_ids, values = np.unique(items, return_inverse=True)
         return cls(values.astype(np.int64), np.r_[begin, len(users)].astype(np.int64), users[begin], item_ids)
 
     def ends(self, part: Part) -> Ints:
-        """(n_users,) where each user's history ends: train before validation, train and validation before test."""
+        """Return (n_users,) the end of each user's history: train before validation, train and validation before test."""
         return self.offsets[1:] - HELD[part]
 
     def target(self, part: Part) -> Ints:
-        """(n_users,) the item to find, the first after the history."""
+        """Return (n_users,) the target, the first item after the history."""
         return self.values[self.ends(part)]
 
     def positions(self, part: Part) -> tuple[Ints, Ints]:
-        """(user rows, positions in `values`) of all histories before `part`."""
+        """Return (user rows, positions in `values`) of all histories before `part`."""
         user = np.repeat(np.arange(len(self.user_ids)), np.diff(self.offsets))
         at = np.flatnonzero(np.arange(len(user)) < self.ends(part)[user])
         return user[at], at
 
     def history(self, part: Part) -> tuple[Ints, Ints]:
-        """(user rows, item rows) of all histories before `part`; before validation that is the train part."""
+        """Return (user rows, item rows) of all histories before `part`; before validation that is the train part."""
         user, at = self.positions(part)
         return user, self.values[at]
 
     def recent(self, at: Ints, user: Ints, n: int) -> Ints:
-        """(len(at), n) the user's items before position `at`, the oldest first, -1 where there are fewer."""
+        """Return (len(at), n) the user's items before position `at`, the oldest first, -1 where there are fewer."""
         back = at[:, None] - np.arange(n, 0, -1)
         return np.where(back >= self.offsets[user][:, None], self.values[np.maximum(back, 0)], -1)
 
     def popularity(self) -> Ints:
-        """(n_items,) interactions of each item in the train part."""
+        """Return (n_items,) the number of interactions of each item in the train part."""
         return np.bincount(self.history("validation")[1], minlength=len(self.item_ids))
 
     def matrix(self, part: Part) -> Tensor:
-        """(n_users, n_items) ones where the history before `part` has the item."""
+        """Return (n_users, n_items) ones where the history before `part` has the item."""
         out = torch.zeros(len(self.user_ids), len(self.item_ids))
         out[tuple(map(torch.from_numpy, self.history(part)))] = 1
         return out
 
 
 def load_sequences(path: str | Path) -> Split:
-    """From sequences.txt in a zip: one line a user, the id and then item ids in time order."""
+    """Read sequences.txt from a zip: one line per user, the id, then item ids in time order."""
     with zipfile.ZipFile(path) as archive:
         lines = [np.array(line.split(), np.int64) for line in archive.read("sequences.txt").splitlines()]
     users = np.repeat([line[0] for line in lines], [len(line) - 1 for line in lines])
@@ -101,7 +101,7 @@ def load_sequences(path: str | Path) -> Split:
 
 
 def order_by_time(ratings: pl.DataFrame) -> Split:
-    """From a table of interactions: items with five or more, equal timestamps of a user in the table's order."""
+    """Build a split from a table of interactions: items with five or more; equal timestamps keep the order of the table."""
     kept = ratings.filter(pl.len().over("item_id") >= 5).sort("user_id", "timestamp", maintain_order=True)
     return Split.of(kept["user_id"].to_numpy(), kept["item_id"].to_numpy())
 
@@ -111,7 +111,7 @@ Scored = Factors | Tensor
 
 
 def ranks(scored: Scored, split: Split, part: Part, block: int = 1024) -> Ints:
-    """(n_users,) place of each target, from 1, in the whole catalogue without the user's history.
+    """Return (n_users,) the rank of each target, from 1, in the whole catalogue without the user's history.
 
     Ties: the target comes after every item of an equal score.
     """
@@ -133,7 +133,7 @@ def ranks(scored: Scored, split: Split, part: Part, block: int = 1024) -> Ints:
 
 
 def quality(rank: Ints, resamples: int = 1000) -> dict[str, float]:
-    """hr@10, ndcg@10 and hr@100 as means over users, each with .low and .high, its 95 % bootstrap interval."""
+    """Return hr@10, ndcg@10 and hr@100 as means over users, each with .low and .high, its 95 % bootstrap interval."""
     ten, hundred = (rank <= 10).astype(np.float64), (rank <= 100).astype(np.float64)
     out: dict[str, float] = {}
     for name, values in zip(MEASURES, (ten, ten / np.log2(rank + 1), hundred), strict=True):
@@ -144,7 +144,7 @@ def quality(rank: Ints, resamples: int = 1000) -> dict[str, float]:
 
 
 def evaluate(scored: Scored, split: Split, part: Part, resamples: int = 1000) -> dict[str, float]:
-    """The measures of `quality` for the scores of a model."""
+    """Return the metrics of `quality` for the scores of a model."""
     return quality(ranks(scored, split, part), resamples)
 
 
@@ -155,13 +155,13 @@ Candidate = tuple[dict[str, Any], Callable[[Part], Scored]]
 
 
 def popularity(split: Split) -> Iterator[Candidate]:
-    """Number of interactions in the train part."""
+    """Yield popularity: the number of interactions in the train part."""
     counts = torch.from_numpy(split.popularity()).float()[:, None]
     yield {}, lambda _: Factors(torch.ones(len(split.user_ids), 1), counts)
 
 
 def transitions(split: Split, span: int = 20) -> Iterator[Candidate]:
-    """How often b came after a, weighted gap^-p, each row scaled to sum 1 and each column divided by its sum^q;
+    """Yield transition counts: how often b follows a, weighted gap^-p, each row scaled to sum 1 and each column divided by its sum^q;
     scored by the rows of the user's recent items, the n-th latest weighted n^-r."""
     user, item = split.history("validation")
     n = len(split.item_ids)
@@ -364,8 +364,8 @@ def need(module: str) -> Any:
 
 
 def documented(split: Split, kind: str, epochs: int, batch: int) -> Iterator[Candidate]:
-    """As the example's code has it (word2vec's negatives), as its README has it (uniform ones), and those with the
-    trainer's default learning rate."""
+    """Return the settings of the example's code (word2vec negatives), of its README (uniform negatives), and both with the
+    default learning rate of the trainer."""
     for lr, power in ((1e-4, 0.75), (1e-4, 0.0), (1e-3, 0.0)):
         yield from rechub(split, kind, epochs, batch, lr, power)
 
@@ -385,7 +385,7 @@ ROWS: dict[str, Callable[[Split], Iterator[Candidate]]] = {
 
 
 def best(candidates: Iterator[Candidate], split: Split, verbose: bool) -> dict[str, Any]:
-    """The row of the candidate with the highest NDCG@10 on validation."""
+    """Return the row of the candidate with the highest NDCG@10 on validation."""
     row: dict[str, Any] = {}
     started, tried = time.perf_counter(), 0
     for settings, score in candidates:
@@ -412,7 +412,7 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 
 def results(name: str, row: dict[str, Any], threads: int) -> list[Numbers]:
-    """A result for each measure; the interval is over users."""
+    """Return a result for each metric; the interval is over users."""
     test = row["test"]
     about = {"settings": row["settings"], "tried": row["tried"], "threads": threads}
     found = [
@@ -426,8 +426,8 @@ def main() -> None:
     parser = options(__doc__, threads=1)
     parser.add_argument("--sequences", help="zip that holds sequences.txt")
     parser.add_argument("--only", choices=ROWS, help="run this row, even if --out has it")
-    parser.add_argument("--tries", type=int, help="try so many settings of each row, the first ones")
-    parser.add_argument("--verbose", action="store_true", help="a line for every candidate")
+    parser.add_argument("--tries", type=int, help="number of settings to try of each row, in their order")
+    parser.add_argument("--verbose", action="store_true", help="print a line for every candidate")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     ratings = None if chosen.sequences else movielens.load("ml-1m").interactions

@@ -1,4 +1,4 @@
-"""A store with a catalogue of any size, made from a trained store: what a service has to carry, without a long training.
+"""Make a store with a catalogue of any size from a trained store, for load tests without a long training.
 
     python benchmarks/catalogue.py --store runs/h50-store --items 100000 --out runs/c100k-store --bundles 2
 
@@ -8,11 +8,10 @@ all items share, as the bias columns have one, stays as it is). Item ids become 
 encoders and towers are kept, and so are the rows of the originals, so a known user's answer by the originals alone is
 what it was. The index is chosen, tuned and judged as `twotower publish` does it, with users that have test interactions.
 
-Only items are multiplied: users stay as many as they are, and so the id of a user asked again is found sooner than among
-a million.
+Only items are copied. The number of users stays, so a user id is found faster than among a million.
 
-The tower has no embedding of a copy: in a history it is an unknown item (code 0), and costs what a known one costs.
-`--bundles 2` publishes two, of different noise, so that a benchmark can go back and forth; the last is current.
+A copy has no embedding in the tower: in a history it is an unknown item (code 0), at the cost of a known one. `--bundles 2` publishes two
+bundles with different noise, for benchmarks that switch between them; the last is current.
 """
 
 from __future__ import annotations
@@ -43,12 +42,16 @@ PIECE = 65_536
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--store", type=Path, required=True, help="a trained store; its current bundle is taken")
-    options.add_argument("--items", type=int, required=True, help="items of the new catalogue")
-    options.add_argument("--out", type=Path, required=True, help="the store to publish to; made if it is not there")
-    options.add_argument("--bundles", type=int, default=1, help="how many to publish")
-    options.add_argument("--noise", type=float, default=0.3, help="of a copy, in deviations of each number")
-    options.add_argument("--kind", choices=sorted(KINDS), help="of the index; by default chosen by size")
+    options.add_argument("--store", type=Path, required=True, help="trained store; its current bundle is copied")
+    options.add_argument("--items", type=int, required=True, help="number of items of the new catalogue")
+    options.add_argument("--out", type=Path, required=True, help="store to publish to; created if missing")
+    options.add_argument("--bundles", type=int, default=1, help="number of bundles to publish")
+    options.add_argument(
+        "--noise", type=float, default=0.3, help="noise of a copy, in standard deviations of each number"
+    )
+    options.add_argument(
+        "--kind", choices=sorted(KINDS), help="kind of the index; default: by the size of the catalogue"
+    )
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
     try:
@@ -67,7 +70,7 @@ def main() -> None:
 
 
 def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, kind: str | None = None) -> Bundle:
-    """A bundle of `n` items, made current once it answers. Raises RunError; on failure nothing changes."""
+    """Publish a bundle of `n` items and make it current once it answers. Raises RunError; on failure nothing changes."""
     known = len(source.item_ids)
     if n < known:
         sys.exit(f"error: --items is {n:,}, the store has {known:,} items; ask for at least as many")
@@ -101,7 +104,7 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, ki
 
 
 def items(source: Retriever, n: int) -> pl.DataFrame:
-    """The table of `n` items: the originals, then copies of them in turn, ids as text."""
+    """Return the table of `n` items: the originals, then copies of them in turn, ids as text."""
     frame, schema = source.dataset.items.frame, source.schema
     row = pl.Series("row", np.arange(n) % frame.height)
     copy = pl.lit(pl.Series("copy", np.arange(n) // frame.height))
@@ -117,7 +120,7 @@ def items(source: Retriever, n: int) -> pl.DataFrame:
 
 
 def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
-    """(n, D): of the originals as they are, of the copies with noise; of "cosine" at the original's length."""
+    """Return (n, D) vectors: originals unchanged, copies with noise, for metric "cosine" at the length of the original."""
     index, rng = source.index, np.random.default_rng(seed)
     known = len(source.item_ids)
     originals = np.full((known, index.width), np.nan, np.float32)  # a rejected one is rejected again
@@ -136,7 +139,7 @@ def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
 
 
 def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index, dict[str, Any]]:
-    """The index of the vectors and its recall check: tuned with one half of the users, judged with the other."""
+    """Return the index of the vectors and its recall check: tuned with one half of the users, judged with the other."""
     config, metric = source.config.index, source.index.metric
     chosen, params, _ = choose_index(len(vectors), metric)
     index = build_index(kind or chosen, vectors, np.arange(len(vectors)), metric, params if not kind else None)
@@ -151,7 +154,7 @@ def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index,
 
 
 def answers(bundle: Bundle) -> None:
-    """Raises RunError unless the bundle loads and answers a known user by both methods."""
+    """Raise RunError unless the bundle loads and answers a known user by both methods."""
     retriever = Retriever(bundle)
     for method in (1, 2):
         answer = retriever.recommend(Request(retriever.user_ids[0]), 10, method)

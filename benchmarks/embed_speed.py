@@ -1,9 +1,9 @@
-"""Bulk embedding: rows per second and memory of `export.embed` over a Parquet table of items.
+"""Measure bulk embedding: rows per second and memory of `embed.embed` over a Parquet table of items.
 
     python benchmarks/embed_speed.py --rows 1000000 --threads 2
 
 An item tower over an id (a vocabulary of 200,000 items, or hashed), genres (several of 18, as text) and a year, layers
-128 and 64, with the weights of a fresh model: speed does not depend on them. The table is written first, piece by piece,
+128 and 64, with the weights of a fresh model: speed does not depend on them. The table is written first, block by block,
 into a temporary folder. Memory is the growth of resident memory during embedding; its peak counts torch, polars and the run. The
 floor is the time of the tower's matrix products alone, at the rate of a large one with the same threads.
 """
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def items(first: int, n: int) -> pl.DataFrame:
-    """Items `first` to `first + n`, with one to three genres each."""
+    """Return the items `first` to `first + n`, with one to three genres each."""
     rng = np.random.default_rng(first)
     names = pl.Series([f"genre {g}" for g in range(GENRES)])
     drawn = [names.gather(rng.integers(0, GENRES, n)).alias(str(i)) for i in range(3)]
@@ -86,7 +86,7 @@ def write_items(folder: Path, n: int, name: str = "items", piece: int = 1_000_00
 
 
 def fresh_run(ids: str) -> Run:
-    """A run over the first items, each met once, that has not been trained."""
+    """Return an untrained run over the first items, each with one interaction."""
     schema = Schema(
         features=(
             Categorical(name="user_id", side="user"),
@@ -106,7 +106,7 @@ def fresh_run(ids: str) -> Run:
 
 
 def resident(reset: bool = False) -> int:
-    """Peak of resident memory in KiB; with `reset` the present one, from which the peak then counts."""
+    """Return the peak of resident memory in KiB; with `reset`, the present memory, where the peak starts again."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())

@@ -1,9 +1,9 @@
-"""Evaluation speed beside torch-rechub and RecBole: every user of MovieLens 1M against the whole catalogue.
+"""Measure evaluation speed beside torch-rechub and RecBole: every user of MovieLens 1M against the whole catalogue.
 
     make bench-env && TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/evaluation_speed.py
 
-The model and the split are those of train_speed.py, with fresh weights: time does not depend on them. Counted is what
-comes between a model and its numbers on the test part: vectors, ranking, metrics.
+The model and the split are those of train_speed.py, with fresh weights: time does not depend on them. The time is that from
+a model to its metrics on the test part: vectors, ranking, metrics.
 
 twotower      both towers over all users and films, then `evaluation.evaluate_part`: the ten best of all films without
               those seen in training or validation; recall, NDCG, MRR, hit rate, coverage; AUC, GAUC and log loss too
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import finish, options, repeat, result, timed
-from peers import FIELDS, at_best, codes, here, quiet, recbole_dssm, rechub_loader, rechub_trainer
+from peers import FIELDS, at_best, codes, is_importable, quiet, recbole_dssm, rechub_loader, rechub_trainer
 from train_speed import prepare_movielens, twotower_trainer
 
 from twotower.config import parse_config
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     dataset = prepare_movielens()
     works: dict[str, Callable[[Dataset], float]] = {"twotower": twotower_evaluation}
-    works |= {name: work for name, work in PEERS.items() if here(name)}
+    works |= {name: work for name, work in PEERS.items() if is_importable(name)}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     floors: list[float] = []
     factors = factors_before(twotower_trainer(dataset, 0).model, dataset, TEST)
@@ -115,7 +115,7 @@ def recbole_evaluation(dataset: Dataset) -> float:
 
 
 def floor(factors: Factors, block: int = 512) -> float:
-    """Seconds of the products and one pass over the scores."""
+    """Return the seconds of the products and one pass over the scores."""
 
     def work() -> None:
         for start in range(0, len(factors.users), block):

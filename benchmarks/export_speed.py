@@ -1,9 +1,9 @@
-"""Exporting both towers as ONNX beside torch-rechub: seconds and bytes.
+"""Measure the export of both towers as ONNX beside torch-rechub: seconds and bytes.
 
     make bench-env && TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/export_speed.py
 
-The model is that of train_speed.py, with fresh weights: time and size do not depend on them. Ours counts what an export
-does by default: writing the file, loading it, and comparing it with the model. torch-rechub's is its
+The model is that of train_speed.py, with fresh weights: time and size do not depend on them. The package's time includes
+writing the file, loading it, and comparing it with the model. torch-rechub's is its
 `MatchTrainer.export_onnx`, which traces with `torch.onnx.export` (opset 18, any batch size) and compares nothing; by the
 exporter it takes by default, and by the older one (`dynamo=False`). Its bytes count the file of weights that it may
 write beside the graph. The limit of the bytes is that of the weights alone.
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from measure import finish, options, result, timed
-from peers import called, here, quiet, rechub_trainer
+from peers import is_importable, quiet, rechub_trainer, tool_label
 from train_speed import prepare_movielens, twotower_trainer
 
 from twotower.data.dataset import Dataset
@@ -39,9 +39,9 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     dataset = prepare_movielens()
     works: dict[str, Export] = {"twotower": twotower_export}
-    if here("torch-rechub"):
-        works |= {called("torch-rechub"): rechub_export}
-        works |= {called("torch-rechub, dynamo=False"): partial(rechub_export, dynamo=False)}
+    if is_importable("torch-rechub"):
+        works |= {tool_label("torch-rechub"): rechub_export}
+        works |= {tool_label("torch-rechub, dynamo=False"): partial(rechub_export, dynamo=False)}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     sizes: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(chosen.rounds):

@@ -1,4 +1,4 @@
-"""The GPU path: training and evaluation on cuda in bf16 beside the CPU, and whether both say the same.
+"""Measure training and evaluation on cuda in bf16 beside the CPU, and compare their results.
 
     TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/gpu_speed.py
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 def main() -> None:
     chosen = options(__doc__, rounds=3).parse_args()
     if not torch.cuda.is_available():
-        print("error: no GPU that torch can use is here; nothing was measured", file=sys.stderr)
+        print("error: torch finds no GPU; nothing was measured", file=sys.stderr)
         sys.exit(2)
     torch.set_num_threads(chosen.threads)
     dataset = prepare_movielens()
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def parity(dataset: Dataset) -> tuple[list[float], float]:
-    """Losses of the first step on both devices, and the largest difference of a weight after it."""
+    """Return the losses of the first step on both devices, and the largest difference of a weight after it."""
     losses, weights = [], []
     for device in ("cpu", "cuda"):
         trainer = twotower_trainer(dataset, 0, device)
@@ -80,7 +80,7 @@ def parity(dataset: Dataset) -> tuple[list[float], float]:
 
 
 def epoch(dataset: Dataset, device: str, precision: str, seed: int) -> float:
-    """Seconds of one epoch."""
+    """Return the seconds of one epoch."""
     trainer = twotower_trainer(dataset, max(0, seed), device, precision)
     started = time.perf_counter()
     pairs = trainer.objective.sampler.epoch(0)
@@ -92,7 +92,7 @@ def epoch(dataset: Dataset, device: str, precision: str, seed: int) -> float:
 
 
 def evaluation(dataset: Dataset, device: str) -> float:
-    """Seconds from a model on the device to the numbers of the test part."""
+    """Return the seconds from a model on the device to the metrics of the test part."""
     model = twotower_trainer(dataset, 0, device).model
     return timed(lambda: evaluate_part(factors_before(model, dataset, TEST), dataset, TEST, CONFIG))
 

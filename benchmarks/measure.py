@@ -1,7 +1,7 @@
-"""What every benchmark shares: the machine and its limits, medians and ranges over rounds, and one form of a result.
+"""Functions of all benchmarks: the machine and its limits, medians and ranges over rounds, and the form of a result.
 
-A result says what was measured, the command that measured it, what another tool needed for the same in the same run, and
-what the machine allows. A file of results (`--out`) holds the machine, its limits with these threads, and the results by
+A result holds the name of a measurement, its command, the results of other tools for the same work in the same run, and
+the limit of the machine. A file of results (`--out`) holds the machine, its limits with these threads, and the results by
 name; a script that writes into a file keeps the results of other names, so several may share one. `benchmarks/table.py`
 makes the tables of the documents out of such files.
 """
@@ -52,7 +52,7 @@ ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OP
 
 
 def machine() -> Numbers:
-    """What it is measured on."""
+    """Describe the machine and the installed packages."""
     model = re.search(r"model name\s*:\s*(.*)", _read("/proc/cpuinfo"))
     memory = re.search(r"MemTotal:\s*(\d+)", _read("/proc/meminfo"))
     return {
@@ -68,7 +68,7 @@ def machine() -> Numbers:
 
 
 def blas() -> dict[str, str]:
-    """The kernels of every OpenBLAS in this process, by the package that brings it."""
+    """Return the kernels of every OpenBLAS in this process, by the package that contains it."""
     found = {}
     for path in set(re.findall(r"/\S*openblas\S*\.so\S*", _read("/proc/self/maps"))):
         library = ctypes.CDLL(path)
@@ -88,7 +88,7 @@ def _read(path: str) -> str:
 
 
 def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Return the versions of the installed packages."""
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):
@@ -97,12 +97,12 @@ def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def tool(package: str) -> str:
-    """A package and its version, as the tables call it."""
+    """Return a package and its version, the label in the tables."""
     return f"{package} {versions([package]).get(package, '')}".strip()
 
 
 def limits(threads: int) -> Numbers:
-    """What the machine can do at best: products in both precisions, and reading memory."""
+    """Measure the limits of the machine: products in both precisions, and reading memory."""
     return {
         "threads": threads,
         "fp32_gflops": product_rate("float32", 0.3) / 1e9,
@@ -112,7 +112,7 @@ def limits(threads: int) -> Numbers:
 
 
 def product_rate(dtype: str = "float32", seconds: float = 0.5, size: int = 2048, device: str = "cpu") -> float:
-    """Operations per second of the best of many products of two large matrices, with the present threads."""
+    """Return the operations per second of the best of many products of two large matrices, with the present threads."""
     import torch
 
     a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
@@ -127,7 +127,7 @@ def product_rate(dtype: str = "float32", seconds: float = 0.5, size: int = 2048,
 
 
 def read_rate(threads: int, megabytes: int = 512, seconds: float = 0.5) -> float:
-    """Bytes per second of the best of many passes over numbers that fit no cache, a share for each thread."""
+    """Return the bytes per second of the best of many passes over an array larger than the caches, shared among the threads."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
@@ -138,7 +138,7 @@ def read_rate(threads: int, megabytes: int = 512, seconds: float = 0.5) -> float
 
 
 def repeat(work: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of each call, until there are so many in all; two calls at least."""
+    """Return the seconds of each call, until their sum reaches `seconds`; at least two calls."""
     times: list[float] = []
     while len(times) < 2 or sum(times) < seconds:
         times.append(timed(work))
@@ -146,7 +146,7 @@ def repeat(work: Callable[[], object], seconds: float) -> list[float]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -156,7 +156,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def spread(values: Sequence[float]) -> Numbers:
-    """Median, mean and range of what the rounds (or seeds) gave."""
+    """Return median, mean and range over rounds or seeds."""
     if not values:
         raise ValueError("no round was measured")
     return {
@@ -178,12 +178,11 @@ def result(
     floor: float | None = None,
     **extra: Any,
 ) -> Numbers:
-    """One measured number.
+    """Return one measured number as a result.
 
-    `more` says that more is better. `peers` are what other tools gave in the same unit and run, by name and version;
-    `ratio_to_peer` is how many times as good as the best of them this is. `floor` is what the machine allows in the same
-    unit; `ratio_to_floor` is how many times as long (or as much) as that this takes, so it is 1 at best. `doubt`, if given,
-    is why the number is not to be used.
+    `more`: larger is better. `peers`: the rounds of other tools in the same unit and run, by name and version; `ratio_to_peer` is how many times as
+    good as the best of them this is. `floor`: the limit of the machine in the same unit; `ratio_to_floor` is the ratio to it, 1 at
+    best. `doubt`: why the number must not be used.
     """
     own = spread([values] if isinstance(values, int | float) else values)
     beside = {peer: spread(given) for peer, given in (peers or {}).items() if given}
@@ -212,7 +211,7 @@ def _better(one: float, other: float, more: bool) -> float | None:
 
 
 def command() -> str:
-    """The command that runs, as it can be typed elsewhere: without the folders of this machine, and without --out."""
+    """Return the running command without the folders of this machine and without --out."""
     words, given = [], iter(sys.argv[1:])
     for word in given:
         if word == "--out":
@@ -224,17 +223,19 @@ def command() -> str:
 
 
 def options(doc: str | None, threads: int = 2, rounds: int = 0) -> argparse.ArgumentParser:
-    """A command line with what every script has."""
+    """Return a command line parser with the options of every script."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=threads)
     if rounds:
-        parser.add_argument("--rounds", type=int, default=rounds, help="every tool once in each")
-    parser.add_argument("--out", type=Path, help="JSON file of results; those it has under other names are kept")
+        parser.add_argument(
+            "--rounds", type=int, default=rounds, help="number of rounds; each tool runs once per round"
+        )
+    parser.add_argument("--out", type=Path, help="JSON file of results; results with other names stay in it")
     return parser
 
 
 def load(path: Path | None) -> Numbers:
-    """A file of results, empty if there is none."""
+    """Read a file of results; empty if it is missing."""
     if path is None or not path.exists():
         return {"results": [], "rows": {}}
     found: Numbers = json.loads(path.read_text(encoding="utf-8"))
@@ -244,7 +245,7 @@ def load(path: Path | None) -> Numbers:
 
 
 def save(path: Path | None, results: Sequence[Numbers], threads: int, rows: Mapping[str, Any] | None = None) -> None:
-    """Add results to a file; `rows`, by name, are what a script needs to go on where it was."""
+    """Add results to a file; `rows`, by name, are what a script needs to continue."""
     if path is None:
         return
     old = load(path)
@@ -262,7 +263,7 @@ def save(path: Path | None, results: Sequence[Numbers], threads: int, rows: Mapp
 
 
 def show(results: Sequence[Numbers]) -> None:
-    """Print results, one a line and what stood beside them below."""
+    """Print results, one per line, with their peers and limit below."""
     for entry in results:
         print(f"{entry['name']:<58} {cell(entry)} {entry['unit']}")
         for peer, found in entry["peer"].items():
@@ -272,13 +273,13 @@ def show(results: Sequence[Numbers]) -> None:
 
 
 def finish(results: Sequence[Numbers], chosen: argparse.Namespace, rows: Mapping[str, Any] | None = None) -> None:
-    """Print the results and write them where `--out` says."""
+    """Print the results and write them to the file of `--out`."""
     show(results)
     save(chosen.out, results, chosen.threads, rows)
 
 
 def number(value: float | None) -> str:
-    """Counts as they are; of all else three or four digits that count."""
+    """Format a number: counts in full, other numbers with three or four significant digits."""
     if value is None:
         return "-"
     if isinstance(value, int):
@@ -289,7 +290,7 @@ def number(value: float | None) -> str:
 
 
 def cell(found: Mapping[str, Any]) -> str:
-    """A median and its range, where there were several rounds."""
+    """Format a median, with its range over several rounds."""
     middle = number(found["median"])
     return middle if found["rounds"] < 2 else f"{middle} ({number(found['low'])}–{number(found['high'])})"
 

@@ -1,10 +1,10 @@
-"""One search in Milvus beside FAISS in process: 100,000 vectors of 64 numbers, the best ten, each tuned to recall 0.95.
+"""Measure one search in Milvus beside FAISS in process: 100,000 vectors of 64 numbers, ten results, each tuned to recall 0.95.
 
     python benchmarks/milvus_speed.py
 
-A `milvus-lite server` is started here on loopback and stopped at the end; it is what tests and trials run on. With
-`--uri http://HOST:19530` a cluster is asked instead. Items and queries are centres with noise; one half of the queries tunes the
-effort, the other is judged, and asked one at a time. `build` is until the index is saved, or its collection loaded.
+The script starts a `milvus-lite server` on loopback and stops it at the end. `--uri http://HOST:19530` measures a cluster instead. Items and
+queries are centres with noise; one half of the queries tunes the search parameters, the other half is measured, one query at a time. `build` is the
+time until the index is saved, or its collection loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WIDTH, K, RECALL, CENTRES, NOISE = 64, 10, 0.95, 1_000, 1.5
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--uri", default="", help="of a Milvus that runs already")
+    parser.add_argument("--uri", default="", help="address of a running Milvus; default: a milvus-lite server")
     chosen = parser.parse_args()
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CENTRES, WIDTH))

@@ -1,11 +1,10 @@
-"""An open loop of HTTP requests: each is sent when it is due, whatever the answers do, and timed from then.
+"""Open-loop HTTP load: each request is sent when it is due, independent of earlier answers, and timed from then.
 
     log = Generator(8000).run(schedule([(800, 60)], seed=0), requests, which)
     log.within(5, 60)
 
-A service that stands still is so charged for all who would have come meanwhile (no coordinated omission). Latencies are
-of good answers (2xx); what failed is counted beside them. Lag is how late the generator itself took requests up; where it
-is not small beside the latencies, they are not to be believed. Used by serve_load.py.
+A service that pauses is charged for all requests due meanwhile (no coordinated omission). Latencies are those of 2xx replies; failures are
+counted separately. Lag is the delay of the generator itself; latencies are invalid unless lag is small beside them. Used by serve_load.py.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ PENDING, RESET, TIMEOUT, REFUSED, BROKEN = 0, -1, -2, -3, -4
 
 
 def schedule(pieces: Sequence[tuple[float, float]], seed: int, arrivals: str = "poisson") -> Times:
-    """When each request is due, rising, for pieces of (requests a second, seconds) one after another."""
+    """Return the due time of each request, rising, for successive phases of (requests per second, seconds)."""
     rng, start, due = np.random.default_rng(seed), 0.0, [np.zeros(0)]
     for rate, seconds in pieces:
         if arrivals == "constant":
@@ -54,7 +53,7 @@ def schedule(pieces: Sequence[tuple[float, float]], seed: int, arrivals: str = "
 
 
 def request(method: str, path: str, body: Any = None, key: str = "") -> bytes:
-    """A request of HTTP/1.1 as it goes over the wire."""
+    """Return the bytes of an HTTP/1.1 request."""
     data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
     if key:
@@ -65,7 +64,7 @@ def request(method: str, path: str, body: Any = None, key: str = "") -> bytes:
 
 
 class Reply(NamedTuple):
-    """What the generator reads of an answer; `size` is of head and body."""
+    """The parts of a reply that the generator reads; `size` counts head and body."""
 
     status: int
     size: int
@@ -74,7 +73,7 @@ class Reply(NamedTuple):
 
 
 def parse(data: bytes) -> Reply | None:
-    """The answer at the start of `data`, or None if it is not whole yet. Raises ValueError for what is none."""
+    """Parse the reply at the start of `data`; None if it is incomplete. Raises ValueError for other bytes."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
         if not data.startswith(b"HTTP/1.1 "[: len(data)]) or len(data) > 65_536:
@@ -99,8 +98,8 @@ _BUNDLE = re.compile(rb'"bundle_id"\s*:\s*"([^"]*)"')
 
 @dataclass
 class Log:
-    """(n,) of every request: when it was due, taken up, and answered (NaN: never), its status, whether the answer
-    had Retry-After, and the number of the bundle in `bundles` that answered (-1: not looked at)."""
+    """(n,) arrays over requests: time due, time taken up, time answered (NaN: never), status, a Retry-After header, and the
+    index into `bundles` of the bundle that answered (-1: not recorded)."""
 
     due: Times
     taken: Times
@@ -114,7 +113,7 @@ class Log:
     wall: float
 
     def within(self, start: float, stop: float) -> Numbers:
-        """Numbers of the requests due from `start` to `stop`, rates of the answers that came then."""
+        """Return counts and latencies of the requests due from `start` to `stop`, and rates of the replies in that time."""
         here = (self.due >= start) & (self.due < stop)
         then = (self.done >= start) & (self.done < stop)
         good = (self.status >= 200) & (self.status < 300)
@@ -143,7 +142,7 @@ class Log:
         return found
 
     def windows(self, start: float, stop: float, width: float) -> list[tuple[float, float | None, int]]:
-        """Start, p99 in ms and failures of the requests due in each window of `width` seconds."""
+        """Return start, p99 in ms and failures of the requests due in each window of `width` seconds."""
         out = []
         for n in range(round((stop - start) / width)):
             found = self.within(start + n * width, start + (n + 1) * width)
@@ -152,7 +151,7 @@ class Log:
 
 
 def percentiles(seconds: Times) -> dict[str, float | None]:
-    """By nearest rank, in ms; None of nothing."""
+    """Return percentiles by nearest rank, in ms; None for an empty array."""
     if not len(seconds):
         return dict.fromkeys(QUANTILES)
     found = np.quantile(seconds, list(QUANTILES.values()), method="inverted_cdf") * 1e3
@@ -160,7 +159,7 @@ def percentiles(seconds: Times) -> dict[str, float | None]:
 
 
 def lag_is_small(lag: float | None, latency: float | None) -> bool:
-    """Whether latencies with this p99 (ms) can be believed of a generator with that lag (p99, ms)."""
+    """Return True if a generator lag (p99, ms) is small beside latencies with this p99 (ms)."""
     return lag is None or lag <= max(1.0, 0.1 * (latency or 0.0))
 
 
@@ -175,14 +174,14 @@ class _Connection:
 
 
 class Generator:
-    """Sends requests when they are due over connections that are kept, as many as it takes up to `most`.
+    """Sends requests when they are due, over at most `most` kept connections.
 
-    A request that finds all of them busy waits for one, and its latency counts on. One thread, and no allocation to
-    speak of: the answers' bodies are not parsed.
+    A request that finds all connections busy waits for one; its latency includes the wait. One thread; bodies of
+    replies are not parsed.
     """
 
     def __init__(self, port: int, most: int = 512, timeout: float = 10.0, bundles: bool = False) -> None:
-        """`timeout` is in seconds from when a request is due; `bundles`: note the bundle of every answer."""
+        """`timeout`: seconds from the due time of a request. `bundles`: record the bundle of every reply."""
         self.address = ("127.0.0.1", port)
         self.most, self.timeout, self.look = most, timeout, bundles
 
@@ -193,7 +192,7 @@ class Generator:
         which: npt.NDArray[np.integer[Any]],
         stop: Callable[[], bool] = lambda: False,
     ) -> Log:
-        """Send `pool[which[n]]` at `due[n]`, wait for the last answer; once `stop()`, nothing new is sent."""
+        """Send `pool[which[n]]` at `due[n]` and wait for the last reply; after `stop()` is true, send nothing more."""
         n = len(due)
         self._pool, self._which, self._due = pool, which.tolist(), due.tolist()
         self._taken, self._done = [float("nan")] * n, [float("nan")] * n
@@ -234,7 +233,7 @@ class Generator:
         return time.perf_counter() - self._zero
 
     def _loop(self, stop: Callable[[], bool]) -> int:
-        """The number of requests that were sent."""
+        """Run the event loop. Returns the number of requests sent."""
         due, taken, poll, epoll = self._due, self._taken, self._epoll.poll, self._epoll.fileno()
         number, last, checked = 0, len(due), 0.0
         while number < last or self._left:
@@ -355,7 +354,7 @@ class Generator:
         self._left -= 1
 
     def _offer(self, connection: _Connection | None) -> None:
-        """A connection is free (None: there is room for a new one): for those who wait, or for later."""
+        """Give a free connection (None: a new one is possible) to a waiting request, or keep it."""
         if self._waiting:
             number = self._waiting.popleft()
             connection = connection or self._connect()
@@ -382,7 +381,7 @@ class Generator:
         connection.socket.close()  # which takes it out of the epoll
 
     def _expire(self, now: float) -> None:
-        """Give up what has waited too long."""
+        """Fail requests past their timeout."""
         while self._waiting and self._due[self._waiting[0]] + self.timeout < now:
             self._answer(self._waiting.popleft(), TIMEOUT)
         while self._asked:
@@ -397,9 +396,9 @@ class Generator:
 def recovery(
     usual: Sequence[tuple[float, float | None, int]], after: Sequence[tuple[float, float | None, int]]
 ) -> tuple[float | None, float]:
-    """Seconds from the first window of `after` until two in a row are normal (None: never), and the bound (ms).
+    """Return the seconds from the first window of `after` until two in a row are normal (None: never), and the bound (ms).
 
-    Normal: no failure, and a p99 of at most twice the worst window's of `usual`. Windows as `Log.windows` gives them.
+    Normal: no failure, and a p99 of at most twice that of the worst window of `usual`. Windows are those of `Log.windows`.
     """
     bound = 2 * max((p99 for _, p99, _ in usual if p99 is not None), default=0.0)
     normal = [p99 is not None and p99 <= bound and not failed for _, p99, failed in after]

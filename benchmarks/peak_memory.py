@@ -1,8 +1,8 @@
-"""Peak memory of training, evaluation and search beside torch-rechub, RecBole and FAISS: a process for each.
+"""Measure peak memory of training, evaluation and search beside torch-rechub, RecBole and FAISS, each in its own process.
 
     make bench-env && TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/peak_memory.py
 
-The largest resident size of a process that does one thing, interpreter, libraries and data included (`getrusage`):
+The peak of resident memory of a process that does one task, interpreter, libraries and data included (`getrusage`):
 
 training     one epoch of train_speed.py
 evaluation   all users against the whole catalogue, as in evaluation_speed.py
@@ -35,7 +35,7 @@ TASKS = {
 def main() -> None:
     parser = options(__doc__, threads=1, rounds=3)
     parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--only", default=",".join(TASKS), help="tasks, with commas")
+    parser.add_argument("--only", default=",".join(TASKS), help="tasks to run, separated by commas")
     parser.add_argument("--task", choices=[*TASKS, "tables"], help=argparse.SUPPRESS)
     parser.add_argument("--by", default="twotower", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -71,7 +71,7 @@ def entry(task: str, peaks: dict[str, list[float]], tables: list[Any], chosen: a
 
 
 def peak(task: str, name: str, chosen: argparse.Namespace) -> float | None:
-    """MB of a process of its own. This one is small, and must be: a child's peak begins with its parent's size."""
+    """Return the peak in MB of a new process. The parent must stay small: a child's peak begins with its size."""
     words = [sys.executable, str(Path(__file__)), "--task", task, "--by", name]
     words += ["--threads", str(chosen.threads), "--items", str(chosen.items)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -84,7 +84,7 @@ def peak(task: str, name: str, chosen: argparse.Namespace) -> float | None:
 
 
 def work(task: str, name: str, threads: int, items: int) -> None:
-    """What is measured."""
+    """Run the measured task."""
     if task == "search":
         search(name, threads, items)
         return

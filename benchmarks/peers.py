@@ -1,13 +1,13 @@
-"""The other tools, set up on our data: the same rows, fields and widths as `train_speed.py`.
+"""Set up the other tools on the same rows, fields and widths as `train_speed.py`.
 
 torch-rechub: its DSSM (temperature 0.1), MatchTrainer and DataGenerator, as its examples use them. Its loader makes a batch row by
-row, which is half of its time, so it is measured without (as shipped) and with a process of its own for the loader, and the
-quicker is its row. Adam with `fused` or `foreach` gave neither tool more (docs/log.md).
+row, half of its time, so it is measured as shipped and with a loader process, and the faster one is its row. Adam with `fused` or `foreach` made
+neither tool faster (docs/log.md).
 
 RecBole: its DSSM, Trainer and data loaders. Its towers are fixed: batch normalisation and tanh after every layer, the
 last included, and BCE on the cosine itself; dropout is set to 0, as ours, and everything else to its defaults
-(`recbole.properties`). It is of 2023 and asks for names that numpy 2 has removed and for ray, which it only uses to tune;
-`_shim` gives it both, and nothing else of it is changed. pandas must be older than 3.
+(`recbole.properties`). It is from 2023 and uses names that numpy 2 removed, and ray, only for tuning; `_shim` provides both
+and changes nothing else. pandas must be older than 3.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ WIDTH, LAYERS, BATCH = 16, (64, 32), 2048
 TOOLS = {"torch-rechub": "torch-rechub", "RecBole": "recbole"}
 
 
-def here(name: str) -> bool:
-    """Whether a tool can be imported; says so if not."""
+def is_importable(name: str) -> bool:
+    """Return True if a tool can be imported; print a line if not."""
     name = name.partition(",")[0].partition(" @ ")[0]
     module = TOOLS[name].replace("-", "_")
     try:
@@ -52,22 +52,22 @@ def here(name: str) -> bool:
     return True
 
 
-def called(name: str) -> str:
-    """A tool and its version, and the way it was used, if `name` has one after a comma."""
+def tool_label(name: str) -> str:
+    """Return a tool with its version, and its variant, where `name` has one after a comma."""
     name, comma, way = name.partition(",")
     return tool(TOOLS[name]).replace("recbole", "RecBole") + comma + way
 
 
 def at_best(tried: Mapping[str, list[float]], more: bool) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Peers and their settings out of what was tried, under "TOOL" as it is shipped or "TOOL @ SETTING".
+    """Return peers and their settings from the rounds of "TOOL" (as shipped) and "TOOL @ SETTING".
 
-    The quickest of a tool by its median stands for the tool; where several ways were tried, the tool as it is shipped is beside it.
+    The variant with the best median stands for the tool; where several were tried, the tool as shipped is listed beside it.
     """
     ways: dict[str, dict[str, list[float]]] = {}
     for name, values in tried.items():
         base, _, setting = name.partition(" @ ")
         if values:
-            ways.setdefault(called(base), {})[setting or "as shipped"] = values
+            ways.setdefault(tool_label(base), {})[setting or "as shipped"] = values
     peers, settings = {}, {}
     for label, given in ways.items():
         best = (max if more else min)(given, key=lambda setting: median(given[setting]))
@@ -80,7 +80,7 @@ def at_best(tried: Mapping[str, list[float]], more: bool) -> tuple[dict[str, lis
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What the tools print on the way is not the benchmark's to say."""
+    """Suppress the output of the tools."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -90,7 +90,7 @@ def quiet() -> Iterator[None]:
 
 
 def codes(dataset: Dataset) -> dict[str, Any]:
-    """The codes of each of FIELDS by the row of its side."""
+    """Return the codes of each of FIELDS by the row of its side."""
     columns: dict[str, Any] = {}
     for side in ("user", "item"):
         encoded = dataset.users if side == "user" else dataset.items
@@ -99,7 +99,7 @@ def codes(dataset: Dataset) -> dict[str, Any]:
 
 
 def rechub_trainer(dataset: Dataset) -> Any:
-    """torch-rechub's MatchTrainer with a fresh DSSM."""
+    """Return torch-rechub's MatchTrainer with a fresh DSSM."""
     from torch_rechub.basic.features import SparseFeature
     from torch_rechub.models.matching import DSSM
     from torch_rechub.trainers import MatchTrainer
@@ -115,7 +115,7 @@ def rechub_trainer(dataset: Dataset) -> Any:
 
 
 def rechub_loader(dataset: Dataset, part: int = TRAIN, workers: int = 0) -> Any:
-    """torch-rechub's loader of a part, read by so many processes: shuffled if it is the train part."""
+    """Return torch-rechub's loader of a part with `workers` processes; the train part is shuffled."""
     from torch_rechub.utils.data import DataGenerator
 
     pairs, columns = dataset.part(part), codes(dataset)
@@ -132,7 +132,7 @@ def rechub_loader(dataset: Dataset, part: int = TRAIN, workers: int = 0) -> Any:
 
 
 def _shim() -> None:
-    """The names that RecBole 1.2 misses in numpy 2, and an empty ray, which it imports beside everything else."""
+    """Provide the names that RecBole 1.2 needs and numpy 2 lacks, and an empty ray module."""
     old = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_, "float": float, "bool": np.bool_}
     for name, new in old.items():
         if name not in vars(np):
@@ -147,7 +147,7 @@ def _shim() -> None:
 def recbole(
     model: str, parts: Mapping[str, pl.DataFrame], sides: Mapping[str, pl.DataFrame], **settings: Any
 ) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """(trainer, train, validation, test) of RecBole on tables of its own form, in a folder that is removed afterwards.
+    """Yield (trainer, train, validation, test) of RecBole on tables in its format, in a temporary folder.
 
     `parts` are train, validation and test with user_id, item_id and, for a labelled one, label; `sides` are user and item.
     """
@@ -190,7 +190,7 @@ def recbole(
 
 
 def _atomic(frame: pl.DataFrame, path: Path) -> None:
-    """Write a table in RecBole's form: tabs, and what each column is in its name."""
+    """Write a table in RecBole's format: tabs, and the type of each column in its name."""
     renamed = frame.rename({name: f"{name}:{'float' if name == 'label' else 'token'}" for name in frame.columns})
     renamed.write_csv(path, separator="\t")
 
@@ -219,7 +219,7 @@ RANKED = {
 
 
 def sides(dataset: Dataset) -> dict[str, pl.DataFrame]:
-    """FIELDS of users and items, rows as ids."""
+    """Return FIELDS of users and items, with rows as ids."""
     columns = codes(dataset)
     return {
         side: pl.DataFrame(
@@ -230,14 +230,14 @@ def sides(dataset: Dataset) -> dict[str, pl.DataFrame]:
 
 
 def interactions(pairs: Pairs, label: bool) -> pl.DataFrame:
-    """Pairs of rows in RecBole's columns."""
+    """Return pairs of rows in RecBole's columns."""
     frame = pl.DataFrame({"user_id": pairs.user, "item_id": pairs.item})
     return frame.with_columns(label=pl.Series(pairs.positive.astype(np.float32))) if label else frame
 
 
 @contextmanager
 def recbole_dssm(dataset: Dataset, ranked: bool = False) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """RecBole's DSSM on the parts of a dataset: to train on labelled pairs, or to rank what was liked in the test."""
+    """Set up RecBole's DSSM on the parts of a dataset: training on labelled pairs, or ranking the test positives."""
     test, validation = dataset.part(TEST), dataset.validation
     liked = Pairs(test.user[test.positive], test.item[test.positive], test.positive[test.positive])
     parts = {"train": dataset.train, "validation": validation, "test": liked if ranked else test}

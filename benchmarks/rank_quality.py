@@ -1,4 +1,4 @@
-"""Ranking quality on MovieLens 1M (protocol P-AUC): test AUC and GAUC of the example, the plain towers, the baselines.
+"""Measure ranking quality on MovieLens 1M (protocol P-AUC): test AUC and GAUC of the example, plain towers, baselines.
 
     TWOTOWER_DATA=path/to/ml-1m.zip .venv/bin/python benchmarks/rank_quality.py
 
@@ -42,8 +42,8 @@ PLAIN = {
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=0, help="at most so many, instead of a row's own")
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--epochs", type=int, default=0, help="maximum number of epochs; default: that of the row")
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     schema, rank = load_config(EXAMPLES / "movielens-rank.toml")
@@ -105,7 +105,7 @@ def train(schema: Schema | None, config: Config, seed: int, epochs: int) -> Run:
 
 
 def results(row: str, values: dict[str, list[float]], threads: int) -> list[Numbers]:
-    """A result for each metric; rounds are seeds."""
+    """Return a result for each metric; rounds are seeds."""
     return [
         result(
             f"rank_quality: {row}, {METRICS[metric]}",

@@ -1,4 +1,4 @@
-"""Retrieval quality on MovieLens 1M (protocol P-DSSM): what a user watches next, out of all 3,416 films.
+"""Measure retrieval quality on MovieLens 1M (protocol P-DSSM): the next film of each user among all 3,416 films.
 
     TWOTOWER_DATA=path/to/ml-1m.zip python benchmarks/retrieval_quality.py --sequences path/to/ml-1m-sequences.zip \
         --out rows.json
@@ -6,7 +6,7 @@
 Per user the last film is the test, the one before it validation, the rest train; every rating counts; all films with
 five or more ratings are ranked by exact search, the user's history removed; no timestamps, only their order. Epochs are
 chosen on validation. The rows of the simple baselines and of other tools come from benchmarks/baselines.py, which
-writes into the same file. Rows that are in --out already are kept; --only TEXT runs those whose name holds the text.
+writes into the same file. Rows that --out already has are kept; --only TEXT runs rows whose name contains the text.
 Without --sequences the order is the archive's.
 """
 
@@ -49,12 +49,14 @@ HISTORIES = {  # what --histories tries instead: file and settings, five epochs 
 
 def main() -> None:
     parser = options(__doc__, threads=0)
-    parser.add_argument("--histories", action="store_true", help="compare ways to read a history, at five epochs")
+    parser.add_argument("--histories", action="store_true", help="compare poolings of a history, five epochs each")
     parser.add_argument("--sequences", default="", help="archive with the published order of every user's films")
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the rows")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="option to change in all rows, key=value"
+    )
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -79,7 +81,7 @@ def main() -> None:
 
 
 def films(sequences: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Users, films with five or more ratings, and interactions whose time is their place in the user's sequence."""
+    """Return users, films with five or more ratings, and interactions whose time is their position in the user's sequence."""
     raw = movielens.load("ml-1m")
     split = load_sequences(sequences) if sequences else order_by_time(raw.interactions)
     user = np.repeat(split.user_ids, np.diff(split.offsets))
@@ -91,7 +93,7 @@ def films(sequences: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
 
 
 def measure(tables: Any, schema: Schema, config: Config, seed: int) -> dict[str, float]:
-    """Test and validation metrics of one training."""
+    """Return test and validation metrics of one training."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed, "device": "cpu"})})
     started = time.perf_counter()
     done = api.fit(tables, schema, config)
@@ -109,7 +111,7 @@ def measure(tables: Any, schema: Schema, config: Config, seed: int) -> dict[str,
 
 
 def results(name: str, runs: list[dict[str, float]]) -> list[Numbers]:
-    """A result for each measure; rounds are seeds, the interval is over users, by the last seed."""
+    """Return a result for each metric; rounds are seeds, the interval is over users, of the last seed."""
     out = [
         result(
             f"{PREFIX}{name}, {short.upper()}",
@@ -125,7 +127,7 @@ def results(name: str, runs: list[dict[str, float]]) -> list[Numbers]:
 
 
 def line(name: str, runs: list[dict[str, float]]) -> str:
-    """A row of the table: mean over seeds, and half of their range."""
+    """Return a row of the table: mean over seeds, and half of their range."""
     cells = []
     for short in MEASURES:
         values = [r[f"test.{short}"] for r in runs]

@@ -1,23 +1,22 @@
-"""How cost grows: with interactions, with items, and once all the way with a catalogue of ten million.
+"""Measure how cost grows with interactions and items, and one run end to end with a catalogue of ten million.
 
     python benchmarks/scale.py --only rows --sizes 1000000,10000000,100000000
     python benchmarks/scale.py --only items --sizes 1000,10000,100000,1000000,10000000
     python benchmarks/scale.py --only tables
     python benchmarks/scale.py --only end --items 10000000 --folder runs/scale
 
-rows    sharded Parquet of so many interactions is prepared, then trained on for a while, on one rank and on two
-items   so many vectors of 64 numbers are indexed as `index.kind = "auto"` does, tuned to recall 0.95 and searched; they
-        are centres with noise, and so are the queries, of which none is an item
-tables  two tables of a million rows by 64, trained by two ranks of one thread: whole on each, and in pieces (TorchRec)
-end     users, items and interactions are written as shards; then the product's own commands: prepare, train, embed
-        (two ranks), publish, serve; each with its time and memory
+rows    sharded Parquet of SIZE interactions is prepared, then trained on for some steps, on one rank and on two
+items   SIZE vectors of 64 numbers are indexed by `index.kind = "auto"`, tuned to recall 0.95 and searched; items and
+        queries are centres with noise, and no query is an item
+tables  two tables of a million rows by 64, trained by two ranks of one thread: whole on each, and sharded (TorchRec)
+end     users, items and interactions are written as shards; then the commands prepare, train, embed (two ranks),
+        publish, serve; each with its time and memory
 
-Every stage is a process of its own. `memory` is the most that its processes held together and could not give back
-(RssAnon, looked at ten times a second): pages of mapped files are the system's to keep or drop. The last line of a
-curve is the exponent e of cost ~ size^e, by least squares over the sizes within a hundredth of the largest.
+Each stage is a process. `memory` is the peak of the private memory of its processes together (RssAnon, sampled ten
+times a second), without pages of mapped files. The last line of a curve is the exponent e of cost ~ size^e, by least squares over the sizes within a hundredth of the largest.
 
-The made world: an item has one of a thousand topics, a user three; four of five interactions are with an item of one of
-them, and within a topic the popular are met far more often.
+The made data: an item has one of a thousand topics, a user three; four of five interactions are with an item of these
+topics, and within a topic popular items are much more frequent.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ width = 32
 
 
 def write_world(folder: Path, users: int, items: int, rows: int, batch: int = 2048) -> Path:
-    """Shards of all three tables, and the config that trains on them."""
+    """Write shards of all three tables, and the config that trains on them."""
     for name in ("users", "items", "interactions"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
@@ -133,7 +132,7 @@ def write_world(folder: Path, users: int, items: int, rows: int, batch: int = 20
 
 
 def topics_of(users: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(n, 3) the topics that users like."""
+    """Return (n, 3) the topics that users like."""
     return np.stack([(users * m + a) % TOPICS for m, a in ((7, 1), (131, 5), (977, 11))], 1)
 
 
@@ -141,7 +140,7 @@ def topics_of(users: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 class Watch(threading.Thread):
-    """Looks at what a process and its children hold, until `end`."""
+    """Samples the memory of a process and its children, until `end`."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -152,7 +151,7 @@ class Watch(threading.Thread):
             self.most = max(self.most, sum(map(_held, _family(self.pid))))
 
     def end(self) -> float:
-        """The most megabytes."""
+        """Stop sampling. Returns the peak in MB."""
         self.over.set()
         self.join()
         return self.most
@@ -174,7 +173,7 @@ def _held(pid: int) -> float:
 
 
 def run(words: list[Any]) -> tuple[float, float, str]:
-    """Seconds, memory in MB and output of a command. Exits if it fails."""
+    """Run a command. Returns seconds, memory in MB and output. Exits if it fails."""
     started = time.perf_counter()
     process = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     watch = Watch(process.pid)
@@ -187,7 +186,7 @@ def run(words: list[Any]) -> tuple[float, float, str]:
 
 
 def child(function: str, *arguments: Any) -> tuple[float, float, Numbers]:
-    """As `run`, of a function of this script in a process of its own, and what it printed as JSON."""
+    """Run a function of this script in a new process, as `run`. Returns its printed JSON too."""
     call = f"import json, scale; print(json.dumps(scale.{function}{arguments!r}))"
     seconds, memory, said = run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {call}"]
@@ -224,7 +223,7 @@ def rows_curve(sizes: list[int], folder: Path, threads: int) -> list[Numbers]:
 
 
 def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
-    """Some steps of training on the prepared dataset, on all ranks; the first prints rows per second."""
+    """Train some steps on the prepared dataset, on all ranks; rank 0 prints rows per second."""
     import torch
 
     from twotower.config import load_config
@@ -273,7 +272,7 @@ def items_curve(sizes: list[int]) -> list[Numbers]:
 
 
 def index_items(items: int) -> Numbers:
-    """Build, tune and ask the index that is chosen for so many items."""
+    """Build, tune and search the index that is chosen for `n` items."""
     import tempfile
 
     from twotower.index import build_index, choose_index, measure_recall, tune_index
@@ -331,7 +330,7 @@ TABLE = 1_000_000
 
 
 def table_steps(way: str) -> None:
-    """Some steps with tables kept in one way, on all ranks; the first prints what they cost."""
+    """Train some steps with one placement of the tables, on all ranks; rank 0 prints speed and memory."""
     import torch
 
     from twotower.config import parse_config
@@ -423,7 +422,7 @@ def end_to_end(users: int, items: int, rows: int, folder: Path) -> list[Numbers]
 
 @contextmanager
 def serving(store: Path) -> Iterator[tuple[float, Any, Any]]:
-    """A service: seconds until it was ready, a function that asks it and gives the seconds, and one that gives its memory."""
+    """Start a service. Yields seconds until ready, a function that times one request, and one that returns its memory."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -462,7 +461,7 @@ def serving(store: Path) -> Iterator[tuple[float, Any, Any]]:
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float:
-    """e of cost ~ size^e over the upper sizes."""
+    """Return e of cost ~ size^e over the upper sizes."""
     x, y = np.log(np.array(sizes, float)), np.log(np.array(costs, float))
     upper = x >= x.max() - np.log(100) - 1e-9
     return float(np.polyfit(x[upper], y[upper], 1)[0]) if upper.sum() > 1 else float("nan")
@@ -470,12 +469,12 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--only", default="rows,items,tables,end", help="parts, with commas")
-    parser.add_argument("--sizes", default="", help="of rows or items, with commas")
+    parser.add_argument("--only", default="rows,items,tables,end", help="parts to run, separated by commas")
+    parser.add_argument("--sizes", default="", help="numbers of rows or items, separated by commas")
     parser.add_argument("--users", type=int, default=500_000)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--rows", type=int, default=20_000_000)
-    parser.add_argument("--folder", type=Path, default=Path("runs/scale"), help="for what is made")
+    parser.add_argument("--folder", type=Path, default=Path("runs/scale"), help="folder for the made data")
     parser.add_argument("--steps", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--tables", help=argparse.SUPPRESS)
     chosen = parser.parse_args()

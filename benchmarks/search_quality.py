@@ -1,11 +1,11 @@
-"""Finding a film by a query: the README's table "Search by words".
+"""Measure the retrieval of a film by a query: the table "Search by words" of docs/benchmarks.md.
 
     TWOTOWER_DATA=path/to/ml-1m.zip python benchmarks/search_quality.py [--seeds 3] [--only bm25]
 
-The data set is ml-1m-titles: some 36,000 queries made of the films' titles, all 3,883 films are ranked. Two questions:
-*new queries* (random split 80/20, then 90/10; every film has been asked for in training), and *new films* (split in
-time; only the test queries for films that nobody asked for in training). Baselines are chosen on validation queries, and
-our epochs too; equal scores count against the row. 95 % intervals are over queries; ± is half the range over seeds.
+The data set is ml-1m-titles: some 36,000 queries made of the films' titles, all 3,883 films are ranked. Two tasks:
+*new queries* (random split 80/20, then 90/10; every film has training queries), and *new films* (split by time; only the
+test queries for films without training queries). Baselines and our epochs are chosen on validation queries; equal scores
+count against the row. 95 % intervals are over queries; ± is half the range over seeds.
 Rows of baselines need `pip install bm25s scikit-learn`.
 """
 
@@ -43,9 +43,9 @@ QUESTIONS = {"new queries": "random", "new films": "time"}
 def main() -> None:
     parser = options(__doc__, threads=1)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=0, help="at most so many, instead of an example's own")
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
-    parser.add_argument("--question", choices=QUESTIONS, help="one of the two")
+    parser.add_argument("--epochs", type=int, default=0, help="maximum number of epochs; default: that of the example")
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
+    parser.add_argument("--question", choices=QUESTIONS, help="task to run; default: both")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     for question, split in QUESTIONS.items():
@@ -62,20 +62,20 @@ def main() -> None:
 
 
 def ranks(scores: Scores, target: Ints) -> Ints:
-    """(Q,) place of each target, from 1, by scores (Q, N); it comes after every item of an equal score."""
+    """Return (Q,) the rank of each target, from 1, by scores (Q, N); it comes after every item of an equal score."""
     wanted = scores[np.arange(len(target)), target]
     found: Ints = (scores >= wanted[:, None]).sum(1)
     return found
 
 
 def quality(rank: Ints) -> dict[str, npt.NDArray[np.float64]]:
-    """(Q,) of each of MEASURES."""
+    """Return (Q,) values of each of MEASURES."""
     within = (rank <= 10).astype(np.float64)
     return {"hr@1": (rank == 1).astype(np.float64), "hr@10": within, "mrr@10": within / rank}
 
 
 def summary(name: str, each: list[dict[str, npt.NDArray[np.float64]]], seconds: float) -> dict[str, Any]:
-    """A row: means over seeds and queries, half the range over seeds, and an interval over queries."""
+    """Return a row: means over seeds and queries, half the range over seeds, and an interval over queries."""
     row: dict[str, Any] = {"model": name, "seeds": len(each), "queries": len(each[0]["hr@1"]), "seconds": seconds}
     for m in MEASURES:
         means = [float(e[m].mean()) for e in each]
@@ -87,7 +87,7 @@ def summary(name: str, each: list[dict[str, npt.NDArray[np.float64]]], seconds: 
 
 
 def results(row: dict[str, Any], question: str, threads: int) -> list[Numbers]:
-    """A result for each measure; rounds are seeds, the interval is over queries."""
+    """Return a result for each metric; rounds are seeds, the interval is over queries."""
     name, shared = f"search_quality: {row['model']}, {question}", {"queries": row["queries"], "threads": threads}
     return [
         *(
@@ -107,8 +107,8 @@ def line(row: dict[str, Any]) -> str:
     return f"| {row['model']} | {' | '.join(cells)} | {row['seconds']:.0f} |"
 
 
-def asked(dataset: Dataset, part: int, only_new: bool) -> tuple[Ints, Ints]:
-    """Query rows and film rows of a part; `only_new` keeps films without a training query."""
+def part_pairs(dataset: Dataset, part: int, only_new: bool) -> tuple[Ints, Ints]:
+    """Return query rows and film rows of a part; `only_new` keeps films without a training query."""
     pairs = dataset.part(part)
     user, item = pairs.user.astype(np.int64), pairs.item.astype(np.int64)
     if only_new:
@@ -124,7 +124,7 @@ Scorer = Callable[[list[str]], Scores]
 
 
 def exact(titles: list[str]) -> Iterator[Scorer]:
-    """1 where the query's words are those of one of the film's names, in any order, with its year or without."""
+    """Yield the baseline of exact titles: 1 where the query's words are those of a name of the film, in any order, with or without its year."""
     known: dict[tuple[str, ...], list[int]] = {}
     for row, title in enumerate(titles):
         called, year = names(title)
@@ -142,7 +142,7 @@ def exact(titles: list[str]) -> Iterator[Scorer]:
 
 
 def bm25(titles: list[str], *cuts: Callable[[list[str]], list[list[str]]]) -> Iterator[Scorer]:
-    """bm25s over the tokens that one of `cuts` makes."""
+    """Yield BM25 (bm25s) over the tokens of each of `cuts`."""
     for cut in cuts:
         yield from _bm25(titles, cut)
 
@@ -163,7 +163,7 @@ def _bm25(titles: list[str], cut: Callable[[list[str]], list[list[str]]]) -> Ite
 
 
 def tfidf(titles: list[str]) -> Iterator[Scorer]:
-    """scikit-learn's TF-IDF over letter n-grams within words, cosine."""
+    """Yield TF-IDF (scikit-learn) over letter n-grams within words, cosine."""
     library = need("sklearn.feature_extraction.text")
     for low, high in ((2, 3), (3, 3), (2, 4), (3, 4), (2, 5), (3, 5)):
         model = library.TfidfVectorizer(analyzer="char_wb", ngram_range=(low, high), sublinear_tf=True)
@@ -177,12 +177,12 @@ def tfidf(titles: list[str]) -> Iterator[Scorer]:
 
 
 def tokens(texts: list[str]) -> list[list[str]]:
-    """The words of texts, as a text feature reads them."""
+    """Return the words of texts as a text feature reads them."""
     return _grouped(*words(pl.Series("text", texts, dtype=pl.String)), len(texts))
 
 
 def letters(*sizes: int) -> Callable[[list[str]], list[list[str]]]:
-    """The letter n-grams of texts, for each n of `sizes`, as text features read them."""
+    """Return the letter n-grams of texts for each n of `sizes`, as text features read them."""
 
     def cut(texts: list[str]) -> list[list[str]]:
         row, flat = words(pl.Series("text", texts, dtype=pl.String))
@@ -210,7 +210,7 @@ BASELINES: dict[str, Callable[[list[str]], Iterator[Scorer]]] = {
 
 
 def baselines(split: str, only: str) -> Iterator[dict[str, Any]]:
-    """A row for each of BASELINES: the candidate with the best MRR@10 on validation, asked the test."""
+    """Yield a row for each of BASELINES: test metrics of the candidate with the best MRR@10 on validation."""
     schema, config = load_config(EXAMPLES / OURS[0], [f"split.kind={split}"])
     tables, schema = api.read(config, schema)
     assert isinstance(tables, Tables)  # it names a data set, not a prepared one
@@ -220,13 +220,13 @@ def baselines(split: str, only: str) -> Iterator[dict[str, Any]]:
         if only not in name:
             continue
         started, best, chosen = time.perf_counter(), -1.0, None
-        user, item = asked(dataset, VALIDATION, False)
+        user, item = part_pairs(dataset, VALIDATION, False)
         for scorer in candidates(titles):
             found = quality(ranks(scorer(texts[user].to_list()), item))["mrr@10"].mean()
             if found > best:
                 best, chosen = float(found), scorer
         assert chosen is not None
-        user, item = asked(dataset, TEST, split == "time")
+        user, item = part_pairs(dataset, TEST, split == "time")
         yield summary(name, [quality(ranks(chosen(texts[user].to_list()), item))], time.perf_counter() - started)
 
 
@@ -248,13 +248,13 @@ def ours(split: str, only: str, seeds: int, epochs: int) -> Iterator[dict[str, A
 
 
 def trained(example: str, split: str, seed: int, epochs: int) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
-    """The measures of a model on the test queries, and how many seconds it was trained."""
+    """Return the metrics of a model on the test queries, and its seconds of training."""
     schema, config = load_config(EXAMPLES / example)
     changed = [f"train.epochs={epochs}"] if epochs else []
     config = override_config(config, [f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0", *changed])
     tables, schema = api.read(config, schema)
     run = api.fit(tables, schema, config)
-    user, item = asked(run.dataset, TEST, split == "time")
+    user, item = part_pairs(run.dataset, TEST, split == "time")
     factors = run.factors(TEST)
     scores = factors.users.cpu().numpy()[user] @ factors.items.cpu().numpy().T
     return quality(ranks(scores, item)), run.metrics["train.seconds"]

@@ -1,17 +1,17 @@
-"""Search speed beside FAISS, in one run: milliseconds of a query over a million vectors.
+"""Measure search speed beside FAISS in one run: milliseconds of a query over a million vectors.
 
     .venv/bin/python benchmarks/search_speed.py
     .venv/bin/python benchmarks/search_speed.py --vectors FOLDER --scale 1000000 --kinds ivf,hnsw
     .venv/bin/python benchmarks/search_speed.py --run runs/retrieve --scale 1000000 --metric dot --threads 1
 
 FOLDER holds items.npy (N, D) and users.npy (M, D), float32; `--run` takes those of a trained run. `--scale` adds copies
-of the items with a little noise until there are so many. Without either, both come from the same clusters.
+of the items with a little noise up to that number. Without either, items and queries come from the same clusters.
 
-Exact search: ours and FAISS's flat index, on the same threads, each in a process of its own; rounds alternate, and only
-one of them works at a time. FAISS is there as it is shipped, and at its best: `distance_compute_blas_threshold` at ten queries, every
-kernel of OPENBLAS_CORETYPE that the processor can run, one index, faiss.knn or, on several threads, IndexShards; the quickest by
-its median is the row, for a batch and for one query each. The limit is the matrix product alone, by numpy and the quickest of the
-same kernels (a batch), or the quickest of three passes over the vectors (one query).
+Exact search: the package and FAISS's flat index, on the same threads, each in its own process; rounds alternate, and one
+process works at a time. FAISS is measured as shipped and at its best: `distance_compute_blas_threshold` at ten queries, every
+kernel of OPENBLAS_CORETYPE that the processor can run, one index, faiss.knn or, on several threads, IndexShards; the best
+median is the row, for a batch and for one query. The limit is the matrix product alone, by numpy with the fastest of the
+same kernels (a batch), or the fastest of three passes over the vectors (one query).
 Approximate search: one thread, one process; recall against exact search with users as queries.
 """
 
@@ -46,15 +46,17 @@ KERNELS = {"HASWELL": {"avx2", "fma"}, "SKYLAKEX": {"avx512f", "avx512dq", "avx5
 
 def main() -> None:
     parser = options(__doc__, rounds=7)
-    parser.add_argument("--vectors", type=Path, help="folder with items.npy and users.npy; by default made up")
-    parser.add_argument("--run", type=Path, help="a trained run: its items and users")
-    parser.add_argument("--scale", type=int, default=1_000_000, help="items; copies with noise are added up to it")
-    parser.add_argument("--noise", type=float, default=0.3, help="length of a copy's noise, in lengths of its vector")
-    parser.add_argument("--width", type=int, default=64, help="of made-up vectors")
+    parser.add_argument("--vectors", type=Path, help="folder with items.npy and users.npy; default: made data")
+    parser.add_argument("--run", type=Path, help="trained run whose items and users are read")
+    parser.add_argument("--scale", type=int, default=1_000_000, help="number of items, reached by copies with noise")
+    parser.add_argument(
+        "--noise", type=float, default=0.3, help="length of the noise of a copy, in lengths of its vector"
+    )
+    parser.add_argument("--width", type=int, default=64, help="width of made vectors")
     parser.add_argument("--metric", choices=["cosine", "dot"], default="cosine")
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--kinds", default="ivf", help="approximate kinds, with commas; empty for none")
+    parser.add_argument("--kinds", default="ivf", help="approximate kinds, separated by commas; empty: none")
     parser.add_argument("--recall", type=float, default=0.95)
     chosen = parser.parse_args()
     items, users = vectors(chosen)
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def vectors(chosen: argparse.Namespace) -> tuple[Vectors, Vectors]:
-    """Items (N, D) and users (M, D)."""
+    """Return items (N, D) and users (M, D)."""
     rng = np.random.default_rng(0)
     given = chosen.vectors or chosen.run
     if given:
@@ -95,7 +97,7 @@ def load(path: Path) -> Vectors:
 
 
 def of_run(folder: Path) -> tuple[Vectors, Vectors]:
-    """The vectors of a run's items and users, as they are when the test is asked."""
+    """Return the vectors of a run's items and users at the time of the test."""
     from twotower import api
 
     factors = api.load(folder).factors()
@@ -107,7 +109,7 @@ FORMS = {"faiss shards": ", IndexShards, OMP_NUM_THREADS=1", "faiss knn": ", fai
 
 
 def exact(items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Numbers]:
-    """Milliseconds of a query in a batch, and of one query alone."""
+    """Return the results for a query of a batch and for one query alone, in milliseconds."""
     size = min(chosen.batch, len(users))
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     tuned = [core for core, needs in KERNELS.items() if needs <= set(flags.split())] or ["its own kernel"]
@@ -144,7 +146,7 @@ def exact(items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Nu
                 more=False,
                 peers={f"{beside}, at its best": quick[best], f"{beside}, as shipped": shipped},
                 floor=floor,
-                **about(items, chosen),
+                **shared_facts(items, chosen),
                 agreement_with_faiss=agree,
                 settings={
                     f"{beside}, at its best": f"distance_compute_blas_threshold={told[core]['threshold']}, "
@@ -153,14 +155,14 @@ def exact(items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Nu
                 tried={way: round(median(values), 4) for way, values in times[kind].items()},
                 blas={way: given["blas"] for way, given in told.items()},
                 **({"read_gb_per_s": round(items.nbytes / floor / 1e6, 1)} if kind == "single" else {}),
-                **doubt(told, items.shape[1]),
+                **settings_doubt(told, items.shape[1]),
             )
         )
     return results
 
 
-def doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
-    """What is not as the table says it: FAISS at its best must have the threshold and the kernels it was given."""
+def settings_doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
+    """Return a doubt if FAISS at its best ran without the requested threshold or kernels."""
     for way, given in told.items():
         if way in (SHIPPED, OURS):
             continue
@@ -178,7 +180,7 @@ def share_of_equal(one: Any, other: Any) -> float:
 
 @contextmanager
 def worker(way: str, folder: Path, chosen: argparse.Namespace) -> Iterator[Callable[[str], list[Any]]]:
-    """Ask a process of its own to do a work: the seconds it took, or what it has to say."""
+    """Yield a function that runs a task in another process and returns its seconds or its output."""
     words = [sys.executable, str(Path(__file__).resolve()), "--worker", way, str(folder)]
     words += [str(chosen.threads), str(chosen.k), chosen.metric]
     environment = dict(os.environ)
@@ -208,7 +210,7 @@ def worker(way: str, folder: Path, chosen: argparse.Namespace) -> Iterator[Calla
 
 
 def work_for(way: str, folder: Path, threads: int, k: int, metric: Metric) -> None:
-    """The other end of `worker`: works by name, each line of stdin one to do."""
+    """Run the tasks named by the lines of stdin, in the process of `worker`."""
     items, queries = np.load(folder / "items.npy"), np.load(folder / "queries.npy")
     one: Vectors = queries[:1]
     n, width = items.shape
@@ -265,7 +267,7 @@ def work_for(way: str, folder: Path, threads: int, k: int, metric: Metric) -> No
 
 
 def limits(items: Vectors, queries: Vectors, threads: int) -> dict[str, Callable[[], object]]:
-    """The matrix product alone, and passes over the vectors, each thread a share."""
+    """Return the tasks of the limit: the matrix product alone, and passes over the vectors shared among threads."""
     n, transposed, one = len(items), np.ascontiguousarray(queries.T), queries[0].copy()
 
     def share(work: Callable[[int, int], object]) -> None:
@@ -291,13 +293,13 @@ def label(items: Vectors, chosen: argparse.Namespace) -> str:
     return f"{len(items):,} x {items.shape[1]}, {chosen.threads} thread{'s' * (chosen.threads > 1)}"
 
 
-def about(items: Vectors, chosen: argparse.Namespace) -> Numbers:
+def shared_facts(items: Vectors, chosen: argparse.Namespace) -> Numbers:
     given = {"items": len(items), "width": items.shape[1], "k": chosen.k, "metric": chosen.metric}
     return given | {"threads": chosen.threads, "vectors": "given" if chosen.vectors or chosen.run else "made up"}
 
 
 def approximate(kind: str, items: Vectors, users: Vectors, chosen: argparse.Namespace) -> list[Numbers]:
-    """Queries a second on one thread at the target recall, tuned with half of the users and measured with the others."""
+    """Return the results of an approximate index at the target recall on one thread, tuned with half of the users, measured with the others."""
     built: list[Any] = []
     seconds = timed(lambda: built.append(build_index(kind, items, np.arange(len(items)), chosen.metric)))
     index = built[0]
@@ -316,7 +318,7 @@ def approximate(kind: str, items: Vectors, users: Vectors, chosen: argparse.Name
 
             rates[name].append(half / timed(ask))
     met = measure_recall(index, users[half:], chosen.k)
-    shared = about(items, chosen) | {"threads": 1, "setting": str(found.search_params), "recall": round(met, 4)}
+    shared = shared_facts(items, chosen) | {"threads": 1, "setting": str(found.search_params), "recall": round(met, 4)}
     name = f"search_speed: {kind}, {len(items):,} x {items.shape[1]}, one thread"
     return [
         result(f"{name}, one query", [1e3 / rate for rate in rates["single"]], "ms", more=False, **shared),

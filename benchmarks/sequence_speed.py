@@ -1,11 +1,11 @@
-"""Speed of training a transformer over histories, beside what the machine's matrix products alone would allow.
+"""Measure the training speed of a transformer over histories, beside the limit of matrix products alone.
 
     python benchmarks/sequence_speed.py --threads 2
 
-The settings are those of examples/movielens-sequence.toml, the data are drawn: as many users, items and interactions
-as MovieLens 1M has, of like lengths. A step's floating-point operations are counted as it runs; the limit is the rate
+The settings are those of examples/movielens-sequence.toml; the data are made, with the numbers of users, items and
+interactions of MovieLens 1M and similar lengths of histories. A step's floating-point operations are counted as it runs; the limit is the rate
 of a product of two 2,048 x 2,048 matrices in the precision of the training, measured before and after in the same
-process. Then a profile says which share of the time went where.
+process. A profile then shows the share of each operation.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PARTS = {
 def main() -> None:
     parser = options(__doc__, threads=1)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option to change, key=value")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     schema, config = load_config(EXAMPLE, [*chosen.set, "train.device='cpu'"])
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def drawn() -> pl.DataFrame:
-    """Interactions of users with log-normal lengths and items with a long tail; nobody meets an item twice."""
+    """Return interactions of users with log-normal lengths and items with a long tail, no pair twice."""
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(4.6, 1.0, USERS)).astype(int), 20, LONGEST)
     taste = np.log(1 / np.arange(1, ITEMS + 1) ** 0.7)

@@ -1,26 +1,26 @@
-"""The service under load: latency at a rate, swaps of the model, overload and recovery, start. On real HTTP.
+"""Measure the service under load over HTTP: latency at a rate, swaps of the bundle, overload and recovery, start.
 
     python benchmarks/serve_load.py --store runs/c100k-store --seconds 60 --json runs/serve.json
     python benchmarks/serve_load.py --store runs/c100k-store --only method2 --rate 400 --event-store memory
     python benchmarks/serve_load.py --store runs/c100k-store --only overload --extra "--max-wait 20"
 
-`benchmarks/catalogue.py` makes the stores. `twotower serve` is started here on one core and asked from another. Scenarios:
+`benchmarks/catalogue.py` makes the stores. The script starts `twotower serve` on one core and sends requests from another. Scenarios:
 
 method1   known users at random, ten items from the stored vector
-method2   known users with a history of 50 items at random (of those somebody has met), by the user tower
+method2   known users with a history of 50 items at random (of items with interactions), by the user tower
 mixed     70 % method1, 20 % method2, 5 % similar items, 5 % events (which change what their users get)
-swap      method1 while bundles are published and rolled back to, after the same without swaps; memory and files after
-overload  the peak of goodput, then three times that rate, then a normal one again: one run without a pause
+swap      method1 without swaps, then while bundles are published and rolled back; memory and files after
+overload  the peak of goodput, then three times that rate, then a normal rate again, without a pause
 cold      seconds from the start of the process to /readyz
 
-The load is an open loop: when each request is due is drawn beforehand, it is sent then whatever the service does, and its
-latency counts from then, so that a service that stands still is charged for all who would have come meanwhile (no
-coordinated omission). Latencies are of good answers (2xx); what failed is counted beside them. Lag is how late the
-generator itself took requests up: where it is not small beside the latencies, or others used the cores, the line says so
-and the run is not to be used. Goodput counts the good answers that came within the time.
+The load is an open loop: the due time of each request is drawn beforehand, it is sent then, and its latency counts from
+then, so a service that pauses is charged for all requests due meanwhile (no coordinated omission). Latencies are those of
+2xx replies; failures are counted separately. Lag is the delay of the generator itself: where it is not small beside the
+latencies, or other processes used the cores, the line says so and the run must not be used. Goodput counts the 2xx
+replies within the time.
 
-`floor` is what this machine gives at best: a bare uvicorn and httptools application that answers a constant of the same
-size, on the same core, asked by the same generator. Compare numbers of other machines as ratios to it.
+`floor` is the limit of this machine: a bare uvicorn and httptools application that answers a constant of the same size, on
+the same core, with the same generator. Compare numbers of other machines as ratios to it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ WINDOW = 0.5
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """Return a process and all its descendants."""
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -83,8 +83,8 @@ def family(pid: int) -> list[int]:
 
 
 def usage(pid: int) -> dict[str, float]:
-    """What a process and its family use: resident memory in MB (all of it, and what is not of files), CPU seconds, how
-    many files and sockets are open, and how many files of bundles are mapped into memory."""
+    """Return what a process and its descendants use: resident memory in MB (total, and private), CPU seconds, numbers of open
+    files and sockets, and of mapped files of bundles."""
     out = dict.fromkeys(("rss_mb", "anonymous_mb", "cpu_s", "files", "sockets", "mapped"), 0.0)
     for member in family(pid):
         with suppress(OSError):
@@ -103,7 +103,7 @@ def usage(pid: int) -> dict[str, float]:
 
 
 def busy(cores: Sequence[int]) -> float:
-    """Seconds that the cores have worked since the machine started, for whomever; stolen ones count."""
+    """Return the busy seconds of the cores since the machine started, stolen time included."""
     total = 0.0
     for line in Path("/proc/stat").read_text().splitlines():
         name, *fields = line.split()
@@ -115,7 +115,7 @@ def busy(cores: Sequence[int]) -> float:
 
 @dataclass
 class Server:
-    """A service that is ready."""
+    """A ready service."""
 
     pid: int
     port: int
@@ -133,7 +133,7 @@ class Server:
 
 @contextmanager
 def serving(chosen: argparse.Namespace, store: Path) -> Iterator[Server]:
-    """The service on its core, ended when the block ends. If it does not start, its log is told and this process ends."""
+    """Run the service on its core during the block. If it does not start, print its log and exit."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -157,7 +157,7 @@ def serving(chosen: argparse.Namespace, store: Path) -> Iterator[Server]:
                 time.sleep(0.005)
             yield Server(process.pid, port, time.perf_counter() - started)
             if process.poll() is not None:
-                print(f"!! the server has ended by itself, status {process.returncode}")
+                print(f"!! the server ended unexpectedly, status {process.returncode}")
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -185,7 +185,7 @@ def ready(port: int) -> bool:
 
 
 def pool(kind: str, store: Path, seed: int, key: str) -> list[bytes]:
-    """Up to POOL different requests of a scenario, of users and items of the store's current bundle."""
+    """Return up to POOL different requests of a scenario, of users and items of the store's current bundle."""
     rng, bundle = np.random.default_rng(seed), Store(store).current()
     schema = tomllib.loads((bundle.folder / "config.toml").read_text(encoding="utf-8"))["schema"]
     users = ids(bundle, "users", schema["user_id"])
@@ -219,7 +219,7 @@ def ids(bundle: Bundle, table: str, column: str) -> list[str]:
 
 
 class Bench:
-    """The scenarios and what they found."""
+    """The scenarios and their measurements."""
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.chosen = chosen
@@ -235,7 +235,7 @@ class Bench:
         stop: Callable[[], bool] = lambda: False,
         bundles: bool = False,
     ) -> tuple[Log, Numbers]:
-        """One open-loop run and what it cost: CPU as shares of a core."""
+        """Return one open-loop run and its cost: CPU as shares of a core."""
         chosen = self.chosen
         due = schedule(pieces, chosen.seed, chosen.arrivals)
         which = np.random.default_rng(chosen.seed + 1).integers(0, len(requests), len(due))
@@ -255,7 +255,7 @@ class Bench:
         }
 
     def line(self, name: str, numbers: Numbers) -> None:
-        """A line of the table."""
+        """Print a line of the table."""
         shown = [f"{name:<20}"]
         for column in ("offered", "goodput"):
             shown.append(f"{numbers[column]:>9,.1f}")
@@ -281,12 +281,12 @@ class Bench:
         print(f"   {'ok  ' if ok else 'FAIL'} {name}: {cell(value, 0)} (wanted: {limit})", flush=True)
 
     def steady(self, name: str) -> None:
-        """A rate that the service can bear."""
+        """Measure a scenario at a rate below saturation."""
         chosen = self.chosen
         rate = chosen.rate or RATES[name]
         requests = pool(name, chosen.store, chosen.seed, chosen.key)
         with serving(chosen, chosen.store) as server:
-            look(server, requests, name)
+            require_answers(server, requests, name)
             log, cost = self.load(server, [(rate, chosen.warm_up + chosen.seconds)], requests)
         numbers = log.within(chosen.warm_up, chosen.warm_up + chosen.seconds) | {"cost": cost}
         self.found[name] = numbers
@@ -295,12 +295,12 @@ class Bench:
         self.check("requests that were not answered (percentiles leave them out)", failed, "0", failed == 0)
 
     def swap(self) -> None:
-        """The same rate without swaps, and while bundles change."""
+        """Measure the same rate without swaps, then while bundles change."""
         chosen = self.chosen
         rate, quiet = chosen.rate or RATES["swap"], min(30.0, chosen.seconds)
         requests = pool("method1", chosen.store, chosen.seed, chosen.key)
-        with copied(chosen.store) as store, serving(chosen, store) as server:
-            look(server, requests, "method1")
+        with store_copy(chosen.store) as store, serving(chosen, store) as server:
+            require_answers(server, requests, "method1")
             log, cost = self.load(server, [(rate, chosen.warm_up + quiet)], requests)
             before = log.within(chosen.warm_up, chosen.warm_up + quiet) | {"cost": cost}
             self.line("swap: none", before)
@@ -358,12 +358,12 @@ class Bench:
             print(f"   a swap was served after {np.median(taken):.2f} s (median), {max(taken):.2f} s (most)")
 
     def overload(self) -> None:
-        """Three times what it can do, in one run with normal load before and after."""
+        """Measure three times the peak, in one run with normal load before and after."""
         chosen = self.chosen
         normal = chosen.rate or RATES["overload"]
         requests = pool("method1", chosen.store, chosen.seed, chosen.key)
         with serving(chosen, chosen.store) as server:
-            look(server, requests, "method1")
+            require_answers(server, requests, "method1")
             self.load(server, [(normal, chosen.warm_up)], requests)
             peak, steps = self.peak(server, requests, normal)
             time.sleep(1)
@@ -404,8 +404,8 @@ class Bench:
         self.check("seconds until normal again", recovered, "at most 5", recovered is not None and recovered <= 5)
 
     def peak(self, server: Server, requests: list[bytes], start: float) -> tuple[float, list[Numbers]]:
-        """The best goodput of rising rates, until two brought nothing more, and of rates near it: one that is too low
-        would flatter."""
+        """Return the best goodput of rising rates, until two bring no more, and of rates near it (a peak that is too low would
+        make the overload look better)."""
         chosen = self.chosen
         best, worse, steps = 0.0, 0, []
 
@@ -424,7 +424,7 @@ class Bench:
         return max(best, *(goodput(share * best) for share in (0.9, 1.0, 1.1))), steps
 
     def cold(self) -> None:
-        """Start it three times."""
+        """Measure the time until ready, in three starts."""
         seconds, memory = [], 0.0
         for _ in range(3):
             with serving(self.chosen, self.chosen.store) as server:
@@ -434,7 +434,7 @@ class Bench:
         print(f"{'cold':<20} ready after {', '.join(f'{s:.2f}' for s in seconds)} s, {memory:,.0f} MB", flush=True)
 
     def floor(self) -> None:
-        """The machine's own limit: a constant answer, as fast as it goes and at the rate of method1."""
+        """Measure the limit of the machine: a constant reply, at the peak and at the rate of method1."""
         chosen = self.chosen
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -470,8 +470,8 @@ def cell(value: float | None, width: int) -> str:
     return f"{'-' if value is None else f'{value:,.3f}' if isinstance(value, float) else f'{value:,}':>{width}}"
 
 
-def look(server: Server, requests: list[bytes], name: str) -> None:
-    """The first requests are answered as they should be: a benchmark of errors is worth nothing."""
+def require_answers(server: Server, requests: list[bytes], name: str) -> None:
+    """Exit unless the first requests are answered with 200."""
     log = Generator(server.port).run(np.zeros(20), requests, np.arange(20))
     if bad := sorted({int(s) for s in log.status if not 200 <= s < 300}):
         sys.exit(f"error: {name}: the service answers {bad} instead of 200; see its log, or give --key")
@@ -505,8 +505,8 @@ def bare(port: int, cores: set[int]) -> None:
 
 
 @contextmanager
-def copied(path: Path) -> Iterator[Path]:
-    """A store of the same bundles, at least two, that may be changed."""
+def store_copy(path: Path) -> Iterator[Path]:
+    """Yield a copy of the store with at least two bundles, for changes."""
     copy = path.absolute().with_name(f".{path.name}-swap-{os.getpid()}")
 
     def link(source: str, target: str) -> None:
@@ -519,14 +519,14 @@ def copied(path: Path) -> Iterator[Path]:
         shutil.copytree(path, copy, copy_function=link)
         store = Store(copy)
         if len(store.bundles()) < 2:
-            again(store, store.current())
+            republish(store, store.current())
         yield copy
     finally:
         shutil.rmtree(copy, ignore_errors=True)
 
 
-def again(store: Store, bundle: Bundle) -> Bundle:
-    """Publish what is in a bundle once more."""
+def republish(store: Store, bundle: Bundle) -> Bundle:
+    """Publish the contents of a bundle again."""
 
     def write(folder: Path) -> dict[str, Any]:
         for entry in bundle.manifest["files"]:
@@ -539,10 +539,10 @@ def again(store: Store, bundle: Bundle) -> Bundle:
 
 
 def swapping(pipe: Pipe, path: Path, server: Server, swaps: int, gap: float, cores: set[int], key: str) -> None:
-    """Change the current bundle `swaps` times, every fifth time by a publish, and wait until the service answers by it.
+    """Change the current bundle `swaps` times, every fifth time by a publish, and wait until the service answers from it.
 
-    Sends a word when it begins, and at last a list of what was done, when it was served and what the server then used,
-    and its own CPU seconds.
+    Sends a word at the start, and at the end the list of changes, each with the time until it was served and the usage
+    of the server, and its own CPU seconds.
     """
     os.sched_setaffinity(0, cores)
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # the generator, on this core, goes before
@@ -555,7 +555,7 @@ def swapping(pipe: Pipe, path: Path, server: Server, swaps: int, gap: float, cor
         time.sleep(max(0.0, started + number * gap - time.perf_counter()))
         publish = number % 5 == 4
         if publish:
-            wanted = again(store, Bundle.open(path / "bundles" / other)).id
+            wanted = republish(store, Bundle.open(path / "bundles" / other)).id
         else:
             wanted = store.rollback(to=other).id
         flipped, seconds = time.perf_counter(), None
@@ -575,17 +575,17 @@ def swapping(pipe: Pipe, path: Path, server: Server, swaps: int, gap: float, cor
     pipe.send((out, time.process_time() - cpu))
 
 
-def about(chosen: argparse.Namespace) -> Numbers:
-    """What it was measured on."""
+def describe_environment(chosen: argparse.Namespace) -> Numbers:
+    """Describe the machine and the bundle."""
     bundle = Store(chosen.store).current()
     described = {name: bundle.manifest[name] for name in ("bundle", "counts", "dims", "metric", "index")}
     return machine() | {"load": os.getloadavg()[0], "bundle": described}
 
 
 def results(found: Numbers, bundle: Numbers, doubts: Sequence[str] = ()) -> list[Numbers]:
-    """The numbers of the documents; milliseconds of good answers. The limit is a bare application's at its rate.
+    """Return the results for the documents, in milliseconds of 2xx replies; the limit is that of the bare application.
 
-    What was said against a scenario's lines goes with its numbers.
+    Doubts about a scenario go with its results.
     """
     shared = {"items": bundle["counts"]["items"], "index": bundle["index"]["kind"]}
     floor = found.get("floor", {}).get("at_rate", {})
@@ -638,34 +638,38 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     everything = ["method1", "method2", "mixed", "swap", "overload", "cold"]
     options.add_argument("--store", type=Path, required=True)
-    options.add_argument("--only", default=",".join(everything), help="scenarios, with commas")
-    options.add_argument("--seconds", type=float, default=60.0, help="that are measured")
-    options.add_argument("--warm-up", type=float, default=5.0, help="seconds before them")
+    options.add_argument("--only", default=",".join(everything), help="scenarios to run, separated by commas")
+    options.add_argument("--seconds", type=float, default=60.0, help="measured seconds of a scenario")
+    options.add_argument("--warm-up", type=float, default=5.0, help="seconds of load before the measurement")
     options.add_argument("--rate", type=float, help=f"requests a second; by default {RATES}")
     options.add_argument("--arrivals", choices=["poisson", "constant"], default="poisson")
     options.add_argument("--swaps", type=int, default=50)
     options.add_argument("--step", type=float, default=4.0, help="seconds of each rate in the search for the peak")
-    options.add_argument("--connections", type=int, default=512, help="at most")
-    options.add_argument("--timeout", type=float, default=10.0, help="seconds from when a request is due")
+    options.add_argument("--connections", type=int, default=512, help="maximum number of connections")
+    options.add_argument(
+        "--timeout", type=float, default=10.0, help="timeout of a request, in seconds from its due time"
+    )
     options.add_argument("--start-timeout", type=float, default=120.0)
-    options.add_argument("--event-store", default="", help="passed on to the server")
-    options.add_argument("--extra", default="", help="more flags of the server, in one text")
-    options.add_argument("--key", default="", help="an API key to send, if --extra names --keys")
+    options.add_argument("--event-store", default="", help="--event-store of the server")
+    options.add_argument("--extra", default="", help="more flags of the server, in one argument")
+    options.add_argument("--key", default="", help="API key to send, where --extra has --keys")
     own = shlex.join([str(Path(sys.executable).with_name("twotower")), "serve"]) + " --store {store} --port {port}"
-    options.add_argument("--command", default=own, help="another service to start")
-    options.add_argument("--server-core", type=cores, default="0", help="or several, with commas")
+    options.add_argument("--command", default=own, help="command of another service to start")
+    options.add_argument(
+        "--server-core", type=cores, default="0", help="core of the server, or several separated by commas"
+    )
     options.add_argument("--generator-core", type=cores, default="1")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--no-floor", action="store_true", help="leave the machine's own limit out")
-    options.add_argument("--json", type=Path, help="write all numbers there")
-    options.add_argument("--out", type=Path, help="JSON file of results, as benchmarks/measure.py has them")
+    options.add_argument("--no-floor", action="store_true", help="skip the limit of the machine")
+    options.add_argument("--json", type=Path, help="JSON file for all measurements")
+    options.add_argument("--out", type=Path, help="JSON file of results, in the form of benchmarks/measure.py")
     chosen = options.parse_args()
     names = chosen.only.split(",")
     if strange := sorted(set(names) - set(everything)):
         options.error(f"--only: no scenario {strange[0]!r}; choose {', '.join(everything)}")
     if "swap" in names and chosen.swaps < 10:
         options.error(f"--swaps {chosen.swaps}: growth is counted from the fifth on; take at least 10")
-    told = about(chosen)
+    told = describe_environment(chosen)
     if chosen.server_core & chosen.generator_core:
         print("!! INVALID: the server and the generator share a core")
     allowed = os.sched_getaffinity(0)
@@ -683,7 +687,7 @@ def main() -> None:
     for name in names:
         scenarios.get(name, functools.partial(bench.steady, name))()
     if bench.doubts:
-        print(f"!! {len(bench.doubts)} lines are not to be used; let nothing else run on these cores, and run it again")
+        print(f"!! {len(bench.doubts)} lines are invalid; stop other work on these cores and run again")
     if chosen.json:
         settings = {
             n: sorted(v) if isinstance(v, set) else str(v) if isinstance(v, Path) else v

@@ -1,14 +1,13 @@
-"""Every benchmark, one after another, and the tables of the documents out of what they found: `make bench`.
+"""Run every benchmark, one after another, and write the tables of the documents: `make bench`.
 
     TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/suite.py --date 2026-01-31 --run runs/bench
 
-Every step writes FOLDER/STEP.json and FOLDER/STEP.log. One that fails does not stop the others; its rows are then "not
-run" in the tables, and the exit code is 1. `--only STEP,STEP` runs some again and keeps the results of the others, and the tables and
-sections of which FOLDER has none;
-`--resume` keeps rows that baselines.py and retrieval_quality.py have already. `--quick` is a small version of each,
-which proves that it runs and whose numbers are worth nothing: its tables stay in FOLDER.
+Each step writes FOLDER/STEP.json and FOLDER/STEP.log. A step that fails does not stop the others; its rows read "not run" in the tables, and
+the exit code is 1. `--only STEP,STEP` runs some steps and keeps the results of the others, also in tables and sections. `--resume` keeps the finished
+rows of baselines.py and retrieval_quality.py. `--quick` runs a small version of each step, a test without meaningful numbers, whose tables stay
+in FOLDER.
 
-Nothing else should run meanwhile: most numbers are of two cores, and the load generator needs one for itself.
+Run nothing else meanwhile: most numbers are of two cores, and the load generator needs one of them.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,13 @@ MADE = {
     "catalogue": ("c100k",),
     "catalogue_1m": ("c1m",),
 }
-"""Folders that a step would not write into twice."""
+"""Folders that a step makes, removed before it runs again."""
 SERVING = "--server-core {server} --generator-core {generator}"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command: a script of this folder, or `twotower`. `quick` are its words in the small version, None if it has none."""
+    """A command: a script of this folder, or `twotower`. `quick` are the arguments of the small version; None: those of `full`."""
 
     name: str
     program: str
@@ -141,19 +141,20 @@ STEPS = (
 )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> None:
+    """Run the steps of a command line, by default that of this process. Exits with a message if one fails."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--run", type=Path, default=Path("runs/bench"), help="folder of results")
     options.add_argument("--sequences", default="", help="archive with the published order of every user's films")
-    options.add_argument("--date", required=True, help="as the tables shall say it")
-    options.add_argument("--only", default="", help="steps, with commas")
-    options.add_argument("--resume", action="store_true")
-    options.add_argument("--quick", action="store_true")
-    chosen = options.parse_args()
-    names = [step.name for step in STEPS]
+    options.add_argument("--date", required=True, help="date of the run, as the documents show it")
+    options.add_argument("--only", default="", help="steps to run, separated by commas")
+    options.add_argument("--resume", action="store_true", help="keep the rows that a step has finished")
+    options.add_argument("--quick", action="store_true", help="run the small version of each step")
+    chosen = options.parse_args(arguments)
+    names = [step.name for step in steps]
     wanted = chosen.only.split(",") if chosen.only else names
     if strange := sorted(set(wanted) - set(names)):
-        options.error(f"--only: no step {strange[0]!r}; choose of {', '.join(names)}")
+        options.error(f"--only: no step {strange[0]!r}; choose from {', '.join(names)}")
     if not os.environ.get("TWOTOWER_DATA"):
         options.error("name the archive: export TWOTOWER_DATA=path/to/ml-1m.zip")
     run: Path = chosen.run.resolve()
@@ -165,15 +166,15 @@ def main() -> None:
         "server": str(cores[0]),
         "generator": str(cores[-1]),
     }
-    failed = [step.name for step in STEPS if step.name in wanted and not done(step, run, chosen, fill)]
-    failed += [] if tables(run, chosen) else ["table"]
+    failed = [step.name for step in steps if step.name in wanted and not run_step(step, run, chosen, fill)]
+    failed += [] if write_tables(run, chosen) else ["table"]
     if failed:
         sys.exit(f"{len(failed)} failed: {', '.join(failed)}; see {chosen.run}/*.log")
     print("every step ran")
 
 
-def done(step: Step, run: Path, chosen: argparse.Namespace, fill: dict[str, str]) -> bool:
-    """Whether the step ran."""
+def run_step(step: Step, run: Path, chosen: argparse.Namespace, fill: dict[str, str]) -> bool:
+    """Run a step. Returns False if it fails."""
     words, out = step.words(chosen.quick, fill), run / f"{step.name}.json"
     if step.out:
         words += ["--out", str(out)]
@@ -198,7 +199,7 @@ def done(step: Step, run: Path, chosen: argparse.Namespace, fill: dict[str, str]
     return process.returncode == 0
 
 
-def tables(run: Path, chosen: argparse.Namespace) -> bool:
+def write_tables(run: Path, chosen: argparse.Namespace) -> bool:
     words = [sys.executable, str(HERE / "table.py"), str(run), "--date", chosen.date]
     if chosen.only:
         words.append("--keep")

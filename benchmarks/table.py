@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -469,7 +469,7 @@ def rewrite(text: str, results: Mapping[str, Numbers], language: str, keep: bool
     begin, end = r"<!-- bench:([\w-]*) -->\n", r"<!-- /bench -->"
     for name in re.findall(r"<!-- bench:(.*?) -->", text):
         if name not in BLOCKS:
-            raise ValueError(f"<!-- bench:{name} -->: no such table; choose of {', '.join(BLOCKS)}")
+            raise ValueError(f"<!-- bench:{name} -->: no such table; choose from {', '.join(BLOCKS)}")
     if len(re.findall(r"<!-- bench:", text)) != len(re.findall(rf"{begin}(?:(?!<!-- bench:)[\s\S])*?{end}", text)):
         raise ValueError(f"a marker <!-- bench:NAME --> alone on its line, and {end} after its table, are needed")
 
@@ -622,7 +622,8 @@ def _section(script: str, names: list[str], results: Mapping[str, Numbers], date
     return "\n".join([f"## {script}", "", f"Run on {date}.", "", *lines, *([""] if numbered else []), *numbered])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the tables of a command line, by default that of this process."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path, help="folder of results")
     options.add_argument("--date", required=True, help="date of the run, as the documents show it")
@@ -631,7 +632,7 @@ def main() -> None:
         "--readme", type=Path, action="append", default=[], help="README with a table; .zh in the name: Chinese"
     )
     options.add_argument("--keep", action="store_true", help="keep tables and sections that have no result")
-    chosen = options.parse_args()
+    chosen = options.parse_args(arguments)
     results, machine, bounds, doubts = collect(chosen.folder)
     missing = [name for name in EXPECTED if name not in results]
     table = {

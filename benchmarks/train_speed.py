@@ -1,12 +1,11 @@
-"""Training speed beside torch-rechub and RecBole, in one process and one run: rows per second of one epoch of ML-1M.
+"""Measure training speed beside torch-rechub and RecBole in one process: rows per second of one epoch of ML-1M.
 
     make bench-env && TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/train_speed.py
 
 Same work for all: four user and three item fields of width 16, towers 64-32, cosine, BCE on the observed pairs of
-the train part, Adam, batch 2048, fp32, the same threads. An epoch counts from shuffling to the last update,
-validation excluded. Rounds alternate, so that a busy machine slows all; the table shows medians and ranges. The limit
-is the time of the towers' matrix products alone, every row through both.
-Then the seconds from the archive on disk to a test AUC of 0.80, everything included but the interpreter's start.
+the train part, Adam, batch 2048, fp32, the same threads. The time of an epoch is from shuffling to the last update,
+validation excluded. Rounds alternate, so other load slows all tools; the table shows medians and ranges. The limit is the time of the towers' matrix products alone, every row through both.
+The script then measures the seconds from the archive on disk to a test AUC of 0.80, without the start of the interpreter.
 
 The other tools and their settings are in peers.py: torch-rechub's own trainer, loader and DSSM as its examples set them
 up, and RecBole's, whose towers have batch normalisation and tanh besides and no temperature. A tool that is not
@@ -24,7 +23,18 @@ from functools import partial
 import polars as pl
 import torch
 from measure import finish, options, product_rate, result
-from peers import BATCH, FIELDS, LAYERS, WIDTH, at_best, here, quiet, recbole_dssm, rechub_loader, rechub_trainer
+from peers import (
+    BATCH,
+    FIELDS,
+    LAYERS,
+    WIDTH,
+    at_best,
+    is_importable,
+    quiet,
+    recbole_dssm,
+    rechub_loader,
+    rechub_trainer,
+)
 
 from twotower.config import parse_config
 from twotower.data import movielens
@@ -41,12 +51,12 @@ FLOPS_PER_ROW = 2 * 3 * sum(n * WIDTH * 64 + 64 * 32 for n in (4, 3)) + 2 * 3 * 
 
 def main() -> None:
     parser = options(__doc__, rounds=3)
-    parser.add_argument("--goal", type=float, default=0.80, help="test AUC to reach; 0 leaves that out")
+    parser.add_argument("--goal", type=float, default=0.80, help="test AUC to reach; 0 skips this measurement")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     dataset = prepare_movielens()
     rows = len(dataset.train)
-    epochs = {"twotower": twotower_epoch} | {name: epoch for name, epoch in PEERS.items() if here(name)}
+    epochs = {"twotower": twotower_epoch} | {name: epoch for name, epoch in PEERS.items() if is_importable(name)}
     rates: dict[str, list[float]] = {name: [] for name in epochs}
     products = []
     for number in range(chosen.rounds):
@@ -88,7 +98,7 @@ def prepare_movielens() -> Dataset:
 
 
 def twotower_trainer(dataset: Dataset, seed: int, device: str = "cpu", precision: str = "fp32") -> Trainer:
-    """Our trainer with a fresh model."""
+    """Return the package's trainer with a fresh model."""
     _, config = parse_config(
         {
             "model": {"width": WIDTH, "bias": False, "unknown_rate": 0.0,
@@ -100,7 +110,7 @@ def twotower_trainer(dataset: Dataset, seed: int, device: str = "cpu", precision
 
 
 def twotower_epoch(dataset: Dataset, seed: int) -> float:
-    """Seconds of one epoch of our trainer."""
+    """Return the seconds of one epoch of the package's trainer."""
     trainer = twotower_trainer(dataset, seed)
     started = time.perf_counter()
     epoch = trainer.objective.sampler.epoch(0)
@@ -110,7 +120,7 @@ def twotower_epoch(dataset: Dataset, seed: int) -> float:
 
 
 def rechub_epoch(dataset: Dataset, seed: int, workers: int = 0) -> float:
-    """Seconds of one epoch of torch-rechub's own trainer, loader and model."""
+    """Return the seconds of one epoch of torch-rechub's own trainer, loader and model."""
     trainer, loader = rechub_trainer(dataset), rechub_loader(dataset, workers=workers)
     with quiet():
         started = time.perf_counter()
@@ -119,7 +129,7 @@ def rechub_epoch(dataset: Dataset, seed: int, workers: int = 0) -> float:
 
 
 def recbole_epoch(dataset: Dataset, seed: int) -> float:
-    """Seconds of one epoch of RecBole's own trainer, loader and model."""
+    """Return the seconds of one epoch of RecBole's own trainer, loader and model."""
     with recbole_dssm(dataset) as (trainer, train, _, _), quiet():
         started = time.perf_counter()
         trainer._train_epoch(train, seed)
@@ -134,7 +144,7 @@ PEERS: dict[str, Callable[[Dataset, int], float]] = {
 
 
 def seconds_to(goal: float) -> float | None:
-    """Seconds from the archive to the first epoch whose test AUC reaches `goal`; the test itself is not counted."""
+    """Return the seconds from the archive to the first epoch whose test AUC reaches `goal`; the time of the test is excluded."""
     spent = 0.0
     started = time.perf_counter()
     dataset = prepare_movielens()

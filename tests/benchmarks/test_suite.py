@@ -226,7 +226,7 @@ def test_a_marker_that_is_wrong_is_an_error(text: str, said: str) -> None:
         table.rewrite(text, {}, "en")
 
 
-def test_a_run_folder_becomes_a_page_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_folder_becomes_a_page_and_a_table(tmp_path: Path) -> None:
     measure.save(tmp_path / "train_speed.json", [speed()], 2)
     measure.save(tmp_path / "rank_quality.json", [results()[QUALITY]], 1)
     (tmp_path / "serve.json").write_text('{"machine": {}}')  # not of this form
@@ -239,8 +239,7 @@ def test_a_run_folder_becomes_a_page_and_a_table(tmp_path: Path, monkeypatch: py
     words = [str(tmp_path), "--date", "2026-01-31", "--page", str(tmp_path / "page.md")]
     for name in ("README.md", "README.zh-CN.md"):
         words += ["--readme", str(tmp_path / name)]
-    monkeypatch.setattr(sys, "argv", ["table.py", *words])
-    table.main()
+    table.main(words)
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page.startswith("# By hand\n\n<!-- bench:speed -->\n|  | twotower |")
     assert page.count(table.MEASUREMENTS) == 1
@@ -268,12 +267,11 @@ def test_a_partial_run_keeps_the_cells_that_it_did_not_measure() -> None:
     assert "| twotower | not run |" in table.rewrite(before, {name: speed()}, "en")
 
 
-def test_a_wrong_marker_leaves_every_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_marker_leaves_every_file_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("<!-- bench:nothing -->\n<!-- /bench -->\n", encoding="utf-8")
-    words = ["table.py", str(tmp_path), "--date", "d", "--page", str(tmp_path / "page.md")]
-    monkeypatch.setattr(sys, "argv", [*words, "--readme", str(tmp_path / "README.md")])
+    words = [str(tmp_path), "--date", "d", "--page", str(tmp_path / "page.md"), "--readme", str(tmp_path / "README.md")]
     with pytest.raises(SystemExit, match="no such table"):
-        table.main()
+        table.main(words)
     assert not (tmp_path / "page.md").exists()
 
 
@@ -292,9 +290,7 @@ def test_results_of_two_machines_are_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert machine["cores"] == here["cores"] + 1
 
 
-def test_a_partial_run_leaves_other_tables_and_sections_with_their_dates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_partial_run_leaves_other_tables_and_sections_with_their_dates(tmp_path: Path) -> None:
     tables = "<!-- bench:speed -->\n| old |\n<!-- /bench -->\n<!-- bench:rank -->\n| older |\n<!-- /bench -->\n"
     (tmp_path / "README.md").write_text(tables, encoding="utf-8")
     page = tmp_path / "page.md"
@@ -315,8 +311,7 @@ def test_a_partial_run_leaves_other_tables_and_sections_with_their_dates(
         "--keep",
     ]
     for _ in range(2):  # the second finds the dates in the sections
-        monkeypatch.setattr(sys, "argv", ["table.py", *words])
-        table.main()
+        table.main(words)
         text = page.read_text(encoding="utf-8")
         assert "## rank_quality\n\nRun on 2026-01-01.\n\n| stays |\n\n1. `its command`\n" in text
         assert "## of_another_list\n\nRun on 2026-01-01.\n\n| this too |\n" in text
@@ -365,14 +360,16 @@ def test_faiss_runs_with_the_settings_that_its_row_states(tmp_path: Path, monkey
 )
 def test_a_peer_without_its_settings_is_marked(changed: Any, said: str | None) -> None:
     told = {"as shipped": {"threshold": 128_000, "blas": {}}, "ours": {"threshold": None, "blas": {}}}
-    found = search_speed.doubt(told | {"HASWELL": {"threshold": 640, "blas": {"faiss": "Haswell"}} | changed}, 64)
+    found = search_speed.settings_doubt(
+        told | {"HASWELL": {"threshold": 640, "blas": {"faiss": "Haswell"}} | changed}, 64
+    )
     assert (said is None and not found) or (said or "") in found["doubt"]
 
 
 def test_the_quickest_way_of_a_tool_is_its_row_and_the_shipped_one_beside_it() -> None:
     at_best = _load("peers").at_best
     tried = {"torch-rechub": [5.0], "torch-rechub @ num_workers=1": [9.0, 8.0], "RecBole": [7.0], "RecBole @ x": []}
-    label, other = (_load("peers").called(name) for name in ("torch-rechub", "RecBole"))
+    label, other = (_load("peers").tool_label(name) for name in ("torch-rechub", "RecBole"))
     peers, settings = at_best(tried, more=True)
     assert peers == {label: [9.0, 8.0], f"{label}, as shipped": [5.0], other: [7.0]}
     assert settings == {label: "num_workers=1"}
@@ -416,11 +413,9 @@ def test_a_step_that_fails_is_seen_and_the_others_run(tmp_path: Path, monkeypatc
         suite.Step("bad", "table", "--no-such-option", out=False),
         suite.Step("good", "table", "--help", out=False),
     )
-    monkeypatch.setattr(suite, "STEPS", steps)
-    monkeypatch.setattr(suite, "tables", lambda run, chosen: True)
     monkeypatch.setenv("TWOTOWER_DATA", "ml-1m.zip")
-    monkeypatch.setattr(sys, "argv", ["suite.py", "--date", "d", "--run", str(tmp_path)])
     with pytest.raises(SystemExit, match="1 failed: bad"):
-        suite.main()
+        suite.main(["--date", "d", "--quick", "--run", str(tmp_path)], steps)
     assert "error:" in (tmp_path / "bad.log").read_text()
     assert "usage" in (tmp_path / "good.log").read_text()
+    assert "not run" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8"), "the tables were written"
