@@ -227,7 +227,7 @@ def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
     import torch
 
     from twotower.config import load_config
-    from twotower.data.memmap import Prepared
+    from twotower.data.memmap import MemmapDataset
     from twotower.distributed import DistributedContext
     from twotower.train.trainer import Trainer
 
@@ -235,7 +235,7 @@ def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
     context = DistributedContext.from_environment()
     _, config = load_config(folder / "config.toml")
     with context.process_group():
-        trainer = Trainer(Prepared.open(folder / "prepared"), config, context=context)
+        trainer = Trainer(MemmapDataset.open(folder / "prepared"), config, context=context)
         steps = min(steps, trainer.objective.steps_per_epoch - 2)
         epoch = trainer.objective.sampler.epoch(0)
         trainer.step(epoch, 0)

@@ -29,7 +29,7 @@ from twotower.config import load_config, override_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import Tables
-from twotower.data.title_queries import names
+from twotower.data.title_queries import title_words
 from twotower.encoders import Ints, grams, words
 from twotower.evaluation import bootstrap
 
@@ -127,7 +127,7 @@ def exact(titles: list[str]) -> Iterator[Scorer]:
     """Yield the baseline of exact titles: 1 where the query's words are those of a name of the film, in any order, with or without its year."""
     known: dict[tuple[str, ...], list[int]] = {}
     for row, title in enumerate(titles):
-        called, year = names(title)
+        called, year = title_words(title)
         for name in called:
             for extra in ([], [year]):
                 known.setdefault(tuple(sorted(tokens([" ".join(name + extra)])[0])), []).append(row)

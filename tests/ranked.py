@@ -154,7 +154,7 @@ def trainer(case: str, context: DistributedContext | None = None, **train: Any) 
     chosen = {"optimizer": "SGD", "lr": 0.5, "batch_size": 90, "epochs": 2} | sections.get("train", {}) | train
     if chosen["batch_size"] == 0:
         positives = sections.get("loss", {}).get("kind", "bce") != "bce"
-        chosen["batch_size"] = (len(data.positive_numbers) if positives else len(data.train)) - 1
+        chosen["batch_size"] = (len(data.positive_indices) if positives else len(data.train)) - 1
     config = settings(**sections | {"train": {"device": "cpu"} | chosen})
     return Trainer(data, config, context=context)
 

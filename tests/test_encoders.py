@@ -17,7 +17,7 @@ from worlds import EVERYTHING_SCHEMA, ID_FEATURES
 
 from twotower.data.dataset import Dataset
 from twotower.encoders import (
-    SHORT,
+    SINGLE_ROW_MAX_VALUES,
     UNKNOWN,
     CategoricalEncoder,
     Encoders,
@@ -26,8 +26,8 @@ from twotower.encoders import (
     Ragged,
     TextEncoder,
     VectorEncoder,
+    canonical_ids,
     missing_count,
-    spelled,
 )
 from twotower.errors import DataError, RunError
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
@@ -250,7 +250,7 @@ def test_7_and_7_point_0_and_text_7_are_one_value(learnt: str, asked: str, hash_
     ],
 )
 def test_every_scalar_has_one_spelling(column: pl.Series, spelling: list[Any]) -> None:
-    assert spelled(column).to_list() == spelling
+    assert canonical_ids(column).to_list() == spelling
 
 
 @pytest.mark.parametrize("column", [series([[1], [2]]), series([{"a": 1}]), series([b"\xff"]), series([object()])])
@@ -500,7 +500,9 @@ def test_missing_error_refuses_new_tables_with_gaps() -> None:
         encoders.transform("item", pl.DataFrame({"item_id": [1, None]}))
 
 
-@pytest.mark.parametrize("n", [SHORT - 1, SHORT, SHORT + 1, 5 * SHORT])
+@pytest.mark.parametrize(
+    "n", [SINGLE_ROW_MAX_VALUES - 1, SINGLE_ROW_MAX_VALUES, SINGLE_ROW_MAX_VALUES + 1, 5 * SINGLE_ROW_MAX_VALUES]
+)
 def test_a_long_row_is_coded_as_a_short_one(n: int) -> None:
     """Long rows go the way of columns, short ones are coded one by one; both give the same."""
     values = [f"v{i % 90}" for i in range(n)]

@@ -742,9 +742,9 @@ def test_text_tables_are_read_with_the_types_of_all_their_rows(ending: str, tmp_
 def test_the_vectors_of_a_large_table_can_be_mapped_and_the_count_has_many_digits(tmp_path: Path) -> None:
     for n in (0, 9, 10**6, 10**12):
         with (tmp_path / "x.npy").open("w+b") as f:
-            arrays.header(f, np.zeros(66, np.float32), 0)
+            arrays.write_npy_header(f, np.zeros(66, np.float32), 0)
             size = f.tell()
-            arrays.header(f, np.zeros(66, np.float32), n)
+            arrays.write_npy_header(f, np.zeros(66, np.float32), n)
             assert f.tell() == size
 
 

@@ -26,7 +26,7 @@ from twotower import api
 from twotower.config import IndexConfig
 from twotower.data.feed import feed
 from twotower.data.splits import TEST, VALIDATION
-from twotower.encoders import Ragged, spelled
+from twotower.encoders import Ragged, canonical_ids
 from twotower.errors import DataError
 from twotower.evaluation import evaluate_part
 from twotower.request import Request, UnknownId
@@ -96,7 +96,7 @@ def test_telling_a_user_what_is_stored_of_them_changes_nothing(run: Run, retriev
     data = run.dataset
     row = 7
     mine = (data.pairs.user == row) & (data.parts != TEST)
-    order = data.in_order(mine)
+    order = data.sort_by_time(mine)
     history = [
         {"id": str(data.items.ids[int(data.pairs.item[i])]), "liked": bool(data.pairs.positive[i])} for i in order
     ]
@@ -120,7 +120,7 @@ def test_an_event_changes_the_answer_of_method_2(retriever: Retriever) -> None:
 
 def test_events_go_on_from_the_stored_history_or_the_told_one(run: Run, retriever: Retriever) -> None:
     data = run.dataset
-    order = data.in_order((data.pairs.user == 7) & (data.parts != TEST))
+    order = data.sort_by_time((data.pairs.user == 7) & (data.parts != TEST))
     history = [(str(data.items.ids[int(data.pairs.item[i])]), bool(data.pairs.positive[i])) for i in order]
     events = [(history[0][0], True), ("i2", False), (history[1][0], True)]
     assert len(history) > 4
@@ -375,7 +375,7 @@ def test_a_vector_is_what_the_answer_was_searched_with(retriever: Retriever) -> 
 def test_a_history_is_what_the_tower_has_read(run: Run, retriever: Retriever) -> None:
     data = run.dataset
     for row in (0, 7, 33):
-        order = data.in_order((data.pairs.user == row) & (data.parts != TEST))
+        order = data.sort_by_time((data.pairs.user == row) & (data.parts != TEST))
         told = [(str(data.items.ids[int(data.pairs.item[i])]), bool(data.pairs.positive[i])) for i in order]
         assert len(told) > 3
         for n in (0, 1, 3, 1000):
@@ -527,7 +527,7 @@ def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> 
     texts = [f.source for f in schema.texts("user")]
     numbers = {f.source for f in schema.side("user") if isinstance(f, Numeric | Vector)}
     categories = {f.source for f in schema.side("user") if isinstance(f, Categorical | MultiHot)} - numbers
-    frame = frame.with_columns(spelled(frame[name]).cast(pl.String).alias(name) for name in texts)
+    frame = frame.with_columns(canonical_ids(frame[name]).cast(pl.String).alias(name) for name in texts)
     values = dict(request.features)
     if row is None and request.user_id is not None:
         values.setdefault(schema.user_id, request.user_id)

@@ -17,7 +17,7 @@ from twotower.callbacks import Callback
 from twotower.config import Config
 from twotower.data import movielens
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.memmap import FOLDER, Prepared
+from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
 from twotower.data.prepare import write_prepared
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
@@ -56,7 +56,7 @@ def read(config: Config, schema: Schema | None) -> tuple[Tables | Dataset, Schem
     """The tables that `config.data` names, checked against the schema; or the prepared dataset."""
     data = config.data
     if data.prepared:
-        dataset = Prepared.open(data.prepared)
+        dataset = MemmapDataset.open(data.prepared)
         dataset.check(schema, config.split)
         return dataset, dataset.schema
     if data.dataset:
@@ -168,8 +168,8 @@ def _train(
             assert place
             how = command("train", place / "config.toml", "--run", folder, "--resume")
             raise Interrupted(f"{e}; go on: {how}") from None
-    if place and isinstance(dataset, Prepared):  # what it was made from may be gone, or another by now
-        dataset = replace(dataset, folder=place / FOLDER)
+    if place and isinstance(dataset, MemmapDataset):  # what it was made from may be gone, or another by now
+        dataset = replace(dataset, folder=place / PREPARED_FOLDER)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not context.is_main:
         return done
@@ -179,8 +179,8 @@ def _train(
     if folder and place:
         done = replace(done, sha256=runs.finish(place, done))
         runs.settle(folder)
-        if isinstance(dataset, Prepared):
-            done = replace(done, dataset=replace(dataset, folder=folder / FOLDER))
+        if isinstance(dataset, MemmapDataset):
+            done = replace(done, dataset=replace(dataset, folder=folder / PREPARED_FOLDER))
         try:
             report.write_report(folder / "report.html", done, done.factors())
         except Exception as e:  # the run is whole without it

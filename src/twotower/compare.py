@@ -16,7 +16,7 @@ import torch
 
 from twotower.data.dataset import Dataset, Pairs
 from twotower.data.splits import TEST
-from twotower.encoders import Ints, spelled
+from twotower.encoders import Ints, canonical_ids
 from twotower.errors import RunError
 from twotower.evaluation import Doubles, Factors, auc, auc_by_group, rank_catalogue, ranking_metrics
 from twotower.runs import Run
@@ -220,7 +220,7 @@ def _match_ids(a: Dataset, b: Dataset, side: SideName, rows: Ints) -> tuple[Ints
 
 def _text_ids(ids: pl.Series) -> pl.Series:
     """Ids as text: 7, 7.0 and '7' are one."""
-    return spelled(ids).cast(pl.String)
+    return canonical_ids(ids).cast(pl.String)
 
 
 def _positions(rows: Ints, n: int) -> Ints:

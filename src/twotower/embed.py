@@ -19,40 +19,50 @@ import polars as pl
 import torch
 
 from twotower import files
-from twotower.data.arrays import header
-from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
+from twotower.data.arrays import write_npy_header
+from twotower.data.batches import Bag, HistoryWindows, Inputs, Padded, Prefixes
 from twotower.data.feed import padded
 from twotower.data.splits import TEST
 from twotower.data.tables import (
     Reading,
-    as_spelled,
     check_utf8,
     column_names,
     csv_options,
     is_text,
     need,
+    parse_canonical_text,
     table_files,
     with_ids,
 )
 from twotower.distributed import DistributedContext
-from twotower.embeddings_folder import IDS, LIST, VECTORS, WORK
+from twotower.embeddings_folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER
 from twotower.encoders import CategoricalEncoder, Column, Field, Ragged
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation import evaluation_mode
 from twotower.runs import Run
 from twotower.schema import Numeric, Sequence, SideName
-from twotower.shards import ANEW, File, Shard, Work, claim, clear, common_type, cut, save_ids
+from twotower.shards import (
+    ANEW,
+    TableFile,
+    TableShard,
+    Work,
+    check_folder,
+    clear_folder,
+    common_type,
+    cut_into_shards,
+    save_ids,
+)
 
 log = logging.getLogger(__name__)
 
-BLOCK = 32_768
+TOWER_BLOCK_ROWS = 32_768
 """Rows a tower embeds at once: more takes memory, fewer makes its threads wait for each other more often."""
 
 SHARD_ROWS = 1_048_576
 """A multiple of the blocks, so that a row meets the same rows in its block however the table is cut."""
 
 Precision = Literal["fp32", "fp16"]
-_TYPES = {"fp32": "<f4", "fp16": "<f2"}
+_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
 
 
 def embed(
@@ -82,13 +92,13 @@ def embed(
     another table or model that `anew` does not give up, or the model gives a vector that is not finite; ConfigError.
     """
     source, out, me = Path(source), Path(out), context or DistributedContext()
-    if precision not in _TYPES:
-        raise ConfigError(f"precision '{precision}': allowed are {', '.join(_TYPES)}")
+    if precision not in _DTYPES:
+        raise ConfigError(f"precision '{precision}': allowed are {', '.join(_DTYPES)}")
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
     rows = _Rows(run, side)
     sources = _files(source, rows)
-    shards = cut(sources, shard_rows)
+    shards = cut_into_shards(sources, shard_rows)
     if not shards:
         raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
     tower = _Tower(run, rows, precision, batch_rows, f"rank {me.rank}: " if me.world_size > 1 else "")
@@ -115,14 +125,14 @@ def embed(
         return n
 
 
-def _whole(tower: _Tower, shard: Shard, out: Path, anew: bool) -> int:
+def _whole(tower: _Tower, shard: TableShard, out: Path, anew: bool) -> int:
     """A table of one shard, replacing an earlier one."""
-    claim(out)
-    if (out / WORK).exists() or (out / LIST).exists():
+    check_folder(out)
+    if (out / WORK_FOLDER).exists() or (out / LIST_FILE).exists():
         if not anew:
             raise RunError(f"{out}: holds the shards of another table; {ANEW}")
-        if (out / WORK).exists():
-            clear(out)
+        if (out / WORK_FOLDER).exists():
+            clear_folder(out)
     with files.new_folder(out) as folder:
         n, *_ = tower(shard, folder)
         if not n:
@@ -131,7 +141,7 @@ def _whole(tower: _Tower, shard: Shard, out: Path, anew: bool) -> int:
     return n
 
 
-def _make(tower: _Tower, work: Work, shard: Shard, look: bool) -> bool:
+def _make(tower: _Tower, work: Work, shard: TableShard, look: bool) -> bool:
     """Make a shard unless another process is at it, or it is there; with `look`, whole. Gives whether it was made."""
     with work.claimed(shard.number) as mine:
         if not mine:
@@ -163,10 +173,10 @@ class _Tower:
     """Makes the vectors of a shard, and tells how fast."""
 
     def __init__(self, run: Run, rows: _Rows, precision: Precision, batch_rows: int, prefix: str) -> None:
-        self.run, self.rows, self.type, self.batch_rows, self.prefix = run, rows, _TYPES[precision], batch_rows, prefix
+        self.run, self.rows, self.type, self.batch_rows, self.prefix = run, rows, _DTYPES[precision], batch_rows, prefix
         self.started = 0.0
 
-    def __call__(self, shard: Shard, folder: Path) -> tuple[int, int, str]:
+    def __call__(self, shard: TableShard, folder: Path) -> tuple[int, int, str]:
         """Write vectors.npy (n, D) and ids.parquet of a shard; gives n, D and the type of the ids. Nothing, if n is 0."""
         run, rows, source = self.run, self.rows, shard.file.path
         tower = run.model.user_vectors if rows.side == "user" else run.model.item_vectors
@@ -175,18 +185,18 @@ class _Tower:
         n = width = 0
         scratch = folder / "scratch"
         scratch.mkdir()
-        with (folder / VECTORS).open("w+b") as file:
+        with (folder / VECTORS_FILE).open("w+b") as file:
             for frame in _batches(shard, rows, scratch, self.batch_rows):
                 ids, columns = rows(frame)
-                for start in range(0, len(ids), BLOCK):
-                    inputs = _inputs(rows.fields, columns, slice(start, start + BLOCK), device)
+                for start in range(0, len(ids), TOWER_BLOCK_ROWS):
+                    inputs = _inputs(rows.fields, columns, slice(start, start + TOWER_BLOCK_ROWS), device)
                     with evaluation_mode(run.model):
                         vectors = tower(inputs).cpu().numpy()
                     if not np.isfinite(vectors).all():
                         raise RunError(f"a vector of {source} is not finite; the model is broken, train it again")
                     if not width:
                         width = vectors.shape[1]
-                        header(file, np.zeros(width, self.type), 0)
+                        write_npy_header(file, np.zeros(width, self.type), 0)
                     file.write(np.ascontiguousarray(self._rounded(vectors, source)).data)
                 ids.to_frame().write_parquet(scratch / f"{n:015d}.parquet")
                 n += len(ids)
@@ -194,12 +204,12 @@ class _Tower:
                 if time.perf_counter() > told + 5:
                     told = time.perf_counter()
                     self.tell(n)
-            header(file, np.zeros(width, self.type), n)
+            write_npy_header(file, np.zeros(width, self.type), n)
         kind = ""
         if n:
             parts = sorted(scratch.glob("*.parquet"))
             common = common_type({str(pl.scan_parquet(p, glob=False).collect_schema()["id"]) for p in parts})
-            save_ids(parts, common, folder / IDS)
+            save_ids(parts, common, folder / IDS_FILE)
             kind = str(common)
         shutil.rmtree(scratch)
         return n, width, kind
@@ -271,7 +281,7 @@ def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, 
     """Rows of encoded columns for a forward pass: as `SideTensors.take`, without what only a backward pass needs."""
     arrays: dict[str, Any] = {f.name: columns[f.name] for f in fields}
     lookups = [arrays[f.name][part] for f in fields if f.kind == "lookup"]
-    bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
+    bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
     none = torch.zeros(0, dtype=torch.int32)
     rows = range(*part.indices(len(arrays[fields[0].name])))
     for f in fields:
@@ -288,11 +298,11 @@ def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, 
     return Inputs(len(rows), torch.from_numpy(lookup).to(device), bags, dense)
 
 
-def _files(source: Path, rows: _Rows) -> list[File]:
+def _files(source: Path, rows: _Rows) -> list[TableFile]:
     """The files of a table in the order of their names, with the columns that are needed. Raises DataError."""
     paths = table_files(source)
     base = Path(os.path.commonpath([p.parent for p in paths]))
-    return [File(path, path.relative_to(base).as_posix(), _length(path, rows)) for path in paths]
+    return [TableFile(path, path.relative_to(base).as_posix(), _length(path, rows)) for path in paths]
 
 
 def _length(path: Path, rows: _Rows) -> int | None:
@@ -321,7 +331,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read as {ending} ({line}); is the file complete?") from None
 
 
-def _batches(shard: Shard, rows: _Rows, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
+def _batches(shard: TableShard, rows: _Rows, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
     """The columns that are read, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
     path, text = shard.file.path, is_text(shard.file.path)
     with _reading(path):
@@ -338,7 +348,7 @@ def _batches(shard: Shard, rows: _Rows, scratch: Path, batch_rows: int) -> Itera
             frame = table.slice(shard.start + start, rest).collect(engine="streaming")
         if len(frame) != rest:
             raise DataError(f"{path}: has changed while it was read; call again when it is complete")
-        yield frame.with_columns(as_spelled(frame[name]) for name in rows.spelled) if text else frame
+        yield frame.with_columns(parse_canonical_text(frame[name]) for name in rows.spelled) if text else frame
 
 
 def _from_text(source: Path, rows: _Rows, path: Path) -> pl.LazyFrame:

@@ -24,12 +24,12 @@ from twotower.errors import RunError
 if TYPE_CHECKING:
     import polars as pl
 
-VECTORS, IDS = "vectors.npy", "ids.parquet"
-LIST, WORK = "embedding.json", "work"
-FORMAT = 1
+VECTORS_FILE, IDS_FILE = "vectors.npy", "ids.parquet"
+LIST_FILE, WORK_FOLDER = "embedding.json", "work"
+EMBEDDINGS_FORMAT = 1
 
 
-def array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
+def read_array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
     """The array of a .npy file, read, or mapped in the `mode` of a memory map. Raises OSError, ValueError for whatever else
     a file may hold: archives and pickles are not looked into."""
     found: npt.NDArray[Any]
@@ -57,7 +57,7 @@ class Part:
     def open(self) -> npt.NDArray[Any]:
         """(rows, D), mapped and read-only. Raises RunError if the file is missing or holds another number of rows."""
         try:
-            found: npt.NDArray[Any] = array(self.vectors, "r")
+            found: npt.NDArray[Any] = read_array(self.vectors, "r")
         except (OSError, ValueError, EOFError) as e:
             raise RunError(f"{self.vectors}: missing or damaged ({e}); embed again to mend it") from None
         if found.ndim != 2 or len(found) != self.rows:
@@ -76,23 +76,25 @@ class Vectors:
         """Raises RunError if the folder holds no vectors, or not yet all of them."""
         self.folder = Path(folder)
         self.about: dict[str, Any] = {}
-        if (self.folder / LIST).exists():
-            self.about = files.read_json(self.folder / LIST)
-            if not isinstance(self.about, dict) or self.about.get("format") != FORMAT:
-                raise RunError(f"{self.folder / LIST}: not a list of shards that this version reads ({FORMAT})")
+        if (self.folder / LIST_FILE).exists():
+            self.about = files.read_json(self.folder / LIST_FILE)
+            if not isinstance(self.about, dict) or self.about.get("format") != EMBEDDINGS_FORMAT:
+                raise RunError(
+                    f"{self.folder / LIST_FILE}: not a list of shards that this version reads ({EMBEDDINGS_FORMAT})"
+                )
             try:
                 shards = self.about["shards"]
                 self.parts = [Part(self.folder / s["vectors"], self.folder / s["ids"], int(s["rows"])) for s in shards]
             except (KeyError, TypeError, ValueError) as e:
-                raise RunError(f"{self.folder / LIST}: damaged ({e!r}); embed again to mend it") from None
-        elif (self.folder / WORK).exists():
-            raise RunError(f"{self.folder}: not all vectors are there yet ({LIST} is missing); call embed again")
-        elif (self.folder / VECTORS).exists():
+                raise RunError(f"{self.folder / LIST_FILE}: damaged ({e!r}); embed again to mend it") from None
+        elif (self.folder / WORK_FOLDER).exists():
+            raise RunError(f"{self.folder}: not all vectors are there yet ({LIST_FILE} is missing); call embed again")
+        elif (self.folder / VECTORS_FILE).exists():
             try:
-                rows = len(array(self.folder / VECTORS, "r"))
+                rows = len(read_array(self.folder / VECTORS_FILE, "r"))
             except (OSError, ValueError, EOFError) as e:
-                raise RunError(f"{self.folder / VECTORS}: damaged ({e}); embed again to mend it") from None
-            self.parts = [Part(self.folder / VECTORS, self.folder / IDS, rows)]
+                raise RunError(f"{self.folder / VECTORS_FILE}: damaged ({e}); embed again to mend it") from None
+            self.parts = [Part(self.folder / VECTORS_FILE, self.folder / IDS_FILE, rows)]
         else:
             raise RunError(f"{self.folder}: no vectors there; name a folder that `twotower embed --out` made")
         first = self.parts[0].open()

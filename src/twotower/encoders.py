@@ -40,7 +40,7 @@ Codes = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
 UNKNOWN = 0  # embedding row of values below the cut or never seen in training
-SHORT = (
+SINGLE_ROW_MAX_VALUES = (
     400  # values of a list, or characters of a text, up to which one row is quicker coded one by one than in columns
 )
 
@@ -112,7 +112,7 @@ class Field:
     identifies: bool = False  # a lookup of the side's ids
 
 
-def spelled(series: pl.Series) -> pl.Series:
+def canonical_ids(series: pl.Series) -> pl.Series:
     """Any scalar column as Int64, UInt64 or String: 7, 7.0 and '7' are one value, whatever stands beside them."""
     dtype = series.dtype
     if dtype.is_float():
@@ -159,7 +159,7 @@ class CategoricalEncoder:
         total: int | None = None,
     ) -> CategoricalEncoder:
         """Keep the values whose `counts` add up to at least `min_count` and to `min_rate` of `total`, their sum."""
-        values = spelled(series)
+        values = canonical_ids(series)
         if hash_buckets:
             return cls(values.clear(), hash_buckets)
         total = max(1, int(counts.sum()) if total is None else total)
@@ -177,7 +177,7 @@ class CategoricalEncoder:
         return (self.hash_buckets or len(self.vocabulary)) + 1
 
     def transform(self, series: pl.Series) -> Codes:
-        values = spelled(series)
+        values = canonical_ids(series)
         if len(values) == 1 and self.quick:
             return np.array([self.code(values[0])], np.int32)
         if self.hash_buckets:
@@ -194,7 +194,7 @@ class CategoricalEncoder:
         return joined["code"].fill_null(UNKNOWN).to_numpy().astype(np.int32)
 
     def code(self, value: str | int | None) -> int:
-        """The code of one value as `spelled` gives it. A join takes a hundred times as long."""
+        """The code of one value as `canonical_ids` gives it. A join takes a hundred times as long."""
         if value is None or self.hash_buckets:
             return _bucket(value, self.hash_buckets)
         # A vocabulary of numbers asked for text (or the reverse): compare as text.
@@ -297,8 +297,8 @@ class MultiHotEncoder:
     def transform(self, series: pl.Series) -> Ragged:
         if len(series) == 1 and self.values.quick:
             flat = _lists(series, self.separator)[0]
-            if flat is None or len(flat) <= SHORT:
-                given = [] if flat is None else spelled(_present(flat).alias(series.name)).to_list()
+            if flat is None or len(flat) <= SINGLE_ROW_MAX_VALUES:
+                given = [] if flat is None else canonical_ids(_present(flat).alias(series.name)).to_list()
                 return _one_row([code for value in given if (code := self.values.code(value)) != UNKNOWN])
         rows, flat = _explode(series, self.separator)
         codes = self.values.transform(flat)
@@ -322,7 +322,7 @@ def _present(values: pl.Series) -> pl.Series:
 
 
 def _is_long(texts: pl.Series) -> bool:
-    return texts.dtype == pl.String and bool((texts.str.len_chars() > SHORT).any())
+    return texts.dtype == pl.String and bool((texts.str.len_chars() > SINGLE_ROW_MAX_VALUES).any())
 
 
 def _one_row(codes: list[int]) -> Ragged:
@@ -429,7 +429,7 @@ def _words(series: pl.Series) -> pl.Series:
     """The list of words of each text."""
     # NFKC can bring capitals (of a Roman numeral, say), and small letters can be two characters that it joins.
     plain = pl.col("word").str.to_lowercase().str.normalize("NFKC").str.to_lowercase()
-    return spelled(series).cast(pl.String).to_frame("word").select(plain.str.extract_all(_WORD)).to_series()
+    return canonical_ids(series).cast(pl.String).to_frame("word").select(plain.str.extract_all(_WORD)).to_series()
 
 
 def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from twotower.config import EvaluationConfig
 from twotower.data.batches import SideTensors
-from twotower.data.dataset import PIECE, Bools, Dataset, Pairs, counts
-from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
+from twotower.data.dataset import COUNT_BLOCK_ROWS, Bools, Dataset, Pairs, counts
+from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.encoders import Ints
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES
@@ -238,8 +238,8 @@ class Factors:
 def popularity_baseline(train: Pairs, n_users: int, n_items: int) -> Factors:
     """Score = number of training positives of the item."""
     liked = np.zeros(n_items, np.int64)
-    for start in range(0, len(train), PIECE):
-        part = slice(start, start + PIECE)
+    for start in range(0, len(train), COUNT_BLOCK_ROWS):
+        part = slice(start, start + COUNT_BLOCK_ROWS)
         liked += np.bincount(train.item[part][train.positive[part]], minlength=n_items)
     return Factors(torch.ones(n_users, 1), torch.from_numpy(liked.astype(np.float32))[:, None])
 
@@ -250,12 +250,12 @@ def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10
     mean = float(train.positive.mean())
 
     def pieces() -> Iterator[tuple[Ints, Ints, Doubles]]:
-        for start in range(0, len(train), PIECE):
-            part = slice(start, start + PIECE)
+        for start in range(0, len(train), COUNT_BLOCK_ROWS):
+            part = slice(start, start + COUNT_BLOCK_ROWS)
             user, item, label = train.user[part], train.item[part], train.positive[part]
             yield user.astype(np.int64), item.astype(np.int64), label.astype(np.float64) - mean
 
-    kept = list(pieces()) if len(train) <= PIECE else None
+    kept = list(pieces()) if len(train) <= COUNT_BLOCK_ROWS else None
     bu, bi = np.zeros(n_users), np.zeros(n_items)
     nu, ni = counts(train.user, n_users), counts(train.item, n_items)
     for _ in range(rounds):
@@ -330,7 +330,7 @@ def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) ->
 
 
 def _pairs(dataset: Dataset, part: int) -> Pairs:
-    pairs: Pairs = getattr(dataset, NAMES[part])  # kept there, unlike `dataset.part`
+    pairs: Pairs = getattr(dataset, PART_NAMES[part])  # kept there, unlike `dataset.part`
     return pairs
 
 
@@ -454,7 +454,7 @@ def evaluate_model(before: Callable[[int], Factors], dataset: Dataset, config: E
     queries = evaluation_queries(dataset, TEST, config)
     factors = before(VALIDATION)
     for name, part in (("validation", VALIDATION), ("test", TEST)):
-        if part == TEST and dataset.ordered:  # else both parts are queries with the same knowledge
+        if part == TEST and dataset.time_ordered:  # else both parts are queries with the same knowledge
             factors = before(TEST)
         report = PartEvaluation.from_factors(factors, dataset, part, config, queries if part == TEST else None)
         out |= {f"{name}.{m}": v for m, v in report.metrics().items()}

@@ -24,8 +24,8 @@ from twotower import runs
 from twotower.callbacks import Callback
 from twotower.config import Config, parse_config
 from twotower.data import movielens
-from twotower.data.dataset import Dataset, Pairs, assemble
-from twotower.data.splits import TEST, TRAIN, VALIDATION, Parts, split
+from twotower.data.dataset import Dataset, Pairs, assemble_dataset
+from twotower.data.splits import TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import POSITIVE, as_frame, check
 from twotower.data.times import TIME
 from twotower.encoders import Encoders
@@ -299,7 +299,7 @@ def _dataset(
     if encoders is None:
         counts = {s: np.bincount(rows[s][train], minlength=frames[s].height) for s in SIDES}
         encoders = Encoders.fit(schema, frames, counts)
-    return assemble(encoders, frames["user"], frames["item"], Pairs(rows["user"], rows["item"], y), parts, None)
+    return assemble_dataset(encoders, frames["user"], frames["item"], Pairs(rows["user"], rows["item"], y), parts, None)
 
 
 def _fit(dataset: Dataset, config: Config) -> tuple[Trainer, Run, float]:
@@ -520,7 +520,7 @@ def write_features(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFra
     """
     tables = check(users, items, actions, movielens.SCHEMA)
     actions = tables.interactions
-    parts = split(np.zeros(actions.height, np.int32), None, Config().split)
+    parts = split_interactions(np.zeros(actions.height, np.int32), None, Config().split)
     train = actions.filter(parts == TRAIN)
     counted = train.group_by("item_id").agg(
         ratings_count=pl.len().cast(pl.Float64), ratings_mean=pl.col("rating").mean()

@@ -24,7 +24,7 @@ from twotower import files, runs
 from twotower.bundle import Bundle
 from twotower.config import IndexConfig
 from twotower.data.dataset import read_text
-from twotower.data.memmap import FOLDER, Prepared
+from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
 from twotower.data.splits import TEST
 from twotower.encoders import Codes, Encoders, Floats, Ints
 from twotower.errors import RunError
@@ -96,10 +96,10 @@ def _write(
     if collections is not None and (left := collections.drop_unreferenced()):
         log.info(f"dropped what no bundle names: {', '.join(left)}")
     before, source = runs.stamp(run.folder), runs.current(run.folder)
-    for name in RUN_FILES if isinstance(run.dataset, Prepared) else RUN_FILES + TABLE_FILES:
+    for name in RUN_FILES if isinstance(run.dataset, MemmapDataset) else RUN_FILES + TABLE_FILES:
         shutil.copyfile(source / name, folder / name)
-    if isinstance(run.dataset, Prepared):
-        run.dataset.link(folder / FOLDER)
+    if isinstance(run.dataset, MemmapDataset):
+        run.dataset.link(folder / PREPARED_FOLDER)
     model = files.read_json(folder / "model.json")["sha256"]
     if runs.stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has taken its place; load it anew to publish it")

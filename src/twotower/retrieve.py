@@ -29,11 +29,11 @@ from twotower import files, onnx_tower
 from twotower.bundle import Bundle
 from twotower.config import Config, parse_config
 from twotower.data import memmap
-from twotower.data.dataset import Dataset, Ids, Lines, read_checked, read_text
+from twotower.data.dataset import Dataset, IdColumn, TextColumn, read_checked, read_text
 from twotower.data.feed import Feed, feed, feed_row, row_of
 from twotower.data.splits import TEST, TRAIN
-from twotower.embeddings_folder import array
-from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, spelled, words
+from twotower.embeddings_folder import read_array
+from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, canonical_ids, words
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, first_line, nearest
 from twotower.index import Index, load_index
 from twotower.index.exact import MAX_NORM, is_in_sorted
@@ -100,8 +100,8 @@ class Retriever:
             schema, self.config = _read_config(folder)
             # The item tower is not asked here, so its columns are not made.
             self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))
-            self.user_ids, self.item_ids = Ids(self.dataset.users.ids), Ids(self.dataset.items.ids)
-            self.titles = Lines(self.dataset.title_column())
+            self.user_ids, self.item_ids = IdColumn(self.dataset.users.ids), IdColumn(self.dataset.items.ids)
+            self.titles = TextColumn(self.dataset.title_column())
             self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
             self.user_vectors: Floats = read_checked(folder / "user_vectors.npy", _matrix)
             looked.result()
@@ -132,7 +132,7 @@ class Retriever:
         for name, found, expected in (
             *((f"user column '{f.name}'", counts.get(f.name, 0), len(self.user_ids)) for f in self.schema.side("user")),
             ("what users have met", len(self.seen.offsets) - 1, len(self.user_ids)),
-            ("positives of items", len(self.dataset.positives_of_item), len(self.item_ids)),
+            ("positives of items", len(self.dataset.item_positive_counts), len(self.item_ids)),
         ):
             if found != expected:
                 raise RunError(f"{folder}: damaged ({name}: {found:,} rows, expected {expected:,})")
@@ -154,12 +154,12 @@ class Retriever:
     @property
     def seen(self) -> Ragged:
         """User row -> item rows of all their interactions, whatever the part; its source numbers these."""
-        return self.dataset.seen
+        return self.dataset.interacted_items
 
     @cached_property
     def popular(self) -> Ints:
         """Item rows, most training positives first."""
-        return np.argsort(-self.dataset.positives_of_item, kind="stable")
+        return np.argsort(-self.dataset.item_positive_counts, kind="stable")
 
     @cached_property
     def _popularity_rank(self) -> Ints:
@@ -185,7 +185,7 @@ class Retriever:
         row, data = self._user_row(user_id), self.dataset
         assert self.seen.source is not None
         mine = self.seen.source[self.seen.offsets[row] : self.seen.offsets[row + 1]]
-        mine = mine[data.parts[mine] != TEST] if data.ordered else mine[data.parts[mine] == TRAIN]
+        mine = mine[data.parts[mine] != TEST] if data.time_ordered else mine[data.parts[mine] == TRAIN]
         if data.times is not None:
             mine = mine[np.argsort(data.times[mine], kind="stable")]
         mine = mine[max(0, len(mine) - n) :]
@@ -536,7 +536,7 @@ class Retriever:
         elif series.dtype.is_nested():
             raise DataError(f"filter: items' column '{column}' holds {series.dtype}, which cannot be compared")
         else:
-            found = spelled(series).cast(pl.String) == value
+            found = canonical_ids(series).cast(pl.String) == value
         return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
 
     # ---- a text
@@ -717,7 +717,7 @@ def _cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Seri
 
 
 def _matrix(path: Path) -> Floats:
-    found: Floats = np.asarray(array(path, "r"))
+    found: Floats = np.asarray(read_array(path, "r"))
     if found.ndim != 2 or found.dtype != np.float32:
         raise ValueError(f"{found.dtype} of shape {found.shape}, expected vectors of float32")
     return found

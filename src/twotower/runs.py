@@ -47,7 +47,7 @@ RUN_FORMAT = 3
 """Format of a run folder, in model.json. Format 2 has config keys of former names; 1 also has times in whole seconds."""
 FILES = {
     "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
-    "interactions.parquet", memmap.FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
+    "interactions.parquet", memmap.PREPARED_FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
 }  # fmt: skip
 NEXT, LOCK = ".next", ".lock"
 
@@ -198,8 +198,8 @@ def begin(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | No
     except OSError as e:
         raise RunError(f"{kept}: cannot be written ({e.strerror or e})") from e
     memmap.save(dataset, folder)
-    if isinstance(dataset, memmap.Prepared):  # the run has its own files; a path is relative to the config
-        config = config.model_copy(update={"data": config.data.model_copy(update={"prepared": memmap.FOLDER})})
+    if isinstance(dataset, memmap.MemmapDataset):  # the run has its own files; a path is relative to the config
+        config = config.model_copy(update={"data": config.data.model_copy(update={"prepared": memmap.PREPARED_FOLDER})})
     files.write(folder / "config.toml", dump_config(dataset.schema, config))
 
 

@@ -15,15 +15,15 @@ ROW_IDS: dict[SideName, str] = {"user": "__user", "item": "__item"}
 """Id columns of tables whose rows have no ids."""
 
 
-LARGEST = 2**32 - 1
+MAX_WHOLE_NUMBER = 2**32 - 1
 """Of any whole number in a schema or a config."""
 
 
-def _not_too_large(value: Any) -> Any:
+def _check_whole_numbers(value: Any) -> Any:
     """A value as it is, or of a tuple every one. Raises ValueError if a whole number is above LARGEST."""
     for number in value if isinstance(value, tuple) else (value,):
-        if type(number) is int and number > LARGEST:
-            raise ValueError(f"at most {LARGEST:,} is allowed, got {number:,}")
+        if type(number) is int and number > MAX_WHOLE_NUMBER:
+            raise ValueError(f"at most {MAX_WHOLE_NUMBER:,} is allowed, got {number:,}")
     return value
 
 
@@ -31,7 +31,7 @@ class Settings(BaseModel):
     """A part of a schema or a config: frozen, strict about keys, and whole numbers in it are at most LARGEST."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-    _bound = field_validator("*")(_not_too_large)
+    _bound = field_validator("*")(_check_whole_numbers)
 
 
 class _Feature(Settings):

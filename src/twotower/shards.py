@@ -23,11 +23,11 @@ import polars as pl
 
 import twotower
 from twotower import files
-from twotower.embeddings_folder import FORMAT, IDS, LIST, VECTORS, WORK, part_names
+from twotower.embeddings_folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, part_names
 from twotower.errors import DataError, RunError
 
 ANEW = "choose another folder, or start over with --anew"
-_OURS = re.compile(r"part-\d+\.npy|ids-\d+\.parquet")
+_SHARD_FILES = re.compile(r"part-\d+\.npy|ids-\d+\.parquet")
 _FOLDER, _USE, _SHARDS = (
     0,
     1,
@@ -36,7 +36,7 @@ _FOLDER, _USE, _SHARDS = (
 
 
 @dataclass(frozen=True)
-class File:
+class TableFile:
     """A file of a table: where it is, its name within the table, its rows (None for text, which has to be read for that)."""
 
     path: Path
@@ -50,34 +50,34 @@ class File:
 
 
 @dataclass(frozen=True)
-class Shard:
+class TableShard:
     """Rows `start` to `start + rows` of a file; `rows` None is the whole of a text file."""
 
     number: int
-    file: File
+    file: TableFile
     start: int
     rows: int | None
 
 
-def cut(sources: list[File], rows: int) -> list[Shard]:
+def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:
     """Shards of at most `rows` rows, in the order of the files; none for a file without rows."""
-    shards: list[Shard] = []
+    shards: list[TableShard] = []
     for file in sources:
         if file.rows is None:
-            shards.append(Shard(len(shards), file, 0, None))
+            shards.append(TableShard(len(shards), file, 0, None))
             continue
         for start in range(0, file.rows, rows):
-            shards.append(Shard(len(shards), file, start, min(rows, file.rows - start)))
+            shards.append(TableShard(len(shards), file, start, min(rows, file.rows - start)))
     return shards
 
 
-def claim(out: Path) -> None:
+def check_folder(out: Path) -> None:
     """Raises RunError unless `out` is new, empty, or holds vectors and nothing else."""
     if not out.exists():
         return
-    known = {VECTORS, IDS, LIST, WORK}
+    known = {VECTORS_FILE, IDS_FILE, LIST_FILE, WORK_FOLDER}
     names = sorted(p.name for p in out.iterdir()) if out.is_dir() else [out.name]
-    strange = [n for n in names if not (out.is_dir() and (n in known or _OURS.fullmatch(n) or _temporary(n)))]
+    strange = [n for n in names if not (out.is_dir() and (n in known or _SHARD_FILES.fullmatch(n) or _temporary(n)))]
     if strange:
         raise RunError(f"{out}: not a folder of vectors (it holds {strange[0]}); choose another folder")
 
@@ -107,8 +107,8 @@ class Work:
     """Being at work in a folder of vectors, from `begin` until the block ends."""
 
     def __init__(self, out: Path, lock: BinaryIO, plan: dict[str, Any], shards: int) -> None:
-        self.out, self.folder, self.plan, self.shards = out, out / WORK, plan, shards
-        self.complete = (out / LIST).exists()
+        self.out, self.folder, self.plan, self.shards = out, out / WORK_FOLDER, plan, shards
+        self.complete = (out / LIST_FILE).exists()
         self._lock = lock
 
     @classmethod
@@ -116,11 +116,11 @@ class Work:
     def begin(cls, out: Path, plan: dict[str, Any], shards: int, anew: bool) -> Iterator[Work]:
         """Start on `plan`, or go on with it. Raises RunError if the folder holds anything else, or vectors of another
         plan: with `anew` they are removed, unless a process is still making them."""
-        claim(out)
-        plan = {"format": FORMAT} | plan
+        check_folder(out)
+        plan = {"format": EMBEDDINGS_FORMAT} | plan
         try:
-            (out / WORK).mkdir(parents=True, exist_ok=True)
-            with (out / WORK / "lock").open("a+b") as lock:
+            (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+            with (out / WORK_FOLDER / "lock").open("a+b") as lock:
                 with _held(lock, _FOLDER):
                     alone = _take(lock, _USE)
                     if alone:  # nobody else is at work: what is half made, a killed process left
@@ -131,8 +131,8 @@ class Work:
                         if not alone:
                             raise RunError(f"{out}: {why}, and another call is at work there; let it end, or stop it")
                         _clear(out)
-                    if not (out / WORK / "plan.json").exists():
-                        files.write_json(out / WORK / "plan.json", plan)
+                    if not (out / WORK_FOLDER / "plan.json").exists():
+                        files.write_json(out / WORK_FOLDER / "plan.json", plan)
                     fcntl.lockf(lock, fcntl.LOCK_SH, 1, _USE)
                 yield cls(out, lock, plan, shards)
         except OSError as e:
@@ -170,7 +170,7 @@ class Work:
     def forget(self, number: int) -> None:
         """A finished shard that is to be made again."""
         with _held(self._lock, _FOLDER):
-            (self.out / LIST).unlink(missing_ok=True)
+            (self.out / LIST_FILE).unlink(missing_ok=True)
             self._record(number).unlink(missing_ok=True)
 
     @contextmanager
@@ -187,7 +187,7 @@ class Work:
     def put(self, number: int, folder: Path, rows: int, width: int, kind: str) -> None:
         """A made shard becomes a finished one; of no rows, only its record is kept."""
         written = []
-        for made, name in zip((VECTORS, IDS), part_names(number), strict=True):
+        for made, name in zip((VECTORS_FILE, IDS_FILE), part_names(number), strict=True):
             if rows:
                 files.sync(folder / made)
                 written.append([name, (folder / made).stat().st_size, _digest(folder / made)])
@@ -212,7 +212,7 @@ class Work:
                 "id": records[0]["id"],
                 "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in records],
             }  # fmt: skip
-            path = self.out / LIST
+            path = self.out / LIST_FILE
             if path.exists() and files.read_json(path) == about:
                 return rows, False
             files.write_json(path, about)
@@ -232,7 +232,7 @@ class Work:
                 if not mine:
                     return False
                 with self.making(number) as folder:
-                    path, name = folder / IDS, record["files"][1][0]
+                    path, name = folder / IDS_FILE, record["files"][1][0]
                     save_ids([self.out / name], common, path)
                     files.sync(path)
                     record["files"][1] = [name, path.stat().st_size, _digest(path)]
@@ -246,27 +246,27 @@ class Work:
         return self.folder / f"done-{number:05d}.json"
 
 
-def clear(out: Path) -> None:
+def clear_folder(out: Path) -> None:
     """Remove all shards of a folder. Raises RunError if it holds anything else, or a process is making them."""
-    claim(out)
-    with (out / WORK / "lock").open("a+b") as lock, _held(lock, _FOLDER):
+    check_folder(out)
+    with (out / WORK_FOLDER / "lock").open("a+b") as lock, _held(lock, _FOLDER):
         if not _take(lock, _USE):
             raise RunError(f"{out}: another call is at work there; let it end, or stop it")
         _clear(out)
-        shutil.rmtree(out / WORK)
+        shutil.rmtree(out / WORK_FOLDER)
 
 
 def _difference(out: Path, plan: dict[str, Any]) -> str:
     """What keeps `plan` from going on in `out`, in words; nothing if nothing does."""
-    path = out / WORK / "plan.json"
+    path = out / WORK_FOLDER / "plan.json"
     if not path.exists():
-        held = [p.name for p in out.iterdir() if p.name != WORK and not p.name.startswith(".")]
+        held = [p.name for p in out.iterdir() if p.name != WORK_FOLDER and not p.name.startswith(".")]
         return f"holds other vectors ({min(held)})" if held else ""
     try:
         then = files.read_json(path)
     except RunError as e:
         return str(e)
-    if not isinstance(then, dict) or then.get("format") != FORMAT:
+    if not isinstance(then, dict) or then.get("format") != EMBEDDINGS_FORMAT:
         return "its vectors were made by another version"
     words = {
         "side": "of the other side", "model": "of another model", "schema": "of another schema",
@@ -290,17 +290,17 @@ def _difference(out: Path, plan: dict[str, Any]) -> str:
 
 def _clear(out: Path) -> None:
     """The plan goes last: whatever is left by a kill in between is still known as what it is."""
-    (out / LIST).unlink(missing_ok=True)
-    for path in (*out.iterdir(), *(out / WORK).glob("done-*")):
+    (out / LIST_FILE).unlink(missing_ok=True)
+    for path in (*out.iterdir(), *(out / WORK_FOLDER).glob("done-*")):
         if path.is_file():
             path.unlink()
-    (out / WORK / "plan.json").unlink(missing_ok=True)
+    (out / WORK_FOLDER / "plan.json").unlink(missing_ok=True)
 
 
 def _sweep(out: Path) -> None:
-    for path in (out / WORK).glob("shard-*"):
+    for path in (out / WORK_FOLDER).glob("shard-*"):
         shutil.rmtree(path)
-    for path in (*out.glob(".*.tmp"), *(out / WORK).glob(".*.tmp")):
+    for path in (*out.glob(".*.tmp"), *(out / WORK_FOLDER).glob(".*.tmp")):
         path.unlink()
 
 

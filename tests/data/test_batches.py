@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twotower.config import Config, NegativesConfig
-from twotower.data.batches import Bag, Batcher, Distinct, Inputs, SideTensors, _stable_order
+from twotower.data.batches import Bag, Batcher, DistinctRows, Inputs, SideTensors, _stable_order
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check
@@ -177,7 +177,7 @@ def test_a_side_without_fields_of_a_kind_gives_empty_inputs_of_it(board: Dataset
 @quick
 @given(st.lists(st.lists(st.integers(0, 9), max_size=30), min_size=1, max_size=4))
 def test_distinct_rows_are_unique_and_give_the_rows_back_call_after_call(calls: list[list[int]]) -> None:
-    distinct = Distinct(10)
+    distinct = DistinctRows(10)
     for call in calls:
         rows = np.array(call, np.int32)
         found, inverse = distinct(rows)
@@ -275,7 +275,7 @@ def test_random_negatives_leave_nothing_out(everything_data: Dataset) -> None:
     n = 30
     ones = np.ones(n, np.float32)
     batch = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, np.full(n, -1, np.int64))
-    distinct = Distinct(users.n)(pairs.user[:n])[0], Distinct(items.n)(pairs.item[:n])[0]
+    distinct = DistinctRows(users.n)(pairs.user[:n])[0], DistinctRows(items.n)(pairs.item[:n])[0]
     assert equal(batch.users, users.take(distinct[0]))
     assert equal(batch.items, items.take(distinct[1]))
     own = np.flatnonzero(data.parts == TRAIN)[:n]

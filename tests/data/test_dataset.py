@@ -11,7 +11,7 @@ import pytest
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything
 
 from twotower.config import SplitConfig
-from twotower.data.dataset import Dataset, assemble, build_dataset, load_dataset, save_dataset
+from twotower.data.dataset import Dataset, assemble_dataset, build_dataset, load_dataset, save_dataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.encoders import Encoders, Ragged
@@ -170,7 +170,7 @@ def test_a_sequence_reaches_up_to_the_part_that_is_asked_and_no_further(config: 
     schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *extra)})
     data = build_dataset(check(*everything(), schema), schema, config)
     assert data.times is not None
-    assert data.ordered is (config.kind != "random")
+    assert data.time_ordered is (config.kind != "random")
     before = {side: dict(data.side(side).columns) for side in SIDES}
     for part in (TRAIN, VALIDATION, TEST):
         may = {TRAIN, VALIDATION} if part == TEST and config.kind != "random" else {TRAIN}
@@ -204,7 +204,7 @@ def test_a_saved_dataset_knows_whether_its_parts_follow_one_another(tmp_path: Pa
         folder.mkdir()
         save_dataset(data, folder)
         again = load_dataset(folder, EVERYTHING_SCHEMA, config)
-        assert again.ordered is data.ordered is (config.kind != "random")
+        assert again.time_ordered is data.time_ordered is (config.kind != "random")
         assert_same_columns(data, again)
         for side in SIDES:
             a, b = data.side_before(side, TEST), again.side_before(side, TEST)
@@ -224,7 +224,7 @@ def test_without_times_a_sequence_keeps_the_tables_order() -> None:
 
 def test_encoded_again_from_its_parts_a_dataset_is_the_same(everything_data: Dataset) -> None:
     d = everything_data
-    again = assemble(
+    again = assemble_dataset(
         Encoders.from_json(d.schema, d.encoders.to_json()), d.users.frame, d.items.frame, d.pairs, d.parts, d.times
     )
     assert_same_columns(d, again)
@@ -250,4 +250,4 @@ def test_a_train_part_without_positives_is_refused(board: Dataset) -> None:
     parts = np.where(board.pairs.positive, TEST, TRAIN).astype(np.int8)
     parts[np.flatnonzero(board.pairs.positive)[:3]] = VALIDATION
     with pytest.raises(DataError, match="no positive interaction in the train part; there is nothing to learn from"):
-        assemble(board.encoders, board.users.frame, board.items.frame, board.pairs, parts, board.times)
+        assemble_dataset(board.encoders, board.users.frame, board.items.frame, board.pairs, parts, board.times)

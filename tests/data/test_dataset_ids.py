@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from twotower.data.dataset import Ids, Lines, _hashes
+from twotower.data.dataset import IdColumn, TextColumn, _hashes
 
 ID_COLUMNS = [
     pl.Series("id", ["7", "007", "", "漢", "7.0", "\\udcff", "a" * 300]),
@@ -22,7 +22,7 @@ def test_ids_have_their_rows_also_where_hashes_collide(
 ) -> None:
     known = [str(i) for i in column]
     row = {i: r for r, i in enumerate(known)}
-    found = Ids(column, lambda c: _hashes(c) & np.uint64(2**bits - 1))
+    found = IdColumn(column, lambda c: _hashes(c) & np.uint64(2**bits - 1))
     asked = [*known[::-1], "nobody", "07", "7 ", "\udcff", "漢漢", known[0]]
     assert found.rows(asked) == [row.get(i, -1) for i in asked]
     assert [found.row(i) for i in asked * 2] == [row.get(i) for i in asked * 2]
@@ -31,14 +31,14 @@ def test_ids_have_their_rows_also_where_hashes_collide(
     assert (len(found), found[-1], found[np.int64(1)], found[1:3]) == (len(known), known[-1], known[1], known[1:3])
     assert known[1] in found
     assert "nobody" not in found
-    assert Ids(column.clear()).rows(["7"]) == [-1]
-    assert list(Lines(column)) == known
+    assert IdColumn(column.clear()).rows(["7"]) == [-1]
+    assert list(TextColumn(column)) == known
     with pytest.raises(IndexError):
         found[len(known)]
 
 
 def test_the_ids_asked_last_are_few() -> None:
-    many = Ids(pl.Series("id", np.arange(20_000)))
+    many = IdColumn(pl.Series("id", np.arange(20_000)))
     assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))
     assert len(many._last) <= 16_384
     assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))

@@ -336,7 +336,7 @@ def test_a_download_with_the_right_digest_is_taken(
     # It is kept; a kept file that was damaged is fetched again.
     assert load(name).interactions.height == 3
     assert "before" in messages[1]
-    kept = movielens._cached(movielens.ARCHIVES[name])
+    kept = movielens._cache_path(movielens.ARCHIVES[name])
     kept.write_bytes(kept.read_bytes()[:-1])
     assert load(name).interactions.height == 3
     assert messages[2].startswith("downloading")

@@ -22,7 +22,7 @@ from twotower.config import Config, DataConfig, SplitConfig, load_config, parse_
 from twotower.data import prepare
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.memmap import Prepared
+from twotower.data.memmap import MemmapDataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.encoders import Ragged
@@ -90,14 +90,14 @@ def lists(column: Ragged) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path, small: None, kind: str) -> None:
+def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path, small: None, kind: str, messages: list[str]
+) -> None:
     frames = tables()
     memory = build_dataset(check(*frames, SCHEMA), SCHEMA, SPLITS[kind])
-    said: list[str] = []
     data = shards(tmp_path / "in", SCHEMA, *frames)
-    prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / "out", said.append)
-    disk = Prepared.open(tmp_path / "out")
-    assert any("90 rows repeated a pair" in line for line in said)
+    prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / "out")
+    disk = MemmapDataset.open(tmp_path / "out")
+    assert any("90 rows repeated a pair" in line for line in messages)
     assert disk.encoders.to_json() == memory.encoders.to_json()
     assert rows(disk) == rows(memory)
     assert isinstance(disk.pairs.user.base, np.memmap) or isinstance(disk.pairs.user, np.memmap)
@@ -119,10 +119,10 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path
                     assert np.array_equal(found, column, equal_nan=True), name
     for name in ("seen_items", "positive_items"):
         assert lists(getattr(disk, name)) == lists(getattr(memory, name)), name
-    assert [sorted(x) for x in lists(disk.seen)] == [sorted(x) for x in lists(memory.seen)]
-    assert disk.seen.source is not None
-    assert np.array_equal(disk.pairs.item[disk.seen.source], disk.seen.values)
-    assert np.array_equal(disk.positives_of_item, memory.positives_of_item)
+    assert [sorted(x) for x in lists(disk.interacted_items)] == [sorted(x) for x in lists(memory.interacted_items)]
+    assert disk.interacted_items.source is not None
+    assert np.array_equal(disk.pairs.item[disk.interacted_items.source], disk.interacted_items.values)
+    assert np.array_equal(disk.item_positive_counts, memory.item_positive_counts)
     numbers = disk.positives_by_user
     for u, (mine, theirs) in enumerate(zip(lists(numbers), lists(memory.positives_by_user), strict=True)):
         assert disk.pairs.item[mine].tolist() == memory.pairs.item[theirs].tolist(), f"oldest first, user {u}"
@@ -142,7 +142,7 @@ def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path
     users.write_csv(tmp_path / "users.csv")
     data = data.model_copy(update={"users": str(tmp_path / "users.csv")})
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out")
-    disk = Prepared.open(tmp_path / "out")
+    disk = MemmapDataset.open(tmp_path / "out")
     assert disk.users.frame["city"].to_list() == zips.to_list()
     assert (
         disk.encoders.to_json()
@@ -157,7 +157,7 @@ def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path, s
     prepare.write_prepared(
         shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions), CHECKERBOARD_SCHEMA, config, tmp_path / "out"
     )
-    disk = Prepared.open(tmp_path / "out")
+    disk = MemmapDataset.open(tmp_path / "out")
     assert rows(disk) == rows(memory)
     assert disk.users.ids.equals(memory.users.ids)
 
@@ -193,7 +193,7 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
         for name, weight in again.model.state_dict().items():
             assert np.array_equal(weight.numpy(), run.model.state_dict()[name].numpy()), name
     loaded = twotower.load(tmp_path / "run")
-    assert isinstance(loaded.dataset, Prepared)
+    assert isinstance(loaded.dataset, MemmapDataset)
     assert loaded.dataset.folder == tmp_path / "run" / "prepared", "a run stands alone"
     measured = api.evaluate(loaded)
     assert {m: v for m, v in run.metrics.items() if m in measured} == pytest.approx(measured)
@@ -208,11 +208,11 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
 
 def test_moments_are_found_by_search_as_by_a_table(tmp_path: Path, small: None) -> None:
     prepare.write_prepared(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, SPLITS["last"], tmp_path / "out")
-    disk = Prepared.open(tmp_path / "out")
+    disk = MemmapDataset.open(tmp_path / "out")
     fields = disk.encoders.fields("user")
     by_search = SideTensors(disk.users, fields, timeline=disk.timeline, by_user=True)
     by_table = SideTensors(disk.users, fields, timeline=disk.timeline)
-    numbers = np.asarray(disk.positive_numbers)[::7].astype(np.int64)
+    numbers = np.asarray(disk.positive_indices)[::7].astype(np.int64)
     users = disk.pairs.user[numbers].astype(np.int64)
     for name in ("liked", "met"):
         a, b = by_search._place(name), by_table._place(name)
@@ -240,7 +240,7 @@ def test_other_settings_are_refused(tmp_path: Path, small: None) -> None:
         api.read(config.model_copy(update={"split": SPLITS["last"]}), other)
     (tmp_path / "out" / "arrays" / "item.npy").write_bytes(b"x" * 300)
     with pytest.raises(RunError, match=r"item.npy"):
-        Prepared.open(tmp_path / "out")
+        MemmapDataset.open(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_fault_C9_a_truncated_shard_is_named(tmp_path: Path, small: None) -> Non
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out")
 
 
-def prepared(folder: Path, schema: Schema, split: str, *frames: pl.DataFrame | None) -> Prepared:
+def prepared(folder: Path, schema: Schema, split: str, *frames: pl.DataFrame | None) -> MemmapDataset:
     data = shards(folder / "in", schema, *frames)
     return prepare.write_prepared(data, schema, SPLITS[split], folder / "out")
 
@@ -367,7 +367,7 @@ def test_a_training_reads_its_own_files_whatever_becomes_of_the_prepared_ones(tm
     (tmp_path / "other" / "metrics.json").unlink()
     (tmp_path / "run" / "prepared").rename(tmp_path / "other" / "prepared")
     api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "other", resume=True, override=True)
-    assert not isinstance(twotower.load(tmp_path / "other").dataset, Prepared)
+    assert not isinstance(twotower.load(tmp_path / "other").dataset, MemmapDataset)
 
 
 MEASURED = """
@@ -377,7 +377,7 @@ import numpy as np, polars as pl, torch
 torch.set_num_threads(1)
 from twotower.config import load_config
 from twotower.data import preparation
-from twotower.data.memmap import Prepared
+from twotower.data.memmap import MemmapDataset
 from twotower.train.trainer import Trainer
 
 def held():
@@ -395,7 +395,7 @@ logging.getLogger("twotower").setLevel(logging.INFO)
 before = held()
 prepare.write_prepared(config.data, schema, config.split, Path(sys.argv[3]))
 most[0] = max(most[0], held())
-trainer = Trainer(Prepared.open(sys.argv[3]), config)
+trainer = Trainer(MemmapDataset.open(sys.argv[3]), config)
 epoch = trainer.objective.sampler.epoch(0)
 for number in range(20):
     trainer.step(epoch, number * 7)
@@ -456,7 +456,7 @@ def test_a_prepared_folder_that_holds_something_else_is_not_replaced(tmp_path: P
     with pytest.raises(ConfigError, match=r"it holds notes\.txt"):
         prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], out)
     assert (out / "notes.txt").read_text() == "mine"
-    assert len(Prepared.open(out).pairs.user)
+    assert len(MemmapDataset.open(out).pairs.user)
 
 
 def test_fault_G8_a_dataset_whose_place_another_takes_is_not_mixed_with_it(tmp_path: Path, small: None) -> None:
@@ -479,7 +479,7 @@ def test_fault_G8_a_dataset_whose_place_another_takes_is_not_mixed_with_it(tmp_p
                         SPLITS["last"], one.folder)  # fmt: skip
     with pytest.raises(RunError, match="another dataset has taken its place; open it anew"):
         api.fit(one, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late")
-    again = api.fit(Prepared.open(one.folder), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late", resume=True)
+    again = api.fit(MemmapDataset.open(one.folder), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late", resume=True)
     assert again.dataset.digest == two.digest
 
 
@@ -503,7 +503,7 @@ def test_facts_that_lack_something_are_a_run_error(tmp_path: Path, small: None, 
     del facts[gone]
     (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
     with pytest.raises(RunError, match=rf"prepared\.json: damaged, or of another version \('{gone}'\)"):
-        Prepared.open(tmp_path / "out")
+        MemmapDataset.open(tmp_path / "out")
 
 
 def test_a_schema_of_another_version_is_a_run_error_of_one_line(tmp_path: Path, small: None) -> None:
@@ -512,7 +512,7 @@ def test_a_schema_of_another_version_is_a_run_error_of_one_line(tmp_path: Path, 
     facts["schema"]["features"][0]["kind"] = "of tomorrow"
     (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
     with pytest.raises(RunError, match="damaged, or of another version") as raised:
-        Prepared.open(tmp_path / "out")
+        MemmapDataset.open(tmp_path / "out")
     assert "\n" not in str(raised.value)
 
 

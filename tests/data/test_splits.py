@@ -12,7 +12,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from twotower.config import SplitConfig
-from twotower.data.splits import TEST, TRAIN, VALIDATION, split
+from twotower.data.splits import TEST, TRAIN, VALIDATION, split_interactions
 from twotower.errors import DataError
 
 FEW = examples(max_examples=60, deadline=None)
@@ -27,7 +27,7 @@ def columns(rows: list[tuple[int, int]]) -> tuple[Any, Any]:
 def parts_of(users: Any, seconds: Any, **settings: Any) -> list[int] | None:
     """The parts, or None where one would be empty."""
     try:
-        return split(users, seconds, SplitConfig(**settings)).tolist()
+        return split_interactions(users, seconds, SplitConfig(**settings)).tolist()
     except DataError:
         return None
 
@@ -43,14 +43,14 @@ def test_the_random_split_is_train_test_split_twice(n: int, test: float, validat
 
     rest, tested = cut(list(range(n)), test)
     trained, validated = cut(rest, validation)
-    parts = split(np.zeros(n, np.int32), None, SplitConfig(test=test, validation=validation, seed=seed))
+    parts = split_interactions(np.zeros(n, np.int32), None, SplitConfig(test=test, validation=validation, seed=seed))
     assert sorted(trained) == np.flatnonzero(parts == TRAIN).tolist()
     assert sorted(validated) == np.flatnonzero(parts == VALIDATION).tolist()
     assert sorted(tested) == np.flatnonzero(parts == TEST).tolist()
 
 
 def test_the_random_split_of_ten_rows_is_the_same_in_every_release() -> None:
-    assert split(np.zeros(10, np.int32), None, SplitConfig()).tolist() == [0, 0, 1, 0, 2, 0, 0, 2, 0, 0]
+    assert split_interactions(np.zeros(10, np.int32), None, SplitConfig()).tolist() == [0, 0, 1, 0, 2, 0, 0, 2, 0, 0]
 
 
 @FEW
@@ -81,7 +81,7 @@ def test_fault_C6_no_test_row_is_older_than_a_training_row(
 @pytest.mark.parametrize(("test", "validation"), [(0.2, 0.1), (0.5, 0.5)])
 def test_the_time_split_holds_out_the_shares_asked_for(scale: int, test: float, validation: float) -> None:
     seconds = np.random.default_rng(0).permutation(1_000) * scale
-    parts = split(np.zeros(1_000, np.int32), seconds, SplitConfig(kind="time", test=test, validation=validation))
+    parts = split_interactions(np.zeros(1_000, np.int32), seconds, SplitConfig(kind="time", test=test, validation=validation))
     assert abs((parts == TEST).mean() - test) <= 0.002
     assert abs((parts == VALIDATION).sum() / (parts != TEST).sum() - validation) <= 0.002
 
@@ -92,9 +92,9 @@ def test_a_split_does_not_depend_on_numpys_global_seed(kind: str) -> None:
     users, seconds = rng.integers(0, 9, 200, np.int32), rng.integers(0, 50, 200)
     config = SplitConfig(kind=kind)  # type: ignore[arg-type]
     np.random.seed(1)
-    first = split(users, seconds, config)
+    first = split_interactions(users, seconds, config)
     np.random.seed(2)
-    assert split(users, seconds, config).tolist() == first.tolist()
+    assert split_interactions(users, seconds, config).tolist() == first.tolist()
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_a_split_does_not_depend_on_numpys_global_seed(kind: str) -> None:
 def test_a_split_that_leaves_a_part_empty_is_refused(kind: Any, users: Any, seconds: Any, part: str) -> None:
     message = f"split.kind = '{kind}' leaves no {part} rows out of {len(users)} interactions; give more data"
     with pytest.raises(DataError, match=message):
-        split(np.array(users, np.int32), seconds and np.array(seconds), SplitConfig(kind=kind))
+        split_interactions(np.array(users, np.int32), seconds and np.array(seconds), SplitConfig(kind=kind))
 
 
 @pytest.mark.parametrize("kind", ["last", "time"])
 def test_a_split_by_time_without_times_is_refused(kind: Any) -> None:
     with pytest.raises(DataError, match=f"'{kind}' needs a time; name its column in schema.time"):
-        split(np.zeros(9, np.int32), None, SplitConfig(kind=kind))
+        split_interactions(np.zeros(9, np.int32), None, SplitConfig(kind=kind))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from twotower.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import Reading, Tables, as_frame, check, describe, read_file
-from twotower.encoders import spelled
+from twotower.encoders import canonical_ids
 from twotower.errors import DataError
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Text, Vector
 
@@ -688,7 +688,7 @@ def test_fault_G10_parquet_and_frames_keep_their_types(tmp_path: Path) -> None:
     users.write_parquet(tmp_path / "users.parquet")
     tables = check(tmp_path / "users.parquet", *paths[1:], LOOKALIKES)
     assert tables.users["zip"].to_list() == [2139.0, 2139.5, 100_000.0, None]
-    assert spelled(tables.users["zip"]).to_list() == ["2139", "2139.5", "100000", None], "a whole float is its integer"
+    assert canonical_ids(tables.users["zip"]).to_list() == ["2139", "2139.5", "100000", None], "a whole float is its integer"
 
 
 def test_fault_G10_a_column_that_a_numeric_feature_reads_too_is_one_of_numbers(tmp_path: Path) -> None:

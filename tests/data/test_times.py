@@ -24,7 +24,7 @@ from twotower.bundle import Bundle, BundleError
 from twotower.config import Config, DataConfig, SplitConfig, dump_config, parse_config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.memmap import Prepared
+from twotower.data.memmap import MemmapDataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.schema import Schema, Sequence
@@ -64,7 +64,7 @@ def on_a_disk(actions: pl.DataFrame, schema: Schema, split: SplitConfig, folder:
     for n, part in enumerate((actions[:half], actions[half:])):
         part.write_parquet(folder / "in" / f"{n}.parquet")
     prepare.write_prepared(DataConfig(interactions=str(folder / "in")), schema, split, folder / "out")
-    return Prepared.open(folder / "out")
+    return MemmapDataset.open(folder / "out")
 
 
 WAYS = {"in memory": in_memory, "a CSV": of_a_csv, "on a disk": on_a_disk}

@@ -27,7 +27,7 @@ from twotower.data import movielens, title_queries
 from twotower.data.dataset import build_dataset
 from twotower.data.splits import TEST
 from twotower.data.tables import check
-from twotower.data.title_queries import names
+from twotower.data.title_queries import title_words
 from twotower.errors import DataError
 from twotower.retrieve import Retriever
 from twotower.schema import Schema, Text
@@ -62,36 +62,36 @@ def catalogue() -> pl.DataFrame:
     ],
 )  # fmt: skip
 def test_a_title_has_names_and_a_year(title: str, expected: list[list[str]], year: str) -> None:
-    found, when = names(title)
+    found, when = title_words(title)
     assert when == year
     assert [[w.replace("'", "") for w in name] for name in found] == [[w.replace("'", "") for w in n] for n in expected]
 
 
 def test_queries_are_the_same_each_time_and_no_text_means_two_films() -> None:
     films = catalogue()
-    made, again = title_queries.make(films), title_queries.make(films)
+    made, again = title_queries.make_title_queries(films), title_queries.make_title_queries(films)
     for name in ("users", "items", "interactions"):
         assert getattr(made, name).equals(getattr(again, name))
-    assert not made.users.equals(title_queries.make(films, seed=1).users)
+    assert not made.users.equals(title_queries.make_title_queries(films, seed=1).users)
     assert made.users["query"].n_unique() == made.users.height == made.interactions.height
     each = made.interactions.group_by("item_id").len()
     assert each.height == films.height
-    assert each["len"].max() <= title_queries.EACH  # type: ignore[operator]
+    assert each["len"].max() <= title_queries.QUERIES_PER_FILM  # type: ignore[operator]
     assert each["len"].mean() > 6  # type: ignore[operator]
     assert made.items.equals(films)
     twins = pl.DataFrame({"item_id": [1, 2, 3], "title": ["Twin (1950)", "Twin (1950)", None]})
-    asked = title_queries.make(twins).users["query"].to_list()
+    asked = title_queries.make_title_queries(twins).users["query"].to_list()
     assert asked, "typos that one of them alone was asked by"
     assert "twin" not in asked, "it means both"
 
 
 def test_queries_leave_out_move_shuffle_and_mistype() -> None:
-    made = title_queries.make(catalogue())
+    made = title_queries.make_title_queries(catalogue())
     joined = made.interactions.join(made.users, on="query_id").join(made.items, on="item_id")
     whole = {True: 0, False: 0}
     kinds = dict.fromkeys(("short", "shuffled", "mistyped", "year", "article", "plain"), 0)
     for text, title in joined.select("query", "title").rows():
-        (words,), year = names(title)
+        (words,), year = title_words(title)
         asked = text.split()
         known = [w for w in asked if w in words]
         kinds["year"] += year in asked
@@ -107,7 +107,7 @@ def test_queries_leave_out_move_shuffle_and_mistype() -> None:
 
 def test_films_that_are_asked_for_late_are_new_to_a_split_in_time_and_not_to_a_random_one() -> None:
     schema = movielens.TITLES_SCHEMA
-    made = title_queries.make(catalogue())
+    made = title_queries.make_title_queries(catalogue())
     tables = check(made.users, made.items, made.interactions, schema)
     for kind, new in (("time", True), ("random", False)):
         data = build_dataset(tables, schema, override_config(Config(), [f"split.kind={kind}"]).split)

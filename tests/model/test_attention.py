@@ -13,7 +13,7 @@ from torch import Tensor
 from worlds import settings
 
 from twotower.config import HistoryConfig, parse_config
-from twotower.data.batches import PAST, Padded, SideTensors, Windows
+from twotower.data.batches import CONTEXT_DIVISOR, HistoryWindows, Padded, SideTensors
 from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
 from twotower.encoders import Field, Ragged
@@ -70,7 +70,7 @@ def test_a_moment_is_what_it_is_where_nothing_came_after(pooling: str, config: d
     side, history = tensors([3, 0, 1, 17, 40, 2], limit=1000)
     row, source, known = moments(history)
     windows = side.take_before(row, source).bags["history"]
-    assert isinstance(windows, Windows)
+    assert isinstance(windows, HistoryWindows)
     assert len(windows.codes) == 1
     with torch.no_grad():
         found = model(TABLE, windows)
@@ -84,7 +84,7 @@ def test_a_history_longer_than_a_row_is_used_whole_and_no_moment_is_without_a_pa
     side, history = tensors([150, 5, 31, 32, 33, 64, 1, 90], limit)
     row, source, known = moments(history)
     windows = side.take_before(row, source).bags["history"]
-    assert isinstance(windows, Windows)
+    assert isinstance(windows, HistoryWindows)
     codes, owner = windows.codes.flatten(), windows.sequence.flatten()
     wide = windows.codes.shape[1]
     assert wide <= limit
@@ -96,11 +96,11 @@ def test_a_history_longer_than_a_row_is_used_whole_and_no_moment_is_without_a_pa
         start = place // wide * wide
         visible = [int(codes[p]) for p in range(start, place + 1) if owner[p] == owner[place]]
         assert visible == before[-len(visible) :]  # the latest ones, up to the present
-        assert len(visible) >= min(len(before), limit // PAST)
+        assert len(visible) >= min(len(before), limit // CONTEXT_DIVISOR)
         read = max(read, len(visible))
     assert read > limit // 2
     # What is read twice is the past of the rows, no more.
-    assert windows.codes.numel() <= (len(source) + len(windows.codes) * (limit // PAST + 1))
+    assert windows.codes.numel() <= (len(source) + len(windows.codes) * (limit // CONTEXT_DIVISOR + 1))
 
 
 def test_cut_rows_give_what_their_items_give_alone() -> None:
@@ -109,7 +109,7 @@ def test_cut_rows_give_what_their_items_give_alone() -> None:
     side, history = tensors([70, 9, 33], limit)
     row, source, _ = moments(history)
     windows = side.take_before(row, source).bags["history"]
-    assert isinstance(windows, Windows)
+    assert isinstance(windows, HistoryWindows)
     wide = windows.codes.shape[1]
     with torch.no_grad():
         found = model(TABLE, windows)
@@ -127,8 +127,8 @@ def test_a_batch_of_a_long_history_reads_only_what_its_moments_see() -> None:
     _, source, known = moments(history)
     some = np.arange(300, 340)
     windows = side.take_before(np.zeros(40, np.int64), source[some]).bags["history"]
-    assert isinstance(windows, Windows)
-    assert windows.codes.numel() <= 40 + 64 // PAST
+    assert isinstance(windows, HistoryWindows)
+    assert windows.codes.numel() <= 40 + 64 // CONTEXT_DIVISOR
     last = windows.codes.flatten()[windows.place].tolist()
     assert last == [known[i][-1] for i in some]
 

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 
 from twotower.config import Config, ModelConfig
-from twotower.data.batches import CHUNK, Bag, Batcher, Inputs, Padded, Prefixes, SideTensors
-from twotower.data.dataset import Dataset, Pairs, assemble, build_dataset
+from twotower.data.batches import SCAN_CHUNK, Bag, Batcher, Inputs, Padded, Prefixes, SideTensors
+from twotower.data.dataset import Dataset, Pairs, assemble_dataset, build_dataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.model.embeddings import pool
@@ -66,7 +66,7 @@ def world(rows: list[Row]) -> Dataset:
     pairs = Pairs(user.astype(np.int32), item.astype(np.int32), liked.astype(bool))
     b = base()
     parts = part.astype(np.int8)
-    return assemble(b.encoders, b.users.frame, b.items.frame, pairs, parts, time.astype(np.int64))
+    return assemble_dataset(b.encoders, b.users.frame, b.items.frame, pairs, parts, time.astype(np.int64))
 
 
 def long_world(seed: int = 0) -> Dataset:
@@ -168,7 +168,9 @@ def test_every_moment_of_a_history_is_pooled_like_a_loop_over_what_was_known(poo
         assert_pools_like_a_loop(bag, rows, pooling)
 
 
-@pytest.mark.parametrize("length", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1, 100])
+@pytest.mark.parametrize(
+    "length", [0, 1, SCAN_CHUNK - 1, SCAN_CHUNK, SCAN_CHUNK + 1, 2 * SCAN_CHUNK, 2 * SCAN_CHUNK + 1, 100]
+)
 def test_a_single_moment_at_the_border_of_a_chunk(length: int) -> None:
     data = world([(3, i, i % 3 > 0, i, TRAIN) for i in range(length + 1)])
     feature = sequences(data)[0]
@@ -227,14 +229,16 @@ class Largest(TorchDispatchMode):
 def test_memory_grows_with_the_interactions_of_a_batch_not_with_their_square(chunks: int) -> None:
     n, width = 900, 2
     number = torch.arange(chunks).repeat(n // chunks)
-    last = torch.arange(chunks * CHUNK - 1, n * CHUNK, chunks * CHUNK)
-    known = Prefixes(torch.ones(n, CHUNK, dtype=torch.int64), number, last, torch.full((len(last),), 32.0 * chunks))
+    last = torch.arange(chunks * SCAN_CHUNK - 1, n * SCAN_CHUNK, chunks * SCAN_CHUNK)
+    known = Prefixes(
+        torch.ones(n, SCAN_CHUNK, dtype=torch.int64), number, last, torch.full((len(last),), 32.0 * chunks)
+    )
     table = torch.ones(2, width, requires_grad=True)
     with Largest() as largest:
         found = pool(table, known, "decay", (0.5, 1.0))
         found.sum().backward()
     torch.testing.assert_close(found, torch.ones(len(last), 2 * width))
-    assert largest.n <= n * CHUNK * 2 * width < n * n
+    assert largest.n <= n * SCAN_CHUNK * 2 * width < n * n
 
 
 def test_the_latest_interaction_alone_is_rate_zero_and_the_plain_mean_is_rate_one() -> None:
@@ -334,7 +338,7 @@ def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(o
             order = np.arange(len(data.parts))
             kept = (data.times < data.times[i]) | ((data.times == data.times[i]) & (order < i))
             past = replace(data, parts=np.where(kept, data.parts, TEST).astype(np.int8))
-            past = assemble(
+            past = assemble_dataset(
                 data.encoders, data.users.frame, data.items.frame, past.pairs,
                 np.where((order == i) | kept, past.parts, TEST).astype(np.int8), data.times,
             )  # fmt: skip

@@ -238,7 +238,7 @@ def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_be
     frames = checkerboard()
     board = build_dataset(check(*frames, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
     data = replace(world(board, rows), times=rng.integers(0, 9, len(rows)))  # many ties
-    place = {int(number): n for n, number in enumerate(data.in_order(data.parts == TRAIN))}
+    place = {int(number): n for n, number in enumerate(data.sort_by_time(data.parts == TRAIN))}
     sampler = CandidateSampler(data, NegativesConfig(disliked=2), seed=1)
     source = rng.permutation(np.flatnonzero(data.pairs.positive))
     user, item = data.pairs.user[source], data.pairs.item[source]

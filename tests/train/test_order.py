@@ -66,7 +66,7 @@ def test_the_batches_of_an_epoch_are_all_of_it_in_order_and_all_shards_end_toget
 @pytest.mark.parametrize("by_user", [False, True])
 def test_shards_are_ranges_of_users_of_about_one_size(everything_data: Dataset, count: int, by_user: bool) -> None:
     data = everything_data
-    numbers = data.positives_by_user.values if by_user else data.train_numbers
+    numbers = data.positives_by_user.values if by_user else data.train_indices
     shards = Shards(data, numbers, count, by_user)
     assert len(shards) == count
     users = [np.unique(data.pairs.user[shards[s]]) for s in range(count)]
@@ -116,7 +116,7 @@ def test_windows_hold_every_interaction_once_and_their_own_negatives(
 def test_positives_come_in_runs_of_users_or_in_windows(everything_data: Dataset, shards: int, by_user: bool) -> None:
     data = everything_data
     epoch = PositiveSampler(data, 1, True, by_user, shards, SMALL).epoch(2)
-    assert np.array_equal(np.sort(epoch.source), data.positive_numbers)
+    assert np.array_equal(np.sort(epoch.source), data.positive_indices)
     if by_user:
         assert (np.diff(epoch.user) != 0).sum() + 1 == len(np.unique(epoch.user)), "a user's positives are together"
         assert data.times is not None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from twotower.encoders import Codes, Ints
 
 
-class Arrays:
+class ArrayWriter:
     """Arrays that grow at their end, and offsets of rows that come in order."""
 
     def __init__(self, folder: Path, rows: int) -> None:
@@ -19,14 +19,14 @@ class Arrays:
         self._files: dict[str, tuple[BinaryIO, npt.NDArray[Any]]] = {}
         self._lengths: dict[str, Ints] = {}
 
-    def __enter__(self) -> Arrays:
+    def __enter__(self) -> ArrayWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
         for name, lengths in self._lengths.items():
             self.append(f"{name}.offsets", np.r_[0, np.cumsum(lengths)])
         for file, like in self._files.values():
-            header(file, like, (file.tell() - 128) // like.nbytes if like.nbytes else 0)
+            write_npy_header(file, like, (file.tell() - 128) // like.nbytes if like.nbytes else 0)
             file.close()
 
     def append(self, name: str, values: npt.NDArray[Any]) -> None:
@@ -34,7 +34,7 @@ class Arrays:
         if name not in self._files:
             file = (self.folder / f"{name}.npy").open("w+b")
             like = np.zeros(values.shape[1:], values.dtype)
-            header(file, like, 0)
+            write_npy_header(file, like, 0)
             self._files[name] = (file, like)
         self._files[name][0].write(np.ascontiguousarray(values).data)
 
@@ -61,7 +61,7 @@ class Arrays:
         self.count(name, rows)
 
 
-def header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
+def write_npy_header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
     """The header of a .npy file of n rows as `like`: 128 bytes, whatever n."""
     file.seek(0)
     about = {"descr": like.dtype.str, "fortran_order": False, "shape": (n, *like.shape)}

@@ -30,10 +30,10 @@ class Bag:
     code_offsets: Tensor  # (table rows + 1,) int32
 
 
-PAST = 8
+CONTEXT_DIVISOR = 8
 """A row of `Windows` begins with 1 / PAST of it from the row before."""
 
-CHUNK = 32
+SCAN_CHUNK = 32
 """Interactions a row of `Prefixes.codes` holds."""
 
 
@@ -51,7 +51,7 @@ class Prefixes:
 
 
 @dataclass(frozen=True)
-class Windows:
+class HistoryWindows:
     """U moments of S sequences that are read by attention: the sequences follow one another, cut into R rows of W.
 
     A row but the first begins with the last items of the row before, so that no moment is without a past, and where
@@ -77,7 +77,7 @@ class Inputs:
 
     rows: int
     lookup: Tensor  # (U, number of lookup fields) int64, in the fields' order
-    bags: dict[str, Bag | Prefixes | Windows | Padded]
+    bags: dict[str, Bag | Prefixes | HistoryWindows | Padded]
     dense: dict[str, Tensor]  # (U, length) float32
 
 
@@ -104,21 +104,21 @@ class SideTensors:
         self._sequences = {f.name: r for f, r in self._bags.values() if f.sequence and r.source is not None}
         # Made when they are asked for: only training does, and they are as long as all sequences together.
         self._kept: dict[str, npt.NDArray[np.bool_]] = {}
-        self._places: dict[str, _Places] = {}
+        self._places: dict[str, _TimelinePositions] = {}
         self._timeline, self._by_user = timeline, by_user
 
     @property
     def has_sequences(self) -> bool:
         return bool(self._sequences)
 
-    def _place(self, name: str) -> _Places:
+    def _place(self, name: str) -> _TimelinePositions:
         if name not in self._places:
-            self._places[name] = _Places(self._sequences[name], self._timeline, self._by_user)
+            self._places[name] = _TimelinePositions(self._sequences[name], self._timeline, self._by_user)
         return self._places[name]
 
     def take(self, rows: Ints, left_out: Ints | None = None) -> Inputs:
         """The features of `rows` (U,). `left_out` numbers interactions that no sequence may contain."""
-        bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
+        bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
             if name not in self._sequences or left_out is None or not len(left_out):
                 bags[name] = self._whole(f, ragged, rows, None)
@@ -134,7 +134,7 @@ class SideTensors:
     def take_before(self, rows: Ints, interactions: Ints) -> Inputs:
         """The features of `rows` (U,) as they were known just before `interactions` (U,), each one of its row's."""
         distinct, which = np.unique(rows, return_inverse=True)
-        bags: dict[str, Bag | Prefixes | Windows | Padded] = {}
+        bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
             if name not in self._sequences:
                 bags[name] = self._whole(f, ragged, rows, None)
@@ -146,7 +146,7 @@ class SideTensors:
                 bags[name] = self._prefixes(ragged, distinct, which, length)
         return self._inputs(rows, bags)
 
-    def _inputs(self, rows: Ints, bags: dict[str, Bag | Prefixes | Windows | Padded]) -> Inputs:
+    def _inputs(self, rows: Ints, bags: dict[str, Bag | Prefixes | HistoryWindows | Padded]) -> Inputs:
         return Inputs(
             len(rows),
             torch.from_numpy(np.take(self._lookup, rows, 0)).to(self.device),
@@ -158,26 +158,26 @@ class SideTensors:
         """`rows` are the S distinct sequences, `which` (U,) picks among them, `length` (U,) says how far each goes."""
         used = np.zeros(len(rows), np.int64)
         np.maximum.at(used, which, length)
-        chunks = -(-used // CHUNK)
+        chunks = -(-used // SCAN_CHUNK)
         first = np.cumsum(chunks) - chunks
         sequence = np.repeat(np.arange(len(rows)), chunks)
         ends = np.cumsum(used)
         inside = np.arange(int(ends[-1])) - np.repeat(ends - used, used)
-        codes = np.zeros(max(1, int(chunks.sum())) * CHUNK, np.int64)
-        codes[np.repeat(first * CHUNK, used) + inside] = ragged.values[np.repeat(ragged.offsets[rows], used) + inside]
+        codes = np.zeros(max(1, int(chunks.sum())) * SCAN_CHUNK, np.int64)
+        codes[np.repeat(first * SCAN_CHUNK, used) + inside] = ragged.values[np.repeat(ragged.offsets[rows], used) + inside]
         if not len(sequence):
             sequence = np.zeros(1, np.int64)
         arrays = (
-            codes.reshape(-1, CHUNK),
+            codes.reshape(-1, SCAN_CHUNK),
             np.arange(len(sequence)) - first[sequence],
-            np.where(length > 0, first[which] * CHUNK + length - 1, 0),
+            np.where(length > 0, first[which] * SCAN_CHUNK + length - 1, 0),
             length.astype(np.float32),
         )
         return Prefixes(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
-    def _windows(self, f: Field, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> Windows:
+    def _windows(self, f: Field, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> HistoryWindows:
         """As `_prefixes`, of what the moments of this batch can see."""
-        past = max(1, f.limit // PAST)
+        past = max(1, f.limit // CONTEXT_DIVISOR)
         ends = np.zeros(len(rows), np.int64)
         np.maximum.at(ends, which, length)
         starts = ends.copy()
@@ -202,7 +202,7 @@ class SideTensors:
             np.where(length > 0, row * (wide - step) + at, 0),
             length.astype(np.float32),
         )
-        return Windows(*(torch.from_numpy(a).to(self.device) for a in arrays))
+        return HistoryWindows(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
     def _whole(self, f: Field, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag | Padded:
         """All codes of the rows, but for those that are not `kept`; for attention no more than it reads."""
@@ -237,7 +237,7 @@ class SideTensors:
         return Bag(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
 
-class _Places:
+class _TimelinePositions:
     """Where interactions stand in a sequence column, and how much of a row's sequence is older than one."""
 
     def __init__(self, ragged: Ragged, timeline: Ragged | None, by_user: bool) -> None:
@@ -313,7 +313,7 @@ class Batch:
 
 
 @dataclass
-class Distinct:
+class DistinctRows:
     """Numbers the distinct rows of a batch without sorting: a slot per row remembers where it was seen."""
 
     n: int
@@ -345,7 +345,7 @@ class Batcher:
 
     def __init__(self, users: SideTensors, items: SideTensors) -> None:
         self.users, self.items = users, items
-        self._distinct_users, self._distinct_items = Distinct(users.n), Distinct(items.n)
+        self._distinct_users, self._distinct_items = DistinctRows(users.n), DistinctRows(items.n)
 
     def __call__(
         self, user: Codes, item: Codes, label: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], source: Ints

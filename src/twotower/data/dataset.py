@@ -18,7 +18,7 @@ import polars as pl
 
 from twotower import files
 from twotower.config import SplitConfig
-from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION, Parts, split
+from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import POSITIVE, Tables
 from twotower.data.times import TIME
 from twotower.encoders import Codes, Column, Encoders, Grams, Ints, Ragged, TextEncoder
@@ -29,7 +29,7 @@ Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 
 
-class Lines(abc.Sequence[str]):
+class TextColumn(abc.Sequence[str]):
     """A column of text by row, read where it is asked: a million texts as objects take a second to make."""
 
     def __init__(self, column: pl.Series) -> None:
@@ -52,7 +52,7 @@ class Lines(abc.Sequence[str]):
         return text
 
 
-class Ids(Lines):
+class IdColumn(TextColumn):
     """The external ids of one side as text by row, and the row of an id.
 
     Hashes in order stand for a dict: they are made, and freed, at once and without the interpreter's lock.
@@ -117,15 +117,15 @@ class Pairs:
         return Pairs(self.user[keep], self.item[keep], self.positive[keep])
 
 
-PIECE = 2**22
+COUNT_BLOCK_ROWS = 2**22
 """Interactions that are looked at together, where all of them may be too many."""
 
 
 def counts(values: npt.NDArray[Any], n: int) -> Ints:
     """(n,) how often each number comes."""
     found = np.zeros(n, np.int64)
-    for start in range(0, len(values), PIECE):
-        found += np.bincount(values[start : start + PIECE], minlength=n)
+    for start in range(0, len(values), COUNT_BLOCK_ROWS):
+        found += np.bincount(values[start : start + COUNT_BLOCK_ROWS], minlength=n)
     return found
 
 
@@ -156,7 +156,7 @@ class Dataset:
     pairs: Pairs
     parts: Parts
     times: Ints | None  # microseconds since 1970; with time_unit "order" numbers that grow with time
-    ordered: bool = False  # the parts follow one another in time
+    time_ordered: bool = False  # the parts follow one another in time
 
     def part(self, part: int) -> Pairs:
         """The pairs of TRAIN, VALIDATION or TEST, in the table's order."""
@@ -181,7 +181,7 @@ class Dataset:
         """One side as it is known when `part` is asked: where the parts follow one another in time, its sequences
         reach up to that part; else they hold the train part."""
         known = self.side(side)
-        if part != TEST or not self.ordered:
+        if part != TEST or not self.time_ordered:
             return known
         sequences = {
             f.name: self.sequence(f, self.parts != TEST) for f in self.schema.side(side) if isinstance(f, Sequence)
@@ -192,7 +192,7 @@ class Dataset:
         """The sequence of every row of the feature's side, oldest first, out of the interactions `among` (n,)."""
         if feature.interactions != "all":
             among = among & (self.pairs.positive == (feature.interactions == "positive"))
-        keep = self.in_order(among)
+        keep = self.sort_by_time(among)
         own, other = (
             (self.pairs.user, self.pairs.item) if feature.side == "user" else (self.pairs.item, self.pairs.user)
         )
@@ -202,7 +202,7 @@ class Dataset:
         # Attention is trained all along a history, and itself reads no more than its last `max_length`.
         return found if feature.attends else found.keep_last(feature.max_length)
 
-    def in_order(self, among: Bools) -> Ints:
+    def sort_by_time(self, among: Bools) -> Ints:
         """Numbers of the interactions `among` (n,), oldest first; ties keep the table's order."""
         keep = np.flatnonzero(among)
         return keep if self.times is None else keep[np.argsort(self.times[keep], kind="stable")]
@@ -210,30 +210,30 @@ class Dataset:
     # What training asks of the train part; a dataset on a disk has it ready.
 
     @property
-    def by_user(self) -> bool:
+    def grouped_by_user(self) -> bool:
         """Whether the training interactions stand user by user, each user's oldest first."""
         return False
 
     @cached_property
-    def train_numbers(self) -> Ints:
+    def train_indices(self) -> Ints:
         """Numbers of the training interactions, rising."""
         return np.flatnonzero(self.parts == TRAIN)
 
     @cached_property
-    def positive_numbers(self) -> Ints:
+    def positive_indices(self) -> Ints:
         """Of them those of the positives."""
         return np.flatnonzero((self.parts == TRAIN) & self.pairs.positive)
 
     @cached_property
     def timeline(self) -> Ragged:
         """Every user's training interactions by number, oldest first."""
-        keep = self.in_order(self.parts == TRAIN)
+        keep = self.sort_by_time(self.parts == TRAIN)
         return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
 
     @cached_property
     def positives_by_user(self) -> Ragged:
         """As `timeline`, of the positives alone."""
-        keep = self.in_order((self.parts == TRAIN) & self.pairs.positive)
+        keep = self.sort_by_time((self.parts == TRAIN) & self.pairs.positive)
         return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
 
     @cached_property
@@ -249,7 +249,7 @@ class Dataset:
         return _items_of(train.user[liked], train.item[liked], len(self.users), len(self.items))
 
     @cached_property
-    def positives_of_item(self) -> Ints:
+    def item_positive_counts(self) -> Ints:
         """(items,) how many training positives each has."""
         train = self.train
         return np.bincount(train.item[train.positive], minlength=len(self.items))
@@ -271,7 +271,7 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     @cached_property
-    def seen(self) -> Ragged:
+    def interacted_items(self) -> Ragged:
         """User row -> item rows of all their interactions, whatever the part; its source numbers these."""
         return Ragged.from_pairs(self.pairs.user, self.pairs.item, len(self.users), np.arange(len(self.pairs)))
 
@@ -293,8 +293,8 @@ class Dataset:
 
     def describe(self) -> str:
         """One line: how many users, items and interactions, and the sizes of the parts."""
-        n = counts(self.parts, len(NAMES))
-        sizes = ", ".join(f"{count:,} {name}" for name, count in zip(NAMES, n, strict=True))
+        n = counts(self.parts, len(PART_NAMES))
+        sizes = ", ".join(f"{count:,} {name}" for name, count in zip(PART_NAMES, n, strict=True))
         return f"{len(self.users):,} users, {len(self.items):,} items, {len(self.parts):,} interactions ({sizes})"
 
     def texts(self, side: SideName) -> dict[str, Grams]:
@@ -319,7 +319,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     user = _number(tables.interactions, tables.users, schema.user_id)
     item = _number(tables.interactions, tables.items, schema.item_id)
     times = tables.interactions[TIME].to_numpy().astype(np.int64) if TIME in tables.interactions.columns else None
-    parts = split(user, times, config)
+    parts = split_interactions(user, times, config)
     pairs = Pairs(user, item, tables.interactions[POSITIVE].to_numpy().astype(bool))
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
@@ -330,17 +330,17 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
         mean = partial(_mean, schema=schema, n=frame.height, rows=mine, actions=actions)
         frames[name] = with_statistics(frame, schema, name, counts[name], mean)  # type: ignore[index,arg-type]
     encoders = Encoders.fit(schema, frames, counts)
-    return assemble(encoders, frames["user"], frames["item"], pairs, parts, times, config.kind != "random")
+    return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, times, config.kind != "random")
 
 
-def assemble(
+def assemble_dataset(
     encoders: Encoders,
     users: pl.DataFrame,
     items: pl.DataFrame,
     pairs: Pairs,
     parts: Parts,
     times: Ints | None,
-    ordered: bool = False,
+    time_ordered: bool = False,
     encode: tuple[SideName, ...] = SIDES,
 ) -> Dataset:
     """A dataset from fitted encoders, as `prepare` makes it and as a run folder gives it back."""
@@ -356,7 +356,7 @@ def assemble(
         pairs,
         parts,
         times,
-        ordered,
+        time_ordered,
     )
     for feature in schema.features:
         if isinstance(feature, Sequence) and feature.side in encode:
@@ -384,19 +384,19 @@ def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple
     """What `save` wrote; only the sides to `encode` get columns. Raises RunError if a file is missing, damaged or does
     not fit the schema."""
     encoders = read_checked(folder / "encoders.json", lambda path: Encoders.from_json(schema, read_text(path)))
-    users, items = (read_checked(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES)
+    users, items = (read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side)) for side in SIDES)
     actions = read_checked(folder / "interactions.parquet", lambda path: _numbered(read_parquet(path), users, items))
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
         times = actions["time"].to_numpy() if "time" in actions.columns else None
-        return assemble(
+        return assemble_dataset(
             encoders, users, items, pairs, actions["part"].to_numpy(), times, split.kind != "random", encode
         )
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
         raise RunError(f"{folder}: a table or encoders.json is not as it was written ({first_line(e)})") from e
 
 
-def table(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
+def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
     """A reader for `read`: a side's table, with the columns that the schema reads. Raises ValueError."""
     frame, key = read_parquet(path), schema.id_column(side)
     features = [f.source for f in schema.side(side) if not isinstance(f, Sequence)]
@@ -410,7 +410,7 @@ def table(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
 
 def _numbered(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """Interactions that are numbers of rows, parts, times and whether they are positive. Raises ValueError for others."""
-    below = {"user": users.height, "item": items.height, "part": len(NAMES)}
+    below = {"user": users.height, "item": items.height, "part": len(PART_NAMES)}
     for name in (*below, "positive", *({"time"} & {*actions.columns})):
         column = actions[name]
         if column.null_count() or not (column.dtype == pl.Boolean if name == "positive" else column.dtype.is_integer()):

@@ -25,16 +25,16 @@ import polars as pl
 from twotower import files
 from twotower.config import SplitConfig
 from twotower.data.dataset import load_dataset, save_dataset
-from twotower.data.dataset import Dataset, Pairs, Side, read_checked, table, read_text
-from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
+from twotower.data.dataset import Dataset, Pairs, Side, read_checked, read_side, read_text
+from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.encoders import Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, RunError
 from twotower.schema import SIDES, Schema, Sequence, SideName
-from twotower.embeddings_folder import array
+from twotower.embeddings_folder import read_array
 
-FOLDER = "prepared"
+PREPARED_FOLDER = "prepared"
 """Where a run and a bundle keep theirs."""
-FACTS = "prepared.json"
+FACTS_FILE = "prepared.json"
 MEMMAP_FORMAT = 3
 """Format of a prepared dataset, in prepared.json. Format 2 has former names of features' options and of arrays; 1 also
 has times in whole seconds."""
@@ -73,7 +73,7 @@ class _Arrays:
 
 
 @dataclass(frozen=True)
-class Prepared(Dataset):
+class MemmapDataset(Dataset):
     """A dataset that lies on a disk. Its interactions stand part by part, user by user, each user's oldest first."""
 
     folder: Path = Path()
@@ -81,32 +81,32 @@ class Prepared(Dataset):
     arrays: _Arrays = field(kw_only=True)
 
     @classmethod
-    def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES) -> Prepared:
+    def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES) -> MemmapDataset:
         """The dataset in a folder; only the sides to `encode` get columns. Raises RunError if it is damaged, or of another
         format."""
         folder = Path(folder)
-        facts = files.read_json(folder / FACTS)
+        facts = files.read_json(folder / FACTS_FILE)
         form = facts.get("format") if isinstance(facts, dict) else None
         if form != MEMMAP_FORMAT:
             maker = f", made by twotower {facts.get('twotower')}" if isinstance(facts, dict) else ""
             raise RunError(
-                f"{folder / FACTS}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again"
+                f"{folder / FACTS_FILE}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again"
             )
         try:
             schema = Schema.model_validate(facts["schema"])
             rows, columns = int(facts["rows"]), {side: list(facts["columns"][side]) for side in SIDES}
             ends, _ = [index(end) for end in facts["ends"]], (dict(facts["split"]), str(facts["digest"]))
-            if len(ends) != len(NAMES) - 1 or sorted([0, *ends, rows]) != [0, *ends, rows]:
+            if len(ends) != len(PART_NAMES) - 1 or sorted([0, *ends, rows]) != [0, *ends, rows]:
                 raise ValueError(f"ends: {ends}")
         except (KeyError, TypeError, ValueError, OverflowError) as e:  # pydantic's is a ValueError
             what = (str(e).splitlines() or [type(e).__name__])[0]
             raise RunError(
-                f"{folder / FACTS}: damaged, or of another version ({what}); prepare the tables again"
+                f"{folder / FACTS_FILE}: damaged, or of another version ({what}); prepare the tables again"
             ) from None
         arrays = _Arrays(folder / "arrays")
         if {len(arrays[name]) for name in ("user", "item", "positive", "part", "time")} != {rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
-        frames = {side: read_checked(folder / f"{side}s.parquet", partial(table, schema=schema, side=side)) for side in SIDES}
+        frames = {side: read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side)) for side in SIDES}
         sides = {
             side: Side(
                 frames[side],
@@ -152,7 +152,7 @@ class Prepared(Dataset):
     def link(self, folder: Path) -> None:
         """Put the dataset's files into `folder` too, as other names of the same ones where the file system can. Raises
         RunError, also if another dataset is in their place."""
-        if not ((folder / FACTS).exists() and folder.resolve() == self.folder.resolve()):
+        if not ((folder / FACTS_FILE).exists() and folder.resolve() == self.folder.resolve()):
             shutil.rmtree(folder, ignore_errors=True)
             to = folder
             try:
@@ -162,7 +162,7 @@ class Prepared(Dataset):
                     files.link(path, to)
             except OSError as e:
                 raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
-        if files.read_json(self.folder / FACTS) != self.facts:
+        if files.read_json(self.folder / FACTS_FILE) != self.facts:
             raise RunError(f"{self.folder}: another dataset has taken its place; open it anew")
 
     def _slice(self, part: int) -> slice:
@@ -182,15 +182,15 @@ class Prepared(Dataset):
         return replace(known, columns=known.columns | later)
 
     @property
-    def by_user(self) -> bool:
+    def grouped_by_user(self) -> bool:
         return True
 
     @cached_property
-    def train_numbers(self) -> Ints:
+    def train_indices(self) -> Ints:
         return self.arrays["train"]
 
     @cached_property
-    def positive_numbers(self) -> Ints:
+    def positive_indices(self) -> Ints:
         return self.arrays["positives"]
 
     @cached_property
@@ -203,19 +203,19 @@ class Prepared(Dataset):
 
     @cached_property
     def seen_items(self) -> Ragged:
-        return Ragged(self.arrays["met"], self.arrays["train.offsets"])
+        return Ragged(self.arrays["seen_items"], self.arrays["train.offsets"])
 
     @cached_property
     def positive_items(self) -> Ragged:
-        return Ragged(self.arrays["liked"], self.arrays["positives.offsets"])
+        return Ragged(self.arrays["positive_items"], self.arrays["positives.offsets"])
 
     @cached_property
-    def seen(self) -> Ragged:
-        return self.arrays.ragged("seen")
+    def interacted_items(self) -> Ragged:
+        return self.arrays.ragged("interacted_items")
 
     @cached_property
-    def positives_of_item(self) -> Ints:
-        return self.arrays["positives_of_item"]
+    def item_positive_counts(self) -> Ints:
+        return self.arrays["item_positive_counts"]
 
     def pairs_before(self, part: int, users: Ints) -> Pairs:
         """The pairs of some users (rising) that are known when `part` is asked."""
@@ -234,27 +234,27 @@ class Prepared(Dataset):
 def save(dataset: Dataset, folder: Path) -> None:
     """Put a dataset into a run's or a bundle's folder."""
     # What another training put there would be read instead.
-    if not isinstance(dataset, Prepared):
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    if not isinstance(dataset, MemmapDataset):
+        shutil.rmtree(folder / PREPARED_FOLDER, ignore_errors=True)
         save_dataset(dataset, folder)
         return
     files.write(folder / "encoders.json", dataset.encoders.to_json())
-    dataset.link(folder / FOLDER)
+    dataset.link(folder / PREPARED_FOLDER)
 
 
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
     """What `save` put there; only the sides to `encode` get columns. Raises RunError as `dataset.load` does."""
-    if (folder / FOLDER).is_dir():
-        return Prepared.open(folder / FOLDER, encode)
+    if (folder / PREPARED_FOLDER).is_dir():
+        return MemmapDataset.open(folder / PREPARED_FOLDER, encode)
     return load_dataset(folder, schema, split, encode)
 
 
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
         # Copied where it is written to, which nobody does, and so no array that torch warns of.
-        return array(path, "c" if path.stat().st_size > 128 else None)
+        return read_array(path, "c" if path.stat().st_size > 128 else None)
     except OSError as e:
         if e.errno != errno.ENOMEM:
             raise
         # The kernel promises no more than the memory it has to what may be written to.
-        return array(path, "r")
+        return read_array(path, "r")

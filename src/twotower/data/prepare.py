@@ -25,10 +25,10 @@ import twotower
 from twotower import files
 from twotower.config import DataConfig, SplitConfig
 from twotower.data import splits
-from twotower.data.arrays import Arrays
+from twotower.data.arrays import ArrayWriter
 from twotower.data.dataset import with_statistics
-from twotower.data.memmap import FACTS, MEMMAP_FORMAT, Prepared
-from twotower.data.splits import NAMES, TEST, TRAIN, VALIDATION
+from twotower.data.memmap import FACTS_FILE, MEMMAP_FORMAT, MemmapDataset
+from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.data.tables import (
     POSITIVE,
     Reading,
@@ -53,7 +53,7 @@ BUCKET = 2**23
 """Interactions of a bucket, about."""
 ROWS = 2**18
 """Rows of a side that are encoded at once."""
-LOCK = "lock"
+LOCK_FILE = "lock"
 """Of the working folder: held while it is worked in."""
 MOST = 2**31 - 1
 """Interactions are numbered by 32 bits."""
@@ -61,7 +61,7 @@ MOST = 2**31 - 1
 
 def write_prepared(
     data: DataConfig, schema: Schema, split: SplitConfig, out: Path
-) -> Prepared:
+) -> MemmapDataset:
     """Prepare the tables that `data` names, files, folders of shards or patterns, into the new folder `out`.
 
     The dataset is the one that `dataset.build_dataset` makes of the same tables in memory, its interactions in another order.
@@ -75,20 +75,20 @@ def write_prepared(
     with files.new_folder(out) as folder:
         (folder / "arrays").mkdir()
         (folder / "work").mkdir()
-        with files.lock(folder / "work" / LOCK):
+        with files.lock(folder / "work" / LOCK_FILE):
             _Preparation(data, schema, split, folder).run()
         for path in (folder / "work").iterdir():
             path.unlink()
         (folder / "work").rmdir()
         for path in (folder / "arrays").iterdir():
             files.sync(path)
-    return Prepared.open(out)
+    return MemmapDataset.open(out)
 
 
 def _abandoned(folder: Path) -> bool:
     """Whether nobody, on this host or another, holds its lock."""
     try:
-        return not files.held(folder / "work" / LOCK)
+        return not files.held(folder / "work" / LOCK_FILE)
     except OSError:
         return True
 
@@ -105,7 +105,7 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
             raise ConfigError(f"feature '{f.name}': sequences of items' users cannot be prepared; drop it")
     if out.exists():
         names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
-        ours = {FACTS, "encoders.json", "arrays", *(f"{side}s.parquet" for side in SIDES)} if FACTS in names else set()
+        ours = {FACTS_FILE, "encoders.json", "arrays", *(f"{side}s.parquet" for side in SIDES)} if FACTS_FILE in names else set()
         if strange := sorted(names - ours):
             raise ConfigError(
                 f"{out}: not empty and not a prepared dataset alone (it holds {strange[0]}); choose another folder"
@@ -118,7 +118,7 @@ class _Preparation:
     ) -> None:
         self.data, self.schema, self.split, self.folder = data, schema, split, folder
         self.files = table_files(data.interactions, (".parquet", ".pq"))
-        self.averaged = sorted({_of(f, schema) for f in schema.features if _is_mean(f)})
+        self.averaged = sorted({_averaged_column(f, schema) for f in schema.features if _is_mean(f)})
         self.sums = {a: f"of.{a}" for a in self.averaged}  # names of their own in a record
         keys = [schema.user_id, schema.item_id, schema.time, *([schema.label] if schema.label else [])]
         self.columns = list(dict.fromkeys([*keys, *(a for a in self.averaged if a != POSITIVE)]))
@@ -148,7 +148,7 @@ class _Preparation:
                     known = np.isfinite(values)
                     sums[side, a][0] += np.bincount(of[known], values[known], len(counts[side]))
                     sums[side, a][1] += np.bincount(of[known], minlength=len(counts[side]))
-        for part, name in enumerate(NAMES):
+        for part, name in enumerate(PART_NAMES):
             if not sizes[part]:
                 raise DataError(
                     f"split.kind = '{self.split.kind}' leaves no {name} rows out of {kept} interactions; "
@@ -158,7 +158,7 @@ class _Preparation:
             with np.errstate(invalid="ignore"):
                 means = {a: sums[side, a][0] / sums[side, a][1] for a in self.averaged}
             frames[side] = with_statistics(
-                frames[side], self.schema, side, counts[side], lambda f: means[_of(f, self.schema)]
+                frames[side], self.schema, side, counts[side], lambda f: means[_averaged_column(f, self.schema)]
             )
         encoders = Encoders.fit(self.schema, frames, counts)
         self._emit(buckets, sizes, encoders, frames)
@@ -171,7 +171,7 @@ class _Preparation:
             "ends": [int(sizes[0]), int(sizes[0] + sizes[1])], "columns": columns,
             "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
         }  # fmt: skip
-        files.write_json(self.folder / FACTS, facts | {"digest": self._digest()})
+        files.write_json(self.folder / FACTS_FILE, facts | {"digest": self._digest()})
 
     # ---- reading
 
@@ -179,12 +179,12 @@ class _Preparation:
         """The interactions' columns that are read, or some of them, PIECE rows at a time."""
         empty = True
         for path in self.files:
-            with _reading(path):
+            with _parquet_errors(path):
                 table = pl.scan_parquet(path, glob=False)
                 need(pl.DataFrame(schema=table.collect_schema()), self.columns, "interactions", self.schema)
-            for start in range(0, _length(path), PIECE):
+            for start in range(0, _row_count(path), PIECE):
                 empty = False
-                with _reading(path):
+                with _parquet_errors(path):
                     piece = table.select(columns or self.columns).slice(start, PIECE).collect()
                 yield piece
         if empty:
@@ -203,7 +203,7 @@ class _Preparation:
                 found = None
                 for piece in self._pieces([key]):
                     ids = with_ids(piece, key, "interactions").unique()
-                    found = ids if found is None else _joined(found, ids, key)
+                    found = ids if found is None else _union_of_ids(found, ids, key)
                 assert found is not None
                 frames[side] = check_side(found.sort(key), side, schema, notes)
         for note in notes:
@@ -215,8 +215,8 @@ class _Preparation:
     def _deal(self, frames: dict[SideName, pl.DataFrame]) -> tuple[list[Path], int]:
         """The numbered interactions in buckets of users; and how many there are."""
         schema, rows = self.schema, 0
-        ids = {side: _rows_of(frames[side], schema.id_column(side)) for side in SIDES}
-        total = sum(map(_length, self.files))
+        ids = {side: _row_numbers(frames[side], schema.id_column(side)) for side in SIDES}
+        total = sum(map(_row_count, self.files))
         if total > MOST:
             raise DataError(
                 f"interactions: {total:,} rows, at most {MOST:,} can be prepared in one folder; cut the time"
@@ -233,11 +233,11 @@ class _Preparation:
                 _check_order(piece, schema)
                 record = np.empty(piece.height, dtype)
                 for side in SIDES:
-                    record[side] = _numbered(piece, frames[side], ids[side], schema.id_column(side), side)
+                    record[side] = _rows_of_ids(piece, frames[side], ids[side], schema.id_column(side), side)
                 record["positive"], record["time"] = piece[POSITIVE].to_numpy(), piece[TIME].to_numpy()
                 record["row"] = np.arange(rows, rows + piece.height)
                 for a in self.averaged:
-                    record[self.sums[a]] = _numbers(piece[a])
+                    record[self.sums[a]] = _as_floats(piece[a])
                 positives += int(record["positive"].sum())
                 rows += piece.height
                 bucket = np.searchsorted(last, record["user"])
@@ -266,7 +266,7 @@ class _Preparation:
             return np.zeros(0, np.int32)
         key, per_user = self.schema.user_id, np.zeros(frame.height, np.int64)
         for piece in self._pieces([key]):
-            per_user += np.bincount(_numbered(piece, frame, ids, key, "user"), minlength=frame.height)
+            per_user += np.bincount(_rows_of_ids(piece, frame, ids, key, "user"), minlength=frame.height)
         return np.searchsorted(np.cumsum(per_user), np.arange(1, count) * total // count).astype(np.int32)
 
     def _dtype(self) -> Any:
@@ -295,7 +295,7 @@ class _Preparation:
         times = frame["time"].to_numpy()
         if cuts is None:
             user = frame["user"].to_numpy()
-            return splits.last(user - user[0], times)
+            return splits.split_last(user - user[0], times)
         parts = np.zeros(len(times), np.int8)
         parts[times >= cuts[0]] = VALIDATION
         parts[times >= cuts[1]] = TEST
@@ -308,11 +308,11 @@ class _Preparation:
             for b in buckets:
                 yield pl.scan_ipc(b, glob=False).select("time").collect()["time"].to_numpy()
 
-        test = _ordered(times, int(np.ceil((n - 1) * (1 - self.split.test))))
+        test = _kth_smallest(times, int(np.ceil((n - 1) * (1 - self.split.test))))
         rest = sum(int((t < test).sum()) for t in times())
         if not rest:
             return test, test
-        below = _ordered(lambda: (t[t < test] for t in times()), int(np.ceil((rest - 1) * (1 - self.split.validation))))
+        below = _kth_smallest(lambda: (t[t < test] for t in times()), int(np.ceil((rest - 1) * (1 - self.split.validation))))
         return below, test
 
     def _emit(self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]) -> None:
@@ -331,7 +331,7 @@ class _Preparation:
         sequences = [(i, f) for i, f in enumerate(features) if isinstance(f, Sequence)]
         codes = {i: encoders.sequence_codes(f, frames["item"][self.schema.item_id]) for i, f in sequences}
         of_item = np.zeros(frames["item"].height, np.int64)
-        with Arrays(arrays, n_users) as arrays_out:
+        with ArrayWriter(arrays, n_users) as arrays_out:
             for b in buckets:
                 frame, parts = pl.scan_ipc(b, glob=False).collect(), np.load(b.with_suffix(".npy"))
                 user, item = frame["user"].to_numpy(), frame["item"].to_numpy()
@@ -352,9 +352,9 @@ class _Preparation:
                 arrays_out.append("positives", number[liked])
                 arrays_out.count("train", user[train])
                 arrays_out.count("positives", user[liked])
-                for name, keep in (("met", train), ("liked", liked)):
+                for name, keep in (("seen_items", train), ("positive_items", liked)):
                     arrays_out.append(name, item[keep][np.lexsort((item[keep], user[keep]))])
-                arrays_out.ragged("seen", user, item, number)
+                arrays_out.ragged("interacted_items", user, item, number)
                 for i, f in sequences:
                     among = np.ones(len(user), bool) if f.interactions == "all" else positive == (f.interactions == "positive")
                     for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
@@ -363,7 +363,7 @@ class _Preparation:
                 b.unlink()
         if not of_item.any():
             raise DataError("no positive interaction in the train part; there is nothing to learn from")
-        np.save(arrays / "positives_of_item.npy", of_item)
+        np.save(arrays / "item_positive_counts.npy", of_item)
         for array in whole.values():
             array.flush()
 
@@ -372,7 +372,7 @@ class _Preparation:
     def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame) -> list[str]:
         """Write the encoded columns of a side; the names of all its features, in order."""
         features = list(self.schema.side(side))
-        with Arrays(self.folder / "arrays", frame.height) as arrays_out:
+        with ArrayWriter(self.folder / "arrays", frame.height) as arrays_out:
             for start in range(0, frame.height, ROWS):
                 some = frame.slice(start, ROWS)
                 rows = np.arange(start, start + some.height)
@@ -397,7 +397,7 @@ class _Preparation:
         return found.hexdigest()[:16]
 
 
-def _ordered(times: Callable[[], Iterator[Ints]], k: int) -> int:
+def _kth_smallest(times: Callable[[], Iterator[Ints]], k: int) -> int:
     """The k-th (from 0) smallest of many whole numbers, by counting in bins that get narrower."""
     low = min(int(t.min()) for t in times() if len(t))
     high = max(int(t.max()) for t in times() if len(t)) + 1
@@ -415,7 +415,7 @@ def _ordered(times: Callable[[], Iterator[Ints]], k: int) -> int:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _parquet_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as e:
@@ -423,13 +423,13 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read as parquet ({line}); is the file complete?") from None
 
 
-def _length(path: Path) -> int:
+def _row_count(path: Path) -> int:
     """The rows of a file, as it says."""
-    with _reading(path):
+    with _parquet_errors(path):
         return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
-def _numbers(column: pl.Series) -> npt.NDArray[np.float64]:
+def _as_floats(column: pl.Series) -> npt.NDArray[np.float64]:
     """A column to average."""
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
         raise DataError(
@@ -438,7 +438,7 @@ def _numbers(column: pl.Series) -> npt.NDArray[np.float64]:
     return column.cast(pl.Float64).to_numpy()
 
 
-def _joined(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
+def _union_of_ids(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
     """The distinct ids of both. Raises DataError if they are not of one type."""
     if {found[key].dtype, ids[key].dtype} == {pl.Int64, pl.UInt64} and not (
         (found[key] < 0).any() or (ids[key] < 0).any()
@@ -461,11 +461,11 @@ def _check_order(piece: pl.DataFrame, schema: Schema) -> None:
         )
 
 
-def _rows_of(frame: pl.DataFrame, key: str) -> pl.DataFrame:
+def _row_numbers(frame: pl.DataFrame, key: str) -> pl.DataFrame:
     return frame.select(key).with_row_index("__row")
 
 
-def _numbered(piece: pl.DataFrame, frame: pl.DataFrame, rows: pl.DataFrame, key: str, side: SideName) -> Ints:
+def _rows_of_ids(piece: pl.DataFrame, frame: pl.DataFrame, rows: pl.DataFrame, key: str, side: SideName) -> Ints:
     """The row of every id of a piece. Raises DataError if the side does not have one."""
     ids = with_ids(piece.select(key), key, "interactions")
     if {ids[key].dtype, frame[key].dtype} == {pl.Int64, pl.UInt64}:  # only one of them has ids from 2**63 on
@@ -488,7 +488,7 @@ def _is_mean(feature: Any) -> bool:
     return isinstance(feature, Numeric) and feature.statistic == "mean"
 
 
-def _of(feature: Any, schema: Schema) -> str:
+def _averaged_column(feature: Any, schema: Schema) -> str:
     """The column of the interactions that a mean is of."""
     name: str = feature.statistic_column or schema.label or POSITIVE
     return name

@@ -15,10 +15,10 @@ Rows = npt.NDArray[np.int64]
 Parts = npt.NDArray[np.int8]
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
-NAMES = ("train", "validation", "test")
+PART_NAMES = ("train", "validation", "test")
 
 
-def split(users: npt.NDArray[np.int32], times: Rows | None, config: SplitConfig) -> Parts:
+def split_interactions(users: npt.NDArray[np.int32], times: Rows | None, config: SplitConfig) -> Parts:
     """The part of every interaction, 0..2.
 
     - `random`: a share `test` of the rows, then a share `validation` of the rest; the rows are those that
@@ -31,14 +31,14 @@ def split(users: npt.NDArray[np.int32], times: Rows | None, config: SplitConfig)
     Raises DataError if a part would be empty or if the split needs times and there are none.
     """
     if config.kind == "random":
-        parts = _random(len(users), config)
+        parts = _split_random(len(users), config)
     elif times is None:
         raise DataError(f"split.kind = '{config.kind}' needs a time; name its column in schema.time")
     elif config.kind == "last":
-        parts = last(users, times)
+        parts = split_last(users, times)
     else:
-        parts = _time(times, config)
-    for part, name in enumerate(NAMES):
+        parts = _split_time(times, config)
+    for part, name in enumerate(PART_NAMES):
         if not (parts == part).any():
             raise DataError(
                 f"split.kind = '{config.kind}' leaves no {name} rows out of {len(parts)} interactions; "
@@ -47,7 +47,7 @@ def split(users: npt.NDArray[np.int32], times: Rows | None, config: SplitConfig)
     return parts
 
 
-def _random(n: int, config: SplitConfig) -> Parts:
+def _split_random(n: int, config: SplitConfig) -> Parts:
     parts = np.zeros(n, np.int8)
     order = np.random.RandomState(config.seed).permutation(n)
     n_test = int(np.ceil(config.test * n))
@@ -59,7 +59,7 @@ def _random(n: int, config: SplitConfig) -> Parts:
     return parts
 
 
-def last(users: npt.NDArray[np.int32], times: Rows) -> Parts:
+def split_last(users: npt.NDArray[np.int32], times: Rows) -> Parts:
     """The parts by `last`, of the rows of some users; empty ones are not refused."""
     order = np.lexsort((np.arange(len(users)), times, users))
     sizes = np.bincount(users)
@@ -71,7 +71,7 @@ def last(users: npt.NDArray[np.int32], times: Rows) -> Parts:
     return parts
 
 
-def _time(times: Rows, config: SplitConfig) -> Parts:
+def _split_time(times: Rows, config: SplitConfig) -> Parts:
     parts = np.zeros(len(times), np.int8)
     test_from = np.quantile(times, 1 - config.test, method="higher")
     rest = times[times < test_from]

@@ -16,13 +16,13 @@ import numpy as np
 import polars as pl
 
 from twotower.data.times import TIME, Times
-from twotower.encoders import missing_count, spelled
+from twotower.encoders import missing_count, canonical_ids
 from twotower.errors import DataError, nearest
 from twotower.schema import MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
 
 POSITIVE = "__positive"
 """The column that checking adds to the interactions beside TIME, named so that no column of a user is in its way."""
-_ROW = "__row"  # for a moment
+_ROW_COLUMN = "__row"  # for a moment
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-ENDINGS = (".csv", ".tsv", ".parquet", ".pq")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
 
-def table_files(source: Path | str, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
+def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[Path]:
     """The files of a table, which is a file, a folder of files or a pattern, in the order of their names.
 
     Raises DataError if there is none, or one of another kind."""
@@ -146,9 +146,9 @@ def read_file(
     if reading is None:
         whole = [name for name, dtype in frame.schema.items() if dtype == pl.Int64]
         spelling = _read_all(paths, Reading(frozenset()), None)
-        return frame.with_columns(as_spelled(spelling[name]) for name in whole)
+        return frame.with_columns(parse_canonical_text(spelling[name]) for name in whole)
     left = [name for name in frame.columns if name not in reading.numbers | reading.text]
-    return frame.with_columns(as_spelled(frame[name]) for name in left)
+    return frame.with_columns(parse_canonical_text(frame[name]) for name in left)
 
 
 def _read_all(paths: list[Path], reading: Reading | None, wanted: Collection[str] | None) -> pl.DataFrame:
@@ -215,7 +215,7 @@ def _separator(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-def as_spelled(series: pl.Series) -> pl.Series:
+def parse_canonical_text(series: pl.Series) -> pl.Series:
     """Text as Int64 or UInt64 if every value is spelled the one way an integer is, as Boolean if every one is true or
     false, else as it is."""
     if series.is_null().all():
@@ -245,7 +245,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     `users` or `items` may be None: the side then is the distinct ids of the interactions.
     """
     notes: list[str] = []
-    actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(POSITIVE, TIME, _ROW, strict=False)
+    actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(POSITIVE, TIME, _ROW_COLUMN, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions", schema)
     need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
     _not_empty(actions, "interactions")
@@ -321,7 +321,7 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
         )
     if n := missing_count(series):
         raise DataError(f"{what}: column '{key}' has {n} missing ids; fill them or drop the rows")
-    ids = spelled(series)
+    ids = canonical_ids(series)
     if series.dtype.is_float() and ids.dtype == pl.String:
         first = ids.filter(~ids.str.contains(r"^-?\d+$"))[0]
         raise DataError(
@@ -437,9 +437,9 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
             "drop them or set schema.duplicates = 'last'"
         )
     notes.append(f"interactions: {repeated} rows repeated a pair of user and item; the last of each was kept")
-    actions = actions.with_row_index(_ROW)
-    by = [TIME, _ROW] if TIME in actions.columns else [_ROW]
-    return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW).drop(_ROW)
+    actions = actions.with_row_index(_ROW_COLUMN)
+    by = [TIME, _ROW_COLUMN] if TIME in actions.columns else [_ROW_COLUMN]
+    return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW_COLUMN).drop(_ROW_COLUMN)
 
 
 def describe(frame: pl.DataFrame) -> list[tuple[str, str, int, str, str]]:

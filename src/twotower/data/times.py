@@ -23,8 +23,8 @@ MICROSECONDS = 1_000_000
 """In a second."""
 
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-_FROM = 631_152_000
+_UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+_EARLIEST_SECOND = 631_152_000
 """The start of 1990, in seconds since 1970."""
 _DAY = 86_400
 
@@ -90,8 +90,8 @@ class Times:
         """The interactions with the column TIME (Int64; with unit 'order' of numbers the numbers), text parsed."""
         column = actions[self.schema.time]
         if self._is_text(column):
-            column = _read(_text(column), self._formats[0])
-        return actions.with_columns(column, _whole(column, self.schema.time_unit).alias(TIME))
+            column = _read(_as_text(column), self._formats[0])
+        return actions.with_columns(column, _as_microseconds(column, self.schema.time_unit).alias(TIME))
 
     # ---- text
 
@@ -103,7 +103,7 @@ class Times:
 
     def _texts(self, column: pl.Series) -> pl.Series:
         """A piece of text, read in a format that fits all rows up to here. Raises DataError if none does."""
-        text = _text(column)
+        text = _as_text(column)
         if not self._formats:
             self._formats = [self.schema.time_format] if self.schema.time_format else _formats(text[0])
         found, at = [], -1
@@ -137,8 +137,8 @@ class Times:
         unit = "s" if dated else self.schema.time_unit
         values = _seconds(read) if dated else read.cast(pl.Float64).to_numpy()
         per = _PER_SECOND[unit]
-        good = (values >= _FROM * per) & (values <= self._until * per)
-        self._count("dates since 1990" if dated else _NAMES[unit], int(good.sum()))
+        good = (values >= _EARLIEST_SECOND * per) & (values <= self._until * per)
+        self._count("dates since 1990" if dated else _UNIT_NAMES[unit], int(good.sum()))
         if good.all():
             return
         at = int(np.argmin(good))
@@ -160,19 +160,19 @@ class Times:
         """Guesses for a value that is no time in `unit`: a name, the lowest and the highest such value."""
         per, year = _PER_SECOND[unit], datetime.fromtimestamp(self._until, UTC).year
         own = [
-            ("moments before 1990", -np.inf if dated else 1e8 * per, _FROM * per),  # from 1973 on
+            ("moments before 1990", -np.inf if dated else 1e8 * per, _EARLIEST_SECOND * per),  # from 1973 on
             ("moments in the future", self._until * per, np.inf if dated else 5e9 * per),  # up to 2128
         ]
         if dated:
             return [("zeros", 0, 0), *own]
-        units = [(_NAMES[u], _FROM * n, self._until * n) for u, n in _PER_SECOND.items()]
+        units = [(_UNIT_NAMES[u], _EARLIEST_SECOND * n, self._until * n) for u, n in _PER_SECOND.items()]
         return [
             *units,
             ("zeros", 0, 0),
             ("years", 1990, year),
             *((f, 1990_01_01 * 10**n, (year * 10_000 + 1232) * 10**n) for f, n in zip(_DIGITS, (0, 4, 6), strict=True)),
-            ("days of a spreadsheet", _FROM / _DAY + 25_569, self._until / _DAY + 25_569),
-            ("days since 1970", _FROM / _DAY, self._until / _DAY),
+            ("days of a spreadsheet", _EARLIEST_SECOND / _DAY + 25_569, self._until / _DAY + 25_569),
+            ("days since 1970", _EARLIEST_SECOND / _DAY, self._until / _DAY),
             *own,
         ]
 
@@ -190,15 +190,15 @@ class Times:
 
     def _advice(self, names: list[str]) -> str:
         if len(names) == 1:
-            if unit := next((u for u in ("s", "ms", "us") if _NAMES[u] == names[0]), ""):
+            if unit := next((u for u in ("s", "ms", "us") if _UNIT_NAMES[u] == names[0]), ""):
                 return f"set schema.time_unit = '{unit}'"
-            if names[0] == _NAMES["ns"]:
+            if names[0] == _UNIT_NAMES["ns"]:
                 return "divide them by 1,000 and set schema.time_unit = 'us'"
             if names[0] in _DIGITS:
                 return f"set schema.time_format = '{_DIGITS[names[0]]}'"
-        if set(names) & {*_NAMES.values(), *_DIGITS} - {_NAMES.get(self.schema.time_unit, "")}:
+        if set(names) & {*_UNIT_NAMES.values(), *_DIGITS} - {_UNIT_NAMES.get(self.schema.time_unit, "")}:
             return "give all rows one unit"
-        if not set(names) - {"zeros", "dates since 1990", _NAMES.get(self.schema.time_unit)}:
+        if not set(names) - {"zeros", "dates since 1990", _UNIT_NAMES.get(self.schema.time_unit)}:
             return "drop those rows, or set their times"
         return "drop those rows; if all are right, set schema.time_unit = 'order'"
 
@@ -207,7 +207,7 @@ def _percent(n: int, of: int) -> str:
     return "all" if n == of else f"{100 * n / of:.3g} %"
 
 
-def _text(column: pl.Series) -> pl.Series:
+def _as_text(column: pl.Series) -> pl.Series:
     return (column if column.dtype == pl.String else column.cast(pl.Int64).cast(pl.String)).str.strip_chars()
 
 
@@ -243,7 +243,7 @@ def _seconds(dates: pl.Series) -> npt.NDArray[np.float64]:
     return dates.to_physical().cast(pl.Float64).to_numpy() / per
 
 
-def _whole(column: pl.Series, unit: str) -> pl.Series:
+def _as_microseconds(column: pl.Series, unit: str) -> pl.Series:
     """Dates and numbers as Int64 microseconds. Nanoseconds are rounded down, fractions of a microsecond to the nearest."""
     if column.dtype == pl.Date:
         return column.to_physical().cast(pl.Int64) * (_DAY * MICROSECONDS)

@@ -15,9 +15,9 @@ import polars as pl
 
 from twotower.data.tables import Tables
 
-EACH = 10
+QUERIES_PER_FILM = 10
 """Queries of an item, where its title gives so many."""
-NEW = 0.1
+LATE_ITEM_SHARE = 0.1
 """Share of the items that nobody asks for before the last tenth of the time."""
 _ARTICLES = [
     "the",
@@ -45,7 +45,7 @@ _MOVED = re.compile(rf"^(.+), ({'|'.join(_ARTICLES)}|l')$", re.I)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def make(items: pl.DataFrame, each: int = EACH, seed: int = 2013) -> Tables:
+def make_title_queries(items: pl.DataFrame, each: int = QUERIES_PER_FILM, seed: int = 2013) -> Tables:
     """Queries (query_id, query) and the item each is meant for (query_id, item_id, arrived), of items with the columns
     item_id and title.
 
@@ -60,7 +60,7 @@ def make(items: pl.DataFrame, each: int = EACH, seed: int = 2013) -> Tables:
     texts = [text for text, row in meant.items() if row >= 0]
     rows = np.array([meant[text] for text in texts], np.int64)
     draw = np.random.default_rng(seed)
-    new = draw.random(items.height) < NEW
+    new = draw.random(items.height) < LATE_ITEM_SHARE
     moment = draw.random(len(texts))
     moment = np.where(new[rows], 0.9 + 0.1 * moment, moment)
     number = np.arange(len(texts))
@@ -71,7 +71,7 @@ def make(items: pl.DataFrame, each: int = EACH, seed: int = 2013) -> Tables:
     )
 
 
-def names(title: str) -> tuple[list[list[str]], str]:
+def title_words(title: str) -> tuple[list[list[str]], str]:
     """The words of every name in a title, in the order they are said, and its year ('' if it has none).
 
     "Lost City, The (Cité perdue, La) (1995)" is "the lost city" and "la cité perdue" of 1995.
@@ -92,7 +92,7 @@ def names(title: str) -> tuple[list[list[str]], str]:
 
 def _queries(title: str, n: int, rng: random.Random) -> list[str]:
     """At most `n` different queries."""
-    known, year = names(title)
+    known, year = title_words(title)
     found: dict[str, None] = {}
     for _ in range(3 * n):
         if known and len(found) < n:
@@ -106,12 +106,12 @@ def _query(words: list[str], year: str, rng: random.Random) -> str:
     if words[0] in _ARTICLES and len(words) > 1:
         article, *rest = words
         words = rng.choices([words, rest, [*rest, article]], (5, 4, 1))[0]
-    words = _chosen(words, rng)
+    words = _drop_words(words, rng)
     for _ in range(rng.choices((0, 1, 2), (50, 35, 15))[0]):
         long = [i for i, w in enumerate(words) if len(w) >= 4]
         if long:
             place = rng.choice(long)
-            words[place] = _mistyped(words[place], rng)
+            words[place] = _mistype(words[place], rng)
     if len(words[-1]) > 4 and rng.random() < 0.15:  # not typed to the end
         words[-1] = words[-1][: rng.randint(3, len(words[-1]) - 1)]
     if year and rng.random() < 0.15:
@@ -119,7 +119,7 @@ def _query(words: list[str], year: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def _chosen(words: list[str], rng: random.Random) -> list[str]:
+def _drop_words(words: list[str], rng: random.Random) -> list[str]:
     """Which words, in which order."""
     n = len(words)
     if n == 1 or (how := rng.random()) < 0.4:
@@ -134,7 +134,7 @@ def _chosen(words: list[str], rng: random.Random) -> list[str]:
     return [words[i] for i in (kept if how < 0.9 else rng.sample(kept, len(kept)))]
 
 
-def _mistyped(word: str, rng: random.Random) -> str:
+def _mistype(word: str, rng: random.Random) -> str:
     """One letter left out, put in, mistaken, or swapped with the next."""
     at = rng.randrange(len(word) - 1)
     before, letter, after = word[:at], word[at], word[at + 1 :]

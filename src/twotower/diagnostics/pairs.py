@@ -9,20 +9,20 @@ import numpy.typing as npt
 import torch
 
 from twotower.data.dataset import Bools, Dataset
-from twotower.data.splits import NAMES, TEST, TRAIN
+from twotower.data.splits import PART_NAMES, TEST, TRAIN
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, or_ok
 from twotower.encoders import Ints
 
 
 def split(p: DiagnosisContext) -> Iterator[Finding]:
-    well = "No pair is in two parts" + (", and the parts follow in time." if p.data.ordered else ".")
+    well = "No pair is in two parts" + (", and the parts follow in time." if p.data.time_ordered else ".")
     return or_ok([*_shared_pairs(p), *_split_order(p)], "split", well)
 
 
 def _shared_pairs(p: DiagnosisContext) -> Iterator[Finding]:
     data = p.data
-    keys = [_pair_keys(data, data.parts == part) for part in range(len(NAMES))]
+    keys = [_pair_keys(data, data.parts == part) for part in range(len(PART_NAMES))]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         n = len(np.intersect1d(keys[one], keys[other], assume_unique=True))
         if not n:
@@ -30,7 +30,7 @@ def _shared_pairs(p: DiagnosisContext) -> Iterator[Finding]:
         share = n / len(keys[other])
         yield Finding(
             "error" if share >= 0.01 else "warning", "shared_pairs",
-            f"{n:,} of {len(keys[other]):,} {NAMES[other]} pairs are in the {NAMES[one]} part too: the model is asked "
+            f"{n:,} of {len(keys[other]):,} {PART_NAMES[other]} pairs are in the {PART_NAMES[one]} part too: the model is asked "
             "what it was told. Remove repeated pairs before the split (schema.duplicates = 'last' does).",
             {"pairs": float(n), "share": share},
         )  # fmt: skip

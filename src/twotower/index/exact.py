@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from twotower.embeddings_folder import array
+from twotower.embeddings_folder import read_array
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
 from twotower.files import new_folder, write_json
 from twotower.index.protocol import Metric, Rows, Vectors
@@ -356,9 +356,9 @@ class ExactIndex:
             if not 0 <= index._max_norm <= MAX_NORM:
                 raise ValueError(f"max_norm: {index._max_norm}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
-            rows = array(folder / "rows.npy")
+            rows = read_array(folder / "rows.npy")
             # A plain array over the map: every slice of a memmap is an object of its own.
-            vectors = np.asarray(array(folder / "vectors.npy", "r" if mmap else None))
+            vectors = np.asarray(read_array(folder / "vectors.npy", "r" if mmap else None))
             if rows.dtype != np.int64 or rows.ndim != 1 or vectors.dtype != np.float32:
                 raise ValueError("wrong kind of array")
             if vectors.shape != (len(rows), index.width) or not vectors.flags.c_contiguous:

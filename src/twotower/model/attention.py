@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.config import HistoryConfig
-from twotower.data.batches import Padded, Windows
+from twotower.data.batches import HistoryWindows, Padded
 from twotower.errors import ConfigError
 from twotower.model.layers import Dropout, gather
 
@@ -110,9 +110,9 @@ class HistoryEncoder(nn.Module):
         self.blocks = nn.ModuleList(kind(width, config) for kind in kinds)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, table: Tensor, history: Windows | Padded) -> Tensor:
+    def forward(self, table: Tensor, history: HistoryWindows | Padded) -> Tensor:
         """Table (rows, E) -> (U, E); zeros where nothing is known."""
-        if isinstance(history, Windows):
+        if isinstance(history, HistoryWindows):
             out = self._read(table, history.codes, history.sequence).flatten(0, 1).index_select(0, history.place)
             return out * (history.length > 0).to(out.dtype)[:, None]
         codes, n = keep_latest(history.codes, self.limit)

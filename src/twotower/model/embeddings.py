@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from twotower.config import HistoryConfig
-from twotower.data.batches import Bag, Inputs, Padded, Prefixes, Windows
+from twotower.data.batches import Bag, HistoryWindows, Inputs, Padded, Prefixes
 from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
 from twotower.model.attention import HistoryEncoder
@@ -208,7 +208,7 @@ class FieldEmbeddings(nn.Module):
                 weights, bag = (other if f.share_with else self)._table_for_bag(
                     f.share_with or f.name, inputs.bags[f.name]
                 )
-                if isinstance(bag, Windows) or f.limit:
+                if isinstance(bag, HistoryWindows) or f.limit:
                     parts.append(self.encoders[f"bag{number}"](weights, bag))
                 else:
                     parts.append(pool(weights, bag, f.pooling, f.rates))

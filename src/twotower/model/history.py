@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.data.batches import CHUNK, Prefixes
+from twotower.data.batches import SCAN_CHUNK, Prefixes
 from twotower.model.layers import gather
 
 
@@ -36,21 +36,21 @@ def decayed_sums(table: Tensor, known: Prefixes, rates: tuple[float, ...]) -> Te
     device = table.device
     x = gather(table, known.codes)  # (K, CHUNK, E)
     rate = torch.tensor(rates, device=device)
-    place = torch.arange(CHUNK, device=device)
+    place = torch.arange(SCAN_CHUNK, device=device)
     age = place[:, None] - place  # of the interaction in the column, seen from the row's
     within = torch.where(age >= 0, rate[:, None, None] ** age.clamp(min=0), 0.0)  # (R, CHUNK, CHUNK)
-    states = within.transpose(0, 1).reshape(CHUNK * len(rates), CHUNK) @ x  # (K, CHUNK R, E)
+    states = within.transpose(0, 1).reshape(SCAN_CHUNK * len(rates), SCAN_CHUNK) @ x  # (K, CHUNK R, E)
     ends = states[:, -len(rates) :]  # (K, R, E)
     # The states at the ends of whole sequences, by doubling: a round reaches twice as far back as the one before.
     held, far, longest = ends, 1, int(known.number.max()) + 1
     while far < longest:
-        reach = torch.where(known.number[:, None] >= far, rate ** (far * CHUNK), 0.0).to(ends.dtype)  # (K, R)
+        reach = torch.where(known.number[:, None] >= far, rate ** (far * SCAN_CHUNK), 0.0).to(ends.dtype)  # (K, R)
         held = held + _shift_chunks(held, far) * reach[:, :, None]
         far *= 2
     carried = _shift_chunks(held, 1) * (known.number > 0).to(ends.dtype)[:, None, None]  # (K, R, E)
     at = states.reshape(-1, len(rates), x.shape[2]).index_select(0, known.last)
-    steps = rate ** (known.last % CHUNK + 1)[:, None]  # (U, R)
-    sums = at + carried.index_select(0, known.last // CHUNK) * steps.to(at.dtype)[:, :, None]
+    steps = rate ** (known.last % SCAN_CHUNK + 1)[:, None]  # (U, R)
+    sums = at + carried.index_select(0, known.last // SCAN_CHUNK) * steps.to(at.dtype)[:, :, None]
     return (sums * (known.length > 0).to(sums.dtype)[:, None, None]).flatten(1)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from twotower.data.batches import Bag, Padded, Prefixes, Windows
+from twotower.data.batches import Bag, HistoryWindows, Padded, Prefixes
 from twotower.model.layers import gather
 
-AnyBag = Bag | Prefixes | Windows | Padded
+AnyBag = Bag | Prefixes | HistoryWindows | Padded
 
 NORMAL_BLOCK = 2**20
 """Numbers of a fresh table that are drawn at a time, where it is not kept whole."""
@@ -109,8 +109,8 @@ class TableShard(nn.Module):
         if isinstance(bag, Prefixes):
             return found, Prefixes(new(bag.codes), bag.number, bag.last, bag.length)
         codes = torch.where(bag.codes >= 0, new(bag.codes.clamp(min=0)), -1)
-        if isinstance(bag, Windows):
-            return found, Windows(codes, bag.sequence, bag.place, bag.length)
+        if isinstance(bag, HistoryWindows):
+            return found, HistoryWindows(codes, bag.sequence, bag.place, bag.length)
         return found, Padded(codes)
 
     def _batch(self) -> tuple[Tensor, Tensor]:

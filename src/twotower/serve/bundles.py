@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from twotower import onnx_tower
 from twotower.bundle import Bundle, BundleError
-from twotower.data.memmap import FOLDER
+from twotower.data.memmap import PREPARED_FOLDER
 from twotower.errors import RunError, TwoTowerError, Unavailable
 from twotower.onnx_tower import INSPECT_SECONDS
 from twotower.request import Method, Request
@@ -325,7 +325,7 @@ def check_memory(size: int, limit: int, workers: int, available: Callable[[], in
 
 def _loaded_bytes(bundle: Bundle) -> int:
     """Return the bytes of the bundle's files, without the memory-mapped arrays."""
-    return sum(e["size"] for e in bundle.manifest["files"] if not e["path"].startswith(f"{FOLDER}/arrays/"))
+    return sum(e["size"] for e in bundle.manifest["files"] if not e["path"].startswith(f"{PREPARED_FOLDER}/arrays/"))
 
 
 def _meminfo(name: str) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.data.dataset import Ids
-from twotower.encoders import spelled
+from twotower.data.dataset import IdColumn
+from twotower.encoders import canonical_ids
 from twotower.request import MAX_K, Answer, Request
 from twotower.retrieve import Retriever
 from twotower.schema import Categorical, MultiHot
@@ -243,7 +243,7 @@ def _titles_containing(titles: pl.Series, query: str) -> pl.Series:
     return titles.str.to_lowercase().str.contains(query.lower(), literal=True).fill_null(False).arg_true()
 
 
-def _matching_ids(ids: Ids, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
+def _matching_ids(ids: IdColumn, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
     """Return the rows of ids that begin with the text, shortest first, then of those that contain it; and their number."""
     if not query:
         return np.arange(min(limit, len(ids))), len(ids)
@@ -272,7 +272,7 @@ def _groups(
     if isinstance(feature, MultiHot):
         lists = series.str.split(feature.separator) if series.dtype == pl.String and feature.separator else series
         series = lists.list.first() if isinstance(lists.dtype, pl.List) else lists
-    values = spelled(series).cast(pl.String).fill_null("").alias("value")  # spelled as in `where`
+    values = canonical_ids(series).cast(pl.String).fill_null("").alias("value")  # spelled as in `where`
     counts = (
         values.value_counts(sort=True).filter(pl.col("value") != "").sort("count", "value", descending=[True, False])
     )

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from twotower.config import NegativesConfig
-from twotower.data.batches import Distinct
+from twotower.data.batches import DistinctRows
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.encoders import UNKNOWN, Codes, Ints, Ragged
@@ -119,15 +119,15 @@ class CandidateSampler:
                 f"negatives.hard_ranks starts at {config.hard_ranks[0]}, and the catalogue has {self._n_items} items; "
                 "lower it"
             )
-        counts = dataset.positives_of_item.astype(np.float64)
+        counts = dataset.item_positive_counts.astype(np.float64)
         self._popularity = counts / counts.sum()
         powered = np.where(counts > 0, counts**config.popularity_alpha, 0.0)
         self._powered = powered / powered.sum()
         self._cumulative = np.cumsum(self._powered)
         self._positives = PairSet(dataset.positive_items, self._n_items)
-        self._distinct = Distinct(self._n_items)
+        self._distinct = DistinctRows(self._n_items)
         self._slot = np.zeros(self._n_items, np.int64)
-        self._distinct_users = Distinct(len(dataset.users))
+        self._distinct_users = DistinctRows(len(dataset.users))
         self._disliked: Ragged | None = None
         if config.disliked:
             disliked = np.flatnonzero((dataset.parts == TRAIN) & ~dataset.pairs.positive)
@@ -136,8 +136,8 @@ class CandidateSampler:
             self._disliked = Ragged.from_pairs(dataset.pairs.user[order], order, len(dataset.users))
             self._item_of = dataset.pairs.item
             self._place_in_time: Ints | None = None  # None: a user's row numbers rise in time
-            if not dataset.by_user:
-                in_order = dataset.in_order(dataset.parts == TRAIN)
+            if not dataset.grouped_by_user:
+                in_order = dataset.sort_by_time(dataset.parts == TRAIN)
                 self._place_in_time = np.zeros(len(dataset.parts), np.int64)
                 self._place_in_time[in_order] = np.arange(len(in_order))
         self._random: RandomNegatives | None = None

@@ -115,14 +115,14 @@ class PairSampler:
         """Raises ConfigError if there are more `shards` than training interactions."""
         self._seed, self._shuffle, self._sizes = seed, shuffle, sizes or ShuffleSizes()
         self._pairs = dataset.pairs
-        self._shards = Shards(dataset, dataset.train_numbers, shards)
+        self._shards = Shards(dataset, dataset.train_indices, shards)
         self._random, self._per_positive = None, config.random
         self.random_weight = 1.0
         if config.random:
             self._random = RandomNegatives(dataset.seen_items, len(dataset.items))
         self._random_counts = [self._count_by_block(shard) for shard in range(shards)]
         if total := sum(int(counts.sum()) for counts in self._random_counts):
-            disliked = len(dataset.train_numbers) - len(dataset.positive_numbers)
+            disliked = len(dataset.train_indices) - len(dataset.positive_indices)
             if disliked:
                 share = config.random_share
                 self.random_weight = share / (1 - share) * disliked / total
@@ -196,7 +196,7 @@ class PositiveSampler:
         there are more `shards` than training positives."""
         self._seed, self._shuffle, self._by_user, self._sizes = seed, shuffle, by_user, sizes or ShuffleSizes()
         self._pairs = dataset.pairs
-        numbers: npt.NDArray[Any] = dataset.positives_by_user.values if by_user else dataset.positive_numbers
+        numbers: npt.NDArray[Any] = dataset.positives_by_user.values if by_user else dataset.positive_indices
         self._shards = Shards(dataset, numbers, shards, by_user)
         self._first = dataset.positives_by_user.offsets if by_user else np.zeros(0, np.int64)
 

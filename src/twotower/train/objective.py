@@ -56,7 +56,9 @@ class Objective:
         self.device, self.context, self.torchrec = device, context, torchrec
         self.causal = config.train.history_scope == "causal"
         timeline = dataset.timeline if self.causal else None
-        self.users = SideTensors(dataset.users, dataset.encoders.fields("user"), device, timeline, dataset.by_user)
+        self.users = SideTensors(
+            dataset.users, dataset.encoders.fields("user"), device, timeline, dataset.grouped_by_user
+        )
         self.items = SideTensors(dataset.items, dataset.encoders.fields("item"), device)
         self.batcher = Batcher(self.users, self.items)
         sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]

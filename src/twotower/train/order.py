@@ -84,7 +84,7 @@ class Shards:
             self.numbers, self.bounds = numbers, np.array([0, len(numbers)])
             return
         users = dataset.pairs.user
-        if by_user or dataset.by_user:
+        if by_user or dataset.grouped_by_user:
             ends = _shard_ends(users, numbers, count)
             self.numbers, self.bounds = numbers, np.array([0, *ends, len(numbers)])
             return

@@ -21,7 +21,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from twotower import files
-from twotower.embeddings_folder import array
+from twotower.embeddings_folder import read_array
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
 from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, complete_params, is_in_sorted
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
@@ -336,7 +336,7 @@ class MilvusIndex(ExactIndex):
             if not 0 <= index._max_norm <= MAX_NORM:
                 raise ValueError(f"max_norm: {index._max_norm}")
             index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
-            rows = array(folder / "rows.npy")
+            rows = read_array(folder / "rows.npy")
             if rows.dtype != np.int64 or rows.ndim != 1 or len(rows) != said["n"] or (np.diff(rows) <= 0).any():
                 raise ValueError("rows are repeated, missing or of the wrong kind")
             if len(rows) and rows[0] < 0:
