@@ -178,7 +178,7 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
     tmp_path: Path, small: None, sections: dict[str, Any]
 ) -> None:
     schema = SCHEMA
-    earlier = "histories" in sections.get("train", {})
+    earlier = "history_scope" in sections.get("train", {})
     if not earlier:
         schema = SCHEMA.model_copy(update={"features": SCHEMA.features[:-1]})  # a decay goes with earlier histories
     else:
