@@ -1,9 +1,10 @@
-"""Writes docs/configuration.md, cli.md, http.md and openapi.json from the code: `make docs`. A test keeps them so."""
+"""Write docs/configuration.md, cli.md, http.md and openapi.json from the code: `make docs`. A test compares them."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ NOTE = "<!-- written by `make docs` from the code; do not edit -->\n"
 
 
 def configuration() -> str:
-    """Every key of a config file."""
+    """Return configuration.md: every key of a config file."""
     lines = [
         "# Configuration",
         NOTE,
         "A config is a TOML file; `twotower config` prints one with every option. An unknown key is an error. "
-        "Any value can be changed from the command line: `--set train.epochs=3`, "
+        "The command line changes any value: `--set train.epochs=3`, "
         "`--set model.pairs.0.user.dropout=0.2`.\n",
     ]
     section = ""
@@ -33,8 +34,8 @@ def configuration() -> str:
             section = name
         lines.append(_row(key, default, meaning))
     lines.append(
-        "\n## [[model.pairs.user.branches]]\n\nThe same on the item side. Every branch has a `kind`, a section `senet` "
-        "(its own gate, keys as in `[model.pairs.user.senet]`), and the keys of its kind."
+        "\n## [[model.pairs.user.branches]]\n\nThe item side has the same keys. Every branch has a `kind`, a section `senet` "
+        "(its gate, with the keys of `[model.pairs.user.senet]`), and the keys of its kind."
     )
     for kind, model in BRANCH_KINDS.items():
         text = " ".join((model.__doc__ or "").split())
@@ -70,7 +71,7 @@ def _cell(text: str) -> str:
 
 
 def command_line() -> str:
-    """Every verb with its arguments and options."""
+    """Return cli.md: every command with its arguments and options."""
     lines = ["# Command line", NOTE, "Exit codes: 0 done, 1 training failed, 2 a mistake in the input, 143 stopped by "
              "a signal after saving.\n"]  # fmt: skip
     _command(typer.main.get_command(cli.app), "twotower", lines)
@@ -97,8 +98,9 @@ def _command(command: Any, name: str, lines: list[str]) -> None:
 # ---- the service
 
 
+@cache
 def openapi() -> dict[str, Any]:
-    """The OpenAPI document of the service, without the titles that libraries make up."""
+    """Return the OpenAPI document of the service, without generated titles."""
     from twotower.serve.app import create_app
     from twotower.serve.service import Service
     from twotower.serve.settings import ServeSettings
@@ -106,7 +108,7 @@ def openapi() -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         Store.create(Path(folder) / "store")
-        told = create_app(Service(ServeSettings(store=Path(folder) / "store"))).openapi()
+        document = create_app(Service(ServeSettings(store=Path(folder) / "store"))).openapi()
 
     def plain(value: Any, of_names: bool = False) -> Any:
         if isinstance(value, list):
@@ -117,29 +119,29 @@ def openapi() -> dict[str, Any]:
             k: plain(v, k == "properties") for k, v in value.items() if of_names or k != "title" or "version" in value
         }
 
-    document: dict[str, Any] = plain(told)
-    return document
+    without: dict[str, Any] = plain(document)
+    return without
 
 
 def openapi_json() -> str:
-    """As `GET /openapi.json` gives it."""
+    """Return openapi.json, the document of `GET /openapi.json`."""
     return json.dumps(openapi(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def http() -> str:
-    """Every page of the service, every body and reply, and every problem."""
+    """Return http.md: every route, body, reply and problem."""
     from twotower.serve.problems import PROBLEMS
 
     document = openapi()
     lines = [
         "# HTTP",
         NOTE,
-        "`twotower serve --store STORE` answers these. Bodies and replies are JSON in UTF-8; the document for machines is "
-        "[openapi.json](openapi.json), also at `GET /openapi.json`. Every reply has the header `X-Request-ID`: the request's "
-        "own, if it is 1 to 64 of `A-Z a-z 0-9 . _ -`, or a new one. An id in an address is percent-encoded, in UTF-8; it may hold any "
-        "character, and where a path would lose it (`.` and `..` in most clients, `%2F` and `%00` in some proxies) the same is asked "
-        "with the id in the query. With `--keys`, everything but `/`, `/livez`, `/readyz`, "
-        "`/openapi.json` and `/problems` needs `Authorization: Bearer KEY`. How to run it is in [operations.md](operations.md).\n",
+        "The routes of `twotower serve --store STORE`. Bodies and replies are JSON in UTF-8; the OpenAPI document is "
+        "[openapi.json](openapi.json), also at `GET /openapi.json`. Every reply has the header `X-Request-ID`: that of the request, "
+        "if it is 1 to 64 of `A-Z a-z 0-9 . _ -`, or a new one. An id in a path is percent-encoded UTF-8 of any characters; ids that a "
+        "path would lose (`.` and `..` in most clients, `%2F` and `%00` in some proxies) go into the query of the same route. With "
+        "`--keys`, all routes but `/`, `/livez`, `/readyz`, `/openapi.json` and `/problems` need `Authorization: Bearer KEY`. "
+        "[operations.md](operations.md) says how to run the service.\n",
     ]
     for tag in document["tags"]:
         lines.append(f"\n## {tag['name'].capitalize()}\n\n{tag['description']}")
@@ -149,10 +151,10 @@ def http() -> str:
                     lines += _operation(verb, path, operation)
     lines.append("\n## Bodies and replies")
     for name, schema in document["components"]["schemas"].items():
-        lines += _shape(name, schema)
+        lines += _schema_table(name, schema)
     lines += [
         "\n## Problems\n",
-        "Every error is `application/problem+json` (RFC 9457); `type` is a page that says what to do.\n",
+        "Every error is `application/problem+json` (RFC 9457); `type` is the address of a page with the remedy.\n",
         "| type | status | title | what to do |",
         "|---|---|---|---|",
     ]
@@ -187,7 +189,7 @@ def _operation(verb: str, path: str, operation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _shape(name: str, schema: dict[str, Any]) -> list[str]:
+def _schema_table(name: str, schema: dict[str, Any]) -> list[str]:
     lines = [f"\n### {name}\n", " ".join(schema.get("description", "").split()), ""]
     lines += ["| field | kind | default | meaning |", "|---|---|---|---|"]
     for field, about in schema.get("properties", {}).items():
@@ -197,7 +199,7 @@ def _shape(name: str, schema: dict[str, Any]) -> list[str]:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """A JSON schema in a few words."""
+    """Describe a JSON schema in a few words."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"

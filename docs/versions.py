@@ -1,5 +1,5 @@
-"""Prints what the package depends on and which versions are installed: `make versions`. With `--write` the table becomes
-the section "Tested with" of the newest release in CHANGELOG.md: `make versions RELEASE=1`, after CI has passed."""
+"""Print the dependencies with their allowed and installed versions: `make versions`. With `--write` the table becomes the
+section "Tested with" of the newest release in CHANGELOG.md: `make versions RELEASE=1`, after CI has passed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADING = "### Tested with"
 
 
 def table(pyproject: Path = ROOT / "pyproject.toml") -> str:
-    """The direct dependencies with the versions that are allowed and the one that is installed."""
+    """Return a table of the direct dependencies with allowed and installed versions."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
@@ -38,8 +38,8 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
-def written(changelog: str, table: str) -> str:
-    """The changelog with the table at the end of its first section, in place of an earlier one."""
+def with_table(changelog: str, table: str) -> str:
+    """Return the changelog with the table at the end of its first section, in place of an earlier table."""
     start = re.search(r"^## .*\n", changelog, re.M).end()
     following = re.search(r"^## ", changelog[start:], re.M)
     end = start + following.start() if following else len(changelog)
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     print(found, end="")
     if "--write" in arguments:
         path = ROOT / "CHANGELOG.md"
-        path.write_text(written(path.read_text(encoding="utf-8"), found), encoding="utf-8")
+        path.write_text(with_table(path.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 if __name__ == "__main__":

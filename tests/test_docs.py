@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
+@cache
 def script(name: str) -> ModuleType:
+    """Load a script of the repository once."""
     spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
     assert spec is not None
     assert spec.loader is not None
@@ -248,6 +252,17 @@ def test_the_container_installs_what_the_service_needs() -> None:
     assert left_out == {"torch", "safetensors", "plotly"}
 
 
+def test_every_import_of_a_document_or_the_makefile_exists() -> None:
+    found = set()
+    for page in (*PAGES, ROOT / "Makefile"):
+        text = page.read_text(encoding="utf-8")
+        for module, names in re.findall(r"\bfrom (twotower[\w.]*) import ([\w, ]+)", text):
+            for name in names.split(","):
+                assert hasattr(importlib.import_module(module), name.strip()), f"{page.name}: {module} {name}"
+                found.add(name)
+    assert len(found) > 3
+
+
 # ---- dependencies
 
 
@@ -265,9 +280,9 @@ def test_the_versions_that_are_tested_are_those_of_every_direct_dependency() -> 
 def test_the_notes_of_the_newest_release_name_the_versions_once(rest: str) -> None:
     versions = script("docs/versions.py")
     before = f"# Changelog\n\n## 0.2.0\n\n- New.\n{rest}"
-    once = versions.written(before, "| a |\n")
+    once = versions.with_table(before, "| a |\n")
     assert once == f"# Changelog\n\n## 0.2.0\n\n- New.\n\n### Tested with\n\n| a |\n{rest}"
-    assert versions.written(once, "| b |\n") == once.replace("| a |", "| b |")
+    assert versions.with_table(once, "| b |\n") == once.replace("| a |", "| b |")
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "onnx", "onnxruntime", "faiss-cpu", "safetensors"])
