@@ -74,8 +74,8 @@ def test_a_run_against_itself_has_no_difference(board: Dataset) -> None:
     assert [c.metric for c in found] == ["auc", "gauc", "recall@5", "ndcg@5", "mrr@5", "hit_rate@5"]
     for c in found:
         assert (c.difference, c.low, c.high, c.p) == (0, 0, 0, 1)
-        assert c.verdict == "no difference can be told"
-    assert summarize(found) == "Overall: no difference can be told in any of 6 metrics."
+        assert c.verdict == "no significant difference"
+    assert summarize(found) == "Overall: no significant difference in any of 6 metrics."
 
 
 def test_an_oracle_is_better_than_noise_and_the_comparison_is_symmetric(board: Dataset) -> None:
@@ -150,13 +150,13 @@ def test_runs_with_other_test_pairs_are_refused(board: Dataset) -> None:
     with pytest.raises(RunError, match="A and B label 240 of 240 test pairs differently"):
         compare_runs(one, scored(flipped, oracle(board)))
     untested = replace(board, parts=np.zeros_like(board.parts))
-    with pytest.raises(RunError, match="B: this run holds no test part"):
+    with pytest.raises(RunError, match="B: the run has no test part"):
         compare_runs(one, scored(untested, oracle(board)))
 
 
 def test_what_cannot_be_compared_is_refused(board: Dataset) -> None:
     one = scored(board, oracle(board))
-    with pytest.raises(RunError, match="resamples is 0"):
+    with pytest.raises(RunError, match="resamples = 0"):
         compare_runs(one, one, resamples=0)
     broken = scored(board, Factors(torch.full((40, 1), torch.nan), torch.ones(30, 1)))
     with pytest.raises(RunError, match="B: its vectors are not finite"):
@@ -217,7 +217,7 @@ def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None
 
     q = comparison_data(board, np.unique(board.test.user).astype(np.int64))
     scores = np.round(noise(board).scores(board.test), 1)  # with ties
-    counts = next(iter(_bootstrap_counts(q.users, 20, 4)))
+    counts = next(iter(_bootstrap_counts(q.n_users, 20, 4)))
     for found, drawn in zip(_bootstrap_auc(scores, q, 20, 4), counts, strict=True):
         rows = np.repeat(np.arange(len(scores)), drawn[q.pairs.user].astype(int))
         assert found == pytest.approx(auc(scores[rows], q.pairs.positive[rows]))
@@ -235,7 +235,7 @@ def test_a_weight_of_zero_leaves_a_user_out() -> None:
 def test_some_users_questions_are_theirs_alone(board: Dataset) -> None:
     users = np.array([7, 3])
     q = comparison_data(board, users)
-    assert q.users == 2
+    assert q.n_users == 2
     keep = np.isin(board.test.user, users)
     assert users[q.pairs.user].tolist() == board.test.user[keep].tolist()
     assert q.pairs.item.tolist() == board.test.item[keep].tolist()
@@ -265,7 +265,7 @@ def comparison(metric: str, low: float, high: float) -> Comparison:
 
 def test_the_overall_sentence() -> None:
     up, down, same = comparison("auc", 0.1, 0.2), comparison("ndcg@5", -0.2, -0.1), comparison("gauc", -0.1, 0.1)
-    assert summarize([up, same]) == "Overall: B is better in auc; in the others no difference can be told."
-    assert summarize([down, same]) == "Overall: A is better in ndcg@5; in the others no difference can be told."
+    assert summarize([up, same]) == "Overall: B is better in auc; no significant difference in the others."
+    assert summarize([down, same]) == "Overall: A is better in ndcg@5; no significant difference in the others."
     assert summarize([up, down]) == "Overall: mixed; A is better in ndcg@5; B is better in auc."
-    assert comparison("auc", 0.0, 0.2).verdict == "no difference can be told"  # zero is inside
+    assert comparison("auc", 0.0, 0.2).verdict == "no significant difference"  # zero is inside

@@ -226,9 +226,9 @@ def test_training_tells_of_every_text(messages: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "severity", "words_"),
     [
-        ({}, "ok", "The texts' words keep codes of their own"),
-        ({"hash_buckets": 1}, "warning", "have the codes of another word"),
-        ({"max_grams": 1}, "warning", "of the grams of the item text 'label' are unknown in the rows that test"),
+        ({}, "ok", "The words of texts have distinct codes"),
+        ({"hash_buckets": 1}, "warning", "have the same codes as another word"),
+        ({"max_grams": 1}, "warning", "of the grams of the item text 'label' are unknown in the test rows"),
     ],
 )
 def test_the_doctor_says_what_is_lost(options: dict[str, object], severity: str, words_: str) -> None:

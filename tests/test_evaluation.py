@@ -273,8 +273,7 @@ def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(monk
 
     monkeypatch.setattr(torch.Tensor, "topk", watched)
     for cells in (310, 7):  # of 30 items: ten users, and eight even if that is too many
-        monkeypatch.setattr("twotower.evaluation.MAX_SCORES", cells)
-        found = rank_catalogue(*vectors, wanted, [], 5)
+        found = rank_catalogue(*vectors, wanted, [], 5, max_scores=cells)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
         assert max(sizes) == max(240, cells // 30 * 30)
         sizes.clear()
@@ -506,7 +505,7 @@ def test_slices_equal_loops_over_their_users_and_items(everything_data: Dataset)
         assert found[f"rows.{name}"] == len(mine) > 0
         assert found[f"auc.{name}"] == pytest.approx(auc_of(mine))
         assert found[f"recall@{k}.{name}"] == pytest.approx(recall(everyone, items))
-    per_user = ranking_metrics(report.hit, report.wanted, k)["ndcg"]
+    per_user = ranking_metrics(report.hit, report.n_targets, k)["ndcg"]
     assert found[f"ndcg@{k}.new_user"] == pytest.approx(per_user[np.isin(report.users, list(new_users))].mean())
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import pytest
 import torch
 from worlds import EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-import twotower.export
 from twotower import onnx_graph
 from twotower.config import Config, ModelConfig, TowerConfig
 from twotower.data import arrays
@@ -29,7 +29,7 @@ from twotower.data.tables import check
 from twotower.embed import embed
 from twotower.encoders import Ragged
 from twotower.errors import DataError, RunError
-from twotower.export import export_tower, parity
+from twotower.export import build_graph, export_tower, parity
 from twotower.model.two_tower import TwoTower
 from twotower.onnx_tower import GateInfo, OnnxTower, trust_tower
 from twotower.runs import Run
@@ -260,9 +260,7 @@ def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(wor
                 continue
             model = trained(data, **settings_)
             for side in SIDES:
-                graph = onnx.load_from_string(
-                    twotower.export.build_graph(model, side, data.encoders.fields(side), "digest")
-                )
+                graph = onnx.load_from_string(build_graph(model, side, data.encoders.fields(side), "digest"))
                 count(graph)
                 about.update(entry.key for entry in graph.metadata_props)
     assert operators == onnx_graph.OPERATORS
@@ -440,12 +438,12 @@ def test_metadata_that_does_not_fit_the_gates_is_a_run_error(worlds: dict[str, D
         json.dumps([named[0] | {"fields": "a" * len(gate.fields)}]),
         json.dumps([named[0] | {"fields": [1] * len(gate.fields)}]),
     ):  # fmt: skip
-        with pytest.raises(RunError, match="no list of gates"):
+        with pytest.raises(RunError, match="not a list of gates"):
             OnnxTower(_changed(content, gates))
     for gates in (None, "[]", json.dumps(named * 2), json.dumps([named[0] | {"fields": named[0]["fields"][1:]}])):
         with pytest.raises(RunError, match="weights"):
             OnnxTower(_changed(content, gates))
-    with pytest.raises(RunError, match="give 0 weights"):
+    with pytest.raises(RunError, match="return 0 weights"):
         OnnxTower(_changed(content, json.dumps(named), output=False))
     odd = onnx.load_from_string(content)
     odd.graph.output[1].name = "weights"
@@ -477,7 +475,7 @@ def test_in_the_last_block_only_the_last_item_reads(worlds: dict[str, Dataset], 
 
     codes = np.array([[1, 2, 3, 4, 5], [1, 2, -1, -1, -1], [-1, -1, -1, -1, -1]])
     embeddings = model.towers("user")[0][0].embeddings
-    encoders = {f.name: embeddings.encoders[f"bag{i}"] for i, f in enumerate(embeddings._others) if f.limit}
+    encoders = {f.name: embeddings.encoders[f"bag{i}"] for i, f in enumerate(embeddings._other_fields) if f.limit}
     first, *_, last = encoders["liked"].blocks
     key = last.query_key_value.weight.chunk(3)[1]
     assert [rows(w) for w in (first.first.weight, first.out.weight, key)] == [15, 15, 15]
@@ -504,12 +502,10 @@ def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path)
     assert path.stat().st_size < 40_000
 
 
-def test_tables_that_no_file_holds_are_refused(
-    worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(twotower.export, "MAX_TABLE_BYTES", 4000)
+def test_tables_that_no_file_holds_are_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    fields, small = worlds["even"].encoders.fields("user"), partial(build_graph, max_table_bytes=4000)
     with pytest.raises(RunError, match="min_count"):
-        export_tower(trained(worlds["even"]), "user", worlds["even"].encoders.fields("user"), tmp_path / "x.onnx")
+        export_tower(trained(worlds["even"]), "user", fields, tmp_path / "x.onnx", build=small)
 
 
 def test_a_damaged_or_foreign_file_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:

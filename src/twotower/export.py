@@ -1,15 +1,15 @@
-"""Trained towers elsewhere: one ONNX file each.
+"""Export of trained towers, one ONNX file per tower.
 
-The graph is written node by node after the model's own modules: gathers, masked sums over padded rows and dense
-layers, no loop, nothing of the machine it was written on, and of the other tower only the rows a shared sequence
-reads. Whether it says what the model says is measured each time, before the file is written.
+The graph is built node by node from the modules of the model: gathers, masked sums over padded rows and dense layers,
+without loops and without paths. Of the other tower it holds only the rows that a shared sequence reads. Before a file
+is written, its vectors are compared with those of the model.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -40,11 +40,11 @@ from twotower.onnx_tower import GATES_OUTPUT, VECTOR_OUTPUT, GateInfo, OnnxTower
 from twotower.schema import SideName
 
 MAX_TABLE_BYTES = (1 << 31) - (1 << 20)
-"""Bytes of tables that fit one ONNX file."""
+"""Bytes of constants that fit one ONNX file: protobuf limits a message to 2 GiB."""
 MAX_DIFFERENCE = 1e-4
-"""Largest difference between the two, over the vectors' largest number."""
+"""Largest allowed difference between exported tower and model, relative to the largest number in the vectors."""
 PARITY_ROWS = 512
-"""Rows that `parity` asks for."""
+"""Rows that `parity` compares."""
 
 _TOWER_MODULES = {
     "embeddings",
@@ -56,17 +56,19 @@ _TOWER_MODULES = {
     "last",
     "residual",
     "output_norm",
-}  # of a tower
-_PARITY_BATCH = 64  # rows of one comparison: a padded row is as long as the longest beside it
+}
+"""Modules of a tower that the exporter knows."""
+_PARITY_BATCH = 64
+"""Rows of one call of `parity`: a row is padded to the longest of its call."""
 
 
 # ---- a graph -----------------------------------------------------------------------------------------------------
 
 
 class _Graph:
-    """Nodes, constants and inputs under names that only count."""
+    """Builder of an ONNX graph: nodes, constants and inputs with numbered names."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_table_bytes: int = MAX_TABLE_BYTES) -> None:
         try:
             import onnx
         except ImportError:
@@ -75,17 +77,18 @@ class _Graph:
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.constants: list[Any] = []
-        self.gates: dict[GateInfo, str] = {}  # with the weights (U, fields) of each
-        self.size = 0
+        self.gates: dict[GateInfo, str] = {}  # each with the name of its weights (U, fields)
+        self.size, self.max_table_bytes = 0, max_table_bytes
         self._known: dict[Any, str] = {}
 
     def input(self, name: str, kind: type[np.generic], shape: Sequence[str | int]) -> str:
+        """Add an input of the graph and return its name."""
         elements = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
         self.inputs.append(self.onnx.helper.make_tensor_value_info(name, elements, shape))
         return name
 
     def constant(self, value: Tensor | npt.NDArray[Any] | Sequence[int] | int | float, key: Any = None) -> str:
-        """`value`, once for each `key`; small ones are their own key. Python's integers become int64, floats float32."""
+        """Add a constant, once per `key`, and return its name. Small arrays are their own key; int64 or float32."""
         if isinstance(value, Tensor):
             value = value.detach().cpu().numpy()
         array = np.asarray(value)
@@ -95,10 +98,10 @@ class _Graph:
         if key is not None and key in self._known:
             return self._known[key]
         self.size += array.nbytes
-        if self.size > MAX_TABLE_BYTES:
+        if self.size > self.max_table_bytes:
             raise RunError(
-                f"the tower's tables take more than {MAX_TABLE_BYTES / 2**30:.1f} GiB, which one ONNX file cannot hold; "
-                "make its vocabularies smaller (min_count, hash_buckets) or its fields narrower"
+                f"the tables of the tower exceed the {self.max_table_bytes / 2**30:.1f} GiB of one ONNX file; "
+                "reduce its vocabularies (min_count, hash_buckets) or the widths of its fields"
             )
         name = f"c{len(self.constants)}"
         self.constants.append(self.onnx.numpy_helper.from_array(array.copy(order="C"), name))
@@ -107,34 +110,38 @@ class _Graph:
         return name
 
     def __call__(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node and return the name of its output, or the list of names if `outputs` exceeds 1."""
         if not attributes.keys() <= OPERATORS[kind]:
-            raise KeyError(f"{kind} {[*attributes]}: an operator or an attribute that no tower may hold")
+            raise KeyError(f"{kind} {[*attributes]}: the operator or an attribute is not in onnx_graph.OPERATORS")
         names = [f"v{len(self.nodes)}"] if outputs == 1 else [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, **attributes))
         return names[0] if outputs == 1 else names
 
     def reshape(self, x: str, *shape: int) -> str:
-        """Rows (U, …) -> (U, *shape)."""
+        """Reshape (U, …) to (U, *shape)."""
         return cast(str, self("Reshape", x, self.constant([0, *shape])))
 
     def reduce(self, kind: str, x: str, axis: int, keep: bool = True) -> str:
+        """Reduce one axis by "Sum", "Mean", "Max" or "SumSquare"."""
         return cast(str, self(f"Reduce{kind}", x, self.constant([axis]), keepdims=int(keep)))
 
     def split(self, x: str, widths: Sequence[int]) -> list[str]:
-        """(U, sum of `widths`) -> one of each width."""
+        """Split (U, sum of `widths`) into one array per width."""
         if len(widths) == 1:
             return [x]
         return cast(list[str], self("Split", x, self.constant(list(widths)), axis=1, outputs=len(widths)))
 
     def concat(self, parts: Sequence[str]) -> str:
+        """Concatenate arrays (U, n) along the second axis."""
         return parts[0] if len(parts) == 1 else self("Concat", *parts, axis=1)
 
     def filled(self, like: str, value: float) -> str:
-        """`value` in the shape of `like`."""
+        """Return an array of the shape of `like` filled with `value`."""
         number = self.onnx.numpy_helper.from_array(np.array([value], np.float32))
         return cast(str, self("ConstantOfShape", self("Shape", like), value=number))
 
-    def serialize(self, output: str, width: int, about: dict[str, str]) -> bytes:
+    def serialize(self, output: str, width: int, metadata: dict[str, str]) -> bytes:
+        """Return the ONNX file of the graph with output `output` (U, width) and, if there are gates, their weights."""
         helper = self.onnx.helper
         outputs = {VECTOR_OUTPUT: (output, width)}
         if self.gates:
@@ -142,7 +149,7 @@ class _Graph:
                 self.concat(list(self.gates.values())),
                 sum(len(gate.fields) for gate in self.gates),
             )
-            about = about | {GATES_OUTPUT: json.dumps([asdict(gate) for gate in self.gates])}
+            metadata = metadata | {GATES_OUTPUT: json.dumps([asdict(gate) for gate in self.gates])}
         self.nodes += [helper.make_node("Identity", [value], [name]) for name, (value, _) in outputs.items()]
         shapes = [
             helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["U", size])
@@ -153,7 +160,7 @@ class _Graph:
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
             producer_name="twotower", producer_version=twotower.__version__,
         )  # fmt: skip
-        helper.set_model_props(model, about)
+        helper.set_model_props(model, metadata)
         return cast(bytes, model.SerializeToString())
 
 
@@ -161,17 +168,17 @@ class _Graph:
 
 
 def _pooled(g: _Graph, table: str, codes: str, f: Field) -> str:
-    """As `embeddings.pool` over padded codes (U, T): (U, width), or (U, rates width) for decay."""
+    """Build `embeddings.pool` over padded codes (U, T): (U, width), or (U, rates x width) for decay."""
     known = g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT)
     n = g.reduce("Sum", known, 1)
     weights = g("Unsqueeze", known, g.constant([1]))  # (U, 1, T)
     if f.pooling == "decay":
         age = g("Unsqueeze", g("Sub", n, g("CumSum", known, g.constant(1))), g.constant([1]))
-        # rate^age = exp(age log rate): onnxruntime's Pow takes twenty times as long. e^-1000 is 0, as is rate 0.
+        # rate^age = exp(age log rate): the Pow of onnxruntime takes twenty times as long. e^-1000 is 0, as is rate 0.
         rates = g.constant(np.array([math.log(r) if r else -1000.0 for r in f.rates], np.float32)[:, None])
         weights = g("Mul", g("Exp", g("Mul", rates, age)), weights)  # (U, R, T)
         weights = g("Div", weights, g("Max", g.reduce("Sum", weights, 2), g.constant(1e-12)))
-    rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 takes a row that weighs nothing
+    rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 takes a row of weight 0
     total = g.reshape(g("MatMul", weights, rows), f.width * max(1, len(f.rates)))
     if f.pooling in ("sum", "decay"):
         return total
@@ -180,30 +187,30 @@ def _pooled(g: _Graph, table: str, codes: str, f: Field) -> str:
 
 
 def _keep_latest(g: _Graph, codes: str, n: str, limit: int) -> tuple[str, str]:
-    """As `attention.latest`; n (U, 1) is float."""
+    """Build `attention.keep_latest`; n (U, 1) is float."""
     width = g("Squeeze", g("Shape", codes, start=1, end=2), g.constant([0]))
-    taken = g("Range", g.constant(0), g("Min", width, g.constant(limit)), g.constant(1))  # (min(T, limit),)
+    offsets = g("Range", g.constant(0), g("Min", width, g.constant(limit)), g.constant(1))  # (min(T, limit),)
     first = g("Cast", g("Max", g("Sub", n, g.constant(float(limit))), g.constant(0.0)), to=g.onnx.TensorProto.INT64)
-    return g("GatherElements", codes, g("Add", first, taken), axis=1), g("Min", n, g.constant(float(limit)))
+    return g("GatherElements", codes, g("Add", first, offsets), axis=1), g("Min", n, g.constant(float(limit)))
 
 
 class _Queries(NamedTuple):
-    """The items of each history that read it: all of them (Q = T) or the last one (Q = 1)."""
+    """Queries of attention in each history: all items (Q = T) or the last one (Q = 1)."""
 
-    at: str  # where they stand in (U T, E); "" if all read
+    rows: str  # rows of the queries in (U T, E); "" for all
     shape: str  # [U, Q]
-    angles: list[str]  # cosines and sines of their places, to be multiplied with (U, heads, Q, width)
-    hidden: str  # is added to their scores (U, heads, Q, T), so that none reads what is later; "" if they never read
+    angles: list[str]  # cosines and sines of their positions, to be multiplied with (U, heads, Q, width)
+    mask: str  # added to the scores (U, heads, Q, T): causal; "" if these queries are never used
 
 
 def _encoded(g: _Graph, encoder: HistoryEncoder, table: str, codes: str) -> str:
-    """As `HistoryEncoder.forward` over padded codes (U, T): (U, width).
+    """Build `HistoryEncoder.forward` over padded codes (U, T): (U, width).
 
-    Only the last item of a row is wanted, so that in the last block it alone reads; the others are read.
+    Only the output at the last item is used, so the last block has one query per row.
     """
     n = g.reduce("Sum", g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT), 1)
     codes, n = _keep_latest(g, codes, n, encoder.limit)
-    rows = g("Gather", table, codes, axis=0)  # -1 takes a row that none reads
+    rows = g("Gather", table, codes, axis=0)  # -1 takes a row that the mask hides
     x = _layer(g, encoder.input_norm, g("Flatten", rows, axis=2))  # (U T, E)
     every, last = _queries(g, encoder, codes, n)
     *before, block = encoder.blocks
@@ -217,70 +224,70 @@ def _encoded(g: _Graph, encoder: HistoryEncoder, table: str, codes: str) -> str:
 
 
 def _queries(g: _Graph, encoder: HistoryEncoder, codes: str, n: str) -> tuple[_Queries, _Queries]:
-    """All items of the codes (U, T), of which n (U, 1) are known, and the last known one of each row."""
+    """Return the queries of all items of the codes (U, T), and of the last of the n (U, 1) items of each row."""
     users, width = g("Shape", codes, end=1), g("Shape", codes, start=1)
-    places = g("Range", g.constant(0), g("Squeeze", width), g.constant(1))  # (T,)
+    positions = g("Range", g.constant(0), g("Squeeze", width), g.constant(1))  # (T,)
     end = g("Max", g("Sub", n, g.constant(1.0)), g.constant(0.0))
-    place = g("Cast", end, to=g.onnx.TensorProto.INT64)  # (U, 1)
-    firsts = g("Mul", g("Range", g.constant(0), g("Squeeze", users), g.constant(1)), width)  # (U,)
-    at = g("Add", firsts, g("Squeeze", place, g.constant([1])))
+    position = g("Cast", end, to=g.onnx.TensorProto.INT64)  # (U, 1)
+    starts = g("Mul", g("Range", g.constant(0), g("Squeeze", users), g.constant(1)), width)  # (U,)
+    index = g("Add", starts, g("Squeeze", position, g.constant([1])))
 
     cos, sin = rotary_cos_sin(encoder.limit, encoder.head_width)
     tables = [g.constant(torch.cat([cos, cos], 1)), g.constant(torch.cat([-sin, sin], 1))]
-    far = g("Mul", g("Cast", places, to=g.onnx.TensorProto.FLOAT), g.constant(1e9))
+    scaled = g("Mul", g("Cast", positions, to=g.onnx.TensorProto.FLOAT), g.constant(1e9))
 
-    def hidden(own: str) -> str:
-        # A row's codes stand at its beginning, so that an item that reads none after itself reads no empty place.
-        return cast(str, g("Min", g("Sub", own, far), g.constant(0.0)))
+    def causal_mask(query_position: str) -> str:
+        # Padding follows the codes of a row, so a causal mask hides it too.
+        return cast(str, g("Min", g("Sub", query_position, scaled), g.constant(0.0)))
 
     every = _Queries(
-        at="",
+        rows="",
         shape=g("Shape", codes),
         angles=[g("Slice", table, g.constant([0]), width) for table in tables],
-        hidden=hidden(g("Unsqueeze", far, g.constant([1]))) if len(encoder.blocks) > 1 else "",
+        mask=causal_mask(g("Unsqueeze", scaled, g.constant([1]))) if len(encoder.blocks) > 1 else "",
     )
     last = _Queries(
-        at=at,
+        rows=index,
         shape=g("Concat", users, g.constant([1]), axis=0),
-        angles=[g("Gather", table, g.reshape(place, 1, 1), axis=0) for table in tables],
-        hidden=hidden(g("Mul", g.reshape(end, 1, 1, 1), g.constant(1e9))),
+        angles=[g("Gather", table, g.reshape(position, 1, 1), axis=0) for table in tables],
+        mask=causal_mask(g("Mul", g.reshape(end, 1, 1, 1), g.constant(1e9))),
     )
     return every, last
 
 
 def _heads(g: _Graph, x: str, shape: str, heads: int, width: int) -> str:
-    """(U T, heads width) -> (U, heads, T, width); `shape` is [U, T]."""
+    """Map (U T, heads x width) to (U, heads, T, width); `shape` is [U, T]."""
     x = g("Reshape", x, g("Concat", shape, g.constant([heads, width]), axis=0))
     return cast(str, g("Transpose", x, perm=[0, 2, 1, 3]))
 
 
 def _rotated(g: _Graph, x: str, angles: list[str]) -> str:
-    """As `attention.rotate`: (a, b) cos + (-b, a) sin; the sign is in `angles`."""
+    """Build `attention.apply_rotary`: (a, b) cos + (-b, a) sin; `angles` include the sign."""
     left, right = g("Split", x, axis=-1, num_outputs=2, outputs=2)
     cos, sin = angles
     return cast(str, g("Add", g("Mul", x, cos), g("Mul", g("Concat", right, left, axis=-1), sin)))
 
 
-def _attended(g: _Graph, query: str, key: str, value: str, hidden: str, width: int) -> str:
-    """Softmax attention of queries (U, heads, Q, width) over T keys and values: (U Q, heads width)."""
+def _attended(g: _Graph, query: str, key: str, value: str, mask: str, width: int) -> str:
+    """Build softmax(Q K^T / sqrt(width) + mask) V of queries (U, heads, Q, width) over T keys: (U Q, heads x width)."""
     scores = g("Mul", g("MatMul", query, g("Transpose", key, perm=[0, 1, 3, 2])), g.constant(width**-0.5))
-    read = g("MatMul", g("Softmax", g("Add", scores, hidden), axis=-1), value)
-    return cast(str, g("Flatten", g("Transpose", read, perm=[0, 2, 1, 3]), axis=2))
+    attended = g("MatMul", g("Softmax", g("Add", scores, mask), axis=-1), value)
+    return cast(str, g("Flatten", g("Transpose", attended, perm=[0, 2, 1, 3]), axis=2))
 
 
-def _block(g: _Graph, block: TransformerBlock, x: str, readers: _Queries, every: _Queries) -> str:
-    """As `Block.forward` over (U T, E), of the items that read: (U Q, E)."""
+def _block(g: _Graph, block: TransformerBlock, x: str, queries: _Queries, every: _Queries) -> str:
+    """Build `TransformerBlock.forward` over (U T, E) at the queries: (U Q, E)."""
     heads, width = block.heads, block.out.in_features // block.heads
     normed = _layer(g, block.attend_norm, x)
-    asking = normed
-    if readers.at:
-        x, asking = (g("Gather", items, readers.at, axis=0) for items in (x, normed))
+    query_rows = normed
+    if queries.rows:
+        x, query_rows = (g("Gather", items, queries.rows, axis=0) for items in (x, normed))
     weights, biases = block.query_key_value.weight.chunk(3), block.query_key_value.bias.chunk(3)
-    query = _heads(g, _linear(g, asking, weights[0], biases[0]), readers.shape, heads, width)
+    query = _heads(g, _linear(g, query_rows, weights[0], biases[0]), queries.shape, heads, width)
     key = _heads(g, _linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
     value = _heads(g, _linear(g, normed, weights[2], biases[2]), every.shape, heads, width)
-    query, key = _rotated(g, query, readers.angles), _rotated(g, key, every.angles)
-    change = _layer(g, block.out, _attended(g, query, key, value, readers.hidden, width))
+    query, key = _rotated(g, query, queries.angles), _rotated(g, key, every.angles)
+    change = _layer(g, block.out, _attended(g, query, key, value, queries.mask, width))
     if block.attend_gate is not None:
         change = g("Mul", change, g("Sigmoid", _layer(g, block.attend_gate, x)))
     x = g("Add", x, change)
@@ -291,27 +298,27 @@ def _block(g: _Graph, block: TransformerBlock, x: str, readers: _Queries, every:
     return cast(str, g("Add", x, change))
 
 
-def _attention_pool(g: _Graph, pool: AttentionPool, x: str, readers: _Queries, every: _Queries) -> str:
-    """As `AttentionPool.forward` over (U T, E), of the items that read: (U Q, E)."""
+def _attention_pool(g: _Graph, pool: AttentionPool, x: str, queries: _Queries, every: _Queries) -> str:
+    """Build `AttentionPool.forward` over (U T, E) at the queries: (U Q, E)."""
     heads, width = pool.heads, pool.out.in_features // pool.heads
     normed = _layer(g, pool.norm, x)
     weights, biases = pool.key_value.weight.chunk(2), pool.key_value.bias.chunk(2)
     key = _heads(g, _linear(g, normed, weights[0], biases[0]), every.shape, heads, width)
     value = _heads(g, _linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
-    query = _rotated(g, g.constant(pool.query[None]), readers.angles)  # (U, heads, Q, width)
-    return _layer(g, pool.out, _attended(g, query, _rotated(g, key, every.angles), value, readers.hidden, width))
+    query = _rotated(g, g.constant(pool.query[None]), queries.angles)  # (U, heads, Q, width)
+    return _layer(g, pool.out, _attended(g, query, _rotated(g, key, every.angles), value, queries.mask, width))
 
 
 def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict[str, str], key: Any) -> str:
-    """As `FieldEmbeddings.forward`; `names` maps a field to its input."""
+    """Build `FieldEmbeddings.forward`; `names` maps a field to its input."""
     parts = []
-    for table, columns in own._groups:
+    for table, columns in own._lookup_groups:
         codes = "lookup" if columns is None else g("Gather", "lookup", g.constant(columns), axis=1)
         first = getattr(own, f"first_rows_{table}")
         weight = cast(Tensor, own.tables[table].weight)
         rows = g("Gather", g.constant(weight, (key, "own", table)), g("Add", codes, g.constant(first)), axis=0)
         parts.append(g.reshape(rows, len(first) * weight.shape[1]))
-    for number, f in enumerate(own._others):
+    for number, f in enumerate(own._other_fields):
         if f.kind == "dense":
             parts.append(_layer(g, own.projections[f"dense{number}"], names[f.name]))
             continue
@@ -327,12 +334,15 @@ def _fields(g: _Graph, own: FieldEmbeddings, other: FieldEmbeddings, names: dict
 
 
 def _linear(g: _Graph, x: str, weight: Tensor, bias: Tensor | None) -> str:
-    """(U, n) -> (U, m)"""
+    """Build W x + b: (U, n) -> (U, m)."""
     return cast(str, g("Gemm", x, g.constant(weight), *([] if bias is None else [g.constant(bias)]), transB=1))
 
 
 def _layer(g: _Graph, module: nn.Module, x: str) -> str:
-    """A module of a tower's `layers`, of a gate's `excite` or a projection, (U, n) -> (U, m)."""
+    """Build a module of a tower's `layers`, a gate's `excite` or a projection: (U, n) -> (U, m).
+
+    Raises RunError for a module of an unknown class.
+    """
     if isinstance(module, nn.Sequential):
         for inner in module:
             x = _layer(g, inner, x)
@@ -347,7 +357,7 @@ def _layer(g: _Graph, module: nn.Module, x: str) -> str:
     if isinstance(module, nn.LeakyReLU):
         return cast(str, g("LeakyRelu", x, alpha=module.negative_slope))
     if isinstance(module, nn.GELU):
-        half = g("Mul", x, g.constant(0.5))  # as onnxruntime knows it, which makes it one node
+        half = g("Mul", x, g.constant(0.5))  # the pattern that onnxruntime fuses into one node
         return cast(str, g("Mul", half, g("Add", g("Erf", g("Div", x, g.constant(math.sqrt(2)))), g.constant(1.0))))
     if isinstance(module, nn.SiLU):
         return cast(str, g("Mul", x, g("Sigmoid", x)))
@@ -358,7 +368,7 @@ def _layer(g: _Graph, module: nn.Module, x: str) -> str:
 
 
 def _normalized(g: _Graph, joined: str, widths: list[int]) -> str:
-    """As `towers._normalize_pieces`."""
+    """Build `towers._normalize_pieces`."""
 
     def norm(x: str, width: int) -> str:
         ones = g.constant(np.ones(width, np.float32))
@@ -369,29 +379,29 @@ def _normalized(g: _Graph, joined: str, widths: list[int]) -> str:
     return g.concat([norm(piece, w) for piece, w in zip(g.split(joined, widths), widths, strict=True)])
 
 
-def _gated(g: _Graph, joined: str, gate: SenetGate, about: GateInfo) -> str:
-    """As `SenetGate.weigh`; the weights become the graph's gate `about`."""
+def _gated(g: _Graph, joined: str, gate: SenetGate, info: GateInfo) -> str:
+    """Build `SenetGate.reweight`; the weights become the gate `info` of the graph."""
     squeeze = {"mean": "Mean", "sum": "Sum", "max": "Max"}[gate.squeeze]
     widths = gate.widths
     if len(set(widths)) == 1:
         fields = g.reshape(joined, len(widths), widths[0])
-        gates = g.gates[about] = _layer(g, gate.excite, g.reduce(squeeze, fields, 2, keep=False))
+        gates = g.gates[info] = _layer(g, gate.excite, g.reduce(squeeze, fields, 2, keep=False))
         return g.reshape(g("Mul", fields, g.reshape(gates, len(widths), 1)), sum(widths))
     pieces = g.split(joined, widths)
-    gates = g.gates[about] = _layer(g, gate.excite, g.concat([g.reduce(squeeze, p, 1) for p in pieces]))
+    gates = g.gates[info] = _layer(g, gate.excite, g.concat([g.reduce(squeeze, p, 1) for p in pieces]))
     parts = g.split(gates, [1] * len(widths))
     return g.concat([g("Mul", p, w) for p, w in zip(pieces, parts, strict=True)])
 
 
 def _products(g: _Graph, module: nn.Module, x: str) -> str:
-    """As `forward` of `Cross`, `Fm`, `Cin` and `Bilinear`."""
+    """Build `forward` of `Cross`, `Fm`, `Cin` or `Bilinear`."""
     if isinstance(module, Cross):
         first = x
         for layer in module.layers:
             x = g("Add", x, g("Mul", first, _layer(g, layer, x)))
         return x
     assert isinstance(module, Fm | Cin | Bilinear)
-    fields = g.reshape(x, module.n, module.width)
+    fields = g.reshape(x, module.n_fields, module.width)
     if isinstance(module, Fm):
         before = g("CumSum", fields, g.constant(1), exclusive=1)
         return g.reduce("Sum", g("Mul", fields, before), 1, keep=False)
@@ -402,18 +412,18 @@ def _products(g: _Graph, module: nn.Module, x: str) -> str:
             maps = g("MatMul", g.constant(weight), g.reshape(products, weight.shape[1], module.width))
             out.append(g.reduce("Sum", maps, 2, keep=False))
         return g.concat(out)
-    first, second = (g("Gather", fields, g.constant(i), axis=1) for i in (module.first, module.second))
-    if module.of == "interaction":
+    first, second = (g("Gather", fields, g.constant(i), axis=1) for i in (module.left_fields, module.right_fields))
+    if module.sharing == "interaction":
         weight = g.constant(module.matrices)
     else:
-        which = [0] * len(module.first) if module.of == "all" else module.first
-        weight = g("Gather", g.constant(module.matrices), g.constant(which), axis=0)
+        indices = [0] * len(module.left_fields) if module.sharing == "all" else module.left_fields
+        weight = g("Gather", g.constant(module.matrices), g.constant(indices), axis=0)
     by_pair = g("MatMul", g("Transpose", first, perm=[1, 0, 2]), weight)  # (pairs, U, E)
     return g.reshape(g("Mul", g("Transpose", by_pair, perm=[1, 0, 2]), second), module.size)
 
 
 def _branch(g: _Graph, branch: TowerBranch, x: str, gate: GateInfo) -> str:
-    """As `Part.forward`."""
+    """Build `TowerBranch.forward`."""
     if branch.senet is not None:
         x = _gated(g, x, branch.senet, gate)
     if isinstance(branch.module, Mlp):
@@ -422,16 +432,18 @@ def _branch(g: _Graph, branch: TowerBranch, x: str, gate: GateInfo) -> str:
         x = _products(g, branch.module, x)
     if not branch.norms:
         return x
-    return g.concat([_layer(g, n, p) for n, p in zip(branch.norms, g.split(x, branch.parts), strict=True)])
+    return g.concat([_layer(g, n, p) for n, p in zip(branch.norms, g.split(x, branch.norm_widths), strict=True)])
 
 
 def _tower(
     g: _Graph, tower: Tower, other: Tower, names: dict[str, str], number: int, branches: Sequence[Branch]
 ) -> str:
-    """As `Tower.forward`, of the pair `number`, which counts from 0; `branches` are the tower's settings."""
+    """Build `Tower.forward` of the pair with index `number`; `branches` are the settings of the tower's branches."""
     pair, fields = f"pair {number + 1}", tuple(tower.field_names)
-    if strange := {name for name, _ in tower.named_children()} - _TOWER_MODULES:
-        raise RunError(f"a tower with {min(strange)} cannot be exported; the model is newer than the export")
+    if unknown := {name for name, _ in tower.named_children()} - _TOWER_MODULES:
+        raise RunError(
+            f"a tower with the module '{min(unknown)}' cannot be exported; the model is newer than the exporter"
+        )
     joined = _fields(g, tower.embeddings, other.embeddings, names, number)
     if tower.pieces:
         joined = _normalized(g, joined, tower.pieces)
@@ -460,16 +472,22 @@ def _tower(
 
 
 def _first_order(g: _Graph, linear: FirstOrder, like: str) -> str:
-    """As `FirstOrder.forward`: (U, 1), of as many rows as `like` (U, D)."""
+    """Build `FirstOrder.forward`: (U, 1), with the rows of `like` (U, D)."""
     if not len(linear.first_rows):
         return g.filled(g.reduce("Sum", like, 1), 0.0)
     codes = g("Add", "lookup", g.constant(linear.first_rows))
     return g.reduce("Sum", g("Gather", g.constant(linear.table.weight.flatten(), "linear"), codes, axis=0), 1)
 
 
-def build_graph(model: TwoTower, side: SideName, fields: tuple[Field, ...], digest: str = "") -> bytes:
-    """The serialized graph of one side's vectors."""
-    g = _Graph()
+def build_graph(
+    model: TwoTower,
+    side: SideName,
+    fields: tuple[Field, ...],
+    digest: str = "",
+    max_table_bytes: int = MAX_TABLE_BYTES,
+) -> bytes:
+    """Return the ONNX file of one side's vectors. Raises RunError if its constants exceed `max_table_bytes`."""
+    g = _Graph(max_table_bytes)
     g.input("lookup", np.int64, ["U", sum(f.kind == "lookup" for f in fields)])
     names = {}
     for number, f in enumerate(fields):
@@ -495,8 +513,8 @@ def build_graph(model: TwoTower, side: SideName, fields: tuple[Field, ...], dige
         joined = g("Div", joined, g.constant(model.temperature.item()))
     if model.config.bias:
         bias = _first_order(g, model.user_bias if side == "user" else model.item_bias, joined)
-        for more in biases:
-            bias = g("Add", bias, more)
+        for tower_bias in biases:
+            bias = g("Add", bias, tower_bias)
         if side == "user":
             bias = g("Add", bias, g.constant(model.global_bias))
         ones = g.filled(bias, 1.0)
@@ -505,7 +523,7 @@ def build_graph(model: TwoTower, side: SideName, fields: tuple[Field, ...], dige
     return g.serialize(joined, width, {"side": side} | ({"model": digest} if digest else {}))
 
 
-# ---- export and its proof ------------------------------------------------------------------------------------------
+# ---- export and parity ---------------------------------------------------------------------------------------------
 
 
 def export_tower(
@@ -515,35 +533,40 @@ def export_tower(
     path: Path,
     rows: Side | None = None,
     digest: str = "",
+    build: Callable[[TwoTower, SideName, tuple[Field, ...], str], bytes] = build_graph,
 ) -> float:
-    """Write the tower of `side` as ONNX: inputs as `data.feed.feed` makes them, output "vector" (U, D), which is
-    `user_vectors` or `item_vectors` in evaluation mode. `fields` are the side's, as `Encoders.fields` gives them.
+    """Write the tower of `side` as ONNX: inputs as `data.feed.feed` makes them, output "vector" (U, D), equal to
+    `user_vectors` or `item_vectors` in evaluation mode. `fields` are those of the side, as `Encoders.fields` returns
+    them.
 
-    If the side has SENet gates there is a second output "gates" (U, G): the weights of all of them side by side, pair
-    by pair the tower's own gate before its branches'. The file's metadata "gates" says which they are, as JSON:
-    [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [names of the features, in the order of the weights]}, …].
+    If the side has SENet gates, a second output "gates" (U, G) holds the concatenated weights of all gates, for each
+    pair the tower's own gate before those of its branches. The metadata "gates" of the file lists them as JSON:
+    [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [feature names in the order of the weights]}, …].
 
-    Gives the `parity` with the model over drawn features and over `rows`, if there are any. Raises RunError, and
-    writes nothing, if it is above 1e-4, or if the tables do not fit one file. `digest` of the model goes into the file.
+    Returns the `parity` with the model over random features and over `rows`, if given. `digest` of the model is written
+    into the metadata; `build` makes the content of the file. Raises RunError, and writes nothing, if the parity exceeds
+    1e-4, if the tables exceed one file, or if the content is refused by the allow-list of towers.
     """
-    data = build_graph(model, side, fields, digest)
+    data = build(model, side, fields, digest)
     trust_tower(data, str(path))
-    found = max(parity(data, model, side, s, fields) for s in (_random_side(fields), rows) if s is not None)
-    if not found <= MAX_DIFFERENCE:
+    difference = max(parity(data, model, side, s, fields) for s in (_random_side(fields), rows) if s is not None)
+    if not difference <= MAX_DIFFERENCE:
         raise RunError(
-            f"{path}: the exported {side} tower differs from the model by {found:.1e} of the vectors' largest number, "
-            f"expected at most {MAX_DIFFERENCE:.0e}; the weights are not finite, or the model is newer than the export"
+            f"{path}: the exported {side} tower differs from the model by {difference:.1e} of the largest number in "
+            f"the vectors, expected at most {MAX_DIFFERENCE:.0e}; the weights are not finite, or the model is newer than "
+            "the exporter"
         )
     files.write(Path(path), data)
-    return found
+    return difference
 
 
 def parity(
     path: Path | str | bytes, model: TwoTower, side: SideName, dataset_side: Side, fields: tuple[Field, ...]
 ) -> float:
-    """The largest difference between the exported tower and the model, over the largest number in the vectors.
+    """Return the largest difference between exported tower and model, relative to the largest number in the vectors.
 
-    Asked are up to 512 rows of `dataset_side`, among them the ones with the shortest and the longest bags.
+    Up to 512 rows of `dataset_side` are compared, among them those with the shortest and the longest bags. Infinity if
+    shapes differ or a difference is not finite.
     """
     tower = OnnxTower(path)
     tensors = SideTensors(dataset_side, fields, model.log_temperature.device)
@@ -553,32 +576,33 @@ def parity(
     for start in range(0, len(rows), _PARITY_BATCH):
         block = rows[start : start + _PARITY_BATCH]
         with evaluation_mode(model):
-            wanted = vectors(tensors.take(block)).cpu().numpy()
+            expected = vectors(tensors.take(block)).cpu().numpy()
         found = tower(feed(fields, dataset_side.columns, block))
-        if found.shape != wanted.shape:
+        if found.shape != expected.shape:
             return math.inf
-        difference = float(np.abs(found - wanted).max(initial=0.0))
+        difference = float(np.abs(found - expected).max(initial=0.0))
         if not math.isfinite(difference):
             return math.inf
         largest = max(largest, difference)
-        scale = max(scale, float(np.abs(wanted).max(initial=0.0)))
+        scale = max(scale, float(np.abs(expected).max(initial=0.0)))
     return largest / scale if scale else largest
 
 
 def _parity_rows(side: Side, fields: tuple[Field, ...]) -> Ints:
-    """Of each bag field the rows with the fewest and with the most codes, and others spread over the table."""
+    """Return the rows with the fewest and the most codes of each bag field, and evenly spaced other rows."""
     extreme: list[int] = []
     for f in fields:
         if f.kind == "bag" and len(side):
             lengths = cast(Ragged, side.columns[f.name]).lengths
             extreme += [int(lengths.argmin()), int(lengths.argmax())]
     extreme = extreme[:PARITY_ROWS]
-    spread = np.linspace(0, len(side) - 1, min(len(side), PARITY_ROWS - len(extreme))).astype(np.int64)
-    return np.unique(np.r_[np.array(extreme, np.int64), spread])
+    others = np.linspace(0, len(side) - 1, min(len(side), PARITY_ROWS - len(extreme))).astype(np.int64)
+    return np.unique(np.r_[np.array(extreme, np.int64), others])
 
 
 def _random_side(fields: tuple[Field, ...], n: int = 96) -> Side:
-    """Rows of drawn features: first and last codes of every table, empty bags, bags of one code and long ones."""
+    """Return `n` rows of random features: first and last code of every table, empty bags, bags of one code and long
+    bags."""
     rng = np.random.default_rng(0)
     columns: dict[str, Column] = {}
     for f in fields:

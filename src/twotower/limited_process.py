@@ -1,4 +1,5 @@
-"""Files of others, looked at in a process of its own: what a hostile file ends is that process, within a time and a memory."""
+"""Run a function on untrusted files in a child process with limits of time and memory: a hostile file ends the child
+only."""
 
 from __future__ import annotations
 
@@ -22,31 +23,31 @@ _BOOTSTRAP = "from twotower.limited_process import main; main()"
 
 @dataclass(frozen=True)
 class WorkResult:
-    """The result of a look at a file: what was `found`, or what is `wrong`."""
+    """Result of the function on one file: its `value`, or the `error` that refuses the file."""
 
     value: str = ""
     error: str = ""
 
 
 def run_limited(
-    work: str, paths: Sequence[Path], *, timeout: float, memory: int, computing: float | None = None
+    function: str, paths: Sequence[Path], *, timeout: float, memory: int, cpu_seconds: float | None = None
 ) -> dict[Path, WorkResult]:
-    """Run the function `work` ("module:name") on each file, in a process of its own.
+    """Run `function` ("module:name", Path -> str) on each file in a child process.
 
-    A process that dies is followed by another for the rest. One has `timeout` seconds for all it does, of which it may
-    compute `computing`, and `memory` bytes of address space beyond what its imports take.
+    When a child dies, its file gets an error and another child takes the rest. A child has `timeout` seconds of wall
+    time, `cpu_seconds` of CPU time (None: `timeout`), and `memory` bytes of address space beyond its imports.
     """
-    computing = math.ceil(timeout if computing is None else computing)
-    seen: dict[Path, WorkResult] = {}
-    while rest := [path for path in paths if path not in seen]:
-        limits = map(str, (math.ceil(timeout) + 1, computing, memory))
-        command = [sys.executable, "-P", "-c", _BOOTSTRAP, work, *limits, *map(str, rest)]
+    cpu_seconds = math.ceil(timeout if cpu_seconds is None else cpu_seconds)
+    results: dict[Path, WorkResult] = {}
+    while rest := [path for path in paths if path not in results]:
+        limits = map(str, (math.ceil(timeout) + 1, cpu_seconds, memory))
+        command = [sys.executable, "-P", "-c", _BOOTSTRAP, function, *limits, *map(str, rest)]
         source = str(Path(__file__).parents[1])
-        there = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
+        python_path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
         environment = os.environ | {
-            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": there,
+            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": python_path,
         }  # fmt: skip
-        reason = "gives no answer"
+        reason = "its inspection returned nothing"
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
@@ -57,27 +58,27 @@ def run_limited(
                 if "bad_alloc" in done.stderr:
                     reason = _memory_message(memory)
                 elif done.returncode == -getattr(signal, "SIGXCPU", 0):
-                    reason = f"loading it takes more than {computing} seconds"
+                    reason = f"loading it takes more than {cpu_seconds} seconds"
         except subprocess.TimeoutExpired as e:
             out, reason = (e.stdout or b"").decode(), f"loading it takes more than {timeout:g} seconds"
         answers = [WorkResult(*json.loads(line)) for line in out.splitlines() if line.startswith('["')]
-        seen |= dict(zip(rest, answers, strict=False))
+        results |= dict(zip(rest, answers, strict=False))
         if len(answers) < len(rest):
-            seen[rest[len(answers)]] = WorkResult(error=reason)
-    return seen
+            results[rest[len(answers)]] = WorkResult(error=reason)
+    return results
 
 
 def main() -> None:
-    """The process: a line of JSON for each file."""
-    name, timeout, computing, memory, *paths = sys.argv[1:]
-    os.nice(max(0, 9 - os.nice(0)))  # it only looks; but whoever waits for it may hold a lock that others wait for
-    module, function = name.split(":")
-    work = getattr(import_module(module), function)
-    _limit_process(int(timeout), int(computing), int(memory))
+    """Run the child process: print one line of JSON per file."""
+    name, timeout, cpu_seconds, memory, *paths = sys.argv[1:]
+    os.nice(max(0, 9 - os.nice(0)))  # a low priority, but not the lowest: the parent may hold a lock while it waits
+    module, attribute = name.split(":")
+    function = getattr(import_module(module), attribute)
+    _limit_process(int(timeout), int(cpu_seconds), int(memory))
     for path in paths:
         result = WorkResult()
         try:
-            result = WorkResult(value=work(Path(path)))
+            result = WorkResult(value=function(Path(path)))
         except MemoryError:
             result = WorkResult(error=_memory_message(int(memory)))
         except TwoTowerError as e:
@@ -87,19 +88,23 @@ def main() -> None:
         print(json.dumps([result.value, result.error]), flush=True)
 
 
-def _limit_process(timeout: int, computing: int, memory: int) -> None:
-    """Let the kernel end this process, also when nobody waits for it any more, and refuse it more than `memory` bytes."""
+def _limit_process(timeout: int, cpu_seconds: int, memory: int) -> None:
+    """Set kernel limits: end this process after `timeout` seconds or `cpu_seconds`, and refuse more than `memory`
+    bytes.
+
+    They also hold when the parent has died.
+    """
     if hasattr(signal, "alarm"):
         signal.alarm(timeout)
     with suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (end := math.ceil(time.process_time()) + computing, end + 5))
-        now = 1 << 30
+        resource.setrlimit(resource.RLIMIT_CPU, (end := math.ceil(time.process_time()) + cpu_seconds, end + 5))
+        used = 1 << 30
         with suppress(OSError):
-            now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + memory,) * 2)
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory,) * 2)
 
 
 def _memory_message(memory: int) -> str:

@@ -1,4 +1,7 @@
-"""The work of the process that looks at a tower before others load it. It imports its libraries before its memory is counted."""
+"""Inspection of a tower file, run in a child process before this process loads the file.
+
+The libraries are imported at the top, before the memory limit starts to count.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ from twotower import onnx_graph
 from twotower.onnx_tower import TowerError, create_session, read_tower
 
 PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
-"""Rows, and codes in each of their bags, that a tower is run on."""
+"""(rows, codes per bag) of the inputs on which an inspected tower is run."""
 
 
 def inspect_tower(path: Path) -> str:
-    """Read the tower, load it and run it on a few rows; its SHA-256. Raises TowerError, MemoryError."""
+    """Read a tower, check its content, load it and run it on zeros of `PROBE_SHAPES`; return its SHA-256.
+
+    Raises TowerError if it is not a tower or fails, MemoryError if it exceeds the memory limit.
+    """
     data = read_tower(path)
-    if wrong := onnx_graph.disallowed_content(data):
-        raise TowerError(wrong)
+    if reason := onnx_graph.disallowed_content(data):
+        raise TowerError(reason)
     try:
         tower = create_session(data, 1)
         for rows, length in PROBE_SHAPES:
@@ -30,8 +36,8 @@ def inspect_tower(path: Path) -> str:
                 feed[i.name] = np.zeros(shape, np.float32 if i.type == "tensor(float)" else np.int64)
             tower.run(None, feed)
     except Exception as e:  # onnxruntime's own errors share no other base
-        said = (str(e).splitlines() or [type(e).__name__])[0]
-        if isinstance(e, MemoryError) or "bad_alloc" in said or "Failed to allocate memory" in said:
+        message = (str(e).splitlines() or [type(e).__name__])[0]
+        if isinstance(e, MemoryError) or "bad_alloc" in message or "Failed to allocate memory" in message:
             raise MemoryError from None
-        raise TowerError(said if isinstance(e, TowerError) else f"gives no vectors ({said})") from None
+        raise TowerError(message if isinstance(e, TowerError) else f"returns no vectors ({message})") from None
     return hashlib.sha256(data).hexdigest()

@@ -1,7 +1,7 @@
-"""The allow-list for the ONNX file of a tower: what the exporter writes, and nothing else.
+"""Allow-list for the ONNX file of a tower: the content that the exporter writes, and nothing else.
 
-The exporter takes its operators from here, so that the two are one list. A file that holds anything else is no tower, and
-is refused before onnxruntime, which would follow the paths it names and run the loops it asks for, reads it.
+The exporter reads its operators from this list. A file with any other content is refused before onnxruntime reads it,
+because onnxruntime follows paths and runs loops that a file names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from twotower.errors import ConfigError
 
-OPSET, IR_VERSION = 18, 8  # of 2023: anything that runs ONNX reads them
+OPSET, IR_VERSION = 18, 8  # of 2023: current ONNX runtimes read both
 
 OPERATORS: dict[str, set[str]] = {
     "Add": set(),
@@ -53,7 +53,7 @@ OPERATORS: dict[str, set[str]] = {
     "Transpose": {"perm"},
     "Unsqueeze": set(),
 }
-"""Operators of ONNX's own domain, with their attributes."""
+"""Allowed operators of the default ONNX domain, with their allowed attributes."""
 MESSAGE_FIELDS: dict[str, set[str]] = {
     "ModelProto": {"ir_version", "opset_import", "producer_name", "producer_version", "graph", "metadata_props"},
     "OperatorSetIdProto": {"domain", "version"},
@@ -68,15 +68,19 @@ MESSAGE_FIELDS: dict[str, set[str]] = {
     "TensorShapeProto": {"dim"},
     "TensorShapeProto.Dimension": {"dim_param", "dim_value"},
 }
-"""Messages, with their fields: no functions, subgraphs, sparse tensors, training steps, or tensors in other files."""
+"""Allowed protobuf messages and fields: no functions, subgraphs, sparse tensors, training, or tensors in other files.
+"""
 ELEMENT_TYPES = {1, 7}
-"""Elements of tensors: float32 and int64."""
+"""Allowed element types of tensors: float32 and int64."""
 METADATA_KEYS = {"side", "model", "gates"}
-"""Keys of the metadata."""
+"""Allowed metadata keys."""
 
 
 def disallowed_content(data: bytes) -> str:
-    """Name the first thing in a model's bytes that is no part of a tower; an empty string if there is none. Raises ConfigError without onnx."""
+    """Describe the first content of an ONNX file that the allow-list lacks; return an empty string if all is allowed.
+
+    Raises ConfigError if onnx is not installed.
+    """
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -90,12 +94,12 @@ def disallowed_content(data: bytes) -> str:
         return "damaged, or not an ONNX file"
     if not model.HasField("graph"):
         return "damaged, or not an ONNX file"
-    found = next(_disallowed_parts(model), "")
-    return found and f"not a tower: it holds {found}, which `twotower publish` writes into none; publish the model anew"
+    part = next(_disallowed_parts(model), "")
+    return part and f"not a tower: it holds {part}, which `twotower publish` never writes; publish the model again"
 
 
 def _disallowed_parts(message: Any) -> Iterator[str]:
-    """Walk a message, on every level, for what no tower holds."""
+    """Yield a description of every part of a message, on every level, that the allow-list lacks."""
     from google.protobuf.message import Message
     from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -117,8 +121,8 @@ def _disallowed_parts(message: Any) -> Iterator[str]:
     elif kind == "NodeProto":
         if message.domain or message.op_type not in OPERATORS:
             yield f"the operator {message.domain + ' ' * bool(message.domain) + message.op_type!r:.80}"
-        elif strange := {a.name for a in message.attribute} - OPERATORS[message.op_type]:
-            yield f"the attribute {min(strange)!r:.60} of {message.op_type}"
+        elif unknown := {a.name for a in message.attribute} - OPERATORS[message.op_type]:
+            yield f"the attribute {min(unknown)!r:.60} of {message.op_type}"
     if len(UnknownFieldSet(message)):
         yield f"unknown parts of {kind}"
     for field, value in message.ListFields():

@@ -37,7 +37,7 @@ from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, cano
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, first_line, nearest
 from twotower.index import Index, load_index
 from twotower.index.exact import MAX_NORM, is_in_sorted
-from twotower.onnx_tower import GateInfo, OnnxTower
+from twotower.onnx_tower import GateInfo, InspectionLimits, OnnxTower
 from twotower.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
 from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
 
@@ -96,7 +96,8 @@ class Retriever:
         with ThreadPoolExecutor(2) as beside:  # they mostly wait for processes that look at files
             index = beside.submit(load_index, folder / "index", verify=verify)
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
-            looked = beside.submit(onnx_tower.inspect_towers, towers, room=tower_memory, base_seconds=inspect_seconds)
+            limits = InspectionLimits(cpu_seconds=inspect_seconds, max_memory=tower_memory)
+            looked = beside.submit(onnx_tower.inspect_towers, towers, limits=limits)
             schema, self.config = _read_config(folder)
             # The item tower is not asked here, so its columns are not made.
             self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))

@@ -789,7 +789,7 @@ def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeyp
     assert said[second] == ""
     with pytest.raises(RunError, match=r"more than 0\.3 seconds"):
         faiss.verify_file(first, timeout=0.3, function="work:hangs")
-    (seen,) = limited_process.run_limited("work:computes", [first], timeout=60, computing=1, memory=1 << 30).values()
+    (seen,) = limited_process.run_limited("work:computes", [first], timeout=60, cpu_seconds=1, memory=1 << 30).values()
     assert seen.error == "loading it takes more than 1 seconds"
     with pytest.raises(RunError, match="a: not a usable FAISS index .loading it takes more than 2,147 MB"):
         faiss.verify_file(first, function="work:grows")

@@ -27,9 +27,10 @@ WIDTH, ROWS = 8, 300
 POOLINGS = ("attention", "transformer")
 
 
-def encoder(pooling: str = "transformer", limit: int = 1000, **config: Any) -> HistoryEncoder:
+def encoder(pooling: str = "transformer", limit: int = 1000, max_tokens: int = 2**14, **config: Any) -> HistoryEncoder:
     torch.manual_seed(0)
-    made = HistoryEncoder(WIDTH, pooling, limit, HistoryConfig.model_validate({"heads": 2} | config), "history")
+    settings = HistoryConfig.model_validate({"heads": 2} | config)
+    made = HistoryEncoder(WIDTH, pooling, limit, settings, "history", max_tokens)
     for p in made.parameters():  # no gate half open, no norm of ones
         p.data.add_(torch.randn_like(p) * 0.2)
     return made.eval()
@@ -167,9 +168,8 @@ def test_whole_histories_are_read_up_to_the_limit_without_what_is_left_out() -> 
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_many_histories_at_once_are_what_they_are_one_by_one(pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.model.attention.MAX_TOKENS_PER_PASS", 50)  # so that they are read in several groups
-    model = encoder(pooling, limit=20)
+def test_many_histories_at_once_are_what_they_are_one_by_one(pooling: str) -> None:
+    model = encoder(pooling, limit=20, max_tokens=50)  # several passes
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, ROWS, n).tolist() for n in (3, 0, 25, 1, 20, 19, 60, 7, 0)]
     codes = torch.full((len(rows), 60), -1)

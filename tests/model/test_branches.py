@@ -161,10 +161,10 @@ def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_l
         joined = torch.cat(list(fields_of(mine.embeddings, users, other.embeddings).values()), 1)
         if field_norm:
             joined = nn.functional.layer_norm(joined.view(-1, 4, 4), (4,)).flatten(1)
-        joined = mine.senet.weigh(joined)
+        joined = mine.senet.reweight(joined)
         outs = []
         for part in mine.branches:
-            x = joined if part.senet is None else part.senet.weigh(joined)
+            x = joined if part.senet is None else part.senet.reweight(joined)
             x = part.module(x)
             for norm, columns in zip(
                 part.norms, {5: [slice(0, 3), slice(3, 5)]}.get(part.size, [slice(None)]), strict=False
@@ -236,10 +236,10 @@ def test_a_decaying_mean_counts_as_a_piece_for_each_of_its_rates() -> None:
     model = build((user, tower()), of=of)
     mine, other = model.pairs[0].user, model.pairs[0].item
     assert mine.embeddings.widths == [4, 12]
-    assert [p.module.n for p in mine.branches] == [4, 4]
+    assert [p.module.n_fields for p in mine.branches] == [4, 4]
     assert mine.gates(of.inputs()[0], other.embeddings)["branches.0.senet"].shape[1] == 2
     alone = build((tower(fields=["liked"], branches=[branch("fm")]), tower()), of=of)
-    assert alone.pairs[0].user.branches[0].module.n == 3
+    assert alone.pairs[0].user.branches[0].module.n_fields == 3
 
 
 # ---- what is refused
@@ -248,7 +248,7 @@ def test_a_decaying_mean_counts_as_a_piece_for_each_of_its_rates() -> None:
 @pytest.mark.parametrize("kind", ["fm", "cin", "bilinear"])
 def test_products_of_fields_need_two_of_one_width(kind: str) -> None:
     side = tower(branches=[branch(kind)])
-    with pytest.raises(ConfigError, match="has one; give it another"):
+    with pytest.raises(ConfigError, match="the tower has one; add a field"):
         build((side | {"fields": ["uid"]}, tower()))
     fields = world_of(
         EVERYTHING_SCHEMA.model_copy(
@@ -259,7 +259,7 @@ def test_products_of_fields_need_two_of_one_width(kind: str) -> None:
             }
         )
     )
-    with pytest.raises(ConfigError, match=rf"kind '{kind}' multiplies fields of one width, found \[4, 6\]"):
+    with pytest.raises(ConfigError, match=rf"kind '{kind}' needs fields of one width, found the widths \[4, 6\]"):
         build((side, tower()), of=fields)
     build((tower(branches=[branch("mlp"), branch("cross"), branch("identity")]), tower()), of=fields)
 
@@ -361,7 +361,7 @@ def test_augment_needs_a_feature_that_tells_the_ids_apart(hashed: bool) -> None:
     if hashed:
         features.append(Categorical(name="uid", side="user", hash_buckets=9))
     of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": tuple(features)}))
-    with pytest.raises(ConfigError, match="no categorical feature of this side reads its id column"):
+    with pytest.raises(ConfigError, match="needs a categorical feature over the id column"):
         build((tower(augment=True), tower()), of=of)
 
 
@@ -598,7 +598,7 @@ def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset)
         gate.excite[2].weight.zero_()
         gate.excite[2].bias.fill_(-20)
     (finding,) = [f for f in diagnose(run) if f.name == "gates" and f.severity == "error"]
-    assert finding.text.startswith("All SENet gates of model.pairs.0.item.branches.1 are shut")
+    assert finding.text.startswith("All SENet gates of model.pairs.0.item.branches.1 are closed")
     assert "set model.pairs.0.item.branches.1.senet.enabled = false" in finding.text
     override_config(config, ["model.pairs.0.item.branches.1.senet.enabled=false"])
 
@@ -637,5 +637,5 @@ def test_a_branch_whose_norm_would_say_nothing_is_refused(branch: dict[str, Any]
     user = {"layers": [4], "fields": ["uid", "city"], "branches": [branch]}
     width = 1 if branch["kind"] == "fm" else 8
     model = settings(model={"width": width, "pairs": [{"user": user, "item": {"layers": [4]}}]}).model
-    with pytest.raises(ConfigError, match="a part of width 1"):
+    with pytest.raises(ConfigError, match="an output of width 1"):
         TwoTower(model, data.encoders.fields("user"), data.encoders.fields("item"))

@@ -84,7 +84,7 @@ def fields_of(
 
 def gradient_of(embeddings: FieldEmbeddings, name: str) -> Tensor:
     """The gradient of the rows that hold a field."""
-    table, first, rows = embeddings._place[name]
+    table, first, rows = embeddings._location[name]
     gradient = embeddings.tables[table].weight.grad
     assert isinstance(gradient, Tensor)
     return gradient[first : first + rows]
@@ -303,7 +303,7 @@ def test_a_gate_is_the_sigmoid_network_over_the_squeezed_fields(squeeze: str, wi
         assert found[r].tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in out], abs=1e-6)
     assert ((found > 0) & (found < 1)).all()
     weighed = torch.cat([f * found[:, i : i + 1] for i, f in enumerate(fields)], 1)
-    assert close(gate.weigh(torch.cat(fields, 1)), weighed)
+    assert close(gate.reweight(torch.cat(fields, 1)), weighed)
 
 
 def test_each_squeeze_gives_other_gates_with_the_same_weights() -> None:

@@ -75,8 +75,7 @@ def test_one_process_trains_with_torchrec_what_it_trains_without() -> None:
         close(found, alone, 2e-5)
 
 
-def test_fresh_pieces_are_parts_of_the_fresh_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.model.tables.NORMAL_BLOCK", 2**8)
+def test_fresh_pieces_are_parts_of_the_fresh_whole() -> None:
     for rows, width in ((3, 1), (5, 4), (100, 3), (129, 6), (130, 8), (1000, 1)):
         torch.manual_seed(5)
         whole = Table(rows, width)
@@ -85,7 +84,7 @@ def test_fresh_pieces_are_parts_of_the_fresh_whole(monkeypatch: pytest.MonkeyPat
         for first_row, first_column, high, wide in ((0, 0, rows, 8), (rows // 2, 0, rows - rows // 2, 4), (1, 4, 2, 4)):
             torch.manual_seed(5)
             piece = torch.nn.Parameter(torch.full((high, wide), torch.nan))
-            made = TableShard(rows, width, piece, first_row, first_column)
+            made = TableShard(rows, width, piece, first_row, first_column, normal_block=2**8)
             made.initialize(0.5)
             assert torch.equal(torch.rand(3), after)
             expected = torch.zeros(high, wide)

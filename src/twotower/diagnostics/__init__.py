@@ -1,14 +1,15 @@
-"""Why a model does not learn, in plain words: what was found, and the setting to change.
+"""Diagnostics of a run: findings about training, data and vectors, each with the setting to change.
 
-Everything is computed from a run: its history, its vectors, its tables, and what its samplers would draw. Nothing is
-trained. *ill*: the model cannot or does not learn, or its numbers cannot be trusted. *warning*: worth a look.
+Everything is computed from a run: its history, its vectors, its tables, and the draws of its samplers; nothing is
+trained. Severities: *error*, the model cannot or does not learn, or its metrics are invalid; *warning*, a likely
+problem; *ok*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from twotower.diagnostics.context import DiagnosisContext
+from twotower.diagnostics.context import MAX_SAMPLE_ROWS, DiagnosisContext
 from twotower.diagnostics.curves import history, loss_floor
 from twotower.diagnostics.features import gates, leaking_features, statistics, texts, unused_features
 from twotower.diagnostics.findings import Finding, describe_findings
@@ -20,28 +21,28 @@ from twotower.runs import Run
 __all__ = ["Finding", "describe_findings", "diagnose"]
 
 Diagnosis = Callable[[DiagnosisContext], Iterator[Finding]]
-ALWAYS: tuple[Diagnosis, ...] = (history, split, statistics, leaking_features, texts, false_negatives)
+UNCONDITIONAL: tuple[Diagnosis, ...] = (history, split, statistics, leaking_features, texts, false_negatives)
 FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
-"""Those that need vectors of finite numbers."""
+"""Diagnoses that need finite vectors."""
 
 
-def diagnose(run: Run) -> list[Finding]:
-    """Every diagnosis of a run, the worst first; one that finds nothing says so as "ok".
+def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS) -> list[Finding]:
+    """Return the findings of all diagnoses of a run, the worst first; a diagnosis without a problem returns an "ok".
 
-    Test users and rows of a side are sampled, at most `patient.SAMPLE` of each. Raises nothing of its own: what cannot
-    be measured on this run (no test part, one class only) is left out.
+    At most `max_rows` test users, and rows of each side, are sampled. A diagnosis that this run does not allow (no test
+    part, a single class) returns nothing.
     """
-    p = DiagnosisContext(run)
+    context = DiagnosisContext(run, max_rows)
     with evaluation_mode(run.model):
-        found = [finding for check in ALWAYS for finding in check(p)]
-        if p.finite:
-            found += [finding for check in FINITE_ONLY for finding in check(p)]
+        found = [finding for check in UNCONDITIONAL for finding in check(context)]
+        if context.finite:
+            found += [finding for check in FINITE_ONLY for finding in check(context)]
         else:
             found.append(
                 Finding(
                     "error", "not_finite",
-                    "The model gives vectors that are not finite numbers, so nothing of it can be used. Train again "
-                    "with a lower train.lr, or with train.clip_norm = 1.",
+                    "The vectors of the model are not finite, so the model is unusable. Train again with a lower "
+                    "train.lr, or with train.clip_norm = 1.",
                 )
             )  # fmt: skip
     order = ("error", "warning", "ok")

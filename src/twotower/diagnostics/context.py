@@ -1,4 +1,4 @@
-"""A run, and what several diagnoses need of it, computed once."""
+"""A run, and values shared by several diagnoses, each computed once."""
 
 from __future__ import annotations
 
@@ -23,61 +23,71 @@ from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch
 
 MAX_SAMPLE_ROWS = 2_000
-"""Rows of a side, and test users, that are looked at."""
-MAX_BATCH_POSITIVES = 256  # positives of a batch whose candidates are looked at one by one
-MAX_BATCH_CELLS = 2**22  # (positive, candidate) cells that are looked at
+"""Rows of each side, and test users, that a diagnosis samples."""
+MAX_BATCH_POSITIVES = 256
+"""Positives of a batch whose candidates are examined."""
+MAX_BATCH_CELLS = 2**22
+"""(positive, candidate) cells of a batch that are examined."""
 
 
 @dataclass(frozen=True)
 class DiagnosisContext:
-    """All that a diagnosis is made from."""
+    """Input of every diagnosis: the run and cached values derived from it."""
 
     run: Run
+    max_rows: int = MAX_SAMPLE_ROWS
 
     @property
     def data(self) -> Dataset:
+        """Dataset of the run."""
         return self.run.dataset
 
     @property
     def config(self) -> Config:
+        """Config of the run."""
         return self.run.config
 
     @cached_property
     def factors(self) -> Factors:
-        """Vectors of all rows, as known when the test part is asked."""
-        known = self.run.factors(TEST)
-        return Factors(known.users.cpu(), known.items.cpu())
+        """Vectors of all rows from the data before the test part."""
+        factors = self.run.factors(TEST)
+        return Factors(factors.users.cpu(), factors.items.cpu())
 
     @cached_property
     def finite(self) -> bool:
+        """Flag: true if all vectors are finite."""
         return bool(torch.isfinite(self.factors.users).all()) and bool(torch.isfinite(self.factors.items).all())
 
     @cached_property
-    def met(self) -> dict[SideName, Ints]:
-        """At most SAMPLE rows of each side that have training interactions, rising."""
+    def trained_rows(self) -> dict[SideName, Ints]:
+        """Rows of each side with training interactions, rising; a sample of at most `max_rows`."""
         train = self.data.train
-        return {"user": sample(np.unique(train.user)), "item": sample(np.unique(train.item))}
+        return {"user": self.sample(np.unique(train.user)), "item": self.sample(np.unique(train.item))}
 
     @cached_property
-    def known(self) -> dict[SideName, Side]:
-        """Each side as known when the test part is asked."""
+    def sides_at_test(self) -> dict[SideName, Side]:
+        """Columns of each side from the data before the test part."""
         return {side: self.data.side_before(side, TEST) for side in SIDES}
 
     def inputs(self, side: SideName, *rows: Ints) -> list[Inputs]:
-        """What the towers read of some rows, once for each of `rows`."""
+        """Return the tower inputs of each array of `rows`."""
         device = next(self.run.model.parameters()).device
-        tensors = SideTensors(self.known[side], self.data.encoders.fields(side), device)
+        tensors = SideTensors(self.sides_at_test[side], self.data.encoders.fields(side), device)
         return [tensors.take(r) for r in rows]
+
+    def sample(self, rows: Ints) -> Ints:
+        """Return at most `max_rows` of the rows, in their order."""
+        return sample(rows, self.max_rows)
 
     @cached_property
     def epoch(self) -> Epoch:
-        """The pairs of the first epoch of the loss 'bce'."""
+        """Pairs of the first epoch of the loss 'bce'."""
         train = self.config.train
         return PairSampler(self.data, self.config.negatives, train.seed, train.shuffle).epoch(0)
 
     @cached_property
     def batch(self) -> tuple[Pairs, Candidates]:
-        """A few positives of a batch and the candidates the whole batch is set against."""
+        """Some positives of a batch, and the candidates of the whole batch."""
         config = self.config
         by_user = config.train.history_scope == "causal"
         size = config.train.batch_size
@@ -100,13 +110,15 @@ class DiagnosisContext:
 
     @property
     def temperature(self) -> float:
+        """Temperature of the model."""
         return float(self.run.model.temperature.detach())
 
     def loss_at_cosine(self, cosine: float) -> float:
-        """The loss of the batch if each positive had the logit `cosine` / T and every other candidate the opposite."""
+        """Return the loss of the batch if every positive had the logit `cosine` / T and every other candidate its
+        negative."""
         pairs, drawn = self.batch
         distinct, which = np.unique(pairs.item, return_inverse=True)
-        # A positive's column is told from all others by its own direction; the last direction is common to all.
+        # Each distinct positive has a direction of its own; the last direction is common to all items.
         items = torch.zeros(len(drawn.items) + len(drawn.memory_items), len(distinct) + 1)
         items[:, -1] = 1
         rows = np.concatenate([drawn.items, drawn.memory_items.numpy()])
@@ -120,8 +132,8 @@ class DiagnosisContext:
         return float(contrastive_loss(users, items, drawn, self.config.loss, len(self.data.items)))
 
     @cached_property
-    def ignorance(self) -> float:
-        """The loss of a model that gives every pair the same answer."""
+    def constant_loss(self) -> float:
+        """Loss of a model with the same logit for every pair."""
         if self.config.loss.kind != "bce":
             return self.loss_at_cosine(0.0)
         p = float(np.average(self.epoch.label, weights=self.epoch.weight))
@@ -129,24 +141,23 @@ class DiagnosisContext:
 
     @cached_property
     def losses(self) -> list[float]:
-        """Mean training loss of every epoch whose opponents are those of the last: a memory fills up and mining starts
-        in the first."""
-        found = [float(h["train.loss"]) for h in self.run.history if "train.loss" in h]
+        """Mean training loss of the epochs with comparable candidates. With a memory or hard negatives the first epoch
+        is left out, because the memory fills and hard negatives start in it."""
+        losses = [float(h["train.loss"]) for h in self.run.history if "train.loss" in h]
         changes = self.config.loss.kind != "bce" and bool(
             self.config.negatives.cross_batch_memory or self.config.negatives.hard
         )
-        return found[1:] if changes else found
+        return losses[1:] if changes else losses
 
     @cached_property
     def monitored(self) -> list[tuple[int, float]]:
-        """(epoch, value) of the metric that chooses the best epoch."""
+        """(epoch, value) of the metric `train.monitor`, which selects the best epoch."""
         monitor = self.config.train.monitor
         return [(int(h["epoch"]), float(h[monitor])) for h in self.run.history if monitor in h and "epoch" in h]
 
 
-def sample(rows: Ints, n: int = 0) -> Ints:
-    """At most `n` of the rows (0: SAMPLE), in their order; the same every time."""
-    n = n or MAX_SAMPLE_ROWS
+def sample(rows: Ints, n: int) -> Ints:
+    """Return at most `n` of the rows, in their order; a fixed random sample if there are more."""
     if len(rows) <= n:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, n, replace=False))

@@ -1,4 +1,4 @@
-"""What was found: how bad it is, in words, and the numbers behind it."""
+"""Findings: severity, text, and the numbers as evidence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Severity = Literal["error", "warning", "ok"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One diagnosis. `text` says what was found and what to do; `evidence` holds the numbers behind it."""
+    """Finding of one diagnosis: `text` names the problem and the remedy, `evidence` the numbers behind it."""
 
     severity: Severity
     name: str
@@ -20,7 +20,7 @@ class Finding:
 
 
 def or_ok(found: Iterable[Finding], name: str, text: str) -> Iterator[Finding]:
-    """What was found, or that nothing was."""
+    """Yield the findings, or one of severity "ok" if there are none."""
     empty = True
     for finding in found:
         empty = False
@@ -30,10 +30,11 @@ def or_ok(found: Iterable[Finding], name: str, text: str) -> Iterator[Finding]:
 
 
 def describe_findings(findings: list[Finding]) -> Iterator[str]:
-    """Printable lines: a finding and the numbers behind it, then the count of each severity."""
+    """Yield printable lines: each finding with its evidence, then the count of each severity."""
     for f in findings:
         yield f"{f.severity:<8} {f.name}: {f.text}"
         if f.evidence and f.severity != "ok":
             yield f"{'':<9}({', '.join(f'{k} {v:.4g}' for k, v in f.evidence.items())})"
     n = {s: sum(f.severity == s for f in findings) for s in ("error", "warning", "ok")}
-    yield f"{n['error']} error{'s' * (n['error'] != 1)}, {n['warning']} warning{'s' * (n['warning'] != 1)}, {n['ok']} ok"
+    errors, warnings = (f"{n[s]} {s}{'s' * (n[s] != 1)}" for s in ("error", "warning"))
+    yield f"{errors}, {warnings}, {n['ok']} ok"

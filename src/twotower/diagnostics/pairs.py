@@ -1,4 +1,4 @@
-"""The pairs a model is taught and asked: pairs of two parts, parts out of order, negatives that are liked."""
+"""Diagnoses of training and test pairs: shared pairs, the order of the parts, false negatives."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from twotower.diagnostics.findings import Finding, or_ok
 from twotower.encoders import Ints
 
 
-def split(p: DiagnosisContext) -> Iterator[Finding]:
-    well = "No pair is in two parts" + (", and the parts follow in time." if p.data.time_ordered else ".")
-    return or_ok([*_shared_pairs(p), *_split_order(p)], "split", well)
+def split(context: DiagnosisContext) -> Iterator[Finding]:
+    """Check that no pair is in two parts, and that the parts follow each other in time."""
+    text = "No pair is in two parts" + (", and the parts follow in time." if context.data.time_ordered else ".")
+    return or_ok([*_shared_pairs(context), *_split_order(context)], "split", text)
 
 
-def _shared_pairs(p: DiagnosisContext) -> Iterator[Finding]:
-    data = p.data
+def _shared_pairs(context: DiagnosisContext) -> Iterator[Finding]:
+    data = context.data
     keys = [_pair_keys(data, data.parts == part) for part in range(len(PART_NAMES))]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         n = len(np.intersect1d(keys[one], keys[other], assume_unique=True))
@@ -30,14 +31,14 @@ def _shared_pairs(p: DiagnosisContext) -> Iterator[Finding]:
         share = n / len(keys[other])
         yield Finding(
             "error" if share >= 0.01 else "warning", "shared_pairs",
-            f"{n:,} of {len(keys[other]):,} {PART_NAMES[other]} pairs are in the {PART_NAMES[one]} part too: the model is asked "
-            "what it was told. Remove repeated pairs before the split (schema.duplicates = 'last' does).",
+            f"{n:,} of {len(keys[other]):,} {PART_NAMES[other]} pairs are in the {PART_NAMES[one]} part too: their metrics "
+            "measure memorisation. Remove repeated pairs before the split (schema.duplicates = 'last' does).",
             {"pairs": float(n), "share": share},
         )  # fmt: skip
 
 
-def _split_order(p: DiagnosisContext) -> Iterator[Finding]:
-    data, kind = p.data, p.config.split.kind
+def _split_order(context: DiagnosisContext) -> Iterator[Finding]:
+    data, kind = context.data, context.config.split.kind
     if kind == "random" or data.times is None:
         return
     train, test = data.parts == TRAIN, data.parts == TEST
@@ -50,61 +51,63 @@ def _split_order(p: DiagnosisContext) -> Iterator[Finding]:
         latest[:] = data.times[train].max()
     older = data.times[test] < latest[data.pairs.user[test]]
     if older.any():
-        whose = "a training pair of its user" if kind == "last" else "the latest training pair"
+        reference = "a training pair of its user" if kind == "last" else "the latest training pair"
         yield Finding(
             "error", "split_order",
-            f"split.kind = '{kind}', but {older.mean():.1%} of the test pairs are older than {whose}: the model has "
-            "seen the future. Check the column schema.time and its schema.time_unit, and split again.",
+            f"split.kind = '{kind}', but {older.mean():.1%} of the test pairs are older than {reference}: training "
+            "uses the future. Check the column schema.time and its schema.time_unit, and split again.",
             {"share": float(older.mean())},
         )  # fmt: skip
 
 
-def false_negatives(p: DiagnosisContext) -> Iterator[Finding]:
-    data, n = p.data, p.config.negatives
-    held = _pair_keys(data, (data.parts != TRAIN) & data.pairs.positive)
-    liked = _pair_keys(data, (data.parts == TRAIN) & data.pairs.positive)
-    if p.config.loss.kind == "bce":
-        drawn = p.epoch.source < 0
+def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
+    """Measure the share of sampled negatives that are positives of the same user, in training or later."""
+    data, n = context.data, context.config.negatives
+    later_positives = _pair_keys(data, (data.parts != TRAIN) & data.pairs.positive)
+    train_positives = _pair_keys(data, (data.parts == TRAIN) & data.pairs.positive)
+    if context.config.loss.kind == "bce":
+        drawn = context.epoch.source < 0
         if not drawn.any():
             return
-        keys = _pair_key(p.epoch.user[drawn], p.epoch.item[drawn], len(data.items))
-        unmasked, later = float(_in_sorted(keys, liked).mean()), float(_in_sorted(keys, held).mean())
-        fewer = "Lower negatives.random or negatives.random_share."
+        keys = _pair_key(context.epoch.user[drawn], context.epoch.item[drawn], len(data.items))
+        unmasked, later = (
+            float(_in_sorted(keys, train_positives).mean()),
+            float(_in_sorted(keys, later_positives).mean()),
+        )
+        remedy = "Lower negatives.random or negatives.random_share."
     else:
-        unmasked, later = _false_candidates(p, liked, held)
-        named = [f"negatives.{s}" for s in (*n.drawn(), *["random"] * bool(n.random))] or [
+        unmasked, later = _false_candidates(context, train_positives, later_positives)
+        options = [f"negatives.{s}" for s in (*n.drawn(), *["random"] * bool(n.random))] or [
             "negatives.in_batch or train.batch_size"
         ]
-        fewer = (
-            f"Draw fewer or others: {', '.join(named)}; negatives.disliked draws items the user is known not to like."
-        )
+        remedy = f"Draw fewer or others: {', '.join(options)}; negatives.disliked draws items that the user is known to dislike."
     evidence = {"train_positives": unmasked, "later_positives": later}
     if unmasked >= 0.01:
         yield Finding(
             "error" if unmasked >= 0.1 else "warning", "false_negatives",
             f"{unmasked:.1%} of the sampled negatives are positives of the same user in the training part: the loss "
-            "pushes apart what it should pull together. Set negatives.mask_positives = true.",
+            "lowers the scores of positives. Set negatives.mask_positives = true.",
             evidence,
         )  # fmt: skip
     if later >= 0.05:
         yield Finding(
             "error" if later >= 0.3 else "warning", "false_negatives",
             f"{later:.1%} of the sampled negatives are positives of the same user in validation or test. No mask can "
-            f"know them; so many make the model avoid the right answers. {fewer}",
+            f"exclude them, and they lower the scores of the targets. {remedy}",
             evidence,
         )  # fmt: skip
     if unmasked < 0.01 and later < 0.05:
         yield Finding(
             "ok", "false_negatives",
-            f"Of the sampled negatives {unmasked:.2%} are training positives of the user and {later:.2%} later ones.",
+            f"{unmasked:.2%} of the sampled negatives are training positives of the user, {later:.2%} later positives.",
             evidence,
         )  # fmt: skip
 
 
-def _false_candidates(p: DiagnosisContext, liked: Ints, held: Ints) -> tuple[float, float]:
-    """Shares of the candidates a batch is set against that the user likes in the training part, and later."""
-    pairs, drawn = p.batch
-    n_items = len(p.data.items)
+def _false_candidates(context: DiagnosisContext, train_positives: Ints, later_positives: Ints) -> tuple[float, float]:
+    """Return the shares of a batch's candidates that are positives of the user in training, and later."""
+    pairs, drawn = context.batch
+    n_items = len(context.data.items)
     logits = torch.zeros(len(pairs), len(drawn.log_q))
     drawn.mask_excluded(logits, slice(None))
     logits.scatter_(1, drawn.positive[:, None], -torch.inf)
@@ -115,23 +118,27 @@ def _false_candidates(p: DiagnosisContext, liked: Ints, held: Ints) -> tuple[flo
     weight = np.concatenate([weight, own >= 0], 1)
     keys = pairs.user[:, None].astype(np.int64) * n_items + item
     total = max(float(weight.sum()), 1e-12)
-    found = [float((weight * _in_sorted(keys.ravel(), k).reshape(keys.shape)).sum()) / total for k in (liked, held)]
-    return found[0], found[1]
+    in_train, later = (
+        float((weight * _in_sorted(keys.ravel(), positives).reshape(keys.shape)).sum()) / total
+        for positives in (train_positives, later_positives)
+    )
+    return in_train, later
 
 
 def _pair_key(user: npt.NDArray[np.integer], item: npt.NDArray[np.integer], n_items: int) -> Ints:
+    """Return one int64 key per pair: user x n_items + item."""
     keys: Ints = user.astype(np.int64) * n_items + item
     return keys
 
 
 def _pair_keys(data: Dataset, keep: Bools) -> Ints:
-    """Sorted distinct numbers of the pairs to keep."""
+    """Return the distinct keys of the pairs to keep, rising."""
     return np.unique(_pair_key(data.pairs.user[keep], data.pairs.item[keep], len(data.items)))
 
 
 def _in_sorted(keys: Ints, within: Ints) -> Bools:
-    """Which of `keys` are in the sorted array `within`."""
+    """Return a mask of the `keys` that are in the sorted array `within`."""
     if not len(within):
         return np.zeros(len(keys), bool)
-    found: Bools = within[np.minimum(np.searchsorted(within, keys), len(within) - 1)] == keys
-    return found
+    contained: Bools = within[np.minimum(np.searchsorted(within, keys), len(within) - 1)] == keys
+    return contained

@@ -1,4 +1,4 @@
-"""What the vectors are worth: how they lie, and whether they rank better than counting does."""
+"""Diagnoses of the vectors: their spread, and their metrics beside simple baselines."""
 
 from __future__ import annotations
 
@@ -10,66 +10,72 @@ import torch
 from torch import Tensor
 
 from twotower.compare import Comparison, ComparisonData, compare_factors, comparison_data
-from twotower.diagnostics.context import DiagnosisContext, sample
+from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity
 from twotower.encoders import Ints
 from twotower.evaluation import Factors, bias_baseline, popularity_baseline
 from twotower.schema import SIDES
 
 
-def collapse(p: DiagnosisContext) -> Iterator[Finding]:
-    """What a score is made of: its spread over items is the items' own plus what is between this user and this item."""
-    users, items = (p.factors.users[p.met["user"]].double(), p.factors.items[p.met["item"]].double())
+def collapse(context: DiagnosisContext) -> Iterator[Finding]:
+    """Split the variance of scores over items into a part common to all users and a part that depends on the user."""
+    users, items = (
+        context.factors.users[context.trained_rows["user"]].double(),
+        context.factors.items[context.trained_rows["item"]].double(),
+    )
     if len(users) < 2 or len(items) < 2:
         return
-    own = -2 if p.config.model.bias else None  # without the columns of the biases
+    end = -2 if context.config.model.bias else None  # without the columns of the biases
     evidence: dict[str, float] = {}
-    for side, rows in (("user", users[:, :own]), ("item", items[:, :own])):
+    for side, rows in (("user", users[:, :end]), ("item", items[:, :end])):
         evidence[f"{side}_cosine"], evidence[f"{side}_rank"] = _mean_cosine(rows), _effective_rank(rows)
-    middle, spread = users.mean(0), items - items.mean(0)
-    covariance = spread.T @ spread / len(items)
-    centred = users - middle
-    between = max(0.0, float(((centred @ covariance) * centred).sum(1).mean()))
-    alike = max(0.0, float(middle @ covariance @ middle))
-    share = between / (between + alike) if between + alike > 0 else 0.0
+    mean_user, centred_items = users.mean(0), items - items.mean(0)
+    covariance = centred_items.T @ centred_items / len(items)
+    centred = users - mean_user
+    personal = max(0.0, float(((centred @ covariance) * centred).sum(1).mean()))
+    common = max(0.0, float(mean_user @ covariance @ mean_user))
+    share = personal / (personal + common) if personal + common > 0 else 0.0
     evidence |= {
-        "logit_spread": math.sqrt(between + alike), "personal": math.sqrt(between), "personal_share": share
+        "logit_spread": math.sqrt(personal + common), "personal": math.sqrt(personal), "personal_share": share
     }  # fmt: skip
-    width = users[:, :own].shape[1]
+    width = users[:, :end].shape[1]
     side = max(SIDES, key=lambda s: evidence[f"{s}_cosine"])
-    most = evidence[f"{side}_cosine"]
+    cosine = evidence[f"{side}_cosine"]
     narrow = min(SIDES, key=lambda s: evidence[f"{s}_rank"])
-    cooler = ", and model.temperature" if p.config.model.similarity == "cosine" else ""
+    temperature_hint = ", and model.temperature" if context.config.model.similarity == "cosine" else ""
     severity: Severity = "error"
     advice = (
-        " If a finding unused_feature says that its tower sees nothing, start there; else lower train.lr and "
-        f"train.embedding_weight_decay{cooler}."
+        " If there is an unused_feature, start with that finding; otherwise lower train.lr and "
+        f"train.embedding_weight_decay{temperature_hint}."
     )
     if evidence["logit_spread"] < 0.05:
-        text = f"All items have nearly the same score (a user's logits spread by {evidence['logit_spread']:.2g})."
+        text = f"All items have nearly the same score (deviation of a user's logits: {evidence['logit_spread']:.2g})."
     elif share < 0.01:
-        text = f"Every user gets nearly the same ranking: {share:.2%} of what tells items apart depends on the user."
-    elif most >= 0.98 and evidence["personal"] < 0.5:
-        text = f"The {side} vectors have collapsed: two of them have a cosine of {most:.3f} on average."
-    elif most >= 0.9 and evidence["personal"] < 0.5:
+        text = f"All users have nearly the same ranking: {share:.2%} of the variance of scores depends on the user."
+    elif cosine >= 0.98 and evidence["personal"] < 0.5:
+        text = f"The {side} vectors have collapsed: two of them have a cosine of {cosine:.3f} on average."
+    elif cosine >= 0.9 and evidence["personal"] < 0.5:
         severity = "warning"
-        text = f"The {side} vectors point in nearly one direction: two of them have a cosine of {most:.3f} on average."
-    elif evidence[f"{narrow}_rank"] < 1.5 and width > 2:
-        severity, advice = "warning", " If yours has more, lower train.lr and the weight decays, or train longer."
         text = (
-            f"The {narrow} vectors use {evidence[f'{narrow}_rank']:.1f} of {width} directions: taste has one axis here."
+            f"The {side} vectors point in nearly one direction: two of them have a cosine of {cosine:.3f} on average."
         )
+    elif evidence[f"{narrow}_rank"] < 1.5 and width > 2:
+        severity, advice = (
+            "warning",
+            " If the data should have more, lower train.lr and the weight decays, or train longer.",
+        )
+        text = f"The {narrow} vectors use {evidence[f'{narrow}_rank']:.1f} of {width} dimensions."
     else:
         severity, advice = "ok", ""
         text = (
-            f"User vectors use about {evidence['user_rank']:.0f} of {width} directions and item vectors "
-            f"{evidence['item_rank']:.0f}; {share:.0%} of what tells items apart depends on the user."
+            f"User vectors use about {evidence['user_rank']:.0f} of {width} dimensions and item vectors "
+            f"{evidence['item_rank']:.0f}; {share:.0%} of the variance of scores depends on the user."
         )
     yield Finding(severity, "collapse", text + advice, evidence)
 
 
 def _mean_cosine(rows: Tensor) -> float:
-    """Mean cosine of two different rows of (n, D); 1 if all are zeros."""
+    """Return the mean cosine of two different rows of (n, D); 1 if all are zeros."""
     n = len(rows)
     length = rows.norm(dim=1, keepdim=True)
     if float(length.max()) < 1e-12:
@@ -79,8 +85,8 @@ def _mean_cosine(rows: Tensor) -> float:
 
 
 def _effective_rank(rows: Tensor) -> float:
-    """exp of the entropy of the covariance's normalised eigenvalues: how many directions (n, D) spreads over
-    (as Roy and Vetterli 2007, "The Effective Rank", with variances for singular values)."""
+    """Return the effective rank of (n, D): exp of the entropy of the normalised eigenvalues of its covariance
+    (Roy and Vetterli 2007, "The Effective Rank", with variances instead of singular values)."""
     centred = rows - rows.mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0)
     total = float(values.sum())
@@ -90,12 +96,13 @@ def _effective_rank(rows: Tensor) -> float:
     return float(torch.exp(-torch.xlogy(share, share).sum()))
 
 
-def baselines(p: DiagnosisContext) -> Iterator[Finding]:
-    data, config = p.data, p.config
-    users = sample(np.unique(data.test.user).astype(np.int64))
+def baselines(context: DiagnosisContext) -> Iterator[Finding]:
+    """Compare the model on test users with popularity (rankings) and with user and item biases (pairs)."""
+    data, config = context.data, context.config
+    users = context.sample(np.unique(data.test.user).astype(np.int64))
     if len(users) < 2:
         return
-    questions = comparison_data(data, users)
+    test_data = comparison_data(data, users)
     retrieves = config.loss.kind != "bce" or config.negatives.random > 0
     ranked = config.train.monitor.partition(".")[2] not in ("auc", "gauc", "log_loss")
     n_users, n_items = len(data.users), len(data.items)
@@ -103,32 +110,32 @@ def baselines(p: DiagnosisContext) -> Iterator[Finding]:
     if retrieves or ranked:
         pairs = config.loss.kind == "bce"
         other = ", or set loss.kind = 'softmax' with negatives.uniform" if pairs else ""
-        how = f"See the other findings, and raise train.epochs or train.lr{other}."
+        remedy = f"See the other findings, and raise train.epochs or train.lr{other}."
         counts = popularity_baseline(data.train, n_users, n_items)
-        for c in _compare_with_baseline(p, counts, users, questions, [k], f"ndcg@{k}"):
-            yield _baseline_finding(c, "popularity", "baseline_ranking", "error", how)
+        for c in _compare_with_baseline(context, counts, users, test_data, [k], f"ndcg@{k}"):
+            yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
     if config.loss.kind == "bce":
         severity: Severity = "warning" if config.negatives.random else "error"
-        how = (
-            "One score cannot answer both whether a shown item is liked and which items to show: for the former lower "
-            "negatives.random_share."
+        remedy = (
+            "Random negatives train the ranking of the catalogue at the cost of the AUC of shown items: for the latter "
+            "lower negatives.random_share."
             if config.negatives.random
             else "Raise train.epochs, set model.bias = true, and see the other findings."
         )
         fitted = bias_baseline(data.train, n_users, n_items)
-        for c in _compare_with_baseline(p, fitted, users, questions, [], "auc"):
-            yield _baseline_finding(c, "user and item biases", "baseline_pairs", severity, how)
+        for c in _compare_with_baseline(context, fitted, users, test_data, [], "auc"):
+            yield _baseline_finding(c, "user and item biases", "baseline_pairs", severity, remedy)
 
 
 def _compare_with_baseline(
-    p: DiagnosisContext, baseline: Factors, users: Ints, questions: ComparisonData, k: list[int], metric: str
+    context: DiagnosisContext, baseline: Factors, users: Ints, test_data: ComparisonData, k: list[int], metric: str
 ) -> list[Comparison]:
-    """The baseline (A) and the model (B) over the same test users by one metric; empty if it cannot be measured."""
-    one, two = (Factors(f.users[torch.from_numpy(users)], f.items) for f in (baseline, p.factors))
-    return [c for c in compare_factors(one, two, questions, k, 200) if c.metric == metric]
+    """Compare the baseline (A) and the model (B) on the same test users by one metric; empty if it is undefined."""
+    factors_a, factors_b = (Factors(f.users[torch.from_numpy(users)], f.items) for f in (baseline, context.factors))
+    return [c for c in compare_factors(factors_a, factors_b, test_data, k, 200) if c.metric == metric]
 
 
-def _baseline_finding(c: Comparison, baseline: str, name: str, severity: Severity, how: str) -> Finding:
+def _baseline_finding(c: Comparison, baseline: str, name: str, severity: Severity, remedy: str) -> Finding:
     evidence = {"model": c.b, "baseline": c.a, "low": c.low, "high": c.high, "users": float(c.users)}
     interval = (
         f"difference {c.difference:+.4f}, 95 % interval [{c.low:+.4f}, {c.high:+.4f}] over {c.users:,} test users"
@@ -139,14 +146,14 @@ def _baseline_finding(c: Comparison, baseline: str, name: str, severity: Severit
         )
     if c.difference > 0:
         text = (
-            f"{c.metric} {c.b:.4f} is above that of {baseline} ({c.a:.4f}), but chance over users could have made the "
-            f"difference ({interval}). More test users would tell. {how}"
+            f"{c.metric} {c.b:.4f} is above that of {baseline} ({c.a:.4f}), but the difference is not "
+            f"significant ({interval}); measure it on more test users. {remedy}"
         )
         return Finding("warning", name, text, evidence)
-    told = "worse than" if c.high < 0 else "no better than"
+    relation = "worse than" if c.high < 0 else "no better than"
     return Finding(
         severity,
         name,
-        f"The model is {told} {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval}). {how}",
+        f"The model is {relation} {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval}). {remedy}",
         evidence,
     )

@@ -1,4 +1,4 @@
-"""One side's encoded columns -> field embeddings."""
+"""Field embeddings: the encoded columns of one side as vectors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from twotower.model.tables import AnyBag, AnyTable, Table, TableFactory, bag_cod
 
 
 class _BagSum(torch.autograd.Function):
-    """Sum of table rows per bag. The backward pass is the same sum over the transposed bag: no atomic adds, so
-    it is as fast as the forward pass and gives the same bits every time."""
+    """Sum of table rows per bag. The backward pass is the same sum over the transposed bag, without atomic adds: as
+    fast as the forward pass and the same bits every time."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, table: Tensor, bag: Bag) -> Tensor:
@@ -40,10 +40,11 @@ def _bag_sum(table: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def pool(table: Tensor, bag: Bag | Prefixes | Padded, pooling: str, rates: tuple[float, ...] = ()) -> Tensor:
-    """Table (rows, E) and U rows of codes -> (U, E): the sum divided by n (mean), sqrt(n) or 1; empty gives 0.
+    """Pool the rows of a table (rows, E) per bag of n codes: (U, E), sum / n ("mean"), sum / sqrt(n) ("sqrt") or the
+    sum ("sum").
 
-    Pooling "decay" gives (U, R E): for each of the R `rates` a mean in which the code n places before the last
-    weighs rate^n.
+    Pooling "decay" returns (U, R E): for each of R `rates` the weighted mean sum_a rate^a x_a / sum_a rate^a, x_a the
+    row of the code a steps before the last. An empty bag gives zeros.
     """
     if isinstance(bag, Prefixes):
         if pooling == "decay":
@@ -52,10 +53,9 @@ def pool(table: Tensor, bag: Bag | Prefixes | Padded, pooling: str, rates: tuple
     elif isinstance(bag, Padded):
         n = (bag.codes >= 0).sum(1)
         weights = _age_weights(bag.codes, n, rates or (1.0,), pooling == "decay")
-        found = (weights.to(table.dtype) @ gather(table, bag.codes.clamp(min=0))).flatten(1)
+        total = (weights.to(table.dtype) @ gather(table, bag.codes.clamp(min=0))).flatten(1)
         if pooling == "decay":
-            return found
-        total = found
+            return total
     else:
         n = bag.offsets[1:] - bag.offsets[:-1]
         if pooling == "decay":
@@ -68,15 +68,15 @@ def pool(table: Tensor, bag: Bag | Prefixes | Padded, pooling: str, rates: tuple
 
 
 def _age_weights(codes: Tensor, n: Tensor, rates: tuple[float, ...], decay: bool) -> Tensor:
-    """(U, R, T) weights of padded codes (U, T): rate^age over their sum, or 1 without decay; 0 from the end on."""
-    place = torch.arange(codes.shape[1], device=codes.device)
-    age = (n[:, None] - 1 - place).clamp(min=0)
+    """Return the weights (U, R, T) of padded codes (U, T): rate^age over its sum, or 1 without decay; 0 for padding."""
+    position = torch.arange(codes.shape[1], device=codes.device)
+    age = (n[:, None] - 1 - position).clamp(min=0)
     weights = torch.stack([torch.pow(torch.tensor(r), age) for r in rates], 1) * (codes >= 0)[:, None]
     return weights / weights.sum(2, keepdim=True).clamp(min=1e-12) if decay else weights
 
 
 def _decayed_bag(table: Tensor, bag: Bag, n: Tensor, rates: tuple[float, ...]) -> Tensor:
-    """`pool` with decay over whole sequences."""
+    """Return the decayed means of whole sequences: (U, R E)."""
     row = torch.repeat_interleave(torch.arange(len(n), device=n.device), n)
     age = bag.offsets[1:][row] - 1 - torch.arange(len(row), device=n.device)
     out = []
@@ -90,10 +90,11 @@ def _decayed_bag(table: Tensor, bag: Bag, n: Tensor, rates: tuple[float, ...]) -
 
 
 class FieldEmbeddings(nn.Module):
-    """The fields of one tower side by side, (U, sum of their widths).
+    """Concatenated field embeddings of one tower: (U, sum of the fields' widths).
 
-    All lookups of one width live in one table, a field after the other, so that a batch costs one gather; that is
-    why `fields` are reordered: lookups by width, then bags and dense fields.
+    All lookup fields of one width share one table, one field after the other, so that a batch costs one gather per
+    width. Therefore `fields` is reordered: lookups by width, then bags and dense fields. A lookup or bag field is a row
+    or pooled rows of its table; a dense field x is W x + b.
     """
 
     def __init__(
@@ -103,35 +104,36 @@ class FieldEmbeddings(nn.Module):
         width: int,
         std: float,
         history: HistoryConfig | None = None,
-        make: TableFactory = Table,
+        make_table: TableFactory = Table,
     ) -> None:
-        """`fields` are the tower's, out of `all_fields` of its side, which number the lookup columns; `make` makes the
-        tables."""
+        """`fields` are those of the tower; `all_fields` those of its side, whose order gives the lookup columns.
+        `make_table` creates the tables; `width` and `std` are the default width of a field and the standard deviation
+        of its fresh rows."""
         super().__init__()
         fields = tuple(replace(f, width=f.width or width) for f in fields)
         by_width: dict[int, list[Field]] = {}
         for f in fields:
             if f.kind == "lookup":
                 by_width.setdefault(f.width, []).append(f)
-        self._others = [f for f in fields if f.kind != "lookup"]
-        self.fields = (*(f for group in by_width.values() for f in group), *self._others)
+        self._other_fields = [f for f in fields if f.kind != "lookup"]
+        self.fields = (*(f for group in by_width.values() for f in group), *self._other_fields)
         self.tables = nn.ModuleDict()
         self.projections = nn.ModuleDict()
         self.encoders = nn.ModuleDict()
-        self._place: dict[str, tuple[str, int, int]] = {}  # field -> (table, first row, rows)
-        self._groups: list[tuple[str, list[int] | None]] = []  # table, its lookup columns (None: all)
+        self._location: dict[str, tuple[str, int, int]] = {}  # field -> (table, first row, rows)
+        self._lookup_groups: list[tuple[str, list[int] | None]] = []  # table, its lookup columns (None: all)
         columns = [f.name for f in all_fields if f.kind == "lookup"]
         for w, group in by_width.items():
             table, first = f"lookup{w}", 0
             for f in group:
-                self._place[f.name] = (table, first, f.rows)
+                self._location[f.name] = (table, first, f.rows)
                 first += f.rows
-            self.tables[table] = make(first, w)
+            self.tables[table] = make_table(first, w)
             wanted = [columns.index(f.name) for f in group]
-            self._groups.append((table, None if wanted == list(range(len(columns))) else wanted))
-            first_rows = torch.tensor([self._place[f.name][1] for f in group])
+            self._lookup_groups.append((table, None if wanted == list(range(len(columns))) else wanted))
+            first_rows = torch.tensor([self._location[f.name][1] for f in group])
             self.register_buffer(f"first_rows_{table}", first_rows, persistent=False)
-        for number, f in enumerate(self._others):  # named by number: a field may be called anything, dots included
+        for number, f in enumerate(self._other_fields):  # by number: the name of a field may hold dots
             if f.kind == "dense":
                 self.projections[f"dense{number}"] = nn.Linear(f.length, f.width)
                 continue
@@ -141,14 +143,14 @@ class FieldEmbeddings(nn.Module):
                 )
             if not f.share_with:
                 table = f"bag{number}"
-                self.tables[table] = make(f.rows, f.width)
-                self._place[f.name] = (table, 0, f.rows)
+                self.tables[table] = make_table(f.rows, f.width)
+                self._location[f.name] = (table, 0, f.rows)
         for name in self.tables:
             self._table(name).initialize(std)
-        for f in self._others:
+        for f in self._other_fields:
             if f.kind == "bag" and not f.sequence and not f.share_with:
-                # Training may never meet a value without a row, and what is unknown then adds nothing.
-                table, first, _ = self._place[f.name]
+                # Training may hold no unknown value; then an unknown value adds zeros.
+                table, first, _ = self._location[f.name]
                 self._table(table).zero_row(first + UNKNOWN)
 
     @property
@@ -157,27 +159,28 @@ class FieldEmbeddings(nn.Module):
 
     @property
     def pieces(self) -> list[int]:
-        """As `widths`, with a decaying mean at R rates as R pieces."""
+        """Widths of the pieces: a decayed mean at R rates is R pieces, any other field one."""
         return [f.width for f in self.fields for _ in range(max(1, len(f.rates)))]
 
     def rows_of(self, name: str) -> Tensor:
-        """The (rows, width) slice of the table that holds the field `name`."""
-        table, first, rows = self._place[name]
+        """Return the rows (rows, width) of the field `name` in its table."""
+        table, first, rows = self._location[name]
         return cast(Table, self.tables[table]).rows(first, rows)
 
     def codes(
         self, own: Inputs | None, theirs: Inputs | None, other: FieldEmbeddings
     ) -> Iterator[tuple[AnyTable, Tensor]]:
-        """All rows of tables that may be read for inputs of this side and, by what `other` shares, of the other side."""
+        """Yield (table, rows) for every table row that the inputs `own` of this side may read, and the inputs `theirs`
+        of the other side through the fields of `other` that share a table of this one."""
         if own is not None:
-            for table, columns in self._groups:
+            for table, columns in self._lookup_groups:
                 lookup, first_rows = own.lookup, getattr(self, f"first_rows_{table}")
                 codes = (lookup if columns is None else lookup[:, columns]) + first_rows
                 yield self._table(table), torch.cat([codes.flatten(), first_rows + UNKNOWN])
         for inputs, reader in ((own, self), (theirs, other)):
-            for f in reader._others if inputs is not None else ():
+            for f in reader._other_fields if inputs is not None else ():
                 if f.kind == "bag" and bool(f.share_with) is (reader is other):
-                    table, first, _ = self._place[f.share_with or f.name]
+                    table, first, _ = self._location[f.share_with or f.name]
                     codes = bag_codes(cast(Inputs, inputs).bags[f.name]) + first
                     yield self._table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
 
@@ -185,23 +188,24 @@ class FieldEmbeddings(nn.Module):
         return cast(AnyTable, self.tables[name])
 
     def _table_for_bag(self, name: str, bag: AnyBag) -> tuple[Tensor, AnyBag]:
-        """The table that holds the field `name`, and the bag in its codes."""
-        table, first, rows = self._place[name]
+        """Return the table that holds the field `name`, and the bag in codes of that table."""
+        table, first, rows = self._location[name]
         return self._table(table).for_bag(first, rows, bag)
 
     def forward(self, inputs: Inputs, other: FieldEmbeddings, unknown_rate: float = 0.0) -> Tensor:
-        """(U, sum of widths), fields in the order of `fields`. `other` lends its id embedding to shared sequences.
+        """Return (U, sum of widths), in the order of `fields`. Shared sequences read the id embedding of `other`.
 
-        In training a share `unknown_rate` of the lookups reads the unknown row, which is how that row learns.
+        In training a share `unknown_rate` of the lookup codes is replaced by the unknown code, so that its row is
+        trained.
         """
         parts = []
-        for table, columns in self._groups:
+        for table, columns in self._lookup_groups:
             codes = inputs.lookup if columns is None else inputs.lookup[:, columns]
             if self.training and unknown_rate:
                 unknown = torch.rand(codes.shape, device=codes.device) < unknown_rate
                 codes = codes.masked_fill(unknown, UNKNOWN)
             parts.append(self._table(table)(codes + getattr(self, f"first_rows_{table}")).flatten(1))
-        for number, f in enumerate(self._others):
+        for number, f in enumerate(self._other_fields):
             if f.kind == "dense":
                 parts.append(self.projections[f"dense{number}"](inputs.dense[f.name]))
             else:
@@ -215,19 +219,19 @@ class FieldEmbeddings(nn.Module):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def check_shares(self, other: FieldEmbeddings) -> None:
-        """Raises ConfigError if a shared feature finds no embedding of its width on the other side."""
+        """Raises ConfigError if `other` has no embedding of the same width for a field that shares one."""
         for f in self.fields:
             if not f.share_with:
                 continue
-            alone = "set share_embedding = false" if f.sequence else "leave out share_with"
-            if f.share_with not in other._place:
+            remedy = "set share_embedding = false" if f.sequence else "leave out share_with"
+            if f.share_with not in other._location:
                 raise ConfigError(
                     f"feature '{f.name}' shares the embedding of '{f.share_with}', which the other tower of its pair "
-                    f"does not read; add '{f.share_with}' to that tower's fields or {alone} on '{f.name}'"
+                    f"does not read; add '{f.share_with}' to that tower's fields or {remedy} on '{f.name}'"
                 )
-            theirs = other._table(other._place[f.share_with][0]).embedding_dim
-            if theirs != f.width:
+            shared_width = other._table(other._location[f.share_with][0]).embedding_dim
+            if shared_width != f.width:
                 raise ConfigError(
-                    f"feature '{f.name}' has width {f.width} and shares '{f.share_with}' of width {theirs}; "
-                    f"give both the same width or {alone}"
+                    f"feature '{f.name}' has width {f.width} and shares '{f.share_with}' of width {shared_width}; "
+                    f"give both the same width or {remedy}"
                 )

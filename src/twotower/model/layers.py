@@ -1,4 +1,4 @@
-"""What towers and their branches are built of: activations, dropout, and the SENet gate."""
+"""Layers of towers and branches: activations, dropout, row gathers and the SENet gate."""
 
 from __future__ import annotations
 
@@ -18,28 +18,32 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def norm_activation_dropout(width: int, activation: str, layer_norm: bool, dropout: float) -> list[nn.Module]:
-    """What follows a hidden layer: its norm, its activation, its dropout."""
+    """Return the modules after a hidden linear layer: layer norm, activation, dropout. A dropout of 0 adds none."""
     norm = [nn.LayerNorm(width)] if layer_norm else []
     return [*norm, ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
 
 
 def gather(table: Tensor, codes: Tensor) -> Tensor:
-    """The rows (…, E) of a table (rows, E) that codes (…) name."""
+    """Return the rows of a table (rows, E) at codes (…): (…, E)."""
     if table.device.type != "cpu":
         return nn.functional.embedding(codes, table)
-    # The same, but the gradient is sorted by row before it is added up, which is several times as fast.
+    # Same values; the backward pass sorts gradients by row before adding them, which is several times as fast.
     return table.index_select(0, codes.reshape(-1)).view(*codes.shape, table.shape[1])
 
 
 class Dropout(nn.Module):
-    """As `torch.nn.Dropout`, with the rate rounded to a multiple of 1/256: on a CPU a random byte for each number is
-    an order of magnitude cheaper than a random number for each."""
+    """Dropout: x * Bernoulli(1 - p) / (1 - p) in training, x otherwise (Srivastava et al. 2014).
+
+    On a CPU the rate is rounded to a multiple of 1/256, because a random byte per element is ten times as cheap as a
+    random float per element.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x (…) -> (…)."""
         if not self.training or not self.rate:
             return x
         if x.device.type != "cpu":
@@ -51,9 +55,10 @@ class Dropout(nn.Module):
 
 
 class SenetGate(nn.Module):
-    """A weight in (0, 1) for each field of each row (FiBiNET, Huang et al. 2019, section 3.2, sigmoid at the end).
+    """SENet gate: a weight in (0, 1) for each field of each row, sigmoid(W2 relu(W1 squeeze(fields)))
+    (FiBiNET, Huang et al. 2019, section 3.2, with a sigmoid as the last activation).
 
-    The gate of a row depends on that row alone.
+    The squeeze is the mean, sum or maximum of a field's E numbers. The weights of a row depend on that row alone.
     """
 
     def __init__(self, widths: list[int], config: SenetConfig) -> None:
@@ -62,12 +67,12 @@ class SenetGate(nn.Module):
         n = len(widths)
         middle = max(1, int(n / config.reduction))
         first = nn.Linear(n, middle)
-        # Squeezed fresh embeddings are near 0: with a bias below it a unit is off in every row, and stays off.
+        # Squeezed fresh embeddings are near 0: a unit with a negative bias would be off in every row and stay off.
         nn.init.ones_(first.bias)
         self.excite = nn.Sequential(first, nn.ReLU(), nn.Linear(middle, n), nn.Sigmoid())
 
     def forward(self, fields: Tensor) -> Tensor:
-        """F fields side by side (U, sum of widths) -> gates (U, F)."""
+        """Map F concatenated fields (U, sum of widths) to their weights (U, F)."""
         one_width = len(set(self.widths)) == 1
         groups = [fields.view(len(fields), len(self.widths), self.widths[0])] if one_width else [
             f[:, None] for f in torch.split(fields, self.widths, 1)
@@ -81,10 +86,10 @@ class SenetGate(nn.Module):
         gates: Tensor = self.excite(torch.cat(squeezed, 1))
         return gates
 
-    def weigh(self, fields: Tensor) -> Tensor:
-        """The fields, each multiplied by its gate."""
+    def reweight(self, fields: Tensor) -> Tensor:
+        """Multiply each field by its weight: (U, sum of widths) -> (U, sum of widths)."""
         gates = self(fields)
         if len(set(self.widths)) == 1:
-            weighed: Tensor = fields * gates.repeat_interleave(self.widths[0], 1)
-            return weighed
+            reweighted: Tensor = fields * gates.repeat_interleave(self.widths[0], 1)
+            return reweighted
         return torch.cat([f * gates[:, i, None] for i, f in enumerate(torch.split(fields, self.widths, 1))], 1)

@@ -1,4 +1,4 @@
-"""Tables of embeddings: all rows here, or a piece of a table that several ranks hold."""
+"""Embedding tables: whole on this rank, or sharded over several ranks."""
 
 from __future__ import annotations
 
@@ -13,136 +13,146 @@ from twotower.model.layers import gather
 AnyBag = Bag | Prefixes | HistoryWindows | Padded
 
 NORMAL_BLOCK = 2**20
-"""Numbers of a fresh table that are drawn at a time, where it is not kept whole."""
+"""Random numbers drawn at a time for a sharded table, which no rank holds whole."""
 
 
 class Table(nn.Embedding):
-    """A table (rows, width) that is here."""
+    """Embedding table (rows, width) that this rank holds whole."""
 
     def initialize(self, std: float) -> None:
-        """Fresh rows: normal with deviation `std`, zeros if that is 0."""
+        """Initialise the rows: normal with standard deviation `std`; zeros if that is 0."""
         if std:
             nn.init.normal_(self.weight, std=std)
         else:
             nn.init.zeros_(self.weight)
 
     def zero_row(self, row: int) -> None:
-        """Put zeros into a row."""
+        """Set a row to zeros."""
         nn.init.zeros_(self.weight[row])
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes (…) -> (…, width)."""
+        """Return the rows at codes (…): (…, width)."""
         return gather(self.weight, codes)
 
     def rows(self, first: int, rows: int) -> Tensor:
-        """Rows first, first + 1, …: (rows, width)."""
+        """Return `rows` rows from the row `first` on: (rows, width)."""
         return self.weight if len(self.weight) == rows else self.weight[first : first + rows]
 
     def for_bag(self, first: int, rows: int, bag: AnyBag) -> tuple[Tensor, AnyBag]:
-        """A table for the codes of `bag`, which count from the row `first`, and the bag in that table's codes."""
+        """Return a table for `bag`, whose code 0 is the row `first`, and the bag in codes of that table."""
         return self.rows(first, rows), bag
 
 
 class TableShard(nn.Module):
-    """The piece that this rank holds of a table (rows, width): `weight` (rows here, columns here), which may be empty.
+    """This rank's shard of a table (rows, width): `weight` (local rows, local columns), possibly empty.
 
-    A step reads `found`, the rows of the table that its batch names; `codes` says which they are, rising.
+    A training step reads `batch_rows`, the table rows of its batch in the order of `batch_codes`, which rise.
     """
 
-    def __init__(self, rows: int, width: int, weight: nn.Parameter, first_row: int, first_column: int) -> None:
-        """`weight` begins at (first_row, first_column) of the table; columns of it beyond `width` stay zero."""
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        weight: nn.Parameter,
+        first_row: int,
+        first_column: int,
+        normal_block: int = NORMAL_BLOCK,
+    ) -> None:
+        """`weight` starts at (first_row, first_column) of the table; its columns beyond `width` stay zero.
+        `normal_block` is the number of random numbers drawn at a time."""
         super().__init__()
+        self._normal_block = normal_block
         self.num_embeddings, self.embedding_dim = rows, width
         self.weight, self.first_row, self.first_column = weight, first_row, first_column
         self.batch_codes: Tensor | None = None
         self.batch_rows: Tensor | None = None
-        for _ in _normal(rows, width, 1.0):  # what `Table` draws as it is made, so that what follows is the same
+        for _ in _normal(rows, width, 1.0, normal_block):  # `Table` draws these too, so later draws are the same
             pass
 
     def local_slices(self, rows: slice) -> tuple[slice, slice, slice]:
-        """What of the rows a piece holds: which of `rows`, counted from their first, where in the piece, and which
-        columns of the table."""
+        """Return the overlap of the table's `rows` with this shard: the slice of `rows`, counted from its start, the
+        slice of the shard's rows, and the slice of the table's columns."""
         low = max(rows.start, self.first_row)
         high = max(low, min(rows.stop, self.first_row + len(self.weight)))
         wide = max(0, min(self.embedding_dim - self.first_column, self.weight.shape[1]))
-        here = slice(low - self.first_row, high - self.first_row)
-        return slice(low - rows.start, high - rows.start), here, slice(self.first_column, self.first_column + wide)
+        local = slice(low - self.first_row, high - self.first_row)
+        return slice(low - rows.start, high - rows.start), local, slice(self.first_column, self.first_column + wide)
 
     @torch.no_grad()
     def initialize(self, std: float) -> None:
-        """As `Table.initialize`, with the same numbers."""
+        """Initialise the rows as `Table.initialize` does, with the same random numbers."""
         self.weight.zero_()
         if std:
-            for rows, drawn in _normal(self.num_embeddings, self.embedding_dim, std):
+            for rows, drawn in _normal(self.num_embeddings, self.embedding_dim, std, self._normal_block):
                 self.copy_rows(self.weight, rows, drawn)
 
     def copy_rows(self, into: Tensor, rows: slice, values: Tensor) -> None:
-        """Copy what this rank holds of the table's `rows`, `values` (rows, width), into a tensor like `weight`."""
-        theirs, here, columns = self.local_slices(rows)
+        """Copy this rank's part of the table's `rows`, `values` (rows, width), into a tensor shaped like `weight`."""
+        selected, local, columns = self.local_slices(rows)
         wide = columns.stop - columns.start
-        if theirs.start < theirs.stop and wide:
-            into[here, :wide] = values[theirs, columns].to(into.device)
+        if selected.start < selected.stop and wide:
+            into[local, :wide] = values[selected, columns].to(into.device)
 
     @torch.no_grad()
     def zero_row(self, row: int) -> None:
-        """As `Table.zero_row`."""
+        """Set a row of the table to zeros, where this rank holds it."""
         if 0 <= row - self.first_row < len(self.weight):
             self.weight[row - self.first_row] = 0
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes (…) -> (…, width)."""
-        found, known = self._batch()
-        return gather(found, torch.searchsorted(known, codes))
+        """Return the rows at codes (…): (…, width)."""
+        rows, known = self._batch()
+        return gather(rows, torch.searchsorted(known, codes))
 
     def for_bag(self, first: int, rows: int, bag: AnyBag) -> tuple[Tensor, AnyBag]:
-        """As `Table.for_bag`: the table is what was found, and as codes keep their order, so does the bag."""
-        found, known = self._batch()
+        """Return `batch_rows` as the table and the bag in its codes, as `Table.for_bag`; the codes keep their order."""
+        table, known = self._batch()
 
-        def new(codes: Tensor) -> Tensor:
+        def renumber(codes: Tensor) -> Tensor:
             return torch.searchsorted(known, codes.long() + first)
 
         if isinstance(bag, Bag):
-            values = new(bag.values).to(bag.values.dtype)
+            values = renumber(bag.values).to(bag.values.dtype)
             ends = torch.bincount(values, minlength=len(known)).cumsum(0)
             offsets = torch.cat([ends.new_zeros(1), ends]).to(bag.code_offsets.dtype)
-            return found, Bag(values, bag.offsets, bag.rows_by_code, offsets)
+            return table, Bag(values, bag.offsets, bag.rows_by_code, offsets)
         if isinstance(bag, Prefixes):
-            return found, Prefixes(new(bag.codes), bag.number, bag.last, bag.length)
-        codes = torch.where(bag.codes >= 0, new(bag.codes.clamp(min=0)), -1)
+            return table, Prefixes(renumber(bag.codes), bag.number, bag.last, bag.length)
+        codes = torch.where(bag.codes >= 0, renumber(bag.codes.clamp(min=0)), -1)
         if isinstance(bag, HistoryWindows):
-            return found, HistoryWindows(codes, bag.sequence, bag.place, bag.length)
-        return found, Padded(codes)
+            return table, HistoryWindows(codes, bag.sequence, bag.place, bag.length)
+        return table, Padded(codes)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         if self.batch_rows is None or self.batch_codes is None:
-            raise RuntimeError("this rank holds a piece of the table only; ask the first rank's model")
+            raise RuntimeError("this rank holds a shard of the table and no batch rows; use the model of rank 0")
         return self.batch_rows, self.batch_codes
 
 
 AnyTable = Table | TableShard
 TableFactory = Callable[[int, int], AnyTable]
-"""(rows, width) -> a table, not yet started."""
+"""Maps (rows, width) to a table that is not yet initialised."""
 
 
 def named_tables(module: nn.Module) -> Iterator[tuple[str, AnyTable]]:
-    """Every table of a model, by its name there."""
-    for name, found in module.named_modules():
-        if isinstance(found, Table | TableShard):
-            yield name, found
+    """Yield every table of a module with its qualified name."""
+    for name, submodule in module.named_modules():
+        if isinstance(submodule, Table | TableShard):
+            yield name, submodule
 
 
 def bag_codes(bag: AnyBag) -> Tensor:
-    """All codes of a bag, flat; where it is filled up, 0."""
+    """Return all codes of a bag, flat (L,) int64; padding becomes 0."""
     return (bag.values if isinstance(bag, Bag) else bag.codes.flatten().clamp(min=0)).long()
 
 
-def _normal(rows: int, width: int, std: float) -> Iterator[tuple[slice, Tensor]]:
-    """The numbers that `Tensor.normal_` would put into (rows, width), some rows at a time.
+def _normal(rows: int, width: int, std: float, block: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the numbers that `Tensor.normal_` draws for (rows, width), about `block` at a time.
 
-    A CPU draws them in groups of 16, and of what is left over it draws the last 16 again: so all parts but the last are
-    whole groups, and the last is no smaller than one.
+    A CPU draws in groups of 16 and, for a remainder, draws the last 16 numbers again. Therefore every block but the
+    last is a whole number of groups, and the last has at least 16 rows.
     """
-    step = max(16, NORMAL_BLOCK // width // 16 * 16)
+    step = max(16, block // width // 16 * 16)
     first = 0
     while first < rows:
         last = first + step

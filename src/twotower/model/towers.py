@@ -1,4 +1,4 @@
-"""One tower: field embeddings -> SENet gate -> branches -> layers -> vector."""
+"""Tower: field embeddings -> SENet gate -> branches -> layers -> vector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from twotower.model.tables import AnyTable, Table, TableFactory
 
 
 class Tower(nn.Module):
-    """Inputs of U rows -> vectors (U, D), D the last layer's width, or the joined fields' without layers."""
+    """One tower of a two-tower model: inputs of U rows -> vectors (U, D).
+
+    v = norm(layers(concat(branch_1(x), …, augmented)) + R x), x the concatenated (or summed) fields after the gate;
+    every part but the fields is optional. D is the width of the last layer, or of x without layers (Huang et al. 2013,
+    DSSM; Covington et al. 2016).
+    """
 
     def __init__(
         self,
@@ -28,19 +33,20 @@ class Tower(nn.Module):
         std: float,
         unknown_rate: float,
         extra: int = 0,
-        make: TableFactory = Table,
+        make_table: TableFactory = Table,
     ) -> None:
-        """The last `extra` numbers of the last layer are biases, no part of the vector. `make` makes the tables."""
+        """The last `extra` outputs of the last layer are biases, not part of the vector. `make_table` creates the
+        tables."""
         super().__init__()
         fields = _select_fields(side_fields, config.fields)
         self.unknown_rate = unknown_rate
         self.weight_decay_scale = config.weight_decay_scale
         self.has_layers = bool(config.layers)
-        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history, make)
+        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history, make_table)
         if config.history != HistoryConfig() and not any(f.limit for f in fields):
             raise ConfigError(
-                "history is about sequences with pooling = 'transformer' or 'attention', and this tower reads none; "
-                "drop it, or change the pooling of a sequence"
+                "model.pairs: `history` applies to sequences with pooling = 'transformer' or 'attention', and this "
+                "tower reads none; remove `history`, or set the pooling of a sequence"
             )
         widths = self.embeddings.widths
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
@@ -50,7 +56,7 @@ class Tower(nn.Module):
         layers: list[nn.Module] = []
         if config.join == "sum":
             if len(set(widths)) > 1:
-                raise ConfigError(f"join = 'sum' needs fields of one width, found {sorted(set(widths))}")
+                raise ConfigError(f"join = 'sum' needs fields of one width, found the widths {sorted(set(widths))}")
             size = widths[0]
             self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(size))
             layers += norm_activation_dropout(size, *after)
@@ -63,7 +69,9 @@ class Tower(nn.Module):
         )
         if config.branches:
             size = sum(cast(TowerBranch, b).size for b in self.branches)
-        self.augmented = AugmentedVectors(side_fields, config.layers[-1] - extra, make) if config.augment else None
+        self.augmented = (
+            AugmentedVectors(side_fields, config.layers[-1] - extra, make_table) if config.augment else None
+        )
         if self.augmented is not None:
             size += self.augmented.width
         for i, w in enumerate(config.layers):
@@ -79,12 +87,12 @@ class Tower(nn.Module):
         self.size, self.extra = size, extra
 
     def gates(self, inputs: Inputs, other: FieldEmbeddings) -> dict[str, Tensor]:
-        """The SENet gates (U, F) of the rows, in the order of `field_names`, by the name of their section below the
-        tower: "senet", "branches.0.senet", …; empty without a gate."""
+        """Return the weights (U, F) of every SENet gate, in the order of `field_names`, by its section below the tower:
+        "senet", "branches.0.senet", …; empty without a gate."""
         fields = self._fields(inputs, other)
         found = {} if self.senet is None else {"senet": self.senet(fields)}
         if self.senet is not None:
-            fields = self.senet.weigh(fields)
+            fields = self.senet.reweight(fields)
         for number, branch in enumerate(self.branches):
             if (gate := cast(TowerBranch, branch).senet) is not None:
                 found[f"branches.{number}.senet"] = gate(fields)
@@ -95,21 +103,22 @@ class Tower(nn.Module):
         return [f.name for f in self.embeddings.fields]
 
     def _fields(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
-        """The fields side by side, normalised if asked: (U, sum of widths)."""
+        """Return the concatenated fields, normalised if `field_norm` is set: (U, sum of widths)."""
         fields: Tensor = self.embeddings(inputs, other, self.unknown_rate)
         return _normalize_pieces(fields, self.pieces) if self.pieces else fields
 
     def forward(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
+        """Return the vectors (U, D), followed by `extra` biases; `other` holds the embeddings that sequences share."""
         joined = self._fields(inputs, other)
         if self.senet is not None:
-            joined = self.senet.weigh(joined)
+            joined = self.senet.reweight(joined)
         if self.shift is not None:
             joined = joined.view(len(joined), len(self.field_names), len(self.shift)).sum(1) + self.shift
         joined = self.field_dropout(joined)
-        parts = [branch(joined) for branch in self.branches] or [joined]
+        outputs = [branch(joined) for branch in self.branches] or [joined]
         if self.augmented is not None:
-            parts.append(self.augmented(inputs, self.unknown_rate))
-        out: Tensor = self.layers(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+            outputs.append(self.augmented(inputs, self.unknown_rate))
+        out: Tensor = self.layers(torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0])
         if self.residual is not None:
             out = out + self.residual(joined)
         n = self.size - self.extra
@@ -121,28 +130,29 @@ class Tower(nn.Module):
 
 
 class AugmentedVectors(nn.Module):
-    """A vector per id of the side, trained to be like the other side's vectors of its positives (DAT, Yu et al. 2021,
-    section 3.2). Ids that training does not know read row 0.
+    """Augmented vector per id of a side: a table row trained towards the other side's vectors of the id's positives
+    (DAT, Yu et al. 2021, "A Dual Augmented Two-tower Model for Online Large-scale Recommendation", section 3.2,
+    adaptive-mimic mechanism). Unknown ids read row 0.
 
-    It begins at zero: an id without a positive says nothing.
+    Rows start at zero, so an id without a positive stays at zero.
     """
 
-    def __init__(self, side_fields: tuple[Field, ...], width: int, make: TableFactory = Table) -> None:
-        """Raises ConfigError if no field of the side tells its ids apart."""
+    def __init__(self, side_fields: tuple[Field, ...], width: int, make_table: TableFactory = Table) -> None:
+        """Raises ConfigError if no field of the side reads its id column without hashing."""
         super().__init__()
         lookups = [f for f in side_fields if f.kind == "lookup"]
         own = [number for number, f in enumerate(lookups) if f.identifies]
         if not own:
             raise ConfigError(
-                "augment = true keeps a vector for each id, and no categorical feature of this side reads its id column "
-                "without hash_buckets; add one to schema.features"
+                "augment = true needs a categorical feature over the id column of its side, without hash_buckets; "
+                "add one to schema.features"
             )
         self.column, self.width = own[0], width
-        self.table: AnyTable = make(lookups[own[0]].rows, width)
+        self.table: AnyTable = make_table(lookups[own[0]].rows, width)
         self.table.initialize(0)
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
-        """(U, D); in training a share `unknown_rate` of the rows reads row 0."""
+        """Return (U, D); in training a share `unknown_rate` of the rows reads row 0."""
         codes = inputs.lookup[:, self.column]
         if self.training and unknown_rate:
             codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
@@ -150,13 +160,13 @@ class AugmentedVectors(nn.Module):
         return out
 
     def codes(self, inputs: Inputs) -> Tensor:
-        """The rows of the table that may be read."""
+        """Return the table rows that `forward` may read."""
         codes = inputs.lookup[:, self.column]
         return torch.cat([codes, codes.new_tensor([UNKNOWN])])
 
 
 def _normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:
-    """Each piece of (U, sum of widths) shifted and scaled to mean 0 and variance 1; the layer after it learns the rest."""
+    """Normalise each piece of (U, sum of widths) to mean 0 and variance 1, without learned scale and shift."""
     if len(set(widths)) == 1:
         pieces = joined.view(len(joined), len(widths), widths[0])
         return nn.functional.layer_norm(pieces, (widths[0],)).flatten(1)

@@ -1,7 +1,7 @@
-"""User tower, item tower and their similarity.
+"""Two-tower model: user vectors, item vectors and their similarity.
 
-A user and an item become one vector each, and the logit of a pair is their plain dot product: temperature and
-biases are folded in, so that what is trained is what an index can search.
+The logit of a (user, item) pair is the dot product of their vectors: temperature and biases are folded into the
+vectors, so that an index searches exactly the trained score.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twotower.schema import SideName
 
 
 class _Normalize(torch.autograd.Function):
-    """Rows divided by their length, with the closed form of the gradient: (g - y (y . g)) / length."""
+    """Row normalisation y = x / |x| with the closed-form gradient (g - y (y . g)) / |x|."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -40,13 +40,13 @@ class _Normalize(torch.autograd.Function):
 
 
 def normalize(x: Tensor) -> Tensor:
-    """(U, D) -> rows of length 1; a row of zeros stays zero."""
+    """Scale the rows of (U, D) to length 1; a row of zeros stays zero."""
     out: Tensor = _Normalize.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 
 class TowerPair(nn.Module):
-    """A user tower and an item tower whose vectors are compared with each other."""
+    """A user tower and an item tower whose dot product is one term of the score."""
 
     def __init__(self, user: Tower, item: Tower) -> None:
         super().__init__()
@@ -54,19 +54,19 @@ class TowerPair(nn.Module):
 
 
 class FirstOrder(nn.Module):
-    """A number per code of every lookup field, summed: the linear part of a factorisation machine."""
+    """First-order term Σ_f w_f[code_f] over the lookup fields f (factorisation machine, Rendle 2010, equation 1)."""
 
     first_rows: Tensor
 
-    def __init__(self, fields: tuple[Field, ...], make: TableFactory = Table) -> None:
+    def __init__(self, fields: tuple[Field, ...], make_table: TableFactory = Table) -> None:
         super().__init__()
         rows = [f.rows for f in fields if f.kind == "lookup"]
         self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
-        self.table: AnyTable = make(max(1, sum(rows)), 1)
+        self.table: AnyTable = make_table(max(1, sum(rows)), 1)
         self.table.initialize(0)
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
-        """(U, 1)"""
+        """Return (U, 1); in training a share `unknown_rate` of the codes is replaced by the unknown code."""
         codes = inputs.lookup
         if self.training and unknown_rate:
             codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
@@ -74,22 +74,27 @@ class FirstOrder(nn.Module):
         return out
 
     def codes(self, inputs: Inputs) -> Tensor:
-        """The rows of the table that may be read."""
+        """Return the table rows that `forward` may read."""
         first_rows = self.first_rows.long()
         return torch.cat([(inputs.lookup + first_rows).flatten(), first_rows + UNKNOWN])
 
 
 class TwoTower(nn.Module):
-    """`user_vectors(inputs) @ item_vectors(inputs).T` are the logits of "this user likes this item"."""
+    """Two-tower model with logits `user_vectors(users) @ item_vectors(items).T` of "this user likes this item" (DSSM,
+    Huang et al. 2013; one or several pairs of towers, whose vectors are concatenated and whose scores therefore add
+    up).
+
+    With biases the vectors are [v / T, b_u + b, 1] and [w, 1, b_i], T the temperature.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         user_fields: tuple[Field, ...],
         item_fields: tuple[Field, ...],
-        make: TableFactory = Table,
+        make_table: TableFactory = Table,
     ) -> None:
-        """`make` makes the tables. Raises ConfigError if the two towers of a pair give vectors of different widths."""
+        """`make_table` creates the tables. Raises ConfigError if the vectors of a pair's two towers differ in width."""
         super().__init__()
         self.config = config
         self.pairs = nn.ModuleList()
@@ -97,14 +102,14 @@ class TwoTower(nn.Module):
         for number, pair in enumerate(config.pairs):
             user, item = (
                 Tower(
-                    # With biases a tower with layers gives one more number, its own bias.
+                    # With biases a tower with layers has one more output, its own bias.
                     c.model_copy(update={"layers": (*c.layers[:-1], c.layers[-1] + extra)}) if c.layers else c,
                     fields,
                     config.width,
                     config.embedding_std,
                     config.unknown_rate,
                     extra if c.layers else 0,
-                    make,
+                    make_table,
                 )
                 for c, fields in ((pair.user, user_fields), (pair.item, item_fields))
             )
@@ -118,7 +123,7 @@ class TwoTower(nn.Module):
             item.embeddings.check_shares(user.embeddings)
             self.pairs.append(TowerPair(user, item))
         if config.bias:
-            self.user_bias, self.item_bias = FirstOrder(user_fields, make), FirstOrder(item_fields, make)
+            self.user_bias, self.item_bias = FirstOrder(user_fields, make_table), FirstOrder(item_fields, make_table)
             self.global_bias = nn.Parameter(torch.zeros(()))
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)),
@@ -126,7 +131,8 @@ class TwoTower(nn.Module):
         )
 
     def codes(self, users: Inputs | None, items: Inputs | None) -> Iterator[tuple[AnyTable, Tensor]]:
-        """All rows of tables that may be read for the vectors of these rows, a table perhaps several times."""
+        """Yield (table, rows) for every table row that the vectors of these inputs may read; a table may occur
+        repeatedly."""
         for side, own, theirs in (("user", users, items), ("item", items, users)):
             for tower, other in self.towers(cast(SideName, side)):
                 yield from tower.embeddings.codes(own, theirs, other.embeddings)
@@ -137,21 +143,22 @@ class TwoTower(nn.Module):
                 yield bias.table, bias.codes(own)
 
     def towers(self, side: SideName) -> list[tuple[Tower, Tower]]:
-        """Per pair the tower of `side` and the other side's."""
+        """Return for each pair the tower of `side` and that of the other side."""
         pairs = [cast(TowerPair, pair) for pair in self.pairs]
-        return [(b.user, b.item) if side == "user" else (b.item, b.user) for b in pairs]
+        return [(p.user, p.item) if side == "user" else (p.item, p.user) for p in pairs]
 
     @property
     def metric(self) -> Literal["cosine", "dot"]:
-        """What an index over the item vectors must rank by."""
+        """Metric by which an index over the item vectors ranks."""
         return self.config.metric
 
     @property
     def temperature(self) -> Tensor:
+        """Temperature T > 0 (scalar): logits are cosines divided by T."""
         return self.log_temperature.exp()
 
     def user_vectors(self, inputs: Inputs) -> Tensor:
-        """(U, D) float32; with biases D counts two more: [vector / temperature, bias, 1]."""
+        """Return (U, D) float32: v / T, with biases [v / T, b_u + b, 1]."""
         vectors, bias = self._side(inputs, "user")
         vectors = vectors / self.temperature
         if bias is None:
@@ -159,32 +166,33 @@ class TwoTower(nn.Module):
         return torch.cat([vectors, bias + self.global_bias, torch.ones_like(bias)], 1)
 
     def item_vectors(self, inputs: Inputs) -> Tensor:
-        """(I, D) float32; with biases [vector, 1, bias]."""
+        """Return (I, D) float32: w, with biases [w, 1, b_i]."""
         vectors, bias = self._side(inputs, "item")
         if bias is None:
             return vectors
         return torch.cat([vectors, torch.ones_like(bias), bias], 1)
 
     def forward(self, users: Inputs, items: Inputs, user: Tensor, item: Tensor) -> Tensor:
-        """Logits (B,) of the pairs (user[b], item[b]), indices into the U users and I items."""
+        """Return the logits (B,) of the pairs (user[b], item[b]), indices into the U users and I items."""
         u, v = self.user_vectors(users), self.item_vectors(items)
         return (u.index_select(0, user) * v.index_select(0, item)).sum(1)
 
     def augmented(self, side: SideName, inputs: Inputs, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per tower of `side` with augmented vectors: those of the rows (U, D), and what its pair's other tower gave in
-        the other side's `vectors` (V, …), of length one if the similarity is the cosine: (V, D), without gradient."""
+        """Return for each tower of `side` with augmented vectors those of the rows (U, D), and the part (V, D) of the
+        other side's `vectors` (V, …) that its pair produced: detached, before temperature, of length 1 with a cosine.
+        """
         found, first = [], 0
         for tower, _ in self.towers(side):
             width = tower.size - (1 if self.config.bias and tower.has_layers else 0)
             if tower.augmented is not None:
-                theirs = vectors[:, first : first + width].detach()
+                targets = vectors[:, first : first + width].detach()
                 scale = self.temperature.detach() if side == "item" else 1.0  # undoes that of `user_vectors`
-                found.append((tower.augmented(inputs, tower.unknown_rate), theirs * scale))
+                found.append((tower.augmented(inputs, tower.unknown_rate), targets * scale))
             first += width
         return found
 
     def _side(self, inputs: Inputs, side: SideName) -> tuple[Tensor, Tensor | None]:
-        """The pairs' vectors side by side (U, D), and the summed bias (U, 1)."""
+        """Return the concatenated vectors of the pairs (U, D), and the sum of the biases (U, 1) or None."""
         vectors, bias = [], None
         if self.config.bias:
             bias = (self.user_bias if side == "user" else self.item_bias)(inputs, self.config.unknown_rate)
