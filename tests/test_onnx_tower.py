@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return twotower.fit((users, items, actions.head(900)), CHECKERBOARD_SCHEMA, settings(), folder=folder)
 
 
+@pytest.fixture(scope="module")
+def published(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("published") / "store"
+    api.publish(run, store)
+    return store
+
+
 @pytest.fixture
-def store(run: Run, tmp_path: Path) -> Path:
-    api.publish(run, tmp_path / "store")
+def store(published: Path, tmp_path: Path) -> Path:
+    """A copy of a store with one bundle."""
+    shutil.copytree(published, tmp_path / "store")
     return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The errors of all towers that hold something foreign, by the name of the change, from one child process.
+
+    Its folder holds a file of numbers that nobody shall read.
+    """
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / hostile_towers.SECRET).write_bytes(np.full(100, 7.0, np.float32).tobytes())
+    paths = [Path(f"{called(change)}.onnx") for change in (*hostile_towers.PLACES, *hostile_towers.FOREIGN)]
+    for path, change in zip(paths, (*hostile_towers.PLACES, *hostile_towers.FOREIGN), strict=True):
+        (folder / path).write_bytes(change(hostile_towers.plain()).SerializeToString())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        results = limited_process.run_limited(onnx_tower.INSPECT_FUNCTION, paths, timeout=120, memory=1 << 30)
+    return {path.stem: result.error for path, result in results.items()}
 
 
 def test_a_tower_gives_its_vectors(beside: Path) -> None:
@@ -65,16 +92,23 @@ def test_a_tower_gives_its_vectors(beside: Path) -> None:
 
 
 @pytest.mark.parametrize("change", hostile_towers.PLACES, ids=called)
-def test_fault_G1_numbers_of_another_file_are_refused_wherever_they_stand(change: Change, beside: Path) -> None:
-    (beside / "tower.onnx").write_bytes(change(hostile_towers.plain()).SerializeToString())
-    with pytest.raises(RunError, match=r"^tower.onnx: not a tower: .*publish the model again$"):
-        OnnxTower("tower.onnx")
+def test_fault_G1_numbers_of_another_file_are_refused_wherever_they_stand(
+    change: Change, refusals: dict[str, str]
+) -> None:
+    assert re.fullmatch(r"not a tower: .*publish the model again", refusals[called(change)])
 
 
 @pytest.mark.parametrize("change", hostile_towers.FOREIGN, ids=called)
-def test_fault_G1_what_no_tower_holds_is_refused(change: Change) -> None:
-    with pytest.raises(RunError, match=r"^tower: not a tower: .*publish the model again$"):
-        OnnxTower(change(hostile_towers.plain()).SerializeToString())
+def test_fault_G1_what_no_tower_holds_is_refused(change: Change, refusals: dict[str, str]) -> None:
+    assert re.fullmatch(r"not a tower: .*publish the model again", refusals[called(change)])
+
+
+def test_fault_G1_a_foreign_tower_is_refused_as_a_file_and_as_bytes(beside: Path) -> None:
+    data = hostile_towers.initialiser(hostile_towers.plain()).SerializeToString()
+    (beside / "tower.onnx").write_bytes(data)
+    for source, name in ((data, "tower"), ("tower.onnx", "tower.onnx")):
+        with pytest.raises(RunError, match=rf"^{name}: not a tower: .*publish the model again$"):
+            OnnxTower(source)
 
 
 def test_fault_G1_a_file_is_read_as_what_was_looked_at() -> None:
@@ -107,7 +141,7 @@ def test_fault_G2_a_tower_that_never_ends_is_refused() -> None:
     with pytest.raises(RunError, match=r"^tower: loading it takes more than \d+(\.\d+)? seconds$"):
         OnnxTower(
             hostile_towers.years(hostile_towers.plain()).SerializeToString(),
-            limits=InspectionLimits(cpu_seconds=1.0),
+            limits=InspectionLimits(cpu_seconds=0.3),
         )
 
 

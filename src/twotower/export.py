@@ -549,7 +549,8 @@ def export_tower(
     """
     data = build(model, side, fields, digest)
     trust_tower(data, str(path))
-    difference = max(parity(data, model, side, s, fields) for s in (_random_side(fields), rows) if s is not None)
+    tower = OnnxTower(data)
+    difference = max(parity(tower, model, side, s, fields) for s in (_random_side(fields), rows) if s is not None)
     if not difference <= MAX_DIFFERENCE:
         raise RunError(
             f"{path}: the exported {side} tower differs from the model by {difference:.1e} of the largest number in "
@@ -560,15 +561,12 @@ def export_tower(
     return difference
 
 
-def parity(
-    path: Path | str | bytes, model: TwoTower, side: SideName, dataset_side: Side, fields: tuple[Field, ...]
-) -> float:
+def parity(tower: OnnxTower, model: TwoTower, side: SideName, dataset_side: Side, fields: tuple[Field, ...]) -> float:
     """Return the largest difference between exported tower and model, relative to the largest number in the vectors.
 
     Up to 512 rows of `dataset_side` are compared, among them those with the shortest and the longest bags. Infinity if
     shapes differ or a difference is not finite.
     """
-    tower = OnnxTower(path)
     tensors = SideTensors(dataset_side, fields, model.log_temperature.device)
     largest, scale = 0.0, 0.0
     rows = _parity_rows(dataset_side, fields)
