@@ -23,6 +23,7 @@ from twotower.data import prepare
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
+from twotower.data.prepare import PrepareSizes
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.encoders import Ragged
@@ -69,12 +70,8 @@ def shards(folder: Path, schema: Schema, *frames: pl.DataFrame | None, n: int = 
     return DataConfig(**named)
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small worlds have several pieces and buckets."""
-    monkeypatch.setattr(prepare, "PIECE", 101)
-    monkeypatch.setattr(prepare, "BUCKET", 150)
-    monkeypatch.setattr(prepare, "ROWS", 17)
+SMALL = PrepareSizes(block_rows=101, bucket_rows=150, side_block_rows=17)
+"""Small worlds have several blocks and buckets."""
 
 
 def rows(data: Dataset) -> list[tuple[Any, ...]]:
@@ -90,12 +87,12 @@ def lists(column: Ragged) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path, small: None, kind: str, messages: list[str]
+def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path, kind: str, messages: list[str]
 ) -> None:
     frames = tables()
     memory = build_dataset(check(*frames, SCHEMA), SCHEMA, SPLITS[kind])
     data = shards(tmp_path / "in", SCHEMA, *frames)
-    prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / "out")
+    prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / "out", SMALL)
     disk = MemmapDataset.open(tmp_path / "out")
     assert any("90 rows repeated a pair" in line for line in messages)
     assert disk.encoders.to_json() == memory.encoders.to_json()
@@ -141,7 +138,7 @@ def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path
     data = shards(tmp_path / "in", SCHEMA, users, items, actions)
     users.write_csv(tmp_path / "users.csv")
     data = data.model_copy(update={"users": str(tmp_path / "users.csv")})
-    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     disk = MemmapDataset.open(tmp_path / "out")
     assert disk.users.frame["city"].to_list() == zips.to_list()
     assert (
@@ -150,13 +147,12 @@ def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path
     )
 
 
-def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path, small: None) -> None:
+def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path) -> None:
     _, _, actions = checkerboard()
     config = SplitConfig(kind="last")
     memory = build_dataset(check(None, None, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, config)
     prepare.write_prepared(
-        shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions), CHECKERBOARD_SCHEMA, config, tmp_path / "out"
-    )
+        shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions), CHECKERBOARD_SCHEMA, config, tmp_path / "out", SMALL)
     disk = MemmapDataset.open(tmp_path / "out")
     assert rows(disk) == rows(memory)
     assert disk.users.ids.equals(memory.users.ids)
@@ -175,7 +171,7 @@ def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path, s
     ],
 )
 def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
-    tmp_path: Path, small: None, sections: dict[str, Any]
+    tmp_path: Path, sections: dict[str, Any]
 ) -> None:
     schema = SCHEMA
     earlier = "history_scope" in sections.get("train", {})
@@ -184,7 +180,7 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
     else:
         keep = tuple(f for f in SCHEMA.features if f.name != "disliked")  # a bound does not
         schema = SCHEMA.model_copy(update={"features": keep})
-    prepare.write_prepared(shards(tmp_path / "in", schema, *tables()), schema, SPLITS["time"], tmp_path / "out")
+    prepare.write_prepared(shards(tmp_path / "in", schema, *tables()), schema, SPLITS["time"], tmp_path / "out", SMALL)
     config = settings(split=SPLITS["time"].model_dump(), data={"prepared": str(tmp_path / "out")}, **sections)
     given, schema = api.read(config, None)
     run = api.fit(given, schema, config, folder=tmp_path / "run")
@@ -206,8 +202,8 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
     assert retriever.history(user, 3)
 
 
-def test_moments_are_found_by_search_as_by_a_table(tmp_path: Path, small: None) -> None:
-    prepare.write_prepared(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, SPLITS["last"], tmp_path / "out")
+def test_moments_are_found_by_search_as_by_a_table(tmp_path: Path) -> None:
+    prepare.write_prepared(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     disk = MemmapDataset.open(tmp_path / "out")
     fields = disk.encoders.fields("user")
     by_search = SideTensors(disk.users, fields, timeline=disk.timeline, by_user=True)
@@ -220,18 +216,18 @@ def test_moments_are_found_by_search_as_by_a_table(tmp_path: Path, small: None) 
         assert np.array_equal(np.sort(a.of(numbers)), np.sort(b.of(numbers)))
 
 
-def test_other_settings_are_refused(tmp_path: Path, small: None) -> None:
+def test_other_settings_are_refused(tmp_path: Path) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     with pytest.raises(ConfigError, match="'random' draws from all rows at once; to prepare, set 'last' or 'time'"):
-        prepare.write_prepared(data, SCHEMA, SplitConfig(), tmp_path / "out")
+        prepare.write_prepared(data, SCHEMA, SplitConfig(), tmp_path / "out", SMALL)
     with pytest.raises(ConfigError, match="'fans': sequences of items' users cannot be prepared; drop it"):
-        prepare.write_prepared(data, EVERYTHING_SCHEMA, SPLITS["last"], tmp_path / "out")
+        prepare.write_prepared(data, EVERYTHING_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(ConfigError, match="not empty and not a prepared dataset"):
-        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "mine")
-    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "mine", SMALL)
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     config = Config(data=DataConfig(prepared=str(tmp_path / "out")), split=SplitConfig(kind="time"))
     with pytest.raises(ConfigError, match=r"was prepared with another \[split\] \(kind\)"):
         api.read(config, None)
@@ -259,31 +255,31 @@ def test_other_settings_are_refused(tmp_path: Path, small: None) -> None:
     ],
 )
 def test_bad_tables_end_with_one_line_and_leave_nothing(
-    tmp_path: Path, small: None, change: Any, expected: str
+    tmp_path: Path, change: Any, expected: str
 ) -> None:
     users, items, actions = tables()
     data = shards(tmp_path / "in", SCHEMA, users, items, actions)
     for path in (tmp_path / "in" / "interactions").glob("*.parquet"):
         change(pl.read_parquet(path)).write_parquet(path)
     with pytest.raises(DataError, match=expected):
-        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
 
-def test_fault_C9_a_truncated_shard_is_named(tmp_path: Path, small: None) -> None:
+def test_fault_C9_a_truncated_shard_is_named(tmp_path: Path) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     path = tmp_path / "in" / "interactions" / "part-2.parquet"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"part-2.parquet: cannot be read as parquet .*is the file complete"):
-        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out")
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
 
 
 def prepared(folder: Path, schema: Schema, split: str, *frames: pl.DataFrame | None) -> MemmapDataset:
     data = shards(folder / "in", schema, *frames)
-    return prepare.write_prepared(data, schema, SPLITS[split], folder / "out")
+    return prepare.write_prepared(data, schema, SPLITS[split], folder / "out", SMALL)
 
 
-def test_an_order_that_cannot_be_compared_from_shard_to_shard_is_refused(tmp_path: Path, small: None) -> None:
+def test_an_order_that_cannot_be_compared_from_shard_to_shard_is_refused(tmp_path: Path) -> None:
     _, _, actions = checkerboard()
     for n, (change, expected) in enumerate(
         (
@@ -295,10 +291,10 @@ def test_an_order_that_cannot_be_compared_from_shard_to_shard_is_refused(tmp_pat
         path = tmp_path / str(n) / "interactions" / "part-2.parquet"
         pl.read_parquet(path).with_columns(at=change).write_parquet(path)
         with pytest.raises(DataError, match=expected):
-            prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out")
+            prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
 
 
-def test_ids_from_2_to_the_63_on_are_those_of_memory(tmp_path: Path, small: None) -> None:
+def test_ids_from_2_to_the_63_on_are_those_of_memory(tmp_path: Path) -> None:
     users, _, actions = checkerboard()
     big = pl.col("user_id").cast(pl.UInt64) + pl.when(pl.col("user_id") > 30).then(2**63).otherwise(0)
     users, actions = users.with_columns(user_id=big), actions.with_columns(user_id=big).sort("user_id")
@@ -310,19 +306,19 @@ def test_ids_from_2_to_the_63_on_are_those_of_memory(tmp_path: Path, small: None
 
 
 @pytest.mark.parametrize("base", [10**18, 2**63], ids=["19 digits", "beyond Int64"])
-def test_fault_G10_long_ids_of_a_csv_are_those_of_parquet(tmp_path: Path, small: None, base: int) -> None:
+def test_fault_G10_long_ids_of_a_csv_are_those_of_parquet(tmp_path: Path, base: int) -> None:
     actions = checkerboard()[2].with_columns(pl.col("user_id").cast(pl.UInt64) + base)
     actions = actions.with_columns(pl.col("user_id").cast(pl.Int64 if base < 2**63 else pl.UInt64))
     data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
     actions.select(pl.col("user_id").unique().sort()).write_csv(tmp_path / "users.csv")
     data = data.model_copy(update={"users": str(tmp_path / "users.csv")})
-    disk = prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out")
+    disk = prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     memory = check(tmp_path / "users.csv", None, actions, CHECKERBOARD_SCHEMA)
     assert rows(disk) == rows(build_dataset(memory, CHECKERBOARD_SCHEMA, SPLITS["last"]))
 
 
 def test_buckets_are_of_one_size_where_few_users_have_most_interactions(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
     user = np.minimum((rng.pareto(0.5, 3000)).astype(int), 400)
@@ -340,7 +336,7 @@ def test_buckets_are_of_one_size_where_few_users_have_most_interactions(
     assert max(sizes) <= 150 + np.bincount(user).max()
 
 
-def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path: Path, small: None) -> None:
+def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path: Path) -> None:
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
     )
@@ -350,7 +346,7 @@ def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path: Path, s
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_a_training_reads_its_own_files_whatever_becomes_of_the_prepared_ones(tmp_path: Path, small: None) -> None:
+def test_a_training_reads_its_own_files_whatever_becomes_of_the_prepared_ones(tmp_path: Path) -> None:
     prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
     config = settings(split={"kind": "last"}, data={"prepared": str(tmp_path / "out")})
     given, schema = api.read(config, None)
@@ -376,7 +372,7 @@ from pathlib import Path
 import numpy as np, polars as pl, torch
 torch.set_num_threads(1)
 from twotower.config import load_config
-from twotower.data import preparation
+from twotower.data.prepare import PrepareSizes, write_prepared
 from twotower.data.memmap import MemmapDataset
 from twotower.train.trainer import Trainer
 
@@ -385,7 +381,7 @@ def held():
 
 schema, config = load_config(Path(sys.argv[1]))
 n = int(sys.argv[2])
-preparation.PIECE, preparation.BUCKET = 2**16, 2**17
+sizes = PrepareSizes(block_rows=2**16, bucket_rows=2**17)
 most = [0.0]
 class Meter(logging.Handler):
     def emit(self, record):
@@ -393,7 +389,7 @@ class Meter(logging.Handler):
 logging.getLogger("twotower").addHandler(Meter())
 logging.getLogger("twotower").setLevel(logging.INFO)
 before = held()
-prepare.write_prepared(config.data, schema, config.split, Path(sys.argv[3]))
+write_prepared(config.data, schema, config.split, Path(sys.argv[3]), sizes)
 most[0] = max(most[0], held())
 trainer = Trainer(MemmapDataset.open(sys.argv[3]), config)
 epoch = trainer.objective.sampler.epoch(0)
@@ -448,18 +444,18 @@ def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded
         assert many[stage] < few[stage] * 1.2 + 60, found
 
 
-def test_a_prepared_folder_that_holds_something_else_is_not_replaced(tmp_path: Path, small: None) -> None:
+def test_a_prepared_folder_that_holds_something_else_is_not_replaced(tmp_path: Path) -> None:
     data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, checkerboard()[2])
-    prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out")
+    prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     out = tmp_path / "out"
     (out / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"it holds notes\.txt"):
-        prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], out)
+        prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], out, SMALL)
     assert (out / "notes.txt").read_text() == "mine"
     assert len(MemmapDataset.open(out).pairs.user)
 
 
-def test_fault_G8_a_dataset_whose_place_another_takes_is_not_mixed_with_it(tmp_path: Path, small: None) -> None:
+def test_fault_G8_a_dataset_whose_place_another_takes_is_not_mixed_with_it(tmp_path: Path) -> None:
     """Arrays that are read late, and files that get another name, are of the dataset that was opened."""
     config = settings(split={"kind": "last"})
     first = checkerboard()[2]
@@ -476,14 +472,14 @@ def test_fault_G8_a_dataset_whose_place_another_takes_is_not_mixed_with_it(tmp_p
     api.publish(twotower.load(tmp_path / "run"), tmp_path / "store")
 
     prepare.write_prepared(shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, other), CHECKERBOARD_SCHEMA,
-                        SPLITS["last"], one.folder)  # fmt: skip
+                        SPLITS["last"], one.folder, SMALL)  # fmt: skip
     with pytest.raises(RunError, match="another dataset has taken its place; open it anew"):
         api.fit(one, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late")
     again = api.fit(MemmapDataset.open(one.folder), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late", resume=True)
     assert again.dataset.digest == two.digest
 
 
-def test_a_run_on_prepared_data_goes_on_without_them(tmp_path: Path, small: None) -> None:
+def test_a_run_on_prepared_data_goes_on_without_them(tmp_path: Path) -> None:
     prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
     config = settings(split={"kind": "last"}, data={"prepared": str(tmp_path / "out")}, train={"epochs": 2})
     given, schema = api.read(config, None)
@@ -497,7 +493,7 @@ def test_a_run_on_prepared_data_goes_on_without_them(tmp_path: Path, small: None
 
 
 @pytest.mark.parametrize("gone", ["schema", "rows", "columns", "ends", "split", "digest"])
-def test_facts_that_lack_something_are_a_run_error(tmp_path: Path, small: None, gone: str) -> None:
+def test_facts_that_lack_something_are_a_run_error(tmp_path: Path, gone: str) -> None:
     prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
     facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
     del facts[gone]
@@ -506,7 +502,7 @@ def test_facts_that_lack_something_are_a_run_error(tmp_path: Path, small: None, 
         MemmapDataset.open(tmp_path / "out")
 
 
-def test_a_schema_of_another_version_is_a_run_error_of_one_line(tmp_path: Path, small: None) -> None:
+def test_a_schema_of_another_version_is_a_run_error_of_one_line(tmp_path: Path) -> None:
     prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
     facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
     facts["schema"]["features"][0]["kind"] = "of tomorrow"
@@ -516,7 +512,7 @@ def test_a_schema_of_another_version_is_a_run_error_of_one_line(tmp_path: Path, 
     assert "\n" not in str(raised.value)
 
 
-def test_a_preparation_of_another_host_is_left_alone(tmp_path: Path, small: None) -> None:
+def test_a_preparation_of_another_host_is_left_alone(tmp_path: Path) -> None:
     held = tmp_path / ".out.4194303.tmp" / "work"  # no process of this host has this number
     held.mkdir(parents=True)
     code = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
@@ -534,7 +530,7 @@ def test_a_preparation_of_another_host_is_left_alone(tmp_path: Path, small: None
 
 
 def test_of_a_sides_parquet_only_named_columns_are_read(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
     check_side = prepare.check_side

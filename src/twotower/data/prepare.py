@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,20 +48,26 @@ from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 
 log = logging.getLogger(__name__)
 
-PIECE = 2**21
-"""Interactions that are read at once."""
-BUCKET = 2**23
-"""Interactions of a bucket, about."""
-ROWS = 2**18
-"""Rows of a side that are encoded at once."""
 LOCK_FILE = "lock"
-"""Of the working folder: held while it is worked in."""
-MOST = 2**31 - 1
-"""Interactions are numbered by 32 bits."""
+"""Lock of the working folder. Held until the dataset is whole."""
+MAX_INTERACTIONS = 2**31 - 1
+"""Largest number of interactions of a prepared dataset, whose rows have 32-bit indices."""
+
+
+@dataclass(frozen=True)
+class PrepareSizes:
+    """Rows that `write_prepared` holds in memory at a time."""
+
+    block_rows: int = 2**21
+    """Interactions read at once."""
+    bucket_rows: int = 2**23
+    """Interactions of a bucket of users, about."""
+    side_block_rows: int = 2**18
+    """Users or items encoded at once."""
 
 
 def write_prepared(
-    data: DataConfig, schema: Schema, split: SplitConfig, out: Path
+    data: DataConfig, schema: Schema, split: SplitConfig, out: Path, sizes: PrepareSizes | None = None
 ) -> MemmapDataset:
     """Prepare the tables that `data` names, files, folders of shards or patterns, into the new folder `out`.
 
@@ -76,7 +83,7 @@ def write_prepared(
         (folder / "arrays").mkdir()
         (folder / "work").mkdir()
         with files.lock(folder / "work" / LOCK_FILE):
-            _Preparation(data, schema, split, folder).run()
+            _Preparation(data, schema, split, folder, sizes or PrepareSizes()).run()
         for path in (folder / "work").iterdir():
             path.unlink()
         (folder / "work").rmdir()
@@ -114,9 +121,9 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
 
 class _Preparation:
     def __init__(
-        self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path
+        self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path, sizes: PrepareSizes
     ) -> None:
-        self.data, self.schema, self.split, self.folder = data, schema, split, folder
+        self.data, self.schema, self.split, self.folder, self.sizes = data, schema, split, folder, sizes
         self.files = table_files(data.interactions, (".parquet", ".pq"))
         self.averaged = sorted({_averaged_column(f, schema) for f in schema.features if _is_mean(f)})
         self.sums = {a: f"of.{a}" for a in self.averaged}  # names of their own in a record
@@ -176,16 +183,16 @@ class _Preparation:
     # ---- reading
 
     def _pieces(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
-        """The interactions' columns that are read, or some of them, PIECE rows at a time."""
+        """The interactions' columns that are read, or some of them, `sizes.block_rows` at a time."""
         empty = True
         for path in self.files:
             with _parquet_errors(path):
                 table = pl.scan_parquet(path, glob=False)
                 need(pl.DataFrame(schema=table.collect_schema()), self.columns, "interactions", self.schema)
-            for start in range(0, _row_count(path), PIECE):
+            for start in range(0, _row_count(path), self.sizes.block_rows):
                 empty = False
                 with _parquet_errors(path):
-                    piece = table.select(columns or self.columns).slice(start, PIECE).collect()
+                    piece = table.select(columns or self.columns).slice(start, self.sizes.block_rows).collect()
                 yield piece
         if empty:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
@@ -217,11 +224,11 @@ class _Preparation:
         schema, rows = self.schema, 0
         ids = {side: _row_numbers(frames[side], schema.id_column(side)) for side in SIDES}
         total = sum(map(_row_count, self.files))
-        if total > MOST:
+        if total > MAX_INTERACTIONS:
             raise DataError(
-                f"interactions: {total:,} rows, at most {MOST:,} can be prepared in one folder; cut the time"
+                f"interactions: {total:,} rows, at most {MAX_INTERACTIONS:,} can be prepared in one folder; cut the time"
             )
-        count = max(1, -(-total // BUCKET))
+        count = max(1, -(-total // self.sizes.bucket_rows))
         dtype, positives = self._dtype(), 0
         last = self._last_users(frames["user"], ids["user"], total, count)
         paths = [self.folder / "work" / f"{b:05d}.bin" for b in range(count)]
@@ -373,8 +380,8 @@ class _Preparation:
         """Write the encoded columns of a side; the names of all its features, in order."""
         features = list(self.schema.side(side))
         with ArrayWriter(self.folder / "arrays", frame.height) as arrays_out:
-            for start in range(0, frame.height, ROWS):
-                some = frame.slice(start, ROWS)
+            for start in range(0, frame.height, self.sizes.side_block_rows):
+                some = frame.slice(start, self.sizes.side_block_rows)
                 rows = np.arange(start, start + some.height)
                 for i, f in enumerate(features):
                     if isinstance(f, Sequence):
