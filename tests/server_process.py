@@ -1,4 +1,4 @@
-"""`twotower serve` in a process of its own, for tests that ask it over HTTP."""
+"""`twotower serve` in a process of its own, for tests over HTTP, and the reading of replies."""
 
 from __future__ import annotations
 
@@ -7,33 +7,22 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import preloaded
-from worlds import EVERYTHING_SCHEMA, everything, settings
 
-import twotower
-from twotower.data.tables import check
-
-
-def publish_two(folder: Path) -> Path:
-    """A store with two bundles of a small model that reads every kind of feature."""
-    tables = check(*everything(), EVERYTHING_SCHEMA)
-    for epochs in (1, 2):
-        config = settings(train={"epochs": epochs, "batch_size": 256})
-        run = twotower.fit(tables, EVERYTHING_SCHEMA, config, folder=folder / f"run{epochs}")
-        twotower.publish(run, folder / "store")
-    return folder / "store"
+Start = Callable[..., "Served"]
 
 
 @contextlib.contextmanager
-def serving(store: Path) -> Iterator[Any]:
-    """Starts services, and stops them at the end."""
+def serving(store: Path) -> Iterator[Start]:
+    """Yield a function that starts services; they are stopped at the end."""
     started: list[Served] = []
 
     def start(*flags: str, store: Path = store, **more: Any) -> Served:
@@ -56,15 +45,25 @@ class Served:
         group: bool = False,
         code: str = "",
         limits: dict[int, tuple[int, int]] | None = None,
+        preload: bool = True,
     ) -> None:
-        """`group`: it leads a group of processes; `code` is run in place of the command line; `limits` are its resource limits."""
+        """Start the service, and wait until it listens.
+
+        `group`: it leads a process group. `code` runs in place of the command line. `limits` are its resource limits.
+        Without `preload` the interpreter starts anew, for tests of what it imports."""
         what = ["-c", code] if code else ["-m", "twotower"]
         # A pipe that nobody reads would stop the service.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = preloaded.start(
-            *what, "serve", "--store", store, "--port", "0", *flags, stdout=preloaded.PIPE, stderr=self.log,
-            start_new_session=group, limits=limits,
-        )  # fmt: skip
+        arguments = [*what, "serve", "--store", str(store), "--port", "0", *flags]
+        self.process: preloaded.Process | subprocess.Popen[str]
+        if preload:
+            self.process = preloaded.start(
+                *arguments, stdout=preloaded.PIPE, stderr=self.log, start_new_session=group, limits=limits
+            )
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=self.log, text=True
+            )
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline()
         found = re.search(r"on (http://\S+)", self.said)
@@ -74,7 +73,7 @@ class Served:
         self.port = int(self.url.rpartition(":")[2])
 
     def wait(self, seconds: float = 30) -> Served:
-        """Until it is ready."""
+        """Wait until it is ready."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             try:
@@ -90,11 +89,11 @@ class Served:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30, source_address=(whence, 0))
 
     def resident(self) -> int:
-        """Bytes of memory."""
+        """Return its resident memory in bytes."""
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * 4096
 
     def workers(self) -> list[int]:
-        """Processes that this one started, without Python's own helper."""
+        """Return the ids of its worker processes."""
         found = []
         for path in Path("/proc").glob("[0-9]*/status"):
             try:
@@ -106,7 +105,7 @@ class Served:
         return found
 
     def end(self, sig: int = signal.SIGTERM) -> tuple[int, str]:
-        """The exit code and the log."""
+        """Send a signal, wait for the end, and return the exit code and the log."""
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:

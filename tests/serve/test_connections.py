@@ -8,17 +8,17 @@ import json
 import os
 import re
 import resource
+import shutil
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import orjson
 import pytest
-from server_process import Served, publish_two, serving
+from server_process import Served, Start, serving
 
 from twotower.serve import api_keys
 from twotower.store import Store
@@ -29,34 +29,49 @@ POST = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: applica
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(two_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two bundles."""
-    return publish_two(tmp_path_factory.mktemp("connections"))
+    return Path(shutil.copytree(two_bundles, tmp_path_factory.mktemp("connections") / "store"))
 
 
 @pytest.fixture
-def serve(published: Path) -> Iterator[Any]:
-    """Starts services and stops them at the end."""
+def serve(published: Path) -> Iterator[Start]:
+    """A function that starts services, which are stopped at the end of the test."""
     with serving(published) as start:
         yield start
 
 
 @pytest.fixture(scope="module")
 def quick(published: Path) -> Iterator[Served]:
-    """A service that waits for nobody for long."""
+    """A service with short timeouts."""
     with serving(published) as start:
         yield start(*SHORT, "--max-body", "100000", "--max-batch", "5000").wait()
 
 
 @pytest.fixture(scope="module")
 def usual(published: Path) -> Iterator[Served]:
-    """A service as it is without flags."""
+    """A service with default settings."""
     with serving(published) as start:
         yield start("--no-access-log").wait()
 
 
+@pytest.fixture(scope="module")
+def refusing(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, bytes]]:
+    """A service with short timeouts that refuses requests without a key, and as overloaded those with its key."""
+    key, lines = api_keys.make_key("shop", False)
+    file = tmp_path_factory.mktemp("keys") / "keys.toml"
+    file.write_text(lines)
+    overloaded = (
+        "from twotower.serve.admission import AdmissionController\n"
+        "AdmissionController.overloaded = lambda self, client, *weight: client == 'shop'\n"
+        "import sys\nfrom twotower import cli\nsys.argv[0] = 'twotower'\ncli.main()"
+    )
+    with serving(published) as start:
+        yield start(*SHORT, "--keys", str(file), code=overloaded).wait(), key.encode()
+
+
 def reply(s: socket.socket, head: bool = False) -> tuple[int, dict[str, str], bytes]:
-    """The next reply of a connection: status, headers and body, which a reply to HEAD has not."""
+    """Receive the next reply of a connection: status, headers and body, which a reply to HEAD does not have."""
     got = b""
     while b"\r\n\r\n" not in got:
         more = s.recv(1)
@@ -73,7 +88,7 @@ def reply(s: socket.socket, head: bool = False) -> tuple[int, dict[str, str], by
 
 
 def drip(s: socket.socket, piece: bytes, seconds: float = 10) -> float:
-    """Send a piece again and again; the seconds until the server closes, or all of them."""
+    """Send a piece again and again; return the seconds until the server closes, at most `seconds`."""
     s.settimeout(0.1)
     started = time.monotonic()
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
@@ -106,18 +121,13 @@ def test_fault_G3_line_breaks_after_a_reply_do_not_keep_a_connection(quick: Serv
     ],
 )
 def test_fault_G3_a_body_in_drips_after_its_refusal_has_an_end(
-    quick: Served, serve: Any, tmp_path: Path, status: int, head: bytes
+    quick: Served, refusing: tuple[Served, bytes], status: int, head: bytes
 ) -> None:
     served = quick
-    if status == 401:
-        (tmp_path / "keys.toml").write_text(api_keys.make_key("shop", False)[1])
-        served = serve(*SHORT, "--keys", str(tmp_path / "keys.toml")).wait()
-    if status == 503:
-        overload = (
-            "from twotower.serve.admission import AdmissionController\nAdmissionController.overloaded = lambda *_: True\n"
-            "import sys\nfrom twotower import cli\nsys.argv[0] = 'twotower'\ncli.main()"
-        )
-        served = serve(*SHORT, code=overload).wait()
+    if status in (401, 503):
+        served, key = refusing
+        if status == 503:
+            head = head.replace(b"\r\n\r\n", b"\r\nAuthorization: Bearer " + key + b"\r\n\r\n")
     with served.connect() as s:
         s.sendall(head)
         assert reply(s)[0] == status
@@ -212,8 +222,8 @@ def test_fault_G3_a_body_that_asks_for_leave_is_not_waited_for_after_a_refusal(u
         assert s.recv(1) == b""
 
 
-def test_fault_G3_a_last_reply_that_is_not_taken_keeps_no_connection(serve: Any) -> None:
-    served = serve("--body-timeout", "0.6", "--no-access-log").wait()
+def test_fault_G3_a_last_reply_that_is_not_taken_keeps_no_connection(quick: Served) -> None:
+    served = quick
     page = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n"
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -230,13 +240,15 @@ def test_fault_G3_a_last_reply_that_is_not_taken_keeps_no_connection(serve: Any)
 
 
 def connections(served: Served) -> float:
-    """Open connections, as the service counts them."""
+    """Return the open connections, as the service counts them."""
     text = httpx.get(served.url + "/metrics").text
-    return float(re.search(r"^twotower_connections (\S+)", text, re.M)[1])  # type: ignore[index]
+    found = re.search(r"^twotower_connections (\S+)", text, re.M)
+    assert found is not None
+    return float(found[1])
 
 
 def ended(served: Served) -> dict[str, float]:
-    """Connections that were closed or refused, by reason."""
+    """Return the connections that were closed or refused, by reason."""
     found = re.findall(
         r'^twotower_connections_ended_total\{reason="(\w+)"\} (\S+)', httpx.get(served.url + "/metrics").text, re.M
     )
@@ -247,7 +259,7 @@ def ended(served: Served) -> dict[str, float]:
     ("files", "crowd", "addresses"), [(128, 200, 1), (128, 200, 8), (1024, 1_020, 1), (1024, 1_020, 8)]
 )
 def test_fault_G4_more_connections_than_files_silence_nobody(
-    serve: Any, published: Path, files: int, crowd: int, addresses: int
+    serve: Start, published: Path, files: int, crowd: int, addresses: int
 ) -> None:
     served = serve("--poll", "0.05", "--no-access-log", limits={resource.RLIMIT_NOFILE: (files, files)}).wait()
     bundles = itertools.cycle(b.id for b in Store(published).bundles())
@@ -265,6 +277,7 @@ def test_fault_G4_more_connections_than_files_silence_nobody(
             until = time.monotonic() + 20
             while answered(asked[0]).json()["bundle_id"] != to:
                 assert time.monotonic() < until
+                time.sleep(0.02)
             assert answered(asked[0]).status_code == 200
     code, log = served.end()
     assert code == 0
@@ -278,7 +291,7 @@ def asking(served: Served, whence: str) -> httpx.Client:
 
 
 def answered(client: httpx.Client) -> httpx.Response:
-    """What /livez says to a newcomer, once those who came just before it had their moment to ask something."""
+    """Ask /livez by new connections until one is answered: those opened just before are safe for a second."""
     until = time.monotonic() + 5
     while True:
         with contextlib.suppress(httpx.ReadError):
@@ -287,9 +300,10 @@ def answered(client: httpx.Client) -> httpx.Response:
                 return reply
             assert reply.json()["type"] == "/problems/too-many-connections"
         assert time.monotonic() < until
+        time.sleep(0.02)
 
 
-def test_fault_G4_a_refused_connection_is_told_why_and_the_bounds_are_as_told(serve: Any) -> None:
+def test_fault_G4_a_refused_connection_is_told_why_and_the_bounds_are_as_told(serve: Start) -> None:
     served = serve("--max-connections", "6", "--max-per-address", "2", "--trusted-proxies", "127.0.0.9").wait()
     time.sleep(0.1)
     under_way = POST + b"Content-Length: 9999\r\n\r\n{"
@@ -315,7 +329,7 @@ def test_fault_G4_a_refused_connection_is_told_why_and_the_bounds_are_as_told(se
     assert "too many connections" in log
 
 
-def test_fault_G4_the_idle_connection_used_least_lately_makes_room(serve: Any) -> None:
+def test_fault_G4_the_idle_connection_used_least_lately_makes_room(serve: Start) -> None:
     served = serve("--max-connections", "3", "--max-per-address", "3", "--no-access-log").wait()
     with contextlib.ExitStack() as opened:
         a, b, c = (opened.enter_context(served.connect()) for _ in range(3))
@@ -331,15 +345,17 @@ def test_fault_G4_the_idle_connection_used_least_lately_makes_room(serve: Any) -
             assert reply(s)[0] == 200
 
 
-def test_fault_G4_the_soft_limit_of_open_files_is_raised(serve: Any) -> None:
+def test_fault_G4_the_soft_limit_of_open_files_is_raised(serve: Start) -> None:
     served = serve("--workers", "2", limits={resource.RLIMIT_NOFILE: (200, -1)}).wait()
     for pid in (served.process.pid, *served.workers()):
         text = Path(f"/proc/{pid}/limits").read_text()
-        soft, hard = re.search(r"Max open files\s+(\d+)\s+(\d+)", text).groups()  # type: ignore[union-attr]
+        found = re.search(r"Max open files\s+(\d+)\s+(\d+)", text)
+        assert found is not None
+        soft, hard = found.groups()
         assert int(soft) == min(int(hard), 65_536)
 
 
-def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Any, tmp_path: Path) -> None:
+def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Start, tmp_path: Path) -> None:
     """Something else in the process has every file: connections that wait are not tried again and again."""
     hungry = (
         "import os, pathlib, sys, threading, time\nfrom twotower import cli\n"
@@ -354,6 +370,7 @@ def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Any, tmp_path: P
     )
     served = serve("--poll", "100", code=hungry, limits={resource.RLIMIT_NOFILE: (200, 200)}).wait()
     (tmp_path / "eat").touch()
+    assert served.process.stdout is not None
     assert served.process.stdout.readline() == "full\n"
 
     def spent() -> float:
@@ -368,7 +385,7 @@ def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Any, tmp_path: P
     assert spent() - before < 0.5
 
 
-def test_fault_G4_stalled_bodies_are_bounded_together(serve: Any) -> None:
+def test_fault_G4_stalled_bodies_are_bounded_together(serve: Start) -> None:
     served = serve("--body-memory", str(8 << 20), "--body-timeout", "8", "--no-access-log").wait()
     httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"})
     before = served.resident()
@@ -397,7 +414,7 @@ def test_fault_G4_stalled_bodies_are_bounded_together(serve: Any) -> None:
             time.sleep(0.2)
 
 
-def test_fault_G4_replies_that_are_not_taken_are_bounded_together(serve: Any) -> None:
+def test_fault_G4_replies_that_are_not_taken_are_bounded_together(serve: Start) -> None:
     served = serve("--body-memory", "500000", "--max-batch", "1500", "--no-access-log").wait()
     body = json.dumps({"requests": [{"user_id": "u1", "k": 40, "keep_seen": True}] * 1_500}).encode()
     batch = POST.replace(b"recommend", b"recommend:batch") + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -440,7 +457,7 @@ def test_fault_G23_a_request_has_one_host(usual: Served, head: bytes) -> None:
         assert s.recv(1) == b""
 
 
-def test_fault_G3_a_client_that_leaves_with_requests_sent_ahead_is_no_error(serve: Any) -> None:
+def test_fault_G3_a_client_that_leaves_with_requests_sent_ahead_is_no_error(serve: Start) -> None:
     served = serve("--no-access-log").wait()
     body = json.dumps({"requests": [{"user_id": "u1", "k": 100}] * 100}).encode()
     batch = POST.replace(b"recommend", b"recommend:batch") + b"Content-Length: %d\r\n\r\n" % len(body) + body

@@ -7,23 +7,23 @@ import http.client
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
-from server_process import Served, publish_two, serving
+from server_process import Served, Start, serving
 
 import twotower
+from twotower import cli
 from twotower.errors import ConfigError
 from twotower.serve import api_keys, process
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
@@ -31,27 +31,35 @@ from twotower.store import Store
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(two_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two bundles."""
-    return publish_two(tmp_path_factory.mktemp("process"))
+    return Path(shutil.copytree(two_bundles, tmp_path_factory.mktemp("process") / "store"))
 
 
 @pytest.fixture
-def serve(published: Path) -> Iterator[Any]:
-    """Starts services and stops them at the end."""
+def serve(published: Path) -> Iterator[Start]:
+    """A function that starts services, which are stopped at the end of the test."""
     with serving(published) as start:
         yield start
 
 
 @pytest.fixture(scope="module")
-def anyone(published: Path) -> Iterator[Served]:
-    """A service that several tests ask."""
-    served = Served(published, "--no-access-log").wait()
-    yield served
-    served.end()
+def impatient(published: Path) -> Iterator[Served]:
+    """A service of several tests, with short timeouts and a small limit of bodies."""
+    times = ("--head-timeout", "0.5", "--body-timeout", "0.6", "--keep-alive", "0.7")
+    with serving(published) as start:
+        yield start(*times, "--max-body", "100000", "--no-access-log").wait()
 
 
-def test_it_answers_says_where_it_is_and_ends_well(serve: Any) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until a condition holds. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition does not come true"
+        time.sleep(0.02)
+
+
+def test_it_answers_says_where_it_is_and_ends_well(serve: Start) -> None:
     served = serve("--no-access-log").wait()
     assert re.fullmatch(r"serving \S+ on http://127\.0\.0\.1:\d+  \(console: \S+/\)\n", served.said)
     reply = httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"})
@@ -63,8 +71,8 @@ def test_it_answers_says_where_it_is_and_ends_well(serve: Any) -> None:
     assert "bundle is current" in [line["event"] for line in lines]
 
 
-def test_no_torch_in_the_process(serve: Any) -> None:
-    served = serve().wait()
+def test_no_torch_in_the_process(serve: Start) -> None:
+    served = serve(preload=False).wait()
     httpx.post(served.url + "/v1/recommend", json={"user_id": "u1", "history": ["i1"]})
     httpx.get(served.url + "/")
     maps = Path(f"/proc/{served.process.pid}/maps").read_text()
@@ -73,7 +81,7 @@ def test_no_torch_in_the_process(serve: Any) -> None:
     assert "/torch/" not in maps
 
 
-def test_fault_E3_sigterm_under_load_loses_no_request(serve: Any) -> None:
+def test_fault_E3_sigterm_under_load_loses_no_request(serve: Start) -> None:
     waits = ("--max-wait", "5000", "--target-wait", "5000")  # a busy machine is no overload
     served = serve("--drain", "0.6", "--grace", "5", "--no-access-log", *waits).wait()
     answered, refused, lost = [0], [0], []
@@ -96,7 +104,7 @@ def test_fault_E3_sigterm_under_load_loses_no_request(serve: Any) -> None:
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    wait_until(lambda: answered[0] > 20)
     started = time.monotonic()
     served.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
@@ -115,7 +123,7 @@ def test_fault_E3_sigterm_under_load_loses_no_request(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_fault_E3_a_signal_to_the_whole_group_drains_as_one_to_the_first(serve: Any, sig: int) -> None:
+def test_fault_E3_a_signal_to_the_whole_group_drains_as_one_to_the_first(serve: Start, sig: int) -> None:
     """As systemd and a terminal send it: to the process that watches and to every worker."""
     served = serve("--workers", "2", "--drain", "0.8", "--grace", "5", group=True).wait()
     started = time.monotonic()
@@ -127,10 +135,10 @@ def test_fault_E3_a_signal_to_the_whole_group_drains_as_one_to_the_first(serve: 
     assert served.end()[0] == 0
 
 
-def test_fault_E3_another_signal_ends_it_at_once(serve: Any) -> None:
+def test_fault_E3_another_signal_ends_it_at_once(serve: Start) -> None:
     served = serve("--drain", "30").wait()
     served.process.send_signal(signal.SIGTERM)
-    time.sleep(0.8)
+    time.sleep(0.6)
     assert served.process.poll() is None
     started = time.monotonic()
     served.process.send_signal(signal.SIGTERM)
@@ -139,7 +147,7 @@ def test_fault_E3_another_signal_ends_it_at_once(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.3, 0.6, 1.2])
-def test_fault_E3_a_signal_while_workers_begin_ends_them_all(serve: Any, pause: float) -> None:
+def test_fault_E3_a_signal_while_workers_begin_ends_them_all(serve: Start, pause: float) -> None:
     served = serve("--workers", "3")
     time.sleep(pause)
     code, log = served.end()
@@ -148,26 +156,25 @@ def test_fault_E3_a_signal_while_workers_begin_ends_them_all(serve: Any, pause: 
     assert served.workers() == []
 
 
-def test_fault_E3_a_signal_while_a_bundle_is_loaded_does_not_wait_for_it(serve: Any, published: Path) -> None:
+def test_fault_E3_a_signal_while_a_bundle_is_loaded_does_not_wait_for_it(serve: Start, tmp_path: Path) -> None:
+    loading = tmp_path / "loading"
     slow = (
-        "import sys, time\nfrom twotower import cli\nfrom twotower.serve import bundles\n"
-        "bundles.probe = lambda retriever: time.sleep(30)\nsys.argv[0] = 'twotower'\ncli.main()"
+        "import pathlib, sys, time\nfrom twotower import cli\nfrom twotower.serve import bundles\n"
+        f"bundles.check_answers = lambda retriever: (pathlib.Path({str(loading)!r}).touch(), time.sleep(30))\n"
+        "sys.argv[0] = 'twotower'\ncli.main()"
     )
     served = serve(code=slow)
-    time.sleep(3)
+    wait_until(loading.exists)
     started = time.monotonic()
     code, log = served.end()
     assert code == 0, log
     assert time.monotonic() - started < 10
 
 
-def test_fault_E4_a_worker_that_is_killed_is_replaced_and_the_others_answer(serve: Any) -> None:
+def test_fault_E4_a_worker_that_is_killed_is_replaced_and_the_others_answer(serve: Start) -> None:
     served = serve("--workers", "2", "--no-access-log").wait()
-    until = time.monotonic() + 20
-    while len(served.workers()) < 2 and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_until(lambda: len(served.workers()) == 2)
     first = served.workers()
-    assert len(first) == 2
     for _ in range(20):
         assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
     os.kill(first[0], signal.SIGKILL)
@@ -176,13 +183,10 @@ def test_fault_E4_a_worker_that_is_killed_is_replaced_and_the_others_answer(serv
         try:
             assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
         except httpx.HTTPError:
-            failed += 1  # what the killed one had in its hands
-        time.sleep(0.05)
+            failed += 1  # requests that the killed worker had accepted
+        time.sleep(0.02)
     assert failed <= 2
-    until = time.monotonic() + 20
-    while (len(served.workers()) < 2 or first[0] in served.workers()) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert len(served.workers()) == 2
+    wait_until(lambda: len(served.workers()) == 2 and first[0] not in served.workers())
     text = httpx.get(served.url + "/metrics").text
     counted = sum(
         float(line.split()[-1])
@@ -196,15 +200,12 @@ def test_fault_E4_a_worker_that_is_killed_is_replaced_and_the_others_answer(serv
     assert "worker died" in log
 
 
-def test_workers_end_with_the_process_that_watches_them(serve: Any) -> None:
+def test_workers_end_with_the_process_that_watches_them(serve: Start) -> None:
     served = serve("--workers", "2").wait()
     workers = served.workers()
     assert workers
     served.end(signal.SIGKILL)
-    until = time.monotonic() + 15
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
 def test_fault_E7_workers_are_spawned_and_never_forked(published: Path) -> None:
@@ -229,36 +230,31 @@ def test_fault_E7_workers_are_spawned_and_never_forked(published: Path) -> None:
     assert methods == ["spawn"]
 
 
-def test_fault_D7_a_head_that_does_not_end_is_cut_off_and_others_are_answered(serve: Any) -> None:
-    served = serve("--head-timeout", "0.5", "--keep-alive", "0.7").wait()
+def test_fault_D7_a_head_that_does_not_end_is_cut_off_and_others_are_answered(impatient: Served) -> None:
     with contextlib.ExitStack() as opened:
-        silent, slow, idle = (opened.enter_context(served.connect()) for _ in range(3))
-        _cut_off(served, silent, slow, idle)
-
-
-def _cut_off(served: Served, silent: socket.socket, slow: socket.socket, idle: socket.socket) -> None:
-    slow.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
-    idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert b"200 OK" in _received(idle, b"}")
-    started = time.monotonic()
-    for _ in range(5):
-        assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
-    for s in (silent, slow, idle):
-        with contextlib.suppress(ConnectionResetError):
-            assert s.recv(1000) == b""  # closed by the server
-    assert time.monotonic() - started < 4
+        silent, slow, idle = (opened.enter_context(impatient.connect()) for _ in range(3))
+        slow.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in _received(idle, b"}")
+        started = time.monotonic()
+        for _ in range(5):
+            assert httpx.post(impatient.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
+        for s in (silent, slow, idle):
+            with contextlib.suppress(ConnectionResetError):
+                assert s.recv(1000) == b""  # closed by the server
+        assert time.monotonic() - started < 4
 
 
 def _received(s: socket.socket, end: bytes) -> bytes:
-    """What comes up to `end`, in however many pieces, or until the server closes."""
+    """Receive up to `end`, or until the server closes."""
     got = b""
     while end not in got and (more := s.recv(1000)):
         got += more
     return got
 
 
-def test_fault_D7_a_body_that_does_not_come_is_408(serve: Any) -> None:
-    served = serve("--body-timeout", "0.4").wait()
+def test_fault_D7_a_body_that_does_not_come_is_408(impatient: Served) -> None:
+    served = impatient
     with served.connect() as s:
         s.sendall(
             b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
@@ -267,8 +263,8 @@ def test_fault_D7_a_body_that_does_not_come_is_408(serve: Any) -> None:
         assert b"408 Request Timeout" in s.recv(1000)
 
 
-def test_fault_D7_a_body_in_drips_is_408(serve: Any) -> None:
-    served = serve("--body-timeout", "0.6").wait()
+def test_fault_D7_a_body_in_drips_is_408(impatient: Served) -> None:
+    served = impatient
     with served.connect() as s:
         s.sendall(
             b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
@@ -281,8 +277,8 @@ def test_fault_D7_a_body_in_drips_is_408(serve: Any) -> None:
         assert time.monotonic() - started < 6
 
 
-def test_fault_D7_a_client_that_does_not_take_its_reply_keeps_nobody_waiting(serve: Any) -> None:
-    served = serve("--body-timeout", "1.0", "--max-k", "1000").wait()
+def test_fault_D7_a_client_that_does_not_take_its_reply_keeps_nobody_waiting(impatient: Served) -> None:
+    served = impatient
     body = b'{"k": 40, "keep_seen": true}'
     one = (
         b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -298,21 +294,18 @@ def test_fault_D7_a_client_that_does_not_take_its_reply_keeps_nobody_waiting(ser
         for _ in range(10):
             reply = httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}, timeout=5)
             assert reply.status_code == 200
-        until = time.monotonic() + 15
-        while _connections(served) > 0:  # and it is cut off
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: _connections(served) == 0)  # the server has closed it
 
 
 def _connections(served: Served) -> int:
-    """Established connections of the service's port, as the service sees them."""
+    """Count the established connections of the service's port."""
     lines = Path(f"/proc/{served.process.pid}/net/tcp").read_text().splitlines()[1:]
     here = f":{served.port:04X}"
     return sum(f[1].endswith(here) and f[3] == "01" for f in (line.split() for line in lines))
 
 
-def test_fault_D1_a_head_without_end_or_no_http_is_refused(serve: Any) -> None:
-    served = serve().wait()
+def test_fault_D1_a_head_without_end_or_no_http_is_refused(impatient: Served) -> None:
+    served = impatient
     for head in (
         b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
         b"\x16\x03\x01\x02\x00\x01",
@@ -329,8 +322,8 @@ def test_fault_D1_a_head_without_end_or_no_http_is_refused(serve: Any) -> None:
     assert httpx.get(served.url + "/readyz").status_code == 200
 
 
-def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(serve: Any) -> None:
-    served = serve("--max-body", "100000", "--no-access-log").wait()
+def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(impatient: Served) -> None:
+    served = impatient
 
     def send(size: int) -> None:
         s = served.connect()
@@ -357,7 +350,7 @@ def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(serve: Any) -> N
     assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
 
 
-def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Any, published: Path) -> None:
+def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Start, published: Path) -> None:
     served = serve("--poll", "0.05", "--no-access-log").wait()
     first, second = (b.id for b in Store(published).bundles())
     pid, stop = served.process.pid, threading.Event()
@@ -374,13 +367,13 @@ def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Any, p
                     bundles.add(reply.json()["bundle_id"])
                 except httpx.HTTPError as e:
                     errors.append(repr(e))
+                time.sleep(0.005)  # which leaves a core to the loads
+
+    watcher = httpx.Client(base_url=served.url, timeout=20)
 
     def swap(to: str) -> None:
         Store(published).rollback(to)
-        until = time.monotonic() + 20
-        while httpx.get(served.url + "/livez").json()["bundle_id"] != to:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: watcher.get("/livez").json()["bundle_id"] == to)
 
     def held() -> tuple[int, int]:
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
@@ -389,16 +382,17 @@ def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Any, p
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        for n in range(10):
+        for n in range(6):
             swap((first, second)[n % 2])
         memory, files = held()
-        for n in range(40):
+        for n in range(24):
             swap((first, second)[n % 2])
-        time.sleep(0.5)
+        time.sleep(0.3)
         more_memory, more_files = held()
     finally:
         stop.set()
         thread.join()
+        watcher.close()
     assert not errors
     assert set(statuses) == {200}
     assert bundles == {first, second}
@@ -408,24 +402,20 @@ def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Any, p
 
 
 def test_fault_A8_a_store_with_nothing_to_serve_starts_alive_and_takes_up_what_comes(
-    serve: Any, tmp_path: Path
+    serve: Start, tmp_path: Path
 ) -> None:
     Store.create(tmp_path / "empty")
     served = serve(store=tmp_path / "empty")
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        try:
-            reply = httpx.get(served.url + "/readyz")
-            if "nothing is published yet" in reply.json()["detail"]:
-                break
-        except httpx.HTTPError:
-            time.sleep(0.05)
-    assert reply.status_code == 503
+    wait_until(lambda: "nothing is published yet" in httpx.get(served.url + "/readyz", timeout=20).json()["detail"])
+    assert httpx.get(served.url + "/readyz").status_code == 503
     assert httpx.get(served.url + "/livez").status_code == 200
 
 
 HANGS = """
-import os, sys, threading
+import functools, os, sys, threading
+from twotower.serve import service
+from twotower.serve.bundles import BundleLimits
+service.Service = functools.partial(service.Service, bundle_limits=BundleLimits(check_timeout=1.0))
 plain = os.open
 def hangs(path, *more, **named):
     if str(path).endswith({name!r}) and os.path.exists({flag!r}):
@@ -440,7 +430,7 @@ main()
 
 @pytest.mark.parametrize(("name", "cold"), [("CURRENT", False), ("CURRENT", True), ("MANIFEST.json", False)])
 def test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm(
-    serve: Any, published: Path, tmp_path: Path, name: str, cold: bool
+    serve: Start, published: Path, tmp_path: Path, name: str, cold: bool
 ) -> None:
     """A read that never comes back, as of a file system on a network."""
     store, flag = tmp_path / "store", tmp_path / "hang"
@@ -452,11 +442,10 @@ def test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm(
         served.wait()
         flag.touch()
         Store(store).rollback(Store(store).bundles()[0].id)
-    until = time.monotonic() + 60
-    said = 'load_failures_total{reason="store"}' if name == "CURRENT" else ""  # a bundle may be long in loading
-    while said not in httpx.get(served.url + "/metrics", timeout=60).text or not Path(f"{flag}-hung").exists():
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(Path(f"{flag}-hung").exists, 60)
+    if name == "CURRENT":  # reading another file belongs to loading, which may take minutes
+        failures = 'load_failures_total{reason="store"}'
+        wait_until(lambda: failures in httpx.get(served.url + "/metrics", timeout=60).text, 60)
     assert httpx.get(served.url + "/livez").status_code == 200
     if cold:
         assert httpx.get(served.url + "/readyz").status_code == 503
@@ -470,7 +459,7 @@ def test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm(
         assert "the store does not answer" in log
 
 
-def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Path) -> None:
+def test_the_admin_port_is_another_one(serve: Start, published: Path, tmp_path: Path) -> None:
     key, lines = api_keys.make_key("boss", True)
     (tmp_path / "keys.toml").write_text(lines)
     served = serve("--keys", str(tmp_path / "keys.toml"), "--admin-port", "0", "--poll", "0.05").wait()
@@ -509,14 +498,24 @@ def test_the_admin_port_is_another_one(serve: Any, published: Path, tmp_path: Pa
         (["--trusted-proxies", "nonsense/33"], "no address or network"),
     ],
 )
-def test_settings_that_cannot_be_end_with_one_line_and_code_2(published: Path, flags: list[str], said: str) -> None:
-    command = [sys.executable, "-m", "twotower.cli", "serve", "--store", str(published), "--port", "0", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+def test_settings_that_cannot_be_end_with_one_line_and_code_2(
+    two_bundles: Path, flags: list[str], said: str, capfd: pytest.CaptureFixture[str], open_files: None
+) -> None:
+    code = cli.run_command(cli.app, ["serve", "--store", str(two_bundles), "--port", "0", *flags])
+    out, err = capfd.readouterr()
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: ")
+    assert said in err
+
+
+@pytest.fixture
+def open_files() -> Iterator[None]:
+    """The limit of open files as it was, after a test that raises it."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_no_store_and_a_taken_port_are_told_at_once(published: Path, tmp_path: Path) -> None:
@@ -529,21 +528,25 @@ def test_no_store_and_a_taken_port_are_told_at_once(published: Path, tmp_path: P
             process.listen("127.0.0.1", taken.getsockname()[1])
 
 
-def test_a_key_is_made_by_a_verb(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "twotower.cli", "key", "shop", "--admin"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    secret = done.stderr.split()[-1]
-    (tmp_path / "keys.toml").write_text(done.stdout)
+def test_a_key_is_made_by_a_verb(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_command(cli.app, ["key", "shop", "--admin"]) == 0
+    out, err = capfd.readouterr()
+    secret = err.split()[-1]
+    (tmp_path / "keys.toml").write_text(out)
     found = api_keys.ApiKeys(tmp_path / "keys.toml").find(secret)
     assert found is not None
     assert (found.name, found.admin) == ("shop", True)
 
 
-def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Any, tmp_path: Path) -> None:
+def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Start, tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     (shop, lines), (boss, more) = api_keys.make_key("shop", False), api_keys.make_key("boss", True)
     file.write_text(lines + more)
-    served = serve("--keys", str(file), "--admin-port", "0").wait()
+    quick = (
+        "import functools, sys\nfrom twotower import cli\nfrom twotower.serve import api_keys\n"
+        "api_keys.ApiKeys = functools.partial(api_keys.ApiKeys, poll=0.1)\nsys.argv[0] = 'twotower'\ncli.main()"
+    )
+    served = serve("--keys", str(file), "--admin-port", "0", code=quick).wait()
     admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
 
     def statuses() -> tuple[int, int]:
@@ -553,10 +556,7 @@ def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Any,
         ).status_code
 
     def until(wanted: tuple[int, int]) -> None:
-        end = time.monotonic() + 30
-        while statuses() != wanted:
-            assert time.monotonic() < end, statuses()
-            time.sleep(0.1)
+        wait_until(lambda: statuses() == wanted)
 
     until((200, 200))
     for harm in (lambda: file.write_text(""), file.unlink):
@@ -579,21 +579,21 @@ def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Any,
 
 
 @pytest.mark.parametrize("id_", ["a\nb", "..", ".", "a/b?c#d%", "\x00", " x ", "\u2028", "é☃😀"], ids=ascii)
-def test_fault_G14_strange_ids_over_the_wire(anyone: Served, id_: str) -> None:
+def test_fault_G14_strange_ids_over_the_wire(impatient: Served, id_: str) -> None:
     quoted = quote(id_, safe="")
 
     def ask(method: str, path: str) -> tuple[int, bytes]:
         """By a client that leaves the path as it is."""
-        connection = http.client.HTTPConnection("127.0.0.1", anyone.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", impatient.port, timeout=20)
         with contextlib.closing(connection):
             connection.request(method, path)
             reply = connection.getresponse()
             return reply.status, reply.read()
 
     for path in (f"/v1/events/{quoted}", f"/v1/events?user_id={quoted}"):
-        assert httpx.post(anyone.url + "/v1/events", json={"user_id": id_, "events": ["i1"]}).status_code == 202
+        assert httpx.post(impatient.url + "/v1/events", json={"user_id": id_, "events": ["i1"]}).status_code == 202
         assert ask("DELETE", path)[0] == 204
-        assert httpx.post(anyone.url + "/v1/recommend", json={"user_id": id_}).json()["recent_events"] == 0
+        assert httpx.post(impatient.url + "/v1/recommend", json={"user_id": id_}).json()["recent_events"] == 0
     for path in (f"/v1/items/{quoted}/similar", f"/v1/items/similar?item_id={quoted}"):
         status, body = ask("GET", path)
         assert (status, json.loads(body)["type"]) == (404, "/problems/unknown-item")
@@ -602,7 +602,7 @@ def test_fault_G14_strange_ids_over_the_wire(anyone: Served, id_: str) -> None:
 
 @pytest.mark.parametrize("told_by", ["keys", "a proxy", "nothing"])
 def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
-    serve: Any, tmp_path: Path, told_by: str
+    serve: Start, tmp_path: Path, told_by: str
 ) -> None:
     """Eight connections, of one key, of four addresses behind a proxy, or of the one address that all have."""
     made = [api_keys.make_key(f"client {n}", False) for n in range(2)]
@@ -614,7 +614,7 @@ def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
     }
     flags, (ordinary, *greedy) = cases[told_by]
     served = serve(*flags, "--no-access-log").wait()
-    many = [f"i{n % 40}" for n in range(10_000)]
+    many = [f"i{n % 40}" for n in range(4_000)]  # each such request takes several times --max-wait
     largest = json.dumps(
         {"k": 1000, "history": many, "events": many, "allow": many, "ban": [f"x{i}" for i in many]}
     ).encode()
@@ -631,15 +631,13 @@ def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
     for thread in threads:
         thread.start()
     try:
-        until = time.monotonic() + 30
-        while len(statuses) < 10 and time.monotonic() < until:
-            time.sleep(0.05)
+        wait_until(lambda: len(statuses) >= 10)
         with httpx.Client(base_url=served.url, headers=ordinary, timeout=30) as http:
-            answered = [http.post("/v1/recommend", json={"user_id": f"u{n % 60}"}).status_code for n in range(100)]
+            answered = [http.post("/v1/recommend", json={"user_id": f"u{n % 60}"}).status_code for n in range(60)]
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    assert answered.count(200) >= 95
+    assert answered.count(200) >= 57
     assert statuses.count(200) >= 5  # they have their share too
     assert set(statuses) <= {200, 503}
