@@ -673,18 +673,20 @@ def read(out: Path) -> tuple[np.ndarray[Any, Any], pl.Series]:
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("batch_rows", [7, 65_536])
-def test_known_rows_get_the_vectors_of_the_run(run: Run, side: SideName, batch_rows: int, tmp_path: Path) -> None:
+def test_known_rows_get_the_vectors_of_the_run(
+    run: Run, side: SideName, batch_rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     frame = source_of(run, side)
     frame.write_parquet(tmp_path / "t.parquet", row_group_size=9)
-    lines: list[str] = []
-    n = embed(run, side, tmp_path / "t.parquet", tmp_path / "out", batch_rows, lines.append)
+    caplog.set_level("INFO", "twotower")
+    n = embed(run, side, tmp_path / "t.parquet", tmp_path / "out", batch_rows)
     vectors, ids = read(tmp_path / "out")
     assert n == len(frame)
     assert ids.equals(run.dataset.side(side).ids.rename("id"))
     factors = run.factors()
     wanted = factors.users if side == "user" else factors.items
     np.testing.assert_allclose(vectors, wanted.numpy(), rtol=1e-4, atol=1e-5)
-    assert f"{n:,} {side}s embedded" in lines[-1]
+    assert f"{n:,} {side}s embedded" in caplog.messages[-1]
 
 
 def test_new_rows_have_no_history_and_a_second_run_replaces_the_first(run: Run, tmp_path: Path) -> None:

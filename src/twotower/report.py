@@ -1,4 +1,4 @@
-"""report.html: learning curves, score distributions, SENet gates and slices of a run, in one offline page."""
+"""report.html: metrics, learning curves, score distributions, SENet gates and slices of a run, as one offline page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from twotower.runs import Run
 from twotower.schema import SIDES
 
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
-MAX_GATE_ROWS = 20_000  # rows whose gates are shown
+MAX_GATE_ROWS = 20_000
+"""Rows of each side whose gates are shown; of more rows a fixed random sample."""
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -38,13 +39,13 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color
 
 
 def write_report(path: Path, run: Run, factors: Factors) -> None:
-    """Write the page; it loads nothing from the network."""
+    """Write the page of a run, with `factors` as its vectors. The page loads nothing from the network."""
     sections = [
         _summary(run),
         _section(
             "Learning curves",
-            "One point an epoch. The marked epoch has the best value of "
-            f"<code>{html.escape(run.config.train.monitor)}</code>; its weights are the model.",
+            "One point per epoch. The dotted line marks the epoch with the best "
+            f"<code>{html.escape(run.config.train.monitor)}</code>, whose weights are the model.",
             _curves(run),
         ),
         _section("Scores of test pairs", _scores_text(run), [_distributions(run, factors)]),
@@ -53,7 +54,7 @@ def write_report(path: Path, run: Run, factors: Factors) -> None:
         sections.append(
             _section(
                 "SENet gates",
-                "How strongly each feature passes into its tower: mean over rows, with the range of the middle 80 %.",
+                "Weight of each feature in its tower, from 0 to 1: mean over rows, and the 10 % and 90 % quantiles.",
                 gates,
             )
         )
@@ -70,16 +71,18 @@ def write_report(path: Path, run: Run, factors: Factors) -> None:
 
 
 def _section(title: str, text: str, figures: list[go.Figure]) -> str:
+    """Return a heading, a paragraph and the figures, side by side if there are several."""
     plots = "".join(
         f"<div>{plotly.io.to_html(f, full_html=False, include_plotlyjs=False, config={'displayModeBar': False})}</div>"
         for f in figures
     )
-    # A figure is drawn before its neighbours are there: its column must have its width by then.
-    many = " many" if len(figures) > 1 else ""
-    return f'<h2>{title}</h2><p>{text}</p><div class="row{many}">{plots}</div>'
+    # Plotly measures a figure before its neighbours exist, so the grid must fix the column width.
+    grid = " many" if len(figures) > 1 else ""
+    return f'<h2>{title}</h2><p>{text}</p><div class="row{grid}">{plots}</div>'
 
 
 def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
+    """Return an empty figure with a title and titles of the axes."""
     figure = go.Figure()
     figure.update_layout(
         title={"text": title, "font": {"size": 15, "color": INK}, "x": 0.0, "xref": "paper"},
@@ -92,22 +95,25 @@ def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
 
 
 def _scores_text(run: Run) -> str:
+    """Return the paragraph above the score distributions."""
     if "test.auc" not in run.metrics:
-        return "Logits of the test pairs; all of them are positives, so there is no AUC."
-    return "Logits of the pairs the user liked and of those they did not. The less the two overlap, the higher the AUC."
+        return "Logits of the test pairs. All pairs are positive, so AUC is undefined."
+    return "Logits of positive and negative test pairs. The less the distributions overlap, the higher the AUC."
 
 
 def _number(value: float | None) -> str:
+    """Format a metric with four decimals; a dash if it is undefined."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 def _summary(run: Run) -> str:
+    """Return the table of test metrics: the model and the baselines."""
     k = run.config.evaluation.k[0]
     columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
     rows = [
         ("this model", "test"),
         ("popularity", "baseline.popularity"),
-        ("user + item bias", "baseline.bias"),
+        ("user and item biases", "baseline.bias"),
     ]
     values = {name: [run.metrics.get(f"{prefix}.{c}") for c in columns] for name, prefix in rows}
     best = [max((x for v in values.values() if (x := v[i]) is not None), default=None) for i in range(len(columns))]
@@ -121,32 +127,37 @@ def _summary(run: Run) -> str:
         for name, vs in values.items()
     )
     low, high = run.metrics.get("test.gauc.low"), run.metrics.get("test.gauc.high")
-    interval = f" 95 % interval of GAUC over users: {_number(low)} to {_number(high)}." if low is not None else ""
+    interval = ""
+    if low is not None:
+        interval = f" 95 % bootstrap interval of GAUC over users: {_number(low)} to {_number(high)}."
     head = "".join(f"<th>{c}</th>" for c in columns)
     return (
-        "<h2>Test metrics</h2><p>Ranking metrics search the whole catalogue exactly, items seen before left out; "
-        f"bold is best.{interval}</p><table><tr><th></th>{head}</tr>{lines}</table>"
+        "<h2>Test metrics</h2><p>Ranking metrics are computed by exact search over the whole catalogue "
+        f"without the items that a user has seen. Bold: best value of the column.{interval}</p><table><tr><th>model</th>{head}</tr>{lines}</table>"
     )
 
 
 def _curves(run: Run) -> list[go.Figure]:
+    """Return the curves of the loss and of the validation metrics over epochs."""
     epochs = [h["epoch"] for h in run.history]
     loss = _figure("Loss", "epoch", "loss")
-    loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train (weighted)", line_color=BLUE,
+    loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train loss (weighted)", line_color=BLUE,
                      mode="lines+markers")  # fmt: skip
     figures = [loss]
     k = run.config.evaluation.k[0]
     validated = [h for h in run.history if "validation.auc" in h or "validation.log_loss" in h]
-    at = [h["epoch"] for h in validated]
-    if run.config.loss.kind == "bce":  # no other loss is a log loss of pairs
-        loss.add_scatter(x=at, y=[h.get("validation.log_loss") for h in validated], name="validation log loss",
+    validated_epochs = [h["epoch"] for h in validated]
+    if run.config.loss.kind == "bce":  # the other losses are not comparable with a log loss
+        log_loss = [h.get("validation.log_loss") for h in validated]
+        loss.add_scatter(x=validated_epochs, y=log_loss, name="validation log loss",
                          line_color=ORANGE, mode="lines+markers")  # fmt: skip
     for title, names in (("AUC", ("auc", "gauc")), ("Ranking", (f"recall@{k}", f"ndcg@{k}"))):
         if not any(f"validation.{name}" in h for h in validated for name in names):
-            continue  # pairs of one class have no AUC
+            continue  # AUC is undefined for pairs of one class
         figure = _figure(f"{title} on validation", "epoch", "")
         for name, color in zip(names, (BLUE, ORANGE), strict=True):
-            figure.add_scatter(x=at, y=[h.get(f"validation.{name}") for h in validated], name=name, line_color=color,
+            values = [h.get(f"validation.{name}") for h in validated]
+            figure.add_scatter(x=validated_epochs, y=values, name=name, line_color=color,
                                mode="lines+markers")  # fmt: skip
         figures.append(figure)
     for figure in figures:
@@ -156,13 +167,14 @@ def _curves(run: Run) -> list[go.Figure]:
 
 
 def _distributions(run: Run, factors: Factors) -> go.Figure:
+    """Return the distributions of the logits of positive and negative test pairs."""
     pairs = run.dataset.part(TEST)
     scores = factors.scores(pairs).astype(np.float64)
     low, high = np.quantile(scores, [0.001, 0.999])
     edges = np.linspace(low, high if high > low else low + 1, 61)
     middle = (edges[1:] + edges[:-1]) / 2
     figure = _figure("Share of pairs by logit", "logit", "share", 360)
-    for name, keep, color in (("liked", pairs.positive, BLUE), ("not liked", ~pairs.positive, ORANGE)):
+    for name, keep, color in (("positive", pairs.positive, BLUE), ("negative", ~pairs.positive, ORANGE)):
         if keep.any():
             n, _ = np.histogram(np.clip(scores[keep], edges[0], edges[-1]), edges)
             figure.add_scatter(x=middle, y=n / n.sum(), name=f"{name} ({keep.sum():,})", line_color=color,
@@ -171,6 +183,7 @@ def _distributions(run: Run, factors: Factors) -> go.Figure:
 
 
 def _gates(run: Run) -> list[go.Figure]:
+    """Return one bar chart per SENet gate; empty for a model without gates."""
     figures = []
     for side in SIDES:
         encoded = run.dataset.side(side)
@@ -181,13 +194,13 @@ def _gates(run: Run) -> list[go.Figure]:
         inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
         for number, (tower, other) in enumerate(run.model.towers(side)):
             with torch.no_grad():
-                found = tower.gates(inputs, other.embeddings)
-            for section, passed in found.items():
-                gates = passed.cpu().numpy()
+                gate_weights = tower.gates(inputs, other.embeddings)
+            for section, weights in gate_weights.items():
+                gates = weights.cpu().numpy()
                 mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
                 name = f"{side.capitalize()} tower" + (f", pair {number}" if len(run.model.pairs) > 1 else "")
                 name += f", branch {section.split('.')[1]}" if section.startswith("branches.") else ""
-                figure = _figure(name, "gate", "", 120 + 34 * len(mean))
+                figure = _figure(name, "weight", "", 120 + 34 * len(mean))
                 figure.add_bar(
                     x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
                     error_x={
@@ -209,6 +222,7 @@ _SLICES = {
 
 
 def _slices(run: Run) -> str:
+    """Return the table of test metrics by slice."""
     k, m = run.config.evaluation.k[0], run.metrics
     settings: dict[str, Any] = run.config.evaluation.model_dump()
     n = len(run.dataset.test)
@@ -228,7 +242,7 @@ def _slices(run: Run) -> str:
         for name, count, a, r in rows
     )
     return (
-        "<h2>Slices of the test part</h2><p>The recall of an item slice counts its items alone, found among the "
-        f"{k} best of the whole catalogue.</p><table><tr><th></th><th>pairs</th><th>AUC</th><th>recall@{k}</th></tr>"
-        f"{lines}</table>"
+        "<h2>Slices of the test part</h2><p>The recall of an item slice is the share of its targets among the "
+        f"{k} best items of the whole catalogue.</p><table><tr><th>slice</th><th>pairs</th><th>AUC</th>"
+        f"<th>recall@{k}</th></tr>{lines}</table>"
     )
