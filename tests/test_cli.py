@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import typer
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
-from twotower import api, cli
+from twotower import api, cli, diagnostics, maintenance
+from twotower import config as config_module
 from twotower.config import Config, dump_config, load_config, parse_config
-from twotower.escaping import command, harmless
+from twotower.escaping import command, harmless, literal
 from twotower.schema import SIDES, Categorical, MultiHot, Schema, Text
+from twotower.serve import api_keys
 
 
 @pytest.fixture
@@ -375,7 +379,7 @@ def test_fault_G15_what_would_steer_a_terminal_is_shown_harmless(
         "similar": ["similar", "--store", store, "--item", "3"],
         "stats": ["data", "stats", tmp_path],
         "error": ["similar", "--store", store, "--item", STEERING],
-    }[verb]  # type: ignore[assignment]
+    }[verb]
     titles = {"user_id": [1, 1], "item_id": [1, 2], f"c{STEERING}": [STEERING] * 2}
     pl.DataFrame(titles).write_parquet(tmp_path / "interactions.parquet")
     assert call(*arguments) == (2 if verb == "error" else 0)
@@ -508,7 +512,7 @@ def test_fault_G17_a_report_that_fails_costs_a_warning(
         assert api.load(path.parent).metrics, "the model comes first"
         raise ValueError("no such colour\nat all")
 
-    monkeypatch.setattr(api.report, "write_report", fails)
+    monkeypatch.setattr("twotower.report.write_report", fails)
     assert call("train", project / "config.toml", "--run", project / "run") == 0
     said = capsys.readouterr().out
     assert "warning: no report.html (no such colour)\n" in said
@@ -594,3 +598,73 @@ def test_help_needs_no_torch() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# ---- messages of the library, in flags
+
+
+@pytest.mark.parametrize(
+    ("verb", "message", "shown"),
+    [
+        ("train", "pass `resume=True`, or choose another `folder`", "pass --resume, or choose another --run"),
+        ("demo", "choose another `folder`", "choose another --run"),
+        ("train", "`overrides` a: expected key=value", "--set a: expected key=value"),
+        ("embed", "with `overwrite=True`, or other `shard_rows`", "with --overwrite, or other --shard-rows"),
+        ("serve", "`max_wait` and `console=False`", "--max-wait and --no-console"),
+        ("data fetch", "pass `source='a.zip'`", "pass --source a.zip"),
+        ("gc", "`resume=True`, `folder`, `a b`, `(`, ``", "`resume=True`, `folder`, `a b`, `(`, ``"),
+        ("gc", "`diagnose(run)` says why", "`twotower doctor RUN` says why"),
+        ("gc", "`fit(config, folder='-a b', resume=True)`", "`twotower train CONFIG --run './-a b' --resume`"),
+        ("gc", "`make_key(name, admin=True)`, `other(run)`", "`twotower key NAME --admin`, `other(run)`"),
+        ("serve", f"`rollback(store={literal('a`b$(c)')})`", "`twotower rollback --store 'a`b$(c)'`"),
+    ],
+)
+def test_a_message_of_the_library_is_shown_in_flags(verb: str, message: str, shown: str) -> None:
+    assert cli.in_flags(message, [*verb.split(), "a", "--b"]) == shown
+
+
+OTHER_PROGRAMS = {"--quiet", "--no-deps", "--dest", "--data-dir", "--port"}  # of pip, and of milvus-lite
+
+
+def library_texts() -> list[tuple[str, str]]:
+    """Texts of the library's code but docstrings and descriptions: where, and the text with 'x' for what is formatted."""
+    found, source = [], Path(cli.__file__).parent
+    for path in source.rglob("*.py"):
+        if path.stem in ("cli", "terminal", "legacy", "demo"):
+            continue
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        left_out: list[ast.AST] = [
+            n.value for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
+        ]
+        left_out += [k.value for k in nodes if isinstance(k, ast.keyword) and k.arg == "description"]
+        left_out += [value for j in nodes if isinstance(j, ast.JoinedStr) for value in j.values]
+        skipped = {id(inner) for node in left_out for inner in ast.walk(node)}
+        for node in nodes:
+            if id(node) in skipped or not isinstance(node, ast.JoinedStr | ast.Constant):
+                continue
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [p.value if isinstance(p, ast.Constant) and isinstance(p.value, str) else "'x'" for p in parts]
+            found.append((f"{path.relative_to(source)}:{node.lineno}", "".join(texts)))
+    return found
+
+
+def test_messages_of_the_library_hold_no_flags() -> None:
+    for where, text in library_texts():
+        flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - OTHER_PROGRAMS
+        assert not flags, f"{where}: {text}"
+        assert "`twotower " not in text, f"{where}: {text}"
+
+
+def test_every_argument_that_a_message_of_the_library_names_is_a_flag() -> None:
+    verbs = [[name] for name in typer.main.get_command(cli.app).commands] + [["data", "fetch"]]  # type: ignore[attr-defined]
+    seen = 0
+    for where, text in library_texts():
+        for span in re.findall(r"`\w+(?:=(?:True|False|'[^`]*')|\([^`]*\))?`", text):
+            shown = {cli.in_flags(span, verb) for verb in verbs} - {span}
+            assert shown, f"{where}: {span}"
+            seen += 1
+    assert seen > 30
+    for function, verb in cli.VERB_OF_FUNCTION.items():
+        assert [verb] in verbs, function
+        homes = [api, config_module, diagnostics, maintenance, api_keys]
+        assert any(callable(getattr(home, function, None)) for home in homes), function

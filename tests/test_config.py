@@ -127,7 +127,7 @@ def test_a_written_config_carries_its_format_and_one_of_another_format_is_refuse
     assert load_config(written(tmp_path, "format = 2"))[1] == Config()
     for form in ("1", "99", "'2'", "true", "[]"):
         path = written(tmp_path, text.replace("format = 2", f"format = {form}"))
-        refused(path, [], f"{path}: format ", "this version reads 2; begin with the keys that `twotower config` prints")
+        refused(path, [], f"{path}: format ", "this version reads 2; begin with the keys of `config_template()`")
     refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 2")
 
 
@@ -250,8 +250,8 @@ def test_a_whole_pair_may_be_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train.epochs", "--set train.epochs: expected key=value, such as train.epochs=3"),
-        ("=3", "--set =3: expected key=value"),
+        ("train.epochs", "`overrides` train.epochs: expected key=value, such as train.epochs=3"),
+        ("=3", "`overrides` =3: expected key=value"),
         ("train.epochs.x=1", "'train.epochs' is a value, not a section"),
         ("train.epochs.x.y=1", "'train.epochs' is a value, not a section"),
         ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 where '1' stands"),
@@ -309,7 +309,7 @@ def test_a_former_key_or_value_is_answered_with_the_present_one(tmp_path: Path, 
         }
     }
     override = f"{at(key)}={value.strip(chr(39)) or 1}"
-    with pytest.raises(ConfigError, match=re.escape(f"--set {override}: {told}") + "$"):
+    with pytest.raises(ConfigError, match=re.escape(f"`overrides` {override}: {told}") + "$"):
         load_config(written(tmp_path, tomli_w.dumps(base)), [override])
 
 
@@ -332,7 +332,7 @@ def test_a_present_key_is_known(new: str) -> None:
 def test_a_former_key_with_a_former_value_is_answered_with_both(tmp_path: Path) -> None:
     words = "train.histories = 'earlier' is renamed to train.history_scope = 'causal'"
     refused(written(tmp_path, "[train]\nhistories = 'earlier'"), [], words)
-    refused(written(tmp_path, ""), ["train.histories=earlier"], "--set train.histories=earlier: " + words)
+    refused(written(tmp_path, ""), ["train.histories=earlier"], "`overrides` train.histories=earlier: " + words)
 
 
 @pytest.mark.parametrize(("text", "options"), [("[train]\naverage = 0.9", []), ("", ["--set", "train.average=0.9"])])
@@ -526,7 +526,7 @@ def test_a_setting_of_contests_and_histories_out_of_range_is_refused(tmp_path: P
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "none.toml", [], "none.toml: no such file; `twotower config` prints a template")
+    refused(tmp_path / "none.toml", [], "none.toml: no such file; `config_template()` gives a template")
     refused(tmp_path, [], "Is a directory")
     path = tmp_path / "latin.toml"
     path.write_bytes("# é".encode("latin-1"))

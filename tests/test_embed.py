@@ -327,11 +327,11 @@ def test_another_table_is_refused_until_asked_for(
     again(run, tmp_path / "table", out)
     before = state(out)
     change(tmp_path / "table")
-    with pytest.raises(RunError, match=message + "; choose another folder, or start over with --anew") as e:
+    with pytest.raises(RunError, match=message + "; choose another folder, or start over with `overwrite=True`") as e:
         again(run, tmp_path / "table", out)
     assert "\n" not in str(e.value)
     assert state(out) == before
-    again(run, tmp_path / "table", out, anew=True)
+    again(run, tmp_path / "table", out, overwrite=True)
     again(run, tmp_path / "table", tmp_path / "fresh")
     ids, vectors = read(out)
     fresh_ids, fresh = read(tmp_path / "fresh")
@@ -361,11 +361,11 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
         api.embed(run, "user", tmp_path / "users.parquet", out)
     assert state(out) == before
     # Given up, they make room for a table of one shard, and that for one of several.
-    api.embed(run, "user", tmp_path / "users.parquet", out, anew=True)
+    api.embed(run, "user", tmp_path / "users.parquet", out, overwrite=True)
     assert {p.name for p in out.iterdir()} == {"vectors.npy", "ids.parquet"}
     with pytest.raises(RunError, match=r"holds other vectors \(ids.parquet\); choose another folder, or"):
         again(run, table, out)
-    again(run, table, out, anew=True)
+    again(run, table, out, overwrite=True)
     assert len(Vectors(out)) == 417
 
 
@@ -491,9 +491,9 @@ def test_a_column_that_one_file_lacks_is_said_before_anything_is_made(run: Run, 
 
 def test_a_folder_of_something_else_stays_as_it_is(run: Run, table: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("x")
-    for anew in (False, True):
+    for overwrite in (False, True):
         with pytest.raises(RunError, match=r"not a folder of vectors \(it holds letter.txt\)"):
-            again(run, table, tmp_path, anew=anew)
+            again(run, table, tmp_path, overwrite=overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 

@@ -94,7 +94,7 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
 
 def test_an_unfinished_run_says_how_to_finish_it(copy: Path) -> None:
     (copy / "metrics.json").unlink()
-    with pytest.raises(RunError, match="unfinished.*--resume"):
+    with pytest.raises(RunError, match="unfinished.*resume=True"):
         runs.load(copy)
     with pytest.raises(RunError, match="no run"):
         runs.load(copy / "nowhere")
@@ -220,14 +220,14 @@ def test_a_folder_with_other_files_is_never_written_to_or_removed(copy: Path, tm
     checkerboard()[2].write_parquet(shop / "interactions.parquet")
     (shop / "config.toml").write_text("mine = true")
     before = {p.name: p.read_bytes() for p in shop.iterdir()}
-    for way in ({}, {"resume": True}, {"anew": True}):
+    for way in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(RunError, match="not empty and not a run"):
             api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=shop, **way)
     assert {p.name: p.read_bytes() for p in shop.iterdir()} == before
     (copy / "notes.txt").write_text("mine")
     before = {p.name for p in copy.iterdir()}
     with pytest.raises(RunError, match=r"it holds notes\.txt"):
-        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=copy, anew=True)
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=copy, overwrite=True)
     assert {p.name for p in copy.iterdir()} == before
 
 
@@ -337,7 +337,7 @@ def test_fault_G8_a_second_training_in_a_folder_is_told_the_first_and_ends(
             assert f"run: another training is running (pid {first.pid} on {os.uname().nodename})" in error
             assert error.count("\n") == 1
         with pytest.raises(RunError, match=f"another training is running .pid {first.pid} on"):
-            api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=project / "run", anew=True)
+            api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=project / "run", overwrite=True)
         with pytest.raises(RunError, match=f"another training is running .pid {first.pid} on"):
             legacy.save(api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings()), project / "run")
         assert {p: p.stat().st_mtime_ns for p in (project / "run").rglob("*")} == before
@@ -389,7 +389,7 @@ def test_a_lock_left_in_a_copy_or_in_an_empty_folder_is_in_nobodys_way(copy: Pat
 
 
 def replaced(folder: Path, **sections: dict[str, object]) -> runs.Run:
-    return api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(**sections), folder=folder, anew=True)
+    return api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(**sections), folder=folder, overwrite=True)
 
 
 def test_fault_G8_a_run_that_is_replaced_while_it_is_read_or_published_is_not_mixed(
@@ -443,7 +443,9 @@ class Snapshots:
         self.taken.append(Path(shutil.copytree(self.folder, self.to / str(len(self.taken)))))
 
 
-@pytest.mark.parametrize("way", [{"resume": True, "override": True}, {"anew": True}], ids=["override", "anew"])
+@pytest.mark.parametrize(
+    "way", [{"resume": True, "override": True}, {"overwrite": True}], ids=["override", "overwrite"]
+)
 def test_fault_G12_a_kill_at_any_point_leaves_the_old_run_or_the_new(
     way: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,7 +509,8 @@ def test_what_an_interrupted_replacement_says_goes_on(folder: Path) -> None:
             checkerboard(), CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True, callback=Press()
         )
     assert runs.load(folder).config.train.epochs == 2
-    words = str(stop.value).partition("go on: twotower train ")[2].split()
+    advice = cli.in_flags(str(stop.value), ["train"])
+    words = advice.partition("go on: `twotower train ")[2].removesuffix("`").split()
     schema, config = load_config(Path(words[0]))
     assert words[1:] == ["--run", str(folder), "--resume"]
     assert schema is not None

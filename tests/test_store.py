@@ -172,7 +172,7 @@ def test_a_file_with_another_name_keeps_its_mode_there(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_a_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no store here; `twotower publish RUN --store ") as caught:
+    with pytest.raises(BundleError, match=r"no store here; `publish\(run, store='.*'\)` makes one") as caught:
         Store(tmp_path)
     assert caught.value.reason == "store"
     (tmp_path / "thesis.doc").touch()
@@ -199,7 +199,7 @@ def test_rollback_goes_back_further_each_time_and_forward_by_id_only(store: Stor
     assert store.rollback(reason="c is bad").id == b
     assert store.current().id == b
     assert store.rollback().id == a
-    with pytest.raises(BundleError, match=f"no bundle was current before; available: {a}, {b}, {c}; .* --to"):
+    with pytest.raises(BundleError, match=f"no bundle was current before; available: {a}, {b}, {c}; .* `to`"):
         store.rollback()
     assert store.rollback(c).id == c
     assert store.rollback().id == a
@@ -757,9 +757,7 @@ def test_fault_A8_current_that_points_nowhere_lists_what_there_is_and_what_to_do
     with pytest.raises(BundleError) as caught:
         store.current()
     assert caught.value.reason == "missing"
-    assert f"{c.id}: no such bundle; available: {a.id}, {b.id}; `twotower rollback --store {store.path}`" in str(
-        caught.value
-    )
+    assert f"{c.id}: no such bundle; available: {a.id}, {b.id}; `rollback(store='{store.path}')`" in str(caught.value)
     assert store.rollback() == b
     (store.path / "CURRENT").unlink()
     with pytest.raises(BundleError, match="nothing is published yet"):
@@ -767,7 +765,7 @@ def test_fault_A8_current_that_points_nowhere_lists_what_there_is_and_what_to_do
     assert store.rollback() == b
     (store.path / "CURRENT").unlink()
     (store.path / "HISTORY.jsonl").write_text('torn line{"a\n[]\n{}\n')
-    with pytest.raises(BundleError, match="choose one with --to"):
+    with pytest.raises(BundleError, match="choose one with `to`"):
         store.rollback()
     assert store.rollback(a.id) == a
     assert store.publish(content("d")).id > b.id
@@ -1026,7 +1024,7 @@ def test_fault_A11_a_recall_below_the_threshold_is_refused_with_the_numbers(stor
     old = store.publish(content("one"))
     below = content("two", recall_check={"recall": recall, "threshold": 0.95, "k": 10})
     with pytest.raises(
-        BundleError, match=f"stays {old.id}: recall {recall:g} is below the threshold 0.95, k 10; .* --force"
+        BundleError, match=f"stays {old.id}: recall {recall:g} is below the threshold 0.95, k 10; .* `force=True`"
     ) as caught:
         store.publish(below)
     assert caught.value.reason == "recall"

@@ -21,14 +21,14 @@ def test_messages_are_plain_lines_and_warnings_begin_so(capsys: pytest.CaptureFi
         log.warning("a title \x1b[31m")
         log.debug("a detail")
         logging.getLogger("another.library").warning("not ours")
-        with printed_messages(on_stderr=True):
-            log.info("once")
         with silenced_messages() as callback:
             log.warning("of another rank")
         log.info("again")
+    with printed_messages(str.upper, on_stderr=True):
+        log.info("translated")
     log.info("after")
     assert type(callback) is Callback
-    assert tuple(capsys.readouterr()) == ("100% of them: %s\nwarning: a title \\u001b[31m\nagain\n", "once\n")
+    assert tuple(capsys.readouterr()) == ("100% of them: %s\nwarning: a title \\u001b[31m\nagain\n", "TRANSLATED\n")
     assert logging.getLogger("twotower").level == logging.NOTSET
     assert not logging.getLogger("twotower").handlers
 

@@ -24,7 +24,7 @@ from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext
 from twotower.embed import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError
-from twotower.escaping import command
+from twotower.escaping import literal
 from twotower.evaluation import Metrics, evaluate_model
 from twotower.publishing import evaluate_bundle, publish
 from twotower.retrieve import Retriever
@@ -67,7 +67,7 @@ def read(config: Config, schema: Schema | None) -> tuple[Tables | Dataset, Schem
         if not data.interactions:
             raise ConfigError("data.interactions is missing; name a CSV or Parquet file, or set data.dataset")
         if schema is None:
-            raise ConfigError("[schema] is missing; `twotower config` prints a template")
+            raise ConfigError("[schema] is missing; `config_template()` gives a template")
         tables = check(data.users or None, data.items or None, data.interactions, schema)
     for note in tables.notes:
         log.info(note)
@@ -79,7 +79,7 @@ def prepare_folder(config: Config, schema: Schema | None, out: Path | str) -> Da
 
     Raises DataError, ConfigError or RunError for what cannot be used; then nothing is left behind."""
     if schema is None:
-        raise ConfigError("[schema] is missing; `twotower config` prints a template")
+        raise ConfigError("[schema] is missing; `config_template()` gives a template")
     dataset = write_prepared(config.data, schema, config.split, Path(out))
     log.info(f"{dataset.describe()}: {out}")
     return dataset
@@ -93,7 +93,7 @@ def fit(
     folder: str | Path | None = None,
     resume: bool = False,
     override: bool = False,
-    anew: bool = False,
+    overwrite: bool = False,
     callback: Callback | None = None,
 ) -> Run:
     """Train a two-tower model on (users, items, interactions), or on a prepared dataset, and evaluate it.
@@ -102,7 +102,7 @@ def fit(
 
     A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and
     items may be None. With `folder` the run is written there, by one process or job at a time; `resume` goes on from its
-    newest good checkpoint, or starts when there is none; `anew` starts whatever is there. A complete run stays until
+    newest good checkpoint, or starts when there is none; `overwrite` starts whatever is there. A complete run stays until
     another one is whole. `callback` is called after each step and epoch; messages go to the logger "twotower". Raises
     DataError, ConfigError or RunError for what cannot be used.
     """
@@ -111,8 +111,8 @@ def fit(
     with ExitStack() as held:
         if folder and context.is_main:
             held.enter_context(runs.locked(folder))
-        if folder and not (resume or anew) and (folder / "encoders.json").exists():
-            raise RunError(f"{folder}: holds a run already; pass --resume to go on, or choose another --run")
+        if folder and not (resume or overwrite) and (folder / "encoders.json").exists():
+            raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
         if isinstance(tables, Dataset):
             dataset = tables
         else:
@@ -148,7 +148,7 @@ def _train(
             if found:
                 log.info(f"resuming after step {trainer.progress.step}")
             elif resume and runs.is_complete(folder):
-                raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another --run")
+                raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another `folder`")
             elif resume:
                 log.info("no checkpoint to resume from; starting")
             here = (trainer.fingerprint, trainer.progress.step)
@@ -166,7 +166,7 @@ def _train(
             if not folder:
                 raise
             assert place
-            how = command("train", place / "config.toml", "--run", folder, "--resume")
+            how = f"`fit(config={literal(place / 'config.toml')}, folder={literal(folder)}, resume=True)`"
             raise Interrupted(f"{e}; go on: {how}") from None
     if place and isinstance(dataset, MemmapDataset):  # what it was made from may be gone, or another by now
         dataset = replace(dataset, folder=place / PREPARED_FOLDER)

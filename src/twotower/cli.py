@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,8 +57,79 @@ RENAMED_FLAGS = {
     "--live-memory": "--event-memory",
     "--live-timeout": "--event-timeout",
     "--max-under-way": "--body-memory",
+    "--anew": "--overwrite",
 }
 """Former name -> present name."""
+
+
+VERB_OF_FUNCTION = {
+    "config_template": "config",
+    "diagnose": "doctor",
+    "fit": "train",
+    "gc": "gc",
+    "make_key": "key",
+    "publish": "publish",
+    "rollback": "rollback",
+}
+"""Function of the library -> verb with the same arguments, for messages that advise a call."""
+
+
+def in_flags(message: str, words: list[str]) -> str:
+    """Return a message of the library in the words of the command line.
+
+    The library writes arguments and calls between backticks: `folder`, `resume=True`, `rollback(store='a')`. With the
+    command `words` an argument becomes its flag, and a call becomes the command of its verb. The rest stays.
+    """
+    flags = _flags(words)
+
+    def translated(span: re.Match[str]) -> str:
+        try:
+            tree: Any = ast.parse(f"f({span[1]})", mode="eval").body
+        except (MemoryError, RecursionError, SyntaxError, ValueError):
+            return span[0]
+        match tree.args, tree.keywords:
+            case [ast.Name(id=name)], []:
+                return flags.get(name, {}).get(True) or span[0]
+            case [], [ast.keyword(arg=str(name), value=ast.Constant(value=value))]:
+                return " ".join(_option(flags.get(name, {}), value)) or span[0]
+            case [ast.Call(func=ast.Name(id=function), args=args, keywords=keywords)], []:
+                if verb := VERB_OF_FUNCTION.get(function):
+                    return f"`{command(verb, *_call_words(_flags([verb]), args, keywords))}`"
+        return span[0]
+
+    return re.sub(r"`([^`]+)`", translated, message)
+
+
+def _flags(words: list[str]) -> dict[str, dict[bool, str]]:
+    """Argument -> its flag, by whether it is on, of the verb that `words` begin with; "" for one without a flag."""
+    verb: Any = typer.main.get_command(app)
+    for word in words:
+        if (inner := getattr(verb, "commands", {}).get(word)) is None:
+            break
+        verb = inner
+
+    def longest(options: list[str]) -> str:
+        return max((o for o in options if o.startswith("-")), key=len, default="")
+
+    return {p.name: {True: longest(p.opts), False: longest(p.secondary_opts)} for p in verb.params}
+
+
+def _option(flag: dict[bool, str], value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [flag[value]] if flag.get(value) else []
+    return [flag[True], str(value)] if flag.get(True) else []
+
+
+def _call_words(flags: dict[str, dict[bool, str]], args: list[ast.expr], keywords: list[ast.keyword]) -> list[object]:
+    """Words of a command for the arguments of a call; a name stands for a value that the reader has."""
+    words: list[object] = [a.id.upper() for a in args if isinstance(a, ast.Name)]
+    for keyword in keywords:
+        value, flag = ast.literal_eval(keyword.value), flags.get(keyword.arg or "", {})
+        if isinstance(value, bool):
+            words += _option(flag, value)
+        else:
+            words += [*filter(None, [flag.get(True, "")]), Path(value)]
+    return words
 
 
 def main() -> None:
@@ -76,19 +149,20 @@ def main() -> None:
 def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run `command` and return the exit code: 0, 2 for a user's mistake, 1 for failed training, 143 if stopped, 130 if
     interrupted before there was anything to save."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        words = sys.argv[1:] if arguments is None else arguments
         for word in words:
             files.check_name(word)
+        for word in words[: words.index("--") if "--" in words else None]:
             if new := RENAMED_FLAGS.get(flag := word.partition("=")[0]):
                 raise ConfigError(f"{flag} is renamed to {new}")
-        with printed_messages(on_stderr=_prints_its_result(words)):
+        with printed_messages(translate=lambda text: in_flags(text, words), on_stderr=_prints_its_result(words)):
             code = int(typer.main.get_command(command).main(arguments, standalone_mode=False) or 0)
         if code == 130:  # what typer makes of one
             raise KeyboardInterrupt
         return code
     except TwoTowerError as e:
-        print(harmless(f"{'' if isinstance(e, Interrupted) else 'error: '}{e}"), file=sys.stderr)
+        print(harmless(f"{'' if isinstance(e, Interrupted) else 'error: '}{in_flags(str(e), words)}"), file=sys.stderr)
         return e.exit_code
     except _UsageError as e:
         print(harmless(f"error: {' '.join(e.format_message().split())}"), file=sys.stderr)
@@ -110,13 +184,13 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
 def prepare(
     config: Annotated[Path, typer.Argument(help="a TOML file that names tables")],
     out: Annotated[Path, typer.Option("--out", help="folder for the prepared dataset")],
-    set_: Overrides = None,
+    overrides: Overrides = None,
 ) -> None:
     """Make sharded Parquet that may be larger than memory ready to train on, as a stream in bounded memory."""
     from twotower import api
     from twotower.config import load_config
 
-    schema, resolved = load_config(config, set_ or [])
+    schema, resolved = load_config(config, overrides or [])
     api.prepare_folder(resolved, schema, out)
     show(f"next: {command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 
@@ -125,8 +199,8 @@ def prepare(
 def train(
     config: Annotated[Path, typer.Argument(help="a TOML file; `twotower config` prints a template")],
     # Python 3.11's argparse, which torchrun uses, stumbles over --run: it has a --run-path.
-    run: Annotated[Path, typer.Option("--run", "-r", help="folder for the run; under torchrun spell it -r")],
-    set_: Overrides = None,
+    folder: Annotated[Path, typer.Option("--run", "-r", help="folder for the run; under torchrun spell it -r")],
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint")] = False,
     override: Annotated[bool, typer.Option("--override", help="resume although settings or data changed")] = False,
 ) -> None:
@@ -135,16 +209,16 @@ def train(
     from twotower.config import load_config
     from twotower.distributed import DistributedContext
 
-    schema, resolved = load_config(config, set_ or [])
+    schema, resolved = load_config(config, overrides or [])
     is_main = DistributedContext.from_environment().is_main
     with Progress() if is_main else silenced_messages() as callback:
         tables, schema = api.read(resolved, schema)
-        done = api.fit(tables, schema, resolved, folder=run, resume=resume, override=override, callback=callback)
+        done = api.fit(tables, schema, resolved, folder=folder, resume=resume, override=override, callback=callback)
     if not is_main:
         return
     print_metrics(done.metrics, resolved.evaluation.k[0])
-    show(f"run: {run}" + (f"   report: {run / 'report.html'}" if (run / "report.html").exists() else ""))
-    show(f"next: {command('evaluate', run)}")
+    show(f"run: {folder}" + (f"   report: {folder / 'report.html'}" if (folder / "report.html").exists() else ""))
+    show(f"next: {command('evaluate', folder)}")
 
 
 @app.command()
@@ -215,8 +289,8 @@ def embed(
         int, typer.Option("--shard-rows", min=1, help="rows of a shard; one shard is vectors.npy and ids.parquet")
     ] = 1_048_576,
     precision: Annotated[str, typer.Option("--precision", help="fp32, or fp16 for half the disk")] = "fp32",
-    anew: Annotated[
-        bool, typer.Option("--anew", help="give up vectors in the folder that are of another table or model")
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace vectors of another table or model that the folder holds")
     ] = False,
     threads: Annotated[
         int, typer.Option("--threads", min=0, max=1024, help="of a rank; 0: its share of the machine's cores")
@@ -243,7 +317,7 @@ def embed(
         show(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     api.embed(
         api.load(run), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
-        anew=anew, context=context,
+        overwrite=overwrite, context=context,
     )  # fmt: skip
 
 
@@ -264,7 +338,7 @@ StoreOption = Annotated[Path, typer.Option("--store", help="folder of published 
 def publish(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     store: StoreOption,
-    set_: Overrides = None,
+    overrides: Overrides = None,
     force: Annotated[
         bool, typer.Option("--force", help="publish below the recall threshold; the history will say so")
     ] = False,
@@ -275,10 +349,10 @@ def publish(
     from twotower.config import override_config
 
     loaded = api.load(run)
-    for text in set_ or []:
+    for text in overrides or []:
         if not text.startswith("index."):
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
-    config = override_config(loaded.config, set_ or []).index
+    config = override_config(loaded.config, overrides or []).index
     api.publish(loaded, store, config, force=force, reason=reason)
     if texts := loaded.dataset.schema.texts("user"):
         which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
@@ -588,7 +662,7 @@ def stats(folder: Annotated[Path, typer.Argument(help="folder with users, items 
 @app.command()
 def demo(
     data: Annotated[str, typer.Option("--data", help="local ml-1m.zip or ml-100k.zip")] = "",
-    run: Annotated[Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")] = Path(
+    folder: Annotated[Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")] = Path(
         "runs/demo"
     ),
     serve_it: Annotated[bool, typer.Option("--serve", help="then serve the bundle, with the console")] = False,
@@ -604,22 +678,22 @@ def demo(
         listen("127.0.0.1", port).close()
 
     with Progress() as progress:
-        done = run_demo(data, run, progress)
+        done = run_demo(data, folder, progress)
     k = done.config.evaluation.k[0]
     print()
     print_metrics(done.metrics, k)
     for line in recommendations(done, k):
         show(line)
-    store = run.with_name(f"{run.name}-store")
+    store = folder.with_name(f"{folder.name}-store")
     print()
     api.publish(done, store)
     here = ".venv/bin/twotower"
     print()
-    show(f"The run is in {run}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser.")
+    show(f"The run is in {folder}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser.")
     print("Next:")
-    show(f"  {command('evaluate', run, program=here)}")
+    show(f"  {command('evaluate', folder, program=here)}")
     show(f"  {command('recommend', '--store', store, '--user', done.dataset.users.ids[0], program=here)}")
-    show(f"  {command('doctor', run, program=here)}")
+    show(f"  {command('doctor', folder, program=here)}")
     print(
         "  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank           # the best ranking, minutes"
         "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # retrieval without attention, minutes"

@@ -180,7 +180,7 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
         known = run.factors(TEST)
         aligned = Factors(known.users.cpu()[torch.from_numpy(user)], known.items.cpu()[torch.from_numpy(item)])
         if not (bool(torch.isfinite(aligned.users).all()) and bool(torch.isfinite(aligned.items).all())):
-            raise RunError(f"{name}: its vectors are not finite; see the findings of `twotower doctor`")
+            raise RunError(f"{name}: its vectors are not finite; `diagnose(run)` says why")
         factors.append(aligned)
     return ComparisonData(tests[0], _concatenate(*seen), len(users[0])), factors[0], factors[1]
 

@@ -542,7 +542,7 @@ def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema
     rest = dict(data)
     if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
         raise ConfigError(
-            f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}; begin with the keys that `twotower config` prints"
+            f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}; begin with the keys of `config_template()`"
         )
     refuse_renamed(rest, where)
     schema = rest.pop("schema", None)
@@ -562,7 +562,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | Non
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `twotower config` prints a template") from None
+        raise ConfigError(f"{path}: no such file; `config_template()` gives a template") from None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as e:
@@ -625,7 +625,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     """Set `a.b.0.c=value` in place; the value is read as TOML, else taken as text."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {text}: expected key=value, such as train.epochs=3")
+        raise ConfigError(f"`overrides` {text}: expected key=value, such as train.epochs=3")
     try:
         parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
@@ -639,20 +639,20 @@ def _override(data: dict[str, Any], text: str) -> None:
             following = [*path, last][i + 1]
             node = node.setdefault(step, [{}] if following.isdigit() else {})
         else:
-            raise ConfigError(f"--set {text}: '{'.'.join(path[:i])}' is a value, not a section")
+            raise ConfigError(f"`overrides` {text}: '{'.'.join(path[:i])}' is a value, not a section")
     if isinstance(node, list):
         _element(node, last, text)
         node[int(last)] = parsed
     elif isinstance(node, dict):
         node[last] = parsed
     else:
-        raise ConfigError(f"--set {text}: '{'.'.join(path)}' is a value, not a section")
-    refuse_renamed(data, f"--set {text}")
+        raise ConfigError(f"`overrides` {text}: '{'.'.join(path)}' is a value, not a section")
+    refuse_renamed(data, f"`overrides` {text}")
 
 
 def _element(node: list[Any], step: str, text: str) -> Any:
     if not step.isdigit() or int(step) >= len(node):
-        raise ConfigError(f"--set {text}: expected an index 0..{len(node) - 1} where '{step}' stands")
+        raise ConfigError(f"`overrides` {text}: expected an index 0..{len(node) - 1} where '{step}' stands")
     return node[int(step)]
 
 

@@ -62,7 +62,7 @@ def run_demo(data: str, folder: Path, callback: Callback) -> Run:
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"dataset": name, "archive": source or ""})}
     )
-    return api.fit(tables, schema, config, folder=folder, anew=True, callback=callback)
+    return api.fit(tables, schema, config, folder=folder, overwrite=True, callback=callback)
 
 
 def _choose(data: str) -> tuple[movielens.Name, str | None]:

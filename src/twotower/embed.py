@@ -42,7 +42,7 @@ from twotower.evaluation import evaluation_mode
 from twotower.runs import Run
 from twotower.schema import Numeric, Sequence, SideName
 from twotower.shards import (
-    ANEW,
+    HOW_TO_OVERWRITE,
     TableFile,
     TableShard,
     Work,
@@ -74,7 +74,7 @@ def embed(
     *,
     shard_rows: int = SHARD_ROWS,
     precision: Precision = "fp32",
-    anew: bool = False,
+    overwrite: bool = False,
     context: DistributedContext | None = None,
 ) -> int:
     """Vectors of every row of `source`, which may be larger than memory; gives the number of rows that have theirs.
@@ -89,7 +89,7 @@ def embed(
     a count of zero and no mean. An id that comes twice has two vectors.
 
     Raises DataError for a table that is not as the schema says, RunError if `out` holds anything else, or vectors of
-    another table or model that `anew` does not give up, or the model gives a vector that is not finite; ConfigError.
+    another table or model that `overwrite` does not give up, or the model gives a vector that is not finite; ConfigError.
     """
     source, out, me = Path(source), Path(out), context or DistributedContext()
     if precision not in _DTYPES:
@@ -103,12 +103,12 @@ def embed(
         raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
     tower = _Tower(run, rows, precision, batch_rows, f"rank {me.rank}: " if me.world_size > 1 else "")
     if len(shards) == 1:
-        return _whole(tower, shards[0], out, anew) if me.is_main else 0
+        return _whole(tower, shards[0], out, overwrite) if me.is_main else 0
     plan = {
         "side": side, "model": _digest(run), "schema": hashlib.sha256(rows.schema.model_dump_json().encode()).hexdigest(),
         "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in sources],
     }  # fmt: skip
-    with Work.begin(out, plan, len(shards), anew) as work:
+    with Work.begin(out, plan, len(shards), overwrite) as work:
         mine = range(me.rank, len(shards), me.world_size)
         made = sum(_make(tower, work, shards[i], look=True) for i in mine)
         while True:  # from the end, where those who are slow come last
@@ -125,12 +125,12 @@ def embed(
         return n
 
 
-def _whole(tower: _Tower, shard: TableShard, out: Path, anew: bool) -> int:
+def _whole(tower: _Tower, shard: TableShard, out: Path, overwrite: bool) -> int:
     """A table of one shard, replacing an earlier one."""
     check_folder(out)
     if (out / WORK_FOLDER).exists() or (out / LIST_FILE).exists():
-        if not anew:
-            raise RunError(f"{out}: holds the shards of another table; {ANEW}")
+        if not overwrite:
+            raise RunError(f"{out}: holds the shards of another table; {HOW_TO_OVERWRITE}")
         if (out / WORK_FOLDER).exists():
             clear_folder(out)
     with files.new_folder(out) as folder:

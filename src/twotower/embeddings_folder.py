@@ -96,7 +96,7 @@ class Vectors:
                 raise RunError(f"{self.folder / VECTORS_FILE}: damaged ({e}); embed again to mend it") from None
             self.parts = [Part(self.folder / VECTORS_FILE, self.folder / IDS_FILE, rows)]
         else:
-            raise RunError(f"{self.folder}: no vectors there; name a folder that `twotower embed --out` made")
+            raise RunError(f"{self.folder}: no vectors there; name a folder that embed wrote")
         first = self.parts[0].open()
         self.width, self.dtype = first.shape[1], first.dtype
         self._rows = sum(p.rows for p in self.parts)

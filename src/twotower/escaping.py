@@ -24,6 +24,11 @@ def _steers(character: str) -> bool:
     return unicodedata.category(character) in _CONTROLS or character in _DIRECTIONS
 
 
+def literal(value: object) -> str:
+    """A Python string for a call that a message shows between backticks, such as `rollback(store='a b')`."""
+    return repr(str(value)).replace("`", "\\x60")
+
+
 def command(*words: object, program: str = "twotower") -> str:
     """A command line for a POSIX shell; a path that begins with '-' stays a path."""
     found = [str(w) for w in words]

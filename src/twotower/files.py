@@ -305,7 +305,7 @@ def probe(folder: Path) -> None:
         file.write_bytes(b"\0" * 65_536)
         file.unlink()
     except OSError as e:
-        raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another --run") from e
+        raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another `folder`") from e
 
 
 def sync(path: Path) -> None:

@@ -95,7 +95,7 @@ def disallowed_content(data: bytes) -> str:
     if not model.HasField("graph"):
         return "damaged, or not an ONNX file"
     part = next(_disallowed_parts(model), "")
-    return part and f"not a tower: it holds {part}, which `twotower publish` never writes; publish the model again"
+    return part and f"not a tower: it holds {part}, which no exported tower holds; publish the model again"
 
 
 def _disallowed_parts(message: Any) -> Iterator[str]:

@@ -190,7 +190,7 @@ def _build_index(
     if len(index.rejected):
         log.warning(f"{len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
     if not len(index):
-        raise RunError("no item vector can be indexed; the model is broken, see `twotower doctor`")
+        raise RunError("no item vector can be indexed; the model is broken, `diagnose(run)` says why")
     return index
 
 

@@ -6,7 +6,7 @@ encoders.json           vocabularies and statistics of the train part
 users|items|interactions.parquet   the tables as numbered and split; or prepared/, the same on a disk
 metrics.json            flat metrics          history.jsonl   one line an epoch
 report.html             curves, distributions, gates and slices in one offline page
-checkpoints/            what --resume goes on from
+checkpoints/            what a resumed training goes on from
 .next/                  the run that takes the place of this complete one: written there until it is whole; then readers go
                         by it, while its files get their names here
 .lock                   held by the one process that writes here
@@ -37,7 +37,7 @@ from twotower.data.dataset import Dataset, read_checked, read_text
 from twotower.data.splits import TEST
 from twotower.encoders import Encoders
 from twotower.errors import ConfigError, DataError, RunError, first_line
-from twotower.escaping import command
+from twotower.escaping import literal
 from twotower.evaluation import Factors, factors_before
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
@@ -126,9 +126,9 @@ def locked(folder: Path) -> Iterator[None]:
                 files.tidy(place, {*FILES, NEXT}.__contains__)
                 checkpoint.tidy(place / "checkpoints")
         except files.Taken as e:
-            raise RunError(f"{folder}: {e}; wait for it, or choose another --run") from None
+            raise RunError(f"{folder}: {e}; wait for it, or choose another `folder`") from None
         except OSError as e:
-            raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another --run") from e
+            raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another `folder`") from e
         settle(folder)
         yield
 
@@ -254,10 +254,10 @@ def _load(folder: Path) -> Run:
     if not is_complete(folder):
         if not (folder / "config.toml").exists():
             what = "a store of bundles, not a run" if (folder / "bundles").is_dir() else "no run there"
-            raise RunError(f"{folder}: {what} (config.toml is missing); name a folder that `twotower train --run` made")
+            raise RunError(f"{folder}: {what} (config.toml is missing); name the folder of a trained run")
         raise RunError(
             f"{folder}: an unfinished run (metrics.json is missing); "
-            f"train it with `{command('train', 'CONFIG', '--run', folder, '--resume')}`"
+            f"train it with `fit(config, folder={literal(folder)}, resume=True)`"
         )
     place = current(folder)
     schema, config = read_config(place)

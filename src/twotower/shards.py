@@ -26,7 +26,7 @@ from twotower import files
 from twotower.embeddings_folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, part_names
 from twotower.errors import DataError, RunError
 
-ANEW = "choose another folder, or start over with --anew"
+HOW_TO_OVERWRITE = "choose another folder, or start over with `overwrite=True`"
 _SHARD_FILES = re.compile(r"part-\d+\.npy|ids-\d+\.parquet")
 _FOLDER, _USE, _SHARDS = (
     0,
@@ -113,9 +113,9 @@ class Work:
 
     @classmethod
     @contextmanager
-    def begin(cls, out: Path, plan: dict[str, Any], shards: int, anew: bool) -> Iterator[Work]:
+    def begin(cls, out: Path, plan: dict[str, Any], shards: int, overwrite: bool) -> Iterator[Work]:
         """Start on `plan`, or go on with it. Raises RunError if the folder holds anything else, or vectors of another
-        plan: with `anew` they are removed, unless a process is still making them."""
+        plan: with `overwrite` they are removed, unless a process is still making them."""
         check_folder(out)
         plan = {"format": EMBEDDINGS_FORMAT} | plan
         try:
@@ -126,8 +126,8 @@ class Work:
                     if alone:  # nobody else is at work: what is half made, a killed process left
                         _sweep(out)
                     if why := _difference(out, plan):
-                        if not anew:
-                            raise RunError(f"{out}: {why}; {ANEW}")
+                        if not overwrite:
+                            raise RunError(f"{out}: {why}; {HOW_TO_OVERWRITE}")
                         if not alone:
                             raise RunError(f"{out}: {why}, and another call is at work there; let it end, or stop it")
                         _clear(out)
@@ -270,7 +270,7 @@ def _difference(out: Path, plan: dict[str, Any]) -> str:
         return "its vectors were made by another version"
     words = {
         "side": "of the other side", "model": "of another model", "schema": "of another schema",
-        "precision": "in another precision", "shard_rows": "in shards of another size (--shard-rows)",
+        "precision": "in another precision", "shard_rows": "in shards of another size (`shard_rows`)",
     }  # fmt: skip
     for key, word in words.items():
         if then.get(key) != plan[key]:

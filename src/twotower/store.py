@@ -27,7 +27,7 @@ from typing import Any
 from twotower import files
 from twotower.bundle import MANIFEST, Bundle, BundleError, parse_json, seal
 from twotower.errors import ConfigError, RunError
-from twotower.escaping import command
+from twotower.escaping import literal
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -64,9 +64,7 @@ class Store:
         self.path = Path(path)
         self._bundles = self.path / "bundles"
         if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _STORE_FILES):
-            raise BundleError(
-                f"{path}: no store here; `{command('publish', 'RUN', '--store', path)}` makes one", "store"
-            )
+            raise BundleError(f"{path}: no store here; `publish(run, store={literal(path)})` makes one", "store")
 
     @classmethod
     def create(cls, path: Path | str) -> Store:
@@ -99,7 +97,7 @@ class Store:
                 tried, name = name, self._pointer()
                 if name != tried:  # it was replaced, and perhaps removed, between the two reads
                     continue
-                advice = f"{self._available()}; `{command('rollback', '--store', self.path)}` goes back to one of them"
+                advice = f"{self._available()}; `rollback(store={literal(self.path)})` goes back to one of them"
                 raise BundleError(f"{e}; {advice}" if name else str(e), e.reason) from e
 
     def current_stamp(self) -> tuple[str, int]:
@@ -172,7 +170,7 @@ class Store:
                 below = _recall_shortfall(facts)
                 if below and not force:
                     self._log("refused", "", old, below, facts["recall_check"])
-                    raise BundleError(f"{below}; train or search better, or publish with --force", "recall")
+                    raise BundleError(f"{below}; train or search better, or publish with `force=True`", "recall")
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 name = seal(temporary, stamp, facts | {"created": created, "forced": bool(below)})
                 folder = self._bundles / name
@@ -216,7 +214,7 @@ class Store:
             old, name = self._pointer(), to or self._previous()
             if name is None or name not in self._ids():
                 what = f"no bundle {name}" if name else "no bundle was current before"
-                raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with --to", "missing")
+                raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with `to`", "missing")
             bundle = self.open(name)
             files.write(self.path / "CURRENT", f"{name}\n", 0o644)
             self._log("rollback", name, old, reason, bundle.manifest["recall_check"], forced=bundle.manifest["forced"])
@@ -273,7 +271,9 @@ class Store:
     def open(self, name: str) -> Bundle:
         """A bundle by its id, verified. Raises BundleError."""
         if not name:
-            raise BundleError(f"{self.path}: nothing is published yet; `twotower publish` does it", "missing")
+            raise BundleError(
+                f"{self.path}: nothing is published yet; `publish(run, store={literal(self.path)})` does it", "missing"
+            )
         if not _ID.fullmatch(name):
             raise BundleError(f"{self.path}: {name[:80]!r} is not the id of a bundle", "current")
         return Bundle.open(self._bundles / name)

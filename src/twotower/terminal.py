@@ -72,42 +72,42 @@ def take_streams() -> Lenient:
 class MessageHandler(logging.Handler):
     """Prints messages of the library, a plain line each, after a call of `before`; a warning begins with "warning: "."""
 
-    def __init__(self, before: Callable[[], None], on_stderr: bool) -> None:
+    def __init__(self, translate: Callable[[str], str] = str, on_stderr: bool = False) -> None:
         super().__init__()
-        self.before, self.on_stderr = before, on_stderr
+        self.translate, self.on_stderr = translate, on_stderr
+        self.before: Callable[[], None] = lambda: None
 
     def emit(self, record: logging.LogRecord) -> None:
         self.before()
-        line = f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}"
+        line = f"{'warning: ' if record.levelno >= logging.WARNING else ''}{self.translate(record.getMessage())}"
         print(harmless(line), flush=True, file=sys.stderr if self.on_stderr else sys.stdout)
 
 
-@contextmanager
-def printed_messages(before: Callable[[], None] = lambda: None, on_stderr: bool = False) -> Iterator[None]:
-    """Print messages of the library while the block runs, and not as an outer block does.
+_logger = logging.getLogger("twotower")
 
-    `before` is called before each. They go to standard output, or with `on_stderr` to standard error."""
-    logger = logging.getLogger("twotower")
-    handlers, level = logger.handlers[:], logger.level
-    logger.handlers = [*(h for h in handlers if not isinstance(h, MessageHandler)), MessageHandler(before, on_stderr)]
-    logger.setLevel(logging.INFO)
+
+@contextmanager
+def printed_messages(translate: Callable[[str], str] = str, on_stderr: bool = False) -> Iterator[None]:
+    """Print messages of the library, translated, on standard output or standard error while the block runs."""
+    handler, level = MessageHandler(translate, on_stderr), _logger.level
+    _logger.addHandler(handler)
+    _logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.handlers = handlers
-        logger.setLevel(level)
+        _logger.removeHandler(handler)
+        _logger.setLevel(level)
 
 
 @contextmanager
 def silenced_messages() -> Iterator[Callback]:
     """Print nothing while the block runs; yield a callback that prints nothing either."""
-    logger = logging.getLogger("twotower")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    level = _logger.level
+    _logger.setLevel(logging.CRITICAL + 1)
     try:
         yield Callback()
     finally:
-        logger.setLevel(level)
+        _logger.setLevel(level)
 
 
 class Progress(Callback):
@@ -118,15 +118,19 @@ class Progress(Callback):
         self._task: Any = None
         self._live = sys.stdout.isatty()
         self._last = 0.0
-        self._messages = printed_messages(self.close)  # a bar goes before a message is printed
 
     def __enter__(self) -> Progress:
-        self._messages.__enter__()
+        self._before_messages(self.close)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        self._messages.__exit__(None, None, None)
+        self._before_messages(lambda: None)
+
+    def _before_messages(self, call: Callable[[], None]) -> None:
+        for handler in _logger.handlers:
+            if isinstance(handler, MessageHandler):
+                handler.before = call
 
     def on_step_end(self, done: int, total: int, loss: float) -> None:
         if not self._live:

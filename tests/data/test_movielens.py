@@ -366,7 +366,7 @@ def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k
             server = f"http://127.0.0.1:{closed.server_port}"
     serve(monkeypatch, "ml-1m", f"{server}/{kind}/ml-1m", **wrong)
     refused(
-        lambda: load("ml-1m"), f"{server}/{kind}/ml-1m", words, "--source path/to/ml-1m.zip", "TWOTOWER_DATA"
+        lambda: load("ml-1m"), f"{server}/{kind}/ml-1m", words, "source='path/to/ml-1m.zip'", "TWOTOWER_DATA"
     )
     assert not pip
 
@@ -403,7 +403,7 @@ def test_without_pip_either_ml_100k_is_refused(server: str, monkeypatch: pytest.
 
     serve(monkeypatch, "ml-100k", f"{server}/gone/ml-100k")
     monkeypatch.setattr(movielens.subprocess, "run", fail)
-    refused(lambda: load("ml-100k"), "with pip either (no route to host)", "--source")
+    refused(lambda: load("ml-100k"), "with pip either (no route to host)", "`source`")
 
 
 def test_the_official_archives_are_pinned() -> None:

@@ -543,7 +543,7 @@ def test_fault_G6_who_goes_for_want_of_room_is_counted_and_others_are_remembered
 def test_events_that_other_workers_would_not_see_are_refused(make: Make) -> None:
     client = make(workers=2)
     told = problem(client.post("/v1/events", {"user_id": "u1", "events": ["i1"]}), "conflict")
-    assert "--event-store redis://" in told["detail"]
+    assert "event_store = redis://" in told["detail"]
 
 
 def test_fault_F1_an_event_store_that_fails_is_no_error(make: Make) -> None:

@@ -429,7 +429,7 @@ def test_what_was_not_forgotten_for_certain_is_told(mortal: Server) -> None:
     ],
 )
 def test_an_address_that_is_none_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ConfigError, match="--event-store") as refused:
+    with pytest.raises(ConfigError, match="`event_store`") as refused:
         ServeSettings(store=tmp_path, event_store=url)
     assert "s3cret@" not in str(refused.value)
 

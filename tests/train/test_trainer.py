@@ -634,7 +634,7 @@ def test_fault_B5_resume_with_a_change_is_refused_with_the_difference(tmp_path: 
     folder = tmp_path / "run"
     api.fit(tables, CHECKERBOARD_SCHEMA, config, folder=folder)
     changed = settings(train={"epochs": 1, "lr": 0.5})
-    with pytest.raises(RunError, match=r"train.lr: 0.02 then, 0.5 now.*--override"):
+    with pytest.raises(RunError, match=r"train.lr: 0.02 then, 0.5 now.*`override=True`"):
         api.fit(tables, CHECKERBOARD_SCHEMA, changed, folder=folder, resume=True)
     fewer = (*tables[:2], tables[2].head(900))
     with pytest.raises(RunError, match="data: "):

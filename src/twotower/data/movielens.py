@@ -133,7 +133,7 @@ def load(name: str, source: str | Path | None = None) -> Tables:
     except DataError as e:
         if name == "ml-1m":
             raise DataError(
-                f"{e}; download it elsewhere and pass --source path/to/ml-1m.zip, set {SOURCE_VARIABLE}, or use ml-100k"
+                f"{e}; download it elsewhere and pass `source='path/to/ml-1m.zip'`, set {SOURCE_VARIABLE}, or use ml-100k"
             ) from None
         log.info(f"{e}; taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
         return _from_wheel()
@@ -210,7 +210,7 @@ def _from_wheel() -> Tables:
         wheels = list(Path(folder).glob("recbole-*.whl"))
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise DataError(f"cannot fetch {WHEEL} with pip either ({reason}); pass a local archive with --source")
+            raise DataError(f"cannot fetch {WHEEL} with pip either ({reason}); name a local archive with `source`")
         data = wheels[0].read_bytes()
     if (digest := hashlib.sha256(data).hexdigest()) != WHEEL_SHA256:
         raise DataError(f"{WHEEL}: the wheel has SHA-256 {digest[:12]}…, expected {WHEEL_SHA256[:12]}…")

@@ -31,7 +31,7 @@ def statistics(context: DiagnosisContext) -> Iterator[Finding]:
             "warning", "statistic_beside_sequence",
             f"The schema has the statistic '{statistics[0]}' and the sequence '{sequences[0]}'. The statistic counts "
             "the training pair itself, the sequence leaves it out, so the two together reveal the label in training only; "
-            "on MovieLens 1M this cost 0.005 of AUC. Remove the features with a `statistic` from schema.features.",
+            "on MovieLens 1M this cost 0.005 of AUC. Remove the features with a statistic from schema.features.",
             {"statistics": float(len(statistics)), "sequences": float(len(sequences))},
         )  # fmt: skip
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from twotower.bundle import BundleError
 from twotower.errors import ConfigError
-from twotower.escaping import command
 from twotower.files import read_regular
 from twotower.serve.file_reader import FileReader
 
@@ -106,9 +105,7 @@ def read_keys(path: Path) -> list[ApiKey]:
         content: Any = tomllib.loads(read_regular(path.resolve(), MAX_FILE_BYTES).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else e
-        raise ConfigError(
-            f"{path}: key file cannot be read ({why}); `{command('key', 'NAME')} >> {command(path, program='').strip()}` makes one"
-        ) from None
+        raise ConfigError(f"{path}: key file cannot be read ({why}); `make_key(name)` gives the lines of one") from None
     entries, keys = content.get("keys"), []
     for entry in entries if isinstance(entries, list) and entries else [{}]:
         try:
@@ -120,7 +117,7 @@ def read_keys(path: Path) -> list[ApiKey]:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ConfigError(
                 f'{path}: expected [[keys]] with name = "…", sha256 = "64 hex digits" and scope = "ask" or "admin"; '
-                "`twotower key NAME` prints one"
+                "`make_key(name)` gives one"
             ) from None
         keys.append(ApiKey(name, digest, scope == "admin"))
     return keys

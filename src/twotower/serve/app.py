@@ -108,7 +108,7 @@ def create_app(service: Service) -> FastAPI:
             {"name": "answers", "description": "Recommendations, vectors and the current bundle."},
             {"name": "events", "description": "Recent events of users."},
             {"name": "operation", "description": "Health and metrics, for operators."},
-            {"name": "console", "description": "Data of the console at /. Absent with --no-console."},
+            {"name": "console", "description": "Data of the console at /. Absent without the setting console."},
         ],
     )
     app.router.route_class = _Route

@@ -74,12 +74,12 @@ def connection_limits(max_connections: int, max_per_address: int) -> tuple[int, 
     available -= MAX_REFUSED_OPEN
     if max_connections > available:
         raise ConfigError(
-            f"--max-connections is {max_connections:,}, but the limit of open files, {files:,}, leaves {available:,}; {remedy}"
+            f"`max_connections` is {max_connections:,}, but the limit of open files, {files:,}, leaves {available:,}; {remedy}"
         )
     max_connections = max_connections or min(available, DEFAULT_MAX_CONNECTIONS)
     if max_per_address > max_connections:
         raise ConfigError(
-            f"--max-per-address is {max_per_address:,}, expected at most the {max_connections:,} of --max-connections"
+            f"`max_per_address` is {max_per_address:,}, expected at most the {max_connections:,} of `max_connections`"
         )
     return max_connections, max_per_address or -(-max_connections // 2)
 

@@ -19,25 +19,25 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "unauthorized": (
         401,
         "An API key is required",
-        "Send the header Authorization: Bearer KEY; `twotower key NAME` makes one.",
+        "Send the header Authorization: Bearer KEY, with a key of the file that the service reads (setting keys).",
     ),
-    "key-scope": (403, "The API key does not have the scope", "Use a key of scope admin: `twotower key NAME --admin`."),
+    "key-scope": (403, "The API key does not have the scope", "Use a key of scope admin."),
     "foreign-origin": (
         403,
         "The request is from a page of another site",
-        "Use the console of this service, send the request from a program, or serve with --keys.",
+        "Use the console of this service, send the request from a program, or give the service a file of keys (setting keys).",
     ),
     "not-found": (404, "The path does not exist", "GET /openapi.json lists the paths."),
     "unknown-item": (404, "The item is not in the bundle", "Send the id of an item of the current bundle."),
     "unknown-user": (
         404,
         "The user is not in the bundle",
-        "Send features or a history, or serve with --unknown-user popular.",
+        "Send features or a history, or set unknown_user = popular for the service.",
     ),
     "unknown-bundle": (
         404,
         "The bundle is not in the store, or cannot be loaded",
-        "`twotower bundles` lists the bundles of the store.",
+        "List the bundles of the store, and name one that is not damaged.",
     ),
     "no-text-feature": (
         404,
@@ -57,7 +57,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "foreign-host": (
         421,
         "The request names another host",
-        "Use the address that the service listens on, or serve with --keys.",
+        "Use the address that the service listens on, or give the service a file of keys (setting keys).",
     ),
     "rate-limit": (429, "The client sends too many requests", "Wait for the seconds in Retry-After."),
     "internal-error": (500, "The service failed", "The log has the traceback under the id of the request."),
@@ -81,7 +81,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "too-many-connections": (
         503,
         "Too many connections",
-        "Wait for the seconds in Retry-After, reuse connections, and name proxies in --trusted-proxies.",
+        "Wait for the seconds in Retry-After, reuse connections, and name proxies in the setting trusted_proxies.",
     ),
     "draining": (503, "The service is shutting down", "Send the request to another instance."),
 }

@@ -50,7 +50,9 @@ def run_service(settings: ServeSettings) -> int:
     if settings.keys is not None:
         keys = read_keys(settings.keys)
         if settings.admin_port is not None and not any(key.admin for key in keys):
-            raise ConfigError(f"--admin-port: no key in {settings.keys} has scope admin; `twotower key NAME --admin`")
+            raise ConfigError(
+                f"`admin_port`: no key in {settings.keys} has scope admin; `make_key(name, admin=True)` makes one"
+            )
     connections, each = connection_limits(settings.max_connections, settings.max_per_address)
     settings = replace(settings, max_connections=connections, max_per_address=each)
     sockets = [listen(settings.host, settings.port)]
@@ -83,7 +85,7 @@ def listen(host: str, port: int) -> socket.socket:
             on_failure.pop_all()
     except OSError as e:
         raise ConfigError(
-            f"cannot listen on {host}:{port} ({e.strerror or e}); choose another --port or --host"
+            f"cannot listen on {host}:{port} ({e.strerror or e}); choose another `port` or `host`"
         ) from None
     return s
 

@@ -172,8 +172,8 @@ class Service:
         if self.settings.workers > 1 and not self.event_store.shared:
             raise Problem(
                 "conflict",
-                f"{self.settings.workers} workers do not share events kept in memory; serve with "
-                "--event-store redis://HOST:PORT/DB, or with one worker",
+                f"{self.settings.workers} workers do not share events kept in memory; set "
+                "event_store = redis://HOST:PORT/DB, or workers = 1",
             )
         retriever, events = self.bundles.current, schemas.item_events(list(body.events))
         unknown = set(retriever.unknown_items(item for item, _ in events))

@@ -104,7 +104,7 @@ class ServeSettings:
         for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "events_per_user", "event_ttl",
                      "event_memory", "body_memory"):  # fmt: skip
             if getattr(self, name) < 1:
-                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 1")
+                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected at least 1")
         for name in (
             "max_wait",
             "target_wait",
@@ -116,49 +116,51 @@ class ServeSettings:
             "body_timeout",
         ):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected more than 0")
+                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected more than 0")
         for name in ("rate", "burst", "drain", "keep_alive", "memory_limit", "max_connections", "max_per_address"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected at least 0")
+                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected at least 0")
         for name in ("rate", "max_wait", "target_wait", "event_timeout", "index_timeout", "poll", "drain", "grace", "head_timeout",
                      "body_timeout", "keep_alive"):  # fmt: skip
             if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, expected a finite number")
+                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected a finite number")
         processors = os.cpu_count() or 1
         for name in ("workers", "threads"):
             if getattr(self, name) > (allowed := max(16, 4 * processors)):
                 raise ConfigError(
-                    f"{_flag(name)} is {getattr(self, name):,}, at most {allowed} on this machine of {processors} processors"
+                    f"`{name}` is {getattr(self, name):,}, at most {allowed} on this machine of {processors} processors"
                 )
         if self.max_k > MAX_K:
-            raise ConfigError(f"--max-k is {self.max_k}, at most {MAX_K:,} can be asked for")
+            raise ConfigError(f"`max_k` is {self.max_k}, at most {MAX_K:,} can be asked for")
         if self.target_wait > self.max_wait:
-            raise ConfigError(f"--target-wait is {self.target_wait:g}, expected at most --max-wait, {self.max_wait:g}")
+            raise ConfigError(f"`target_wait` is {self.target_wait:g}, expected at most `max_wait`, {self.max_wait:g}")
         if self.burst and not self.rate:
-            raise ConfigError("--burst goes with --rate, which is not given")
+            raise ConfigError("`burst` goes with `rate`, which is not given")
         for address in filter(None, self.trusted_proxies.split(",")):
             try:
                 ipaddress.ip_network(address.strip(), strict=False)
             except ValueError:
                 raise ConfigError(
-                    f"--trusted-proxies: '{address}' is no address or network, such as 10.0.0.0/8"
+                    f"`trusted_proxies`: '{address}' is no address or network, such as 10.0.0.0/8"
                 ) from None
         for name in ("port", "admin_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1 << 16:
-                raise ConfigError(f"{_flag(name)} is {value}, expected 0 to 65535")
+                raise ConfigError(f"`{name}` is {value}, expected 0 to 65535")
         if self.unknown_user not in ("popular", "404"):
-            raise ConfigError(f"--unknown-user is '{self.unknown_user}' (allowed: popular, 404)")
+            raise ConfigError(f"`unknown_user` is '{self.unknown_user}' (allowed: popular, 404)")
         if self.index_down not in ("popular", "503"):
-            raise ConfigError(f"--index-down is '{self.index_down}' (allowed: popular, 503)")
+            raise ConfigError(f"`index_down` is '{self.index_down}' (allowed: popular, 503)")
         if self.event_store != "memory":
             _check_url(self.event_store)
         if self.admin_port is not None and self.keys is None:
-            raise ConfigError("--admin-port needs --keys FILE with a key of scope admin; `twotower key NAME --admin`")
+            raise ConfigError(
+                "`admin_port` needs `keys`, a file with a key of scope admin; `make_key(name, admin=True)` makes one"
+            )
         if not (self.keys or self.insecure or is_loopback(self.host)):
             raise ConfigError(
-                f"--host {self.host} can be reached from other machines; give --keys FILE (`twotower key NAME` makes "
-                "a key), or --insecure if something in front of it keeps strangers out"
+                f"`host` {self.host} can be reached from other machines; give `keys`, a file of API keys "
+                "(`make_key(name)` makes one), or `insecure=True` if something in front of it keeps strangers out"
             )
 
 
@@ -171,7 +173,7 @@ def is_loopback(host: str) -> bool:
     try:
         found = {info[4][0] for info in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
-        raise ConfigError(f"--host {host}: no such address or name") from None
+        raise ConfigError(f"`host` {host}: no such address or name") from None
     return all(ipaddress.ip_address(str(address)).is_loopback for address in found)
 
 
@@ -197,15 +199,11 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         port, database = parts.port, parts.path.removeprefix("/")
     except ValueError:
-        raise ConfigError(f"--event-store is no URL {allowed}") from None
+        raise ConfigError(f"`event_store` is no URL {allowed}") from None
     where = f"{parts.scheme}://{parts.hostname or ''}"
     if parts.scheme == "unix" and parts.path:
         return
     if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
-        raise ConfigError(f"--event-store is '{where if parts.scheme else url[:20]}' {allowed}")
+        raise ConfigError(f"`event_store` is '{where if parts.scheme else url[:20]}' {allowed}")
     if database and not database.isdecimal():
-        raise ConfigError(f"--event-store {where}: the database is '{database[:20]}', expected a number {allowed}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        raise ConfigError(f"`event_store` {where}: the database is '{database[:20]}', expected a number {allowed}")

@@ -102,7 +102,7 @@ class TorchRecEmbeddings:
         self._rec = _import_torchrec(device)
         if not distributed.is_initialized():
             raise ConfigError(
-                "train.embedding_placement = 'torchrec' is for `twotower train` and twotower.fit, which bring ranks together; "
+                "train.embedding_placement = 'torchrec' is for twotower.fit, which brings ranks together; "
                 "here set train.embedding_placement = 'replicated'"
             )
         self._sizes: list[tuple[int, int]] = []

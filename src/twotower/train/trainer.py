@@ -365,7 +365,7 @@ class Trainer:
         if changed:
             what = "; ".join(changed[:5])
             if not override:
-                raise RunError(f"cannot resume, the run has changed ({what}); go back, or pass --override")
+                raise RunError(f"cannot resume, the run has changed ({what}); go back, or pass `override=True`")
             log.warning(f"resuming although the run has changed ({what})")
         self._restore(tensors)
         self.progress = _Progress.restore(state["progress"], self._last_path)
@@ -395,7 +395,7 @@ class Trainer:
         self.best_weights = group("best")
         if self.average:
             self.average = group("average") or self.average
-        # With --override the settings may ask for none.
+        # With override=True the settings may ask for none.
         if self.objective.memory.size and (memory := group("memory")):
             self.objective.memory.vectors, self.objective.memory.items = memory["vectors"], memory["items"]
         if self.objective.candidates and self.config.negatives.hard and (mined := group("mined")):
