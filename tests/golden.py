@@ -255,12 +255,20 @@ def replies() -> Arrays:
     return found
 
 
+FORMER_FIELDS = {"recent_events": "live"}
+"""Present name of a field of a reply -> the one it had when the numbers were kept, which is its place among the others."""
+
+
+def _former(item: tuple[str, Any]) -> str:
+    return FORMER_FIELDS.get(item[0], item[0])
+
+
 def _flat(value: Any, name: str = "") -> tuple[list[float], list[bytes]]:
     """Numbers and texts of a reply, in the order of its keys; times and ids of bundles differ and are left out."""
     if name in ("milliseconds", "bundle_id"):
         return [], []
     if isinstance(value, Mapping | list):
-        inner = sorted(value.items()) if isinstance(value, Mapping) else [("", v) for v in value]
+        inner = sorted(value.items(), key=_former) if isinstance(value, Mapping) else [("", v) for v in value]
         parts = [_flat(v, k) for k, v in inner]
         return [n for p in parts for n in p[0]], [t for p in parts for t in p[1]]
     if isinstance(value, str):

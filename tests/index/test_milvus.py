@@ -492,7 +492,7 @@ def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
                 if what == "503":
                     with pytest.raises(Problem) as refused:
                         await service.recommend(body())
-                    assert (refused.value.name, refused.value.status) == ("index", 503)
+                    assert (refused.value.name, refused.value.status) == ("index-unavailable", 503)
                     assert refused.value.headers["Retry-After"]
                     continue
                 reply = await service.recommend(body(ban=["i1"], where={"brand": "brand2"}))
