@@ -76,7 +76,7 @@ def test_an_unknown_user_is_an_error_that_names_them() -> None:
 
 def test_recent_lists_liked_training_items_latest_first() -> None:
     done = twotower.fit(everything(), EVERYTHING_SCHEMA, settings(train={"epochs": 1}))
-    titles = api.recent(done, "u5", 50)
+    titles = api.recent_titles(done, "u5", 50)
     data = done.dataset
     row = data.users.ids.to_list().index("u5")
     mine = (data.pairs.user == row) & data.pairs.positive & (data.parts == 0)

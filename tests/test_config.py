@@ -30,7 +30,7 @@ from twotower.config import (
     parse_config,
 )
 from twotower.data import movielens
-from twotower.errors import ConfigError, nearest
+from twotower.errors import ConfigError, did_you_mean
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 IDS_TOML = """
@@ -639,4 +639,4 @@ def test_metrics_are_named_for_every_cut_off() -> None:
 
 @pytest.mark.parametrize(("name", "hint"), [("epoch", "; did you mean 'epochs'?"), ("zzz", ""), ("", "")])
 def test_the_nearest_name_is_hinted_only_where_one_is_near(name: str, hint: str) -> None:
-    assert nearest(name, ["epochs", "lr"]) == hint
+    assert did_you_mean(name, ["epochs", "lr"]) == hint

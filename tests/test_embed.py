@@ -168,10 +168,10 @@ def test_torchrun_starts_them(run: Run, table: Path, whole: Path, tmp_path: Path
 
 
 def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli._local(8) == 8
+    assert cli._local_ranks(8) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert cli._local(8) == 4
-    assert cli._cores() >= 1
+    assert cli._local_ranks(8) == 4
+    assert cli._available_cores() >= 1
 
 
 # ---- kills

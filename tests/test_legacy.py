@@ -189,9 +189,9 @@ def test_the_gpu_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -
     import torch
 
     if torch.cuda.is_available():
-        assert legacy._device("gpu") == "cuda"
+        assert legacy._accelerator_or_cpu("gpu") == "cuda"
     else:
-        assert legacy._device("gpu") == "cpu"
+        assert legacy._accelerator_or_cpu("gpu") == "cpu"
         assert "no GPU here" in capsys.readouterr().out
 
 
@@ -285,7 +285,7 @@ def test_mainpy_mistakes_are_one_line_and_exit_code_2(seed_project: Path, argume
 
 def test_rows_that_differ_in_a_null_inside_a_list_are_different_items() -> None:
     frame = pl.DataFrame({"tags": [["a", None], ["b", None], ["a", None], [], None, [""]], "n": [1] * 6})
-    distinct, rows = legacy._distinct(frame, ["tags", "n"])
+    distinct, rows = legacy._distinct_rows(frame, ["tags", "n"])
     assert rows.tolist() == [0, 1, 0, 2, 3, 4]
     assert distinct["tags"].to_list() == [["a", None], ["b", None], [], None, [""]]
 

@@ -24,7 +24,7 @@ from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext
 from twotower.embed import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError
-from twotower.escaping import literal
+from twotower.escaping import python_literal
 from twotower.evaluation import Metrics, evaluate_model
 from twotower.publishing import evaluate_bundle, publish
 from twotower.retrieve import Retriever
@@ -34,7 +34,7 @@ from twotower.store import Store
 from twotower.train.trainer import Trainer, choose_device, peak_memory_mb
 
 __all__ = [
-    "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read", "recent",
+    "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read", "recent_titles",
     "recommend", "retriever",
 ]  # fmt: skip
 
@@ -139,7 +139,7 @@ def _train(
     with context.process_group(
         device.type, config.train.timeout, always=config.train.embedding_placement == "torchrec"
     ):
-        place = runs.place(folder) if folder else None
+        place = runs.writing_folder(folder) if folder else None
         callback = _HistoryWriter(place, callback) if context.is_main else Callback()
         checkpoints = place / "checkpoints" if place else None
         trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)
@@ -159,14 +159,14 @@ def _train(
                     f"{folder}: the ranks see other settings, data or checkpoints; all need the same files at the same path"
                 )
             if context.is_main:
-                runs.begin(place, dataset, config, found)
+                runs.start_run(place, dataset, config, found)
         try:
             trained = trainer.run()
         except Interrupted as e:
             if not folder:
                 raise
             assert place
-            how = f"`fit(config={literal(place / 'config.toml')}, folder={literal(folder)}, resume=True)`"
+            how = f"`fit(config={python_literal(place / 'config.toml')}, folder={python_literal(folder)}, resume=True)`"
             raise Interrupted(f"{e}; go on: {how}") from None
     if place and isinstance(dataset, MemmapDataset):  # what it was made from may be gone, or another by now
         dataset = replace(dataset, folder=place / PREPARED_FOLDER)
@@ -177,8 +177,8 @@ def _train(
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
     if folder and place:
-        done = replace(done, sha256=runs.finish(place, done))
-        runs.settle(folder)
+        done = replace(done, sha256=runs.save_run(place, done))
+        runs.replace_run(folder)
         if isinstance(dataset, MemmapDataset):
             done = replace(done, dataset=replace(dataset, folder=folder / PREPARED_FOLDER))
         try:
@@ -222,11 +222,11 @@ class Recommendation:
     title: str
 
 
-def recent(trained: Run, user_id: Any, n: int = 5) -> list[str]:
+def recent_titles(trained: Run, user_id: Any, n: int = 5) -> list[str]:
     """Titles of the last `n` items the user liked in training, latest first."""
     dataset = trained.dataset
     keep = np.flatnonzero(
-        (dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _row(dataset, user_id))
+        (dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _user_row(dataset, user_id))
     )
     if dataset.times is not None:
         keep = keep[np.argsort(dataset.times[keep], kind="stable")]
@@ -242,7 +242,7 @@ def recommend(trained: Run, user_id: Any, k: int = 10) -> list[Recommendation]:
     dataset = trained.dataset
     if k < 1:
         raise DataError(f"k is {k}, expected at least 1")
-    row = _row(dataset, user_id)
+    row = _user_row(dataset, user_id)
     seen = torch.from_numpy(dataset.pairs.item[dataset.pairs.user == row]).long()
     factors = trained.factors()
     scores = factors.items @ factors.users[row]
@@ -255,7 +255,7 @@ def recommend(trained: Run, user_id: Any, k: int = 10) -> list[Recommendation]:
     ]
 
 
-def _row(dataset: Dataset, user_id: Any) -> int:
+def _user_row(dataset: Dataset, user_id: Any) -> int:
     rows = (dataset.users.ids.cast(pl.String) == str(user_id)).arg_true()
     if not len(rows):
         raise DataError(f"user '{user_id}' is not among the {len(dataset.users):,} users of this run")

@@ -14,16 +14,16 @@ import typer
 
 from twotower import files
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
-from twotower.escaping import command, harmless
+from twotower.escaping import escape_controls, shell_command
 from twotower.terminal import (
     Progress,
+    install_failsafe_streams,
     print_answer,
+    print_line,
     print_metrics,
     print_served,
     printed_messages,
-    show,
     silenced_messages,
-    take_streams,
 )
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
@@ -94,7 +94,7 @@ def in_flags(message: str, words: list[str]) -> str:
                 return " ".join(_option(flags.get(name, {}), value)) or span[0]
             case [ast.Call(func=ast.Name(id=function), args=args, keywords=keywords)], []:
                 if verb := VERB_OF_FUNCTION.get(function):
-                    return f"`{command(verb, *_call_words(_flags([verb]), args, keywords))}`"
+                    return f"`{shell_command(verb, *_call_words(_flags([verb]), args, keywords))}`"
         return span[0]
 
     return re.sub(r"`([^`]+)`", translated, message)
@@ -134,7 +134,7 @@ def _call_words(flags: dict[str, dict[bool, str]], args: list[ast.expr], keyword
 
 def main() -> None:
     """Entry point: turns errors of the package into one line and an exit code."""
-    out = take_streams()
+    out = install_failsafe_streams()
     code = run_command(app)
     out.flush()
     if out.error:
@@ -162,13 +162,18 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
             raise KeyboardInterrupt
         return code
     except TwoTowerError as e:
-        print(harmless(f"{'' if isinstance(e, Interrupted) else 'error: '}{in_flags(str(e), words)}"), file=sys.stderr)
+        print(
+            escape_controls(f"{'' if isinstance(e, Interrupted) else 'error: '}{in_flags(str(e), words)}"),
+            file=sys.stderr,
+        )
         return e.exit_code
     except _UsageError as e:
-        print(harmless(f"error: {' '.join(e.format_message().split())}"), file=sys.stderr)
+        print(escape_controls(f"error: {' '.join(e.format_message().split())}"), file=sys.stderr)
         return 2
     except MemoryError as e:
-        print(harmless(f"error: out of memory ({e}); ask for less, or give it a larger machine"), file=sys.stderr)
+        print(
+            escape_controls(f"error: out of memory ({e}); ask for less, or give it a larger machine"), file=sys.stderr
+        )
         return 1
     except (Exception, KeyboardInterrupt) as e:
         cause: BaseException | None = e
@@ -192,7 +197,7 @@ def prepare(
 
     schema, resolved = load_config(config, overrides or [])
     api.prepare_folder(resolved, schema, out)
-    show(f"next: {command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
+    print_line(f"next: {shell_command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 
 
 @app.command()
@@ -217,8 +222,8 @@ def train(
     if not is_main:
         return
     print_metrics(done.metrics, resolved.evaluation.k[0])
-    show(f"run: {folder}" + (f"   report: {folder / 'report.html'}" if (folder / "report.html").exists() else ""))
-    show(f"next: {command('evaluate', folder)}")
+    print_line(f"run: {folder}" + (f"   report: {folder / 'report.html'}" if (folder / "report.html").exists() else ""))
+    print_line(f"next: {shell_command('evaluate', folder)}")
 
 
 @app.command()
@@ -236,7 +241,7 @@ def evaluate(
             known = {way: {m: v for m, v in metrics.items() if v == v} for way, metrics in found.items()}
             print(json.dumps({"bundle_id": retriever.bundle.id} | known, indent=1, allow_nan=False))
         else:
-            show(f"bundle {retriever.bundle.id}")
+            print_line(f"bundle {retriever.bundle.id}")
             print(retriever.dataset.describe())
             print_served(found, retriever.config.evaluation.k)
         return
@@ -257,7 +262,7 @@ def doctor(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
     findings = diagnose(api.load(run))
     for line in describe_findings(findings):
-        show(line)
+        print_line(line)
     if any(f.severity == "error" for f in findings):
         raise typer.Exit(1)
 
@@ -273,7 +278,7 @@ def compare(
     from twotower.compare import compare_runs, describe_comparisons
 
     for line in describe_comparisons(compare_runs(api.load(a), api.load(b), resamples=resamples)):
-        show(line)
+        print_line(line)
 
 
 @app.command()
@@ -304,7 +309,7 @@ def embed(
     context = DistributedContext.from_environment()
 
     if context.world_size > 1:
-        threads = threads or _cores() // _local(context.world_size) or 1
+        threads = threads or _available_cores() // _local_ranks(context.world_size) or 1
     if threads:
         os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
     import torch
@@ -314,20 +319,20 @@ def embed(
     if threads:
         torch.set_num_threads(threads)
     if context.world_size > 1 and context.is_main:
-        show(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
+        print_line(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     api.embed(
         api.load(run), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
         overwrite=overwrite, context=context,
     )  # fmt: skip
 
 
-def _local(ranks: int) -> int:
+def _local_ranks(ranks: int) -> int:
     """How many of the ranks are on this machine: as torchrun says, else all of them."""
     said = os.environ.get("LOCAL_WORLD_SIZE", "")
     return int(said) if said.isdecimal() and int(said) else ranks
 
 
-def _cores() -> int:
+def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -356,18 +361,18 @@ def publish(
     api.publish(loaded, store, config, force=force, reason=reason)
     if texts := loaded.dataset.schema.texts("user"):
         which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
-        example = _example(loaded.dataset.users.frame[texts[0].source])
-        show(f"next: {command('search', '--store', store, *which, *_positional(example))}")
+        example = _example_text(loaded.dataset.users.frame[texts[0].source])
+        print_line(f"next: {shell_command('search', '--store', store, *which, *_positional_words(example))}")
     else:
-        show(f"next: {command('recommend', '--store', store, '--user', loaded.dataset.users.ids[0])}")
+        print_line(f"next: {shell_command('recommend', '--store', store, '--user', loaded.dataset.users.ids[0])}")
 
 
-def _positional(word: str) -> list[str]:
+def _positional_words(word: str) -> list[str]:
     """A word that is no option, whatever it begins with."""
     return ["--", word] if word.startswith("-") else [word]
 
 
-def _example(texts: Any) -> str:
+def _example_text(texts: Any) -> str:
     """A text that is there."""
     return next((str(t) for t in texts.drop_nulls().head(100) if str(t).strip()), "some words")
 
@@ -382,7 +387,7 @@ def rollback(
     from twotower import maintenance
 
     bundle, alias = maintenance.rollback(store, to or None, reason=reason)
-    show(f"current: {bundle.id}{f', {alias}' if alias else ''}")
+    print_line(f"current: {bundle.id}{f', {alias}' if alias else ''}")
 
 
 @app.command()
@@ -396,12 +401,12 @@ def bundles(
     opened = Store(store)
     if history:
         for line in opened.history():
-            show(json.dumps(line, ensure_ascii=False))
+            print_line(json.dumps(line, ensure_ascii=False))
         return
     for b in opened.bundles():
         recall = f"recall {b.recall_check['recall']:.4f}" if b.recall_check else ""
         state = ", ".join(["current"] * b.current + [f"damaged: {b.damaged}"] * bool(b.damaged))
-        show(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {recall}  {state}".rstrip())
+        print_line(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {recall}  {state}".rstrip())
 
 
 @app.command()
@@ -415,9 +420,9 @@ def gc(
     from twotower.store import Store
 
     gone, dropped = maintenance.gc(store, keep)
-    show(f"removed: {', '.join(gone) or 'nothing'}")
+    print_line(f"removed: {', '.join(gone) or 'nothing'}")
     if dropped:
-        show(f"dropped: {', '.join(dropped)}")
+        print_line(f"dropped: {', '.join(dropped)}")
     MilvusCollections(Store(store)).update_alias()  # it may have been left behind while Milvus was down
 
 
@@ -496,14 +501,14 @@ def _retriever(store: Path) -> Any:
 def _filters(where: list[str] | None) -> dict[str, str] | None:
     filters: dict[str, str] = {}
     for text in where or []:
-        column, value = _equality(text)
+        column, value = _column_and_value(text)
         if column in filters:
             raise ConfigError(f"--where {text}: a condition on {column} is there already; give one for each column")
         filters[column] = value
     return filters or None
 
 
-def _equality(text: str) -> tuple[str, str]:
+def _column_and_value(text: str) -> tuple[str, str]:
     column, equals, value = text.partition("=")
     if not equals or not column:
         raise ConfigError(f"--where {text}: expected COLUMN=VALUE, such as genres=Comedy")
@@ -625,15 +630,15 @@ def fetch(
     """Fetch a MovieLens, verify it, and write three Parquet tables."""
     from twotower.data import movielens
     from twotower.data.tables import check
-    from twotower.errors import nearest
+    from twotower.errors import did_you_mean
 
     known = movielens.SCHEMAS
     if name not in known:
-        raise ConfigError(f"no dataset '{name}'{nearest(name, known)} (allowed: {', '.join(known)})")
+        raise ConfigError(f"no dataset '{name}'{did_you_mean(name, known)} (allowed: {', '.join(known)})")
     tables = movielens.load(name, source or None)
     check(tables.users, tables.items, tables.interactions, known[name])
     movielens.save(tables, out)
-    show(
+    print_line(
         f"{out}: {tables.users.height:,} users, {tables.items.height:,} items, "
         f"{tables.interactions.height:,} interactions"
     )
@@ -654,9 +659,9 @@ def stats(folder: Annotated[Path, typer.Argument(help="folder with users, items 
     for name, frame in found.items():
         print(f"{name}: {frame.height:,} rows")
         for column, kind, missing, distinct, example in tables.describe(frame):
-            show(f"  {column:<16} {kind:<14} {missing:>9,} missing {distinct:>11} distinct   {example}")
+            print_line(f"  {column:<16} {kind:<14} {missing:>9,} missing {distinct:>11} distinct   {example}")
     for line in tables.activity(found):
-        show(line)
+        print_line(line)
 
 
 @app.command()
@@ -670,7 +675,7 @@ def demo(
 ) -> None:
     """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish; and serve it, if asked."""
     from twotower import api
-    from twotower.demo import recommendations, run_demo
+    from twotower.demo import recommendation_lines, run_demo
 
     if serve_it:  # not after minutes of training
         from twotower.serve.process import listen
@@ -682,18 +687,20 @@ def demo(
     k = done.config.evaluation.k[0]
     print()
     print_metrics(done.metrics, k)
-    for line in recommendations(done, k):
-        show(line)
+    for line in recommendation_lines(done, k):
+        print_line(line)
     store = folder.with_name(f"{folder.name}-store")
     print()
     api.publish(done, store)
     here = ".venv/bin/twotower"
     print()
-    show(f"The run is in {folder}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser.")
+    print_line(
+        f"The run is in {folder}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser."
+    )
     print("Next:")
-    show(f"  {command('evaluate', folder, program=here)}")
-    show(f"  {command('recommend', '--store', store, '--user', done.dataset.users.ids[0], program=here)}")
-    show(f"  {command('doctor', folder, program=here)}")
+    print_line(f"  {shell_command('evaluate', folder, program=here)}")
+    print_line(f"  {shell_command('recommend', '--store', store, '--user', done.dataset.users.ids[0], program=here)}")
+    print_line(f"  {shell_command('doctor', folder, program=here)}")
     print(
         "  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank           # the best ranking, minutes"
         "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # retrieval without attention, minutes"
@@ -701,7 +708,7 @@ def demo(
         "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own                    # your own tables, see docs/tutorial.md"
         "\nSee why a film was recommended, in a browser:"
     )
-    show(f"  {command('serve', '--store', store, program=here)}   # or make demo SERVE=1")
+    print_line(f"  {shell_command('serve', '--store', store, program=here)}   # or make demo SERVE=1")
     if serve_it:
         serve(store, port=port)
 

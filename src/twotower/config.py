@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from twotower import files
-from twotower.errors import ConfigError, nearest
+from twotower.errors import ConfigError, did_you_mean
 from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Settings, Text, Vector
 
 FEATURE_KINDS: dict[str, type[BaseModel]] = {
@@ -525,7 +525,7 @@ class Config(Settings):
         part, _, metric = self.train.monitor.partition(".")
         if part != "validation" or metric not in known:
             raise ValueError(
-                f"train.monitor '{self.train.monitor}' is not measured{nearest(metric, known)} "
+                f"train.monitor '{self.train.monitor}' is not measured{did_you_mean(metric, known)} "
                 f"(allowed: validation. followed by one of {', '.join(known)})"
             )
         return self
@@ -549,7 +549,9 @@ def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema
     known = [*Config.model_fields, "schema"]
     for key in rest:
         if key not in known:
-            raise ConfigError(f"{where}: unknown section '{key}'{nearest(key, known)} (allowed: {', '.join(known)})")
+            raise ConfigError(
+                f"{where}: unknown section '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})"
+            )
     try:
         config = Config.model_validate(rest)
         return (Schema.model_validate(schema) if schema is not None else None), config
@@ -666,10 +668,10 @@ def _explain(error: ValidationError) -> str:
     where = ".".join(["schema", *path] if error.title == "Schema" else path)
     if first["type"] == "extra_forbidden":
         allowed = _allowed(model, [str(p) for p in first["loc"][:-1]])
-        return f"unknown key '{where}'{nearest(path[-1], allowed)} (allowed: {', '.join(allowed)})"
+        return f"unknown key '{where}'{did_you_mean(path[-1], allowed)} (allowed: {', '.join(allowed)})"
     if first["type"].startswith("union_tag"):
         kind = first["ctx"].get("tag", "")
-        given = f"no kind '{kind}'{nearest(kind, kinds)}" if kind else "missing"
+        given = f"no kind '{kind}'{did_you_mean(kind, kinds)}" if kind else "missing"
         return f"{where}.kind: {given} (allowed: {', '.join(kinds)})"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":

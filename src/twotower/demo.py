@@ -45,7 +45,7 @@ SETTINGS = {
 
 def run_demo(data: str, folder: Path, callback: Callback) -> Run:
     """Train DSSM + SENet with negative sampling on MovieLens; `folder` is replaced if an earlier run is there."""
-    name, source = _choose(data)
+    name, source = _choose_archive(data)
     try:
         raw = movielens.load(name, source)
     except DataError as e:
@@ -65,12 +65,12 @@ def run_demo(data: str, folder: Path, callback: Callback) -> Run:
     return api.fit(tables, schema, config, folder=folder, overwrite=True, callback=callback)
 
 
-def _choose(data: str) -> tuple[movielens.Name, str | None]:
+def _choose_archive(data: str) -> tuple[movielens.Name, str | None]:
     source = data or os.environ.get(movielens.SOURCE_VARIABLE, "")
     return (movielens.archive_name(source), str(Path(source).resolve())) if source else ("ml-1m", None)
 
 
-def recommendations(done: Run, k: int) -> Iterator[str]:
+def recommendation_lines(done: Run, k: int) -> Iterator[str]:
     """Three users of different activity: what they liked last, and the `k` best films they have not seen."""
     activity = np.bincount(done.dataset.train.user, minlength=len(done.dataset.users))
     order = np.argsort(activity, kind="stable")
@@ -79,7 +79,7 @@ def recommendations(done: Run, k: int) -> Iterator[str]:
         user = done.dataset.users.ids[row]
         yield ""
         yield f"user {user}, {activity[row]} ratings in training; liked last:"
-        yield "    " + ";  ".join(api.recent(done, user))
+        yield "    " + ";  ".join(api.recent_titles(done, user))
         yield f"  the {k} best films for them:"
         for place, r in enumerate(api.recommend(done, user, k), 1):
             yield f"    {place:>2}. {r.title}  (logit {r.score:+.2f})"

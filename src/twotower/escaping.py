@@ -7,41 +7,41 @@ import shlex
 import unicodedata
 from pathlib import Path
 
-_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, separators of lines and paragraphs
-_DIRECTIONS = frozenset(chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+_CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, separators of lines and paragraphs
+_DIRECTION_CONTROLS = frozenset(chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 
 
-def harmless(text: str) -> str:
+def escape_controls(text: str) -> str:
     """One line in which what would steer a terminal or turn the direction of writing is spelled as in `\\u001b`.
 
     Of a text in JSON the values stay what they are."""
     if text.isprintable():
         return text
-    return "".join(f"\\u{ord(c):04x}" if _steers(c) else c for c in text)
+    return "".join(f"\\u{ord(c):04x}" if _is_control(c) else c for c in text)
 
 
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) in _CONTROLS or character in _DIRECTIONS
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in _CONTROL_CATEGORIES or character in _DIRECTION_CONTROLS
 
 
-def literal(value: object) -> str:
+def python_literal(value: object) -> str:
     """A Python string for a call that a message shows between backticks, such as `rollback(store='a b')`."""
     return repr(str(value)).replace("`", "\\x60")
 
 
-def command(*words: object, program: str = "twotower") -> str:
+def shell_command(*words: object, program: str = "twotower") -> str:
     """A command line for a POSIX shell; a path that begins with '-' stays a path."""
     found = [str(w) for w in words]
     paths = [isinstance(w, Path) and str(w).startswith("-") for w in words]
-    return " ".join([program, *(_quoted(f"./{w}" if path else w) for w, path in zip(found, paths, strict=True))])
+    return " ".join([program, *(_shell_quoted(f"./{w}" if path else w) for w, path in zip(found, paths, strict=True))])
 
 
-def _quoted(word: str) -> str:
-    if not any(map(_steers, word)):
+def _shell_quoted(word: str) -> str:
+    if not any(map(_is_control, word)):
         return shlex.quote(word)
-    inside = "".join(_bytes(c) if _steers(c) else f"\\{c}" if c in "\\'" else c for c in word)
+    inside = "".join(_byte_escapes(c) if _is_control(c) else f"\\{c}" if c in "\\'" else c for c in word)
     return f"$'{inside}'"
 
 
-def _bytes(character: str) -> str:
+def _byte_escapes(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))

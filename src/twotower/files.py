@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol
 
 from twotower.errors import RunError
 
-_LEFT = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
+_LEFTOVER_NAME = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
 
 
 class Hooks(Protocol):
@@ -72,30 +72,32 @@ def write_json(path: Path, value: Any, mode: int | None = None) -> None:
     write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", mode)
 
 
-def read_regular(path: Path, most: int) -> bytes:
-    """Read a regular file of at most `most` bytes. Raises OSError, at once, for a pipe, a link or a larger file."""
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Read a regular file of at most `max_bytes` bytes. Raises OSError, at once, for a pipe, a link or a larger file."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if info.st_size <= most:
-            parts, left = [], most + 1
+        if info.st_size <= max_bytes:
+            parts, left = [], max_bytes + 1
             while left and (part := os.read(handle, left)):
                 parts.append(part)
                 left -= len(part)
             if left:
                 return b"".join(parts)
-        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
+        raise OSError(errno.EFBIG, f"more than {max_bytes:,} bytes", str(path))
     finally:
         os.close(handle)
 
 
-def read_json(path: Path, most: int = 0) -> Any:
-    """A byte order mark, as some editors write it, does no harm. With `most` only a regular file of so many bytes is
-    read. Raises RunError if the file is missing or no JSON."""
+def read_json(path: Path, max_bytes: int = 0) -> Any:
+    """Return the value in a JSON file, with or without a byte order mark.
+
+    With `max_bytes` above 0 the file must be a regular one of at most that size. Raises RunError if the file is missing
+    or no JSON."""
     try:
-        data = read_regular(path, most) if most else path.read_bytes()
+        data = read_regular(path, max_bytes) if max_bytes else path.read_bytes()
         return json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
@@ -119,7 +121,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     for left in path.parent.glob(
         f".{glob.escape(path.name)}.*.old"
     ):  # of a process that was killed between two renames
-        _put_back(left, path)
+        _restore(left, path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -134,25 +136,25 @@ def new_folder(path: Path) -> Iterator[Path]:
     except OSError as e:
         raise RunError(f"{path}: cannot be written ({e.strerror or e})") from e
     finally:
-        _put_back(before, path)
+        _restore(before, path)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put_back(before: Path, path: Path) -> None:
+def _restore(before: Path, path: Path) -> None:
     """What `path` was goes back to its place, or away if there is something new."""
     if not path.exists() and before.exists():
         os.replace(before, path)
     shutil.rmtree(before, ignore_errors=True)
 
 
-def tidy(folder: Path, ours: Callable[[str], bool]) -> None:
+def remove_leftovers(folder: Path, ours: Callable[[str], bool]) -> None:
     """Remove what killed processes left of writing things of such names in a folder, or put it back. To be called under
     the lock of all who write there: a living process may be at work on it."""
     for left in list(folder.iterdir()) if folder.is_dir() else []:
-        found = _LEFT.fullmatch(left.name)
+        found = _LEFTOVER_NAME.fullmatch(left.name)
         if found and ours(found[1]):
             if found[2] == "old":
-                _put_back(left, folder / found[1])
+                _restore(left, folder / found[1])
             else:
                 remove(left)
 
@@ -173,7 +175,7 @@ def link(source: Path, to: Path) -> None:
         shutil.copyfile(source, to)
 
 
-def same(source: Path, to: Path) -> None:
+def link_tree(source: Path, to: Path) -> None:
     """Make `to` another name of what `source` is, a file in one step, a folder file by file; nothing if that is nothing.
     Raises OSError."""
     if source.is_file():
@@ -189,33 +191,33 @@ def same(source: Path, to: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """The process that wrote the text of a lock."""
 
     action: str = "process"
     pid: str = "?"
     host: str = "?"
-    more: str = ""
+    detail: str = ""
 
     @property
-    def who(self) -> str:
+    def process(self) -> str:
         return f"(pid {self.pid} on {self.host})"
 
 
-class Taken(RunError):
+class LockHeld(RunError):
     """Another process holds the lock."""
 
 
 class Lock:
-    """A lock that is held. `left` is the holder before, if that was killed."""
+    """A lock that is held. `killed_holder` is the one before, if that was killed."""
 
-    def __init__(self, file: BinaryIO, left: Holder | None) -> None:
-        self._file, self.left = file, left
+    def __init__(self, file: BinaryIO, killed_holder: LockHolder | None) -> None:
+        self._file, self.killed_holder = file, killed_holder
 
-    def say(self, action: str, more: str = "-") -> None:
+    def write_holder(self, action: str, detail: str = "-") -> None:
         """Write down who holds it."""
         self.clear()
-        self._file.write(f"{action} {os.getpid()} {os.uname().nodename} {more}\n".encode())
+        self._file.write(f"{action} {os.getpid()} {os.uname().nodename} {detail}\n".encode())
 
     def clear(self) -> None:
         self._file.truncate(0)
@@ -234,20 +236,20 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = _holder(file)
+                holder = _read_holder(file)
                 for _ in range(20):  # it may not yet have said who it is
                     if holder is None:
                         time.sleep(0.01)
-                        holder = _holder(file)
-                holder = holder or Holder()
-                raise Taken(f"another {holder.action} is running {holder.who}") from None
+                        holder = _read_holder(file)
+                holder = holder or LockHolder()
+                raise LockHeld(f"another {holder.action} is running {holder.process}") from None
             with suppress(FileNotFoundError):
                 if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     break
             file.close()  # it was removed by its holder in between
             file = _open_lock(path)
         try:
-            yield Lock(file, _holder(file))
+            yield Lock(file, _read_holder(file))
         finally:
             if not keep:
                 path.unlink(missing_ok=True)
@@ -264,7 +266,7 @@ def _open_lock(path: Path) -> BinaryIO:
     return os.fdopen(handle, "a+b", buffering=0)
 
 
-def held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """True if a process, on this host or another, holds the lock; false if there is no lock. Raises OSError."""
     try:
         with path.open("r+b") as file:  # NFS locks only what may be written
@@ -276,11 +278,11 @@ def held(path: Path) -> bool:
     return False
 
 
-def _holder(file: BinaryIO) -> Holder | None:
+def _read_holder(file: BinaryIO) -> LockHolder | None:
     file.seek(0)
     text = file.read(1000).decode(errors="replace")
     parts = text.split()
-    return Holder(*parts) if len(parts) == 4 else Holder() if text else None
+    return LockHolder(*parts) if len(parts) == 4 else LockHolder() if text else None
 
 
 def check_name(name: Path | str) -> None:
@@ -297,7 +299,7 @@ def check_name(name: Path | str) -> None:
         raise RunError(f"{shown}: no UTF-8 in this locale; {hint}") from None
 
 
-def probe(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Make `folder` and prove that it can be written to. Raises RunError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

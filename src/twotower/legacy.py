@@ -29,8 +29,8 @@ from twotower.data.splits import TEST, TRAIN, VALIDATION, Parts, split_interacti
 from twotower.data.tables import POSITIVE, as_frame, check
 from twotower.data.times import TIME
 from twotower.encoders import Encoders
-from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
-from twotower.escaping import harmless
+from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
+from twotower.escaping import escape_controls
 from twotower.evaluation import auc
 from twotower.runs import Run
 from twotower.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
@@ -159,7 +159,7 @@ class DSSMTrainable:
 
     def _choose(self, device: str) -> str:
         """The device of a call; 'cpu', its default, leaves it to the constructor's."""
-        return _device(device if device != "cpu" else self._device)
+        return _accelerator_or_cpu(device if device != "cpu" else self._device)
 
     def save_model(self, model_path: str | os.PathLike[str]) -> None:
         """Write the best weights, the encoders and the settings to the folder `model_path`."""
@@ -199,11 +199,11 @@ def _check_params(given: Mapping[str, Mapping[str, Any]] | None, x: pl.DataFrame
         given = {c: {"belongs": known[c]} for c in x.columns}
     for column, params in given.items():
         if column not in x.columns:
-            raise DataError(f"cols_params: no column '{column}' in x{nearest(column, x.columns)}")
+            raise DataError(f"cols_params: no column '{column}' in x{did_you_mean(column, x.columns)}")
         for key in params:
             if key not in _PARAMS:
                 raise ConfigError(
-                    f"cols_params['{column}']: unknown key '{key}'{nearest(key, _PARAMS)} (allowed: {', '.join(_PARAMS)})"
+                    f"cols_params['{column}']: unknown key '{key}'{did_you_mean(key, _PARAMS)} (allowed: {', '.join(_PARAMS)})"
                 )
         if params.get("belongs") not in ("user", "item"):
             raise ConfigError(
@@ -212,7 +212,7 @@ def _check_params(given: Mapping[str, Mapping[str, Any]] | None, x: pl.DataFrame
     return {c: dict(p) for c, p in given.items()}
 
 
-def _whole(params: dict[str, Any], key: str, column: str) -> int:
+def _whole_number(params: dict[str, Any], key: str, column: str) -> int:
     """A whole number from a number or its text, 0 if absent."""
     value = params.get(key) or 0
     try:
@@ -229,14 +229,14 @@ def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float)
     features: list[Feature] = []
     for column, p in params.items():
         dtype = x[column].dtype
-        common: dict[str, Any] = {"name": column, "side": p["belongs"], "width": _whole(p, "emb_size", column)}
+        common: dict[str, Any] = {"name": column, "side": p["belongs"], "width": _whole_number(p, "emb_size", column)}
         nested = isinstance(dtype, pl.List | pl.Array)
-        if _flag(p.get("use_vec", False)):
-            features.append(Vector(**common, length=_whole(p, "vec_len", column)))
+        if _boolean(p.get("use_vec", False)):
+            features.append(Vector(**common, length=_whole_number(p, "vec_len", column)))
         elif nested:
             features.append(MultiHot(**common, min_rate=rate_min))
         elif dtype.is_float() or p.get("bucket"):
-            features.append(Numeric(**common, buckets=_whole(p, "bucket", column)))
+            features.append(Numeric(**common, buckets=_whole_number(p, "bucket", column)))
         else:
             features.append(Categorical(**common, min_rate=rate_min))
     for side in SIDES:
@@ -248,7 +248,7 @@ def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float)
         raise ConfigError(f"cols_params: {e.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
-def _distinct(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
+def _distinct_rows(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
     """The distinct rows of some columns, and for every row of `x` which of them it is."""
     part = x.select(columns)
     keys = part.with_columns(pl.col(c).arr.to_list() for c, t in part.schema.items() if isinstance(t, pl.Array))
@@ -270,7 +270,7 @@ def _from_rows(
     columns = [f.source for f in schema.features]
     if val is not None:
         if missing := [c for c in columns if c not in val[0].columns]:
-            raise DataError(f"val_x: no column '{missing[0]}'{nearest(missing[0], val[0].columns)}")
+            raise DataError(f"val_x: no column '{missing[0]}'{did_you_mean(missing[0], val[0].columns)}")
         parts = np.repeat(np.array([TRAIN, VALIDATION], np.int8), [x.height, val[0].height])
         x = pl.concat([x.select(columns), val[0].select(columns)], how="vertical_relaxed")
         y = np.concatenate([y, val[1]])
@@ -293,7 +293,7 @@ def _dataset(
 ) -> Dataset:
     frames, rows = {}, {}
     for side in SIDES:
-        frame, rows[side] = _distinct(x, [f.source for f in schema.side(side)])
+        frame, rows[side] = _distinct_rows(x, [f.source for f in schema.side(side)])
         frames[side] = frame.with_columns(pl.Series(schema.id_column(side), np.arange(frame.height)))
     train = parts == TRAIN
     if encoders is None:
@@ -318,10 +318,10 @@ def save(trained: Run, folder: Path) -> None:
 
 
 def _save(trained: Run, folder: Path) -> None:
-    place = runs.place(folder)
-    runs.begin(place, trained.dataset, trained.config)
-    runs.finish(place, replace(trained, folder=folder))
-    runs.settle(folder)
+    place = runs.writing_folder(folder)
+    runs.start_run(place, trained.dataset, trained.config)
+    runs.save_run(place, replace(trained, folder=folder))
+    runs.replace_run(folder)
 
 
 def score(trained: Run, x: pl.DataFrame, y: np.ndarray[Any, Any], device: str) -> float:
@@ -330,14 +330,14 @@ def score(trained: Run, x: pl.DataFrame, y: np.ndarray[Any, Any], device: str) -
     for feature in schema.features:
         if feature.source not in x.columns:
             raise DataError(
-                f"x: no column '{feature.source}'{nearest(feature.source, x.columns)}; the model was trained on it"
+                f"x: no column '{feature.source}'{did_you_mean(feature.source, x.columns)}; the model was trained on it"
             )
     rows = _dataset(schema, x, y, np.zeros(len(y), np.int8), trained.dataset.encoders)
     factors = replace(trained, dataset=rows, model=trained.model.to(device)).factors()
     return auc(factors.scores(rows.pairs), rows.pairs.positive)
 
 
-def _flag(value: Any) -> bool:
+def _boolean(value: Any) -> bool:
     """True or False from a boolean or its text; 'False' means False."""
     if isinstance(value, bool):
         return value
@@ -349,7 +349,7 @@ def _flag(value: Any) -> bool:
     raise ConfigError(f"found {value!r}, expected True or False")
 
 
-def _device(name: str) -> str:
+def _accelerator_or_cpu(name: str) -> str:
     """'gpu' is the teaching project's name for an accelerator; without one the CPU does it, and says so."""
     if name == "cpu":
         return "cpu"
@@ -376,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _test_command(settings)
     except TwoTowerError as e:
-        print(harmless(f"error: {e}"), file=sys.stderr)
+        print(escape_controls(f"error: {e}"), file=sys.stderr)
         return e.exit_code
     return 0
 
@@ -389,7 +389,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     def boolean(text: str) -> bool:
         try:
-            return _flag(text)
+            return _boolean(text)
         except ConfigError as e:
             raise argparse.ArgumentTypeError(str(e)) from None
 
@@ -451,7 +451,7 @@ def _train_command(options: dict[str, Any]) -> None:
                 "batch_size": options["batch_size"],
                 "lr": options["lr"],
                 "optimizer": options["optimizer"],
-                "device": _device(options["device"]),
+                "device": _accelerator_or_cpu(options["device"]),
             },
             "evaluation": {"bootstrap": 0},
         },
@@ -467,7 +467,7 @@ def _train_command(options: dict[str, Any]) -> None:
 def _test_command(options: dict[str, Any]) -> None:
     trained = runs.load(Path(options["model_path"]))
     test = _feature_file(Path(options["data_path"]), "test")
-    value = score(trained, test, _labels(test[LABEL], "test"), _device(options["device"]))
+    value = score(trained, test, _labels(test[LABEL], "test"), _accelerator_or_cpu(options["device"]))
     print(f"Test AUC: {value:.4f}")
 
 
@@ -491,7 +491,7 @@ def download(root: Path) -> int:
             tables = movielens.load("ml-1m")
         movielens.save(tables, root / "dataset" / "ml-1m")
     except TwoTowerError as e:
-        print(harmless(f"error: {e}"), file=sys.stderr)
+        print(escape_controls(f"error: {e}"), file=sys.stderr)
         return e.exit_code
     print(f"MovieLens 1M is in {root / 'dataset' / 'ml-1m'}")
     return 0
@@ -507,7 +507,7 @@ def process(root: Path) -> int:
         users, items, actions = (as_frame(p, p.stem) for p in paths)
         sizes = write_features(users, items, actions, target)
     except TwoTowerError as e:
-        print(harmless(f"error: {e}"), file=sys.stderr)
+        print(escape_controls(f"error: {e}"), file=sys.stderr)
         return e.exit_code
     print(f"{target}: " + ", ".join(f"{n:,} {name} rows" for name, n in sizes.items()))
     return 0

@@ -95,13 +95,13 @@ def _write(
     assert run.folder is not None
     if collections is not None and (left := collections.drop_unreferenced()):
         log.info(f"dropped what no bundle names: {', '.join(left)}")
-    before, source = runs.stamp(run.folder), runs.current(run.folder)
+    before, source = runs.run_stamp(run.folder), runs.reading_folder(run.folder)
     for name in RUN_FILES if isinstance(run.dataset, MemmapDataset) else RUN_FILES + TABLE_FILES:
         shutil.copyfile(source / name, folder / name)
     if isinstance(run.dataset, MemmapDataset):
         run.dataset.link(folder / PREPARED_FOLDER)
     model = files.read_json(folder / "model.json")["sha256"]
-    if runs.stamp(run.folder) != before:
+    if runs.run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has taken its place; load it anew to publish it")
     _check_unchanged(run, folder)
     factors = run.factors(TEST)

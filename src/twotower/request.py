@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from twotower.errors import DataError, nearest
+from twotower.errors import DataError, did_you_mean
 
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular", "fallback"]
@@ -55,7 +55,7 @@ class Request:
         known = ("user_id", "features", "history", "events")
         for key in body:
             if key not in known:
-                raise DataError(f"request: unknown key '{key}'{nearest(key, known)} (allowed: {', '.join(known)})")
+                raise DataError(f"request: unknown key '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})")
         user_id, features = body.get("user_id"), body.get("features")
         if isinstance(user_id, bool) or not isinstance(user_id, str | int | None):
             raise DataError(f"request: user_id is {user_id!r}, expected text or a number")

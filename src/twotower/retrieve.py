@@ -34,7 +34,7 @@ from twotower.data.feed import Feed, feed, feed_row, row_of
 from twotower.data.splits import TEST, TRAIN
 from twotower.embeddings_folder import read_array
 from twotower.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, canonical_ids, words
-from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, first_line, nearest
+from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean, first_line
 from twotower.index import Index, load_index
 from twotower.index.exact import MAX_NORM, is_in_sorted
 from twotower.onnx_tower import GateInfo, InspectionLimits, OnnxTower
@@ -362,7 +362,7 @@ class Retriever:
                     continue
                 allowed = sorted(self.user_columns)
                 raise DataError(
-                    f"request: no feature '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed) or 'none'})"
+                    f"request: no feature '{name}'{did_you_mean(name, allowed)} (allowed: {', '.join(allowed) or 'none'})"
                 )
             dtype = self._request_dtypes[name]
             try:
@@ -525,7 +525,7 @@ class Retriever:
         known = _visible_columns(frame.columns)
         if column not in known:
             raise DataError(
-                f"filter: items have no column '{column}'{nearest(column, known)} (found: {', '.join(known)})"
+                f"filter: items have no column '{column}'{did_you_mean(column, known)} (found: {', '.join(known)})"
             )
         series = frame[column]
         value = value.encode(errors="backslashreplace").decode()  # half a character, which no column holds
@@ -586,7 +586,9 @@ class Retriever:
                 "search: this bundle's users have no text feature; train one with kind = 'text', side = 'user'"
             )
         if name and name not in columns:
-            raise DataError(f"search: no text feature '{name}'{nearest(name, columns)} (allowed: {', '.join(columns)})")
+            raise DataError(
+                f"search: no text feature '{name}'{did_you_mean(name, columns)} (allowed: {', '.join(columns)})"
+            )
         if not name and len(set(columns.values())) > 1:
             raise DataError(f"search: the users have {len(columns)} text features; name one of {', '.join(columns)}")
         return columns[name] if name else next(iter(columns.values()))

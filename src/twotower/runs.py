@@ -37,7 +37,7 @@ from twotower.data.dataset import Dataset, read_checked, read_text
 from twotower.data.splits import TEST
 from twotower.encoders import Encoders
 from twotower.errors import ConfigError, DataError, RunError, first_line
-from twotower.escaping import literal
+from twotower.escaping import python_literal
 from twotower.evaluation import Factors, factors_before
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES, Schema
@@ -45,11 +45,11 @@ from twotower.train import checkpoint
 
 RUN_FORMAT = 3
 """Format of a run folder, in model.json. Format 2 has config keys of former names; 1 also has times in whole seconds."""
-FILES = {
+RUN_FILES = {
     "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
     "interactions.parquet", memmap.PREPARED_FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
 }  # fmt: skip
-NEXT, LOCK = ".next", ".lock"
+NEXT_FOLDER, LOCK_FILE = ".next", ".lock"
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
     }
 
 
-def claim(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raises RunError unless `folder` is new, empty, or holds a run and nothing else: files of others stay safe."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise RunError(f"{folder}: a file is in the way, the run cannot be written there; choose another folder")
     found = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-    strange = sorted(found if "encoders.json" not in found else found - FILES)
+    strange = sorted(found if "encoders.json" not in found else found - RUN_FILES)
     if strange:
         raise RunError(f"{folder}: not empty and not a run (it holds {strange[0]}); choose another folder")
 
@@ -113,23 +113,23 @@ def locked(folder: Path) -> Iterator[None]:
     written goes again.
     """
     files.check_name(folder)
-    claim(folder)
+    check_folder(folder)
     made = not folder.exists()
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if made:
                 held.callback(_remove_empty, folder)
-            lock = held.enter_context(files.lock(folder / LOCK, keep=False))
-            lock.say("training")
-            for place in (folder, folder / NEXT):
-                files.tidy(place, {*FILES, NEXT}.__contains__)
-                checkpoint.tidy(place / "checkpoints")
-        except files.Taken as e:
+            lock = held.enter_context(files.lock(folder / LOCK_FILE, keep=False))
+            lock.write_holder("training")
+            for place in (folder, folder / NEXT_FOLDER):
+                files.remove_leftovers(place, {*RUN_FILES, NEXT_FOLDER}.__contains__)
+                checkpoint.remove_leftovers(place / "checkpoints")
+        except files.LockHeld as e:
             raise RunError(f"{folder}: {e}; wait for it, or choose another `folder`") from None
         except OSError as e:
             raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another `folder`") from e
-        settle(folder)
+        replace_run(folder)
         yield
 
 
@@ -138,19 +138,19 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def place(folder: Path) -> Path:
+def writing_folder(folder: Path) -> Path:
     """The place to write the run of `folder`: beside a complete one, which stays until the new one is whole."""
-    return folder / NEXT if is_complete(folder) else folder
+    return folder / NEXT_FOLDER if is_complete(folder) else folder
 
 
-def current(folder: Path) -> Path:
+def reading_folder(folder: Path) -> Path:
     """The place to read the run of `folder` from."""
-    return folder / NEXT if (folder / NEXT / "metrics.json").exists() else folder
+    return folder / NEXT_FOLDER if (folder / NEXT_FOLDER / "metrics.json").exists() else folder
 
 
-def stamp(folder: Path) -> tuple[Path, int, int]:
+def run_stamp(folder: Path) -> tuple[Path, int, int]:
     """A mark of the run in the folder, which changes with the run: a reader of several files compares it before and after."""
-    metrics = current(folder) / "metrics.json"
+    metrics = reading_folder(folder) / "metrics.json"
     try:
         info = metrics.stat()
     except OSError:
@@ -158,22 +158,22 @@ def stamp(folder: Path) -> tuple[Path, int, int]:
     return metrics, info.st_ino, info.st_mtime_ns
 
 
-def settle(folder: Path) -> None:
+def replace_run(folder: Path) -> None:
     """Give the files of a whole run in `.next` their names in `folder`. To be called under the lock.
 
     `.next` stays whole until all have them and goes in one step: a kill in between changes nothing for readers, and who
     has the lock next begins again. Raises RunError.
     """
-    new = current(folder)
+    new = reading_folder(folder)
     if new == folder:
         return
-    gone = folder / f".{NEXT}.{os.getpid()}.tmp"
+    gone = folder / f".{NEXT_FOLDER}.{os.getpid()}.tmp"
     try:
         # Whoever looks at the files and knows nothing of `.next` sees no complete run.
         (folder / "metrics.json").unlink(missing_ok=True)
-        for name in sorted(FILES, key=lambda name: name == "metrics.json"):
+        for name in sorted(RUN_FILES, key=lambda name: name == "metrics.json"):
             files.point("run.file")
-            files.same(new / name, folder / name)
+            files.link_tree(new / name, folder / name)
         files.sync(folder)
         files.point("run.synced")
         os.replace(new, gone)
@@ -183,10 +183,10 @@ def settle(folder: Path) -> None:
         raise RunError(f"{folder}: cannot be written ({e.strerror}); the new run is whole in {new}") from e
 
 
-def begin(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None) -> None:
+def start_run(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None) -> None:
     """Prove that the folder can be written, and put the settings and data there before training starts, which goes on
     from `checkpoints`. To be called under the lock."""
-    files.probe(folder)
+    files.check_writable(folder)
     for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
         (folder / stale).unlink(missing_ok=True)
     kept = folder / "checkpoints"
@@ -194,7 +194,7 @@ def begin(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | No
         if checkpoints is None:  # the newest of an earlier training may be newer than any of this one
             files.remove(kept)
         elif checkpoints != kept:
-            files.same(checkpoints, kept)
+            files.link_tree(checkpoints, kept)
     except OSError as e:
         raise RunError(f"{kept}: cannot be written ({e.strerror or e})") from e
     memmap.save(dataset, folder)
@@ -207,7 +207,7 @@ def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
     files.write(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
 
 
-def finish(folder: Path, run: Run) -> str:
+def save_run(folder: Path, run: Run) -> str:
     """Write the model, its history and its metrics; metrics.json last, so its presence means complete. The SHA-256 of the
     weights."""
     weights = {n: p.detach().cpu().contiguous() for n, p in run.model.named_parameters()}
@@ -232,21 +232,21 @@ def finish(folder: Path, run: Run) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    return (current(folder) / "metrics.json").exists()
+    return (reading_folder(folder) / "metrics.json").exists()
 
 
 def load(folder: Path | str) -> Run:
     """Read a run folder back. Raises RunError if a file is missing, damaged or belongs to another run."""
     folder = Path(folder)
     while True:
-        before = stamp(folder)
+        before = run_stamp(folder)
         try:
             found = _load(folder)
         except RunError:
-            if stamp(folder) == before:
+            if run_stamp(folder) == before:
                 raise
         else:
-            if stamp(folder) == before:
+            if run_stamp(folder) == before:
                 return found
 
 
@@ -257,9 +257,9 @@ def _load(folder: Path) -> Run:
             raise RunError(f"{folder}: {what} (config.toml is missing); name the folder of a trained run")
         raise RunError(
             f"{folder}: an unfinished run (metrics.json is missing); "
-            f"train it with `fit(config, folder={literal(folder)}, resume=True)`"
+            f"train it with `fit(config, folder={python_literal(folder)}, resume=True)`"
         )
-    place = current(folder)
+    place = reading_folder(folder)
     schema, config = read_config(place)
     try:
         dataset = memmap.load(place, schema, config.split)
@@ -267,7 +267,7 @@ def _load(folder: Path) -> Run:
         raise RunError(f"{place}: encoders.json and the tables do not go together ({first_line(e)})") from e
     model = load_model(place, config, dataset.encoders)
     metrics = files.read_json(place / "metrics.json")
-    if not _named_numbers(metrics):
+    if not _is_metrics(metrics):
         raise RunError(f"{place / 'metrics.json'}: damaged (expected numbers by name)")
     history = _history(place / "history.jsonl")
     if len(history) != metrics.get("train.epochs", len(history)):
@@ -284,13 +284,13 @@ def _history(path: Path) -> list[dict[str, Any]]:
     except (RecursionError, ValueError) as e:
         raise RunError(f"{path}: not readable as lines of JSON ({e})") from None
     for number, entry in enumerate(entries or [None], 1):
-        known = _named_numbers(entry) and {"epoch", "step", "train.loss"} <= entry.keys()
+        known = _is_metrics(entry) and {"epoch", "step", "train.loss"} <= entry.keys()
         if not known or entry["epoch"] != number:
             raise RunError(f"{path}: damaged (line {number} is not that of epoch {number})")
     return entries
 
 
-def _named_numbers(value: Any) -> bool:
+def _is_metrics(value: Any) -> bool:
     return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from twotower import files
 from twotower.bundle import MANIFEST, Bundle, BundleError, parse_json, seal
 from twotower.errors import ConfigError, RunError
-from twotower.escaping import literal
+from twotower.escaping import python_literal
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -64,7 +64,7 @@ class Store:
         self.path = Path(path)
         self._bundles = self.path / "bundles"
         if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _STORE_FILES):
-            raise BundleError(f"{path}: no store here; `publish(run, store={literal(path)})` makes one", "store")
+            raise BundleError(f"{path}: no store here; `publish(run, store={python_literal(path)})` makes one", "store")
 
     @classmethod
     def create(cls, path: Path | str) -> Store:
@@ -97,7 +97,7 @@ class Store:
                 tried, name = name, self._pointer()
                 if name != tried:  # it was replaced, and perhaps removed, between the two reads
                     continue
-                advice = f"{self._available()}; `rollback(store={literal(self.path)})` goes back to one of them"
+                advice = f"{self._available()}; `rollback(store={python_literal(self.path)})` goes back to one of them"
                 raise BundleError(f"{e}; {advice}" if name else str(e), e.reason) from e
 
     def current_stamp(self) -> tuple[str, int]:
@@ -272,7 +272,8 @@ class Store:
         """A bundle by its id, verified. Raises BundleError."""
         if not name:
             raise BundleError(
-                f"{self.path}: nothing is published yet; `publish(run, store={literal(self.path)})` does it", "missing"
+                f"{self.path}: nothing is published yet; `publish(run, store={python_literal(self.path)})` does it",
+                "missing",
             )
         if not _ID.fullmatch(name):
             raise BundleError(f"{self.path}: {name[:80]!r} is not the id of a bundle", "current")
@@ -343,14 +344,14 @@ class Store:
         """
         try:
             with files.lock(self.path / "LOCK") as lock:
-                left = lock.left
-                self._mend(f"{left.action} {left.who} died" if left else "", left.more if left else "")
+                left = lock.killed_holder
+                self._mend(f"{left.action} {left.process} died" if left else "", left.detail if left else "")
                 lock.clear()
                 stamp = self._next_stamp() if action == "publish" else "-"
-                lock.say(action, stamp)
+                lock.write_holder(action, stamp)
                 files.point("store.locked")
                 yield stamp
-        except files.Taken as e:
+        except files.LockHeld as e:
             raise BundleError(f"{self.path}: {e}", "locked") from None
         except OSError as e:
             raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from twotower.callbacks import Callback
-from twotower.escaping import harmless
+from twotower.escaping import escape_controls
 
 
-def show(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line that may hold data: what would steer the terminal is spelled out."""
-    print(harmless(line), flush=True)
+    print(escape_controls(line), flush=True)
 
 
-class Lenient:
+class FailsafeStream:
     """A stream whose end is no error: once it cannot be written (a full disk, a reader that went away), what is said is
     lost, and `error` says why."""
 
@@ -52,7 +52,7 @@ class Lenient:
         return getattr(self._stream, name)
 
 
-def take_streams() -> Lenient:
+def install_failsafe_streams() -> FailsafeStream:
     """Make standard output and error lenient, and open where a shell has closed them; standard output."""
     for number in range(3):
         try:
@@ -64,7 +64,7 @@ def take_streams() -> Lenient:
         stream = stream or os.fdopen(number, "w", encoding="utf-8", closefd=False)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # ids and titles have characters that a terminal may not
-        streams.append(Lenient(stream))
+        streams.append(FailsafeStream(stream))
     sys.stdout, sys.stderr = cast(list[TextIO], streams)
     return streams[0]
 
@@ -80,7 +80,7 @@ class MessageHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.before()
         line = f"{'warning: ' if record.levelno >= logging.WARNING else ''}{self.translate(record.getMessage())}"
-        print(harmless(line), flush=True, file=sys.stderr if self.on_stderr else sys.stdout)
+        print(escape_controls(line), flush=True, file=sys.stderr if self.on_stderr else sys.stdout)
 
 
 _logger = logging.getLogger("twotower")
@@ -201,7 +201,7 @@ def print_served(found: dict[str, dict[str, float]], cut_offs: tuple[int, ...]) 
 
 def print_answer(answer: Any, as_json: bool) -> None:
     if as_json:
-        show(answer.to_json())
+        print_line(answer.to_json())
         return
     what = {
         "model": "",
@@ -211,10 +211,10 @@ def print_answer(answer: Any, as_json: bool) -> None:
         else ", an unknown user: popular items",
         "fallback": ", the index does not answer: popular items",
     }
-    show(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
+    print_line(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
     for place, item in enumerate(answer.items, 1):
-        show(f"{place:>3}. {item.title}  (id {item.id}, {item.score:+.3f})")
+        print_line(f"{place:>3}. {item.title}  (id {item.id}, {item.score:+.3f})")
     if answer.unknown:
-        show(f"never met by the model, left out: {', '.join(answer.unknown)}")
+        print_line(f"never met by the model, left out: {', '.join(answer.unknown)}")
     if answer.truncated:
         print("no more items are left")

@@ -95,7 +95,7 @@ def write_prepared(
 def _abandoned(folder: Path) -> bool:
     """Whether nobody, on this host or another, holds its lock."""
     try:
-        return not files.held(folder / "work" / LOCK_FILE)
+        return not files.is_locked(folder / "work" / LOCK_FILE)
     except OSError:
         return True
 

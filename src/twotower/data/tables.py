@@ -17,7 +17,7 @@ import polars as pl
 
 from twotower.data.times import TIME, Times
 from twotower.encoders import missing_count, canonical_ids
-from twotower.errors import DataError, nearest
+from twotower.errors import DataError, did_you_mean
 from twotower.schema import MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
 
 POSITIVE = "__positive"
@@ -301,7 +301,7 @@ def need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) -> 
     for name in columns:
         if name not in frame.columns:
             raise DataError(
-                f"{what}: no column '{name}'{nearest(name, frame.columns)} "
+                f"{what}: no column '{name}'{did_you_mean(name, frame.columns)} "
                 f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); name it in [schema]"
             )
 

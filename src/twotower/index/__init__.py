@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from twotower.errors import ConfigError, RunError, nearest
+from twotower.errors import ConfigError, RunError, did_you_mean
 from twotower.files import read_json
 from twotower.index.choose import TuneResult, choose_index, choose_milvus_type, measure_recall, tune_index
 from twotower.index.exact import INDEX_FORMAT, ExactIndex
@@ -85,7 +85,7 @@ def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None
 
 def _engine(kind: str) -> type[ExactIndex]:
     if kind not in KINDS:
-        raise ConfigError(f"index: {kind!r} is not known; choose {', '.join(KINDS)}{nearest(kind, KINDS)}")
+        raise ConfigError(f"index: {kind!r} is not known; choose {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     module, name = KINDS[kind].split(":")
     found: type[ExactIndex] = getattr(_module(module), name)
     return found

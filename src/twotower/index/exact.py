@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.embeddings_folder import read_array
-from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, nearest
+from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
 from twotower.files import new_folder, write_json
 from twotower.index.protocol import Metric, Rows, Vectors
 
@@ -414,7 +414,7 @@ def complete_params(kind: str, defaults: dict[str, int], params: dict[str, int] 
     for name, value in (params or {}).items():
         if name not in defaults:
             known = ", ".join(defaults) or "it has none"
-            raise ConfigError(f"{name}: no parameter of {kind} ({known}){nearest(name, defaults)}")
+            raise ConfigError(f"{name}: no parameter of {kind} ({known}){did_you_mean(name, defaults)}")
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 24:
             raise ConfigError(f"{name} must be a whole number from 0, not {value!r}")
     return defaults | (params or {})

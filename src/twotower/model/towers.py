@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from twotower.config import HistoryConfig, TowerConfig
 from twotower.data.batches import Inputs
 from twotower.encoders import UNKNOWN, Field
-from twotower.errors import ConfigError, nearest
+from twotower.errors import ConfigError, did_you_mean
 from twotower.model.branches import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.layers import ACTIVATIONS, Dropout, SenetGate, norm_activation_dropout
@@ -178,7 +178,7 @@ def _select_fields(fields: tuple[Field, ...], names: tuple[str, ...]) -> tuple[F
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"model.pairs: no feature '{name}' on this side{nearest(name, known)} (allowed: {', '.join(known)})"
+                f"model.pairs: no feature '{name}' on this side{did_you_mean(name, known)} (allowed: {', '.join(known)})"
             )
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"model.pairs: feature '{min(twice)}' is listed twice in one tower's fields; name it once")

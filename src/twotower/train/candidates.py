@@ -41,7 +41,7 @@ from twotower.data.batches import DistinctRows
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.encoders import UNKNOWN, Codes, Ints, Ragged
-from twotower.errors import ConfigError, nearest
+from twotower.errors import ConfigError, did_you_mean
 from twotower.train.negatives import PairSet, RandomNegatives
 
 HARD_NEGATIVES_PER_USER = 64
@@ -375,7 +375,7 @@ def _attribute_maps(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
     coded = [n for n, c in columns.items() if isinstance(c, Ragged) or (c.ndim == 1 and c.dtype == np.int32)]
     if name not in coded:
         raise ConfigError(
-            f"negatives.attribute: no item feature '{name}' with values to share{nearest(name, coded)} "
+            f"negatives.attribute: no item feature '{name}' with values to share{did_you_mean(name, coded)} "
             f"(allowed: {', '.join(coded)})"
         )
     column: Any = columns[name]

@@ -52,9 +52,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor | TensorBlocks], 
     return path
 
 
-def tidy(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left of `save`; to be called under the run's lock."""
-    files.tidy(folder, lambda name: name.startswith("step-"))
+    files.remove_leftovers(folder, lambda name: name.startswith("step-"))
 
 
 def in_order(tensors: Mapping[str, Tensor | TensorBlocks]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from twotower import files
 from twotower.errors import RunError, TwoTowerError
-from twotower.escaping import literal
+from twotower.escaping import python_literal
 from twotower.index.protocol import CONNECT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class MilvusCollections:
             except TwoTowerError as e:
                 raise RunError(
                     f"{current} is current, but the alias {said['alias']} does not stand for its collection yet ({e}); "
-                    f"`gc(store={literal(self._store.path)})` moves it when Milvus answers"
+                    f"`gc(store={python_literal(self._store.path)})` moves it when Milvus answers"
                 ) from e
             if self._store.current_stamp()[0] == current:  # somebody else may have been quicker
                 return f"alias {said['alias']}: {said['collection']}"
