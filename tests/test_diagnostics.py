@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from model_worlds import pair_of, weight_of
 from torch import nn
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
 
@@ -52,8 +53,8 @@ def untrained(data: Dataset, observed: float = math.nan, **sections: dict[str, o
     return Run(None, config, data, model.eval(), {}, history)
 
 
-def world(schema: Schema, *tables: pl.DataFrame, **split: Any) -> Dataset:
-    return build_dataset(check(*tables, schema), schema, Config().split.model_copy(update=split))
+def world(schema: Schema, users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, **split: Any) -> Dataset:
+    return build_dataset(check(users, items, actions, schema), schema, Config().split.model_copy(update=split))
 
 
 def with_features(*features: Feature, **columns: list[Any]) -> Dataset:
@@ -147,7 +148,9 @@ def test_a_warm_cosine_has_a_floor_under_its_loss(data: Dataset) -> None:
 def test_a_softmax_of_a_warm_cosine_over_a_batch_of_256_cannot_go_below_357() -> None:
     n = np.arange(400)
     ids = {"user_id": n, "item_id": n}
-    one_each = world(Schema(features=ID_FEATURES), *(pl.DataFrame({k: n}) for k in ids), pl.DataFrame(ids))
+    one_each = world(
+        Schema(features=ID_FEATURES), pl.DataFrame({"user_id": n}), pl.DataFrame({"item_id": n}), pl.DataFrame(ids)
+    )
     broken = untrained(
         one_each, 4.0, model=COLD, loss={"kind": "softmax", "log_q": False}, train=RANKED | {"batch_size": 256}
     )
@@ -192,7 +195,7 @@ def test_a_small_temperature_leaves_the_floor_out_of_reach(data: Dataset) -> Non
 
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_collapsed_vectors(data: Dataset, side: str) -> None:
-    broken = with_weights(trained(data, model={"bias": False}), lambda m: _blind(getattr(m.pairs[0], side)))
+    broken = with_weights(trained(data, model={"bias": False}), lambda m: _blind(getattr(pair_of(m), side)))
     found = diagnose(broken)
     assert "collapse" in errors(found)
     assert errors(found) <= {"collapse", "baseline_pairs"}
@@ -437,7 +440,7 @@ def test_features_without_effect() -> None:
         embeddings = m.towers("item")[0][0].embeddings
         embeddings.rows_of("zero").zero_()
         for projection in embeddings.projections.values():
-            projection.weight.zero_()
+            weight_of(projection).zero_()
 
     found = diagnose(with_weights(trained(data, model=model), cut))
     texts = unused(found)
@@ -584,7 +587,10 @@ def test_a_history_that_is_not_finite(sound: Run) -> None:
 
 
 def test_weights_that_are_not_finite(sound: Run) -> None:
-    found = diagnose(with_weights(sound, lambda m: m.global_bias.fill_(math.nan)))
+    def spoil(m: TwoTower) -> None:
+        m.global_bias.fill_(math.nan)
+
+    found = diagnose(with_weights(sound, spoil))
     assert errors(found) == {"not_finite"}
 
 
@@ -594,18 +600,19 @@ def test_weights_that_are_not_finite(sound: Run) -> None:
 @pytest.mark.parametrize("kind", ["pairs", "earlier", "one class"])
 def test_a_run_from_disk(kind: str, tmp_path: Path) -> None:
     users, items, actions = everything()
-    schema, sections = EVERYTHING_SCHEMA, {}
+    schema = EVERYTHING_SCHEMA
+    train: dict[str, object] = {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"}
+    sections: dict[str, dict[str, object]] = {}
     if kind == "earlier":
         features = tuple(f for f in schema.features if f.name not in ("fans", "disliked"))
         schema = schema.model_copy(update={"features": features})
-        sections = {"train": {"history_scope": "causal", "monitor": "validation.recall@5"}, "loss": {"kind": "softmax"}}
-        sections |= {"split": {"kind": "last"}}
+        train |= {"history_scope": "causal", "monitor": "validation.recall@5"}
+        sections = {"loss": {"kind": "softmax"}, "split": {"kind": "last"}}
     elif kind == "one class":
         schema = schema.model_copy(update={"label": "", "positive_above": 0.0})
-        sections = {"train": {"monitor": "validation.recall@5"}, "negatives": {"random": 2}}
-    for key in ("epochs", "batch_size", "lr", "device"):
-        sections.setdefault("train", {})[key] = {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"}[key]
-    api.fit((users, items, actions), schema, settings(**sections), folder=tmp_path / "run")
+        train |= {"monitor": "validation.recall@5"}
+        sections = {"negatives": {"random": 2}}
+    api.fit((users, items, actions), schema, settings(train=train, **sections), folder=tmp_path / "run")
     found = diagnose(runs.load(tmp_path / "run"))
     assert {"split", "collapse", "statistic_beside_sequence"} <= {f.name for f in found}
     assert "not_finite" not in errors(found)

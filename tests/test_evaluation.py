@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +49,7 @@ def arrays(rows: list[tuple[int, bool, int]]) -> tuple[npt.NDArray[Any], npt.NDA
     )
 
 
-def naive_auc(rows: list[tuple[int, bool, int]]) -> float:
+def naive_auc(rows: Sequence[tuple[float, bool, int]]) -> float:
     above = [(s > t) + 0.5 * (s == t) for s, p, _ in rows if p for t, q, _ in rows if not q]
     return sum(above) / len(above) if above else math.nan
 
@@ -129,7 +129,9 @@ EDGES = [-math.inf, -1e38, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1e38, math.inf]
 def test_scores_of_any_size_and_both_zeros_are_ordered_as_numbers(
     kind: type[np.floating[Any]], rows: list[tuple[float, bool, int]]
 ) -> None:
-    scores, positive, group = (np.array([r[i] for r in rows], t) for i, t in enumerate((kind, bool, np.int32)))
+    scores = np.array([r[0] for r in rows], kind)
+    positive = np.array([r[1] for r in rows], bool)
+    group = np.array([r[2] for r in rows], np.int32)
     known = [(float(s), p, g) for s, (_, p, g) in zip(scores, rows, strict=True)]
     assert auc(scores, positive) == pytest.approx(naive_auc(known), nan_ok=True)
     names, values, _ = auc_by_group(scores, positive, group)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -30,6 +30,7 @@ from twotower.embed import embed
 from twotower.encoders import Ragged
 from twotower.errors import DataError, RunError
 from twotower.export import build_graph, export_tower, parity
+from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
 from twotower.model.two_tower import TwoTower
 from twotower.onnx_check import inspect_tower
 from twotower.onnx_tower import GateInfo, OnnxTower, trust_tower
@@ -96,6 +97,11 @@ ATTENTION = EVERYTHING_SCHEMA.model_copy(
         )
     }
 )  # fmt: skip
+PRODUCTS: dict[str, dict[str, Any]] = {
+    "fm": {"kind": "fm"},
+    "cin": {"kind": "cin", "widths": [5, 4, 3]},
+    **{f"bilinear {m}": {"kind": "bilinear", "matrices": m} for m in ("all", "each", "interaction")},
+}
 MODELS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "dot": {"similarity": "dot", "bias": True},
@@ -134,11 +140,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     **{
         f"branch {name}": {"pairs": both(branches=[b | {"senet": {"enabled": True}}], layers=[12, 8])}
-        for name, b in {
-            "fm": {"kind": "fm"},
-            "cin": {"kind": "cin", "widths": [5, 4, 3]},
-            **{f"bilinear {m}": {"kind": "bilinear", "matrices": m} for m in ("all", "each", "interaction")},
-        }.items()
+        for name, b in PRODUCTS.items()
     },
     "gates": {
         "bias": True,
@@ -242,7 +244,8 @@ def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(wor
     """Neither an operator nor a part of the file is allowed that no kind of model needs."""
     operators: dict[str, set[str]] = {}
     parts: dict[str, set[str]] = {}
-    numbers, about = set(), set()
+    numbers: set[int] = set()
+    about: set[str] = set()
 
     def count(message: Any) -> None:
         kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
@@ -381,9 +384,9 @@ def test_the_weights_of_the_gates_are_those_of_the_model(
         given = feed(fields, data.side(side).columns, slice(None))
         vectors, got = exported.explain(given)
         assert np.array_equal(vectors, exported(given))
-        for (gate, weights), by_onnx in zip(wanted, got, strict=True):
-            assert by_onnx.shape == weights.shape == (len(vectors), len(gate.fields))
-            np.testing.assert_allclose(by_onnx, weights, rtol=1e-6)
+        for (info, by_model), by_onnx in zip(wanted, got, strict=True):
+            assert by_onnx.shape == by_model.shape == (len(vectors), len(info.fields))
+            np.testing.assert_allclose(by_onnx, by_model, rtol=1e-6)
             assert by_onnx.std() > 0
         assert [w.shape[0] for w in exported.explain({n: x[:0] for n, x in given.items()})[1]] == [0] * len(got)
 
@@ -410,8 +413,9 @@ def _changed(content: bytes, gates: str | None, output: bool = True) -> bytes:
         del graph.graph.output[1]
         for node in [n for n in graph.graph.node if "gates" in n.output]:
             graph.graph.node.remove(node)
-    trust_tower(graph.SerializeToString(), "changed")  # a process for each would take long
-    return graph.SerializeToString()
+    data = bytes(graph.SerializeToString())
+    trust_tower(data, "changed")  # a process for each would take long
+    return data
 
 
 def test_a_file_from_before_the_gates_were_given_still_loads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
@@ -442,9 +446,10 @@ def test_metadata_that_does_not_fit_the_gates_is_a_run_error(worlds: dict[str, D
     ):  # fmt: skip
         with pytest.raises(RunError, match="not a list of gates"):
             OnnxTower(_changed(content, gates))
-    for gates in (None, "[]", json.dumps(named * 2), json.dumps([named[0] | {"fields": named[0]["fields"][1:]}])):
+    others = (None, "[]", json.dumps(named * 2), json.dumps([{"name": gate.name, "fields": gate.fields[1:]}]))
+    for other in others:
         with pytest.raises(RunError, match="weights"):
-            OnnxTower(_changed(content, gates))
+            OnnxTower(_changed(content, other))
     with pytest.raises(RunError, match="return 0 weights"):
         OnnxTower(_changed(content, json.dumps(named), output=False))
     odd = onnx.load_from_string(content)
@@ -478,12 +483,15 @@ def test_in_the_last_block_only_the_last_item_reads(worlds: dict[str, Dataset], 
     codes = np.array([[1, 2, 3, 4, 5], [1, 2, -1, -1, -1], [-1, -1, -1, -1, -1]])
     embeddings = model.towers("user")[0][0].embeddings
     encoders = {f.name: embeddings.encoders[f"bag{i}"] for i, f in enumerate(embeddings._other_fields) if f.limit}
-    first, *_, last = encoders["liked"].blocks
+    blocks = {name: list(cast(HistoryEncoder, encoder).blocks) for name, encoder in encoders.items()}
+    first, *_, last = (cast(TransformerBlock, block) for block in blocks["liked"])
+    assert last.attend_gate is not None
+    assert last.layer_gate is not None
     key = last.query_key_value.weight.chunk(3)[1]
     assert [rows(w) for w in (first.first.weight, first.out.weight, key)] == [15, 15, 15]
     parts = (last.query_key_value.weight.chunk(3)[0], last.out.weight, last.attend_gate.weight, last.first.weight)
     assert [rows(w) for w in (*parts, last.second.weight, last.layer_gate.weight)] == [3] * 6
-    (pool,) = encoders["disliked"].blocks
+    (pool,) = (cast(AttentionPool, block) for block in blocks["disliked"])
     assert [rows(w) for w in (pool.key_value.weight.chunk(2)[0], pool.out.weight)] == [15, 3]
 
 

@@ -271,7 +271,7 @@ def test_a_report_of_positives_alone_shows_no_auc_and_no_log_loss(tmp_path: Path
     actions = actions.filter(pl.col("liked") == 1).sample(300, seed=1)
     api.fit((users, items, actions), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "all of them are positives" in page
+    assert "All pairs are positive" in page
     assert "AUC on validation" not in page
     assert "validation log loss" not in page
     assert "Ranking on validation" in page

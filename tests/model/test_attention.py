@@ -61,7 +61,8 @@ def moments(history: Ragged) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]
 
 
 def one(model: HistoryEncoder, codes: list[int]) -> Tensor:
-    return model(TABLE, Padded(torch.tensor([codes or [-1]])))[0]
+    vectors: torch.Tensor = model(TABLE, Padded(torch.tensor([codes or [-1]])))
+    return vectors[0]
 
 
 @pytest.mark.parametrize("config", [{}, {"block": "plain", "blocks": 1}, {"blocks": 3, "heads": 4}])

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model.test_two_tower import build, close, fields_of, tower, world, world_of
+from model_worlds import (
+    bias_of,
+    branches_of,
+    build,
+    close,
+    fields_of,
+    not_none,
+    pair_of,
+    tower,
+    weight_of,
+    world,
+    world_of,
+)
 from torch import Tensor, nn
 from train.test_trainer import StopAt, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
@@ -73,7 +85,8 @@ def test_mlp_activates_every_layer() -> None:
     first, norm, _, _, last, norm2, *_ = module.layers
 
     def expected(fields: list[Tensor]) -> Tensor:
-        return norm2(last(norm(first(torch.cat(fields))).relu())).relu()  # type: ignore[operator]
+        out: Tensor = norm2(last(norm(first(torch.cat(fields))).relu())).relu()
+        return out
 
     same_with_gradient(module, expected)
     assert module.size == 2
@@ -156,14 +169,14 @@ def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_l
     fields = ["uid", "city", "income", "liked"]
     model = build((side | {"fields": fields}, side | {"fields": ["iid", "brand", "tags", "fans"]}), bias=False)
     users, _ = world().inputs()
-    mine, other = model.pairs[0].user, model.pairs[0].item
+    mine, other = pair_of(model).user, pair_of(model).item
     with torch.no_grad():
         joined = torch.cat(list(fields_of(mine.embeddings, users, other.embeddings).values()), 1)
         if field_norm:
             joined = nn.functional.layer_norm(joined.view(-1, 4, 4), (4,)).flatten(1)
-        joined = mine.senet.reweight(joined)
+        joined = not_none(mine.senet).reweight(joined)
         outs = []
-        for part in mine.branches:
+        for part in branches_of(mine.branches):
             x = joined if part.senet is None else part.senet.reweight(joined)
             x = part.module(x)
             for norm, columns in zip(
@@ -172,15 +185,15 @@ def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_l
                 mean, variance = x[:, columns].mean(1, keepdim=True), x[:, columns].var(1, correction=0, keepdim=True)
                 x[:, columns] = (x[:, columns] - mean) / (variance + 1e-10).sqrt() * norm.weight + norm.bias
             outs.append(x)
-        assert [o.shape[1] for o in outs] == [p.size for p in mine.branches] == [5, 16, 4, 5, 24, 16]
+        assert [o.shape[1] for o in outs] == [b.size for b in branches_of(mine.branches)] == [5, 16, 4, 5, 24, 16]
         expected = torch.cat(outs, 1)
         if layers:
-            expected = mine.layers(expected) + mine.residual(joined)
+            expected = mine.layers(expected) + not_none(mine.residual)(joined)
         assert close(mine(users, other.embeddings), expected, 1e-4)
         assert mine(users, other.embeddings).shape[1] == mine.size == (5 if layers else 70)
         gates = mine.gates(users, other.embeddings)
         assert list(gates) == ["senet", "branches.1.senet", "branches.3.senet", "branches.5.senet"]
-        assert close(gates["branches.5.senet"], mine.branches[5].senet(joined))
+        assert close(gates["branches.5.senet"], not_none(branches_of(mine.branches)[5].senet)(joined))
         assert all(g.shape == (users.rows, 4) for g in gates.values())
 
 
@@ -198,8 +211,8 @@ def test_without_branches_a_tower_has_the_parameters_and_the_start_it_had() -> N
 def test_field_dropout_drops_the_same_numbers_for_every_branch() -> None:
     side = tower(branches=[branch("identity"), branch("identity")], field_dropout=0.5)
     model = build((side, tower()), bias=False)
-    mine, other = model.pairs[0].user.train(), model.pairs[0].item
-    mine.layers = nn.Identity()
+    mine, other = pair_of(model).user.train(), pair_of(model).item
+    mine.layers = nn.Sequential()
     left, right = mine(world().inputs()[0], other.embeddings).chunk(2, 1)
     assert torch.equal(left, right)
     assert 0.3 < float((left == 0).float().mean()) < 0.7
@@ -215,13 +228,13 @@ def test_no_branch_is_dead_or_drowns_the_fields_at_the_start(kind: str, field_no
     torch.manual_seed(0)
     model = TwoTower(config.model, world().users.fields, world().items.fields)
     users, items = world().inputs()
-    for own, other, inputs in ((model.pairs[0].user, model.pairs[0].item, users),
-                               (model.pairs[0].item, model.pairs[0].user, items)):  # fmt: skip
+    for own, other, inputs in ((pair_of(model).user, pair_of(model).item, users),
+                               (pair_of(model).item, pair_of(model).user, items)):  # fmt: skip
         fields = own._fields(inputs, other.embeddings)
         gives, plain = (own.branches[i](fields).square().mean().sqrt().item() for i in (0, 1))
         assert 0.1 < gives / plain < 3, (gives, plain)
     logits = model(users, items, torch.arange(40), torch.arange(40).flip(0))
-    logits.square().sum().backward()
+    torch.autograd.backward(logits.square().sum())
     for name, p in model.named_parameters():
         if ".branches." in name:
             assert p.grad is not None, name
@@ -234,12 +247,12 @@ def test_a_decaying_mean_counts_as_a_piece_for_each_of_its_rates() -> None:
     of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": (*features, history)}))
     user = tower(fields=["uid", "liked"], branches=[branch("fm", senet=GATE), branch("bilinear")])
     model = build((user, tower()), of=of)
-    mine, other = model.pairs[0].user, model.pairs[0].item
+    mine, other = pair_of(model).user, pair_of(model).item
     assert mine.embeddings.widths == [4, 12]
-    assert [p.module.n_fields for p in mine.branches] == [4, 4]
+    assert [getattr(b.module, "n_fields", 0) for b in branches_of(mine.branches)] == [4, 4]
     assert mine.gates(of.inputs()[0], other.embeddings)["branches.0.senet"].shape[1] == 2
     alone = build((tower(fields=["liked"], branches=[branch("fm")]), tower()), of=of)
-    assert alone.pairs[0].user.branches[0].module.n_fields == 3
+    assert getattr(branches_of(pair_of(alone).user.branches)[0].module, "n_fields", 0) == 3
 
 
 # ---- what is refused
@@ -336,22 +349,22 @@ def dual(**more: Any) -> dict[str, Any]:
 def test_an_augmented_vector_is_joined_to_the_fields_and_begins_at_zero() -> None:
     model = build((tower(augment=True), tower()), bias=True)
     users, _ = world().inputs()
-    mine, other = model.pairs[0].user, model.pairs[0].item
+    mine, other = pair_of(model).user, pair_of(model).item
     with torch.no_grad():
         fields = mine._fields(users, other.embeddings)
         column = [f.name for f in world().users.fields if f.kind == "lookup"].index("uid")
-        vector = mine.augmented.table.weight[users.lookup[:, column]]
+        vector = not_none(mine.augmented).table.weight[users.lookup[:, column]]
         assert vector.shape == (60, 5)
         assert close(mine(users, other.embeddings), mine.layers(torch.cat([fields, vector], 1)))
     fresh = TwoTower(parse_config({"model": dual()})[1].model, world().users.fields, world().items.fields)
-    assert (fresh.pairs[0].user.augmented.table.weight == 0).all()
-    assert fresh.pairs[0].item.augmented.table.weight.shape == (41, 4)
+    assert (not_none(pair_of(fresh).user.augmented).table.weight == 0).all()
+    assert not_none(pair_of(fresh).item.augmented).table.weight.shape == (41, 4)
 
 
 def test_a_tower_need_not_read_its_id_to_keep_a_vector_for_it() -> None:
     model = build((tower(augment=True, fields=["city", "age"]), tower()))
     users, _ = world().inputs()
-    changed = model.pairs[0].user(users, model.pairs[0].item.embeddings)
+    changed = pair_of(model).user(users, pair_of(model).item.embeddings)
     assert changed.std(0).min() > 0
 
 
@@ -370,7 +383,7 @@ def test_mimicry_is_the_mean_squared_distance_and_the_imitated_gets_no_gradient(
     v = torch.tensor([[0.0, 2.0], [3.0, 1.0]], requires_grad=True)
     loss = mimic(a, v)
     assert loss.item() == pytest.approx((1 + 0 + 9 + 4) / 2)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert a.grad is not None
     assert torch.equal(a.grad, 2 * (a - v).detach() / 2)
     assert v.grad is None
@@ -397,7 +410,7 @@ def test_what_is_imitated_is_the_part_of_the_vector_that_the_pairs_other_tower_g
         raw[side] = [p / scale for p in parts]
     ((own, theirs),) = model.augmented("user", users, v)
     assert close(theirs, raw["item"][1])
-    assert close(own, model.pairs[1].user.augmented(users))
+    assert close(own, not_none(pair_of(model, 1).user.augmented)(users))
     found = model.augmented("item", items, u)
     assert [t.shape[1] for _, t in found] == [5, 4]
     for (own, theirs), expected in zip(found, raw["user"], strict=True):
@@ -423,7 +436,7 @@ def trainer_of(data: Dataset, weight: float, **sections: Any) -> Trainer:
     ids=["pairs", "random", "in batch", "own and memory", "earlier"],
 )
 def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented_feel_it(
-    sections: dict[str, Any],
+    sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schema = CHECKERBOARD_SCHEMA
     if sections.get("train"):
@@ -452,7 +465,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         t._seed(0)
         _, alone, mimicry = t.objective(epoch, 0, t.progress.step)
         loss = alone + mimicry
-        loss.backward()
+        torch.autograd.backward(loss)
         grads = {n: p.grad.clone() for n, p in t.model.named_parameters() if p.grad is not None}
         found.append((loss.item(), grads))
     epoch = plain.objective.sampler.epoch(0)
@@ -468,7 +481,8 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         captured["args"] = args
         return mimic_of(*args)
 
-    mimic_of, dat.objective._mimic = dat.objective._mimic, capture  # type: ignore[method-assign]
+    mimic_of = dat.objective._mimic
+    monkeypatch.setattr(dat.objective, "_mimic", capture)
     dat._seed(0)
     with torch.no_grad():
         dat.objective(epoch, 0, dat.progress.step)
@@ -493,7 +507,7 @@ def test_unknown_ids_read_a_row_that_training_moves() -> None:
     trainer = Trainer(data, config)
     trainer.run()
     for side in ("user", "item"):
-        augmented = trainer.model.towers(side)[0][0].augmented  # type: ignore[arg-type]
+        augmented = trainer.model.towers(side)[0][0].augmented
         assert augmented is not None
         assert augmented.table.weight[0].abs().max() > 1e-3
         inputs = (trainer.objective.users if side == "user" else trainer.objective.items).take(np.arange(3))
@@ -593,10 +607,10 @@ def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset)
     run = Run(None, config, board, done.model.eval(), done.metrics, done.history)
     titles = [str(f.layout.title.text) for f in report._gates(run)]
     assert ["branch 1" in t for t in titles] == [True, True], titles
-    gate = run.model.pairs[0].item.branches[1].senet
+    gate = not_none(branches_of(pair_of(run.model).item.branches)[1].senet)
     with torch.no_grad():
-        gate.excite[2].weight.zero_()
-        gate.excite[2].bias.fill_(-20)
+        weight_of(gate.excite[2]).zero_()
+        bias_of(gate.excite[2]).fill_(-20)
     (finding,) = [f for f in diagnose(run) if f.name == "gates" and f.severity == "error"]
     assert finding.text.startswith("All SENet gates of model.pairs.0.item.branches.1 are closed")
     assert "set model.pairs.0.item.branches.1.senet.enabled = false" in finding.text

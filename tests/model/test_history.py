@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_worlds import bag_of, pair_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
@@ -86,7 +87,9 @@ def known(data: Dataset, feature: Sequence, interactions: Iterable[int]) -> list
     assert data.times is not None
     seconds, user = data.times.tolist(), data.pairs.user.tolist()
     codes = data.encoders.sequence_codes(feature, data.items.ids)[data.pairs.item].tolist()
-    right = [feature.of == "all" or p == (feature.of == "positive") for p in data.pairs.positive.tolist()]
+    right = [
+        feature.interactions == "all" or p == (feature.interactions == "positive") for p in data.pairs.positive.tolist()
+    ]
     usable = [i for i, part in enumerate(data.parts.tolist()) if part == TRAIN and right[i]]
     out = []
     for now in interactions:
@@ -140,7 +143,7 @@ def assert_pools_like_a_loop(
     upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
     expected, gradient = pooled(table.detach(), rows, pooling, rates, upstream)
     torch.testing.assert_close(found.detach(), expected, atol=2e-5, rtol=1e-4)
-    (found * upstream).sum().backward()
+    torch.autograd.backward((found * upstream).sum())
     assert table.grad is not None
     torch.testing.assert_close(table.grad, gradient, atol=1e-4, rtol=1e-3)
 
@@ -163,7 +166,7 @@ def test_every_moment_of_a_history_is_pooled_like_a_loop_over_what_was_known(poo
         bag = inputs.bags[feature.name]
         assert isinstance(bag, Prefixes)
         assert bag.length.tolist() == [len(codes) for codes in rows]
-        if feature.of == "all":
+        if feature.interactions == "all":
             assert {0, 1, 31, 32, 33, 64, 65, 96, 100, 109} <= {len(codes) for codes in rows}
         assert_pools_like_a_loop(bag, rows, pooling)
 
@@ -176,7 +179,7 @@ def test_a_single_moment_at_the_border_of_a_chunk(length: int) -> None:
     feature = sequences(data)[0]
     rows = known(data, feature, [length])
     assert len(rows[0]) == length
-    assert_pools_like_a_loop(before(data, np.array([length])).bags[feature.name], rows, "decay")
+    assert_pools_like_a_loop(bag_of(before(data, np.array([length])), feature.name), rows, "decay")
 
 
 @pytest.mark.parametrize("pooling", ["decay", "mean", "sqrt", "sum"])
@@ -200,8 +203,8 @@ def test_an_empty_batch_of_histories_is_zeros_everywhere() -> None:
     data = world([(u, 3, True, 0, TRAIN) for u in range(USERS)])
     inputs = before(data, np.arange(USERS))
     for name in KINDS.values():
-        assert not pool(table_for(data), inputs.bags[name], "decay", RATES).any()
-        assert not pool(table_for(data), inputs.bags[name], "mean").any()
+        assert not pool(table_for(data), bag_of(inputs, name), "decay", RATES).any()
+        assert not pool(table_for(data), bag_of(inputs, name), "mean").any()
     empty = Padded(torch.full((2, 0), -1))
     assert pool(table_for(data), empty, "decay", RATES).tolist() == [[0.0] * 12] * 2
 
@@ -213,7 +216,7 @@ def test_the_weights_of_a_mean_add_up_to_one(rate: float) -> None:
     assert inverse_weight_sum(n, rate).tolist() == pytest.approx(expected, rel=1e-3)
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers how much the largest tensor that anything gave had to hold, in numbers of four bytes."""
 
     n = 0
@@ -234,9 +237,9 @@ def test_memory_grows_with_the_interactions_of_a_batch_not_with_their_square(chu
         torch.ones(n, SCAN_CHUNK, dtype=torch.int64), number, last, torch.full((len(last),), 32.0 * chunks)
     )
     table = torch.ones(2, width, requires_grad=True)
-    with Largest() as largest:
+    with Largest() as largest:  # type: ignore[no-untyped-call]
         found = pool(table, known, "decay", (0.5, 1.0))
-        found.sum().backward()
+        torch.autograd.backward(found.sum())
     torch.testing.assert_close(found, torch.ones(len(last), 2 * width))
     assert largest.n <= n * SCAN_CHUNK * 2 * width < n * n
 
@@ -275,7 +278,7 @@ def test_what_comes_later_or_is_held_out_changes_no_state_and_what_came_before_d
 
     def states(changed: list[Row]) -> dict[str, Tensor]:
         inputs = before(world(changed), np.array([target]))
-        return {name: pool(table_for(base()), inputs.bags[name], "decay", RATES) for name in KINDS.values()}
+        return {name: pool(table_for(base()), bag_of(inputs, name), "decay", RATES) for name in KINDS.values()}
 
     def other(row: Row) -> Row:
         return (row[0], (row[1] + 1) % ITEMS, not row[2], row[3], row[4])
@@ -348,7 +351,7 @@ def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(o
 
 
 def test_a_decaying_history_is_as_wide_as_its_rates_and_each_is_a_piece() -> None:
-    embeddings = model_of(base()).pairs[0].user.embeddings
+    embeddings = pair_of(model_of(base())).user.embeddings
     width = dict(zip([f.name for f in embeddings.fields], embeddings.widths, strict=True))
     assert width == {"user_id": 4, "name": 4, "hobbies": 4, "seen": 16, "liked": 16, "disliked": 16}
     assert embeddings.pieces == [4] * (3 + 3 * len(RATES))

@@ -1,0 +1,127 @@
+"""Models with random weights over the world `everything`, and typed access to their parts."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from worlds import EVERYTHING_SCHEMA, everything
+
+from twotower.config import Config, ModelConfig
+from twotower.data.batches import Bag, Inputs, Padded, Prefixes, SideTensors
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.tables import check
+from twotower.model.branches import TowerBranch
+from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.tables import Table
+from twotower.model.two_tower import TowerPair, TwoTower
+from twotower.schema import Schema
+
+T = TypeVar("T")
+
+
+class World(NamedTuple):
+    data: Dataset
+    users: SideTensors
+    items: SideTensors
+
+    def inputs(self) -> tuple[Inputs, Inputs]:
+        """All rows of both sides."""
+        return self.users.take(np.arange(self.users.n)), self.items.take(np.arange(self.items.n))
+
+
+def world_of(schema: Schema) -> World:
+    data = build_dataset(check(*everything(), schema), schema, Config().split)
+    users = SideTensors(data.users, data.encoders.fields("user"))
+    return World(data, users, SideTensors(data.items, data.encoders.fields("item")))
+
+
+@cache
+def world(without: tuple[str, ...] = ()) -> World:
+    """`everything`, also with some features deleted; read only."""
+    features = tuple(f for f in EVERYTHING_SCHEMA.features if f.name not in without)
+    return world_of(EVERYTHING_SCHEMA.model_copy(update={"features": features}))
+
+
+def tower(**options: Any) -> dict[str, Any]:
+    return {"layers": [6, 5]} | options
+
+
+def build(
+    *pairs: tuple[dict[str, Any], dict[str, Any]], seed: int = 0, of: World | None = None, **options: Any
+) -> TwoTower:
+    """A model with random weights everywhere, biases included, in evaluation mode."""
+    of = of or world()
+    config = ModelConfig.model_validate(
+        {"width": 4, "embedding_std": 0.5}
+        | options
+        | {"pairs": [{"user": u, "item": i} for u, i in pairs or [(tower(), tower())]]}
+    )
+    model = TwoTower(config, of.users.fields, of.items.fields)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name != "log_temperature":
+                p.copy_(torch.randn(p.shape, generator=rng) * 0.5)
+    return model.eval()
+
+
+def fields_of(
+    embeddings: FieldEmbeddings, inputs: Inputs, other: FieldEmbeddings, rate: float = 0.0
+) -> dict[str, Tensor]:
+    """The embedded fields by name, in the order in which they are joined."""
+    names, widths = [f.name for f in embeddings.fields], embeddings.widths
+    return dict(zip(names, embeddings(inputs, other, rate).split(widths, 1), strict=True))
+
+
+def gradient_of(embeddings: FieldEmbeddings, name: str) -> Tensor:
+    """The gradient of the rows that hold a field."""
+    table, first, rows = embeddings._location[name]
+    gradient = weight_of(embeddings.tables[table]).grad
+    assert gradient is not None
+    return gradient[first : first + rows]
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, atol=tolerance, rtol=1e-5)
+
+
+def pair_of(model: TwoTower, number: int = 0) -> TowerPair:
+    """The pair of towers with this index."""
+    pair = model.pairs[number]
+    assert isinstance(pair, TowerPair)
+    return pair
+
+
+def branches_of(branches: nn.ModuleList) -> list[TowerBranch]:
+    """The branches of a tower."""
+    return [b for b in branches if isinstance(b, TowerBranch)]
+
+
+def not_none(value: T | None) -> T:
+    """The value of an optional part that is there."""
+    assert value is not None
+    return value
+
+
+def weight_of(module: object) -> Tensor:
+    """The weight of a layer or a whole table."""
+    assert isinstance(module, Table | nn.Linear | nn.LayerNorm)
+    return module.weight
+
+
+def bias_of(module: object) -> Tensor:
+    """The bias of a layer."""
+    assert isinstance(module, nn.Linear | nn.LayerNorm)
+    assert module.bias is not None
+    return module.bias
+
+
+def bag_of(inputs: Inputs, name: str) -> Bag | Prefixes | Padded:
+    """The codes of a field that is pooled."""
+    bag = inputs.bags[name]
+    assert isinstance(bag, Bag | Prefixes | Padded)
+    return bag
