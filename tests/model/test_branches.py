@@ -23,7 +23,7 @@ from model_worlds import (
     world_of,
 )
 from torch import Tensor, nn
-from train.test_trainer import StopAt, same, weights
+from trainers import StopAt, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 import twotower

@@ -17,6 +17,7 @@ import preloaded
 import pytest
 import torch
 from torch import nn
+from trainers import StopAt, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
 
 from twotower import api, runs
@@ -30,15 +31,6 @@ from twotower.schema import Categorical, Sequence
 from twotower.train import checkpoint
 from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.trainer import Trainer
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
 
 # ---- learning ----------------------------------------------------------------------------------------------------
 
@@ -345,18 +337,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(everything
 
     assert same(train(1), train(1))
     assert not same(train(1), train(2))
-
-
-class StopAt(Callback):
-    """Raises after a given number of steps, as a crash would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def on_step_end(self, done: int, total: int, loss: float) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5, 8])
