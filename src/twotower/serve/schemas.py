@@ -132,16 +132,16 @@ class RollbackRequest(_RequestModel):
 class ScoredItem(BaseModel):
     """An item of an answer."""
 
-    id: str
+    id: str = Field(description="Item id.")
     score: float = Field(description="The model's logit; for similar items the cosine.")
-    title: str
+    title: str = Field(description="Title of the item, or its id.")
 
 
 class ItemsReply(BaseModel):
     """Items, best first, and how they were found."""
 
-    items: list[ScoredItem]
-    bundle_id: str
+    items: list[ScoredItem] = Field(description="At most k items, best first.")
+    bundle_id: str = Field(description="Bundle that answered.")
     method: int = Field(description="1: the precomputed user vector. 2: the online user tower.")
     source: Source = Field(
         description="model: a known user, or a text. cold_start: an unknown user, by the features and items of the request. "
@@ -157,9 +157,9 @@ class ProblemReply(BaseModel):
     """An error (RFC 9457, application/problem+json)."""
 
     type: str = Field(description="/problems/NAME, a page that explains the error.")
-    title: str
-    status: int
-    detail: str
+    title: str = Field(description="Short text, the same for every error of the type.")
+    status: int = Field(description="HTTP status.")
+    detail: str = Field(description="Cause of this error and remedy.")
     instance: str = Field("", description="Id of the request, as in the header X-Request-ID.")
     errors: list[dict[str, str]] | None = Field(
         None, description="Invalid fields: `at`, the place in the request, and `detail`."
@@ -169,15 +169,15 @@ class ProblemReply(BaseModel):
 class BatchReply(BaseModel):
     """A reply or a problem for each request, in the order of the requests."""
 
-    replies: list[ItemsReply | ProblemReply]
+    replies: list[ItemsReply | ProblemReply] = Field(description="One for each request.")
 
 
 class VectorReply(BaseModel):
     """A user vector. Its dot product with an item vector is the score."""
 
-    vector: list[float]
-    metric: Literal["cosine", "dot"]
-    bundle_id: str
+    vector: list[float] = Field(description="D numbers, as the index is searched with.")
+    metric: Literal["cosine", "dot"] = Field(description="Metric of the index.")
+    bundle_id: str = Field(description="Bundle that answered.")
     method: int = Field(description="1: the precomputed user vector. 2: the online user tower.")
     source: Source = Field(
         description="As in ItemsReply. popular: the tower's vector of a user of whom nothing is known."
@@ -197,10 +197,10 @@ class EventsReply(BaseModel):
 class BundleReply(BaseModel):
     """The current bundle, and the limits of requests."""
 
-    bundle_id: str
-    created: str
+    bundle_id: str = Field(description="Id of the current bundle.")
+    created: str = Field(description="Time of publication, UTC.")
     dims: int = Field(description="Width of the vectors.")
-    metric: Literal["cosine", "dot"]
+    metric: Literal["cosine", "dot"] = Field(description="Metric of the index.")
     counts: dict[str, int] = Field(description="Number of users and items.")
     recall_check: dict[str, Any] = Field(
         description="Recall of the index against exact search at publication, and the threshold."
