@@ -48,14 +48,14 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     schema, rank = load_config(EXAMPLES / "movielens-rank.toml")
     models: dict[str, tuple[Schema | None, Config]] = {
-        "DSSM, observed pairs only": (None, parse_config(PLAIN)[1]),
-        "DSSM + SENet, observed pairs only": (None, parse_config(PLAIN | {"model": {"pairs": [SENET]}})[1]),
+        "DSSM, shown pairs only": (None, parse_config(PLAIN)[1]),
+        "DSSM + SENet, shown pairs only": (None, parse_config(PLAIN | {"model": {"pairs": [SENET]}})[1]),
         "DSSM + SENet, 5 random negatives a positive": (
             None,
             parse_config(PLAIN | {"model": {"pairs": [SENET]}, "negatives": {"random": 5}})[1],
         ),
         **{
-            f"DSSM + branch {name}, observed pairs only": (
+            f"DSSM + branch {name}, shown pairs only": (
                 None,
                 parse_config(PLAIN | {"model": {"pairs": [_pair(parts)]}})[1],
             )

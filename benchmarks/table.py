@@ -204,7 +204,7 @@ def _example(name: str) -> str:
 MODEL: Text = "model"
 AUCS: tuple[Text, ...] = ("test AUC", "test GAUC", "validation AUC")
 SECONDS: Text = "seconds of training"
-PLAIN, GATED = "DSSM, observed pairs only", "DSSM + SENet, observed pairs only"
+PLAIN, GATED = "DSSM, shown pairs only", "DSSM + SENet, shown pairs only"
 NEGATIVES = "DSSM + SENet, 5 random negatives a positive"
 BRANCHES = ("mlp", "cross", "fm", "cin", "bilinear")
 ABLATIONS: dict[str, str] = {
@@ -212,7 +212,7 @@ ABLATIONS: dict[str, str] = {
     "in-batch": "in-batch softmax, no correction",
     "in-batch-logq": "in-batch softmax, log-q",
     "mixed": "+ 2,048 uniform candidates",
-    "hard": "+ mined candidates, ranks 101–500",
+    "hard": "+ hard negatives, ranks 101–500",
     "full": "full softmax",
     "full-senet": "full softmax, SENet",
     "full-parallel": "full softmax, parallel branches",
@@ -255,8 +255,8 @@ BLOCKS: dict[str, Block] = {
         (
             ("popularity", _baseline("popularity")),
             ("user + item bias", _baseline("bias")),
-            ("DSSM 64-32, observed pairs only", _ranking(PLAIN)),
-            ("DSSM 64-32 + SENet, observed pairs only", _ranking(GATED)),
+            ("DSSM 64-32, shown pairs only", _ranking(PLAIN)),
+            ("DSSM 64-32 + SENet, shown pairs only", _ranking(GATED)),
             ("DSSM 64-32 + SENet, 5 random negatives a positive", _ranking(NEGATIVES)),
             (f"{_example('movielens-rank.toml')}, one vector a side", _ranking("examples/movielens-rank.toml")),
         ),
@@ -320,7 +320,7 @@ BLOCKS: dict[str, Block] = {
         (
             ("DSSM 64-32: fields → layers", _ranking(PLAIN, "seeds")),
             ("+ SENet gate", _ranking(GATED, "seeds")),
-            *((f"+ branch `{b}`", _ranking(f"DSSM + branch {b}, observed pairs only", "seeds")) for b in BRANCHES),
+            *((f"+ branch `{b}`", _ranking(f"DSSM + branch {b}, shown pairs only", "seeds")) for b in BRANCHES),
             (
                 f"{_example('parallel.toml')}: `mlp`, `cross`, `fm`, gated fields",
                 _ranking("examples/parallel.toml", "seeds"),
@@ -448,7 +448,7 @@ PAGE_ONLY = (
         f"search_speed: ivf, 1,000,000 x 128, {name}"
         for name in ("one thread, queries alone", "one thread, queries in a batch", "1 thread, built")
     ),
-    "rank_quality: DSSM + branch bilinear, with a gated one, observed pairs only, test AUC",
+    "rank_quality: DSSM + branch bilinear, with a gated one, shown pairs only, test AUC",
     "serve_load: swap, swaps",
     "serve_load: swap, growth of memory",
     "serve_load: overload, goodput of the peak",

@@ -2,7 +2,7 @@
 
     make bench-env && TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python benchmarks/train_speed.py
 
-Same work for all: four user and three item fields of width 16, towers 64-32, cosine, BCE on the observed pairs of
+Same work for all: four user and three item fields of width 16, towers 64-32, cosine, BCE on the shown pairs of
 the train part, Adam, batch 2048, fp32, the same threads. The time of an epoch is from shuffling to the last update,
 validation excluded. Rounds alternate, so other load slows all tools; the table shows medians and ranges. The limit is the time of the towers' matrix products alone, every row through both.
 The script then measures the seconds from the archive on disk to a test AUC of 0.80, without the start of the interpreter.

@@ -139,7 +139,7 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
 
 def results() -> Any:
     made = [speed(), measure.result(QUALITY, [0.826, 0.828], "", interval=[0.82, 0.83])]
-    made.append(measure.result("rank_quality: DSSM, observed pairs only, test AUC", [0.81], ""))
+    made.append(measure.result("rank_quality: DSSM, shown pairs only, test AUC", [0.81], ""))
     return {r["name"]: r for r in made}
 
 
@@ -391,7 +391,7 @@ def test_every_row_of_the_scripts_has_its_place() -> None:
     for name in (*words.BASELINES, *(f"examples/{name}" for name in words.OURS)):
         assert f"search_quality: {name}, new queries, HR@1\n" in expected
     for name in _load("rank_quality").BRANCHES:
-        assert f"rank_quality: DSSM + branch {name}, observed pairs only, test AUC" in expected
+        assert f"rank_quality: DSSM + branch {name}, shown pairs only, test AUC" in expected
 
 
 def test_the_suite_runs_scripts_that_are_there_and_none_twice() -> None:
