@@ -8,6 +8,7 @@ import subprocess
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from twotower import files
 from twotower.data import movielens
-from twotower.data.movielens import Archive, archive_name, load, parse, save
+from twotower.data.movielens import Archive, Downloads, archive_name, load, parse, save
 from twotower.data.tables import check
 from twotower.errors import DataError, RunError
 
@@ -169,9 +170,8 @@ def test_a_zip_bomb_is_refused() -> None:
     refused(lambda: parse(bomb, "a.zip", "ml-1m"), "entry 'ml-1m/bomb' unpacks to 2000000 bytes; refused")
 
 
-def test_a_large_entry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(movielens, "MAX_MEMBER_BYTES", 60)
-    refused(lambda: parse(zipped(ML_1M), "a.zip", "ml-1m"), "entry 'ml-1m/movies.dat' unpacks to")
+def test_a_large_entry_is_refused() -> None:
+    refused(lambda: parse(zipped(ML_1M), "a.zip", "ml-1m", 60), "entry 'ml-1m/movies.dat' unpacks to")
 
 
 def test_a_truncated_archive_is_refused() -> None:
@@ -290,10 +290,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a loopback server, and a patience of a fifth of a second."""
+    """The address of a loopback server."""
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(movielens, "TIMEOUT_SECONDS", 0.2)
     handler = type("OneHandler", (Handler,), {"stop": threading.Event()})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
         thread = threading.Thread(target=http.serve_forever, args=(0.02,))
@@ -304,10 +303,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-def serve(monkeypatch: pytest.MonkeyPatch, name: Any, url: str, **wrong: Any) -> None:
-    """Makes `url` the place of `name`, with the size and digest of the good archive unless `wrong`."""
+def served(name: Any, url: str, **wrong: Any) -> Downloads:
+    """Downloads of `name` from `url`, with the size and digest of the good archive unless `wrong`."""
     right = {"size": len(GOOD[name]), "sha256": hashlib.sha256(GOOD[name]).hexdigest()}
-    monkeypatch.setitem(movielens.ARCHIVES, name, Archive(url, **(right | wrong)))
+    return Downloads({name: Archive(url, **(right | wrong))}, hashlib.sha256(zipped(WHEEL)).hexdigest(), 0.2)
 
 
 @pytest.fixture
@@ -321,24 +320,23 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(movielens.subprocess, "run", run)
-    monkeypatch.setattr(movielens, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
     return commands
 
 
 @pytest.mark.parametrize("name", ["ml-1m", "ml-100k"])
 def test_a_download_with_the_right_digest_is_taken(
-    server: str, monkeypatch: pytest.MonkeyPatch, pip: list[list[str]], name: Any, messages: list[str]
+    server: str, pip: list[list[str]], name: Any, messages: list[str]
 ) -> None:
-    serve(monkeypatch, name, f"{server}/good/{name}")
-    assert load(name).interactions.height == 3
+    downloads = served(name, f"{server}/good/{name}")
+    assert load(name, None, downloads).interactions.height == 3
     assert messages == [f"downloading {server}/good/{name} (0.0 MB)"]
     assert not pip
     # It is kept; a kept file that was damaged is fetched again.
-    assert load(name).interactions.height == 3
+    assert load(name, None, downloads).interactions.height == 3
     assert "before" in messages[1]
-    kept = movielens._cache_path(movielens.ARCHIVES[name])
+    kept = movielens._cache_path(downloads.archives[name])
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert load(name).interactions.height == 3
+    assert load(name, None, downloads).interactions.height == 3
     assert messages[2].startswith("downloading")
     assert [p.name for p in kept.parent.iterdir()] == [kept.name]
 
@@ -358,20 +356,23 @@ FAILURES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k(
-    server: str, monkeypatch: pytest.MonkeyPatch, pip: list[list[str]], failure: str, messages: list[str]
+    server: str, pip: list[list[str]], failure: str, messages: list[str]
 ) -> None:
     kind, wrong, words = FAILURES[failure]
     if kind == "refused":
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as closed:
             server = f"http://127.0.0.1:{closed.server_port}"
-    serve(monkeypatch, "ml-1m", f"{server}/{kind}/ml-1m", **wrong)
+    downloads = served("ml-1m", f"{server}/{kind}/ml-1m", **wrong)
     refused(
-        lambda: load("ml-1m"), f"{server}/{kind}/ml-1m", words, "source='path/to/ml-1m.zip'", "TWOTOWER_DATA"
+        lambda: load("ml-1m", None, downloads),
+        f"{server}/{kind}/ml-1m",
+        words,
+        "source='path/to/ml-1m.zip'",
+        "TWOTOWER_DATA",
     )
     assert not pip
 
-    serve(monkeypatch, "ml-100k", f"{server}/{kind}/ml-100k", **wrong)
-    tables = load("ml-100k")
+    tables = load("ml-100k", None, served("ml-100k", f"{server}/{kind}/ml-100k", **wrong))
     assert words in messages[-1]
     assert "out of the PyPI wheel recbole==1.2.1 instead" in messages[-1]
     assert len(pip) == 1
@@ -388,12 +389,9 @@ def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k
     ]
 
 
-def test_another_wheel_than_the_known_one_is_refused(
-    server: str, monkeypatch: pytest.MonkeyPatch, pip: list[list[str]]
-) -> None:
-    serve(monkeypatch, "ml-100k", f"{server}/gone/ml-100k")
-    monkeypatch.setattr(movielens, "WHEEL_SHA256", "f" * 64)
-    refused(lambda: load("ml-100k"), "recbole==1.2.1: the wheel has SHA-256", "expected ffffffffffff…")
+def test_another_wheel_than_the_known_one_is_refused(server: str, pip: list[list[str]]) -> None:
+    downloads = replace(served("ml-100k", f"{server}/gone/ml-100k"), wheel_sha256="f" * 64)
+    refused(lambda: load("ml-100k", None, downloads), "recbole==1.2.1: the wheel has SHA-256", "expected ffffffffffff…")
     assert len(pip) == 1
 
 
@@ -401,9 +399,12 @@ def test_without_pip_either_ml_100k_is_refused(server: str, monkeypatch: pytest.
     def fail(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "first line\nno route to host\n")
 
-    serve(monkeypatch, "ml-100k", f"{server}/gone/ml-100k")
     monkeypatch.setattr(movielens.subprocess, "run", fail)
-    refused(lambda: load("ml-100k"), "with pip either (no route to host)", "`source`")
+    refused(
+        lambda: load("ml-100k", None, served("ml-100k", f"{server}/gone/ml-100k")),
+        "with pip either (no route to host)",
+        "`source`",
+    )
 
 
 def test_the_official_archives_are_pinned() -> None:

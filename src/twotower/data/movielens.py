@@ -20,8 +20,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 Name = Literal["ml-1m", "ml-100k"]
 TITLES_SUFFIX = "-titles"  # after an archive's name: queries made of its films' titles
 SOURCE_VARIABLE = "TWOTOWER_DATA"
-TIMEOUT_SECONDS = 20
 MAX_MEMBER_BYTES = 200_000_000  # the largest real member is 25 MB
 MAX_RATIO = 100  # unpacked to packed; the real archives stay below 10
 
@@ -67,6 +66,17 @@ ARCHIVES: dict[Name, Archive] = {
 # The one public package that carries MovieLens 100K; an exact version because it is data, known by its digest.
 WHEEL, WHEEL_SHA256 = "recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 WHEEL_FOLDER = "recbole/dataset_example/ml-100k/"
+
+@dataclass(frozen=True)
+class Downloads:
+    """Sources of the archives on the network."""
+
+    archives: Mapping[Name, Archive] = field(default_factory=lambda: ARCHIVES)
+    wheel_sha256: str = WHEEL_SHA256
+    """Digest of the PyPI wheel that stands in for MovieLens 100K."""
+    timeout: float = 20.0
+    """Seconds without an answer after which a server counts as out of reach."""
+
 
 SCHEMA = Schema(
     user_id="user_id",
@@ -113,30 +123,30 @@ GENRES_100K = (
 )  # fmt: skip
 
 
-def load(name: str, source: str | Path | None = None) -> Tables:
+def load(name: str, source: str | Path | None = None, downloads: Downloads | None = None) -> Tables:
     """The tables of one of SCHEMAS, from the archive `source`, else from TWOTOWER_DATA, else from the network.
 
     Raises DataError if the archive is damaged, is not MovieLens `name`, or nothing can be reached.
     """
     if name.endswith(TITLES_SUFFIX):
-        return title_queries.make_title_queries(load(name.removesuffix(TITLES_SUFFIX), source).items)
-    name = cast(Name, name)
+        return title_queries.make_title_queries(load(name.removesuffix(TITLES_SUFFIX), source, downloads).items)
+    name, downloads = cast(Name, name), downloads or Downloads()
     source = source or os.environ.get(SOURCE_VARIABLE) or None
     if source:
         path = Path(source)
         if not path.is_file():
             raise DataError(f"{path}: no such file; give the path of {name}.zip ({ARCHIVES[name].url})")
         return parse(path.read_bytes(), str(path), name)
-    archive = ARCHIVES[name]
+    archive = downloads.archives[name]
     try:
-        data = _download(archive)
+        data = _download(archive, downloads.timeout)
     except DataError as e:
         if name == "ml-1m":
             raise DataError(
                 f"{e}; download it elsewhere and pass `source='path/to/ml-1m.zip'`, set {SOURCE_VARIABLE}, or use ml-100k"
             ) from None
         log.info(f"{e}; taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
-        return _from_wheel()
+        return _from_wheel(downloads.wheel_sha256)
     return parse(data, archive.url, name)
 
 
@@ -171,7 +181,7 @@ def _cache_path(archive: Archive) -> Path:
     return Path(home) / "twotower" / f"{archive.sha256[:16]}.zip"
 
 
-def _download(archive: Archive) -> bytes:
+def _download(archive: Archive, timeout: float) -> bytes:
     """The bytes of an archive, size and SHA-256 checked; kept in the user's cache, written whole or not at all."""
     kept = _cache_path(archive)
     if kept.is_file():
@@ -182,7 +192,7 @@ def _download(archive: Archive) -> bytes:
     log.info(f"downloading {archive.url} ({archive.size / 1e6:.1f} MB)")
     request = urllib.request.Request(archive.url, headers={"User-Agent": "twotower"})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
             data = bytes(reply.read(archive.size + 1))
     except (OSError, http.client.HTTPException) as e:
         if isinstance(e, urllib.error.HTTPError):
@@ -203,7 +213,7 @@ def _download(archive: Archive) -> bytes:
     return data
 
 
-def _from_wheel() -> Tables:
+def _from_wheel(sha256: str) -> Tables:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -212,8 +222,8 @@ def _from_wheel() -> Tables:
             reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
             raise DataError(f"cannot fetch {WHEEL} with pip either ({reason}); name a local archive with `source`")
         data = wheels[0].read_bytes()
-    if (digest := hashlib.sha256(data).hexdigest()) != WHEEL_SHA256:
-        raise DataError(f"{WHEEL}: the wheel has SHA-256 {digest[:12]}…, expected {WHEEL_SHA256[:12]}…")
+    if (digest := hashlib.sha256(data).hexdigest()) != sha256:
+        raise DataError(f"{WHEEL}: the wheel has SHA-256 {digest[:12]}…, expected {sha256[:12]}…")
     archive = _open_zip(data, WHEEL)
     users, items, actions = (
         _typed_header(_read_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL)) for kind in ("user", "item", "inter")
@@ -245,7 +255,7 @@ def _typed_header(data: bytes) -> pl.DataFrame:
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
-def _open_zip(data: bytes, what: str) -> zipfile.ZipFile:
+def _open_zip(data: bytes, what: str, max_member_bytes: int = MAX_MEMBER_BYTES) -> zipfile.ZipFile:
     """The archive after checks on its entries: no path that leaves it, no links, no bombs."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -257,7 +267,7 @@ def _open_zip(data: bytes, what: str) -> zipfile.ZipFile:
             raise DataError(f"{what}: entry '{entry.filename}' points outside the archive; refused")
         if (entry.external_attr >> 16) & 0o170000 == 0o120000:
             raise DataError(f"{what}: entry '{entry.filename}' is a link; refused")
-        if entry.file_size > MAX_MEMBER_BYTES or entry.file_size > MAX_RATIO * max(entry.compress_size, 1024):
+        if entry.file_size > max_member_bytes or entry.file_size > MAX_RATIO * max(entry.compress_size, 1024):
             raise DataError(f"{what}: entry '{entry.filename}' unpacks to {entry.file_size} bytes; refused")
     return archive
 
@@ -271,9 +281,9 @@ def _read_member(archive: zipfile.ZipFile, name: str, what: str) -> bytes:
         raise DataError(f"{what}: entry '{name}' is damaged ({e}); fetch the archive again") from None
 
 
-def parse(data: bytes, what: str, name: Name) -> Tables:
-    """The tables in the bytes of an archive with the official layout."""
-    archive = _open_zip(data, what)
+def parse(data: bytes, what: str, name: Name, max_member_bytes: int = MAX_MEMBER_BYTES) -> Tables:
+    """Read the tables of an archive with the official layout. Raises DataError."""
+    archive = _open_zip(data, what, max_member_bytes)
     if name == "ml-1m":
         ratings = _rows(archive, "ml-1m/ratings.dat", what, "::", RATING)
         users = _rows(archive, "ml-1m/users.dat", what, "::", USER_1M)
