@@ -177,9 +177,7 @@ def test_options_are_every_key_with_its_default_and_meaning() -> None:
         assert len(meaning) > 5, (section, key)
         tomllib.loads(f"{key} = {default}")
     assert {k for k, *_ in feature_options()} == set(FEATURE_KINDS)
-    assert ("categorical", "hash_buckets", "0", "hash into so many buckets; 0 collects a vocabulary") in list(
-        feature_options()
-    )
+    assert ("categorical", "hash_buckets", "0", "Number of hash buckets. 0: a vocabulary.") in list(feature_options())
 
 
 def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +438,10 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
         ("[schema]\nfeatures = [{side = 'user', kind = 'vector'}]", "'schema.features.0.name' is missing"),
         ("[data]\ndataset = 'ml-1m'\nusers = 'u'", "give either data.dataset or data.interactions"),
         ("[[model.pairs]]\nuser = {join = 'sum', senet = {enabled = true}}", "pairs.0.user: senet needs join"),
-        ("[[model.pairs]]\nitem = {residual = true, layers = []}", "pairs.0.item: residual is added to the last"),
+        (
+            "[[model.pairs]]\nitem = {residual = true, layers = []}",
+            "pairs.0.item: residual needs layers, and layers is empty",
+        ),
         ("[train\nepochs = 1", "not valid TOML"),
     ],
 )
@@ -454,18 +455,18 @@ SOURCES = {"uniform": 5, "popularity": 5, "cross_batch_memory": 5, "disliked": 1
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_source_of_candidates_goes_with_a_contest_and_not_with_the_whole_catalogue(
+def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_whole_catalogue(
     tmp_path: Path, source: str
 ) -> None:
     path, one = written(tmp_path, ""), f"negatives.{source}={SOURCES[source]}"
-    contest = "loss.kind=gbce"
-    assert load_config(path, [contest, one])[1].negatives.drawn() == [source]
+    contrastive = "loss.kind=gbce"
+    assert load_config(path, [contrastive, one])[1].negatives.drawn() == [source]
     words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; set loss.kind = 'softmax', 'gbce'"
     refused(path, [one], words)
     words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
-    refused(path, [contest, one, "negatives.full=true"], words)
+    refused(path, [contrastive, one, "negatives.full=true"], words)
     # One that draws for all is enough; the others need something beside them.
-    alone = [contest, one, "negatives.in_batch=false"]
+    alone = [contrastive, one, "negatives.in_batch=false"]
     if source in ("uniform", "popularity"):
         load_config(path, alone)
     else:
@@ -474,16 +475,16 @@ def test_a_source_of_candidates_goes_with_a_contest_and_not_with_the_whole_catal
 
 
 @pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
-def test_pairs_and_contests_do_not_mix(tmp_path: Path, kind: str) -> None:
-    path, contest = written(tmp_path, ""), f"loss.kind={kind}"
-    load_config(path, [contest, "train.history_scope=causal"])
-    load_config(path, [contest, "negatives.full=true", "negatives.in_batch=false"])
-    load_config(path, [contest, "negatives.random=2", "negatives.in_batch=false"])
+def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
+    path, contrastive = written(tmp_path, ""), f"loss.kind={kind}"
+    load_config(path, [contrastive, "train.history_scope=causal"])
+    load_config(path, [contrastive, "negatives.full=true", "negatives.in_batch=false"])
+    load_config(path, [contrastive, "negatives.random=2", "negatives.in_batch=false"])
     refused(
-        path, [contest, "negatives.random=2", "negatives.full=true"],
+        path, [contrastive, "negatives.random=2", "negatives.full=true"],
         "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two",
     )  # fmt: skip
-    refused(path, [contest, "negatives.in_batch=false"], f"loss.kind = '{kind}' has no candidates")
+    refused(path, [contrastive, "negatives.in_batch=false"], f"loss.kind = '{kind}' has no candidates")
     load_config(path, ["negatives.in_batch=false", "negatives.random=2"])
     refused(
         path,
@@ -518,7 +519,9 @@ def test_pairs_and_contests_do_not_mix(tmp_path: Path, kind: str) -> None:
         ("schema.features.2.rates=[0.5, 1.5]", "features.2.rates.1: input should be less than or equal to 1, got 1.5"),
     ],
 )
-def test_a_setting_of_contests_and_histories_out_of_range_is_refused(tmp_path: Path, override: str, words: str) -> None:
+def test_a_setting_of_candidates_and_histories_out_of_range_is_refused(
+    tmp_path: Path, override: str, words: str
+) -> None:
     feature = '[[schema.features]]\nname = "f"\nside = "user"\nkind = "sequence"\npooling = "decay"\n'
     path = written(tmp_path, IDS_TOML + feature + '[loss]\nkind = "softmax"\n')
     assert load_config(path, ["negatives.hard_ranks=[3, 3]", "schema.features.2.rates=[0.0, 1.0]"])[0] is not None
@@ -533,67 +536,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     refused(path, [], "not UTF-8 at byte 2; save it as UTF-8")
 
 
-# --- the schema ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("features", "words"),
-    [
-        (ID_FEATURES[:1], "at least 2 items"),
-        ((*ID_FEATURES[:1], Numeric(name="age", side="user")), "no feature on the item side"),
-        ((*ID_FEATURES, Numeric(name="user_id", side="user")), "feature 'user_id' is defined twice on the user side"),
-        (
-            (ID_FEATURES[0], Numeric(name="n", side="item"), Sequence(name="s", side="user")),
-            "sequence 's' shares the item id embedding, but no categorical feature reads the item id column",
-        ),
-        (
-            (ID_FEATURES[0], Categorical(name="item_id", side="item", hash_buckets=9), Sequence(name="s", side="user")),
-            "add one or set share_embedding = false",
-        ),
-    ],
-)
-def test_features_that_do_not_fit_together_are_refused(features: Any, words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        Schema(features=features)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"buckets": 1}, "buckets must be 0"),
-        ({"statistic_column": "y"}, "'statistic_column' only goes"),
-        ({"statistic_column": "y", "statistic": "count"}, "'statistic_column'"),
-    ],
-)
-def test_numeric_options_that_do_not_fit_together_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        Numeric(name="n", side="user", **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"user_id": "*"}, "user_id is '*', which tables are searched for as a pattern; rename the column"),
-        ({"title": "^.*$"}, "title is '^.*$'"),
-        ({"label": "__positive"}, "label is '__positive'; names that begin with '__' are the package's own"),
-        ({"user_id": "id", "item_id": "id"}, "user_id and item_id are both 'id'; give each a column of its own"),
-        ({"label": "item_id"}, "item_id and label are both 'item_id'"),
-        ({"time": "user_id"}, "user_id and time are both 'user_id'"),
-        ({"item_id": ""}, "item_id is empty"),
-        ({"features": (*ID_FEATURES, Categorical(name="*", side="user"))}, "name of feature '*' is '*'"),
-        (
-            {"features": (*ID_FEATURES, Numeric(name="n", column="__row", side="user"))},
-            "column of feature 'n' is '__row'",
-        ),
-        (
-            {"features": (*ID_FEATURES, Numeric(name="n", side="item", statistic="mean", statistic_column="^a$"))},
-            "statistic_column of feature 'n'",
-        ),
-    ],
-)
-def test_fault_G19_a_column_that_no_table_can_have_is_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        parse_config({"schema": {"features": ID_FEATURES} | options})
+# --- sizes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -613,18 +556,6 @@ def test_fault_G19_an_absurd_size_is_refused_with_what_is_allowed(tmp_path: Path
     path.write_text(dump_config(Schema(features=ID_FEATURES), Config()), encoding="utf-8")
     with pytest.raises(ConfigError, match=re.escape(words)):
         load_config(path, [override])
-
-
-def test_the_id_feature_is_the_categorical_that_reads_the_id_column() -> None:
-    schema = Schema(
-        user_id="u",
-        item_id="i",
-        features=(Categorical(name="who", column="u", side="user"), Numeric(name="i", side="item")),
-    )
-    assert schema.id_feature("user") == schema.features[0]
-    assert schema.id_feature("item") is None
-    assert [f.source for f in schema.features] == ["u", "i"]
-    assert EVERYTHING_SCHEMA.side("user") == EVERYTHING_SCHEMA.features[:7]
 
 
 def test_settings_and_schema_cannot_be_changed_in_place() -> None:

@@ -1,6 +1,6 @@
-"""Every setting with its default, meaning and range: TOML in and out, overrides, the commented template.
+"""All settings with default, meaning and range; reading and writing TOML, overrides, the commented template.
 
-Data only. An unknown key is an error that names the nearest valid one.
+An unknown key is an error that names the nearest valid one; a key of a former name is an error that names the present one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FEATURE_KINDS: dict[str, type[BaseModel]] = {
 
 
 CONFIG_FORMAT = 2
-"""Number that a written config carries as `format`, and a config written by hand may. Format 1 has the former keys of `RENAMED`."""
+"""Value of `format` in a written config. Optional in a file written by hand. Format 1 has the former keys of `RENAMED`."""
 
 RENAMED: dict[str, str] = {
     "data.source": "data.archive",
@@ -64,26 +64,39 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class DataConfig(Settings):
-    """Where the tables are: three files, or a MovieLens by name."""
+    """Source of the data: tables, a prepared dataset, or a MovieLens by name."""
 
     dataset: Literal["", "ml-1m", "ml-100k", "ml-1m-titles", "ml-100k-titles"] = Field(
         "",
-        description="a MovieLens, or queries made of its films' titles; brings its own [schema] if none is given",
+        description="Name of a MovieLens, or of queries made from its titles. Brings a [schema] where none is given. "
+        "Empty: your own tables.",
     )
-    archive: str = Field("", description="local archive of that MovieLens; TWOTOWER_DATA or the network if empty")
+    archive: str = Field(
+        "", description="Path of the MovieLens zip of `dataset`. Empty: TWOTOWER_DATA, then the network."
+    )
     users: str = Field(
-        "", description="CSV or Parquet of users: a file, a folder or a pattern; empty: the ids of the interactions"
+        "",
+        description="Users: a CSV or Parquet file, a folder of them, or a pattern. Empty: the user ids of the "
+        "interactions.",
     )
-    items: str = Field("", description="as users, of items")
-    interactions: str = Field("", description="as users, of interactions; paths are relative to the config file")
+    items: str = Field(
+        "",
+        description="Items: a CSV or Parquet file, a folder of them, or a pattern. Empty: the item ids of the "
+        "interactions.",
+    )
+    interactions: str = Field(
+        "",
+        description="Interactions: a CSV or Parquet file, a folder of them, or a pattern. Paths are relative to the "
+        "config file.",
+    )
     prepared: str = Field(
-        "", description="a folder that `twotower prepare` made of such tables, to train on instead of them"
+        "", description="Folder written by `twotower prepare`, to train on instead of tables. Empty: none."
     )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if self.archive and not self.dataset:
-            raise ValueError("data.archive is that of data.dataset; set data.dataset, or name data.interactions")
+            raise ValueError("data.archive needs data.dataset; set it, or name data.interactions instead")
         if self.dataset and (self.users or self.items or self.interactions):
             raise ValueError("give either data.dataset or data.interactions (with users and items), not both")
         if self.prepared and self.dataset:
@@ -92,35 +105,51 @@ class DataConfig(Settings):
 
 
 class SplitConfig(Settings):
-    """Which interactions train, validate and test."""
+    """Split of the interactions into train, validation and test part."""
 
     kind: Literal["random", "last", "time"] = Field(
-        "random", description="random rows, each user's last two, or the latest rows"
+        "random",
+        description="Rule of the split. random: random rows. last: each user's last row tests and the one before "
+        "validates. time: the latest rows.",
     )
-    test: float = Field(0.2, gt=0, lt=1, description="share of the rows that test (random, time)")
-    validation: float = Field(0.1, gt=0, lt=1, description="share of the other rows that validate (random, time)")
-    seed: int = Field(2022, ge=0, lt=2**32, description="of the random split")
+    test: float = Field(0.2, gt=0, lt=1, description="Share of all rows in the test part (kinds random and time).")
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="Share of the remaining rows in the validation part (kinds random and time)."
+    )
+    seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random split.")
 
 
 class SenetConfig(Settings):
-    """A gate per field: squeeze each field to one number, excite, multiply (FiBiNET, Huang et al. 2019, 3.2)."""
+    """SENet gate: squeeze each field to one number, excite, multiply (FiBiNET, Huang et al. 2019, section 3.2)."""
 
-    enabled: bool = Field(False, description="put the gate between the embeddings and the layers")
-    squeeze: Literal["mean", "sum", "max"] = Field("mean", description="how a field becomes one number")
-    reduction: float = Field(2.0, ge=1, description="fields / reduction is the width of the middle layer, at least 1")
+    enabled: bool = Field(False, description="SENet gate between the embeddings and the next layer.")
+    squeeze: Literal["mean", "sum", "max"] = Field("mean", description="Pooling of a field to one number.")
+    reduction: float = Field(
+        2.0, ge=1, description="Number of fields divided by the width of the gate's hidden layer, which is at least 1."
+    )
 
 
 class HistoryConfig(Settings):
-    """How sequences with pooling = 'attention' or 'transformer' are read."""
+    """Encoder of sequences with pooling = 'attention' or 'transformer'."""
 
     block: Literal["plain", "gated"] = Field(
-        "gated", description="transformer: SASRec's block, or one whose changes pass a sigmoid gate of its input (LiGR)"
+        "gated",
+        description="Transformer block. plain: x + f(norm(x)) (SASRec). gated: each change is multiplied by a sigmoid"
+        " gate of its input (LiGR).",
     )
-    blocks: int = Field(2, ge=1, description="transformer: blocks one after another")
-    heads: int = Field(4, ge=1, description="of attention; a head's width is the sequence's divided by them")
-    feed_forward: int = Field(2, ge=1, description="transformer: hidden width of a block's layers, in widths")
-    dropout: float = Field(0.2, ge=0, lt=1, description="transformer: share dropped of what a block changes")
-    input_dropout: float = Field(0.2, ge=0, lt=1, description="share dropped of the embeddings that are read")
+    blocks: int = Field(2, ge=1, description="Number of transformer blocks.")
+    heads: int = Field(4, ge=1, description="Number of attention heads. Divides the width of the sequence.")
+    feed_forward: int = Field(
+        2,
+        ge=1,
+        description="Hidden width of a transformer block's feed-forward layers, as a multiple of the sequence's width.",
+    )
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="Dropout rate of the output of each sub-layer of a transformer block."
+    )
+    input_dropout: float = Field(
+        0.2, ge=0, lt=1, description="Dropout rate of the item embeddings that attention reads."
+    )
 
 
 Activation = Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"]
@@ -131,48 +160,52 @@ class _Branch(Settings):
 
 
 class MlpBranch(_Branch):
-    """Hidden layers, each with its activation."""
+    """Hidden layers with activations."""
 
     kind: Literal["mlp"] = "mlp"
-    layers: tuple[Positive, ...] = Field((64,), min_length=1, description="layer widths, all activated")
-    activation: Activation = Field("LeakyReLU", description="after each layer")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
-    layer_norm: bool = Field(False, description="normalise each layer before its activation")
+    layers: tuple[Positive, ...] = Field(
+        (64,), min_length=1, description="Widths of the hidden layers. Every layer is activated."
+    )
+    activation: Activation = Field("LeakyReLU", description="Activation function after each layer.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the hidden units.")
+    layer_norm: bool = Field(False, description="Layer normalisation before each activation.")
 
 
 class CrossBranch(_Branch):
-    """x <- x0 * (W x + b) + x, the fields first: products of one degree more a layer (DCN-v2, Wang et al. 2021)."""
+    """Cross layers x <- x0 * (W x + b) + x over the joined fields x0 (DCN-v2, Wang et al. 2021)."""
 
     kind: Literal["cross"] = "cross"
-    depth: int = Field(2, ge=1, description="layers")
-    rank: int = Field(0, ge=0, description="W is the product of two matrices of this rank; 0 is one full matrix")
+    depth: int = Field(2, ge=1, description="Number of cross layers.")
+    rank: int = Field(0, ge=0, description="Rank of W as a product of two matrices. 0: one full matrix.")
 
 
 class FmBranch(_Branch):
-    """½((Σv)² - Σv²) over the fields, a vector of their width (He and Chua 2017). Fields of one width only."""
+    """½((Σv)² - Σv²) over the fields: a vector of their width (He and Chua 2017). Fields of one width only."""
 
     kind: Literal["fm"] = "fm"
 
 
 class CinBranch(_Branch):
-    """Maps X_k = W_k (products of X_{k-1} with the fields), summed over their width (xDeepFM, Lian et al. 2018).
-    Fields of one width only."""
+    """Compressed interaction network: feature maps X_k = W_k (products of X_{k-1} with the fields), summed over their
+    width (xDeepFM, Lian et al. 2018). Fields of one width only."""
 
     kind: Literal["cin"] = "cin"
-    widths: tuple[Positive, ...] = Field((16, 16), min_length=1, description="maps of each layer")
+    widths: tuple[Positive, ...] = Field((16, 16), min_length=1, description="Number of feature maps of each layer.")
 
 
 class BilinearBranch(_Branch):
-    """(v_i W) * v_j for each two fields (FiBiNET, Huang et al. 2019, section 3.3). Fields of one width only."""
+    """(v_i W) * v_j for each pair of fields (FiBiNET, Huang et al. 2019, section 3.3). Fields of one width only."""
 
     kind: Literal["bilinear"] = "bilinear"
     matrices: Literal["all", "each", "interaction"] = Field(
-        "interaction", description="one W for all, one for each left field, or one for each two fields"
+        "interaction",
+        description="Sharing of W. all: one for all pairs of fields. each: one per left field. interaction: one per "
+        "pair.",
     )
 
 
 class IdentityBranch(_Branch):
-    """The joined fields as they are."""
+    """The joined fields, unchanged."""
 
     kind: Literal["identity"] = "identity"
 
@@ -191,36 +224,41 @@ BRANCH_KINDS: dict[str, type[BaseModel]] = {
 
 
 class TowerConfig(Settings):
-    """One side of one pair: fields -> SENet -> branches -> layers -> vector."""
+    """One tower of a pair: fields -> SENet -> branches -> layers -> vector."""
 
-    fields: tuple[str, ...] = Field((), description="names of the features it reads; empty: all of its side")
-    width: int = Field(0, ge=0, description="embedding width of its fields; 0 takes model.width")
+    fields: tuple[str, ...] = Field(
+        (), description="Names of the features that the tower reads. Empty: all features of its side."
+    )
+    width: int = Field(0, ge=0, description="Embedding width of the tower's fields. 0: model.width.")
     join: Literal["concat", "sum"] = Field(
         "concat",
-        description="fields side by side, or added up and activated (a first layer over one-hot inputs)",
+        description="Combination of the fields. concat: side by side. sum: added and activated, as a first layer over"
+        " one-hot inputs.",
     )
     senet: SenetConfig = SenetConfig()
     history: HistoryConfig = HistoryConfig()
     branches: tuple[Branch, ...] = Field(
-        (), description="parallel parts between the joined fields and the layers, by kind; empty: none between"
+        (), description="Parallel branches between the joined fields and the layers, each with its `kind`. Empty: none."
     )
     augment: bool = Field(
-        False, description="join a vector per id that loss.mimic trains to be like the other side's vectors"
+        False, description="Augmented vector per id beside the fields, which loss.mimic trains (DAT)."
     )
     layers: tuple[Positive, ...] = Field(
-        (64, 32), description="layer widths; the last is the vector's, without activation unless activate_last"
+        (64, 32),
+        description="Layer widths. The last one is the width of the vector and has no activation, unless "
+        "activate_last is set.",
     )
-    activation: Activation = Field("LeakyReLU", description="between the layers")
-    activate_last: bool = Field(False, description="activation after the last layer too, as in the 2013 DSSM")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
-    field_dropout: float = Field(0.0, ge=0, lt=1, description="share of joined inputs dropped in training")
+    activation: Activation = Field("LeakyReLU", description="Activation function of the hidden layers.")
+    activate_last: bool = Field(False, description="Activation after the last layer too, as in the DSSM of 2013.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the hidden units.")
+    field_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the joined fields.")
     weight_decay_scale: float = Field(
-        1.0, ge=0, description="multiplies train.embedding_weight_decay for its embeddings"
+        1.0, ge=0, description="Factor of train.embedding_weight_decay for this tower's embeddings."
     )
-    layer_norm: bool = Field(False, description="normalise each hidden layer before its activation")
-    field_norm: bool = Field(False, description="normalise each field before they are joined")
-    residual: bool = Field(False, description="add a linear map of the joined fields to the last layer")
-    output_norm: bool = Field(False, description="normalise the vector, with a learned scale and shift per number")
+    layer_norm: bool = Field(False, description="Layer normalisation before each activation.")
+    field_norm: bool = Field(False, description="Layer normalisation of each field before the fields are joined.")
+    residual: bool = Field(False, description="Linear map of the joined fields, added to the last layer.")
+    output_norm: bool = Field(False, description="Layer normalisation of the vector, with learned scale and shift.")
 
     @model_validator(mode="after")
     def _check(self) -> TowerConfig:
@@ -229,111 +267,151 @@ class TowerConfig(Settings):
         if self.join == "sum" and (self.branches or self.augment):
             raise ValueError(f"{'branches' if self.branches else 'augment'} needs join = 'concat'")
         if self.augment and not self.layers:
-            raise ValueError("augment goes through the layers, and layers is empty; name the vector's width there")
+            raise ValueError("augment needs layers, and layers is empty; set it to the vector's width, such as [64]")
         if self.residual and not self.layers:
-            raise ValueError("residual is added to the last layer, and layers is empty")
+            raise ValueError("residual needs layers, and layers is empty")
         if self.activate_last and not self.layers:
-            raise ValueError("activate_last is about the last layer, and layers is empty")
+            raise ValueError("activate_last needs layers, and layers is empty")
         return self
 
 
 class PairConfig(Settings):
-    """A pair of towers whose vectors are compared; the pairs' vectors stand side by side, so their scores add up."""
+    """A user tower and an item tower. The vectors of all pairs are concatenated, so their scores add up."""
 
     user: TowerConfig = TowerConfig()
     item: TowerConfig = TowerConfig()
 
 
 class ModelConfig(Settings):
-    """What is trained."""
+    """The model: pairs of towers and the similarity of their vectors."""
 
-    width: int = Field(16, ge=1, description="embedding width of a field")
+    width: int = Field(16, ge=1, description="Embedding width of a field.")
     pairs: tuple[PairConfig, ...] = Field(
-        (PairConfig(),), min_length=1, description="pairs of towers side by side; one is the classic DSSM"
+        (PairConfig(),),
+        min_length=1,
+        description="Pairs of a user tower and an item tower. Their vectors are concatenated, so their scores add up."
+        " One pair: the classic DSSM.",
     )
     similarity: Literal["cosine", "dot"] = Field(
-        "cosine", description="of the user and item vectors (of all pairs together)"
+        "cosine", description="Similarity of user and item vectors, over all pairs together."
     )
-    temperature: float = Field(0.1, gt=0, description="logit = similarity / temperature")
-    learn_temperature: bool = Field(True, description="train the temperature (cosine only)")
+    temperature: float = Field(0.1, gt=0, description="Initial temperature. logit = similarity / temperature.")
+    learn_temperature: bool = Field(True, description="Training of the temperature (similarity cosine only).")
     bias: bool = Field(
-        True, description="a global bias and one per value of each categorical feature, folded into the vectors"
+        True, description="Global bias, and a bias per value of each categorical feature, folded into the vectors."
     )
-    unknown_rate: float = Field(0.01, ge=0, lt=1, description="share of categorical values trained as unknown")
-    embedding_std: float = Field(0.05, gt=0, description="standard deviation of fresh embeddings")
+    unknown_rate: float = Field(
+        0.01, ge=0, lt=1, description="Share of categorical values replaced by the unknown value in training. 0: off."
+    )
+    embedding_std: float = Field(0.05, gt=0, description="Standard deviation of initial embeddings.")
 
     @property
     def metric(self) -> Literal["cosine", "dot"]:
-        """What an index over the item vectors must rank by."""
+        """The metric by which an index over the item vectors ranks."""
         return "cosine" if self.similarity == "cosine" and not self.bias else "dot"
 
 
 class LossConfig(Settings):
-    """How logits become a loss."""
+    """The loss over logits."""
 
     kind: Literal["bce", "softmax", "gbce", "bpr"] = Field(
         "bce",
-        description="bce: labelled pairs, liked or not; the others set each positive against a row of candidates",
+        description="Loss. bce: pointwise, over labelled pairs. softmax, gbce and bpr: contrastive, each positive "
+        "against candidates.",
     )
     log_q: bool = Field(
-        True, description="softmax: correct each candidate's logit by the log of how often it is expected to be drawn"
+        True,
+        description="Correction of each candidate's logit by the log of its sampling rate (softmax; Yi et al. 2019).",
     )
     calibration: float = Field(
-        0.75, ge=0, le=1, description="gbce: t of gSASRec; 0 is plain BCE over candidates, 1 is calibrated in full"
+        0.75,
+        ge=0,
+        le=1,
+        description="Calibration t of gbce (gSASRec). 0: plain BCE over candidates. 1: fully calibrated.",
     )
     mimic: float = Field(
-        0.0, ge=0, description="weight of the squared distance of augmented vectors to the other side's; 0 is off"
+        0.0,
+        ge=0,
+        description="Weight of the adaptive-mimic loss: squared distance of augmented vectors to the other tower's. "
+        "0: off.",
     )
 
 
 class NegativesConfig(Settings):
-    """What stands against the positives: pairs for the loss 'bce', candidates for the others."""
+    """Negatives: labelled pairs for the loss 'bce', candidates for contrastive losses."""
 
     random: int = Field(
         0,
         ge=0,
         le=100_000,
-        description="random items for each positive, its own, never one the user has met in training; bce: drawn anew "
-        "every epoch, as pairs; the others: drawn anew in every batch, no item twice, as candidates",
+        description="Random unseen items per positive. bce: negative pairs, redrawn every epoch. Other losses: "
+        "per-positive candidates without repeats, redrawn every batch. 0: off.",
     )
     random_share: float = Field(
         0.2,
         gt=0,
         lt=1,
-        description="bce: share of the negatives' weight that the random ones carry beside observed ones",
+        description="Share of random negatives in the total weight of negatives, beside disliked ones (bce).",
     )
-    full: bool = Field(False, description="candidates: the whole catalogue; no other source of candidates is needed")
-    in_batch: bool = Field(True, description="candidates: the batch's own positives")
+    full: bool = Field(
+        False, description="All items of the catalogue as candidates. Excludes other sources of candidates."
+    )
+    in_batch: bool = Field(True, description="Positives of the batch as shared candidates.")
     uniform: int = Field(
-        0, ge=0, le=10_000_000, description="candidates: so many items a batch, each as likely as any other"
+        0,
+        ge=0,
+        le=10_000_000,
+        description="Number of items drawn uniformly from the catalogue for each batch, as shared candidates. 0: off.",
     )
     popularity: int = Field(
-        0, ge=0, le=10_000_000, description="candidates: so many items a batch, drawn by popularity^alpha"
+        0,
+        ge=0,
+        le=10_000_000,
+        description="Number of items drawn by popularity^popularity_alpha for each batch, as shared candidates. 0: "
+        "off.",
     )
-    popularity_alpha: float = Field(0.75, ge=0, le=1, description="exponent of the popularity draw")
+    popularity_alpha: float = Field(
+        0.75, ge=0, le=1, description="Exponent of the popularity draw. 0: uniform. 1: proportional to popularity."
+    )
     cross_batch_memory: int = Field(
-        0, ge=0, description="candidates: the item vectors of so many positives of earlier batches"
+        0, ge=0, description="Number of positives of earlier batches whose item vectors are shared candidates. 0: off."
     )
     disliked: int = Field(
-        0, ge=0, le=100_000, description="candidates: so many items a positive that its user met and did not like"
+        0,
+        ge=0,
+        le=100_000,
+        description="Number of items per positive drawn from the user's training interactions that are no positives. "
+        "0: off.",
     )
-    hard: int = Field(0, ge=0, le=16, description="candidates: up to so many mined items a positive; 2 is plenty")
+    hard: int = Field(
+        0, ge=0, le=16, description="Maximum number of hard negatives per positive. Values above 2 seldom help. 0: off."
+    )
     hard_ranks: tuple[Positive, Positive] = Field(
-        (101, 500), description="mined from these ranks (from 1, both included) of the present model's catalogue"
+        (101, 500),
+        description="First and last rank, from 1, of the catalogue as the current model ranks it, from which hard "
+        "negatives are drawn.",
     )
-    hard_ratio: float = Field(100.0, gt=0, description="at least so many other candidates for each mined one")
-    hard_every: int = Field(1, ge=1, description="epochs between two minings; the first epoch has none")
+    hard_ratio: float = Field(100.0, gt=0, description="Minimum number of other candidates per hard negative.")
+    hard_every: int = Field(
+        1, ge=1, description="Epochs between refreshes of the hard negatives. The first epoch has none."
+    )
     hard_margin: float = Field(
-        0.0, ge=0, description="a mined item must score so much below the positive, else it is left out; 0 is no guard"
+        0.0, ge=0, description="Drop hard negatives that score within this margin of the positive. 0: off."
     )
-    attribute: str = Field("", description="item feature, such as a genre or a city; empty draws none")
+    attribute: str = Field(
+        "",
+        description="Item feature, such as a genre or a city, whose values candidates share with the positive. Empty:"
+        " off.",
+    )
     attribute_items: int = Field(
         1,
         ge=1,
         le=100_000,
-        description="candidates: so many items a positive that share a value of `attribute` with it",
+        description="Number of items per positive that share a value of `attribute` with it.",
     )
-    mask_positives: bool = Field(True, description="a user's other positives are no candidates")
+    mask_positives: bool = Field(
+        True, description="Exclusion of a user's other training positives from the candidates."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> NegativesConfig:
@@ -346,7 +424,7 @@ class NegativesConfig(Settings):
         return self
 
     def drawn(self) -> list[str]:
-        """Names of the sources of candidates that are asked for, beside `full` and `in_batch`."""
+        """Return the names of the sources of candidates that are on, without `full` and `in_batch`."""
         return [
             s
             for s in ("uniform", "popularity", "cross_batch_memory", "disliked", "hard", "attribute")
@@ -355,62 +433,72 @@ class NegativesConfig(Settings):
 
 
 class TrainConfig(Settings):
-    """How it is trained."""
+    """Optimisation, checkpoints and devices."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training interactions")
-    batch_size: int = Field(2048, ge=1, description="pairs a step, those of all ranks together")
+    epochs: int = Field(10, ge=1, description="Passes over the training interactions.")
+    batch_size: int = Field(2048, ge=1, description="Training pairs per step, over all ranks together.")
     data_shards: int = Field(
         1,
         ge=1,
-        description="ranges of users that are shuffled each by itself, and of which a batch takes equal parts; with a "
-        "multiple of the number of ranks, each rank reads its own only",
+        description="Number of user ranges shuffled separately. Each batch takes an equal part of each range. A "
+        "multiple of the number of ranks lets each rank read only its own ranges.",
     )
     embedding_placement: Literal["replicated", "torchrec"] = Field(
         "replicated",
-        description="where embeddings lie: every rank has all of them, or each a part, by TorchRec (docs/scale.md)",
+        description="Placement of the embedding tables. replicated: whole on every rank. torchrec: sharded over the "
+        "ranks by TorchRec (docs/scale.md).",
     )
     embedding_sharding: Literal["auto", "table_wise", "column_wise", "row_wise"] = Field(
         "auto",
-        description="of embedding_placement = 'torchrec': each table whole on one rank, its columns or its rows on all; auto cuts the "
-        "columns of tables larger than an equal share of all",
+        description="Sharding of tables under embedding_placement = 'torchrec'. auto: column_wise for tables above an"
+        " equal share of all parameters, else table_wise.",
     )
     history_scope: Literal["leave_batch_out", "causal"] = Field(
         "leave_batch_out",
-        description="what a training pair sees of the sequences: the row's other interactions, or only earlier ones "
-        "(equal times: those above it in the table)",
+        description="Interactions that a training pair's sequences hold. leave_batch_out: all of the user's or "
+        "item's, without the pairs of the batch. causal: only earlier ones (equal times: in table order).",
     )
     shuffle: bool = Field(
         True,
-        description="a new order of the pairs (with history_scope = 'causal': of the users) every epoch; false keeps the "
-        "table's, random negatives last",
+        description="New order of the training pairs every epoch (history_scope causal: of the users). false: the "
+        "table's order, random negatives last.",
     )
-    optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="update rule")
-    lr: float = Field(1e-3, gt=0, description="learning rate")
-    beta2: float = Field(
-        0.999, ge=0, lt=1, description="Adam, AdamW: memory of the squared gradients; 0.98 follows faster"
+    optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="Optimizer.")
+    lr: float = Field(1e-3, gt=0, description="Learning rate.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam/AdamW beta2: decay of the second moment.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the layers. 0: off.")
+    embedding_weight_decay: float = Field(0.0, ge=0, description="Weight decay of the embeddings. 0: off.")
+    bias_weight_decay: float = Field(0.0, ge=0, description="Weight decay of the biases and the temperature. 0: off.")
+    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="Schedule of the learning rate.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate. 0: off.")
+    lr_decay_rate: float = Field(
+        0.5, gt=0, le=1, description="Factor of the learning rate at each step of the step schedule."
     )
-    weight_decay: float = Field(0.0, ge=0, description="of the layers")
-    embedding_weight_decay: float = Field(0.0, ge=0, description="of the embeddings")
-    bias_weight_decay: float = Field(0.0, ge=0, description="of the biases and the temperature")
-    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="of the learning rate")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from zero")
-    lr_decay_rate: float = Field(0.5, gt=0, le=1, description="factor of the step schedule")
-    lr_decay_epochs: int = Field(1, ge=1, description="epochs between two factors of the step schedule")
-    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
+    lr_decay_epochs: int = Field(1, ge=1, description="Epochs between steps of the step schedule.")
+    clip_norm: float = Field(0.0, ge=0, description="Maximum gradient norm. 0: off.")
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="exponential average of the weights, used to evaluate; 0 is off"
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the exponential moving average of the weights, which evaluation uses. 0: off.",
     )
     monitor: str = Field(
-        "validation.auc", description="metric that chooses the best epoch, such as validation.recall@10"
+        "validation.auc", description="Validation metric that selects the best epoch, such as validation.recall@10."
     )
-    patience: int = Field(0, ge=0, description="stop after so many validations without a better one; 0 never stops")
-    validate_every: int = Field(1, ge=1, description="epochs between validations")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the layers' products; weights stay fp32")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu")
-    seed: int = Field(1, ge=0, lt=2**31, description="of weights, order, negatives and dropout")
-    timeout: float = Field(600.0, gt=0, description="seconds after which a rank that waits for another gives up")
-    checkpoint_seconds: float = Field(60.0, ge=0, description="time between checkpoints; one also follows every epoch")
-    checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints; 0 leaves it to the clock")
+    patience: int = Field(
+        0, ge=0, description="Validations without a better metric after which training stops. 0: off."
+    )
+    validate_every: int = Field(1, ge=1, description="Epochs between validations.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of matrix products in the layers. Weights are fp32."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device. auto: cuda, else mps, else cpu.")
+    seed: int = Field(1, ge=0, lt=2**31, description="Seed of initial weights, order, negatives and dropout.")
+    timeout: float = Field(600.0, gt=0, description="Seconds after which a rank gives up waiting for another.")
+    checkpoint_seconds: float = Field(
+        60.0, ge=0, description="Seconds between checkpoints. A checkpoint also follows every epoch."
+    )
+    checkpoint_steps: int = Field(0, ge=0, description="Steps between checkpoints. 0: only by time.")
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -422,51 +510,64 @@ class TrainConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """What is reported."""
+    """Metrics and slices of the report."""
 
     k: tuple[Positive, ...] = Field(
-        (10, 50), min_length=1, description="cut-offs of the ranking metrics; the first is headline"
+        (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
     )
     max_users: int = Field(
-        0, ge=0, description="ranking metrics of so many users at most, drawn once; 0 asks all, which is what to report"
+        0, ge=0, description="Maximum number of users in the ranking metrics, drawn once. 0: all users."
     )
     bootstrap: int = Field(
-        200, ge=0, le=1_000_000, description="resamples of the users for the 95 % intervals; 0 gives none"
+        200, ge=0, le=1_000_000, description="Bootstrap resamples of the users for 95 % intervals. 0: no intervals."
     )
-    head_share: float = Field(0.2, gt=0, lt=1, description="most popular share of the items that is the head")
-    new_user_below: int = Field(5, ge=1, description="a user with fewer training interactions is new")
-    new_item_below: int = Field(5, ge=1, description="an item with fewer training interactions is new")
+    head_share: float = Field(0.2, gt=0, lt=1, description="Share of items, the most popular ones, in the head slice.")
+    new_user_below: int = Field(
+        5, ge=1, description="Number of training interactions below which a user counts as new."
+    )
+    new_item_below: int = Field(
+        5, ge=1, description="Number of training interactions below which an item counts as new."
+    )
 
 
 class IndexConfig(Settings):
-    """How a published model is searched."""
+    """Index over the item vectors of a published model."""
 
     kind: Literal["auto", "exact", "flat", "ivf", "hnsw", "ivfpq", "milvus"] = Field(
-        "auto", description="auto chooses by the size of the catalogue, never milvus, and says why"
+        "auto", description="Kind of index. auto: by the size of the catalogue, never milvus."
     )
     min_recall: float = Field(
-        0.95, gt=0, le=1, description="least recall against exact search, by held-out users, to publish; tuned to it"
+        0.95,
+        gt=0,
+        le=1,
+        description="Minimum recall against exact search, over held-out users, that publishing accepts. Search "
+        "parameters are tuned to it.",
     )
-    k: int = Field(100, ge=1, description="cut-off of that recall")
-    queries: int = Field(1000, ge=20, description="users that are asked for it: one half tunes, the other half judges")
+    k: int = Field(100, ge=1, description="Cut-off of min_recall.")
+    queries: int = Field(
+        1000,
+        ge=20,
+        description="Number of held-out users in the recall check: one half tunes the index, the other half measures "
+        "it.",
+    )
     uri: str = Field(
         "",
-        description="of kind milvus: http://HOST:PORT of a server, or a path ending in .db, which milvus-lite opens; "
-        "a token is read from TWOTOWER_MILVUS_TOKEN",
+        description="Milvus server, as http://HOST:PORT, or a path ending in .db for milvus-lite (kind milvus). The "
+        "token comes from TWOTOWER_MILVUS_TOKEN.",
     )
     prefix: str = Field(
         "twotower",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$",
-        description="of kind milvus: the alias of the current bundle's collection, and how names of collections begin; "
-        "a store has its own",
+        description="Alias of the current bundle's collection, and prefix of collection names (kind milvus). Unique "
+        "to a store.",
     )
     type: Literal["auto", "FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"] = Field(
-        "auto", description="of kind milvus: its index type; auto chooses by the size of the catalogue and says why"
+        "auto", description="Milvus index type (kind milvus). auto: by the size of the catalogue."
     )
     timeout: float = Field(
         300.0,
         gt=0,
-        description="of kind milvus: seconds that one step of publishing may take there, building the index too",
+        description="Seconds that one step of publishing to Milvus may take, with building its index (kind milvus).",
     )
 
     @model_validator(mode="after")
@@ -488,7 +589,7 @@ class IndexConfig(Settings):
 
 
 class Config(Settings):
-    """All settings but the schema."""
+    """All settings without the schema."""
 
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
@@ -532,13 +633,13 @@ class Config(Settings):
 
 
 def metric_names(k: Iterable[int]) -> list[str]:
-    """The metrics of one part, without the part's name."""
+    """Return the names of the metrics of one part, without the part's name."""
     ranked = [f"{m}@{n}" for n in k for m in ("recall", "ndcg", "mrr", "hit_rate", "coverage")]
     return ["auc", "gauc", "log_loss", *ranked]
 
 
 def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None, Config]:
-    """A mapping as TOML gives it -> (schema or None, config). Raises ConfigError with one line."""
+    """Return (schema or None, config) of a mapping as TOML gives it. Raises ConfigError with one line."""
     rest = dict(data)
     if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
         raise ConfigError(
@@ -585,7 +686,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | Non
 
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:
-    """A config with `key=value` overrides applied. Raises ConfigError."""
+    """Return the config with `key=value` overrides applied. Raises ConfigError."""
     data = config.model_dump(mode="json")
     for text in overrides:
         _override(data, text)
@@ -617,7 +718,7 @@ def _settings(node: Any, shown: str = "", name: str = "") -> Iterator[tuple[str,
 
 
 def dump_config(schema: Schema, config: Config) -> str:
-    """The resolved settings as TOML, with their format; `load_config` gives the same back."""
+    """Return the resolved settings as TOML, with their format. `load_config` reads them back."""
     body: dict[str, Any] = {"format": CONFIG_FORMAT} | config.model_dump(mode="json")
     body["schema"] = schema.model_dump(mode="json")
     return tomli_w.dumps(body)
@@ -659,7 +760,7 @@ def _element(node: list[Any], step: str, text: str) -> Any:
 
 
 def _explain(error: ValidationError) -> str:
-    """One problem in one line: where, what was given, what is allowed; an unknown key first, as it is a cause."""
+    """Return one problem in one line: key, value, allowed values. An unknown key comes first, since it causes others."""
     problems = error.errors()
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     model: Any = Schema if error.title == "Schema" else Config
@@ -684,7 +785,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _allowed(model: Any, path: list[str]) -> list[str]:
-    """Names of the fields of the section at `path` below `model`."""
+    """Return the keys of the section at `path` below `model`."""
     for step in path:
         if kind := (FEATURE_KINDS | BRANCH_KINDS).get(step):
             model = kind
@@ -697,13 +798,13 @@ def _allowed(model: Any, path: list[str]) -> list[str]:
 
 
 def options() -> Iterator[tuple[str, str, str, str]]:
-    """Every option as (section, key, default as TOML, meaning), in the order of the template."""
+    """Yield every option as (section, key, default as TOML, meaning), in the order of the template."""
     for name, info in Config.model_fields.items():
         yield from _section_options(name, info.annotation)
 
 
 def _section_options(name: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
-    """The section's own options, then those of the sections inside it, as TOML wants them."""
+    """Yield the section's own options, then those of its sub-sections, in TOML's order."""
     inner: list[tuple[str, Any]] = []
     for key, info in section.model_fields.items():
         if key == "pairs":
@@ -717,7 +818,7 @@ def _section_options(name: str, section: Any) -> Iterator[tuple[str, str, str, s
 
 
 def feature_options() -> Iterator[tuple[str, str, str, str]]:
-    """Every option of a feature but its name, side and kind, as (kind, key, default as TOML, meaning)."""
+    """Yield every option of a feature, without name, side and kind, as (kind, key, default as TOML, meaning)."""
     for kind, model in FEATURE_KINDS.items():
         for key, info in model.model_fields.items():
             if key not in ("name", "side", "kind"):
@@ -725,8 +826,7 @@ def feature_options() -> Iterator[tuple[str, str, str, str]]:
 
 
 def branch_options() -> Iterator[tuple[str, str, str, str]]:
-    """Every option of a branch but its kind, as (kind, key, default as TOML, meaning); the gate's are those of a
-    tower's."""
+    """Yield every option of a branch, without kind and senet, as (kind, key, default as TOML, meaning)."""
     for kind, model in BRANCH_KINDS.items():
         for key, info in model.model_fields.items():
             if key not in ("kind", "senet"):
@@ -746,7 +846,7 @@ def _toml(value: Any) -> str:
 
 
 def config_template() -> str:
-    """A complete config file: a schema to adapt, and every option with its default and meaning."""
+    """Return a complete config file: a schema to adapt, and every option with its default and meaning."""
     lines = [_SCHEMA_TEMPLATE]
     section = ""
     for kind, key, default, meaning in feature_options():
@@ -767,7 +867,7 @@ def config_template() -> str:
 
 
 def _branch_lines() -> str:
-    """What a branch may hold, as comments."""
+    """Return the options of every kind of branch as comments."""
     lines = ['\n# branches = [{ kind = "mlp" }, { kind = "fm", senet = { enabled = true } }]; by kind:']
     for kind, model in BRANCH_KINDS.items():
         lines.append(f"# {_toml(kind)}: {' '.join((model.__doc__ or '').split())}")
@@ -776,18 +876,18 @@ def _branch_lines() -> str:
 
 
 _SCHEMA_TEMPLATE = """\
-# A twotower config. Every option is here with its default; delete what you do not change.
+# A twotower config: every option with its default. Delete what you do not change.
 
 [schema]
 user_id = "user_id"
 item_id = "item_id"
-label = ""            # outcome column of the interactions; empty: every row is a positive
-positive_above = 0.0  # a row is a positive when its label is greater than this
+label = ""            # outcome column of the interactions. Empty: every row is a positive.
+positive_above = 0.0  # label above which a row is a positive
 time = ""             # time column of the interactions (needed for split.kind = "last" or "time")
 time_unit = "s"       # 's', 'ms', 'us' since 1970, or 'order'
-time_format = ""      # of a time that is text: '%d/%m/%Y %H:%M'; empty: ISO 8601, or as all rows agree
-title = ""            # column of the items to show to people
-duplicates = "last"   # repeated ids and pairs: keep the 'last', or 'error'
+time_format = ""      # strptime format of times in text, such as '%d/%m/%Y %H:%M'. Empty: detected.
+title = ""            # title column of the items, shown to people
+duplicates = "last"   # repeated ids and pairs: 'last' keeps the last row, 'error' refuses the table
 
 # kind: categorical, numeric, multi_hot, vector, sequence or text; side: user or item
 [[schema.features]]

@@ -1,4 +1,4 @@
-"""What a table means: the id, label and time columns, and what each feature IS.
+"""The meaning of the tables: id, label and time columns, and the features.
 
 Data only: no reading, no fitting (see `encoders`). Every feature belongs to one side, user or item.
 """
@@ -12,15 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 SideName = Literal["user", "item"]
 SIDES: tuple[SideName, SideName] = ("user", "item")
 ROW_IDS: dict[SideName, str] = {"user": "__user", "item": "__item"}
-"""Id columns of tables whose rows have no ids."""
+"""Id columns of tables without ids."""
 
 
 MAX_WHOLE_NUMBER = 2**32 - 1
-"""Of any whole number in a schema or a config."""
+"""Largest whole number allowed in a schema or a config."""
 
 
 def _check_whole_numbers(value: Any) -> Any:
-    """A value as it is, or of a tuple every one. Raises ValueError if a whole number is above LARGEST."""
+    """Return the value unchanged. Raises ValueError if it, or an element of it, is a whole number above MAX_WHOLE_NUMBER."""
     for number in value if isinstance(value, tuple) else (value,):
         if type(number) is int and number > MAX_WHOLE_NUMBER:
             raise ValueError(f"at most {MAX_WHOLE_NUMBER:,} is allowed, got {number:,}")
@@ -28,20 +28,21 @@ def _check_whole_numbers(value: Any) -> Any:
 
 
 class Settings(BaseModel):
-    """A part of a schema or a config: frozen, strict about keys, and whole numbers in it are at most LARGEST."""
+    """A section of a schema or a config: frozen, without unknown keys, whole numbers up to MAX_WHOLE_NUMBER."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
     _bound = field_validator("*")(_check_whole_numbers)
 
 
 class _Feature(Settings):
-    name: str = Field(min_length=1, description="unique name within its side")
-    side: SideName = Field(description="the tower that reads it")
-    column: str = Field("", description="column of the side's table; the feature's name if empty")
-    width: int = Field(0, ge=0, description="embedding width of this field; 0 takes model.width")
+    name: str = Field(min_length=1, description="Name, unique within its side.")
+    side: SideName = Field(description="Tower that reads the feature.")
+    column: str = Field("", description="Column of the side's table. Empty: the feature's name.")
+    width: int = Field(0, ge=0, description="Embedding width. 0: that of the tower.")
     missing: Literal["impute", "error"] = Field(
         "impute",
-        description="a null: 'impute' (unknown row, train mean, own bucket, empty list or zeros) or 'error'",
+        description="Treatment of nulls. impute: unknown value, training mean, missing-value bucket, empty list or "
+        "zeros. error: refuse the table.",
     )
 
     @property
@@ -51,16 +52,18 @@ class _Feature(Settings):
 
 
 class Categorical(_Feature):
-    """One value of a vocabulary, or of a fixed number of hash buckets.
+    """One value of a vocabulary, or one of a fixed number of hash buckets.
 
     Row 0 of the embedding is the *unknown* row: values below the frequency cut and values never seen in
     training. It is trained, because a share of the known values is replaced by it (`model.unknown_rate`).
     """
 
     kind: Literal["categorical"] = "categorical"
-    min_count: int = Field(1, ge=1, description="keep values with at least so many training interactions")
-    min_rate: float = Field(0.0, ge=0, lt=1, description="… and at least this share of them")
-    hash_buckets: int = Field(0, ge=0, lt=2**31, description="hash into so many buckets; 0 collects a vocabulary")
+    min_count: int = Field(1, ge=1, description="Minimum number of training interactions of a value in the vocabulary.")
+    min_rate: float = Field(
+        0.0, ge=0, lt=1, description="Minimum share of training interactions of a value in the vocabulary. 0: off."
+    )
+    hash_buckets: int = Field(0, ge=0, lt=2**31, description="Number of hash buckets. 0: a vocabulary.")
 
 
 class Numeric(_Feature):
@@ -71,10 +74,16 @@ class Numeric(_Feature):
     """
 
     kind: Literal["numeric"] = "numeric"
-    buckets: int = Field(0, ge=0, le=1_000_000, description="quantile buckets, each with an embedding; 0 standardises")
-    statistic: Literal["", "count", "mean"] = Field("", description="compute it from training interactions")
+    buckets: int = Field(
+        0, ge=0, le=1_000_000, description="Number of quantile buckets, each with an embedding. 0: standardise."
+    )
+    statistic: Literal["", "count", "mean"] = Field(
+        "",
+        description="Statistic of the row's training interactions that replaces a column. count: log(1 + n). mean: of"
+        " statistic_column. Empty: none.",
+    )
     statistic_column: str = Field(
-        "", description="interaction column that statistic = 'mean' averages; the label if empty"
+        "", description="Column of the interactions that statistic = 'mean' averages. Empty: the label."
     )
 
     @model_validator(mode="after")
@@ -91,24 +100,26 @@ class Numeric(_Feature):
 
     @property
     def source(self) -> str:
-        """The column the values are read from; a statistic has one of its own, beside the user's columns."""
+        """The column the values are read from. A statistic has a column of its own."""
         return f"__{self.statistic}:{self.name}" if self.statistic else super().source
 
 
 class MultiHot(_Feature):
-    """Several values of one vocabulary, averaged: a list column, or text split at `separator`."""
+    """Values of one vocabulary, averaged: a list column, or text split at `separator`."""
 
     kind: Literal["multi_hot"] = "multi_hot"
-    separator: str = Field("", description="splits a text column, such as '|'; empty for a list column")
-    min_count: int = Field(1, ge=1, description="keep values with at least so many training interactions")
-    min_rate: float = Field(0.0, ge=0, lt=1, description="… and at least this share of them")
+    separator: str = Field("", description="Separator of a text column, such as '|'. Empty: a list column.")
+    min_count: int = Field(1, ge=1, description="Minimum number of training interactions of a value in the vocabulary.")
+    min_rate: float = Field(
+        0.0, ge=0, lt=1, description="Minimum share of training interactions of a value in the vocabulary. 0: off."
+    )
 
 
 class Vector(_Feature):
-    """A given vector (an embedding of text or image, say), projected to the field's width."""
+    """A precomputed vector, such as an embedding of a text or an image, projected to the field's width."""
 
     kind: Literal["vector"] = "vector"
-    length: int = Field(0, ge=0, description="length of every vector; 0 takes it from the data")
+    length: int = Field(0, ge=0, description="Length of the vectors. 0: that of the data.")
 
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -124,30 +135,33 @@ class Sequence(_Feature):
     """
 
     kind: Literal["sequence"] = "sequence"
-    interactions: Literal["all", "positive", "negative"] = Field("all", description="which interactions")
+    interactions: Literal["all", "positive", "negative"] = Field(
+        "all", description="Interactions in the sequence, by label."
+    )
     max_length: int = Field(
         0,
         ge=0,
-        description="keep the latest so many; 0 keeps all. Of attention: what is read at a time; training cuts longer "
-        "histories and uses them whole",
+        description="Maximum length, from the latest interaction. 0: unlimited. With pooling attention or "
+        "transformer: length of a window, at least 2; training cuts longer histories into windows.",
     )
     pooling: Pooling = Field(
         "mean",
-        description="sum divided by n, sqrt(n) or 1; a mean that decays with age, at each of `rates`; or read by "
-        "attention: a learned query's, or the transformer of the tower's `history`",
+        description="Pooling. sum, mean, sqrt: sum divided by 1, n, sqrt(n). decay: exponentially decayed means at "
+        "several rates. attention: a learned query. transformer: the tower's `history`.",
     )
     rates: tuple[Rate, ...] = Field(
         (0.0, 0.5, 0.8, 0.93, 0.98, 1.0),
         min_length=1,
-        description="decay: at rate r the interaction n places back weighs r^n; the means stand side by side",
+        description="Rates of the pooling decay: at rate r the n-th latest interaction weighs r^n. One mean per rate,"
+        " concatenated.",
     )
     share_embedding: bool = Field(
-        True, description="use the other side's id embedding; false gives it a table of its own"
+        True, description="Sharing of the other side's id embedding. false: a table of its own."
     )
 
     @property
     def attends(self) -> bool:
-        """Whether attention reads it."""
+        """True for the poolings attention and transformer."""
         return self.pooling in ("attention", "transformer")
 
     @model_validator(mode="after")
@@ -169,17 +183,22 @@ class Text(_Feature):
     """
 
     kind: Literal["text"] = "text"
-    n: int = Field(3, ge=2, le=8, description="letters of a gram, with the word's boundaries '#'")
-    max_grams: int = Field(30_000, ge=1, description="rows of the vocabulary: the most frequent grams of training")
-    min_count: int = Field(1, ge=1, description="keep grams that occur at least so often in training interactions")
-    hash_buckets: int = Field(0, ge=0, lt=2**31, description="hash into so many buckets; 0 collects a vocabulary")
-    pooling: Literal["sum", "mean", "sqrt"] = Field(
-        "sum", description="sum of the grams' embeddings, divided by 1, n or sqrt(n)"
+    n: int = Field(3, ge=2, le=8, description="Letters of a gram, with the word boundaries '#'.")
+    max_grams: int = Field(
+        30_000, ge=1, description="Maximum size of the vocabulary: the most frequent grams of training."
     )
-    max_length: int = Field(1_000, ge=0, description="keep the first so many grams of a text; 0 keeps all")
+    min_count: int = Field(1, ge=1, description="Minimum number of occurrences of a gram in training interactions.")
+    hash_buckets: int = Field(0, ge=0, lt=2**31, description="Number of hash buckets. 0: a vocabulary.")
+    pooling: Literal["sum", "mean", "sqrt"] = Field(
+        "sum", description="Pooling of the grams' embeddings. sum, mean, sqrt: sum divided by 1, n, sqrt(n)."
+    )
+    max_length: int = Field(
+        1_000, ge=0, description="Maximum number of grams of a text, from its beginning. 0: unlimited."
+    )
     share_with: str = Field(
         "",
-        description="the other side's text feature whose grams and embeddings it uses; both columns make the vocabulary",
+        description="Text feature of the other side whose grams and embeddings this one uses. Both columns make the "
+        "vocabulary. Empty: none.",
     )
 
     @model_validator(mode="after")
@@ -194,31 +213,32 @@ Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence | Text,
 
 
 class Schema(Settings):
-    """Names the columns of the three tables. Ids are external values; rows 0..n-1 are internal."""
+    """Columns of the three tables, and features. Ids are external values; rows 0..n-1 are internal."""
 
-    user_id: str = Field("user_id", description="id column of users and interactions")
-    item_id: str = Field("item_id", description="id column of items and interactions")
-    label: str = Field("", description="interactions column with the outcome; empty: every row is a positive")
-    positive_above: float = Field(0.0, description="a row is a positive when its label is greater than this")
+    user_id: str = Field("user_id", description="Id column of users and interactions.")
+    item_id: str = Field("item_id", description="Id column of items and interactions.")
+    label: str = Field("", description="Outcome column of the interactions. Empty: every row is a positive.")
+    positive_above: float = Field(0.0, description="Label above which a row is a positive.")
     time: str = Field(
-        "", description="interactions column with the time: a datetime, or a number in time_unit, or text"
+        "", description="Time column of the interactions: datetimes, numbers in time_unit, or text. Empty: none."
     )
     time_unit: Literal["s", "ms", "us", "order"] = Field(
         "s",
-        description="unit of a numeric time since 1970; 'order' takes any number or date that grows with time, others lie "
-        "between 1990 and tomorrow",
+        description="Unit of numeric times since 1970, which lie between 1990 and tomorrow. order: any number or date"
+        " that grows with time.",
     )
     time_format: str = Field(
         "",
-        description="strptime format of a time that is text or whole numbers, such as '%d/%m/%Y %H:%M:%S.%f' or '%Y%m%d'; "
-        "empty: numbers, or dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30",
+        description="strptime format of times in text or whole numbers, such as '%d/%m/%Y %H:%M:%S.%f' or '%Y%m%d'. "
+        "Empty: numbers, or dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30.",
     )
-    title: str = Field("", description="items column to show to people; the id if empty")
+    title: str = Field("", description="Title column of the items, shown to people. Empty: the id.")
     duplicates: Literal["last", "error"] = Field(
         "last",
-        description="repeated (user, item) pairs and repeated ids: keep the last (latest by time), or refuse",
+        description="Treatment of repeated ids and repeated (user, item) pairs. last: keep the last row, by time "
+        "where there is one. error: refuse the table.",
     )
-    features: tuple[Feature, ...] = Field(min_length=2, description="what the towers read")
+    features: tuple[Feature, ...] = Field(min_length=2, description="Features that the towers read.")
 
     @model_validator(mode="after")
     def _check(self) -> Schema:
@@ -231,7 +251,7 @@ class Schema(Settings):
             if twice:
                 raise ValueError(f"feature {twice[0]!r} is defined twice on the {side} side")
         if self.time_format and not self.time:
-            raise ValueError("time_format goes with time, the column that it is of")
+            raise ValueError("time_format needs time; name the time column")
         if self.time_format and ("%" not in self.time_format or "%f" in self.time_format.replace(".%f", "")):
             raise ValueError(
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a fraction"
@@ -255,7 +275,7 @@ class Schema(Settings):
         return self
 
     def _check_names(self) -> None:
-        """Raises ValueError for a column that no table can have, or that would mean two things."""
+        """Raises ValueError for a column name that no table can have, or that has two meanings."""
         for key in ("user_id", "item_id"):
             if not getattr(self, key):
                 raise ValueError(f"{key} is empty; name the id column")
@@ -273,7 +293,7 @@ class Schema(Settings):
                 )
 
     def _names(self) -> list[tuple[str, str]]:
-        """Every column that is named, and the option that names it."""
+        """Return (option, column) for each column that the schema names."""
         named = [(key, getattr(self, key)) for key in ("user_id", "item_id", "label", "time", "title")]
         for f in self.features:
             made = isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)
@@ -290,14 +310,14 @@ class Schema(Settings):
         return tuple(f for f in self.side(side) if isinstance(f, Text))
 
     def text(self, side: SideName, name: str) -> Text | None:
-        """The text feature of that name that has grams of its own, if there is one."""
+        """The text feature `name` if it has grams of its own, else None."""
         return next((f for f in self.texts(side) if f.name == name and not f.share_with), None)
 
     def id_column(self, side: SideName) -> str:
         return self.user_id if side == "user" else self.item_id
 
     def id_feature(self, side: SideName) -> Categorical | None:
-        """The categorical feature that reads the side's id column, if there is one."""
+        """The categorical feature with a vocabulary that reads the side's id column, else None."""
         for f in self.features:
             if isinstance(f, Categorical) and f.side == side and f.source == self.id_column(side):
                 return None if f.hash_buckets else f

@@ -454,7 +454,7 @@ def test_dates_whose_day_is_the_month_need_no_format() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"time_format": "%d/%m/%Y", "time": ""}, "time_format goes with time"),
+        ({"time_format": "%d/%m/%Y", "time": ""}, "time_format needs time; name the time column"),
         ({"time_format": "day/month"}, "expected a format such as"),
         ({"time_format": "%S,%f"}, r"\.%f is a fraction"),
     ],

@@ -331,7 +331,7 @@ def test_a_mistake_in_a_branch_is_one_line_that_says_where(given: dict[str, Any]
     [
         ({"join": "sum", "branches": [{"kind": "fm"}]}, "branches needs join = 'concat'"),
         ({"join": "sum", "augment": True}, "augment needs join = 'concat'"),
-        ({"augment": True, "layers": []}, "augment goes through the layers"),
+        ({"augment": True, "layers": []}, "augment needs layers, and layers is empty"),
     ],
 )
 def test_what_does_not_go_together_is_refused(given: dict[str, Any], message: str) -> None:

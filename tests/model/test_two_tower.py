@@ -510,7 +510,7 @@ def test_residual_adds_a_linear_map_of_the_joined_fields_to_the_last_layer(
         assert close(mine(users, other.embeddings), expected)
         not_none(mine.residual).weight.zero_()
         assert close(mine(users, other.embeddings), mine.layers(joined))
-    with pytest.raises(ValueError, match="residual is added to the last layer, and layers is empty"):
+    with pytest.raises(ValueError, match="residual needs layers, and layers is empty"):
         TowerConfig(residual=True, layers=())
 
 
