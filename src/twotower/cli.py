@@ -530,14 +530,14 @@ def serve(
     event_store: Annotated[
         str,
         typer.Option(
-            "--event-store", help="live histories: memory, or redis://HOST:PORT/DB, shared by workers and hosts"
+            "--event-store", help="recent events: memory, or redis://HOST:PORT/DB, shared by workers and hosts"
         ),
     ] = "memory",
     events_per_user: Annotated[int, typer.Option("--events-per-user", help="latest events kept of a user")] = 200,
     event_ttl: Annotated[int, typer.Option("--event-ttl", help="… and for how long after the last")] = 86_400,
     event_memory: Annotated[
         int,
-        typer.Option("--event-memory", help="bytes of live histories in a worker; over it the longest unseen users go"),
+        typer.Option("--event-memory", help="bytes of recent events in a worker; over it the longest unseen users go"),
     ] = 256 << 20,
     event_timeout: Annotated[
         float, typer.Option("--event-timeout", help="ms to wait for the store of histories")

@@ -64,7 +64,7 @@ def test_fault_G7_what_is_no_file_of_a_store_changes_nothing_but_a_counter(
         os.truncate(path, 1 << 30)
     client.run(asyncio.wait_for(client.service.bundles.refresh(), 60))
     assert client.get("/livez").status_code == 200
-    if name == "HISTORY.jsonl":  # tells where live events may be, and no more
+    if name == "HISTORY.jsonl":  # tells where recent events may be, and no more
         assert client.get("/v1/bundle").json()["bundle_id"] == second
     else:
         if cold:

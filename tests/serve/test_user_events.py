@@ -1,4 +1,4 @@
-"""Live histories: in memory, in a real server of the Redis protocol, and when that fails (rows F of the faults)."""
+"""Recent events: in memory, in a real server of the Redis protocol, and when that fails (rows F of the faults)."""
 
 from __future__ import annotations
 

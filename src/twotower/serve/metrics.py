@@ -61,11 +61,11 @@ class ServeMetrics:
         self.load_seconds = gauge("bundle_load_seconds", "Seconds of the last load")
         self.load_failures = counter("bundle_load_failures_total", "Bundles refused, by reason", "reason")
         self.event_store_errors = counter(
-            "event_store_errors_total", "Failures of the store of live histories, by operation", "operation"
+            "event_store_errors_total", "Failures of the event store, by operation", "operation"
         )
-        self.event_memory = gauge("event_memory_bytes", "Bytes of live histories in the process", mode="livesum")
+        self.event_memory = gauge("event_memory_bytes", "Bytes of recent events in the process", mode="livesum")
         self.events_dropped = counter(
-            "events_dropped_total", "Live histories and events dropped to stay within the setting event_memory", "what"
+            "events_dropped_total", "Users and events dropped to stay within the setting event_memory", "what"
         )
         self.index_errors = counter("index_errors_total", "Failures of a remote index (Milvus)")
         self.keys_failures = counter(

@@ -65,7 +65,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "index-unavailable": (503, "The index does not answer", "Wait for the seconds in Retry-After."),
     "event-store": (
         503,
-        "The store of live histories does not answer",
+        "The event store does not answer",
         "Try again later; the history may or may not have been deleted.",
     ),
     "bundle-store": (

@@ -62,15 +62,15 @@ class ServeSettings:
     unknown_user: UnknownUser = "popular"
     """Reply for a user that the bundle does not have and the request does not describe: popular items, or 404."""
     event_store: str = "memory"
-    """Store of live histories: `memory`, or `redis://HOST:PORT/DB`, which workers and hosts share."""
+    """Event store: `memory`, or `redis://HOST:PORT/DB`, which workers and hosts share."""
     events_per_user: int = 200
     """Number of latest events kept per user."""
     event_ttl: int = 86_400
     """Seconds after a user's last event until the events are deleted."""
     event_memory: int = 256 << 20
-    """Memory of live histories in one worker, in bytes; above it the users seen least recently are dropped."""
+    """Memory of recent events in one worker, in bytes; above it the users seen least recently are dropped."""
     event_timeout: float = 20.0
-    """Timeout of the store of live histories, in milliseconds."""
+    """Timeout of the event store, in milliseconds."""
     index_timeout: float = 250.0
     """Timeout of a remote index (Milvus), in milliseconds."""
     index_down: IndexDown = "popular"
