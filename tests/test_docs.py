@@ -264,6 +264,22 @@ def test_every_import_of_a_document_or_the_makefile_exists() -> None:
     assert len(found) > 3
 
 
+def test_every_command_and_flag_of_the_readme_and_the_tutorial_exists() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    flags = {name: set(re.findall(r"`(-[\w-]+)", text)) | set(re.findall(r" (--?[a-z][\w-]*)", text))
+             for name, text in re.findall(r"^## twotower (.+)\n([\s\S]*?)(?=^## |\Z)", page, re.M)}  # fmt: skip
+    found = 0
+    for name in (page for pair in TRANSLATED for page in pair):
+        for code in blocks(name, ""):
+            for line in re.findall(r"^\$? ?twotower (.*)$", code, re.M):
+                words = line.partition(" #")[0].split()
+                command = " ".join(words[:2]) if " ".join(words[:2]) in flags else words[0]
+                assert command in flags, line
+                assert {w for w in words if re.match(r"--?[a-z]", w)} <= flags[command], line
+                found += 1
+    assert found > 30
+
+
 # ---- dependencies
 
 
