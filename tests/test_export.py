@@ -811,7 +811,7 @@ def test_the_present_folder_is_not_replaced(run: Run, tmp_path: Path, monkeypatc
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for out in (".", "../here"):
-        with pytest.raises(RunError, match="the present folder cannot be replaced"):
+        with pytest.raises(RunError, match="the current folder cannot be replaced"):
             embed(run, "user", tmp_path / "users.parquet", out)
 
 

@@ -43,17 +43,19 @@ load = runs.load
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder holds published bundles."""
+    """Return True if a folder holds published bundles."""
     return (path / "bundles").is_dir()
 
 
 def retriever(store: Path | str) -> Retriever:
-    """What answers from the current bundle of a store. Raises RunError if there is none or it is damaged."""
+    """Return a retriever of the current bundle of a store. Raises RunError if there is none or it is damaged."""
     return Retriever(Store(store).current())
 
 
 def read(config: Config, schema: Schema | None) -> tuple[Tables | Dataset, Schema]:
-    """The tables that `config.data` names, checked against the schema; or the prepared dataset."""
+    """Read the tables that `config.data` names and check them against the schema, or open the prepared dataset.
+
+    Returns the data and its schema. Raises ConfigError or DataError for what cannot be used."""
     data = config.data
     if data.prepared:
         dataset = MemmapDataset.open(data.prepared)
@@ -75,9 +77,9 @@ def read(config: Config, schema: Schema | None) -> tuple[Tables | Dataset, Schem
 
 
 def prepare_folder(config: Config, schema: Schema | None, out: Path | str) -> Dataset:
-    """Make the folder `out` of the sharded Parquet that `config.data` names, however large, to train on.
+    """Prepare the sharded Parquet that `config.data` names, of any size, for training, in the folder `out`.
 
-    Raises DataError, ConfigError or RunError for what cannot be used; then nothing is left behind."""
+    Raises DataError, ConfigError or RunError for what cannot be used; on failure no files are left."""
     if schema is None:
         raise ConfigError("[schema] is missing; `config_template()` gives a template")
     dataset = write_prepared(config.data, schema, config.split, Path(out))
@@ -98,12 +100,12 @@ def fit(
 ) -> Run:
     """Train a two-tower model on (users, items, interactions), or on a prepared dataset, and evaluate it.
 
-    Under torchrun all ranks train it together; the first evaluates it and writes.
+    Under torchrun all ranks train together; the main rank evaluates and writes.
 
     A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and
-    items may be None. With `folder` the run is written there, by one process or job at a time; `resume` goes on from its
-    newest good checkpoint, or starts when there is none; `overwrite` starts whatever is there. A complete run stays until
-    another one is whole. `callback` is called after each step and epoch; messages go to the logger "twotower". Raises
+    items may be None. With `folder` the run is written to it, by one process or job at a time. `resume` continues from the
+    newest undamaged checkpoint, or starts if there is none; `override` resumes although settings or data have changed;
+    `overwrite` replaces a run in the folder. A complete run stays until the new one is complete. `callback` is called after each step and epoch; messages go to the logger "twotower". Raises
     DataError, ConfigError or RunError for what cannot be used.
     """
     config, callback, context = config or Config(), callback or Callback(), DistributedContext.from_environment()
@@ -154,7 +156,7 @@ def _train(
             here = (trainer.fingerprint, trainer.progress.step)
             if context.all_reduce_sum(float(here != context.broadcast(here)))[
                 0
-            ]:  # nobody writes before all have looked
+            ]:  # no rank writes before all have compared
                 raise RunError(
                     f"{folder}: the ranks see other settings, data or checkpoints; all need the same files at the same path"
                 )
@@ -168,7 +170,7 @@ def _train(
             assert place
             how = f"`fit(config={python_literal(place / 'config.toml')}, folder={python_literal(folder)}, resume=True)`"
             raise Interrupted(f"{e}; go on: {how}") from None
-    if place and isinstance(dataset, MemmapDataset):  # what it was made from may be gone, or another by now
+    if place and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
         dataset = replace(dataset, folder=place / PREPARED_FOLDER)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not context.is_main:
@@ -183,7 +185,7 @@ def _train(
             done = replace(done, dataset=replace(dataset, folder=folder / PREPARED_FOLDER))
         try:
             report.write_report(folder / "report.html", done, done.factors())
-        except Exception as e:  # the run is whole without it
+        except Exception as e:  # the run is complete without it
             log.warning(f"no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
     return done
 
@@ -204,7 +206,7 @@ class _HistoryWriter(Callback):
 
 
 def evaluate(trained: Run) -> Metrics:
-    """Measure a run again: its vectors, over its own validation and test parts.
+    """Evaluate the vectors of a run on its own validation and test parts.
 
     Raises RunError if the run has no test part (a model of `DSSMTrainable` or main.py has none).
     """
@@ -215,7 +217,7 @@ def evaluate(trained: Run) -> Metrics:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An item, by external id, with its logit and the line to show."""
+    """An item: external id, logit and title."""
 
     id: str
     score: float
@@ -223,7 +225,7 @@ class Recommendation:
 
 
 def recent_titles(trained: Run, user_id: Any, n: int = 5) -> list[str]:
-    """Titles of the last `n` items the user liked in training, latest first."""
+    """Return titles of the last `n` items that the user liked in training, latest first."""
     dataset = trained.dataset
     keep = np.flatnonzero(
         (dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _user_row(dataset, user_id))
@@ -235,7 +237,7 @@ def recent_titles(trained: Run, user_id: Any, n: int = 5) -> list[str]:
 
 
 def recommend(trained: Run, user_id: Any, k: int = 10) -> list[Recommendation]:
-    """The best `k` items for a user of the run by exact search, the user's known interactions left out.
+    """Return the best `k` items for a user of the run by exact search, without the user's known interactions.
 
     Raises DataError if the run does not know the user.
     """

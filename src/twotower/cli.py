@@ -28,7 +28,7 @@ from twotower.terminal import (
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
-data_app = typer.Typer(help="Fetch MovieLens, look at tables.", no_args_is_help=True)
+data_app = typer.Typer(help="Download MovieLens, describe tables.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 # Click's base class, wherever the installed typer keeps its click.
@@ -37,13 +37,15 @@ _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="change a setting, such as train.epochs=3; paths are relative to the config"
+        "--set",
+        metavar="KEY=VALUE",
+        help="Setting of the config, such as train.epochs=3. Repeatable. Paths are relative to the config.",
     ),
 ]
 
 
 _WORKING_VERBS = ("prepare", "train", "embed", "publish", "rollback", "gc", "fetch", "demo", "serve")
-"""Verbs whose result is files or a service. The result of the others is what they print."""
+"""Verbs that write files or serve. The result of the others is their output."""
 
 
 def _prints_its_result(words: list[str]) -> bool:
@@ -172,7 +174,7 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
         return 2
     except MemoryError as e:
         print(
-            escape_controls(f"error: out of memory ({e}); ask for less, or give it a larger machine"), file=sys.stderr
+            escape_controls(f"error: out of memory ({e}); reduce the request, or use a larger machine"), file=sys.stderr
         )
         return 1
     except (Exception, KeyboardInterrupt) as e:
@@ -187,11 +189,11 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
 
 @app.command()
 def prepare(
-    config: Annotated[Path, typer.Argument(help="a TOML file that names tables")],
-    out: Annotated[Path, typer.Option("--out", help="folder for the prepared dataset")],
+    config: Annotated[Path, typer.Argument(help="TOML file that names the tables.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the prepared dataset.")],
     overrides: Overrides = None,
 ) -> None:
-    """Make sharded Parquet that may be larger than memory ready to train on, as a stream in bounded memory."""
+    """Prepare sharded Parquet for training, as a stream in bounded memory; the tables may be larger than memory."""
     from twotower import api
     from twotower.config import load_config
 
@@ -202,14 +204,16 @@ def prepare(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="a TOML file; `twotower config` prints a template")],
+    config: Annotated[Path, typer.Argument(help="TOML file. `twotower config` prints a template.")],
     # Python 3.11's argparse, which torchrun uses, stumbles over --run: it has a --run-path.
-    folder: Annotated[Path, typer.Option("--run", "-r", help="folder for the run; under torchrun spell it -r")],
+    folder: Annotated[Path, typer.Option("--run", "-r", help="Folder for the run. Under torchrun, give it as -r.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint")] = False,
-    override: Annotated[bool, typer.Option("--override", help="resume although settings or data changed")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest undamaged checkpoint.")] = False,
+    override: Annotated[
+        bool, typer.Option("--override", help="Resume although settings or data have changed.")
+    ] = False,
 ) -> None:
-    """Train on the tables a config names, evaluate, and write a run folder; under torchrun, with all ranks."""
+    """Train on the tables that a config names, evaluate, and write a run folder. Under torchrun, all ranks take part."""
     from twotower import api
     from twotower.config import load_config
     from twotower.distributed import DistributedContext
@@ -228,10 +232,10 @@ def train(
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="a run folder, or a store with a published bundle")],
-    as_json: Annotated[bool, typer.Option("--json", help="print the flat metrics as JSON")] = False,
+    path: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="Run folder, or store with a published bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
-    """Measure a run again on its own test part; or a published bundle, through the retriever that serves it."""
+    """Measure a run on its test part, or the current bundle of a store through the retriever that serves it."""
     from twotower import api
 
     if api.is_store(path):
@@ -255,8 +259,8 @@ def evaluate(
 
 
 @app.command()
-def doctor(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
-    """Say in plain words whether the model learned, and what keeps it from learning; exit code 1 if it finds an error."""
+def doctor(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Report whether the model learned and what prevents it. Exit code 1 if a finding is an error."""
     from twotower import api
     from twotower.diagnostics import describe_findings, diagnose
 
@@ -269,11 +273,16 @@ def doctor(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="a run folder")],
-    b: Annotated[Path, typer.Argument(help="another, with the same test interactions")],
-    resamples: Annotated[int, typer.Option("--resamples", min=100, max=1_000_000, help="of the users")] = 1000,
+    a: Annotated[Path, typer.Argument(help="Run folder.")],
+    b: Annotated[Path, typer.Argument(help="Run folder with the same test interactions.")],
+    resamples: Annotated[
+        int,
+        typer.Option(
+            "--resamples", min=100, max=1_000_000, help="Bootstrap resamples of the test users. 100 to 1,000,000."
+        ),
+    ] = 1000,
 ) -> None:
-    """Whether B is better than A: a paired bootstrap over the test users for each metric."""
+    """Compare run B with run A: a paired bootstrap over the test users for each metric."""
     from twotower import api
     from twotower.compare import compare_runs, describe_comparisons
 
@@ -283,25 +292,31 @@ def compare(
 
 @app.command()
 def embed(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
     table: Annotated[
         Path,
-        typer.Argument(help="Parquet or CSV of items or users, as large as you like: a file, a folder, '*.parquet'"),
+        typer.Argument(
+            help="Items or users of any number, in Parquet or CSV: a file, a folder, or a pattern such as '*.parquet'."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="folder for the vectors and their ids")],
-    side: Annotated[str, typer.Option("--side", help="item or user")] = "item",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the vectors and their ids.")],
+    side: Annotated[str, typer.Option("--side", help="Side of the table: item or user.")] = "item",
     shard_rows: Annotated[
-        int, typer.Option("--shard-rows", min=1, help="rows of a shard; one shard is vectors.npy and ids.parquet")
+        int,
+        typer.Option(
+            "--shard-rows", min=1, help="Rows of a shard. A table of one shard is vectors.npy and ids.parquet."
+        ),
     ] = 1_048_576,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, or fp16 for half the disk")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", help="Precision of the vectors: fp32 or fp16.")] = "fp32",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace vectors of another table or model that the folder holds")
+        bool, typer.Option("--overwrite", help="Replace vectors of another table or model in the folder.")
     ] = False,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, max=1024, help="of a rank; 0: its share of the machine's cores")
+        int,
+        typer.Option("--threads", min=0, max=1024, help="Threads of a rank. 0: an equal share of the machine's cores."),
     ] = 0,
 ) -> None:
-    """Vectors of every row of a table, in bounded memory; shared by the ranks of torchrun, and gone on with when called again."""
+    """Write the vectors of all rows of a table, in bounded memory. The ranks of torchrun share the work; a second call resumes it."""
     from twotower.distributed import DistributedContext
 
     if side not in ("user", "item"):
@@ -327,7 +342,7 @@ def embed(
 
 
 def _local_ranks(ranks: int) -> int:
-    """How many of the ranks are on this machine: as torchrun says, else all of them."""
+    """Return the number of ranks on this machine: LOCAL_WORLD_SIZE of torchrun, else all ranks."""
     said = os.environ.get("LOCAL_WORLD_SIZE", "")
     return int(said) if said.isdecimal() and int(said) else ranks
 
@@ -336,20 +351,20 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-StoreOption = Annotated[Path, typer.Option("--store", help="folder of published bundles")]
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of published bundles.")]
 
 
 @app.command()
 def publish(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
     store: StoreOption,
     overrides: Overrides = None,
     force: Annotated[
-        bool, typer.Option("--force", help="publish below the recall threshold; the history will say so")
+        bool, typer.Option("--force", help="Publish below the recall threshold. The history records it.")
     ] = False,
-    reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
 ) -> None:
-    """Make a bundle of a run: towers, vectors, index, tested and sealed; it becomes the store's current one."""
+    """Build a bundle of a run (towers, vectors, index), check it, and make it the current bundle of the store."""
     from twotower import api
     from twotower.config import override_config
 
@@ -368,22 +383,22 @@ def publish(
 
 
 def _positional_words(word: str) -> list[str]:
-    """A word that is no option, whatever it begins with."""
+    """Return the words of one argument that is no option, even if it begins with a dash."""
     return ["--", word] if word.startswith("-") else [word]
 
 
 def _example_text(texts: Any) -> str:
-    """A text that is there."""
+    """Return a text of the column that is not blank."""
     return next((str(t) for t in texts.drop_nulls().head(100) if str(t).strip()), "some words")
 
 
 @app.command()
 def rollback(
     store: StoreOption,
-    to: Annotated[str, typer.Option("--to", help="a bundle id; the one that was current before, if empty")] = "",
-    reason: Annotated[str, typer.Option("--reason", help="a note for the history")] = "",
+    to: Annotated[str, typer.Option("--to", help="Bundle id. Empty: the bundle that was current before.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
 ) -> None:
-    """Make an earlier bundle current again."""
+    """Make an earlier bundle current."""
     from twotower import maintenance
 
     bundle, alias = maintenance.rollback(store, to or None, reason=reason)
@@ -393,7 +408,7 @@ def rollback(
 @app.command()
 def bundles(
     store: StoreOption,
-    history: Annotated[bool, typer.Option("--history", help="every publish, rollback and refusal instead")] = False,
+    history: Annotated[bool, typer.Option("--history", help="List publishes, rollbacks and refusals instead.")] = False,
 ) -> None:
     """List the bundles of a store."""
     from twotower.store import Store
@@ -412,9 +427,9 @@ def bundles(
 @app.command()
 def gc(
     store: StoreOption,
-    keep: Annotated[int, typer.Option("--keep", help="newest bundles that stay, at least 2")] = 2,
+    keep: Annotated[int, typer.Option("--keep", help="Number of newest bundles to keep. At least 2.")] = 2,
 ) -> None:
-    """Remove old bundles and what killed publishers left, their Milvus collections too."""
+    """Remove old bundles, the files of killed publishers, and their Milvus collections."""
     from twotower import maintenance
     from twotower.index.milvus.collections import MilvusCollections
     from twotower.store import Store
@@ -429,22 +444,29 @@ def gc(
 @app.command()
 def recommend(
     store: StoreOption,
-    user: Annotated[str, typer.Option("--user", help="a user's id")] = "",
+    user: Annotated[str, typer.Option("--user", help="Id of the user.")] = "",
     features: Annotated[
         Path | None,
         typer.Option(
             "--features",
-            help='JSON file: {"user_id", "features": {column: value}, "history": [item ids], "events": [item ids]}',
+            help='JSON file: {"user_id", "features": {column: value}, "history": [item ids], "events": [item ids]}.',
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="how many")] = 10,
-    method: Annotated[int, typer.Option("--method", help="1: stored user vectors; 2: the user tower live")] = 1,
-    ban: Annotated[list[str] | None, typer.Option("--ban", help="an item id to leave out")] = None,
-    where: Annotated[list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only such items")] = None,
-    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="do not leave out what the user has met")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
+    method: Annotated[int, typer.Option("--method", help="1: precomputed user vectors. 2: online user tower.")] = 1,
+    ban: Annotated[list[str] | None, typer.Option("--ban", help="Id of an item to leave out. Repeatable.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="COLUMN=VALUE", help="Condition on the items, such as genres=Comedy. Repeatable."
+        ),
+    ] = None,
+    keep_seen: Annotated[
+        bool, typer.Option("--keep-seen", help="Keep items that the user has interacted with.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The best items for a user, from the current bundle."""
+    """Print the best items for a user, from the current bundle."""
     from twotower import files
     from twotower.request import Request
 
@@ -453,7 +475,7 @@ def recommend(
     body = files.read_json(features) if features else {}
     if user:
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
-            raise ConfigError(f"--user {user} and the user_id in {features} are not the same")
+            raise ConfigError(f"--user {user} and the user_id in {features} differ; give one of them")
         body["user_id"] = user
     answer = _retriever(store).recommend(
         Request.parse(body),
@@ -469,29 +491,36 @@ def recommend(
 @app.command()
 def search(
     store: StoreOption,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="what is looked for, in quotes")],
-    k: Annotated[int, typer.Option("-k", help="how many")] = 10,
-    feature: Annotated[str, typer.Option("--feature", help="the users' text feature that reads it, if several")] = "",
-    where: Annotated[list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only such items")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to search for, in quotes.")],
+    k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
+    feature: Annotated[
+        str, typer.Option("--feature", help="Text feature of the user side. Required if the model has several.")
+    ] = "",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="COLUMN=VALUE", help="Condition on the items, such as genres=Comedy. Repeatable."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The best items for a text, by the user tower live; needs a text feature on the user side."""
+    """Print the best items for a text, by the online user tower. The model needs a text feature on the user side."""
     print_answer(_retriever(store).search(text, k, feature, where=_filters(where)), as_json)
 
 
 @app.command()
 def similar(
     store: StoreOption,
-    item: Annotated[str, typer.Option("--item", help="an item's id")],
-    k: Annotated[int, typer.Option("-k", help="how many")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    item: Annotated[str, typer.Option("--item", help="Id of the item.")],
+    k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The items whose vectors are nearest to an item's."""
+    """Print the items with the most similar vectors."""
     print_answer(_retriever(store).similar(item, k), as_json)
 
 
 def _retriever(store: Path) -> Any:
-    """As `api.retriever`, without loading torch."""
+    """Return the retriever of the current bundle, without loading torch."""
     from twotower.retrieve import Retriever
     from twotower.store import Store
 
@@ -503,7 +532,7 @@ def _filters(where: list[str] | None) -> dict[str, str] | None:
     for text in where or []:
         column, value = _column_and_value(text)
         if column in filters:
-            raise ConfigError(f"--where {text}: a condition on {column} is there already; give one for each column")
+            raise ConfigError(f"--where {text}: a second condition on {column}; give one for each column")
         filters[column] = value
     return filters or None
 
@@ -518,77 +547,112 @@ def _column_and_value(text: str) -> tuple[str, str]:
 @app.command()
 def serve(
     store: StoreOption,
-    host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0 takes a free one")] = 8000,
-    workers: Annotated[int, typer.Option("--workers", help="processes; one for each core that is to answer")] = 1,
-    threads: Annotated[int, typer.Option("--threads", help="threads of one search")] = 1,
-    keys: Annotated[Path | None, typer.Option("--keys", help="file of API keys (`twotower key`)")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="listen beyond this machine without keys")] = False,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port. 0: a free one.")] = 8000,
+    workers: Annotated[int, typer.Option("--workers", help="Worker processes. One uses one core.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", help="Threads of one search.")] = 1,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", help="File of API keys, as `twotower key` prints them.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without keys.")] = False,
     admin_port: Annotated[
-        int | None, typer.Option("--admin-port", help="port for rollback and reload; needs a key of scope admin")
+        int | None, typer.Option("--admin-port", help="Port for rollback and reload. Needs a key of scope admin.")
     ] = None,
     event_store: Annotated[
         str,
         typer.Option(
-            "--event-store", help="recent events: memory, or redis://HOST:PORT/DB, shared by workers and hosts"
+            "--event-store",
+            help="Store of recent events: memory, or redis://HOST:PORT/DB, shared by workers and hosts.",
         ),
     ] = "memory",
-    events_per_user: Annotated[int, typer.Option("--events-per-user", help="latest events kept of a user")] = 200,
-    event_ttl: Annotated[int, typer.Option("--event-ttl", help="… and for how long after the last")] = 86_400,
+    events_per_user: Annotated[int, typer.Option("--events-per-user", help="Newest events kept for a user.")] = 200,
+    event_ttl: Annotated[
+        int, typer.Option("--event-ttl", help="Seconds that a user's events are kept after the newest.")
+    ] = 86_400,
     event_memory: Annotated[
         int,
-        typer.Option("--event-memory", help="bytes of recent events in a worker; over it the longest unseen users go"),
+        typer.Option(
+            "--event-memory",
+            help="Bytes of recent events in a worker. Above it, users without new events for the longest time are dropped.",
+        ),
     ] = 256 << 20,
-    event_timeout: Annotated[
-        float, typer.Option("--event-timeout", help="ms to wait for the store of histories")
-    ] = 20.0,
+    event_timeout: Annotated[float, typer.Option("--event-timeout", help="Timeout of the event store in ms.")] = 20.0,
     rate: Annotated[
-        float, typer.Option("--rate", help="requests a second of one client to one worker; 0: no limit")
+        float, typer.Option("--rate", help="Requests per second of one client to one worker. 0: no limit.")
     ] = 0.0,
-    burst: Annotated[int, typer.Option("--burst", help="… and at once; 0: two seconds' worth")] = 0,
+    burst: Annotated[int, typer.Option("--burst", help="Requests of one client at once. 0: those of two seconds.")] = 0,
     trusted_proxies: Annotated[
-        str, typer.Option("--trusted-proxies", help="addresses whose X-Forwarded-For is believed, with commas")
+        str,
+        typer.Option(
+            "--trusted-proxies", help="Addresses and networks whose X-Forwarded-For is trusted, separated by commas."
+        ),
     ] = "",
-    max_k: Annotated[int, typer.Option("--max-k", help="largest k")] = 1_000,
-    max_list: Annotated[int, typer.Option("--max-list", help="most items of one list of a request")] = 10_000,
-    max_batch: Annotated[int, typer.Option("--max-batch", help="most requests of one batch")] = 100,
-    max_body: Annotated[int, typer.Option("--max-body", help="bytes of a body")] = 1 << 20,
-    max_wait: Annotated[float, typer.Option("--max-wait", help="ms a request may wait in a burst")] = 50.0,
-    target_wait: Annotated[float, typer.Option("--target-wait", help="… and while the burst does not end")] = 5.0,
+    max_k: Annotated[int, typer.Option("--max-k", help="Largest k of a request.")] = 1_000,
+    max_list: Annotated[
+        int, typer.Option("--max-list", help="Largest number of items in one list of a request.")
+    ] = 10_000,
+    max_batch: Annotated[int, typer.Option("--max-batch", help="Largest number of requests in one batch.")] = 100,
+    max_body: Annotated[int, typer.Option("--max-body", help="Largest body of a request in bytes.")] = 1 << 20,
+    max_wait: Annotated[float, typer.Option("--max-wait", help="Longest wait of a request in a burst, in ms.")] = 50.0,
+    target_wait: Annotated[
+        float, typer.Option("--target-wait", help="Longest wait in a burst that does not end, in ms.")
+    ] = 5.0,
     unknown_user: Annotated[
-        str, typer.Option("--unknown-user", help="popular: answer with popular items; 404: refuse")
+        str, typer.Option("--unknown-user", help="Answer to an unknown user: popular (popular items) or 404.")
     ] = "popular",
     index_timeout: Annotated[
-        float, typer.Option("--index-timeout", help="ms to wait for an index that is elsewhere (Milvus)")
+        float, typer.Option("--index-timeout", help="Timeout of a remote index (Milvus) in ms.")
     ] = 250.0,
     index_down: Annotated[
-        str, typer.Option("--index-down", help="popular: answer with popular items while it is silent; 503: refuse")
+        str,
+        typer.Option(
+            "--index-down", help="Answer while a remote index is unavailable: popular (popular items) or 503."
+        ),
     ] = "popular",
-    console: Annotated[bool, typer.Option("--console/--no-console", help="the page at /")] = True,
-    access_log: Annotated[bool, typer.Option("--access-log/--no-access-log", help="a line for each request")] = True,
-    poll: Annotated[float, typer.Option("--poll", help="seconds between two looks for a new bundle")] = 0.5,
+    console: Annotated[bool, typer.Option("--console/--no-console", help="Console page at /.")] = True,
+    access_log: Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log line for each request.")] = True,
+    poll: Annotated[float, typer.Option("--poll", help="Seconds between two checks for a new bundle.")] = 0.5,
     memory_limit: Annotated[
-        int, typer.Option("--memory-limit", help="bytes the process may take; 0 asks the machine and the control group")
+        int,
+        typer.Option(
+            "--memory-limit", help="Memory of the process in bytes. 0: the limit of the machine or control group."
+        ),
     ] = 0,
-    drain: Annotated[float, typer.Option("--drain", help="seconds from SIGTERM to the last new connection")] = 0.0,
-    grace: Annotated[float, typer.Option("--grace", help="seconds for requests under way after that")] = 10.0,
-    head_timeout: Annotated[float, typer.Option("--head-timeout", help="seconds for the head of a request")] = 10.0,
-    body_timeout: Annotated[
-        float, typer.Option("--body-timeout", help="seconds for a body to come, and for a client to take a reply")
+    drain: Annotated[
+        float, typer.Option("--drain", help="Seconds after SIGTERM in which new connections are accepted.")
+    ] = 0.0,
+    grace: Annotated[float, typer.Option("--grace", help="Seconds after that for running requests to end.")] = 10.0,
+    head_timeout: Annotated[
+        float, typer.Option("--head-timeout", help="Timeout of the head of a request in seconds.")
     ] = 10.0,
-    keep_alive: Annotated[float, typer.Option("--keep-alive", help="seconds an idle connection is kept")] = 75.0,
+    body_timeout: Annotated[
+        float, typer.Option("--body-timeout", help="Timeout of a body, and of a client that reads a reply, in seconds.")
+    ] = 10.0,
+    keep_alive: Annotated[
+        float, typer.Option("--keep-alive", help="Seconds that an idle connection is kept open.")
+    ] = 75.0,
     max_connections: Annotated[
         int,
-        typer.Option("--max-connections", help="connections of one worker; 0: as many as open files allow, to 4,096"),
+        typer.Option(
+            "--max-connections",
+            help="Largest number of connections of one worker. 0: what the limit of open files allows, at most 4,096.",
+        ),
     ] = 0,
     max_per_address: Annotated[
-        int, typer.Option("--max-per-address", help="… of one address, trusted proxies excepted; 0: half of them")
+        int,
+        typer.Option(
+            "--max-per-address",
+            help="Largest number of connections of one address, trusted proxies excepted. 0: half of --max-connections.",
+        ),
     ] = 0,
     body_memory: Annotated[
-        int, typer.Option("--body-memory", help="bytes of bodies and replies together, beyond 16 KiB of each")
+        int,
+        typer.Option(
+            "--body-memory", help="Memory of all bodies and replies in bytes, without the first 16 KiB of each."
+        ),
     ] = 64 << 20,
 ) -> None:
-    """Answer over HTTP from the store's current bundle, and show a console at /."""
+    """Serve the current bundle of a store over HTTP, with a console at /."""
     options = dict(locals())
     try:
         from twotower.serve import process
@@ -602,14 +666,14 @@ def serve(
 
 @app.command()
 def key(
-    name: Annotated[str, typer.Argument(help="whose key it is; the name is in the log of requests")],
-    admin: Annotated[bool, typer.Option("--admin", help="the key may also roll back and reload")] = False,
+    name: Annotated[str, typer.Argument(help="Name of the client. Appears in the log of requests.")],
+    admin: Annotated[bool, typer.Option("--admin", help="Scope admin: the key may roll back and reload.")] = False,
 ) -> None:
-    """Make an API key: the key itself on stderr, once; the lines for the file of `serve --keys` on stdout."""
+    """Make an API key. Standard error shows the key, once; standard output has the lines for the file of `serve --keys`."""
     from twotower.serve.api_keys import make_key
 
     secret, lines = make_key(name, admin)
-    print(f"the key of {name}, shown only now: {secret}", file=sys.stderr)
+    print(f"the key of {name}, shown once: {secret}", file=sys.stderr)
     print(lines, end="")
 
 
@@ -623,11 +687,11 @@ def config() -> None:
 
 @data_app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m, ml-100k, or one of them with -titles after it")],
-    out: Annotated[Path, typer.Option("--out", help="folder for users, items and interactions as Parquet")],
-    source: Annotated[str, typer.Option("--source", help="local archive instead of the network")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m, ml-100k, ml-1m-titles or ml-100k-titles.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for users, items and interactions as Parquet.")],
+    source: Annotated[str, typer.Option("--source", help="Local archive. Empty: download it.")] = "",
 ) -> None:
-    """Fetch a MovieLens, verify it, and write three Parquet tables."""
+    """Download a MovieLens dataset, verify it, and write three Parquet tables."""
     from twotower.data import movielens
     from twotower.data.tables import check
     from twotower.errors import did_you_mean
@@ -645,8 +709,8 @@ def fetch(
 
 
 @data_app.command()
-def stats(folder: Annotated[Path, typer.Argument(help="folder with users, items and interactions")]) -> None:
-    """What three tables hold: sizes, columns, missing and distinct values, activity per user and item."""
+def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items and interactions.")]) -> None:
+    """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
     from twotower.data import tables
 
     found = {}
@@ -666,14 +730,14 @@ def stats(folder: Annotated[Path, typer.Argument(help="folder with users, items 
 
 @app.command()
 def demo(
-    data: Annotated[str, typer.Option("--data", help="local ml-1m.zip or ml-100k.zip")] = "",
-    folder: Annotated[Path, typer.Option("--run", help="folder for the run; an earlier demo there is replaced")] = Path(
-        "runs/demo"
-    ),
-    serve_it: Annotated[bool, typer.Option("--serve", help="then serve the bundle, with the console")] = False,
-    port: Annotated[int, typer.Option("--port", help="… on this port; 0 takes a free one")] = 8000,
+    data: Annotated[str, typer.Option("--data", help="Local ml-1m.zip or ml-100k.zip. Empty: download it.")] = "",
+    folder: Annotated[
+        Path, typer.Option("--run", help="Folder for the run. An earlier demo in it is replaced.")
+    ] = Path("runs/demo"),
+    serve_it: Annotated[bool, typer.Option("--serve", help="Serve the bundle at the end, with the console.")] = False,
+    port: Annotated[int, typer.Option("--port", help="Port of the service. 0: a free one.")] = 8000,
 ) -> None:
-    """The main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish; and serve it, if asked."""
+    """Run the main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish, and with --serve, serve."""
     from twotower import api
     from twotower.demo import recommendation_lines, run_demo
 

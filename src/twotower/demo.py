@@ -1,4 +1,4 @@
-"""`make demo`: the main job on MovieLens, from the archive to films for three real users."""
+"""`make demo`: train on MovieLens, and recommend films to three users."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCHEMA = movielens.SCHEMA.model_copy(
         ),
     }
 )
-"""With a history, so that what somebody does now changes what they are shown next."""
+"""MovieLens with a history of liked films, so that recent events change the recommendations."""
 _TOWER = {"layers": [128, 64], "senet": {"enabled": True}}
 SETTINGS = {
     "model": {"width": 32, "pairs": [{"user": _TOWER, "item": _TOWER}]},
@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 def run_demo(data: str, folder: Path, callback: Callback) -> Run:
-    """Train DSSM + SENet with negative sampling on MovieLens; `folder` is replaced if an earlier run is there."""
+    """Train DSSM + SENet with random negatives on MovieLens; an earlier run in `folder` is replaced."""
     name, source = _choose_archive(data)
     try:
         raw = movielens.load(name, source)
@@ -52,7 +52,7 @@ def run_demo(data: str, folder: Path, callback: Callback) -> Run:
         if source:
             raise
         log.info(str(e))
-        log.info("Taking the smaller, real MovieLens 100K instead.")
+        log.info("using MovieLens 100K instead")
         name, raw = "ml-100k", movielens.load("ml-100k", None)
     schema = SCHEMA
     tables = check(raw.users, raw.items, raw.interactions, schema)
@@ -71,7 +71,7 @@ def _choose_archive(data: str) -> tuple[movielens.Name, str | None]:
 
 
 def recommendation_lines(done: Run, k: int) -> Iterator[str]:
-    """Three users of different activity: what they liked last, and the `k` best films they have not seen."""
+    """Yield lines for three users of different activity: films liked last, and the `k` best unseen films."""
     activity = np.bincount(done.dataset.train.user, minlength=len(done.dataset.users))
     order = np.argsort(activity, kind="stable")
     for share in (0.25, 0.5, 0.9):

@@ -1,6 +1,6 @@
-"""The errors a user can cause and mend: one family, one line each, exit code 2 on the command line.
+"""Errors that a user can cause and correct, of one base class; exit code 2 on the command line.
 
-A message names what was given, what is allowed and what to do.
+A message is one line: what was given, what is allowed, what to do. Arguments stand between backticks (`resume=True`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 
 class TwoTowerError(Exception):
-    """Base of everything this package raises for bad input; `exit_code` is the command line's."""
+    """Base of all errors of this package for bad input; `exit_code` is that of the command line."""
 
     exit_code = 2
 
 
 class ConfigError(TwoTowerError):
-    """A setting, schema or command-line flag that cannot be used."""
+    """A setting, schema or argument that cannot be used."""
 
 
 class DataError(TwoTowerError):
@@ -24,33 +24,33 @@ class DataError(TwoTowerError):
 
 
 class RunError(TwoTowerError):
-    """A run folder or checkpoint that is missing, damaged or does not match."""
+    """A run folder, store or checkpoint that is missing, damaged or does not match."""
 
 
 class Unavailable(TwoTowerError):
-    """A service that this one asks does not answer in time; it may later. `reason` is a word for counters."""
+    """A remote service does not answer in time. `reason` is a label for counters."""
 
     reason = "unavailable"
 
 
 class TrainingError(TwoTowerError):
-    """Training cannot go on: the loss or the weights are no longer finite."""
+    """Training stopped: the loss or the weights are not finite."""
 
     exit_code = 1
 
 
 class Interrupted(TwoTowerError):
-    """SIGTERM or SIGINT arrived; the step was finished and a checkpoint written."""
+    """SIGTERM or SIGINT stopped the training after a step; a checkpoint is written."""
 
     exit_code = 143
 
 
 def first_line(error: BaseException) -> str:
-    """The message of a library's error, or its kind if it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
+    """Return `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{match[0]}'?" if match else ""

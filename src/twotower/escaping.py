@@ -1,4 +1,4 @@
-"""Text of data where people see it: harmless on a terminal, quoted in a command that is pasted into a shell."""
+"""Text of data in output: control characters escaped for a terminal, words quoted for a shell."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _DIRECTION_CONTROLS = frozenset(chr(c) for c in (*range(0x202A, 0x202F), *range(
 
 
 def escape_controls(text: str) -> str:
-    """One line in which what would steer a terminal or turn the direction of writing is spelled as in `\\u001b`.
+    """Return one line in which control characters and changes of writing direction are escaped as in `\\u001b`.
 
-    Of a text in JSON the values stay what they are."""
+    JSON stays equivalent JSON."""
     if text.isprintable():
         return text
     return "".join(f"\\u{ord(c):04x}" if _is_control(c) else c for c in text)
@@ -25,12 +25,12 @@ def _is_control(character: str) -> bool:
 
 
 def python_literal(value: object) -> str:
-    """A Python string for a call that a message shows between backticks, such as `rollback(store='a b')`."""
+    """Return a Python string literal for a call that a message shows between backticks, such as `rollback(store='a b')`."""
     return repr(str(value)).replace("`", "\\x60")
 
 
 def shell_command(*words: object, program: str = "twotower") -> str:
-    """A command line for a POSIX shell; a path that begins with '-' stays a path."""
+    """Return a command line quoted for a POSIX shell; a `Path` that begins with '-' gets './' before it."""
     found = [str(w) for w in words]
     paths = [isinstance(w, Path) and str(w).startswith("-") for w in words]
     return " ".join([program, *(_shell_quoted(f"./{w}" if path else w) for w, path in zip(found, paths, strict=True))])

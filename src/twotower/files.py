@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed; and locks on them."""
+"""Atomic writes of files and folders (temporary name, sync, rename), and file locks."""
 
 from __future__ import annotations
 
@@ -107,15 +107,17 @@ def read_json(path: Path, max_bytes: int = 0) -> Any:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, and is removed when it does not.
+    """Yield a temporary folder that replaces `path` when the block succeeds, and is removed when it fails.
 
-    What `path` held goes only then, and as a whole; a link stays one. Raises RunError."""
+    The former content of `path` is removed as a whole, and only on success; a link stays one. Raises RunError."""
     check_name(path)
     path = path.resolve()
     if path.exists() and path.samefile("."):  # a shell in it would be left in a folder that is gone
-        raise RunError(f"{path}: the present folder cannot be replaced; name another, or start from elsewhere")
+        raise RunError(
+            f"{path}: the current folder cannot be replaced; choose another folder, or start from another one"
+        )
     if path.is_mount():
-        raise RunError(f"{path}: a mounted disk cannot be replaced as a whole; name a folder in it")
+        raise RunError(f"{path}: a mounted disk cannot be replaced; choose a folder in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     before = path.with_name(f".{path.name}.{os.getpid()}.old")
     for left in path.parent.glob(
@@ -141,15 +143,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _restore(before: Path, path: Path) -> None:
-    """What `path` was goes back to its place, or away if there is something new."""
+    """Move the former content back to `path`, or remove it if `path` exists."""
     if not path.exists() and before.exists():
         os.replace(before, path)
     shutil.rmtree(before, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, ours: Callable[[str], bool]) -> None:
-    """Remove what killed processes left of writing things of such names in a folder, or put it back. To be called under
-    the lock of all who write there: a living process may be at work on it."""
+    """Remove, or restore, temporary files of killed processes in a folder, for the names that `ours` accepts.
+
+    Call under the lock of all writers of the folder: a living process may use such a file."""
     for left in list(folder.iterdir()) if folder.is_dir() else []:
         found = _LEFTOVER_NAME.fullmatch(left.name)
         if found and ours(found[1]):
@@ -160,7 +163,7 @@ def remove_leftovers(folder: Path, ours: Callable[[str], bool]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -168,7 +171,7 @@ def remove(path: Path) -> None:
 
 
 def link(source: Path, to: Path) -> None:
-    """Another name of a file; a copy of it where the file system has no such names."""
+    """Hard-link a file, or copy it on a file system without hard links."""
     try:
         os.link(source.resolve(), to)  # not another name of a symbolic link
     except OSError:
@@ -176,7 +179,8 @@ def link(source: Path, to: Path) -> None:
 
 
 def link_tree(source: Path, to: Path) -> None:
-    """Make `to` another name of what `source` is, a file in one step, a folder file by file; nothing if that is nothing.
+    """Hard-link `source` as `to`: a file atomically, a folder file by file. If `source` does not exist, remove `to`.
+
     Raises OSError."""
     if source.is_file():
         temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
@@ -205,17 +209,17 @@ class LockHolder:
 
 
 class LockHeld(RunError):
-    """Another process holds the lock."""
+    """The lock is held by another process."""
 
 
 class Lock:
-    """A lock that is held. `killed_holder` is the one before, if that was killed."""
+    """A held lock. `killed_holder` is the previous holder, if it was killed."""
 
     def __init__(self, file: BinaryIO, killed_holder: LockHolder | None) -> None:
         self._file, self.killed_holder = file, killed_holder
 
     def write_holder(self, action: str, detail: str = "-") -> None:
-        """Write down who holds it."""
+        """Write the action and process of the holder into the lock file."""
         self.clear()
         self._file.write(f"{action} {os.getpid()} {os.uname().nodename} {detail}\n".encode())
 
@@ -225,10 +229,10 @@ class Lock:
 
 @contextmanager
 def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
-    """Be the one process that holds a lock until the block ends. Raises Taken, which names the other, or OSError.
+    """Hold an exclusive file lock while the block runs. Raises LockHeld, which names the holder, or OSError.
 
-    The kernel lets go of it when its holder dies. A holder that ends empties the file, so that text in a free one is of a
-    holder that was killed; or removes it, unless it is to `keep`.
+    The kernel releases the lock when its holder dies. A holder that ends empties the file, so text in the file of a free
+    lock is of a killed holder; without `keep` it removes the file.
     """
     file = _open_lock(path)
     try:
@@ -237,7 +241,7 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = _read_holder(file)
-                for _ in range(20):  # it may not yet have said who it is
+                for _ in range(20):  # it may not have written its name yet
                     if holder is None:
                         time.sleep(0.01)
                         holder = _read_holder(file)
@@ -267,7 +271,7 @@ def _open_lock(path: Path) -> BinaryIO:
 
 
 def is_locked(path: Path) -> bool:
-    """True if a process, on this host or another, holds the lock; false if there is no lock. Raises OSError."""
+    """Return True if a process, on this host or another, holds the lock. Raises OSError."""
     try:
         with path.open("r+b") as file:  # NFS locks only what may be written
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,8 +290,9 @@ def _read_holder(file: BinaryIO) -> LockHolder | None:
 
 
 def check_name(name: Path | str) -> None:
-    """Raises RunError for a name that cannot be written into files or given to every library: it is no UTF-8, or has
-    characters that the locale has not. A path is looked at from the root."""
+    """Raise RunError for a name that is not UTF-8, or has characters that the locale cannot encode.
+
+    A path is checked from the root."""
     text = name if isinstance(name, str) else str(name.absolute())
     try:
         text.encode()
@@ -300,18 +305,18 @@ def check_name(name: Path | str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and prove that it can be written to. Raises RunError."""
+    """Create `folder` and write a test file in it. Raises RunError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / ".probe"
         file.write_bytes(b"\0" * 65_536)
         file.unlink()
     except OSError as e:
-        raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another `folder`") from e
+        raise RunError(f"{folder}: cannot be written ({e.strerror}); choose another `folder`") from e
 
 
 def sync(path: Path) -> None:
-    """Put a file or a folder's list of names on the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The surface of the teaching project this toolkit grew from: `DSSMTrainable`, and the flags of `main.py`.
+"""Interface of the original teaching project: `DSSMTrainable`, and the flags of `main.py`.
 
 Frames hold one row per interaction with the features of both sides. They are split into the distinct users and
 the distinct items they name, and then trained like any other dataset.
@@ -158,7 +158,7 @@ class DSSMTrainable:
         return score(self._trained(), self._x, self._y, self._choose(device))
 
     def _choose(self, device: str) -> str:
-        """The device of a call; 'cpu', its default, leaves it to the constructor's."""
+        """Return the device of a call; 'cpu', the default, means that of the constructor."""
         return _accelerator_or_cpu(device if device != "cpu" else self._device)
 
     def save_model(self, model_path: str | os.PathLike[str]) -> None:
@@ -213,7 +213,7 @@ def _check_params(given: Mapping[str, Mapping[str, Any]] | None, x: pl.DataFrame
 
 
 def _whole_number(params: dict[str, Any], key: str, column: str) -> int:
-    """A whole number from a number or its text, 0 if absent."""
+    """Return a whole number from a number or its text, 0 if absent. Raises ConfigError."""
     value = params.get(key) or 0
     try:
         number = int(value)
@@ -225,7 +225,7 @@ def _whole_number(params: dict[str, Any], key: str, column: str) -> int:
 
 
 def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float) -> Schema:
-    """Rows of a side have no id of their own here: the row numbers are the ids."""
+    """Build the schema; rows have no ids, so the row numbers are the ids."""
     features: list[Feature] = []
     for column, p in params.items():
         dtype = x[column].dtype
@@ -249,7 +249,7 @@ def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float)
 
 
 def _distinct_rows(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
-    """The distinct rows of some columns, and for every row of `x` which of them it is."""
+    """Return the distinct rows of some columns, and for every row of `x` the number of its distinct row."""
     part = x.select(columns)
     keys = part.with_columns(pl.col(c).arr.to_list() for c, t in part.schema.items() if isinstance(t, pl.Array))
     groups = keys.with_row_index("__at").group_by(columns, maintain_order=True).agg(pl.col("__at"))
@@ -325,7 +325,7 @@ def _save(trained: Run, folder: Path) -> None:
 
 
 def score(trained: Run, x: pl.DataFrame, y: np.ndarray[Any, Any], device: str) -> float:
-    """AUC of a model over rows with the features of both sides."""
+    """Return the AUC of a model over rows with the features of both sides."""
     schema = trained.dataset.schema
     for feature in schema.features:
         if feature.source not in x.columns:
@@ -338,7 +338,7 @@ def score(trained: Run, x: pl.DataFrame, y: np.ndarray[Any, Any], device: str) -
 
 
 def _boolean(value: Any) -> bool:
-    """True or False from a boolean or its text; 'False' means False."""
+    """Return a boolean from a boolean or its text; 'False' means False. Raises ConfigError."""
     if isinstance(value, bool):
         return value
     text = str(value).strip().lower()
@@ -350,7 +350,7 @@ def _boolean(value: Any) -> bool:
 
 
 def _accelerator_or_cpu(name: str) -> str:
-    """'gpu' is the teaching project's name for an accelerator; without one the CPU does it, and says so."""
+    """Return the torch device for a name of the teaching project: 'gpu' is an accelerator, or the CPU without one."""
     if name == "cpu":
         return "cpu"
     if name not in ("auto", "gpu", "cuda", "mps"):

@@ -1,4 +1,4 @@
-"""A run folder: everything a trained model is, in files that need nothing else.
+"""A run folder: all files of a trained model, without references to other files.
 
 config.toml             the resolved settings and schema; the same tables trained with it give the same run
 model.safetensors       weights, and model.json, the fields and settings they belong to
@@ -7,9 +7,9 @@ users|items|interactions.parquet   the tables as numbered and split; or prepared
 metrics.json            flat metrics          history.jsonl   one line an epoch
 report.html             curves, distributions, gates and slices in one offline page
 checkpoints/            what a resumed training goes on from
-.next/                  the run that takes the place of this complete one: written there until it is whole; then readers go
-                        by it, while its files get their names here
-.lock                   held by the one process that writes here
+.next/                  the run that replaces this complete one. Written here until it is complete; then readers use it while
+                        its files move to the folder
+.lock                   held by the process that writes the run
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NEXT_FOLDER, LOCK_FILE = ".next", ".lock"
 
 @dataclass(frozen=True)
 class Run:
-    """A loaded run: the dataset it was trained on, its settings, its model with the best weights, its metrics."""
+    """A loaded run: dataset, settings, model with the best weights, metrics, and one entry of history per epoch."""
 
     folder: Path | None
     config: Config
@@ -65,13 +65,14 @@ class Run:
     sha256: str = field(default="", kw_only=True)  # of model.safetensors, if there is a folder
 
     def factors(self, part: int = TEST) -> Factors:
-        """Vectors of all users and items as known when `part` is asked; `factors().users @ factors().items.T` are
-        the logits."""
+        """Return vectors of all users and items, with histories before `part`.
+
+        `factors().users @ factors().items.T` are the logits, (users, items)."""
         return factors_before(self.model, self.dataset, part)
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
-    """What must be the same for a run to go on: settings by key, data by digest, library versions."""
+    """Return what must be equal to resume a run: settings by key, digest of the data, library versions."""
     body = config.model_dump(mode="json", exclude={"data", "evaluation", "index"})
     flat: dict[str, Any] = {}
 
@@ -94,11 +95,11 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises RunError unless `folder` is new, empty, or holds a run and nothing else: files of others stay safe."""
+    """Raise RunError unless `folder` is new, empty, or holds a run and no other files."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise RunError(f"{folder}: a file is in the way, the run cannot be written there; choose another folder")
+        raise RunError(f"{folder}: is a file; choose another folder")
     found = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
     strange = sorted(found if "encoders.json" not in found else found - RUN_FILES)
     if strange:
@@ -107,10 +108,10 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the one process that writes the run in `folder`; what a killed one left is finished or removed first.
+    """Lock `folder` for writing a run; files of a killed writer are completed or removed first.
 
-    Raises RunError if another one does, or if `folder` is not new, empty or a run. A new folder in which nothing is
-    written goes again.
+    Raises RunError if another process holds the lock, or if `folder` is not new, empty or a run. A new folder that stays
+    empty is removed.
     """
     files.check_name(folder)
     check_folder(folder)
@@ -128,7 +129,7 @@ def locked(folder: Path) -> Iterator[None]:
         except files.LockHeld as e:
             raise RunError(f"{folder}: {e}; wait for it, or choose another `folder`") from None
         except OSError as e:
-            raise RunError(f"{folder}: cannot be written to ({e.strerror}); choose another `folder`") from e
+            raise RunError(f"{folder}: cannot be written ({e.strerror}); choose another `folder`") from e
         replace_run(folder)
         yield
 
@@ -139,17 +140,19 @@ def _remove_empty(folder: Path) -> None:
 
 
 def writing_folder(folder: Path) -> Path:
-    """The place to write the run of `folder`: beside a complete one, which stays until the new one is whole."""
+    """Return the folder to write the run to: beside a complete run, which stays until the new one is complete."""
     return folder / NEXT_FOLDER if is_complete(folder) else folder
 
 
 def reading_folder(folder: Path) -> Path:
-    """The place to read the run of `folder` from."""
+    """Return the folder to read the run from."""
     return folder / NEXT_FOLDER if (folder / NEXT_FOLDER / "metrics.json").exists() else folder
 
 
 def run_stamp(folder: Path) -> tuple[Path, int, int]:
-    """A mark of the run in the folder, which changes with the run: a reader of several files compares it before and after."""
+    """Return path, inode and time of metrics.json, which change with the run.
+
+    A reader of several files compares the stamps before and after."""
     metrics = reading_folder(folder) / "metrics.json"
     try:
         info = metrics.stat()
@@ -159,17 +162,17 @@ def run_stamp(folder: Path) -> tuple[Path, int, int]:
 
 
 def replace_run(folder: Path) -> None:
-    """Give the files of a whole run in `.next` their names in `folder`. To be called under the lock.
+    """Move the files of a complete run in `.next` to `folder`. Call under the lock.
 
-    `.next` stays whole until all have them and goes in one step: a kill in between changes nothing for readers, and who
-    has the lock next begins again. Raises RunError.
+    `.next` stays complete until all files are linked and is removed in one step: after a kill readers use `.next`, and the
+    next holder of the lock starts the move again. Raises RunError.
     """
     new = reading_folder(folder)
     if new == folder:
         return
     gone = folder / f".{NEXT_FOLDER}.{os.getpid()}.tmp"
     try:
-        # Whoever looks at the files and knows nothing of `.next` sees no complete run.
+        # A reader that does not know `.next` sees an incomplete run.
         (folder / "metrics.json").unlink(missing_ok=True)
         for name in sorted(RUN_FILES, key=lambda name: name == "metrics.json"):
             files.point("run.file")
@@ -180,18 +183,19 @@ def replace_run(folder: Path) -> None:
         files.point("run.renamed")
         files.remove(gone)
     except OSError as e:
-        raise RunError(f"{folder}: cannot be written ({e.strerror}); the new run is whole in {new}") from e
+        raise RunError(f"{folder}: cannot be written ({e.strerror}); the new run is complete in {new}") from e
 
 
 def start_run(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None) -> None:
-    """Prove that the folder can be written, and put the settings and data there before training starts, which goes on
-    from `checkpoints`. To be called under the lock."""
+    """Check that the folder can be written, and write settings and data before training starts.
+
+    `checkpoints` are those that the training resumes from. Call under the lock. Raises RunError."""
     files.check_writable(folder)
     for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
         (folder / stale).unlink(missing_ok=True)
     kept = folder / "checkpoints"
     try:
-        if checkpoints is None:  # the newest of an earlier training may be newer than any of this one
+        if checkpoints is None:  # those of an earlier training may have later steps
             files.remove(kept)
         elif checkpoints != kept:
             files.link_tree(checkpoints, kept)
@@ -208,8 +212,9 @@ def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 def save_run(folder: Path, run: Run) -> str:
-    """Write the model, its history and its metrics; metrics.json last, so its presence means complete. The SHA-256 of the
-    weights."""
+    """Write model, history and metrics; metrics.json last, so that its presence marks a complete run.
+
+    Returns the SHA-256 of the weights."""
     weights = {n: p.detach().cpu().contiguous() for n, p in run.model.named_parameters()}
     data = save_tensors(weights)
     digest = hashlib.sha256(data).hexdigest()
@@ -236,7 +241,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def load(folder: Path | str) -> Run:
-    """Read a run folder back. Raises RunError if a file is missing, damaged or belongs to another run."""
+    """Read a run folder. Raises RunError if a file is missing, damaged or of another run."""
     folder = Path(folder)
     while True:
         before = run_stamp(folder)
@@ -295,7 +300,7 @@ def _is_metrics(value: Any) -> bool:
 
 
 def read_config(folder: Path) -> tuple[Schema, Config]:
-    """The settings a run folder was begun with."""
+    """Read schema and settings of a run folder. Raises RunError."""
     path = folder / "config.toml"
     if not path.exists():
         raise RunError(f"{folder}: no run here (config.toml is missing)")
@@ -312,7 +317,7 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
 
 
 def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
-    """The model whose weights are in `folder`. Raises RunError if they are damaged or do not fit."""
+    """Load the model from `folder`. Raises RunError if the weights are damaged or do not fit the config."""
     about = files.read_json(folder / "model.json")
     form = about.get("format") if isinstance(about, dict) else None
     if form != RUN_FORMAT or "sha256" not in about:

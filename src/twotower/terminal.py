@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: how far a training is, and the tables of what was found."""
+"""Output on a terminal: messages, progress of a training, tables of metrics, answers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from twotower.escaping import escape_controls
 
 
 def print_line(line: str) -> None:
-    """Print a line that may hold data: what would steer the terminal is spelled out."""
+    """Print a line, with control characters in data escaped."""
     print(escape_controls(line), flush=True)
 
 
 class FailsafeStream:
-    """A stream whose end is no error: once it cannot be written (a full disk, a reader that went away), what is said is
-    lost, and `error` says why."""
+    """A stream that drops its text after an error of writing (a full disk, a closed pipe); `error` is the first error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -53,7 +52,7 @@ class FailsafeStream:
 
 
 def install_failsafe_streams() -> FailsafeStream:
-    """Make standard output and error lenient, and open where a shell has closed them; standard output."""
+    """Wrap standard output and error, open those that a shell has closed, and return standard output."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -111,7 +110,7 @@ def silenced_messages() -> Iterator[Callback]:
 
 
 class Progress(Callback):
-    """Shows how far a training is: a bar on a terminal, a plain line for each epoch."""
+    """Progress of a training: a bar on a terminal, and one line an epoch."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -173,7 +172,7 @@ class Progress(Callback):
 
 
 def print_metrics(metrics: dict[str, float], k: int) -> None:
-    """The model's test metrics beside the baselines', one row each."""
+    """Print a table of test metrics: a row for the model and each baseline."""
     columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
     print(f"{'test':<18}" + "".join(f"{c:>13}" for c in columns))
     for name, prefix in (
@@ -191,7 +190,7 @@ def print_metrics(metrics: dict[str, float], k: int) -> None:
 
 
 def print_served(found: dict[str, dict[str, float]], cut_offs: tuple[int, ...]) -> None:
-    """A bundle's test metrics, exact search and index side by side."""
+    """Print a table of a bundle's test metrics: a row for each way of search."""
     columns = ["auc", "gauc", *(f"{m}@{k}" for k in cut_offs for m in ("recall", "ndcg", "hit_rate"))]
     print(f"{'test':<24}" + "".join(f"{c:>13}" for c in columns))
     for name, key in (("method 1, exact search", "exact"), ("method 1, index", "index"), ("method 2, index", "live")):
@@ -206,7 +205,7 @@ def print_answer(answer: Any, as_json: bool) -> None:
     what = {
         "model": "",
         "cold_start": ", an unknown user by the tower alone",
-        "popular": ", nothing known of the text: popular items"
+        "popular": ", no known word in the text: popular items"
         if answer.unknown
         else ", an unknown user: popular items",
         "fallback": ", the index does not answer: popular items",
@@ -215,6 +214,6 @@ def print_answer(answer: Any, as_json: bool) -> None:
     for place, item in enumerate(answer.items, 1):
         print_line(f"{place:>3}. {item.title}  (id {item.id}, {item.score:+.3f})")
     if answer.unknown:
-        print_line(f"never met by the model, left out: {', '.join(answer.unknown)}")
+        print_line(f"unknown to the model, left out: {', '.join(answer.unknown)}")
     if answer.truncated:
-        print("no more items are left")
+        print("no more items")

@@ -208,7 +208,7 @@ def test_a_text_of_which_nothing_is_known_gets_what_is_popular(
     assert (answer.source, answer.unknown, len(answer.items)) == ("popular", ["query"], 5)
     assert [i.id for i in answer.items] == [i.id for i in retriever.recommend(twotower.Request(), 5).items]
     assert call("search", "--store", world / "store", "七人の侍") == 0
-    assert "nothing known of the text: popular items" in capsys.readouterr().out
+    assert "no known word in the text: popular items" in capsys.readouterr().out
     mixed = retriever.search("七人 velvet garden", 3)
     assert mixed.source == "model"
     assert mixed.items[0].title.startswith("Velvet Garden")
