@@ -23,7 +23,7 @@ from twotower.config import Config, load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
-from twotower.model.tables import Table, TableShard, named_tables
+from twotower.model.tables import EmbeddingShard, Table, named_tables
 from twotower.train import checkpoint, sharded
 from twotower.train.trainer import Trainer
 
@@ -84,7 +84,7 @@ def test_fresh_pieces_are_parts_of_the_fresh_whole() -> None:
         for first_row, first_column, high, wide in ((0, 0, rows, 8), (rows // 2, 0, rows - rows // 2, 4), (1, 4, 2, 4)):
             torch.manual_seed(5)
             piece = torch.nn.Parameter(torch.full((high, wide), torch.nan))
-            made = TableShard(rows, width, piece, first_row, first_column, normal_block=2**8)
+            made = EmbeddingShard(rows, width, piece, first_row, first_column, normal_block=2**8)
             made.initialize(0.5)
             assert torch.equal(torch.rand(3), after)
             expected = torch.zeros(high, wide)

@@ -43,7 +43,7 @@ class Table(nn.Embedding):
         return self.rows(first, rows), bag
 
 
-class TableShard(nn.Module):
+class EmbeddingShard(nn.Module):
     """This rank's shard of a table (rows, width): `weight` (local rows, local columns), possibly empty.
 
     A training step reads `batch_rows`, the table rows of its batch in the order of `batch_codes`, which rise.
@@ -129,7 +129,7 @@ class TableShard(nn.Module):
         return self.batch_rows, self.batch_codes
 
 
-AnyTable = Table | TableShard
+AnyTable = Table | EmbeddingShard
 TableFactory = Callable[[int, int], AnyTable]
 """Maps (rows, width) to a table that is not yet initialised."""
 
@@ -137,7 +137,7 @@ TableFactory = Callable[[int, int], AnyTable]
 def named_tables(module: nn.Module) -> Iterator[tuple[str, AnyTable]]:
     """Yield every table of a module with its qualified name."""
     for name, submodule in module.named_modules():
-        if isinstance(submodule, Table | TableShard):
+        if isinstance(submodule, Table | EmbeddingShard):
             yield name, submodule
 
 

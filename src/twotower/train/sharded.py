@@ -1,7 +1,7 @@
 """Tables that several ranks hold together, each a piece of them, by TorchRec.
 
 A step names distinct rows of each table; TorchRec fetches them from the ranks that hold them as one small matrix a table,
-and the towers read that (`tables.TableShard`). After the backward pass the matrices' gradients go the same way back, where
+and the towers read that (`tables.EmbeddingShard`). After the backward pass the matrices' gradients go the same way back, where
 those of all ranks are added up. What is trained is what whole tables would be trained to:
 
 - By SGD and Adagrad a row without a gradient stays as it is. So the rank that holds a row updates it as the gradient
@@ -29,7 +29,7 @@ from twotower.data.batches import Inputs
 from twotower.distributed import DistributedContext
 from twotower.encoders import Field
 from twotower.errors import ConfigError
-from twotower.model.tables import Table, TableShard, named_tables
+from twotower.model.tables import EmbeddingShard, Table, named_tables
 from twotower.model.two_tower import TwoTower
 
 _BLOCK_NUMBERS = 2**22
@@ -119,12 +119,12 @@ class TorchRecEmbeddings:
         self._held = [self._collection(g, rule, config.train.lr, row_wise) for g in groups]
         # Where rows are swept: zeros, which an update at a rate of -1 makes the sum of the gradients.
         self._gradients = [] if self.touched else [self._collection(g, rule, -1.0, row_wise) for g in groups]
-        self._shards: list[TableShard] = []
-        self._leaves: dict[TableShard, Tensor] = {}
+        self._shards: list[EmbeddingShard] = []
+        self._leaves: dict[EmbeddingShard, Tensor] = {}
         torch.manual_seed(config.train.seed)  # what was drawn until here says nothing
         self.model = TwoTower(config.model, user_fields, item_fields, self._make).to(device)
         """The model, with the fresh weights of one with whole tables."""
-        self.names = {f"{name}.weight": cast(TableShard, table) for name, table in named_tables(self.model)}
+        self.names = {f"{name}.weight": cast(EmbeddingShard, table) for name, table in named_tables(self.model)}
 
     # ---- how tables are cut
 
@@ -132,7 +132,7 @@ class TorchRecEmbeddings:
         self._sizes.append((rows, width))
         return Table(rows, width)
 
-    def _make(self, rows: int, width: int) -> TableShard:
+    def _make(self, rows: int, width: int) -> EmbeddingShard:
         """The next table's piece. (A model makes its tables in the same order every time.)"""
         t = len(self._shards)
         held = next(c for c in self._held if t in c.weights)
@@ -140,7 +140,7 @@ class TorchRecEmbeddings:
         first_row, first_column = (mine[0].rows[0], mine[0].columns[0]) if mine else (0, 0)
         # An optimizer of torch updates what is swept only.
         weight = nn.Parameter(held.weights[t], requires_grad=not self.touched)
-        self._shards.append(TableShard(rows, width, weight, first_row, first_column))
+        self._shards.append(EmbeddingShard(rows, width, weight, first_row, first_column))
         return self._shards[-1]
 
     def _collection(self, dealt: dict[int, list[int]], rule: str, lr: float, row_wise: bool) -> _TableGroup:
@@ -268,11 +268,11 @@ class TorchRecEmbeddings:
 
     # ---- whole tables
 
-    def _pieces(self, shard: TableShard) -> list[ShardPlacement]:
+    def _pieces(self, shard: EmbeddingShard) -> list[ShardPlacement]:
         t = self._shards.index(shard)
         return next(c.pieces[t] for c in self._held if t in c.pieces)
 
-    def blocks(self, shard: TableShard, local: Tensor) -> Iterator[Tensor]:
+    def blocks(self, shard: EmbeddingShard, local: Tensor) -> Iterator[Tensor]:
         """What the ranks hold as `local` (as `shard.weight`, or numbers beside it) as rows of the table, some at a time;
         the first rank gets them, the others empty ones."""
         rows, width = shard.num_embeddings, shard.embedding_dim
@@ -296,7 +296,7 @@ class TorchRecEmbeddings:
             yield block[:, :width]
 
     @torch.no_grad()
-    def take(self, shard: TableShard, whole: Tensor) -> Tensor:
+    def take(self, shard: EmbeddingShard, whole: Tensor) -> Tensor:
         """What this rank holds of a table (rows, width), as `shard.weight`."""
         local = torch.zeros_like(shard.weight)
         shard.copy_rows(local, slice(0, shard.num_embeddings), whole)
@@ -307,7 +307,7 @@ class TorchRecEmbeddings:
         """The model with whole tables, on the first rank; the others keep their pieces. It is the last that is asked."""
         self.forget()
         for name, shard in list(named_tables(self.model)):
-            assert isinstance(shard, TableShard)
+            assert isinstance(shard, EmbeddingShard)
             table = None
             if self.context.is_main:
                 table = _empty_table(shard.num_embeddings, shard.embedding_dim, self.device)

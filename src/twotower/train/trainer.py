@@ -32,7 +32,7 @@ from twotower.distributed import DistributedContext
 from twotower.encoders import Field
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation import Factors, evaluate_part, evaluation_mode, model_factors
-from twotower.model.tables import TableShard
+from twotower.model.tables import EmbeddingShard
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.schema import SIDES, SideName
 from twotower.train import checkpoint
@@ -405,7 +405,7 @@ class Trainer:
         swept = {p: n for p, n in self.names.items() if p.requires_grad or n not in shards}
         checkpoint.restore_optimizer(self.optimizer, swept, tensors)
 
-    def _shard(self, name: str, value: Tensor) -> TableShard | None:
+    def _shard(self, name: str, value: Tensor) -> EmbeddingShard | None:
         """The table that a tensor of a checkpoint is as large as, if the ranks hold it in pieces."""
         if self.sharded is None or not value.ndim:
             return None
