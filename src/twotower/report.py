@@ -133,7 +133,8 @@ def _summary(run: Run) -> str:
     head = "".join(f"<th>{c}</th>" for c in columns)
     return (
         "<h2>Test metrics</h2><p>Ranking metrics are computed by exact search over the whole catalogue "
-        f"without the items that a user has seen. Bold: best value of the column.{interval}</p><table><tr><th>model</th>{head}</tr>{lines}</table>"
+        f"without the items that a user has seen. Bold: best value of the column.{interval}</p>"
+        f"<table><tr><th>model</th>{head}</tr>{lines}</table>"
     )
 
 

@@ -80,7 +80,10 @@ def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
         options = [f"negatives.{s}" for s in (*n.drawn(), *["random"] * bool(n.random))] or [
             "negatives.in_batch or train.batch_size"
         ]
-        remedy = f"Draw fewer or others: {', '.join(options)}; negatives.disliked draws items that the user is known to dislike."
+        remedy = (
+            f"Draw fewer or others: {', '.join(options)}; negatives.disliked draws items that the user is known to "
+            "dislike."
+        )
     evidence = {"train_positives": unmasked, "later_positives": later}
     if unmasked >= 0.01:
         yield Finding(
