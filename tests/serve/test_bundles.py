@@ -169,10 +169,11 @@ def test_fault_G1_G2_a_foreign_tower_is_refused_counted_and_the_old_bundle_answe
     shutil.copytree(store, copy)
     (copy / hostile_towers.SECRET).write_bytes(bytes(400))
     monkeypatch.chdir(copy)
+    limits = BundleLimits(inspect_seconds=1.0) if change is hostile_towers.years else BundleLimits()
     old = Store(copy).current().id
     forged = hostile_towers.forged(copy, {"user_tower.onnx": hostile_towers.of(change)})
     file, key, boss = key_file
-    admin = make(at=copy, keys=file, admin=True, limits=BundleLimits(inspect_seconds=0.3))
+    admin = make(at=copy, keys=file, admin=True, limits=limits)
     service = admin.service
     client = Client(service, RequestMiddleware(create_app(service), service, ApiKeys(file), False), admin.loop)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
