@@ -385,7 +385,7 @@ def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Start,
         for n in range(6):
             swap((first, second)[n % 2])
         memory, files = held()
-        for n in range(24):
+        for n in range(18):
             swap((first, second)[n % 2])
         time.sleep(0.3)
         more_memory, more_files = held()
@@ -614,7 +614,7 @@ def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
     }
     flags, (ordinary, *greedy) = cases[told_by]
     served = serve(*flags, "--no-access-log").wait()
-    many = [f"i{n % 40}" for n in range(4_000)]  # each such request takes several times --max-wait
+    many = [f"i{n % 40}" for n in range(3_000)]  # each such request takes several times --max-wait
     largest = json.dumps(
         {"k": 1000, "history": many, "events": many, "allow": many, "ban": [f"x{i}" for i in many]}
     ).encode()
@@ -633,11 +633,11 @@ def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
     try:
         wait_until(lambda: len(statuses) >= 10)
         with httpx.Client(base_url=served.url, headers=ordinary, timeout=30) as http:
-            answered = [http.post("/v1/recommend", json={"user_id": f"u{n % 60}"}).status_code for n in range(60)]
+            answered = [http.post("/v1/recommend", json={"user_id": f"u{n % 60}"}).status_code for n in range(40)]
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    assert answered.count(200) >= 57
+    assert answered.count(200) >= 38
     assert statuses.count(200) >= 5  # they have their share too
     assert set(statuses) <= {200, 503}

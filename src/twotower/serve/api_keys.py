@@ -48,7 +48,7 @@ class ApiKeys:
     ) -> None:
         self.path = path
         self.error = ""
-        """Why no key is valid; empty while the file can be used."""
+        """Reason why no key is valid; empty while the file can be used."""
         self._poll, self._read_timeout, self._read = poll, read_timeout, read or read_keys
         self._keys: list[ApiKey] = []
         self._reader = FileReader("keys")
