@@ -48,8 +48,8 @@ def with_file_of_another(run: Run, other: Run, names: list[str]) -> object:
     def write(folder: Path) -> dict[str, object]:
         theirs = folder.parent.parent / "theirs"
         theirs.mkdir()
-        _write(other, other.config.index, theirs, lambda line: None)
-        facts = _write(run, run.config.index, folder, lambda line: None)
+        _write(other, other.config.index, theirs)
+        facts = _write(run, run.config.index, folder)
         for name in names:
             if (theirs / name).is_dir():
                 shutil.rmtree(folder / name)
@@ -110,7 +110,7 @@ def test_fault_A4_a_hostile_index_is_refused_at_publish_and_the_old_bundle_answe
     store = Store(tmp_path / "store")
 
     def write(folder: Path) -> dict[str, object]:
-        facts = _write(runs[0], IndexConfig(kind="hnsw", k=5), folder, lambda line: None)
+        facts = _write(runs[0], IndexConfig(kind="hnsw", k=5), folder)
         file = folder / "index" / "index.faiss"
         data = bytearray(file.read_bytes())
         data[40:200] = b"\xff" * 160
@@ -162,7 +162,7 @@ def test_files_of_another_model_than_the_one_in_memory_are_not_published(
 
 def test_the_methods_must_agree_on_more_than_the_first_user(runs: tuple[Run, Run], tmp_path: Path) -> None:
     def write(folder: Path) -> dict[str, object]:
-        facts = _write(runs[0], runs[0].config.index, folder, lambda line: None)
+        facts = _write(runs[0], runs[0].config.index, folder)
         vectors = np.load(folder / "user_vectors.npy")
         vectors[20] = vectors[21]
         np.save(folder / "user_vectors.npy", vectors)
@@ -248,7 +248,7 @@ def test_the_story_of_a_store(runs: tuple[Run, Run], tmp_path: Path, capsys: pyt
         said = capsys.readouterr()
         return said.out if code == 0 else said.err
 
-    assert "no store here" in call("recommend", *store, "--user", "1", code=2)
+    assert "not a store" in call("recommend", *store, "--user", "1", code=2)
     assert "recall check: 1.0000" in call("publish", str(runs[0].folder), *store)
     first = json.loads(call("recommend", *store, "--user", "1", "--json"))
     assert first["source"] == "model"

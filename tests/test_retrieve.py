@@ -236,15 +236,15 @@ def test_json_has_ids_as_text(retriever: Retriever) -> None:
         ([], "JSON object"),
         ({"user": 1}, "unknown key 'user'; did you mean 'user_id'"),
         ({"user_id": True}, "user_id is True"),
-        ({"features": [1]}, "features is not an object"),
-        ({"features": 0}, "features is not an object"),
-        ({"features": ""}, "features is not an object"),
-        ({"history": [{"id": True}]}, "is no event"),
-        ({"history": "i1"}, "history is not a list"),
-        ({"history": [{"item": 1}]}, "is no event"),
-        ({"events": {}}, "events is not a list"),
-        ({"events": [2.5]}, "is no event"),
-        ({"history": [None]}, "is no event"),
+        ({"features": [1]}, "features is .*, expected an object"),
+        ({"features": 0}, "features is .*, expected an object"),
+        ({"features": ""}, "features is .*, expected an object"),
+        ({"history": [{"id": True}]}, "a history holds"),
+        ({"history": "i1"}, "history is .*, expected a list"),
+        ({"history": [{"item": 1}]}, "a history holds"),
+        ({"events": {}}, "events is .*, expected a list"),
+        ({"events": [2.5]}, "a history holds"),
+        ({"history": [None]}, "a history holds"),
     ],
 )
 def test_a_request_that_is_none_is_refused(body: object, said: str) -> None:
@@ -280,7 +280,7 @@ def test_arguments_out_of_range_are_refused(retriever: Retriever, change: dict[s
         ({"age": {}}, "feature 'age' is {}, expected Float64"),
         ({"city": {"name": "Porto"}}, "feature 'city' is {'name': 'Porto'}, expected String"),
         ({"city": "\udcff"}, "feature 'city' is .*, expected String"),
-        ({"age": 1e35}, "too large"),
+        ({"age": 1e35}, "use smaller numbers"),
         ({"bought": 3}, r"no feature 'bought' \(allowed: age, city, income, motto\)"),
     ],
 )
@@ -293,7 +293,7 @@ def test_features_that_do_not_fit_are_refused(retriever: Retriever, features: di
 
 def test_method_1_says_that_features_change_no_stored_vector(retriever: Retriever) -> None:
     asked = Request.parse({"user_id": "u1", "features": {"age": 20}, "history": ["i1"]})
-    with pytest.raises(DataError, match="method 1 answers user 'u1' from the stored vector.*method 2"):
+    with pytest.raises(DataError, match="method 1 .* takes no features, and user .u1. has some; use method 2"):
         retriever.recommend(asked, 5, 1)
     assert retriever.recommend(asked, 5, 2).source == "model"
     # A history is left out of the answer and changes nothing else.
@@ -330,7 +330,7 @@ def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind
     assert bundle.manifest["index"]["kind"] == kind
     found = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
     assert abs(found["index"]["recall@5"] - found["exact"]["recall@5"]) < 0.1
-    assert any("index.kind asks for it" in line for line in messages)
+    assert any("set by index.kind" in line for line in messages)
 
 
 # ---- vectors, histories, ids
@@ -361,7 +361,7 @@ def test_a_vector_is_what_the_answer_was_searched_with(retriever: Retriever) -> 
     _, source, _ = retriever.embed_request(Request("nobody"), 2)
     assert source == "popular"
     assert retriever.recommend(Request("nobody"), 5, 2, vector=other).source == "cold_start"
-    with pytest.raises(DataError, match="method 1 answers user"):
+    with pytest.raises(DataError, match="method 1 .* takes no features"):
         retriever.embed_request(Request("u5", {"age": 3}), 1)
     with pytest.raises(DataError, match="no feature 'agee'"):
         retriever.embed_request(Request("u5", {"agee": 3}), 2)

@@ -419,7 +419,7 @@ def test_fault_G8_a_run_that_is_replaced_while_it_is_read_or_published_is_not_mi
 
     with monkeypatch.context() as patch:
         patch.setattr(publishing.shutil, "copyfile", late)
-        with pytest.raises(RunError, match="another run has taken its place; load it anew"):
+        with pytest.raises(RunError, match="another run has replaced it; load the run again"):
             api.publish(loaded, tmp_path / "store")
     assert not list((tmp_path / "store" / "bundles").iterdir())
     api.publish(runs.load(folder), tmp_path / "store")

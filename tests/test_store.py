@@ -172,16 +172,16 @@ def test_a_file_with_another_name_keeps_its_mode_there(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_a_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no store here; `publish\(run, store='.*'\)` makes one") as caught:
+    with pytest.raises(BundleError, match=r"not a store; `publish\(run, store='.*'\)` creates one") as caught:
         Store(tmp_path)
     assert caught.value.reason == "store"
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(BundleError, match=r"not empty and not a store \(it holds thesis.doc\)"):
         Store.create(tmp_path)
-    with pytest.raises(BundleError, match="no store can be made there"):
+    with pytest.raises(BundleError, match="cannot create a store"):
         Store.create(tmp_path / "thesis.doc")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.doc"]
-    with pytest.raises(BundleError, match="nothing is published yet"):
+    with pytest.raises(BundleError, match="no bundle is published yet"):
         Store.create(tmp_path / "new").current()
     Store.create(tmp_path / "new").publish(content("one"))
     assert Store.create(tmp_path / "new").current() == Store(tmp_path / "new").current()
@@ -237,7 +237,7 @@ def test_gc_keeps_the_newest_the_current_and_the_one_to_go_back_to(store: Store)
     assert store.rollback(names[1]).id == names[1]
     assert store.gc() == [names[2], names[3]]
     assert ids(store) == [names[0], names[1], names[4], names[5]]
-    with pytest.raises(ConfigError, match="keep is 1, it must be at least 2"):
+    with pytest.raises(ConfigError, match="keep is 1, expected at least 2"):
         store.gc(1)
     assert [line["bundle"] for line in store.history() if line["action"] == "gc"] == [names[2], names[3]]
 
@@ -385,7 +385,7 @@ def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Stor
     with pytest.raises(BundleError, match=f"not published, CURRENT stays {old.id}: no such column") as caught:
         store.publish(fail(ValueError("no such column")))
     assert caught.value.reason == "write"
-    with pytest.raises(BundleError, match="MANIFEST.json: dims is 'x', not int"):
+    with pytest.raises(BundleError, match="MANIFEST.json: dims is 'x', expected int"):
         store.publish(content("two", dims="x"))
     with pytest.raises(BundleError, match="MANIFEST.json: metric is missing"):
         store.publish(lambda folder: {name: value for name, value in FACTS.items() if name != "metric"})
@@ -553,16 +553,16 @@ def test_checksums_are_remembered_until_a_file_changes(store: Store, monkeypatch
         (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 3"),
         (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 3"),
         (lambda m: m.pop("dims"), "manifest", "dims is missing"),
-        (lambda m: m.update(dims="64"), "manifest", "dims is '64', not int"),
-        (lambda m: m.update(dims=True), "manifest", "dims is True, not int"),
-        (lambda m: m.update(files={}), "manifest", "files is {}, not list"),
-        (lambda m: m["files"].append("x"), "manifest", "'x' is no path, size, sha256"),
-        (lambda m: m["files"][0].update(size="1"), "manifest", "is no path, size, sha256"),
-        (lambda m: m["files"][0].pop("sha256"), "manifest", "is no path, size, sha256"),
+        (lambda m: m.update(dims="64"), "manifest", "dims is '64', expected int"),
+        (lambda m: m.update(dims=True), "manifest", "dims is True, expected int"),
+        (lambda m: m.update(files={}), "manifest", "files is {}, expected list"),
+        (lambda m: m["files"].append("x"), "manifest", "'x', expected path, size and sha256"),
+        (lambda m: m["files"][0].update(size="1"), "manifest", ", expected path, size and sha256"),
+        (lambda m: m["files"][0].pop("sha256"), "manifest", ", expected path, size and sha256"),
         (
             lambda m: m["files"][0].update(size=10**30),
             "manifest",
-            "not JSON .1000000000000000000… is too large a number",
+            "not JSON .1000000000000000000… has more than 19 digits",
         ),
     ],
 )
@@ -584,7 +584,7 @@ def test_fault_A5_a_manifest_that_says_something_else(
         (b"\xff\xfe", "not JSON"),
         (b"[" * 200_000, "not JSON"),
         (b"[1]", "not a JSON object"),
-        (b" " * (16 << 20) + b"{}", "more than a manifest has"),
+        (b" " * (16 << 20) + b"{}", "expected at most 16777216"),
         (None, "MANIFEST.json is missing"),
     ],
 )
@@ -760,7 +760,7 @@ def test_fault_A8_current_that_points_nowhere_lists_what_there_is_and_what_to_do
     assert f"{c.id}: no such bundle; available: {a.id}, {b.id}; `rollback(store='{store.path}')`" in str(caught.value)
     assert store.rollback() == b
     (store.path / "CURRENT").unlink()
-    with pytest.raises(BundleError, match="nothing is published yet"):
+    with pytest.raises(BundleError, match="no bundle is published yet"):
         store.current()
     assert store.rollback() == b
     (store.path / "CURRENT").unlink()
@@ -1049,5 +1049,5 @@ def test_fault_A11_force_publishes_and_is_written_down(store: Store) -> None:
 @pytest.mark.parametrize("recall_check", [None, {}, {"recall": 0.9}, {"recall": "0.9", "threshold": 0.5}, [1],
                                   {"recall": float("nan"), "threshold": 0.5}])  # fmt: skip
 def test_fault_A11_a_recall_that_was_not_measured_is_not_published(store: Store, recall_check: Any) -> None:
-    with pytest.raises(BundleError, match="it must have the recall and its threshold"):
+    with pytest.raises(BundleError, match="expected numbers recall and threshold"):
         store.publish(content("one", recall_check=recall_check), force=True)

@@ -13,15 +13,22 @@ from twotower.store import Store
 def rollback(
     store: Path | str, to: str | None = None, *, reason: str = "", connect_timeout: float = CONNECT_TIMEOUT
 ) -> tuple[Bundle, str]:
-    """`Store.rollback`, and the alias follows: the bundle, and what was done to the alias. Raises RunError."""
+    """Make an earlier bundle current (`Store.rollback`), then move the Milvus alias to its collection.
+
+    Returns the bundle and a sentence about the alias, empty without a collection. `connect_timeout` in seconds. Raises
+    RunError.
+    """
     opened = Store(store)
     bundle = opened.rollback(to, reason=reason)
     return bundle, MilvusCollections(opened, connect_timeout).update_alias()
 
 
 def gc(store: Path | str, keep: int = 2) -> tuple[list[str], list[str]]:
-    """`Store.gc`, and the collections of no bundle are dropped: the bundles and the collections that went."""
+    """Remove old bundles (`Store.gc`) and drop Milvus collections that no bundle names; return both as names.
+
+    Raises ConfigError, RunError.
+    """
     opened = Store(store)
-    found, dropped = MilvusCollections(opened), []
-    gone = opened.gc(keep, lambda: dropped.extend(found.drop_unreferenced()))
-    return gone, dropped
+    collections, dropped = MilvusCollections(opened), []
+    removed = opened.gc(keep, lambda: dropped.extend(collections.drop_unreferenced()))
+    return removed, dropped

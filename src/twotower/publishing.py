@@ -1,9 +1,9 @@
-"""From a run to a bundle, and what a bundle is worth.
+"""Publishing of a run as a bundle, and the evaluation of a bundle.
 
 config.toml  encoders.json  users|items|interactions.parquet, or prepared/      as in the run
 model.safetensors  model.json  metrics.json
-user_tower.onnx  item_tower.onnx      parity with torch is checked before they are published
-user_vectors.npy  index/              of the same model: vectors.json says of which
+user_tower.onnx  item_tower.onnx      equality with torch is checked before they are published
+user_vectors.npy  index/              of the same model, which vectors.json names
 README.md                             the model card
 """
 
@@ -61,14 +61,14 @@ def publish(
     force: bool = False,
     reason: str = "",
 ) -> Bundle:
-    """Make a bundle of a run and make it the store's current one; the store is made if it is not there.
+    """Publish a run as the current bundle of a store, which is created if it does not exist.
 
-    The index is tuned to `config.min_recall` with one half of the asked users and judged with the other; below it the
-    bundle is refused, unless `force`, which the store's history tells. An index in Milvus is a new collection, for which
-    the alias stands as soon as the bundle is current. Raises RunError; on failure nothing changes.
+    The index is tuned to `config.min_recall` with one half of a sample of users and checked with the other half; a bundle
+    below it is refused, unless `force`, which the history records. An index in Milvus is a new collection, to which the
+    alias moves once the bundle is current. Raises RunError, with the store unchanged.
     """
     if run.folder is None:
-        raise RunError("the run has no folder; train it with one to publish it")
+        raise RunError("the run has no folder, which publishing needs; train it with one")
     config = config or run.config.index
     opened = Store.create(store)
     collections = MilvusCollections(opened)
@@ -81,7 +81,7 @@ def publish(
         raise
     if line := collections.update_alias():
         log.info(line)
-    log.info(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; it is the current bundle of {store}")
+    log.info(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; now the current bundle of {store}")
     return bundle
 
 
@@ -91,10 +91,10 @@ def _write(
     folder: Path,
     collections: MilvusCollections | None = None,
 ) -> dict[str, Any]:
-    """Fill a bundle's folder; the facts of its manifest."""
+    """Write the files of a bundle into a folder, and return the facts of its manifest."""
     assert run.folder is not None
     if collections is not None and (left := collections.drop_unreferenced()):
-        log.info(f"dropped what no bundle names: {', '.join(left)}")
+        log.info(f"dropped collections that no bundle names: {', '.join(left)}")
     before, source = runs.run_stamp(run.folder), runs.reading_folder(run.folder)
     for name in RUN_FILES if isinstance(run.dataset, MemmapDataset) else RUN_FILES + TABLE_FILES:
         shutil.copyfile(source / name, folder / name)
@@ -102,7 +102,7 @@ def _write(
         run.dataset.link(folder / PREPARED_FOLDER)
     model = files.read_json(folder / "model.json")["sha256"]
     if runs.run_stamp(run.folder) != before:
-        raise RunError(f"{run.folder}: another run has taken its place; load it anew to publish it")
+        raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
     _check_unchanged(run, folder)
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
@@ -120,7 +120,7 @@ def _write(
         parity[side] = export_tower(
             run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
         )
-        log.info(f"{side}_tower.onnx: differs from torch by at most {parity[side]:.1e}")
+        log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
     (folder / "README.md").write_text(_model_card(run, index, recall_check), encoding="utf-8")
     return {
         "model": model,
@@ -139,7 +139,7 @@ def _write(
 
 
 def _check_unchanged(run: Run, folder: Path) -> None:
-    """Raises RunError if the files are not of the run in memory: one was trained on, or the other trained anew."""
+    """Raise RunError if the files differ from the run in memory: one of them was trained further, or again."""
     kept = runs.load_model(folder, run.config, run.dataset.encoders)
     pairs = zip(kept.parameters(), run.model.parameters(), strict=True)
     same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
@@ -147,7 +147,7 @@ def _check_unchanged(run: Run, folder: Path) -> None:
     encoders = Encoders.from_json(run.dataset.schema, text)
     measured = files.read_json(folder / "metrics.json")  # the same weights may be another run, of other data
     if not same or encoders.to_json() != run.dataset.encoders.to_json() or measured != run.metrics:
-        raise RunError(f"{run.folder}: holds another run than the one in memory; load the run anew to publish it")
+        raise RunError(f"{run.folder}: holds another run than the one in memory; load the run again, then publish it")
 
 
 def _check_users(users: Floats) -> None:
@@ -165,7 +165,7 @@ def _build_index(
 ) -> Index:
     location = None
     if config.kind == "milvus":
-        type_, why = (config.type, "index.type asks for it")
+        type_, why = (config.type, "set by index.type")
         if config.type == "auto":
             type_, why = choose_milvus_type(len(items))
         assert type_ != "auto"
@@ -185,7 +185,7 @@ def _build_index(
         log.info(f"index: {kind} ({why})")
     else:
         kind, params = config.kind, None
-        log.info(f"index: {kind} (index.kind asks for it)")
+        log.info(f"index: {kind} (set by index.kind)")
     index = build_index(kind, items, np.arange(len(items)), metric, params, location)
     if len(index.rejected):
         log.warning(f"{len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
@@ -195,7 +195,7 @@ def _build_index(
 
 
 def _query_users(run: Run, n: int) -> Ints:
-    """Rows of up to `n` users with test interactions, at random."""
+    """Return up to `n` random rows of users with test interactions (of all users if fewer than two have some)."""
     users: Ints = np.unique(run.dataset.test.user).astype(np.int64)
     if len(users) < 2:
         users = np.arange(len(run.dataset.users))
@@ -203,9 +203,9 @@ def _query_users(run: Run, n: int) -> Ints:
 
 
 def _tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> dict[str, Any]:
-    """Set the search parameters of the index with one half of the queries; the recall check by the other."""
+    """Tune the index with one half of the queries (B, D), and return the recall check by the other half."""
     half = len(queries) // 2
-    # Users it was not tuned with find a little less, so it aims a fifth of the way from the target to 1.
+    # Recall of users outside the tuning is slightly lower, so tuning aims a fifth of the way from the threshold to 1.
     aim = config.min_recall + (1 - config.min_recall) / 5
     tuned = tune_index(index, queries[:half], config.k, aim)
     found = measure_recall(index, queries[half:], config.k)
@@ -218,7 +218,7 @@ def _tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> dict[
 
 
 def _probe(bundle: Bundle) -> None:
-    """The new bundle answers, and both methods agree on users from all of the table."""
+    """Raise RunError unless the bundle answers and both methods agree on users from the whole table."""
     retriever = Retriever(bundle)
     one, two = (retriever.recommend(Request(retriever.user_ids[0]), 10, method) for method in (1, 2))
     a, b = (np.array([i.score for i in answer.items]) for answer in (one, two))
@@ -230,11 +230,14 @@ def _probe(bundle: Bundle) -> None:
 
 
 def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
-    """The test metrics of a bundle, asked of the retriever that serves it: "index" and "exact" for method 1, and
-    "live" for method 2 by the index."""
+    """Return the test metrics of a bundle, measured with the retriever that serves it.
+
+    "index" and "exact" are method 1 (precomputed user vectors), "live" is method 2 (online user tower), and "intervals"
+    has the bootstrap intervals of "index". Raises RunError without a test part.
+    """
     dataset, config = retriever.dataset, retriever.config.evaluation
     if not len(dataset.test):
-        raise RunError(f"{retriever.bundle.folder}: this bundle holds no test part")
+        raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
     for side, rows in named.items():
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(retriever.dataset.side(side)):
@@ -259,7 +262,7 @@ def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
 
 
 def _scores(retriever: Retriever, method: Method) -> Any:
-    """Scores of the test pairs by the vectors that are served; a rejected item scores as low as can be."""
+    """Return the scores (n,) of the test pairs by the served vectors; -1e9 for rejected items."""
     pairs = retriever.dataset.test
     users = retriever.embed_users(np.arange(len(retriever.user_ids)), method)
     items = np.full((len(retriever.item_ids), users.shape[1]), np.nan, np.float32)
@@ -276,7 +279,7 @@ def _digest(text: str) -> str:
 
 
 def _model_card(run: Run, index: Index, recall_check: dict[str, Any]) -> str:
-    """The model card: what the bundle is, what it was trained on, how good it is."""
+    """Return the model card: the model, its training data and its metrics."""
     metrics = run.metrics
     shown = [m for m in metrics if m.startswith("test.") and not m.endswith((".low", ".high")) and m.count(".") == 1]
     rows = "\n".join(
@@ -300,8 +303,8 @@ Features:
 
 {features}
 
-Trained by twotower {twotower.__version__}. Not for use: scores are no probabilities of liking outside the
-population and the time of the training data.
+Trained by twotower {twotower.__version__}. Scores are no probabilities of liking, least of all outside the population
+and the time of the training data.
 """
 
 

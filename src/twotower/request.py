@@ -1,4 +1,4 @@
-"""What is asked of a bundle, and what is answered."""
+"""Request to a bundle, and its answer."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ MAX_K = 10_000
 
 
 class UnknownId(DataError):
-    """A user or an item that the bundle does not know."""
+    """A user or an item is not in the bundle."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Who asks. `user_id` is known or not; `features` replace the stored ones; `history` replaces the stored one, and
-    `events` have happened since: they go on from whichever it is.
+    """The user of a recommendation: an id that the bundle may not know, features, and interactions.
 
-    Method 1 answers a known user from the stored vector: it only leaves out what `history` and `events` name,
-    and takes no `features`.
+    `features` replace the stored ones. `history` replaces the stored one, and `events` extend either. Method 1
+    (precomputed user vectors) takes no `features`, and uses `history` and `events` only to exclude items; method 2 (online
+    user tower) computes the vector from all of them.
     """
 
     user_id: str | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
-    history: abc.Sequence[tuple[str, bool]] | None = None  # item ids, oldest first, and whether the user liked each
-    events: abc.Sequence[tuple[str, bool]] = ()  # likewise
+    history: abc.Sequence[tuple[str, bool]] | None = None
+    """Pairs (item id, liked), oldest first."""
+    events: abc.Sequence[tuple[str, bool]] = ()
+    """Pairs (item id, liked) since the history, oldest first."""
 
     def __post_init__(self) -> None:
         if self.user_id is not None:
@@ -41,14 +43,15 @@ class Request:
 
     @property
     def has_details(self) -> bool:
-        """Whether it says more than who asks."""
+        """True if the request has features, a history or events."""
         return bool(self.features or self.events) or self.history is not None
 
     @classmethod
     def parse(cls, body: Any) -> Request:
-        """From JSON: {"user_id", "features": {column: value}, "history": [id or {"id", "liked"}], "events": [likewise]}.
+        """Return the request of a JSON object with keys user_id, features, history, events; raises DataError.
 
-        Raises DataError for anything else.
+        `features` is an object of columns and values; an entry of `history` or `events` is an item id or
+        {"id": …, "liked": true}.
         """
         if not isinstance(body, dict):
             raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
@@ -58,14 +61,14 @@ class Request:
                 raise DataError(f"request: unknown key '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})")
         user_id, features = body.get("user_id"), body.get("features")
         if isinstance(user_id, bool) or not isinstance(user_id, str | int | None):
-            raise DataError(f"request: user_id is {user_id!r}, expected text or a number")
+            raise DataError(f"request: user_id is {user_id!r}, expected text or a whole number")
         if not isinstance(features, dict | None):
-            raise DataError("request: features is not an object of columns and values")
+            raise DataError(f"request: features is {features!r:.80}, expected an object of columns and values")
         lists: dict[str, list[tuple[str, bool]]] = {}
         for name in ("history", "events"):
             if (value := body.get(name)) is not None:
                 if not isinstance(value, list):
-                    raise DataError(f"request: {name} is not a list")
+                    raise DataError(f"request: {name} is {value!r:.80}, expected a list")
                 lists[name] = [_event(e) for e in value]
         return cls(
             None if user_id is None else str(user_id), features or {}, lists.get("history"), lists.get("events", [])
@@ -79,12 +82,12 @@ def _event(event: Any) -> tuple[str, bool]:
         item, liked = event.get("id"), event.get("liked", True)
         if isinstance(item, str | int) and not isinstance(item, bool) and isinstance(liked, bool):
             return str(item), liked
-    raise DataError(f'request: {event!r} is no event of a history, expected an item id or {{"id": …, "liked": true}}')
+    raise DataError(f'request: a history holds {event!r}, expected an item id or {{"id": …, "liked": true}}')
 
 
 @dataclass(frozen=True)
 class Item:
-    """An item by external id, with its score (the logit; for `similar` a cosine) and the line to show."""
+    """A recommended item: external id, score (the logit; a cosine in `similar`) and title."""
 
     id: str
     score: float
@@ -93,7 +96,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call gives back; `to_json` is the wire form."""
+    """Result of a call of a retriever."""
 
     items: list[Item]
     bundle_id: str
@@ -101,21 +104,22 @@ class Answer:
     source: Source
     milliseconds: float
     truncated: bool = False
-    """Fewer than k were left to give."""
+    """True if fewer than k items remain after the filters."""
     unknown: list[str] = field(default_factory=list)
-    """Features whose values the model has never met, and items of the history it does not know."""
+    """Features with values outside the training data, and items of the history that are not in the bundle."""
 
     def to_json(self) -> str:
+        """Return the answer as JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
 
 def check_k(k: object) -> None:
-    """Raises DataError if no answer can have so many items."""
+    """Raise DataError unless `k` is a whole number from 1 to `MAX_K`."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
         raise DataError(f"k is {k!r}, expected 1 to {MAX_K:,}")
 
 
 def check_method(method: object) -> None:
-    """Raises DataError for what is no method."""
+    """Raise DataError unless `method` is 1 or 2."""
     if method not in (1, 2):
-        raise DataError(f"method is {method}, expected 1 (stored vectors) or 2 (the user tower live)")
+        raise DataError(f"method is {method}, expected 1 (precomputed user vectors) or 2 (online user tower)")

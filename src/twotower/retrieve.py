@@ -1,9 +1,8 @@
-"""The best items for a user, from a published bundle: two methods behind one call.
+"""Retrieval from a published bundle: the items with the highest scores for a user, by two methods.
 
-Method 1 looks the user's vector up. Method 2 runs the user tower on the features and the history of the request.
-Both search the same index, so an unchanged user gets the same answer. Evaluation asks this same object.
-
-No torch: the tower is an ONNX graph.
+Method 1 looks up the precomputed user vector. Method 2 runs the user tower online, on the features and the history of the
+request. Both search the same index, so both give a user without changes the same answer. Serving and the evaluation of a
+bundle use the same class. The tower is an ONNX graph, so torch is not needed.
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ from twotower.request import Answer, Item, Method, Request, Source, UnknownId, c
 from twotower.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
 
 ATTENTION_MAX_CELLS = 2**21
-"""Products of two items of a history that a call of the tower may hold for each of its heads."""
+"""Attention weights that one call of the tower may hold for each head: users times squared history length."""
 NORM_BLOCK_ROWS = 2**13
-"""Vectors that are looked at together."""
+"""Vectors whose norms are computed at a time."""
 REMOTE_MAP_ITEMS = 20_000
-"""Of a remote index, so many items, the most popular, give their directions."""
+"""Number of most popular items whose unit vectors are fetched from a remote index."""
 FILTER_CACHE_ROWS = 2**24
 FILTER_CACHE_ENTRIES = 256
-"""Of the filters asked last are kept so many, and so many rows together (128 MiB)."""
+"""Limits of the cache of filters: rows of all entries (128 MiB), and entries."""
 
 
 class Retriever:
-    """One bundle, loaded."""
+    """A loaded bundle that answers requests."""
 
     def __init__(
         self,
@@ -63,14 +62,17 @@ class Retriever:
         tower_memory: int | None = None,
         inspect_seconds: float = onnx_tower.INSPECT_SECONDS,
     ) -> None:
-        """`bundle` has been verified by `Bundle.open`. A FAISS file is first loaded in a process of its own, unless its
-        SHA-256 is among `verified_indexes`, and so is a tower that is new to this process, which may take `tower_memory` bytes.
-        Raises RunError or BundleError if the bundle's parts are damaged or do not agree, Unavailable if its index is
-        elsewhere and does not answer."""
+        """Load a bundle that `Bundle.open` has verified.
+
+        A FAISS file is first loaded in a child process unless its SHA-256 is in `verified_indexes`, and so is a tower that
+        is new to this process, within `tower_memory` bytes and `inspect_seconds` of processor time beside those for its
+        bytes. Raises RunError or BundleError if files are damaged or inconsistent, Unavailable if the server of the index
+        does not answer.
+        """
         self.bundle = bundle
         self.digests: dict[str, str] = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
         with ExitStack() as held:
-            held.enter_context(bundle.lease())  # once everything is open or read, nobody can take it away
+            held.enter_context(bundle.lease())  # until all files are open or read, so that gc cannot remove them
             try:
                 self._load(bundle, threads, self.index_digest not in verified_indexes, tower_memory, inspect_seconds)
             except (TwoTowerError, MemoryError):
@@ -78,44 +80,44 @@ class Retriever:
             except (
                 Exception,
                 pl.exceptions.PanicException,
-            ) as e:  # it has nothing but the bundle's files to stumble over
+            ) as e:  # only a damaged file of the bundle can cause it
                 what = f"{type(e).__name__}: {first_line(e)}"
                 raise RunError(f"{bundle.folder}: damaged, or of another version ({what})") from e
-            if self.index.remote:  # but a collection goes with its bundle
+            if self.index.remote:  # gc drops a collection with its bundle
                 weakref.finalize(self, held.pop_all().close)
 
     @property
     def index_digest(self) -> str:
-        """The SHA-256 of the FAISS file, an empty string if there is none."""
+        """SHA-256 of the FAISS file, an empty string if the index has none."""
         return self.digests.get("index/index.faiss", "")
 
     def _load(
         self, bundle: Bundle, threads: int, verify: bool, tower_memory: int | None, inspect_seconds: float
     ) -> None:
         folder = bundle.folder
-        with ThreadPoolExecutor(2) as beside:  # they mostly wait for processes that look at files
+        with ThreadPoolExecutor(2) as beside:  # both wait for child processes that verify files
             index = beside.submit(load_index, folder / "index", verify=verify)
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
             limits = InspectionLimits(cpu_seconds=inspect_seconds, max_memory=tower_memory)
-            looked = beside.submit(onnx_tower.inspect_towers, towers, limits=limits)
+            inspected = beside.submit(onnx_tower.inspect_towers, towers, limits=limits)
             schema, self.config = _read_config(folder)
-            # The item tower is not asked here, so its columns are not made.
+            # The item tower is not run, so its columns are not encoded.
             self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))
             self.user_ids, self.item_ids = IdColumn(self.dataset.users.ids), IdColumn(self.dataset.items.ids)
             self.titles = TextColumn(self.dataset.title_column())
             self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
             self.user_vectors: Floats = read_checked(folder / "user_vectors.npy", _matrix)
-            looked.result()
+            inspected.result()
             self.tower = OnnxTower(folder / "user_tower.onnx", threads)
             self.fields = self.dataset.encoders.fields("user")
-            told = read_checked(folder / "vectors.json", _json_object)
+            facts = read_checked(folder / "vectors.json", _json_object)
             self.index: Index = index.result()
         self.index.threads = threads
         bundle.check_consistency(
             {
                 "encoders.json": {"vocab_hash": self.digests.get("encoders.json")},
                 "model.safetensors": {"model": self.digests.get("model.safetensors")},
-                "vectors.json": {n: told.get(n) for n in ("model", "dims", "metric", "users", "items")},
+                "vectors.json": {n: facts.get(n) for n in ("model", "dims", "metric", "users", "items")},
                 "user_vectors.npy": {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
                 "index": {
                     "items": len(self.index) + len(self.index.rejected),
@@ -132,14 +134,14 @@ class Retriever:
         counts = {name: len(c.offsets) - 1 if isinstance(c, Ragged) else len(c) for name, c in self.columns.items()}
         for name, found, expected in (
             *((f"user column '{f.name}'", counts.get(f.name, 0), len(self.user_ids)) for f in self.schema.side("user")),
-            ("what users have met", len(self.seen.offsets) - 1, len(self.user_ids)),
+            ("seen items of users", len(self.seen.offsets) - 1, len(self.user_ids)),
             ("positives of items", len(self.dataset.item_positive_counts), len(self.item_ids)),
         ):
             if found != expected:
                 raise RunError(f"{folder}: damaged ({name}: {found:,} rows, expected {expected:,})")
         self._filter_cache: dict[tuple[tuple[str, str], ...], Ints] = {}
         self._filter_lock = threading.Lock()
-        # Made now, not by the first who asks.
+        # Computed now, so that the first request does not wait for them.
         _ = self.seen, self._item_codes, self.popular, self._popularity_rank
         _ = self._features, self._request_dtypes, self._default_inputs
         if not self.index.remote:
@@ -154,35 +156,37 @@ class Retriever:
 
     @property
     def seen(self) -> Ragged:
-        """User row -> item rows of all their interactions, whatever the part; its source numbers these."""
+        """Item rows of all interactions of each user row, in all parts; `source` holds the interactions' numbers."""
         return self.dataset.interacted_items
 
     @cached_property
     def popular(self) -> Ints:
-        """Item rows, most training positives first."""
+        """Item rows in descending order of training positives."""
         return np.argsort(-self.dataset.item_positive_counts, kind="stable")
 
     @cached_property
     def _popularity_rank(self) -> Ints:
-        """Item row -> its place in `popular`."""
+        """Position in `popular` of each item row."""
         rank = np.empty_like(self.popular)
         rank[self.popular] = np.arange(len(rank))
         return rank
 
     @property
     def user_columns(self) -> list[str]:
-        """The columns that a request's `features` may name."""
+        """Columns allowed in the `features` of a request."""
         return [name for name in self._request_dtypes if name != self.schema.user_id]
 
     @property
     def item_columns(self) -> list[str]:
-        """The columns that `where` may name."""
+        """Columns allowed in `where`."""
         dtypes = self.dataset.items.frame.schema
         return [c for c in _visible_columns(dtypes) if isinstance(dtypes[c], pl.List) or not dtypes[c].is_nested()]
 
     def history(self, user_id: str, n: int) -> list[tuple[str, str, bool]]:
-        """Id and title of the last `n` items that a user met, oldest first, and whether they liked each: of what the
-        tower has been told, the test part left out. Raises UnknownId."""
+        """Return id, title and liked of the last `n` interactions of a user, oldest first, without the test part.
+
+        Raises UnknownId.
+        """
         row, data = self._user_row(user_id), self.dataset
         assert self.seen.source is not None
         mine = self.seen.source[self.seen.offsets[row] : self.seen.offsets[row + 1]]
@@ -197,16 +201,16 @@ class Retriever:
         ]
 
     def has_user(self, user_id: str) -> bool:
-        """Whether the bundle has the user."""
+        """Return True if the user is in the bundle."""
         return self.user_ids.row(user_id) is not None
 
     def stored_features(self, user_id: str) -> dict[str, Any]:
-        """What a request's `features` would replace: the known user's row of the users table. Raises UnknownId."""
+        """Return the stored features of a user, which the `features` of a request replace. Raises UnknownId."""
         row: dict[str, Any] = self.dataset.users.frame.row(self._user_row(user_id), named=True)
         return {name: row[name] for name in self.user_columns}
 
     def seen_items(self, user_id: str) -> list[str]:
-        """The items that a known user has met, which answers leave out. Raises UnknownId."""
+        """Return the ids of the items that a user has seen, which answers exclude. Raises UnknownId."""
         items: list[str] = self.item_ids.column.gather(row_of(self.seen, self._user_row(user_id))).to_list()
         return items
 
@@ -232,48 +236,49 @@ class Retriever:
         vector: Floats | None = None,
         fallback: bool = False,
     ) -> Answer:
-        """The best `k` items for who asks, what they have met left out unless `keep_seen`.
+        """Return the `k` items with the highest scores for a user, without seen items unless `keep_seen`.
 
-        `allow` and `ban` are item ids, `where` wants an item column to equal a value (or to hold it, for a column of
-        several). A user the bundle does not know gets the tower on what the request says of them ("cold_start"), or
-        the most popular items if it says nothing ("popular"). A `vector` (1, D) stands for what `vector` gives, and is
-        searched with as it is. `fallback` gives the most popular items ("fallback") without a search. Raises DataError
-        for what cannot be used, Unavailable if the index is elsewhere and does not answer.
+        `allow` and `ban` are item ids; `where` requires an item column to equal a value, or to hold it (a column of lists).
+        An unknown user gets the tower's vector of what the request gives ("cold_start"), or the most popular items if it
+        gives nothing ("popular"). `vector` (1, D) replaces the one of `embed_request`. `fallback` answers with the most
+        popular items without a search ("fallback"). `exact` scores all items. Raises DataError for an invalid argument,
+        Unavailable if the server of the index does not answer.
         """
         started = time.perf_counter()
         check_k(k)
         if isinstance(allow, str) or isinstance(ban, str):
-            raise DataError("allow and ban are lists of item ids, not one text")
+            raise DataError("allow or ban is a text, expected a list of item ids")
         check_method(method)
         row = self._find_user(request)
         source = _answer_source(request, row)
         unknown: list[str] = []
         named = self._item_rows_by_id(request)
-        out = self._known_item_rows(ban)
+        excluded = self._known_item_rows(ban)
         if not keep_seen:
-            met = [r for r in named.values() if r >= 0]
-            out = np.concatenate([out, np.array(met, np.int64), row_of(self.seen, row) if row is not None else out[:0]])
+            given = np.array([r for r in named.values() if r >= 0], np.int64)
+            stored = row_of(self.seen, row) if row is not None else excluded[:0]
+            excluded = np.concatenate([excluded, given, stored])
         allowed = self._allowed_rows(allow, where)
         if fallback:
             source = "fallback"
         if fallback or (vector is None and source == "popular"):
-            rows, scores = self._most_popular(k, out, allowed)
+            rows, scores = self._most_popular(k, excluded, allowed)
         else:
             if vector is None:
                 vector = self._request_vector(request, row, method, named, unknown)
             elif source == "popular":
                 source = "cold_start"
-            found, values = self.index.search(vector, k, allowed=allowed, banned=[out], exact=exact)
+            found, values = self.index.search(vector, k, allowed=allowed, banned=[excluded], exact=exact)
             rows, scores = found[0], values[0]
         items = self._answer_items(rows, scores)
         spent = (time.perf_counter() - started) * 1e3
         return Answer(items, self.bundle.id, method, source, round(spent, 3), len(items) < k, unknown)
 
     def embed_request(self, request: Request, method: Method = 2) -> tuple[Floats, Source, list[str]]:
-        """The vector (1, D) that `recommend` searches with, where it comes from, and what of the request is unknown.
+        """Return the vector (1, D) that `recommend` searches with, its source, and the unknown parts of the request.
 
-        "popular" is somebody of whom nothing is known: `recommend` does not search then, and the vector is the tower's
-        of a user without features or history. Raises DataError as `recommend` does.
+        With source "popular", a user without data, `recommend` does not search; the vector is then the tower's of empty
+        inputs. Raises DataError as `recommend` does.
         """
         check_method(method)
         row = self._find_user(request)
@@ -285,16 +290,16 @@ class Retriever:
         )
 
     def _find_user(self, request: Request) -> int | None:
-        """The row of a known user."""
+        """Return the row of the request's user, None for an unknown one."""
         return None if request.user_id is None else self.user_ids.row(request.user_id)
 
     def unknown_items(self, items: Iterable[str]) -> list[str]:
-        """The item ids that the bundle does not know, each once."""
+        """Return the distinct item ids that are not in the bundle."""
         distinct = list(dict.fromkeys(items))
         return [i for i, row in zip(distinct, self.item_ids.rows(distinct), strict=True) if row < 0]
 
     def _item_rows_by_id(self, request: Request) -> dict[str, int]:
-        """The rows of the items that the history and the events name, -1 for those that are not known."""
+        """Return the row of each item in history and events, -1 for unknown items."""
         items = [i for i, _ in (*(request.history or ()), *request.events)]
         return dict(zip(items, self.item_ids.rows([str(i) for i in items]), strict=True))
 
@@ -305,15 +310,17 @@ class Retriever:
             return self._run_tower(request, row, named, unknown)
         if request.features:
             raise DataError(
-                f"request: method 1 answers user '{request.user_id}' from the stored vector, which features do not "
-                "change; ask by method 2, or leave the features out"
+                f"request: method 1 (precomputed user vectors) takes no features, and user '{request.user_id}' has some; use "
+                "method 2, or leave the features out"
             )
         vector: Floats = self.user_vectors[row : row + 1]
         return vector
 
     def explain(self, request: Request, method: Method = 2) -> tuple[Floats, list[tuple[GateInfo, Floats]]]:
-        """The vector (1, D) that `recommend` searches with, and the weights (fields,) of each SENet gate as the tower
-        reads the request. Raises DataError as `recommend` does."""
+        """Return the vector (1, D) that `recommend` searches with, and the weights (fields,) of each SENet gate.
+
+        Raises DataError as `recommend` does.
+        """
         check_method(method)
         row = self._find_user(request)
         named = self._item_rows_by_id(request)
@@ -324,41 +331,41 @@ class Retriever:
         return vector, [(gate, w[0]) for gate, w in zip(self.tower.gates, weights, strict=True)]
 
     def _run_tower(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Floats:
-        """(1, D): the user tower on the stored columns of `row`, with what the request says in their place."""
+        """Return the user tower's vector (1, D) of the stored columns of `row`, updated by the request."""
         vector = self.tower(self._tower_inputs(request, row, named, unknown))
         _check_vector(vector)
         return vector
 
     def _tower_inputs(self, request: Request, row: int | None, named: dict[str, int], unknown: list[str]) -> Feed:
-        """What the tower reads."""
-        told = self._request_columns(request, row)
+        """Return the inputs of the user tower for a request."""
+        given = self._request_columns(request, row)
         values: dict[str, npt.NDArray[Any]] = {}
         for f in self._features:
             if isinstance(f, Sequence):
                 values[f.name] = self._sequence_codes(f, request, row, named, unknown)
                 continue
-            if f.source in told:
-                values[f.name] = row_of(self.dataset.encoders.encode(f, told[f.source]), 0)
+            if f.source in given:
+                values[f.name] = row_of(self.dataset.encoders.encode(f, given[f.source]), 0)
             elif row is not None:
                 values[f.name] = row_of(self.columns[f.name], row)
             else:
-                unsaid = self._default_inputs[f.name]
-                if isinstance(unsaid, str):
-                    raise DataError(unsaid)
-                values[f.name] = unsaid
+                default = self._default_inputs[f.name]
+                if isinstance(default, str):
+                    raise DataError(default)
+                values[f.name] = default
             if f.source in request.features and _is_unknown(values[f.name]):
                 unknown.append(f.name)
         return feed_row(self.fields, values)
 
     def _request_columns(self, request: Request, row: int | None) -> dict[str, pl.Series]:
-        """What the request says of the user: one value for each column that it names, of the column's type."""
+        """Return one value of the column's type for each column that the request names."""
         values, key = dict(request.features), self.schema.user_id
         if request.user_id is not None and row is None:
             values.setdefault(key, request.user_id)
-        told: dict[str, pl.Series] = {}
+        columns: dict[str, pl.Series] = {}
         for name, value in values.items():
             if name not in self._request_dtypes:
-                if name == key:  # which no feature reads
+                if name == key:  # no feature reads it
                     continue
                 allowed = sorted(self.user_columns)
                 raise DataError(
@@ -369,45 +376,45 @@ class Retriever:
                 if isinstance(value, dict):
                     raise TypeError
                 given = pl.Series(name, [value], strict=False)
-                told[name] = _cast_value(given, dtype, name in self._categorical_columns)
+                columns[name] = _cast_value(given, dtype, name in self._categorical_columns)
             except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: half a character
                 if name == key:  # an id of another kind is an unknown user
                     continue
                 raise DataError(f"request: feature '{name}' is {value!r}, expected {dtype}") from None
-        return told
+        return columns
 
     @cached_property
     def _features(self) -> tuple[Feature, ...]:
-        """What the user tower reads."""
+        """Features of the user tower."""
         return self.schema.side("user")
 
     @cached_property
     def _request_dtypes(self) -> dict[str, pl.DataType]:
-        """The columns that features read, and what a value of each is; statistics are not for a request to say."""
+        """Columns that a request may give, with their types; statistics are computed, not given."""
         frame = self.dataset.users.frame.schema
         read = {
             f.source: frame[f.source]
             for f in self._features
             if not isinstance(f, Sequence) and not (isinstance(f, Numeric) and f.statistic)
         }
-        # A column of texts that all are digits was read as numbers; what is asked may be anything.
+        # A text column of digits only was read as numbers; a request may give any text.
         return read | {f.source: pl.String() for f in self.schema.texts("user")}
 
     @cached_property
     def _categorical_columns(self) -> set[str]:
-        """Columns that are read as values of a vocabulary and not as numbers."""
+        """Columns that are read as values of a vocabulary, not as numbers."""
         numbers = {f.source for f in self._features if isinstance(f, Numeric | Vector)}
         return {f.source for f in self._features if isinstance(f, Categorical | MultiHot)} - numbers
 
     @cached_property
     def _default_inputs(self) -> dict[str, npt.NDArray[Any] | str]:
-        """By feature what the tower reads where nothing is said, or why it cannot be left unsaid."""
-        nobody = self.dataset.users.frame.clear(1)
+        """Input of each feature for a request without a value, or the error message if a value is required."""
+        empty = self.dataset.users.frame.clear(1)
         found: dict[str, npt.NDArray[Any] | str] = {}
         for f in self._features:
             if isinstance(f, Sequence):
                 continue
-            series = nobody[f.source].cast(self._request_dtypes.get(f.source, nobody.schema[f.source]))
+            series = empty[f.source].cast(self._request_dtypes.get(f.source, empty.schema[f.source]))
             if isinstance(f, Numeric) and f.statistic == "count":
                 series = series.fill_null(0.0)
             try:
@@ -419,14 +426,14 @@ class Retriever:
     def _sequence_codes(
         self, feature: Sequence, request: Request, row: int | None, named: dict[str, int], unknown: list[str]
     ) -> Codes:
-        """The codes of a sequence: the stored or the told history, and the events since."""
+        """Return the codes of a sequence: the stored or given history, extended by the events."""
         if request.history is not None:
             codes = self._event_codes(feature, request.history, named, unknown)
         else:
             codes = row_of(self.columns[feature.name], row) if row is not None else np.zeros(0, np.int32)
         if request.events:
             events = request.events
-            if self.schema.duplicates == "last":  # as in training: a pair is what it was last
+            if self.schema.duplicates == "last":  # as in training: the last interaction of a pair counts
                 codes = codes[~np.isin(codes, self._codes_of_events(feature, events, named))]
                 last: dict[str, bool] = {}
                 for item, liked in events:
@@ -439,7 +446,7 @@ class Retriever:
     def _event_codes(
         self, feature: Sequence, history: abc.Sequence[tuple[str, bool]], named: dict[str, int], unknown: list[str]
     ) -> Codes:
-        """The codes of a sequence, of the events that belong in it and whose items are known."""
+        """Return the codes of those events that belong to a sequence and whose items are known."""
         rows: list[int] = []
         strange: dict[str, None] = {}
         for item, liked in history:
@@ -455,26 +462,26 @@ class Retriever:
     def _codes_of_events(
         self, feature: Sequence, events: abc.Sequence[tuple[str, bool]], named: dict[str, int]
     ) -> Codes:
-        """The codes of the items of the events, liked or not; the unknown code is of many items, and none of them."""
+        """Return the codes of the items of events, liked or not, without the code of unknown items."""
         codes = self._item_codes[feature.name][np.array([r for i, _ in events if (r := named[i]) >= 0], np.int64)]
-        met: Codes = codes[codes != UNKNOWN]
-        return met
+        known: Codes = codes[codes != UNKNOWN]
+        return known
 
     @cached_property
     def _item_codes(self) -> dict[str, Codes]:
-        """Per sequence of the user side the code of every item row."""
+        """Code of each item row, by sequence feature of the user side."""
         encoders, ids = self.dataset.encoders, self.dataset.items.ids
         return {f.name: encoders.sequence_codes(f, ids) for f in self.schema.side("user") if isinstance(f, Sequence)}
 
-    def _most_popular(self, k: int, out: Ints, allowed: Ints | None) -> tuple[Ints, Floats]:
-        # The first k and as many as are left out are enough; a catalogue may be large.
-        n = k + len(out)
+    def _most_popular(self, k: int, excluded: Ints, allowed: Ints | None) -> tuple[Ints, Floats]:
+        # The first k + len(excluded) suffice; a catalogue may be large.
+        n = k + len(excluded)
         if allowed is None:
             rows = self.popular[:n]
         else:
             rank = self._popularity_rank[allowed]
             rows = self.popular[np.sort(np.partition(rank, n)[:n] if n < len(rank) else rank)]
-        rows = rows[~np.isin(rows, out)][:k]
+        rows = rows[~np.isin(rows, excluded)][:k]
         return rows, np.zeros(len(rows), np.float32)
 
     def _answer_items(self, rows: Ints, scores: Floats) -> list[Item]:
@@ -483,16 +490,16 @@ class Retriever:
         return [Item(ids[row], score, titles[row]) for row, score in found if row >= 0]
 
     def _known_item_rows(self, ids: abc.Sequence[str]) -> Ints:
-        """Rows of the item ids that are known."""
+        """Return the rows of those item ids that are in the bundle."""
         return np.array([r for r in self.item_ids.rows([str(i) for i in ids]) if r >= 0], np.int64)
 
     def count_allowed(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> int | None:
-        """How many items the filters let through, or None without filters. Raises DataError."""
+        """Return the number of items that pass the filters, None without filters. Raises DataError."""
         allowed = self._allowed_rows(allow, where)
         return None if allowed is None else len(allowed)
 
     def _allowed_rows(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> Ints | None:
-        """Rows that the filters let through, rising, or None without filters."""
+        """Return the rows of the items that pass the filters, ascending; None without filters."""
         allowed = None if allow is None else np.unique(self._known_item_rows(allow))
         if not where:
             return allowed
@@ -500,10 +507,10 @@ class Retriever:
         return rows if allowed is None else _intersection(rows, allowed)
 
     def _matching_rows(self, wanted: tuple[tuple[str, str], ...]) -> Ints:
-        """Item rows, rising, whose columns have the values; what was asked last is kept."""
+        """Return the item rows, ascending, whose columns have the values; recent results are cached."""
         with self._filter_lock:
             if (rows := self._filter_cache.pop(wanted, None)) is not None:
-                self._filter_cache[wanted] = rows  # the last again
+                self._filter_cache[wanted] = rows  # now the most recent
                 return rows
         if len(wanted) == 1:
             rows = self._rows_with_value(*wanted[0])
@@ -520,15 +527,15 @@ class Retriever:
         return rows
 
     def _rows_with_value(self, column: str, value: str) -> Ints:
-        """Item rows whose column equals the value, or holds it."""
+        """Return the item rows whose column equals the value, or holds it (a column of lists)."""
         frame = self.dataset.items.frame
         known = _visible_columns(frame.columns)
         if column not in known:
             raise DataError(
-                f"filter: items have no column '{column}'{did_you_mean(column, known)} (found: {', '.join(known)})"
+                f"filter: items have no column '{column}'{did_you_mean(column, known)} (allowed: {', '.join(known)})"
             )
         series = frame[column]
-        value = value.encode(errors="backslashreplace").decode()  # half a character, which no column holds
+        value = value.encode(errors="backslashreplace").decode()  # a lone surrogate, which no column holds
         for f in self.schema.side("item"):
             if isinstance(f, MultiHot) and f.source == column and f.separator and series.dtype == pl.String:
                 series = series.str.split(f.separator)
@@ -540,7 +547,7 @@ class Retriever:
             found = canonical_ids(series).cast(pl.String) == value
         return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
 
-    # ---- a text
+    # ---- text search
 
     def search(
         self,
@@ -553,11 +560,12 @@ class Retriever:
         where: Mapping[str, str] | None = None,
         exact: bool = False,
     ) -> Answer:
-        """The best `k` items for a text, by the user tower on that alone (method 2).
+        """Return the `k` items with the highest scores for a text, by the user tower with that text as its only input.
 
-        `feature` names a text feature of the users, if they have some of different columns; filters are as in `recommend`.
-        A text of whose grams the model knows none gets the most popular items ("popular"), and `unknown` names its
-        features. Raises DataError if there is no such feature, or the text holds no word.
+        `feature` names a text feature of the users, and is required if their text features read several columns. Filters
+        are those of `recommend`. If the model knows none of the text's n-grams, the answer is the most popular items
+        (source "popular"), and `unknown` names the features. Raises DataError for an unknown feature or a text without a
+        word.
         """
         if not isinstance(text, str):
             raise DataError(f"search: the text is {text!r}, expected text")
@@ -565,12 +573,12 @@ class Retriever:
         for f in self.schema.side("user"):
             if f.missing == "error" and f.source != column:
                 raise DataError(
-                    f"search: feature '{f.name}' of the users has missing = 'error', and a text alone does not give it; "
-                    "ask recommend, with features"
+                    f"search: feature '{f.name}' of the users has missing = 'error', so a text alone does not suffice; use "
+                    "recommend, with features"
                 )
-        text = text.encode(errors="replace").decode()  # half a character is no letter
+        text = text.encode(errors="replace").decode()  # a lone surrogate is no letter
         if not len(words(pl.Series(column, [text]))[1]):
-            raise DataError("search: the text holds no word; give at least one letter or digit")
+            raise DataError("search: the text holds no word, expected at least one letter or digit")
         request = Request(features={column: text})
         answer = self.recommend(request, k, 2, allow=allow, ban=ban, where=where, exact=exact)
         if len(answer.unknown) < sum(f.source == column for f in self.schema.side("user")):
@@ -579,11 +587,11 @@ class Retriever:
         return replace(popular, unknown=answer.unknown)
 
     def _text_column(self, name: str) -> str:
-        """The column that the text feature `name` of the users reads, or the one that all of them read."""
+        """Return the column of the text feature `name` of the users, or the column that all text features read."""
         columns = {f.name: f.source for f in self.schema.texts("user")}
         if not columns:
             raise DataError(
-                "search: this bundle's users have no text feature; train one with kind = 'text', side = 'user'"
+                "search: the users of this bundle have no text feature; train with a feature of kind = 'text', side = 'user'"
             )
         if name and name not in columns:
             raise DataError(
@@ -596,8 +604,10 @@ class Retriever:
     # ---- items
 
     def similar(self, item_id: str, k: int = 10) -> Answer:
-        """The `k` items whose vectors point most nearly the same way (biases left out). Raises UnknownId for an item
-        the bundle does not know, DataError for one without a vector."""
+        """Return the `k` items with the highest cosine to an item, without the bias columns.
+
+        Raises UnknownId for an unknown item, DataError for one without a vector, Unavailable.
+        """
         started = time.perf_counter()
         check_k(k)
         row = self.item_ids.row(str(item_id))
@@ -605,7 +615,7 @@ class Retriever:
             raise UnknownId(f"item '{item_id}' is not among the {len(self.item_ids):,} items of this bundle")
         query = self._vectors_without_bias(np.array([row]))
         if not len(query):
-            raise DataError(f"item '{item_id}' has no vector to compare (it was rejected when the index was built)")
+            raise DataError(f"item '{item_id}' has no vector (the index rejected it: not finite, or of norm 0)")
         query /= np.maximum(np.linalg.norm(query), 1e-12)
         if self.index.remote:
             rows, scores = self._nearest(query, k)
@@ -622,9 +632,9 @@ class Retriever:
         return Answer(items, self.bundle.id, 1, "model", round(spent, 3), len(items) < k)
 
     def _nearest(self, query: Floats, k: int) -> tuple[Ints, Floats]:
-        """Rows, rising, that include those nearest to a direction (1, D), and their cosines.
+        """Return rows, ascending, that include those nearest to a unit vector (1, D), and their cosines.
 
-        The index finds the largest products; where lengths differ, some more of these are the nearest.
+        The index ranks by inner product; if norms differ, more candidates are needed to include the highest cosines.
         """
         n = min(len(self.index), k + 1 if self.config.model.similarity == "cosine" else 8 * k + 64)
         rows = np.sort(self.index.search(query, n)[0][0])
@@ -634,7 +644,7 @@ class Retriever:
         return rows, cosines
 
     def _vectors_without_bias(self, rows: Ints) -> Floats:
-        """The vectors (n, D) of rows of the index, with zeros in the bias columns."""
+        """Return the vectors (n, D) of rows of the index, with zeros in the bias columns."""
         vectors = np.array(self.index.vectors(rows), np.float32)
         if self.config.model.bias:
             vectors[:, -2:] = 0
@@ -642,7 +652,7 @@ class Retriever:
 
     @cached_property
     def _norms(self) -> tuple[Ints, Floats]:
-        """The index's rows, and the lengths of their vectors without the biases."""
+        """Rows (N,) of the index, and the norms (N,) of their vectors without the bias columns."""
         rows = self.index.rows
         lengths = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), NORM_BLOCK_ROWS):
@@ -652,8 +662,10 @@ class Retriever:
 
     @cached_property
     def unit_vectors(self) -> tuple[Floats, Ints, Ints]:
-        """Unit vectors of the index's rows without the bias columns, these rows, and the place of every item row
-        (-1: none). Of a remote index, those of the most popular items. Raises Unavailable."""
+        """Unit vectors (n, D) without the bias columns, their item rows (n,), and the position of each item row (-1: none).
+
+        Of a remote index, only the most popular items. Raises Unavailable.
+        """
         if self.index.remote:
             known = self.popular[np.isin(self.popular, self.index.rows)]
             rows = np.sort(known[:REMOTE_MAP_ITEMS])
@@ -664,16 +676,16 @@ class Retriever:
             vectors = self.index.vectors(rows)
         if self.config.model.bias:
             vectors = vectors[:, :-2]
-        place = np.full(len(self.item_ids), -1, np.int64)
-        place[rows] = np.arange(len(rows))
-        return vectors / lengths[:, None], rows, place
+        position = np.full(len(self.item_ids), -1, np.int64)
+        position[rows] = np.arange(len(rows))
+        return vectors / lengths[:, None], rows, position
 
     # ---- many users
 
     def rank_items(
         self, users: Ints, k: int, method: Method, seen: Ragged, exact: bool = False, block: int = 256
     ) -> Ints:
-        """(len(users), k) item rows for known users by row, what `seen` holds for them left out; -1 past the end."""
+        """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, padded with -1."""
         best = np.full((len(users), k), -1, np.int64)
         for start in range(0, len(users), block):
             rows = users[start : start + block]
@@ -683,17 +695,17 @@ class Retriever:
         return best
 
     def embed_users(self, users: Ints, method: Method) -> Floats:
-        """(len(users), D) of known users: looked up, or by the tower on their stored features and history."""
+        """Return the vectors (B, D) of user rows (B,): precomputed (1), or by the tower on stored features (2)."""
         if method == 1:
             return np.asarray(self.user_vectors[users], np.float32)
-        # Attention holds a number for every two items of a history, and as many rows as it is asked with.
+        # Attention holds a weight for every two items of a history, for all users of a call.
         longest = max((f.limit for f in self.fields), default=0)
         step = max(1, ATTENTION_MAX_CELLS // longest**2) if longest else max(1, len(users))
         blocks = range(0, max(1, len(users)), step)
         return np.concatenate([self.tower(feed(self.fields, self.columns, users[b : b + step])) for b in blocks])
 
     def seen_before(self, part: int) -> Ragged:
-        """User row -> item rows of the interactions that come before `part`."""
+        """Return the item rows of each user's interactions in the parts before `part`."""
         pairs, parts = self.dataset.pairs, self.dataset.parts
         keep = (parts < part) if part != TRAIN else np.zeros(len(parts), bool)
         return Ragged.from_pairs(pairs.user[keep], pairs.item[keep], len(self.user_ids))
@@ -706,17 +718,18 @@ def _read_config(folder: Path) -> tuple[Schema, Config]:
     except (ValueError, RecursionError, ConfigError) as e:
         raise RunError(f"{path}: {e}") from None
     if schema is None:
-        raise RunError(f"{path}: the schema is missing")
+        raise RunError(f"{path}: section [schema] is missing")
     return schema, config
 
 
 def _cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:
-    """A value of a request as one of the column's type. Raises PolarsError if it cannot be one.
+    """Cast a value of a request to the column's type. Raises PolarsError.
 
-    Of a category in whole numbers it stays as it is spelled: "007" is not 7, and 1.5 not 1."""
+    Categories of whole numbers keep their spelling: "007" is not 7, and 1.5 not 1.
+    """
     column = given.cast(dtype, strict=True) if given.dtype != dtype else given
-    said, kept = (t.inner if isinstance(t, pl.List | pl.Array) else t for t in (given.dtype, dtype))
-    return given if category and kept.is_integer() and (said == pl.String or said.is_float()) else column
+    given_type, kept = (t.inner if isinstance(t, pl.List | pl.Array) else t for t in (given.dtype, dtype))
+    return given if category and kept.is_integer() and (given_type == pl.String or given_type.is_float()) else column
 
 
 def _matrix(path: Path) -> Floats:
@@ -735,7 +748,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _check_vector(vector: Floats) -> None:
     if not np.linalg.norm(vector.astype(np.float64)) < MAX_NORM:
-        raise DataError("request: the user tower's vector is not finite; is a number among the features too large?")
+        raise DataError("request: the user tower's vector is not finite; use smaller numbers in the features")
 
 
 def _answer_source(request: Request, row: int | None) -> Source:
@@ -745,16 +758,16 @@ def _answer_source(request: Request, row: int | None) -> Source:
 
 
 def _visible_columns(columns: Iterable[str]) -> list[str]:
-    """The columns of a table without those that were made for statistics."""
+    """Return the columns of a table without those of computed statistics."""
     return [c for c in columns if not c.startswith("__")]
 
 
 def _intersection(rows: Ints, others: Ints) -> Ints:
-    """The rows that are in both, of rising ones."""
+    """Return the rows in both ascending arrays."""
     fewer, more = (rows, others) if len(rows) < len(others) else (others, rows)
     return fewer[is_in_sorted(more, fewer)]
 
 
 def _is_unknown(values: npt.NDArray[Any]) -> bool:
-    """Whether one row of a column holds nothing the model has met."""
+    """Return True if one row of an encoded column holds only the code of unknown values."""
     return values.dtype == np.int32 and not values.any()

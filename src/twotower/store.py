@@ -1,12 +1,12 @@
-"""The store of published models: every version a bundle, and one line that says which is served.
+"""A store of published models: a bundle for each version, and a file that names the current one.
 
-bundles/<id>/    a bundle (bundle.py): what the publisher wrote, and its manifest
-CURRENT          the id that is served, replaced in one step
-HISTORY.jsonl    a line for every publish, refusal, rollback, removal and recovery
-LOCK             held by the one process that changes the store, and who that is
+bundles/<id>/    a bundle (bundle.py): the publisher's files and the manifest
+CURRENT          the id of the served bundle, replaced atomically
+HISTORY.jsonl    a line for each publish, refusal, rollback, removal and recovery
+LOCK             locked by the process that changes the store, with the name of that process
 
-An id is a time, later than every id before it, and a digest of the manifest. The module knows nothing of towers:
-content is written and probed by callables. Readers need no lock.
+An id is a time, later than those of all ids before it, and a digest of the manifest. The module does not depend on the
+content of bundles: callables write and probe it. Readers need no lock.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PROGRAMMING_ERRORS = (
     KeyError,
     NameError,
     TypeError,
-)  # no fault of input or machine
+)  # errors of the program, not of input or machine
 _CURRENT_MAX_BYTES = 1000
 _HISTORY_MAX_BYTES = 64 << 20  # some 200,000 lines
 _CURRENT_ACTIONS = {"publish", "rollback", "recover"}
@@ -47,7 +47,7 @@ _CURRENT_ACTIONS = {"publish", "rollback", "recover"}
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """A line of the list of bundles; `damaged` is the reason why it cannot be opened. Checksums are not looked at."""
+    """Entry in the list of bundles. `damaged` is the reason of an error, without a check of checksums; None if intact."""
 
     id: str
     created: str | None
@@ -58,50 +58,50 @@ class BundleInfo:
 
 
 class Store:
-    """The bundles in a folder. Raises BundleError if the folder is not a store."""
+    """Bundles in a folder. Raises BundleError if the folder is not a store."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._bundles = self.path / "bundles"
         if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _STORE_FILES):
-            raise BundleError(f"{path}: no store here; `publish(run, store={python_literal(path)})` makes one", "store")
+            raise BundleError(f"{path}: not a store; `publish(run, store={python_literal(path)})` creates one", "store")
 
     @classmethod
     def create(cls, path: Path | str) -> Store:
-        """The store in `path`, made if the folder is new or empty. Raises BundleError if it holds anything else."""
+        """Open the store in `path`, or create it in a new or empty folder. Raises BundleError for any other folder."""
         path = Path(path)
         with suppress(BundleError):
             return cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            strange = sorted(
+            foreign = sorted(
                 p.name for p in path.iterdir() if not p.name.startswith(".") and p.name not in _STORE_FILES
             )
-            if strange:
-                raise BundleError(f"{path}: not empty and not a store (it holds {strange[0]}); choose another", "store")
+            if foreign:
+                raise BundleError(f"{path}: not empty and not a store (it holds {foreign[0]}); choose another", "store")
             (path / "bundles").mkdir(exist_ok=True)
             (path / "LOCK").touch()
             files.sync(path)
             files.sync(path.absolute().parent)
         except OSError as e:
-            raise BundleError(f"{path}: no store can be made there ({e.strerror})", "store") from e
+            raise BundleError(f"{path}: cannot create a store ({e.strerror})", "store") from e
         return cls(path)
 
     def current(self) -> Bundle:
-        """The bundle that is served, verified. Raises BundleError with what there is and what to do."""
+        """Return the current bundle, verified. Raises BundleError that names the available bundles and the command."""
         name = self._pointer()
         while True:
             try:
                 return self.open(name)
             except BundleError as e:
                 tried, name = name, self._pointer()
-                if name != tried:  # it was replaced, and perhaps removed, between the two reads
+                if name != tried:  # it was replaced between the two reads
                     continue
-                advice = f"{self._available()}; `rollback(store={python_literal(self.path)})` goes back to one of them"
+                advice = f"{self._available()}; `rollback(store={python_literal(self.path)})` returns to an earlier one"
                 raise BundleError(f"{e}; {advice}" if name else str(e), e.reason) from e
 
     def current_stamp(self) -> tuple[str, int]:
-        """What CURRENT says and when that was written, in ns: another stamp is a reason to look. Raises BundleError."""
+        """Return the content and the modification time (ns) of CURRENT, to detect changes. Raises BundleError."""
         name = self._pointer()
         try:
             return name, (self.path / "CURRENT").stat().st_mtime_ns
@@ -109,19 +109,19 @@ class Store:
             return name, 0
 
     def touch_current(self) -> None:
-        """Give CURRENT another stamp, so that every reader looks again. Raises BundleError if nothing is current."""
+        """Update the modification time of CURRENT, so that readers load again. Raises BundleError if no bundle is current."""
         try:
             os.utime(self.path / "CURRENT")
         except OSError as e:
             raise BundleError(f"{self.path / 'CURRENT'}: cannot be touched ({e.strerror})", "unreadable") from e
 
     def recent_ids(self, n: int) -> list[str]:
-        """The last `n` bundles that were current, the latest first, as far as the history tells."""
-        flips = (line["bundle"] for line in reversed(self.history()) if line.get("action") in _CURRENT_ACTIONS)
-        return list(dict.fromkeys(name for name in flips if name))[:n]
+        """Return the last `n` current bundles of the history, the latest first."""
+        changes = (line["bundle"] for line in reversed(self.history()) if line.get("action") in _CURRENT_ACTIONS)
+        return list(dict.fromkeys(name for name in changes if name))[:n]
 
     def bundles(self) -> list[BundleInfo]:
-        """All bundles, the oldest first."""
+        """Return all bundles, the oldest first."""
         current = self._pointer()
 
         def line(name: str) -> BundleInfo:
@@ -136,7 +136,7 @@ class Store:
         return [line(name) for name in self._ids()]
 
     def history(self) -> list[dict[str, Any]]:
-        """The log, the oldest line first; what is not a line of ours is left out."""
+        """Return the entries of HISTORY.jsonl, the oldest first, without invalid lines."""
         lines = []
         with suppress(FileNotFoundError):
             for text in self._read("HISTORY.jsonl", _HISTORY_MAX_BYTES).decode(errors="replace").split("\n"):
@@ -154,12 +154,12 @@ class Store:
         reason: str = "",
         force: bool = False,
     ) -> Bundle:
-        """Make a bundle of what `write` puts into a folder, verify it, probe it, and make it current.
+        """Create a bundle of the files that `write` puts into a folder, verify it, probe it, and make it current.
 
-        `write` returns the facts of the manifest (bundle.FIELDS without bundle, created, forced and files; more are welcome).
-        Its `recall_check` has the `recall` that was measured and the `threshold` it must reach; `force` publishes nevertheless.
-        Raises BundleError, with CURRENT unchanged and nothing left behind, if anything fails; whatever is not an
-        error of input or the machine (an interrupt) passes through.
+        `write` returns the facts of the manifest: bundle.MANIFEST_FIELDS without bundle, created, forced and files; others
+        are allowed. Its `recall_check` has the measured `recall` and its `threshold`; `force` publishes below it. On any
+        failure CURRENT is unchanged and no file remains; raises BundleError for errors of input or machine, while
+        interrupts and errors of the program pass through.
         """
         with self._locked("publish") as stamp:
             old, stage = self._pointer(), "write"
@@ -185,7 +185,7 @@ class Store:
                 stage = "write"
                 files.write(self.path / "CURRENT", f"{name}\n", 0o644)
             except BaseException as e:
-                if self._pointer() == folder.name:  # it is served already: only the sync of the folder failed
+                if self._pointer() == folder.name:  # it is current already: only the sync of the folder failed
                     raise
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -206,9 +206,9 @@ class Store:
             return bundle
 
     def rollback(self, to: str | None = None, *, reason: str = "") -> Bundle:
-        """Make `to`, or the bundle that was current before this one, current again. Raises BundleError.
+        """Make bundle `to`, by default the previously current one, current again. Raises BundleError.
 
-        A second rollback goes further back: what was rolled back from is reached by its id only.
+        Another rollback goes further back; the bundle rolled back from is reached by its id only.
         """
         with self._locked("rollback"):
             old, name = self._pointer(), to or self._previous()
@@ -221,26 +221,26 @@ class Store:
             return bundle
 
     def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
-        """Remove old bundles and what killed publishers left; the ids that went.
+        """Remove old bundles and the remains of killed publishers; return the removed ids.
 
-        The `keep` newest stay, among which no stray is, CURRENT, the one a rollback goes to, and those a reader has a lease on. A reader
-        without a lease keeps the files it has open. `also` is done at the end, while nobody else changes the store.
-        Raises ConfigError if `keep` is below 2.
+        Kept are the `keep` newest (without strays), the current bundle, the one that a rollback returns to, and those with
+        a lease. A reader without a lease keeps its open files. `also` is called at the end, under the lock. Raises
+        ConfigError if `keep` is below 2.
         """
         if keep < 2:
-            raise ConfigError(f"keep is {keep}, it must be at least 2: the current bundle and one to go back to")
+            raise ConfigError(f"keep is {keep}, expected at least 2: the current bundle and one for a rollback")
         with self._locked("gc"):
             strays = self._strays()
             ids = sorted(self._ids(), key=lambda name: (name not in strays, name))
             current = self._pointer()
-            stay = {current, self._previous(), *ids[-keep:]}
-            gone = []
+            kept = {current, self._previous(), *ids[-keep:]}
+            removed = []
             for name in ids:
-                if name not in stay and self._remove(name):
+                if name not in kept and self._remove(name):
                     self._log("gc", name, current, f"keep {keep}")
-                    gone.append(name)
+                    removed.append(name)
             also()
-            return gone
+            return removed
 
     def _ids(self) -> list[str]:
         return sorted(
@@ -251,16 +251,16 @@ class Store:
         return f"available: {', '.join(self._ids()) or 'none'}"
 
     def _pointer(self) -> str:
-        """What CURRENT says, an empty string if there is none."""
+        """Return the content of CURRENT, an empty string if the file does not exist."""
         try:
             return self._read("CURRENT", _CURRENT_MAX_BYTES).decode(errors="replace").strip()
         except FileNotFoundError:
             return ""
 
-    def _read(self, name: str, most: int) -> bytes:
-        """A file of the store. Raises FileNotFoundError, BundleError for what is no regular file or too large."""
+    def _read(self, name: str, max_bytes: int) -> bytes:
+        """Return a file of the store. Raises FileNotFoundError, BundleError for a file that is irregular or too large."""
         try:
-            return files.read_regular(self.path / name, most)
+            return files.read_regular(self.path / name, max_bytes)
         except FileNotFoundError:
             raise
         except OSError as e:
@@ -269,10 +269,10 @@ class Store:
             ) from e
 
     def open(self, name: str) -> Bundle:
-        """A bundle by its id, verified. Raises BundleError."""
+        """Return a bundle by id, verified. Raises BundleError."""
         if not name:
             raise BundleError(
-                f"{self.path}: nothing is published yet; `publish(run, store={python_literal(self.path)})` does it",
+                f"{self.path}: no bundle is published yet; `publish(run, store={python_literal(self.path)})` publishes one",
                 "missing",
             )
         if not _ID.fullmatch(name):
@@ -280,18 +280,18 @@ class Store:
         return Bundle.open(self._bundles / name)
 
     def _previous(self) -> str | None:
-        """The newest that is still there of those that were current before, not counting what was rolled back from."""
-        way: list[str] = []
+        """Return the latest existing bundle that was current before, without those rolled back from."""
+        path: list[str] = []
         for name in [
             *(line["bundle"] for line in self.history() if line.get("action") in _CURRENT_ACTIONS),
             self._pointer(),
         ]:
-            if name in way:
-                del way[way.index(name) + 1 :]
+            if name in path:
+                del path[path.index(name) + 1 :]
             else:
-                way.append(name)
+                path.append(name)
         ids = self._ids()
-        return next((name for name in reversed(way[:-1]) if name in ids), None)
+        return next((name for name in reversed(path[:-1]) if name in ids), None)
 
     def _log(
         self,
@@ -310,37 +310,36 @@ class Store:
             with suppress(FileNotFoundError):
                 before = self._read(path.name, _HISTORY_MAX_BYTES)
             text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-            # Replaced as a whole: a kill or a full disk never leaves half a line.
+            # Replaced atomically: a kill or a full disk never leaves half a line.
             files.write(path, before + text.encode(errors="backslashreplace"), 0o644)
         except RunError as e:
             raise RunError(f"{e}; CURRENT is {self._pointer() or 'unset'}") from e
 
     def _remove(self, name: str) -> bool:
-        """Take a bundle away unless a reader has a lease on it."""
-        folder, gone = self._bundles / name, self._bundles / f".tmp-{name}"
+        """Remove a bundle and return True, unless a reader has a lease on it."""
+        folder, removed = self._bundles / name, self._bundles / f".tmp-{name}"
         with ExitStack() as held:
-            with suppress(FileNotFoundError, IsADirectoryError):  # what is no bundle nobody has a lease on
+            with suppress(FileNotFoundError, IsADirectoryError):  # a folder without a manifest has no lease
                 handle = os.open(folder / MANIFEST, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
                 held.callback(os.close, handle)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return False
-            os.replace(folder, gone)  # no name ever stands for half a bundle
+            os.replace(folder, removed)  # an id never names half a bundle
         files.point("store.removed")
         files.sync(self._bundles)
         files.point("store.synced")
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(removed, ignore_errors=True)
         files.point("store.cleared")
         return True
 
     @contextmanager
     def _locked(self, action: str) -> Iterator[str]:
-        """Be the one process that changes the store; what a killed one left is mended first. Yields the next time, for who
-        publishes.
+        """Hold the store's lock within the block, after recovery from a killed process. Yields the time of the next id.
 
-        The kernel lets go of the lock when its holder dies. LOCK is emptied by a holder that ends, so that text in a
-        free one is of a holder that was killed.
+        Kernel locks are released when a process dies. A process that ends normally empties LOCK, so text in a free LOCK
+        means that its holder was killed.
         """
         try:
             with files.lock(self.path / "LOCK") as lock:
@@ -357,7 +356,7 @@ class Store:
             raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e
 
     def _mend(self, died: str, stamp: str) -> None:
-        """Remove what a killed process left, a bundle it had not yet made current too, and log what it could not."""
+        """Remove the remains of a killed process, among them a bundle that never became current, and log the recovery."""
         current, history = self._pointer(), self.history()
         known = {current, *(line["bundle"] for line in history)}
         unborn = [name for name in self._ids() if name[:16] == stamp and name not in known]
@@ -368,28 +367,30 @@ class Store:
                 file.unlink(missing_ok=True)
         logged = next((line["bundle"] for line in reversed(history) if line.get("action") in _CURRENT_ACTIONS), "")
         if died or logged != current:
-            self._log("recover", current, logged, died or "CURRENT was changed without a line here")
+            self._log("recover", current, logged, died or "CURRENT was changed without an entry in HISTORY.jsonl")
 
     def _next_stamp(self) -> str:
-        """Now, or a second after the newest bundle there ever was if the clock is not past it."""
+        """Return the present time, or a second after the newest bundle of all times if that is later."""
         names = {*self._ids(), *self._served()} - self._strays()
         now = datetime.now(UTC)
         return max([now, *filter(None, map(_next_second, names))]).strftime(_STAMP)
 
     def _served(self) -> set[str]:
-        """The bundles that are or were current, as far as the history tells."""
+        """Return the bundles that are or were current, according to the history."""
         return {self._pointer(), *(line["bundle"] for line in self.history() if line["action"] in _CURRENT_ACTIONS)}
 
     def _strays(self) -> set[str]:
-        """Folders named like a bundle of no time, or of one that has not come and that never was current: put there by
-        hand, and no measure of what is new."""
+        """Return ids with an invalid time, or a future one that never was current: folders put there by hand.
+
+        They do not count as new bundles.
+        """
         soon, served = datetime.now(UTC) + timedelta(days=1), self._served()
         times = {name: _next_second(name) for name in self._ids()}
         return {name for name, time in times.items() if time is None or (time > soon and name not in served)}
 
 
 def _next_second(name: str) -> datetime | None:
-    """A second after the time of an id, None if that is no time or the last there is."""
+    """Return a second after the time of an id, None for an invalid time or the last possible one."""
     try:
         return datetime.strptime(name[:16], _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1)
     except (ValueError, OverflowError):
@@ -401,11 +402,11 @@ def _is_ascii_text(value: Any) -> bool:
 
 
 def _recall_shortfall(facts: dict[str, Any]) -> str:
-    """The message about a recall below its threshold, an empty string if it is not. Raises BundleError if it was not measured."""
+    """Return the message of a recall below its threshold, an empty string otherwise. Raises BundleError without a recall."""
     recall_check = facts.get("recall_check")
     numbers = [recall_check.get(name) for name in ("recall", "threshold")] if isinstance(recall_check, dict) else [None]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise BundleError(f"recall_check is {recall_check}, it must have the recall and its threshold", "recall")
+        raise BundleError(f"recall_check is {recall_check}, expected numbers recall and threshold", "recall")
     assert isinstance(recall_check, dict)
     if recall_check["recall"] >= recall_check["threshold"]:
         return ""

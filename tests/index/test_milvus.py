@@ -129,7 +129,7 @@ def test_both_methods_give_what_an_exact_index_gives(
     config = there(uri, f"{prefix}_{where}", type=kind, min_recall=0.9)
     bundle = api.publish(runs[0], tmp_path / "store", config)
     api.publish(runs[0], tmp_path / "exact", IndexConfig(kind="exact", k=K))
-    assert any(f"index: milvus {kind} (index.type asks for it)" in line for line in messages)
+    assert any(f"index: milvus {kind} (set by index.type)" in line for line in messages)
     assert any(line.startswith("recall check: ") for line in messages)
     assert bundle.manifest["index"]["kind"] == "milvus"
     assert {p.name for p in (bundle.folder / "index").iterdir()} == {"index.json", "rows.npy"}
@@ -274,7 +274,7 @@ def test_a_publish_below_the_recall_threshold_drops_its_collection(
         # Steps that take longer than they may, but for the first: a collection that is made too late is left to gc.
         create = MilvusConnection.create_collection
         m.setattr(MilvusConnection, "create_collection", lambda self, *a: create(MilvusConnection(self.uri), *a))
-        with pytest.raises(RunError, match="Milvus fails"):
+        with pytest.raises(RunError, match="Milvus reports an error"):
             api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, timeout=1e-6))
     assert of_test(client, prefix) == [collection(first)]
     assert api.retriever(tmp_path / "store").bundle.id == first.id
@@ -342,18 +342,18 @@ def test_locations_that_cannot_be_are_refused(tmp_path: Path) -> None:
     vectors, rows = np.eye(3, dtype=np.float32), np.arange(3)
     with pytest.raises(ConfigError, match="needs a location"):
         build_index("milvus", vectors, rows, "dot")
-    with pytest.raises(ConfigError, match="leave location out"):
+    with pytest.raises(ConfigError, match="takes no location"):
         build_index("ivf", vectors, rows, "dot", None, MilvusLocation("a.db"))
     with pytest.raises(ConfigError, match="no parameter of milvus HNSW"):
         build_index("milvus", vectors, rows, "dot", {"nlist": 3}, MilvusLocation("a.db", type="HNSW"))
     with pytest.raises(ConfigError, match="allowed: FLAT"):
         build_index("milvus", vectors, rows, "dot", None, MilvusLocation("a.db", type="IVF_PQ"))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="is not there; make it"):
+    with pytest.raises(ConfigError, match="does not exist; create it"):
         build_index("milvus", vectors, rows, "dot", None, MilvusLocation(str(tmp_path / "no" / "a.db"))).save(
             tmp_path / "x"
         )
     nowhere = MilvusLocation("http://127.0.0.1:1", connect_timeout=0.3)
-    with pytest.raises(Unavailable, match="no Milvus answers there"):
+    with pytest.raises(Unavailable, match="no Milvus server answers"):
         build_index("milvus", vectors, rows, "dot", None, nowhere).save(tmp_path / "x")
     with pytest.raises(Unavailable, match="has another process opened it"):
         build_index("milvus", vectors, rows, "dot", None, MilvusLocation(_opened_elsewhere(tmp_path))).save(
@@ -758,7 +758,7 @@ def test_fault_F3_a_publisher_killed_at_60_percent_leaves_nothing_that_is_served
         assert maintenance.gc(store) == ([], [partial])
         assert of_test(client, prefix) == [collection(first)]
     second = api.publish(runs[1], store, there(shared.uri, prefix))
-    assert (f"dropped what no bundle names: {partial}" in messages) == (mend == "publish")
+    assert (f"dropped collections that no bundle names: {partial}" in messages) == (mend == "publish")
     assert sorted(of_test(client, prefix)) == sorted([collection(first), collection(second)])
     assert alias(client, prefix) == collection(second)
     assert len(api.retriever(store).recommend(Request("u3"), K).items) == K
@@ -773,7 +773,7 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
     first = api.publish(runs[0], store, there(server.uri, prefix))
     second = api.publish(runs[0], store, there(server.uri, prefix))
     server.kill()
-    with pytest.raises(RunError, match=f"{first.id} is current, but the alias {prefix} does not stand"):
+    with pytest.raises(RunError, match=f"{first.id} is current, but alias {prefix} is not on its collection"):
         maintenance.rollback(store, connect_timeout=0.5)
     assert Store(store).current().id == first.id
     server.start()

@@ -406,7 +406,7 @@ def test_fault_A8_a_store_with_nothing_to_serve_starts_alive_and_takes_up_what_c
 ) -> None:
     Store.create(tmp_path / "empty")
     served = serve(store=tmp_path / "empty")
-    wait_until(lambda: "nothing is published yet" in httpx.get(served.url + "/readyz", timeout=20).json()["detail"])
+    wait_until(lambda: "no bundle is published yet" in httpx.get(served.url + "/readyz", timeout=20).json()["detail"])
     assert httpx.get(served.url + "/readyz").status_code == 503
     assert httpx.get(served.url + "/livez").status_code == 200
 
@@ -519,7 +519,7 @@ def open_files() -> Iterator[None]:
 
 
 def test_no_store_and_a_taken_port_are_told_at_once(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(twotower.TwoTowerError, match="no store here"):
+    with pytest.raises(twotower.TwoTowerError, match="not a store"):
         process.run_service(ServeSettings(store=tmp_path))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

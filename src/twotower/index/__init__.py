@@ -1,6 +1,6 @@
-"""Find the items of a query: by FAISS, exactly or nearly, or in Milvus; each is imported when it is needed.
+"""Nearest-neighbour search over item vectors: exact, FAISS or Milvus. FAISS and pymilvus are imported when first needed.
 
-index = build("ivf", vectors, rows, "cosine")
+index = build_index("ivf", vectors, rows, "cosine")
 rows, scores = index.search(queries, 100)
 """
 
@@ -39,7 +39,7 @@ KINDS = {
     "ivfpq": "twotower.index.faiss:IvfPqIndex",
     "milvus": "twotower.index.milvus.milvus_index:MilvusIndex",
 }
-"""Where each kind of index lives."""
+"""Module and class of each kind of index."""
 
 
 def build_index(
@@ -50,42 +50,42 @@ def build_index(
     params: dict[str, int] | None = None,
     location: MilvusLocation | None = None,
 ) -> Index:
-    """An index of item vectors (N, D) under rows (N,). Vectors it cannot hold are in `index.rejected`.
+    """Build an index of item vectors (N, D) under rows (N,); rows of unusable vectors are in `index.rejected`.
 
-    `location` goes with "milvus". Raises ConfigError for an unknown kind or parameter, DataError for arrays that do not fit.
+    `location` is required for kind "milvus" and allowed for no other. Raises ConfigError for an unknown kind or
+    parameter, DataError for arrays of wrong shape or type.
     """
     engine: Any = _engine(kind)
     if engine.remote != (location is not None):
-        what = (
-            "needs a location, such as MilvusLocation('./milvus.db')"
-            if engine.remote
-            else "keeps its vectors here; leave location out"
-        )
-        raise ConfigError(f"index: {kind!r} {what}")
+        need = "needs a location, such as MilvusLocation('./milvus.db')" if engine.remote else "takes no location"
+        raise ConfigError(f"index kind {kind!r} {need}")
     index: Index = engine.build(vectors, rows, metric, params, *([location] if engine.remote else []))
     return index
 
 
 def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
-    """The index saved in a folder, its vectors left on disk if `mmap`. Raises RunError.
+    """Load the index of a folder, with memory-mapped vectors if `mmap`. Raises RunError.
 
-    `verify` loads a FAISS file in a process of its own first, because a hostile one can end the process that reads it.
+    `verify` loads a FAISS file in a child process first, because a malicious file can crash the process that reads it.
     """
-    said = read_json(folder / "index.json")
-    if not isinstance(said, dict) or said.get("format") != INDEX_FORMAT or str(said.get("kind")) not in KINDS:
-        raise RunError(f"{folder}: not an index of this version")
-    return _engine(said["kind"]).restore(folder, said, mmap, verify)
+    facts = read_json(folder / "index.json")
+    if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT or str(facts.get("kind")) not in KINDS:
+        raise RunError(f"{folder}: not an index of format {INDEX_FORMAT}; publish the run again")
+    return _engine(facts["kind"]).restore(folder, facts, mmap, verify)
 
 
 def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None) -> None:
-    """Load and search a FAISS file in a process of its own. Raises RunError if that fails, dies or takes too long."""
+    """Load and search a FAISS file in a child process. Raises RunError if that process fails, dies or exceeds a limit.
+
+    `timeout` in seconds, `memory` in bytes of address space.
+    """
     module = _module("twotower.index.faiss")
     module.verify_file(path, timeout=timeout, memory=memory)
 
 
 def _engine(kind: str) -> type[ExactIndex]:
     if kind not in KINDS:
-        raise ConfigError(f"index: {kind!r} is not known; choose {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+        raise ConfigError(f"kind is {kind!r} (allowed: {', '.join(KINDS)}){did_you_mean(kind, KINDS)}")
     module, name = KINDS[kind].split(":")
     found: type[ExactIndex] = getattr(_module(module), name)
     return found
@@ -98,5 +98,5 @@ def _module(name: str) -> Any:
         if e.name == "faiss":
             raise ConfigError("this index needs FAISS; pip install faiss-cpu") from None
         if e.name in ("pymilvus", "grpc"):
-            raise ConfigError("this index needs the client of Milvus; pip install -e '.[milvus]'") from None
+            raise ConfigError("this index needs pymilvus; pip install -e '.[milvus]'") from None
         raise

@@ -1,4 +1,4 @@
-"""Which kind of index, how hard it must try, and how much it finds."""
+"""Choice of the index kind by catalogue size, tuning of search parameters to a recall, and the measurement of recall."""
 
 from __future__ import annotations
 
@@ -14,58 +14,67 @@ UNCOMPRESSED_MAX_ITEMS = 2_000_000
 
 @dataclass(frozen=True)
 class TuneResult:
-    """`search_params` are those the index has now, `recall` is what it finds with them.
-
-    `trials`: all search parameters that were tried, with its recall and the seconds of a query.
-    """
+    """Outcome of `tune_index`."""
 
     search_params: dict[str, int]
+    """Search parameters that the index has now."""
     recall: float
+    """Recall with these parameters, 0 to 1."""
     trials: list[dict[str, float]]
+    """All search parameters that were tried, each with its `recall` and `seconds` a query."""
 
 
 def choose_index(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
-    """Kind and parameters for so many items, and a sentence that says why."""
+    """Return the index kind and build parameters for a catalogue of `n_items`, and the reason as a sentence."""
     if n_items <= EXACT_MAX_ITEMS:
-        return "exact", {}, f"exact search: {n_items:,} items are scored in a few milliseconds, and nothing is missed"
+        return "exact", {}, f"exact search: {n_items:,} items are scored in a few milliseconds"
     nlist = round(4 * n_items**0.5)
     if n_items > UNCOMPRESSED_MAX_ITEMS:
-        why = f"cut vectors in {nlist:,} lists, then exact scores: whole vectors of {n_items:,} items need too much memory"
+        why = f"product-quantised vectors in {nlist:,} lists, then exact scores: whole vectors of {n_items:,} items need too much memory"
         return "ivfpq", {"nlist": nlist}, why
-    # On made-up clusters a graph was no quicker than lists at recall 0.95, and a million vectors took it five times as
-    # long to build (benchmarks/search_speed.py --kinds ivf,hnsw).
-    items = "items of one length" if metric == "cosine" else "items, made one length for the search"
-    return "ivf", {"nlist": nlist}, f"{nlist:,} lists of whole vectors: quick and soon built for {n_items:,} {items}"
+    # On synthetic clusters HNSW was no faster than IVF at recall 0.95, and took five times as long to build for a
+    # million vectors (benchmarks/search_speed.py --kinds ivf,hnsw).
+    items = "items of equal norm" if metric == "cosine" else "items, augmented to equal norm"
+    return (
+        "ivf",
+        {"nlist": nlist},
+        f"{nlist:,} lists of whole vectors: fast to search and to build for {n_items:,} {items}",
+    )
 
 
 def choose_milvus_type(n_items: int) -> tuple[MilvusType, str]:
-    """Milvus's index type for so many items, and a sentence that says why."""
+    """Return the Milvus index type for a catalogue of `n_items`, and the reason as a sentence."""
     if n_items <= EXACT_MAX_ITEMS:
-        return "FLAT", f"{n_items:,} items are scored one by one"
+        return "FLAT", f"all {n_items:,} items are scored"
     if n_items <= UNCOMPRESSED_MAX_ITEMS:
-        return "IVF_FLAT", f"lists of whole vectors: quick and soon built for {n_items:,} items"
-    return "IVF_SQ8", f"lists of rounded vectors, then exact scores: {n_items:,} whole vectors need much memory"
+        return "IVF_FLAT", f"lists of whole vectors: fast to search and to build for {n_items:,} items"
+    return (
+        "IVF_SQ8",
+        f"lists of scalar-quantised vectors, then exact scores: {n_items:,} whole vectors need much memory",
+    )
 
 
 def measure_recall(index: Index, queries: Vectors, k: int) -> float:
-    """Share of the exact best `k` that the index finds, mean over queries (B, D). Equal scores count as found.
+    """Return recall@k against exact search, averaged over queries (B, D). Equal scores count as found.
 
-    Queries must be vectors of users that training did not see: items find themselves too easily.
+    Queries are vectors of users. Item vectors as queries overestimate recall: each finds itself. Raises DataError for an
+    empty index or no queries.
     """
     return _recall(index, queries, k, _kth_exact_score(index, queries, k))
 
 
 def tune_index(index: Index, queries: Vectors, k: int, target: float) -> TuneResult:
-    """Set each knob of the index to the smallest value, to a sixteenth, that reaches recall `target`, one by one.
+    """Set each search parameter of the index to the smallest value, to a sixteenth, with recall@k of at least `target`.
 
-    The others stand at their largest meanwhile. If even that is below the target, it stays. Raises ConfigError, DataError.
+    Parameters are tuned in the order of `search_limits`, while later ones are at their limits. If the limits themselves
+    miss the target, they stay. Raises ConfigError for a target outside (0, 1], DataError.
     """
     if not 0 < target <= 1:
         raise ConfigError(f"the target recall must be above 0 and at most 1, not {target}")
     floor = _kth_exact_score(index, queries, k)
     trials: list[dict[str, float]] = []
 
-    def tried() -> float:
+    def try_params() -> float:
         started = time.perf_counter()
         found = _recall(index, queries, k, floor)
         trials.append(
@@ -73,31 +82,31 @@ def tune_index(index: Index, queries: Vectors, k: int, target: float) -> TuneRes
         )
         return found
 
-    most = index.search_limits()
-    index.search_params |= most
-    best = tried()
-    if best >= target:
-        for knob, top in most.items():
-            low, high = 0, 1  # low fails, high may reach
-            while high < top:
-                index.search_params[knob] = high
-                if (found := tried()) >= target:
-                    best = found
+    limits = index.search_limits()
+    index.search_params |= limits
+    recall = try_params()
+    if recall >= target:
+        for name, limit in limits.items():
+            low, high = 0, 1  # low misses the target
+            while high < limit:
+                index.search_params[name] = high
+                if (found := try_params()) >= target:
+                    recall = found
                     break
                 low, high = high, high * 2
-            high = min(high, top)
+            high = min(high, limit)
             while high - low > max(1, high // 16):
-                index.search_params[knob] = (low + high) // 2
-                if (found := tried()) >= target:
-                    high, best = index.search_params[knob], found
+                index.search_params[name] = (low + high) // 2
+                if (found := try_params()) >= target:
+                    high, recall = index.search_params[name], found
                 else:
-                    low = index.search_params[knob]
-            index.search_params[knob] = high
-    return TuneResult(dict(index.search_params), best, trials)
+                    low = index.search_params[name]
+            index.search_params[name] = high
+    return TuneResult(dict(index.search_params), recall, trials)
 
 
 def _kth_exact_score(index: Index, queries: Vectors, k: int) -> Vectors:
-    """The least score (B, 1) among the exact best `k`."""
+    """Return the k-th highest exact score (B, 1) of each query."""
     if not len(index) or not len(queries):
         raise DataError("recall needs an index with items and at least one query")
     return index.search(queries, min(k, len(index)), exact=True)[1][:, -1:]

@@ -1,4 +1,4 @@
-"""How long a search that leaves the process may still take, for all of its exchanges together."""
+"""The deadline of a search in another process, shared by all its calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _until: ContextVar[float | None] = ContextVar("until", default=None)
 
 @contextmanager
 def deadline(until: float) -> Iterator[None]:
-    """While the block runs, exchanges of this thread end by `until`, on the clock of time.monotonic."""
+    """Make the calls of this thread within the block end by `until`, a time of `time.monotonic`."""
     token = _until.set(until)
     try:
         yield
@@ -22,12 +22,15 @@ def deadline(until: float) -> Iterator[None]:
         _until.reset(token)
 
 
-def remaining_seconds(most: float) -> float:
-    """Seconds that an exchange may take, at most `most`. Raises Unavailable if the time is over."""
+def remaining_seconds(limit: float) -> float:
+    """Return the seconds that a call may take: `limit`, or less if the deadline is nearer.
+
+    Raises Unavailable if the deadline has passed.
+    """
     until = _until.get()
     if until is None:
-        return most
+        return limit
     rest = until - time.monotonic()
     if rest <= 0:
         raise Unavailable("the time for the search is over")
-    return min(most, rest)
+    return min(limit, rest)

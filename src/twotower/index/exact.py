@@ -1,12 +1,12 @@
-"""Exact search, and the store of vectors that every index of this package stands on.
+"""Exact search, and the vector store that is the base of all index classes.
 
-How it is fast. FAISS's brute-force search nominates some more than k items with sums in float32, straight from the store;
-every thread looks through its share of the items. Few items, or a large share of them, are scored by numpy.
+Speed: FAISS's brute-force search selects somewhat more than k candidates by float32 sums, directly from the vector
+store; each thread searches its share of the items. Few items, or a large share of them, are scored by numpy.
 
-How it is exact. Sums in float32 depend on the order of adding, so what is nominated is scored once more: products and
-sums in float64, rounded to float32. That number is the score, for every kind of index, batch size and thread; equal scores
-are ordered by row. If the k-th best of these scores is no more above the last nominee's sum than its error may be, somebody
-who is as good may be missing, and numpy looks at all items.
+Exactness: float32 sums depend on the order of addition, so candidates are scored again, with products and sums in float64
+rounded to float32. That is the score, for all kinds of index, batch sizes and thread counts; equal scores are ordered by
+row. If the k-th score exceeds the float32 sum of the last candidate by no more than the rounding error, an item outside
+the candidates may belong to the answer, and numpy scores all items.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ from twotower.index.protocol import Metric, Rows, Vectors
 INDEX_FORMAT = 2
 INDEX_FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
 MAX_NORM = 1e18
-"""Longer vectors are rejected: the product of two could overflow float32."""
+"""Largest norm; vectors above it are rejected, because an inner product of two could overflow float32."""
 MIN_NORM = 1e-6
-"""Shorter vectors have no direction."""
+"""Smallest norm with metric "cosine"; vectors below it are rejected, because their direction is undefined."""
 NUMPY_MAX_SCORES = 1 << 13
-"""So many scores are left to numpy."""
+"""Number of scores (items x queries) up to which numpy computes them all."""
 GATHER_NUMBERS = 1 << 22
-"""Numbers that are copied at a time, where only some items are looked at."""
+"""Numbers copied at a time when only allowed items are searched."""
 
 
 class SearchScope(NamedTuple):
-    """Where one search may look, in positions of the store."""
+    """Positions of the vector store that one search covers."""
 
     only: Rows | None
-    """Rising positions, or None for all that are alive."""
+    """Allowed positions, ascending; None for all that hold a row."""
     banned: list[Rows] | None
-    """Rising positions for each query; those outside `only` are left out."""
+    """Banned positions of each query, ascending, within `only`."""
     remaining: Rows
-    """How many positions each query has (B,)."""
+    """Number of allowed positions of each query (B,)."""
 
 
 class ExactIndex:
-    """Vectors under rows and the exact search over them; see `protocol.Index` for what is promised.
+    """Vectors under rows, and exact search over them; implements `protocol.Index`.
 
-    Removed vectors stay in the store under row -1 until they are half of it.
+    Removed vectors stay in the vector store under row -1 until they are more than half of it.
     """
 
     kind: ClassVar[str] = "exact"
     remote: ClassVar[bool] = False
     defaults: ClassVar[dict[str, int]] = {}
-    """What can be set when it is built."""
+    """Build parameters and their defaults."""
     params: dict[str, int]
     search_params: dict[str, int]
 
     def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
-        """An empty index of vectors (D,). Raises ConfigError, DataError."""
+        """Create an empty index of vectors of dimension `width`. Raises ConfigError, DataError."""
         if metric not in ("cosine", "dot"):
-            raise DataError(f"metric: {metric!r} is not known; choose 'cosine' or 'dot'")
+            raise DataError(f"metric is {metric!r} (allowed: cosine, dot)")
         if width < 1:
-            raise DataError(f"vectors must have at least one column, not {width}")
+            raise DataError(f"vectors have {width} columns, expected at least 1")
         self.metric: Metric = metric
         self.params = complete_params(self.kind, self.defaults, params)
         self.search_params = {}
@@ -79,15 +79,15 @@ class ExactIndex:
         self._sorted: Rows = self._rows
         self._position: Rows = self._rows
         self._identity = False
-        """Whether row r is at position r, and none is missing."""
+        """True if row r is at position r for all positions."""
         self._rejected: Rows = self._rows
         self._max_norm = 0.0
 
     @classmethod
     def build(cls, vectors: Vectors, rows: Rows, metric: Metric, params: dict[str, int] | None = None) -> Self:
-        """An index of vectors (N, D) under rows (N,); what it cannot hold is in `rejected`. Raises DataError."""
+        """Build an index of vectors (N, D) under rows (N,); rows of unusable vectors are in `rejected`. Raises DataError."""
         if np.ndim(vectors) != 2:
-            raise DataError(f"vectors must be (N, D), not of shape {np.shape(vectors)}")
+            raise DataError(f"vectors have shape {np.shape(vectors)}, expected (N, D)")
         index = cls(np.shape(vectors)[1], metric, params)
         index.add(rows, vectors)
         return index
@@ -108,7 +108,7 @@ class ExactIndex:
         return len(self._sorted)
 
     def vectors(self, rows: Rows) -> Vectors:
-        """The vectors (n, D) of rows (n,). Raises DataError for unknown rows."""
+        """Return the vectors (n, D) of rows (n,). Raises DataError for unknown rows."""
         found: Vectors = self._vectors[self._known(rows)]
         return found
 
@@ -121,13 +121,13 @@ class ExactIndex:
     def search_limits(self) -> dict[str, int]:
         return {}
 
-    # Changing
+    # Changes
 
     def add(self, rows: Rows, vectors: Vectors) -> None:
         rows, vectors = self._checked(rows, vectors)
-        there = rows[self._find(rows) >= 0]
-        if len(there):
-            raise DataError(f"row {there[0]} is in the index already; use update")
+        present = rows[self._find(rows) >= 0]
+        if len(present):
+            raise DataError(f"row {present[0]} is in the index already; use update")
         self._append(rows, vectors)
 
     def update(self, rows: Rows, vectors: Vectors) -> None:
@@ -167,9 +167,9 @@ class ExactIndex:
     def _delete(self, positions: Rows) -> None:
         if not len(positions):
             return
-        gone = np.searchsorted(self._sorted, self._rows[positions])
+        removed = np.searchsorted(self._sorted, self._rows[positions])
         self._rows[positions] = -1
-        self._sorted, self._position = np.delete(self._sorted, gone), np.delete(self._position, gone)
+        self._sorted, self._position = np.delete(self._sorted, removed), np.delete(self._position, removed)
         self._identity = False
         if 2 * len(self._sorted) < len(self._rows):
             alive = np.flatnonzero(self._rows >= 0)
@@ -180,9 +180,9 @@ class ExactIndex:
             self._changed(len(self._rows))
 
     def _changed(self, kept: int) -> None:
-        """Called after a change; positions below `kept` hold what they held, or were removed."""
+        """Update the engine after a change; positions below `kept` hold the same vectors as before, or were removed."""
 
-    # Searching
+    # Search
 
     def search(
         self,
@@ -202,11 +202,13 @@ class ExactIndex:
 
     def _queries(self, queries: Vectors, k: int) -> Vectors:
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise DataError(f"k must be a whole number from 1, not {k!r}")
+            raise DataError(f"k is {k!r}, expected a whole number from 1")
         queries = _matrix(queries, self.width, "queries")
         length = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
         if not (length <= MAX_NORM).all():
-            raise DataError(f"query {int(np.argmin(length <= MAX_NORM))} is not finite or longer than {MAX_NORM:g}")
+            raise DataError(
+                f"query {int(np.argmin(length <= MAX_NORM))} is not finite, or its norm is above {MAX_NORM:g}"
+            )
         return queries
 
     def _scope(self, n_queries: int, allowed: Rows | None, banned: Sequence[Rows] | None) -> SearchScope:
@@ -217,7 +219,9 @@ class ExactIndex:
         if banned is None:
             return SearchScope(only, None, remaining)
         if len(banned) != n_queries:
-            raise DataError(f"banned must have one array of rows for each of {n_queries} queries, not {len(banned)}")
+            raise DataError(
+                f"banned has {len(banned)} arrays of rows for {n_queries} queries, expected one array of rows for each"
+            )
         positions = []
         for number, rows in enumerate(banned):
             found = self._positions(rows)
@@ -235,12 +239,12 @@ class ExactIndex:
         return all_rows, all_scores
 
     def _scan(self, queries: Vectors, k: int, scope: SearchScope) -> tuple[list[Rows], list[Vectors]]:
-        """Rows and scores, best first, of each query."""
+        """Return the rows and scores of each query by exact search, in descending order of score."""
         only = scope.only
         if only is None and len(self) < len(self._rows):
             only = np.flatnonzero(self._rows >= 0)
         n = len(self._rows) if only is None else len(only)
-        # float32 sums of D products are off by less than D / 2^24 of the lengths' product; twice for two sums.
+        # The error of a float32 sum of D products is below D / 2^24 of the product of the norms; twice for two sums.
         lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
         slack = lengths * self._max_norm * self.width * 2.0**-22 + 1e-30
         rows: list[Rows] = [_EMPTY_RESULT[0]] * len(queries)
@@ -250,22 +254,22 @@ class ExactIndex:
         keep = k + max(8, k // 8)
         fetch = keep + max(map(len, banned), default=0)
         if n * len(queries) > NUMPY_MAX_SCORES and 4 * fetch < n:
-            sure = np.zeros(len(queries), np.bool_)
+            certain = np.zeros(len(queries), np.bool_)
             step = max(1, (1 << 22) // (fetch + keep * self.width))
             for start in range(0, len(queries), step):
                 part = slice(start, start + step)
                 at, rough = self._nominate(queries[part], fetch, only, banned[part], keep)
                 found, score = self._rescore(queries[part], at, k)
                 rows[part], scores[part] = list(found), list(score)
-                sure[part] = score[:, -1] > rough[:, -1] + slack[part]
-            todo = todo[~sure]
+                certain[part] = score[:, -1] > rough[:, -1] + slack[part]
+            todo = todo[~certain]
         with one_blas_thread():
             for number in todo:
                 rows[number], scores[number] = self._score_all(queries[number], k, only, banned[number], slack[number])
         return rows, scores
 
     def _rescore(self, queries: Vectors, at: Rows, k: int) -> tuple[Rows, Vectors]:
-        """The best `k` of the positions (B, n): rows and scores as `precise` gives them."""
+        """Return the `k` best of the positions (B, n): rows (B, k) and scores (B, k) as computed by `exact_scores`."""
         scores = (self._vectors[at] * queries[:, None].astype(np.float64)).sum(axis=2).astype(np.float32)
         rows = self._rows[at]
         order = np.lexsort((rows, -scores))[:, :k]
@@ -274,28 +278,31 @@ class ExactIndex:
     def _nominate(
         self, queries: Vectors, n: int, only: Rows | None, banned: list[Rows], keep: int
     ) -> tuple[Rows, Vectors]:
-        """The positions (B, keep) with the largest float32 sums among `n` without the banned, and these, largest first."""
+        """Return the positions (B, keep) with the largest float32 sums, and the sums (B, keep), in descending order.
+
+        They are taken from the `n` largest, without banned positions.
+        """
         from twotower.index.faiss_setup import faiss, faiss_settings
 
         total = len(self._rows) if only is None else len(only)
         threads = min(self.threads, total // n) if total * len(queries) * self.width > 1 << 22 else 1
         bounds = [total * t // threads for t in range(threads + 1)]
 
-        def ask(start: int, stop: int) -> tuple[Rows, Vectors]:
+        def search_block(start: int, stop: int) -> tuple[Rows, Vectors]:
             items = self._vectors[start:stop] if only is None else self._vectors[only[start:stop]]
             found, at = faiss.knn(queries, items, min(n, stop - start), metric=faiss.METRIC_INNER_PRODUCT)
             return (at + start if only is None else only[at + start]), found
 
-        def share(start: int, stop: int) -> tuple[Rows, Vectors]:
+        def search_share(start: int, stop: int) -> tuple[Rows, Vectors]:
             with faiss_settings(1, self.width):
                 step = stop - start if only is None else max(1, GATHER_NUMBERS // self.width)
-                return _merge_largest([ask(low, min(low + step, stop)) for low in range(start, stop, step)], n)
+                return _merge_largest([search_block(low, min(low + step, stop)) for low in range(start, stop, step)], n)
 
         if threads == 1:
-            at, rough = share(0, total)
+            at, rough = search_share(0, total)
         else:
             with ThreadPoolExecutor(threads) as pool:
-                at, rough = _merge_largest(list(pool.map(share, bounds[:-1], bounds[1:])), n)
+                at, rough = _merge_largest(list(pool.map(search_share, bounds[:-1], bounds[1:])), n)
         if n > keep:
             bad = np.array([is_in_sorted(ban, line) for ban, line in zip(banned, at, strict=True)])
             order = np.argsort(bad, axis=1, kind="stable")[:, :keep]
@@ -303,7 +310,7 @@ class ExactIndex:
         return at, rough
 
     def _score_all(self, query: Vectors, k: int, only: Rows | None, banned: Rows, slack: float) -> tuple[Rows, Vectors]:
-        """Rows and scores, best first, of one query, from the sums of all items."""
+        """Return the rows and scores of one query from the float32 sums of all items, in descending order of score."""
         if only is None:
             rough = self._vectors[: len(self._rows)] @ query
             rough[banned] = -np.inf
@@ -332,9 +339,9 @@ class ExactIndex:
         }
 
     def save(self, folder: Path) -> None:
-        strange = sorted(f.name for f in folder.iterdir() if f.name not in INDEX_FILES) if folder.is_dir() else []
-        if strange:
-            raise RunError(f"{folder}: holds {strange[0]}, which is not of an index; choose a folder of its own")
+        foreign = sorted(f.name for f in folder.iterdir() if f.name not in INDEX_FILES) if folder.is_dir() else []
+        if foreign:
+            raise RunError(f"{folder}: holds {foreign[0]}, which is no file of an index; choose an empty folder")
         with new_folder(folder) as temporary:
             self._save_vectors(temporary)
             self._save_engine(temporary)
@@ -347,24 +354,24 @@ class ExactIndex:
     def _save_engine(self, folder: Path) -> None: ...
 
     @classmethod
-    def restore(cls, folder: Path, said: dict[str, Any], mmap: bool, verify: bool) -> Self:
-        """The index of a folder whose `index.json` says `said`. Raises RunError."""
+    def restore(cls, folder: Path, facts: dict[str, Any], mmap: bool, verify: bool) -> Self:
+        """Load the index of a folder; `facts` is the content of its `index.json`. Raises RunError."""
         try:
-            index = cls(int(said["width"]), said["metric"], {str(n): int(v) for n, v in said["params"].items()})
-            index.search_params = {name: max(1, int(said["search_params"][name])) for name in index.search_params}
-            index._max_norm = float(said["max_norm"])
+            index = cls(int(facts["width"]), facts["metric"], {str(n): int(v) for n, v in facts["params"].items()})
+            index.search_params = {name: max(1, int(facts["search_params"][name])) for name in index.search_params}
+            index._max_norm = float(facts["max_norm"])
             if not 0 <= index._max_norm <= MAX_NORM:
                 raise ValueError(f"max_norm: {index._max_norm}")
-            index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
+            index._rejected = np.asarray(facts["rejected"], np.int64).reshape(-1)
             rows = read_array(folder / "rows.npy")
-            # A plain array over the map: every slice of a memmap is an object of its own.
+            # A plain array over the map: slices of a memmap are slow to make.
             vectors = np.asarray(read_array(folder / "vectors.npy", "r" if mmap else None))
             if rows.dtype != np.int64 or rows.ndim != 1 or vectors.dtype != np.float32:
-                raise ValueError("wrong kind of array")
+                raise ValueError(f"rows of {rows.dtype} and vectors of {vectors.dtype}, expected int64 and float32")
             if vectors.shape != (len(rows), index.width) or not vectors.flags.c_contiguous:
                 raise ValueError(f"vectors of shape {vectors.shape} for {len(rows)} rows of width {index.width}")
             order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
-            if len(order) != said["n"] or (np.diff(rows[order]) == 0).any():
+            if len(order) != facts["n"] or (np.diff(rows[order]) == 0).any():
                 raise ValueError("rows are repeated or missing")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
@@ -378,12 +385,12 @@ class ExactIndex:
     # Rows
 
     def _positions(self, rows: Rows) -> Rows:
-        """The positions, rising, of those rows that are in the index."""
+        """Return the positions, ascending, of those rows that are in the index."""
         found = sorted_unique(self._find(_row_array(rows, unique=False)))
         return found[np.searchsorted(found, 0) :]
 
     def _find(self, rows: Rows) -> Rows:
-        """The position of each row, or -1."""
+        """Return the position of each row, -1 for rows that are not in the index."""
         if self._identity:
             return np.where(rows < len(self._rows), rows, -1)
         if not len(self._sorted):
@@ -392,7 +399,7 @@ class ExactIndex:
         return np.where(self._sorted[at] == rows, self._position[at], -1)
 
     def _known(self, rows: Rows) -> Rows:
-        """The positions of rows that are in the index; rejected rows may be named too. Raises DataError for others."""
+        """Return the positions of rows. Rejected rows are skipped; raises DataError for other rows outside the index."""
         found = self._find(rows)
         if (found >= 0).all():
             return found
@@ -410,18 +417,18 @@ class ExactIndex:
 
 
 def complete_params(kind: str, defaults: dict[str, int], params: dict[str, int] | None) -> dict[str, int]:
-    """The parameters of an index, those that are not given at their defaults. Raises ConfigError."""
+    """Return `params` completed with `defaults`. Raises ConfigError for an unknown parameter or value."""
     for name, value in (params or {}).items():
         if name not in defaults:
-            known = ", ".join(defaults) or "it has none"
-            raise ConfigError(f"{name}: no parameter of {kind} ({known}){did_you_mean(name, defaults)}")
+            known = ", ".join(defaults) or "none"
+            raise ConfigError(f"{name}: no parameter of {kind} (allowed: {known}){did_you_mean(name, defaults)}")
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 24:
-            raise ConfigError(f"{name} must be a whole number from 0, not {value!r}")
+            raise ConfigError(f"{name} is {value!r}, expected a whole number from 0 to {(1 << 24) - 1:,}")
     return defaults | (params or {})
 
 
 def exact_scores(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
-    """The score (n,) that every index gives: summed in float64, rounded to float32."""
+    """Return the scores (n,) of a query (D,) at positions (n,), summed in float64 and rounded to float32."""
     wide = query.astype(np.float64)
     scores = np.empty(len(positions), np.float32)
     for start in range(0, len(positions), 4096):
@@ -430,20 +437,20 @@ def exact_scores(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
     return scores
 
 
-def is_in_sorted(places: Rows, at: Rows) -> npt.NDArray[np.bool_]:
-    """Which of `at` are among the rising `places`."""
-    if not len(places):
-        return np.zeros(at.shape, np.bool_)
-    return np.equal(places[np.minimum(np.searchsorted(places, at), len(places) - 1)], at)
+def is_in_sorted(members: Rows, values: Rows) -> npt.NDArray[np.bool_]:
+    """Return a mask of those `values` that are in `members`, an ascending array."""
+    if not len(members):
+        return np.zeros(values.shape, np.bool_)
+    return np.equal(members[np.minimum(np.searchsorted(members, values), len(members) - 1)], values)
 
 
 def sorted_unique(rows: Rows) -> Rows:
-    """The rows in order, each once: themselves, if they are so."""
+    """Return the rows in ascending order without repeats; the same array if it is so already."""
     if (rows[1:] > rows[:-1]).all():
         return rows
     rows = np.sort(rows)
-    once: Rows = rows[np.concatenate([[True], rows[1:] != rows[:-1]])]
-    return once
+    unique: Rows = rows[np.concatenate([[True], rows[1:] != rows[:-1]])]
+    return unique
 
 
 def _is_identity(rows: Rows) -> bool:
@@ -451,10 +458,10 @@ def _is_identity(rows: Rows) -> bool:
 
 
 def available_cores() -> int:
-    """The cores this process may use, or what OMP_NUM_THREADS says."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdigit() and int(said):
-        return int(said)
+    """Return the value of OMP_NUM_THREADS if it is set, else the number of cores this process may use."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads):
+        return int(threads)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -462,12 +469,12 @@ _EMPTY_RESULT: tuple[Rows, Vectors] = (np.empty(0, np.int64), np.empty(0, np.flo
 
 
 def _kth_largest(values: npt.NDArray[np.float32], k: int) -> float:
-    """The k-th largest, or -inf if there are fewer."""
+    """Return the k-th largest value, -inf if there are no more than k."""
     return float(np.partition(values, len(values) - k)[len(values) - k]) if len(values) > k else -np.inf
 
 
 def _merge_largest(parts: list[tuple[Rows, Vectors]], n: int) -> tuple[Rows, Vectors]:
-    """The `n` largest of what parts (B, ...) found, largest first."""
+    """Merge positions and sums (B, ...) of several parts into the `n` largest, in descending order."""
     if len(parts) == 1:
         return parts[0]
     at, found = (np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
@@ -476,7 +483,7 @@ def _merge_largest(parts: list[tuple[Rows, Vectors]], n: int) -> tuple[Rows, Vec
 
 
 def _gathered_scores(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
-    """float32 products (n,), without a copy of everything where all vectors tie."""
+    """Return float32 scores (n,) at positions (n,), gathered in blocks to bound memory."""
     scores = np.empty(len(positions), np.float32)
     for start in range(0, len(positions), 1 << 14):
         part = slice(start, start + (1 << 14))
@@ -487,30 +494,30 @@ def _gathered_scores(vectors: Vectors, positions: Rows, query: Vectors) -> Vecto
 def _row_array(rows: Rows, unique: bool = True) -> Rows:
     array = np.asarray(rows)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise DataError(f"rows must be whole numbers (N,), not {array.dtype} of shape {array.shape}")
+        raise DataError(f"rows are {array.dtype} of shape {array.shape}, expected whole numbers of shape (N,)")
     array = array.astype(np.int64, copy=False)
     if array.size and array.min() < 0:
-        raise DataError(f"rows start at 0; found {array.min()}")
+        raise DataError(f"row {array.min()} is negative; rows start at 0")
     if unique and len(array) > 1:
         ordered = np.sort(array)
-        twice = ordered[1:][ordered[1:] == ordered[:-1]]
-        if len(twice):
-            raise DataError(f"row {twice[0]} is named twice")
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(repeated):
+            raise DataError(f"row {repeated[0]} is named twice")
     return array
 
 
 def _matrix(values: Vectors, width: int, what: str) -> Vectors:
     array = np.asarray(values)
     if array.ndim != 2 or array.shape[1] != width:
-        raise DataError(f"{what} must be (n, {width}), not of shape {array.shape}")
+        raise DataError(f"{what} have shape {array.shape}, expected (n, {width})")
     if array.dtype.kind not in "fiu":
-        raise DataError(f"{what} must be numbers, not {array.dtype}")
-    with np.errstate(over="ignore"):  # what overflows is rejected with the other infinities
+        raise DataError(f"{what} are {array.dtype}, expected numbers")
+    with np.errstate(over="ignore"):  # overflows become infinite, and infinite vectors are rejected
         return np.ascontiguousarray(array, np.float32)
 
 
 def _append_vectors(vectors: Vectors, size: int, more: Vectors) -> Vectors:
-    """`vectors[:size]` and `more` in one array; what is over at the end makes many small additions cheap."""
+    """Return `vectors[:size]` and `more` in one array; spare capacity at its end makes small additions cheap."""
     total = size + len(more)
     if total > len(vectors) or not vectors.flags.writeable:
         wider = np.empty((max(total, size + size // 4), vectors.shape[1]), np.float32)
@@ -521,8 +528,10 @@ def _append_vectors(vectors: Vectors, size: int, more: Vectors) -> Vectors:
 
 
 class _NumpyBlas:
-    """numpy's OpenBLAS, if that is what numpy brings. One thread of it for each of ours: its own threads wait for each
-    other by spinning, and several of our threads would queue for them."""
+    """Thread control of numpy's bundled OpenBLAS, if numpy uses one.
+
+    OpenBLAS's own threads spin while they wait, and several calling threads would queue for them.
+    """
 
     def __init__(self) -> None:
         self.lock, self.users, self.before = threading.Lock(), 0, 1
@@ -542,7 +551,7 @@ _blas = _NumpyBlas()
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """numpy's matrix products run on the calling thread alone; the last user puts the old number back."""
+    """Run numpy's matrix products on the calling thread only; the last user restores the number of threads."""
     if _blas.get is None or _blas.set is None:
         yield
         return

@@ -1,14 +1,15 @@
-"""FAISS proposes, the store decides: candidates of a FAISS index, scored again with the stored vectors.
+"""Approximate search with FAISS. ANN candidates are re-scored exactly with the vectors of the vector store.
 
-FAISS numbers are positions of the store. Removed positions stay in FAISS and are hidden by a selector; the store's clearing
-up builds FAISS anew. What FAISS does not find, because few rows are allowed or probes came back empty, the
-exact search does, so an answer is never short.
+FAISS ids are positions of the vector store. Removed positions stay in FAISS and are hidden by a selector; when the store
+is compacted, the FAISS index is rebuilt. If FAISS returns too few candidates, because few rows are allowed or the probed
+lists are empty, exact search completes the answer, so no answer is short.
 
-Inner products suit neither graphs nor centroids: long vectors become everyone's neighbours, and where users do not look
-like items a graph finds less than a third of what it should, however hard it tries. So for "dot" every vector x gets one more
-number, sqrt(M² - |x|²) with M above all lengths, and every query a zero. The squared distance is then |q|² + M² - 2 q·x: the
-nearest is the best. A vector longer than M makes the index anew. A few vectors far longer than the rest squeeze these
-into a corner, and then a graph may miss a fifth even with an `ef` of a thousand: the recall gate sees it.
+Metric "dot": graphs and centroids serve inner products badly, because long vectors are neighbours of all others; where
+users do not resemble items a graph finds less than a third of the true answer. So each vector x is augmented by one
+dimension, sqrt(M² - |x|²) with M above all norms, and each query by a zero (Bachrach et al. 2014). The squared
+distance is then |q|² + M² - 2 q·x, so nearest means highest score. A vector with a norm above M rebuilds the index.
+If a few norms are far above the rest, all other vectors lie close together in the augmented space, and a graph may miss a
+fifth of the answer even with `ef` = 1000; the recall check at publishing refuses such an index.
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ from twotower.index.faiss_setup import faiss, faiss_settings
 from twotower.index.protocol import Metric, Rows, Vectors
 
 FAISS_MIN_VECTORS = 256
-"""Fewer vectors are searched exactly: there is nothing to learn centroids from."""
+"""Smallest index that FAISS searches; with fewer vectors search is exact, since centroids cannot be learned."""
 EXACT_MAX_ROWS = 8192
-"""So many allowed rows, or a 32nd of all, are searched exactly: few pass a selector, and a graph loses its way."""
+"""Default of `exact_max_rows`: few rows pass a selector, and a graph search loses its connections."""
 FILE_ARRAY_MAX_BYTES = 1 << 40
 FILE_LOOP_MAX_ITEMS = 1 << 31
-"""Limits of what FAISS reads: bytes of one array, items of one loop."""
+"""Limits for reading a FAISS file: bytes of one array, items of one loop."""
 
 
 class FaissIndex(ExactIndex):
-    """A store of vectors with a FAISS index over it. Approximate, but for the promises of `protocol.Index`."""
+    """A vector store with a FAISS index over it; implements `protocol.Index` approximately."""
 
     default_search_params: ClassVar[dict[str, int]] = {}
+    """Search parameters of a new index."""
     types: ClassVar[tuple[str, ...]] = ()
+    """FAISS classes of the engine."""
 
     def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
         super().__init__(width, metric, params)
@@ -47,32 +50,32 @@ class FaissIndex(ExactIndex):
         self._mapped = False
         self._alive_bits: Any = None
         self.exact_max_rows = EXACT_MAX_ROWS
-        """Searches among at most this many allowed rows are exact."""
+        """Number of allowed rows up to which a search is exact; at least a 32nd of all rows."""
         self._norm_bound = 0.0
-        """M."""
+        """M, the norm of every augmented vector."""
 
-    # What an engine is
+    # The FAISS engine of a subclass
 
     @abstractmethod
     def _new_engine(self, vectors: Vectors) -> Any:
-        """A trained FAISS index without vectors, for vectors like these."""
+        """Return an empty FAISS index trained on a sample of vectors (N, D)."""
 
     @abstractmethod
-    def _faiss_params(self, harder: int, fetch: int, selector: Any) -> Any:
-        """Search parameters for `search_params` times `harder`."""
+    def _faiss_params(self, factor: int, fetch: int, selector: Any) -> Any:
+        """Return FAISS search parameters: `search_params` times `factor`, for `fetch` candidates that pass `selector`."""
 
     @property
     def _augmented(self) -> bool:
-        """Whether vectors get one more number; see the top of this file."""
+        """True if vectors have one more dimension; see the module's docstring."""
         return self.metric == "dot"
 
     @property
     def _width(self) -> int:
-        """Numbers of a vector in the engine."""
+        """Dimension of the vectors in the engine."""
         return self.width + self._augmented
 
     def _engine_vectors(self, vectors: Vectors) -> Vectors:
-        """Vectors as the engine takes them."""
+        """Return vectors (n, D) as the engine stores them, (n, `_width`)."""
         last: Any = 0.0
         if self._augmented:
             squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
@@ -88,10 +91,10 @@ class FaissIndex(ExactIndex):
         return wide
 
     def _is_exhaustive(self) -> bool:
-        """Whether the search parameters are so large that looking at every vector is less work."""
+        """Return True if the search parameters are so large that exact search is less work."""
         return False
 
-    # Changing
+    # Changes
 
     def _changed(self, kept: int) -> None:
         self._alive_bits = None
@@ -111,7 +114,7 @@ class FaissIndex(ExactIndex):
             for start in range(kept, size, 1 << 18):
                 self._engine.add(self._engine_vectors(vectors[start : start + (1 << 18)]))
 
-    # Searching
+    # Search
 
     def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
         size = len(self._rows)
@@ -121,8 +124,8 @@ class FaissIndex(ExactIndex):
         rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
         scores: list[Vectors] = [np.empty(0, np.float32)] * len(queries)
         todo = np.arange(len(queries))
-        for harder in (1, 4, 16):
-            todo = self._search_candidates(queries, k, scope, harder, todo, rows, scores)
+        for factor in (1, 4, 16):
+            todo = self._search_candidates(queries, k, scope, factor, todo, rows, scores)
             if not len(todo):
                 return rows, scores
         banned = None if scope.banned is None else [scope.banned[i] for i in todo]
@@ -136,20 +139,20 @@ class FaissIndex(ExactIndex):
         queries: Vectors,
         k: int,
         scope: SearchScope,
-        harder: int,
+        factor: int,
         todo: Rows,
         rows: list[Rows],
         scores: list[Vectors],
     ) -> Rows:
-        """Fill in `rows` and `scores` of the queries `todo`; returns those that have too few."""
+        """Fill `rows` and `scores` of the queries `todo` from re-scored candidates; return the queries with too few."""
         size, short = len(self._rows), []
         banned = None if scope.banned is None else [scope.banned[i] for i in todo]
-        alone = banned[0] if banned is not None and len(todo) == 1 else None
-        selector, _alive_bits = self._selector(scope.only, alone)
-        extra = 0 if banned is None or alone is not None else max(map(len, banned))
-        # An eighth more: FAISS rounds in float32, which matters between the last and the next.
-        fetch = min(size, (k + max(8, k // 8) + extra) * self.search_params.get("refine", 1) * harder)
-        params = self._faiss_params(harder, fetch, selector)
+        only_ban = banned[0] if banned is not None and len(todo) == 1 else None
+        selector, _alive_bits = self._selector(scope.only, only_ban)
+        extra = 0 if banned is None or only_ban is not None else max(map(len, banned))
+        # An eighth more: float32 rounding in FAISS may exchange candidates near the k-th.
+        fetch = min(size, (k + max(8, k // 8) + extra) * self.search_params.get("refine", 1) * factor)
+        params = self._faiss_params(factor, fetch, selector)
         step = max(1, (1 << 22) // (fetch * self.width))  # float64 products of at most 32 MiB
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
@@ -174,7 +177,7 @@ class FaissIndex(ExactIndex):
         return np.asarray(short, np.int64)
 
     def _selector(self, only: Rows | None, banned: Rows | None) -> tuple[Any, Any]:
-        """A FAISS selector, or None for everything, and the memory that it reads."""
+        """Return a FAISS selector, None for all positions, and the bit array that it reads, which must stay alive."""
         if self._alive_bits is None:
             self._alive_bits = np.packbits(self._rows >= 0, bitorder="little")
         if only is not None:
@@ -204,10 +207,10 @@ class FaissIndex(ExactIndex):
         return super().describe() | {"norm_bound": self._norm_bound}
 
     @classmethod
-    def restore(cls, folder: Path, said: dict[str, Any], mmap: bool, verify: bool) -> Self:
-        index = super().restore(folder, said, mmap, verify)
+    def restore(cls, folder: Path, facts: dict[str, Any], mmap: bool, verify: bool) -> Self:
+        index = super().restore(folder, facts, mmap, verify)
         try:
-            index._norm_bound = float(said["norm_bound"])
+            index._norm_bound = float(facts["norm_bound"])
             if not 0 <= index._norm_bound <= 2 * MAX_NORM:
                 raise ValueError(f"norm_bound: {index._norm_bound}")
         except (KeyError, TypeError, ValueError) as e:
@@ -227,7 +230,7 @@ class FaissIndex(ExactIndex):
 
 
 class FlatIndex(FaissIndex):
-    """FAISS's own exact search."""
+    """FAISS's brute-force search."""
 
     kind = "flat"
     types = ("IndexFlatIP",)
@@ -236,12 +239,12 @@ class FlatIndex(FaissIndex):
     def _new_engine(self, vectors: Vectors) -> Any:
         return faiss.IndexFlatIP(self.width)
 
-    def _faiss_params(self, harder: int, fetch: int, selector: Any) -> Any:
+    def _faiss_params(self, factor: int, fetch: int, selector: Any) -> Any:
         return faiss.SearchParameters(sel=selector) if selector else None
 
 
 class IvfIndex(FaissIndex):
-    """Lists around `nlist` centroids (0: four times the root of N), of which the `nprobe` best are looked at."""
+    """Inverted lists of `nlist` centroids (0: 4 sqrt(N)), of which a search visits the `nprobe` nearest."""
 
     kind = "ivf"
     defaults = {"nlist": 0}
@@ -266,13 +269,14 @@ class IvfIndex(FaissIndex):
         engine.cp.niter = 10
         engine.train(self._engine_vectors(_sample(vectors, 64 * engine.nlist)))
 
-    def _faiss_params(self, harder: int, fetch: int, selector: Any) -> Any:
-        nprobe = min(self._engine.nlist, self.search_params["nprobe"] * harder)
+    def _faiss_params(self, factor: int, fetch: int, selector: Any) -> Any:
+        nprobe = min(self._engine.nlist, self.search_params["nprobe"] * factor)
         return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
 
 
 class IvfPqIndex(IvfIndex):
-    """Lists as in `ivf`, of vectors cut to half a byte for two numbers; `refine` times k of them are scored exactly."""
+    """Inverted lists as in `ivf`, of vectors product-quantised to 4 bits for two dimensions; `refine` times k candidates
+    are re-scored exactly."""
 
     kind = "ivfpq"
     default_search_params = {"nprobe": 16, "refine": 8}
@@ -294,7 +298,7 @@ class IvfPqIndex(IvfIndex):
 
 
 class HnswIndex(FaissIndex):
-    """A graph with `m` neighbours, made with `ef_construction`, searched with `ef` open ends."""
+    """HNSW graph: `m` neighbours a node, beam width `ef_construction` to build it and `ef` to search it."""
 
     kind = "hnsw"
     defaults = {"m": 16, "ef_construction": 100}
@@ -312,31 +316,31 @@ class HnswIndex(FaissIndex):
         engine.hnsw.efConstruction = max(1, self.params["ef_construction"])
         return engine
 
-    def _faiss_params(self, harder: int, fetch: int, selector: Any) -> Any:
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.search_params["ef"] * harder, fetch))
+    def _faiss_params(self, factor: int, fetch: int, selector: Any) -> Any:
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.search_params["ef"] * factor, fetch))
 
 
 def read_faiss(path: Path, mmap: bool = True) -> Any:
-    """A FAISS index from its file, mapped where FAISS can, within limits, and looked through. Raises RunError.
+    """Read a FAISS index from a file within size limits, memory-mapped if `mmap`, and check its structure.
 
-    A damaged file can still end the process: files of others go through `verify_file` first.
+    Raises RunError. A damaged file can still crash the process: `verify_file` reads untrusted files in a child process.
     """
     try:
         size = path.stat().st_size
         faiss.set_deserialization_vector_byte_limit(min(FILE_ARRAY_MAX_BYTES, 2 * size + (1 << 20)))
         faiss.set_deserialization_loop_limit(min(FILE_LOOP_MAX_ITEMS, size + (1 << 20)))
         engine = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
-        wrong = find_damage(engine)
+        damage = find_damage(engine)
     except (OSError, RuntimeError, ValueError, MemoryError, AttributeError, OverflowError) as e:
         lines = str(e).strip().splitlines() or [type(e).__name__]
         raise RunError(f"{path}: not a usable FAISS index ({lines[-1][:200]})") from e
-    if wrong:
-        raise RunError(f"{path}: not a usable FAISS index ({wrong})")
+    if damage:
+        raise RunError(f"{path}: not a usable FAISS index ({damage})")
     return engine
 
 
 def find_damage(engine: Any) -> str:
-    """What in a loaded index would make a search read outside its memory, or an empty string."""
+    """Name the part of a loaded index that would make a search read outside its memory; an empty string if none."""
     if not engine.is_trained or engine.d < 1 or engine.ntotal < 0:
         return "not trained"
     if isinstance(engine, faiss.IndexFlat):
@@ -373,22 +377,22 @@ def find_damage(engine: Any) -> str:
             return "lists do not fit"
         if isinstance(engine, faiss.IndexIVFPQFastScan):
             pq = engine.pq
-            right = 2 * pq.M == pq.d == engine.d and pq.M == engine.M and pq.nbits == engine.nbits == 4
-            right &= pq.centroids.size() == pq.d * 16 and engine.ksub == 16 and engine.code_size == pq.code_size
-            right &= engine.bbs == 32 and engine.M2 == pq.M + pq.M % 2 and engine.qbs == 0
-            right &= isinstance(lists, faiss.BlockInvertedLists)
-            return "" if right and (lists.n_per_block, lists.block_size) == (32, 16 * engine.M2) else "codes do not fit"
-        right = isinstance(engine, faiss.IndexIVFFlat) and isinstance(lists, faiss.ArrayInvertedLists)
-        return "" if right and engine.code_size == lists.code_size == 4 * engine.d else "codes do not fit"
-    return f"a {type(engine).__name__} is none of ours"
+            fits = 2 * pq.M == pq.d == engine.d and pq.M == engine.M and pq.nbits == engine.nbits == 4
+            fits &= pq.centroids.size() == pq.d * 16 and engine.ksub == 16 and engine.code_size == pq.code_size
+            fits &= engine.bbs == 32 and engine.M2 == pq.M + pq.M % 2 and engine.qbs == 0
+            fits &= isinstance(lists, faiss.BlockInvertedLists)
+            return "" if fits and (lists.n_per_block, lists.block_size) == (32, 16 * engine.M2) else "codes do not fit"
+        fits = isinstance(engine, faiss.IndexIVFFlat) and isinstance(lists, faiss.ArrayInvertedLists)
+        return "" if fits and engine.code_size == lists.code_size == 4 * engine.d else "codes do not fit"
+    return f"unexpected class {type(engine).__name__}"
 
 
 VERIFY_FUNCTION = "twotower.index.faiss:load_and_search"
-"""The work of a process that looks at a file."""
+"""Function that a child process runs to verify a file."""
 
 
 def load_and_search(path: Path) -> str:
-    """Load the file and search it."""
+    """Load a FAISS file and search it. Returns an empty string; raises RunError."""
     engine = read_faiss(path, mmap=False)
     try:
         engine.search(np.ones((2, engine.d), np.float32), 10)
@@ -400,32 +404,33 @@ def load_and_search(path: Path) -> str:
 def verify_file(
     path: Path, *, timeout: float = 120.0, memory: int | None = None, function: str = VERIFY_FUNCTION
 ) -> None:
-    """Load and search the file in a process of its own first. Raises RunError if that fails, dies or takes too long.
+    """Load and search a FAISS file in a child process. Raises RunError if that process fails, dies or exceeds a limit.
 
-    `timeout` in seconds; `memory` in bytes of address space, by default 2 GiB and four times the file.
+    `timeout` in seconds; `memory` in bytes of address space, by default 2 GiB and four times the file; `function` as
+    "module:name".
     """
-    said = verify_files([path], timeout=timeout, memory=memory, function=function)[path]
-    if said:
-        raise RunError(said)
+    error = verify_files([path], timeout=timeout, memory=memory, function=function)[path]
+    if error:
+        raise RunError(error)
 
 
 def verify_files(
     paths: list[Path], *, timeout: float = 120.0, memory: int | None = None, function: str = VERIFY_FUNCTION
 ) -> dict[Path, str]:
-    """Say what is wrong with each file; an empty string for a sound one."""
-    said = {path: f"{path}: no such file" for path in paths if not path.is_file()}
-    rest = [path for path in paths if path not in said]
+    """Return the error of each file, an empty string for a sound one."""
+    errors = {path: f"{path}: no such file" for path in paths if not path.is_file()}
+    rest = [path for path in paths if path not in errors]
     largest = max((path.stat().st_size for path in rest), default=0)
     for path, seen in limited_process.run_limited(
         function, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest
     ).items():
         ours = not seen.error or str(path) in seen.error
-        said[path] = seen.error if ours else f"{path}: not a usable FAISS index ({seen.error})"
-    return said
+        errors[path] = seen.error if ours else f"{path}: not a usable FAISS index ({seen.error})"
+    return errors
 
 
 def _sample(vectors: Vectors, n: int) -> Vectors:
-    """At most `n` of the vectors, the same ones every time."""
+    """Return at most `n` of the vectors, a deterministic sample."""
     if len(vectors) <= n:
         return vectors
     return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), n, replace=False))]

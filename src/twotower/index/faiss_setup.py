@@ -1,14 +1,14 @@
-"""FAISS, set up to be fast. Every import of it in this package goes through here.
+"""Import of FAISS with fast BLAS settings. All imports of FAISS in this package go through this module.
 
-Two things slow the wheel of `faiss-cpu` down, and both are put right:
+Two defaults of the `faiss-cpu` wheel are slow:
 
-- Its OpenBLAS is of 2021. Of a processor that it does not know it uses no more than SSE3, on others not the quickest
-  kernel. OPENBLAS_CORETYPE names one from the processor's flags, and is read once, when the library is loaded. It is set
-  for that moment alone: numpy has loaded its own OpenBLAS before, and child processes choose for themselves. A value that
-  is set already stays; where CI or PYTEST_VERSION is in the environment nothing is chosen. A kernel whose products are
-  not those of numpy is not used: FAISS then does without BLAS.
-- FAISS multiplies matrices only where queries times width reach 128,000, that is 2,000 queries of width 64. On one thread a
-  product is quicker from about ten queries on, whatever the width; for one query it takes six times as long.
+- Its OpenBLAS is of 2021. On processors that it does not know it falls back to SSE3 kernels, on others it does not choose
+  the fastest. OPENBLAS_CORETYPE selects kernels and is read once, when the library is loaded. This module sets it from the
+  processor's flags for the duration of the import only: numpy has loaded its own OpenBLAS before, and child processes
+  choose for themselves. A value that is set already stays, and with CI or PYTEST_VERSION in the environment none is
+  chosen. If products with the chosen kernels differ from numpy's, FAISS does not use BLAS.
+- FAISS multiplies matrices only if queries times dimension reach 128,000, that is 2,000 queries of dimension 64. On one
+  thread a matrix product is faster from about ten queries on at any dimension; for one query it takes six times as long.
 """
 
 from __future__ import annotations
@@ -26,29 +26,32 @@ import numpy as np  # before FAISS, so that numpy's OpenBLAS chooses for itself
 
 CORETYPE_VARIABLE = "OPENBLAS_CORETYPE"
 BLAS_MIN_QUERIES = 10
-"""So many queries at once are a matrix product."""
+"""Number of queries from which on FAISS multiplies matrices."""
 BLAS_OFF = (1 << 31) - 1
 
 _log = logging.getLogger(__name__)
 
 
 def choose_coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
-    """The kernels that FAISS's OpenBLAS is to use, or None: the choice is its own."""
+    """Return the OpenBLAS kernels for a processor, None to leave the choice to OpenBLAS.
+
+    `cpuinfo` is the text of /proc/cpuinfo.
+    """
     if any(name in environment for name in (CORETYPE_VARIABLE, "CI", "PYTEST_VERSION")):
         return None
     first = dict(
         line.split(":", 1) for line in cpuinfo.partition("\n\n")[0].replace("\t", "").splitlines() if ":" in line
     )
     flags = set(first.get("flags", "").split())
-    # Zen 4 executes AVX-512 in halves, and is quicker with AVX2.
-    halves = first.get("vendor_id", "").strip() == "AuthenticAMD" and first.get("cpu family", "").strip() == "25"
-    if flags >= {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"} and not halves:
+    # Zen 4 executes AVX-512 in halves, and is faster with AVX2.
+    zen4 = first.get("vendor_id", "").strip() == "AuthenticAMD" and first.get("cpu family", "").strip() == "25"
+    if flags >= {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"} and not zen4:
         return "SKYLAKEX"
     return "HASWELL" if flags >= {"avx2", "fma"} else None
 
 
 def blas_is_correct(module: Any) -> bool:
-    """Compare the products of FAISS's BLAS with those of numpy, on matrices whose sizes fit no kernel."""
+    """Return True if products of FAISS's BLAS equal numpy's, on matrices whose sizes are no multiple of a kernel's."""
     rng = np.random.default_rng(0)
     before = module.cvar.distance_compute_blas_threshold
     module.cvar.distance_compute_blas_threshold = 1
@@ -57,8 +60,8 @@ def blas_is_correct(module: Any) -> bool:
             items = rng.standard_normal((n, width), dtype=np.float32)
             queries = rng.standard_normal((n_queries, width), dtype=np.float32)
             found, at = module.knn(queries, items, n, metric=module.METRIC_INNER_PRODUCT)
-            right = np.take_along_axis(queries.astype(np.float64) @ items.T.astype(np.float64), at, 1)
-            if (np.sort(at, axis=1) != np.arange(n)).any() or not np.allclose(found, right, rtol=1e-3, atol=1e-3):
+            expected = np.take_along_axis(queries.astype(np.float64) @ items.T.astype(np.float64), at, 1)
+            if (np.sort(at, axis=1) != np.arange(n)).any() or not np.allclose(found, expected, rtol=1e-3, atol=1e-3):
                 return False
     finally:
         module.cvar.distance_compute_blas_threshold = before
@@ -66,7 +69,7 @@ def blas_is_correct(module: Any) -> bool:
 
 
 def load_faiss(cpuinfo: str) -> tuple[ModuleType, bool]:
-    """FAISS, and whether its BLAS is to be used."""
+    """Import FAISS with the kernels for `cpuinfo`; return it, and True if its BLAS is correct."""
     chosen = choose_coretype(cpuinfo, os.environ)
     if chosen:
         os.environ[CORETYPE_VARIABLE] = chosen
@@ -75,34 +78,37 @@ def load_faiss(cpuinfo: str) -> tuple[ModuleType, bool]:
     finally:
         if chosen:
             del os.environ[CORETYPE_VARIABLE]
-    right = not chosen or blas_is_correct(faiss)
-    if not right:
+    correct = not chosen or blas_is_correct(faiss)
+    if not correct:
         _log.warning(
-            "FAISS gives wrong products with %s=%s, which was chosen for this processor: it goes without BLAS, slowly. "
-            "Set another value before the start",
+            "FAISS computes wrong products with %s=%s, which was chosen for this processor, so its BLAS is off and search is "
+            "slower. Set the variable to other kernels before the start",
             CORETYPE_VARIABLE,
             chosen,
         )
-    return faiss, right
+    return faiss, correct
 
 
 def _cpuinfo() -> str:
-    """The text of Linux about the processors; empty where FAISS is loaded already, and on other systems."""
+    """Return the text of /proc/cpuinfo; empty if FAISS is loaded already, and on other systems than Linux."""
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8", errors="replace") if "faiss" not in sys.modules and path.is_file() else ""
 
 
 _module, _use_blas = load_faiss(_cpuinfo())
 faiss: Any = _module
-"""FAISS. Any: its stubs lack half of what is used here."""
+"""The FAISS module. Any: its stubs lack half of the names used here."""
 
 
 @contextmanager
 def faiss_settings(threads: int, width: int, use_blas: bool = _use_blas) -> Iterator[None]:
-    """OpenMP threads of the FAISS calls of this thread, put back at the end; and from when on it multiplies matrices."""
+    """Set the OpenMP threads of FAISS calls of this thread within the block, and the size from which on FAISS uses BLAS.
+
+    `width` is the dimension of the vectors.
+    """
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
-    # One number for all threads of the process: with another width beside this one some call is slower, none is wrong.
+    # The threshold is global to the process: concurrent calls with another dimension may be slower, never wrong.
     faiss.cvar.distance_compute_blas_threshold = BLAS_MIN_QUERIES * width if use_blas else BLAS_OFF
     try:
         yield

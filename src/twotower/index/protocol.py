@@ -1,4 +1,4 @@
-"""What every index can do. Rows are whole numbers from 0, each at most once; a score is query · vector, more is better."""
+"""The protocol of all indexes. Rows are distinct integers from 0; a score is the inner product of query and vector, higher is better."""
 
 from __future__ import annotations
 
@@ -19,61 +19,62 @@ MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]
 
 
 CONNECT_TIMEOUT = 3.0
-"""Seconds that a connection to Milvus may take."""
+"""Default limit of a connection to Milvus. Seconds."""
 
 
 @dataclass(frozen=True)
 class MilvusLocation:
-    """Where an index of kind "milvus" keeps its vectors."""
+    """Server, collection names and index type of an index of kind "milvus"."""
 
     uri: str
     """`http://HOST:PORT` of a server, or a path ending in .db, which milvus-lite opens in this process."""
     prefix: str = "twotower"
-    """The alias, and how names of collections begin."""
+    """Name of the alias, and prefix of collection names."""
     type: MilvusType = "IVF_FLAT"
+    """Index type in Milvus."""
     timeout: float = 300.0
-    """Seconds that one step of building may take."""
+    """Limit of each step of building. Seconds."""
     model: str = ""
-    """Digest of the model whose vectors they are."""
+    """SHA-256 of the model that made the vectors."""
     on_create: Callable[[str], None] = lambda name: None
-    """Told the name of a collection before it is made."""
+    """Called with the name of a collection before the collection is created."""
     connect_timeout: float = CONNECT_TIMEOUT
-    """Seconds that the connection may take."""
+    """Limit of the connection. Seconds."""
 
 
 class Index(Protocol):
-    """Item vectors (N, D) under their rows, and the search for the best of them.
+    """Item vectors (N, D) under their rows, and the search for the highest scores.
 
-    Not to be changed while another thread searches; any number of threads may search at once.
+    Any number of threads may search at once, but none while another thread changes the index.
     """
 
     kind: ClassVar[str]
     remote: ClassVar[bool]
-    """Whether vectors are elsewhere: a search waits for another process, and raises Unavailable if it does not answer."""
+    """True if another process holds the vectors: then a search raises Unavailable if that process does not answer."""
     metric: Metric
     params: dict[str, int]
-    """What it was built with."""
+    """Parameters of the build, such as `nlist`, `m`."""
     search_params: dict[str, int]
-    """How hard a search tries, by knob: `nprobe`, `ef`, `refine`. Empty if it is exact."""
+    """Parameters of a search: `nprobe`, `ef`, `refine`. Larger values find more and take longer. Empty for an exact index."""
     threads: int
-    """Threads of one search. A server that answers requests side by side sets 1."""
+    """Threads of one search; 1 in a server with several workers."""
 
     @property
     def rows(self) -> Rows:
-        """The rows (N,) that can be found, rising."""
+        """Rows (N,) in the index, ascending."""
 
     @property
     def rejected(self) -> Rows:
-        """The rows, rising, whose vectors were refused: not finite, too long, or for "cosine" of no length."""
+        """Rows of rejected vectors, ascending: not finite, too long, or of norm 0 with metric "cosine"."""
 
     @property
     def width(self) -> int:
-        """D."""
+        """Vector dimension D."""
 
     def __len__(self) -> int: ...
 
     def vectors(self, rows: Rows) -> Vectors:
-        """The vectors (n, D) of rows (n,). Raises DataError for unknown rows."""
+        """Return the vectors (n, D) of rows (n,). Raises DataError for unknown rows."""
 
     def search(
         self,
@@ -84,30 +85,30 @@ class Index(Protocol):
         banned: Sequence[Rows] | None = None,
         exact: bool = False,
     ) -> tuple[Rows, Vectors]:
-        """The best `k` rows (B, k) of each query (B, D) and their scores (B, k), best first.
+        """Return the `k` rows (B, k) with the highest scores (B, k) for each query (B, D), in descending order.
 
-        Equal scores are ordered by row. `allowed` holds for all queries, `banned[i]` for query i; rows that are not in
-        the index are ignored in both. Where fewer than `k` rows remain, all of them are found and the end is filled
-        with row -1, score -inf. `exact` looks at every vector. Raises DataError.
+        Equal scores are ordered by row. `allowed` applies to all queries, `banned[i]` to query i; rows that are not in
+        the index are ignored in both. If fewer than `k` rows remain, all of them are returned, padded with row -1 and
+        score -inf. `exact` scores every vector. Raises DataError.
         """
 
     def scores(self, query: Vectors) -> Vectors:
-        """The products (N,) of a query (1, D) with the vector of every one of `rows`, summed in float32. Raises DataError."""
+        """Return the scores (N,) of a query (1, D) for all `rows`, summed in float32. Raises DataError."""
 
     def add(self, rows: Rows, vectors: Vectors) -> None:
-        """Put new rows in. Raises DataError if a row is there already."""
+        """Add rows (n,) with vectors (n, D). Raises DataError if a row exists."""
 
     def update(self, rows: Rows, vectors: Vectors) -> None:
-        """Replace the vectors of rows; a row whose new vector is rejected is gone. Raises DataError for unknown rows."""
+        """Replace the vectors of rows; a row with a rejected vector leaves the index. Raises DataError for unknown rows."""
 
     def remove(self, rows: Rows) -> None:
-        """Take rows out. Raises DataError for unknown rows."""
+        """Remove rows. Raises DataError for unknown rows."""
 
     def search_limits(self) -> dict[str, int]:
-        """The largest useful value of every knob in `search_params`, in the order in which to tune them."""
+        """Return the largest useful value of each of `search_params`, in the order in which to tune them."""
 
     def save(self, folder: Path) -> None:
-        """Write the index as a folder of its own. Raises RunError."""
+        """Write the index into a folder. Raises RunError."""
 
     def describe(self) -> dict[str, Any]:
-        """What `index.json` says."""
+        """Return the content of `index.json`."""

@@ -1,1 +1,1 @@
-"""Vectors in Milvus: the index, its client, and the collections of a store."""
+"""Item vectors in Milvus: the index, its connection, and the collections of a store."""

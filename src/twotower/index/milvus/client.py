@@ -1,7 +1,7 @@
-"""Milvus as this package asks it: the few calls it needs, each within a time, errors as ours.
+"""Connection to Milvus: the calls that this package needs, each with a time limit, errors as RunError and Unavailable.
 
-What only reads, or may be done twice, is tried again after moments of random length, as far as there is time. A server that was started anew may have
-forgotten that a collection was loaded: it is told again.
+Calls that read, or are idempotent, are retried after random pauses while time remains. A restarted server may have
+unloaded a collection: then the collection is loaded again.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from twotower.index.protocol import CONNECT_TIMEOUT, Rows, Vectors
 
 TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
 READ_SECONDS = 10.0
-"""Seconds that one call which reads may take, unless `deadline` leaves less."""
+"""Limit of one reading call, unless the deadline is nearer. Seconds."""
 MESSAGE_MAX_BYTES = 1 << 24
-"""Bytes of vectors of one exchange."""
+"""Vectors of one call at most. Bytes."""
 RETRY_PAUSES = (0.1, 0.4, 1.6)
-"""Seconds, at most, before what only reads is tried again, as far as there is time."""
+"""Longest pauses before the retries of a reading call. Seconds."""
 POLL_SECONDS = (0.01, 0.5)
-"""Seconds between two looks at what the server is building, at first and later."""
+"""First and longest pause between two polls of a server that builds or loads. Seconds."""
 T = TypeVar("T")
 _RECONNECT_OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 500,
     "grpc.max_reconnect_backoff_ms": 1000,
 }
-"""A server that is back is found within a second; gRPC would wait up to two minutes."""
+"""gRPC options to reconnect within a second; its default waits up to two minutes."""
 
-# It writes a traceback for every error that it also raises.
+# pymilvus logs a traceback for every error that it raises.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
 
 
 class CollectionError(RunError):
-    """A collection that is not there, or is another than a bundle says. `reason` is a word for counters."""
+    """A collection is missing or is not the one that a bundle names. `reason` labels counters: collection, mismatch."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -55,14 +55,17 @@ class CollectionError(RunError):
 
 
 class MilvusConnection:
-    """A connection to a server, or to a folder of milvus-lite in this process. Any number of threads may use it."""
+    """Connection to a Milvus server, or to a folder of milvus-lite in this process. Thread-safe."""
 
     def __init__(self, uri: str, timeout: float = 300.0, connect_timeout: float = CONNECT_TIMEOUT) -> None:
-        """`timeout`: seconds for what writes. Raises ConfigError if the place cannot be, Unavailable if it is silent."""
+        """Connect. `timeout` and `connect_timeout` are limits of a writing call and of the connection, in seconds.
+
+        Raises ConfigError for a missing folder, Unavailable if no server answers.
+        """
         self.uri, self.timeout = uri, timeout
         local = "://" not in uri
         if local and not Path(uri).parent.is_dir():
-            raise ConfigError(f"{uri}: the folder {Path(uri).parent} is not there; make it, or name another")
+            raise ConfigError(f"{uri}: folder {Path(uri).parent} does not exist; create it, or name another")
         try:
             token = os.environ.get(TOKEN_VARIABLE, "")
             self._milvus: Any = MilvusClient(
@@ -71,13 +74,13 @@ class MilvusConnection:
         except (MilvusException, grpc.RpcError, OSError) as e:
             if local:
                 raise Unavailable(
-                    f"{uri}: cannot be opened; has another process opened it? One at a time can, or all ask a "
-                    "`milvus-lite server --data-dir DIR --port PORT`"
+                    f"{uri}: cannot be opened; has another process opened it? Only one process can at a time; start "
+                    "`milvus-lite server --data-dir DIR --port PORT` for several"
                 ) from e
-            raise Unavailable(f"{uri}: no Milvus answers there") from e
+            raise Unavailable(f"{uri}: no Milvus server answers") from e
 
     def create_collection(self, name: str, width: int, description: str) -> None:
-        """An empty collection of vectors (width,) under rows; `description` is what `describe` gives back. Raises RunError."""
+        """Create an empty collection of vectors (width,) under rows; `describe` returns `description`. Raises RunError."""
         schema = MilvusClient.create_schema(auto_id=False, description=description)
         schema.add_field("row", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
@@ -88,48 +91,50 @@ class MilvusConnection:
         )
 
     def insert(self, name: str, rows: Rows, vectors: Vectors) -> None:
-        """Put one batch in. Raises RunError."""
+        """Insert rows (n,) with vectors (n, width). Raises RunError."""
         batch = [{"row": row, "vector": vector} for row, vector in zip(rows.tolist(), vectors, strict=True)]
         self._write(lambda t: self._milvus.insert(name, batch, timeout=t))
 
     def build_index(self, name: str, kind: str, metric: str, params: dict[str, int]) -> None:
-        """Seal what was put in, index it, and wait until it is loaded. Raises RunError."""
+        """Flush the inserted rows, build the index and load the collection. Raises RunError."""
         self._write(lambda t: self._milvus.flush(name, timeout=t))
         wanted = self._milvus.prepare_index_params()
-        # As JSON under one key: milvus-lite reads no others, and every Milvus reads this.
+        # As JSON under one key: milvus-lite reads no other form, and all versions of Milvus read this one.
         options = {"params": {"params": params}} if params else {}
         wanted.add_index("vector", index_type=kind, metric_type=metric, index_name="vector", **options)
         self._write(lambda t: self._milvus.create_index(name, wanted, timeout=t, sync=False))
 
         def built() -> bool:
-            said = self._read(lambda t: self._milvus.describe_index(name, "vector", timeout=t))
-            if str(said.get("state")) == "Failed":
-                raise RunError(f"{self.uri}: {name}: the index cannot be built ({said.get('index_state_fail_reason')})")
-            return str(said.get("state")) == "Finished" and not said.get("pending_index_rows")
+            state = self._read(lambda t: self._milvus.describe_index(name, "vector", timeout=t))
+            if str(state.get("state")) == "Failed":
+                raise RunError(
+                    f"{self.uri}: {name}: the index cannot be built ({state.get('index_state_fail_reason')})"
+                )
+            return str(state.get("state")) == "Finished" and not state.get("pending_index_rows")
 
-        self._wait(built, f"{name}: its index is not built")
+        self._wait(built, f"{name}: the index is not built")
         self.load(name)
 
     def load(self, name: str) -> None:
-        """Have a collection loaded. Raises CollectionError, Unavailable."""
+        """Load a collection and wait until it is loaded. Raises CollectionError, Unavailable."""
         self._read(lambda t: self._milvus.load_collection(name, timeout=t, _async=True))
 
         def loaded() -> bool:
             state = self._read(lambda t: self._milvus.get_load_state(name, timeout=t))["state"]
             if state.name == "NotExist":
-                raise CollectionError(f"{self.uri}: there is no collection {name}", "collection")
+                raise CollectionError(f"{self.uri}: collection {name} does not exist", "collection")
             return bool(state.name == "Loaded")
 
-        self._wait(loaded, f"{name}: it is not loaded")
+        self._wait(loaded, f"{name}: the collection is not loaded")
 
     def describe(self, name: str) -> tuple[int, list[str]]:
-        """Width of the vectors of a collection, and what was told of it. Raises CollectionError, Unavailable."""
-        said = self._read(lambda t: self._milvus.describe_collection(name, timeout=t))
-        widths = [f["params"].get("dim", 0) for f in said["fields"] if f["name"] == "vector"]
-        return int(widths[0]) if widths else 0, [said["properties"].get("twotower", ""), said["description"]]
+        """Return the vector dimension of a collection and its descriptions. Raises CollectionError, Unavailable."""
+        facts = self._read(lambda t: self._milvus.describe_collection(name, timeout=t))
+        widths = [f["params"].get("dim", 0) for f in facts["fields"] if f["name"] == "vector"]
+        return int(widths[0]) if widths else 0, [facts["properties"].get("twotower", ""), facts["description"]]
 
     def count(self, name: str) -> int:
-        """Rows of a loaded collection, every write counted. Raises CollectionError, Unavailable."""
+        """Return the number of rows of a loaded collection, with all writes. Raises CollectionError, Unavailable."""
         found = self._read_loaded(
             name,
             lambda t: self._milvus.query(
@@ -149,10 +154,10 @@ class MilvusConnection:
         banned: Rows | None,
         with_vectors: bool,
     ) -> list[list[Any]]:
-        """For each query up to `k` hits, best first, of the `allowed` rising rows without the `banned`; `with_vectors` they hold
-        their vectors too.
+        """Return up to `k` hits of each query (B, width), in descending order of score.
 
-        Raises CollectionError, Unavailable.
+        Hits are among the ascending rows `allowed` and not among `banned`; `with_vectors` adds their vectors. Raises
+        CollectionError, Unavailable.
         """
         conditions = [] if allowed is None else [_row_condition(allowed)]
         if banned is not None and len(banned):
@@ -169,7 +174,7 @@ class MilvusConnection:
         return list(found)
 
     def fetch(self, name: str, rows: Rows, width: int) -> Vectors:
-        """The vectors (n, width) of distinct rows (n,). Raises CollectionError, also if some are not there, Unavailable."""
+        """Return the vectors (n, width) of distinct rows (n,). Raises CollectionError if rows are missing, Unavailable."""
         out = np.empty((len(rows), width), np.float32)
         step = page_rows(width)
         for start in range(0, len(rows), step):
@@ -178,12 +183,12 @@ class MilvusConnection:
             where, n = _row_condition(part[order]), len(part)
             found = self._read_loaded(name, partial(self._rows, name, where, n))
             got = np.array([hit["row"] for hit in found], np.int64)
-            places = order[np.searchsorted(part[order], got).clip(max=n - 1)]
-            if len(got) != n or (part[places] != got).any():
+            positions = order[np.searchsorted(part[order], got).clip(max=n - 1)]
+            if len(got) != n or (part[positions] != got).any():
                 raise CollectionError(
-                    f"{self.uri}: {name} gives {len(got):,} of {n:,} rows; it was changed", "collection"
+                    f"{self.uri}: {name} holds {len(got):,} of {n:,} rows; another program changed it", "collection"
                 )
-            out[start + places] = np.array([hit["vector"] for hit in found], np.float32)
+            out[start + positions] = np.array([hit["vector"] for hit in found], np.float32)
         return out
 
     def _rows(self, name: str, where: str, n: int, seconds: float) -> Any:
@@ -193,7 +198,7 @@ class MilvusConnection:
         )  # fmt: skip
 
     def drop(self, name: str) -> None:
-        """Take a collection away, if it is there, its aliases first. Raises Unavailable."""
+        """Drop a collection and its aliases, if it exists. Raises Unavailable."""
         try:
             for alias in self._aliases(name):
                 self._read(partial(self._unalias, alias))
@@ -205,7 +210,7 @@ class MilvusConnection:
         self._milvus.drop_alias(alias, timeout=seconds)
 
     def set_alias(self, alias: str, name: str) -> None:
-        """Make the alias stand for the collection. Raises CollectionError, Unavailable."""
+        """Create the alias for the collection, or move it there. Raises CollectionError, Unavailable."""
         before = self.alias_target(alias)
         if not before:
             self._read(lambda t: self._milvus.create_alias(name, alias, timeout=t))
@@ -213,7 +218,7 @@ class MilvusConnection:
             self._read(lambda t: self._milvus.alter_alias(name, alias, timeout=t))
 
     def alias_target(self, alias: str) -> str:
-        """The collection that an alias stands for, an empty string if there is none. Raises Unavailable."""
+        """Return the collection of an alias, an empty string if the alias does not exist. Raises Unavailable."""
         try:
             return str(self._read(lambda t: self._milvus.describe_alias(alias, timeout=t))["collection_name"])
         except CollectionError:
@@ -224,39 +229,40 @@ class MilvusConnection:
         return found
 
     def close(self) -> None:
+        """Close the connection."""
         self._milvus.close()
 
-    def _write(self, ask: Callable[[float], T]) -> T:
+    def _write(self, call: Callable[[float], T]) -> T:
         try:
-            return ask(self.timeout)
+            return call(self.timeout)
         except (MilvusException, grpc.RpcError, OSError) as e:
-            raise RunError(f"{self.uri}: Milvus fails ({_error_line(e)})") from e
+            raise RunError(f"{self.uri}: Milvus reports an error ({_error_line(e)})") from e
 
-    def _read_loaded(self, name: str, ask: Callable[[float], T]) -> T:
-        """Read from a collection, which is loaded if the server says that it is not."""
+    def _read_loaded(self, name: str, call: Callable[[float], T]) -> T:
+        """Call, and if the server answers that the collection is not loaded, load it and call again."""
 
-        def again(seconds: float) -> T:
+        def loading(seconds: float) -> T:
             try:
-                return ask(seconds)
+                return call(seconds)
             except MilvusException as e:
                 if e.code != _NOT_LOADED_CODE:
                     raise
                 self._milvus.load_collection(name, timeout=seconds)
-                return ask(remaining_seconds(seconds))
+                return call(remaining_seconds(seconds))
 
-        return self._read(again)
+        return self._read(loading)
 
-    def _read(self, ask: Callable[[float], T]) -> T:
+    def _read(self, call: Callable[[float], T]) -> T:
         for pause in (*RETRY_PAUSES, None):
             try:
-                return ask(remaining_seconds(READ_SECONDS))
+                return call(remaining_seconds(READ_SECONDS))
             except MilvusException as e:
                 if e.code in _MISSING_CODES:
                     raise CollectionError(f"{self.uri}: {_error_line(e)}", "collection") from e
                 error: Exception = e
             except (grpc.RpcError, OSError) as e:
                 error = e
-            except ValueError as e:  # a channel that another thread has just found broken
+            except ValueError as e:  # another thread has closed the broken channel
                 if "closed channel" not in str(e):
                     raise
                 error = e
@@ -265,35 +271,35 @@ class MilvusConnection:
             time.sleep(pause)
         raise Unavailable(f"{self.uri}: Milvus does not answer ({_error_line(error)})") from error
 
-    def _wait(self, done: Callable[[], bool], what: str) -> None:
+    def _wait(self, done: Callable[[], bool], problem: str) -> None:
         until, pause = time.monotonic() + self.timeout, POLL_SECONDS[0]
         while not done():
             if time.monotonic() > until:
-                raise Unavailable(f"{self.uri}: {what} after {self.timeout:g} seconds; set index.timeout higher")
+                raise Unavailable(f"{self.uri}: {problem} after {self.timeout:g} seconds; set index.timeout higher")
             time.sleep(min(pause, remaining_seconds(pause)))
             pause = min(1.5 * pause, POLL_SECONDS[1])
 
 
 _MISSING_CODES, _NOT_LOADED_CODE, _NO_CONNECTION_CODE = (100, 1600), 101, 2
-"""Codes: no such collection, no such alias; a collection that is not loaded; and, of the client, no connection."""
+"""Error codes of Milvus: no such collection or alias; collection not loaded; and of pymilvus: no connection."""
 
 
 def page_rows(width: int) -> int:
-    """Rows whose vectors fit one exchange."""
+    """Return the number of rows whose vectors of a dimension fit one call."""
     return max(1, min(4096, MESSAGE_MAX_BYTES // (4 * width)))
 
 
 def _row_condition(rows: Rows) -> str:
-    """The condition that a row is among rising ones."""
+    """Return the filter expression for ascending rows."""
     if len(rows) and int(rows[-1]) - int(rows[0]) + 1 == len(rows):
         return f"row >= {rows[0]} and row <= {rows[-1]}"
     return f"row in [{','.join(map(str, rows.tolist()))}]"
 
 
 def _error_line(error: Exception) -> str:
-    said = error.message if isinstance(error, MilvusException) else ""
+    text = error.message if isinstance(error, MilvusException) else ""
     if isinstance(error, MilvusException) and error.code == _NO_CONNECTION_CODE:
-        said = "no connection"
+        text = "no connection"
     if isinstance(error, grpc.RpcError):
-        said = f"{getattr(error, 'code', lambda: '')()}"
-    return (str(said or error).strip().splitlines() or [type(error).__name__])[0][:200]
+        text = f"{getattr(error, 'code', lambda: '')()}"
+    return (str(text or error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,10 +1,10 @@
-"""The Milvus collections of a store: which one the alias stands for, and which ones are nobody's any more.
+"""The Milvus collections of a store: the alias of the current one, and the removal of unreferenced ones.
 
-COLLECTIONS.json    every collection that a publisher began to make and that is not known to be gone
+COLLECTIONS.json    all collections that a publisher has begun to create and that have not been dropped
 
-A line is written before the collection is made, so that what a killed publisher left is found again. A collection belongs
-to the bundle whose index names it; one that no bundle names is dropped by the next publish or gc, under the store's lock.
-A server may hold collections of other stores and programs: only what is listed here is touched.
+An entry is written before its collection is created, so that the collection of a killed publisher is found. A collection
+belongs to the bundle whose index names it; the next publish or gc drops those that no bundle names, under the store's
+lock. A server may hold collections of other stores and programs: only listed collections are dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_FILE_BYTES = 16 << 20
 
 
 class MilvusCollections:
-    """Those of one store."""
+    """The Milvus collections of one store."""
 
     def __init__(self, store: Store, connect_timeout: float = CONNECT_TIMEOUT) -> None:
         """`connect_timeout`: seconds that a connection may take."""
@@ -35,45 +35,49 @@ class MilvusCollections:
         self._registered: list[tuple[str, str]] = []
 
     def register(self, uri: str, name: str) -> None:
-        """Write down that a collection is about to be made. To be called under the store's lock. Raises RunError."""
+        """List a collection before it is created. The caller holds the store's lock. Raises RunError."""
         files.write_json(self._path, [*self._listed(), {"uri": uri, "collection": name}], 0o644)
         self._registered.append((uri, name))
 
     def drop_registered(self) -> None:
-        """Drop what was announced here and no bundle names; what cannot be dropped now is left to `drop_unreferenced`."""
+        """Drop the collections registered by this object that no bundle names; failures are left to `drop_unreferenced`."""
         named = self._named()
         for uri, name in self._registered:
             if named is not None and name not in named:
                 self._drop(uri, name)
 
     def drop_unreferenced(self) -> list[str]:
-        """Drop every listed collection that no bundle names, and the names of those that went; what cannot be reached
-        stays listed. To be called under the store's lock. Raises RunError."""
+        """Drop the listed collections that no bundle names, and return their names.
+
+        Collections on a server that does not answer stay listed. The caller holds the store's lock. Raises RunError.
+        """
         listed, named = self._listed(), self._named()
         if not listed or named is None:
             return []
-        gone = [e for e in listed if e["collection"] not in named and self._drop(e["uri"], e["collection"])]
-        if gone:
-            files.write_json(self._path, [line for line in listed if line not in gone], 0o644)
-        return [line["collection"] for line in gone]
+        dropped = [e for e in listed if e["collection"] not in named and self._drop(e["uri"], e["collection"])]
+        if dropped:
+            files.write_json(self._path, [line for line in listed if line not in dropped], 0o644)
+        return [line["collection"] for line in dropped]
 
     def update_alias(self) -> str:
-        """Make the alias stand for the current bundle's collection; what was done, or an empty string where the bundle
-        has none. Raises RunError."""
+        """Move the alias to the collection of the current bundle.
+
+        Returns a sentence about the move, an empty string if the bundle has no collection. Raises RunError.
+        """
         while True:
             current = self._store.current_stamp()[0]
-            said = _index_facts(self._store.path / "bundles" / current) if current else None
-            if not said or "collection" not in said:
+            facts = _index_facts(self._store.path / "bundles" / current) if current else None
+            if not facts or "collection" not in facts:
                 return ""
             try:
-                self._connect(said["uri"]).set_alias(said["alias"], said["collection"])
+                self._connect(facts["uri"]).set_alias(facts["alias"], facts["collection"])
             except TwoTowerError as e:
                 raise RunError(
-                    f"{current} is current, but the alias {said['alias']} does not stand for its collection yet ({e}); "
+                    f"{current} is current, but alias {facts['alias']} is not on its collection yet ({e}); "
                     f"`gc(store={python_literal(self._store.path)})` moves it when Milvus answers"
                 ) from e
-            if self._store.current_stamp()[0] == current:  # somebody else may have been quicker
-                return f"alias {said['alias']}: {said['collection']}"
+            if self._store.current_stamp()[0] == current:  # another process may have changed it meanwhile
+                return f"alias {facts['alias']}: {facts['collection']}"
 
     def _connect(self, uri: str) -> Any:
         from twotower.index.milvus.client import MilvusConnection
@@ -81,23 +85,25 @@ class MilvusCollections:
         return MilvusConnection(uri, connect_timeout=self._connect_timeout)
 
     def _named(self) -> set[str] | None:
-        """The collections that bundles name, None if that cannot be said of one of them."""
+        """Return the collections that bundles name, None if the index of a bundle cannot be read."""
         named = set()
         for listed in self._store.bundles():
-            said = _index_facts(self._store.path / "bundles" / listed.id)
-            if said is None:
+            facts = _index_facts(self._store.path / "bundles" / listed.id)
+            if facts is None:
                 return None
-            named.add(said.get("collection", ""))
+            named.add(facts.get("collection", ""))
         return named
 
     def _listed(self) -> list[dict[str, str]]:
         if not self._path.exists():
             return []
         found = files.read_json(self._path, _MAX_FILE_BYTES)
-        ours = [line for line in found if isinstance(line, dict) and {"uri", "collection"} <= line.keys()]
-        if len(ours) != len(found):
-            raise RunError(f"{self._path}: not a list of collections; restore it, or remove it and drop them by hand")
-        return ours
+        valid = [line for line in found if isinstance(line, dict) and {"uri", "collection"} <= line.keys()]
+        if len(valid) != len(found):
+            raise RunError(
+                f"{self._path}: not a list of collections; restore the file, or delete it and drop unused collections by hand"
+            )
+        return valid
 
     def _drop(self, uri: str, name: str) -> bool:
         try:
@@ -108,9 +114,9 @@ class MilvusCollections:
 
 
 def _index_facts(folder: Path) -> dict[str, Any] | None:
-    """What the index of a bundle says, None if it cannot be read."""
+    """Return the content of a bundle's `index.json`, None if it cannot be read."""
     try:
-        said = files.read_json(folder / "index" / "index.json", _MAX_FILE_BYTES)
+        facts = files.read_json(folder / "index" / "index.json", _MAX_FILE_BYTES)
     except RunError:
         return None
-    return said if isinstance(said, dict) else None
+    return facts if isinstance(facts, dict) else None

@@ -1,10 +1,11 @@
-"""Milvus proposes, the vectors decide: candidates of a collection, scored again with the vectors they come with.
+"""Approximate search in Milvus. ANN candidates are re-scored exactly with the vectors that Milvus returns with them.
 
-The vectors are here while an index is built and judged, and in a collection from then on. A collection is made once,
-under a name that is never used again, and not changed: an index that is changed makes another. What Milvus does not find,
-because few rows are allowed or nearly all of the best are banned, is scored page by page, so an answer is never short.
+The vectors are in this process while an index is built and tuned, and in a collection from `save` on. A collection is
+created once, under a unique name, and never changed: a change of the index creates another one. If Milvus returns too few
+candidates, because few rows are allowed or nearly all of the nearest are banned, all vectors are fetched and scored page
+by page, so no answer is short.
 
-For "dot" vectors are lifted as in `faiss.py`, and searched by L2.
+With metric "dot" vectors are augmented as in `faiss.py` (Bachrach et al. 2014), and searched by L2 distance.
 """
 
 from __future__ import annotations
@@ -40,29 +41,29 @@ SEARCH_PARAMS: dict[MilvusType, dict[str, int]] = {
     "IVF_SQ8": {"nprobe": 16, "refine": 2},
     "HNSW": {"ef": 64},
 }
-"""What can be set of each type when it is built, and when it is searched."""
+"""Build and search parameters of each index type, with their defaults."""
 
 
 @dataclass(frozen=True)
 class MilvusLimits:
-    """Sizes from which on a search is made in another way."""
+    """Limits that decide how a search is made."""
 
     exact_max_rows: int = 1024
-    """Allowed rows up to which their vectors are fetched and scored exactly."""
+    """Number of allowed rows up to which their vectors are fetched and scored exactly."""
     named_max_rows: int = 16_384
-    """Rows that one filter expression names at most; with more allowed rows, hits outside them are dropped afterwards."""
+    """Largest number of rows in a filter expression; with more allowed rows, hits outside them are dropped after the search."""
     max_hits: int = 16_384
-    """Hits of one search at most, a limit of Milvus."""
+    """Largest number of hits of one search, a limit of Milvus."""
 
 
 class MilvusIndex(ExactIndex):
-    """A collection of Milvus. Approximate, but for the promises of `protocol.Index`."""
+    """Index whose vectors are in a Milvus collection; implements `protocol.Index` approximately."""
 
     kind = "milvus"
     remote = True
 
     def __init__(self, width: int, metric: Metric, params: dict[str, int] | None, location: MilvusLocation) -> None:
-        """An empty index. Raises ConfigError, DataError."""
+        """Create an empty index. Raises ConfigError, DataError."""
         super().__init__(width, metric)
         if location.type not in BUILD_PARAMS:
             raise ConfigError(f"index.type is {location.type!r} (allowed: {', '.join(get_args(MilvusType))})")
@@ -70,7 +71,7 @@ class MilvusIndex(ExactIndex):
         self.search_params = dict(SEARCH_PARAMS[location.type])
         self.location = location
         self.collection = ""
-        """Where the vectors are; an empty string while they are only here."""
+        """Name of the collection; an empty string until it is created."""
         self.limits = MilvusLimits()
         self._nlist = 1
         self._is_remote = self._saved = False
@@ -84,16 +85,16 @@ class MilvusIndex(ExactIndex):
         location: MilvusLocation | None = None,
     ) -> Self:  # fmt: skip
         if np.ndim(vectors) != 2:
-            raise DataError(f"vectors must be (N, D), not of shape {np.shape(vectors)}")
+            raise DataError(f"vectors have shape {np.shape(vectors)}, expected (N, D)")
         if location is None:
-            raise ConfigError("index: 'milvus' needs a location")
+            raise ConfigError("index kind 'milvus' needs a location")
         index = cls(np.shape(vectors)[1], metric, params, location)
         index.add(rows, vectors)
         return index
 
     @property
     def model(self) -> str:
-        """The digest of the model whose vectors they are."""
+        """SHA-256 of the model that made the vectors."""
         return self.location.model
 
     @property
@@ -107,7 +108,7 @@ class MilvusIndex(ExactIndex):
 
     @property
     def _description(self) -> str:
-        """What a collection says of itself, so that it is not taken for another."""
+        """Description stored with a collection, to tell it from others."""
         return f"model {self.location.model or '-'}, {len(self)} vectors, {self.metric}"
 
     @property
@@ -120,10 +121,10 @@ class MilvusIndex(ExactIndex):
 
     def search_limits(self) -> dict[str, int]:
         self._count_lists()
-        tops = {"nprobe": self._nlist, "refine": 16, "ef": max(64, min(len(self), 4096))}
-        return {name: tops[name] for name in self.search_params}
+        limits = {"nprobe": self._nlist, "refine": 16, "ef": max(64, min(len(self), 4096))}
+        return {name: limits[name] for name in self.search_params}
 
-    # Changing
+    # Changes
 
     def vectors(self, rows: Rows) -> Vectors:
         found = self._known(rows)
@@ -148,7 +149,7 @@ class MilvusIndex(ExactIndex):
         super().remove(rows)
 
     def _download(self) -> None:
-        """Have the vectors here."""
+        """Fetch all vectors into this process, if they are only in the collection."""
         if self._is_remote:
             self._vectors, self._is_remote = self._fetch(np.arange(len(self._rows))), False
 
@@ -164,7 +165,7 @@ class MilvusIndex(ExactIndex):
             self._nlist = max(1, min(wanted, len(self) // 8, 65_536))
 
     def _create_collection(self) -> None:
-        """Put the vectors into a collection of their own. Raises RunError, Unavailable."""
+        """Create a collection and insert the vectors. Raises RunError, Unavailable."""
         with self._creation_lock:
             if self.collection:
                 return
@@ -177,40 +178,46 @@ class MilvusIndex(ExactIndex):
                 at = self._position[start : start + step]
                 self._connection.insert(name, self._rows[at], self._engine_vectors(self._vectors[at]))
                 files.point("milvus.inserted")
-            built = {"nlist": self._nlist} if "nlist" in self.params else {}
+            params = {"nlist": self._nlist} if "nlist" in self.params else {}
             if "m" in self.params:
-                built = {"M": max(2, self.params["m"]), "efConstruction": max(1, self.params["ef_construction"])}
-            self._connection.build_index(name, self.location.type, self._milvus_metric, built)
+                params = {"M": max(2, self.params["m"]), "efConstruction": max(1, self.params["ef_construction"])}
+            self._connection.build_index(name, self.location.type, self._milvus_metric, params)
             if (n := self._connection.count(name)) != len(self):
-                raise RunError(f"{self.location.uri}: {name} holds {n:,} rows, {len(self):,} were put in")
+                raise RunError(f"{self.location.uri}: {name} holds {n:,} rows, {len(self):,} were inserted")
             self.collection = name
 
     def _engine_vectors(self, vectors: Vectors) -> Vectors:
-        """Vectors as the collection holds them."""
+        """Return vectors (n, D) as the collection stores them, augmented for metric "dot"."""
         if not self._augmented:
             return vectors
         squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
         last = np.sqrt(np.maximum(self._norm_bound**2 - squares, 0.0)).astype(np.float32)
         return np.column_stack([vectors, last])
 
-    # Searching
+    # Search
 
     def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
-        most = min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
+        max_hits = min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
         few = scope.only is not None and len(scope.only) <= self.limits.exact_max_rows
-        wide = self.search_params.get("ef", 0) >= len(self) > 0
-        if exact or few or wide or 4 * k > scope.remaining.max(initial=0) or k + max(8, k // 8) > most:
+        exhaustive = self.search_params.get("ef", 0) >= len(self) > 0
+        if exact or few or exhaustive or 4 * k > scope.remaining.max(initial=0) or k + max(8, k // 8) > max_hits:
             return self._scan(queries, k, scope)
         if not self.collection:
             self._create_collection()
         rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
         scores: list[Vectors] = [np.empty(0, np.float32)] * len(queries)
         todo = np.arange(len(queries))
-        for harder, more, named in ((1, 1, False), (4, 4, False), (16, 16, False), (16, 16, True), (16, most, True)):
-            # An eighth more: Milvus rounds in float32, which matters between the last and the next.
-            fetch = min(len(self), most, (k + max(8, k // 8)) * self.search_params.get("refine", 1) * more)
+        for factor, more, with_bans in (
+            (1, 1, False),
+            (4, 4, False),
+            (16, 16, False),
+            (16, 16, True),
+            (16, max_hits, True),
+        ):
+            # An eighth more: float32 rounding in Milvus may exchange candidates near the k-th.
+            fetch = min(len(self), max_hits, (k + max(8, k // 8)) * self.search_params.get("refine", 1) * more)
             if len(todo):
-                todo = self._search_candidates(queries, k, scope, harder, fetch, named, todo, rows, scores)
+                todo = self._search_candidates(queries, k, scope, factor, fetch, with_bans, todo, rows, scores)
         if len(todo):
             banned = None if scope.banned is None else [scope.banned[i] for i in todo]
             rest = self._scan(queries[todo], k, SearchScope(scope.only, banned, scope.remaining[todo]))
@@ -219,41 +226,41 @@ class MilvusIndex(ExactIndex):
         return rows, scores
 
     def _search_candidates(
-        self, queries: Vectors, k: int, scope: SearchScope, harder: int, fetch: int, named: bool, todo: Rows,
+        self, queries: Vectors, k: int, scope: SearchScope, factor: int, fetch: int, with_bans: bool, todo: Rows,
         rows: list[Rows], scores: list[Vectors],
     ) -> Rows:  # fmt: skip
-        """Fill in `rows` and `scores` of the queries `todo`; returns those that have too few.
+        """Fill `rows` and `scores` of the queries `todo` from re-scored candidates; return the queries with too few.
 
-        Rows that are allowed are named in the search if they are few enough. What is banned comes with the others, and
-        is left out; only if that was not enough, each query names its own.
+        Up to `named_max_rows` allowed rows are named in the filter. Banned hits are dropped after the search; only
+        `with_bans` names each query's banned rows in its filter.
         """
         params: dict[str, int] = {}
         if "nprobe" in self.search_params:
-            params = {"nprobe": min(self._nlist, self.search_params["nprobe"] * harder)}
+            params = {"nprobe": min(self._nlist, self.search_params["nprobe"] * factor)}
         if "ef" in self.search_params:
-            params = {"ef": max(fetch, min(self.search_params["ef"] * harder, 32_768))}
+            params = {"ef": max(fetch, min(self.search_params["ef"] * factor, 32_768))}
         only = scope.only
-        listed = None if only is None or len(only) > self.limits.named_max_rows else np.sort(self._rows[only])
-        wide = queries if not self._augmented else np.column_stack([queries, np.zeros(len(queries), np.float32)])
+        named = None if only is None or len(only) > self.limits.named_max_rows else np.sort(self._rows[only])
+        augmented = queries if not self._augmented else np.column_stack([queries, np.zeros(len(queries), np.float32)])
         step = (
             1
-            if named
+            if with_bans
             else max(1, min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), self.limits.max_hits // fetch))
         )
         short = []
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
-            without = None
-            if named and scope.banned is not None and len(scope.banned[some[0]]) <= self.limits.named_max_rows:
-                without = np.sort(self._rows[scope.banned[some[0]]])
+            banned = None
+            if with_bans and scope.banned is not None and len(scope.banned[some[0]]) <= self.limits.named_max_rows:
+                banned = np.sort(self._rows[scope.banned[some[0]]])
             hits = self._connection.search(
-                self.collection, wide[some], fetch, params, self._milvus_metric, listed, without, self._is_remote
+                self.collection, augmented[some], fetch, params, self._milvus_metric, named, banned, self._is_remote
             )  # fmt: skip
             for number, hit in zip(some.tolist(), hits, strict=True):
                 found = np.array([h["row"] for h in hit], np.int64)
                 at = self._find(found)
                 good = at >= 0
-                if only is not None and listed is None:
+                if only is not None and named is None:
                     good &= is_in_sorted(only, at)
                 if scope.banned is not None:
                     good &= ~is_in_sorted(scope.banned[number], at)
@@ -269,7 +276,7 @@ class MilvusIndex(ExactIndex):
         return np.asarray(short, np.int64)
 
     def _scan(self, queries: Vectors, k: int, scope: SearchScope) -> tuple[list[Rows], list[Vectors]]:
-        """Exact, a page of vectors at a time where they are not here."""
+        """Search exactly, with vectors fetched page by page if they are only in the collection."""
         if not self._is_remote:
             return super()._scan(queries, k, scope)
         banned = None if scope.banned is None else [self._rows[b] for b in scope.banned]
@@ -293,7 +300,7 @@ class MilvusIndex(ExactIndex):
             yield positions[start : start + step]
 
     def _fetch(self, positions: Rows) -> Vectors:
-        """The vectors (n, D) at positions (n,), wherever they are."""
+        """Return the vectors (n, D) at positions (n,), from this process or from the collection."""
         if not self._is_remote:
             return self._vectors[positions]
         rows, back = np.unique(self._rows[positions], return_inverse=True)
@@ -310,7 +317,7 @@ class MilvusIndex(ExactIndex):
         }  # fmt: skip
 
     def save(self, folder: Path) -> None:
-        """Write where the vectors are, not the vectors."""
+        """Create the collection if necessary, and write its location, without the vectors, into a folder."""
         if not self.collection:
             self._create_collection()
         super().save(folder)
@@ -320,24 +327,26 @@ class MilvusIndex(ExactIndex):
         np.save(folder / "rows.npy", self._sorted)
 
     @classmethod
-    def restore(cls, folder: Path, said: dict[str, Any], mmap: bool, verify: bool) -> Self:
-        """The index of a folder whose `index.json` says `said`. Raises RunError, CollectionError if the collection is
-        another, Unavailable if it cannot be asked."""
+    def restore(cls, folder: Path, facts: dict[str, Any], mmap: bool, verify: bool) -> Self:
+        """Load the index of a folder; `facts` is the content of its `index.json`.
+
+        Raises RunError, CollectionError if the collection does not match, Unavailable if Milvus does not answer.
+        """
         try:
             names = ("uri", "alias", "collection", "model")
-            if not all(isinstance(said[name], str) for name in names) or not said["collection"]:
-                raise ValueError(f"{', '.join(names)} must be texts")
-            location = MilvusLocation(said["uri"], said["alias"], said["type"], model=said["model"])
-            params = {str(n): int(v) for n, v in said["params"].items()}
-            index = cls(int(said["width"]), said["metric"], params, location)
-            index.search_params = {name: max(1, int(said["search_params"][name])) for name in index.search_params}
-            index._nlist, index._norm_bound = max(1, int(said["nlist"])), float(said["norm_bound"])
-            index._max_norm = float(said["max_norm"])
+            if not all(isinstance(facts[name], str) for name in names) or not facts["collection"]:
+                raise ValueError(f"{', '.join(names)} must be texts, and collection not empty")
+            location = MilvusLocation(facts["uri"], facts["alias"], facts["type"], model=facts["model"])
+            params = {str(n): int(v) for n, v in facts["params"].items()}
+            index = cls(int(facts["width"]), facts["metric"], params, location)
+            index.search_params = {name: max(1, int(facts["search_params"][name])) for name in index.search_params}
+            index._nlist, index._norm_bound = max(1, int(facts["nlist"])), float(facts["norm_bound"])
+            index._max_norm = float(facts["max_norm"])
             if not 0 <= index._max_norm <= MAX_NORM:
                 raise ValueError(f"max_norm: {index._max_norm}")
-            index._rejected = np.asarray(said["rejected"], np.int64).reshape(-1)
+            index._rejected = np.asarray(facts["rejected"], np.int64).reshape(-1)
             rows = read_array(folder / "rows.npy")
-            if rows.dtype != np.int64 or rows.ndim != 1 or len(rows) != said["n"] or (np.diff(rows) <= 0).any():
+            if rows.dtype != np.int64 or rows.ndim != 1 or len(rows) != facts["n"] or (np.diff(rows) <= 0).any():
                 raise ValueError("rows are repeated, missing or of the wrong kind")
             if len(rows) and rows[0] < 0:
                 raise ValueError(f"row {rows[0]}")
@@ -345,27 +354,29 @@ class MilvusIndex(ExactIndex):
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._rows, index._sorted, index._position = rows, rows, np.arange(len(rows))
         index._identity = bool(len(rows) == 0 or rows[-1] == len(rows) - 1)
-        index.collection, index._is_remote, index._saved = said["collection"], True, True
+        index.collection, index._is_remote, index._saved = facts["collection"], True, True
         index._check()
         return index
 
     def _check(self) -> None:
-        """Raises CollectionError if the collection is not what the folder says, Unavailable if it cannot be asked."""
+        """Raise CollectionError if the collection does not match the folder, Unavailable if Milvus does not answer."""
         name, client = f"{self.location.uri}: {self.collection}", self._connection
-        width, told = client.describe(self.collection)
+        width, descriptions = client.describe(self.collection)
         if width != self.width + self._augmented:
             raise CollectionError(
-                f"{name} has vectors of {width} numbers, the bundle's have {self.width + self._augmented}", "mismatch"
+                f"{name} has vectors of dimension {width}, expected {self.width + self._augmented}", "mismatch"
             )
-        if self._description not in told:
-            raise CollectionError(f"{name} says {max(told)!r}, the bundle {self._description!r}", "mismatch")
+        if self._description not in descriptions:
+            raise CollectionError(
+                f"{name} is described as {max(descriptions)!r}, expected {self._description!r}", "mismatch"
+            )
         client.load(self.collection)
         if (n := client.count(self.collection)) != len(self):
-            raise CollectionError(f"{name} holds {n:,} rows, the bundle says {len(self):,}", "mismatch")
+            raise CollectionError(f"{name} holds {n:,} rows, expected {len(self):,}", "mismatch")
 
 
 def _best_rows(rows: Rows, vectors: Vectors, query: Vectors, k: int) -> tuple[Rows, Vectors]:
-    """Rows and scores of the best `k`, as every index scores and orders them."""
+    """Return the rows and exact scores of the `k` best of vectors (n, D), in descending order."""
     scores = (vectors * query.astype(np.float64)).sum(axis=1).astype(np.float32)
     order = np.lexsort((rows, -scores))[:k]
     return rows[order], scores[order]
