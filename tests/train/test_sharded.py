@@ -226,7 +226,7 @@ def trainer(board: Dataset, **train: Any) -> Trainer:
 
 def test_without_a_group_it_is_refused(board: Dataset) -> None:
     with pytest.raises(
-        ConfigError, match=r"twotower.fit, which bring ranks together; here set train.embedding_placement"
+        ConfigError, match=r"needs a process group, which `twotower train` and twotower.fit make; elsewhere set"
     ):
         trainer(board)
 
@@ -247,7 +247,7 @@ def test_a_sharding_of_whole_tables_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("mps", "not on 'mps'"), ("cuda", "needs fbgemm-gpu, and its build for CPUs")]
+    ("kind", "message"), [("mps", "not on 'mps'"), ("cuda", "needs fbgemm-gpu, and its CPU build")]
 )
 def test_devices_that_cannot_do_it_are_refused(kind: str, message: str) -> None:
     if kind == "cuda" and sharded._is_installed("fbgemm-gpu"):

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on, as if it had never stopped.
+"""Checkpoints: the complete state of a run, from which it resumes as if it had never stopped.
 
-A checkpoint is a folder `step-<n>` with `state.json` and `tensors.safetensors`, renamed into place when complete.
-Nothing is ever unpickled.
+A checkpoint is a folder `step-<n>` with `state.json` and `tensors.safetensors`, renamed into place when complete. No pickle is
+read or written.
 """
 
 from __future__ import annotations
@@ -26,26 +26,33 @@ from twotower.errors import RunError
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS_KEPT = 2  # the newest, and one before it in case the newest is damaged
-
+FORMAT = 2
+"""Number of the present format, in `state.json`; a checkpoint of another format is refused."""
+CHECKPOINTS_KEPT = 2
+"""The newest, and the one before it in case the newest is damaged."""
 
 _TYPES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32"}
-"""Names of types in a safetensors file, in the order in which their tensors stand there."""
+"""Names of the types in a safetensors file, in the order of the file."""
 
 
 @dataclass(frozen=True)
 class TensorBlocks:
-    """A float32 tensor (rows, width) that comes some rows at a time, and as a whole is nowhere."""
+    """A float32 tensor (rows, width) as a stream of blocks of rows, for tables that no rank holds whole."""
 
     shape: tuple[int, int]
     rows: Iterable[Tensor]
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor | TensorBlocks], state: dict[str, Any]) -> Path:
-    """Write checkpoint `step` into `folder` and drop all but the newest. Raises RunError if it cannot be written."""
+    """Write checkpoint `step` into `folder` and remove all but the newest `CHECKPOINTS_KEPT`. Raises RunError if it cannot
+    be written."""
     path = folder / f"step-{step:09d}"
     with files.new_folder(path) as temporary:
-        state = state | {"step": step, "sha256": write_tensors(temporary / "tensors.safetensors", tensors)}
+        state = state | {
+            "format": FORMAT,
+            "step": step,
+            "sha256": write_tensors(temporary / "tensors.safetensors", tensors),
+        }
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for old in _checkpoint_folders(folder)[:-CHECKPOINTS_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
@@ -53,20 +60,20 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor | TensorBlocks], 
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of `save`; to be called under the run's lock."""
+    """Remove incomplete checkpoints of killed processes. The caller holds the run's lock."""
     files.remove_leftovers(folder, lambda name: name.startswith("step-"))
 
 
-def in_order(tensors: Mapping[str, Tensor | TensorBlocks]) -> list[str]:
-    """The names as their tensors stand in a file."""
+def file_order(tensors: Mapping[str, Tensor | TensorBlocks]) -> list[str]:
+    """Return the names in the order of the safetensors file: by type, then by name."""
     places = {kind: place for place, kind in enumerate(_TYPES)}
     return sorted(tensors, key=lambda name: (places[_dtype(tensors[name])], name))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorBlocks]) -> str:
-    """Write what `safetensors.torch.save` would, one tensor after another, and give the file's SHA-256."""
+    """Write the bytes of `safetensors.torch.save`, one tensor after another, and return the file's SHA-256."""
     header, end = {}, 0
-    for name in in_order(tensors):
+    for name in file_order(tensors):
         tensor = tensors[name]
         start, end = end, end + math.prod(tensor.shape) * _dtype(tensor).itemsize
         header[name] = {"dtype": _TYPES[_dtype(tensor)], "shape": list(tensor.shape), "data_offsets": [start, end]}
@@ -93,17 +100,30 @@ def _dtype(tensor: Tensor | TensorBlocks) -> torch.dtype:
 
 
 def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None. Says which damaged ones were passed over."""
+    """Return the tensors and the state of the newest intact checkpoint, or None; log each damaged one.
+
+    Raises RunError if a checkpoint has another format.
+    """
     for path in reversed(_checkpoint_folders(folder)):
         try:
             return _load(path)
+        except _OtherFormatError as e:
+            raise RunError(str(e)) from None
         except RunError as e:
             log.warning(f"{e}; falling back to the checkpoint before it")
     return None
 
 
+class _OtherFormatError(RunError):
+    """A checkpoint of another version."""
+
+
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = files.read_json(path / "state.json")
+    if isinstance(state, dict) and (written := state.get("format", 1)) != FORMAT:
+        raise _OtherFormatError(
+            f"checkpoint {path} has format {written!r}, and this version reads format {FORMAT}; start a new run"
+        )
     try:
         file = path / "tensors.safetensors"
         with file.open("rb") as data:
@@ -123,7 +143,7 @@ def _checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: `optimizer/<slot>/<parameter>`."""
+    """Return the optimizer's state as tensors `optimizer/<slot>/<parameter>`; `names` are those of the parameters."""
     return {
         f"optimizer/{slot}/{name}": value
         for parameter, name in names.items()
@@ -135,7 +155,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parame
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: dict[str, Tensor]
 ) -> None:
-    """The reverse of `optimizer_tensors`, in place."""
+    """Load the tensors of `optimizer_tensors` into an optimizer, in place."""
     for parameter, name in names.items():
         slots = {
             key.split("/", 2)[1]: value for key, value in tensors.items()

@@ -78,7 +78,7 @@ class Objective:
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
         self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(model)
         if context.world_size > 1:
-            self._towers = _distributed_data_parallel(_Towers(model), torchrec.names if torchrec else ())
+            self._towers = _distributed_data_parallel(_Towers(model), torchrec.shards_by_parameter if torchrec else ())
 
     def __call__(self, epoch: Epoch, batch: int, step: int) -> tuple[int, Tensor, Tensor]:
         """Return the number of rows of a batch of an epoch, and this rank's part of its loss and of its mimic loss, scalars.
