@@ -1,4 +1,4 @@
-"""Trainings that several ranks do together, and one alone: run by tests/test_distributed.py under torchrun.
+"""Trainings of several ranks, and of one process: tests/test_distributed.py and tests/train/test_sharded.py run them.
 
 python -m torch.distributed.run --nproc-per-node 2 tests/ranked.py OUT
 """
@@ -11,10 +11,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence as Many
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -32,6 +34,8 @@ from twotower.train.trainer import Trainer
 
 SOFTMAX: dict[str, Any] = {"kind": "softmax"}
 EARLIER: dict[str, Any] = {"history_scope": "causal"}
+Array = npt.NDArray[Any]
+
 PLAIN: dict[str, Any] = {"history": {"dropout": 0.0, "input_dropout": 0.0, "heads": 2}, "layers": [8]}
 AUGMENTED: dict[str, Any] = {"layers": [8], "augment": True}
 
@@ -118,10 +122,12 @@ TORCHREC: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{case}, by row": (case, {"embedding_sharding": "row_wise"}) for case in ("pairs", "earlier")},
     **{f"pairs, {rule}": ("pairs", {"embedding_sharding": "auto", **train}) for rule, train in _RULES.items()},
 }
-"""Cases whose tables lie in pieces: name -> the case, and what of `train` differs."""
+"""Cases with sharded tables: name -> (case, settings of `train` that differ)."""
 
 
+@cache
 def world(name: str) -> Dataset:
+    """Make a dataset, once in a process."""
     if name == "everything":
         return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
     if name == "prepared":
@@ -146,7 +152,7 @@ def world(name: str) -> Dataset:
 
 
 def trainer(case: str, context: DistributedContext | None = None, **train: Any) -> Trainer:
-    """A training without anything that is drawn a row at a time: ranks draw other dropout than one alone."""
+    """Make the trainer of a case, without dropout and unknown values: ranks draw other ones than one process."""
     name, sections = CASES[case]
     data = world(name)
     sections = {k: dict(v) for k, v in sections.items()}
@@ -159,8 +165,20 @@ def trainer(case: str, context: DistributedContext | None = None, **train: Any) 
     return Trainer(data, config, context=context)
 
 
-def weights(of: Trainer) -> dict[str, np.ndarray[Any, Any]]:
-    """What the training of a case ends with: weights, and the loss and metrics of each epoch."""
+def single(case: str, **train: Any) -> dict[str, Array]:
+    """Return what one process trains: `results`, and as "initial/…" the weights before; once in a test process."""
+    return dict(_single(case, tuple(sorted(train.items()))))
+
+
+@cache
+def _single(case: str, train: tuple[tuple[str, Any], ...]) -> dict[str, Array]:
+    made = trainer(case, **dict(train))
+    initial = {f"initial/{n}": p.detach().numpy().copy() for n, p in made.model.named_parameters()}
+    return initial | results(made)
+
+
+def results(of: Trainer) -> dict[str, Array]:
+    """Train, and return the weights, the loss and metrics of each epoch, and the shards that were read."""
     torch.set_num_threads(1)
     epochs: list[Epoch] = []
     make = of.objective.sampler.epoch
@@ -174,7 +192,7 @@ def weights(of: Trainer) -> dict[str, np.ndarray[Any, Any]]:
     found = {n: p.detach().numpy().copy() for n, p in trained.model.named_parameters()}
     names = ("train.loss", "validation.auc", "validation.recall@5")
     found["history"] = np.array([[entry.get(n, 0.0) for n in names] for entry in trained.history])
-    found["shards"] = np.array(sorted(epochs[-1]._held))  # that were read
+    found["shards"] = np.array(sorted(epochs[-1]._held))
     return found
 
 
@@ -184,7 +202,7 @@ def main() -> None:
     with context.process_group(timeout=60, always=True):
         for number, case in enumerate(cases):
             of, train = TORCHREC.get(case, (case, {}))
-            found = weights(
+            found = results(
                 trainer(of, context, **(train | {"embedding_placement": "torchrec"} if case in TORCHREC else {}))
             )
             np.savez(out / f"{number}-{context.rank}.npz", **found)

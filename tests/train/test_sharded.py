@@ -46,8 +46,8 @@ def close(found: dict[str, Any], expected: dict[str, Any], bound: float = 2e-5) 
 @pytest.mark.parametrize("name", ranked.TORCHREC)
 def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(together: Path, name: str) -> None:
     number, (case, train) = list(ranked.TORCHREC).index(name), ranked.TORCHREC[name]
-    alone = ranked.weights(ranked.trainer(case, **{k: v for k, v in train.items() if k != "embedding_sharding"}))
-    names = [n for n, _ in ranked.trainer(case).model.named_parameters()]
+    alone = ranked.single(case, **{k: v for k, v in train.items() if k != "embedding_sharding"})
+    names = [n.removeprefix("initial/") for n in alone if n.startswith("initial/")]
     first, second = (dict(np.load(together / f"{number}-{rank}.npz")) for rank in range(2))
     deep = case == "attention"  # deep towers make rounding grow
     close({n: first[n] for n in names}, {n: alone[n] for n in names}, 3e-4 if deep else 2e-5)
@@ -69,9 +69,9 @@ def test_one_process_trains_with_torchrec_what_it_trains_without() -> None:
         ("pairs", {"optimizer": "Adagrad", "lr": 0.05}),
         ("pairs", {"optimizer": "Adam"}),
     ):
-        alone = ranked.weights(ranked.trainer(case, **train))
+        alone = {n: a for n, a in ranked.single(case, **train).items() if not n.startswith("initial/")}
         with ALONE.process_group(always=True):
-            found = ranked.weights(ranked.trainer(case, tables="torchrec", **train))
+            found = ranked.results(ranked.trainer(case, embedding_placement="torchrec", **train))
         close(found, alone, 2e-5)
 
 
@@ -95,17 +95,10 @@ def test_fresh_pieces_are_parts_of_the_fresh_whole() -> None:
 
 def test_tables_are_dealt_by_size() -> None:
     sizes = [(100, 8), (10, 8), (90, 8), (5, 1)]
-    assert sharded.plan_sharding(sizes, 2, "table") == [[0], [1], [1], [0]] or sharded.plan_sharding(
-        sizes, 2, "table"
-    ) == [
-        [0],
-        [1],
-        [1],
-        [1],
-    ]
-    assert sharded.plan_sharding(sizes, 2, "column") == [[0, 1], [0, 1], [0, 1], [0]]
+    assert sharded.plan_sharding(sizes, 2, "table_wise") in ([[0], [1], [1], [0]], [[0], [1], [1], [1]])
+    assert sharded.plan_sharding(sizes, 2, "column_wise") == [[0, 1], [0, 1], [0, 1], [0]]
     assert sharded.plan_sharding([(100, 8), (10, 8)], 2, "auto") == [[0, 1], [0]]
-    assert sharded.plan_sharding([(100, 8)], 3, "column") == [[0, 1]], "a piece is at least four columns wide"
+    assert sharded.plan_sharding([(100, 8)], 3, "column_wise") == [[0, 1]], "a piece is at least four columns wide"
     assert sharded.plan_sharding(sizes, 1, "auto") == [[0]] * 4
 
 
@@ -181,7 +174,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: Path, killed: Path, undis
 def test_a_run_of_pieces_goes_on_with_whole_tables_and_with_other_ranks(
     config: Path, killed: Path, undisturbed: Path, train: dict[str, Any]
 ) -> None:
-    run = shutil.copytree(killed, config.parent / f"on-{train.get('tables', 'torchrec')}")
+    run = shutil.copytree(killed, config.parent / f"on-{train.get('embedding_placement', 'torchrec')}")
     fit(config, run, **train)
     close(weights(run), weights(undisturbed))
 
@@ -225,9 +218,7 @@ def trainer(board: Dataset, **train: Any) -> Trainer:
 
 
 def test_without_a_group_it_is_refused(board: Dataset) -> None:
-    with pytest.raises(
-        ConfigError, match=r"needs a process group, which `twotower train` and twotower.fit make; elsewhere set"
-    ):
+    with pytest.raises(ConfigError, match=r"needs a process group, which twotower.fit makes; here set train"):
         trainer(board)
 
 
@@ -259,7 +250,7 @@ def test_devices_that_cannot_do_it_are_refused(kind: str, message: str) -> None:
 def test_a_piece_says_that_it_is_one(board: Dataset) -> None:
     with ALONE.process_group(always=True):
         made = trainer(board)
-        with pytest.raises(RuntimeError, match="a piece of the table only; ask the first rank's model"):
+        with pytest.raises(RuntimeError, match="a shard of the table and no batch rows"):
             made.model.user_vectors(made.objective.users.take(np.arange(3)))
 
 
