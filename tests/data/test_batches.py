@@ -223,7 +223,7 @@ def history_by_loop(data: Dataset, side: SideName, feature: Sequence, row: int, 
     assert data.times is not None
     kept = []
     for i in np.argsort(data.times, kind="stable").tolist():
-        right = feature.of == "all" or data.pairs.positive[i] == (feature.of == "positive")
+        right = feature.interactions == "all" or data.pairs.positive[i] == (feature.interactions == "positive")
         if data.parts[i] == TRAIN and own[i] == row and right:
             kept.append(i)
     return [int(other[i]) for i in kept[-feature.max_length :] if i not in gone]
