@@ -506,9 +506,7 @@ def test_fault_A3_any_bit_flipped_or_byte_cut_is_found_before_anything_is_parsed
 def test_fault_A3_the_old_stays_and_the_new_is_refused_with_its_reason(store: Store) -> None:
     old, new = store.publish(content("one")), store.publish(content("two"))
     (new.folder / "0.bin").write_bytes(b"TWO" + bytes(range(100)))
-    with pytest.raises(
-        BundleError, match="0.bin: damaged, or of another bundle .checksum.*twotower rollback"
-    ) as caught:
+    with pytest.raises(BundleError, match="0.bin: damaged, or of another bundle .checksum.*rollback.store=") as caught:
         store.current()
     assert caught.value.reason == "checksum"
     assert [line.damaged for line in store.bundles()] == [None, None]  # a list reads no content

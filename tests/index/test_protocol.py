@@ -243,7 +243,7 @@ def test_a_saved_index_gives_the_same_and_goes_on(kind: str, metric: str, mmap: 
     index.remove(rows[:20])
     full(index).save(folder)
     queries = users(4)
-    again = load_index(folder, mmap)
+    again = load_index(folder, mmap, verify=mmap and metric == "dot")  # another process, for each kind once
     assert (again.kind, again.metric, again.search_params) == (kind.split()[0], metric, index.search_params)
     assert len(again) == N - 20
     for got, wanted in zip(again.search(queries, 25), index.search(queries, 25), strict=True):
@@ -817,7 +817,7 @@ def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path
         np.testing.assert_array_equal(index.vectors(rows[::3]), vectors[rows[::3]])
 
     check(index, rows)
-    check(never_exact(full(load_index(tmp_path / "index"))), rows)
+    check(never_exact(full(load_index(tmp_path / "index", verify=False))), rows)
     index.remove(rows[10:30])
     left = np.delete(rows, slice(10, 30))
     check(index, left)
