@@ -1,4 +1,4 @@
-"""Vectors of tables that are larger than memory: in shards that ranks share, a piece at a time through the tower."""
+"""Bulk embedding of tables larger than memory: shards that ranks share, a block of rows at a time through the tower."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def embed(
     `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet". Up to `shard_rows`
     rows of a Parquet file are a shard; so is a whole text file. `out` then holds, for one shard, vectors.npy (n, D)
     float32 and ids.parquet, the ids in the same order; for several, what `vectors.py` describes and `Vectors` reads.
-    Shards are made once: a later call goes on with what is missing or damaged. The ranks of `context` share them, and nobody waits
-    for anybody: who is done early helps, and the last one writes the list.
+    Shards are made once: a later call goes on with what is missing or damaged. The ranks of `context` share them
+    without a barrier: a rank that is done takes shards that are left, and the last rank writes the list.
 
     A row whose id the run knows has the sequences and statistics that the run has for it; a new one has empty sequences,
     a count of zero and no mean. An id that comes twice has two vectors.
@@ -318,7 +318,7 @@ def _length(path: Path, rows: _Rows) -> int | None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What polars says of a file it cannot read, as a DataError of one line."""
+    """Turn an error of polars about a file into a DataError of one line."""
     try:
         yield
     except pl.exceptions.NoDataError:

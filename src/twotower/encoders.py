@@ -97,7 +97,7 @@ Column = Codes | Floats | Ragged
 
 @dataclass(frozen=True)
 class Field:
-    """What a tower must know of one encoded column to embed it."""
+    """The facts about one encoded column that a tower needs to embed it."""
 
     name: str
     kind: Literal["lookup", "bag", "dense"]  # one code, many codes, or numbers
@@ -105,8 +105,8 @@ class Field:
     length: int = 0  # numbers per row of a dense field
     width: int = 0  # embedding width; 0 takes the model's
     pooling: Pooling = "mean"
-    rates: tuple[float, ...] = ()  # of the pooling "decay": so many means side by side
-    limit: int = 0  # of the poolings "attention" and "transformer": the last so many are read
+    rates: tuple[float, ...] = ()  # rates of the pooling "decay", one mean each
+    limit: int = 0  # maximum length under the poolings "attention" and "transformer"
     sequence: bool = False  # a bag that must leave the target out
     share_with: str = ""  # the other side's field whose embedding rows it uses
     identifies: bool = False  # a lookup of the side's ids
@@ -146,7 +146,7 @@ class CategoricalEncoder:
         self.hash_buckets = hash_buckets
         self._codes = pl.DataFrame({"value": vocabulary, "code": np.arange(1, len(vocabulary) + 1, dtype=np.int32)})
         self.quick = vocabulary.is_sorted() and not vocabulary.null_count()
-        """Whether `code` may be asked: the vocabulary is in order, as `fit` makes it."""
+        """True if `code` may be called: the vocabulary is sorted, as `fit` makes it."""
 
     @classmethod
     def fit(
@@ -448,7 +448,7 @@ def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:
 
 @dataclass(frozen=True)
 class Grams:
-    """What the grams of some texts are to an encoder (table 1 of Huang et al. 2013 has words, grams and collisions)."""
+    """Counts of words, grams and collisions of some texts under an encoder (table 1 of Huang et al. 2013)."""
 
     words: int  # distinct words
     grams: int  # distinct grams
@@ -514,7 +514,7 @@ class TextEncoder:
         return Ragged(found.values[keep], offsets)
 
     def _one(self, series: pl.Series) -> Ragged:
-        """As `transform`, of one text, without the columns that distinct words and their grams are."""
+        """Return `transform` of one text, computed without data frames."""
         found = _words(series)[0]
         codes: list[int] = []
         for word in [] if found is None else found.to_list():
@@ -534,7 +534,7 @@ class TextEncoder:
         )
 
     def report(self, series: pl.Series) -> Grams:
-        """What the grams of the texts are to this encoder; `max_length` does not matter."""
+        """Return the counts of words, grams and collisions of the texts, without the cut at `max_length`."""
         _, flat = words(series)
         codes, number = self._coded(flat)
         distinct = flat.unique()
@@ -560,7 +560,7 @@ class TextEncoder:
 
 
 def _collisions(rows: Ints, values: pl.Series) -> int:
-    """How many rows have the values of another row, as often and in whatever order."""
+    """Return the number of rows that hold the same multiset of values as another row."""
     bags = pl.DataFrame({"row": rows, "value": values}).sort("row", "value").group_by("row").agg("value")
     return int(bags.group_by("value").len().filter(pl.col("len") > 1)["len"].sum())
 
@@ -611,7 +611,7 @@ class Encoders:
         return {f.name: self.encode(f, frame[f.source]) for f in features}
 
     def encode(self, feature: Feature, series: pl.Series) -> Column:
-        """What a feature that is no sequence reads of its column's values. Raises DataError if it cannot."""
+        """Encode the column of a feature that is no sequence. Raises DataError for values that it cannot read."""
         if feature.missing == "error" and missing_count(series):
             raise DataError(
                 f"column '{feature.source}': {missing_count(series)} of {len(series)} values are missing, "
@@ -632,7 +632,7 @@ class Encoders:
         return cast(CategoricalEncoder, self.by_side[other][shared.name]), shared.name
 
     def fields(self, side: SideName) -> tuple[Field, ...]:
-        """What the tower of `side` embeds, in the schema's order."""
+        """Return the fields that the tower of `side` embeds, in the schema's order."""
         return tuple(self._field(f) for f in self.schema.side(side))
 
     def _field(self, feature: Feature) -> Field:
@@ -709,7 +709,7 @@ _STATES: dict[str, pl.DataType] = {
 
 
 def _parsed(schema: Schema, text: str) -> Any:
-    """As `json.loads`, but a vocabulary is a column: of a million ids it takes the interpreter's lock for no time."""
+    """Return the JSON with vocabularies as columns, parsed by polars without holding the interpreter's lock."""
     sides = {s: {f.name: _STATES[f.kind] for f in schema.side(s) if _keeps_state(f)} for s in SIDES}
     dtype = {
         "sides": pl.Struct({s: pl.Struct(states) for s, states in sides.items() if states}),
@@ -736,7 +736,7 @@ def _other(side: SideName) -> SideName:
 
 
 def _keeps_state(feature: Feature) -> bool:
-    """Whether the feature has an encoder, and that is not another feature's."""
+    """True if the feature has an encoder of its own, which is written to disk."""
     return not isinstance(feature, Sequence) and not (isinstance(feature, Text) and feature.share_with)
 
 

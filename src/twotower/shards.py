@@ -1,8 +1,8 @@
 """Work in shards that processes on one file system share, and that a later call goes on with.
 
 Under the folder of vectors: work/plan.json (what is embedded), work/done-00000.json (a shard's record, written after its
-files), work/shard-00000/ (one being made), work/lock. Locks are the kernel's, one byte of work/lock each: whoever is
-killed holds none, so nobody waits for the dead.
+files), work/shard-00000/ (one being made), work/lock. A shard's lock is one
+byte of work/lock. Kernel locks are released when a process dies.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TableFile:
     rows: int | None
 
     def state(self) -> list[Any]:
-        """What changes with the file: name, bytes, time of change, rows."""
+        """Return name, bytes, time of change and rows, which change with the file."""
         found = self.path.stat()
         return [self.name, found.st_size, found.st_mtime_ns, self.rows]
 
@@ -142,7 +142,7 @@ class Work:
 
     @contextmanager
     def claimed(self, number: int) -> Iterator[bool]:
-        """Whether the shard is this process's until the block ends; False if another one has it."""
+        """Yield True with the shard locked until the block ends, False if another process holds it."""
         if not _take(self._lock, _SHARDS + number):
             yield False
             return
@@ -152,7 +152,7 @@ class Work:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _SHARDS + number)
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """What was written of a finished shard."""
+        """Return the record of a finished shard, None without one."""
         try:
             found = files.read_json(self._record(number))
         except RunError:
@@ -160,7 +160,7 @@ class Work:
         return found if isinstance(found, dict) else None
 
     def sound(self, number: int) -> bool:
-        """Whether a finished shard's files are as they were written, byte by byte."""
+        """True if the digests of a finished shard's files are those of its record."""
         record = self.record(number)
         return record is not None and all(
             (path := self.out / name).is_file() and path.stat().st_size == size and _digest(path) == digest
@@ -257,7 +257,7 @@ def clear_folder(out: Path) -> None:
 
 
 def _difference(out: Path, plan: dict[str, Any]) -> str:
-    """What keeps `plan` from going on in `out`, in words; nothing if nothing does."""
+    """Return the difference between `plan` and that of the folder `out`, as words; an empty string if both agree."""
     path = out / WORK_FOLDER / "plan.json"
     if not path.exists():
         held = [p.name for p in out.iterdir() if p.name != WORK_FOLDER and not p.name.startswith(".")]

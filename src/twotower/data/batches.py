@@ -31,7 +31,7 @@ class Bag:
 
 
 CONTEXT_DIVISOR = 8
-"""A row of `Windows` begins with 1 / PAST of it from the row before."""
+"""A row of `HistoryWindows` begins with the last 1 / CONTEXT_DIVISOR of the row before."""
 
 SCAN_CHUNK = 32
 """Interactions a row of `Prefixes.codes` holds."""
@@ -238,7 +238,7 @@ class SideTensors:
 
 
 class _TimelinePositions:
-    """Where interactions stand in a sequence column, and how much of a row's sequence is older than one."""
+    """Positions of interactions in a sequence column, and lengths of the prefixes before them."""
 
     def __init__(self, ragged: Ragged, timeline: Ragged | None, by_user: bool) -> None:
         assert ragged.source is not None

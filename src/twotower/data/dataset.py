@@ -30,7 +30,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 class TextColumn(abc.Sequence[str]):
-    """A column of text by row, read where it is asked: a million texts as objects take a second to make."""
+    """A text column as a sequence of str, converted on access: a million Python strings take a second to make."""
 
     def __init__(self, column: pl.Series) -> None:
         self.column = column.cast(pl.String)
@@ -113,16 +113,16 @@ class Pairs:
         return len(self.user)
 
     def take(self, keep: Any) -> Pairs:
-        """Some of the pairs."""
+        """Return the pairs at `keep`, a mask, indices or a slice."""
         return Pairs(self.user[keep], self.item[keep], self.positive[keep])
 
 
 COUNT_BLOCK_ROWS = 2**22
-"""Interactions that are looked at together, where all of them may be too many."""
+"""Values counted at a time, which bounds the memory of a count."""
 
 
 def counts(values: npt.NDArray[Any], n: int) -> Ints:
-    """(n,) how often each number comes."""
+    """Return (n,) counts of the values 0..n-1."""
     found = np.zeros(n, np.int64)
     for start in range(0, len(values), COUNT_BLOCK_ROWS):
         found += np.bincount(values[start : start + COUNT_BLOCK_ROWS], minlength=n)
@@ -211,28 +211,28 @@ class Dataset:
 
     @property
     def grouped_by_user(self) -> bool:
-        """Whether the training interactions stand user by user, each user's oldest first."""
+        """True if the training interactions are sorted by user and time."""
         return False
 
     @cached_property
     def train_indices(self) -> Ints:
-        """Numbers of the training interactions, rising."""
+        """Indices of the training interactions, rising."""
         return np.flatnonzero(self.parts == TRAIN)
 
     @cached_property
     def positive_indices(self) -> Ints:
-        """Of them those of the positives."""
+        """Indices of the positive training interactions, rising."""
         return np.flatnonzero((self.parts == TRAIN) & self.pairs.positive)
 
     @cached_property
     def timeline(self) -> Ragged:
-        """Every user's training interactions by number, oldest first."""
+        """Every user's training interactions by index, oldest first."""
         keep = self.sort_by_time(self.parts == TRAIN)
         return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
 
     @cached_property
     def positives_by_user(self) -> Ragged:
-        """As `timeline`, of the positives alone."""
+        """Every user's positive training interactions by index, oldest first."""
         keep = self.sort_by_time((self.parts == TRAIN) & self.pairs.positive)
         return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
 
@@ -250,13 +250,13 @@ class Dataset:
 
     @cached_property
     def item_positive_counts(self) -> Ints:
-        """(items,) how many training positives each has."""
+        """(items,) number of training positives of each item."""
         train = self.train
         return np.bincount(train.item[train.positive], minlength=len(self.items))
 
     @property
     def digest(self) -> str:
-        """Another for other data."""
+        """Digest of the interactions, columns, encoders and schema: 16 hexadecimal digits."""
         digest = hashlib.sha256()
         arrays: list[Any] = [self.pairs.user, self.pairs.item, self.pairs.positive, self.parts]
         if self.times is not None:
@@ -276,7 +276,7 @@ class Dataset:
         return Ragged.from_pairs(self.pairs.user, self.pairs.item, len(self.users), np.arange(len(self.pairs)))
 
     def pairs_before(self, part: int, users: Ints) -> Pairs:
-        """The pairs that are known when `part` is asked; those of others than `users` may be among them."""
+        """Return the pairs of the parts before `part`, at least those of `users`."""
         return self.pairs.take(self.parts < part)
 
     def titles(self) -> list[str]:
@@ -381,7 +381,7 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """What `save` wrote; only the sides to `encode` get columns. Raises RunError if a file is missing, damaged or does
+    """Read what `save_dataset` wrote; only the sides to `encode` get columns. Raises RunError if a file is missing, damaged or does
     not fit the schema."""
     encoders = read_checked(folder / "encoders.json", lambda path: Encoders.from_json(schema, read_text(path)))
     users, items = (read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side)) for side in SIDES)

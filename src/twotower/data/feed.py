@@ -43,7 +43,7 @@ def row_of(column: Column, row: int) -> npt.NDArray[Any]:
 
 
 def feed_row(fields: tuple[Field, ...], values: Mapping[str, npt.NDArray[Any]]) -> Feed:
-    """What `feed` makes of one row, given as what `row_of` gives of each column."""
+    """Return `feed` of one row, given by its values in each column (see `row_of`)."""
     out: Feed = {"lookup": np.array([[values[f.name][0] for f in fields if f.kind == "lookup"]], np.int64)}
     for number, f in enumerate(fields):
         if f.kind == "bag":
@@ -60,7 +60,7 @@ _NO_CODES = np.array([-1])
 def padded(ragged: Ragged, rows: npt.NDArray[np.integer[Any]], limit: int = 0) -> Ints:
     """(U, T) codes of `rows` (U,), -1 from each row's end on; T is the longest row's, at least 1.
 
-    With `limit` they are the last so many of each row."""
+    With `limit`, the last `limit` values of each row."""
     rows = rows.astype(np.int64, copy=False)  # the row after the last of a narrow type is none of it
     starts = ragged.offsets[rows]
     lengths = ragged.offsets[rows + 1] - starts

@@ -1,9 +1,9 @@
-"""A prepared dataset: a folder of arrays that are mapped into memory, and read where they are asked.
+"""A prepared dataset: a folder of memory-mapped arrays.
 
-prepared.json           what it was made of and for: counts, split, schema, a digest of all of it
+prepared.json           format, counts, split, schema, digest
 encoders.json           vocabularies and statistics of the train part
 users|items.parquet     ids and raw features, the one thing that is loaded
-arrays/*.npy            interactions sorted by part, user and time; per user what they met and liked; encoded columns
+arrays/*.npy            interactions sorted by part, user and time; seen and positive items by user; encoded columns
 
 A column of rows of different lengths is two files, or three with the interactions its values come from.
 """
@@ -33,7 +33,7 @@ from twotower.schema import SIDES, Schema, Sequence, SideName
 from twotower.embeddings_folder import read_array
 
 PREPARED_FOLDER = "prepared"
-"""Where a run and a bundle keep theirs."""
+"""Folder of a prepared dataset inside a run or a bundle."""
 FACTS_FILE = "prepared.json"
 MEMMAP_FORMAT = 3
 """Format of a prepared dataset, in prepared.json. Format 2 has former names of features' options and of arrays; 1 also
@@ -74,7 +74,7 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class MemmapDataset(Dataset):
-    """A dataset that lies on a disk. Its interactions stand part by part, user by user, each user's oldest first."""
+    """A dataset of memory-mapped arrays. Its interactions are sorted by part, user and time."""
 
     folder: Path = Path()
     facts: dict[str, Any] | None = None
@@ -223,7 +223,7 @@ class MemmapDataset(Dataset):
         return self.pairs.take(np.concatenate(found or [np.zeros(0, np.int64)]))
 
     def _of_users(self, part: int, users: Ints) -> Ints:
-        """Numbers of the interactions of some users in one part, where a user's are together."""
+        """Return the indices of the interactions of some users in one part."""
         of = self.part(part).user
         first, last = (np.searchsorted(of, users.astype(of.dtype), side) for side in ("left", "right"))
         n = last - first
@@ -243,7 +243,7 @@ def save(dataset: Dataset, folder: Path) -> None:
 
 
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """What `save` put there; only the sides to `encode` get columns. Raises RunError as `dataset.load` does."""
+    """Read what `save` wrote; only the sides to `encode` get columns. Raises RunError as `load_dataset` does."""
     if (folder / PREPARED_FOLDER).is_dir():
         return MemmapDataset.open(folder / PREPARED_FOLDER, encode)
     return load_dataset(folder, schema, split, encode)

@@ -44,7 +44,7 @@ MAX_RATIO = 100  # unpacked to packed; the real archives stay below 10
 
 @dataclass(frozen=True)
 class Archive:
-    """Where an official archive is, and how to know it."""
+    """Address, size and digest of an official archive."""
 
     url: str
     size: int
@@ -107,7 +107,7 @@ TITLES_SCHEMA = Schema(
 )
 """Queries and films by their words alone; every pair is a positive."""
 SCHEMAS: dict[str, Schema] = dict.fromkeys(ARCHIVES, SCHEMA) | {name + TITLES_SUFFIX: TITLES_SCHEMA for name in ARCHIVES}
-"""What there is, and what it means."""
+"""Schema of each data set by name."""
 
 Columns = dict[str, type[pl.DataType]]
 RATING: Columns = {"user_id": pl.Int64, "item_id": pl.Int64, "rating": pl.Int64, "timestamp": pl.Int64}
@@ -151,7 +151,7 @@ def load(name: str, source: str | Path | None = None, downloads: Downloads | Non
 
 
 def archive_name(source: str | Path) -> Name:
-    """Which MovieLens a local archive holds, from the folder inside it."""
+    """Return the name of the MovieLens in a local archive, from the folder inside it. Raises DataError."""
     path = Path(source)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the path of ml-1m.zip or ml-100k.zip")
@@ -176,7 +176,7 @@ def save(tables: Tables, folder: Path) -> None:
 
 
 def _cache_path(archive: Archive) -> Path:
-    """Where a verified download is kept for the next command."""
+    """Return the path of the verified download in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "twotower" / f"{archive.sha256[:16]}.zip"
 

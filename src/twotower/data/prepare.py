@@ -93,7 +93,7 @@ def write_prepared(
 
 
 def _abandoned(folder: Path) -> bool:
-    """Whether nobody, on this host or another, holds its lock."""
+    """True if no process, on this host or another, holds the lock of the folder."""
     try:
         return not files.is_locked(folder / "work" / LOCK_FILE)
     except OSError:
@@ -268,7 +268,7 @@ class _Preparation:
         return times
 
     def _last_users(self, frame: pl.DataFrame, ids: pl.DataFrame, total: int, count: int) -> npt.NDArray[np.int32]:
-        """Of each bucket but the last its last user, so that all have about as many interactions."""
+        """Return the last user row of each bucket but the last, so that buckets have about equal numbers of interactions."""
         if count == 1:
             return np.zeros(0, np.int32)
         key, per_user = self.schema.user_id, np.zeros(frame.height, np.int64)
@@ -309,7 +309,7 @@ class _Preparation:
         return parts
 
     def _cuts(self, buckets: list[Path], n: int) -> tuple[int, int]:
-        """From which times on rows validate and test: those that `splits.split` finds."""
+        """Return the times at which validation and test begin, equal to those of `splits.split_interactions`."""
 
         def times() -> Iterator[Ints]:
             for b in buckets:

@@ -1,4 +1,4 @@
-"""Which interactions train, which select, which report: one part code per row.
+"""Split of the interactions into train, validation and test: one part code per row.
 
 TRAIN teaches, VALIDATION chooses epochs and settings, TEST is reported.
 """

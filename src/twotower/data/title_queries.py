@@ -16,9 +16,9 @@ import polars as pl
 from twotower.data.tables import Tables
 
 QUERIES_PER_FILM = 10
-"""Queries of an item, where its title gives so many."""
+"""Maximum number of queries of an item."""
 LATE_ITEM_SHARE = 0.1
-"""Share of the items that nobody asks for before the last tenth of the time."""
+"""Share of the items whose queries all come in the last tenth of the time."""
 _ARTICLES = [
     "the",
     "a",
@@ -50,7 +50,7 @@ def make_title_queries(items: pl.DataFrame, each: int = QUERIES_PER_FILM, seed: 
     item_id and title.
 
     No text comes twice; one that is made of two items' titles is left out. `arrived` is an order: the queries of a
-    share NEW of the items come in its last tenth, so that split.kind = "time" tests items that were never asked for.
+    share LATE_ITEM_SHARE of the items come in its last tenth, so that split.kind = "time" tests items that were never asked for.
     """
     rng = random.Random(seed)
     meant: dict[str, int] = {}
@@ -106,7 +106,7 @@ def _query(words: list[str], year: str, rng: random.Random) -> str:
     if words[0] in _ARTICLES and len(words) > 1:
         article, *rest = words
         words = rng.choices([words, rest, [*rest, article]], (5, 4, 1))[0]
-    words = _drop_words(words, rng)
+    words = _pick_words(words, rng)
     for _ in range(rng.choices((0, 1, 2), (50, 35, 15))[0]):
         long = [i for i, w in enumerate(words) if len(w) >= 4]
         if long:
@@ -119,8 +119,8 @@ def _query(words: list[str], year: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def _drop_words(words: list[str], rng: random.Random) -> list[str]:
-    """Which words, in which order."""
+def _pick_words(words: list[str], rng: random.Random) -> list[str]:
+    """Return some of the words, shuffled at times."""
     n = len(words)
     if n == 1 or (how := rng.random()) < 0.4:
         return list(words)
