@@ -183,11 +183,11 @@ def results(of: Trainer) -> dict[str, Array]:
     epochs: list[Epoch] = []
     make = of.objective.sampler.epoch
 
-    def epoch(number: int) -> Epoch:
-        epochs.append(make(number))
+    def epoch(index: int) -> Epoch:
+        epochs.append(make(index))
         return epochs[-1]
 
-    of.objective.sampler.epoch = epoch  # type: ignore[method-assign]
+    setattr(of.objective.sampler, "epoch", epoch)  # noqa: B010
     trained = of.run()
     found = {n: p.detach().numpy().copy() for n, p in trained.model.named_parameters()}
     names = ("train.loss", "validation.auc", "validation.recall@5")
@@ -205,7 +205,7 @@ def main() -> None:
             found = results(
                 trainer(of, context, **(train | {"embedding_placement": "torchrec"} if case in TORCHREC else {}))
             )
-            np.savez(out / f"{number}-{context.rank}.npz", **found)
+            np.savez(out / f"{number}-{context.rank}.npz", allow_pickle=False, **found)
             if context.is_main:
                 (out / f"{number}.txt").write_text(case, encoding="utf-8")
 

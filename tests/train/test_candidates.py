@@ -564,15 +564,15 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
     # Neither does the state of the global generators matter, nor is it touched.
     np.random.seed(3)
     torch.manual_seed(3)
-    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+    before = torch.random.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     assert same(again(user, item, 1, memory, CPU), drawn[1])
     assert torch.equal(torch.random.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[union-attr]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
 
 
 def test_the_memory_holds_the_latest_positives_and_their_vectors_without_gradient() -> None:
+    assert CrossBatchMemory(5).vectors is None
     memory = CrossBatchMemory(5)
-    assert memory.vectors is None
     weight = torch.ones(1, requires_grad=True)
     for start in (0, 3, 6):
         items = torch.arange(start, start + 3)

@@ -22,7 +22,9 @@ from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes
 def examples(n: int, first: int = 0) -> Examples:
     rows = np.arange(first, first + n)
     ones = np.ones(n, np.float32)
-    return Examples(rows.astype(np.int32), (rows * 2).astype(np.int32), ones, ones / 2, rows.astype(np.int64))
+    return Examples(
+        rows.astype(np.int32), (rows * 2).astype(np.int32), ones, ones * np.float32(0.5), rows.astype(np.int64)
+    )
 
 
 def test_what_is_packed_for_other_ranks_is_unpacked_the_same() -> None:

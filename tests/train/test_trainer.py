@@ -154,11 +154,11 @@ def test_no_history_holds_an_observed_candidate_of_its_user(history_scope: str) 
     )
     trainer = Trainer(data, config)
     codes = data.encoders.sequence_codes(schema.features[2], data.items.ids)  # type: ignore[arg-type]
-    contests: list[Candidates] = []
+    batches: list[Candidates] = []
     asked: list[list[set[int]]] = []
 
     def watched(*args: Any) -> ContrastiveBatch:
-        found = contestants(*args)
+        found = contrastive_batch(*args)
         bag, lists = found.users.bags["met"], []
         if isinstance(bag, Prefixes):
             for last, n in zip(bag.last.tolist(), bag.length.int().tolist(), strict=True):
@@ -171,18 +171,21 @@ def test_no_history_holds_an_observed_candidate_of_its_user(history_scope: str) 
         return found
 
     def drawn(*args: Any) -> Candidates:
-        contests.append(sampler(*args))
-        return contests[-1]
+        assert sampler is not None
+        batches.append(sampler(*args))
+        return batches[-1]
 
-    contestants, trainer.objective.batcher.contrastive_batch = trainer.objective.batcher.contrastive_batch, watched  # type: ignore[method-assign]
-    sampler, trainer.objective.candidates = trainer.objective.candidates, drawn  # type: ignore[assignment]
+    contrastive_batch, sampler = trainer.objective.batcher.contrastive_batch, trainer.objective.candidates
+    assert sampler is not None
+    setattr(trainer.objective.batcher, "contrastive_batch", watched)  # noqa: B010
+    setattr(trainer.objective, "candidates", drawn)  # noqa: B010
     epoch = trainer.objective.sampler.epoch(0)
     n = 0
     for number in range(3):
         trainer.step(epoch, number)
         assert any(asked[number])
-        for own, known in zip(contests[number].per_positive.tolist(), asked[number], strict=True):
-            against = {int(codes[contests[number].items[place]]) for place in own if place >= 0}
+        for own, known in zip(batches[number].per_positive.tolist(), asked[number], strict=True):
+            against = {int(codes[batches[number].items[place]]) for place in own if place >= 0}
             assert not against & known
             n += len(against)
     assert n > 100
@@ -758,10 +761,11 @@ def test_sequences_that_cannot_be_had_as_asked_are_refused(
 def test_ranks_beyond_the_catalogue_and_an_attribute_that_is_not_there_are_refused_before_training(
     board: Dataset,
 ) -> None:
-    for negatives, words in [
+    cases: list[tuple[dict[str, object], str]] = [
         ({"hard": 1}, r"negatives.hard_ranks starts at 101, and the catalogue has 30 items; lower it"),
         ({"attribute": "item_ids"}, r"no item feature 'item_ids' .*did you mean 'item_id'"),
-    ]:
+    ]
+    for negatives, words in cases:
         with pytest.raises(ConfigError, match=words):
             Trainer(board, settings(loss={"kind": "softmax"}, negatives=negatives))
 
