@@ -103,7 +103,7 @@ def test_nothing_to_learn_is_said_before_anything_is_written(tmp_path: Path) -> 
     users, items, actions = checkerboard()
     clicks = actions.filter(pl.col("liked") == 1)
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
-    monitor = {"monitor": "validation.recall@5"}
+    monitor: dict[str, object] = {"monitor": "validation.recall@5"}
     for config, error, words in (
         (settings(train=monitor), DataError, "negatives.random = 5"),
         (settings(negatives={"random": 2}), ConfigError, r"one class only; use train.monitor = 'validation.recall@5'"),
@@ -131,7 +131,10 @@ def test_a_statistic_stands_beside_the_column_it_is_named_like() -> None:
     priced = items.with_columns(price=pl.Series(range(len(items))).cast(pl.Float64))
     done = twotower.fit((users, priced, actions), schema, settings(train={"epochs": 1}))
     assert done.dataset.items.frame["price"].to_list() == priced["price"].to_list()
-    assert not np.allclose(done.dataset.items.columns["price"], done.dataset.items.columns["cost"])
+    price, cost = (done.dataset.items.columns[name] for name in ("price", "cost"))
+    assert isinstance(price, np.ndarray)
+    assert isinstance(cost, np.ndarray)
+    assert not np.allclose(price, cost)
 
 
 def test_no_module_hides_a_name_of_the_package(tmp_path: Path) -> None:

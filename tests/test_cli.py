@@ -10,12 +10,15 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
+import preloaded
 import pytest
 import typer
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
@@ -133,7 +136,7 @@ def test_odd_requests_are_one_line(store: Path, tmp_path: Path, capsys: pytest.C
     deep.write_text("[" * 100_000, encoding="utf-8")
     for arguments, said in (
         (["--features", deep], "deep.json: not readable as JSON"),
-        (["--user", "1", "--where", "title=a", "--where", "title=b"], "--where title=b: a condition on title is there"),
+        (["--user", "1", "--where", "title=a", "--where", "title=b"], "--where title=b: a second condition on title"),
     ):
         assert call("recommend", "--store", store, *arguments) == 2
         error = capsys.readouterr().err
@@ -428,10 +431,8 @@ def test_stats_tell_what_tables_hold(project: Path, capsys: pytest.CaptureFixtur
 
 
 def test_output_that_is_not_a_terminal_is_plain(project: Path) -> None:
-    command = [sys.executable, "-m", "twotower.cli", "train", str(project / "config.toml"), "--run", str(project / "r")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = preloaded.run("-m", "twotower", "train", project / "config.toml", "--run", project / "r")
+    assert done.returncode == 0
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
     assert sum(line.startswith("epoch ") for line in done.stdout.splitlines()) == 2
@@ -441,9 +442,9 @@ def test_output_that_is_not_a_terminal_is_plain(project: Path) -> None:
 def test_a_terminal_gets_a_progress_bar(project: Path) -> None:
     import pty
 
-    command = [sys.executable, "-m", "twotower.cli", "train", str(project / "config.toml"), "--run", str(project / "r")]
+    command = ("-m", "twotower", "train", project / "config.toml", "--run", project / "r")
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    process = preloaded.start(*command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
     os.close(theirs)
     shown = b""
     while True:
@@ -471,37 +472,63 @@ def twotower(*arguments: object, shell: str = '"$@"', **env: str) -> subprocess.
     )  # fmt: skip
 
 
+def main_with_closed(*names: str) -> str:
+    """Code of a process whose streams of these names are closed, as by `>&-`, and which then runs the command."""
+    closing = "".join(f"os.close(sys.{name}.fileno()); sys.{name} = None\n" for name in names)
+    return f"import os, sys\n{closing}from twotower.__main__ import main\nmain()"
+
+
+@contextmanager
+def output(kind: str) -> Iterator[int | IO[str]]:
+    """A standard output: "full" has no space, "left" has no reader any more, "open" is a pipe."""
+    if kind == "full":
+        with Path("/dev/full").open("w") as full:
+            yield full
+    elif kind == "left":
+        reader, writer = os.pipe()
+        os.close(reader)
+        yield writer
+        os.close(writer)
+    else:
+        yield preloaded.PIPE
+
+
 @pytest.mark.parametrize(
-    ("shell", "words"),
+    ("out", "err", "closed", "words"),
     [
-        ('"$@" > /dev/full', "No space left on device"),
-        ('"$@" >&-', ""),
-        ('"$@" >&- 2>&-', ""),
-        ('"$@" > /dev/full 2> /dev/full', ""),
-        ('set -o pipefail; "$@" | head -n 1', "Broken pipe"),
+        ("full", "open", (), "No space left on device"),
+        ("open", "open", ("stdout",), ""),
+        ("open", "open", ("stdout", "stderr"), ""),
+        ("full", "full", (), ""),
+        ("left", "open", (), "Broken pipe"),
     ],
 )
 def test_fault_G17_an_output_that_is_full_or_closed_costs_what_is_said_and_not_the_run(
-    project: Path, shell: str, words: str
+    project: Path, out: str, err: str, closed: tuple[str, ...], words: str
 ) -> None:
-    done = twotower("train", project / "config.toml", "--run", project / "run", shell=shell)
-    assert done.returncode == 0, done.stderr
-    expected = f"warning: standard output: {words}; what was printed is lost\n" if words else ""
-    assert done.stderr == expected
+    command = ("-c", main_with_closed(*closed), "train", project / "config.toml", "--run", project / "run")
+    with output(out) as stdout, output(err) as stderr:
+        process = preloaded.start(*command, stdout=stdout, stderr=stderr)
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors == (f"warning: standard output: {words}; what was printed is lost\n" if words else "")
     assert api.load(project / "run").metrics
 
 
-def test_fault_G17_an_answer_that_cannot_be_written_is_not_code_0(store: Path) -> None:
-    arguments = ("recommend", "--store", store, "--user", "1")
-    done = twotower(*arguments, shell='"$@" > /dev/full')
-    assert (done.returncode, done.stderr) == (
-        1,
-        "error: standard output: No space left on device; the answer is lost\n",
-    )
-    done = twotower(*arguments, shell='"$@" > /dev/full 2>&1')
-    assert done.returncode == 1
-    done = twotower(*arguments, shell='set -o pipefail; "$@" | true')
-    assert (done.returncode in (0, 1), done.stderr) == (True, "")
+@pytest.mark.parametrize(
+    ("out", "err", "words"),
+    [
+        ("full", "open", "error: standard output: No space left on device; the answer is lost\n"),
+        ("full", "full", ""),
+        ("left", "open", ""),
+    ],
+)
+def test_fault_G17_an_answer_that_cannot_be_written_is_not_code_0(store: Path, out: str, err: str, words: str) -> None:
+    command = ("-m", "twotower", "recommend", "--store", store, "--user", "1")
+    with output(out) as stdout, output(err) as stderr:
+        process = preloaded.start(*command, stdout=stdout, stderr=stderr)
+        _, errors = process.communicate()
+    assert (process.returncode, errors) == (1, words)
 
 
 def test_fault_G17_a_report_that_fails_costs_a_warning(
@@ -522,7 +549,9 @@ def test_fault_G17_a_report_that_fails_costs_a_warning(
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def test_fault_G17_names_that_are_no_utf_8_are_refused_before_anything_is_done(project: Path) -> None:
+def test_fault_G17_names_that_are_no_utf_8_are_refused_before_anything_is_done(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = Path(os.fsdecode(os.fsencode(project) + b"/caf\xe9"))
     odd.mkdir()
     for path in project.iterdir():
@@ -535,12 +564,13 @@ def test_fault_G17_names_that_are_no_utf_8_are_refused_before_anything_is_done(p
         ["prepare", project / "config.toml", "--out", odd / "out"],
         ["evaluate", odd],
     ):
-        done = twotower(*arguments)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "caf\\udce9" in done.stderr
-        assert "no UTF-8 in this locale; rename it, or choose another\n" in done.stderr
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
+        assert call(*arguments) == 2
+        shown, errors = capsys.readouterr()
+        assert not shown
+        assert "caf\\udce9" in errors
+        assert "no UTF-8 in this locale; rename it, or choose another\n" in errors
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
     done = twotower("train", "config.toml", "--run", "run", shell=f"cd $'{project}/caf\\xe9'; \"$@\"")
     assert done.returncode == 2
     assert "no UTF-8 in this locale" in done.stderr

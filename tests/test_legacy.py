@@ -132,8 +132,10 @@ def test_each_argument_changes_the_outcome() -> None:
     x, y = frames(600)
 
     def outcome(init: dict[str, Any] | None = None, fit: dict[str, Any] | None = None) -> tuple[float, int]:
-        model = DSSMTrainable(x, y, **({"cols_params": PARAMS, "batch_size": 100} | (init or {})))
-        model.train(**({"epochs": 3, "val_step": 3, "lr": 0.01} | (fit or {})))
+        arguments: dict[str, Any] = {"cols_params": PARAMS, "batch_size": 100} | (init or {})
+        model = DSSMTrainable(x, y, **arguments)
+        training: dict[str, Any] = {"epochs": 3, "val_step": 3, "lr": 0.01} | (fit or {})
+        model.train(**training)
         trained = model._trained()
         validations = sum("validation.auc" in h for h in trained.history)
         return sum(float(p.detach().abs().sum()) for p in trained.model.parameters()), validations

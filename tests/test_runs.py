@@ -21,7 +21,7 @@ import pytest
 import torch
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower import api, cli, files, legacy, publishing, report, runs
+from twotower import api, cli, files, legacy, report, runs
 from twotower.callbacks import Callback
 from twotower.config import DataConfig, SplitConfig, dump_config, load_config
 from twotower.data import prepare
@@ -220,15 +220,16 @@ def test_a_folder_with_other_files_is_never_written_to_or_removed(copy: Path, tm
     checkerboard()[2].write_parquet(shop / "interactions.parquet")
     (shop / "config.toml").write_text("mine = true")
     before = {p.name: p.read_bytes() for p in shop.iterdir()}
-    for way in ({}, {"resume": True}, {"overwrite": True}):
+    ways: tuple[dict[str, Any], ...] = ({}, {"resume": True}, {"overwrite": True})
+    for way in ways:
         with pytest.raises(RunError, match="not empty and not a run"):
             api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=shop, **way)
     assert {p.name: p.read_bytes() for p in shop.iterdir()} == before
     (copy / "notes.txt").write_text("mine")
-    before = {p.name for p in copy.iterdir()}
+    names = {p.name for p in copy.iterdir()}
     with pytest.raises(RunError, match=r"it holds notes\.txt"):
         api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=copy, overwrite=True)
-    assert {p.name for p in copy.iterdir()} == before
+    assert {p.name for p in copy.iterdir()} == names
 
 
 def test_resuming_a_complete_run_without_checkpoints_keeps_it(copy: Path) -> None:
@@ -360,7 +361,7 @@ def test_fault_G8_of_three_at_once_one_is_done(project: Path, rates: tuple[str, 
     for process in processes:
         process.send_signal(signal.SIGCONT)
     errors = [process.communicate()[1] for process in processes]
-    codes = [process.returncode for process in processes]
+    codes = [process.wait() for process in processes]
     assert sorted(codes) == [0, 2, 2], errors
     done = codes.index(0)
     assert consistent(project / "run") == float(rates[done])
@@ -396,7 +397,7 @@ def test_fault_G8_a_run_that_is_replaced_while_it_is_read_or_published_is_not_mi
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replaced(folder, train={"epochs": 1})
-    read, calls = runs.read_config, []
+    read, calls = runs.read_config, list[Path]()
 
     def overtaken(place: Path) -> Any:
         found = read(place)
@@ -418,7 +419,7 @@ def test_fault_G8_a_run_that_is_replaced_while_it_is_read_or_published_is_not_mi
             replaced(folder, train={"epochs": 2}, evaluation={"k": [3]})
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing.shutil, "copyfile", late)
+        patch.setattr(shutil, "copyfile", late)
         with pytest.raises(RunError, match="another run has replaced it; load the run again"):
             api.publish(loaded, tmp_path / "store")
     assert not list((tmp_path / "store" / "bundles").iterdir())
@@ -610,10 +611,11 @@ def read_everywhere(folder: Path, name: str, out: Path, capsys: pytest.CaptureFi
     said = {}
     items = out / "items.parquet"
     everything()[1].write_parquet(items)
-    for verb, more in {
+    arguments: dict[str, list[object]] = {
         "evaluate": [], "doctor": [], "compare": [folder], "embed": [items, "--out", out / "vectors"],
         "publish": ["--store", out / "store"],
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for verb, more in arguments.items():
         code = cli.run_command(cli.app, [verb, str(folder), *map(str, more)])
         error = capsys.readouterr().err
         assert (code == 2) is bool(error), (verb, error)
