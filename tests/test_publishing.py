@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,10 +16,11 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api, cli, publishing, retrieve
-from twotower.bundle import BundleError
+from twotower.bundle import Bundle, BundleError
 from twotower.config import IndexConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.index import Index, TuneResult, load_index, tune_index
 from twotower.publishing import _probe, _write
 from twotower.request import Request
 from twotower.retrieve import Retriever
@@ -35,17 +38,21 @@ def world() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     """Two models of one world; the second has narrower vectors."""
     folder = tmp_path_factory.mktemp("runs")
-    narrow = {"pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]}
+    narrow: dict[str, object] = {"pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]}
     return (
         twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(), folder=folder / "a"),
         twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(model=narrow), folder=folder / "b"),
     )
 
 
-def with_file_of_another(run: Run, other: Run, names: list[str]) -> object:
+def opens(bundle: Bundle) -> None:
+    Retriever(bundle)
+
+
+def with_file_of_another(run: Run, other: Run, names: list[str]) -> Callable[[Path], dict[str, Any]]:
     """A writer of bundles that puts some files of another run's bundle beside this one's."""
 
-    def write(folder: Path) -> dict[str, object]:
+    def write(folder: Path) -> dict[str, Any]:
         theirs = folder.parent.parent / "theirs"
         theirs.mkdir()
         _write(other, other.config.index, theirs)
@@ -69,7 +76,7 @@ def test_fault_A6_a_tower_of_another_model_is_refused_and_the_old_bundle_answers
     old = api.publish(runs[0], tmp_path / "store")
     store = Store(tmp_path / "store")
     with pytest.raises(BundleError, match="model is") as caught:
-        store.publish(with_file_of_another(runs[0], runs[1], [name]), lambda b: Retriever(b) and None)  # type: ignore[arg-type, func-returns-value]
+        store.publish(with_file_of_another(runs[0], runs[1], [name]), opens)
     assert caught.value.reason == "mismatch"
     assert Retriever(store.current()).recommend(Request("1"), 3).bundle_id == old.id
 
@@ -98,7 +105,7 @@ def test_fault_A7_dims_metric_or_counts_that_differ_are_refused(
         )
     store = Store.create(tmp_path / "store")
     with pytest.raises(RunError, match=field) as caught:
-        store.publish(with_file_of_another(runs[0], other, names), lambda b: Retriever(b) and None)  # type: ignore[arg-type, func-returns-value]
+        store.publish(with_file_of_another(runs[0], other, names), opens)
     assert getattr(caught.value, "reason", "") in ("mismatch", "probe")
     assert store.bundles() == []
 
@@ -109,7 +116,7 @@ def test_fault_A4_a_hostile_index_is_refused_at_publish_and_the_old_bundle_answe
     old = api.publish(runs[0], tmp_path / "store", IndexConfig(kind="hnsw", k=5))
     store = Store(tmp_path / "store")
 
-    def write(folder: Path) -> dict[str, object]:
+    def write(folder: Path) -> dict[str, Any]:
         facts = _write(runs[0], IndexConfig(kind="hnsw", k=5), folder)
         file = folder / "index" / "index.faiss"
         data = bytearray(file.read_bytes())
@@ -118,7 +125,7 @@ def test_fault_A4_a_hostile_index_is_refused_at_publish_and_the_old_bundle_answe
         return facts
 
     with pytest.raises(RunError, match=r"index\.faiss|index"):
-        store.publish(write, lambda b: Retriever(b) and None)  # type: ignore[arg-type, func-returns-value]
+        store.publish(write, opens)
     assert Retriever(store.current()).recommend(Request("1"), 3).bundle_id == old.id
 
 
@@ -161,7 +168,7 @@ def test_files_of_another_model_than_the_one_in_memory_are_not_published(
 
 
 def test_the_methods_must_agree_on_more_than_the_first_user(runs: tuple[Run, Run], tmp_path: Path) -> None:
-    def write(folder: Path) -> dict[str, object]:
+    def write(folder: Path) -> dict[str, Any]:
         facts = _write(runs[0], runs[0].config.index, folder)
         vectors = np.load(folder / "user_vectors.npy")
         vectors[20] = vectors[21]
@@ -176,7 +183,7 @@ def test_fault_A13_gc_leaves_a_bundle_alone_while_it_is_loaded(
     runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = api.publish(runs[0], tmp_path / "store")
-    real = retrieve.load_index
+    real = load_index
 
     def overtaken(folder: Path, **how: bool) -> object:
         monkeypatch.setattr(retrieve, "load_index", real)
@@ -234,8 +241,12 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
     runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    tune = publishing.tune_index
-    monkeypatch.setattr(publishing, "tune_index", lambda i, q, k, target: asked.append(target) or tune(i, q, k, target))
+
+    def tune(index: Index, queries: np.ndarray, k: int, target: float) -> TuneResult:
+        asked.append(target)
+        return tune_index(index, queries, k, target)
+
+    monkeypatch.setattr(publishing, "tune_index", tune)
     api.publish(runs[0], tmp_path / "store", IndexConfig(kind="ivf", k=5, min_recall=0.9))
     assert asked == [pytest.approx(0.92)]
 

@@ -85,7 +85,7 @@ def test_both_methods_give_an_unchanged_user_what_the_run_gives(run: Run, retrie
     for user in ("u0", "u7", "u33", "u59"):
         expected = api.recommend(run, user, 10)
         for method in (1, 2):
-            answer = retriever.recommend(Request(user), 10, method)  # type: ignore[arg-type]
+            answer = retriever.recommend(Request(user), 10, method)
             assert (answer.source, answer.method, answer.bundle_id) == ("model", method, retriever.bundle.id)
             assert ids(answer) == [r.id for r in expected]
             np.testing.assert_allclose([i.score for i in answer.items], [r.score for r in expected], atol=1e-4)
@@ -325,7 +325,7 @@ def test_a_retriever_needs_no_torch(store: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq"])
 def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind: str, messages: list[str]) -> None:
-    bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, min_recall=0.9, k=5))  # type: ignore[arg-type]
+    bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, min_recall=0.9, k=5))
     assert bundle.manifest["recall_check"]["recall"] >= 0.9
     assert bundle.manifest["index"]["kind"] == kind
     found = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
@@ -552,8 +552,8 @@ def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> 
                 stored.take(np.array([row])) if row is not None else Ragged(stored.values[:0], np.zeros(2, np.int64))
             )
         elif f.source in request.features:
-            column = columns[f.name]
-            codes = column.values if isinstance(column, Ragged) else column
+            encoded = columns[f.name]
+            codes: Any = encoded.values if isinstance(encoded, Ragged) else encoded
             if codes.dtype == np.int32 and not codes.any():
                 unknown.append(f.name)
     return feed(retriever.fields, columns, np.array([0]))

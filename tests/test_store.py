@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import functools
 import io
 import json
 import mmap
@@ -63,10 +65,15 @@ def content(tag: str, count: int = 3, **facts: Any) -> Callable[[Path], dict[str
     return write
 
 
+def linked(path: Path, target: Path) -> dict[str, Any]:
+    path.symlink_to(target)
+    return FACTS
+
+
 def tag_of(bundle: Bundle) -> str:
     tags = {(bundle.folder / entry["path"]).read_bytes()[:-100].decode() for entry in bundle.manifest["files"]}
     assert len(tags) == 1, tags
-    return tags.pop()
+    return str(tags.pop())
 
 
 def ids(store: Store) -> list[str]:
@@ -390,7 +397,7 @@ def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Stor
     with pytest.raises(BundleError, match="MANIFEST.json: metric is missing"):
         store.publish(lambda folder: {name: value for name, value in FACTS.items() if name != "metric"})
     with pytest.raises(BundleError, match="a link"):
-        store.publish(lambda folder: (folder / "x").symlink_to(old.folder / "0.bin") or FACTS)
+        store.publish(lambda folder: linked(folder / "x", old.folder / "0.bin"))
     assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
     assert [line["action"] for line in store.history()] == ["publish"]
 
@@ -415,6 +422,11 @@ def test_fault_A1_a_bundle_that_fails_its_probe_is_removed(store: Store) -> None
 # ---- A2: no space -------------------------------------------------------------------------------------------------
 
 
+def sized(path: Path, size: int) -> dict[str, Any]:
+    path.write_bytes(bytes(size))
+    return FACTS
+
+
 def publish_in_little_space(folder: str) -> None:
     import resource
 
@@ -424,7 +436,7 @@ def publish_in_little_space(folder: str) -> None:
         size = min(500_000, 200 * limit)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            store.publish(lambda f: (f / "big.bin").write_bytes(bytes(size)) and FACTS)  # noqa: B023
+            store.publish(lambda f: sized(f / "big.bin", size))  # noqa: B023
             done = 0
         except RunError as e:
             done, said = e.exit_code, str(e)
@@ -525,14 +537,17 @@ def test_checksums_are_remembered_until_a_file_changes(store: Store, monkeypatch
     bundle = store.publish(content("one"))
     read: list[str] = []
     real = twotower.bundle._sha256_of.__wrapped__
-    monkeypatch.setattr(
-        twotower.bundle, "_sha256_of", twotower.bundle.functools.lru_cache(lambda p, *k: (read.append(p), real(p))[1])
-    )
+
+    def reading(path: str, *_: int) -> str:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(twotower.bundle, "_sha256_of", functools.lru_cache(reading))
     store.current()
     store.current()
     assert len(read) == 6  # what has just changed is not remembered
     clock = time.time_ns() + 10**10
-    monkeypatch.setattr(twotower.bundle.time, "time_ns", lambda: clock)
+    monkeypatch.setattr(time, "time_ns", lambda: clock)
     store.current()
     store.current()
     assert len(read) == 9
@@ -687,10 +702,15 @@ def test_fault_A12_what_current_says_is_never_a_path(store: Store) -> None:
 # ---- A8: CURRENT points nowhere -----------------------------------------------------------------------------------
 
 
+def make_huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 30)
+
+
 MAKE: dict[str, Callable[[Path], Any]] = {
     "fifo": os.mkfifo,
     "folder": Path.mkdir,
-    "huge": lambda path: path.touch() or os.truncate(path, 1 << 30),
+    "huge": make_huge,
     "link": lambda path: path.symlink_to("/dev/zero"),
 }
 
@@ -700,7 +720,7 @@ def ask_everything(folders: dict[str, str]) -> None:
     from twotower import cli
 
     verbs = (["bundles"], ["bundles", "--history"], ["recommend", "--user", "u"], ["rollback"], ["gc"])
-    told = {}
+    told: dict[str, dict[str, Any]] = {}
     for name, folder in folders.items():
         ends = told[name] = {}
         for verb, *more in verbs:
@@ -847,15 +867,15 @@ def test_fault_E8_bundles_are_in_the_order_of_publishing_when_the_clock_jumps_ba
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Clock(datetime):
-        time = datetime(2031, 1, 1, tzinfo=UTC)
+        present = datetime(2031, 1, 1, tzinfo=UTC)
 
         @classmethod
         def now(cls, tz: Any = None) -> Any:
-            return cls.time
+            return cls.present
 
     monkeypatch.setattr(twotower.store, "datetime", Clock)
     names = [store.publish(content("a")).id, store.publish(content("b")).id]
-    Clock.time = datetime(2020, 1, 1, tzinfo=UTC)
+    Clock.present = datetime(2020, 1, 1, tzinfo=UTC)
     names += [store.publish(content("c")).id for _ in range(3)]
     shutil.rmtree(store.path / "bundles" / names[-1])
     names.append(store.publish(content("d")).id)
@@ -993,13 +1013,13 @@ def test_fault_A13_a_bundle_removed_while_its_lease_is_taken_is_not_leased(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = store.publish(content("a"))
-    real = twotower.bundle.fcntl.flock
+    real = fcntl.flock
 
     def late(handle: int, how: int) -> None:
         shutil.rmtree(bundle.folder)
         real(handle, how)
 
-    monkeypatch.setattr(twotower.bundle.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(BundleError, match="it was removed"), bundle.lease():
         pass
 

@@ -50,7 +50,7 @@ K = 5
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     """Two models of one world with 300 items; the second has narrower vectors."""
     folder, tables = tmp_path_factory.mktemp("runs"), everything(60, 300, 3000)
-    narrow = {"pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]}
+    narrow: dict[str, object] = {"pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]}
     return (
         twotower.fit(tables, EVERYTHING_SCHEMA, settings(), folder=folder / "a"),
         twotower.fit(tables, EVERYTHING_SCHEMA, settings(model=narrow), folder=folder / "b"),
@@ -453,6 +453,11 @@ async def until(done: Callable[[], Any], seconds: float = 30) -> None:
     raise AssertionError("it does not come")
 
 
+def closed(service: Service) -> bool:
+    """True if searches go to Milvus."""
+    return service.search_executor.breaker.closed
+
+
 async def source(service: Service) -> str:
     return str((await service.recommend(body()))["source"])
 
@@ -509,14 +514,14 @@ def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
                 )
                 assert reply["items"] == wanted.items
             assert time.perf_counter() - started < 20  # a few seconds at most: then nobody asks any more
-            assert not service.search_executor.breaker.closed
+            assert not closed(service)
             assert b"twotower_index_errors_total 0.0" not in service.metrics.render()
             with pytest.raises(Unavailable):
                 await service.similar("i7", K)
             server.start()
 
             await until(answers)
-            assert service.search_executor.breaker.closed
+            assert closed(service)
             assert (await service.similar("i7", K))["items"]
 
     asyncio.run(world())
@@ -671,12 +676,13 @@ def test_fault_F2_a_collection_of_another_dimension_is_refused_and_the_old_bundl
             fresh = api.publish(runs[1], store, there(shared.uri, prefix))
             name = collection(fresh)
             width, told = _facts(client, name)
-            for reason, spoil in (
+            spoils: list[tuple[str, Callable[[], None]]] = [
                 ("mismatch", lambda: _again(client, name, width + 1, 300, told)),
                 ("mismatch", lambda: _again(client, name, width, 300, told.replace("model ", "model 0"))),
                 ("mismatch", lambda: _again(client, name, width, 299, told)),
                 ("collection", lambda: _gone(client, name)),
-            ):
+            ]
+            for reason, spoil in spoils:
                 spoil()
                 assert not await service.bundles.refresh(retry=True)
                 assert service.bundles.current.bundle.id == old.id

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -644,10 +644,14 @@ def test_kernels_with_wrong_products_are_not_used(
     assert faiss_setup.blas_is_correct(faiss_setup.faiss)
     for name in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE"):
         monkeypatch.delenv(name, raising=False)
-    wrong = Wrong()
-    monkeypatch.setitem(sys.modules, "faiss", wrong)  # type: ignore[arg-type]
-    assert faiss_setup.load_faiss("") == (wrong, True), "nothing was chosen, so nothing is compared"
-    assert faiss_setup.load_faiss(XEON.format("avx2 fma")) == (wrong, False)
+    wrong: Any = Wrong()
+    monkeypatch.setitem(sys.modules, "faiss", wrong)
+    loaded, correct = faiss_setup.load_faiss("")
+    assert loaded is wrong
+    assert correct, "nothing was chosen, so nothing is compared"
+    loaded, correct = faiss_setup.load_faiss(XEON.format("avx2 fma"))
+    assert loaded is wrong
+    assert not correct
     assert "OPENBLAS_CORETYPE=HASWELL" in caplog.text
     assert "OPENBLAS_CORETYPE" not in os.environ
     with faiss_setup.faiss_settings(1, 64, use_blas=False):
@@ -810,8 +814,8 @@ def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path
         for only, ban in ((None, None), (allowed, None), (np.sort(allowed), banned), (None, banned)):
             wanted = naive(vectors[rows], rows, queries, 20, only, ban)
             same(index.search(queries, 20, allowed=only, banned=ban), wanted, kind == "exact")
-            for query, b, *best in zip(queries, ban or [None] * 4, *wanted, strict=True):
-                alone = index.search(query[None], 20, allowed=only, banned=None if b is None else [b])
+            for query, b, *best in zip(queries, ban or [np.empty(0, np.int64)] * 4, *wanted, strict=True):
+                alone = index.search(query[None], 20, allowed=only, banned=None if ban is None else [b])
                 same(alone, (best[0][None], best[1][None]), kind == "exact")
         np.testing.assert_allclose(index.scores(queries[:1]), vectors[rows] @ queries[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(index.vectors(rows[::3]), vectors[rows[::3]])
