@@ -216,7 +216,8 @@ def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
 def test_an_override_sets_one_option(tmp_path: Path, text: str, value: Any) -> None:
     config: Any = load_config(written(tmp_path, ""), [text])[1]
     changed = Config().model_dump()
-    node, found = changed, config
+    node: Any = changed
+    found = config
     *steps, last = text.split("=", 1)[0].strip().split(".")
     for step in steps:
         node = node[int(step)] if step.isdigit() else node[step]

@@ -10,7 +10,7 @@ from worlds import EVERYTHING_SCHEMA, everything
 
 import twotower
 from twotower.config import BRANCH_KINDS, Config, branch_options, options, parse_config
-from twotower.schema import SIDES, Sequence, SideName, Text
+from twotower.schema import SIDES, Feature, Sequence, SideName, Text
 
 TABLES = everything()
 BASE: dict[str, Any] = {
@@ -166,11 +166,12 @@ ELSEWHERE = {
 
 def put(body: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
+    node: Any = body
     for step in path:
-        body = body.setdefault(step, {})
-        if isinstance(body, list):
-            body = body[0]
-    body[last] = value
+        node = node.setdefault(step, {})
+        if isinstance(node, list):
+            node = node[0]
+    node[last] = value
 
 
 OUTCOMES: dict[str, dict[str, Any]] = {}
@@ -186,7 +187,7 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
 
 def trained(changes: dict[str, Any]) -> dict[str, Any]:
     changes, body = copy.deepcopy(changes), copy.deepcopy(BASE)
-    features = tuple(f for f in EVERYTHING_SCHEMA.features if not isinstance(f, Text))
+    features: tuple[Feature, ...] = tuple(f for f in EVERYTHING_SCHEMA.features if not isinstance(f, Text))
     schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
     if changes.pop("schema_width", False):  # a shared sequence takes its width from the item side
         body["model"]["pairs"][0]["user"]["fields"] = ["uid", "city"]
@@ -196,7 +197,7 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
         )
     if text := changes.pop("text", None):
         label = text.pop("label")
-        made = {"motto": Text(name="motto", side="user", **text), "label": label}
+        made: dict[str, Feature] = {"motto": Text(name="motto", side="user", **text), "label": label}
         features = tuple(made.get(f.name, f) for f in EVERYTHING_SCHEMA.features)
         schema = schema.model_copy(update={"features": features})
     if feature := changes.pop("history", None):

@@ -400,8 +400,8 @@ def test_all_encoders_transform_alike_after_json(everything_data: Dataset) -> No
     encoders = everything_data.encoders
     again = Encoders.from_json(EVERYTHING_SCHEMA, encoders.to_json())
     for side in ("user", "item"):
-        frame = everything_data.side(side).frame  # type: ignore[arg-type]
-        first, second = encoders.transform(side, frame), again.transform(side, frame)  # type: ignore[arg-type]
+        frame = everything_data.side(side).frame
+        first, second = encoders.transform(side, frame), again.transform(side, frame)
         assert list(first) == list(second)
         for name, column in first.items():
             other = second[name]
@@ -409,8 +409,8 @@ def test_all_encoders_transform_alike_after_json(everything_data: Dataset) -> No
                 assert isinstance(other, Ragged)
                 np.testing.assert_array_equal(column.offsets, other.offsets)
                 column, other = column.values, other.values
-            np.testing.assert_array_equal(column, other)  # type: ignore[arg-type]
-        assert encoders.fields(side) == again.fields(side)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(column, other)
+        assert encoders.fields(side) == again.fields(side)
     assert again.to_json() == encoders.to_json()
 
 

@@ -20,7 +20,7 @@ from twotower import diagnostics
 from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
-from twotower.encoders import UNKNOWN, Encoders, Grams, TextEncoder, grams, words
+from twotower.encoders import UNKNOWN, Encoders, Grams, Ragged, TextEncoder, grams, words
 from twotower.errors import ConfigError, DataError
 from twotower.schema import Categorical, Schema, Text
 
@@ -32,7 +32,7 @@ def feature(**options: object) -> Text:
     return Text.model_validate({"name": "t", "side": "item"} | options)
 
 
-def fitted(texts: list[str | None], counts: list[int] | None = None, **options: object) -> TextEncoder:
+def fitted(texts: list[str] | list[str | None], counts: list[int] | None = None, **options: object) -> TextEncoder:
     weights = np.array(counts or [1] * len(texts), np.int64)
     return TextEncoder.fit([(pl.Series("t", texts, dtype=pl.String), weights)], feature(**options))
 
@@ -232,7 +232,7 @@ def test_training_tells_of_every_text(messages: list[str]) -> None:
     ],
 )
 def test_the_doctor_says_what_is_lost(options: dict[str, object], severity: str, words_: str) -> None:
-    features = (Categorical(name="uid", side="user"), Text(name="label", side="item", column="name", **options))  # type: ignore[arg-type]
+    features = (Categorical(name="uid", side="user"), Text(name="label", side="item", column="name", **options))
     schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
     run = twotower.fit(everything(), schema, settings(train={"epochs": 1}))
     found = [f for f in diagnostics.diagnose(run) if f.name == "text"]
@@ -275,10 +275,10 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table() ->
     again = Encoders.from_json(SHARED, text)
     assert again.to_json() == text
     assert "motto" not in json.loads(text)["sides"]["user"], "kept once"
-    assert (
-        again.transform("user", data.users.frame)["motto"].values.tolist()
-        == data.users.columns["motto"].values.tolist()
-    )  # type: ignore[union-attr]
+    found, kept = again.transform("user", data.users.frame)["motto"], data.users.columns["motto"]
+    assert isinstance(found, Ragged)
+    assert isinstance(kept, Ragged)
+    assert found.values.tolist() == kept.values.tolist()
     run = twotower.fit(everything(), SHARED, settings(loss={"kind": "softmax"}))
     assert [n for n, _ in run.model.named_parameters() if "tables" in n] == [
         "pairs.0.item.embeddings.tables.bag0.weight"

@@ -41,7 +41,7 @@ def assert_same_columns(one: Dataset, other: Dataset) -> None:
             if isinstance(column, Ragged):
                 assert lists(column) == lists(again), name
             else:
-                np.testing.assert_array_equal(column, again, name)  # type: ignore[arg-type]
+                np.testing.assert_array_equal(column, again, name)
     assert one.encoders.to_json() == other.encoders.to_json()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from twotower import files
 from twotower.data import movielens
 from twotower.data.movielens import Archive, Downloads, archive_name, load, parse, save
 from twotower.data.tables import check
@@ -144,7 +145,7 @@ def test_a_missing_member_is_refused(name: Any) -> None:
         if member.endswith("README"):
             continue
         fewer = {n: d for n, d in whole.items() if n != member}
-        refused(lambda fewer=fewer: parse(zipped(fewer), "a.zip", name), f"a.zip: no entry '{member}' (found: ml-1")
+        refused(partial(parse, zipped(fewer), "a.zip", name), f"a.zip: no entry '{member}' (found: ml-1")
 
 
 # --- hostile archives ---------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_a_large_entry_is_refused() -> None:
 def test_a_truncated_archive_is_refused() -> None:
     whole = zipped(ML_1M)
     for length in (0, 1, len(whole) // 2, len(whole) - 30, len(whole) - 1):
-        refused(lambda n=length: parse(whole[:n], "a.zip", "ml-1m"), "a.zip: not a complete zip archive", "fetch it")
+        refused(partial(parse, whole[:length], "a.zip", "ml-1m"), "a.zip: not a complete zip archive", "fetch it")
 
 
 def test_an_archive_damaged_anywhere_is_read_right_or_refused() -> None:
@@ -305,7 +306,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def served(name: Any, url: str, **wrong: Any) -> Downloads:
     """Downloads of `name` from `url`, with the size and digest of the good archive unless `wrong`."""
-    right = {"size": len(GOOD[name]), "sha256": hashlib.sha256(GOOD[name]).hexdigest()}
+    right: dict[str, Any] = {"size": len(GOOD[name]), "sha256": hashlib.sha256(GOOD[name]).hexdigest()}
     return Downloads({name: Archive(url, **(right | wrong))}, hashlib.sha256(zipped(WHEEL)).hexdigest(), 0.2)
 
 
@@ -319,7 +320,7 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (Path(command[command.index("--dest") + 1]) / "recbole-1.2.1-py3-none-any.whl").write_bytes(wheel)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(movielens.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     return commands
 
 
@@ -399,7 +400,7 @@ def test_without_pip_either_ml_100k_is_refused(server: str, monkeypatch: pytest.
     def fail(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "first line\nno route to host\n")
 
-    monkeypatch.setattr(movielens.subprocess, "run", fail)
+    monkeypatch.setattr(subprocess, "run", fail)
     refused(
         lambda: load("ml-100k", None, served("ml-100k", f"{server}/gone/ml-100k")),
         "with pip either (no route to host)",
@@ -437,7 +438,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_temporary_one(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RunError, match="No space left on device"):
         save(parse(zipped(ML_100K), "a.zip", "ml-100k"), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -447,4 +448,4 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     tables = parse(zipped(ML_1M), "a.zip", "ml-1m")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        refused(lambda folder=folder: save(tables, folder), str(folder), "choose another folder")
+        refused(partial(save, tables, folder), str(folder), "choose another folder")

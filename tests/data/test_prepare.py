@@ -25,7 +25,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare import PrepareSizes
 from twotower.data.splits import TEST, TRAIN, VALIDATION
-from twotower.data.tables import check
+from twotower.data.tables import check, check_side
 from twotower.encoders import Ragged
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.request import Request
@@ -113,6 +113,7 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path
                     assert isinstance(found, Ragged)
                     assert lists(found) == lists(column), name
                 else:
+                    assert not isinstance(found, Ragged)
                     assert np.array_equal(found, column, equal_nan=True), name
     for name in ("seen_items", "positive_items"):
         assert lists(getattr(disk, name)) == lists(getattr(memory, name)), name
@@ -121,8 +122,8 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path
     assert np.array_equal(disk.pairs.item[disk.interacted_items.source], disk.interacted_items.values)
     assert np.array_equal(disk.item_positive_counts, memory.item_positive_counts)
     numbers = disk.positives_by_user
-    for u, (mine, theirs) in enumerate(zip(lists(numbers), lists(memory.positives_by_user), strict=True)):
-        assert disk.pairs.item[mine].tolist() == memory.pairs.item[theirs].tolist(), f"oldest first, user {u}"
+    for u, (ours, others) in enumerate(zip(lists(numbers), lists(memory.positives_by_user), strict=True)):
+        assert disk.pairs.item[ours].tolist() == memory.pairs.item[others].tolist(), f"oldest first, user {u}"
     some = np.array([3, 4, 40])
     before, whole = disk.pairs_before(TEST, some), memory.pairs_before(TEST, some)
     keep = np.isin(whole.user, some)
@@ -196,7 +197,7 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
     api.publish(loaded, tmp_path / "store", config.index)
     retriever = Retriever(Store(tmp_path / "store").current())
     user = str(loaded.dataset.users.ids[0])
-    one, two = (retriever.recommend(Request(user), 5, method) for method in (1, 2))  # type: ignore[arg-type]
+    one, two = (retriever.recommend(Request(user), 5, method) for method in (1, 2))
     assert [i.id for i in one.items] == [i.id for i in two.items]
     assert not {i.id for i in one.items} & set(retriever.seen_items(user))
     assert retriever.history(user, 3)
@@ -486,8 +487,8 @@ def test_a_run_on_prepared_data_goes_on_without_them(tmp_path: Path) -> None:
     whole = api.fit(given, schema, config, folder=tmp_path / "run")
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "run" / "metrics.json").unlink()
-    schema, again = load_config(tmp_path / "run" / "config.toml")
-    given, schema = api.read(again, schema)
+    named, again = load_config(tmp_path / "run" / "config.toml")
+    given, schema = api.read(again, named)
     run = api.fit(given, schema, again, folder=tmp_path / "run", resume=True)
     assert run.metrics["test.auc"] == whole.metrics["test.auc"]
 
@@ -533,8 +534,6 @@ def test_of_a_sides_parquet_only_named_columns_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    check_side = prepare.check_side
-
     def watched(frame: pl.DataFrame, *rest: Any) -> pl.DataFrame:
         seen.append(frame.columns)
         return check_side(frame, *rest)

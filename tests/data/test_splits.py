@@ -27,7 +27,8 @@ def columns(rows: list[tuple[int, int]]) -> tuple[Any, Any]:
 def parts_of(users: Any, seconds: Any, **settings: Any) -> list[int] | None:
     """The parts, or None where one would be empty."""
     try:
-        return split_interactions(users, seconds, SplitConfig(**settings)).tolist()
+        parts: list[int] = split_interactions(users, seconds, SplitConfig(**settings)).tolist()
+        return parts
     except DataError:
         return None
 
@@ -90,7 +91,7 @@ def test_the_time_split_holds_out_the_shares_asked_for(scale: int, test: float, 
 def test_a_split_does_not_depend_on_numpys_global_seed(kind: str) -> None:
     rng = np.random.default_rng(0)
     users, seconds = rng.integers(0, 9, 200, np.int32), rng.integers(0, 50, 200)
-    config = SplitConfig(kind=kind)  # type: ignore[arg-type]
+    config = SplitConfig(kind=kind)
     np.random.seed(1)
     first = split_interactions(users, seconds, config)
     np.random.seed(2)

@@ -14,10 +14,10 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from worlds import EVERYTHING_SCHEMA, ID_FEATURES, everything
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from worlds import EVERYTHING_SCHEMA, ID_FEATURES, everything
 
 from twotower.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
@@ -56,7 +56,8 @@ def featured(feature: Any) -> Schema:
 
 def load(*tables: Any, schema: Schema = PLAIN) -> Dataset:
     """What `twotower.fit` does with tables before it trains or writes anything."""
-    return build_dataset(check(*tables, schema), schema, SplitConfig(test=0.2, validation=0.2))
+    users, items, interactions = tables
+    return build_dataset(check(users, items, interactions, schema), schema, SplitConfig(test=0.2, validation=0.2))
 
 
 def refused(call: Callable[[], Any], *words: str) -> str:
@@ -108,7 +109,7 @@ def test_tables_of_every_make_are_the_same_tables(make: Callable[[pl.DataFrame],
     frames = (made[0].with_columns(pl.col("income").fill_nan(None)), made[1].with_columns(picture=pl.Series(pictures)))
     tables = (*frames, made[2])
     expected = check(*tables, EVERYTHING_SCHEMA)
-    found = check(*(make(t) for t in tables), EVERYTHING_SCHEMA)
+    found = check(make(tables[0]), make(tables[1]), make(tables[2]), EVERYTHING_SCHEMA)
     for name in ("users", "items", "interactions"):
         assert getattr(found, name).equals(getattr(expected, name)), name
         assert getattr(found, name).schema == getattr(expected, name).schema
@@ -259,7 +260,8 @@ def test_fault_C2_gaps_in_a_numeric_column_are_imputed_and_counted(gaps: list[fl
     n = sum(g is None or not math.isfinite(g) for g in gaps)
     assert tables.notes == [f"users: {n} of 3 values of 'age' are missing or not finite; imputed"]
     column = build_dataset(tables, schema, SplitConfig(test=0.2, validation=0.2)).users.columns["age"]
-    assert np.isfinite(column).all()  # type: ignore[call-overload]
+    assert isinstance(column, np.ndarray)
+    assert np.isfinite(column).all()
     refused(
         lambda: check(users(age=gaps), None, actions(), featured(Numeric(name="age", side="user", missing="error"))),
         f"users: column 'age' has {n} missing values", "feature 'age' has missing = 'error'", "set missing = 'impute'",
@@ -311,7 +313,7 @@ def test_fault_C4_of_a_repeated_id_the_last_row_is_kept_and_reported(side: str) 
     key = f"{side}_id"
     ids = actions()[key]
     table = {key: [*ids, ids[0]], "n": range(6)}
-    tables = check(*(table if s == side else None for s in ("user", "item")), actions(), PLAIN)
+    tables = check(table if side == "user" else None, table if side == "item" else None, actions(), PLAIN)
     frame = tables.users if side == "user" else tables.items
     assert frame[key].is_unique().all()
     assert dict(zip(frame[key], frame["n"], strict=True)) == {i: n for n, i in enumerate(table[key])}
@@ -492,7 +494,7 @@ def test_ids_that_the_users_or_items_lack_are_refused(side: str) -> None:
     ids = actions()[key]
     known = {key: sorted(set(ids) - {ids[0]})}
     refused(
-        lambda: check(*(known if s == side else None for s in ("user", "item")), actions(), PLAIN),
+        lambda: check(known if side == "user" else None, known if side == "item" else None, actions(), PLAIN),
         f"interactions: 1 ids of '{key}' are not in {side}s (the first: {ids[0]})", f"add them to {side}s or drop",
     )  # fmt: skip
 
@@ -721,16 +723,16 @@ def test_fault_G22_a_header_that_names_a_column_twice_is_refused(ending: str, tm
         path.write_text(header.replace("iid", name).replace("zip", name) + "\n" + rest)
         if name == "stars":
             path.write_text(header.replace("uid", "stars") + "\n" + rest)
-        for look in (lambda: check(*paths, LOOKALIKES), lambda: read_file(path)):  # noqa: B023
+        for look in (lambda: check(paths[0], paths[1], paths[2], LOOKALIKES), lambda: read_file(path)):  # noqa: B023
             refused(look, f"{path}: the header names column '{name}' twice; rename or remove one of them")
         path.write_text(before)
-    check(*paths, LOOKALIKES)
+    check(paths[0], paths[1], paths[2], LOOKALIKES)
 
 
 def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
     users, *rest = lookalikes(tmp_path)
     users.write_text(users.read_text().replace("\n", ",,\n"))
-    assert check(users, *rest, LOOKALIKES).users.height == 4
+    assert check(users, rest[0], rest[1], LOOKALIKES).users.height == 4
 
 
 def test_columns_called_as_the_packages_own_words_are_just_columns() -> None:

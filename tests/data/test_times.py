@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from worlds import ID_FEATURES, settings
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from worlds import ID_FEATURES, settings
 
 import twotower
 from twotower import api, cli
@@ -73,13 +73,11 @@ Way = Callable[[pl.DataFrame, Schema, SplitConfig, Path], Dataset]
 
 def trained(**sections: Any) -> Config:
     """Settings for a log where every event is liked."""
-    train = {"epochs": 1, "monitor": "validation.recall@5"}
-    return settings(
-        **(
-            {"split": {"kind": "last"}, "loss": {"kind": "softmax"}, "negatives": {"uniform": 5}, "train": train}
-            | sections
-        )
-    )
+    train: dict[str, Any] = {"epochs": 1, "monitor": "validation.recall@5"}
+    base: dict[str, dict[str, object]] = {
+        "split": {"kind": "last"}, "loss": {"kind": "softmax"}, "negatives": {"uniform": 5}, "train": train,
+    }  # fmt: skip
+    return settings(**(base | sections))
 
 
 def facts(data: Dataset) -> list[tuple[Any, ...]]:

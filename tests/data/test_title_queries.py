@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -21,12 +18,11 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api, cli
-from twotower.config import dump_config
-from twotower.config import Config, override_config, parse_config
+from twotower.config import Config, dump_config, override_config, parse_config
 from twotower.data import movielens, title_queries
 from twotower.data.dataset import build_dataset
 from twotower.data.splits import TEST
-from twotower.data.tables import check
+from twotower.data.tables import Tables, check
 from twotower.data.title_queries import title_words
 from twotower.errors import DataError
 from twotower.retrieve import Retriever
@@ -264,6 +260,7 @@ def test_the_dataset_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
     config = parse_config({"data": {"dataset": "ml-1m-titles", "archive": str(source)}})[1]
     tables, schema = api.read(config, None)
     assert schema == movielens.TITLES_SCHEMA
+    assert isinstance(tables, Tables)
     assert tables.items.height == 80
     assert call("data", "fetch", "ml-1m-titles", "--source", source, "--out", tmp_path / "out") == 0
     assert {p.name for p in (tmp_path / "out").iterdir()} == {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import index
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -42,10 +42,10 @@ class TextColumn(abc.Sequence[str]):
         return iter(self.column)
 
     @overload
-    def __getitem__(self, row: int) -> str: ...
+    def __getitem__(self, row: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
+    def __getitem__(self, row: SupportsIndex | slice) -> str | list[str]:
         if isinstance(row, slice):
             return self.column[row].to_list()
         text: str = self.column[index(row)]
