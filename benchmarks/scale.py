@@ -70,7 +70,7 @@ lr = 0.002
 device = "cpu"
 monitor = "validation.recall@10"
 checkpoint_seconds = 600
-shards = 2
+data_shards = 2
 
 [schema]
 time = "at"
