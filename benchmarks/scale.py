@@ -51,8 +51,8 @@ data = {{ users = "users/*.parquet", items = "items/*.parquet", interactions = "
 split = {{ kind = "time", test = 0.001, validation = 0.001 }}
 loss.kind = "softmax"
 negatives.uniform = 512
-evaluation = {{ k = [10, 100], bootstrap = 50, users = {evaluated} }}
-index = {{ kind = "auto", recall = 0.95, queries = 1000 }}
+evaluation = {{ k = [10, 100], bootstrap = 50, max_users = {evaluated} }}
+index = {{ kind = "auto", min_recall = 0.95, queries = 1000 }}
 
 [model]
 width = 32
