@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from twotower import cli
-from twotower.config import load_config
+from twotower.config import load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -91,9 +91,10 @@ def test_both_languages_have_the_same_sections_code_and_numbers(pages: tuple[str
     for pattern in (r"^#+ ", r"^```\w*", r"^\|", r"\d\.\d{4}"):
         english, chinese = (re.findall(pattern, text, re.M) for text in texts)
         assert english == chinese, pattern
-    english, chinese = (blocks(name, "python") for name in pages)
-    for one, other in zip(english, chinese, strict=True):  # the comments are translated
-        assert re.sub(r" *#.*", "", one) == re.sub(r" *#.*", "", other)
+    for language in ("python", "toml"):
+        english, chinese = (blocks(name, language) for name in pages)
+        for one, other in zip(english, chinese, strict=True):  # the comments are translated
+            assert re.sub(r" *#.*", "", one) == re.sub(r" *#.*", "", other)
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
@@ -264,7 +265,7 @@ def test_every_import_of_a_document_or_the_makefile_exists() -> None:
     assert len(found) > 3
 
 
-def test_every_command_and_flag_of_the_readme_and_the_tutorial_exists() -> None:
+def test_every_command_and_flag_of_the_readme_and_the_tutorial_and_every_option_of_the_readme_exists() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     flags = {name: set(re.findall(r"`(-[\w-]+)", text)) | set(re.findall(r" (--?[a-z][\w-]*)", text))
              for name, text in re.findall(r"^## twotower (.+)\n([\s\S]*?)(?=^## |\Z)", page, re.M)}  # fmt: skip
@@ -278,6 +279,9 @@ def test_every_command_and_flag_of_the_readme_and_the_tutorial_exists() -> None:
                 assert {w for w in words if re.match(r"--?[a-z]", w)} <= flags[command], line
                 found += 1
     assert found > 30
+    (config,) = blocks("README.md", "toml")
+    schema, _ = parse_config(tomllib.loads(config))
+    assert schema is not None
 
 
 # ---- dependencies
