@@ -641,6 +641,8 @@ def test_help_needs_no_torch() -> None:
         ("embed", "with `overwrite=True`, or other `shard_rows`", "with --overwrite, or other --shard-rows"),
         ("serve", "`max_wait` and `console=False`", "--max-wait and --no-console"),
         ("data fetch", "pass `source='a.zip'`", "pass --source a.zip"),
+        ("demo", "pass `source='a.zip'`", "pass --data a.zip"),
+        ("gc", "user `gc(keep=3)`, `gc(store=a)`, `gc(**a)`", "user `gc(keep=3)`, `gc(store=a)`, `gc(**a)`"),
         ("gc", "`resume=True`, `folder`, `a b`, `(`, ``", "`resume=True`, `folder`, `a b`, `(`, ``"),
         ("gc", "`diagnose(run)` says why", "`twotower doctor RUN` says why"),
         ("gc", "`fit(config, folder='-a b', resume=True)`", "`twotower train CONFIG --run './-a b' --resume`"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
@@ -31,6 +32,16 @@ def test_messages_are_plain_lines_and_warnings_begin_so(capsys: pytest.CaptureFi
     assert tuple(capsys.readouterr()) == ("100% of them: %s\nwarning: a title \\u001b[31m\nagain\n", "TRANSLATED\n")
     assert logging.getLogger("twotower").level == logging.NOTSET
     assert not logging.getLogger("twotower").handlers
+
+
+def test_a_handler_of_the_root_logger_does_not_repeat_a_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)])
+    with printed_messages():
+        log.warning("a message")
+    log.warning("after")
+    assert tuple(capsys.readouterr()) == ("warning: a message\n", "after\n")
 
 
 def test_a_message_comes_after_the_progress_bar_is_gone(

@@ -95,11 +95,16 @@ def in_flags(message: str, words: list[str]) -> str:
             case [], [ast.keyword(arg=str(name), value=ast.Constant(value=value))]:
                 return " ".join(_option(flags.get(name, {}), value)) or span[0]
             case [ast.Call(func=ast.Name(id=function), args=args, keywords=keywords)], []:
-                if verb := VERB_OF_FUNCTION.get(function):
+                if (verb := VERB_OF_FUNCTION.get(function)) and all(map(_is_text_or_switch, keywords)):
                     return f"`{shell_command(verb, *_call_words(_flags([verb]), args, keywords))}`"
         return span[0]
 
     return re.sub(r"`([^`]+)`", translated, message)
+
+
+def _is_text_or_switch(keyword: ast.keyword) -> bool:
+    """Return whether the library writes such an argument; others stand in data that a message repeats."""
+    return isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str | bool)
 
 
 def _flags(words: list[str]) -> dict[str, dict[bool, str]]:
@@ -730,7 +735,7 @@ def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items 
 
 @app.command()
 def demo(
-    data: Annotated[str, typer.Option("--data", help="Local ml-1m.zip or ml-100k.zip. Empty: download it.")] = "",
+    source: Annotated[str, typer.Option("--data", help="Local ml-1m.zip or ml-100k.zip. Empty: download it.")] = "",
     folder: Annotated[
         Path, typer.Option("--run", help="Folder for the run. An earlier demo in it is replaced.")
     ] = Path("runs/demo"),
@@ -747,7 +752,7 @@ def demo(
         listen("127.0.0.1", port).close()
 
     with Progress() as progress:
-        done = run_demo(data, folder, progress)
+        done = run_demo(source, folder, progress)
     k = done.config.evaluation.k[0]
     print()
     print_metrics(done.metrics, k)

@@ -87,15 +87,19 @@ _logger = logging.getLogger("twotower")
 
 @contextmanager
 def printed_messages(translate: Callable[[str], str] = str, on_stderr: bool = False) -> Iterator[None]:
-    """Print messages of the library, translated, on standard output or standard error while the block runs."""
-    handler, level = MessageHandler(translate, on_stderr), _logger.level
+    """Print messages of the library, translated, on standard output or standard error while the block runs.
+
+    They do not reach handlers of the root logger, such as the one that importing fbgemm_gpu installs."""
+    handler, level, propagate = MessageHandler(translate, on_stderr), _logger.level, _logger.propagate
     _logger.addHandler(handler)
     _logger.setLevel(logging.INFO)
+    _logger.propagate = False
     try:
         yield
     finally:
         _logger.removeHandler(handler)
         _logger.setLevel(level)
+        _logger.propagate = propagate
 
 
 @contextmanager

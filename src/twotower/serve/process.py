@@ -358,7 +358,9 @@ def log_as_json() -> None:
     handler.setFormatter(_JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    logging.getLogger("twotower").handlers.clear()  # the command line's, which prints messages as plain lines
+    ours = logging.getLogger("twotower")
+    ours.handlers.clear()  # the command line's, which prints messages as plain lines and hands none on
+    ours.propagate = True
     root.setLevel(logging.INFO)
     # Below errors uvicorn logs every client that sends no valid HTTP.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
