@@ -81,7 +81,7 @@ def embed(
 
     `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet". Up to `shard_rows`
     rows of a Parquet file are a shard; so is a whole text file. `out` then holds, for one shard, vectors.npy (n, D)
-    float32 and ids.parquet, the ids in the same order; for several, what `vectors.py` describes and `Vectors` reads.
+    float32 and ids.parquet, the ids in the same order; for several, what `embeddings_folder.py` describes and `Vectors` reads.
     Shards are made once: a later call goes on with what is missing or damaged. The ranks of `context` share them
     without a barrier: a rank that is done takes shards that are left, and the last rank writes the list.
 

@@ -1,4 +1,4 @@
-"""Sharded Parquet, however large -> a prepared dataset (prepared.py), in memory that does not grow with the interactions.
+"""Sharded Parquet, however large -> a prepared dataset (memmap.py), in memory that does not grow with the interactions.
 
 The interactions are read a piece at a time, numbered, and dealt to buckets by ranges of users; a bucket fits in memory, so
 it is deduplicated, split, sorted and written by itself. What stays in memory is the tables of users and items (their named

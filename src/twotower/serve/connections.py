@@ -235,7 +235,8 @@ class HttpProtocol(HttpToolsProtocol):
     queue: TimeoutQueue | None = None
     counted = False
     """True while the connection counts as open."""
-    client_address = ""
+    address = ""
+    """Address of the client, as `settings.client_address` counts it."""
     _state = ParserState.NONE
     _head_ended = False
     """True if a head has ended since the last `_update_queue`."""
