@@ -34,7 +34,7 @@ from typing import IO, Any
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 IMPORTS = (
-    "torch", "torch.distributed", "polars", "numpy", "faiss", "onnx", "plotly.graph_objects", "twotower.api", "twotower.cli",
+    "torch", "torch.distributed", "torch._dynamo", "polars", "numpy", "faiss", "onnx", "plotly.graph_objects", "twotower.api", "twotower.cli",
     "twotower.diagnostics", "twotower.legacy", "twotower.demo", "twotower.serve.process", "twotower.serve.app",
 )  # fmt: skip
 
