@@ -351,7 +351,7 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
         (other, {}, "its vectors are of another model"),
         (replace(run, dataset=schema), {}, "its vectors are of another schema"),
         (run, {"precision": "fp16"}, r"its vectors are in another precision \(fp32 then, fp16 now\)"),
-        (run, {"shard_rows": 90}, r"in shards of another size \(--shard-rows\) \(100 then, 90 now\)"),
+        (run, {"shard_rows": 90}, r"in shards of another size \(`shard_rows`\) \(100 then, 90 now\)"),
     ):
         with pytest.raises(RunError, match=message):
             again(given, table, out, **options)

@@ -357,7 +357,7 @@ def test_fault_G8_of_three_at_once_one_is_done(project: Path, rates: tuple[str, 
     options = [["--resume", "--set", f"train.lr={rate}"] for rate in rates]
     processes = [start(project, "step:5:hang", *o) for o in options]
     for process in processes:
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        process.wait_stopped(or_ended=True)
     for process in processes:
         process.send_signal(signal.SIGCONT)
     errors = [process.communicate()[1] for process in processes]
@@ -684,7 +684,9 @@ def test_fault_G18_damaged_checkpoints_are_passed_over_or_named(
     for kind, data in cases.items():
         files.remove(newest / name)
         (newest / name).mkdir() if data is None else (newest / name).write_bytes(data)
-        with pytest.raises(RunError, match="a complete run without a checkpoint|state.json: damaged") as error:
+        with pytest.raises(
+            RunError, match="a complete run without a checkpoint|state.json( is|:) damaged|has format"
+        ) as error:
             api.fit(everything(), schema, config, folder=copy, resume=True)
         assert str(copy) in str(error.value), kind
     assert runs.load(copy).metrics

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,7 +83,7 @@ def in_flags(message: str, words: list[str]) -> str:
     The library writes arguments and calls between backticks: `folder`, `resume=True`, `rollback(store='a')`. With the
     command `words` an argument becomes its flag, and a call becomes the command of its verb. The rest stays.
     """
-    flags = _flags(words)
+    flags = _flags(tuple(words))
 
     def translated(span: re.Match[str]) -> str:
         try:
@@ -96,7 +97,7 @@ def in_flags(message: str, words: list[str]) -> str:
                 return " ".join(_option(flags.get(name, {}), value)) or span[0]
             case [ast.Call(func=ast.Name(id=function), args=args, keywords=keywords)], []:
                 if (verb := VERB_OF_FUNCTION.get(function)) and all(map(_is_text_or_switch, keywords)):
-                    return f"`{shell_command(verb, *_call_words(_flags([verb]), args, keywords))}`"
+                    return f"`{shell_command(verb, *_call_words(_flags((verb,)), args, keywords))}`"
         return span[0]
 
     return re.sub(r"`([^`]+)`", translated, message)
@@ -107,7 +108,8 @@ def _is_text_or_switch(keyword: ast.keyword) -> bool:
     return isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str | bool)
 
 
-def _flags(words: list[str]) -> dict[str, dict[bool, str]]:
+@cache
+def _flags(words: tuple[str, ...]) -> dict[str, dict[bool, str]]:
     """Argument -> its flag, by whether it is on, of the verb that `words` begin with; "" for one without a flag."""
     verb: Any = typer.main.get_command(app)
     for word in words:

@@ -54,7 +54,7 @@ def test_the_method_follows_from_what_is_new(shared: Client) -> None:
 
 def test_a_feature_with_method_1_is_refused(shared: Client) -> None:
     told = problem(shared.post("/v1/recommend", {"user_id": "u3", "features": {"age": 3}, "method": 1}), "invalid")
-    assert "ask by method 2" in told["detail"]
+    assert "use method 2" in told["detail"]
 
 
 def test_recent_events_change_the_next_answer_and_can_be_deleted(shared: Client, retriever: Retriever) -> None:
