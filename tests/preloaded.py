@@ -178,6 +178,14 @@ def start(
     return Process(link, pid, words, streams)
 
 
+def load(*modules: str) -> None:
+    """Import modules into the zygote, so that the children from here on have them."""
+    with _connect() as link:
+        data = json.dumps({"modules": modules}).encode()
+        link.sendall(len(data).to_bytes(4, "big") + data)
+        assert link.recv(64) == b"0"
+
+
 def run(
     *arguments: Any,
     env: Mapping[str, str] | None = None,
@@ -309,6 +317,12 @@ def _serve(name: str) -> dict[str, Any] | None:
                 else:
                     link = listener.accept()[0]
                     request, handles = _receive(link)
+                    if "modules" in request:
+                        for module in request["modules"]:
+                            importlib.import_module(module)
+                        link.sendall(b"0")
+                        link.close()
+                        continue
                     pid = os.fork()
                     if not pid:
                         signal.set_wakeup_fd(-1)

@@ -579,6 +579,7 @@ def test_fault_G17_names_that_are_no_utf_8_are_refused_before_anything_is_done(
     assert not (project / "run").exists()
 
 
+@pytest.mark.system  # processes of many locales
 def test_fault_G17_a_locale_without_utf_8_trains_or_says_so_first(project: Path) -> None:
     _, items, actions = checkerboard()
     items, actions = (t.with_columns(pl.format("ä{}☃", "item_id").alias("item_id")) for t in (items, actions))

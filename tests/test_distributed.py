@@ -35,7 +35,7 @@ def torchrun(n: int, *arguments: Any, fails: bool = False) -> str:
     return said
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.system)])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     """All cases, trained by that many ranks in one go."""
     out = tmp_path_factory.mktemp(f"ranks{request.param}")
@@ -182,6 +182,7 @@ def test_fault_G8_ranks_share_a_run_that_the_first_has_locked(config: Path, caps
     assert not (run / ".lock").exists()
 
 
+@pytest.mark.system  # by torchrun itself
 def test_fault_B2_ranks_that_are_stopped_stop_together_saved_and_go_on(config: Path) -> None:
     run = config.parent / "stopped"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "twotower",

@@ -156,6 +156,7 @@ def test_any_number_of_ranks_makes_the_same_bytes(
     assert bool(re.search(r"^rank \d: ", said, re.M)) == (count > 1)
 
 
+@pytest.mark.system
 def test_torchrun_starts_them(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     told = [str(run.folder), str(table), "--out", str(tmp_path / "out"), "--shard-rows", "100", "--threads", "1"]
@@ -577,6 +578,7 @@ def test_a_table_of_one_shard_does_not_replace_many_that_nobody_works_at(run: Ru
     assert len(Vectors(out)) == 417
 
 
+@pytest.mark.system
 def test_memory_does_not_grow_with_the_table(run: Run, tmp_path: Path) -> None:
     """The vectors and their ids alone are 72 MB."""
     items(0, 70_000).write_parquet(tmp_path / "few.parquet")

@@ -400,6 +400,7 @@ print(json.dumps({"preparing": most[0] - before, "training": held() - before}))
 """
 
 
+@pytest.mark.system  # half a minute
 def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded_memory(tmp_path: Path) -> None:
     """Sixteen times the interactions take no more than a fifth more memory that cannot be given back."""
     found = {}

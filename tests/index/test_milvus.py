@@ -482,7 +482,7 @@ def test_fault_F1_milvus_down_at_the_start_is_not_ready_and_comes_back(
     asyncio.run(world())
 
 
-@pytest.mark.parametrize("what", ["popular", "503"])
+@pytest.mark.parametrize("what", ["popular", pytest.param("503", marks=pytest.mark.system)])
 def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
     runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path, what: Any
 ) -> None:
@@ -617,6 +617,7 @@ def test_fault_F1_what_only_reads_is_tried_again_while_there_is_time(
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.system
 def test_fault_F1_over_http_popular_items_come_while_milvus_is_down(
     runs: tuple[Run, Run], server: Server, prefix: str, tmp_path: Path
 ) -> None:

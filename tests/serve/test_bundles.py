@@ -157,7 +157,7 @@ def test_fault_A3_a_damaged_bundle_is_refused_counted_and_the_old_one_answers(
     [
         (hostile_towers.subgraph, "the operator 'If'"),
         (hostile_towers.endless_loop, "the operator 'Loop'"),
-        (hostile_towers.years, "seconds"),
+        pytest.param(hostile_towers.years, "seconds", marks=pytest.mark.system),
         (hostile_towers.bomb_at_load, "MB"),
     ],
 )  # fmt: skip

@@ -256,7 +256,13 @@ def ended(served: Served) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("files", "crowd", "addresses"), [(128, 200, 1), (128, 200, 8), (1024, 1_020, 1), (1024, 1_020, 8)]
+    ("files", "crowd", "addresses"),
+    [
+        (128, 200, 1),
+        pytest.param(128, 200, 8, marks=pytest.mark.system),
+        pytest.param(1024, 1_020, 1, marks=pytest.mark.system),
+        (1024, 1_020, 8),
+    ],
 )
 def test_fault_G4_more_connections_than_files_silence_nobody(
     serve: Start, published: Path, files: int, crowd: int, addresses: int

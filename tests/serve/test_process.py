@@ -352,6 +352,7 @@ def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(impatient: Serve
     assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
 
 
+@pytest.mark.system
 def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Start, published: Path) -> None:
     served = serve("--poll", "0.05", "--no-access-log").wait()
     first, second = (b.id for b in Store(published).bundles())
@@ -602,7 +603,9 @@ def test_fault_G14_strange_ids_over_the_wire(impatient: Served, id_: str) -> Non
     assert ask("DELETE", "/v1/events/%FF")[0] == 422
 
 
-@pytest.mark.parametrize("told_by", ["keys", "a proxy", "nothing"])
+@pytest.mark.parametrize(
+    "told_by", [*(pytest.param(by, marks=pytest.mark.system) for by in ("keys", "a proxy")), "nothing"]
+)
 def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
     serve: Start, tmp_path: Path, told_by: str
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import kill_points
 import numpy as np
+import preloaded
 import pytest
 import ranked
 import torch
@@ -28,6 +29,12 @@ from twotower.train import checkpoint, sharded
 from twotower.train.trainer import Trainer
 
 ALONE = DistributedContext()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """TorchRec takes seconds to import."""
+    preloaded.load("torchrec", "twotower.train.sharded")
 
 
 @pytest.fixture(scope="module")
