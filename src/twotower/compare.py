@@ -14,11 +14,11 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from twotower.data.dataset import Dataset, Pairs
+from twotower.data.dataset import Dataset, Doubles, Pairs
 from twotower.data.splits import TEST
 from twotower.encoders import Ints, canonical_ids
 from twotower.errors import RunError
-from twotower.evaluation import Doubles, Factors, auc, auc_by_group, rank_catalogue, ranking_metrics
+from twotower.evaluation import Factors, auc, auc_by_group, rank_catalogue, ranking_metrics
 from twotower.runs import Run
 from twotower.schema import SideName
 

@@ -1,7 +1,6 @@
-"""Fit and transform, one encoder per feature kind: table columns in, numpy arrays of codes out.
+"""Encoders: each kind of feature has one, fitted on the train part, which maps table columns to numpy arrays.
 
-An encoder sees the train part only. `Encoders` holds one per feature of both sides and is written to disk
-as JSON; nothing here knows about torch.
+`Encoders` holds the encoders of all features and is written as JSON. The module does not depend on torch.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
-UNKNOWN = 0  # embedding row of values below the cut or never seen in training
-SINGLE_ROW_MAX_VALUES = (
-    400  # values of a list, or characters of a text, up to which one row is quicker coded one by one than in columns
-)
+UNKNOWN = 0
+"""Embedding row of values below the frequency cut and values never seen in training."""
+SINGLE_ROW_MAX_VALUES = 400
+"""Values of a list, or characters of a text, up to which a single row is encoded without data frames, which is faster."""
 
 
 @dataclass(frozen=True)
 class Ragged:
     """Rows of different lengths: row r is `values[offsets[r]:offsets[r + 1]]`.
 
-    `source[i]`, where it is kept, numbers the interaction that `values[i]` came from.
+    `source[i]` is the index of the interaction that `values[i]` comes from; None if it is not kept.
     """
 
     values: Codes
@@ -74,7 +73,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> Ragged:
-        """Some rows, one after another."""
+        """Return some rows, concatenated."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -82,7 +81,7 @@ class Ragged:
         return Ragged(self.values[np.repeat(self.offsets[rows], lengths) + inside], offsets)
 
     def keep_last(self, n: int) -> Ragged:
-        """Every row cut to its last `n` values; 0 keeps all."""
+        """Return every row cut to its last `n` values; 0 keeps all."""
         if n == 0 or not len(self.values):
             return self
         from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.values))
@@ -97,23 +96,23 @@ Column = Codes | Floats | Ragged
 
 @dataclass(frozen=True)
 class Field:
-    """The facts about one encoded column that a tower needs to embed it."""
+    """Description of an encoded column, from which a tower makes its embedding."""
 
     name: str
     kind: Literal["lookup", "bag", "dense"]  # one code, many codes, or numbers
     rows: int = 0  # embedding rows of a lookup or bag
     length: int = 0  # numbers per row of a dense field
-    width: int = 0  # embedding width; 0 takes the model's
+    width: int = 0  # embedding width; 0: the width of the tower
     pooling: Pooling = "mean"
-    rates: tuple[float, ...] = ()  # rates of the pooling "decay", one mean each
-    limit: int = 0  # maximum length under the poolings "attention" and "transformer"
-    sequence: bool = False  # a bag that must leave the target out
-    share_with: str = ""  # the other side's field whose embedding rows it uses
-    identifies: bool = False  # a lookup of the side's ids
+    rates: tuple[float, ...] = ()  # rates of the pooling "decay", one mean per rate
+    limit: int = 0  # maximum length with the poolings "attention" and "transformer"
+    sequence: bool = False  # True for a history, which must not contain the target
+    share_with: str = ""  # field of the other side whose embedding it uses
+    identifies: bool = False  # True for a lookup of the side's ids
 
 
 def canonical_ids(series: pl.Series) -> pl.Series:
-    """Any scalar column as Int64, UInt64 or String: 7, 7.0 and '7' are one value, whatever stands beside them."""
+    """Return a scalar column as Int64, UInt64 or String. 7, 7.0 and '7' are one value, whatever the other values are."""
     dtype = series.dtype
     if dtype.is_float():
         series = series.fill_nan(None)
@@ -139,13 +138,13 @@ def canonical_ids(series: pl.Series) -> pl.Series:
 
 
 class CategoricalEncoder:
-    """Values to codes: 0 unknown, 1..n the vocabulary in the order of its values."""
+    """Encoder of values as codes: 0 for unknown values, 1..n for the vocabulary in ascending order."""
 
     def __init__(self, vocabulary: pl.Series, hash_buckets: int = 0) -> None:
         self.vocabulary = vocabulary
         self.hash_buckets = hash_buckets
         self._codes = pl.DataFrame({"value": vocabulary, "code": np.arange(1, len(vocabulary) + 1, dtype=np.int32)})
-        self.quick = vocabulary.is_sorted() and not vocabulary.null_count()
+        self.has_binary_search = vocabulary.is_sorted() and not vocabulary.null_count()
         """True if `code` may be called: the vocabulary is sorted, as `fit` makes it."""
 
     @classmethod
@@ -178,7 +177,7 @@ class CategoricalEncoder:
 
     def transform(self, series: pl.Series) -> Codes:
         values = canonical_ids(series)
-        if len(values) == 1 and self.quick:
+        if len(values) == 1 and self.has_binary_search:
             return np.array([self.code(values[0])], np.int32)
         if self.hash_buckets:
             distinct = values.unique()
@@ -187,17 +186,17 @@ class CategoricalEncoder:
         else:
             table = self._codes
         if values.dtype != table["value"].dtype:
-            # A vocabulary of numbers asked for text (or the reverse): compare as text.
+            # A text in a vocabulary of numbers, or the reverse: compare as text.
             values = values.cast(pl.String)
             table = table.with_columns(pl.col("value").cast(pl.String))
         joined = values.to_frame("value").join(table, on="value", how="left", maintain_order="left")
         return joined["code"].fill_null(UNKNOWN).to_numpy().astype(np.int32)
 
     def code(self, value: str | int | None) -> int:
-        """The code of one value as `canonical_ids` gives it. A join takes a hundred times as long."""
+        """Return the code of one value of `canonical_ids`, a hundred times as fast as by the join of `transform`."""
         if value is None or self.hash_buckets:
             return _bucket(value, self.hash_buckets)
-        # A vocabulary of numbers asked for text (or the reverse): compare as text.
+        # A text in a vocabulary of numbers, or the reverse: compare as text.
         if self.vocabulary.dtype == pl.String:
             value = str(value)
         elif isinstance(value, str):
@@ -224,7 +223,7 @@ class CategoricalEncoder:
 
 
 def _bucket(value: Any, buckets: int) -> int:
-    """1..buckets, the same on every machine and in every release."""
+    """Return the bucket of a value, 1..buckets, equal on every machine and in every release; `UNKNOWN` for None."""
     if value is None:
         return UNKNOWN
     digest = hashlib.blake2b(str(value).encode(), digest_size=8).digest()
@@ -232,7 +231,7 @@ def _bucket(value: Any, buckets: int) -> int:
 
 
 class NumericEncoder:
-    """(x - mean) / deviation as (n, 1) floats, or quantile buckets 1..b as codes with 0 for missing."""
+    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 for missing values."""
 
     def __init__(self, mean: float, deviation: float, edges: list[float], buckets: int) -> None:
         self.mean, self.deviation, self.edges, self.buckets = mean, deviation, edges, buckets
@@ -255,7 +254,7 @@ class NumericEncoder:
             codes[missing] = UNKNOWN
             return codes
         x = np.where(missing, self.mean, x)
-        with np.errstate(over="ignore"):  # the tower's vector will not be finite, which is looked at
+        with np.errstate(over="ignore"):  # callers check that the tower's vector is finite
             return ((x - self.mean) / self.deviation).astype(np.float32)[:, None]
 
     def state(self) -> dict[str, Any]:
@@ -268,7 +267,7 @@ class NumericEncoder:
 
 
 def _numbers(series: pl.Series) -> npt.NDArray[np.float64]:
-    """A numeric column as float64 with NaN for every null and non-finite value."""
+    """Return a numeric column as float64, NaN for nulls and non-finite values. Raises DataError for other types."""
     if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
         raise DataError(
             f"column '{series.name}': found {series.dtype}, expected numbers; cast it, or make it categorical"
@@ -279,7 +278,7 @@ def _numbers(series: pl.Series) -> npt.NDArray[np.float64]:
 
 
 class MultiHotEncoder:
-    """Lists (or separated text) to rows of codes, unknown values dropped."""
+    """Encoder of lists, or separated text, as rows of codes without unknown values."""
 
     def __init__(self, values: CategoricalEncoder, separator: str) -> None:
         self.values, self.separator = values, separator
@@ -295,7 +294,7 @@ class MultiHotEncoder:
         return self.values.rows
 
     def transform(self, series: pl.Series) -> Ragged:
-        if len(series) == 1 and self.values.quick:
+        if len(series) == 1 and self.values.has_binary_search:
             flat = _lists(series, self.separator)[0]
             if flat is None or len(flat) <= SINGLE_ROW_MAX_VALUES:
                 given = [] if flat is None else canonical_ids(_present(flat).alias(series.name)).to_list()
@@ -316,7 +315,7 @@ class MultiHotEncoder:
 
 
 def _present(values: pl.Series) -> pl.Series:
-    """Without nulls and, of text, empty ones."""
+    """Return the values without nulls and empty texts."""
     values = values.drop_nulls()
     return values.filter(values != "") if values.dtype == pl.String else values
 
@@ -330,7 +329,7 @@ def _one_row(codes: list[int]) -> Ragged:
 
 
 def _lists(series: pl.Series, separator: str) -> pl.Series:
-    """A list column, or a text column cut to one. Raises DataError for another."""
+    """Return a list column unchanged, or a text column split at the separator. Raises DataError for other types."""
     if separator and series.dtype in (pl.String, pl.Categorical, pl.Enum):
         series = series.cast(pl.String).str.split(separator)
     elif isinstance(series.dtype, pl.Array):
@@ -346,7 +345,7 @@ def _lists(series: pl.Series, separator: str) -> pl.Series:
 
 
 def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
-    """Row numbers and values of a list column, flat; null rows and null values left out."""
+    """Return row indices and values of a list column, flat, without nulls and empty texts."""
     series = _lists(series, separator)
     flat = series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
     if flat["value"].dtype == pl.String:
@@ -355,8 +354,9 @@ def _explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
 
 
 class VectorEncoder:
-    """Given vectors as (n, length) floats, divided by one number so that a training vector's entries have a root
-    mean square of 1; missing vectors and numbers that are not finite are zeros."""
+    """Encoder of vectors as floats (n, length), divided by the root mean square of the training vectors' entries.
+
+    Missing vectors and non-finite numbers become zeros."""
 
     def __init__(self, length: int, scale: float) -> None:
         self.length, self.scale = length, scale
@@ -409,7 +409,7 @@ def _as_lists(series: pl.Series) -> pl.Series:
     return series
 
 
-# An ideograph, or a run of letters, digits and the marks that belong to them (vowel signs, say).
+# An ideograph, or a run of letters, digits and combining marks, such as vowel signs.
 _WORD = r"\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+"
 _IDEOGRAPH = r"^\p{Han}$"
 
@@ -420,22 +420,22 @@ def _is_ideograph(character: str) -> bool:
 
 
 def words(series: pl.Series) -> tuple[Ints, pl.Series]:
-    """Row numbers and words of a text column, flat, in the order of the text; NFKC and lower case."""
+    """Return row indices and words of a text column, flat, in the order of the text, in NFKC and lower case."""
     frame = _words(series).to_frame().with_row_index("row").explode("word").drop_nulls("word")
     return frame["row"].to_numpy().astype(np.int64), frame["word"]
 
 
 def _words(series: pl.Series) -> pl.Series:
-    """The list of words of each text."""
-    # NFKC can bring capitals (of a Roman numeral, say), and small letters can be two characters that it joins.
+    """Return the list of words of each text."""
+    # Lower case twice: NFKC can produce capitals, and the lower case of a letter can be two characters that NFKC joins.
     plain = pl.col("word").str.to_lowercase().str.normalize("NFKC").str.to_lowercase()
     return canonical_ids(series).cast(pl.String).to_frame("word").select(plain.str.extract_all(_WORD)).to_series()
 
 
 def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:
-    """Row numbers and letter n-grams of a column of words, flat: `good` gives `#go`, `goo`, `ood`, `od#` for n = 3.
+    """Return row indices and letter n-grams of a column of words, flat: `#go`, `goo`, `ood`, `od#` of `good` for n = 3.
 
-    An ideograph is its own gram, and a word shorter than a gram gives one gram, the whole of it.
+    An ideograph is one gram, and a word shorter than a gram too.
     """
     frame = words.to_frame("word").with_row_index("row")
     ideograph = pl.col("word").str.contains(_IDEOGRAPH)
@@ -452,11 +452,11 @@ class Grams:
 
     words: int  # distinct words
     grams: int  # distinct grams
-    rows: int  # embedding rows they use, without the unknown one
-    collisions: int  # words with the very grams of another word
-    code_collisions: int  # words with the very codes of another word: after hashing, or cutting the vocabulary
-    occurrences: int  # of all grams in all texts
-    unknown: int  # of them those that read the unknown row
+    rows: int  # embedding rows of these grams, without the unknown row
+    collisions: int  # words with the same grams as another word
+    code_collisions: int  # words with the same codes as another word, after hashing or cutting the vocabulary
+    occurrences: int  # occurrences of grams in all texts
+    unknown: int  # occurrences of grams that read the unknown row
 
     def __str__(self) -> str:
         share = self.unknown / max(1, self.occurrences)
@@ -467,14 +467,15 @@ class Grams:
 
 
 class TextEncoder:
-    """Texts to rows of gram codes, with repeats; grams that have no row are UNKNOWN."""
+    """Encoder of texts as rows of gram codes, with repeats; `UNKNOWN` for grams outside the vocabulary."""
 
     def __init__(self, values: CategoricalEncoder, n: int, max_length: int) -> None:
         self.values, self.n, self.max_length = values, n, max_length
 
     @classmethod
     def fit(cls, columns: list[tuple[pl.Series, Ints]], feature: Text) -> TextEncoder:
-        """`columns` are texts and how many training interactions each row has; more than one if they share grams."""
+        """Fit the vocabulary on `columns` of texts, each with the number of training interactions of its rows. There are
+        several if features share grams."""
         if feature.hash_buckets:
             nothing = pl.Series("gram", [], dtype=pl.String)
             return cls(CategoricalEncoder(nothing, feature.hash_buckets), feature.n, feature.max_length)
@@ -499,11 +500,11 @@ class TextEncoder:
         return self.values.rows
 
     def transform(self, series: pl.Series) -> Ragged:
-        if len(series) == 1 and self.values.quick and not _is_long(series):
+        if len(series) == 1 and self.values.has_binary_search and not _is_long(series):
             return self._one(series)
         row, flat = words(series)
-        codes, number = self._coded(flat)
-        found = codes.take(number)
+        codes, word_index = self._coded(flat)
+        found = codes.take(word_index)
         lengths = np.bincount(np.repeat(row, np.diff(found.offsets)), minlength=len(series))
         offsets = np.zeros(len(series) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -524,23 +525,22 @@ class TextEncoder:
         return _one_row(codes[: self.max_length or None])
 
     def _coded(self, flat: pl.Series) -> tuple[Ragged, Ints]:
-        """The codes of every distinct word, and the number of each of the words among them."""
+        """Return the codes of every distinct word, and the index (n,) of each word among the distinct ones."""
         frame = flat.to_frame("word")
-        distinct = frame.unique().with_row_index("number")
-        number = frame.join(distinct, on="word", how="left", maintain_order="left")["number"]
+        distinct = frame.unique().with_row_index("index")
+        index_of_word = frame.join(distinct, on="word", how="left", maintain_order="left")["index"]
         which, gram = grams(distinct["word"], self.n)
-        return Ragged.from_pairs(which, self.values.transform(gram), distinct.height), number.to_numpy().astype(
-            np.int64
-        )
+        codes = Ragged.from_pairs(which, self.values.transform(gram), distinct.height)
+        return codes, index_of_word.to_numpy().astype(np.int64)
 
     def report(self, series: pl.Series) -> Grams:
         """Return the counts of words, grams and collisions of the texts, without the cut at `max_length`."""
         _, flat = words(series)
-        codes, number = self._coded(flat)
+        codes, word_index = self._coded(flat)
         distinct = flat.unique()
         which, gram = grams(distinct, self.n)
         code = self.values.transform(gram)
-        spread = codes.take(number).values
+        spread = codes.take(word_index).values
         return Grams(
             words=len(distinct),
             grams=gram.n_unique(),
@@ -576,7 +576,7 @@ _KINDS: dict[str, type[Encoder]] = {
 
 
 class Encoders:
-    """One encoder per feature of both sides, and the vocabulary of each side's ids for the sequences."""
+    """The encoders of all features of both sides, and of each side's ids for sequences."""
 
     def __init__(
         self,
@@ -588,7 +588,8 @@ class Encoders:
 
     @classmethod
     def fit(cls, schema: Schema, frames: Mapping[SideName, pl.DataFrame], counts: Mapping[SideName, Ints]) -> Encoders:
-        """`counts[side][row]` is the row's number of training interactions; rows with 0 teach nothing."""
+        """Fit all encoders. `counts[side]` (rows,) are the training interactions of each row; rows without any are not
+        used."""
         by_side: dict[SideName, dict[str, Encoder]] = {}
         ids: dict[SideName, CategoricalEncoder] = {}
         for side in SIDES:
@@ -603,10 +604,10 @@ class Encoders:
                     columns = [(frame[text.source], n), *((frames[other][f.source], counts[other]) for f in borrowers)]
                     by_side[side][text.name] = TextEncoder.fit(columns, text)
             ids[side] = CategoricalEncoder.fit(frame[schema.id_column(side)], n)
-        return cls(schema, _lent(schema, by_side), ids)
+        return cls(schema, _with_shared_texts(schema, by_side), ids)
 
     def transform(self, side: SideName, frame: pl.DataFrame) -> dict[str, Column]:
-        """Every column of one side but the sequences, by feature name."""
+        """Return the encoded columns of one side by feature name, without the sequences."""
         features = [f for f in self.schema.side(side) if not isinstance(f, Sequence)]
         return {f.name: self.encode(f, frame[f.source]) for f in features}
 
@@ -620,11 +621,11 @@ class Encoders:
         return self.by_side[feature.side][feature.name].transform(series)
 
     def sequence_codes(self, feature: Sequence, other_ids: pl.Series) -> Codes:
-        """The code of every row of the other side, as the sequence's embedding table numbers them."""
-        return self._numbering(feature)[0].transform(other_ids)
+        """Return the code of every row of the other side in the sequence's embedding table."""
+        return self._sequence_encoder(feature)[0].transform(other_ids)
 
-    def _numbering(self, feature: Sequence) -> tuple[CategoricalEncoder, str]:
-        """The encoder of a sequence's values, and the other side's feature it belongs to ('' if to none)."""
+    def _sequence_encoder(self, feature: Sequence) -> tuple[CategoricalEncoder, str]:
+        """Return the encoder of a sequence's values, and the feature of the other side that has this encoder, '' for none."""
         other = _other(feature.side)
         shared = self.schema.id_feature(other) if feature.share_embedding else None
         if shared is None:
@@ -638,11 +639,11 @@ class Encoders:
     def _field(self, feature: Feature) -> Field:
         name, width = feature.name, feature.width
         if isinstance(feature, Sequence):
-            numbering, shares = self._numbering(feature)
+            encoder_of_values, shares = self._sequence_encoder(feature)
             decays = feature.pooling == "decay"
             limit = feature.max_length if feature.attends else 0
             return Field(
-                name, "bag", rows=numbering.rows, width=width, pooling=feature.pooling,
+                name, "bag", rows=encoder_of_values.rows, width=width, pooling=feature.pooling,
                 rates=feature.rates if decays else (), limit=limit, sequence=True, share_with=shares,
             )  # fmt: skip
         encoder = self.by_side[feature.side][name]
@@ -689,10 +690,10 @@ class Encoders:
             raise RunError(
                 f"the encoders do not fit the schema of this run ({type(e).__name__}: {first_line(e)})"
             ) from e
-        return cls(schema, _lent(schema, by_side), ids)
+        return cls(schema, _with_shared_texts(schema, by_side), ids)
 
     def text(self, side: SideName, name: str) -> TextEncoder:
-        """The encoder of a text feature."""
+        """Return the encoder of a text feature."""
         return cast(TextEncoder, self.by_side[side][name])
 
 
@@ -718,11 +719,11 @@ def _parsed(schema: Schema, text: str) -> Any:
     try:
         return _first(pl.read_json(io.BytesIO(text.encode()), schema=dtype).to_struct())
     except (pl.exceptions.PolarsError, ValueError, IndexError):
-        return json.loads(text)  # which says what is wrong, or reads the NaN of a mean
+        return json.loads(text)  # its errors are more precise, and it accepts a NaN
 
 
 def _first(column: pl.Series) -> Any:
-    """The first value: a struct as a dict, a list as a column. Raises ValueError if something in it is missing."""
+    """Return the first value, a struct as a dict and a list as a column. Raises ValueError for a missing value in it."""
     if isinstance(column.dtype, pl.Struct):
         return {name: _first(column.struct.field(name)) for name in column.struct.fields}
     value = column[0]
@@ -736,12 +737,14 @@ def _other(side: SideName) -> SideName:
 
 
 def _keeps_state(feature: Feature) -> bool:
-    """True if the feature has an encoder of its own, which is written to disk."""
+    """Return True if the feature has an encoder of its own, which is written to disk."""
     return not isinstance(feature, Sequence) and not (isinstance(feature, Text) and feature.share_with)
 
 
-def _lent(schema: Schema, by_side: dict[SideName, dict[str, Encoder]]) -> dict[SideName, dict[str, Encoder]]:
-    """Adds the encoders of texts that share the grams of the other side's."""
+def _with_shared_texts(
+    schema: Schema, by_side: dict[SideName, dict[str, Encoder]]
+) -> dict[SideName, dict[str, Encoder]]:
+    """Add the encoders of text features that share the grams of the other side, and return `by_side`."""
     for side in SIDES:
         for f in schema.texts(side):
             if f.share_with:
@@ -762,7 +765,7 @@ def _fit(feature: Feature, series: pl.Series, counts: Ints) -> Encoder:
 
 
 def missing_count(series: pl.Series) -> int:
-    """Nulls, and for numbers also NaN and infinities."""
+    """Return the number of nulls, and in a column of floats also of NaN and infinities."""
     n = series.null_count()
     if series.dtype.is_float():
         n += int((~series.drop_nulls().is_finite()).sum())

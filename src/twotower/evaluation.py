@@ -18,13 +18,12 @@ from torch import Tensor
 
 from twotower.config import EvaluationConfig
 from twotower.data.batches import SideTensors
-from twotower.data.dataset import COUNT_BLOCK_ROWS, Bools, Dataset, Pairs, counts
+from twotower.data.dataset import COUNT_BLOCK_ROWS, Bools, Dataset, Doubles, Pairs, counts
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.encoders import Ints
 from twotower.model.two_tower import TwoTower
 from twotower.schema import SIDES
 
-Doubles = npt.NDArray[np.float64]
 Metrics = dict[str, float]
 MAX_SCORES = 2**25
 """Scores (users x items) that one block of a ranking holds."""

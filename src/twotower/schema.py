@@ -1,7 +1,4 @@
-"""The meaning of the tables: id, label and time columns, and the features.
-
-Data only: no reading, no fitting (see `encoders`). Every feature belongs to one side, user or item.
-"""
+"""Schema of the tables: id, label and time columns, and features. Every feature belongs to one side, user or item."""
 
 from __future__ import annotations
 
@@ -179,7 +176,7 @@ class Text(_Feature):
 
     The text is normalised (NFKC, lower case) and split into words, runs of letters and digits of any script; `good`
     gives `#go`, `goo`, `ood` and `od#`. An ideograph is a gram of its own. Row 0 is the *unknown* row, of the grams
-    that have none of their own; it is trained on those that `min_count` and `max_grams` leave out.
+    that have none of their own. It is trained on grams that `min_count` and `max_grams` leave out.
     """
 
     kind: Literal["text"] = "text"
@@ -275,7 +272,7 @@ class Schema(Settings):
         return self
 
     def _check_names(self) -> None:
-        """Raises ValueError for a column name that no table can have, or that has two meanings."""
+        """Raise ValueError for a column name that no table can have, or that has two meanings."""
         for key in ("user_id", "item_id"):
             if not getattr(self, key):
                 raise ValueError(f"{key} is empty; name the id column")
@@ -302,22 +299,22 @@ class Schema(Settings):
         return named
 
     def side(self, side: SideName) -> tuple[Feature, ...]:
-        """The features of one side, in the order given."""
+        """Return the features of one side, in the order given."""
         return tuple(f for f in self.features if f.side == side)
 
     def texts(self, side: SideName) -> tuple[Text, ...]:
-        """The text features of one side, in the order given."""
+        """Return the text features of one side, in the order given."""
         return tuple(f for f in self.side(side) if isinstance(f, Text))
 
     def text(self, side: SideName, name: str) -> Text | None:
-        """The text feature `name` if it has grams of its own, else None."""
+        """Return the text feature `name` if it has grams of its own, else None."""
         return next((f for f in self.texts(side) if f.name == name and not f.share_with), None)
 
     def id_column(self, side: SideName) -> str:
         return self.user_id if side == "user" else self.item_id
 
     def id_feature(self, side: SideName) -> Categorical | None:
-        """The categorical feature with a vocabulary that reads the side's id column, else None."""
+        """Return the categorical feature with a vocabulary that reads the side's id column, else None."""
         for f in self.features:
             if isinstance(f, Categorical) and f.side == side and f.source == self.id_column(side):
                 return None if f.hash_buckets else f

@@ -43,5 +43,5 @@ def test_ids_have_their_rows_also_where_hashes_collide(
 def test_the_ids_asked_last_are_few() -> None:
     many = IdColumn(pl.Series("id", np.arange(20_000)))
     assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))
-    assert len(many._last) <= 16_384
+    assert len(many._cached_rows) <= 16_384
     assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))

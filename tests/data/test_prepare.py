@@ -203,7 +203,7 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
     assert retriever.history(user, 3)
 
 
-def test_moments_are_found_by_search_as_by_a_table(tmp_path: Path) -> None:
+def test_time_steps_are_found_by_search_as_by_a_table(tmp_path: Path) -> None:
     prepare.write_prepared(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     disk = MemmapDataset.open(tmp_path / "out")
     fields = disk.encoders.fields("user")
@@ -212,9 +212,9 @@ def test_moments_are_found_by_search_as_by_a_table(tmp_path: Path) -> None:
     numbers = np.asarray(disk.positive_indices)[::7].astype(np.int64)
     users = disk.pairs.user[numbers].astype(np.int64)
     for name in ("liked", "met"):
-        a, b = by_search._place(name), by_table._place(name)
-        assert np.array_equal(a.before(users, numbers), b.before(users, numbers))
-        assert np.array_equal(np.sort(a.of(numbers)), np.sort(b.of(numbers)))
+        a, b = by_search._positions(name), by_table._positions(name)
+        assert np.array_equal(a.prefix_lengths(users, numbers), b.prefix_lengths(users, numbers))
+        assert np.array_equal(np.sort(a.find(numbers)), np.sort(b.find(numbers)))
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
@@ -469,13 +469,13 @@ def test_fault_G8_a_dataset_whose_place_another_takes_is_not_mixed_with_it(tmp_p
     api.fit(two, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", resume=True, override=True)
     measured = api.evaluate(loaded)
     assert {m: v for m, v in run.metrics.items() if m in measured} == measured
-    with pytest.raises(RunError, match="another dataset has taken its place; open it anew"):
+    with pytest.raises(RunError, match="another dataset has replaced it; open the folder again"):
         api.publish(loaded, tmp_path / "store")
     api.publish(twotower.load(tmp_path / "run"), tmp_path / "store")
 
     prepare.write_prepared(shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, other), CHECKERBOARD_SCHEMA,
                         SPLITS["last"], one.folder, SMALL)  # fmt: skip
-    with pytest.raises(RunError, match="another dataset has taken its place; open it anew"):
+    with pytest.raises(RunError, match="another dataset has replaced it; open the folder again"):
         api.fit(one, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late")
     again = api.fit(MemmapDataset.open(one.folder), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "late", resume=True)
     assert again.dataset.digest == two.digest

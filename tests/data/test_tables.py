@@ -417,11 +417,11 @@ UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
 @pytest.mark.parametrize(
     ("latest", "unit", "what"),
     [
-        (NOW + 10**7, "s", "moments in the future: drop"),
-        ((NOW + 10**7) * 1_000, "ms", "moments in the future: drop"),
+        (NOW + 10**7, "s", "times in the future: drop"),
+        ((NOW + 10**7) * 1_000, "ms", "times in the future: drop"),
         (1e30, "s", "no unit of time: drop"),
         (10**18, "s", "nanoseconds: give all rows one unit"),
-        (FUTURE, "s", "moments in the future: drop"),
+        (FUTURE, "s", "times in the future: drop"),
     ],
     ids=["seconds", "milliseconds", "beyond any time", "nanoseconds", "dates"],
 )
@@ -534,7 +534,7 @@ def test_fault_C9_parquet_truncated_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("none.csv", "no such file"), ("folder", "no file there"), ("*.csv", "no file")]
+    ("name", "what"), [("none.csv", "no such file"), ("folder", "holds no file"), ("*.csv", "no file")]
 )
 def test_fault_C9_a_missing_file_is_refused(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "folder").mkdir()

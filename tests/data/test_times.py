@@ -330,7 +330,7 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
     ),
     "dates of tomorrow": (
         [*MOMENTS[:-1], datetime.fromtimestamp(clock.time() + 10**6)], "s",
-        ["1 of 200", "0.5 % like moments in the future: drop those rows"],
+        ["1 of 200", "0.5 % like times in the future: drop those rows"],
     ),
 }  # fmt: skip
 

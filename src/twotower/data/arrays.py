@@ -1,4 +1,4 @@
-"""Arrays on a disk that grow at their end, as .npy files."""
+"""Writers of .npy files whose number of rows is not known in advance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twotower.encoders import Codes, Ints
 
 
 class ArrayWriter:
-    """Arrays that grow at their end, and offsets of rows that come in order."""
+    """Writer of .npy arrays that are appended to, and of the offsets of ragged columns whose rows come in order."""
 
     def __init__(self, folder: Path, rows: int) -> None:
         self.folder, self.rows = folder, rows
@@ -30,7 +30,7 @@ class ArrayWriter:
             file.close()
 
     def append(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Rows (n, …) at the end of an array."""
+        """Append rows (n, …) to an array."""
         if name not in self._files:
             file = (self.folder / f"{name}.npy").open("w+b")
             like = np.zeros(values.shape[1:], values.dtype)
@@ -39,7 +39,7 @@ class ArrayWriter:
         self._files[name][0].write(np.ascontiguousarray(values).data)
 
     def count(self, name: str, rows: npt.NDArray[Any]) -> None:
-        """One more value for each of `rows`, which rise from call to call: what the offsets of `name` count."""
+        """Count one more value for each of `rows`, which rise from call to call, in the offsets of `name`."""
         lengths = self._lengths.setdefault(name, np.zeros(self.rows, np.int64))
         if len(rows):
             first = int(rows[0])
@@ -47,13 +47,13 @@ class ArrayWriter:
             lengths[first : first + len(n)] += n
 
     def ragged(
-        self, name: str, rows: npt.NDArray[Any], values: Codes, source: npt.NDArray[Any] | None = None, most: int = 0
+        self, name: str, rows: npt.NDArray[Any], values: Codes, source: npt.NDArray[Any] | None = None, max_values: int = 0
     ) -> None:
-        """Values of rows that rise; of each row the last `most`, or all."""
-        if most and len(rows):
+        """Append values (n,) of the rows (n,), which rise, to a ragged column: the last `max_values` of each row, 0 for all."""
+        if max_values and len(rows):
             n = np.bincount(rows - rows[0])
             from_end = np.repeat(np.cumsum(n), n) - np.arange(len(rows))
-            keep = from_end <= most
+            keep = from_end <= max_values
             rows, values, source = rows[keep], values[keep], None if source is None else source[keep]
         self.append(f"{name}.values", values)
         if source is not None:
@@ -62,7 +62,7 @@ class ArrayWriter:
 
 
 def write_npy_header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
-    """The header of a .npy file of n rows as `like`: 128 bytes, whatever n."""
+    """Write the header of a .npy file of `n` rows shaped like `like`: 128 bytes for any `n`."""
     file.seek(0)
     about = {"descr": like.dtype.str, "fortran_order": False, "shape": (n, *like.shape)}
     np.lib.format.write_array_header_1_0(file, about)

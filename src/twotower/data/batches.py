@@ -1,7 +1,7 @@
-"""Encoded columns to tensors: the only place where they become torch's.
+"""Batches of tensors, made from encoded columns. No other module turns columns into tensors.
 
-A batch names its distinct users and items once, so that each tower runs once per distinct row, and says which of
-its pairs are training interactions, so that no history contains its target.
+A batch holds its distinct users and items once, so that each tower runs once per distinct row. It knows which of its pairs
+are training interactions, so that no history contains its target.
 """
 
 from __future__ import annotations
@@ -31,44 +31,44 @@ class Bag:
 
 
 CONTEXT_DIVISOR = 8
-"""A row of `HistoryWindows` begins with the last 1 / CONTEXT_DIVISOR of the row before."""
+"""A row of `HistoryWindows` begins with the last 1 / CONTEXT_DIVISOR of the preceding row, as context."""
 
 SCAN_CHUNK = 32
-"""Interactions a row of `Prefixes.codes` holds."""
+"""Number of interactions in a row of `Prefixes.codes`."""
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """U beginnings of S sequences: what was known at U moments.
+    """U prefixes of S sequences: the interactions before U time steps.
 
-    The sequences are cut into K chunks of CHUNK codes, the last of each filled up with zeros.
+    The sequences are cut into K chunks of SCAN_CHUNK codes; the last chunk of a sequence is padded with zeros.
     """
 
-    codes: Tensor  # (K, CHUNK) int64
-    number: Tensor  # (K,) int64, a chunk's place in its sequence; a sequence's chunks stand together
-    last: Tensor  # (U,) int64, place in the flat codes of the latest interaction that is known
-    length: Tensor  # (U,) float32, how many are known; with 0 `last` means nothing
+    codes: Tensor  # (K, SCAN_CHUNK) int64
+    number: Tensor  # (K,) int64, index of a chunk in its sequence; the chunks of a sequence are consecutive
+    last: Tensor  # (U,) int64, position of a prefix's last interaction in the flat codes; undefined if the length is 0
+    length: Tensor  # (U,) float32, number of interactions of a prefix
 
 
 @dataclass(frozen=True)
 class HistoryWindows:
-    """U moments of S sequences that are read by attention: the sequences follow one another, cut into R rows of W.
+    """U prefixes of S sequences for attention: the sequences are concatenated and cut into R rows of W codes.
 
-    A row but the first begins with the last items of the row before, so that no moment is without a past, and where
-    a sequence is cut depends on what stands before it: on the order of the epoch.
+    Every row but the first begins with the last codes of the preceding row, so that every time step has context. The
+    places of the cuts depend on the preceding sequences, and so on the order of the epoch.
     """
 
     codes: Tensor  # (R, W) int64
-    sequence: Tensor  # (R, W) int64, whose code it is; -1 after the end of the last
-    place: Tensor  # (U,) int64, place in the flat codes of the latest interaction that is known
-    length: Tensor  # (U,) float32, how many are known; with 0 `place` means nothing
+    sequence: Tensor  # (R, W) int64, index of the sequence of a code; -1 after the end of the last sequence
+    place: Tensor  # (U,) int64, position of a prefix's last interaction in the flat codes; undefined if the length is 0
+    length: Tensor  # (U,) float32, number of interactions of a prefix
 
 
 @dataclass(frozen=True)
 class Padded:
-    """U rows of codes, oldest first, filled up to one length: what attention and an exported tower are asked with."""
+    """U rows of codes, oldest first, padded to one length: the input of attention and of an exported tower."""
 
-    codes: Tensor  # (U, T) int64; -1 from the row's end on
+    codes: Tensor  # (U, T) int64; -1 after the end of a row
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ class Inputs:
 
 
 class SideTensors:
-    """All rows of one side, ready to be picked from."""
+    """All rows of one side, from which batches take some."""
 
     def __init__(
         self, side: Side, fields: Iterable[Field], device: torch.device | str = "cpu", timeline: Ragged | None = None,
         by_user: bool = False,
     ) -> None:  # fmt: skip
-        """`timeline` (row -> numbers of its training interactions, oldest first) is what `take_before` needs. With
-        `by_user` the numbers rise from row to row and in time."""
+        """Prepare the columns of `fields`. `timeline` holds the indices of each row's training interactions, oldest first;
+        `take_before` needs it. `by_user` states that these indices rise from row to row and in time."""
         self.fields = tuple(fields)
         self.device = torch.device(device)
         self.n = len(side)
@@ -102,22 +102,23 @@ class SideTensors:
             f.name: (f, side.columns[f.name]) for f in self.fields if f.kind == "bag"  # type: ignore[misc]
         }  # fmt: skip
         self._sequences = {f.name: r for f, r in self._bags.values() if f.sequence and r.source is not None}
-        # Made when they are asked for: only training does, and they are as long as all sequences together.
+        # Made on first use: only training needs them, and they are as long as all sequences together.
         self._kept: dict[str, npt.NDArray[np.bool_]] = {}
-        self._places: dict[str, _TimelinePositions] = {}
+        self._timeline_positions: dict[str, _TimelinePositions] = {}
         self._timeline, self._by_user = timeline, by_user
 
     @property
     def has_sequences(self) -> bool:
         return bool(self._sequences)
 
-    def _place(self, name: str) -> _TimelinePositions:
-        if name not in self._places:
-            self._places[name] = _TimelinePositions(self._sequences[name], self._timeline, self._by_user)
-        return self._places[name]
+    def _positions(self, name: str) -> _TimelinePositions:
+        if name not in self._timeline_positions:
+            made = _TimelinePositions(self._sequences[name], self._timeline, self._by_user)
+            self._timeline_positions[name] = made
+        return self._timeline_positions[name]
 
     def take(self, rows: Ints, left_out: Ints | None = None) -> Inputs:
-        """The features of `rows` (U,). `left_out` numbers interactions that no sequence may contain."""
+        """Return the features of `rows` (U,). `left_out` are indices of interactions that no sequence may contain."""
         bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
             if name not in self._sequences or left_out is None or not len(left_out):
@@ -125,21 +126,22 @@ class SideTensors:
                 continue
             if name not in self._kept:
                 self._kept[name] = np.ones(len(ragged.values), bool)
-            kept, holes = self._kept[name], self._place(name).of(left_out)
+            kept, holes = self._kept[name], self._positions(name).find(left_out)
             kept[holes] = False
             bags[name] = self._whole(f, ragged, rows, kept)
             kept[holes] = True
         return self._inputs(rows, bags)
 
     def take_before(self, rows: Ints, interactions: Ints) -> Inputs:
-        """The features of `rows` (U,) as they were known just before `interactions` (U,), each one of its row's."""
+        """Return the features of `rows` (U,) before the interactions with the indices `interactions` (U,), one of each
+        row."""
         distinct, which = np.unique(rows, return_inverse=True)
         bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
         for name, (f, ragged) in self._bags.items():
             if name not in self._sequences:
                 bags[name] = self._whole(f, ragged, rows, None)
                 continue
-            length = self._place(name).before(rows, interactions)
+            length = self._positions(name).prefix_lengths(rows, interactions)
             if f.limit:
                 bags[name] = self._windows(f, ragged, distinct, which, length)
             else:
@@ -155,7 +157,7 @@ class SideTensors:
         )
 
     def _prefixes(self, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> Prefixes:
-        """`rows` are the S distinct sequences, `which` (U,) picks among them, `length` (U,) says how far each goes."""
+        """Return U prefixes: of the sequence `rows[which]` (U,), each of `length` (U,). `rows` (S,) are distinct."""
         used = np.zeros(len(rows), np.int64)
         np.maximum.at(used, which, length)
         chunks = -(-used // SCAN_CHUNK)
@@ -176,7 +178,7 @@ class SideTensors:
         return Prefixes(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
     def _windows(self, f: Field, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> HistoryWindows:
-        """As `_prefixes`, of what the moments of this batch can see."""
+        """Return the prefixes of `_prefixes` as windows, cut to the items that attention can reach from their ends."""
         past = max(1, f.limit // CONTEXT_DIVISOR)
         ends = np.zeros(len(rows), np.int64)
         np.maximum.at(ends, which, length)
@@ -188,24 +190,24 @@ class SideTensors:
         n = int(used.sum())
         codes = ragged.values[np.repeat(ragged.offsets[rows] + starts - first, used) + np.arange(n)]
         sequence = np.repeat(np.arange(len(rows)), used)
-        at = first[which] + length - 1 - starts[which]  # of each moment, in the sequences one after another
+        at = first[which] + length - 1 - starts[which]  # end of each prefix, in the concatenated sequences
         n_rows = max(1, -(-(n - past) // (f.limit - past)))
-        wide = max(1, -(-(n + (n_rows - 1) * past) // n_rows))  # the rows share what there is
+        wide = max(1, -(-(n + (n_rows - 1) * past) // n_rows))  # rows of equal width
         step = wide - past if n_rows > 1 else wide
         row = np.clip((at - past) // step, 0, n_rows - 1)
         grid = np.arange(n_rows)[:, None] * step + np.arange(wide)
-        there = grid < n
-        grid = np.where(there, grid, 0)
+        filled = grid < n
+        grid = np.where(filled, grid, 0)
         arrays = (
             codes[grid].astype(np.int64) if n else np.zeros(grid.shape, np.int64),
-            np.where(there, sequence[grid], -1) if n else np.full(grid.shape, -1),
+            np.where(filled, sequence[grid], -1) if n else np.full(grid.shape, -1),
             np.where(length > 0, row * (wide - step) + at, 0),
             length.astype(np.float32),
         )
         return HistoryWindows(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
     def _whole(self, f: Field, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag | Padded:
-        """All codes of the rows, but for those that are not `kept`; for attention no more than it reads."""
+        """Return all codes of the rows that are `kept`; for attention only the last `limit` of each row."""
         if not f.limit:
             return self._bag(f, ragged, rows, kept)
         if kept is not None:
@@ -245,19 +247,19 @@ class _TimelinePositions:
         self._ragged, self._source = ragged, ragged.source
         self._place: Ints | None = None
         self._known: Ints | None = None
-        if by_user:  # then the sources rise, and places are searched: nothing of their number is held
+        if by_user:  # the sources rise, so a binary search replaces the array of positions
             return
         self._place = np.full(int(self._source.max(initial=-1)) + 1, -1, np.int64)
         self._place[self._source] = np.arange(len(self._source))
         if timeline is not None:
             self._known = _counts_before(timeline, self._place)
 
-    def of(self, interactions: Ints) -> Ints:
-        """The places of those interactions that are in the column."""
+    def find(self, interactions: Ints) -> Ints:
+        """Return the positions of those interactions that are in the column."""
         if self._place is None:
             if not len(self._source):
                 return np.zeros(0, np.int64)
-            # Of one type, or numpy converts all the sources to find a few.
+            # With two types numpy would convert all sources.
             at = np.searchsorted(self._source, interactions.astype(self._source.dtype))
             at = np.minimum(at, len(self._source) - 1)
             found: Ints = at[self._source[at] == interactions]
@@ -265,17 +267,18 @@ class _TimelinePositions:
         found = self._place[interactions[interactions < len(self._place)]]
         return found[found >= 0]
 
-    def before(self, rows: Ints, interactions: Ints) -> Ints:
-        """(U,) how many values of each row are older than the interaction (U,) of that row."""
+    def prefix_lengths(self, rows: Ints, interactions: Ints) -> Ints:
+        """Return the number (U,) of values of each row that are older than the interaction (U,) of that row."""
         if self._place is None:
-            of = interactions.astype(self._source.dtype)
-            return np.searchsorted(self._source, of) - self._ragged.offsets[rows]
-        assert self._known is not None, "made without a timeline"
+            wanted = interactions.astype(self._source.dtype)
+            return np.searchsorted(self._source, wanted) - self._ragged.offsets[rows]
+        assert self._known is not None, "created without a timeline"
         return self._known[interactions]
 
 
 def _counts_before(timeline: Ragged, position: Ints) -> Ints:
-    """(n,) by number of an interaction: how many interactions before it in its row's timeline `position` knows."""
+    """Return for each interaction, by index (n,), the number of earlier interactions of its row's timeline that have a
+    `position`."""
     numbers = timeline.values
     known = np.zeros(len(numbers), bool)
     inside = numbers < len(position)
@@ -289,7 +292,7 @@ def _counts_before(timeline: Ragged, position: Ints) -> Ints:
 
 
 def _stable_order(codes: Codes) -> Ints:
-    """Stable argsort of codes >= 0: two passes over 16 bits each, which numpy sorts by radix."""
+    """Return the stable argsort of codes >= 0, by two passes over 16 bits each, which numpy sorts by radix."""
     order = np.argsort(codes.astype(np.uint16), kind="stable")
     high = codes >> 16
     if not high.any():
@@ -314,7 +317,7 @@ class Batch:
 
 @dataclass
 class DistinctRows:
-    """Numbers the distinct rows of a batch without sorting: a slot per row remembers where it was seen."""
+    """Finds the distinct rows of a batch without sorting, with a slot per row for the position of its last occurrence."""
 
     n: int
     _slot: Ints = field(init=False, repr=False)
@@ -323,7 +326,7 @@ class DistinctRows:
         self._slot = np.zeros(self.n, np.int64)
 
     def __call__(self, rows: Codes) -> tuple[Ints, Ints]:
-        """(B,) rows -> distinct rows (U,), index of each of the B into them (B,)."""
+        """Return the distinct rows (U,) of rows (B,), and the index (B,) of each of the B in them."""
         rows, here = rows.astype(np.int64), np.arange(len(rows))
         self._slot[rows] = here
         distinct = rows[self._slot[rows] == here]
@@ -333,15 +336,15 @@ class DistinctRows:
 
 @dataclass(frozen=True)
 class ContrastiveBatch:
-    """B positives and the items they stand against."""
+    """B positives and the items of their candidates."""
 
     users: Inputs
     items: Inputs
-    user: Tensor | None  # (B,) int64 into the users; None: they are the B themselves
+    user: Tensor | None  # (B,) int64 into the users; None: user b belongs to positive b
 
 
 class Batcher:
-    """Aligned arrays of pairs -> batches on the device."""
+    """Makes batches on the device from aligned arrays of pairs."""
 
     def __init__(self, users: SideTensors, items: SideTensors) -> None:
         self.users, self.items = users, items
@@ -350,7 +353,8 @@ class Batcher:
     def __call__(
         self, user: Codes, item: Codes, label: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], source: Ints
     ) -> Batch:
-        """`source` numbers the interactions of the batch, -1 for a sampled pair; the B pairs may be a part of it."""
+        """Return the batch of B labelled pairs. `source` are the indices of all interactions of the batch, -1 for a sampled
+        pair; the B pairs may be one rank's part of the batch."""
         users, user_index = self._distinct_users(user)
         items, item_index = self._distinct_items(item)
         left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
@@ -367,10 +371,10 @@ class Batcher:
     def contrastive_batch(
         self, user: Codes, source: Ints, items: Ints, earlier: bool, batch: Ints | None = None
     ) -> ContrastiveBatch:
-        """The users of the positives that are the interactions `source` (B,), and `items` (I,), rows to embed.
+        """Return the inputs of the positives with the interaction indices `source` (B,), and of the item rows `items` (I,).
 
-        With `earlier` each user is taken as known just before the interaction; else once for all of the batch, and
-        no sequence holds an interaction of the batch: neither one of `source` nor one of `batch`.
+        With `earlier`, user b has the history before interaction b. Otherwise each distinct user is taken once, and no
+        sequence holds an interaction of the batch, whose indices are `batch`, or `source` if that is None.
         """
         if earlier:
             return ContrastiveBatch(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)

@@ -1,4 +1,4 @@
-"""The one object every later part exchanges: numbered interactions, their parts, and each side's encoded columns."""
+"""The dataset that training, evaluation and serving share: interactions by row, their parts, and encoded columns."""
 
 from __future__ import annotations
 
@@ -55,46 +55,49 @@ class TextColumn(abc.Sequence[str]):
 class IdColumn(TextColumn):
     """The external ids of one side as text by row, and the row of an id.
 
-    Hashes in order stand for a dict: they are made, and freed, at once and without the interpreter's lock.
+    Sorted hashes replace a dict: numpy and polars create and free them as arrays, without the interpreter's lock.
     """
 
     def __init__(
         self, column: pl.Series, hash_ids: Callable[[pl.Series], npt.NDArray[np.uint64]] | None = None
     ) -> None:
-        """`hash_ids`: a series of texts (n,) -> their hashes (n,); polars' own by default."""
+        """Index the ids of a column. `hash_ids` maps texts (n,) to hashes (n,); None: polars' hashes."""
         super().__init__(column)
         self._hash_ids = hash_ids or _hashes
         hashes = self._hash_ids(self.column)
         self._order: Ints = np.argsort(hashes)
         self._hashes = hashes[self._order]
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        self._last: dict[str, int] = {}
-        # Ids that share a hash: among a million there are none, but for a chance of one in thirty million.
-        self._twins = {self[row]: int(row) for row in np.sort(self._order[np.union1d(same, same + 1)])}
+        self._cached_rows: dict[str, int] = {}
+        # Rows of ids that share a hash. A million ids have such a pair with a chance of one in thirty million.
+        shared = np.sort(self._order[np.union1d(same, same + 1)])
+        self._rows_of_shared_hashes = {self[row]: int(row) for row in shared}
 
-    def row(self, asked: str) -> int | None:
-        """The row of an id, or None; those asked last are remembered."""
-        row = self._last.get(asked, -1)
+    def row(self, external_id: str) -> int | None:
+        """Return the row of an id, None for an unknown one. The latest results are cached."""
+        row = self._cached_rows.get(external_id, -1)
         if row < 0:
-            row = self.rows([asked])[0]
+            row = self.rows([external_id])[0]
             if row < 0:
                 return None
-            if len(self._last) >= 16_384:
-                self._last.clear()
-            self._last[asked] = row
+            if len(self._cached_rows) >= 16_384:
+                self._cached_rows.clear()
+            self._cached_rows[external_id] = row
         return row
 
-    def rows(self, asked: abc.Sequence[str]) -> list[int]:
-        """The row of each id, -1 where there is none."""
-        if not len(asked) or not len(self):
-            return [-1] * len(asked)
+    def rows(self, ids: abc.Sequence[str]) -> list[int]:
+        """Return the row of each id, -1 for unknown ones."""
+        if not len(ids) or not len(self):
+            return [-1] * len(ids)
         try:
-            wanted = pl.Series(asked, dtype=pl.String)
-        except ValueError:  # half a character, which no id has
-            wanted = pl.Series([i.encode(errors="replace").decode() for i in asked])
-        at = np.minimum(np.searchsorted(self._hashes, self._hash_ids(wanted)), len(self) - 1)
-        rows = [row if self.column[row] == i else -1 for i, row in zip(asked, self._order[at].tolist(), strict=True)]
-        return [self._twins.get(i, row) for i, row in zip(asked, rows, strict=True)] if self._twins else rows
+            texts = pl.Series(ids, dtype=pl.String)
+        except ValueError:  # a lone surrogate, which no id has
+            texts = pl.Series([i.encode(errors="replace").decode() for i in ids])
+        at = np.minimum(np.searchsorted(self._hashes, self._hash_ids(texts)), len(self) - 1)
+        rows = [row if self.column[row] == i else -1 for i, row in zip(ids, self._order[at].tolist(), strict=True)]
+        if not self._rows_of_shared_hashes:
+            return rows
+        return [self._rows_of_shared_hashes.get(i, row) for i, row in zip(ids, rows, strict=True)]
 
 
 def _hashes(column: pl.Series) -> npt.NDArray[np.uint64]:
@@ -131,7 +134,7 @@ def counts(values: npt.NDArray[Any], n: int) -> Ints:
 
 @dataclass(frozen=True)
 class Side:
-    """All rows of one side: `frame` with ids and raw features, `columns` with what the tower reads."""
+    """All rows of one side: `frame` holds ids and raw features, `columns` the encoded features that the tower reads."""
 
     frame: pl.DataFrame
     columns: dict[str, Column]
@@ -147,7 +150,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows are internal: `user` and `item` number the rows of the two sides."""
+    """Users, items and interactions, with encoded columns. Users and items are named by their internal rows 0..n-1."""
 
     schema: Schema
     encoders: Encoders
@@ -159,7 +162,7 @@ class Dataset:
     time_ordered: bool = False  # the parts follow one another in time
 
     def part(self, part: int) -> Pairs:
-        """The pairs of TRAIN, VALIDATION or TEST, in the table's order."""
+        """Return the pairs of TRAIN, VALIDATION or TEST, in the table's order."""
         return self.pairs.take(self.parts == part)
 
     @cached_property
@@ -178,8 +181,9 @@ class Dataset:
         return self.users if side == "user" else self.items
 
     def side_before(self, side: SideName, part: int) -> Side:
-        """One side as it is known when `part` is asked: where the parts follow one another in time, its sequences
-        reach up to that part; else they hold the train part."""
+        """Return one side with the sequences that are known before `part`.
+
+        If the parts follow one another in time, the sequences hold all earlier parts; else they hold the train part."""
         known = self.side(side)
         if part != TEST or not self.time_ordered:
             return known
@@ -189,7 +193,8 @@ class Dataset:
         return replace(known, columns=known.columns | sequences) if sequences else known
 
     def sequence(self, feature: Sequence, among: Bools) -> Ragged:
-        """The sequence of every row of the feature's side, oldest first, out of the interactions `among` (n,)."""
+        """Return the sequence of each row of the feature's side, oldest first, from the interactions in the mask
+        `among` (n,)."""
         if feature.interactions != "all":
             among = among & (self.pairs.positive == (feature.interactions == "positive"))
         keep = self.sort_by_time(among)
@@ -199,15 +204,15 @@ class Dataset:
         codes = self.encoders.sequence_codes(feature, (self.items if feature.side == "user" else self.users).ids)
         n = len(self.side(feature.side))
         found = Ragged.from_pairs(own[keep], codes[other[keep]], n, keep)
-        # Attention is trained all along a history, and itself reads no more than its last `max_length`.
+        # Attention trains on windows of the whole history, and cuts it to its last `max_length` items itself.
         return found if feature.attends else found.keep_last(feature.max_length)
 
     def sort_by_time(self, among: Bools) -> Ints:
-        """Numbers of the interactions `among` (n,), oldest first; ties keep the table's order."""
+        """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's order."""
         keep = np.flatnonzero(among)
         return keep if self.times is None else keep[np.argsort(self.times[keep], kind="stable")]
 
-    # What training asks of the train part; a dataset on a disk has it ready.
+    # Views of the train part for training; a `MemmapDataset` has them on disk.
 
     @property
     def grouped_by_user(self) -> bool:
@@ -238,12 +243,12 @@ class Dataset:
 
     @cached_property
     def seen_items(self) -> Ragged:
-        """User row -> the distinct items of their training interactions, rising."""
+        """The distinct items of each user's training interactions, rising, by user row."""
         return _items_of(self.train.user, self.train.item, len(self.users), len(self.items))
 
     @cached_property
     def positive_items(self) -> Ragged:
-        """User row -> the distinct items of their training positives, rising."""
+        """The distinct items of each user's training positives, rising, by user row."""
         train = self.train
         liked = train.positive
         return _items_of(train.user[liked], train.item[liked], len(self.users), len(self.items))
@@ -272,7 +277,8 @@ class Dataset:
 
     @cached_property
     def interacted_items(self) -> Ragged:
-        """User row -> item rows of all their interactions, whatever the part; its source numbers these."""
+        """The item rows of all interactions of each user, in all parts, by user row; `source` holds the interactions'
+        indices."""
         return Ragged.from_pairs(self.pairs.user, self.pairs.item, len(self.users), np.arange(len(self.pairs)))
 
     def pairs_before(self, part: int, users: Ints) -> Pairs:
@@ -280,11 +286,11 @@ class Dataset:
         return self.pairs.take(self.parts < part)
 
     def titles(self) -> list[str]:
-        """One line to show for every item row."""
+        """Return the title of each item row, as `title_column` does."""
         return self.title_column().to_list()
 
     def title_column(self) -> pl.Series:
-        """One line to show for every item row: the title, or the id where there is none."""
+        """Return the title of each item row, or its id where the title is missing."""
         titles, ids = self.items.frame[self.schema.title or self.schema.item_id], self.items.ids
         if not titles.dtype.is_integer() and titles.dtype != pl.String:
             titles = pl.Series([None if t is None else str(t) for t in titles], dtype=pl.String)
@@ -292,13 +298,14 @@ class Dataset:
         return titles.zip_with(titles.is_not_null(), ids.cast(pl.String)) if titles.null_count() else titles
 
     def describe(self) -> str:
-        """One line: how many users, items and interactions, and the sizes of the parts."""
+        """Return one line with the numbers of users, items and interactions, and the sizes of the parts."""
         n = counts(self.parts, len(PART_NAMES))
         sizes = ", ".join(f"{count:,} {name}" for name, count in zip(PART_NAMES, n, strict=True))
         return f"{len(self.users):,} users, {len(self.items):,} items, {len(self.parts):,} interactions ({sizes})"
 
     def texts(self, side: SideName) -> dict[str, Grams]:
-        """Per text feature of the side what its grams are to its encoder, over the rows with training interactions."""
+        """Return the counts of words and grams of each text feature of a side, over the rows with training
+        interactions, by feature name."""
         if not self.schema.texts(side):
             return {}
         rows = np.flatnonzero(counts(self.train.user if side == "user" else self.train.item, len(self.side(side))))
@@ -307,17 +314,17 @@ class Dataset:
         return {name: e.report(column) for name, (e, column) in found.items() if isinstance(e, TextEncoder)}
 
     def describe_texts(self) -> list[str]:
-        """A line for each text feature: words, grams, collisions, and what is unknown."""
+        """Return a line for each text feature with its counts of words, grams, collisions and unknown grams."""
         return [f"{side} text '{name}': {grams}" for side in SIDES for name, grams in self.texts(side).items()]
 
 
 def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
-    """Number the ids, split, compute training statistics, fit the encoders on the train part, encode.
+    """Replace ids by rows, split, compute training statistics, fit the encoders on the train part, and encode.
 
-    Raises DataError for tables a model cannot be trained on.
+    Raises DataError for tables that no model can be trained on.
     """
-    user = _number(tables.interactions, tables.users, schema.user_id)
-    item = _number(tables.interactions, tables.items, schema.item_id)
+    user = _rows_of_ids(tables.interactions, tables.users, schema.user_id)
+    item = _rows_of_ids(tables.interactions, tables.items, schema.item_id)
     times = tables.interactions[TIME].to_numpy().astype(np.int64) if TIME in tables.interactions.columns else None
     parts = split_interactions(user, times, config)
     pairs = Pairs(user, item, tables.interactions[POSITIVE].to_numpy().astype(bool))
@@ -326,8 +333,8 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     counts: dict[SideName, Ints] = {}
     for name, rows, frame in (("user", user, tables.users), ("item", item, tables.items)):
         counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
-        mine, actions = rows[train], tables.interactions.filter(train)
-        mean = partial(_mean, schema=schema, n=frame.height, rows=mine, actions=actions)
+        actions = tables.interactions.filter(train)
+        mean = partial(_mean, schema=schema, n=frame.height, rows=rows[train], actions=actions)
         frames[name] = with_statistics(frame, schema, name, counts[name], mean)  # type: ignore[index,arg-type]
     encoders = Encoders.fit(schema, frames, counts)
     return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, times, config.kind != "random")
@@ -343,7 +350,8 @@ def assemble_dataset(
     time_ordered: bool = False,
     encode: tuple[SideName, ...] = SIDES,
 ) -> Dataset:
-    """A dataset from fitted encoders, as `prepare` makes it and as a run folder gives it back."""
+    """Return the dataset of tables whose interactions are rows already, with fitted encoders; only the sides in `encode`
+    get columns."""
     schema = encoders.schema
     train = parts == TRAIN
     if not pairs.positive[train].any():
@@ -365,8 +373,9 @@ def assemble_dataset(
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write encoders.json and the three tables as numbered and split. encoders.json comes first: it is what tells a
-    run's tables from a user's."""
+    """Write encoders.json and the three tables, the interactions as rows with their part.
+
+    encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
     files.write(folder / "encoders.json", dataset.encoders.to_json())
     pairs = pl.DataFrame(
         {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
@@ -381,11 +390,12 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """Read what `save_dataset` wrote; only the sides to `encode` get columns. Raises RunError if a file is missing, damaged or does
-    not fit the schema."""
+    """Read the files of `save_dataset`; only the sides in `encode` get columns.
+
+    Raises RunError if a file is missing, damaged or does not fit the schema."""
     encoders = read_checked(folder / "encoders.json", lambda path: Encoders.from_json(schema, read_text(path)))
     users, items = (read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side)) for side in SIDES)
-    actions = read_checked(folder / "interactions.parquet", lambda path: _numbered(read_parquet(path), users, items))
+    actions = read_checked(folder / "interactions.parquet", lambda path: _check_interactions(read_parquet(path), users, items))
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
         times = actions["time"].to_numpy() if "time" in actions.columns else None
@@ -393,11 +403,12 @@ def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple
             encoders, users, items, pairs, actions["part"].to_numpy(), times, split.kind != "random", encode
         )
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
-        raise RunError(f"{folder}: a table or encoders.json is not as it was written ({first_line(e)})") from e
+        raise RunError(f"{folder}: a table or encoders.json is damaged, or of another run ({first_line(e)})") from e
 
 
 def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
-    """A reader for `read`: a side's table, with the columns that the schema reads. Raises ValueError."""
+    """Read the table of a side. Raises ValueError if a column that the schema names is missing, or the ids are incomplete.
+    A reader for `read_checked`."""
     frame, key = read_parquet(path), schema.id_column(side)
     features = [f.source for f in schema.side(side) if not isinstance(f, Sequence)]
     for column in [key, *features, *([schema.title] if schema.title and side == "item" else [])]:
@@ -408,8 +419,8 @@ def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
     return frame
 
 
-def _numbered(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Interactions that are numbers of rows, parts, times and whether they are positive. Raises ValueError for others."""
+def _check_interactions(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Return interactions of rows, parts, times and labels unchanged. Raises ValueError for other types or ranges."""
     below = {"user": users.height, "item": items.height, "part": len(PART_NAMES)}
     for name in (*below, "positive", *({"time"} & {*actions.columns})):
         column = actions[name]
@@ -423,35 +434,37 @@ def _numbered(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -
 
 
 def read_text(path: Path) -> str:
-    """A reader for `read`: UTF-8, whatever the locale says."""
+    """Read a file as UTF-8, whatever the locale. A reader for `read_checked`."""
     return path.read_text(encoding="utf-8")
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
-    """A reader for `read`: one file, whatever its name holds."""
+    """Read one Parquet file; special characters in its name are no pattern. A reader for `read_checked`."""
     return pl.read_parquet(path, glob=False)
 
 
 def read_checked(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """`reader(path)`, or a RunError that names the file, whatever is wrong with it."""
+    """Return `reader(path)`. Raises RunError with the file's name for any error of the reader."""
     try:
         return reader(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; the folder is not complete") from None
     except TwoTowerError as e:
         raise RunError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
-    except (Exception, pl.exceptions.PanicException) as e:  # a reader has nothing but the file to stumble over
+    except (Exception, pl.exceptions.PanicException) as e:  # a reader depends on the file alone
         raise RunError(f"{path}: damaged ({first_line(e)})") from e
 
 
 def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:
+    """Return the distinct items of each user, rising."""
     user, item = np.divmod(np.unique(user.astype(np.int64) * n_items + item), n_items)
     offsets = np.zeros(n_users + 1, np.int64)
     np.cumsum(np.bincount(user, minlength=n_users), out=offsets[1:])
     return Ragged(item.astype(np.int32), offsets)
 
 
-def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
+def _rows_of_ids(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
+    """Return the row (n,) in `side` of the id `key` of each interaction."""
     rows = side.select(key).with_row_index("__row")
     return (
         actions.select(key).join(rows, on=key, how="left", maintain_order="left")["__row"].to_numpy().astype(np.int32)
@@ -461,8 +474,9 @@ def _number(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
 def with_statistics(
     frame: pl.DataFrame, schema: Schema, side: SideName, counts: Ints, mean: Callable[[Numeric], Doubles]
 ) -> pl.DataFrame:
-    """Adds the column of every numeric feature that is a statistic of the training interactions, of which a row has
-    `counts`; `mean(feature)` gives those that are means, NaN for none."""
+    """Add a column for each numeric feature that is a statistic of the training interactions.
+
+    `counts` (n,) are the interactions of each row; `mean(feature)` returns the means (n,), NaN without interactions."""
     for f in schema.side(side):
         if isinstance(f, Numeric) and f.statistic:
             values = np.log1p(counts.astype(np.float64)) if f.statistic == "count" else mean(f)
@@ -471,9 +485,9 @@ def with_statistics(
 
 
 def _mean(feature: Numeric, schema: Schema, n: int, rows: Codes, actions: pl.DataFrame) -> Doubles:
-    """(n,) the mean of a column of the interactions by row."""
-    of = actions[feature.statistic_column or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
-    known = np.isfinite(of)
+    """Return the mean (n,) of a column of the interactions for each of n rows, NaN without finite values."""
+    values = actions[feature.statistic_column or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
+    known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        means: Doubles = np.bincount(rows[known], of[known], n) / np.bincount(rows[known], minlength=n)
+        means: Doubles = np.bincount(rows[known], values[known], n) / np.bincount(rows[known], minlength=n)
     return means

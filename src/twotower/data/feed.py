@@ -1,4 +1,4 @@
-"""Encoded columns of one side to the inputs of an exported tower; torch is not needed."""
+"""Inputs of an exported tower, made from the encoded columns of one side; torch is not needed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Feed = dict[str, npt.NDArray[Any]]
 
 
 def feed(fields: tuple[Field, ...], columns: dict[str, Column], rows: slice | npt.NDArray[np.integer[Any]]) -> Feed:
-    """The features of `rows` (U,) by input name; n counts `fields`, because a field may be called anything.
+    """Return the features of `rows` (U,) by input name. n is the index in `fields`, since names of fields are arbitrary.
 
     lookup     (U, number of lookup fields) int64, in the fields' order
-    bag{n}     (U, T) int64 codes, oldest first, -1 from the row's end on; T is the longest row's, at least 1,
-               of attention's no longer than it reads
+    bag{n}     (U, T) int64 codes, oldest first, -1 after the end of a row; T is the length of the longest row, at least
+               1, and at most the field's `limit` if it has one
     dense{n}   (U, length) float32
     """
     if isinstance(rows, slice):
@@ -36,7 +36,7 @@ def feed(fields: tuple[Field, ...], columns: dict[str, Column], rows: slice | np
 
 
 def row_of(column: Column, row: int) -> npt.NDArray[Any]:
-    """One row of a column: a code (1,), codes (n,) or numbers (length,)."""
+    """Return one row of a column: a code (1,), codes (n,) or numbers (length,)."""
     if isinstance(column, Ragged):
         return column.values[column.offsets[row] : column.offsets[row + 1]]
     return np.atleast_1d(column[row])
@@ -58,10 +58,10 @@ _NO_CODES = np.array([-1])
 
 
 def padded(ragged: Ragged, rows: npt.NDArray[np.integer[Any]], limit: int = 0) -> Ints:
-    """(U, T) codes of `rows` (U,), -1 from each row's end on; T is the longest row's, at least 1.
+    """Return the codes (U, T) of `rows` (U,), -1 after the end of a row; T is the length of the longest, at least 1.
 
-    With `limit`, the last `limit` values of each row."""
-    rows = rows.astype(np.int64, copy=False)  # the row after the last of a narrow type is none of it
+    With `limit`, only the last `limit` codes of each row."""
+    rows = rows.astype(np.int64, copy=False)  # rows + 1 may overflow a narrow type
     starts = ragged.offsets[rows]
     lengths = ragged.offsets[rows + 1] - starts
     if limit:

@@ -2,10 +2,10 @@
 
 prepared.json           format, counts, split, schema, digest
 encoders.json           vocabularies and statistics of the train part
-users|items.parquet     ids and raw features, the one thing that is loaded
+users|items.parquet     ids and raw features, the only files that are loaded whole
 arrays/*.npy            interactions sorted by part, user and time; seen and positive items by user; encoded columns
 
-A column of rows of different lengths is two files, or three with the interactions its values come from.
+A ragged column is two files, values and offsets, or three with the source interactions of the values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ has times in whole seconds."""
 
 
 class _Arrays:
-    """The arrays of a dataset by name. All are mapped at once: another dataset may take the folder's place later."""
+    """The arrays of a dataset by name. All are mapped at once, because the folder may be replaced later."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -52,12 +52,12 @@ class _Arrays:
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._checked(name, "biu", 1)
 
-    def _checked(self, name: str, kinds: str, most: int) -> npt.NDArray[Any]:
-        """An array of one dimension, or of up to `most`, and of one of the `kinds` of numbers. Raises RunError."""
+    def _checked(self, name: str, kinds: str, max_ndim: int) -> npt.NDArray[Any]:
+        """Return an array of 1 to `max_ndim` dimensions whose numpy kind is in `kinds`. Raises RunError for any other."""
         path, found = self._folder / f"{name}.npy", self._found.get(name)
         if found is None:
             raise RunError(f"{path}: no such file; the folder is not complete")
-        if not 1 <= found.ndim <= most or found.dtype.kind not in kinds:
+        if not 1 <= found.ndim <= max_ndim or found.dtype.kind not in kinds:
             raise RunError(f"{path}: damaged (it holds {found.dtype} of shape {found.shape})")
         return found
 
@@ -65,7 +65,7 @@ class _Arrays:
         values, offsets = self[f"{name}.values"], self[f"{name}.offsets"]
         if offsets.dtype.kind not in "iu" or not len(offsets) or offsets[0] or offsets[-1] != len(values):
             path = self._folder / f"{name}.offsets.npy"
-            raise RunError(f"{path}: damaged (not where the rows of {len(values):,} values end)")
+            raise RunError(f"{path}: damaged (not the offsets of {len(values):,} values)")
         return Ragged(values, offsets, self[f"{name}.source"] if f"{name}.source" in self._found else None)
 
     def column(self, name: str) -> Column:
@@ -82,8 +82,8 @@ class MemmapDataset(Dataset):
 
     @classmethod
     def open(cls, folder: Path | str, encode: tuple[SideName, ...] = SIDES) -> MemmapDataset:
-        """The dataset in a folder; only the sides to `encode` get columns. Raises RunError if it is damaged, or of another
-        format."""
+        """Open the dataset in a folder; only the sides in `encode` get columns. Raises RunError if it is damaged, or of
+        another format."""
         folder = Path(folder)
         facts = files.read_json(folder / FACTS_FILE)
         form = facts.get("format") if isinstance(facts, dict) else None
@@ -130,7 +130,7 @@ class MemmapDataset(Dataset):
         )
 
     def check(self, schema: Schema | None, split: SplitConfig) -> None:
-        """Raises ConfigError if it was prepared for other settings."""
+        """Raise ConfigError if the dataset was prepared with another schema or split."""
         assert self.facts is not None
         for what, then, now in (
             ("[schema]", self.facts["schema"], schema.model_dump(mode="json") if schema else self.facts["schema"]),
@@ -140,7 +140,7 @@ class MemmapDataset(Dataset):
                 differs = ", ".join(sorted(k for k in then if then[k] != now.get(k)))
                 raise ConfigError(
                     f"data.prepared: {self.folder} was prepared with another {what} ({differs}); "
-                    "prepare the tables again, or set it as it was"
+                    "prepare the tables again, or restore these settings"
                 )
 
     @property
@@ -150,8 +150,9 @@ class MemmapDataset(Dataset):
         return found
 
     def link(self, folder: Path) -> None:
-        """Put the dataset's files into `folder` too, as other names of the same ones where the file system can. Raises
-        RunError, also if another dataset is in their place."""
+        """Hard-link the dataset's files into `folder`, or copy them on a file system without hard links.
+
+        Raises RunError, also if another dataset has replaced this one."""
         if not ((folder / FACTS_FILE).exists() and folder.resolve() == self.folder.resolve()):
             shutil.rmtree(folder, ignore_errors=True)
             to = folder
@@ -163,7 +164,7 @@ class MemmapDataset(Dataset):
             except OSError as e:
                 raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
         if files.read_json(self.folder / FACTS_FILE) != self.facts:
-            raise RunError(f"{self.folder}: another dataset has taken its place; open it anew")
+            raise RunError(f"{self.folder}: another dataset has replaced it; open the folder again")
 
     def _slice(self, part: int) -> slice:
         assert self.facts is not None
@@ -218,22 +219,23 @@ class MemmapDataset(Dataset):
         return self.arrays["item_positive_counts"]
 
     def pairs_before(self, part: int, users: Ints) -> Pairs:
-        """The pairs of some users (rising) that are known when `part` is asked."""
+        """Return the pairs of `users`, rising, in the parts before `part`."""
         found = [self._of_users(p, users) for p in (TRAIN, VALIDATION) if p < part]
         return self.pairs.take(np.concatenate(found or [np.zeros(0, np.int64)]))
 
     def _of_users(self, part: int, users: Ints) -> Ints:
         """Return the indices of the interactions of some users in one part."""
-        of = self.part(part).user
-        first, last = (np.searchsorted(of, users.astype(of.dtype), side) for side in ("left", "right"))
+        part_users = self.part(part).user
+        wanted = users.astype(part_users.dtype)
+        first, last = (np.searchsorted(part_users, wanted, side) for side in ("left", "right"))
         n = last - first
         start: int = self._slice(part).start
         return start + np.repeat(first - np.cumsum(n) + n, n) + np.arange(int(n.sum()))
 
 
 def save(dataset: Dataset, folder: Path) -> None:
-    """Put a dataset into a run's or a bundle's folder."""
-    # What another training put there would be read instead.
+    """Write a dataset into the folder of a run or a bundle."""
+    # A prepared dataset of an earlier training would be read instead.
     if not isinstance(dataset, MemmapDataset):
         shutil.rmtree(folder / PREPARED_FOLDER, ignore_errors=True)
         save_dataset(dataset, folder)
@@ -243,7 +245,7 @@ def save(dataset: Dataset, folder: Path) -> None:
 
 
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """Read what `save` wrote; only the sides to `encode` get columns. Raises RunError as `load_dataset` does."""
+    """Read the files of `save`; only the sides in `encode` get columns. Raises RunError as `load_dataset` does."""
     if (folder / PREPARED_FOLDER).is_dir():
         return MemmapDataset.open(folder / PREPARED_FOLDER, encode)
     return load_dataset(folder, schema, split, encode)
@@ -251,10 +253,10 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
 
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
-        # Copied where it is written to, which nobody does, and so no array that torch warns of.
+        # Copy-on-write: no code writes to it, and torch warns of read-only arrays.
         return read_array(path, "c" if path.stat().st_size > 128 else None)
     except OSError as e:
         if e.errno != errno.ENOMEM:
             raise
-        # The kernel promises no more than the memory it has to what may be written to.
+        # The kernel reserves memory for a writable map, and the array is larger than the memory.
         return read_array(path, "r")

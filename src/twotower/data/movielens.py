@@ -63,7 +63,7 @@ ARCHIVES: dict[Name, Archive] = {
         "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
     ),
 }
-# The one public package that carries MovieLens 100K; an exact version because it is data, known by its digest.
+# The only public package that contains MovieLens 100K, pinned to one version, whose digest is known.
 WHEEL, WHEEL_SHA256 = "recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 WHEEL_FOLDER = "recbole/dataset_example/ml-100k/"
 
@@ -124,7 +124,7 @@ GENRES_100K = (
 
 
 def load(name: str, source: str | Path | None = None, downloads: Downloads | None = None) -> Tables:
-    """The tables of one of SCHEMAS, from the archive `source`, else from TWOTOWER_DATA, else from the network.
+    """Return the tables of one of SCHEMAS, from the archive `source`, else from TWOTOWER_DATA, else from the network.
 
     Raises DataError if the archive is damaged, is not MovieLens `name`, or nothing can be reached.
     """
@@ -164,7 +164,7 @@ def archive_name(source: str | Path) -> Name:
 
 
 def save(tables: Tables, folder: Path) -> None:
-    """users.parquet, items.parquet and interactions.parquet in `folder`, each written whole or not at all."""
+    """Write users.parquet, items.parquet and interactions.parquet into `folder`, each atomically."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -183,7 +183,7 @@ def _cache_path(archive: Archive) -> Path:
 
 
 def _download(archive: Archive, timeout: float) -> bytes:
-    """The bytes of an archive, size and SHA-256 checked; kept in the user's cache, written whole or not at all."""
+    """Return the bytes of an archive, with size and SHA-256 checked, and keep them in the user's cache."""
     kept = _cache_path(archive)
     if kept.is_file():
         data = kept.read_bytes()
@@ -242,7 +242,7 @@ def _from_wheel(sha256: str) -> Tables:
 
 
 def _typed_header(data: bytes) -> pl.DataFrame:
-    """A tab-separated table whose header reads `name:type`."""
+    """Read a tab-separated table whose header has the form `name:type`."""
     frame = pl.read_csv(data, separator="\t", quote_char=None, infer_schema=False)
     frame = frame.rename({c: c.split(":")[0] for c in frame.columns})
     numbers = [c for c in ("user_id", "item_id", "rating", "age") if c in frame.columns]
@@ -252,12 +252,12 @@ def _typed_header(data: bytes) -> pl.DataFrame:
     return frame
 
 
-# What zipfile raises over damaged bytes; RuntimeError also over encrypted and oddly compressed ones.
+# Errors of zipfile for damaged archives; RuntimeError also for encryption and unknown compression.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def _open_zip(data: bytes, what: str, max_member_bytes: int = MAX_MEMBER_BYTES) -> zipfile.ZipFile:
-    """The archive after checks on its entries: no path that leaves it, no links, no bombs."""
+    """Open an archive. Raises DataError for damage, and for entries with a path outside it, links and zip bombs."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except _DAMAGE as e:
@@ -298,7 +298,7 @@ def parse(data: bytes, what: str, name: Name, max_member_bytes: int = MAX_MEMBER
 
 
 def _rows(archive: zipfile.ZipFile, name: str, what: str, separator: str, columns: Columns) -> pl.DataFrame:
-    """A member of numbers and short words, one row a line."""
+    """Read a member of numbers and short words, one row a line."""
     data = _read_member(archive, name, what)
     if separator == "::":  # polars separates by one byte
         data, separator = data.replace(b"::", b"\t"), "\t"
@@ -314,7 +314,7 @@ def _rows(archive: zipfile.ZipFile, name: str, what: str, separator: str, column
 
 
 def _split_lines(archive: zipfile.ZipFile, name: str, what: str, separator: str, n: int) -> list[list[str]]:
-    """A Latin-1 member with titles: every line cut into `n` texts, the first of them a number."""
+    """Read a Latin-1 member with titles: each line split into `n` texts, of which the first is a number."""
     rows = [line.decode("latin-1").split(separator) for line in _read_member(archive, name, what).splitlines() if line]
     for number, row in enumerate(rows, 1):
         if len(row) != n or not row[0].isdecimal():

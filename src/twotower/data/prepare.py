@@ -1,8 +1,8 @@
-"""Sharded Parquet, however large -> a prepared dataset (memmap.py), in memory that does not grow with the interactions.
+"""Preparation of sharded Parquet as a `MemmapDataset`, in memory that does not grow with the number of interactions.
 
-The interactions are read a piece at a time, numbered, and dealt to buckets by ranges of users; a bucket fits in memory, so
-it is deduplicated, split, sorted and written by itself. What stays in memory is the tables of users and items (their named
-columns), a few numbers per user and per item, a piece and a bucket.
+The interactions are read in pieces, their ids replaced by rows, and written to buckets by ranges of users. A bucket fits in
+memory, where it is deduplicated, split, sorted and written. Memory holds the tables of users and items (the columns that the
+schema names), a few numbers per user and per item, one piece and one bucket.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 log = logging.getLogger(__name__)
 
 LOCK_FILE = "lock"
-"""Lock of the working folder. Held until the dataset is whole."""
+"""Lock of the working folder, held until the dataset is complete."""
 MAX_INTERACTIONS = 2**31 - 1
 """Largest number of interactions of a prepared dataset, whose rows have 32-bit indices."""
 
 
 @dataclass(frozen=True)
 class PrepareSizes:
-    """Rows that `write_prepared` holds in memory at a time."""
+    """Numbers of rows that `write_prepared` holds in memory at a time."""
 
     block_rows: int = 2**21
-    """Interactions read at once."""
+    """Interactions of a piece."""
     bucket_rows: int = 2**23
-    """Interactions of a bucket of users, about."""
+    """Approximate number of interactions of a bucket of users."""
     side_block_rows: int = 2**18
     """Users or items encoded at once."""
 
@@ -69,12 +69,12 @@ class PrepareSizes:
 def write_prepared(
     data: DataConfig, schema: Schema, split: SplitConfig, out: Path, sizes: PrepareSizes | None = None
 ) -> MemmapDataset:
-    """Prepare the tables that `data` names, files, folders of shards or patterns, into the new folder `out`.
+    """Prepare the tables that `data` names (files, folders of shards or patterns) in the new folder `out`.
 
-    The dataset is the one that `dataset.build_dataset` makes of the same tables in memory, its interactions in another order.
-    Raises DataError or ConfigError for what cannot be used; then `out` is as it was.
+    The dataset equals that of `dataset.build_dataset`, apart from the order of the interactions. Raises DataError or
+    ConfigError for unusable tables or settings; `out` is then unchanged.
     """
-    out = out.resolve()  # a link stays one
+    out = out.resolve()  # a symbolic link is kept
     _check(data, schema, split, out)
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed
         if _abandoned(left):
@@ -93,7 +93,7 @@ def write_prepared(
 
 
 def _abandoned(folder: Path) -> bool:
-    """True if no process, on this host or another, holds the lock of the folder."""
+    """Return True if no process, on this host or another, holds the lock of the folder."""
     try:
         return not files.is_locked(folder / "work" / LOCK_FILE)
     except OSError:
@@ -126,7 +126,7 @@ class _Preparation:
         self.data, self.schema, self.split, self.folder, self.sizes = data, schema, split, folder, sizes
         self.files = table_files(data.interactions, (".parquet", ".pq"))
         self.averaged = sorted({_averaged_column(f, schema) for f in schema.features if _is_mean(f)})
-        self.sums = {a: f"of.{a}" for a in self.averaged}  # names of their own in a record
+        self.sums = {a: f"of.{a}" for a in self.averaged}  # field names in a record
         keys = [schema.user_id, schema.item_id, schema.time, *([schema.label] if schema.label else [])]
         self.columns = list(dict.fromkeys([*keys, *(a for a in self.averaged if a != POSITIVE)]))
 
@@ -183,7 +183,7 @@ class _Preparation:
     # ---- reading
 
     def _pieces(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
-        """The interactions' columns that are read, or some of them, `sizes.block_rows` at a time."""
+        """Yield the interactions, `sizes.block_rows` at a time: the given columns, or all that are used."""
         empty = True
         for path in self.files:
             with _parquet_errors(path):
@@ -198,7 +198,8 @@ class _Preparation:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
 
     def _sides(self) -> dict[SideName, pl.DataFrame]:
-        """Both sides' tables, the columns that the schema names; of a side without one, the ids of the interactions."""
+        """Return the tables of both sides, with the columns that the schema names; for a side without a table, the ids of
+        the interactions."""
         schema, notes = self.schema, list[str]()
         frames: dict[SideName, pl.DataFrame] = {}
         for side, given in zip(SIDES, (self.data.users, self.data.items), strict=True):
@@ -220,9 +221,10 @@ class _Preparation:
         return frames
 
     def _deal(self, frames: dict[SideName, pl.DataFrame]) -> tuple[list[Path], int]:
-        """The numbered interactions in buckets of users; and how many there are."""
+        """Write the interactions, with rows for ids, to buckets of users; return the buckets' files and the number of
+        interactions."""
         schema, rows = self.schema, 0
-        ids = {side: _row_numbers(frames[side], schema.id_column(side)) for side in SIDES}
+        ids = {side: _with_row_index(frames[side], schema.id_column(side)) for side in SIDES}
         total = sum(map(_row_count, self.files))
         if total > MAX_INTERACTIONS:
             raise DataError(
@@ -260,7 +262,7 @@ class _Preparation:
         return [p for p in paths if p.stat().st_size], rows
 
     def _times(self) -> Times:
-        """Decide how the times are read, from all of them."""
+        """Return a reader of the times that has checked the whole column."""
         times = Times(self.schema)
         for piece in self._pieces([self.schema.time]):
             times.look(piece[self.schema.time])
@@ -283,7 +285,7 @@ class _Preparation:
     # ---- a bucket at a time
 
     def _sorted(self, path: Path) -> int:
-        """Sort a bucket by user, time and place in the table, each pair once; the rows that are left."""
+        """Sort a bucket by user, time and place in the table, keep each pair once, and return the number of rows kept."""
         record = np.fromfile(path, self._dtype())
         frame = pl.DataFrame({name: record[name] for name in record.dtype.names or ()})
         del record
@@ -298,7 +300,7 @@ class _Preparation:
         return once.height
 
     def _parts(self, frame: pl.DataFrame, cuts: tuple[int, int] | None) -> npt.NDArray[np.int8]:
-        """The part of every row of a sorted bucket."""
+        """Return the part (n,) of every row of a sorted bucket."""
         times = frame["time"].to_numpy()
         if cuts is None:
             user = frame["user"].to_numpy()
@@ -323,13 +325,13 @@ class _Preparation:
         return below, test
 
     def _emit(self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]) -> None:
-        """Write the interactions, and what is known of each user, in the users' order."""
+        """Write the arrays of the interactions and of each user, in the order of users."""
         arrays, n, n_users = self.folder / "arrays", int(sizes.sum()), frames["user"].height
         whole = {
             name: np.lib.format.open_memmap(arrays / f"{name}.npy", "w+", kind, (n,))
             for name, kind in (("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("part", "|i1"), ("time", "<i8"))
         }
-        for name in whole:  # or a full disk ends the process when a page is written
+        for name in whole:  # reserved now: on a full disk a write to a mapped page would kill the process
             with (arrays / f"{name}.npy").open("r+b") as file:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, file.seek(0, 2))
@@ -365,8 +367,8 @@ class _Preparation:
                 for i, f in sequences:
                     among = np.ones(len(user), bool) if f.interactions == "all" else positive == (f.interactions == "positive")
                     for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
-                        most = 0 if f.attends else f.max_length
-                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], number[keep], most)
+                        max_values = 0 if f.attends else f.max_length
+                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], number[keep], max_values)
                 b.unlink()
         if not of_item.any():
             raise DataError("no positive interaction in the train part; there is nothing to learn from")
@@ -377,7 +379,7 @@ class _Preparation:
     # ---- a side
 
     def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame) -> list[str]:
-        """Write the encoded columns of a side; the names of all its features, in order."""
+        """Write the encoded columns of a side, and return the names of all its features, in order."""
         features = list(self.schema.side(side))
         with ArrayWriter(self.folder / "arrays", frame.height) as arrays_out:
             for start in range(0, frame.height, self.sizes.side_block_rows):
@@ -405,7 +407,7 @@ class _Preparation:
 
 
 def _kth_smallest(times: Callable[[], Iterator[Ints]], k: int) -> int:
-    """The k-th (from 0) smallest of many whole numbers, by counting in bins that get narrower."""
+    """Return the k-th smallest (from 0) of a stream of whole numbers, by repeated counts in ever narrower bins."""
     low = min(int(t.min()) for t in times() if len(t))
     high = max(int(t.max()) for t in times() if len(t)) + 1
     while high - low > 1:
@@ -431,13 +433,13 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 
 
 def _row_count(path: Path) -> int:
-    """The rows of a file, as it says."""
+    """Return the number of rows in the metadata of a Parquet file."""
     with _parquet_errors(path):
         return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
 def _as_floats(column: pl.Series) -> npt.NDArray[np.float64]:
-    """A column to average."""
+    """Return a column as float64. Raises DataError if it is not numeric."""
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
         raise DataError(
             f"interactions: column '{column.name}' holds {column.dtype}, expected numbers to average; cast it"
@@ -446,7 +448,7 @@ def _as_floats(column: pl.Series) -> npt.NDArray[np.float64]:
 
 
 def _union_of_ids(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
-    """The distinct ids of both. Raises DataError if they are not of one type."""
+    """Return the distinct ids of both tables. Raises DataError if they are of two types."""
     if {found[key].dtype, ids[key].dtype} == {pl.Int64, pl.UInt64} and not (
         (found[key] < 0).any() or (ids[key] < 0).any()
     ):
@@ -460,20 +462,20 @@ def _union_of_ids(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFr
 
 
 def _check_order(piece: pl.DataFrame, schema: Schema) -> None:
-    """Raises DataError for an order that is none of whole numbers, which would be ranked a piece at a time."""
-    of = piece[schema.time]
-    if schema.time_unit == "order" and of.dtype.is_numeric() and not (piece[TIME] == of).all():
+    """Raise DataError for time_unit "order" with fractions, whose ranks would differ between pieces."""
+    given = piece[schema.time]
+    if schema.time_unit == "order" and given.dtype.is_numeric() and not (piece[TIME] == given).all():
         raise DataError(
             f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"
         )
 
 
-def _row_numbers(frame: pl.DataFrame, key: str) -> pl.DataFrame:
+def _with_row_index(frame: pl.DataFrame, key: str) -> pl.DataFrame:
     return frame.select(key).with_row_index("__row")
 
 
 def _rows_of_ids(piece: pl.DataFrame, frame: pl.DataFrame, rows: pl.DataFrame, key: str, side: SideName) -> Ints:
-    """The row of every id of a piece. Raises DataError if the side does not have one."""
+    """Return the row (n,) of every id of a piece. Raises DataError if the side lacks one."""
     ids = with_ids(piece.select(key), key, "interactions")
     if {ids[key].dtype, frame[key].dtype} == {pl.Int64, pl.UInt64}:  # only one of them has ids from 2**63 on
         ids = ids.with_columns(pl.col(key).cast(frame[key].dtype, strict=False))
@@ -496,6 +498,6 @@ def _is_mean(feature: Any) -> bool:
 
 
 def _averaged_column(feature: Any, schema: Schema) -> str:
-    """The column of the interactions that a mean is of."""
+    """Return the column of the interactions that the statistic "mean" averages."""
     name: str = feature.statistic_column or schema.label or POSITIVE
     return name

@@ -1,6 +1,6 @@
 """Split of the interactions into train, validation and test: one part code per row.
 
-TRAIN teaches, VALIDATION chooses epochs and settings, TEST is reported.
+The model is trained on TRAIN, epochs and settings are chosen on VALIDATION, metrics are reported on TEST.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.config import SplitConfig
+from twotower.encoders import Ints
 from twotower.errors import DataError
-
-Rows = npt.NDArray[np.int64]
 Parts = npt.NDArray[np.int8]
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PART_NAMES = ("train", "validation", "test")
 
 
-def split_interactions(users: npt.NDArray[np.int32], times: Rows | None, config: SplitConfig) -> Parts:
-    """The part of every interaction, 0..2.
+def split_interactions(users: npt.NDArray[np.int32], times: Ints | None, config: SplitConfig) -> Parts:
+    """Return the part (n,) of every interaction, 0..2.
 
-    - `random`: a share `test` of the rows, then a share `validation` of the rest; the rows are those that
-      scikit-learn's `train_test_split(random_state=seed)` takes, twice.
-    - `last`: per user in time order, the last row tests, the one before validates; users with fewer than three
-      rows only train. Ties keep the table's order.
-    - `time`: the latest share `test` tests, the latest share `validation` of the rest validates; rows of one
-      moment stay together, so no test row is older than a training row.
+    - `random`: a share `test` of the rows, then a share `validation` of the rest, as two calls of scikit-learn's
+      `train_test_split(random_state=seed)` draw them.
+    - `last`: the last row of each user is test, the one before it validation; all rows of users with fewer than three
+      are train. Ties keep the table's order.
+    - `time`: the latest share `test` of the rows is test, the latest share `validation` of the rest validation. Rows of
+      equal time are in one part, so no test row is older than a training row.
 
     Raises DataError if a part would be empty or if the split needs times and there are none.
     """
@@ -53,14 +52,14 @@ def _split_random(n: int, config: SplitConfig) -> Parts:
     n_test = int(np.ceil(config.test * n))
     parts[order[:n_test]] = TEST
     rest = order[n_test:]
-    # The second draw numbers the remaining rows in the order the first one left them.
+    # The second draw indexes the remaining rows in the order of the first draw.
     again = np.random.RandomState(config.seed).permutation(len(rest))
     parts[rest[again[: int(np.ceil(config.validation * len(rest)))]]] = VALIDATION
     return parts
 
 
-def split_last(users: npt.NDArray[np.int32], times: Rows) -> Parts:
-    """The parts by `last`, of the rows of some users; empty ones are not refused."""
+def split_last(users: npt.NDArray[np.int32], times: Ints) -> Parts:
+    """Return the parts (n,) by the rule `last`; a part may be empty."""
     order = np.lexsort((np.arange(len(users)), times, users))
     sizes = np.bincount(users)
     from_end = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(users))
@@ -71,7 +70,7 @@ def split_last(users: npt.NDArray[np.int32], times: Rows) -> Parts:
     return parts
 
 
-def _split_time(times: Rows, config: SplitConfig) -> Parts:
+def _split_time(times: Ints, config: SplitConfig) -> Parts:
     parts = np.zeros(len(times), np.int8)
     test_from = np.quantile(times, 1 - config.test, method="higher")
     rest = times[times < test_from]

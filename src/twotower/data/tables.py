@@ -1,7 +1,7 @@
-"""Users, items and interactions as tables: read, check, and number them.
+"""Reading and checking of the tables of users, items and interactions.
 
-A table comes from a CSV or Parquet file, a polars or pandas frame, or anything with an Arrow stream. Checking
-gives every problem one line that says what was found, what is allowed and what to do.
+A table comes from a CSV or Parquet file, a polars or pandas frame, or anything with an Arrow stream. An error is one
+line: what was found, what is allowed and what to do.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from twotower.errors import DataError, did_you_mean
 from twotower.schema import MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
 
 POSITIVE = "__positive"
-"""The column that checking adds to the interactions beside TIME, named so that no column of a user is in its way."""
-_ROW_COLUMN = "__row"  # for a moment
+"""The column of labels that checking adds to the interactions, beside TIME. Names that begin with '__' are reserved."""
+_ROW_COLUMN = "__row"  # temporary
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The three tables, ids still external. `notes` says what checking changed or counted."""
+    """The three checked tables, with external ids. `notes` are messages about changes and counts of the checks."""
 
     users: pl.DataFrame
     items: pl.DataFrame
@@ -37,16 +37,17 @@ class Tables:
 
 @dataclass(frozen=True)
 class Reading:
-    """The reading of the columns of a CSV, which has no types. `numbers` (dates too) are read as what they look like,
-    `text` is text. Any other column is text unless its spelling loses nothing as whole numbers or booleans: "007" and
-    "7", or "1.10" and "1.1", stay two values."""
+    """Types of the columns of a CSV, which has none of its own.
+
+    `numbers` are columns whose type (dates too) polars infers, `text` are columns of text. Any other column is text, unless
+    all its values are spelled as whole numbers or booleans are: "007" and "7", or "1.10" and "1.1", stay two values."""
 
     numbers: frozenset[str]
     text: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, schema: Schema, side: SideName | None = None) -> Reading:
-        """Take the reading from the schema, for a side's table or for the interactions."""
+        """Return the types that a schema requires for the table of a side, or for the interactions."""
         ids = {schema.user_id, schema.item_id}
         if side is None:
             averaged = {f.statistic_column for f in schema.features if isinstance(f, Numeric)}
@@ -57,7 +58,8 @@ class Reading:
 
 
 def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFrame:
-    """A polars frame from polars, pandas, any Arrow producer, a mapping of columns, or a path to CSV or Parquet."""
+    """Return a polars frame of a polars or pandas frame, any Arrow producer, a mapping of columns, or a path to CSV or
+    Parquet."""
     if isinstance(table, pl.DataFrame):
         return table
     if isinstance(table, str | Path):
@@ -66,7 +68,7 @@ def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFr
         if isinstance(table, pl.LazyFrame):
             return table.collect()
         if type(table).__module__.split(".")[0] == "pandas" and hasattr(table, "columns"):
-            # Column by column: needs no pyarrow, and keeps lists and arrays as lists.
+            # Conversion by column needs no pyarrow, and keeps lists and arrays as lists.
             return pl.DataFrame([_pandas_column(str(c), table.iloc[:, i]) for i, c in enumerate(table.columns)])
         if isinstance(table, dict):
             return pl.DataFrame(table, strict=False)
@@ -81,14 +83,15 @@ def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFr
 
 
 def _pandas_column(name: str, column: Any) -> pl.Series:
-    """NaN, NaT and NA become null; lists, tuples and arrays in cells become lists."""
+    """Return a pandas column as a series: NaN, NaT and NA as null; lists, tuples and arrays in cells as lists."""
     kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else "O"
     if kind in "biuf":
         return pl.Series(name, column.to_numpy(), nan_to_null=True)
     if kind == "M":
         return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
     missing = column.isna().to_numpy()
-    return pl.Series(name, [None if gone else _cell(v) for v, gone in zip(column, missing, strict=True)], strict=False)
+    values = [None if is_missing else _cell(v) for v, is_missing in zip(column, missing, strict=True)]
+    return pl.Series(name, values, strict=False)
 
 
 def _cell(value: Any) -> Any:
@@ -105,9 +108,9 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
 
 def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[Path]:
-    """The files of a table, which is a file, a folder of files or a pattern, in the order of their names.
+    """Return the files of a table (a file, a folder of files or a pattern) in the order of their names.
 
-    Raises DataError if there is none, or one of another kind."""
+    Raises DataError if there is none, or one with another ending."""
     source = Path(source)
     if source.is_dir():
         paths = [p for p in source.iterdir() if not p.name.startswith((".", "_"))]  # Spark puts _SUCCESS and .crc there
@@ -117,7 +120,7 @@ def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -
     else:
         paths = [source]
     if not paths:
-        raise DataError(f"{source}: no file there; name a table, a folder of tables or a pattern")
+        raise DataError(f"{source}: holds no file; name a table, a folder of tables or a pattern")
     for path in paths:
         if path.is_dir():
             raise DataError(
@@ -134,10 +137,10 @@ def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -
 def read_file(
     source: Path | str, reading: Reading | None = None, wanted: Collection[str] | None = None
 ) -> pl.DataFrame:
-    """Read CSV (UTF-8, header line) or Parquet, by the file's ending; of a folder or a pattern all files, as one table.
+    """Read a CSV (UTF-8, header line) or Parquet file, by its ending, or all files of a folder or pattern as one table.
 
-    Without a `reading`, a column of a CSV is what it looks like, but text where whole numbers would lose its spelling.
-    Of Parquet only the columns that are `wanted` and there are read, or all if one that is wanted is not there.
+    Without a `reading`, polars infers the types of a CSV, but a column stays text if its spelling is not that of whole
+    numbers. Of a Parquet file only the `wanted` columns are read, or all columns if one of them is missing.
     """
     paths = table_files(source)
     frame = _read_all(paths, reading, wanted)
@@ -166,7 +169,7 @@ def _read_all(paths: list[Path], reading: Reading | None, wanted: Collection[str
 
 
 def _read_one(path: Path, reading: Reading | None, wanted: Collection[str] | None = None) -> pl.DataFrame:
-    """A file; the columns of a CSV that the reading does not call numbers as text."""
+    """Read a file. With a `reading`, columns of a CSV outside `reading.numbers` are text."""
     ending = path.suffix.lower()
     try:
         if not is_text(path):
@@ -187,12 +190,12 @@ def _read_one(path: Path, reading: Reading | None, wanted: Collection[str] | Non
 
 
 def is_text(path: Path) -> bool:
-    """Tell a CSV or TSV by the file's ending."""
+    """Return True for a CSV or TSV, by the file's ending."""
     return path.suffix.lower() in (".csv", ".tsv")
 
 
 def csv_options(path: Path, reading: Reading | None) -> dict[str, Any]:
-    """Options of polars for a CSV or TSV. Raises DataError if the header names a column twice."""
+    """Return the options of polars for a CSV or TSV. Raises DataError if the header names a column twice."""
     names = column_names(path)
     text = [] if reading is None else [name for name in names if name not in reading.numbers]
     return {
@@ -202,7 +205,7 @@ def csv_options(path: Path, reading: Reading | None) -> dict[str, Any]:
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a CSV or TSV. Raises DataError if its header names one twice."""
+    """Return the columns of a CSV or TSV. Raises DataError if its header names one twice."""
     options: dict[str, Any] = {"separator": _separator(path), "infer_schema": False, "glob": False}
     header = pl.read_csv(path, n_rows=1, has_header=False, truncate_ragged_lines=True, **options).row(0)
     twice = next((name for name in header if name and header.count(name) > 1), None)
@@ -216,8 +219,8 @@ def _separator(path: Path) -> str:
 
 
 def parse_canonical_text(series: pl.Series) -> pl.Series:
-    """Text as Int64 or UInt64 if every value is spelled the one way an integer is, as Boolean if every one is true or
-    false, else as it is."""
+    """Return a text column as Int64 or UInt64 if every value is a canonical integer (no leading zeros or plus sign), as
+    Boolean if every value is true or false, else unchanged."""
     if series.is_null().all():
         return series
     if series.str.contains(r"^(0|-?[1-9]\d*)$").all():
@@ -229,6 +232,7 @@ def parse_canonical_text(series: pl.Series) -> pl.Series:
 
 
 def check_utf8(path: Path) -> None:
+    """Raise DataError with the number of the first line that is not UTF-8."""
     with path.open("rb") as f:
         for number, line in enumerate(f, 1):
             try:
@@ -240,9 +244,9 @@ def check_utf8(path: Path) -> None:
 
 
 def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
-    """Tables that agree with the schema and with each other, or a `DataError` of one line.
+    """Read the three tables and check them against the schema and each other. Raises DataError.
 
-    `users` or `items` may be None: the side then is the distinct ids of the interactions.
+    If `users` or `items` is None, that side consists of the distinct ids of the interactions.
     """
     notes: list[str] = []
     actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(POSITIVE, TIME, _ROW_COLUMN, strict=False)
@@ -266,22 +270,22 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
         if {frame[key].dtype, actions[key].dtype} == {pl.Int64, pl.UInt64} and not (
             (frame[key] < 0).any() or (actions[key] < 0).any()
         ):
-            # Only one of the two tables has ids from 2**63 on.
+            # Only one of the two tables holds ids from 2**63 on.
             frame, actions = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (frame, actions))
         if {frame[key].dtype, actions[key].dtype} == {pl.Int64, pl.String} and _is_csv(given, interactions):
-            # A CSV does not say whether its ids are numbers; the other table does.
+            # A CSV has no types: its ids take the type of the other table's.
             frame, actions = (t.with_columns(pl.col(key).cast(pl.String)) for t in (frame, actions))
         if frame[key].dtype != actions[key].dtype:
             raise DataError(
                 f"column '{key}': {what} has {frame[key].dtype} and interactions {actions[key].dtype}; "
                 "give both the same type"
             )
-        strangers = actions.join(frame.select(key), on=key, how="anti", maintain_order="left")[key].unique(
+        unknown = actions.join(frame.select(key), on=key, how="anti", maintain_order="left")[key].unique(
             maintain_order=True
         )
-        if len(strangers):
+        if len(unknown):
             raise DataError(
-                f"interactions: {len(strangers)} ids of '{key}' are not in {what} (the first: {strangers[0]}); "
+                f"interactions: {len(unknown)} ids of '{key}' are not in {what} (the first: {unknown[0]}); "
                 f"add them to {what} or drop their rows"
             )
         sides[side] = frame  # type: ignore[index]
@@ -298,6 +302,7 @@ def _is_csv(*tables: Any) -> bool:
 
 
 def need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) -> None:
+    """Raise DataError if the table `what` lacks one of the columns."""
     for name in columns:
         if name not in frame.columns:
             raise DataError(
@@ -312,7 +317,7 @@ def _not_empty(frame: pl.DataFrame, what: str) -> None:
 
 
 def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
-    """The id column as Int64, UInt64 or String, without nulls."""
+    """Return the table with the id column as Int64, UInt64 or String. Raises DataError for missing or unusable ids."""
     series = frame[key]
     if series.dtype.is_nested():
         raise DataError(
@@ -349,7 +354,8 @@ def _side(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[
 
 
 def check_side(frame: pl.DataFrame, side: SideName, schema: Schema, notes: list[str]) -> pl.DataFrame:
-    """A side's table by itself: ids, features, at least two rows, and of its columns those that the schema names."""
+    """Check the table of a side without the interactions, and return the columns that the schema names. Raises
+    DataError."""
     what, key = side + "s", schema.id_column(side)
     frame = _side(frame, what, key, schema, notes)
     if frame.height < 2:
@@ -361,7 +367,7 @@ def check_side(frame: pl.DataFrame, side: SideName, schema: Schema, notes: list[
 
 
 def side_columns(side: SideName, schema: Schema) -> list[str]:
-    """The columns of a side's table that the schema names, the id first."""
+    """Return the columns of a side's table that the schema names, the id first."""
     made = {f.name for f in schema.side(side) if isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)}
     named = [f.source for f in schema.side(side) if f.name not in made]
     title = [schema.title] if schema.title and side == "item" else []
@@ -396,7 +402,7 @@ def _features(
 
 
 def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.DataFrame:
-    """Adds the boolean column POSITIVE. Raises DataError, also if no row is one, unless `some` is false."""
+    """Add the boolean column POSITIVE. Raises DataError for an unusable label, and if `some` and no row is positive."""
     if not schema.label:
         return actions.with_columns(pl.lit(True).alias(POSITIVE))
     series = actions[schema.label]
@@ -416,7 +422,7 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
 
 
 def timed(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Adds the column TIME. Raises DataError if the schema's column holds no times."""
+    """Add the column TIME, if the schema has a time. Raises DataError if its column holds no times."""
     if not schema.time:
         return actions
     times = Times(schema)
@@ -443,7 +449,7 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
 
 
 def describe(frame: pl.DataFrame) -> list[tuple[str, str, int, str, str]]:
-    """Per column: name, type, missing values, distinct values (or '–' for lists), an example."""
+    """Return for each column: name, type, missing values, distinct values (or '–' for lists), an example."""
     out = []
     for series in frame:
         distinct = "–" if series.dtype.is_nested() else f"{series.n_unique():,}"
@@ -454,15 +460,15 @@ def describe(frame: pl.DataFrame) -> list[tuple[str, str, int, str, str]]:
 
 
 def activity(found: dict[str, pl.DataFrame]) -> list[str]:
-    """Interactions per user and per item, for the id columns that the tables have in common."""
+    """Return lines about the interactions per user and per item, for id columns that two tables share."""
     lines = []
     for name in ("users", "items"):
         shared = [c for c in found[name].columns if c in found["interactions"].columns] if name in found else []
         for key in shared:
-            known, met = found[name][key].unique(), found["interactions"][key].alias("id")
-            if known.dtype != met.dtype:
+            known, used = found[name][key].unique(), found["interactions"][key].alias("id")
+            if known.dtype != used.dtype:
                 continue
-            n = met.filter(met.is_in(known.implode())).value_counts(name="n")["n"].to_numpy()
+            n = used.filter(used.is_in(known.implode())).value_counts(name="n")["n"].to_numpy()
             if not len(n):
                 lines.append(f"interactions per {key}: none, no id of {name} has any")
                 continue

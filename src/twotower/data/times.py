@@ -1,6 +1,6 @@
-"""The times of interactions as whole microseconds since 1970, exact, whatever the column holds.
+"""Times of interactions as exact whole microseconds since 1970, from dates, numbers or text.
 
-A column is looked at as a whole before any of it is used: its texts need one format, and its times need to be possible.
+The whole column is checked before it is converted: its texts need one format, and its times must be plausible.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twotower.schema import Schema
 TIME = "__time"
 """The column that `Times.add` adds to the interactions."""
 MICROSECONDS = 1_000_000
-"""In a second."""
+"""Microseconds in a second."""
 
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
@@ -35,7 +35,7 @@ _DIGITS = {
 }
 
 _NUMBER = ""
-"""Stands for the format of texts that are numbers."""
+"""Format of texts that are numbers."""
 _DATE = re.compile(
     r"(?P<a>\d{4}|\d{1,2})(?P<sep>[-/.])\d{1,2}(?P=sep)(?P<c>\d{4}|\d{1,2})"
     r"(?:(?P<gap>[T ])\d{1,2}:\d\d(?P<s>:\d\d(?:\.\d+)?)?)?(?P<space> ?)(?P<zone>Z|[+-]\d\d:?\d\d)?"
@@ -43,20 +43,20 @@ _DATE = re.compile(
 
 
 class Times:
-    """The reading of one time column: `look` at all of it, `settle`, then `add` to each piece of the table."""
+    """Reader of one time column: call `look` on every piece, then `settle` once, then `add` on every piece."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema, self.what, self.rows = schema, f"interactions: time '{schema.time}'", 0
         self._until = clock.time() + _DAY
-        self._kinds: set[bool] = set()  # whether values are dates
-        self._formats: list[str] = []  # those that fit all texts up to here
-        self._both = False  # two formats fit and give different times
+        self._kinds: set[bool] = set()  # True for dates, False for numbers
+        self._formats: list[str] = []  # formats that fit all texts so far
+        self._ambiguous = False  # two formats fit and give different times
         self._wrong = 0
         self._first: tuple[int, str] = (0, "")
         self._like: dict[str, int] = {}
 
     def look(self, column: pl.Series) -> None:
-        """Take note of the next piece. Raises DataError for what cannot be read."""
+        """Check the next piece. Raises DataError for values that cannot be read."""
         if not len(column):
             return
         if n := missing_count(column):
@@ -76,8 +76,8 @@ class Times:
         self.rows += len(column)
 
     def settle(self) -> None:
-        """Raises DataError if the texts fit two formats, or times cannot be true."""
-        if self._both and len(self._formats) > 1:
+        """Raise DataError if the texts fit two formats, or times are implausible."""
+        if self._ambiguous and len(self._formats) > 1:
             one, other = self._formats
             raise DataError(
                 f"{self.what} holds days and months in either order, all rows fit both; "
@@ -87,7 +87,7 @@ class Times:
             raise DataError(self._refusal())
 
     def add(self, actions: pl.DataFrame) -> pl.DataFrame:
-        """The interactions with the column TIME (Int64; with unit 'order' of numbers the numbers), text parsed."""
+        """Return the interactions with parsed text and the column TIME (Int64; with unit 'order' the numbers themselves)."""
         column = actions[self.schema.time]
         if self._is_text(column):
             column = _read(_as_text(column), self._formats[0])
@@ -96,13 +96,14 @@ class Times:
     # ---- text
 
     def _is_text(self, column: pl.Series) -> bool:
-        """Tell a column that is read by a format: text, or whole numbers such as 20231105 where the schema has one."""
+        """Return True for a column that is read by a format: text, or whole numbers such as 20231105 if the schema has a
+        time_format."""
         if not self.schema.time_format or not column.dtype.is_numeric():
             return column.dtype == pl.String
         return bool((column.cast(pl.Int64, strict=False) == column).fill_null(False).all())
 
     def _texts(self, column: pl.Series) -> pl.Series:
-        """A piece of text, read in a format that fits all rows up to here. Raises DataError if none does."""
+        """Read a piece of text in a format that fits all rows so far. Raises DataError if none does."""
         text = _as_text(column)
         if not self._formats:
             self._formats = [self.schema.time_format] if self.schema.time_format else _formats(text[0])
@@ -126,13 +127,13 @@ class Times:
                 "31/01/2023 12:30; name another format in schema.time_format"
             )
         self._formats = [form for form, _ in found]
-        self._both = self._both or any(not read.equals(found[0][1]) for _, read in found)
+        self._ambiguous = self._ambiguous or any(not read.equals(found[0][1]) for _, read in found)
         return found[0][1]
 
-    # ---- what can be true
+    # ---- plausibility
 
     def _judge(self, read: pl.Series) -> None:
-        """Count the times that are not between 1990 and tomorrow, by what they look like."""
+        """Count the times that are not between 1990 and tomorrow, by the unit that they resemble."""
         dated = read.dtype.is_temporal()
         unit = "s" if dated else self.schema.time_unit
         values = _seconds(read) if dated else read.cast(pl.Float64).to_numpy()
@@ -157,11 +158,11 @@ class Times:
             self._like[name] = self._like.get(name, 0) + n
 
     def _likely(self, unit: str, dated: bool) -> list[tuple[str, float, float]]:
-        """Guesses for a value that is no time in `unit`: a name, the lowest and the highest such value."""
+        """Return guesses for a value that is no time in `unit`: name, lowest and highest value of each."""
         per, year = _PER_SECOND[unit], datetime.fromtimestamp(self._until, UTC).year
         own = [
-            ("moments before 1990", -np.inf if dated else 1e8 * per, _EARLIEST_SECOND * per),  # from 1973 on
-            ("moments in the future", self._until * per, np.inf if dated else 5e9 * per),  # up to 2128
+            ("times before 1990", -np.inf if dated else 1e8 * per, _EARLIEST_SECOND * per),  # from 1973 on
+            ("times in the future", self._until * per, np.inf if dated else 5e9 * per),  # up to 2128
         ]
         if dated:
             return [("zeros", 0, 0), *own]
@@ -212,7 +213,7 @@ def _as_text(column: pl.Series) -> pl.Series:
 
 
 def _formats(text: str) -> list[str]:
-    """Formats that a text may be of: dates with a year of four digits, in one order or in two; else a number."""
+    """Return the formats that a text may have: those of a date with a year of four digits, one or two; else a number's."""
     found = _DATE.fullmatch(text)
     if found is None or (len(found["a"]) == 4) == (len(found["c"]) == 4):
         return [_NUMBER]
@@ -226,7 +227,7 @@ def _formats(text: str) -> list[str]:
 
 
 def _read(text: pl.Series, form: str) -> pl.Series:
-    """Datetimes, or numbers; null where the text is not of this format."""
+    """Return datetimes or numbers; null where the text does not have this format."""
     if form != _NUMBER:
         return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False)
     for kind in (pl.Int64, pl.Int128):  # many numbers such as 20231105123015250999 are one float
@@ -238,13 +239,14 @@ def _read(text: pl.Series, form: str) -> pl.Series:
 
 
 def _seconds(dates: pl.Series) -> npt.NDArray[np.float64]:
-    """Seconds since 1970, rounded as floats are."""
+    """Return seconds since 1970 in float64."""
     per = 1 / _DAY if dates.dtype == pl.Date else _PER_SECOND[dates.dtype.time_unit]  # type: ignore[attr-defined]
     return dates.to_physical().cast(pl.Float64).to_numpy() / per
 
 
 def _as_microseconds(column: pl.Series, unit: str) -> pl.Series:
-    """Dates and numbers as Int64 microseconds. Nanoseconds are rounded down, fractions of a microsecond to the nearest."""
+    """Return dates or numbers as Int64 microseconds. Nanoseconds are rounded down, fractions of a microsecond to the
+    nearest."""
     if column.dtype == pl.Date:
         return column.to_physical().cast(pl.Int64) * (_DAY * MICROSECONDS)
     if column.dtype == pl.Datetime:

@@ -1,7 +1,7 @@
-"""Queries made of the titles of a catalogue: what people might type who look for an item they half remember.
+"""Synthetic search queries made from the titles of a catalogue, as typed by people who remember a title in part.
 
-There is no public log of queries and clicks on titles that comes with a licence to use it, so this one is drawn, always
-the same: words left out, shuffled or cut short, letters lost, doubled, swapped or mistaken, articles moved, years added.
+No public log of queries and clicks on titles has a licence that allows its use. The queries are drawn with a fixed seed:
+words are left out, shuffled or cut short, letters omitted, inserted, replaced or swapped, articles moved, years added.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def make_title_queries(items: pl.DataFrame, each: int = QUERIES_PER_FILM, seed: int = 2013) -> Tables:
-    """Queries (query_id, query) and the item each is meant for (query_id, item_id, arrived), of items with the columns
-    item_id and title.
+    """Return queries as users (query_id, query), the items, and the item of each query as interactions (query_id, item_id,
+    arrived). `items` have the columns item_id and title.
 
-    No text comes twice; one that is made of two items' titles is left out. `arrived` is an order: the queries of a
-    share LATE_ITEM_SHARE of the items come in its last tenth, so that split.kind = "time" tests items that were never asked for.
+    Texts are distinct; a text made from the titles of two items is left out. `arrived` is an order: all queries for a
+    share LATE_ITEM_SHARE of the items are in its last tenth, so that split.kind = "time" tests items without training queries.
     """
     rng = random.Random(seed)
     meant: dict[str, int] = {}
@@ -61,18 +61,18 @@ def make_title_queries(items: pl.DataFrame, each: int = QUERIES_PER_FILM, seed: 
     rows = np.array([meant[text] for text in texts], np.int64)
     draw = np.random.default_rng(seed)
     new = draw.random(items.height) < LATE_ITEM_SHARE
-    moment = draw.random(len(texts))
-    moment = np.where(new[rows], 0.9 + 0.1 * moment, moment)
-    number = np.arange(len(texts))
+    times = draw.random(len(texts))
+    times = np.where(new[rows], 0.9 + 0.1 * times, times)
+    query_ids = np.arange(len(texts))
     return Tables(
-        pl.DataFrame({"query_id": number, "query": texts}, schema_overrides={"query": pl.String}),
+        pl.DataFrame({"query_id": query_ids, "query": texts}, schema_overrides={"query": pl.String}),
         items,
-        pl.DataFrame({"query_id": number, "item_id": items["item_id"][rows], "arrived": moment.argsort().argsort()}),
+        pl.DataFrame({"query_id": query_ids, "item_id": items["item_id"][rows], "arrived": times.argsort().argsort()}),
     )
 
 
 def title_words(title: str) -> tuple[list[list[str]], str]:
-    """The words of every name in a title, in the order they are said, and its year ('' if it has none).
+    """Return the words of every name in a title, in spoken order, and its year ('' without one).
 
     "Lost City, The (Cité perdue, La) (1995)" is "the lost city" and "la cité perdue" of 1995.
     """
@@ -91,7 +91,7 @@ def title_words(title: str) -> tuple[list[list[str]], str]:
 
 
 def _queries(title: str, n: int, rng: random.Random) -> list[str]:
-    """At most `n` different queries."""
+    """Return at most `n` distinct queries for a title."""
     known, year = title_words(title)
     found: dict[str, None] = {}
     for _ in range(3 * n):
@@ -135,7 +135,7 @@ def _pick_words(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _mistype(word: str, rng: random.Random) -> str:
-    """One letter left out, put in, mistaken, or swapped with the next."""
+    """Return the word with one letter left out, inserted, replaced, or swapped with the next."""
     at = rng.randrange(len(word) - 1)
     before, letter, after = word[:at], word[at], word[at + 1 :]
     how = rng.randrange(4)
