@@ -26,11 +26,11 @@ from worlds import checkerboard, settings
 from twotower import api, cli
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
-from twotower.embeddings_folder import Vectors, part_names
+from twotower.embeddings_folder import EmbeddingsFolder, part_names
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.runs import Run
 from twotower.schema import Categorical, MultiHot, Numeric, Schema
-from twotower.shards import Work
+from twotower.shards import ShardedWork
 
 SCHEMA = Schema(
     label="liked",
@@ -123,7 +123,7 @@ def same(out: Path, wanted: Path) -> None:
 
 
 def read(out: Path, rows: int = 65_536) -> tuple[pl.Series, np.ndarray[Any, Any]]:
-    blocks = list(Vectors(out).blocks(rows))
+    blocks = list(EmbeddingsFolder(out).blocks(rows))
     return pl.concat([ids for ids, _ in blocks]), np.concatenate([block for _, block in blocks])
 
 
@@ -188,8 +188,8 @@ def test_killed_ranks_are_gone_on_from_by_any_number_of_others(
     assert before
     assert not {*part_names(3)} & set(before)
     assert (out / "work" / "shard-00003").exists()
-    with pytest.raises(RunError, match=r"not all vectors are there yet \(embedding.json is missing\)"):
-        Vectors(out)
+    with pytest.raises(RunError, match=r"not all vectors are written yet \(embedding.json is missing\)"):
+        EmbeddingsFolder(out)
     codes, said = ended([start(run, table, out, i, 3) for i in range(3)])
     assert codes == [0, 0, 0], said
     assert len(re.findall(r", shard \d of 6", said)) == SHARDS - len(before) // 2
@@ -210,17 +210,17 @@ def test_a_rank_that_dies_holds_up_nobody_and_its_part_is_taken_over(
 def make(out: Path, plan: dict[str, Any], number: int = 3) -> list[int]:
     """Every step of writing shards, without a tower: gives those that were made."""
     made = []
-    with Work.begin(out, plan, number, False) as work:
+    with ShardedWork.begin(out, plan, number, False) as work:
         for i in range(number):
             with work.claimed(i) as mine:
                 assert mine
                 if work.record(i):
-                    assert work.sound(i)
+                    assert work.is_intact(i)
                     continue
-                with work.making(i) as folder:
+                with work.temporary_folder(i) as folder:
                     np.save(folder / "vectors.npy", np.full((2, 3), i, np.float32))
                     (folder / "ids.parquet").write_bytes(bytes([i]))
-                    work.put(i, folder, 2, 3, "Int64")
+                    work.publish_shard(i, folder, 2, 3, "Int64")
                 made.append(i)
         work.finish("dot")
     return made
@@ -262,7 +262,7 @@ def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(
         assert {n: state(out)[n] for n in finished} == {n: before[n] for n in finished}
         assert not [p for p in (*out.iterdir(), *(out / "work").iterdir()) if p.name.endswith(".tmp")]
         assert (out / "embedding.json").read_bytes() == (tmp_path / "whole" / "embedding.json").read_bytes()
-        assert Vectors(out).width == 3
+        assert EmbeddingsFolder(out).width == 3
     assert point > 20
 
 
@@ -270,26 +270,30 @@ def test_a_folder_in_which_others_are_at_work_is_not_started_over(tmp_path: Path
     ready, wait = os.pipe(), os.pipe()
 
     def busy() -> None:
-        with Work.begin(tmp_path / "out", plan_of(), 3, False) as work, work.claimed(1):
+        with ShardedWork.begin(tmp_path / "out", plan_of(), 3, False) as work, work.claimed(1):
             os.write(ready[1], b"x")
             os.read(wait[0], 1)
 
     pid = fork(busy)
     os.read(ready[0], 1)
     try:
-        with Work.begin(tmp_path / "out", plan_of(), 3, False) as work, work.claimed(1) as mine, work.claimed(2) as two:
+        with (
+            ShardedWork.begin(tmp_path / "out", plan_of(), 3, False) as work,
+            work.claimed(1) as mine,
+            work.claimed(2) as two,
+        ):
             assert not mine
             assert two
         other = plan_of(side="user")
         with (
-            pytest.raises(RunError, match="another call is at work there"),
-            Work.begin(tmp_path / "out", other, 3, True),
+            pytest.raises(RunError, match="another call is writing them"),
+            ShardedWork.begin(tmp_path / "out", other, 3, True),
         ):
             pass
     finally:
         os.write(wait[1], b"x")
         assert os.waitpid(pid, 0)[1] == 0
-    with Work.begin(tmp_path / "out", other, 3, True) as work, work.claimed(1) as mine:
+    with ShardedWork.begin(tmp_path / "out", other, 3, True) as work, work.claimed(1) as mine:
         assert mine
 
 
@@ -313,7 +317,7 @@ def touched(table: Path) -> None:
 OTHER_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "rows": (other_rows, r"of another table \(c.parquet has another size\)"),
     "time": (touched, r"of another table \(a.parquet has another time of change\)"),
-    "gone": (lambda t: (t / "b.parquet").unlink(), r"of another table \(b.parquet is gone\)"),
+    "gone": (lambda t: (t / "b.parquet").unlink(), r"of another table \(b.parquet is missing\)"),
     "new": (lambda t: items(0, 2).write_parquet(t / "e.parquet"), r"of another table \(e.parquet is new\)"),
 }
 
@@ -367,7 +371,7 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
     with pytest.raises(RunError, match=r"holds other vectors \(ids.parquet\); choose another folder, or"):
         again(run, table, out)
     again(run, table, out, overwrite=True)
-    assert len(Vectors(out)) == 417
+    assert len(EmbeddingsFolder(out)) == 417
 
 
 def flipped(path: Path) -> None:
@@ -450,13 +454,13 @@ def test_files_are_named_one_by_one_by_a_folder_or_by_a_pattern(
     same(tmp_path / "out", whole)
     shutil.copytree(table, tmp_path / "deep" / "one")
     again(run, str(tmp_path / "deep" / "*" / "*.parquet"), tmp_path / "three")
-    assert len(Vectors(tmp_path / "three")) == 380
+    assert len(EmbeddingsFolder(tmp_path / "three")) == 380
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "notes.txt").touch()
     for source, message in (
-        (tmp_path / "empty", "no file there"),
-        (f"{tmp_path}/*.nothing", "no file there"),
+        (tmp_path / "empty", "holds no file"),
+        (f"{tmp_path}/*.nothing", "holds no file"),
         (tmp_path / "deep", r"found the folder one in it; name all files, as in '.*/deep/\*/\*.parquet'"),
         (tmp_path / "odd", "found a '.txt' file"),
         (tmp_path / "gone", "no such file"),
@@ -503,7 +507,7 @@ def test_a_folder_of_something_else_stays_as_it_is(run: Run, table: Path, tmp_pa
 
 def test_half_precision_takes_half_the_disk(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     again(run, table, tmp_path / "out", precision="fp16")
-    half, full = Vectors(tmp_path / "out"), Vectors(whole)
+    half, full = EmbeddingsFolder(tmp_path / "out"), EmbeddingsFolder(whole)
     assert half.dtype == np.float16
     assert full.dtype == np.float32
     np.testing.assert_allclose(read(tmp_path / "out")[1], read(whole)[1], rtol=1e-3, atol=1e-4)
@@ -522,7 +526,7 @@ def test_half_precision_takes_half_the_disk(run: Run, table: Path, whole: Path, 
 
 @pytest.mark.parametrize("rows", [1, 7, 100, 1000])
 def test_vectors_come_in_blocks_mapped_and_in_the_order_of_the_table(rows: int, whole: Path) -> None:
-    vectors = Vectors(whole)
+    vectors = EmbeddingsFolder(whole)
     sizes = [(len(ids), len(block)) for ids, block in vectors.blocks(rows)]
     assert all(a == b <= rows for a, b in sizes)
     assert sum(a for a, _ in sizes) == len(vectors) == 417
@@ -536,36 +540,36 @@ def test_vectors_come_in_blocks_mapped_and_in_the_order_of_the_table(rows: int, 
 
 
 def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no vectors there"):
-        Vectors(tmp_path)
+    with pytest.raises(RunError, match="holds no vectors"):
+        EmbeddingsFolder(tmp_path)
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     shutil.rmtree(out / "work")
-    assert len(Vectors(out)) == 417
+    assert len(EmbeddingsFolder(out)) == 417
     np.save(out / "part-00001.npy", np.zeros((3, 9), np.float32))
     with pytest.raises(RunError, match=r"part-00001.npy: holds \(3, 9\), expected 100 rows"):
-        list(Vectors(out).blocks())
+        list(EmbeddingsFolder(out).blocks())
     shutil.copy(whole / "part-00001.npy", out)
     (out / "ids-00002.parquet").unlink()
     with pytest.raises(RunError, match="ids-00002.parquet: missing or damaged"):
-        list(Vectors(out).blocks())
+        list(EmbeddingsFolder(out).blocks())
     shutil.copy(whole / "ids-00001.parquet", out / "ids-00002.parquet")
     with pytest.raises(RunError, match="ids-00002.parquet: holds 100 ids, expected 50"):
-        list(Vectors(out).blocks())
+        list(EmbeddingsFolder(out).blocks())
     (out / "part-00000.npy").write_bytes(b"x")
     with pytest.raises(RunError, match="part-00000.npy: missing or damaged"):
-        Vectors(out)
+        EmbeddingsFolder(out)
     (out / "embedding.json").write_text('{"format": 1}')
     with pytest.raises(RunError, match="embedding.json: damaged"):
-        Vectors(out)
+        EmbeddingsFolder(out)
     (out / "embedding.json").write_text('{"format": 99}')
     with pytest.raises(RunError, match="not a list of shards that this version reads"):
-        Vectors(out)
+        EmbeddingsFolder(out)
     (out / "embedding.json").unlink()
     for data in (b"", b"x", (whole / "part-00001.npy").read_bytes()[:90]):
         (out / "vectors.npy").write_bytes(data)
         with pytest.raises(RunError, match="vectors.npy: damaged"):
-            Vectors(out)
+            EmbeddingsFolder(out)
 
 
 def test_a_table_of_one_shard_does_not_replace_many_that_nobody_works_at(run: Run, whole: Path, tmp_path: Path) -> None:
@@ -575,7 +579,7 @@ def test_a_table_of_one_shard_does_not_replace_many_that_nobody_works_at(run: Ru
     items(0, 30).write_parquet(tmp_path / "few.parquet")
     with pytest.raises(RunError, match="holds the shards of another table"):
         api.embed(run, "item", tmp_path / "few.parquet", out)
-    assert len(Vectors(out)) == 417
+    assert len(EmbeddingsFolder(out)) == 417
 
 
 @pytest.mark.system

@@ -10,7 +10,7 @@ import pytest
 
 from twotower import cli
 from twotower.data.tables import read_file
-from twotower.embeddings_folder import Vectors
+from twotower.embeddings_folder import EmbeddingsFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,4 +48,4 @@ def test_the_whole_way_through_folders_of_any_name(
     run("publish", made, "--store", store)
     assert "(id p" in run("recommend", "--store", store, "--user", "c000", "-k", "3")
     run("embed", made, data / f"products.{ending}", "--out", here / "vectors [z]")
-    assert len(Vectors(here / "vectors [z]")) > 0
+    assert len(EmbeddingsFolder(here / "vectors [z]")) > 0

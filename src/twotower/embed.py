@@ -1,4 +1,4 @@
-"""Bulk embedding of tables larger than memory: shards that ranks share, a block of rows at a time through the tower."""
+"""Bulk embedding of tables larger than memory. Ranks share the shards of a table; a tower embeds one block of rows at a time."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from twotower.runs import Run
 from twotower.schema import Numeric, Sequence, SideName
 from twotower.shards import (
     HOW_TO_OVERWRITE,
+    ShardedWork,
     TableFile,
     TableShard,
-    Work,
     check_folder,
     clear_folder,
     common_type,
@@ -56,10 +56,10 @@ from twotower.shards import (
 log = logging.getLogger(__name__)
 
 TOWER_BLOCK_ROWS = 32_768
-"""Rows a tower embeds at once: more takes memory, fewer makes its threads wait for each other more often."""
+"""Rows of one call of a tower. More rows need more memory; fewer make its threads wait for each other more often."""
 
 SHARD_ROWS = 1_048_576
-"""A multiple of the blocks, so that a row meets the same rows in its block however the table is cut."""
+"""Default rows of a shard. A multiple of the block, so that blocks, and with them rounding, are the same for every cut."""
 
 Precision = Literal["fp32", "fp16"]
 _DTYPES = {"fp32": "<f4", "fp16": "<f2"}
@@ -77,45 +77,43 @@ def embed(
     overwrite: bool = False,
     context: DistributedContext | None = None,
 ) -> int:
-    """Vectors of every row of `source`, which may be larger than memory; gives the number of rows that have theirs.
+    """Write the vector of every row of the table `source` into the folder `out`, and return the number of embedded rows.
 
-    `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet". Up to `shard_rows`
-    rows of a Parquet file are a shard; so is a whole text file. `out` then holds, for one shard, vectors.npy (n, D)
-    float32 and ids.parquet, the ids in the same order; for several, what `embeddings_folder.py` describes and `Vectors` reads.
-    Shards are made once: a later call goes on with what is missing or damaged. The ranks of `context` share them
-    without a barrier: a rank that is done takes shards that are left, and the last rank writes the list.
+    `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet", of any size. A shard
+    is up to `shard_rows` rows of a Parquet file, or a whole text file. A single shard is written as vectors.npy (n, D) and
+    ids.parquet, several as `embeddings_folder` describes; `EmbeddingsFolder` reads both. A later call continues with shards
+    that are missing or damaged. The ranks of `context` share the shards without a barrier: a rank that is done takes
+    remaining shards, and the last rank writes the list.
 
-    A row whose id the run knows has the sequences and statistics that the run has for it; a new one has empty sequences,
-    a count of zero and no mean. An id that comes twice has two vectors.
+    A row whose id is in the run has the run's sequences and statistics; a new row has empty sequences, a count of zero and
+    no mean. A repeated id gets a vector for each of its rows.
 
-    Raises DataError for a table that is not as the schema says, RunError if `out` holds anything else, or vectors of
-    another table or model that `overwrite` does not give up, or the model gives a vector that is not finite; ConfigError.
+    Raises DataError if the table does not fit the schema; RunError if `out` holds other files, or vectors of another table
+    or model without `overwrite`, or if a vector is not finite; ConfigError for an unusable argument.
     """
     source, out, me = Path(source), Path(out), context or DistributedContext()
     if precision not in _DTYPES:
         raise ConfigError(f"precision '{precision}': allowed are {', '.join(_DTYPES)}")
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
-    rows = _Rows(run, side)
+    rows = _RowEncoder(run, side)
     sources = _files(source, rows)
     shards = cut_into_shards(sources, shard_rows)
     if not shards:
         raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
-    tower = _Tower(run, rows, precision, batch_rows, f"rank {me.rank}: " if me.world_size > 1 else "")
+    tower = _ShardEmbedder(run, rows, precision, batch_rows, f"rank {me.rank}: " if me.world_size > 1 else "")
     if len(shards) == 1:
-        return _whole(tower, shards[0], out, overwrite) if me.is_main else 0
+        return _embed_single_shard(tower, shards[0], out, overwrite) if me.is_main else 0
     plan = {
         "side": side, "model": _digest(run), "schema": hashlib.sha256(rows.schema.model_dump_json().encode()).hexdigest(),
         "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in sources],
     }  # fmt: skip
-    with Work.begin(out, plan, len(shards), overwrite) as work:
-        mine = range(me.rank, len(shards), me.world_size)
-        made = sum(_make(tower, work, shards[i], look=True) for i in mine)
-        while True:  # from the end, where those who are slow come last
+    with ShardedWork.begin(out, plan, len(shards), overwrite) as work:
+        for i in range(me.rank, len(shards), me.world_size):
+            _embed_shard(tower, work, shards[i], verify=True)
+        while True:  # help other ranks, from the end, which a slow rank reaches last
             missing = [s for s in reversed(shards) if not work.record(s.number)]
-            helped = sum(_make(tower, work, s, look=False) for s in missing)
-            made += helped
-            if not helped:
+            if not sum(_embed_shard(tower, work, s, verify=False) for s in missing):
                 break
         n, last = work.finish(run.model.metric)
         if not n and all(work.record(s.number) for s in shards):
@@ -125,8 +123,8 @@ def embed(
         return n
 
 
-def _whole(tower: _Tower, shard: TableShard, out: Path, overwrite: bool) -> int:
-    """A table of one shard, replacing an earlier one."""
+def _embed_single_shard(tower: _ShardEmbedder, shard: TableShard, out: Path, overwrite: bool) -> int:
+    """Embed a table of one shard, in place of an earlier one, and return the number of rows."""
     check_folder(out)
     if (out / WORK_FOLDER).exists() or (out / LIST_FILE).exists():
         if not overwrite:
@@ -137,30 +135,33 @@ def _whole(tower: _Tower, shard: TableShard, out: Path, overwrite: bool) -> int:
         n, *_ = tower(shard, folder)
         if not n:
             raise DataError(f"{tower.rows.side}s: the table has no rows, expected at least one; fill it")
-    tower.tell(n, f": {out}")
+    tower.log_progress(n, f": {out}")
     return n
 
 
-def _make(tower: _Tower, work: Work, shard: TableShard, look: bool) -> bool:
-    """Make a shard unless another process is at it, or it is there; with `look`, whole. Gives whether it was made."""
-    with work.claimed(shard.number) as mine:
-        if not mine:
+def _embed_shard(tower: _ShardEmbedder, work: ShardedWork, shard: TableShard, verify: bool) -> bool:
+    """Embed a shard, unless it is finished or another process has claimed it; return True if it was embedded.
+
+    `verify` checks the files of a finished shard, and embeds it again if they are damaged.
+    """
+    with work.claimed(shard.number) as is_claimed:
+        if not is_claimed:
             return False
         if work.record(shard.number):
-            if not look or work.sound(shard.number):
+            if not verify or work.is_intact(shard.number):
                 return False
-            log.info(f"{tower.prefix}shard {shard.number + 1} is damaged, it is made again")
-            work.forget(shard.number)
-        with work.making(shard.number) as folder:
+            log.info(f"{tower.prefix}shard {shard.number + 1} is damaged, it is embedded again")
+            work.discard(shard.number)
+        with work.temporary_folder(shard.number) as folder:
             n, width, kind = tower(shard, folder)
-            work.put(shard.number, folder, n, width, kind)
-        tower.tell(n, f", shard {shard.number + 1} of {work.shards}")
+            work.publish_shard(shard.number, folder, n, width, kind)
+        tower.log_progress(n, f", shard {shard.number + 1} of {work.shards}")
     return True
 
 
 def _digest(run: Run) -> str:
-    """The digest of the run's model.safetensors; of a model that is in no folder, one of its weights."""
-    if run.sha256:  # and not what the folder says, in which another run may be by now
+    """Return the digest of the run's model.safetensors, or of the weights of a model without a folder."""
+    if run.sha256:  # of the loaded model; the folder may hold another run by now
         return run.sha256
     digest = hashlib.sha256()
     for name, weights in run.model.named_parameters():
@@ -169,19 +170,20 @@ def _digest(run: Run) -> str:
     return digest.hexdigest()
 
 
-class _Tower:
-    """Makes the vectors of a shard, and tells how fast."""
+class _ShardEmbedder:
+    """Embeds the rows of a shard, and logs the progress."""
 
-    def __init__(self, run: Run, rows: _Rows, precision: Precision, batch_rows: int, prefix: str) -> None:
+    def __init__(self, run: Run, rows: _RowEncoder, precision: Precision, batch_rows: int, prefix: str) -> None:
         self.run, self.rows, self.type, self.batch_rows, self.prefix = run, rows, _DTYPES[precision], batch_rows, prefix
         self.started = 0.0
 
     def __call__(self, shard: TableShard, folder: Path) -> tuple[int, int, str]:
-        """Write vectors.npy (n, D) and ids.parquet of a shard; gives n, D and the type of the ids. Nothing, if n is 0."""
+        """Write vectors.npy (n, D) and ids.parquet of a shard into a folder; return n, D and the type of the ids. A shard of
+        no rows has no ids.parquet and the type ''."""
         run, rows, source = self.run, self.rows, shard.file.path
         tower = run.model.user_vectors if rows.side == "user" else run.model.item_vectors
         device = run.model.log_temperature.device
-        self.started = told = time.perf_counter()
+        self.started = logged = time.perf_counter()
         n = width = 0
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -201,9 +203,9 @@ class _Tower:
                 ids.to_frame().write_parquet(scratch / f"{n:015d}.parquet")
                 n += len(ids)
                 files.point(f"shard:{shard.number}")
-                if time.perf_counter() > told + 5:
-                    told = time.perf_counter()
-                    self.tell(n)
+                if time.perf_counter() > logged + 5:
+                    logged = time.perf_counter()
+                    self.log_progress(n)
             write_npy_header(file, np.zeros(width, self.type), n)
         kind = ""
         if n:
@@ -223,14 +225,14 @@ class _Tower:
             raise RunError(f"a vector of {source} has a number above 65,504, which fp16 does not reach; use fp32")
         return out
 
-    def tell(self, n: int, more: str = "") -> None:
+    def log_progress(self, n: int, more: str = "") -> None:
         log.info(
             f"{self.prefix}{n:,} {self.rows.side}s embedded, {n / (time.perf_counter() - self.started):,.0f} a second{more}"
         )
 
 
-class _Rows:
-    """A piece of a side's table -> ids and encoded columns."""
+class _RowEncoder:
+    """Encodes pieces of a side's table: the ids, and the columns that the tower reads."""
 
     def __init__(self, run: Run, side: SideName) -> None:
         self.side, self.schema, self.encoders = side, run.dataset.schema, run.dataset.encoders
@@ -243,13 +245,13 @@ class _Rows:
         self.columns = list(dict.fromkeys([self.key, *(f.source for f in features if f.name not in made)]))
         self.known = run.dataset.side_before(side, TEST)
         self.reading = Reading.of(self.schema, side)
-        # Of a CSV: a column of true and false is one of booleans if it was in training.
+        # A CSV has no types: ids and columns that were boolean in training are parsed from text.
         booleans = {c for c, dtype in self.known.frame.schema.items() if dtype == pl.Boolean} - self.reading.numbers
-        self.spelled = [c for c in self.columns if c == self.key or c in booleans]
-        self._numbers = CategoricalEncoder(self.known.ids)
+        self.parsed_columns = [c for c in self.columns if c == self.key or c in booleans]
+        self._row_encoder = CategoricalEncoder(self.known.ids)
 
     def check(self, names: abc.Sequence[str]) -> None:
-        """Raises DataError if a column is missing."""
+        """Raise DataError if a column is missing."""
         need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s", self.schema)
 
     def __call__(self, frame: pl.DataFrame) -> tuple[pl.Series, dict[str, Column]]:
@@ -257,28 +259,28 @@ class _Rows:
         if self.known.ids.dtype == pl.String:
             frame = frame.with_columns(pl.col(self.key).cast(pl.String))
         if self.statistics or self.sequences:
-            numbers = self._numbers.transform(frame[self.key])  # 0 for new ones, else 1 + the run's row
+            known_rows = self._row_encoder.transform(frame[self.key])  # 0 for a new id, else 1 + its row in the run
         for f in self.statistics:
             values = self.known.frame[f.source]
             new = pl.Series([0.0 if f.statistic == "count" else None], dtype=values.dtype)
-            frame = frame.with_columns(pl.concat([new, values]).gather(numbers).alias(f.source))
+            frame = frame.with_columns(pl.concat([new, values]).gather(known_rows).alias(f.source))
         columns = self.encoders.transform(self.side, frame)
         for s in self.sequences:
-            columns[s.name] = _picked(cast(Ragged, self.known.columns[s.name]), numbers)
+            columns[s.name] = _take_known(cast(Ragged, self.known.columns[s.name]), known_rows)
         return frame[self.key].rename("id"), columns
 
 
-def _picked(ragged: Ragged, numbers: npt.NDArray[np.int32]) -> Ragged:
-    """Row number - 1 of `ragged` for each of `numbers`, nothing for 0."""
-    starts, lengths = np.r_[0, ragged.offsets[:-1]][numbers], np.r_[0, ragged.lengths][numbers]
-    offsets = np.zeros(len(numbers) + 1, np.int64)
+def _take_known(ragged: Ragged, known_rows: npt.NDArray[np.int32]) -> Ragged:
+    """Return row r - 1 of `ragged` for each r of `known_rows`, an empty row for 0."""
+    starts, lengths = np.r_[0, ragged.offsets[:-1]][known_rows], np.r_[0, ragged.lengths][known_rows]
+    offsets = np.zeros(len(known_rows) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     flat = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
     return Ragged(ragged.values[flat], offsets)
 
 
 def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, device: torch.device) -> Inputs:
-    """Rows of encoded columns for a forward pass: as `SideTensors.take`, without what only a backward pass needs."""
+    """Return the inputs of some rows of encoded columns, as `SideTensors.take` does, for a forward pass only."""
     arrays: dict[str, Any] = {f.name: columns[f.name] for f in fields}
     lookups = [arrays[f.name][part] for f in fields if f.kind == "lookup"]
     bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
@@ -298,16 +300,16 @@ def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, 
     return Inputs(len(rows), torch.from_numpy(lookup).to(device), bags, dense)
 
 
-def _files(source: Path, rows: _Rows) -> list[TableFile]:
-    """The files of a table in the order of their names, with the columns that are needed. Raises DataError."""
+def _files(source: Path, rows: _RowEncoder) -> list[TableFile]:
+    """Return the files of a table in the order of their names. Raises DataError if one lacks a column."""
     paths = table_files(source)
     base = Path(os.path.commonpath([p.parent for p in paths]))
     return [TableFile(path, path.relative_to(base).as_posix(), _length(path, rows)) for path in paths]
 
 
-def _length(path: Path, rows: _Rows) -> int | None:
-    """Rows of a Parquet file, None of a text. Raises DataError if a column is missing."""
-    with _reading(path):
+def _length(path: Path, rows: _RowEncoder) -> int | None:
+    """Return the number of rows of a Parquet file, None for a text file. Raises DataError if a column is missing."""
+    with _table_errors(path):
         if is_text(path):
             rows.check(column_names(path))
             return None
@@ -317,8 +319,8 @@ def _length(path: Path, rows: _Rows) -> int | None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn an error of polars about a file into a DataError of one line."""
+def _table_errors(path: Path) -> Iterator[None]:
+    """Turn errors of polars about a file into DataErrors of one line."""
     try:
         yield
     except pl.exceptions.NoDataError:
@@ -331,28 +333,28 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read as {ending} ({line}); is the file complete?") from None
 
 
-def _batches(shard: TableShard, rows: _Rows, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
-    """The columns that are read, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
+def _batches(shard: TableShard, rows: _RowEncoder, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
+    """Yield the needed columns of a shard, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
     path, text = shard.file.path, is_text(shard.file.path)
-    with _reading(path):
+    with _table_errors(path):
         table = (
-            _from_text(path, rows, scratch / "table")
+            _text_as_parquet(path, rows, scratch / "table")
             if text
             else pl.scan_parquet(path, glob=False).select(rows.columns)
         )
         n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
     for start in range(0, n, batch_rows):
-        with _reading(path):
-            # Slices of a Parquet file are stable and skip what comes before; streamed batches are read far ahead.
+        with _table_errors(path):
+            # A slice of a Parquet file skips the rows before it; streamed batches would be read far ahead.
             rest = min(batch_rows, n - start)
             frame = table.slice(shard.start + start, rest).collect(engine="streaming")
         if len(frame) != rest:
-            raise DataError(f"{path}: has changed while it was read; call again when it is complete")
-        yield frame.with_columns(parse_canonical_text(frame[name]) for name in rows.spelled) if text else frame
+            raise DataError(f"{path}: was changed while it was read; call again when it is complete")
+        yield frame.with_columns(parse_canonical_text(frame[name]) for name in rows.parsed_columns) if text else frame
 
 
-def _from_text(source: Path, rows: _Rows, path: Path) -> pl.LazyFrame:
-    """A CSV as Parquet: its types are those of all its rows, and it is read once."""
+def _text_as_parquet(source: Path, rows: _RowEncoder, path: Path) -> pl.LazyFrame:
+    """Write a CSV as Parquet, with types inferred from all rows, and scan it."""
     table = pl.scan_csv(source, **csv_options(source, rows.reading))
     table.select(rows.columns).sink_parquet(path)
     return pl.scan_parquet(path, glob=False)

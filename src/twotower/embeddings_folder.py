@@ -1,11 +1,11 @@
-"""A folder of vectors that `twotower embed` has made: read in blocks, mapped and not loaded.
+"""Reader of a folder of embeddings that `twotower embed` has written. Vectors are memory-mapped and read in blocks.
 
-embedding.json          what the vectors are of, and the list of shards; there only when all of them are
+embedding.json          side, model and precision, and the list of shards; written when all shards are complete
 part-00000.npy          vectors of a shard (rows, D), float32 or float16
-ids-00000.parquet       their ids, in the same order, in the column `id`; of one type in all shards
-work/                   what a later call goes on from; a reader needs none of it
+ids-00000.parquet       their ids in the same order, in the column `id`; of one type in all shards
+work/                   state from which a later call of `embed` continues; readers ignore it
 
-A table of one shard is vectors.npy and ids.parquet and nothing else.
+A table of one shard is vectors.npy and ids.parquet alone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ EMBEDDINGS_FORMAT = 1
 
 
 def read_array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
-    """The array of a .npy file, read, or mapped in the `mode` of a memory map. Raises OSError, ValueError for whatever else
-    a file may hold: archives and pickles are not looked into."""
+    """Return the array of a .npy file, loaded, or memory-mapped with `mode`.
+
+    Raises OSError, and ValueError for any other content; archives and pickles are not opened."""
     found: npt.NDArray[Any]
     if mode is not None:
         found = np.lib.format.open_memmap(path, mode)
@@ -41,39 +42,41 @@ def read_array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
     return found
 
 
-def part_names(number: int) -> tuple[str, str]:
-    """The files of a shard: vectors and ids."""
-    return f"part-{number:05d}.npy", f"ids-{number:05d}.parquet"
+def part_names(shard_index: int) -> tuple[str, str]:
+    """Return the names of a shard's files: vectors and ids."""
+    return f"part-{shard_index:05d}.npy", f"ids-{shard_index:05d}.parquet"
 
 
 @dataclass(frozen=True)
-class Part:
-    """A shard's two files and its rows."""
+class EmbeddingPart:
+    """The two files of a shard, and its number of rows."""
 
     vectors: Path
     ids: Path
     rows: int
 
     def open(self) -> npt.NDArray[Any]:
-        """(rows, D), mapped and read-only. Raises RunError if the file is missing or holds another number of rows."""
+        """Return the vectors (rows, D), mapped and read-only. Raises RunError if the file is missing or damaged."""
         try:
             found: npt.NDArray[Any] = read_array(self.vectors, "r")
         except (OSError, ValueError, EOFError) as e:
-            raise RunError(f"{self.vectors}: missing or damaged ({e}); embed again to mend it") from None
+            raise RunError(f"{self.vectors}: missing or damaged ({e}); embed again to repair it") from None
         if found.ndim != 2 or len(found) != self.rows:
-            raise RunError(f"{self.vectors}: holds {found.shape}, expected {self.rows:,} rows; embed again to mend it")
+            raise RunError(
+                f"{self.vectors}: holds {found.shape}, expected {self.rows:,} rows; embed again to repair it"
+            )
         return found
 
 
-class Vectors:
-    """The vectors of a whole table and their ids: `len(vectors)`, `vectors.width`, `for ids, block in vectors.blocks()`.
+class EmbeddingsFolder:
+    """The vectors and ids of a whole table: `len(folder)` rows of `folder.width`, `for ids, vectors in folder.blocks()`.
 
-    `about` is embedding.json: side, metric, model (the digest in the run's model.json), precision and more; empty for a
-    folder of one shard.
+    `about` is the content of embedding.json: side, metric, model (the digest in the run's model.json), precision and more;
+    empty for a folder of one shard.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        """Raises RunError if the folder holds no vectors, or not yet all of them."""
+        """Open a folder. Raises RunError if it holds no vectors, or not yet all of them."""
         self.folder = Path(folder)
         self.about: dict[str, Any] = {}
         if (self.folder / LIST_FILE).exists():
@@ -84,19 +87,21 @@ class Vectors:
                 )
             try:
                 shards = self.about["shards"]
-                self.parts = [Part(self.folder / s["vectors"], self.folder / s["ids"], int(s["rows"])) for s in shards]
+                self.parts = [
+                    EmbeddingPart(self.folder / s["vectors"], self.folder / s["ids"], int(s["rows"])) for s in shards
+                ]
             except (KeyError, TypeError, ValueError) as e:
-                raise RunError(f"{self.folder / LIST_FILE}: damaged ({e!r}); embed again to mend it") from None
+                raise RunError(f"{self.folder / LIST_FILE}: damaged ({e!r}); embed again to repair it") from None
         elif (self.folder / WORK_FOLDER).exists():
-            raise RunError(f"{self.folder}: not all vectors are there yet ({LIST_FILE} is missing); call embed again")
+            raise RunError(f"{self.folder}: not all vectors are written yet ({LIST_FILE} is missing); call embed again")
         elif (self.folder / VECTORS_FILE).exists():
             try:
                 rows = len(read_array(self.folder / VECTORS_FILE, "r"))
             except (OSError, ValueError, EOFError) as e:
-                raise RunError(f"{self.folder / VECTORS_FILE}: damaged ({e}); embed again to mend it") from None
-            self.parts = [Part(self.folder / VECTORS_FILE, self.folder / IDS_FILE, rows)]
+                raise RunError(f"{self.folder / VECTORS_FILE}: damaged ({e}); embed again to repair it") from None
+            self.parts = [EmbeddingPart(self.folder / VECTORS_FILE, self.folder / IDS_FILE, rows)]
         else:
-            raise RunError(f"{self.folder}: no vectors there; name a folder that embed wrote")
+            raise RunError(f"{self.folder}: holds no vectors; name a folder that embed wrote")
         first = self.parts[0].open()
         self.width, self.dtype = first.shape[1], first.dtype
         self._rows = sum(p.rows for p in self.parts)
@@ -105,8 +110,8 @@ class Vectors:
         return self._rows
 
     def blocks(self, rows: int = 65_536) -> Iterator[tuple[pl.Series, npt.NDArray[Any]]]:
-        """Ids (n) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises RunError."""
-        import polars as pl  # an index reads arrays, not tables
+        """Yield ids (n,) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises RunError."""
+        import polars as pl  # imported late: an index imports this module for `read_array` only
 
         for part in self.parts:
             vectors, at, step = part.open(), 0, max(rows, 1 << 20)
@@ -115,10 +120,10 @@ class Vectors:
                     ids = pl.scan_parquet(part.ids, glob=False).slice(first, step).collect()["id"]
                 except (pl.exceptions.PolarsError, OSError) as e:
                     why = str(e).splitlines()[0]
-                    raise RunError(f"{part.ids}: missing or damaged ({why}); embed again to mend it") from None
+                    raise RunError(f"{part.ids}: missing or damaged ({why}); embed again to repair it") from None
                 for start in range(0, len(ids), rows):
                     some = ids.slice(start, rows)
                     yield some, vectors[at : at + len(some)]
                     at += len(some)
             if at != part.rows:
-                raise RunError(f"{part.ids}: holds {at:,} ids, expected {part.rows:,}; embed again to mend it")
+                raise RunError(f"{part.ids}: holds {at:,} ids, expected {part.rows:,}; embed again to repair it")

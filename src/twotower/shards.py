@@ -1,8 +1,11 @@
-"""Work in shards that processes on one file system share, and that a later call goes on with.
+"""Shards of a bulk embedding, shared by processes on one file system, and continued by a later call.
 
-Under the folder of vectors: work/plan.json (what is embedded), work/done-00000.json (a shard's record, written after its
-files), work/shard-00000/ (one being made), work/lock. A shard's lock is one
-byte of work/lock. Kernel locks are released when a process dies.
+work/plan.json          table, model, schema and sizes of the embedding
+work/done-00000.json    record of a finished shard, written after its files
+work/shard-00000/       temporary files of a shard in progress
+work/lock               kernel locks: each shard has one byte
+
+All are in the folder of embeddings (embeddings_folder.py). Kernel locks are released when a process dies.
 """
 
 from __future__ import annotations
@@ -28,30 +31,27 @@ from twotower.errors import DataError, RunError
 
 HOW_TO_OVERWRITE = "choose another folder, or start over with `overwrite=True`"
 _SHARD_FILES = re.compile(r"part-\d+\.npy|ids-\d+\.parquet")
-_FOLDER, _USE, _SHARDS = (
-    0,
-    1,
-    2,
-)  # bytes of work/lock: plan and list; being at work here at all; from here on the shards
+_FOLDER_BYTE, _USERS_BYTE, _FIRST_SHARD_BYTE = 0, 1, 2
+"""Bytes of work/lock: of the plan and the list; locked, shared, by all processes in the folder; of the first shard."""
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file of a table: where it is, its name within the table, its rows (None for text, which has to be read for that)."""
+    """A file of a table: its path, its name within the table, and its number of rows (None for a text file)."""
 
     path: Path
     name: str
     rows: int | None
 
     def state(self) -> list[Any]:
-        """Return name, bytes, time of change and rows, which change with the file."""
+        """Return name, size in bytes, modification time and rows, to detect changes."""
         found = self.path.stat()
         return [self.name, found.st_size, found.st_mtime_ns, self.rows]
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """Rows `start` to `start + rows` of a file; `rows` None is the whole of a text file."""
+    """Rows `start` to `start + rows` of a file, or with `rows` None a whole text file."""
 
     number: int
     file: TableFile
@@ -60,7 +60,7 @@ class TableShard:
 
 
 def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:
-    """Shards of at most `rows` rows, in the order of the files; none for a file without rows."""
+    """Return the shards of at most `rows` rows of the files, in their order; a file without rows has none."""
     shards: list[TableShard] = []
     for file in sources:
         if file.rows is None:
@@ -72,39 +72,39 @@ def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:
 
 
 def check_folder(out: Path) -> None:
-    """Raises RunError unless `out` is new, empty, or holds vectors and nothing else."""
+    """Raise RunError unless `out` is new, empty, or holds embeddings and no other files."""
     if not out.exists():
         return
     known = {VECTORS_FILE, IDS_FILE, LIST_FILE, WORK_FOLDER}
     names = sorted(p.name for p in out.iterdir()) if out.is_dir() else [out.name]
-    strange = [n for n in names if not (out.is_dir() and (n in known or _SHARD_FILES.fullmatch(n) or _temporary(n)))]
-    if strange:
-        raise RunError(f"{out}: not a folder of vectors (it holds {strange[0]}); choose another folder")
+    foreign = [n for n in names if not (out.is_dir() and (n in known or _SHARD_FILES.fullmatch(n) or _is_temporary(n)))]
+    if foreign:
+        raise RunError(f"{out}: not a folder of vectors (it holds {foreign[0]}); choose another folder")
 
 
-def _temporary(name: str) -> bool:
+def _is_temporary(name: str) -> bool:
     return re.fullmatch(r"\.embedding\.json\.\d+\.tmp", name) is not None
 
 
 def common_type(types: Collection[str]) -> pl.DataType:
-    """The type that ids of all these can have: one that is no integer makes all of them text."""
+    """Return the type that holds ids of all these types: text, if one of them is text."""
     if len(types) == 1:
         return pl.Int64() if "Int64" in types else pl.UInt64() if "UInt64" in types else pl.String()
     return pl.String() if "String" in types else pl.UInt64()
 
 
 def save_ids(parts: list[Path], kind: pl.DataType, path: Path) -> None:
-    """The column `id` of all parts, one after the other. Raises DataError if `kind` does not hold them."""
+    """Write the concatenated column `id` of all parts with type `kind`. Raises DataError if the type cannot hold an id."""
     try:
         pl.concat([pl.scan_parquet(p, glob=False).select(pl.col("id").cast(kind)) for p in parts]).sink_parquet(path)
     except pl.exceptions.InvalidOperationError:
         raise DataError(
-            "some ids are negative and some are from 2**63 on, which no type of integers holds; give them as text"
+            "some ids are negative and some are from 2**63 on, which no integer type holds together; give them as text"
         ) from None
 
 
-class Work:
-    """Being at work in a folder of vectors, from `begin` until the block ends."""
+class ShardedWork:
+    """The work of one process in a folder of embeddings, within the block of `begin`."""
 
     def __init__(self, out: Path, lock: BinaryIO, plan: dict[str, Any], shards: int) -> None:
         self.out, self.folder, self.plan, self.shards = out, out / WORK_FOLDER, plan, shards
@@ -113,27 +113,29 @@ class Work:
 
     @classmethod
     @contextmanager
-    def begin(cls, out: Path, plan: dict[str, Any], shards: int, overwrite: bool) -> Iterator[Work]:
-        """Start on `plan`, or go on with it. Raises RunError if the folder holds anything else, or vectors of another
-        plan: with `overwrite` they are removed, unless a process is still making them."""
+    def begin(cls, out: Path, plan: dict[str, Any], shards: int, overwrite: bool) -> Iterator[ShardedWork]:
+        """Start or continue the embedding that `plan` describes.
+
+        Raises RunError if the folder holds other files, or embeddings of another plan. With `overwrite` these are removed,
+        unless a process is still writing them."""
         check_folder(out)
         plan = {"format": EMBEDDINGS_FORMAT} | plan
         try:
             (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
             with (out / WORK_FOLDER / "lock").open("a+b") as lock:
-                with _held(lock, _FOLDER):
-                    alone = _take(lock, _USE)
-                    if alone:  # nobody else is at work: what is half made, a killed process left
-                        _sweep(out)
+                with _locked(lock, _FOLDER_BYTE):
+                    alone = _try_lock(lock, _USERS_BYTE)
+                    if alone:  # incomplete files are of killed processes
+                        _remove_leftovers(out)
                     if why := _difference(out, plan):
                         if not overwrite:
                             raise RunError(f"{out}: {why}; {HOW_TO_OVERWRITE}")
                         if not alone:
-                            raise RunError(f"{out}: {why}, and another call is at work there; let it end, or stop it")
+                            raise RunError(f"{out}: {why}, and another call is writing them; let it end, or stop it")
                         _clear(out)
                     if not (out / WORK_FOLDER / "plan.json").exists():
                         files.write_json(out / WORK_FOLDER / "plan.json", plan)
-                    fcntl.lockf(lock, fcntl.LOCK_SH, 1, _USE)
+                    fcntl.lockf(lock, fcntl.LOCK_SH, 1, _USERS_BYTE)
                 yield cls(out, lock, plan, shards)
         except OSError as e:
             no_locks = e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -143,13 +145,13 @@ class Work:
     @contextmanager
     def claimed(self, number: int) -> Iterator[bool]:
         """Yield True with the shard locked until the block ends, False if another process holds it."""
-        if not _take(self._lock, _SHARDS + number):
+        if not _try_lock(self._lock, _FIRST_SHARD_BYTE + number):
             yield False
             return
         try:
             yield True
         finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _SHARDS + number)
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _FIRST_SHARD_BYTE + number)
 
     def record(self, number: int) -> dict[str, Any] | None:
         """Return the record of a finished shard, None without one."""
@@ -159,23 +161,23 @@ class Work:
             return None
         return found if isinstance(found, dict) else None
 
-    def sound(self, number: int) -> bool:
-        """True if the digests of a finished shard's files are those of its record."""
+    def is_intact(self, number: int) -> bool:
+        """Return True if the files of a finished shard have the sizes and digests of its record."""
         record = self.record(number)
         return record is not None and all(
             (path := self.out / name).is_file() and path.stat().st_size == size and _digest(path) == digest
             for name, size, digest in record.get("files", [["", 0, ""]])
         )
 
-    def forget(self, number: int) -> None:
-        """A finished shard that is to be made again."""
-        with _held(self._lock, _FOLDER):
+    def discard(self, number: int) -> None:
+        """Remove the record of a finished shard, so that it is embedded again."""
+        with _locked(self._lock, _FOLDER_BYTE):
             (self.out / LIST_FILE).unlink(missing_ok=True)
             self._record(number).unlink(missing_ok=True)
 
     @contextmanager
-    def making(self, number: int) -> Iterator[Path]:
-        """A temporary folder for a shard's vectors.npy and ids.parquet."""
+    def temporary_folder(self, number: int) -> Iterator[Path]:
+        """Yield a folder for a shard's vectors.npy and ids.parquet, which is removed after the block."""
         folder = self.folder / f"shard-{number:05d}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -184,8 +186,8 @@ class Work:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def put(self, number: int, folder: Path, rows: int, width: int, kind: str) -> None:
-        """A made shard becomes a finished one; of no rows, only its record is kept."""
+    def publish_shard(self, number: int, folder: Path, rows: int, width: int, kind: str) -> None:
+        """Move the files of a shard to their place, and write its record; a shard of no rows has a record only."""
         written = []
         for made, name in zip((VECTORS_FILE, IDS_FILE), part_names(number), strict=True):
             if rows:
@@ -199,12 +201,12 @@ class Work:
         files.write_json(self._record(number), record)
 
     def finish(self, metric: str) -> tuple[int, bool]:
-        """Write the list if every shard is finished; gives the rows of those that are, and whether it was written now."""
-        with _held(self._lock, _FOLDER):
+        """Write the list of shards if all are finished; return the number of finished rows, and True if it was written."""
+        with _locked(self._lock, _FOLDER_BYTE):
             found = [self.record(i) for i in range(self.shards)]
             done = [r for r in found if r]
             rows = sum(r["rows"] for r in done)
-            if len(done) < self.shards or not rows or not self._one_type(done):
+            if len(done) < self.shards or not rows or not self._unify_id_types(done):
                 return rows, False
             records = [r for i in range(self.shards) if (r := self.record(i)) and r["rows"]]
             about = self.plan | {
@@ -218,9 +220,10 @@ class Work:
             files.write_json(path, about)
             return rows, True
 
-    def _one_type(self, records: list[dict[str, Any]]) -> bool:
-        """Make the ids of all shards of one type: an id that is no integer makes all of them text. False if another
-        process is looking at a shard that would change: it comes here after us."""
+    def _unify_id_types(self, records: list[dict[str, Any]]) -> bool:
+        """Convert the ids of all shards to one type, which holds all of them.
+
+        Return False if another process has claimed a shard that needs conversion; that process calls this later."""
         types = {r["id"] for r in records if r["rows"]}
         if len(types) < 2:
             return True
@@ -228,10 +231,10 @@ class Work:
         for number, record in enumerate(records):
             if not record["rows"] or record["id"] == str(common):
                 continue
-            with self.claimed(number) as mine:
-                if not mine:
+            with self.claimed(number) as is_claimed:
+                if not is_claimed:
                     return False
-                with self.making(number) as folder:
+                with self.temporary_folder(number) as folder:
                     path, name = folder / IDS_FILE, record["files"][1][0]
                     save_ids([self.out / name], common, path)
                     files.sync(path)
@@ -247,11 +250,11 @@ class Work:
 
 
 def clear_folder(out: Path) -> None:
-    """Remove all shards of a folder. Raises RunError if it holds anything else, or a process is making them."""
+    """Remove all shards of a folder. Raises RunError if it holds other files, or a process is writing shards."""
     check_folder(out)
-    with (out / WORK_FOLDER / "lock").open("a+b") as lock, _held(lock, _FOLDER):
-        if not _take(lock, _USE):
-            raise RunError(f"{out}: another call is at work there; let it end, or stop it")
+    with (out / WORK_FOLDER / "lock").open("a+b") as lock, _locked(lock, _FOLDER_BYTE):
+        if not _try_lock(lock, _USERS_BYTE):
+            raise RunError(f"{out}: another call is writing into it; let it end, or stop it")
         _clear(out)
         shutil.rmtree(out / WORK_FOLDER)
 
@@ -260,8 +263,8 @@ def _difference(out: Path, plan: dict[str, Any]) -> str:
     """Return the difference between `plan` and that of the folder `out`, as words; an empty string if both agree."""
     path = out / WORK_FOLDER / "plan.json"
     if not path.exists():
-        held = [p.name for p in out.iterdir() if p.name != WORK_FOLDER and not p.name.startswith(".")]
-        return f"holds other vectors ({min(held)})" if held else ""
+        present = [p.name for p in out.iterdir() if p.name != WORK_FOLDER and not p.name.startswith(".")]
+        return f"holds other vectors ({min(present)})" if present else ""
     try:
         then = files.read_json(path)
     except RunError as e:
@@ -278,7 +281,7 @@ def _difference(out: Path, plan: dict[str, Any]) -> str:
     before, now = ({s[0]: s[1:] for s in p["table"]} for p in (then, plan))
     for name in sorted({*before, *now}):
         if name not in before or name not in now:
-            return f"its vectors are of another table ({name} is {'new' if name in now else 'gone'})"
+            return f"its vectors are of another table ({name} is {'new' if name in now else 'missing'})"
         if before[name] != now[name]:
             labels = ("bytes", "time of change", "rows")
             what = next(w for w, a, b in zip(labels, before[name], now[name], strict=True) if a != b)
@@ -289,7 +292,7 @@ def _difference(out: Path, plan: dict[str, Any]) -> str:
 
 
 def _clear(out: Path) -> None:
-    """The plan goes last: whatever is left by a kill in between is still known as what it is."""
+    """Remove the embeddings of a folder, the plan last: after a kill in between the other files are still recognised."""
     (out / LIST_FILE).unlink(missing_ok=True)
     for path in (*out.iterdir(), *(out / WORK_FOLDER).glob("done-*")):
         if path.is_file():
@@ -297,7 +300,7 @@ def _clear(out: Path) -> None:
     (out / WORK_FOLDER / "plan.json").unlink(missing_ok=True)
 
 
-def _sweep(out: Path) -> None:
+def _remove_leftovers(out: Path) -> None:
     for path in (out / WORK_FOLDER).glob("shard-*"):
         shutil.rmtree(path)
     for path in (*out.glob(".*.tmp"), *(out / WORK_FOLDER).glob(".*.tmp")):
@@ -305,7 +308,8 @@ def _sweep(out: Path) -> None:
 
 
 @contextmanager
-def _held(lock: BinaryIO, byte: int) -> Iterator[None]:
+def _locked(lock: BinaryIO, byte: int) -> Iterator[None]:
+    """Hold the exclusive lock of a byte within the block; wait for it."""
     fcntl.lockf(lock, fcntl.LOCK_EX, 1, byte)
     try:
         yield
@@ -313,7 +317,8 @@ def _held(lock: BinaryIO, byte: int) -> Iterator[None]:
         fcntl.lockf(lock, fcntl.LOCK_UN, 1, byte)
 
 
-def _take(lock: BinaryIO, byte: int) -> bool:
+def _try_lock(lock: BinaryIO, byte: int) -> bool:
+    """Take the exclusive lock of a byte, and return True; False if another process holds it."""
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
     except (BlockingIOError, PermissionError):
