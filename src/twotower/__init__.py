@@ -1,4 +1,4 @@
-"""Two-tower retrieval (DSSM): tables of users, items and interactions in, trained towers with honest numbers out.
+"""Two-tower retrieval (DSSM): train on tables of users, items and interactions, evaluate, publish, recommend.
 
     import twotower
     run = twotower.fit((users, items, interactions), schema, config, folder="runs/mine")
@@ -7,7 +7,7 @@
     twotower.publish(run, "store")
     twotower.retriever("store").recommend(twotower.Request(user_id), k=10)
 
-Importing the package loads nothing heavy; the names below are loaded on first use.
+Names of the package are imported on first use, so `import twotower` loads neither torch nor polars.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Entry point: an interrupt is one line, also while the command is loaded."""
+    """Run the command line; an interrupt ends it with one line, also while its modules are loaded."""
     try:
         from twotower import cli
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The product on one page: read, prepare, train, evaluate, publish, recommend."""
+"""Main functions of the package: read, prepare, train, evaluate, publish, recommend."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ def fit(
 ) -> Run:
     """Train a two-tower model on (users, items, interactions), or on a prepared dataset, and evaluate it.
 
-    Under torchrun all ranks train together; the main rank evaluates and writes.
+    A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and items may be
+    None. Under torchrun all ranks train together; the main rank evaluates and writes.
 
-    A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and
-    items may be None. With `folder` the run is written to it, by one process or job at a time. `resume` continues from the
-    newest undamaged checkpoint, or starts if there is none; `override` resumes although settings or data have changed;
-    `overwrite` replaces a run in the folder. A complete run stays until the new one is complete. `callback` is called after each step and epoch; messages go to the logger "twotower". Raises
-    DataError, ConfigError or RunError for what cannot be used.
+    With `folder` the run is written to it, by one process or job at a time; a complete run stays until the new one is
+    complete. `resume` continues from the newest undamaged checkpoint, or starts if there is none; `override` resumes although
+    settings or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each step and epoch;
+    messages go to the logger "twotower". Raises DataError, ConfigError or RunError.
     """
     config, callback, context = config or Config(), callback or Callback(), DistributedContext.from_environment()
     folder = Path(folder) if folder is not None else None

@@ -62,7 +62,7 @@ RENAMED_FLAGS = {
     "--max-under-way": "--body-memory",
     "--anew": "--overwrite",
 }
-"""Former name -> present name."""
+"""Former flag -> present flag."""
 
 
 VERB_OF_FUNCTION = {
@@ -74,14 +74,14 @@ VERB_OF_FUNCTION = {
     "publish": "publish",
     "rollback": "rollback",
 }
-"""Function of the library -> verb with the same arguments, for messages that advise a call."""
+"""Function of the library -> verb with the same arguments, to translate calls in messages."""
 
 
 def in_flags(message: str, words: list[str]) -> str:
-    """Return a message of the library in the words of the command line.
+    """Translate the arguments and calls in a message of the library into flags and commands.
 
-    The library writes arguments and calls between backticks: `folder`, `resume=True`, `rollback(store='a')`. With the
-    command `words` an argument becomes its flag, and a call becomes the command of its verb. The rest stays.
+    The library writes them between backticks: `folder`, `resume=True`, `rollback(store='a')`. An argument becomes its flag
+    of the command that `words` name, a call the command of its verb. The rest stays.
     """
     flags = _flags(tuple(words))
 
@@ -110,7 +110,7 @@ def _is_text_or_switch(keyword: ast.keyword) -> bool:
 
 @cache
 def _flags(words: tuple[str, ...]) -> dict[str, dict[bool, str]]:
-    """Argument -> its flag, by whether it is on, of the verb that `words` begin with; "" for one without a flag."""
+    """Return the flags of the verb that `words` begin with: argument -> {True: flag, False: negated flag}, "" for none."""
     verb: Any = typer.main.get_command(app)
     for word in words:
         if (inner := getattr(verb, "commands", {}).get(word)) is None:
@@ -130,7 +130,7 @@ def _option(flag: dict[bool, str], value: object) -> list[str]:
 
 
 def _call_words(flags: dict[str, dict[bool, str]], args: list[ast.expr], keywords: list[ast.keyword]) -> list[object]:
-    """Words of a command for the arguments of a call; a name stands for a value that the reader has."""
+    """Return the words of a command for the arguments of a call; a name becomes a placeholder in capitals."""
     words: list[object] = [a.id.upper() for a in args if isinstance(a, ast.Name)]
     for keyword in keywords:
         value, flag = ast.literal_eval(keyword.value), flags.get(keyword.arg or "", {})
@@ -142,7 +142,7 @@ def _call_words(flags: dict[str, dict[bool, str]], args: list[ast.expr], keyword
 
 
 def main() -> None:
-    """Entry point: turns errors of the package into one line and an exit code."""
+    """Run the command line: an error of the package becomes one line and an exit code."""
     out = install_failsafe_streams()
     code = run_command(app)
     out.flush()
@@ -156,8 +156,8 @@ def main() -> None:
 
 
 def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int:
-    """Run `command` and return the exit code: 0, 2 for a user's mistake, 1 for failed training, 143 if stopped, 130 if
-    interrupted before there was anything to save."""
+    """Run `command` and return the exit code: 0, 2 for a mistake in the input, 1 for failed training, 143 if stopped after
+    saving, 130 if interrupted without saving."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         for word in words:
@@ -167,7 +167,7 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
                 raise ConfigError(f"{flag} is renamed to {new}")
         with printed_messages(translate=lambda text: in_flags(text, words), on_stderr=_prints_its_result(words)):
             code = int(typer.main.get_command(command).main(arguments, standalone_mode=False) or 0)
-        if code == 130:  # what typer makes of one
+        if code == 130:  # typer's exit code for KeyboardInterrupt
             raise KeyboardInterrupt
         return code
     except TwoTowerError as e:
@@ -187,7 +187,7 @@ def run_command(command: typer.Typer, arguments: list[str] | None = None) -> int
     except (Exception, KeyboardInterrupt) as e:
         cause: BaseException | None = e
         while cause and not isinstance(cause, typer.Abort | KeyboardInterrupt):
-            cause = cause.__cause__ or cause.__context__  # a library that is loaded makes another error of an interrupt
+            cause = cause.__cause__ or cause.__context__  # a library may raise another error from an interrupt
         if cause is None:
             raise
         print("interrupted", file=sys.stderr)
@@ -212,7 +212,7 @@ def prepare(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file. `twotower config` prints a template.")],
-    # Python 3.11's argparse, which torchrun uses, stumbles over --run: it has a --run-path.
+    # The argparse of Python 3.11, which torchrun uses, takes --run for its own --run-path.
     folder: Annotated[Path, typer.Option("--run", "-r", help="Folder for the run. Under torchrun, give it as -r.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest undamaged checkpoint.")] = False,
@@ -350,8 +350,8 @@ def embed(
 
 def _local_ranks(ranks: int) -> int:
     """Return the number of ranks on this machine: LOCAL_WORLD_SIZE of torchrun, else all ranks."""
-    said = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return int(said) if said.isdecimal() and int(said) else ranks
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(given) if given.isdecimal() and int(given) else ranks
 
 
 def _available_cores() -> int:
@@ -441,11 +441,11 @@ def gc(
     from twotower.index.milvus.collections import MilvusCollections
     from twotower.store import Store
 
-    gone, dropped = maintenance.gc(store, keep)
-    print_line(f"removed: {', '.join(gone) or 'nothing'}")
+    removed, dropped = maintenance.gc(store, keep)
+    print_line(f"removed: {', '.join(removed) or 'nothing'}")
     if dropped:
         print_line(f"dropped: {', '.join(dropped)}")
-    MilvusCollections(Store(store)).update_alias()  # it may have been left behind while Milvus was down
+    MilvusCollections(Store(store)).update_alias()  # a publish cannot move it while Milvus is down
 
 
 @app.command()
@@ -724,7 +724,7 @@ def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items 
     for name in ("users", "items", "interactions"):
         path = next((p for e in ("parquet", "csv", "tsv") if (p := folder / f"{name}.{e}").exists()), None)
         if path is None and name == "interactions":
-            raise DataError(f"{folder}: no interactions.parquet, .csv or .tsv there")
+            raise DataError(f"{folder}: holds no interactions.parquet, .csv or .tsv")
         if path:
             found[name] = tables.read_file(path)
     for name, frame in found.items():
@@ -748,7 +748,7 @@ def demo(
     from twotower import api
     from twotower.demo import recommendation_lines, run_demo
 
-    if serve_it:  # not after minutes of training
+    if serve_it:  # a port in use is an error now, not after minutes of training
         from twotower.serve.process import listen
 
         listen("127.0.0.1", port).close()

@@ -20,7 +20,7 @@ from twotower.schema import Sequence
 
 log = logging.getLogger(__name__)
 
-SCHEMA = movielens.SCHEMA.model_copy(
+DEMO_SCHEMA = movielens.SCHEMA.model_copy(
     update={
         "features": (
             *movielens.SCHEMA.features,
@@ -54,15 +54,14 @@ def run_demo(data: str, folder: Path, callback: Callback) -> Run:
         log.info(str(e))
         log.info("using MovieLens 100K instead")
         name, raw = "ml-100k", movielens.load("ml-100k", None)
-    schema = SCHEMA
-    tables = check(raw.users, raw.items, raw.interactions, schema)
+    tables = check(raw.users, raw.items, raw.interactions, DEMO_SCHEMA)
     _, config = parse_config(SETTINGS)
     if name == "ml-100k":  # a tenth of the rows: a smaller batch gives it as many steps
         config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 1024})})
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"dataset": name, "archive": source or ""})}
     )
-    return api.fit(tables, schema, config, folder=folder, overwrite=True, callback=callback)
+    return api.fit(tables, DEMO_SCHEMA, config, folder=folder, overwrite=True, callback=callback)
 
 
 def _choose_archive(data: str) -> tuple[movielens.Name, str | None]:

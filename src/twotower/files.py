@@ -34,7 +34,7 @@ class NoHooks:
     """Hooks that do nothing."""
 
     def point(self, name: str) -> None:
-        """Go on."""
+        """Do nothing."""
 
 
 hooks: Hooks = NoHooks()
@@ -109,10 +109,10 @@ def read_json(path: Path, max_bytes: int = 0) -> Any:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` when the block succeeds, and is removed when it fails.
 
-    The former content of `path` is removed as a whole, and only on success; a link stays one. Raises RunError."""
+    The former content of `path` is removed as a whole, and only on success; a symbolic link is kept. Raises RunError."""
     check_name(path)
     path = path.resolve()
-    if path.exists() and path.samefile("."):  # a shell in it would be left in a folder that is gone
+    if path.exists() and path.samefile("."):  # its replacement would leave the shell in a removed folder
         raise RunError(
             f"{path}: the current folder cannot be replaced; choose another folder, or start from another one"
         )

@@ -130,8 +130,8 @@ class DSSMTrainable:
     ) -> float:
         """Train and keep the weights with the best validation AUC, which is returned.
 
-        Without validation rows a tenth of the training rows stands in for them. `lr_decay_rate` multiplies the
-        learning rate every `lr_decay_step` epochs, if both are set. With `model_path` the model is saved there.
+        Without validation rows a tenth of the training rows is used for validation. `lr_decay_rate` multiplies the
+        learning rate every `lr_decay_step` epochs, if both are set. With `model_path` the model is saved to that folder.
         """
         if self._run is not None and self._trainer is None:
             raise RunError(f"this model was loaded from {self.model_path}; make a new DSSMTrainable to train")
@@ -154,7 +154,7 @@ class DSSMTrainable:
         return best
 
     def test(self, device: str = "cpu") -> float:
-        """AUC over the rows given to the constructor; values never seen in training count as unknown."""
+        """Return the AUC over the rows given to the constructor; values never seen in training count as unknown."""
         return score(self._trained(), self._x, self._y, self._choose(device))
 
     def _choose(self, device: str) -> str:
@@ -249,7 +249,7 @@ def _schema(x: pl.DataFrame, params: dict[str, dict[str, Any]], rate_min: float)
 
 
 def _distinct_rows(x: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, np.ndarray[Any, np.dtype[np.int32]]]:
-    """Return the distinct rows of some columns, and for every row of `x` the number of its distinct row."""
+    """Return the distinct rows of some columns, and for every row of `x` the index of its distinct row."""
     part = x.select(columns)
     keys = part.with_columns(pl.col(c).arr.to_list() for c, t in part.schema.items() if isinstance(t, pl.Array))
     groups = keys.with_row_index("__at").group_by(columns, maintain_order=True).agg(pl.col("__at"))
@@ -266,7 +266,8 @@ def _from_rows(
     y: np.ndarray[Any, Any],
     val: tuple[pl.DataFrame, np.ndarray[Any, Any]] | None,
 ) -> Dataset:
-    """Number the distinct users and items of training and validation rows; fit the encoders on training."""
+    """Return the dataset of the distinct users and items of training and validation rows, with encoders fitted on the
+    training rows."""
     columns = [f.source for f in schema.features]
     if val is not None:
         if missing := [c for c in columns if c not in val[0].columns]:
@@ -275,16 +276,16 @@ def _from_rows(
         x = pl.concat([x.select(columns), val[0].select(columns)], how="vertical_relaxed")
         y = np.concatenate([y, val[1]])
     else:
-        # A tenth of each class, so that both parts have both.
+        # A tenth of each class, so that both parts hold both classes.
         parts = np.zeros(x.height, np.int8)
         order = np.random.RandomState(2022).permutation(x.height)
         for label in (False, True):
-            mine = order[y[order] == label]
-            if len(mine) < 2:
+            labelled = order[y[order] == label]
+            if len(labelled) < 2:
                 raise DataError(
-                    f"y: only {len(mine)} rows are labelled {int(label)}; give more rows, or val_x and val_y"
+                    f"y: only {len(labelled)} rows are labelled {int(label)}; give more rows, or val_x and val_y"
                 )
-            parts[mine[: max(1, len(mine) // 10)]] = VALIDATION
+            parts[labelled[: max(1, len(labelled) // 10)]] = VALIDATION
     return _dataset(schema, x, y, parts)
 
 
@@ -312,7 +313,7 @@ def _fit(dataset: Dataset, config: Config) -> tuple[Trainer, Run, float]:
 
 
 def save(trained: Run, folder: Path) -> None:
-    """Write a run folder that `score` and `DSSMTrainable(model_path=…)` read back."""
+    """Write a run folder, which `DSSMTrainable(model_path=…)` and `main.py` read."""
     with runs.locked(folder):
         _save(trained, folder)
 
@@ -367,7 +368,7 @@ def _accelerator_or_cpu(name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`main.py`: train on, or test with, the frames that `data_processing.py` writes. Returns the exit code."""
+    """Run `main.py`: train on, or test with, the frames that `data_processing.py` writes. Returns the exit code."""
     try:
         options = _parser().parse_args(arguments)
         settings = vars(options)
@@ -485,7 +486,7 @@ def _feature_file(folder: Path, name: str) -> pl.DataFrame:
 
 
 def download(root: Path) -> int:
-    """`data_download.py`: fetch MovieLens 1M into `root`/dataset/ml-1m. Returns the exit code."""
+    """Run `data_download.py`: fetch MovieLens 1M into `root`/dataset/ml-1m. Returns the exit code."""
     try:
         with printed_messages():
             tables = movielens.load("ml-1m")
@@ -498,7 +499,8 @@ def download(root: Path) -> int:
 
 
 def process(root: Path) -> int:
-    """`data_processing.py`: features and splits from `root`/dataset/ml-1m into its folder `feature`."""
+    """Run `data_processing.py`: write features and splits of `root`/dataset/ml-1m into its folder `feature`. Returns the
+    exit code."""
     try:
         source, target = root / "dataset" / "ml-1m", root / "dataset" / "ml-1m" / "feature"
         paths = [source / f"{n}.parquet" for n in ("users", "items", "interactions")]
@@ -514,9 +516,9 @@ def process(root: Path) -> int:
 
 
 def write_features(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, target: Path) -> dict[str, int]:
-    """train.parquet, val.parquet and test.parquet, one row per rating with the features of both sides.
+    """Write train.parquet, val.parquet and test.parquet, one row per rating with the features of both sides.
 
-    80/20, then 90/10, at random with seed 2022. `ratings_count` and `ratings_mean` are computed on the train part.
+    The split is random with seed 2022: 80/20, then 90/10. `ratings_count` and `ratings_mean` are of the train part.
     """
     tables = check(users, items, actions, movielens.SCHEMA)
     actions = tables.interactions

@@ -143,7 +143,7 @@ class OnnxTower:
 def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INSPECTION_LIMITS, name: str = "") -> None:
     """Inspect tower files, given with their SHA-256, in a child process: their content, loading, and a call.
 
-    A digest that was inspected before is skipped. Errors call a file by `name`, or by its path if that is empty. Raises
+    A digest that was inspected before is skipped. Errors name a file by `name`, or by its path if that is empty. Raises
     TowerError if a file is refused or its digest differs, RunError if it cannot be read, ConfigError if onnx or
     onnxruntime is not installed.
     """

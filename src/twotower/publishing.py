@@ -49,7 +49,7 @@ from twotower.store import Store
 
 log = logging.getLogger(__name__)
 
-RUN_FILES = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
+COPIED_FILES = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
 TABLE_FILES = ("users.parquet", "items.parquet", "interactions.parquet")
 
 
@@ -96,7 +96,7 @@ def _write(
     if collections is not None and (left := collections.drop_unreferenced()):
         log.info(f"dropped collections that no bundle names: {', '.join(left)}")
     before, source = runs.run_stamp(run.folder), runs.reading_folder(run.folder)
-    for name in RUN_FILES if isinstance(run.dataset, MemmapDataset) else RUN_FILES + TABLE_FILES:
+    for name in COPIED_FILES if isinstance(run.dataset, MemmapDataset) else COPIED_FILES + TABLE_FILES:
         shutil.copyfile(source / name, folder / name)
     if isinstance(run.dataset, MemmapDataset):
         run.dataset.link(folder / PREPARED_FOLDER)
@@ -176,7 +176,7 @@ def _build_index(
                 collections.register(uri, name)
             log.info(f"index: collection {name} at {uri}")
 
-        # The present folder is not that of whoever serves it.
+        # An absolute path: the service may run in another folder.
         uri = config.uri if "://" in config.uri else str(Path(config.uri).absolute())
         location = MilvusLocation(uri, config.prefix, type_, config.timeout, model, on_create)
         log.info(f"index: milvus {type_} ({why})")
@@ -244,13 +244,13 @@ def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
             raise RunError(f"{retriever.bundle.folder}: damaged (interactions name a {side} that is not there)")
     seen = retriever.seen_before(TEST)
     out: dict[str, Metrics] = {}
-    ways: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
-    for name, method, exact in ways:
+    searches: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
+    for name, method, exact in searches:
 
-        def ask(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
+        def search(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
             return retriever.rank_items(users, k, method, seen, exact)
 
-        report = PartEvaluation.from_search(ask, _scores(retriever, method), dataset, TEST, config)
+        report = PartEvaluation.from_search(search, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()
         if name == "index":
             out["intervals"] = {

@@ -95,11 +95,11 @@ class Retriever:
         self, bundle: Bundle, threads: int, verify: bool, tower_memory: int | None, inspect_seconds: float
     ) -> None:
         folder = bundle.folder
-        with ThreadPoolExecutor(2) as beside:  # both wait for child processes that verify files
-            index = beside.submit(load_index, folder / "index", verify=verify)
+        with ThreadPoolExecutor(2) as pool:  # both calls wait for child processes that verify files
+            index = pool.submit(load_index, folder / "index", verify=verify)
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
             limits = InspectionLimits(cpu_seconds=inspect_seconds, max_memory=tower_memory)
-            inspected = beside.submit(onnx_tower.inspect_towers, towers, limits=limits)
+            inspected = pool.submit(onnx_tower.inspect_towers, towers, limits=limits)
             schema, self.config = _read_config(folder)
             # The item tower is not run, so its columns are not encoded.
             self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))
@@ -189,15 +189,16 @@ class Retriever:
         """
         row, data = self._user_row(user_id), self.dataset
         assert self.seen.source is not None
-        mine = self.seen.source[self.seen.offsets[row] : self.seen.offsets[row + 1]]
-        mine = mine[data.parts[mine] != TEST] if data.time_ordered else mine[data.parts[mine] == TRAIN]
+        indices = self.seen.source[self.seen.offsets[row] : self.seen.offsets[row + 1]]
+        parts = data.parts[indices]
+        indices = indices[parts != TEST] if data.time_ordered else indices[parts == TRAIN]
         if data.times is not None:
-            mine = mine[np.argsort(data.times[mine], kind="stable")]
-        mine = mine[max(0, len(mine) - n) :]
-        liked = data.pairs.positive[mine].tolist()
+            indices = indices[np.argsort(data.times[indices], kind="stable")]
+        indices = indices[max(0, len(indices) - n) :]
+        liked = data.pairs.positive[indices].tolist()
         return [
             (self.item_ids[i], self.titles[i], like)
-            for i, like in zip(data.pairs.item[mine].tolist(), liked, strict=True)
+            for i, like in zip(data.pairs.item[indices].tolist(), liked, strict=True)
         ]
 
     def has_user(self, user_id: str) -> bool:
@@ -377,7 +378,7 @@ class Retriever:
                     raise TypeError
                 given = pl.Series(name, [value], strict=False)
                 columns[name] = _cast_value(given, dtype, name in self._categorical_columns)
-            except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: half a character
+            except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: a lone surrogate
                 if name == key:  # an id of another kind is an unknown user
                     continue
                 raise DataError(f"request: feature '{name}' is {value!r}, expected {dtype}") from None
@@ -448,15 +449,15 @@ class Retriever:
     ) -> Codes:
         """Return the codes of those events that belong to a sequence and whose items are known."""
         rows: list[int] = []
-        strange: dict[str, None] = {}
+        unknown_items: dict[str, None] = {}
         for item, liked in history:
             row = named[item]
             if row < 0:
-                strange[item] = None
+                unknown_items[item] = None
             elif feature.interactions == "all" or (feature.interactions == "positive") == liked:
                 rows.append(row)
-        if strange:
-            unknown[:] = dict.fromkeys([*unknown, *strange])
+        if unknown_items:
+            unknown[:] = dict.fromkeys([*unknown, *unknown_items])
         return self._item_codes[feature.name][np.array(rows, np.int64)]
 
     def _codes_of_events(

@@ -6,7 +6,7 @@ encoders.json           vocabularies and statistics of the train part
 users|items|interactions.parquet   the tables as numbered and split; or prepared/, the same on a disk
 metrics.json            flat metrics          history.jsonl   one line an epoch
 report.html             curves, distributions, gates and slices in one offline page
-checkpoints/            what a resumed training goes on from
+checkpoints/            state from which training resumes
 .next/                  the run that replaces this complete one. Written here until it is complete; then readers use it while
                         its files move to the folder
 .lock                   held by the process that writes the run
@@ -84,7 +84,7 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
             flat[prefix] = value
 
     walk("", body)
-    # A checkpoint does not say where tables lay.
+    # These settings do not change the result: times of checkpoints, the timeout, and the placement of tables.
     for key in ("checkpoint_seconds", "checkpoint_steps", "timeout", "embedding_placement", "embedding_sharding"):
         del flat[f"train.{key}"]
     return flat | {
@@ -101,9 +101,9 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise RunError(f"{folder}: is a file; choose another folder")
     found = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-    strange = sorted(found if "encoders.json" not in found else found - RUN_FILES)
-    if strange:
-        raise RunError(f"{folder}: not empty and not a run (it holds {strange[0]}); choose another folder")
+    foreign = sorted(found if "encoders.json" not in found else found - RUN_FILES)
+    if foreign:
+        raise RunError(f"{folder}: not empty and not a run (it holds {foreign[0]}); choose another folder")
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def replace_run(folder: Path) -> None:
     new = reading_folder(folder)
     if new == folder:
         return
-    gone = folder / f".{NEXT_FOLDER}.{os.getpid()}.tmp"
+    removed = folder / f".{NEXT_FOLDER}.{os.getpid()}.tmp"
     try:
         # A reader that does not know `.next` sees an incomplete run.
         (folder / "metrics.json").unlink(missing_ok=True)
@@ -179,9 +179,9 @@ def replace_run(folder: Path) -> None:
             files.link_tree(new / name, folder / name)
         files.sync(folder)
         files.point("run.synced")
-        os.replace(new, gone)
+        os.replace(new, removed)
         files.point("run.renamed")
-        files.remove(gone)
+        files.remove(removed)
     except OSError as e:
         raise RunError(f"{folder}: cannot be written ({e.strerror}); the new run is complete in {new}") from e
 
@@ -208,6 +208,7 @@ def start_run(folder: Path, dataset: Dataset, config: Config, checkpoints: Path 
 
 
 def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Write history.jsonl: one line for each epoch."""
     files.write(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
 
 
@@ -237,6 +238,7 @@ def save_run(folder: Path, run: Run) -> str:
 
 
 def is_complete(folder: Path) -> bool:
+    """Return True if the folder holds a complete run."""
     return (reading_folder(folder) / "metrics.json").exists()
 
 
@@ -258,7 +260,7 @@ def load(folder: Path | str) -> Run:
 def _load(folder: Path) -> Run:
     if not is_complete(folder):
         if not (folder / "config.toml").exists():
-            what = "a store of bundles, not a run" if (folder / "bundles").is_dir() else "no run there"
+            what = "a store of bundles, not a run" if (folder / "bundles").is_dir() else "holds no run"
             raise RunError(f"{folder}: {what} (config.toml is missing); name the folder of a trained run")
         raise RunError(
             f"{folder}: an unfinished run (metrics.json is missing); "
@@ -303,7 +305,7 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
     """Read schema and settings of a run folder. Raises RunError."""
     path = folder / "config.toml"
     if not path.exists():
-        raise RunError(f"{folder}: no run here (config.toml is missing)")
+        raise RunError(f"{folder}: holds no run (config.toml is missing)")
     try:
         data = tomllib.loads(read_checked(path, read_text))
     except tomllib.TOMLDecodeError as e:

@@ -344,7 +344,7 @@ class Store:
         try:
             with files.lock(self.path / "LOCK") as lock:
                 left = lock.killed_holder
-                self._mend(f"{left.action} {left.process} died" if left else "", left.detail if left else "")
+                self._recover(f"{left.action} {left.process} died" if left else "", left.detail if left else "")
                 lock.clear()
                 stamp = self._next_stamp() if action == "publish" else "-"
                 lock.write_holder(action, stamp)
@@ -355,12 +355,12 @@ class Store:
         except OSError as e:
             raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e
 
-    def _mend(self, died: str, stamp: str) -> None:
+    def _recover(self, died: str, stamp: str) -> None:
         """Remove the remains of a killed process, among them a bundle that never became current, and log the recovery."""
         current, history = self._pointer(), self.history()
         known = {current, *(line["bundle"] for line in history)}
-        unborn = [name for name in self._ids() if name[:16] == stamp and name not in known]
-        for path in [*self._bundles.glob(".tmp-*"), *(self._bundles / name for name in unborn)]:
+        never_current = [name for name in self._ids() if name[:16] == stamp and name not in known]
+        for path in [*self._bundles.glob(".tmp-*"), *(self._bundles / name for name in never_current)]:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("CURRENT", "HISTORY.jsonl", "COLLECTIONS.json"):
             for file in self.path.glob(f".{name}.*.tmp"):

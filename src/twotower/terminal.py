@@ -43,7 +43,7 @@ class FailsafeStream:
 
     def _give_up(self, error: OSError) -> None:
         self.error = self.error or error
-        # The interpreter's own flush at its end must not fail on what is still held.
+        # The interpreter flushes the stream at its end; the null device accepts the buffered text.
         with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
 
@@ -56,20 +56,20 @@ def install_failsafe_streams() -> FailsafeStream:
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # or the next file that is opened, a model's perhaps, gets what is printed
+        except OSError:  # otherwise the next file that is opened gets this number, and the printed text
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     streams = []
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         stream = stream or os.fdopen(number, "w", encoding="utf-8", closefd=False)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # ids and titles have characters that a terminal may not
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters of ids and titles
         streams.append(FailsafeStream(stream))
     sys.stdout, sys.stderr = cast(list[TextIO], streams)
     return streams[0]
 
 
 class MessageHandler(logging.Handler):
-    """Prints messages of the library, a plain line each, after a call of `before`; a warning begins with "warning: "."""
+    """Prints each message of the library as a line, after a call of `before`; a warning begins with "warning: "."""
 
     def __init__(self, translate: Callable[[str], str] = str, on_stderr: bool = False) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class MessageHandler(logging.Handler):
         print(escape_controls(line), flush=True, file=sys.stderr if self.on_stderr else sys.stdout)
 
 
-_logger = logging.getLogger("twotower")
+log = logging.getLogger("twotower")
 
 
 @contextmanager
@@ -90,27 +90,27 @@ def printed_messages(translate: Callable[[str], str] = str, on_stderr: bool = Fa
     """Print messages of the library, translated, on standard output or standard error while the block runs.
 
     They do not reach handlers of the root logger, such as the one that importing fbgemm_gpu installs."""
-    handler, level, propagate = MessageHandler(translate, on_stderr), _logger.level, _logger.propagate
-    _logger.addHandler(handler)
-    _logger.setLevel(logging.INFO)
-    _logger.propagate = False
+    handler, level, propagate = MessageHandler(translate, on_stderr), log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
     try:
         yield
     finally:
-        _logger.removeHandler(handler)
-        _logger.setLevel(level)
-        _logger.propagate = propagate
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 @contextmanager
 def silenced_messages() -> Iterator[Callback]:
     """Print nothing while the block runs; yield a callback that prints nothing either."""
-    level = _logger.level
-    _logger.setLevel(logging.CRITICAL + 1)
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
     try:
         yield Callback()
     finally:
-        _logger.setLevel(level)
+        log.setLevel(level)
 
 
 class Progress(Callback):
@@ -131,7 +131,7 @@ class Progress(Callback):
         self._before_messages(lambda: None)
 
     def _before_messages(self, call: Callable[[], None]) -> None:
-        for handler in _logger.handlers:
+        for handler in log.handlers:
             if isinstance(handler, MessageHandler):
                 handler.before = call
 
@@ -203,10 +203,11 @@ def print_served(found: dict[str, dict[str, float]], cut_offs: tuple[int, ...]) 
 
 
 def print_answer(answer: Any, as_json: bool) -> None:
+    """Print an answer of a retriever: its items with their scores, or the whole answer as JSON."""
     if as_json:
         print_line(answer.to_json())
         return
-    what = {
+    notes = {
         "model": "",
         "cold_start": ", an unknown user by the tower alone",
         "popular": ", no known word in the text: popular items"
@@ -214,7 +215,7 @@ def print_answer(answer: Any, as_json: bool) -> None:
         else ", an unknown user: popular items",
         "fallback": ", the index does not answer: popular items",
     }
-    print_line(f"bundle {answer.bundle_id}, method {answer.method}{what[answer.source]}, {answer.milliseconds:.1f} ms")
+    print_line(f"bundle {answer.bundle_id}, method {answer.method}{notes[answer.source]}, {answer.milliseconds:.1f} ms")
     for place, item in enumerate(answer.items, 1):
         print_line(f"{place:>3}. {item.title}  (id {item.id}, {item.score:+.3f})")
     if answer.unknown:
