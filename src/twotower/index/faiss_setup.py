@@ -29,7 +29,7 @@ BLAS_MIN_QUERIES = 10
 """Number of queries from which on FAISS multiplies matrices."""
 BLAS_OFF = (1 << 31) - 1
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def choose_coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
@@ -80,7 +80,7 @@ def load_faiss(cpuinfo: str) -> tuple[ModuleType, bool]:
             del os.environ[CORETYPE_VARIABLE]
     correct = not chosen or blas_is_correct(faiss)
     if not correct:
-        _log.warning(
+        log.warning(
             "FAISS computes wrong products with %s=%s, which was chosen for this processor, so its BLAS is off and search is "
             "slower. Set the variable to other kernels before the start",
             CORETYPE_VARIABLE,

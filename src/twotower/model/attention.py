@@ -20,7 +20,7 @@ MAX_TOKENS_PER_PASS = 2**14
 
 
 def rotary_cos_sin(length: int, width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, width / 2) of the angles position / 10000^(i / (width / 2)) (RoFormer, equation 15)."""
+    """Return the cosines and sines (length, width / 2) of the angles position / 10000^(i / (width / 2)) (RoFormer, equation 15)."""
     half = width // 2
     angles = torch.arange(length, device=device)[:, None] / 10000 ** (torch.arange(half, device=device) / half)
     return angles.cos(), angles.sin()
@@ -107,7 +107,7 @@ class HistoryEncoder(nn.Module):
         name: str,
         max_tokens: int = MAX_TOKENS_PER_PASS,
     ) -> None:
-        """`limit` is the largest number of items read, the latest ones; `max_tokens` the number of items in one pass
+        """Build the encoder. `limit` is the number of latest items read; `max_tokens` is the number of items in one pass
         over padded histories. Raises ConfigError if 2 x heads does not divide `width`."""
         super().__init__()
         if width % (2 * config.heads):

@@ -45,7 +45,8 @@ class Cross(nn.Module):
     1; W = U V^T of low rank, equation 4)."""
 
     def __init__(self, width: int, config: CrossBranch) -> None:
-        """Raises ConfigError if 2 x rank exceeds `width`: the factors would be larger than the full matrix."""
+        """Build the layers. Raises ConfigError if 2 x rank exceeds `width`: the factors would be larger than the full
+        matrix."""
         super().__init__()
         r = config.rank
         if 2 * r > width:
@@ -143,8 +144,8 @@ class TowerBranch(nn.Module):
     """One branch of a tower: y = LayerNorm(module(gate(x))). Gate and norm are optional; without a module y is x."""
 
     def __init__(self, config: Branch, widths: list[int], pieces: list[int], deviation: float) -> None:
-        """`widths` are those of the fields and `pieces` those of the vectors that `fm`, `cin` and `bilinear` multiply;
-        `deviation` is the standard deviation of fresh fields.
+        """Build a branch over fields of the `widths`. `pieces` are the widths of the vectors that `fm`, `cin` and `bilinear`
+        multiply; `deviation` is the standard deviation of fresh fields.
 
         Raises ConfigError if a branch of products gets a single piece, or pieces of different widths.
         """

@@ -106,7 +106,7 @@ class FieldEmbeddings(nn.Module):
         history: HistoryConfig | None = None,
         make_table: TableFactory = Table,
     ) -> None:
-        """`fields` are those of the tower; `all_fields` those of its side, whose order gives the lookup columns.
+        """Build the tables. `fields` are those of the tower, `all_fields` those of its side in the order of the lookup columns.
         `make_table` creates the tables; `width` and `std` are the default width of a field and the standard deviation
         of its fresh rows."""
         super().__init__()
@@ -219,7 +219,7 @@ class FieldEmbeddings(nn.Module):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def check_shares(self, other: FieldEmbeddings) -> None:
-        """Raises ConfigError if `other` has no embedding of the same width for a field that shares one."""
+        """Raise ConfigError if `other` has no embedding of the same width for a field that shares one."""
         for f in self.fields:
             if not f.share_with:
                 continue

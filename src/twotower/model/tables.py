@@ -58,7 +58,7 @@ class EmbeddingShard(nn.Module):
         first_column: int,
         normal_block: int = NORMAL_BLOCK,
     ) -> None:
-        """`weight` starts at (first_row, first_column) of the table; its columns beyond `width` stay zero.
+        """Take `weight` as the shard that starts at (first_row, first_column) of the table; columns beyond `width` stay zero.
         `normal_block` is the number of random numbers drawn at a time."""
         super().__init__()
         self._normal_block = normal_block

@@ -35,8 +35,8 @@ class Tower(nn.Module):
         extra: int = 0,
         make_table: TableFactory = Table,
     ) -> None:
-        """The last `extra` outputs of the last layer are biases, not part of the vector. `make_table` creates the
-        tables."""
+        """Build the tower. The last `extra` outputs of the last layer are biases, not part of the vector. `make_table` creates
+        the tables. Raises ConfigError for settings that do not fit the fields."""
         super().__init__()
         fields = _select_fields(side_fields, config.fields)
         self.unknown_rate = unknown_rate
@@ -138,7 +138,7 @@ class AugmentedVectors(nn.Module):
     """
 
     def __init__(self, side_fields: tuple[Field, ...], width: int, make_table: TableFactory = Table) -> None:
-        """Raises ConfigError if no field of the side reads its id column without hashing."""
+        """Create the table. Raises ConfigError if no field of the side reads its id column without hashing."""
         super().__init__()
         lookups = [f for f in side_fields if f.kind == "lookup"]
         own = [number for number, f in enumerate(lookups) if f.identifies]

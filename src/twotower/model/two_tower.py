@@ -94,7 +94,8 @@ class TwoTower(nn.Module):
         item_fields: tuple[Field, ...],
         make_table: TableFactory = Table,
     ) -> None:
-        """`make_table` creates the tables. Raises ConfigError if the vectors of a pair's two towers differ in width."""
+        """Build all pairs of towers. `make_table` creates the tables. Raises ConfigError if the vectors of a pair's two towers
+        differ in width."""
         super().__init__()
         self.config = config
         self.pairs = nn.ModuleList()

@@ -5,7 +5,7 @@ One process answers on one core, so answering two requests at the same time dela
 then, a request may wait `max_wait` seconds; once the queue has not been empty for `max_wait`, only `target_wait`
 ("controlled delay": Maurer 2015, "Fail at Scale", ACM Queue 13(8), after Nichols and Jacobson's CoDel). A burst is
 answered, and an overload does not delay every request. Within a second of a refusal the limit stays `target_wait`: an
-overload that leaves the queue empty for a moment is no burst.
+overload that empties the queue briefly is no burst.
 
 The queue is a fair queue by virtual time (weighted fair queueing: Demers, Keshav and Shenker 1989; Parekh and Gallager
 1993). Each client accumulates the seconds of the process that its requests took, measured when a permit is released. The
@@ -82,8 +82,8 @@ class AdmissionController:
         remembered_clients: int = REMEMBERED_CLIENTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_wait` and `target_wait` are in seconds, as is `service_time`, the guess for an ordinary request before one is
-        measured."""
+        """Create an empty queue. `max_wait`, `target_wait` and `service_time` are in seconds; `service_time` is the guess for
+        an ordinary request before one is measured."""
         self.max_wait, self.target_wait, self.concurrency = max_wait, target_wait, concurrency
         self._remembered_clients = remembered_clients
         self._clock = clock

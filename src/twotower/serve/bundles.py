@@ -125,7 +125,7 @@ class BundleManager:
         while True:
             try:
                 await self.refresh()
-            except Exception:  # without this loop the same bundle would be served until the next restart
+            except Exception:  # if the loop ended, the same bundle would be served until the next restart
                 log.exception("refreshing the bundle failed")
             await asyncio.sleep(seconds)
 

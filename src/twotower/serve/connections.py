@@ -261,7 +261,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self.all_connections.remove(self)
-        super().connection_lost(exc)  # it tells the latest request only
+        super().connection_lost(exc)  # it notifies the latest request only
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -312,7 +312,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_ended = False
 
     def shutdown(self) -> None:
-        """Close the connection; one without a request so far a moment later, because its request may be on the way."""
+        """Close the connection; without a request so far, after CLOSE_DELAY, because its request may be on the way."""
         self._stopping = True
         cycle: Any = self.cycle
         if cycle is None:

@@ -41,7 +41,7 @@ class RequestMiddleware:
     """ASGI application that wraps `app`."""
 
     def __init__(self, app: Any, service: Service, keys: ApiKeys | None, admin: bool = False) -> None:
-        """With `admin` only keys of scope admin are accepted."""
+        """Wrap `app`. With `admin` only keys of scope admin are accepted."""
         s = service.settings
         self.app, self.service, self.keys, self.admin = app, service, keys, admin
         self.limiter = RateLimiter(s.rate, s.burst) if s.rate else None
@@ -64,7 +64,7 @@ class RequestMiddleware:
         headers = dict(scope["headers"])
         key = self._key(headers)
         client = key.name if key else self._address((scope.get("client") or ("-",))[0])
-        # Batches and console requests release their permit once the body is read, and go on beside the permits.
+        # Batches and console requests release their permit once the body is read, and continue without it.
         needs_permit = path.startswith("/v1/") and not self.admin
         if needs_permit and self._admission.overloaded(client, _body_weight(headers)):
             await self._refuse_for_overload(send)

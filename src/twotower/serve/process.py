@@ -42,7 +42,7 @@ log = logging.getLogger("twotower.process")
 
 
 def run_service(settings: ServeSettings) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigError, BundleError before anything listens."""
+    """Serve until SIGTERM or SIGINT, and return the exit code. Raises ConfigError, BundleError before a socket listens."""
     from twotower.serve.api_keys import read_keys
     from twotower.store import Store
 
@@ -64,9 +64,9 @@ def run_service(settings: ServeSettings) -> int:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, lambda *_: sys.exit(0))  # until workers handle signals
         url = socket_url(sockets[0])
-        there = f"  (console: {url}/)" if settings.console else ""
+        console = f"  (console: {url}/)" if settings.console else ""
         admin = f"  (admin: {socket_url(sockets[1])})" if len(sockets) > 1 else ""
-        log.info(f"serving {settings.store} on {url}{there}{admin}")
+        log.info(f"serving {settings.store} on {url}{console}{admin}")
         if settings.workers == 1:
             return run_worker(settings, sockets)
         log_as_json()
@@ -115,7 +115,7 @@ def run_worker(settings: ServeSettings, sockets: list[socket.socket]) -> int:
 
 
 async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
-    """Serve until a signal; return whether a thread is still reading the store or the key file."""
+    """Serve until a signal; return True if a thread is still reading the store or the key file."""
     from twotower.serve.api_keys import ApiKeys
     from twotower.serve.app import create_admin_app, create_app
     from twotower.serve.middleware import RequestMiddleware
@@ -172,7 +172,7 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
 
 
 async def _watch_supervisor(parent: int, stop: Callable[[], None]) -> None:
-    """Call `stop` when the supervisor has died: a worker must not go on without one."""
+    """Call `stop` when the supervisor has died: a worker must not run without one."""
     while os.getppid() == parent:
         await asyncio.sleep(1)
     log.error("supervisor died, worker stops")

@@ -1,6 +1,6 @@
 """Searches of a remote index: in threads, with a timeout and a circuit breaker.
 
-The event loop never waits for the network: a search runs in a thread, and its request goes on with the result or at the
+The event loop never waits for the network: a search runs in a thread, and its request continues with the result or at the
 timeout. After three failures in a row searches are refused for a while; then a single request tries.
 """
 
@@ -31,7 +31,8 @@ class RemoteSearchExecutor:
     """The remote searches of one process."""
 
     def __init__(self, timeout: float, on_failure: Callable[[], None] = lambda: None) -> None:
-        """`timeout`: seconds for all exchanges of one search. `on_failure` is called after each failure."""
+        """Create the threads. `timeout` in seconds covers all exchanges of one search; `on_failure` is called after each
+        failure."""
         self.timeout = timeout
         self.breaker = CircuitBreaker()
         self._on_failure = on_failure
@@ -44,7 +45,7 @@ class RemoteSearchExecutor:
         Raises Unavailable after the timeout, for too many searches, while the circuit breaker is open, and in place of
         Unavailable and RunError of `work`; other errors of `work` as they are."""
         if (began := self.breaker.begin()) is None:
-            raise Unavailable("the index does not answer; it is tried again in a moment")
+            raise Unavailable("the index does not answer; searches are refused for a while")
         if self._under_way >= MAX_SEARCHES:
             raise Unavailable(f"{MAX_SEARCHES} searches are running or waiting, the limit")
         until = time.monotonic() + self.timeout

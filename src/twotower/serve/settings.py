@@ -131,7 +131,7 @@ class ServeSettings:
                     f"`{name}` is {getattr(self, name):,}, at most {allowed} on this machine of {processors} processors"
                 )
         if self.max_k > MAX_K:
-            raise ConfigError(f"`max_k` is {self.max_k}, at most {MAX_K:,} can be asked for")
+            raise ConfigError(f"`max_k` is {self.max_k}, expected at most {MAX_K:,}")
         if self.target_wait > self.max_wait:
             raise ConfigError(f"`target_wait` is {self.target_wait:g}, expected at most `max_wait`, {self.max_wait:g}")
         if self.burst and not self.rate:
@@ -160,12 +160,12 @@ class ServeSettings:
         if not (self.keys or self.insecure or is_loopback(self.host)):
             raise ConfigError(
                 f"`host` {self.host} can be reached from other machines; give `keys`, a file of API keys "
-                "(`make_key(name)` makes one), or `insecure=True` if something in front of it keeps strangers out"
+                "(`make_key(name)` makes one), or `insecure=True` if a proxy in front of it admits only known clients"
             )
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address or host name. Raises ConfigError for an unknown name."""
+    """Return True if only this machine can reach an address or host name. Raises ConfigError for an unknown name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -193,7 +193,7 @@ def client_address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddres
 
 
 def _check_url(url: str) -> None:
-    """Raise ConfigError for a URL of no supported store. The message does not repeat a password in the URL."""
+    """Raise ConfigError unless the URL is of a supported store. The message does not repeat a password in the URL."""
     allowed = "(allowed: memory, redis://HOST:PORT/DB, rediss://…, unix:///PATH)"
     try:
         parts = urlsplit(url)

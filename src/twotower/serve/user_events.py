@@ -259,8 +259,8 @@ class RedisEvents:
         if found is None:
             return await self._fallback.fetch(bundles, user)
         *histories, kept = found
-        there = [event for history in histories for raw in history if (event := _parse_event(raw))]
-        events = [(e.item, e.liked) for e in latest([*there, *self._fallback.get(bundles, user)], self.events)]
+        stored = [event for history in histories for raw in history if (event := _parse_event(raw))]
+        events = [(e.item, e.liked) for e in latest([*stored, *self._fallback.get(bundles, user)], self.events)]
         if not events:
             return EMPTY_STATE
         fits = (
@@ -327,7 +327,7 @@ def _vector_key(bundle: str, user: str) -> str:
 
 
 def _parse_event(raw: bytes) -> TimedEvent | None:
-    """Return the event in `raw`; None if another program wrote something else there."""
+    """Return the event in `raw`; None if it is not an event in JSON (another program may write to the key)."""
     if len(raw) > _MAX_EVENT_BYTES:
         return None
     try:

@@ -110,8 +110,8 @@ class CandidateSampler:
     """Draws the candidates of each batch from the sources that a config names."""
 
     def __init__(self, dataset: Dataset, config: NegativesConfig, seed: int) -> None:
-        """Raises ConfigError if `config.attribute` is no item feature with codes, or `config.hard_ranks` starts beyond the
-        catalogue."""
+        """Prepare the sources. Raises ConfigError if `config.attribute` is no item feature with codes, or `config.hard_ranks`
+        starts beyond the catalogue."""
         self._config, self._seed = config, seed
         self._n_items = len(dataset.items)
         if config.hard and config.hard_ranks[0] > self._n_items:
@@ -167,9 +167,11 @@ class CandidateSampler:
     ) -> Candidates:  # fmt: skip
         """Draw the candidates of the positives `own` of a batch, which is aligned (B,) user and item rows.
 
-        `memory_items` (M,) are the item rows of the cross-batch memory. With `source` (B,), the row numbers of the
-        positives, a disliked negative is one that the user met after the positive. `ends` are the ends of the batch's
-        shards, whose draws do not depend on each other.
+                `memory_items` (M,) are the item rows of the cross-batch memory. With `source` (B,), the row numbers of the
+                positives, a disliked negative is an interaction after the positive. `ends` are the ends of the batch's
+        =>
+            Per-positive negatives stand against one positive alone:
+                shards, whose draws do not depend on each other.
         """
         c, n = self._config, self._n_items
         rng = self._rng(step)

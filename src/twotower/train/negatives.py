@@ -112,7 +112,7 @@ class PairSampler:
         shards: int = 1,
         sizes: ShuffleSizes | None = None,
     ) -> None:
-        """Raises ConfigError if there are more `shards` than training interactions."""
+        """Count the pairs of each shard. Raises ConfigError if there are more `shards` than training interactions."""
         self._seed, self._shuffle, self._sizes = seed, shuffle, sizes or ShuffleSizes()
         self._pairs = dataset.pairs
         self._shards = Shards(dataset, dataset.train_indices, shards)
@@ -192,8 +192,8 @@ class PositiveSampler:
         shards: int = 1,
         sizes: ShuffleSizes | None = None,
     ) -> None:
-        """`by_user` keeps the positives of a user together, oldest first, and shuffles the users. Raises ConfigError if
-        there are more `shards` than training positives."""
+        """Cut the positives into shards. `by_user` keeps the positives of a user together, oldest first, and shuffles the
+        users. Raises ConfigError if there are more `shards` than training positives."""
         self._seed, self._shuffle, self._by_user, self._sizes = seed, shuffle, by_user, sizes or ShuffleSizes()
         self._pairs = dataset.pairs
         numbers: npt.NDArray[Any] = dataset.positives_by_user.values if by_user else dataset.positive_indices

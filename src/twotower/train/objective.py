@@ -51,7 +51,8 @@ class Objective:
         context: DistributedContext,
         torchrec: TorchRecEmbeddings | None,
     ) -> None:
-        """Raises ConfigError, or DataError if the training part holds nothing to learn with these settings."""
+        """Check the settings and build the samplers. Raises ConfigError, or DataError if the training part holds nothing to
+        learn with these settings."""
         self.dataset, self.config, self.model = dataset, config, model
         self.device, self.context, self.torchrec = device, context, torchrec
         self.causal = config.train.history_scope == "causal"

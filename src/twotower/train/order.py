@@ -159,7 +159,7 @@ class Epoch:
     """The examples of one epoch, made one window at a time."""
 
     def __init__(self, lengths: list[list[int]], make_window: WindowMaker) -> None:
-        """`lengths[s][w]` is the number of examples that `make_window(s, w)` returns for window w of shard s."""
+        """Describe an epoch: `make_window(s, w)` returns the `lengths[s][w]` examples of window w of shard s."""
         self._ends = [np.cumsum(shard) for shard in lengths]
         self._make_window = make_window
         self._held: dict[int, tuple[int, Examples]] = {}

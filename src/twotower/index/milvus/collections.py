@@ -28,7 +28,7 @@ class MilvusCollections:
     """The Milvus collections of one store."""
 
     def __init__(self, store: Store, connect_timeout: float = CONNECT_TIMEOUT) -> None:
-        """`connect_timeout`: seconds that a connection may take."""
+        """Read and change the collections of `store`. `connect_timeout` in seconds."""
         self._connect_timeout = connect_timeout
         self._store = store
         self._path = store.path / COLLECTIONS_FILE
