@@ -1,4 +1,4 @@
-"""Every option earns its place: changing it changes an output."""
+"""Every option has an effect: changing it changes an output."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.epochs": (4, {}),
     "train.batch_size": (100, {}),
     "train.data_shards": (4, {}),
-    "train.history_scope": ("causal", CANDIDATES | {"moments": True}),
+    "train.history_scope": ("causal", CANDIDATES | {"causal_schema": True}),
     "train.shuffle": (False, {}),
     "train.optimizer": ("SGD", {}),
     "train.lr": (0.1, {}),
@@ -137,9 +137,9 @@ BRANCHES: dict[tuple[str, str], Any] = {
     ("cin", "widths"): [4],
     ("bilinear", "matrices"): "each",
 }
-# Tested where they act: reading in test_pipeline and test_cli, devices and checkpoints in test_trainer,
-# the patience of ranks in test_ranks, where tables lie in test_torchrec, a prepared dataset in test_prepared, the index of a
-# published model in test_publisher and, where it is in Milvus, in test_milvus.
+# Tested elsewhere: the source of the data in test_api and test_cli, a prepared dataset in data/test_prepare, devices and
+# checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in train/test_sharded, the
+# index of a published model in test_publishing, and in Milvus in index/test_milvus.
 ELSEWHERE = {
     "data.dataset",
     "data.archive",
@@ -191,7 +191,7 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
     schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
     if changes.pop("schema_width", False):  # a shared sequence takes its width from the item side
         body["model"]["pairs"][0]["user"]["fields"] = ["uid", "city"]
-    if changes.pop("moments", False):  # sequences that can be had as they were at every moment
+    if changes.pop("causal_schema", False):  # without the sequences that a causal history does not allow
         schema = schema.model_copy(
             update={"features": tuple(f for f in schema.features if f.name not in ("disliked", "fans"))}
         )
@@ -202,8 +202,8 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
         schema = schema.model_copy(update={"features": features})
     if feature := changes.pop("history", None):
         features = tuple(f for f in schema.features if not isinstance(f, Sequence))
-        moments = changes.get("train.history_scope") == "causal"  # a sequence of an item cannot be had at every moment
-        sides: tuple[SideName, ...] = SIDES if feature.get("max_length") and not moments else ("user",)
+        causal = changes.get("train.history_scope") == "causal"  # allows no sequence on the item side
+        sides: tuple[SideName, ...] = SIDES if feature.get("max_length") and not causal else ("user",)
         features = (*features, *(Sequence(name="history", side=side, **feature) for side in sides))
         schema = schema.model_copy(update={"features": features})
     for key, value in changes.items():
