@@ -325,13 +325,13 @@ def test_buckets_are_of_one_size_where_few_users_have_most_interactions(
     user = np.minimum((rng.pareto(0.5, 3000)).astype(int), 400)
     actions = pl.DataFrame({"user_id": user, "item_id": rng.integers(0, 900, 3000), "at": np.arange(3000), "liked": 1})
     sizes: list[int] = []
-    sort = prepare._Preparation._sorted
+    sort = prepare._Preparation._sort_bucket
 
     def sized(self: Any, path: Path) -> int:
         sizes.append(sort(self, path))
         return sizes[-1]
 
-    monkeypatch.setattr(prepare._Preparation, "_sorted", sized)
+    monkeypatch.setattr(prepare._Preparation, "_sort_bucket", sized)
     prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, actions)
     assert len(sizes) > 5
     assert max(sizes) <= 150 + np.bincount(user).max()

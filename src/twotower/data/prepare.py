@@ -131,30 +131,30 @@ class _Preparation:
         self.columns = list(dict.fromkeys([*keys, *(a for a in self.averaged if a != POSITIVE)]))
 
     def run(self) -> None:
-        frames = self._sides()
+        frames = self._read_sides()
         n_users, n_items = frames["user"].height, frames["item"].height
-        buckets, rows = self._deal(frames)
-        kept = sum(self._sorted(b) for b in buckets)
+        buckets, rows = self._write_buckets(frames)
+        kept = sum(self._sort_bucket(b) for b in buckets)
         if rows > kept:
             log.info(f"interactions: {rows - kept:,} rows repeated a pair of user and item; the last of each was kept")
-        cuts = self._cuts(buckets, kept) if self.split.kind == "time" else None
+        part_starts = self._part_starts(buckets, kept) if self.split.kind == "time" else None
         sizes = np.zeros(3, np.int64)
         counts: dict[SideName, Ints] = {"user": np.zeros(n_users, np.int64), "item": np.zeros(n_items, np.int64)}
         sums = {(s, a): np.zeros((2, len(counts[s]))) for s in SIDES for a in self.averaged}
         for b in buckets:
             frame = pl.scan_ipc(b, glob=False).collect()
-            parts = self._parts(frame, cuts)
+            parts = self._bucket_parts(frame, part_starts)
             np.save(b.with_suffix(".npy"), parts)
             sizes += np.bincount(parts, minlength=3)
             train = frame.filter(parts == TRAIN)
             for side in SIDES:
-                of = train[side].to_numpy()
-                counts[side] += np.bincount(of, minlength=len(counts[side]))
+                side_rows = train[side].to_numpy()
+                counts[side] += np.bincount(side_rows, minlength=len(counts[side]))
                 for a in self.averaged:
                     values = train[self.sums[a]].cast(pl.Float64).to_numpy()
                     known = np.isfinite(values)
-                    sums[side, a][0] += np.bincount(of[known], values[known], len(counts[side]))
-                    sums[side, a][1] += np.bincount(of[known], minlength=len(counts[side]))
+                    sums[side, a][0] += np.bincount(side_rows[known], values[known], len(counts[side]))
+                    sums[side, a][1] += np.bincount(side_rows[known], minlength=len(counts[side]))
         for part, name in enumerate(PART_NAMES):
             if not sizes[part]:
                 raise DataError(
@@ -168,7 +168,7 @@ class _Preparation:
                 frames[side], self.schema, side, counts[side], lambda f: means[_averaged_column(f, self.schema)]
             )
         encoders = Encoders.fit(self.schema, frames, counts)
-        self._emit(buckets, sizes, encoders, frames)
+        self._write_interactions(buckets, sizes, encoders, frames)
         columns = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
         for side in SIDES:
             frames[side].write_parquet(self.folder / f"{side}s.parquet")
@@ -197,7 +197,7 @@ class _Preparation:
         if empty:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
 
-    def _sides(self) -> dict[SideName, pl.DataFrame]:
+    def _read_sides(self) -> dict[SideName, pl.DataFrame]:
         """Return the tables of both sides, with the columns that the schema names; for a side without a table, the ids of
         the interactions."""
         schema, notes = self.schema, list[str]()
@@ -220,7 +220,7 @@ class _Preparation:
             need(frames["item"], [schema.title], "items", schema)
         return frames
 
-    def _deal(self, frames: dict[SideName, pl.DataFrame]) -> tuple[list[Path], int]:
+    def _write_buckets(self, frames: dict[SideName, pl.DataFrame]) -> tuple[list[Path], int]:
         """Write the interactions, with rows for ids, to buckets of users; return the buckets' files and the number of
         interactions."""
         schema, rows = self.schema, 0
@@ -228,7 +228,7 @@ class _Preparation:
         total = sum(map(_row_count, self.files))
         if total > MAX_INTERACTIONS:
             raise DataError(
-                f"interactions: {total:,} rows, at most {MAX_INTERACTIONS:,} can be prepared in one folder; cut the time"
+                f"interactions: {total:,} rows, at most {MAX_INTERACTIONS:,} can be prepared in one folder; choose a shorter time range"
             )
         count = max(1, -(-total // self.sizes.bucket_rows))
         dtype, positives = self._dtype(), 0
@@ -284,7 +284,7 @@ class _Preparation:
 
     # ---- a bucket at a time
 
-    def _sorted(self, path: Path) -> int:
+    def _sort_bucket(self, path: Path) -> int:
         """Sort a bucket by user, time and place in the table, keep each pair once, and return the number of rows kept."""
         record = np.fromfile(path, self._dtype())
         frame = pl.DataFrame({name: record[name] for name in record.dtype.names or ()})
@@ -299,18 +299,18 @@ class _Preparation:
         once.drop("row").write_ipc(path, compression="uncompressed")
         return once.height
 
-    def _parts(self, frame: pl.DataFrame, cuts: tuple[int, int] | None) -> npt.NDArray[np.int8]:
+    def _bucket_parts(self, frame: pl.DataFrame, part_starts: tuple[int, int] | None) -> npt.NDArray[np.int8]:
         """Return the part (n,) of every row of a sorted bucket."""
         times = frame["time"].to_numpy()
-        if cuts is None:
+        if part_starts is None:
             user = frame["user"].to_numpy()
             return splits.split_last(user - user[0], times)
         parts = np.zeros(len(times), np.int8)
-        parts[times >= cuts[0]] = VALIDATION
-        parts[times >= cuts[1]] = TEST
+        parts[times >= part_starts[0]] = VALIDATION
+        parts[times >= part_starts[1]] = TEST
         return parts
 
-    def _cuts(self, buckets: list[Path], n: int) -> tuple[int, int]:
+    def _part_starts(self, buckets: list[Path], n: int) -> tuple[int, int]:
         """Return the times at which validation and test begin, equal to those of `splits.split_interactions`."""
 
         def times() -> Iterator[Ints]:
@@ -324,7 +324,7 @@ class _Preparation:
         below = _kth_smallest(lambda: (t[t < test] for t in times()), int(np.ceil((rest - 1) * (1 - self.split.validation))))
         return below, test
 
-    def _emit(self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]) -> None:
+    def _write_interactions(self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]) -> None:
         """Write the arrays of the interactions and of each user, in the order of users."""
         arrays, n, n_users = self.folder / "arrays", int(sizes.sum()), frames["user"].height
         whole = {
@@ -339,40 +339,40 @@ class _Preparation:
         features = list(self.schema.side("user"))
         sequences = [(i, f) for i, f in enumerate(features) if isinstance(f, Sequence)]
         codes = {i: encoders.sequence_codes(f, frames["item"][self.schema.item_id]) for i, f in sequences}
-        of_item = np.zeros(frames["item"].height, np.int64)
+        positives_per_item = np.zeros(frames["item"].height, np.int64)
         with ArrayWriter(arrays, n_users) as arrays_out:
             for b in buckets:
                 frame, parts = pl.scan_ipc(b, glob=False).collect(), np.load(b.with_suffix(".npy"))
                 user, item = frame["user"].to_numpy(), frame["item"].to_numpy()
                 positive = frame["positive"].to_numpy()
-                number = np.empty(len(user), np.int32)
+                indices = np.empty(len(user), np.int32)
                 for part in (TRAIN, VALIDATION, TEST):
                     keep = parts == part
                     place = slice(cursor[part], cursor[part] + int(keep.sum()))
-                    number[keep] = np.arange(place.start, place.stop)
+                    indices[keep] = np.arange(place.start, place.stop)
                     for name in ("user", "item", "positive", "time"):
                         whole[name][place] = frame[name].to_numpy()[keep]
                     whole["part"][place] = part
                     cursor[part] = place.stop
                 train = parts == TRAIN
                 liked = train & positive
-                of_item += np.bincount(item[liked], minlength=len(of_item))
-                arrays_out.append("train", number[train])
-                arrays_out.append("positives", number[liked])
+                positives_per_item += np.bincount(item[liked], minlength=len(positives_per_item))
+                arrays_out.append("train", indices[train])
+                arrays_out.append("positives", indices[liked])
                 arrays_out.count("train", user[train])
                 arrays_out.count("positives", user[liked])
                 for name, keep in (("seen_items", train), ("positive_items", liked)):
                     arrays_out.append(name, item[keep][np.lexsort((item[keep], user[keep]))])
-                arrays_out.ragged("interacted_items", user, item, number)
+                arrays_out.ragged("interacted_items", user, item, indices)
                 for i, f in sequences:
                     among = np.ones(len(user), bool) if f.interactions == "all" else positive == (f.interactions == "positive")
                     for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
                         max_values = 0 if f.attends else f.max_length
-                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], number[keep], max_values)
+                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], indices[keep], max_values)
                 b.unlink()
-        if not of_item.any():
+        if not positives_per_item.any():
             raise DataError("no positive interaction in the train part; there is nothing to learn from")
-        np.save(arrays / "item_positive_counts.npy", of_item)
+        np.save(arrays / "item_positive_counts.npy", positives_per_item)
         for array in whole.values():
             array.flush()
 
