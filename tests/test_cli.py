@@ -79,7 +79,7 @@ def test_set_overrides_a_setting(project: Path) -> None:
         (["evaluate", "{}/nothing"], ["no run"]),
         (["data", "fetch", "ml-1b", "--out", "{}/d"], ["ml-1b", "ml-1m"]),
         (["data", "fetch", "ml-1m", "--source", "{}/no.zip", "--out", "{}/d"], ["no.zip", "no such file"]),
-        (["data", "stats", "{}/void"], ["no interactions.parquet"]),
+        (["data", "stats", "{}/void"], ["holds no interactions.parquet"]),
         (["compare", "{}", "{}", "--resamples", "1000000001"], ["--resamples", "1000000\n"]),
         (["embed", "{}", "{}/users.csv", "--out", "{}/v", "--threads", "1000000000"], ["--threads", "1024\n"]),
         (["trian"], ["trian"]),

@@ -459,8 +459,8 @@ def test_files_are_named_one_by_one_by_a_folder_or_by_a_pattern(
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "notes.txt").touch()
     for source, message in (
-        (tmp_path / "empty", "holds no file"),
-        (f"{tmp_path}/*.nothing", "holds no file"),
+        (tmp_path / "empty", "no file found"),
+        (f"{tmp_path}/*.nothing", "no file found"),
         (tmp_path / "deep", r"found the folder one in it; name all files, as in '.*/deep/\*/\*.parquet'"),
         (tmp_path / "odd", "found a '.txt' file"),
         (tmp_path / "gone", "no such file"),

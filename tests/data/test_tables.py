@@ -534,7 +534,7 @@ def test_fault_C9_parquet_truncated_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("none.csv", "no such file"), ("folder", "holds no file"), ("*.csv", "no file")]
+    ("name", "what"), [("none.csv", "no such file"), ("folder", "no file found"), ("*.csv", "no file found")]
 )
 def test_fault_C9_a_missing_file_is_refused(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "folder").mkdir()

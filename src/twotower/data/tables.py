@@ -120,7 +120,7 @@ def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -
     else:
         paths = [source]
     if not paths:
-        raise DataError(f"{source}: holds no file; name a table, a folder of tables or a pattern")
+        raise DataError(f"{source}: no file found; name a table, a folder of tables or a pattern")
     for path in paths:
         if path.is_dir():
             raise DataError(
