@@ -15,6 +15,7 @@ import array
 import atexit
 import contextlib
 import gc
+import itertools
 import json
 import os
 import resource
@@ -210,8 +211,7 @@ def run(
 
 def start_ranks(n: int, *arguments: Any, env: Mapping[str, str] | None = None, **more: Any) -> list[Process]:
     """Start `n` ranks of one job on this machine, with the environment that torchrun gives them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = _free_port()
     common = dict(os.environ if env is None else env) | {
         "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
@@ -219,6 +219,17 @@ def start_ranks(n: int, *arguments: Any, env: Mapping[str, str] | None = None, *
         start(*arguments, env=common | {"RANK": str(i), "LOCAL_RANK": str(i)}, stdout=PIPE, stderr=STDOUT, **more)
         for i in range(n)
     ]
+
+
+_ports = itertools.count(os.getpid() * 97)
+
+
+def _free_port() -> int:
+    """Return a port that nothing listens on, below those that the kernel gives to clients meanwhile."""
+    while True:
+        port = 20_000 + next(_ports) % 12_000
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def run_ranks(

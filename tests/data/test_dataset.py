@@ -184,7 +184,10 @@ def test_a_sequence_reaches_up_to_the_part_that_is_asked_and_no_further(config: 
                 if not isinstance(feature, Sequence):
                     assert found is data.side(side).columns[feature.name]
                     continue
-                right = [feature.interactions == "all" or p == (feature.interactions == "positive") for p in data.pairs.positive]
+                right = [
+                    feature.interactions == "all" or p == (feature.interactions == "positive")
+                    for p in data.pairs.positive
+                ]
                 order = [i for i in np.argsort(data.times, kind="stable").tolist() if data.parts[i] in may and right[i]]
                 wanted = [[i for i in order if own[i] == row][-feature.max_length :] for row in range(len(known))]
                 assert sources(found) == wanted, (feature.name, part)

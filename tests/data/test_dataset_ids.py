@@ -19,9 +19,7 @@ ID_COLUMNS = [
 
 @pytest.mark.parametrize("bits", [64, 1, 0])
 @pytest.mark.parametrize("column", ID_COLUMNS)
-def test_ids_have_their_rows_also_where_hashes_collide(
-    column: pl.Series, bits: int
-) -> None:
+def test_ids_have_their_rows_also_where_hashes_collide(column: pl.Series, bits: int) -> None:
     known = [str(i) for i in column]
     second: Any = np.int64(1)  # an index of numpy
     row = {i: r for r, i in enumerate(known)}

@@ -37,7 +37,9 @@ SCHEMA = EVERYTHING_SCHEMA.model_copy(
     update={
         "features": (
             *(f for f in EVERYTHING_SCHEMA.features if f.name != "fans"),
-            Sequence(name="met", side="user", interactions="all", pooling="decay", rates=(0.5, 0.9), share_embedding=False),
+            Sequence(
+                name="met", side="user", interactions="all", pooling="decay", rates=(0.5, 0.9), share_embedding=False
+            ),
         )
     }
 )
@@ -87,7 +89,8 @@ def lists(column: Ragged) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(tmp_path: Path, kind: str, messages: list[str]
+def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(
+    tmp_path: Path, kind: str, messages: list[str]
 ) -> None:
     frames = tables()
     memory = build_dataset(check(*frames, SCHEMA), SCHEMA, SPLITS[kind])
@@ -153,7 +156,12 @@ def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path) -
     config = SplitConfig(kind="last")
     memory = build_dataset(check(None, None, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, config)
     prepare.write_prepared(
-        shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions), CHECKERBOARD_SCHEMA, config, tmp_path / "out", SMALL)
+        shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions),
+        CHECKERBOARD_SCHEMA,
+        config,
+        tmp_path / "out",
+        SMALL,
+    )
     disk = MemmapDataset.open(tmp_path / "out")
     assert rows(disk) == rows(memory)
     assert disk.users.ids.equals(memory.users.ids)
@@ -171,9 +179,7 @@ def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path) -
         {"negatives": {"random": 2}, "train": {"data_shards": 3}},
     ],
 )
-def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(
-    tmp_path: Path, sections: dict[str, Any]
-) -> None:
+def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(tmp_path: Path, sections: dict[str, Any]) -> None:
     schema = SCHEMA
     earlier = "history_scope" in sections.get("train", {})
     if not earlier:
@@ -255,9 +261,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_tables_end_with_one_line_and_leave_nothing(
-    tmp_path: Path, change: Any, expected: str
-) -> None:
+def test_bad_tables_end_with_one_line_and_leave_nothing(tmp_path: Path, change: Any, expected: str) -> None:
     users, items, actions = tables()
     data = shards(tmp_path / "in", SCHEMA, users, items, actions)
     for path in (tmp_path / "in" / "interactions").glob("*.parquet"):
@@ -531,10 +535,9 @@ def test_a_preparation_of_another_host_is_left_alone(tmp_path: Path) -> None:
         other.communicate(b"\n")
 
 
-def test_of_a_sides_parquet_only_named_columns_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
+
     def watched(frame: pl.DataFrame, *rest: Any) -> pl.DataFrame:
         seen.append(frame.columns)
         return check_side(frame, *rest)

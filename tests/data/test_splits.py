@@ -82,7 +82,9 @@ def test_fault_C6_no_test_row_is_older_than_a_training_row(
 @pytest.mark.parametrize(("test", "validation"), [(0.2, 0.1), (0.5, 0.5)])
 def test_the_time_split_holds_out_the_shares_asked_for(scale: int, test: float, validation: float) -> None:
     seconds = np.random.default_rng(0).permutation(1_000) * scale
-    parts = split_interactions(np.zeros(1_000, np.int32), seconds, SplitConfig(kind="time", test=test, validation=validation))
+    parts = split_interactions(
+        np.zeros(1_000, np.int32), seconds, SplitConfig(kind="time", test=test, validation=validation)
+    )
     assert abs((parts == TEST).mean() - test) <= 0.002
     assert abs((parts == VALIDATION).sum() / (parts != TEST).sum() - validation) <= 0.002
 

@@ -690,7 +690,9 @@ def test_fault_G10_parquet_and_frames_keep_their_types(tmp_path: Path) -> None:
     users.write_parquet(tmp_path / "users.parquet")
     tables = check(tmp_path / "users.parquet", *paths[1:], LOOKALIKES)
     assert tables.users["zip"].to_list() == [2139.0, 2139.5, 100_000.0, None]
-    assert canonical_ids(tables.users["zip"]).to_list() == ["2139", "2139.5", "100000", None], "a whole float is its integer"
+    assert canonical_ids(tables.users["zip"]).to_list() == ["2139", "2139.5", "100000", None], (
+        "a whole float is its integer"
+    )
 
 
 def test_fault_G10_a_column_that_a_numeric_feature_reads_too_is_one_of_numbers(tmp_path: Path) -> None:

@@ -47,7 +47,12 @@ class ArrayWriter:
             lengths[first : first + len(n)] += n
 
     def ragged(
-        self, name: str, rows: npt.NDArray[Any], values: Codes, source: npt.NDArray[Any] | None = None, max_values: int = 0
+        self,
+        name: str,
+        rows: npt.NDArray[Any],
+        values: Codes,
+        source: npt.NDArray[Any] | None = None,
+        max_values: int = 0,
     ) -> None:
         """Append values (n,) of the rows (n,), which rise, to a ragged column: the last `max_values` of each row, 0 for all."""
         if max_values and len(rows):

@@ -166,7 +166,9 @@ class SideTensors:
         ends = np.cumsum(used)
         inside = np.arange(int(ends[-1])) - np.repeat(ends - used, used)
         codes = np.zeros(max(1, int(chunks.sum())) * SCAN_CHUNK, np.int64)
-        codes[np.repeat(first * SCAN_CHUNK, used) + inside] = ragged.values[np.repeat(ragged.offsets[rows], used) + inside]
+        codes[np.repeat(first * SCAN_CHUNK, used) + inside] = ragged.values[
+            np.repeat(ragged.offsets[rows], used) + inside
+        ]
         if not len(sequence):
             sequence = np.zeros(1, np.int64)
         arrays = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
 from collections import abc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import index
@@ -394,8 +394,12 @@ def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple
 
     Raises RunError if a file is missing, damaged or does not fit the schema."""
     encoders = read_checked(folder / "encoders.json", lambda path: Encoders.from_json(schema, read_text(path)))
-    users, items = (read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side)) for side in SIDES)
-    actions = read_checked(folder / "interactions.parquet", lambda path: _check_interactions(read_parquet(path), users, items))
+    users, items = (
+        read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side)) for side in SIDES
+    )
+    actions = read_checked(
+        folder / "interactions.parquet", lambda path: _check_interactions(read_parquet(path), users, items)
+    )
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
         times = actions["time"].to_numpy() if "time" in actions.columns else None

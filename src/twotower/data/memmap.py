@@ -20,17 +20,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from twotower import files
 from twotower.config import SplitConfig
-from twotower.data.dataset import load_dataset, save_dataset
-from twotower.data.dataset import Dataset, Pairs, Side, read_checked, read_side, read_text
+from twotower.data.dataset import Dataset, Pairs, Side, load_dataset, read_checked, read_side, read_text, save_dataset
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
+from twotower.embeddings_folder import read_array
 from twotower.encoders import Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, RunError
 from twotower.schema import SIDES, Schema, Sequence, SideName
-from twotower.embeddings_folder import read_array
 
 PREPARED_FOLDER = "prepared"
 """Folder of a prepared dataset inside a run or a bundle."""
@@ -106,7 +104,10 @@ class MemmapDataset(Dataset):
         arrays = _Arrays(folder / "arrays")
         if {len(arrays[name]) for name in ("user", "item", "positive", "part", "time")} != {rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
-        frames = {side: read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side)) for side in SIDES}
+        frames = {
+            side: read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side))
+            for side in SIDES
+        }
         sides = {
             side: Side(
                 frames[side],

@@ -6,10 +6,10 @@ archive (`source`, or the environment variable TWOTOWER_DATA), or, for 100K, out
 
 from __future__ import annotations
 
-import logging
 import hashlib
 import http.client
 import io
+import logging
 import os
 import re
 import struct
@@ -67,6 +67,7 @@ ARCHIVES: dict[Name, Archive] = {
 WHEEL, WHEEL_SHA256 = "recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 WHEEL_FOLDER = "recbole/dataset_example/ml-100k/"
 
+
 @dataclass(frozen=True)
 class Downloads:
     """Sources of the archives on the network."""
@@ -106,7 +107,9 @@ TITLES_SCHEMA = Schema(
     features=(Text(name="query", side="user"), Text(name="title", side="item")),
 )
 """Queries and films by their words alone; every pair is a positive."""
-SCHEMAS: dict[str, Schema] = dict.fromkeys(ARCHIVES, SCHEMA) | {name + TITLES_SUFFIX: TITLES_SCHEMA for name in ARCHIVES}
+SCHEMAS: dict[str, Schema] = dict.fromkeys(ARCHIVES, SCHEMA) | {
+    name + TITLES_SUFFIX: TITLES_SCHEMA for name in ARCHIVES
+}
 """Schema of each data set by name."""
 
 Columns = dict[str, type[pl.DataType]]
@@ -227,7 +230,8 @@ def _from_wheel(sha256: str) -> Tables:
         raise DataError(f"{WHEEL}: the wheel has SHA-256 {digest[:12]}…, expected {sha256[:12]}…")
     archive = _open_zip(data, WHEEL)
     users, items, actions = (
-        _typed_header(_read_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL)) for kind in ("user", "item", "inter")
+        _typed_header(_read_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL))
+        for kind in ("user", "item", "inter")
     )
     return Tables(
         users.rename({"zip_code": "zip"}).select(*USER_1M),

@@ -7,9 +7,9 @@ schema names), a few numbers per user and per item, one piece and one bucket.
 
 from __future__ import annotations
 
-import logging
 import glob
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ from twotower.data.tables import (
     with_ids,
 )
 from twotower.data.times import TIME, Times
-from twotower.encoders import Codes, Column, Encoders, Ints, Ragged
+from twotower.encoders import Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, DataError
 from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
 
@@ -112,7 +112,11 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
             raise ConfigError(f"feature '{f.name}': sequences of items' users cannot be prepared; drop it")
     if out.exists():
         names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
-        ours = {FACTS_FILE, "encoders.json", "arrays", *(f"{side}s.parquet" for side in SIDES)} if FACTS_FILE in names else set()
+        ours = (
+            {FACTS_FILE, "encoders.json", "arrays", *(f"{side}s.parquet" for side in SIDES)}
+            if FACTS_FILE in names
+            else set()
+        )
         if strange := sorted(names - ours):
             raise ConfigError(
                 f"{out}: not empty and not a prepared dataset alone (it holds {strange[0]}); choose another folder"
@@ -120,9 +124,7 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
 
 
 class _Preparation:
-    def __init__(
-        self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path, sizes: PrepareSizes
-    ) -> None:
+    def __init__(self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path, sizes: PrepareSizes) -> None:
         self.data, self.schema, self.split, self.folder, self.sizes = data, schema, split, folder, sizes
         self.files = table_files(data.interactions, (".parquet", ".pq"))
         self.averaged = sorted({_averaged_column(f, schema) for f in schema.features if _is_mean(f)})
@@ -321,10 +323,14 @@ class _Preparation:
         rest = sum(int((t < test).sum()) for t in times())
         if not rest:
             return test, test
-        below = _kth_smallest(lambda: (t[t < test] for t in times()), int(np.ceil((rest - 1) * (1 - self.split.validation))))
+        below = _kth_smallest(
+            lambda: (t[t < test] for t in times()), int(np.ceil((rest - 1) * (1 - self.split.validation)))
+        )
         return below, test
 
-    def _write_interactions(self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]) -> None:
+    def _write_interactions(
+        self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]
+    ) -> None:
         """Write the arrays of the interactions and of each user, in the order of users."""
         arrays, n, n_users = self.folder / "arrays", int(sizes.sum()), frames["user"].height
         whole = {
@@ -365,7 +371,11 @@ class _Preparation:
                     arrays_out.append(name, item[keep][np.lexsort((item[keep], user[keep]))])
                 arrays_out.ragged("interacted_items", user, item, indices)
                 for i, f in sequences:
-                    among = np.ones(len(user), bool) if f.interactions == "all" else positive == (f.interactions == "positive")
+                    among = (
+                        np.ones(len(user), bool)
+                        if f.interactions == "all"
+                        else positive == (f.interactions == "positive")
+                    )
                     for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
                         max_values = 0 if f.attends else f.max_length
                         arrays_out.ragged(name, user[keep], codes[i][item[keep]], indices[keep], max_values)

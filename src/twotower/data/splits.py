@@ -11,6 +11,7 @@ import numpy.typing as npt
 from twotower.config import SplitConfig
 from twotower.encoders import Ints
 from twotower.errors import DataError
+
 Parts = npt.NDArray[np.int8]
 
 TRAIN, VALIDATION, TEST = 0, 1, 2

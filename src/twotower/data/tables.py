@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from twotower.data.times import TIME, Times
-from twotower.encoders import missing_count, canonical_ids
+from twotower.encoders import canonical_ids, missing_count
 from twotower.errors import DataError, did_you_mean
 from twotower.schema import MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
 
@@ -383,13 +383,17 @@ def _features(
         if isinstance(f, Numeric) and f.statistic:
             if f.statistic_column and actions is not None:
                 need(actions, [f.statistic_column], "interactions", schema)
-                if not (actions[f.statistic_column].dtype.is_numeric() or actions[f.statistic_column].dtype == pl.Boolean):
+                if not (
+                    actions[f.statistic_column].dtype.is_numeric() or actions[f.statistic_column].dtype == pl.Boolean
+                ):
                     raise DataError(
                         f"interactions: column '{f.statistic_column}' holds {actions[f.statistic_column].dtype}, expected numbers for feature "
                         f"'{f.name}' to average; cast it"
                     )
                 if n := missing_count(actions[f.statistic_column]):
-                    notes.append(f"interactions: {n} of {actions.height} values of '{f.statistic_column}' are missing; left out")
+                    notes.append(
+                        f"interactions: {n} of {actions.height} values of '{f.statistic_column}' are missing; left out"
+                    )
             continue
         need(frame, [f.source], what, schema)
         if n := missing_count(frame[f.source]):
