@@ -39,10 +39,10 @@ help:
 demo: .venv/.run
 	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data "$(DATA)") $(if $(SERVE),--serve)
 
-# Files of tests side by side, one for each processor; JOBS=0 runs them one after another.
-JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+# Files of tests side by side, one more than there are processors, as some wait; JOBS=0 runs them one after another.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 test: .venv/.test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Debian's packages are installed where that is allowed; elsewhere they must be there.
 test-system: .venv/.test

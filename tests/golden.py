@@ -153,11 +153,11 @@ def world(name: str) -> Dataset:
     if kind == "board":
         return build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
     if kind == "split":
-        split = SplitConfig(kind=what)  # type: ignore[arg-type]
+        split = SplitConfig(kind=what)
         return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, split)
     if kind == "pooling":
         limit = {"max_length": 128} if what in ("attention", "transformer") else {}
-        met = Sequence(name="met", side="user", width=8, **limit, pooling=what)  # type: ignore[arg-type]
+        met = Sequence(name="met", side="user", width=8, **limit, pooling=what)
         schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, met)})
         return build_dataset(check(*checkerboard(), schema), schema, Config().split)
     schema = EVEN if kind == "even" else EVERYTHING_SCHEMA

@@ -1,6 +1,6 @@
 """Processes that have torch and the package loaded when they start, for tests that need a process and not its imports.
 
-One process a session, the zygote, imports what is slow and then only forks: a command of its own starts in milliseconds
+One process of a session, the zygote, imports what is slow and then only forks: a command of its own starts in milliseconds
 instead of seconds. A child has its own arguments, environment, folder, standard streams and limits, and ends as a
 process of `python` does. What is read while libraries are loaded (`OMP_NUM_THREADS`, `PYTHONPATH`, `-W`) and peak memory
 are those of the zygote: tests of these start `sys.executable`.
@@ -263,35 +263,40 @@ def run_ranks(
     return codes, [o.decode(errors="replace") for o in outputs]
 
 
-_zygote: list[tuple[subprocess.Popen[bytes], str]] = []
+NAME_VARIABLE = "TWOTOWER_TESTS_ZYGOTE"
+"""The zygote of a session of several pytest processes: its abstract socket."""
+_zygote: list[subprocess.Popen[bytes]] = []
+
+
+def start_zygote() -> None:
+    """Start the zygote for this process and those that it starts. It ends with this process."""
+    name = f"twotower-tests-{os.getpid()}"  # abstract: nothing is left on the disk
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    _zygote.append(subprocess.Popen([sys.executable, __file__, name], stdin=subprocess.PIPE, env=environment))
+    os.environ[NAME_VARIABLE] = name
+    atexit.register(_stop)
 
 
 def _connect() -> socket.socket:
-    """Connect to the zygote of this process, which is started on first use."""
-    if not _zygote:
-        # An abstract name: nothing is left on the disk.
-        name = f"twotower-tests-{os.getpid()}"
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        # It ends when the other end of its input closes.
-        process = subprocess.Popen(
-            [sys.executable, __file__, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
-        assert process.stdout is not None
-        if process.stdout.readline() != b"ready\n":
-            raise RuntimeError("the zygote did not start")
-        _zygote.append((process, name))
-        atexit.register(_stop)
+    """Connect to the zygote, which is started if no process did."""
+    if NAME_VARIABLE not in os.environ:
+        start_zygote()
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    link.connect("\0" + _zygote[0][1])
-    return link
+    until = time.monotonic() + 120
+    while True:
+        try:
+            link.connect("\0" + os.environ[NAME_VARIABLE])
+            return link
+        except ConnectionRefusedError:  # it imports
+            assert time.monotonic() < until, "the zygote did not start"
+            assert not any(process.poll() for process in _zygote), "the zygote ended"
+            time.sleep(0.02)
 
 
 def _stop() -> None:
-    for process, _ in _zygote:
+    for process in _zygote:
         assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.close()
-        process.stdout.close()
+        process.stdin.close()  # which ends it
         process.wait()
     _zygote.clear()
 
@@ -314,7 +319,6 @@ def _serve(name: str) -> dict[str, Any] | None:
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     children: dict[int, socket.socket] = {}
-    print("ready", flush=True)
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(wake, selectors.EVENT_READ)

@@ -10,6 +10,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+from worlds import EVERYTHING_SCHEMA
 
 from twotower import config, index, schema
 
@@ -45,7 +46,7 @@ def test_every_kind_has_a_case() -> None:
     ):
         for kind in found:
             assert f"{group} {kind}" in names, f"{group} {kind}"
-    assert set(config.FEATURE_KINDS) == {f.kind for f in golden.EVERYTHING_SCHEMA.features}
+    assert set(config.FEATURE_KINDS) == {f.kind for f in EVERYTHING_SCHEMA.features}
     assert {case.split()[1] for case in golden.CASES if case.startswith("index")} == set(index.KINDS) - {"milvus"}
 
 

@@ -35,6 +35,12 @@ ML_1M = {
 }
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test downloads is not found by another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def film(number: int, title: str, *genres: str) -> str:
     flags = "|".join("01"[g in genres] for g in movielens.GENRES_100K)
     return f"{number}|{title}|01-Jan-1995||http://us.imdb.com/M?{number}|{flags}\n"

@@ -124,7 +124,7 @@ def test_fault_E3_sigterm_under_load_loses_no_request(serve: Start) -> None:
     assert 0.6 <= spent < 6
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.system)])
 def test_fault_E3_a_signal_to_the_whole_group_drains_as_one_to_the_first(serve: Start, sig: int) -> None:
     """As systemd and a terminal send it: to the process that watches and to every worker."""
     served = serve("--workers", "2", "--drain", "0.8", "--grace", "5", group=True).wait()
@@ -202,6 +202,7 @@ def test_fault_E4_a_worker_that_is_killed_is_replaced_and_the_others_answer(serv
     assert "worker died" in log
 
 
+@pytest.mark.system
 def test_workers_end_with_the_process_that_watches_them(serve: Start) -> None:
     served = serve("--workers", "2").wait()
     workers = served.workers()

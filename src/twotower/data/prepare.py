@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ from twotower import files
 from twotower.config import DataConfig, SplitConfig
 from twotower.data import splits
 from twotower.data.arrays import ArrayWriter
-from twotower.data.dataset import with_statistics
+from twotower.data.dataset import Doubles, with_statistics
 from twotower.data.memmap import FACTS_FILE, MEMMAP_FORMAT, MemmapDataset
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.data.tables import (
@@ -167,7 +168,11 @@ class _Preparation:
             with np.errstate(invalid="ignore"):
                 means = {a: sums[side, a][0] / sums[side, a][1] for a in self.averaged}
             frames[side] = with_statistics(
-                frames[side], self.schema, side, counts[side], lambda f: means[_averaged_column(f, self.schema)]
+                frames[side],
+                self.schema,
+                side,
+                counts[side],
+                partial(_average_of, schema=self.schema, averages=means),
             )
         encoders = Encoders.fit(self.schema, frames, counts)
         self._write_interactions(buckets, sizes, encoders, frames)
@@ -505,6 +510,11 @@ def _rows_of_ids(piece: pl.DataFrame, frame: pl.DataFrame, rows: pl.DataFrame, k
 
 def _is_mean(feature: Any) -> bool:
     return isinstance(feature, Numeric) and feature.statistic == "mean"
+
+
+def _average_of(feature: Numeric, schema: Schema, averages: dict[str, Doubles]) -> Doubles:
+    """Return the averages of the column that a feature is the average of."""
+    return averages[_averaged_column(feature, schema)]
 
 
 def _averaged_column(feature: Any, schema: Schema) -> str:
