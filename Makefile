@@ -1,6 +1,6 @@
 # make demo   the main job on MovieLens        make test   all tests        make check  linters and types
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
-# make demo SERVE=1   … and open its console   make test-system  with a real Chromium and Valkey
+# make demo SERVE=1   … and open its console   make test-system  heavy ones, with Chromium and Valkey
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
 # make versions           what is installed             make audit        its known vulnerabilities; asks pypi.org
@@ -49,7 +49,7 @@ test-system: .venv/.test
 	@{ command -v chromium && command -v valkey-server; } >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium valkey-server >/dev/null; } || \
 	  { echo "error: chromium and valkey-server are needed; on Debian: apt-get install chromium valkey-server"; exit 2; }
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m system -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-real: .venv/.test
 	@test -n "$(DATA)" || { echo "error: name the archive: make test-real DATA=path/to/ml-1m.zip"; exit 2; }
