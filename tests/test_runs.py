@@ -681,12 +681,16 @@ def test_fault_G18_damaged_checkpoints_are_passed_over_or_named(
         state = json.loads(whole)
         for key, value in (("step", "x"), ("fingerprint", []), ("progress", {"epoch": "x"}), ("progress", {"x": 1})):
             cases[f"{key} {value}"] = json.dumps(state | {key: value}).encode()
+    without_format = ('{"a": {"b": []}}', "other types")
     for kind, data in cases.items():
+        wrong = (
+            "has format"
+            if name == "state.json" and kind in without_format
+            else "state.json( is|:) damaged|a complete run without a checkpoint"
+        )
         files.remove(newest / name)
         (newest / name).mkdir() if data is None else (newest / name).write_bytes(data)
-        with pytest.raises(
-            RunError, match="a complete run without a checkpoint|state.json( is|:) damaged|has format"
-        ) as error:
+        with pytest.raises(RunError, match=wrong) as error:
             api.fit(everything(), schema, config, folder=copy, resume=True)
         assert str(copy) in str(error.value), kind
     assert runs.load(copy).metrics

@@ -386,10 +386,10 @@ def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Start,
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        for n in range(6):
+        for n in range(10):
             swap((first, second)[n % 2])
         memory, files = held()
-        for n in range(18):
+        for n in range(40):
             swap((first, second)[n % 2])
         time.sleep(0.3)
         more_memory, more_files = held()
