@@ -152,7 +152,7 @@ def test_the_example_of_own_data_trains_and_beats_popularity(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ROOT / "examples" / "own-data.toml"
-    words = ["train", str(config), "--run", str(tmp_path / "run"), "--set", "train.epochs=8"]
+    words = ["train", str(config), "--run", str(tmp_path / "run")]
     assert cli.run_command(cli.app, words) == 0
     from twotower import api
 
