@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from server_process import Start, serving
 from service_client import Client, Make, clients
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
@@ -80,3 +81,10 @@ def key_file(tmp_path: Path) -> tuple[Path, str, str]:
     (ask, ask_lines), (boss, boss_lines) = api_keys.make_key("shop", False), api_keys.make_key("boss", True)
     (tmp_path / "keys.toml").write_text(ask_lines + boss_lines)
     return tmp_path / "keys.toml", ask, boss
+
+
+@pytest.fixture
+def serve(store: Path) -> Iterator[Start]:
+    """A function that starts services, which are stopped at the end of the test."""
+    with serving(store) as start:
+        yield start

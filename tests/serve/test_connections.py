@@ -8,7 +8,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import socket
 import struct
 import time
@@ -29,34 +28,21 @@ POST = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: applica
 
 
 @pytest.fixture(scope="module")
-def published(two_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two bundles."""
-    return Path(shutil.copytree(two_bundles, tmp_path_factory.mktemp("connections") / "store"))
-
-
-@pytest.fixture
-def serve(published: Path) -> Iterator[Start]:
-    """A function that starts services, which are stopped at the end of the test."""
-    with serving(published) as start:
-        yield start
-
-
-@pytest.fixture(scope="module")
-def quick(published: Path) -> Iterator[Served]:
+def quick(store: Path) -> Iterator[Served]:
     """A service with short timeouts."""
-    with serving(published) as start:
+    with serving(store) as start:
         yield start(*SHORT, "--max-body", "100000", "--max-batch", "5000").wait()
 
 
 @pytest.fixture(scope="module")
-def usual(published: Path) -> Iterator[Served]:
+def usual(store: Path) -> Iterator[Served]:
     """A service with default settings."""
-    with serving(published) as start:
+    with serving(store) as start:
         yield start("--no-access-log").wait()
 
 
 @pytest.fixture(scope="module")
-def refusing(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, bytes]]:
+def refusing(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, bytes]]:
     """A service with short timeouts that refuses requests without a key, and as overloaded those with its key."""
     key, lines = api_keys.make_key("shop", False)
     file = tmp_path_factory.mktemp("keys") / "keys.toml"
@@ -66,7 +52,7 @@ def refusing(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "AdmissionController.overloaded = lambda self, client, *weight: client == 'shop'\n"
         "import sys\nfrom twotower import cli\nsys.argv[0] = 'twotower'\ncli.main()"
     )
-    with serving(published) as start:
+    with serving(store) as start:
         yield start(*SHORT, "--keys", str(file), code=overloaded).wait(), key.encode()
 
 
@@ -265,10 +251,10 @@ def ended(served: Served) -> dict[str, float]:
     ],
 )
 def test_fault_G4_more_connections_than_files_silence_nobody(
-    serve: Start, published: Path, files: int, crowd: int, addresses: int
+    serve: Start, store: Path, files: int, crowd: int, addresses: int
 ) -> None:
     served = serve("--poll", "0.05", "--no-access-log", limits={resource.RLIMIT_NOFILE: (files, files)}).wait()
-    bundles = itertools.cycle(b.id for b in Store(published).bundles())
+    bundles = itertools.cycle(b.id for b in Store(store).bundles())
     for says in (b"", LIVEZ, LIVEZ + b"\r\n", b"GET", POST + b"Content-Length: 9999\r\n\r\n{"):
         with contextlib.ExitStack() as opened:
             for n in range(crowd):
@@ -279,7 +265,7 @@ def test_fault_G4_more_connections_than_files_silence_nobody(
             for one in asked:
                 answered(one)
             to = next(bundles)
-            Store(published).rollback(to)  # it is loaded, which opens files
+            Store(store).rollback(to)  # it is loaded, which opens files
             until = time.monotonic() + 20
             while answered(asked[0]).json()["bundle_id"] != to:
                 assert time.monotonic() < until

@@ -33,23 +33,10 @@ from twotower.terminal import printed_messages
 
 
 @pytest.fixture(scope="module")
-def published(two_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two bundles."""
-    return Path(shutil.copytree(two_bundles, tmp_path_factory.mktemp("process") / "store"))
-
-
-@pytest.fixture
-def serve(published: Path) -> Iterator[Start]:
-    """A function that starts services, which are stopped at the end of the test."""
-    with serving(published) as start:
-        yield start
-
-
-@pytest.fixture(scope="module")
-def impatient(published: Path) -> Iterator[Served]:
+def impatient(store: Path) -> Iterator[Served]:
     """A service of several tests, with short timeouts and a small limit of bodies."""
     times = ("--head-timeout", "0.5", "--body-timeout", "0.6", "--keep-alive", "0.7")
-    with serving(published) as start:
+    with serving(store) as start:
         yield start(*times, "--max-body", "100000", "--no-access-log").wait()
 
 
@@ -211,7 +198,7 @@ def test_workers_end_with_the_process_that_watches_them(serve: Start) -> None:
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
-def test_fault_E7_workers_are_spawned_and_never_forked(published: Path) -> None:
+def test_fault_E7_workers_are_spawned_and_never_forked(store: Path) -> None:
     methods: list[str] = []
 
     class Context:
@@ -225,7 +212,7 @@ def test_fault_E7_workers_are_spawned_and_never_forked(published: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(KeyboardInterrupt):
-            process.supervise_workers(ServeSettings(store=published, workers=2), [], get_context)
+            process.supervise_workers(ServeSettings(store=store, workers=2), [], get_context)
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
@@ -354,9 +341,9 @@ def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(impatient: Serve
 
 
 @pytest.mark.system
-def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Start, published: Path) -> None:
+def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Start, store: Path) -> None:
     served = serve("--poll", "0.05", "--no-access-log").wait()
-    first, second = (b.id for b in Store(published).bundles())
+    first, second = (b.id for b in Store(store).bundles())
     pid, stop = served.process.pid, threading.Event()
     statuses: list[int] = []
     bundles: set[str] = set()
@@ -376,7 +363,7 @@ def test_fault_A10_swaps_under_requests_fail_none_and_leak_nothing(serve: Start,
     watcher = httpx.Client(base_url=served.url, timeout=20)
 
     def swap(to: str) -> None:
-        Store(published).rollback(to)
+        Store(store).rollback(to)
         wait_until(lambda: watcher.get("/livez").json()["bundle_id"] == to)
 
     def held() -> tuple[int, int]:
@@ -434,18 +421,18 @@ main()
 
 @pytest.mark.parametrize(("name", "cold"), [("CURRENT", False), ("CURRENT", True), ("MANIFEST.json", False)])
 def test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm(
-    serve: Start, published: Path, tmp_path: Path, name: str, cold: bool
+    serve: Start, store: Path, tmp_path: Path, name: str, cold: bool
 ) -> None:
     """A read that never comes back, as of a file system on a network."""
-    store, flag = tmp_path / "store", tmp_path / "hang"
-    shutil.copytree(published, store)
+    copy, flag = tmp_path / "store", tmp_path / "hang"
+    shutil.copytree(store, copy)
     if cold:
         flag.touch()
-    served = serve("--poll", "0.05", "--grace", "5", store=store, code=HANGS.format(name=name, flag=str(flag)))
+    served = serve("--poll", "0.05", "--grace", "5", store=copy, code=HANGS.format(name=name, flag=str(flag)))
     if not cold:
         served.wait()
         flag.touch()
-        Store(store).rollback(Store(store).bundles()[0].id)
+        Store(copy).rollback(Store(copy).bundles()[0].id)
     wait_until(Path(f"{flag}-hung").exists, 60)
     if name == "CURRENT":  # reading another file belongs to loading, which may take minutes
         failures = 'load_failures_total{reason="store"}'
@@ -463,13 +450,13 @@ def test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm(
         assert "the store does not answer" in log
 
 
-def test_the_admin_port_is_another_one(serve: Start, published: Path, tmp_path: Path) -> None:
+def test_the_admin_port_is_another_one(serve: Start, store: Path, tmp_path: Path) -> None:
     key, lines = api_keys.make_key("boss", True)
     (tmp_path / "keys.toml").write_text(lines)
     served = serve("--keys", str(tmp_path / "keys.toml"), "--admin-port", "0", "--poll", "0.05").wait()
     admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
     headers = {"authorization": f"Bearer {key}"}
-    first, second = (b.id for b in Store(published).bundles())
+    first, second = (b.id for b in Store(store).bundles())
     assert httpx.post(served.url + "/v1/rollback", json={"to": first}, headers=headers).status_code == 404
     assert httpx.post(admin + "/v1/rollback", json={"to": first}, headers=headers).json()["current"] == first
     assert httpx.get(served.url + "/v1/bundle", headers=headers).json()["bundle_id"] == first
@@ -522,7 +509,7 @@ def open_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_no_store_and_a_taken_port_are_told_at_once(published: Path, tmp_path: Path) -> None:
+def test_no_store_and_a_taken_port_are_told_at_once(store: Path, tmp_path: Path) -> None:
     with pytest.raises(twotower.TwoTowerError, match="not a store"):
         process.run_service(ServeSettings(store=tmp_path))
     with socket.socket() as taken:
