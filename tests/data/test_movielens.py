@@ -73,10 +73,11 @@ WHEEL = {
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
+    """Return a zip whose bytes are those of `members`, whatever the clock says."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
