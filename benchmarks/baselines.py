@@ -29,9 +29,9 @@ import torch
 from measure import Numbers, load, options, result, save
 from torch import Tensor
 
-from twotower.data import movielens
-from twotower.encoders import Ints
-from twotower.evaluation import Factors, bootstrap
+from twotower.data.datasets import movielens
+from twotower.evaluation.evaluation import Factors, bootstrap
+from twotower.features.encoders import Ints
 
 Part = Literal["validation", "test"]
 HELD: dict[Part, int] = {"validation": 2, "test": 1}

@@ -27,13 +27,13 @@ import numpy as np
 import polars as pl
 
 from twotower import files
-from twotower.bundle import Bundle
-from twotower.encoders import Floats
 from twotower.errors import TwoTowerError
+from twotower.features.encoders import Floats
 from twotower.index import KINDS, Index, build_index, choose_index, measure_recall, tune_index
-from twotower.request import Request
-from twotower.retrieve import Retriever
-from twotower.store import Store
+from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
+from twotower.store.bundle import Bundle
+from twotower.store.store import Store
 
 MADE_HERE = {"items.parquet", "vectors.json", "README.md"}  # and index/; the rest is copied
 PIECE = 65_536

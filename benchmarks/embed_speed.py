@@ -19,13 +19,13 @@ import polars as pl
 import torch
 from measure import finish, options, product_rate, result, timed
 
-from twotower.config import parse_config
+from twotower.config.experiment import parse_config
 from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
-from twotower.embed import embed
+from twotower.embedding.embed import embed
+from twotower.features.schema import Categorical, MultiHot, Schema
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
-from twotower.schema import Categorical, MultiHot, Schema
 
 GENRES = 18
 KNOWN = 200_000

@@ -15,9 +15,9 @@ import torch
 from measure import Numbers, options, result, save
 
 from twotower import api
-from twotower.config import Config, load_config, parse_config
+from twotower.config.experiment import Config, load_config, parse_config
+from twotower.features.schema import Schema
 from twotower.runs import Run
-from twotower.schema import Schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SENET = {s: {"layers": [64, 32], "senet": {"enabled": True}} for s in ("user", "item")}

@@ -24,9 +24,9 @@ from baselines import load_sequences, order_by_time
 from measure import Numbers, load, options, result, save
 
 from twotower import api
-from twotower.config import Config, load_config
-from twotower.data import movielens
-from twotower.schema import Schema
+from twotower.config.experiment import Config, load_config
+from twotower.data.datasets import movielens
+from twotower.features.schema import Schema
 
 PREFIX = "retrieval_quality: "
 EXAMPLES = Path(__file__).parent.parent / "examples"

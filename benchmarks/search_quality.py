@@ -25,13 +25,13 @@ import torch
 from measure import Numbers, options, result, save
 
 from twotower import api
-from twotower.config import load_config, override_config
+from twotower.config.experiment import load_config, override_config
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.datasets.title_queries import title_words
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import Tables
-from twotower.data.title_queries import title_words
-from twotower.encoders import Ints, grams, words
-from twotower.evaluation import bootstrap
+from twotower.evaluation.evaluation import bootstrap
+from twotower.features.encoders import Ints, grams, words
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Scores = npt.NDArray[np.floating[Any]]

@@ -55,8 +55,8 @@ import polars as pl
 from measure import machine, result, save
 from open_loop import QUANTILES, Generator, Log, Numbers, percentiles, recovery, request, schedule
 
-from twotower.bundle import Bundle
-from twotower.store import Store
+from twotower.store.bundle import Bundle
+from twotower.store.store import Store
 
 RATES = {"method1": 800.0, "method2": 500.0, "mixed": 600.0, "swap": 300.0, "overload": 300.0}
 POOL = 20_000

@@ -36,13 +36,13 @@ from peers import (
     rechub_trainer,
 )
 
-from twotower.config import parse_config
-from twotower.data import movielens
+from twotower.config.experiment import parse_config
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.datasets import movielens
 from twotower.data.splits import TEST
 from twotower.data.tables import check
-from twotower.evaluation import auc
-from twotower.schema import Categorical
+from twotower.evaluation.evaluation import auc
+from twotower.features.schema import Categorical
 from twotower.train.trainer import Trainer
 
 # Multiply-adds of both towers and the dot product, forward and backward (3 x forward), two flops each.

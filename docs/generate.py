@@ -10,9 +10,9 @@ from typing import Any
 
 import typer
 
-from twotower import cli
-from twotower.config import BRANCH_KINDS, FEATURE_KINDS, branch_options, options
-from twotower.schema import Schema
+from twotower.cli import commands
+from twotower.config.experiment import BRANCH_KINDS, FEATURE_KINDS, branch_options, options
+from twotower.features.schema import Schema
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- written by `make docs` from the code; do not edit -->\n"
@@ -74,7 +74,7 @@ def command_line() -> str:
     """Return cli.md: every command with its arguments and options."""
     lines = ["# Command line", NOTE, "Exit codes: 0 done, 1 training failed, 2 a mistake in the input, 143 stopped by "
              "a signal after saving.\n"]  # fmt: skip
-    _command(typer.main.get_command(cli.app), "twotower", lines)
+    _command(typer.main.get_command(commands.app), "twotower", lines)
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +104,7 @@ def openapi() -> dict[str, Any]:
     from twotower.serve.app import create_app
     from twotower.serve.service import Service
     from twotower.serve.settings import ServeSettings
-    from twotower.store import Store
+    from twotower.store.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
         Store.create(Path(folder) / "store")

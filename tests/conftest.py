@@ -12,7 +12,7 @@ import torch
 from messages import collected_messages
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything
 
-from twotower.config import Config
+from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import Tables, check
 

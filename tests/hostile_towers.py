@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from twotower.bundle import MANIFEST, _digest
+from twotower.store.bundle import MANIFEST, _digest
 
 WIDTH = 8
 SECRET = "secret"

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from worlds import EVERYTHING_SCHEMA, everything
 
-from twotower.config import Config, ModelConfig
+from twotower.config.experiment import Config, ModelConfig
 from twotower.data.batches import Bag, Inputs, Padded, Prefixes, SideTensors
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
+from twotower.features.schema import Schema
 from twotower.model.branches import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.tables import Table
 from twotower.model.two_tower import TowerPair, TwoTower
-from twotower.schema import Schema
 
 T = TypeVar("T")
 

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower.config import Config, DataConfig, SplitConfig
+from twotower.config.experiment import Config, DataConfig, SplitConfig
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
-from twotower.schema import Schema, Sequence
+from twotower.features.schema import Schema, Sequence
 from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
 

@@ -14,9 +14,9 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 import twotower
 from twotower import api
-from twotower.config import Config, DataConfig
+from twotower.config.experiment import Config, DataConfig
 from twotower.errors import ConfigError, DataError
-from twotower.schema import Numeric
+from twotower.features.schema import Numeric
 
 
 def arrow(frame: pl.DataFrame) -> pa.Table:

@@ -44,7 +44,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_schema_config_and_tables_work_without_torch() -> None:
     code = (
         "import sys\nsys.modules['torch'] = None\n"
-        "import twotower.schema, twotower.config, twotower.encoders, twotower.data.tables, twotower.data.movielens"
+        "import twotower.features.schema, twotower.config.experiment, twotower.features.encoders, twotower.data.tables, twotower.data.datasets.movielens"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -19,7 +19,7 @@ import pytest
 import ranked
 from worlds import checkerboard
 
-from twotower import cli
+from twotower.cli import commands
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
 
@@ -173,7 +173,7 @@ def test_fault_G8_ranks_share_a_run_that_the_first_has_locked(config: Path, caps
     ranks = start_ranks(config, run, until="step:3:1:hang")
     ranks[1].wait_stopped()
     try:
-        assert cli.run_command(cli.app, ["train", str(config), "--run", str(run), "--resume"]) == 2
+        assert commands.run_command(commands.app, ["train", str(config), "--run", str(run), "--resume"]) == 2
         assert f"another training is running (pid {ranks[0].pid} on" in capsys.readouterr().err
     finally:
         ranks[1].send_signal(signal.SIGCONT)

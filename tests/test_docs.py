@@ -15,8 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from twotower import cli
-from twotower.config import load_config, parse_config
+from twotower.cli import commands
+from twotower.config.experiment import load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -153,7 +153,7 @@ def test_the_example_of_own_data_trains_and_beats_popularity(
 ) -> None:
     config = ROOT / "examples" / "own-data.toml"
     words = ["train", str(config), "--run", str(tmp_path / "run")]
-    assert cli.run_command(cli.app, words) == 0
+    assert commands.run_command(commands.app, words) == 0
     from twotower import api
 
     metrics = api.load(tmp_path / "run").metrics

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from twotower import cli
+from twotower.cli import commands
 from twotower.data.tables import read_file
-from twotower.embeddings_folder import EmbeddingsFolder
+from twotower.embedding.folder import EmbeddingsFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +33,7 @@ def test_the_whole_way_through_folders_of_any_name(
     (here / "c.toml").write_text(config, encoding="utf-8")
 
     def run(*words: object) -> str:
-        code = cli.run_command(cli.app, [str(w) for w in words])
+        code = commands.run_command(commands.app, [str(w) for w in words])
         told = capsys.readouterr()
         assert code == 0, told.err
         return told.out

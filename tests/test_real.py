@@ -14,11 +14,11 @@ import kill_points
 import pytest
 
 from twotower import api
-from twotower.config import load_config
-from twotower.data import movielens
+from twotower.config.experiment import load_config
 from twotower.data.dataset import build_dataset
+from twotower.data.datasets import movielens
 from twotower.data.tables import check
-from twotower.request import Request
+from twotower.retrieval.request import Request
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,8 +108,8 @@ def test_an_example_is_killed_resumed_published_and_asked(name: str, tmp_path: P
         [sys.executable, *kill_points.program("step:25"), *train], capture_output=True, text=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL
-    assert "resuming after step 20" in python(tmp_path, "-m", "twotower.cli", *train, "--resume")
-    python(tmp_path, "-m", "twotower.cli", "publish", str(run), "--store", str(store))
+    assert "resuming after step 20" in python(tmp_path, "-m", "twotower.cli.commands", *train, "--resume")
+    python(tmp_path, "-m", "twotower.cli.commands", "publish", str(run), "--store", str(store))
     asked = api.retriever(store)
     for user in (asked.user_ids[0], asked.user_ids[3000], asked.user_ids[-1]):
         one, two = (asked.recommend(Request(user), 10, method) for method in (1, 2))
@@ -119,7 +119,7 @@ def test_an_example_is_killed_resumed_published_and_asked(name: str, tmp_path: P
 
 
 def test_the_demo_beats_popularity_within_two_gigabytes(tmp_path: Path) -> None:
-    shown = python(tmp_path, "-m", "twotower.cli", "demo", "--run", "runs/demo")
+    shown = python(tmp_path, "-m", "twotower.cli.commands", "demo", "--run", "runs/demo")
     print(shown)
     metrics = json.loads((tmp_path / "runs" / "demo" / "metrics.json").read_text())
     for metric in ("recall@10", "ndcg@10", "gauc"):

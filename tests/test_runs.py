@@ -21,14 +21,16 @@ import pytest
 import torch
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower import api, cli, files, legacy, report, runs
-from twotower.callbacks import Callback
-from twotower.config import DataConfig, SplitConfig, dump_config, load_config
+from twotower import api, files, legacy, runs
+from twotower.cli import commands
+from twotower.config.experiment import DataConfig, SplitConfig, dump_config, load_config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.errors import Interrupted, RunError, TwoTowerError
-from twotower.schema import Sequence
+from twotower.features.schema import Sequence
+from twotower.reports import html
+from twotower.train.callbacks import Callback
 
 FILES = {
     "config.toml",
@@ -195,7 +197,7 @@ def test_the_report_is_one_offline_page_with_every_section(trained: Path) -> Non
 
 def test_the_gate_charts_show_all_from_zero_to_one_whatever_stands_beside_them(trained: Path) -> None:
     loaded = runs.load(trained)
-    figures = report._gates(loaded)
+    figures = html._gates(loaded)
     assert len(figures) == 2
     assert [tuple(f.layout.xaxis.range) for f in figures] == [(0, 1), (0, 1)]
     page = (trained / "report.html").read_text(encoding="utf-8")
@@ -311,7 +313,7 @@ def stopped(project: Path, *options: str) -> preloaded.Process:
 
 def again(project: Path, *options: str) -> int:
     arguments = ["train", str(project / "config.toml"), "--run", str(project / "run"), *options]
-    return cli.run_command(cli.app, arguments)
+    return commands.run_command(commands.app, arguments)
 
 
 def consistent(folder: Path) -> float:
@@ -514,7 +516,7 @@ def test_what_an_interrupted_replacement_says_goes_on(folder: Path) -> None:
             checkerboard(), CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True, callback=Press()
         )
     assert runs.load(folder).config.train.epochs == 2
-    advice = cli.in_flags(str(stop.value), ["train"])
+    advice = commands.in_flags(str(stop.value), ["train"])
     words = advice.partition("go on: `twotower train ")[2].removesuffix("`").split()
     schema, config = load_config(Path(words[0]))
     assert words[1:] == ["--run", str(folder), "--resume"]
@@ -616,7 +618,7 @@ def read_everywhere(folder: Path, name: str, out: Path, capsys: pytest.CaptureFi
         "publish": ["--store", out / "store"],
     }  # fmt: skip
     for verb, more in arguments.items():
-        code = cli.run_command(cli.app, [verb, str(folder), *map(str, more)])
+        code = commands.run_command(commands.app, [verb, str(folder), *map(str, more)])
         error = capsys.readouterr().err
         assert (code == 2) is bool(error), (verb, error)
         assert error.count("\n") <= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from twotower.callbacks import Callback
+from twotower.train.callbacks import Callback
 from twotower.train.trainer import Trainer
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from twotower.config import Config, parse_config
-from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.config.experiment import Config, parse_config
+from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 ID_FEATURES = (
     Categorical(name="user_id", side="user"),

@@ -19,11 +19,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from twotower.api import evaluate, fit, load, publish, recommend, retriever
-    from twotower.config import Config
+    from twotower.config.experiment import Config
     from twotower.errors import TwoTowerError
+    from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
     from twotower.legacy import DSSMTrainable
-    from twotower.request import Request
-    from twotower.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+    from twotower.retrieval.request import Request
 
 _HOME = {
     "fit": "api",
@@ -32,15 +32,15 @@ _HOME = {
     "publish": "api",
     "recommend": "api",
     "retriever": "api",
-    "Request": "request",
-    "Config": "config",
-    "Schema": "schema",
-    "Categorical": "schema",
-    "Numeric": "schema",
-    "MultiHot": "schema",
-    "Vector": "schema",
-    "Sequence": "schema",
-    "Text": "schema",
+    "Request": "retrieval.request",
+    "Config": "config.experiment",
+    "Schema": "features.schema",
+    "Categorical": "features.schema",
+    "Numeric": "features.schema",
+    "MultiHot": "features.schema",
+    "Vector": "features.schema",
+    "Sequence": "features.schema",
+    "Text": "features.schema",
     "DSSMTrainable": "legacy",
     "TwoTowerError": "errors",
 }

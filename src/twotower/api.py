@@ -12,25 +12,26 @@ import numpy as np
 import polars as pl
 import torch
 
-from twotower import report, runs
-from twotower.callbacks import Callback
-from twotower.config import Config
-from twotower.data import movielens
+from twotower import runs
+from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.datasets import movielens
 from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
 from twotower.data.prepare import write_prepared
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext
-from twotower.embed import embed
+from twotower.embedding.embed import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError
 from twotower.escaping import python_literal
-from twotower.evaluation import Metrics, evaluate_model
-from twotower.publishing import evaluate_bundle, publish
-from twotower.retrieve import Retriever
+from twotower.evaluation.evaluation import Metrics, evaluate_model
+from twotower.features.schema import Schema
+from twotower.publishing.publisher import evaluate_bundle, publish
+from twotower.reports import html
+from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
-from twotower.schema import Schema
-from twotower.store import Store
+from twotower.store.store import Store
+from twotower.train.callbacks import Callback
 from twotower.train.trainer import Trainer, choose_device, peak_memory_mb
 
 __all__ = [
@@ -184,7 +185,7 @@ def _train(
         if isinstance(dataset, MemmapDataset):
             done = replace(done, dataset=replace(dataset, folder=folder / PREPARED_FOLDER))
         try:
-            report.write_report(folder / "report.html", done, done.factors())
+            html.write_report(folder / "report.html", done, done.factors())
         except Exception as e:  # the run is complete without it
             log.warning(f"no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
     return done

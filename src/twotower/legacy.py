@@ -21,20 +21,20 @@ import torch
 from pydantic import ValidationError
 
 from twotower import runs
-from twotower.callbacks import Callback
-from twotower.config import Config, parse_config
-from twotower.data import movielens
+from twotower.config.experiment import Config, parse_config
 from twotower.data.dataset import Dataset, Pairs, assemble_dataset
+from twotower.data.datasets import movielens
 from twotower.data.splits import TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import POSITIVE, as_frame, check
 from twotower.data.times import TIME
-from twotower.encoders import Encoders
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
 from twotower.escaping import escape_controls
-from twotower.evaluation import auc
+from twotower.evaluation.evaluation import auc
+from twotower.features.encoders import Encoders
+from twotower.features.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
+from twotower.reports.terminal import printed_messages
 from twotower.runs import Run
-from twotower.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
-from twotower.terminal import printed_messages
+from twotower.train.callbacks import Callback
 from twotower.train.trainer import Trainer
 
 SEED_USER_COLUMNS = ("UserID", "Gender", "Age", "JobID", "ZipCode")

@@ -31,16 +31,16 @@ from safetensors.torch import save as save_tensors
 
 import twotower
 from twotower import files
-from twotower.config import CONFIG_FORMAT, Config, dump_config, parse_config
+from twotower.config.experiment import CONFIG_FORMAT, Config, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset, read_checked, read_text
 from twotower.data.splits import TEST
-from twotower.encoders import Encoders
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.escaping import python_literal
-from twotower.evaluation import Factors, factors_before
+from twotower.evaluation.evaluation import Factors, factors_before
+from twotower.features.encoders import Encoders
+from twotower.features.schema import SIDES, Schema
 from twotower.model.two_tower import TwoTower
-from twotower.schema import SIDES, Schema
 from twotower.train import checkpoint
 
 RUN_FORMAT = 3

@@ -85,9 +85,9 @@ def test_a_command_can_be_typed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_kernels_of_every_openblas_in_the_process_are_told() -> None:
-    from twotower.index import faiss_setup
+    from twotower.index.faiss import setup
 
-    assert faiss_setup.faiss
+    assert setup.faiss
     assert set(measure.blas()) >= {"faiss", "numpy"}
     assert measure.machine()["blas"] == measure.blas()
 

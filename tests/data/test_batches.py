@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds import EVERYTHING_SCHEMA, everything
 
-from twotower.config import Config, NegativesConfig
+from twotower.config.experiment import Config, NegativesConfig
 from twotower.data.batches import Bag, Batcher, DistinctRows, Inputs, SideTensors, _stable_order
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check
-from twotower.encoders import Ragged
-from twotower.schema import Schema, Sequence, SideName
+from twotower.features.encoders import Ragged
+from twotower.features.schema import Schema, Sequence, SideName
 from twotower.train.negatives import PairSampler
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.

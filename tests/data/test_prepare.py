@@ -17,8 +17,7 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 import twotower
 from twotower import api
-from twotower.callbacks import Callback
-from twotower.config import Config, DataConfig, SplitConfig, load_config, parse_config
+from twotower.config.experiment import Config, DataConfig, SplitConfig, load_config, parse_config
 from twotower.data import prepare
 from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, build_dataset
@@ -26,12 +25,13 @@ from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare import PrepareSizes
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check, check_side
-from twotower.encoders import Ragged
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.request import Request
-from twotower.retrieve import Retriever
-from twotower.schema import SIDES, Schema, Sequence
-from twotower.store import Store
+from twotower.features.encoders import Ragged
+from twotower.features.schema import SIDES, Schema, Sequence
+from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
+from twotower.store.store import Store
+from twotower.train.callbacks import Callback
 
 SCHEMA = EVERYTHING_SCHEMA.model_copy(
     update={
@@ -376,7 +376,7 @@ import json, logging, re, sys
 from pathlib import Path
 import numpy as np, polars as pl, torch
 torch.set_num_threads(1)
-from twotower.config import load_config
+from twotower.config.experiment import load_config
 from twotower.data.prepare import PrepareSizes, write_prepared
 from twotower.data.memmap import MemmapDataset
 from twotower.train.trainer import Trainer
@@ -438,7 +438,7 @@ def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded
         }  # fmt: skip
         schema, config = parse_config(body)
         assert schema is not None
-        from twotower.config import dump_config
+        from twotower.config.experiment import dump_config
 
         (folder / "config.toml").write_text(dump_config(schema, config), encoding="utf-8")
         command = [sys.executable, "-c", MEASURED, str(folder / "config.toml"), str(n), str(folder / "out")]

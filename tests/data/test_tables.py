@@ -19,12 +19,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from worlds import EVERYTHING_SCHEMA, ID_FEATURES, everything
 
-from twotower.config import SplitConfig
+from twotower.config.experiment import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import Reading, Tables, as_frame, check, describe, read_file
-from twotower.encoders import canonical_ids
 from twotower.errors import DataError
-from twotower.schema import Categorical, MultiHot, Numeric, Schema, Text, Vector
+from twotower.features.encoders import canonical_ids
+from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Text, Vector
 
 PLAIN = Schema(features=ID_FEATURES)
 RATED = Schema(label="stars", positive_above=3, time="at", time_unit="order", features=ID_FEATURES)

@@ -19,15 +19,16 @@ from hypothesis import strategies as st
 from worlds import ID_FEATURES, settings
 
 import twotower
-from twotower import api, cli
-from twotower.bundle import Bundle, BundleError
-from twotower.config import Config, DataConfig, SplitConfig, dump_config, parse_config
+from twotower import api
+from twotower.cli import commands
+from twotower.config.experiment import Config, DataConfig, SplitConfig, dump_config, parse_config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.schema import Schema, Sequence
+from twotower.features.schema import Schema, Sequence
+from twotower.store.bundle import Bundle, BundleError
 
 LAST, TIME = SplitConfig(kind="last"), SplitConfig(kind="time", test=0.25, validation=0.34)
 BASE = 1_700_000_000
@@ -373,7 +374,7 @@ def test_fault_G11_the_command_ends_with_code_2_and_one_line(
     config = config.model_copy(update={"data": DataConfig(interactions="log.parquet")})
     (tmp_path / "config.toml").write_text(dump_config(schema(time_unit="ms"), config), encoding="utf-8")
     option = "--run" if verb == "train" else "--out"
-    code = cli.run_command(cli.app, [verb, str(tmp_path / "config.toml"), option, str(tmp_path / "made")])
+    code = commands.run_command(commands.app, [verb, str(tmp_path / "config.toml"), option, str(tmp_path / "made")])
     shown = capsys.readouterr().err
     assert code == 2
     assert "75 % look like milliseconds, 25 % like seconds: give all rows one unit" in shown

@@ -22,17 +22,18 @@ from server_process import Served
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
-from twotower import api, cli, maintenance
-from twotower.bundle import BundleError
-from twotower.config import IndexConfig, parse_config
+from twotower import api
+from twotower.cli import commands
+from twotower.config.experiment import IndexConfig, parse_config
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
 from twotower.index import MilvusLocation, build_index, load_index
 from twotower.index.deadline import deadline
 from twotower.index.milvus import collections
 from twotower.index.milvus.client import CollectionError, MilvusConnection
 from twotower.index.milvus.milvus_index import MilvusIndex, MilvusLimits
-from twotower.request import Request
-from twotower.retrieve import Retriever
+from twotower.publishing import maintenance
+from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.serve import schemas
 from twotower.serve.app import create_admin_app
@@ -41,7 +42,8 @@ from twotower.serve.problems import Problem
 from twotower.serve.search_executor import RemoteSearchExecutor
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
-from twotower.store import Store
+from twotower.store.bundle import BundleError
+from twotower.store.store import Store
 
 K = 5
 
@@ -210,7 +212,7 @@ def test_the_story_of_a_store(
     sets = [part for option in options for part in ("--set", option)]
 
     def call(*arguments: str) -> str:
-        assert cli.run_command(cli.app, [*arguments]) == 0, capsys.readouterr().err
+        assert commands.run_command(commands.app, [*arguments]) == 0, capsys.readouterr().err
         return capsys.readouterr().out
 
     names = []
@@ -256,7 +258,7 @@ def test_a_publish_below_the_recall_threshold_drops_its_collection(
 ) -> None:
     first = api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))
     with monkeypatch.context() as m:
-        m.setattr("twotower.publishing.measure_recall", lambda index, queries, k: 0.5)
+        m.setattr("twotower.publishing.publisher.measure_recall", lambda index, queries, k: 0.5)
         with pytest.raises(BundleError, match=r"recall 0\.5"):
             api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, type="HNSW"))
     assert Store(tmp_path / "store").current().id == first.id
@@ -740,7 +742,7 @@ def test_fault_F2_an_alias_that_moves_mixes_no_versions(
 _DIES = """
 import os, signal, sys
 from twotower import api
-from twotower.config import IndexConfig
+from twotower.config.experiment import IndexConfig
 from twotower.index.milvus import client
 real = client.MilvusConnection.insert
 def insert(self, name, rows, vectors):
@@ -788,7 +790,7 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
         maintenance.rollback(store, connect_timeout=0.5)
     assert Store(store).current().id == first.id
     server.start()
-    assert cli.run_command(cli.app, ["gc", "--store", str(store)]) == 0
+    assert commands.run_command(commands.app, ["gc", "--store", str(store)]) == 0
     assert alias(MilvusClient(server.uri), prefix) == collection(first)
     assert replace(second).id in [b.id for b in Store(store).bundles()]
 

@@ -539,7 +539,7 @@ assert not {"faiss", "torch", "polars"} & set(sys.modules), sorted(sys.modules)
 build_index("flat", np.ones((3, 2), np.float32), np.arange(3), "dot")
 assert "torch" not in sys.modules
 sys.modules["faiss"] = None
-del sys.modules["twotower.index.faiss"], sys.modules["twotower.index.faiss_setup"]
+del sys.modules["twotower.index.faiss.faiss_index"], sys.modules["twotower.index.faiss.setup"]
 try:
     build_index("ivf", np.ones((3, 2), np.float32), np.arange(3), "dot")
 except Exception as e:
@@ -568,7 +568,7 @@ AVX512 = "fma avx2 avx512f avx512dq avx512bw avx512vl avx512cd"
     ],
 )
 def test_the_kernels_of_openblas_follow_the_flags_and_only_where_nobody_chose(cpuinfo: str, wanted: str | None) -> None:
-    from twotower.index.faiss_setup import choose_coretype
+    from twotower.index.faiss.setup import choose_coretype
 
     assert choose_coretype(cpuinfo, {"PATH": "/bin"}) == wanted
     for name, value in (
@@ -585,7 +585,7 @@ import ctypes, json, os, re, sys
 from pathlib import Path
 import numpy
 {first}
-from twotower.index.faiss_setup import choose_coretype
+from twotower.index.faiss.setup import choose_coretype
 found = {{}}
 for path in set(re.findall(r"/\\S*openblas\\S*", Path("/proc/self/maps").read_text())):
     library = ctypes.CDLL(path)
@@ -629,39 +629,39 @@ def test_faiss_gets_its_kernels_when_it_is_loaded_and_nobody_else_does() -> None
 def test_kernels_with_wrong_products_are_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from twotower.index import faiss_setup
+    from twotower.index.faiss import setup
 
     class Wrong:
         """FAISS whose products of matrices are off by a percent."""
 
-        METRIC_INNER_PRODUCT = faiss_setup.faiss.METRIC_INNER_PRODUCT
+        METRIC_INNER_PRODUCT = setup.faiss.METRIC_INNER_PRODUCT
         cvar = SimpleNamespace(distance_compute_blas_threshold=128_000)
 
         def knn(self, queries: np.ndarray, items: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
-            found, at = faiss_setup.faiss.knn(queries, items, k, metric=metric)
+            found, at = setup.faiss.knn(queries, items, k, metric=metric)
             return found * 1.01 if self.cvar.distance_compute_blas_threshold < queries.size else found, at
 
-    assert faiss_setup.blas_is_correct(faiss_setup.faiss)
+    assert setup.blas_is_correct(setup.faiss)
     for name in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE"):
         monkeypatch.delenv(name, raising=False)
     wrong: Any = Wrong()
     monkeypatch.setitem(sys.modules, "faiss", wrong)
-    loaded, correct = faiss_setup.load_faiss("")
+    loaded, correct = setup.load_faiss("")
     assert loaded is wrong
     assert correct, "nothing was chosen, so nothing is compared"
-    loaded, correct = faiss_setup.load_faiss(XEON.format("avx2 fma"))
+    loaded, correct = setup.load_faiss(XEON.format("avx2 fma"))
     assert loaded is wrong
     assert not correct
     assert "OPENBLAS_CORETYPE=HASWELL" in caplog.text
     assert "OPENBLAS_CORETYPE" not in os.environ
-    with faiss_setup.faiss_settings(1, 64, use_blas=False):
-        assert faiss_setup.faiss.cvar.distance_compute_blas_threshold > 10**9
+    with setup.faiss_settings(1, 64, use_blas=False):
+        assert setup.faiss.cvar.distance_compute_blas_threshold > 10**9
 
 
 @pytest.mark.parametrize("kind", HERE)
 def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> None:
     """The wheel's own number leaves batches of up to 128,000 / width queries without BLAS."""
-    from twotower.index.faiss_setup import BLAS_MIN_QUERIES, faiss
+    from twotower.index.faiss.setup import BLAS_MIN_QUERIES, faiss
 
     index, _, _ = made(kind, "cosine", 4000)
     tenfold = BLAS_MIN_QUERIES * (WIDTH + (kind == "ivfpq"))  # which makes an odd width even
@@ -736,7 +736,7 @@ def test_an_index_of_another_folder_is_refused(tmp_path: Path) -> None:
 
 def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None:
     """Each file loads and can be searched, or is refused with one line; this process lives to see it."""
-    from twotower.index.faiss import read_faiss, verify_files
+    from twotower.index.faiss.faiss_index import read_faiss, verify_files
 
     rng, files = np.random.default_rng(0), []
     for kind in ("flat", "ivf", "hnsw", "ivfpq"):
@@ -774,8 +774,8 @@ def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None
 
 
 def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twotower.index import faiss
-    from twotower.index.faiss import verify_files
+    from twotower.index.faiss import faiss_index
+    from twotower.index.faiss.faiss_index import verify_files
 
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_bytes(b"x")
@@ -792,11 +792,11 @@ def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeyp
     assert "ended a process with code -6" in said[first]
     assert said[second] == ""
     with pytest.raises(RunError, match=r"more than 0\.3 seconds"):
-        faiss.verify_file(first, timeout=0.3, function="work:hangs")
+        faiss_index.verify_file(first, timeout=0.3, function="work:hangs")
     (seen,) = limited_process.run_limited("work:computes", [first], timeout=60, cpu_seconds=1, memory=1 << 30).values()
     assert seen.error == "loading it takes more than 1 seconds"
     with pytest.raises(RunError, match="a: not a usable FAISS index .loading it takes more than 2,147 MB"):
-        faiss.verify_file(first, function="work:grows")
+        faiss_index.verify_file(first, function="work:grows")
 
 
 @each

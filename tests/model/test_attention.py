@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from worlds import settings
 
-from twotower.config import HistoryConfig, parse_config
+from twotower.config.experiment import HistoryConfig, parse_config
 from twotower.data.batches import CONTEXT_DIVISOR, HistoryWindows, Padded, SideTensors
 from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
-from twotower.encoders import Field, Ragged
 from twotower.errors import ConfigError
-from twotower.evaluation import rank_catalogue
+from twotower.evaluation.evaluation import rank_catalogue
+from twotower.features.encoders import Field, Ragged
+from twotower.features.schema import Categorical, Schema, Sequence
 from twotower.model.attention import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
-from twotower.schema import Categorical, Schema, Sequence
 from twotower.train.trainer import Trainer
 
 WIDTH, ROWS = 8, 300

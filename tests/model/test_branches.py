@@ -28,17 +28,26 @@ from trainers import StopAt, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 import twotower
-from twotower import api, report
-from twotower.config import BilinearBranch, CinBranch, Config, CrossBranch, MlpBranch, override_config, parse_config
+from twotower import api
+from twotower.config.experiment import (
+    BilinearBranch,
+    CinBranch,
+    Config,
+    CrossBranch,
+    MlpBranch,
+    override_config,
+    parse_config,
+)
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError
+from twotower.features.schema import Categorical, Sequence
 from twotower.model.branches import Bilinear, Cin, Cross, Fm, Mlp
 from twotower.model.two_tower import TwoTower
-from twotower.request import Request
+from twotower.reports import html
+from twotower.retrieval.request import Request
 from twotower.runs import Run
-from twotower.schema import Categorical, Sequence
 from twotower.train.losses import mimic
 from twotower.train.trainer import Trainer
 
@@ -613,7 +622,7 @@ def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset)
     config = settings(model={"pairs": [{"user": side, "item": side}]}, train={"epochs": 8, "batch_size": 128})
     done = Trainer(board, config).run()
     run = Run(None, config, board, done.model.eval(), done.metrics, done.history)
-    titles = [str(f.layout.title.text) for f in report._gates(run)]
+    titles = [str(f.layout.title.text) for f in html._gates(run)]
     assert ["branch 1" in t for t in titles] == [True, True], titles
     gate = not_none(branches_of(pair_of(run.model).item.branches)[1].senet)
     with torch.no_grad():

@@ -27,10 +27,10 @@ from model_worlds import (
 from torch import Tensor, nn
 from worlds import EVERYTHING_SCHEMA
 
-from twotower.config import SenetConfig, TowerConfig
+from twotower.config.experiment import SenetConfig, TowerConfig
 from twotower.data.batches import Bag, Inputs, SideTensors
-from twotower.encoders import Field
 from twotower.errors import ConfigError
+from twotower.features.encoders import Field
 from twotower.model.embeddings import FieldEmbeddings, pool
 from twotower.model.layers import Dropout, SenetGate, gather
 from twotower.model.towers import Tower

@@ -13,10 +13,10 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower.data.tables import check
-from twotower.retrieve import Retriever
+from twotower.retrieval.retriever import Retriever
 from twotower.serve import api_keys
 from twotower.serve.user_events import InProcessEvents
-from twotower.store import Store
+from twotower.store.store import Store
 
 GATED = {"layers": [8], "senet": {"enabled": True}}
 

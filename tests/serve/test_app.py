@@ -20,11 +20,11 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower.data.tables import check
-from twotower.request import Method, Request
-from twotower.retrieve import Retriever
+from twotower.retrieval.request import Method, Request
+from twotower.retrieval.retriever import Retriever
 from twotower.serve.problems import PROBLEMS
 from twotower.serve.user_events import RedisEvents
-from twotower.store import Store
+from twotower.store.store import Store
 
 
 @pytest.mark.parametrize("method", [1, 2])

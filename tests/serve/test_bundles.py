@@ -15,13 +15,13 @@ import hostile_towers
 import pytest
 from service_client import Client, Make, bearer, fields, problem
 
-from twotower.bundle import BundleError
 from twotower.serve import bundles
 from twotower.serve.api_keys import ApiKeys
 from twotower.serve.app import create_app
 from twotower.serve.bundles import BundleLimits, BundleManager
 from twotower.serve.middleware import RequestMiddleware
-from twotower.store import Store
+from twotower.store.bundle import BundleError
+from twotower.store.store import Store
 
 
 def test_fault_A8_current_that_points_nowhere_is_alive_and_not_ready(store: Path, make: Make, tmp_path: Path) -> None:

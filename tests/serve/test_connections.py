@@ -20,7 +20,7 @@ import pytest
 from server_process import Served, Start, serving
 
 from twotower.serve import api_keys
-from twotower.store import Store
+from twotower.store.store import Store
 
 SHORT = ("--head-timeout", "0.6", "--body-timeout", "0.6", "--keep-alive", "0.6", "--no-access-log")
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"

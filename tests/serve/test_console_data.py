@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from service_client import Client, Make, problem
 
-from twotower.request import Request
-from twotower.retrieve import Retriever
-from twotower.store import Store
+from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
+from twotower.store.store import Store
 
 
 def test_the_console_finds_users_and_items(shared: Client, retriever: Retriever) -> None:

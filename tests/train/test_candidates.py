@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 
-from twotower.config import Config, LossConfig, NegativesConfig
+from twotower.config.experiment import Config, LossConfig, NegativesConfig
 from twotower.data.dataset import Dataset, Pairs, build_dataset
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
-from twotower.encoders import Codes, Ragged
 from twotower.errors import ConfigError
-from twotower.schema import Categorical, MultiHot, Schema, Sequence
+from twotower.features.encoders import Codes, Ragged
+from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
 from twotower.train.candidates import HARD_NEGATIVES_PER_USER, Candidates, CandidateSampler, CrossBatchMemory
 from twotower.train.losses import contrastive_loss
 from twotower.train.negatives import PositiveSampler

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from twotower.config import LossConfig, NegativesConfig
+from twotower.config.experiment import LossConfig, NegativesConfig
 from twotower.data.dataset import Dataset, Pairs
 from twotower.train import losses
 from twotower.train.candidates import Candidates, CandidateSampler

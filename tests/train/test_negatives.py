@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.config import NegativesConfig
+from twotower.config.experiment import NegativesConfig
 from twotower.data.dataset import Dataset, Pairs
 from twotower.data.splits import TRAIN, VALIDATION
-from twotower.encoders import Ragged
+from twotower.features.encoders import Ragged
 from twotower.train.negatives import PairSampler, RandomNegatives
 from twotower.train.order import Epoch
 

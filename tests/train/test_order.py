@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.config import NegativesConfig
+from twotower.config.experiment import NegativesConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError

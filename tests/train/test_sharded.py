@@ -19,13 +19,13 @@ from test_distributed import CONFIG, HERE, torchrun
 from worlds import checkerboard, settings
 
 from twotower import api
-from twotower.callbacks import Callback
-from twotower.config import Config, load_config, parse_config
+from twotower.config.experiment import Config, load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
 from twotower.model.tables import EmbeddingShard, Table, named_tables
 from twotower.train import checkpoint, sharded
+from twotower.train.callbacks import Callback
 from twotower.train.trainer import Trainer
 
 ALONE = DistributedContext()

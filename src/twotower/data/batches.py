@@ -17,7 +17,7 @@ from torch import Tensor
 
 from twotower.data.dataset import Side
 from twotower.data.feed import padded
-from twotower.encoders import Codes, Field, Ints, Ragged
+from twotower.features.encoders import Codes, Field, Ints, Ragged
 
 
 @dataclass(frozen=True)

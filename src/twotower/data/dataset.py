@@ -17,13 +17,13 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower import files
-from twotower.config import SplitConfig
+from twotower.config.experiment import SplitConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import POSITIVE, Tables
 from twotower.data.times import TIME
-from twotower.encoders import Codes, Column, Encoders, Grams, Ints, Ragged, TextEncoder
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
-from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
+from twotower.features.encoders import Codes, Column, Encoders, Grams, Ints, Ragged, TextEncoder
+from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
 
 Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]

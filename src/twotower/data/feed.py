@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from twotower.encoders import Column, Field, Ints, Ragged
+from twotower.features.encoders import Column, Field, Ints, Ragged
 
 Feed = dict[str, npt.NDArray[Any]]
 

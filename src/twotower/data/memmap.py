@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower import files
-from twotower.config import SplitConfig
+from twotower.config.experiment import SplitConfig
 from twotower.data.dataset import Dataset, Pairs, Side, load_dataset, read_checked, read_side, read_text, save_dataset
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
-from twotower.embeddings_folder import read_array
-from twotower.encoders import Column, Encoders, Ints, Ragged
+from twotower.embedding.folder import read_array
 from twotower.errors import ConfigError, RunError
-from twotower.schema import SIDES, Schema, Sequence, SideName
+from twotower.features.encoders import Column, Encoders, Ints, Ragged
+from twotower.features.schema import SIDES, Schema, Sequence, SideName
 
 PREPARED_FOLDER = "prepared"
 """Folder of a prepared dataset inside a run or a bundle."""

@@ -25,9 +25,9 @@ import polars as pl
 
 import twotower
 from twotower import files
-from twotower.config import DataConfig, SplitConfig
+from twotower.arrays.growing import ArrayWriter
+from twotower.config.experiment import DataConfig, SplitConfig
 from twotower.data import splits
-from twotower.data.arrays import ArrayWriter
 from twotower.data.dataset import Doubles, with_statistics
 from twotower.data.memmap import FACTS_FILE, MEMMAP_FORMAT, MemmapDataset
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
@@ -43,9 +43,9 @@ from twotower.data.tables import (
     with_ids,
 )
 from twotower.data.times import TIME, Times
-from twotower.encoders import Column, Encoders, Ints, Ragged
 from twotower.errors import ConfigError, DataError
-from twotower.schema import SIDES, Numeric, Schema, Sequence, SideName
+from twotower.features.encoders import Column, Encoders, Ints, Ragged
+from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
 
 log = logging.getLogger(__name__)
 

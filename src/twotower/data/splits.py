@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from twotower.config import SplitConfig
-from twotower.encoders import Ints
+from twotower.config.experiment import SplitConfig
 from twotower.errors import DataError
+from twotower.features.encoders import Ints
 
 Parts = npt.NDArray[np.int8]
 

@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 
 from twotower.data.times import TIME, Times
-from twotower.encoders import canonical_ids, missing_count
 from twotower.errors import DataError, did_you_mean
-from twotower.schema import MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
+from twotower.features.encoders import canonical_ids, missing_count
+from twotower.features.schema import MultiHot, Numeric, Schema, Sequence, SideName, Text, Vector
 
 POSITIVE = "__positive"
 """The column of labels that checking adds to the interactions, beside TIME. Names that begin with '__' are reserved."""

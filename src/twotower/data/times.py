@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.encoders import missing_count
 from twotower.errors import DataError
-from twotower.schema import Schema
+from twotower.features.encoders import missing_count
+from twotower.features.schema import Schema
 
 TIME = "__time"
 """The column that `Times.add` adds to the interactions."""

@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from twotower.config import Config
+from twotower.config.experiment import Config
 from twotower.data.batches import Inputs, SideTensors
 from twotower.data.dataset import Dataset, Pairs, Side
 from twotower.data.splits import TEST
-from twotower.encoders import Ints
-from twotower.evaluation import Factors
+from twotower.evaluation.evaluation import Factors
+from twotower.features.encoders import Ints
+from twotower.features.schema import SIDES, SideName
 from twotower.runs import Run
-from twotower.schema import SIDES, SideName
 from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.losses import contrastive_loss
 from twotower.train.negatives import PairSampler, PositiveSampler

@@ -15,10 +15,10 @@ from twotower.data.batches import Inputs
 from twotower.data.dataset import Bools
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
-from twotower.encoders import UNKNOWN, Codes, Column, Ragged
-from twotower.evaluation import auc
+from twotower.evaluation.evaluation import auc
+from twotower.features.encoders import UNKNOWN, Codes, Column, Ragged
+from twotower.features.schema import SIDES, Categorical, Numeric, Sequence, SideName
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.schema import SIDES, Categorical, Numeric, Sequence, SideName
 
 
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:

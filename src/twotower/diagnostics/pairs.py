@@ -12,7 +12,7 @@ from twotower.data.dataset import Bools, Dataset
 from twotower.data.splits import PART_NAMES, TEST, TRAIN
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, or_ok
-from twotower.encoders import Ints
+from twotower.features.encoders import Ints
 
 
 def split(context: DiagnosisContext) -> Iterator[Finding]:

@@ -33,10 +33,10 @@ __all__ = [
 
 KINDS = {
     "exact": "twotower.index.exact:ExactIndex",
-    "flat": "twotower.index.faiss:FlatIndex",
-    "ivf": "twotower.index.faiss:IvfIndex",
-    "hnsw": "twotower.index.faiss:HnswIndex",
-    "ivfpq": "twotower.index.faiss:IvfPqIndex",
+    "flat": "twotower.index.faiss.faiss_index:FlatIndex",
+    "ivf": "twotower.index.faiss.faiss_index:IvfIndex",
+    "hnsw": "twotower.index.faiss.faiss_index:HnswIndex",
+    "ivfpq": "twotower.index.faiss.faiss_index:IvfPqIndex",
     "milvus": "twotower.index.milvus.milvus_index:MilvusIndex",
 }
 """Module and class of each kind of index."""
@@ -79,7 +79,7 @@ def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None
 
     `timeout` in seconds, `memory` in bytes of address space.
     """
-    module = _module("twotower.index.faiss")
+    module = _module("twotower.index.faiss.faiss_index")
     module.verify_file(path, timeout=timeout, memory=memory)
 
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from twotower.embeddings_folder import read_array
+from twotower.embedding.folder import read_array
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
 from twotower.files import new_folder, write_json
 from twotower.index.protocol import Metric, Rows, Vectors
@@ -282,7 +282,7 @@ class ExactIndex:
 
         They are taken from the `n` largest, without banned positions.
         """
-        from twotower.index.faiss_setup import faiss, faiss_settings
+        from twotower.index.faiss.setup import faiss, faiss_settings
 
         total = len(self._rows) if only is None else len(only)
         threads = min(self.threads, total // n) if total * len(queries) * self.width > 1 << 22 else 1

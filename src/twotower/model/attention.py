@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.config import HistoryConfig
+from twotower.config.experiment import HistoryConfig
 from twotower.data.batches import HistoryWindows, Padded
 from twotower.errors import ConfigError
 from twotower.model.layers import Dropout, gather

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from twotower.config import BilinearBranch, Branch, CinBranch, CrossBranch, FmBranch, MlpBranch
+from twotower.config.experiment import BilinearBranch, Branch, CinBranch, CrossBranch, FmBranch, MlpBranch
 from twotower.errors import ConfigError
 from twotower.model.layers import SenetGate, norm_activation_dropout
 

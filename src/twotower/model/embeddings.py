@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from twotower.config import HistoryConfig
+from twotower.config.experiment import HistoryConfig
 from twotower.data.batches import Bag, HistoryWindows, Inputs, Padded, Prefixes
-from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
+from twotower.features.encoders import UNKNOWN, Field
 from twotower.model.attention import HistoryEncoder
 from twotower.model.history import decayed_means, decayed_sums, inverse_weight_sum
 from twotower.model.layers import gather

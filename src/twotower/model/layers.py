@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.config import SenetConfig
+from twotower.config.experiment import SenetConfig
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "LeakyReLU": nn.LeakyReLU,

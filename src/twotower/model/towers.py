@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from twotower.config import HistoryConfig, TowerConfig
+from twotower.config.experiment import HistoryConfig, TowerConfig
 from twotower.data.batches import Inputs
-from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError, did_you_mean
+from twotower.features.encoders import UNKNOWN, Field
 from twotower.model.branches import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.layers import ACTIVATIONS, Dropout, SenetGate, norm_activation_dropout

@@ -13,13 +13,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from twotower.config import ModelConfig
+from twotower.config.experiment import ModelConfig
 from twotower.data.batches import Inputs
-from twotower.encoders import UNKNOWN, Field
 from twotower.errors import ConfigError
+from twotower.features.encoders import UNKNOWN, Field
+from twotower.features.schema import SideName
 from twotower.model.tables import AnyTable, Table, TableFactory
 from twotower.model.towers import Tower
-from twotower.schema import SideName
 
 
 class _Normalize(torch.autograd.Function):

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twotower.bundle import BundleError
 from twotower.errors import ConfigError
 from twotower.files import read_regular
 from twotower.serve.file_reader import FileReader
+from twotower.store.bundle import BundleError
 
 log = logging.getLogger("twotower.api_keys")
 

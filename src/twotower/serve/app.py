@@ -19,7 +19,6 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import twotower
-from twotower.bundle import BundleError
 from twotower.errors import DataError, RunError, Unavailable
 from twotower.index.milvus.collections import MilvusCollections
 from twotower.serve import schemas
@@ -27,7 +26,8 @@ from twotower.serve.console import Console
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problems import PROBLEMS, Problem
 from twotower.serve.service import Service, index_problem, problem_of
-from twotower.store import Store
+from twotower.store.bundle import BundleError
+from twotower.store.store import Store
 
 log = logging.getLogger("twotower.app")
 

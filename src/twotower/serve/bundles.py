@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from twotower import onnx_tower
-from twotower.bundle import Bundle, BundleError
 from twotower.data.memmap import PREPARED_FOLDER
 from twotower.errors import RunError, TwoTowerError, Unavailable
-from twotower.onnx_tower import INSPECT_SECONDS
-from twotower.request import Method, Request
-from twotower.retrieve import Retriever
+from twotower.onnx import tower
+from twotower.onnx.tower import INSPECT_SECONDS
+from twotower.retrieval.request import Method, Request
+from twotower.retrieval.retriever import Retriever
 from twotower.serve.file_reader import FileReader
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
-from twotower.store import Store
+from twotower.store.bundle import Bundle, BundleError
+from twotower.store.store import Store
 
 log = logging.getLogger("twotower.bundles")
 
@@ -89,7 +89,7 @@ class BundleManager:
         """Reason why no newer bundle is loaded; empty after a success."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
-        onnx_tower.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], _free_memory(memory_limit, workers))))
+        tower.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], _free_memory(memory_limit, workers))))
         self._check_thread, self._load_thread, self._store_thread = (
             FileReader("check"),
             FileReader("load", lower_priority),

@@ -12,15 +12,15 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower.data.dataset import IdColumn
-from twotower.encoders import canonical_ids
-from twotower.request import MAX_K, Answer, Request
-from twotower.retrieve import Retriever
-from twotower.schema import Categorical, MultiHot
+from twotower.features.encoders import canonical_ids
+from twotower.features.schema import Categorical, MultiHot
+from twotower.retrieval.request import MAX_K, Answer, Request
+from twotower.retrieval.retriever import Retriever
 from twotower.serve import schemas
 from twotower.serve.admission import ClientSlots, release_current_permit
 from twotower.serve.problems import Problem
 from twotower.serve.service import Service, request_weight
-from twotower.store import Store
+from twotower.store.store import Store
 
 SHOWN_EVENTS = 100
 """Latest events shown of a history."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from twotower.bundle import BundleError
+from twotower.store.bundle import BundleError
 
 T = TypeVar("T")
 

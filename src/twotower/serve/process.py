@@ -44,7 +44,7 @@ log = logging.getLogger("twotower.process")
 def run_service(settings: ServeSettings) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code. Raises ConfigError, BundleError before a socket listens."""
     from twotower.serve.api_keys import read_keys
-    from twotower.store import Store
+    from twotower.store.store import Store
 
     Store(settings.store)
     if settings.keys is not None:

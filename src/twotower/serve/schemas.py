@@ -16,7 +16,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from twotower.request import Source
+from twotower.retrieval.request import Source
 
 MAX_ID_LENGTH = 512
 """Characters of an id, a column name or a filter value."""

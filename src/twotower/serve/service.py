@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from twotower.errors import DataError, Unavailable
-from twotower.request import Answer, Method, Request, UnknownId
-from twotower.retrieve import Retriever
-from twotower.schema import Sequence
+from twotower.features.schema import Sequence
+from twotower.retrieval.request import Answer, Method, Request, UnknownId
+from twotower.retrieval.retriever import Retriever
 from twotower.serve import schemas
 from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
 from twotower.serve.bundles import BundleLimits, BundleManager

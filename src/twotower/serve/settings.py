@@ -13,7 +13,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from twotower.errors import ConfigError
-from twotower.request import MAX_K
+from twotower.retrieval.request import MAX_K
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of the folder in which prometheus-client keeps the metrics of several workers."""

@@ -36,12 +36,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from twotower.config import NegativesConfig
+from twotower.config.experiment import NegativesConfig
 from twotower.data.batches import DistinctRows
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
-from twotower.encoders import UNKNOWN, Codes, Ints, Ragged
 from twotower.errors import ConfigError, did_you_mean
+from twotower.features.encoders import UNKNOWN, Codes, Ints, Ragged
 from twotower.train.negatives import PairSet, RandomNegatives
 
 HARD_NEGATIVES_PER_USER = 64

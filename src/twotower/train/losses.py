@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
-from twotower.config import LossConfig
+from twotower.config.experiment import LossConfig
 from twotower.train.candidates import Candidates
 
 MAX_BLOCK_LOGITS = 2**21

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twotower.config import NegativesConfig
+from twotower.config.experiment import NegativesConfig
 from twotower.data.dataset import Bools, Dataset
-from twotower.encoders import Codes, Ints, Ragged
+from twotower.features.encoders import Codes, Ints, Ragged
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes, ShuffleWindows
 
 MAX_CACHED_PAIRS = 2**26

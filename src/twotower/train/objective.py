@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twotower.config import Config
+from twotower.config.experiment import Config
 from twotower.data.batches import Batcher, Inputs, SideTensors
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
-from twotower.encoders import Ints
 from twotower.errors import ConfigError, DataError
-from twotower.evaluation import Factors
+from twotower.evaluation.evaluation import Factors
+from twotower.features.encoders import Ints
+from twotower.features.schema import Sequence
 from twotower.model.two_tower import TwoTower
-from twotower.schema import Sequence
 from twotower.train.candidates import CandidateSampler, CrossBatchMemory
 from twotower.train.losses import binary_cross_entropy, contrastive_loss, mimic
 from twotower.train.negatives import PairSampler, PositiveSampler

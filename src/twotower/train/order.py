@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.data.dataset import Dataset
-from twotower.encoders import Codes, Ints
 from twotower.errors import ConfigError
+from twotower.features.encoders import Codes, Ints
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, distributed, nn
 
-from twotower.config import Config
+from twotower.config.experiment import Config
 from twotower.data.batches import Inputs
 from twotower.distributed import DistributedContext
-from twotower.encoders import Field
 from twotower.errors import ConfigError
+from twotower.features.encoders import Field
 from twotower.model.tables import EmbeddingShard, Table, named_tables
 from twotower.model.two_tower import TwoTower
 

@@ -24,18 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from twotower import files
-from twotower.callbacks import Callback
-from twotower.config import Config, TrainConfig
+from twotower.config.experiment import Config, TrainConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
-from twotower.encoders import Field
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
-from twotower.evaluation import Factors, evaluate_part, evaluation_mode, model_factors
+from twotower.evaluation.evaluation import Factors, evaluate_part, evaluation_mode, model_factors
+from twotower.features.encoders import Field
+from twotower.features.schema import SIDES, SideName
 from twotower.model.tables import EmbeddingShard
 from twotower.model.two_tower import FirstOrder, TwoTower
-from twotower.schema import SIDES, SideName
 from twotower.train import checkpoint
+from twotower.train.callbacks import Callback
 from twotower.train.objective import Objective
 from twotower.train.order import Epoch
 from twotower.train.sharded import TorchRecEmbeddings

@@ -18,7 +18,7 @@ from twotower.escaping import python_literal
 from twotower.index.protocol import CONNECT_TIMEOUT
 
 if TYPE_CHECKING:
-    from twotower.store import Store
+    from twotower.store.store import Store
 
 COLLECTIONS_FILE = "COLLECTIONS.json"
 _MAX_FILE_BYTES = 16 << 20

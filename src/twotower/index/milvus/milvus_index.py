@@ -22,7 +22,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from twotower import files
-from twotower.embeddings_folder import read_array
+from twotower.embedding.folder import read_array
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
 from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, complete_params, is_in_sorted
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows

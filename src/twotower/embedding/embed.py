@@ -1,0 +1,360 @@
+"""Bulk embedding of tables larger than memory. Ranks share the shards of a table; a tower embeds one block of rows at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections import abc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from twotower import files
+from twotower.arrays.growing import write_npy_header
+from twotower.data.batches import Bag, HistoryWindows, Inputs, Padded, Prefixes
+from twotower.data.feed import padded
+from twotower.data.splits import TEST
+from twotower.data.tables import (
+    Reading,
+    check_utf8,
+    column_names,
+    csv_options,
+    is_text,
+    need,
+    parse_canonical_text,
+    table_files,
+    with_ids,
+)
+from twotower.distributed import DistributedContext
+from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER
+from twotower.embedding.shards import (
+    HOW_TO_OVERWRITE,
+    ShardedWork,
+    TableFile,
+    TableShard,
+    check_folder,
+    clear_folder,
+    common_type,
+    cut_into_shards,
+    save_ids,
+)
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.evaluation.evaluation import evaluation_mode
+from twotower.features.encoders import CategoricalEncoder, Column, Field, Ragged
+from twotower.features.schema import Numeric, Sequence, SideName
+from twotower.runs import Run
+
+log = logging.getLogger(__name__)
+
+TOWER_BLOCK_ROWS = 32_768
+"""Rows of one call of a tower. More rows need more memory; fewer make its threads wait for each other more often."""
+
+SHARD_ROWS = 1_048_576
+"""Default rows of a shard. A multiple of the block, so that blocks, and with them rounding, are the same for every cut."""
+
+Precision = Literal["fp32", "fp16"]
+_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
+
+
+def embed(
+    run: Run,
+    side: SideName,
+    source: Path | str,
+    out: Path | str,
+    batch_rows: int = 65_536,
+    *,
+    shard_rows: int = SHARD_ROWS,
+    precision: Precision = "fp32",
+    overwrite: bool = False,
+    context: DistributedContext | None = None,
+) -> int:
+    """Write the vector of every row of the table `source` into the folder `out`, and return the number of embedded rows.
+
+    `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet", of any size. A shard
+    is up to `shard_rows` rows of a Parquet file, or a whole text file. A single shard is written as vectors.npy (n, D) and
+    ids.parquet, several as `embeddings_folder` describes; `EmbeddingsFolder` reads both. A later call continues with shards
+    that are missing or damaged. The ranks of `context` share the shards without a barrier: a rank that is done takes
+    remaining shards, and the last rank writes the list.
+
+    A row whose id is in the run has the run's sequences and statistics; a new row has empty sequences, a count of zero and
+    no mean. A repeated id gets a vector for each of its rows.
+
+    Raises DataError if the table does not fit the schema; RunError if `out` holds other files, or vectors of another table
+    or model without `overwrite`, or if a vector is not finite; ConfigError for an unusable argument.
+    """
+    source, out, me = Path(source), Path(out), context or DistributedContext()
+    if precision not in _DTYPES:
+        raise ConfigError(f"precision '{precision}': allowed are {', '.join(_DTYPES)}")
+    if shard_rows < 1:
+        raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
+    rows = _RowEncoder(run, side)
+    sources = _files(source, rows)
+    shards = cut_into_shards(sources, shard_rows)
+    if not shards:
+        raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
+    tower = _ShardEmbedder(run, rows, precision, batch_rows, f"rank {me.rank}: " if me.world_size > 1 else "")
+    if len(shards) == 1:
+        return _embed_single_shard(tower, shards[0], out, overwrite) if me.is_main else 0
+    plan = {
+        "side": side, "model": _digest(run), "schema": hashlib.sha256(rows.schema.model_dump_json().encode()).hexdigest(),
+        "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in sources],
+    }  # fmt: skip
+    with ShardedWork.begin(out, plan, len(shards), overwrite) as work:
+        for i in range(me.rank, len(shards), me.world_size):
+            _embed_shard(tower, work, shards[i], verify=True)
+        while True:  # help other ranks, from the end, which a slow rank reaches last
+            missing = [s for s in reversed(shards) if not work.record(s.number)]
+            if not sum(_embed_shard(tower, work, s, verify=False) for s in missing):
+                break
+        n, last = work.finish(run.model.metric)
+        if not n and all(work.record(s.number) for s in shards):
+            raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
+        if last or (work.complete and me.is_main):
+            log.info(f"{n:,} {side}s in {len(shards):,} shards have vectors: {out}")
+        return n
+
+
+def _embed_single_shard(tower: _ShardEmbedder, shard: TableShard, out: Path, overwrite: bool) -> int:
+    """Embed a table of one shard, in place of an earlier one, and return the number of rows."""
+    check_folder(out)
+    if (out / WORK_FOLDER).exists() or (out / LIST_FILE).exists():
+        if not overwrite:
+            raise RunError(f"{out}: holds the shards of another table; {HOW_TO_OVERWRITE}")
+        if (out / WORK_FOLDER).exists():
+            clear_folder(out)
+    with files.new_folder(out) as folder:
+        n, *_ = tower(shard, folder)
+        if not n:
+            raise DataError(f"{tower.rows.side}s: the table has no rows, expected at least one; fill it")
+    tower.log_progress(n, f": {out}")
+    return n
+
+
+def _embed_shard(tower: _ShardEmbedder, work: ShardedWork, shard: TableShard, verify: bool) -> bool:
+    """Embed a shard, unless it is finished or another process has claimed it; return True if it was embedded.
+
+    `verify` checks the files of a finished shard, and embeds it again if they are damaged.
+    """
+    with work.claimed(shard.number) as is_claimed:
+        if not is_claimed:
+            return False
+        if work.record(shard.number):
+            if not verify or work.is_intact(shard.number):
+                return False
+            log.info(f"{tower.prefix}shard {shard.number + 1} is damaged, it is embedded again")
+            work.discard(shard.number)
+        with work.temporary_folder(shard.number) as folder:
+            n, width, kind = tower(shard, folder)
+            work.publish_shard(shard.number, folder, n, width, kind)
+        tower.log_progress(n, f", shard {shard.number + 1} of {work.shards}")
+    return True
+
+
+def _digest(run: Run) -> str:
+    """Return the digest of the run's model.safetensors, or of the weights of a model without a folder."""
+    if run.sha256:  # of the loaded model; the folder may hold another run by now
+        return run.sha256
+    digest = hashlib.sha256()
+    for name, weights in run.model.named_parameters():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weights.detach().cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+class _ShardEmbedder:
+    """Embeds the rows of a shard, and logs the progress."""
+
+    def __init__(self, run: Run, rows: _RowEncoder, precision: Precision, batch_rows: int, prefix: str) -> None:
+        self.run, self.rows, self.type, self.batch_rows, self.prefix = run, rows, _DTYPES[precision], batch_rows, prefix
+        self.started = 0.0
+
+    def __call__(self, shard: TableShard, folder: Path) -> tuple[int, int, str]:
+        """Write vectors.npy (n, D) and ids.parquet of a shard into a folder; return n, D and the type of the ids. A shard of
+        no rows has no ids.parquet and the type ''."""
+        run, rows, source = self.run, self.rows, shard.file.path
+        tower = run.model.user_vectors if rows.side == "user" else run.model.item_vectors
+        device = run.model.log_temperature.device
+        self.started = logged = time.perf_counter()
+        n = width = 0
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        with (folder / VECTORS_FILE).open("w+b") as file:
+            for frame in _batches(shard, rows, scratch, self.batch_rows):
+                ids, columns = rows(frame)
+                for start in range(0, len(ids), TOWER_BLOCK_ROWS):
+                    inputs = _inputs(rows.fields, columns, slice(start, start + TOWER_BLOCK_ROWS), device)
+                    with evaluation_mode(run.model):
+                        vectors = tower(inputs).cpu().numpy()
+                    if not np.isfinite(vectors).all():
+                        raise RunError(f"a vector of {source} is not finite; the model is broken, train it again")
+                    if not width:
+                        width = vectors.shape[1]
+                        write_npy_header(file, np.zeros(width, self.type), 0)
+                    file.write(np.ascontiguousarray(self._rounded(vectors, source)).data)
+                ids.to_frame().write_parquet(scratch / f"{n:015d}.parquet")
+                n += len(ids)
+                files.point(f"shard:{shard.number}")
+                if time.perf_counter() > logged + 5:
+                    logged = time.perf_counter()
+                    self.log_progress(n)
+            write_npy_header(file, np.zeros(width, self.type), n)
+        kind = ""
+        if n:
+            parts = sorted(scratch.glob("*.parquet"))
+            common = common_type({str(pl.scan_parquet(p, glob=False).collect_schema()["id"]) for p in parts})
+            save_ids(parts, common, folder / IDS_FILE)
+            kind = str(common)
+        shutil.rmtree(scratch)
+        return n, width, kind
+
+    def _rounded(self, vectors: npt.NDArray[np.float32], source: Path) -> npt.NDArray[Any]:
+        if self.type == "<f4":
+            return vectors
+        with np.errstate(over="ignore"):
+            out = vectors.astype(self.type)
+        if not np.isfinite(out).all():
+            raise RunError(f"a vector of {source} has a number above 65,504, which fp16 does not reach; use fp32")
+        return out
+
+    def log_progress(self, n: int, more: str = "") -> None:
+        log.info(
+            f"{self.prefix}{n:,} {self.rows.side}s embedded, {n / (time.perf_counter() - self.started):,.0f} a second{more}"
+        )
+
+
+class _RowEncoder:
+    """Encodes pieces of a side's table: the ids, and the columns that the tower reads."""
+
+    def __init__(self, run: Run, side: SideName) -> None:
+        self.side, self.schema, self.encoders = side, run.dataset.schema, run.dataset.encoders
+        self.key = self.schema.id_column(side)
+        self.fields = self.encoders.fields(side)
+        features = self.schema.side(side)
+        self.statistics = [f for f in features if isinstance(f, Numeric) and f.statistic]
+        self.sequences = [f for f in features if isinstance(f, Sequence)]
+        made = {f.name for f in (*self.statistics, *self.sequences)}
+        self.columns = list(dict.fromkeys([self.key, *(f.source for f in features if f.name not in made)]))
+        self.known = run.dataset.side_before(side, TEST)
+        self.reading = Reading.of(self.schema, side)
+        # A CSV has no types: ids and columns that were boolean in training are parsed from text.
+        booleans = {c for c, dtype in self.known.frame.schema.items() if dtype == pl.Boolean} - self.reading.numbers
+        self.parsed_columns = [c for c in self.columns if c == self.key or c in booleans]
+        self._row_encoder = CategoricalEncoder(self.known.ids)
+
+    def check(self, names: abc.Sequence[str]) -> None:
+        """Raise DataError if a column is missing."""
+        need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s", self.schema)
+
+    def __call__(self, frame: pl.DataFrame) -> tuple[pl.Series, dict[str, Column]]:
+        frame = with_ids(frame, self.key, self.side + "s")
+        if self.known.ids.dtype == pl.String:
+            frame = frame.with_columns(pl.col(self.key).cast(pl.String))
+        if self.statistics or self.sequences:
+            known_rows = self._row_encoder.transform(frame[self.key])  # 0 for a new id, else 1 + its row in the run
+        for f in self.statistics:
+            values = self.known.frame[f.source]
+            new = pl.Series([0.0 if f.statistic == "count" else None], dtype=values.dtype)
+            frame = frame.with_columns(pl.concat([new, values]).gather(known_rows).alias(f.source))
+        columns = self.encoders.transform(self.side, frame)
+        for s in self.sequences:
+            columns[s.name] = _take_known(cast(Ragged, self.known.columns[s.name]), known_rows)
+        return frame[self.key].rename("id"), columns
+
+
+def _take_known(ragged: Ragged, known_rows: npt.NDArray[np.int32]) -> Ragged:
+    """Return row r - 1 of `ragged` for each r of `known_rows`, an empty row for 0."""
+    starts, lengths = np.r_[0, ragged.offsets[:-1]][known_rows], np.r_[0, ragged.lengths][known_rows]
+    offsets = np.zeros(len(known_rows) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    flat = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Ragged(ragged.values[flat], offsets)
+
+
+def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, device: torch.device) -> Inputs:
+    """Return the inputs of some rows of encoded columns, as `SideTensors.take` does, for a forward pass only."""
+    arrays: dict[str, Any] = {f.name: columns[f.name] for f in fields}
+    lookups = [arrays[f.name][part] for f in fields if f.kind == "lookup"]
+    bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
+    none = torch.zeros(0, dtype=torch.int32)
+    rows = range(*part.indices(len(arrays[fields[0].name])))
+    for f in fields:
+        if f.kind == "bag":
+            ragged = cast(Ragged, columns[f.name])
+            if f.limit:
+                bags[f.name] = Padded(torch.from_numpy(padded(ragged, np.array(rows), f.limit)).to(device))
+                continue
+            offsets = ragged.offsets[rows.start : rows.stop + 1]
+            values = torch.from_numpy(ragged.values[offsets[0] : offsets[-1]]).to(device)
+            bags[f.name] = Bag(values, torch.from_numpy((offsets - offsets[0]).astype(np.int32)).to(device), none, none)
+    lookup = np.stack(lookups, 1).astype(np.int64) if lookups else np.zeros((len(rows), 0), np.int64)
+    dense = {f.name: torch.from_numpy(arrays[f.name][part]).to(device) for f in fields if f.kind == "dense"}
+    return Inputs(len(rows), torch.from_numpy(lookup).to(device), bags, dense)
+
+
+def _files(source: Path, rows: _RowEncoder) -> list[TableFile]:
+    """Return the files of a table in the order of their names. Raises DataError if one lacks a column."""
+    paths = table_files(source)
+    base = Path(os.path.commonpath([p.parent for p in paths]))
+    return [TableFile(path, path.relative_to(base).as_posix(), _length(path, rows)) for path in paths]
+
+
+def _length(path: Path, rows: _RowEncoder) -> int | None:
+    """Return the number of rows of a Parquet file, None for a text file. Raises DataError if a column is missing."""
+    with _table_errors(path):
+        if is_text(path):
+            rows.check(column_names(path))
+            return None
+        table = pl.scan_parquet(path, glob=False)
+        rows.check(table.collect_schema().names())
+        return int(table.select(pl.len()).collect().item())
+
+
+@contextmanager
+def _table_errors(path: Path) -> Iterator[None]:
+    """Turn errors of polars about a file into DataErrors of one line."""
+    try:
+        yield
+    except pl.exceptions.NoDataError:
+        raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
+        if is_text(path) and path.is_file():
+            check_utf8(path)
+        line = (str(e).splitlines() or [type(e).__name__])[0]
+        ending = path.suffix.lower()[1:]
+        raise DataError(f"{path}: cannot be read as {ending} ({line}); is the file complete?") from None
+
+
+def _batches(shard: TableShard, rows: _RowEncoder, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
+    """Yield the needed columns of a shard, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
+    path, text = shard.file.path, is_text(shard.file.path)
+    with _table_errors(path):
+        table = (
+            _text_as_parquet(path, rows, scratch / "table")
+            if text
+            else pl.scan_parquet(path, glob=False).select(rows.columns)
+        )
+        n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
+    for start in range(0, n, batch_rows):
+        with _table_errors(path):
+            # A slice of a Parquet file skips the rows before it; streamed batches would be read far ahead.
+            rest = min(batch_rows, n - start)
+            frame = table.slice(shard.start + start, rest).collect(engine="streaming")
+        if len(frame) != rest:
+            raise DataError(f"{path}: was changed while it was read; call again when it is complete")
+        yield frame.with_columns(parse_canonical_text(frame[name]) for name in rows.parsed_columns) if text else frame
+
+
+def _text_as_parquet(source: Path, rows: _RowEncoder, path: Path) -> pl.LazyFrame:
+    """Write a CSV as Parquet, with types inferred from all rows, and scan it."""
+    table = pl.scan_csv(source, **csv_options(source, rows.reading))
+    table.select(rows.columns).sink_parquet(path)
+    return pl.scan_parquet(path, glob=False)

@@ -1,0 +1,43 @@
+"""Inspection of a tower file, run in a child process before this process loads the file.
+
+The libraries are imported at the top, before the memory limit starts to count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx  # noqa: F401
+import onnxruntime  # noqa: F401
+
+from twotower.onnx import graph
+from twotower.onnx.tower import TowerError, create_session, read_tower
+
+PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
+"""(rows, codes per bag) of the inputs on which an inspected tower is run."""
+
+
+def inspect_tower(path: Path) -> str:
+    """Read a tower, check its content, load it and run it on zeros of `PROBE_SHAPES`; return its SHA-256.
+
+    Raises TowerError if it is not a tower or fails, MemoryError if it exceeds the memory limit.
+    """
+    data = read_tower(path)
+    if reason := graph.disallowed_content(data):
+        raise TowerError(reason)
+    try:
+        tower = create_session(data, 1)
+        for rows, length in PROBE_SHAPES:
+            feed = {}
+            for i in tower.get_inputs():
+                shape = [rows, *(n if isinstance(n, int) else length for n in i.shape[1:])]
+                feed[i.name] = np.zeros(shape, np.float32 if i.type == "tensor(float)" else np.int64)
+            tower.run(None, feed)
+    except Exception as e:  # onnxruntime's own errors share no other base
+        message = (str(e).splitlines() or [type(e).__name__])[0]
+        if isinstance(e, MemoryError) or "bad_alloc" in message or "Failed to allocate memory" in message:
+            raise MemoryError from None
+        raise TowerError(message if isinstance(e, TowerError) else f"returns no vectors ({message})") from None
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,34 @@
+"""Return to an earlier bundle and remove old ones, together with their Milvus collections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twotower.index.milvus.collections import MilvusCollections
+from twotower.index.protocol import CONNECT_TIMEOUT
+from twotower.store.bundle import Bundle
+from twotower.store.store import Store
+
+
+def rollback(
+    store: Path | str, to: str | None = None, *, reason: str = "", connect_timeout: float = CONNECT_TIMEOUT
+) -> tuple[Bundle, str]:
+    """Make an earlier bundle current (`Store.rollback`), then move the Milvus alias to its collection.
+
+    Returns the bundle and a sentence about the alias, empty without a collection. `connect_timeout` in seconds. Raises
+    RunError.
+    """
+    opened = Store(store)
+    bundle = opened.rollback(to, reason=reason)
+    return bundle, MilvusCollections(opened, connect_timeout).update_alias()
+
+
+def gc(store: Path | str, keep: int = 2) -> tuple[list[str], list[str]]:
+    """Remove old bundles (`Store.gc`) and drop Milvus collections that no bundle names; return both as names.
+
+    Raises ConfigError, RunError.
+    """
+    opened = Store(store)
+    collections, dropped = MilvusCollections(opened), []
+    removed = opened.gc(keep, lambda: dropped.extend(collections.drop_unreferenced()))
+    return removed, dropped

@@ -1,0 +1,249 @@
+"""report.html: metrics, learning curves, score distributions, SENet gates and slices of a run, as one offline page."""
+
+from __future__ import annotations
+
+import html
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io
+import torch
+
+from twotower import files
+from twotower.data.batches import SideTensors
+from twotower.data.splits import TEST
+from twotower.evaluation.evaluation import Factors
+from twotower.features.schema import SIDES
+from twotower.runs import Run
+
+BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
+MAX_GATE_ROWS = 20_000
+"""Rows of each side whose gates are shown; of more rows a fixed random sample."""
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", sans-serif; color: #1f2933;
+       background: #fff; max-width: 1080px; margin: 0 auto; padding: 24px 20px 60px; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 4px; }
+p { margin: 4px 0 12px; max-width: 76ch; color: #52606d; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 12px 0; }
+th, td { padding: 5px 14px; text-align: right; border-bottom: 1px solid #e4e7eb; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: #52606d; font-weight: 600; }
+.best { font-weight: 700; } .row { display: grid; gap: 16px; }
+.many { grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
+.row > div { min-width: 0; overflow: hidden; }
+"""
+
+
+def write_report(path: Path, run: Run, factors: Factors) -> None:
+    """Write the page of a run, with `factors` as its vectors. The page loads nothing from the network."""
+    sections = [
+        _summary(run),
+        _section(
+            "Learning curves",
+            "One point per epoch. The dotted line marks the epoch with the best "
+            f"<code>{html.escape(run.config.train.monitor)}</code>, whose weights are the model.",
+            _curves(run),
+        ),
+        _section("Scores of test pairs", _scores_text(run), [_distributions(run, factors)]),
+    ]
+    if gates := _gates(run):
+        sections.append(
+            _section(
+                "SENet gates",
+                "Weight of each feature in its tower, from 0 to 1: mean over rows, and the 10 % and 90 % quantiles.",
+                gates,
+            )
+        )
+    sections.append(_slices(run))
+    title = f"twotower: {html.escape(run.folder.name if run.folder else 'run')}"
+    body = "\n".join(sections)
+    script = f"<script>{plotly.offline.get_plotlyjs()}</script>"
+    files.write(
+        path,
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>{script}</head>'
+        f"<body><h1>{title}</h1><p>{html.escape(run.dataset.describe())}</p>{body}</body></html>",
+    )
+
+
+def _section(title: str, text: str, figures: list[go.Figure]) -> str:
+    """Return a heading, a paragraph and the figures, side by side if there are several."""
+    plots = "".join(
+        f"<div>{plotly.io.to_html(f, full_html=False, include_plotlyjs=False, config={'displayModeBar': False})}</div>"
+        for f in figures
+    )
+    # Plotly measures a figure before its neighbours exist, so the grid must fix the column width.
+    grid = " many" if len(figures) > 1 else ""
+    return f'<h2>{title}</h2><p>{text}</p><div class="row{grid}">{plots}</div>'
+
+
+def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
+    """Return an empty figure with a title and titles of the axes."""
+    figure = go.Figure()
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15, "color": INK}, "x": 0.0, "xref": "paper"},
+        height=height, margin={"l": 10, "r": 10, "t": 40, "b": 10}, plot_bgcolor="white", paper_bgcolor="white",
+        font={"color": INK, "size": 13}, legend={"orientation": "h", "y": -0.22, "x": 0},
+        xaxis={"title": x, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+        yaxis={"title": y, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+    )  # fmt: skip
+    return figure
+
+
+def _scores_text(run: Run) -> str:
+    """Return the paragraph above the score distributions."""
+    if "test.auc" not in run.metrics:
+        return "Logits of the test pairs. All pairs are positive, so AUC is undefined."
+    return "Logits of positive and negative test pairs. The less the distributions overlap, the higher the AUC."
+
+
+def _number(value: float | None) -> str:
+    """Format a metric with four decimals; a dash if it is undefined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _summary(run: Run) -> str:
+    """Return the table of test metrics: the model and the baselines."""
+    k = run.config.evaluation.k[0]
+    columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
+    rows = [
+        ("this model", "test"),
+        ("popularity", "baseline.popularity"),
+        ("user and item biases", "baseline.bias"),
+    ]
+    values = {name: [run.metrics.get(f"{prefix}.{c}") for c in columns] for name, prefix in rows}
+    best = [max((x for v in values.values() if (x := v[i]) is not None), default=None) for i in range(len(columns))]
+    lines = "".join(
+        f"<tr><td>{name}</td>"
+        + "".join(
+            f"<td{' class=best' if v is not None and v == b else ''}>{_number(v)}</td>"
+            for v, b in zip(vs, best, strict=True)
+        )
+        + "</tr>"
+        for name, vs in values.items()
+    )
+    low, high = run.metrics.get("test.gauc.low"), run.metrics.get("test.gauc.high")
+    interval = ""
+    if low is not None:
+        interval = f" 95 % bootstrap interval of GAUC over users: {_number(low)} to {_number(high)}."
+    head = "".join(f"<th>{c}</th>" for c in columns)
+    return (
+        "<h2>Test metrics</h2><p>Ranking metrics are computed by exact search over the whole catalogue "
+        f"without the items that a user has seen. Bold: best value of the column.{interval}</p>"
+        f"<table><tr><th>model</th>{head}</tr>{lines}</table>"
+    )
+
+
+def _curves(run: Run) -> list[go.Figure]:
+    """Return the curves of the loss and of the validation metrics over epochs."""
+    epochs = [h["epoch"] for h in run.history]
+    loss = _figure("Loss", "epoch", "loss")
+    loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train loss (weighted)", line_color=BLUE,
+                     mode="lines+markers")  # fmt: skip
+    figures = [loss]
+    k = run.config.evaluation.k[0]
+    validated = [h for h in run.history if "validation.auc" in h or "validation.log_loss" in h]
+    validated_epochs = [h["epoch"] for h in validated]
+    if run.config.loss.kind == "bce":  # the other losses are not comparable with a log loss
+        log_loss = [h.get("validation.log_loss") for h in validated]
+        loss.add_scatter(x=validated_epochs, y=log_loss, name="validation log loss",
+                         line_color=ORANGE, mode="lines+markers")  # fmt: skip
+    for title, names in (("AUC", ("auc", "gauc")), ("Ranking", (f"recall@{k}", f"ndcg@{k}"))):
+        if not any(f"validation.{name}" in h for h in validated for name in names):
+            continue  # AUC is undefined for pairs of one class
+        figure = _figure(f"{title} on validation", "epoch", "")
+        for name, color in zip(names, (BLUE, ORANGE), strict=True):
+            values = [h.get(f"validation.{name}") for h in validated]
+            figure.add_scatter(x=validated_epochs, y=values, name=name, line_color=color,
+                               mode="lines+markers")  # fmt: skip
+        figures.append(figure)
+    for figure in figures:
+        figure.add_vline(x=run.metrics["train.best_epoch"], line_dash="dot", line_color=GREY)
+        figure.update_xaxes(tickformat="d", dtick=max(1, len(epochs) // 10))
+    return figures
+
+
+def _distributions(run: Run, factors: Factors) -> go.Figure:
+    """Return the distributions of the logits of positive and negative test pairs."""
+    pairs = run.dataset.part(TEST)
+    scores = factors.scores(pairs).astype(np.float64)
+    low, high = np.quantile(scores, [0.001, 0.999])
+    edges = np.linspace(low, high if high > low else low + 1, 61)
+    middle = (edges[1:] + edges[:-1]) / 2
+    figure = _figure("Share of pairs by logit", "logit", "share", 360)
+    for name, keep, color in (("positive", pairs.positive, BLUE), ("negative", ~pairs.positive, ORANGE)):
+        if keep.any():
+            n, _ = np.histogram(np.clip(scores[keep], edges[0], edges[-1]), edges)
+            figure.add_scatter(x=middle, y=n / n.sum(), name=f"{name} ({keep.sum():,})", line_color=color,
+                               fill="tozeroy", mode="lines")  # fmt: skip
+    return figure
+
+
+def _gates(run: Run) -> list[go.Figure]:
+    """Return one bar chart per SENet gate; empty for a model without gates."""
+    figures = []
+    for side in SIDES:
+        encoded = run.dataset.side(side)
+        rows = np.arange(len(encoded))
+        if len(rows) > MAX_GATE_ROWS:
+            rows = np.random.default_rng(0).choice(rows, MAX_GATE_ROWS, replace=False)
+        device = next(run.model.parameters()).device
+        inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
+        for number, (tower, other) in enumerate(run.model.towers(side)):
+            with torch.no_grad():
+                gate_weights = tower.gates(inputs, other.embeddings)
+            for section, weights in gate_weights.items():
+                gates = weights.cpu().numpy()
+                mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
+                name = f"{side.capitalize()} tower" + (f", pair {number}" if len(run.model.pairs) > 1 else "")
+                name += f", branch {section.split('.')[1]}" if section.startswith("branches.") else ""
+                figure = _figure(name, "weight", "", 120 + 34 * len(mean))
+                figure.add_bar(
+                    x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
+                    error_x={
+                        "type": "data", "array": high - mean, "arrayminus": mean - low, "color": INK, "thickness": 1
+                    },
+                )  # fmt: skip
+                figure.update_xaxes(range=[0, 1])
+                figure.update_yaxes(autorange="reversed")
+                figures.append(figure)
+    return figures
+
+
+_SLICES = {
+    "new_user": "new users (fewer than {new_user_below} training interactions)",
+    "new_item": "new items (fewer than {new_item_below} training interactions)",
+    "head": "head (the most popular {head_share:.0%} of the items)",
+    "tail": "tail (all other items)",
+}
+
+
+def _slices(run: Run) -> str:
+    """Return the table of test metrics by slice."""
+    k, m = run.config.evaluation.k[0], run.metrics
+    settings: dict[str, Any] = run.config.evaluation.model_dump()
+    n = len(run.dataset.test)
+    rows = [("all", n, m.get("test.auc"), m.get(f"test.recall@{k}"))]
+    rows += [
+        (
+            text.format(**settings),
+            int(m[f"test.rows.{name}"]),
+            m.get(f"test.auc.{name}"),
+            m.get(f"test.recall@{k}.{name}"),
+        )
+        for name, text in _SLICES.items()
+        if f"test.rows.{name}" in m
+    ]
+    lines = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{_number(a)}</td><td>{_number(r)}</td></tr>"
+        for name, count, a, r in rows
+    )
+    return (
+        "<h2>Slices of the test part</h2><p>The recall of an item slice is the share of its targets among the "
+        f"{k} best items of the whole catalogue.</p><table><tr><th>slice</th><th>pairs</th><th>AUC</th>"
+        f"<th>recall@{k}</th></tr>{lines}</table>"
+    )

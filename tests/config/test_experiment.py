@@ -1,0 +1,574 @@
+"""Settings and schema: TOML out and in, overrides, and every mistake named with what is allowed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from pydantic import BaseModel, ValidationError
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
+
+from twotower.cli import commands
+from twotower.config.experiment import (
+    BRANCH_KINDS,
+    FEATURE_KINDS,
+    RENAMED,
+    Config,
+    PairConfig,
+    TowerConfig,
+    branch_options,
+    config_template,
+    dump_config,
+    feature_options,
+    load_config,
+    metric_names,
+    options,
+    parse_config,
+)
+from twotower.data.datasets import movielens
+from twotower.errors import ConfigError, did_you_mean
+from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+
+IDS_TOML = """
+[schema]
+[[schema.features]]
+name = "user_id"
+side = "user"
+kind = "categorical"
+[[schema.features]]
+name = "item_id"
+side = "item"
+kind = "categorical"
+"""
+
+EVERY_OPTION = Schema(
+    user_id="käufer", item_id="ware", label="y", positive_above=-0.5, time="t", time_unit="us", title="名前",
+    duplicates="error",
+    features=(
+        Categorical(name="u", side="user", column="käufer", width=8, missing="error", min_count=3, min_rate=0.25),
+        Categorical(name="h", side="user", hash_buckets=1000),
+        Numeric(name="n", side="user", buckets=7),
+        Numeric(name="m", side="item", statistic="mean", statistic_column="price"),
+        Numeric(name="c", side="item", statistic="count"),
+        MultiHot(name="g", side="item", separator="\\n|\"'", min_count=2, min_rate=0.5),
+        Vector(name="v", side="item", length=4),
+        Sequence(name="s", side="item", interactions="negative", max_length=9, pooling="sum", share_embedding=True),
+        Sequence(name="d", side="user", pooling="decay", rates=(0.0, 0.25, 1.0), share_embedding=False),
+        Text(name="x", side="item", n=4, max_grams=70, min_count=2, hash_buckets=5, pooling="sqrt", max_length=0),
+        Text(name="y", side="user", column="z", share_with="x"),
+    ),
+)  # fmt: skip
+
+EVERY_SETTING = parse_config(
+    {
+        "data": {"users": "/u.csv", "items": "/i.csv", "interactions": "/a.parquet"},
+        "split": {"kind": "time", "test": 1 / 3, "validation": 1e-9, "seed": 2**32 - 1},
+        "model": {
+            "width": 3, "similarity": "dot", "temperature": 1e-5, "learn_temperature": False, "bias": False,
+            "unknown_rate": 0.0, "embedding_std": 1e22,
+            "pairs": [
+                {"user": {"fields": ["a", 'b"c'], "layers": [], "senet": {"enabled": True, "reduction": 3}}},
+                {"item": {"join": "sum", "activation": "GELU", "dropout": 0.25, "layer_norm": True, "layers": [5]}},
+                {},
+            ],
+        },
+        "loss": {"kind": "gbce", "calibration": 0.5},
+        "negatives": {
+            "in_batch": False, "uniform": 4, "popularity": 3, "popularity_alpha": 0.5, "cross_batch_memory": 9, "disliked": 1, "hard": 2,
+            "hard_ranks": [7, 9], "hard_ratio": 8.5, "hard_every": 3, "hard_margin": 0.5, "attribute": "g",
+            "attribute_items": 2, "mask_positives": False, "random_share": 0.75,
+        },
+        "train": {"history_scope": "causal", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16", "device": "cuda"},
+        "evaluation": {"k": [7, 3], "bootstrap": 0},
+    }
+)[1]  # fmt: skip
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(path: Path, overrides: list[str], *words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+# --- round trips --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [Config(), EVERY_SETTING], ids=["defaults", "every setting"])
+@pytest.mark.parametrize(
+    "schema",
+    [CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, movielens.SCHEMA, EVERY_OPTION],
+    ids=["ids", "everything", "movielens", "every option"],
+)
+def test_dumped_settings_load_as_equal_ones(tmp_path: Path, schema: Schema, config: Config) -> None:
+    assert load_config(written(tmp_path, dump_config(schema, config))) == (schema, config)
+
+
+def test_a_file_may_be_empty_or_leave_out_the_schema(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "")) == (None, Config())
+    assert load_config(written(tmp_path, "[train]\nepochs = 3"))[1].train.epochs == 3
+
+
+def test_a_written_config_carries_its_format_and_one_of_another_format_is_refused(tmp_path: Path) -> None:
+    text = dump_config(CHECKERBOARD_SCHEMA, Config())
+    assert text.startswith("format = 2\n")
+    assert load_config(written(tmp_path, "format = 2"))[1] == Config()
+    for form in ("1", "99", "'2'", "true", "[]"):
+        path = written(tmp_path, text.replace("format = 2", f"format = {form}"))
+        refused(path, [], f"{path}: format ", "this version reads 2; begin with the keys of `config_template()`")
+    refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 2")
+
+
+def test_the_template_is_the_default_config(tmp_path: Path) -> None:
+    schema, config = load_config(written(tmp_path, config_template()))
+    assert config == Config()
+    assert schema == Schema(features=ID_FEATURES)
+
+
+def test_the_template_names_every_option() -> None:
+    text = config_template()
+    lines = set(text.splitlines())
+    for _, key, default, meaning in options():
+        assert f"{key} = {default}" in lines
+        assert f"# {meaning}" in lines
+    for _, key, default, meaning in feature_options():
+        assert f"#   {key} = {default}  # {meaning}" in lines
+    for kind in FEATURE_KINDS:
+        assert f'# options of kind = "{kind}":' in lines
+    for kind, key, default, meaning in branch_options():
+        assert f"#   {key} = {default}  # {meaning}" in lines
+        assert len(meaning) > 5, (kind, key)
+    for kind, branch in BRANCH_KINDS.items():
+        assert f'\n# "{kind}": {" ".join((branch.__doc__ or "").split())}\n' in text
+    for key in Schema.model_fields:
+        assert key in text
+
+
+def leaves(prefix: str, model: type[BaseModel]) -> set[tuple[str, str]]:
+    """Every (section, key) below a section, found without the code under test."""
+    found = set()
+    for key, info in model.model_fields.items():
+        if key == "pairs":
+            found |= leaves("model.pairs.user", TowerConfig) | leaves("model.pairs.item", TowerConfig)
+        elif isinstance(info.default, BaseModel):
+            found |= leaves(f"{prefix}.{key}".strip("."), type(info.default))
+        else:
+            found.add((prefix, key))
+    return found
+
+
+def test_options_are_every_key_with_its_default_and_meaning() -> None:
+    found = list(options())
+    assert {(section, key) for section, key, _, _ in found} == leaves("", Config)
+    assert len(found) == len(leaves("", Config))
+    for section, key, default, meaning in found:
+        assert len(meaning) > 5, (section, key)
+        tomllib.loads(f"{key} = {default}")
+    assert {k for k, *_ in feature_options()} == set(FEATURE_KINDS)
+    assert ("categorical", "hash_buckets", "0", "Number of hash buckets. 0: a vocabulary.") in list(feature_options())
+
+
+def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = written(Path("here"), '[data]\nusers = "u.csv"\ninteractions = "../a.csv"\nitems = "/i.csv"')
+    data = load_config(path)[1].data
+    assert (data.users, data.items, data.interactions) == (f"{tmp_path}/here/u.csv", "/i.csv", f"{tmp_path}/a.csv")
+    assert load_config(written(Path("here"), '[data]\ndataset = "ml-1m"\narchive = "m.zip"'))[1].data.archive == (
+        f"{tmp_path}/here/m.zip"
+    )
+    assert load_config(written(Path("here"), ""))[1].data.users == ""
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("train.epochs=3", 3),
+        ("train.lr=1e-2", 0.01),
+        ("train.shuffle=false", False),
+        ("train.optimizer=SGD", "SGD"),
+        ('train.optimizer="SGD"', "SGD"),
+        ("train.monitor=validation.recall@10", "validation.recall@10"),
+        ("evaluation.k=[5, 10]", (5, 10)),
+        ("data.interactions=/data/a=b.csv", "/data/a=b.csv"),
+        ("data.users=", ""),
+        ("model.pairs.0.user.dropout=0.5", 0.5),
+        ("model.pairs.0.item.senet.enabled=true", True),
+        ("model.pairs.0.item.layers=[]", ()),
+        (" split.seed = 7", 7),
+    ],
+)
+def test_an_override_sets_one_option(tmp_path: Path, text: str, value: Any) -> None:
+    config: Any = load_config(written(tmp_path, ""), [text])[1]
+    changed = Config().model_dump()
+    node: Any = changed
+    found = config
+    *steps, last = text.split("=", 1)[0].strip().split(".")
+    for step in steps:
+        node = node[int(step)] if step.isdigit() else node[step]
+        found = found[int(step)] if step.isdigit() else getattr(found, step)
+    assert getattr(found, last) == value
+    node[last] = value
+    if last != "k":  # the monitor must be one of the cut-offs, so all else is the default
+        assert config.model_dump() == changed
+
+
+def test_overrides_apply_in_order_to_pairs_features_and_schema(tmp_path: Path) -> None:
+    two = "[[model.pairs]]\nuser.dropout = 0.1\n[[model.pairs]]\n" + IDS_TOML
+    schema, config = load_config(
+        written(tmp_path, two),
+        ["model.pairs.1.user.dropout=0.2", "model.pairs.1.user.dropout=0.3", "schema.time=at",
+         "schema.features.1.min_count=4"],
+    )  # fmt: skip
+    assert [b.user.dropout for b in config.model.pairs] == [0.1, 0.3]
+    assert schema is not None
+    assert schema.time == "at"
+    assert schema.features[1] == Categorical(name="item_id", side="item", min_count=4)
+
+
+def test_a_whole_pair_may_be_set(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, "[[model.pairs]]"), ["model.pairs.0={user = {dropout = 0.5}}"])[1]
+    assert config.model.pairs == (PairConfig(user=TowerConfig(dropout=0.5)),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.epochs", "`overrides` train.epochs: expected key=value, such as train.epochs=3"),
+        ("=3", "`overrides` =3: expected key=value"),
+        ("train.epochs.x=1", "'train.epochs' is a value, not a section"),
+        ("train.epochs.x.y=1", "'train.epochs' is a value, not a section"),
+        ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 where '1' stands"),
+        ("model.pairs.user.dropout=0.5", "expected an index 0..0 where 'user' stands"),
+        ("model.pairs.3={}", "expected an index 0..0 where '3' stands"),
+        ("trian.epochs=1", "unknown section 'trian'; did you mean 'train'?"),
+        ("train.epoch=1", "unknown key 'train.epoch'; did you mean 'epochs'?"),
+        ("train.epochs=many", "train.epochs: input should be a valid integer"),
+        ("train=3", "train: input should be a valid dictionary"),
+    ],
+)
+def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    refused(written(tmp_path, "[train]\nepochs = 2\n[[model.pairs]]"), [text], words)
+
+
+# --- renamed ------------------------------------------------------------------------------------------------------
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """The tables of TOML that hold one key of `RENAMED`."""
+    first, *steps, last = name.split(".")
+    if first == "schema":
+        feature = {"kind": steps[1], "name": "f", "side": "user"}
+        return {"schema": {"features": [feature, feature | {last: value}]}}
+    if first == "model":
+        side = {steps[1]: {"branches": [{"kind": "mlp"}, {last: value}]} if "branches" in steps else {last: value}}
+        return {"model": {"pairs": [{}, side]}}
+    assert not steps
+    return {first: {last: value}}
+
+
+def at(name: str) -> str:
+    """The path of such a key as a user writes it."""
+    swaps = {r"features\.\w+\.": "features.1.", r"pairs\.": "pairs.1.", r"branches\.": "branches.1."}
+    for pattern, text in swaps.items():
+        name = re.sub(pattern, text, name)
+    return name
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_former_key_or_value_is_answered_with_the_present_one(tmp_path: Path, old: str) -> None:
+    key, _, value = old.partition(" = ")
+    new = RENAMED[old]
+    data = nested(key, value.strip("'") or 1)
+    told = f"{at(old)} is renamed to {at(new)}"
+    path = written(tmp_path, tomli_w.dumps(data))
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {told}") + "$"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=re.escape(f"config: {told}") + "$"):
+        parse_config(data)
+    base = {"schema": {"features": nested(key, 0)["schema"]["features"][:1] * 2}} if key.startswith("schema") else {}
+    base |= {
+        "model": {
+            "pairs": [{}, {"user": {"branches": [{"kind": "mlp"}] * 2}, "item": {"branches": [{"kind": "mlp"}] * 2}}]
+        }
+    }
+    override = f"{at(key)}={value.strip(chr(39)) or 1}"
+    with pytest.raises(ConfigError, match=re.escape(f"`overrides` {override}: {told}") + "$"):
+        load_config(written(tmp_path, tomli_w.dumps(base)), [override])
+
+
+@pytest.mark.parametrize("new", RENAMED.values())
+def test_a_present_key_is_known(new: str) -> None:
+    key, _, value = new.partition(" = ")
+    known = {f"{section}.{key}" for section, key, *_ in options()} | {
+        "model.pairs.user.branches.kind",
+        "model.pairs.item.branches.kind",
+    }
+    known |= {f"schema.features.{kind}.{key}" for kind, key, *_ in feature_options()}
+    assert key in known
+    assert not value or value.strip("'") in {
+        *BRANCH_KINDS,
+        *(m for *_, m in options() for m in re.findall(r"'(\w+)'", m)),
+    }
+    assert new not in RENAMED
+
+
+def test_a_former_key_with_a_former_value_is_answered_with_both(tmp_path: Path) -> None:
+    words = "train.histories = 'earlier' is renamed to train.history_scope = 'causal'"
+    refused(written(tmp_path, "[train]\nhistories = 'earlier'"), [], words)
+    refused(written(tmp_path, ""), ["train.histories=earlier"], "`overrides` train.histories=earlier: " + words)
+
+
+@pytest.mark.parametrize(("text", "options"), [("[train]\naverage = 0.9", []), ("", ["--set", "train.average=0.9"])])
+def test_a_former_key_ends_a_command_with_code_2(
+    tmp_path: Path, text: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, text)
+    assert commands.run_command(commands.app, ["train", str(path), "--run", str(tmp_path / "run"), *options]) == 2
+    assert "train.average is renamed to train.ema_decay" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[modle]", ["unknown section 'modle'; did you mean 'model'? (allowed: data, split, model"]),
+        ("epochs = 3", ["unknown section 'epochs'"]),
+        ("[data]\nuser = 'x'", ["unknown key 'data.user'; did you mean 'users'? (allowed: dataset, archive, users"]),
+        ("[model]\ntemprature = 1", ["unknown key 'model.temprature'; did you mean 'temperature'?"]),
+        ("[[model.pairs]]\nusr = 1", ["unknown key 'model.pairs.0.usr'; did you mean 'user'? (allowed: user, i"]),
+        ("[[model.pairs]]\n[model.pairs.user]\nlayer = [1]", ["'model.pairs.0.user.layer'", "mean 'layers'?"]),
+        (
+            "[[model.pairs]]\n[[model.pairs]]\n[model.pairs.item.senet]\nreductoin = 1",
+            ["unknown key 'model.pairs.1.item.senet.reductoin'; did you mean 'reduction'? (allowed: enabled, squ"],
+        ),
+        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, max_users, bootstrap"]),
+        ("[schema]\nuserid = 'u'\nfeatures = []", ["unknown key 'schema.userid'; did you mean 'user_id'?"]),
+        ("[schema]\nfeature = []", ["unknown key 'schema.feature'; did you mean 'features'?"]),
+    ],
+)
+def test_an_unknown_section_or_key_is_named_with_the_nearest(tmp_path: Path, text: str, words: list[str]) -> None:
+    refused(written(tmp_path, text), [], str(tmp_path), *words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "right"),
+    [
+        ("categorical", "min_cuont", "min_count"),
+        ("numeric", "bucket", "buckets"),
+        ("multi_hot", "seperator", "separator"),
+        ("vector", "lenght", "length"),
+        ("sequence", "max_len", "max_length"),
+        ("sequence", "colunm", "column"),
+    ],
+)
+def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
+    tmp_path: Path, kind: str, wrong: str, right: str
+) -> None:
+    feature = f'[[schema.features]]\nname = "f"\nside = "item"\nkind = "{kind}"\n{wrong} = 1\n'
+    allowed = f"(allowed: {', '.join(FEATURE_KINDS[kind].model_fields)})"
+    words = f"unknown key 'schema.features.2.{wrong}'; did you mean '{right}'? {allowed}"
+    refused(written(tmp_path, IDS_TOML + feature), [], words)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epochs=0", ["train.epochs: input should be greater than or equal to 1, got 0"]),
+        ("train.epochs=1.5", ["train.epochs: input should be a valid integer", "got 1.5"]),
+        ("train.lr=0", ["train.lr: input should be greater than 0, got 0"]),
+        ("train.lr=nan", ["train.lr: input should be a finite number"]),
+        ("train.lr=inf", ["train.lr: input should be a finite number"]),
+        ("train.shuffle=perhaps", ["train.shuffle: input should be a valid boolean", "got 'perhaps'"]),
+        ("train.device=gpu", ["train.device: input should be 'auto', 'cpu', 'cuda' or 'mps', got 'gpu'"]),
+        ("split.test=1", ["split.test: input should be less than 1, got 1"]),
+        ("split.kind=rndom", ["split.kind: input should be 'random', 'last' or 'time', got 'rndom'"]),
+        ("data.users=3", ["data.users: input should be a valid string, got 3"]),
+        ("model.pairs=[]", ["model.pairs: tuple should have at least 1 item"]),
+        ("model.pairs.0=3", ["model.pairs.0: input should be a valid dictionary", "got 3"]),
+        ("model.pairs.0.user.dropout=1", ["model.pairs.0.user.dropout: input should be less than 1, got 1"]),
+        ("model.pairs.0.user.layers=[8, 0]", ["pairs.0.user.layers.1: input should be greater than or equal to"]),
+        ("model.pairs.0.user.layers=8", ["model.pairs.0.user.layers: input should be a valid tuple, got 8"]),
+        ("model.pairs.0.user.senet.reduction=0.5", ["senet.reduction: input should be greater than or equal to 1"]),
+        ("evaluation.k=[10, 0]", ["evaluation.k.1: input should be greater than or equal to 1, got 0"]),
+        ("evaluation.k=[]", ["evaluation.k: tuple should have at least 1 item"]),
+        ("train.monitor=validation.acu", ["'validation.acu' is not measured; did you mean 'auc'?", "recall@50"]),
+        ("train.monitor=test.auc", ["train.monitor 'test.auc' is not measured", "allowed: validation. followed by"]),
+        ("schema=3", ["schema: input should be a valid dictionary", "got 3"]),
+        ("schema.time_unit=minutes", ["schema.time_unit: input should be 's', 'ms', 'us' or 'order', got 'minutes'"]),
+        ("schema.positive_above=nan", ["schema.positive_above: input should be a finite number"]),
+        ("schema.features.0.side=usr", ["schema.features.0.side: input should be 'user' or 'item', got 'usr'"]),
+        ("schema.features.0.min_rate=1", ["schema.features.0.min_rate: input should be less than 1, got 1"]),
+        ("schema.features.0.name=", ["schema.features.0.name: string should have at least 1 character"]),
+        (
+            "schema.features.0.kind=numerc",
+            ["schema.features.0.kind: no kind 'numerc'; did you mean 'numeric'? (allowed: categorical, numeric"],
+        ),
+    ],
+)
+def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
+    tmp_path: Path, override: str, words: list[str]
+) -> None:
+    path = written(tmp_path, IDS_TOML)
+    refused(path, [override], str(path), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[schema]", "'schema.features' is missing"),
+        ("[schema]\nfeatures = [{name = 'a', side = 'user'}]", "schema.features.0.kind: missing (allowed: categorical"),
+        ("[schema]\nfeatures = [{side = 'user', kind = 'vector'}]", "'schema.features.0.name' is missing"),
+        ("[data]\ndataset = 'ml-1m'\nusers = 'u'", "give either data.dataset or data.interactions"),
+        ("[[model.pairs]]\nuser = {join = 'sum', senet = {enabled = true}}", "pairs.0.user: senet needs join"),
+        (
+            "[[model.pairs]]\nitem = {residual = true, layers = []}",
+            "pairs.0.item: residual needs layers, and layers is empty",
+        ),
+        ("[train\nepochs = 1", "not valid TOML"),
+    ],
+)
+def test_a_setting_that_is_missing_or_does_not_go_with_another_is_refused(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    refused(written(tmp_path, text), [], words)
+
+
+SOURCES = {"uniform": 5, "popularity": 5, "cross_batch_memory": 5, "disliked": 1, "hard": 1, "attribute": "genre"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_whole_catalogue(
+    tmp_path: Path, source: str
+) -> None:
+    path, one = written(tmp_path, ""), f"negatives.{source}={SOURCES[source]}"
+    contrastive = "loss.kind=gbce"
+    assert load_config(path, [contrastive, one])[1].negatives.drawn() == [source]
+    words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; set loss.kind = 'softmax', 'gbce'"
+    refused(path, [one], words)
+    words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
+    refused(path, [contrastive, one, "negatives.full=true"], words)
+    # One that draws for all is enough; the others need something beside them.
+    alone = [contrastive, one, "negatives.in_batch=false"]
+    if source in ("uniform", "popularity"):
+        load_config(path, alone)
+    else:
+        refused(path, alone, "loss.kind = 'gbce' has no candidates; set negatives.in_batch = true, or a number for")
+        load_config(path, [*alone, "negatives.uniform=1"])
+
+
+@pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
+def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
+    path, contrastive = written(tmp_path, ""), f"loss.kind={kind}"
+    load_config(path, [contrastive, "train.history_scope=causal"])
+    load_config(path, [contrastive, "negatives.full=true", "negatives.in_batch=false"])
+    load_config(path, [contrastive, "negatives.random=2", "negatives.in_batch=false"])
+    refused(
+        path, [contrastive, "negatives.random=2", "negatives.full=true"],
+        "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two",
+    )  # fmt: skip
+    refused(path, [contrastive, "negatives.in_batch=false"], f"loss.kind = '{kind}' has no candidates")
+    load_config(path, ["negatives.in_batch=false", "negatives.random=2"])
+    refused(
+        path,
+        ["train.history_scope=causal"],
+        "train.history_scope = 'causal' needs candidates; set loss.kind = 'softmax'",
+    )
+    refused(path, ["negatives.full=true"], "negatives.full gives candidates, and loss.kind = 'bce' takes pairs")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss.kind=hinge", "loss.kind: input should be 'bce', 'softmax', 'gbce' or 'bpr', got 'hinge'"),
+        ("loss.calibration=1.5", "loss.calibration: input should be less than or equal to 1, got 1.5"),
+        ("negatives.hard_ranks=[9, 3]", "negatives.hard_ranks [9, 3] ends before it begins"),
+        ("negatives.hard_ranks=[0, 3]", "negatives.hard_ranks.0: input should be greater than or equal to 1, got 0"),
+        ("negatives.hard_ranks=[3]", "negatives.hard_ranks.1"),
+        ("negatives.hard=17", "negatives.hard: input should be less than or equal to 16, got 17"),
+        ("negatives.hard_ratio=0", "negatives.hard_ratio: input should be greater than 0, got 0"),
+        ("negatives.popularity_alpha=1.1", "negatives.popularity_alpha: input should be less than or equal to 1"),
+        ("negatives.attribute_items=0", "negatives.attribute_items: input should be greater than or equal to 1"),
+        ("negatives.unifrom=3", "unknown key 'negatives.unifrom'; did you mean 'uniform'?"),
+        (
+            "train.history_scope=later",
+            "train.history_scope: input should be 'leave_batch_out' or 'causal', got 'later'",
+        ),
+        (
+            "schema.features.2.pooling=max",
+            "pooling: input should be 'mean', 'sqrt', 'sum', 'decay', 'attention' or 'transformer', got 'max'",
+        ),
+        ("schema.features.2.rates=[]", "features.2.rates: tuple should have at least 1 item"),
+        ("schema.features.2.rates=[0.5, 1.5]", "features.2.rates.1: input should be less than or equal to 1, got 1.5"),
+    ],
+)
+def test_a_setting_of_candidates_and_histories_out_of_range_is_refused(
+    tmp_path: Path, override: str, words: str
+) -> None:
+    feature = '[[schema.features]]\nname = "f"\nside = "user"\nkind = "sequence"\npooling = "decay"\n'
+    path = written(tmp_path, IDS_TOML + feature + '[loss]\nkind = "softmax"\n')
+    assert load_config(path, ["negatives.hard_ranks=[3, 3]", "schema.features.2.rates=[0.0, 1.0]"])[0] is not None
+    refused(path, [override], words)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "none.toml", [], "none.toml: no such file; `config_template()` gives a template")
+    refused(tmp_path, [], "Is a directory")
+    path = tmp_path / "latin.toml"
+    path.write_bytes("# é".encode("latin-1"))
+    refused(path, [], "not UTF-8 at byte 2; save it as UTF-8")
+
+
+# --- sizes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("schema.features.0.hash_buckets=1000000000000", "hash_buckets: input should be less than 2147483648"),
+        ("schema.features.0.width=1000000000000", "width: at most 4,294,967,295 is allowed, got 1,000,000,000,000"),
+        ("model.pairs=[{user={layers=[8, 1000000000000]}}]", "layers: at most 4,294,967,295"),
+        ("train.batch_size=1000000000000", "train.batch_size: at most 4,294,967,295"),
+        ("evaluation.k=[1000000000000]", "evaluation.k: at most 4,294,967,295"),
+        ("evaluation.bootstrap=1000000001", "bootstrap: input should be less than or equal to 1000000"),
+        ("negatives.random=1000000000", "negatives.random: input should be less than or equal to 100000"),
+    ],
+)
+def test_fault_G19_an_absurd_size_is_refused_with_what_is_allowed(tmp_path: Path, override: str, words: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(dump_config(Schema(features=ID_FEATURES), Config()), encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_config(path, [override])
+
+
+def test_settings_and_schema_cannot_be_changed_in_place() -> None:
+    for thing, name in ((Config(), "train"), (Config().train, "epochs"), (CHECKERBOARD_SCHEMA, "time")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(thing, name, None)
+
+
+def test_metrics_are_named_for_every_cut_off() -> None:
+    assert metric_names([3]) == ["auc", "gauc", "log_loss", "recall@3", "ndcg@3", "mrr@3", "hit_rate@3", "coverage@3"]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("epoch", "; did you mean 'epochs'?"), ("zzz", ""), ("", "")])
+def test_the_nearest_name_is_hinted_only_where_one_is_near(name: str, hint: str) -> None:
+    assert did_you_mean(name, ["epochs", "lr"]) == hint

@@ -1,0 +1,306 @@
+"""Every option has an effect: changing it changes an output."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from worlds import EVERYTHING_SCHEMA, everything
+
+import twotower
+from twotower.config.experiment import BRANCH_KINDS, Config, branch_options, options, parse_config
+from twotower.features.schema import SIDES, Feature, Sequence, SideName, Text
+
+TABLES = everything()
+BASE: dict[str, Any] = {
+    "model": {
+        "width": 8,
+        "pairs": [
+            {
+                "user": {"layers": [8, 8], "senet": {"enabled": True}},
+                "item": {"layers": [8, 8], "senet": {"enabled": True}},
+            }
+        ],
+    },
+    "negatives": {"random": 2},
+    "train": {"epochs": 3, "batch_size": 200, "lr": 0.02, "device": "cpu", "optimizer": "AdamW"},
+    "evaluation": {"k": [5], "bootstrap": 10},
+}
+
+CANDIDATES: dict[str, Any] = {"loss.kind": "softmax", "negatives.random": 0}
+FEW = CANDIDATES | {"negatives.in_batch": False, "negatives.uniform": 10}
+HARD = CANDIDATES | {
+    "negatives.hard": 2,
+    "negatives.hard_ranks": [1, 10],
+    "negatives.hard_ratio": 10,
+    "train.epochs": 5,
+}
+
+TRANSFORMER: dict[str, Any] = {"history": {"pooling": "transformer", "max_length": 6}}
+
+# Option -> a value that is not the base's, and what else must be set for it to matter.
+CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "split.kind": ("time", {}),
+    "split.test": (0.3, {}),
+    "split.validation": (0.2, {}),
+    "split.seed": (5, {}),
+    "model.width": (12, {}),
+    "model.similarity": ("dot", {}),
+    "model.temperature": (0.5, {}),
+    "model.learn_temperature": (False, {}),
+    "model.bias": (False, {}),
+    "model.unknown_rate": (0.3, {}),
+    "model.embedding_std": (0.2, {}),
+    "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
+    "model.pairs.user.augment": (True, {}),
+    "model.pairs.user.fields": (["uid", "city"], {}),
+    "model.pairs.user.width": (4, {"schema_width": True}),
+    "model.pairs.user.join": ("sum", {"model.pairs.user.senet.enabled": False}),
+    "model.pairs.user.layers": ([16, 8], {}),
+    "model.pairs.user.activation": ("Tanh", {}),
+    "model.pairs.user.activate_last": (True, {}),
+    "model.pairs.user.dropout": (0.4, {}),
+    "model.pairs.user.field_dropout": (0.4, {}),
+    "model.pairs.user.weight_decay_scale": (5.0, {"train.embedding_weight_decay": 0.5}),
+    "model.pairs.user.layer_norm": (True, {}),
+    "model.pairs.user.output_norm": (True, {}),
+    "model.pairs.user.field_norm": (True, {}),
+    "model.pairs.user.residual": (True, {}),
+    "model.pairs.user.senet.enabled": (False, {}),
+    "model.pairs.user.senet.squeeze": ("max", {}),
+    "model.pairs.user.senet.reduction": (1.0, {}),
+    "model.pairs.user.history.block": ("plain", TRANSFORMER),
+    "model.pairs.user.history.blocks": (1, TRANSFORMER),
+    "model.pairs.user.history.heads": (2, TRANSFORMER),
+    "model.pairs.user.history.feed_forward": (1, TRANSFORMER),
+    "model.pairs.user.history.dropout": (0.5, TRANSFORMER),
+    "model.pairs.user.history.input_dropout": (0.5, TRANSFORMER),
+    "loss.kind": ("softmax", {"negatives.random": 0}),
+    "loss.log_q": (False, CANDIDATES),
+    "loss.calibration": (0.1, FEW | {"loss.kind": "gbce"}),
+    "loss.mimic": (0.1, {"model.pairs.user.augment": True}),
+    "negatives.full": (True, CANDIDATES),
+    "negatives.in_batch": (True, FEW),
+    "negatives.uniform": (20, CANDIDATES),
+    "negatives.popularity": (20, CANDIDATES),
+    "negatives.popularity_alpha": (0.0, CANDIDATES | {"negatives.popularity": 20}),
+    "negatives.cross_batch_memory": (100, CANDIDATES),
+    "negatives.disliked": (2, CANDIDATES),
+    "negatives.hard": (0, HARD),
+    "negatives.hard_ranks": ([5, 20], HARD),
+    "negatives.hard_ratio": (200.0, HARD),
+    "negatives.hard_every": (2, HARD | {"train.lr": 0.05}),
+    "negatives.hard_margin": (2.0, HARD),
+    "negatives.attribute": ("brand", CANDIDATES),
+    "negatives.attribute_items": (4, CANDIDATES | {"negatives.attribute": "brand"}),
+    "negatives.mask_positives": (False, CANDIDATES),
+    "negatives.random": (3, {}),
+    "negatives.random_share": (0.6, {}),
+    "train.epochs": (4, {}),
+    "train.batch_size": (100, {}),
+    "train.data_shards": (4, {}),
+    "train.history_scope": ("causal", CANDIDATES | {"causal_schema": True}),
+    "train.shuffle": (False, {}),
+    "train.optimizer": ("SGD", {}),
+    "train.lr": (0.1, {}),
+    "train.beta2": (0.9, {}),
+    "train.weight_decay": (1.0, {}),
+    "train.embedding_weight_decay": (1.0, {}),
+    "train.bias_weight_decay": (1.0, {}),
+    "train.schedule": ("cosine", {}),
+    "train.warmup_steps": (4, {}),
+    "train.lr_decay_rate": (0.1, {"train.schedule": "step"}),
+    "train.lr_decay_epochs": (2, {"train.schedule": "step"}),
+    "train.clip_norm": (0.01, {}),
+    "train.ema_decay": (0.9, {}),
+    "train.monitor": ("validation.mrr@5", {"train.lr": 0.2, "train.epochs": 6}),
+    "train.patience": (1, {"train.lr": 0.3, "train.epochs": 12}),
+    "train.validate_every": (2, {}),
+    "train.precision": ("bf16", {}),
+    "train.seed": (9, {}),
+    "evaluation.k": ([3], {}),
+    "evaluation.max_users": (9, {}),
+    "evaluation.bootstrap": (20, {}),
+    "evaluation.head_share": (0.5, {}),
+    "evaluation.new_user_below": (15, {}),
+    "evaluation.new_item_below": (25, {}),
+}
+# Kind of a branch and option -> a value that is not the default.
+BRANCHES: dict[tuple[str, str], Any] = {
+    ("mlp", "layers"): [8, 8],
+    ("mlp", "activation"): "Tanh",
+    ("mlp", "dropout"): 0.4,
+    ("mlp", "layer_norm"): True,
+    ("cross", "depth"): 3,
+    ("cross", "rank"): 2,
+    ("cin", "widths"): [4],
+    ("bilinear", "matrices"): "each",
+}
+# Tested elsewhere: the source of the data in test_api and test_cli, a prepared dataset in data/test_prepare, devices and
+# checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in train/test_sharded, the
+# index of a published model in test_publishing, and in Milvus in index/test_milvus.
+ELSEWHERE = {
+    "data.dataset",
+    "data.archive",
+    "data.users",
+    "data.items",
+    "data.interactions",
+    "data.prepared",
+    "train.device",
+    "train.timeout",
+    "train.embedding_placement",
+    "train.embedding_sharding",
+    "train.checkpoint_seconds",
+    "train.checkpoint_steps",
+    "index.kind",
+    "index.min_recall",
+    "index.k",
+    "index.queries",
+    "index.uri",
+    "index.prefix",
+    "index.type",
+    "index.timeout",
+}
+
+
+def put(body: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    node: Any = body
+    for step in path:
+        node = node.setdefault(step, {})
+        if isinstance(node, list):
+            node = node[0]
+    node[last] = value
+
+
+OUTCOMES: dict[str, dict[str, Any]] = {}
+
+
+def outcome(changes: dict[str, Any]) -> dict[str, Any]:
+    """Metrics and weights of a training with changed options; each is trained once."""
+    key = repr(sorted(changes.items()))
+    if key not in OUTCOMES:
+        OUTCOMES[key] = trained(changes)
+    return OUTCOMES[key]
+
+
+def trained(changes: dict[str, Any]) -> dict[str, Any]:
+    changes, body = copy.deepcopy(changes), copy.deepcopy(BASE)
+    features: tuple[Feature, ...] = tuple(f for f in EVERYTHING_SCHEMA.features if not isinstance(f, Text))
+    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
+    if changes.pop("schema_width", False):  # a shared sequence takes its width from the item side
+        body["model"]["pairs"][0]["user"]["fields"] = ["uid", "city"]
+    if changes.pop("causal_schema", False):  # without the sequences that a causal history does not allow
+        schema = schema.model_copy(
+            update={"features": tuple(f for f in schema.features if f.name not in ("disliked", "fans"))}
+        )
+    if text := changes.pop("text", None):
+        label = text.pop("label")
+        made: dict[str, Feature] = {"motto": Text(name="motto", side="user", **text), "label": label}
+        features = tuple(made.get(f.name, f) for f in EVERYTHING_SCHEMA.features)
+        schema = schema.model_copy(update={"features": features})
+    if feature := changes.pop("history", None):
+        features = tuple(f for f in schema.features if not isinstance(f, Sequence))
+        causal = changes.get("train.history_scope") == "causal"  # allows no sequence on the item side
+        sides: tuple[SideName, ...] = SIDES if feature.get("max_length") and not causal else ("user",)
+        features = (*features, *(Sequence(name="history", side=side, **feature) for side in sides))
+        schema = schema.model_copy(update={"features": features})
+    for key, value in changes.items():
+        put(body, key, value)
+    _, config = parse_config(body)
+    done = twotower.fit(TABLES, schema, config)
+    drop = {"train.seconds", "train.rows_per_second", "train.peak_memory_mb"}
+    weights = {n: round(float(p.detach().double().abs().sum()), 9) for n, p in done.model.named_parameters()}
+    validations = {"validations": sum("validation.auc" in h for h in done.history)}
+    return {m: v for m, v in done.metrics.items() if m not in drop} | weights | validations
+
+
+def test_every_option_is_covered() -> None:
+    known = {f"{section}.{key}" for section, key, _, _ in options()}
+    item = {k for k in known if k.startswith("model.pairs.item")}
+    assert known - item == CHANGES.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("key", sorted(CHANGES))
+def test_changing_an_option_changes_an_output(key: str) -> None:
+    value, also = CHANGES[key]
+    before = outcome(dict(also))
+    after = outcome({**also, key: value})
+    assert before != after
+    if key.startswith("model.pairs.user") and key != "model.pairs.user.width":
+        assert outcome({**_mirrored(also), key.replace("user", "item"): _mirror(value)}) != before
+
+
+def test_every_option_of_a_branch_is_covered() -> None:
+    assert {(kind, key) for kind, key, _, _ in branch_options()} == BRANCHES.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [(*of, value) for of, value in BRANCHES.items()] + [(kind, "senet", {"enabled": True}) for kind in BRANCH_KINDS],
+)
+def test_changing_an_option_of_a_branch_changes_an_output(kind: str, option: str, value: Any) -> None:
+    key = "model.pairs.user.branches"
+    assert outcome({key: [{"kind": kind}]}) != outcome({key: [{"kind": kind, option: value}]})
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        ({}, {"interactions": "positive"}),
+        ({}, {"pooling": "sqrt"}),
+        ({}, {"pooling": "sum"}),
+        ({}, {"pooling": "decay"}),
+        ({}, {"share_embedding": False}),
+        ({}, {"pooling": "attention", "max_length": 9}),
+        ({"pooling": "attention", "max_length": 9}, {"pooling": "transformer", "max_length": 9}),
+        ({"pooling": "transformer", "max_length": 9}, {"pooling": "transformer", "max_length": 2}),
+        ({"pooling": "decay"}, {"pooling": "decay", "rates": (0.0, 0.5, 0.8, 0.93, 0.98, 0.99)}),
+        ({"pooling": "decay", "interactions": "positive"}, {"pooling": "decay", "interactions": "negative"}),
+    ],
+)
+def test_changing_an_option_of_a_sequence_that_is_had_at_every_moment_changes_an_output(
+    options: dict[str, Any], other: dict[str, Any]
+) -> None:
+    base = CANDIDATES | {"train.history_scope": "causal"}
+    assert outcome(base | {"history": {"interactions": "all"} | options}) != outcome(
+        base | {"history": {"interactions": "all"} | other}
+    )
+
+
+@pytest.mark.parametrize("loss", ["softmax", "gbce", "bpr"])
+def test_random_candidates_are_an_option_with_every_contrastive_loss(loss: str) -> None:
+    base = {"loss.kind": loss, "negatives.in_batch": False, "train.epochs": 1}
+    assert outcome(base | {"negatives.random": 2}) != outcome(base | {"negatives.random": 4})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"n": 2}, {"max_grams": 5}, {"min_count": 200}, {"hash_buckets": 9}, {"pooling": "mean"}, {"pooling": "sqrt"},
+        {"max_length": 3}, {"width": 4}, {"column": "city"}, {"share_with": "label"},
+    ],
+)  # fmt: skip
+def test_changing_an_option_of_a_text_changes_an_output(other: dict[str, Any]) -> None:
+    def told(**options: Any) -> dict[str, Any]:
+        return outcome({"train.epochs": 1, "text": options})
+
+    label = Text(name="label", side="item", column="name", width=other.get("width", 0))
+    assert told(label=label) != told(label=label, **other)
+
+
+def _mirror(value: Any) -> Any:
+    return ["iid", "brand"] if value == ["uid", "city"] else value
+
+
+def _mirrored(also: dict[str, Any]) -> dict[str, Any]:
+    return {k.replace("pairs.user", "pairs.item"): v for k, v in also.items()}
+
+
+def test_the_same_settings_give_the_same_outputs() -> None:
+    assert outcome({}) == trained({})
+
+
+def test_defaults_are_in_range() -> None:
+    assert Config() == parse_config({})[1]

@@ -1,0 +1,610 @@
+"""Bulk embedding in shards: ranks that share them, kills, restarts, damage, and what a reader gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import kill_points
+import numpy as np
+import polars as pl
+import preloaded
+import pytest
+import torch
+from messages import collected_messages
+from worlds import checkerboard, settings
+
+from twotower import api
+from twotower.cli import commands
+from twotower.data.tables import check
+from twotower.distributed import DistributedContext
+from twotower.embedding.folder import EmbeddingsFolder, part_names
+from twotower.embedding.shards import ShardedWork
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.features.schema import Categorical, MultiHot, Numeric, Schema
+from twotower.runs import Run
+
+SCHEMA = Schema(
+    label="liked",
+    time="at",
+    time_unit="order",
+    features=(
+        Categorical(name="user_id", side="user"),
+        Categorical(name="item_id", side="item"),
+        Numeric(name="weight", side="item"),
+        MultiHot(name="kinds", side="item", separator="|"),
+    ),
+)
+SHARDS = 6  # of `table`, by 100 rows: 100, 100, 50; none; 100, 30; 37
+
+
+def items(first: int, n: int, ids: Callable[[pl.Expr], pl.Expr] = lambda e: e) -> pl.DataFrame:
+    rows = pl.Series("item_id", np.arange(first, first + n))
+    kinds = pl.concat_str(pl.lit("k"), pl.col("item_id") % 5, pl.lit("|k"), pl.col("item_id") % 3)
+    frame = pl.DataFrame(rows).with_columns(weight=(pl.col("item_id") * 0.37).sin(), kinds=kinds)
+    return frame.with_columns(ids(pl.col("item_id")))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    users, _, actions = checkerboard()
+    config = settings(train={"epochs": 1}, model={"width": 8})
+    return api.fit(
+        check(users, items(0, 30), actions, SCHEMA), SCHEMA, config, folder=tmp_path_factory.mktemp("run") / "run"
+    )
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Uneven files, an empty one, a text, and files of another program that are none of the table."""
+    folder = tmp_path_factory.mktemp("table")
+    items(0, 250).write_parquet(folder / "a.parquet", row_group_size=64)
+    items(0, 0).write_parquet(folder / "b.parquet")
+    items(250, 130).write_parquet(folder / "c.parquet")
+    items(380, 37).write_csv(folder / "d.csv")
+    (folder / "_SUCCESS").touch()
+    (folder / ".c.parquet.crc").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of `table`."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert api.embed(run, "item", table, out, shard_rows=100) == 417
+    return out
+
+
+def start(run: Run, table: Path, out: Path, rank: int, count: int, fail: int | None = None) -> preloaded.Process:
+    """Start a rank that embeds `table`, and dies in shard `fail`."""
+    assert run.folder is not None
+    program = ["-m", "twotower"] if fail is None else kill_points.program(f"shard:{fail}")
+    return preloaded.start(
+        *program, "embed", run.folder, table, "--out", out, "--shard-rows", "100", "--threads", "1",
+        env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
+        stdout=preloaded.PIPE, stderr=preloaded.PIPE,
+    )  # fmt: skip
+
+
+def ended(ranks: list[preloaded.Process]) -> tuple[list[int], str]:
+    """Their exit codes, and what they said."""
+    said = [r.communicate(timeout=60) for r in ranks]
+    return [r.wait() for r in ranks], "".join(out + err for out, err in said)
+
+
+def again(run: Run, table: Path | str, out: Path, **options: Any) -> list[str]:
+    with collected_messages() as lines:
+        api.embed(run, "item", table, out, **{"shard_rows": 100} | options)
+    return lines
+
+
+def state(out: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every shard's files: another one for whatever is written again."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*-*")}
+
+
+def same(out: Path, wanted: Path) -> None:
+    """The same bytes in all shards, the list, and nothing half made."""
+    names = {n for i in range(SHARDS) for n in part_names(i)} | {"embedding.json", "work"}
+    assert {p.name for p in out.iterdir()} == names
+    assert {p.name for p in (out / "work").iterdir()} == {
+        *(f"done-{i:05d}.json" for i in range(SHARDS)), "plan.json", "lock",
+    }  # fmt: skip
+    for name in names - {"work"}:
+        assert (out / name).read_bytes() == (wanted / name).read_bytes(), name
+
+
+def read(out: Path, rows: int = 65_536) -> tuple[pl.Series, np.ndarray[Any, Any]]:
+    blocks = list(EmbeddingsFolder(out).blocks(rows))
+    return pl.concat([ids for ids, _ in blocks]), np.concatenate([block for _, block in blocks])
+
+
+# ---- ranks
+
+
+def test_one_process_makes_the_vectors_that_one_shard_has(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
+    """To float rounding: a row stands in blocks of other sizes."""
+    items(0, 417).write_parquet(tmp_path / "t.parquet")
+    assert api.embed(run, "item", tmp_path / "t.parquet", tmp_path / "out") == 417
+    ids, vectors = read(tmp_path / "out")
+    found_ids, found = read(whole)
+    assert found_ids.equals(ids)
+    assert ids.to_list() == list(range(417))
+    assert len(np.unique(vectors, axis=0)) > 400
+    np.testing.assert_allclose(found, vectors, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[:30], run.factors().items.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_ranks_makes_the_same_bytes(
+    count: int, run: Run, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    codes, said = ended([start(run, table, tmp_path / "out", i, count) for i in range(count)])
+    assert codes == [0] * count, said
+    same(tmp_path / "out", whole)
+    assert len(re.findall(r"items embedded, [\d,]+ a second, shard \d of 6", said)) == SHARDS
+    assert "417 items in 6 shards have vectors" in said
+    assert said.count("ranks, each with 1 thread\n") == (count > 1)
+    assert bool(re.search(r"^rank \d: ", said, re.M)) == (count > 1)
+
+
+@pytest.mark.system
+def test_torchrun_starts_them(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    told = [str(run.folder), str(table), "--out", str(tmp_path / "out"), "--shard-rows", "100", "--threads", "1"]
+    done = subprocess.run(
+        [*torchrun, "-m", "twotower", "embed", *told], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "417 items in 6 shards have vectors" in done.stdout
+    same(tmp_path / "out", whole)
+
+
+def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert commands._local_ranks(8) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert commands._local_ranks(8) == 4
+    assert commands._available_cores() >= 1
+
+
+# ---- kills
+
+
+def test_killed_ranks_are_gone_on_from_by_any_number_of_others(
+    run: Run, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    codes, said = ended([start(run, table, out, i, 2, fail=3) for i in range(2)])
+    assert -signal.SIGKILL in codes, said
+    before = state(out)
+    assert before
+    assert not {*part_names(3)} & set(before)
+    assert (out / "work" / "shard-00003").exists()
+    with pytest.raises(RunError, match=r"not all vectors are written yet \(embedding.json is missing\)"):
+        EmbeddingsFolder(out)
+    codes, said = ended([start(run, table, out, i, 3) for i in range(3)])
+    assert codes == [0, 0, 0], said
+    assert len(re.findall(r", shard \d of 6", said)) == SHARDS - len(before) // 2
+    assert {name: s for name, s in state(out).items() if name in before} == before
+    same(out, whole)
+
+
+def test_a_rank_that_dies_holds_up_nobody_and_its_part_is_taken_over(
+    run: Run, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    dead = start(run, table, tmp_path / "out", 1, 2, fail=1)
+    assert ended([dead])[0] == [-signal.SIGKILL]
+    lines = again(run, table, tmp_path / "out", context=DistributedContext(0, 2))
+    assert lines[-1] == f"417 items in 6 shards have vectors: {tmp_path / 'out'}"
+    same(tmp_path / "out", whole)
+
+
+def make(out: Path, plan: dict[str, Any], number: int = 3) -> list[int]:
+    """Every step of writing shards, without a tower: gives those that were made."""
+    made = []
+    with ShardedWork.begin(out, plan, number, False) as work:
+        for i in range(number):
+            with work.claimed(i) as mine:
+                assert mine
+                if work.record(i):
+                    assert work.is_intact(i)
+                    continue
+                with work.temporary_folder(i) as folder:
+                    np.save(folder / "vectors.npy", np.full((2, 3), i, np.float32))
+                    (folder / "ids.parquet").write_bytes(bytes([i]))
+                    work.publish_shard(i, folder, 2, 3, "Int64")
+                made.append(i)
+        work.finish("dot")
+    return made
+
+
+def plan_of(**changes: Any) -> dict[str, Any]:
+    plan = {"side": "item", "model": "m", "schema": "s", "precision": "fp32", "shard_rows": 2}
+    return plan | {"table": [["a.parquet", 9, 1, 6]]} | changes
+
+
+def fork(act: Callable[[], Any]) -> int:
+    if (pid := os.fork()) == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(tmp_path: Path) -> None:
+    make(tmp_path / "whole", plan_of())
+    point, status = 0, 1
+    while status:
+        point += 1
+        out = tmp_path / str(point)
+
+        def act(out: Path = out, point: int = point) -> None:
+            kill_points.install(str(point))
+            make(out, plan_of())
+
+        status = os.waitpid(fork(act), 0)[1]
+        assert status in (0, signal.SIGKILL)
+        before = state(out)
+        finished = {n for p in (out / "work").glob("done-*.json") for n in json.loads(p.read_text())["files"][0][:1]}
+        made = make(out, plan_of())
+        assert len(made) == 3 - len(finished)
+        assert {n: state(out)[n] for n in finished} == {n: before[n] for n in finished}
+        assert not [p for p in (*out.iterdir(), *(out / "work").iterdir()) if p.name.endswith(".tmp")]
+        assert (out / "embedding.json").read_bytes() == (tmp_path / "whole" / "embedding.json").read_bytes()
+        assert EmbeddingsFolder(out).width == 3
+    assert point > 20
+
+
+def test_a_folder_in_which_others_are_at_work_is_not_started_over(tmp_path: Path) -> None:
+    ready, wait = os.pipe(), os.pipe()
+
+    def busy() -> None:
+        with ShardedWork.begin(tmp_path / "out", plan_of(), 3, False) as work, work.claimed(1):
+            os.write(ready[1], b"x")
+            os.read(wait[0], 1)
+
+    pid = fork(busy)
+    os.read(ready[0], 1)
+    try:
+        with (
+            ShardedWork.begin(tmp_path / "out", plan_of(), 3, False) as work,
+            work.claimed(1) as mine,
+            work.claimed(2) as two,
+        ):
+            assert not mine
+            assert two
+        other = plan_of(side="user")
+        with (
+            pytest.raises(RunError, match="another call is writing them"),
+            ShardedWork.begin(tmp_path / "out", other, 3, True),
+        ):
+            pass
+    finally:
+        os.write(wait[1], b"x")
+        assert os.waitpid(pid, 0)[1] == 0
+    with ShardedWork.begin(tmp_path / "out", other, 3, True) as work, work.claimed(1) as mine:
+        assert mine
+
+
+# ---- what changes between two calls
+
+
+def test_a_second_call_makes_nothing(run: Run, table: Path, whole: Path) -> None:
+    before = state(whole)
+    assert again(run, table, whole) == [f"417 items in 6 shards have vectors: {whole}"]
+    assert state(whole) == before
+
+
+def other_rows(table: Path) -> None:
+    items(250, 131).write_parquet(table / "c.parquet")
+
+
+def touched(table: Path) -> None:
+    os.utime(table / "a.parquet", ns=(1, 1))
+
+
+OTHER_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "rows": (other_rows, r"of another table \(c.parquet has another size\)"),
+    "time": (touched, r"of another table \(a.parquet has another time of change\)"),
+    "gone": (lambda t: (t / "b.parquet").unlink(), r"of another table \(b.parquet is missing\)"),
+    "new": (lambda t: items(0, 2).write_parquet(t / "e.parquet"), r"of another table \(e.parquet is new\)"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TABLES)
+def test_another_table_is_refused_until_asked_for(
+    name: str, run: Run, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    change, message = OTHER_TABLES[name]
+    shutil.copytree(table, tmp_path / "table")
+    out = tmp_path / "out"
+    again(run, tmp_path / "table", out)
+    before = state(out)
+    change(tmp_path / "table")
+    with pytest.raises(RunError, match=message + "; choose another folder, or start over with `overwrite=True`") as e:
+        again(run, tmp_path / "table", out)
+    assert "\n" not in str(e.value)
+    assert state(out) == before
+    again(run, tmp_path / "table", out, overwrite=True)
+    again(run, tmp_path / "table", tmp_path / "fresh")
+    ids, vectors = read(out)
+    fresh_ids, fresh = read(tmp_path / "fresh")
+    assert ids.equals(fresh_ids)
+    assert np.array_equal(vectors, fresh)
+
+
+def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    again(run, table, out)
+    before = state(out)
+    other = Run(None, run.config, run.dataset, run.model, {}, [])
+    schema = replace(run.dataset, schema=SCHEMA.model_copy(update={"positive_above": 0.5}))
+    users = pl.DataFrame({"user_id": range(300)})
+    users.write_parquet(tmp_path / "users.parquet")
+    for given, options, message in (
+        (other, {}, "its vectors are of another model"),
+        (replace(run, dataset=schema), {}, "its vectors are of another schema"),
+        (run, {"precision": "fp16"}, r"its vectors are in another precision \(fp32 then, fp16 now\)"),
+        (run, {"shard_rows": 90}, r"in shards of another size \(`shard_rows`\) \(100 then, 90 now\)"),
+    ):
+        with pytest.raises(RunError, match=message):
+            again(given, table, out, **options)
+    with pytest.raises(RunError, match=r"of the other side \(item then, user now\)"):
+        api.embed(run, "user", tmp_path / "users.parquet", out, shard_rows=100)
+    with pytest.raises(RunError, match="holds the shards of another table"):
+        api.embed(run, "user", tmp_path / "users.parquet", out)
+    assert state(out) == before
+    # Given up, they make room for a table of one shard, and that for one of several.
+    api.embed(run, "user", tmp_path / "users.parquet", out, overwrite=True)
+    assert {p.name for p in out.iterdir()} == {"vectors.npy", "ids.parquet"}
+    with pytest.raises(RunError, match=r"holds other vectors \(ids.parquet\); choose another folder, or"):
+        again(run, table, out)
+    again(run, table, out, overwrite=True)
+    assert len(EmbeddingsFolder(out)) == 417
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a bit of a vector": lambda out: flipped(out / "part-00002.npy"),
+    "cut short": lambda out: os.truncate(out / "ids-00002.parquet", 10),
+    "gone": lambda out: (out / "part-00002.npy").unlink(),
+    "a record": lambda out: (out / "work" / "done-00002.json").write_text("{"),
+    "a record of something else": lambda out: (out / "work" / "done-00002.json").write_text('{"rows": 1}'),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_shard_is_made_again_and_no_other(
+    name: str, run: Run, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before = state(out)
+    DAMAGE[name](out)
+    lines = again(run, table, out)
+    assert len([line for line in lines if "items embedded" in line]) == 1
+    assert any("shard 3 is damaged" in line for line in lines) == (name != "a record")
+    same(out, whole)
+    assert {n for n, s in state(out).items() if s != before[n]} == {*part_names(2)}
+
+
+# ---- tables
+
+
+@pytest.mark.parametrize(
+    ("kinds", "wanted"),
+    [
+        ((pl.Int64, pl.String), pl.String),
+        ((pl.UInt64, pl.Int64), pl.UInt64),
+        ((pl.Int64, pl.UInt64, pl.String), pl.String),
+    ],
+)
+def test_an_id_that_is_no_integer_makes_all_ids_text(
+    kinds: tuple[Any, ...], wanted: Any, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "t").mkdir()
+    values: list[Any] = []
+    for i, kind in enumerate(kinds):
+        ids = [
+            f"x{n}" if kind == pl.String else n + (2**63 if kind == pl.UInt64 else 0) for n in range(10 * i, 10 * i + 7)
+        ]
+        values += ids
+        frame = items(0, 7).with_columns(item_id=pl.Series(ids, dtype=kind))
+        frame.write_parquet(tmp_path / "t" / f"{i}.parquet")
+    out = tmp_path / "out"
+    again(run, tmp_path / "t", out, shard_rows=4)
+    found, _ = read(out)
+    assert found.dtype == wanted
+    assert found.to_list() == ([str(v) for v in values] if wanted == pl.String else values)
+    for path in out.glob("ids-*"):
+        assert pl.read_parquet_schema(path) == {"id": wanted}
+    before = state(out)
+    assert len(again(run, tmp_path / "t", out, shard_rows=4)) == 1
+    assert state(out) == before
+
+
+def test_ids_that_no_type_of_integers_holds_are_a_data_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for name, ids in (("a", pl.Series([-1, 2])), ("b", pl.Series([3, 2**63], dtype=pl.UInt64))):
+        items(0, 2).with_columns(item_id=ids).write_parquet(tmp_path / "t" / f"{name}.parquet")
+    with pytest.raises(DataError, match="some ids are negative and some are from"):
+        again(run, tmp_path / "t", tmp_path / "out")
+
+
+def test_files_are_named_one_by_one_by_a_folder_or_by_a_pattern(
+    run: Run, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    again(run, f"{table}/[a-d].*", tmp_path / "out")
+    same(tmp_path / "out", whole)
+    shutil.copytree(table, tmp_path / "deep" / "one")
+    again(run, str(tmp_path / "deep" / "*" / "*.parquet"), tmp_path / "three")
+    assert len(EmbeddingsFolder(tmp_path / "three")) == 380
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "notes.txt").touch()
+    for source, message in (
+        (tmp_path / "empty", "no file found"),
+        (f"{tmp_path}/*.nothing", "no file found"),
+        (tmp_path / "deep", r"found the folder one in it; name all files, as in '.*/deep/\*/\*.parquet'"),
+        (tmp_path / "odd", "found a '.txt' file"),
+        (tmp_path / "gone", "no such file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            again(run, source, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_table_without_rows_is_an_error_and_a_text_without_rows_is_not(run: Run, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for name in "ab":
+        items(0, 0).write_csv(tmp_path / "t" / f"{name}.csv")
+    for _ in range(2):
+        with pytest.raises(DataError, match="the table has no rows"):
+            again(run, tmp_path / "t", tmp_path / "none")
+    items(0, 0).write_parquet(tmp_path / "e.parquet")
+    with pytest.raises(DataError, match="the table has no rows"):
+        again(run, tmp_path / "e.parquet", tmp_path / "none")
+    items(0, 5).write_csv(tmp_path / "t" / "c.csv")
+    again(run, tmp_path / "t", tmp_path / "out")
+    assert len(again(run, tmp_path / "t", tmp_path / "out")) == 1
+    assert read(tmp_path / "out")[0].to_list() == list(range(5))
+
+
+def test_a_column_that_one_file_lacks_is_said_before_anything_is_made(run: Run, table: Path, tmp_path: Path) -> None:
+    shutil.copytree(table, tmp_path / "t")
+    items(0, 9).drop("kinds").write_parquet(tmp_path / "t" / "z.parquet")
+    with pytest.raises(DataError, match="no column 'kinds'"):
+        again(run, tmp_path / "t", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_stays_as_it_is(run: Run, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match=r"not a folder of vectors \(it holds letter.txt\)"):
+            again(run, table, tmp_path, overwrite=overwrite)
+    assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+
+
+# ---- half precision, the reader, memory
+
+
+def test_half_precision_takes_half_the_disk(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
+    again(run, table, tmp_path / "out", precision="fp16")
+    half, full = EmbeddingsFolder(tmp_path / "out"), EmbeddingsFolder(whole)
+    assert half.dtype == np.float16
+    assert full.dtype == np.float32
+    np.testing.assert_allclose(read(tmp_path / "out")[1], read(whole)[1], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match="allowed are fp32, fp16"):
+        again(run, table, tmp_path / "out", precision="fp8")
+    with pytest.raises(ConfigError, match="expected at least 1"):
+        again(run, table, tmp_path / "out", shard_rows=0)
+    large = api.load(run.folder)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in large.model.parameters():
+            parameter.mul_(1e3)
+    with pytest.raises(RunError, match="a number above 65,504, which fp16 does not reach; use fp32"):
+        again(large, table, tmp_path / "large", precision="fp16")
+    assert not list((tmp_path / "large").glob("*-*"))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100, 1000])
+def test_vectors_come_in_blocks_mapped_and_in_the_order_of_the_table(rows: int, whole: Path) -> None:
+    vectors = EmbeddingsFolder(whole)
+    sizes = [(len(ids), len(block)) for ids, block in vectors.blocks(rows)]
+    assert all(a == b <= rows for a, b in sizes)
+    assert sum(a for a, _ in sizes) == len(vectors) == 417
+    ids, found = read(whole, rows)
+    assert ids.to_list() == list(range(417))
+    assert found.shape == (417, vectors.width)
+    assert (vectors.about["side"], vectors.about["metric"]) == ("item", "dot")
+    block = next(vectors.blocks())[1]
+    assert not block.flags.writeable
+    assert isinstance(block, np.memmap)
+
+
+def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no vectors"):
+        EmbeddingsFolder(tmp_path)
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "work")
+    assert len(EmbeddingsFolder(out)) == 417
+    np.save(out / "part-00001.npy", np.zeros((3, 9), np.float32))
+    with pytest.raises(RunError, match=r"part-00001.npy: holds \(3, 9\), expected 100 rows"):
+        list(EmbeddingsFolder(out).blocks())
+    shutil.copy(whole / "part-00001.npy", out)
+    (out / "ids-00002.parquet").unlink()
+    with pytest.raises(RunError, match="ids-00002.parquet: missing or damaged"):
+        list(EmbeddingsFolder(out).blocks())
+    shutil.copy(whole / "ids-00001.parquet", out / "ids-00002.parquet")
+    with pytest.raises(RunError, match="ids-00002.parquet: holds 100 ids, expected 50"):
+        list(EmbeddingsFolder(out).blocks())
+    (out / "part-00000.npy").write_bytes(b"x")
+    with pytest.raises(RunError, match="part-00000.npy: missing or damaged"):
+        EmbeddingsFolder(out)
+    (out / "embedding.json").write_text('{"format": 1}')
+    with pytest.raises(RunError, match="embedding.json: damaged"):
+        EmbeddingsFolder(out)
+    (out / "embedding.json").write_text('{"format": 99}')
+    with pytest.raises(RunError, match="not a list of shards that this version reads"):
+        EmbeddingsFolder(out)
+    (out / "embedding.json").unlink()
+    for data in (b"", b"x", (whole / "part-00001.npy").read_bytes()[:90]):
+        (out / "vectors.npy").write_bytes(data)
+        with pytest.raises(RunError, match="vectors.npy: damaged"):
+            EmbeddingsFolder(out)
+
+
+def test_a_table_of_one_shard_does_not_replace_many_that_nobody_works_at(run: Run, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "work")
+    items(0, 30).write_parquet(tmp_path / "few.parquet")
+    with pytest.raises(RunError, match="holds the shards of another table"):
+        api.embed(run, "item", tmp_path / "few.parquet", out)
+    assert len(EmbeddingsFolder(out)) == 417
+
+
+@pytest.mark.system
+def test_memory_does_not_grow_with_the_table(run: Run, tmp_path: Path) -> None:
+    """The vectors and their ids alone are 72 MB."""
+    items(0, 70_000).write_parquet(tmp_path / "few.parquet")
+    pl.concat([items(i * 100_000, 100_000) for i in range(15)]).write_parquet(
+        tmp_path / "many.parquet", row_group_size=50_000
+    )
+    code = f"""
+import pathlib, re, torch
+from twotower import api
+torch.set_num_threads(1)
+run = api.load({str(run.folder)!r})
+for name in ("few", "many"):
+    api.embed(run, "item", f"{tmp_path}/{{name}}.parquet", f"{tmp_path}/{{name}}", 16_384, shard_rows=65_536)
+    print(re.search("VmHWM: +(.*) kB", pathlib.Path("/proc/self/status").read_text().replace("\t", " "))[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"POLARS_MAX_THREADS": "1"},
+    )
+    few, many = map(int, done.stdout.split())
+    assert many - few < 40_000

@@ -1,0 +1,519 @@
+"""Each encoder against a plain loop: what it learns, what it forgets, and that JSON gives the same back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import date
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from worlds import EVERYTHING_SCHEMA, ID_FEATURES
+
+from twotower.data.dataset import Dataset
+from twotower.errors import DataError, RunError
+from twotower.features.encoders import (
+    SINGLE_ROW_MAX_VALUES,
+    UNKNOWN,
+    CategoricalEncoder,
+    Encoders,
+    MultiHotEncoder,
+    NumericEncoder,
+    Ragged,
+    TextEncoder,
+    VectorEncoder,
+    canonical_ids,
+    missing_count,
+)
+from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+
+FEW = examples(max_examples=40, deadline=None)
+PLAIN_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+IDS: dict[str, tuple[pl.DataType, st.SearchStrategy[Any], Any]] = {
+    "int": (pl.Int64(), st.integers(-(2**63), 2**63 - 2), 2**63 - 1),
+    "uint64": (pl.UInt64(), st.integers(2**53, 2**64 - 2), 2**64 - 1),
+    "str": (pl.String(), PLAIN_TEXT, "never seen"),
+    "long": (pl.String(), st.text("aé漢🎬", min_size=1, max_size=3).map(lambda s: s * 5_000), "a"),
+}
+
+
+def series(values: Any, dtype: Any = None) -> pl.Series:
+    return pl.Series("col", values, dtype=dtype)
+
+
+def ones(n: int) -> Any:
+    return np.ones(n, np.int64)
+
+
+def vocabulary(values: Any, counts: Any = None, **cut: Any) -> list[Any]:
+    s = series(values)
+    return CategoricalEncoder.fit(s, ones(len(s)) if counts is None else np.array(counts), **cut).vocabulary.to_list()
+
+
+@pytest.mark.parametrize("kind", IDS)
+@FEW
+@given(st.data())
+def test_fault_C8_ids_of_every_kind_get_codes_1_to_n_also_after_json(kind: str, data: st.DataObject) -> None:
+    dtype, values, unseen = IDS[kind]
+    known = data.draw(st.lists(values, min_size=1, max_size=20, unique=True).filter(lambda v: unseen not in v))
+    ids = series(known, dtype)
+    encoder = CategoricalEncoder.fit(ids, ones(len(known)))
+    codes = encoder.transform(ids)
+    assert sorted(codes) == list(range(1, len(known) + 1))
+    assert encoder.rows == len(known) + 1
+    again = CategoricalEncoder.restore(json.loads(json.dumps(encoder.state())))
+    asked = series([*known, unseen, None], dtype)
+    assert again.transform(asked).tolist() == encoder.transform(asked).tolist() == [*codes, UNKNOWN, UNKNOWN]
+    assert again.vocabulary.to_list() == encoder.vocabulary.to_list()
+
+
+KNOWN: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "int": ([-3, 0, 7, 2**53, 2**63 - 1], {}),
+    "uint64": ([0, 7, 2**64 - 1], {"dtype": pl.UInt64}),
+    "text": (["", "-3", "007", "7", "7.0", "7.5", "true", "漢", "a" * 5_000], {}),
+    "float": ([7.0, 7.5, -3.0, 1e300], {}),
+    "bool": ([True, False], {}),
+    "none": (["x"], {}),
+}
+ONE = st.one_of(
+    st.tuples(st.sampled_from([pl.Int64, pl.UInt64, pl.Int8, pl.Float64, pl.Float32, pl.String]), st.sampled_from([0, 7])),
+    st.tuples(st.just(pl.Int64), st.one_of(st.none(), st.sampled_from([-3, 2**53, 2**63 - 1]), st.integers(-(2**63), 2**63 - 1))),
+    st.tuples(st.just(pl.UInt64), st.sampled_from([2**63, 2**64 - 1])),
+    st.tuples(
+        st.just(pl.Float64), st.one_of(st.sampled_from([7.0, 7.5, -0.0, 1e300, float("nan"), 2.0**53]), st.floats())
+    ),
+    st.tuples(
+        st.just(pl.String),
+        st.one_of(st.sampled_from(["7", "007", "7.0", "-0", "-3", "+7", "９", "--3", "9" * 5_000, "true", "", "漢"]), PLAIN_TEXT),
+    ),
+    st.tuples(st.just(pl.Boolean), st.sampled_from([True, False, None])),
+    st.tuples(st.just(pl.Null), st.none()),
+    st.tuples(st.just(pl.Date), st.just(date(2020, 1, 1))),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("buckets", [0, 5])
+@FEW
+@given(ONE)
+def test_one_value_gets_the_code_it_has_in_a_column(kind: str, buckets: int, one: tuple[Any, Any]) -> None:
+    known, how = KNOWN[kind]
+    encoder = CategoricalEncoder.fit(pl.Series(known, **how), ones(len(known)), hash_buckets=buckets)
+    asked = pl.Series("col", [one[1]]).cast(one[0])
+    column = encoder.transform(pl.concat([asked, asked]))
+    found = encoder.transform(asked)
+    assert found.dtype == column.dtype == np.int32
+    assert found.tolist() == column[:1].tolist()
+
+
+@pytest.mark.parametrize("buckets", [0, 3])
+@FEW
+@given(
+    st.one_of(st.none(), PLAIN_TEXT, st.text("aAß fiΣİ漢〡少Ⅷ́-#", max_size=12)),
+    st.integers(2, 4),
+    st.sampled_from([0, 1, 5]),
+)
+def test_one_text_gets_the_grams_it_has_in_a_column(buckets: int, text: str | None, n: int, most: int) -> None:
+    known = series(["a fi ff", "straße ΣΑΣ 漢字", None, text])
+    feature = Text(name="col", side="user", n=n, max_length=most, hash_buckets=buckets)
+    encoder = TextEncoder.fit([(known[:3], ones(3))], feature)
+    column, found = encoder.transform(known), encoder.transform(known[3:])
+    assert found.values.dtype == np.int32
+    assert found.values.tolist() == column.values[column.offsets[3] :].tolist()
+    assert found.offsets.tolist() == [0, len(found.values)]
+
+
+@FEW
+@given(
+    st.sampled_from([(pl.String, "|"), (pl.List(pl.String), ""), (pl.List(pl.Float64), ""), (pl.List(pl.Boolean), "")]),
+    st.data(),
+)
+def test_one_list_gets_the_codes_it_has_in_a_column(how: tuple[Any, str], data: st.DataObject) -> None:
+    dtype, separator = how
+    text = st.text("ab|7.", max_size=6)
+    values: dict[Any, st.SearchStrategy[Any]] = {
+        pl.String: text,
+        pl.List(pl.String): st.lists(st.one_of(st.none(), text), max_size=4),
+        pl.List(pl.Float64): st.lists(
+            st.one_of(st.none(), st.sampled_from([7.0, 7.5, float("nan"), 1e300])), max_size=4
+        ),
+        pl.List(pl.Boolean): st.lists(st.one_of(st.none(), st.booleans()), max_size=4),
+    }
+    drawn = series(data.draw(st.lists(st.one_of(st.none(), values[dtype]), min_size=3, max_size=3)), dtype)
+    encoder = MultiHotEncoder.fit(drawn[:2], np.array([1, 1]), MultiHot(name="col", side="user", separator=separator))
+    column, found = encoder.transform(drawn), encoder.transform(drawn[2:])
+    assert found.values.tolist() == column.values[column.offsets[2] :].tolist()
+    assert found.offsets.tolist() == [0, len(found.values)]
+
+
+def test_a_vocabulary_out_of_order_is_read_as_it_is_written() -> None:
+    encoder = CategoricalEncoder.restore({"type": "String", "values": ["b", "a", "c"], "hash_buckets": 0})
+    assert [encoder.transform(series([v])).tolist() for v in ("a", "b", "c", "d")] == [[2], [1], [3], [UNKNOWN]]
+
+
+@pytest.mark.parametrize("unseen", ["d", "", "A", None])
+def test_fault_C3_an_unseen_category_gets_the_unknown_code(unseen: Any) -> None:
+    encoder = CategoricalEncoder.fit(series(["a", "b", "c"]), ones(3))
+    assert encoder.transform(series(["b", unseen])).tolist() == [2, UNKNOWN]
+
+
+@FEW
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 4)), min_size=1, max_size=30),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.05, 0.07, 0.1, 0.3, 0.5]),
+)
+def test_frequency_cuts_count_training_interactions(
+    rows: list[tuple[str, int]], min_count: int, min_rate: float
+) -> None:
+    n: Counter[str] = Counter()
+    for value, count in rows:
+        n[value] += count
+    total = max(1, sum(n.values()))
+    kept = sorted(v for v in n if n[v] >= min_count and n[v] / total >= min_rate)
+    values, counts = [v for v, _ in rows], [c for _, c in rows]
+    assert vocabulary(values, counts, min_count=min_count, min_rate=min_rate) == kept
+
+
+def test_a_share_of_exactly_min_rate_is_kept() -> None:
+    # 0.07 * 100 is a little more than 7 in floating point.
+    assert vocabulary(["a", "b"], [7, 93], min_rate=0.07) == ["a", "b"]
+
+
+def test_rows_without_training_interactions_teach_nothing() -> None:
+    assert vocabulary(["a", "b", "c"], [0, 1, 0]) == ["b"]
+    numeric = NumericEncoder.fit(series([1.0, 3.0, 1e6]), np.array([True, True, False]), 0)
+    assert (numeric.mean, numeric.deviation) == (2.0, 1.0)
+    vectors = VectorEncoder.fit(series([[1.0, 1.0], [9.0, 9.0]]), np.array([True, False]), 0)
+    assert vectors.scale == 1.0
+    multi = MultiHotEncoder.fit(series([["x"], ["y"]]), np.array([0, 2]), MultiHot(name="col", side="user"))
+    assert multi.values.vocabulary.to_list() == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("value", "bucket"), [("cat", 40), (42, 84), ("漢字", 1), (2**64 - 1, 97), ("", 57), (None, UNKNOWN)]
+)
+def test_hash_buckets_are_the_same_in_every_release(value: Any, bucket: int) -> None:
+    encoder = CategoricalEncoder.fit(series(["x"]), ones(1), hash_buckets=100)
+    assert encoder.transform(series([value])).tolist() == [bucket]
+    assert encoder.rows == 101
+
+
+@FEW
+@given(st.lists(PLAIN_TEXT, min_size=1), st.integers(1, 50))
+def test_hashing_stays_in_its_buckets_and_survives_json(values: list[str], buckets: int) -> None:
+    encoder = CategoricalEncoder.fit(series(values), ones(len(values)), hash_buckets=buckets)
+    codes = encoder.transform(series(values))
+    assert codes.min() >= 1
+    assert codes.max() <= buckets
+    again = CategoricalEncoder.restore(json.loads(json.dumps(encoder.state())))
+    assert again.transform(series(values)).tolist() == codes.tolist()
+
+
+SEVENS = {
+    "int": series([7, 8]),
+    "uint": series([7, 8], pl.UInt8),
+    "float": series([7.0, 8.0]),
+    "float with null": series([7.0, 8.0, None]),
+    "float with nan": series([7.0, 8.0, float("nan")]),
+    "float beside a fraction": series([7.0, 8.0, 2.5]),
+    "float32 beside a fraction": series([7.0, 8.0, 0.1], pl.Float32),
+    "text": series(["7", "8"]),
+    "category": series(["7", "8"], pl.Categorical),
+}
+
+
+@pytest.mark.parametrize("hash_buckets", [0, 1000])
+@pytest.mark.parametrize("asked", SEVENS)
+@pytest.mark.parametrize("learnt", SEVENS)
+def test_7_and_7_point_0_and_text_7_are_one_value(learnt: str, asked: str, hash_buckets: int) -> None:
+    encoder = CategoricalEncoder.fit(SEVENS[learnt], ones(len(SEVENS[learnt])), hash_buckets=hash_buckets)
+    assert encoder.transform(SEVENS[asked])[:2].tolist() == encoder.transform(SEVENS[learnt])[:2].tolist()
+    assert UNKNOWN not in encoder.transform(SEVENS[asked])[:2]
+
+
+@pytest.mark.parametrize(
+    ("column", "spelling"),
+    [
+        (series([1.0, 2.5, float("inf")]), ["1", "2.5", "inf"]),
+        (series([0.1], pl.Float32), ["0.1"]),
+        (series([2.0**60, 1.0]), ["1.152921504606847e+18", "1"]),
+        (series([True, False, None]), ["true", "false", None]),
+        (series([2**70, 1], pl.Int128), [str(2**70), "1"]),
+        (series([2**64 - 1, 1], pl.Int128), [2**64 - 1, 1]),
+        (series([None, None]), [None, None]),
+    ],
+)
+def test_every_scalar_has_one_spelling(column: pl.Series, spelling: list[Any]) -> None:
+    assert canonical_ids(column).to_list() == spelling
+
+
+@pytest.mark.parametrize("column", [series([[1], [2]]), series([{"a": 1}]), series([b"\xff"]), series([object()])])
+def test_a_categorical_of_lists_bytes_or_objects_is_refused(column: pl.Series) -> None:
+    with pytest.raises(DataError, match=r"^column 'col': found .*, expected one value a row .*; cast it"):
+        CategoricalEncoder.fit(column, ones(len(column)))
+
+
+@FEW
+@given(st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(float("nan")), st.just(float("inf"))), min_size=1))
+def test_numbers_are_standardised_and_missing_ones_take_the_mean(values: list[float | None]) -> None:
+    column = series(values, pl.Float64)
+    encoder = NumericEncoder.fit(column, np.ones(len(values), bool), 0)
+    present = np.array([v for v in values if v is not None and np.isfinite(v)])
+    mean = present.mean() if len(present) else 0.0
+    deviation = present.std() if len(present) and present.std() > 1e-12 else 1.0
+    expected = [(v - mean) / deviation if v is not None and np.isfinite(v) else 0.0 for v in values]
+    found = encoder.transform(column)
+    assert isinstance(found, np.ndarray)
+    assert found.shape == (len(values), 1)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-6)
+    assert missing_count(column) == len(values) - len(present)
+
+
+@FEW
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.integers(2, 8))
+def test_quantile_buckets_number_upwards_and_missing_has_its_own(values: list[float], buckets: int) -> None:
+    encoder = NumericEncoder.fit(series(values), np.ones(len(values), bool), buckets)
+    edges = sorted({float(np.quantile(values, i / buckets)) for i in range(1, buckets)})
+    asked = [*values, -1e9, 1e9, None, float("nan"), float("inf")]
+    found = encoder.transform(series(asked))
+    assert isinstance(found, np.ndarray)
+    expected = [0 if v is None or not np.isfinite(v) else 1 + sum(e <= v for e in edges) for v in asked]
+    assert found.tolist() == expected
+    assert found.max() <= buckets
+
+
+def test_equal_buckets_hold_equal_shares() -> None:
+    encoder = NumericEncoder.fit(series(np.arange(100)), np.ones(100, bool), 4)
+    assert Counter(encoder.transform(series(np.arange(100))).tolist()) == {1: 25, 2: 25, 3: 25, 4: 25}  # type: ignore
+
+
+@pytest.mark.parametrize("column", [series(["1"]), series([[1.0]])])
+def test_a_numeric_of_text_or_lists_is_refused(column: pl.Series) -> None:
+    with pytest.raises(DataError, match=r"^column 'col': found .*, expected numbers; cast it"):
+        NumericEncoder.fit(column, np.ones(1, bool), 0)
+
+
+LISTS = [["x", "y"], None, [], ["y", "z"], ["x", None]]
+MULTI_HOT = {
+    "list": (series(LISTS), ""),
+    "text": (series(["x|y", None, "", "y|z", "x|"]), "|"),
+    "category": (series(["x|y", None, "", "y|z", "x|"], pl.Categorical), "|"),
+    "list despite a separator": (series(LISTS), "|"),
+}
+
+
+@pytest.mark.parametrize("make", MULTI_HOT)
+def test_multi_hot_reads_lists_and_separated_text_alike_and_drops_unknown_values(make: str) -> None:
+    column, separator = MULTI_HOT[make]
+    feature = MultiHot(name="col", side="item", separator=separator, min_count=2)
+    encoder = MultiHotEncoder.fit(column, ones(5), feature)
+    assert encoder.values.vocabulary.to_list() == ["x", "y"]
+    found = encoder.transform(column)
+    assert np.split(found.values, found.offsets[1:-1])[0].tolist() == [1, 2]
+    assert [row.tolist() for row in np.split(found.values, found.offsets[1:-1])] == [[1, 2], [], [], [2], [1]]
+    again = MultiHotEncoder.restore(json.loads(json.dumps(encoder.state()))).transform(column)
+    assert (again.values.tolist(), again.offsets.tolist()) == (found.values.tolist(), found.offsets.tolist())
+
+
+def test_multi_hot_reads_fixed_arrays_and_a_column_without_any_value() -> None:
+    feature = MultiHot(name="col", side="item")
+    encoder = MultiHotEncoder.fit(series([[1, 2], [2, 3]], pl.Array(pl.Int64, 2)), ones(2), feature)
+    assert encoder.transform(series([[3, 9], [1, 1]])).values.tolist() == [3, 1, 1]
+    assert len(encoder.transform(series([None, None]))) == 2
+    assert MultiHotEncoder.fit(series([None, []]), ones(2), feature).rows == 1
+
+
+def test_the_rate_cut_of_multi_hot_is_a_share_of_the_interactions_not_of_the_values() -> None:
+    # Of 10 interactions, 3 have "rare"; of their 33 values it is less than a tenth.
+    column, counts = series([["a", "b", "c"], ["a", "b", "c", "rare"]]), np.array([7, 3])
+    encoder = MultiHotEncoder.fit(column, counts, MultiHot(name="col", side="item", min_rate=0.3))
+    assert "rare" in encoder.values.vocabulary
+
+
+def test_multi_hot_text_without_a_separator_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^column 'col': found String, expected lists, or text .*; set separator"):
+        MultiHotEncoder.fit(series(["x|y"]), ones(1), MultiHot(name="col", side="item"))
+
+
+@pytest.mark.parametrize("dtype", [pl.List(pl.Float64), pl.Array(pl.Float64, 2), pl.List(pl.Int32)])
+def test_vectors_are_scaled_to_a_mean_square_of_one_and_missing_ones_are_zeros(dtype: pl.DataType) -> None:
+    column = series([[3, 4], None, [-4, 3]], dtype)
+    encoder = VectorEncoder.fit(column, np.ones(3, bool), 0)
+    found = encoder.transform(column)
+    root = np.sqrt((9 + 16) / 2)
+    np.testing.assert_allclose(found, np.array([[3, 4], [0, 0], [-4, 3]]) / root, rtol=1e-6)
+    again = VectorEncoder.restore(json.loads(json.dumps(encoder.state())))
+    assert again.transform(column).tolist() == found.tolist()
+    assert again.transform(series([None])).tolist() == [[0, 0]]
+
+
+def test_numbers_in_vectors_that_are_not_finite_are_zeros() -> None:
+    encoder = VectorEncoder(2, 1.0)
+    column = series([[float("nan"), 1.0], [float("inf"), 2.0], [None, 3.0]])
+    assert encoder.transform(column).tolist() == [[0, 1], [0, 2], [0, 3]]
+
+
+@pytest.mark.parametrize(
+    ("column", "length", "words"),
+    [
+        (series([[1.0, 2.0], [3.0], [4.0]]), 0, "2 vectors of unequal length, the first in row 1 with 1 numbers, exp"),
+        (series([[1.0, 2.0]]), 3, "with 2 numbers, expected 3; pad or drop"),
+        (series([[1.0], []]), 1, "1 vectors of unequal length, the first in row 1 with 0"),
+        (series(["1,2"]), 0, "found String, expected lists of numbers; convert it"),
+        (series([["a"]]), 0, "expected lists of numbers"),
+        (series([[[1.0]]]), 0, "expected lists of numbers"),
+        (series([None, None]), 0, "every vector is missing or empty"),
+    ],
+)
+def test_vectors_of_unequal_length_or_other_type_are_refused(column: pl.Series, length: int, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        VectorEncoder.fit(column, np.ones(len(column), bool), length)
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=40)
+
+
+@FEW
+@given(PAIRS, st.integers(0, 4))
+def test_ragged_equals_a_loop(pairs: list[tuple[int, int]], n: int) -> None:
+    rows: list[list[tuple[int, int]]] = [[] for _ in range(6)]
+    for at, (row, value) in enumerate(pairs):
+        rows[row].append((value, at))
+    rows = [row[-n:] if n else row for row in rows]
+    ragged = Ragged.from_pairs(
+        np.array([r for r, _ in pairs], np.int64), np.array([v for _, v in pairs], np.int64), 6, np.arange(len(pairs))
+    ).keep_last(n)
+    assert ragged.source is not None
+    found = zip(*(np.split(a, ragged.offsets[1:-1]) for a in (ragged.values, ragged.source)), strict=True)
+    assert [list(zip(v.tolist(), s.tolist(), strict=True)) for v, s in found] == rows
+    assert ragged.lengths.tolist() == [len(row) for row in rows]
+    assert len(ragged) == 6
+
+
+def test_all_encoders_transform_alike_after_json(everything_data: Dataset) -> None:
+    encoders = everything_data.encoders
+    again = Encoders.from_json(EVERYTHING_SCHEMA, encoders.to_json())
+    for side in ("user", "item"):
+        frame = everything_data.side(side).frame
+        first, second = encoders.transform(side, frame), again.transform(side, frame)
+        assert list(first) == list(second)
+        for name, column in first.items():
+            other = second[name]
+            if isinstance(column, Ragged):
+                assert isinstance(other, Ragged)
+                np.testing.assert_array_equal(column.offsets, other.offsets)
+                column, other = column.values, other.values
+            np.testing.assert_array_equal(column, other)
+        assert encoders.fields(side) == again.fields(side)
+    assert again.to_json() == encoders.to_json()
+
+
+def test_codes_stay_below_the_rows_of_their_field(everything_data: Dataset) -> None:
+    for side in (everything_data.users, everything_data.items):
+        name = "user" if side is everything_data.users else "item"
+        for field in everything_data.encoders.fields(name):  # type: ignore[arg-type]
+            column = side.columns[field.name]
+            codes = column.values if isinstance(column, Ragged) else column
+            if field.kind == "dense":
+                assert codes.shape == (len(side), field.length)
+            else:
+                assert 0 <= codes.min() <= codes.max() < field.rows, field
+
+
+@pytest.mark.parametrize(("share", "rows"), [(True, 3), (False, 4)])
+def test_a_shared_sequence_has_the_rows_of_the_id_feature_it_shares(share: bool, rows: int) -> None:
+    schema = Schema(
+        features=(
+            ID_FEATURES[0],
+            Categorical(name="item_id", side="item", min_count=2),
+            Sequence(name="history", side="user", share_embedding=share),
+        )
+    )
+    frames: Any = {"user": pl.DataFrame({"user_id": [1, 2]}), "item": pl.DataFrame({"item_id": [10, 11, 12]})}
+    encoders = Encoders.fit(schema, frames, {"user": np.array([3, 3]), "item": np.array([3, 1, 2])})
+    history = encoders.fields("user")[1]
+    assert history.rows == rows
+    codes = encoders.sequence_codes(schema.features[2], frames["item"]["item_id"])  # type: ignore[arg-type]
+    assert codes.tolist() == ([1, 0, 2] if share else [1, 2, 3])
+
+
+def test_encoders_come_back_from_json_to_the_last_bit() -> None:
+    schema = Schema(
+        features=(
+            ID_FEATURES[0],
+            Categorical(name="a.b [x]", side="user"),
+            Numeric(name="age", side="user"),
+            Numeric(name="income", side="user", buckets=5),
+            MultiHot(name="tags", side="user"),
+            ID_FEATURES[1],
+            Vector(name="picture", side="item"),
+            Text(name="label", side="item"),
+        )
+    )
+    rng = np.random.default_rng(0)
+    odd = ['"', "\\", "]", "\n", "\u2028", "漢", "🎬", ""]
+    user = {"user_id": np.array([2**64 - 1, *range(7)], np.uint64), "a.b [x]": odd, "age": rng.normal(size=8) * 1e-7,
+            "income": rng.random(8) * 1e9, "tags": [[o] for o in odd]}  # fmt: skip
+    item = {"item_id": [-(2**63), 2**63 - 1], "picture": [[0.1, 0.7], [1.0, 2.0]], "label": odd[-3:-1]}
+    frames: Any = {"user": pl.DataFrame(user), "item": pl.DataFrame(item)}
+    encoders = Encoders.fit(schema, frames, {"user": ones(8), "item": ones(2)})
+    text = encoders.to_json()
+    again = Encoders.from_json(schema, text)
+    assert again.to_json() == text
+    for side in frames:
+        for name, column in encoders.transform(side, frames[side]).items():
+            back = again.transform(side, frames[side])[name]
+            for a, b in zip(*(vars(c).values() if isinstance(c, Ragged) else [c] for c in (column, back)), strict=True):
+                np.testing.assert_array_equal(a, b)
+    # What is not read in columns is read as JSON: a mean that is no number, say.
+    broken = json.loads(text)
+    broken["sides"]["user"]["age"]["mean"] = float("nan")
+    assert np.isnan(Encoders.from_json(schema, json.dumps(broken)).by_side["user"]["age"].mean)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("values", ['["a"]', '{"a": 1}', "[[1]]", "[1.5]"])
+def test_a_vocabulary_of_another_type_is_refused(values: str) -> None:
+    schema = Schema(features=ID_FEATURES)
+    frames: Any = {"user": pl.DataFrame({"user_id": [77]}), "item": pl.DataFrame({"item_id": [1]})}
+    text = Encoders.fit(schema, frames, {"user": ones(1), "item": ones(1)}).to_json()
+    with pytest.raises(RunError, match="do not fit the schema"):
+        Encoders.from_json(schema, text.replace("[77]", values))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sides": {"user": {}, "item": {}}, "ids": {}}', '{"sides": 3}'])
+def test_encoders_that_do_not_fit_the_schema_are_refused(text: str) -> None:
+    with pytest.raises(RunError, match="do not fit the schema"):
+        Encoders.from_json(EVERYTHING_SCHEMA, text)
+
+
+def test_missing_error_refuses_new_tables_with_gaps() -> None:
+    schema = Schema(features=(ID_FEATURES[0], Categorical(name="item_id", side="item", missing="error")))
+    frames: Any = {"user": pl.DataFrame({"user_id": [1, 2]}), "item": pl.DataFrame({"item_id": [1, 2]})}
+    encoders = Encoders.fit(schema, frames, {"user": ones(2), "item": ones(2)})
+    with pytest.raises(DataError, match=r"column 'item_id': 1 of 2 values are missing.*fill them or set missing"):
+        encoders.transform("item", pl.DataFrame({"item_id": [1, None]}))
+
+
+@pytest.mark.parametrize(
+    "n", [SINGLE_ROW_MAX_VALUES - 1, SINGLE_ROW_MAX_VALUES, SINGLE_ROW_MAX_VALUES + 1, 5 * SINGLE_ROW_MAX_VALUES]
+)
+def test_a_long_row_is_coded_as_a_short_one(n: int) -> None:
+    """Long rows go the way of columns, short ones are coded one by one; both give the same."""
+    values = [f"v{i % 90}" for i in range(n)]
+    some = MultiHot(name="tags", side="item")
+    encoder = MultiHotEncoder.fit(pl.Series("tags", [[f"v{i}" for i in range(60)]]), np.ones(1, np.int64), some)
+    alone, beside = (encoder.transform(pl.Series("tags", rows)) for rows in ([values], [values, []]))
+    assert alone.values.tolist() == beside.values.tolist()
+    assert len(alone.values) == sum(i % 90 < 60 for i in range(n))
+    words = ("less is more " * n)[:n]
+    text = Text(name="motto", side="user", max_length=0)
+    texts = TextEncoder.fit([(pl.Series("motto", ["more or less"]), np.ones(1, np.int64))], text)
+    alone, beside = (texts.transform(pl.Series("motto", rows)) for rows in ([words], [words, ""]))
+    assert alone.values.tolist() == beside.values.tolist()
+    assert len(alone.values) > n // 2

@@ -1,0 +1,826 @@
+"""Exported towers against the model, their files, and vectors of whole tables."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import polars as pl
+import pytest
+import torch
+from worlds import EVERYTHING_SCHEMA, checkerboard, everything, settings
+
+from twotower.arrays import growing
+from twotower.config.experiment import Config, ModelConfig, TowerConfig
+from twotower.data.batches import SideTensors
+from twotower.data.dataset import Dataset, Side, build_dataset
+from twotower.data.feed import feed, padded
+from twotower.data.tables import check
+from twotower.embedding.embed import embed
+from twotower.errors import DataError, RunError
+from twotower.features.encoders import Ragged
+from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
+from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
+from twotower.model.two_tower import TwoTower
+from twotower.onnx.check import inspect_tower
+from twotower.onnx.export import build_graph, export_tower, parity
+from twotower.onnx.graph import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
+from twotower.onnx.tower import GateInfo, OnnxTower, trust_tower
+from twotower.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def trained(dataset: Dataset, moved: float = 0.3, **model: Any) -> TwoTower:
+    """A model whose every parameter has moved from where it began."""
+    made = TwoTower(settings(model=model).model, dataset.encoders.fields("user"), dataset.encoders.fields("item"))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(torch.randn_like(p) * moved)
+    return made.eval()
+
+
+def pair(user: dict[str, Any] | None = None, item: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"user": {"layers": [8]} | (user or {}), "item": {"layers": [8]} | (item or {})}
+
+
+def both(**tower: Any) -> list[dict[str, Any]]:
+    return [pair(tower, tower)]
+
+
+# Some fields wider than others, so that the towers split them.
+UNEVEN = EVERYTHING_SCHEMA.model_copy(
+    update={
+        "features": tuple(
+            f.model_copy(update={"width": 5}) if f.name in ("city", "brand", "picture", "age", "fans") else f
+            for f in EVERYTHING_SCHEMA.features
+        )
+    }
+)
+SHARED = EVERYTHING_SCHEMA.model_copy(
+    update={
+        "features": tuple(
+            Text(name="motto", side="user", share_with="label", max_length=9) if f.name == "motto" else f
+            for f in EVERYTHING_SCHEMA.features
+        )
+    }
+)
+DECAY = EVERYTHING_SCHEMA.model_copy(
+    update={
+        "features": tuple(
+            f.model_copy(update={"pooling": {"liked": "decay", "disliked": "sum", "fans": "decay"}[f.name]})
+            if isinstance(f, Sequence) else f for f in EVERYTHING_SCHEMA.features
+        )
+    }
+)  # fmt: skip
+ATTENTION = EVERYTHING_SCHEMA.model_copy(
+    update={
+        "features": tuple(
+            f.model_copy(
+                update={
+                    "liked": {"pooling": "transformer", "max_length": 5},
+                    "disliked": {"pooling": "attention", "max_length": 40},
+                    "fans": {"pooling": "transformer", "max_length": 40, "share_embedding": False},
+                }[f.name]
+            )
+            if isinstance(f, Sequence) else f for f in EVERYTHING_SCHEMA.features
+        )
+    }
+)  # fmt: skip
+PRODUCTS: dict[str, dict[str, Any]] = {
+    "fm": {"kind": "fm"},
+    "cin": {"kind": "cin", "widths": [5, 4, 3]},
+    **{f"bilinear {m}": {"kind": "bilinear", "matrices": m} for m in ("all", "each", "interaction")},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "cosine": {},
+    "dot": {"similarity": "dot", "bias": True},
+    "temperature": {"temperature": 0.03, "learn_temperature": False, "bias": False},
+    "bias": {"bias": True},
+    "bias, no layers": {"bias": True, "pairs": [{"user": {"fields": ["uid"]}, "item": {"fields": ["iid"]}}]},
+    "no bias": {"bias": False, "pairs": both(layers=[16, 8])},
+    **{
+        f"senet {s}": {"pairs": both(senet={"enabled": True, "squeeze": s, "reduction": 3})}
+        for s in ("mean", "sum", "max")
+    },
+    "join sum": {"pairs": both(join="sum", layers=[8, 8])},
+    "join sum, no layers": {"pairs": both(join="sum", layers=[])},
+    "field_norm": {"pairs": both(field_norm=True)},
+    "residual": {"pairs": both(residual=True, layers=[12, 8])},
+    "activate_last": {"pairs": both(activate_last=True, activation="Tanh"), "bias": True},
+    "activate_last, all else": {
+        "pairs": both(activate_last=True, residual=True, output_norm=True, layers=[12, 8]), "bias": False,
+    },
+    "layer_norm": {"pairs": both(layer_norm=True, layers=[12, 8])},
+    "output_norm": {"pairs": both(output_norm=True), "bias": True},
+    "output_norm, no bias": {"pairs": both(output_norm=True, layers=[12, 8]), "bias": False},
+    "dropout": {"pairs": both(dropout=0.5, field_dropout=0.5, layers=[12, 8]), "unknown_rate": 0.5},
+    **{
+        a: {"pairs": both(activation=a, layers=[12, 8])}
+        for a in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid")
+    },
+    **{
+        f"branch {name}": {"pairs": both(branches=[b], layers=[12, 8])}
+        for name, b in {
+            "mlp": {"kind": "mlp", "layers": [9, 7], "activation": "GELU", "layer_norm": True, "dropout": 0.5},
+            "cross": {"kind": "cross", "depth": 3},
+            "cross of a rank": {"kind": "cross", "rank": 2},
+            "identity": {"kind": "identity", "senet": {"enabled": True, "squeeze": "max"}},
+        }.items()
+    },
+    **{
+        f"branch {name}": {"pairs": both(branches=[b | {"senet": {"enabled": True}}], layers=[12, 8])}
+        for name, b in PRODUCTS.items()
+    },
+    "gates": {
+        "bias": True,
+        "pairs": [
+            pair({"senet": {"enabled": True}, "branches": [{"kind": "mlp"}, {"kind": "identity", "senet": {"enabled": True}}]}),
+            pair(
+                {"fields": ["liked", "age", "uid"], "branches": [{"kind": "cross", "senet": {"enabled": True}}]},
+                {"fields": ["tags", "iid"], "senet": {"enabled": True, "squeeze": "sum"}},
+            ),
+        ],
+    },
+    "branches, no layers": {
+        "pairs": [pair(*({"layers": [], "branches": [{"kind": "mlp", "layers": [5]}, {"kind": "mlp"}]},) * 2)],
+        "bias": True,
+    },
+    "augment": {"pairs": [pair({"augment": True}), pair({"layers": [6]}, {"layers": [6], "augment": True})]},
+    "pairs": {
+        "bias": True,
+        "pairs": [
+            pair({"fields": ["uid", "city"]}, {"fields": ["fans", "tags"], "layers": [8]}),
+            pair({"fields": ["liked", "age"], "layers": [12, 8]}, {"fields": ["brand", "iid"], "residual": True}),
+        ],
+    },
+    **{
+        f"history {b}": {"pairs": both(history={"block": b, "blocks": n, "heads": h, "dropout": 0.5})}
+        for b, n, h in (("plain", 1, 2), ("gated", 3, 1))
+    },
+    "one field": {"pairs": [pair({"fields": ["disliked"]}, {"fields": ["picture"]})]},
+    "all of it": {
+        "bias": True,
+        "pairs": both(
+            senet={"enabled": True}, field_norm=True, layer_norm=True, residual=True, output_norm=True, layers=[16, 8],
+            activation="SiLU", augment=True, branches=[{"kind": "cross"}, {"kind": "mlp"}, {"kind": "identity"}],
+        ),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[str, Dataset]:
+    return {
+        name: build_dataset(check(*everything(), schema), schema, Config().split)
+        for name, schema in (
+            ("even", EVERYTHING_SCHEMA),
+            ("uneven", UNEVEN),
+            ("decay", DECAY),
+            ("shared", SHARED),
+            ("attention", ATTENTION),
+        )
+    }
+
+
+def _refused(name: str, world: str) -> bool:
+    """Whether the model is none for the world: it adds or multiplies fields of several widths, or reads a history by
+    attention where there is none."""
+    tower = MODELS[name].get("pairs", [{}])[0].get("user", {})
+    if "history" in tower and world != "attention":
+        return True
+    if world == "even":
+        return False
+    products = any(b["kind"] in ("fm", "cin", "bilinear") for b in tower.get("branches", []))
+    return tower.get("join") == "sum" or (products and world == "uneven")
+
+
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "shared", "attention") if not _refused(n, w)],
+)
+def test_an_exported_tower_gives_the_vectors_of_the_model(
+    name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
+) -> None:
+    # Blocks and crosses multiply what each parameter is moved by; 0.3 of all is far from where any training ends.
+    data, model = worlds[world], trained(worlds[world], 0.1 if world == "attention" else 0.3, **MODELS[name])
+    for side in SIDES:
+        fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
+        found = export_tower(model, side, fields, path, data.side(side), "digest")
+        assert found < 2e-5
+        tower = OnnxTower(path)
+        if world == "even":
+            assert parity(tower, model, side, data.side(side), fields) <= found
+        assert (tower.side, tower.model) == (side, "digest")
+        for rows in (np.arange(len(data.side(side))), np.array([3]), np.array([7, 7, 0])):
+            inputs = SideTensors(data.side(side), fields).take(rows)
+            with torch.no_grad():
+                wanted = (model.user_vectors if side == "user" else model.item_vectors)(inputs).numpy()
+            got = tower(feed(fields, data.side(side).columns, rows))
+            assert got.shape == wanted.shape == (len(rows), tower.width)
+            assert got.dtype == np.float32
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_every_setting_of_a_model_is_exported_or_only_of_training() -> None:
+    """A new setting must get a row in MODELS, or be named here as one that does not change evaluation."""
+    tried = {key for model in MODELS.values() for key in model}
+    assert set(ModelConfig.model_fields) - tried <= {"width", "embedding_std"}
+    towers = [t for m in MODELS.values() for b in m.get("pairs", []) for t in b.values()]
+    tried = {key for tower in towers for key in tower}
+    assert set(TowerConfig.model_fields) - tried <= {"width", "weight_decay_scale"}
+
+
+def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(worlds: dict[str, Dataset]) -> None:
+    """Neither an operator nor a part of the file is allowed that no kind of model needs."""
+    operators: dict[str, set[str]] = {}
+    parts: dict[str, set[str]] = {}
+    numbers: set[int] = set()
+    about: set[str] = set()
+
+    def count(message: Any) -> None:
+        kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
+        parts.setdefault(kind, set()).update(field.name for field, _ in message.ListFields())
+        if kind == "NodeProto":
+            operators.setdefault(message.op_type, set()).update(a.name for a in message.attribute)
+        numbers.update(value for field, value in message.ListFields() if field.name in ("data_type", "elem_type"))
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                for inner in [value] if hasattr(value, "DESCRIPTOR") else value:
+                    count(inner)
+
+    for name, settings_ in MODELS.items():
+        for world in ("even", "decay", "attention") if name == "cosine" else ("attention",):
+            if _refused(name, world):
+                continue
+            data = worlds[world]
+            model = trained(data, **settings_)
+            for side in SIDES:
+                graph = onnx.load_from_string(build_graph(model, side, data.encoders.fields(side), "digest"))
+                count(graph)
+                about.update(entry.key for entry in graph.metadata_props)
+    assert operators == OPERATORS
+    assert parts == MESSAGE_FIELDS
+    assert (numbers, about) == (ELEMENT_TYPES, METADATA_KEYS)
+
+
+def test_a_model_with_an_unknown_part_is_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, model = worlds["even"], trained(worlds["even"])
+    model.towers("item")[0][0].add_module("mixture", torch.nn.Linear(2, 2))
+    with pytest.raises(RunError, match="mixture"):
+        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
+    model = trained(data, pairs=both(layers=[12, 8]))
+    model.towers("item")[0][0].layers[1] = torch.nn.Softplus()
+    with pytest.raises(RunError, match="Softplus"):
+        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_differs_is_not_written(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, model = worlds["even"], trained(worlds["even"])
+    model.towers("item")[0][0].register_forward_hook(lambda module, inputs, out: out * torch.arange(out.shape[1]))
+    with pytest.raises(RunError, match="differs from the model"):
+        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
+    model = trained(data)
+    with torch.no_grad():
+        next(model.towers("item")[0][0].layers.parameters())[0, 0] = torch.nan
+    with pytest.raises(RunError, match="not finite"):
+        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_exporting_leaves_the_mode_and_the_weights_as_they_were(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, model = worlds["even"], trained(worlds["even"], **MODELS["dropout"]).train()
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    export_tower(model, "user", data.encoders.fields("user"), tmp_path / "x.onnx", data.users)
+    assert model.training
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+
+
+# ---- the file
+
+
+def test_the_file_is_plain_small_and_the_same_each_time(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, model = worlds["even"], trained(worlds["even"], **MODELS["all of it"])
+    for side in SIDES:
+        fields = data.encoders.fields(side)
+        for name in ("a", "b"):
+            export_tower(model, side, fields, tmp_path / name, digest="d")
+        content = (tmp_path / "a").read_bytes()
+        assert content == (tmp_path / "b").read_bytes()
+        for word in (str(ROOT), ".py", "torch", str(Path.home()), sys.prefix):
+            assert word.encode() not in content
+        graph = onnx.load_from_string(content)
+        onnx.checker.check_model(graph, full_check=True)
+        assert {n.op_type for n in graph.graph.node}.isdisjoint({"Loop", "Scan", "If"})
+        assert not any(n.doc_string or n.metadata_props for n in graph.graph.node)
+        assert {p.key for p in graph.metadata_props} == {"side", "model", "gates"}
+        assert {o.domain for o in graph.opset_import} == {""}
+        shape = [d.dim_param or d.dim_value for d in graph.graph.output[0].type.tensor_type.shape.dim]
+        assert shape == ["U", OnnxTower(content).width]
+
+
+def test_no_gate_is_no_output_and_no_metadata(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, path = worlds["even"], tmp_path / "x.onnx"
+    fields = data.encoders.fields("user")
+    export_tower(trained(data), "user", fields, path)
+    graph = onnx.load(path)
+    assert [o.name for o in graph.graph.output] == ["vector"]
+    assert {p.key for p in graph.metadata_props} == {"side"}
+    tower, inputs = OnnxTower(path), feed(fields, data.users.columns, slice(None))
+    vectors, weights = tower.explain(inputs)
+    assert tower.gates == weights == []
+    assert np.array_equal(vectors, tower(inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [
+        (n, w)
+        for n in (
+            "senet mean",
+            "senet sum",
+            "senet max",
+            "branch identity",
+            "branch fm",
+            "branch cin",
+            "gates",
+            "all of it",
+        )
+        for w in ("even", "uneven", "attention")
+        if not _refused(n, w)
+    ],
+)
+def test_the_weights_of_the_gates_are_those_of_the_model(
+    name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
+) -> None:
+    data, model = worlds[world], trained(worlds[world], 0.1, **MODELS[name])
+    for side in SIDES:
+        fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
+        export_tower(model, side, fields, path, data.side(side))
+        inputs = SideTensors(data.side(side), fields).take(np.arange(len(data.side(side))))
+        wanted = []
+        for number, (towers, config) in enumerate(zip(model.towers(side), model.config.pairs, strict=True), 1):
+            tower, other = towers
+            with torch.no_grad():
+                found = tower.gates(inputs, other.embeddings)
+            for section, weights in found.items():
+                gate = f"pair {number}"
+                if section != "senet":
+                    place = int(section.split(".")[1])
+                    gate += f", branch {place + 1} ({getattr(config, side).branches[place].kind})"
+                wanted.append((GateInfo(gate, tuple(tower.field_names)), weights.numpy()))
+        exported = OnnxTower(path)
+        assert exported.gates == [gate for gate, _ in wanted]
+        given = feed(fields, data.side(side).columns, slice(None))
+        vectors, got = exported.explain(given)
+        assert np.array_equal(vectors, exported(given))
+        for (info, by_model), by_onnx in zip(wanted, got, strict=True):
+            assert by_onnx.shape == by_model.shape == (len(vectors), len(info.fields))
+            np.testing.assert_allclose(by_onnx, by_model, rtol=1e-6)
+            assert by_onnx.std() > 0
+        assert [w.shape[0] for w in exported.explain({n: x[:0] for n, x in given.items()})[1]] == [0] * len(got)
+
+
+def test_gates_are_named_by_their_pair_and_branch_and_computed_once(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, model = worlds["even"], trained(worlds["even"], **MODELS["gates"])
+    names = {"user": ["pair 1", "pair 1, branch 2 (identity)", "pair 2, branch 1 (cross)"], "item": ["pair 2"]}
+    for side in SIDES:
+        export_tower(model, side, data.encoders.fields(side), tmp_path / side)
+        gates = OnnxTower(tmp_path / side).gates
+        assert [g.name for g in gates] == names[side]
+        nodes = onnx.load(tmp_path / side).graph.node
+        assert sum(n.op_type == "Sigmoid" for n in nodes) == len(gates)
+    assert gates == [GateInfo("pair 2", ("iid", "tags"))]  # lookups first, as the tower joins them
+
+
+def _changed(content: bytes, gates: str | None, output: bool = True) -> bytes:
+    """The file with other metadata, or none, and without the weights."""
+    graph = onnx.load_from_string(content)
+    props = {p.key: p.value for p in graph.metadata_props if p.key != "gates"}
+    del graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, props | ({} if gates is None else {"gates": gates}))
+    if not output:
+        del graph.graph.output[1]
+        for node in [n for n in graph.graph.node if "gates" in n.output]:
+            graph.graph.node.remove(node)
+    data = bytes(graph.SerializeToString())
+    trust_tower(data, "changed")  # a process for each would take long
+    return data
+
+
+def test_a_file_from_before_the_gates_were_given_still_loads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, path = worlds["even"], tmp_path / "x.onnx"
+    fields = data.encoders.fields("user")
+    export_tower(trained(data, **MODELS["senet mean"]), "user", fields, path)
+    tower, old = OnnxTower(path), OnnxTower(_changed(path.read_bytes(), None, output=False))
+    inputs = feed(fields, data.users.columns, slice(None))
+    vectors, weights = old.explain(inputs)
+    assert old.gates == weights == []
+    assert np.array_equal(vectors, tower(inputs))
+    assert np.array_equal(vectors, old(inputs))
+
+
+def test_metadata_that_does_not_fit_the_gates_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    export_tower(trained(worlds["even"], **MODELS["senet mean"]), "user", worlds["even"].encoders.fields("user"), path)
+    content, (gate,) = path.read_bytes(), OnnxTower(path).gates
+    named = [{"name": gate.name, "fields": list(gate.fields)}]
+    assert OnnxTower(_changed(content, json.dumps(named))).gates == [gate]
+    for gates in (
+        "", "{", "null", "3", '"pair 1"', "[" * 100_000, "9" * 10_000, "[3]", '["name"]', "[null]", "[{}]",
+        json.dumps(named[0]),
+        json.dumps([named[0] | {"name": 1}]),
+        json.dumps([named[0] | {"fields": None}]),
+        json.dumps([named[0] | {"fields": "a" * len(gate.fields)}]),
+        json.dumps([named[0] | {"fields": [1] * len(gate.fields)}]),
+    ):  # fmt: skip
+        with pytest.raises(RunError, match="not a list of gates"):
+            OnnxTower(_changed(content, gates))
+    others = (None, "[]", json.dumps(named * 2), json.dumps([{"name": gate.name, "fields": gate.fields[1:]}]))
+    for other in others:
+        with pytest.raises(RunError, match="weights"):
+            OnnxTower(_changed(content, other))
+    with pytest.raises(RunError, match="return 0 weights"):
+        OnnxTower(_changed(content, json.dumps(named), output=False))
+    odd = onnx.load_from_string(content)
+    odd.graph.output[1].name = "weights"
+    odd.graph.node[-1].output[0] = "weights"
+    with pytest.raises(RunError, match="not a tower"):
+        OnnxTower(odd.SerializeToString())
+
+
+def test_in_the_last_block_only_the_last_item_reads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    """The rows of each dense layer's output: those of all items (3 x 5), or the last items' alone (3)."""
+    data, path = worlds["attention"], tmp_path / "x.onnx"
+    model, fields = trained(data, 0.1, **MODELS["history gated"]), data.encoders.fields("user")
+    export_tower(model, "user", fields, path)
+    graph = onnx.load(path)
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
+
+    def rows(weight: torch.Tensor) -> int:
+        wanted = weight.detach().numpy()
+        (node,) = [
+            n for n in graph.graph.node if n.op_type == "Gemm" and np.array_equal(values.get(n.input[1], 0), wanted)
+        ]
+        seen = onnx.ModelProto.FromString(graph.SerializeToString())
+        seen.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
+        session = onnxruntime.InferenceSession(seen.SerializeToString(), providers=["CPUExecutionProvider"])
+        given = feed(fields, data.users.columns, np.arange(3)) | {
+            f"bag{i}": codes for i, f in enumerate(fields) if f.limit
+        }
+        return len(session.run([node.output[0]], given)[0])
+
+    codes = np.array([[1, 2, 3, 4, 5], [1, 2, -1, -1, -1], [-1, -1, -1, -1, -1]])
+    embeddings = model.towers("user")[0][0].embeddings
+    encoders = {f.name: embeddings.encoders[f"bag{i}"] for i, f in enumerate(embeddings._other_fields) if f.limit}
+    blocks = {name: list(cast(HistoryEncoder, encoder).blocks) for name, encoder in encoders.items()}
+    first, *_, last = (cast(TransformerBlock, block) for block in blocks["liked"])
+    assert last.attend_gate is not None
+    assert last.layer_gate is not None
+    key = last.query_key_value.weight.chunk(3)[1]
+    assert [rows(w) for w in (first.first.weight, first.out.weight, key)] == [15, 15, 15]
+    parts = (last.query_key_value.weight.chunk(3)[0], last.out.weight, last.attend_gate.weight, last.first.weight)
+    assert [rows(w) for w in (*parts, last.second.weight, last.layer_gate.weight)] == [3] * 6
+    (pool,) = (cast(AttentionPool, block) for block in blocks["disliked"])
+    assert [rows(w) for w in (pool.key_value.weight.chunk(2)[0], pool.out.weight)] == [15, 3]
+
+
+def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path) -> None:
+    features = (
+        Categorical(name="user_id", side="user"),
+        Sequence(name="seen", side="user"),
+        Categorical(name="item_id", side="item"),
+        Categorical(name="shop", side="item", column="item_id", hash_buckets=50_000),
+    )
+    schema = Schema(label="liked", time="at", time_unit="order", features=features)
+    data = build_dataset(check(*checkerboard(), schema), schema, Config().split)
+    model = trained(data, width=8, bias=True, pairs=[pair()])
+    path = tmp_path / "user.onnx"
+    export_tower(model, "user", data.encoders.fields("user"), path, data.users)
+    shapes = [tuple(t.dims) for t in onnx.load(path).graph.initializer]
+    assert (31, 8) in shapes  # 30 items and the unknown one, out of a table that 50,001 shops are in too
+    assert path.stat().st_size < 40_000
+
+
+def test_tables_that_no_file_holds_are_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    fields, small = worlds["even"].encoders.fields("user"), partial(build_graph, max_table_bytes=4000)
+    with pytest.raises(RunError, match="min_count"):
+        export_tower(trained(worlds["even"]), "user", fields, tmp_path / "x.onnx", build=small)
+
+
+def test_a_damaged_or_foreign_file_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    export_tower(trained(worlds["even"]), "user", worlds["even"].encoders.fields("user"), path)
+    content = path.read_bytes()
+    for damaged in (b"", b"no graph", content[: len(content) // 2], b"\xff" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match="damaged, or not an ONNX file"):
+            inspect_tower(path)  # what the child process runs
+    with pytest.raises(RunError, match="x.onnx: damaged"):
+        OnnxTower(path)
+    with pytest.raises(RunError, match="tower: damaged"):
+        OnnxTower(content[: len(content) // 2])
+    with pytest.raises(RunError, match="none.onnx: cannot be read"):
+        OnnxTower(tmp_path / "none.onnx")
+    helper = onnx.helper
+    for name in ("y", "vector"):  # a name that is not the tower's, and one that is with a shape that is not
+        x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in ("x", name))
+        other = helper.make_graph([helper.make_node("Abs", ["x"], [name])], "g", [x], [y])
+        with pytest.raises(RunError, match="not a tower"):
+            OnnxTower(
+                helper.make_model(other, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+            )
+
+
+def test_inputs_that_do_not_fit_are_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, path = worlds["even"], tmp_path / "x.onnx"
+    fields = data.encoders.fields("user")
+    export_tower(trained(data), "user", fields, path)
+    tower, good = OnnxTower(path), feed(fields, data.users.columns, np.arange(4))
+    assert set(tower.inputs) == set(good)
+    with pytest.raises(RunError, match="other features"):
+        tower({n: x for n, x in good.items() if n != "lookup"})
+    with pytest.raises(RunError, match="other features"):
+        tower(good | {"dense99": good["lookup"]})
+    with pytest.raises(RunError, match="do not fit"):
+        tower(good | {"lookup": good["lookup"] + 100_000})
+    with pytest.raises(RunError, match="do not fit"):
+        tower(good | {"lookup": good["lookup"].astype(np.float32)})
+    assert tower(good).shape == (4, tower.width)
+
+
+# ---- inputs
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_feed_says_what_side_tensors_say(worlds: dict[str, Dataset], side: SideName) -> None:
+    data = worlds["even"]
+    fields, columns = data.encoders.fields(side), data.side(side).columns
+    n = len(data.side(side))
+    for rows in (
+        np.arange(n),
+        np.array([5, 0, 5]),
+        np.array([n - 1], np.int8),
+        np.zeros(0, np.int64),
+        slice(3, 9),
+        slice(None),
+    ):
+        numbers = np.arange(n)[rows] if isinstance(rows, slice) else rows.astype(np.int64)
+        wanted = SideTensors(data.side(side), fields).take(numbers)
+        found = feed(fields, columns, rows)
+        assert list(found) == ["lookup", *(f"{f.kind}{i}" for i, f in enumerate(fields) if f.kind != "lookup")]
+        assert found["lookup"].dtype == np.int64
+        assert np.array_equal(found["lookup"], wanted.lookup.numpy())
+        for number, f in enumerate(fields):
+            if f.kind == "dense":
+                assert found[f"dense{number}"].dtype == np.float32
+                assert np.array_equal(found[f"dense{number}"], wanted.dense[f.name].numpy())
+            elif f.kind == "bag":
+                bag: Any = wanted.bags[f.name]
+                codes = found[f"bag{number}"]
+                assert codes.dtype == np.int64
+                lengths = (codes >= 0).sum(1)
+                assert np.array_equal(lengths, np.diff(bag.offsets.numpy()))
+                assert codes.shape[1] == max(1, lengths.max(initial=0))
+                assert np.array_equal(codes[codes >= 0], bag.values.numpy())
+                assert ((np.arange(codes.shape[1]) < lengths[:, None]) == (codes >= 0)).all()
+
+
+@pytest.mark.parametrize("world", ["even", "decay", "attention"])
+def test_empty_short_and_long_histories_of_one_and_of_many_rows(
+    world: str, worlds: dict[str, Dataset], tmp_path: Path
+) -> None:
+    data, model = worlds[world], trained(worlds[world], **MODELS["all of it"])
+    fields, rng = data.encoders.fields("user"), np.random.default_rng(3)
+    lengths = np.array([0, 1, 2000, 2, 0, 700, 33])
+    offsets = np.r_[0, np.cumsum(lengths)]
+    columns = {n: c[:7] if isinstance(c, np.ndarray) else c for n, c in data.users.columns.items()}
+    for f in fields:
+        if f.kind == "bag":
+            columns[f.name] = Ragged(rng.integers(0, f.rows, offsets[-1]).astype(np.int32), offsets)
+        elif f.kind == "lookup":
+            columns[f.name] = np.zeros(7, np.int32)  # values never seen
+    side = Side(pl.DataFrame({"uid": np.arange(7)}), columns, "uid")
+    path = tmp_path / "x.onnx"
+    export_tower(model, "user", fields, path)
+    tower = OnnxTower(path, threads=2)
+    assert parity(tower, model, "user", side, fields) < 2e-5
+    together = tower(feed(fields, columns, slice(None)))
+    for row in range(7):
+        alone = feed(fields, columns, np.array([row]))
+        for number, f in enumerate(fields):
+            if f.kind == "bag":
+                assert alone[f"bag{number}"].shape[1] == max(1, min(lengths[row], f.limit or 2000))
+                # More than is read may be given, and changes nothing.
+                alone[f"bag{number}"] = padded(columns[f.name], np.array([row]))  # type: ignore[arg-type]
+        np.testing.assert_allclose(tower(alone)[0], together[row], rtol=1e-3, atol=1e-4)
+    assert model.user_vectors(SideTensors(side, fields).take(np.zeros(0, np.int64))).shape == (0, tower.width)
+    assert tower(feed(fields, columns, np.zeros(0, np.int64))).shape == (0, tower.width)
+
+
+def test_serving_a_tower_does_not_load_torch(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data, model = worlds["even"], trained(worlds["even"])
+    export_tower(model, "user", data.encoders.fields("user"), tmp_path / "x.onnx")
+    code = """
+import sys
+import numpy as np, polars as pl
+import twotower.features.encoders, twotower.data.tables
+from twotower.data.feed import feed, padded
+from twotower.features.encoders import Field, Ragged
+from twotower.onnx.tower import OnnxTower
+tower = OnnxTower(sys.argv[1])
+fields = (Field("uid", "lookup"), Field("city", "lookup"), Field("age", "dense"), Field("income", "lookup"),
+          Field("liked", "bag"), Field("disliked", "bag"), Field("motto", "bag"))
+codes, none = np.zeros(2, np.int32), Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64))
+columns = dict(uid=codes, city=codes, age=np.zeros((2, 1), np.float32), income=codes, liked=none, disliked=none, motto=none)
+print(tower(feed(fields, columns, slice(None))).tolist())
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.onnx")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.array(ast.literal_eval(done.stdout))
+    assert found.shape[0] == 2
+    assert np.isfinite(found).all()
+
+
+# ---- whole tables
+
+
+@pytest.fixture(scope="module", params=["even", "attention"])
+def run(request: pytest.FixtureRequest, worlds: dict[str, Dataset]) -> Run:
+    data = worlds[request.param]
+    return Run(None, Config(), data, trained(data, **MODELS["all of it"]), {}, [])
+
+
+def source_of(run: Run, side: SideName) -> pl.DataFrame:
+    frame = run.dataset.side(side).frame
+    return frame.select(c for c in frame.columns if not c.startswith("__"))
+
+
+def read(out: Path) -> tuple[np.ndarray[Any, Any], pl.Series]:
+    assert {p.name for p in out.iterdir()} == {"vectors.npy", "ids.parquet"}
+    vectors = np.load(out / "vectors.npy", mmap_mode="r")
+    ids = pl.read_parquet(out / "ids.parquet")
+    assert ids.columns == ["id"]
+    assert vectors.shape[0] == len(ids)
+    assert vectors.dtype == np.float32
+    return vectors, ids["id"]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("batch_rows", [7, 65_536])
+def test_known_rows_get_the_vectors_of_the_run(
+    run: Run, side: SideName, batch_rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = source_of(run, side)
+    frame.write_parquet(tmp_path / "t.parquet", row_group_size=9)
+    caplog.set_level("INFO", "twotower")
+    n = embed(run, side, tmp_path / "t.parquet", tmp_path / "out", batch_rows)
+    vectors, ids = read(tmp_path / "out")
+    assert n == len(frame)
+    assert ids.equals(run.dataset.side(side).ids.rename("id"))
+    factors = run.factors()
+    wanted = factors.users if side == "user" else factors.items
+    np.testing.assert_allclose(vectors, wanted.numpy(), rtol=1e-4, atol=1e-5)
+    assert f"{n:,} {side}s embedded" in caplog.messages[-1]
+
+
+def test_new_rows_have_no_history_and_a_second_run_replaces_the_first(run: Run, tmp_path: Path) -> None:
+    frame = source_of(run, "item").with_columns(iid=pl.lit("new") + pl.col("iid"))
+    frame.write_parquet(tmp_path / "t.parquet")
+    data = run.dataset
+    columns = data.encoders.transform(
+        "item", frame.with_columns(pl.lit(0.0).alias("__count:shown"), pl.lit(None, pl.Float64).alias("__mean:mean_stars"))
+    )  # fmt: skip
+    columns["fans"] = Ragged(np.zeros(0, np.int32), np.zeros(len(frame) + 1, np.int64))
+    inputs = SideTensors(Side(frame, columns, "iid"), data.encoders.fields("item")).take(np.arange(len(frame)))
+    with torch.no_grad():
+        wanted = run.model.item_vectors(inputs).numpy()
+    for _ in range(2):
+        embed(run, "item", tmp_path / "t.parquet", tmp_path / "out")
+        vectors, ids = read(tmp_path / "out")
+        np.testing.assert_allclose(vectors, wanted, rtol=1e-4, atol=1e-5)
+        assert ids[0] == "newi0"
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_text_tables_are_read_with_the_types_of_all_their_rows(ending: str, tmp_path: Path) -> None:
+    features = (
+        Categorical(name="user_id", side="user"),
+        Categorical(name="item_id", side="item"),
+        Categorical(name="size", side="item"),
+        MultiHot(name="kinds", side="item", separator="|"),
+    )
+    users, items, actions = checkerboard()
+    items = items.with_columns(
+        size=pl.Series([None if i % 5 == 0 else f"{i % 4}" if i < 20 else "x" for i in range(30)]),
+        kinds=pl.Series([f"a,{i % 2}|b\nc" for i in range(30)]),
+    )
+    separator = "," if ending == "csv" else "\t"
+    items.write_csv(tmp_path / f"i.{ending}", separator=separator)
+    schema = Schema(label="liked", time="at", time_unit="order", features=features)
+    data = build_dataset(check(users, tmp_path / f"i.{ending}", actions, schema), schema, Config().split)
+    run = Run(None, Config(), data, trained(data), {}, [])
+    embed(run, "item", tmp_path / f"i.{ending}", tmp_path / "out", 4)
+    vectors, ids = read(tmp_path / "out")
+    np.testing.assert_allclose(vectors, run.factors().items.numpy(), rtol=1e-4, atol=1e-5)
+    assert ids.dtype == pl.Int64
+    assert ids.to_list() == list(range(30))
+    # One id that is no integer: all are text, and the ones spelled otherwise are new.
+    items.with_columns(item_id=pl.col("item_id").cast(pl.String).replace("29", "007")).write_csv(
+        tmp_path / f"i.{ending}", separator=separator
+    )
+    embed(run, "item", tmp_path / f"i.{ending}", tmp_path / "out", 4)
+    again, ids = read(tmp_path / "out")
+    assert ids.to_list() == [str(i) for i in range(29)] + ["007"]
+    assert np.array_equal(again[:28], vectors[:28])
+
+
+def test_the_vectors_of_a_large_table_can_be_mapped_and_the_count_has_many_digits(tmp_path: Path) -> None:
+    for n in (0, 9, 10**6, 10**12):
+        with (tmp_path / "x.npy").open("w+b") as f:
+            growing.write_npy_header(f, np.zeros(66, np.float32), 0)
+            size = f.tell()
+            growing.write_npy_header(f, np.zeros(66, np.float32), n)
+            assert f.tell() == size
+
+
+BAD: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
+    "a column is missing": (lambda f: f.drop("tags"), "items: no column 'tags'.*found: iid"),
+    "the id is missing": (lambda f: f.rename({"iid": "id"}), "items: no column 'iid'"),
+    "no rows": (lambda f: f.clear(), "no rows"),
+    "no id": (lambda f: f.with_columns(iid=pl.lit(None, pl.String)), "40 missing ids"),
+    "vectors of another length": (lambda f: f.with_columns(picture=pl.lit([1.0])), "expected 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_table_that_is_not_as_the_schema_says_is_a_data_error(name: str, run: Run, tmp_path: Path) -> None:
+    change, message = BAD[name]
+    change(source_of(run, "item")).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=message):
+        embed(run, "item", tmp_path / "t.parquet", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_files_that_cannot_be_read_are_data_errors(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    with pytest.raises(DataError, match="no such file"):
+        embed(run, "item", path, tmp_path / "out")
+    source_of(run, "item").write_parquet(path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        embed(run, "item", path, tmp_path / "out")
+    for name, content, message in (
+        ("t.json", b"{}", "found a '.json' file"),
+        ("t.csv", b"", "the file is empty"),
+        ("t.csv", b"iid,name\n", "no column 'brand'"),
+        ("t.csv", b"iid,name,brand,tags,picture\n\xff\xfe,a,b,t,\n", "line 2 is not UTF-8"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            embed(run, "item", tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_stays_as_it_is(run: Run, tmp_path: Path) -> None:
+    source_of(run, "item").write_parquet(tmp_path / "t.parquet")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("x")
+    for out in (tmp_path / "out", tmp_path / "out" / "letter.txt"):
+        with pytest.raises(RunError, match=r"letter\.txt"):
+            embed(run, "item", tmp_path / "t.parquet", out)
+    assert (tmp_path / "out" / "letter.txt").read_text() == "x"
+
+
+def test_the_present_folder_is_not_replaced(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.dataset.users.frame.write_parquet(tmp_path / "users.parquet")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "../here"):
+        with pytest.raises(RunError, match="the current folder cannot be replaced"):
+            embed(run, "user", tmp_path / "users.parquet", out)
+
+
+def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    source_of(run, "item").write_parquet(tmp_path / "t.parquet")
+    broken = trained(worlds["even"])
+    with torch.no_grad():
+        next(broken.towers("item")[0][0].layers.parameters())[0, 0] = torch.nan
+    with pytest.raises(RunError, match="not finite"):
+        embed(Run(None, Config(), run.dataset, broken, {}, []), "item", tmp_path / "t.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

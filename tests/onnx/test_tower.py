@@ -1,0 +1,240 @@
+"""Towers that somebody else wrote: what they hold is looked at before anything of it is done."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hostile_towers
+import numpy as np
+import onnx
+import pytest
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+import twotower
+from twotower import api, limited_process
+from twotower.cli import commands
+from twotower.errors import RunError
+from twotower.onnx import tower
+from twotower.onnx.export import build_graph, export_tower
+from twotower.onnx.tower import InspectionLimits, OnnxTower
+from twotower.publishing import publisher
+from twotower.retrieval.retriever import Retriever
+from twotower.runs import Run
+from twotower.store.bundle import BundleError
+from twotower.store.store import Store
+
+Change = Callable[[Any], Any]
+LOOKUP = {"lookup": np.zeros((1, 2), np.int64)}
+
+
+def called(change: Change) -> str:
+    return change.__name__
+
+
+def peak() -> int:
+    """Bytes of memory that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The present folder, with a file of numbers in it that nobody shall see."""
+    (tmp_path / hostile_towers.SECRET).write_bytes(np.full(100, 7.0, np.float32).tobytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    users, items, actions = checkerboard()
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return twotower.fit((users, items, actions.head(900)), CHECKERBOARD_SCHEMA, settings(), folder=folder)
+
+
+@pytest.fixture(scope="module")
+def published(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("published") / "store"
+    api.publish(run, store)
+    return store
+
+
+@pytest.fixture
+def store(published: Path, tmp_path: Path) -> Path:
+    """A copy of a store with one bundle."""
+    shutil.copytree(published, tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The errors of all towers that hold something foreign, by the name of the change, from one child process.
+
+    Its folder holds a file of numbers that nobody shall read.
+    """
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / hostile_towers.SECRET).write_bytes(np.full(100, 7.0, np.float32).tobytes())
+    paths = [Path(f"{called(change)}.onnx") for change in (*hostile_towers.PLACES, *hostile_towers.FOREIGN)]
+    for path, change in zip(paths, (*hostile_towers.PLACES, *hostile_towers.FOREIGN), strict=True):
+        (folder / path).write_bytes(change(hostile_towers.plain()).SerializeToString())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        results = limited_process.run_limited(tower.INSPECT_FUNCTION, paths, timeout=120, memory=1 << 30)
+    return {path.stem: result.error for path, result in results.items()}
+
+
+def test_a_tower_gives_its_vectors(beside: Path) -> None:
+    data = hostile_towers.plain().SerializeToString()
+    (beside / "tower.onnx").write_bytes(data)
+    for source in (data, beside / "tower.onnx", "tower.onnx"):
+        assert OnnxTower(source)(LOOKUP).tolist() == [[2.0] * hostile_towers.WIDTH]
+
+
+@pytest.mark.parametrize("change", hostile_towers.PLACES, ids=called)
+def test_fault_G1_numbers_of_another_file_are_refused_wherever_they_stand(
+    change: Change, refusals: dict[str, str]
+) -> None:
+    assert re.fullmatch(r"not a tower: .*publish the model again", refusals[called(change)])
+
+
+@pytest.mark.parametrize("change", hostile_towers.FOREIGN, ids=called)
+def test_fault_G1_what_no_tower_holds_is_refused(change: Change, refusals: dict[str, str]) -> None:
+    assert re.fullmatch(r"not a tower: .*publish the model again", refusals[called(change)])
+
+
+def test_fault_G1_a_foreign_tower_is_refused_as_a_file_and_as_bytes(beside: Path) -> None:
+    data = hostile_towers.initialiser(hostile_towers.plain()).SerializeToString()
+    (beside / "tower.onnx").write_bytes(data)
+    for source, name in ((data, "tower"), ("tower.onnx", "tower.onnx")):
+        with pytest.raises(RunError, match=rf"^{name}: not a tower: .*publish the model again$"):
+            OnnxTower(source)
+
+
+def test_fault_G1_a_file_is_read_as_what_was_looked_at() -> None:
+    """onnxruntime takes bytes with these letters at this place for a format of its own, which nobody has looked at."""
+    model = hostile_towers.plain()
+    model.producer_name = "ORTM"
+    data = model.SerializeToString()
+    assert data[4:8] == b"ORTM"
+    assert OnnxTower(data)(LOOKUP).tolist() == [[2.0] * hostile_towers.WIDTH]
+
+
+def test_fault_G1_a_file_that_changes_while_it_is_looked_at_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tower.onnx"
+    model = hostile_towers.plain()
+    model.producer_name = "another"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(RunError, match="was changed while it was read"):
+        tower.inspect_towers({path: "0" * 64})
+
+
+@pytest.mark.parametrize("change", hostile_towers.GREEDY, ids=called)
+def test_fault_G2_a_tower_that_asks_for_gigabytes_is_refused_and_they_are_never_taken(change: Change) -> None:
+    before = peak()
+    with pytest.raises(RunError, match=r"^tower: loading it takes more than 537 MB$"):
+        OnnxTower(change(hostile_towers.plain()).SerializeToString())
+    assert peak() - before < 1 << 30
+
+
+def test_fault_G2_a_tower_that_never_ends_is_refused() -> None:
+    with pytest.raises(RunError, match=r"^tower: loading it takes more than \d+(\.\d+)? seconds$"):
+        OnnxTower(
+            hostile_towers.years(hostile_towers.plain()).SerializeToString(),
+            limits=InspectionLimits(cpu_seconds=0.3),
+        )
+
+
+def test_fault_G2_a_tower_may_take_what_is_free_and_no_more(store: Path) -> None:
+    def filled(model: Any) -> Any:
+        nodes = [hostile_towers._filled(model, "filled", [1 << 25])]  # 128 MiB
+        return hostile_towers.plus(
+            model, "much", *nodes, onnx.helper.make_node("ReduceMax", ["filled"], ["much"], keepdims=0)
+        )
+
+    Store(store).rollback(hostile_towers.forged(store, {"user_tower.onnx": hostile_towers.of(filled)}))
+    bundle = Store(store).current()
+    with pytest.raises(RunError, match=r"user_tower.onnx: loading it takes more than 50 MB"):
+        Retriever(bundle, tower_memory=50_000_000)
+    assert Retriever(bundle).tower.width
+
+
+# ---- wherever a bundle is loaded
+
+
+def test_a_tower_is_looked_at_once_and_our_own_not_at_all(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    look = limited_process.run_limited
+
+    def counted(work: str, paths: list[Path], **limits: Any) -> Any:
+        looked.extend(path.name for path in paths)
+        return look(work, paths, **limits)
+
+    monkeypatch.setattr(limited_process, "run_limited", counted)
+    api.publish(run, store)
+    Retriever(Store(store).current())
+    assert looked == []
+
+    def other(model: Any) -> Any:
+        model.producer_version = "of another process"
+        return model
+
+    Store(store).rollback(
+        hostile_towers.forged(
+            store, {"user_tower.onnx": hostile_towers.of(other), "item_tower.onnx": hostile_towers.of(other)}
+        )
+    )
+    for _ in range(2):
+        Retriever(Store(store).current())
+        OnnxTower(Store(store).current().folder / "item_tower.onnx")
+    assert sorted(looked) == ["item_tower.onnx", "user_tower.onnx"]
+
+
+@pytest.mark.parametrize("file", ["user_tower.onnx", "item_tower.onnx"])
+@pytest.mark.parametrize("change", [hostile_towers.subgraph, hostile_towers.bomb_at_load], ids=called)
+@pytest.mark.parametrize("command", ["recommend", "evaluate"])
+def test_fault_G1_G2_no_command_loads_a_foreign_tower(
+    command: str, change: Change, file: str, store: Path, beside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Store(store).rollback(hostile_towers.forged(store, {file: hostile_towers.of(change)}))
+    words = {"recommend": ["--store", str(store), "--user", "1", "--method", "2"], "evaluate": [str(store)]}[command]
+    before = peak()
+    assert commands.run_command(commands.app, [command, *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"{file}: " in said.err
+    assert ("the operator 'If'" if change is hostile_towers.subgraph else "takes more than") in said.err
+    assert peak() - before < 1 << 30
+
+
+def test_fault_G1_a_foreign_tower_is_not_published(
+    run: Run, store: Path, beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (store / "CURRENT").read_text()
+
+    def another(model: Any, side: Any, fields: Any, path: Path, *more: Any) -> float:
+        found = export_tower(model, side, fields, path, *more)
+        path.write_bytes(hostile_towers.of(hostile_towers.scan)(path.read_bytes()))
+        return found
+
+    monkeypatch.setattr(publisher, "export_tower", another)
+    with pytest.raises(BundleError, match=r"not published, .* not a tower: it holds the operator 'Scan'") as caught:
+        api.publish(run, store)
+    assert caught.value.reason == "tower"
+    assert (store / "CURRENT").read_text() == before
+    assert len(Store(store).bundles()) == 1
+
+
+def test_fault_G1_the_exporter_writes_no_other_tower(run: Run, tmp_path: Path) -> None:
+    def build(*inputs: Any) -> bytes:
+        return hostile_towers.of(hostile_towers.initialiser)(build_graph(*inputs))
+
+    fields = run.dataset.encoders.fields("user")
+    with pytest.raises(RunError, match="x.onnx: not a tower: it holds the tensor"):
+        export_tower(run.model, "user", fields, tmp_path / "x.onnx", build=build)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,321 @@
+"""What a bundle holds agrees with itself, or is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+import twotower
+from twotower import api
+from twotower.cli import commands
+from twotower.config.experiment import IndexConfig
+from twotower.data.splits import TEST
+from twotower.errors import RunError
+from twotower.index import Index, TuneResult, load_index, tune_index
+from twotower.publishing import publisher
+from twotower.publishing.publisher import _probe, _write
+from twotower.retrieval import retriever
+from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
+from twotower.runs import Run
+from twotower.store.bundle import Bundle, BundleError
+from twotower.store.store import Store
+
+
+def world() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """A checkerboard on which nobody has met everything."""
+    users, items, actions = checkerboard()
+    return users, items, actions.head(700)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    """Two models of one world; the second has narrower vectors."""
+    folder = tmp_path_factory.mktemp("runs")
+    narrow: dict[str, object] = {"pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]}
+    return (
+        twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(), folder=folder / "a"),
+        twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(model=narrow), folder=folder / "b"),
+    )
+
+
+def opens(bundle: Bundle) -> None:
+    Retriever(bundle)
+
+
+def with_file_of_another(run: Run, other: Run, names: list[str]) -> Callable[[Path], dict[str, Any]]:
+    """A writer of bundles that puts some files of another run's bundle beside this one's."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        theirs = folder.parent.parent / "theirs"
+        theirs.mkdir()
+        _write(other, other.config.index, theirs)
+        facts = _write(run, run.config.index, folder)
+        for name in names:
+            if (theirs / name).is_dir():
+                shutil.rmtree(folder / name)
+                shutil.copytree(theirs / name, folder / name)
+            else:
+                shutil.copyfile(theirs / name, folder / name)
+        shutil.rmtree(theirs)
+        return facts
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["user_tower.onnx", "vectors.json"])
+def test_fault_A6_a_tower_of_another_model_is_refused_and_the_old_bundle_answers(
+    runs: tuple[Run, Run], tmp_path: Path, name: str
+) -> None:
+    old = api.publish(runs[0], tmp_path / "store")
+    store = Store(tmp_path / "store")
+    with pytest.raises(BundleError, match="model is") as caught:
+        store.publish(with_file_of_another(runs[0], runs[1], [name]), opens)
+    assert caught.value.reason == "mismatch"
+    assert Retriever(store.current()).recommend(Request("1"), 3).bundle_id == old.id
+
+
+@pytest.mark.parametrize(
+    ("names", "field"),
+    [
+        (["user_vectors.npy"], "dims"),
+        (["index"], "dims"),
+        (["users.parquet"], "users"),
+        (["items.parquet"], "items"),
+        (["config.toml"], "metric"),
+    ],
+)
+def test_fault_A7_dims_metric_or_counts_that_differ_are_refused(
+    runs: tuple[Run, Run], tmp_path: Path, names: list[str], field: str
+) -> None:
+    small = checkerboard(30, 20)
+    other = runs[1]
+    if field in ("users", "items"):
+        other = twotower.fit(small, CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "small")
+        names = [*names, "interactions.parquet"] if field == "users" else names
+    if field == "metric":
+        other = twotower.fit(
+            checkerboard(), CHECKERBOARD_SCHEMA, settings(model={"bias": False}), folder=tmp_path / "cosine"
+        )
+    store = Store.create(tmp_path / "store")
+    with pytest.raises(RunError, match=field) as caught:
+        store.publish(with_file_of_another(runs[0], other, names), opens)
+    assert getattr(caught.value, "reason", "") in ("mismatch", "probe")
+    assert store.bundles() == []
+
+
+def test_fault_A4_a_hostile_index_is_refused_at_publish_and_the_old_bundle_answers(
+    runs: tuple[Run, Run], tmp_path: Path
+) -> None:
+    old = api.publish(runs[0], tmp_path / "store", IndexConfig(kind="hnsw", k=5))
+    store = Store(tmp_path / "store")
+
+    def write(folder: Path) -> dict[str, Any]:
+        facts = _write(runs[0], IndexConfig(kind="hnsw", k=5), folder)
+        file = folder / "index" / "index.faiss"
+        data = bytearray(file.read_bytes())
+        data[40:200] = b"\xff" * 160
+        file.write_bytes(data)  # before the manifest is made: the digest will agree
+        return facts
+
+    with pytest.raises(RunError, match=r"index\.faiss|index"):
+        store.publish(write, opens)
+    assert Retriever(store.current()).recommend(Request("1"), 3).bundle_id == old.id
+
+
+def test_fault_A3_a_damaged_file_is_refused_before_it_is_parsed(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    bundle = api.publish(runs[0], tmp_path / "store")
+    for path in sorted(p for p in bundle.folder.rglob("*") if p.is_file()):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(data)
+        with pytest.raises(BundleError):
+            api.retriever(tmp_path / "store")
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    assert api.retriever(tmp_path / "store").recommend(Request("1"), 3).items
+
+
+@pytest.mark.parametrize("which", ["memory", "folder", "measured"])
+def test_files_of_another_model_than_the_one_in_memory_are_not_published(
+    runs: tuple[Run, Run], tmp_path: Path, which: str
+) -> None:
+    """Trained on after loading, or trained or measured anew in the same folder meanwhile: no bundle holds both."""
+    folder = tmp_path / "run"
+    shutil.copytree(str(runs[0].folder), folder)
+    run = twotower.load(folder)
+    if which == "memory":
+        with torch.no_grad():
+            next(run.model.parameters()).add_(0.1)
+    elif which == "measured":
+        config = run.config.model_copy(update={"evaluation": run.config.evaluation.model_copy(update={"k": (3,)})})
+        again = twotower.fit(world(), CHECKERBOARD_SCHEMA, config, folder=folder, resume=True)
+        assert (again.sha256, again.metrics != run.metrics) == (run.sha256, True)
+    else:
+        shutil.rmtree(folder)
+        twotower.fit(world(), CHECKERBOARD_SCHEMA, settings(train={"seed": 5}), folder=folder)
+    with pytest.raises(BundleError, match="holds another run than the one in memory"):
+        api.publish(run, tmp_path / "store")
+    assert Store(tmp_path / "store").bundles() == []
+    api.publish(twotower.load(folder), tmp_path / "store")
+
+
+def test_the_methods_must_agree_on_more_than_the_first_user(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    def write(folder: Path) -> dict[str, Any]:
+        facts = _write(runs[0], runs[0].config.index, folder)
+        vectors = np.load(folder / "user_vectors.npy")
+        vectors[20] = vectors[21]
+        np.save(folder / "user_vectors.npy", vectors)
+        return facts
+
+    with pytest.raises(BundleError, match="give different answers"):
+        Store.create(tmp_path / "store").publish(write, _probe)
+
+
+def test_fault_A13_gc_leaves_a_bundle_alone_while_it_is_loaded(
+    runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = api.publish(runs[0], tmp_path / "store")
+    real = load_index
+
+    def overtaken(folder: Path, **how: bool) -> object:
+        monkeypatch.setattr(retriever, "load_index", real)
+        for _ in range(2):
+            api.publish(runs[0], tmp_path / "store")
+        assert Store(tmp_path / "store").gc() == []
+        return real(folder, **how)
+
+    monkeypatch.setattr(retriever, "load_index", overtaken)
+    loaded = Retriever(old)
+    assert Store(tmp_path / "store").gc() == [old.id]
+    assert len(loaded.recommend(Request("1"), 3, 2).items) == 3
+
+
+def test_fault_C10_zero_and_broken_vectors_are_counted_and_never_found(
+    runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    run = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(model={"bias": False}), folder=tmp_path / "cosine")
+    factors = run.factors(TEST)
+    items = factors.items.clone()
+    items[3] = 0.0
+    items[4] = torch.nan
+    monkeypatch.setattr(Run, "factors", lambda self, part=TEST: type(factors)(factors.users, items))
+    bundle = api.publish(run, tmp_path / "store")
+    assert any("2 of 30 item vectors are zero or not finite" in line for line in messages)
+    assert bundle.manifest["index"]["rejected"] == 2
+    retriever = api.retriever(tmp_path / "store")
+    answer = retriever.recommend(Request("1"), 30, keep_seen=True)
+    assert len(answer.items) == 28
+    assert answer.truncated
+    assert {"3", "4"}.isdisjoint(i.id for i in answer.items)
+    assert np.isfinite([i.score for i in answer.items]).all()
+    found = api.evaluate_bundle(retriever)
+    assert np.isfinite(found["index"]["recall@5"])
+    monkeypatch.setattr(Run, "factors", lambda self, part=TEST: type(factors)(factors.users * torch.nan, items))
+    with pytest.raises(RunError, match="40 user vectors are not finite"):
+        api.publish(run, tmp_path / "store")
+    assert Store(tmp_path / "store").current().id == bundle.id
+
+
+def test_fault_A11_an_index_below_the_recall_threshold_is_refused_unless_forced(
+    runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("twotower.publishing.publisher.measure_recall", lambda index, queries, k: 0.5)
+    assert runs[0].folder is not None
+    arguments = ["publish", str(runs[0].folder), "--store", str(tmp_path / "store")]
+    assert commands.run_command(commands.app, arguments) == 2
+    assert "0.5" in capsys.readouterr().err
+    assert commands.run_command(commands.app, [*arguments, "--force", "--reason", "a trial"]) == 0
+    last = Store(tmp_path / "store").history()[-1]
+    assert (last["action"], last["forced"], last["reason"]) == ("publish", True, "a trial")
+
+
+def test_the_index_aims_above_the_threshold_it_must_reach(
+    runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def tune(index: Index, queries: np.ndarray, k: int, target: float) -> TuneResult:
+        asked.append(target)
+        return tune_index(index, queries, k, target)
+
+    monkeypatch.setattr(publisher, "tune_index", tune)
+    api.publish(runs[0], tmp_path / "store", IndexConfig(kind="ivf", k=5, min_recall=0.9))
+    assert asked == [pytest.approx(0.92)]
+
+
+def test_the_story_of_a_store(runs: tuple[Run, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ["--store", str(tmp_path / "store")]
+
+    def call(*arguments: str, code: int = 0) -> str:
+        assert commands.run_command(commands.app, [*arguments]) == code
+        said = capsys.readouterr()
+        return said.out if code == 0 else said.err
+
+    assert "not a store" in call("recommend", *store, "--user", "1", code=2)
+    assert "recall check: 1.0000" in call("publish", str(runs[0].folder), *store)
+    first = json.loads(call("recommend", *store, "--user", "1", "--json"))
+    assert first["source"] == "model"
+    call("publish", str(runs[1].folder), *store, "--set", "index.kind=ivf", "--set", "index.k=5")
+    second = json.loads(call("recommend", *store, "--user", "1", "--method", "2", "--json"))
+    assert second["bundle_id"] != first["bundle_id"]
+    listed = call("bundles", *store).splitlines()
+    assert [line.split()[0] for line in listed] == [first["bundle_id"], second["bundle_id"]] or len(listed) == 2
+    assert "current" in next(line for line in listed if line.startswith(second["bundle_id"]))
+    assert first["bundle_id"] in call("rollback", *store)
+    again = json.loads(call("recommend", *store, "--user", "1", "--json"))
+    assert (again["items"], again["bundle_id"]) == (first["items"], first["bundle_id"])
+    assert [json.loads(line)["action"] for line in call("bundles", *store, "--history").splitlines()] == [
+        "publish", "publish", "rollback",
+    ]  # fmt: skip
+    assert "removed: nothing" in call("gc", *store)
+    table = call("evaluate", str(tmp_path / "store"))
+    assert "method 1, index" in table
+    served = json.loads(call("evaluate", str(tmp_path / "store"), "--json"))
+    assert served["index"]["recall@5"] == pytest.approx(runs[0].metrics["test.recall@5"], abs=1e-9)
+    file = tmp_path / "who.json"
+    file.write_text('{"history": ["0", "2"]}', encoding="utf-8")
+    assert "an unknown user by the tower alone" in call("recommend", *store, "--features", str(file))
+    assert "popular" in call("recommend", *store, "--user", "nobody", "-k", "2")
+    file.write_text("{", encoding="utf-8")
+    assert "not readable as JSON" in call("recommend", *store, "--features", str(file), code=2)
+    assert "name a user" in call("recommend", *store, code=2)
+    assert "COLUMN=VALUE" in call("recommend", *store, "--user", "1", "--where", "x", code=2)
+    assert len(call("similar", *store, "--item", "2", "-k", "3").splitlines()) == 4
+    assert "index.* only" in call("publish", str(runs[0].folder), *store, "--set", "train.epochs=3", code=2)
+    assert "no folder" in _refused_without_a_folder(runs[0], tmp_path)
+    assert "the current bundle" in call("publish", str(runs[0].folder), *store)
+    (Store(tmp_path / "store").current().folder / "users.parquet").unlink()
+    assert "users.parquet: missing" in call("recommend", *store, "--user", "1", code=2)
+
+
+def _refused_without_a_folder(run: Run, folder: Path) -> str:
+    from dataclasses import replace
+
+    with pytest.raises(RunError) as caught:
+        api.publish(replace(run, folder=None), folder / "store")
+    return str(caught.value)
+
+
+def test_embedding_a_table_gives_the_vectors_of_the_run(
+    runs: tuple[Run, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = checkerboard()[1]
+    items.write_parquet(tmp_path / "items.parquet")
+    code = commands.run_command(
+        commands.app, ["embed", str(runs[0].folder), str(tmp_path / "items.parquet"), "--out", str(tmp_path / "out")]
+    )
+    assert code == 0, capsys.readouterr().err
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "vectors.npy"), runs[0].factors().items, atol=1e-5)
+    assert pl.read_parquet(tmp_path / "out" / "ids.parquet").height == 30
+    assert commands.run_command(commands.app, ["embed", "x", "y", "--out", "z", "--side", "film"]) == 2

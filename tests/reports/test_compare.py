@@ -1,0 +1,271 @@
+"""Paired comparison of two runs: known answers, honest intervals, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+from twotower import api, runs
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.splits import TEST
+from twotower.data.tables import check
+from twotower.errors import RunError
+from twotower.evaluation.evaluation import Factors, PartEvaluation, bootstrap
+from twotower.model.two_tower import TwoTower
+from twotower.reports.compare import (
+    DECISION_RULE,
+    Comparison,
+    compare_factors,
+    compare_runs,
+    comparison_data,
+    describe_comparisons,
+    paired_bootstrap,
+    summarize,
+)
+from twotower.runs import Run
+
+
+@dataclass(frozen=True)
+class Scored(Run):
+    """A run whose vectors are given."""
+
+    vectors: Factors | None = None
+
+    def factors(self, part: int = TEST) -> Factors:
+        assert self.vectors is not None
+        return self.vectors
+
+
+def scored(data: Dataset, vectors: Factors, **sections: dict[str, object]) -> Scored:
+    config = settings(**sections)
+    model = TwoTower(config.model, data.encoders.fields("user"), data.encoders.fields("item"))
+    return Scored(None, config, data, model, {}, [], vectors)
+
+
+def oracle(data: Dataset) -> Factors:
+    """Likes what has the id's parity, whatever the rows."""
+    return Factors(*(torch.from_numpy(s.ids.to_numpy() % 2 * 2 - 1).float()[:, None] for s in (data.users, data.items)))
+
+
+def noise(data: Dataset, seed: int = 0) -> Factors:
+    rng = torch.Generator().manual_seed(seed)
+    return Factors(torch.randn(len(data.users), 4, generator=rng), torch.randn(len(data.items), 4, generator=rng))
+
+
+def by_metric(comparisons: list[Comparison]) -> dict[str, Comparison]:
+    return {c.metric: c for c in comparisons}
+
+
+def prepared(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, **split: Any) -> Dataset:
+    config = Config().split.model_copy(update=split)
+    return build_dataset(check(users, items, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, config)
+
+
+def test_a_run_against_itself_has_no_difference(board: Dataset) -> None:
+    one = scored(board, noise(board))
+    found = compare_runs(one, one, resamples=50)
+    assert [c.metric for c in found] == ["auc", "gauc", "recall@5", "ndcg@5", "mrr@5", "hit_rate@5"]
+    for c in found:
+        assert (c.difference, c.low, c.high, c.p) == (0, 0, 0, 1)
+        assert c.verdict == "no significant difference"
+    assert summarize(found) == "Overall: no significant difference in any of 6 metrics."
+
+
+def test_an_oracle_is_better_than_noise_and_the_comparison_is_symmetric(board: Dataset) -> None:
+    # At k = 2 the three liked items of six that are left can still be missed.
+    bad, good = (scored(board, f, evaluation={"k": [2]}) for f in (noise(board), oracle(board)))
+    there, back = compare_runs(bad, good, resamples=200), compare_runs(good, bad, resamples=200)
+    for c in there:
+        assert c.b == 1 or c.metric == "recall@2"
+        assert c.verdict == "B is better", c
+        assert c.p < 0.05
+    for c, d in zip(there, back, strict=True):
+        assert d.verdict == "A is better"
+        assert (d.a, d.b, d.difference) == (c.b, c.a, -c.difference)
+        assert [d.low, d.high] == pytest.approx([-c.high, -c.low])
+    assert summarize(there) == "Overall: B is better in all 6 metrics."
+    assert summarize(back) == "Overall: A is better in all 6 metrics."
+
+
+def test_the_values_are_those_of_the_runs_own_reports(board: Dataset) -> None:
+    a, b = scored(board, noise(board), evaluation={"k": [5, 3]}), scored(board, noise(board, 1))
+    found = by_metric(compare_runs(a, b, resamples=5))
+    for name, r in (("a", a), ("b", b)):
+        own = PartEvaluation.from_factors(r.factors(), board, TEST, r.config.evaluation).metrics()
+        assert {m: getattr(c, name) for m, c in found.items()} == pytest.approx({m: own[m] for m in found})
+    assert "recall@3" not in found  # only A reports it
+
+
+def test_rows_are_matched_by_id(board: Dataset) -> None:
+    users, items, actions = checkerboard()
+    other = prepared(users.reverse(), items.sample(fraction=1.0, shuffle=True, seed=3), actions)
+    assert other.items.ids.to_list() != board.items.ids.to_list()
+    found = compare_runs(scored(board, oracle(board)), scored(other, oracle(other)), resamples=20)
+    assert all(c.a == c.b and c.difference == 0 for c in found)
+    # Ids as text are the same ids.
+    text = prepared(*(t.with_columns(pl.col("^.*_id$").cast(pl.String)) for t in (users, items, actions)))
+    same = compare_runs(scored(board, noise(board)), scored(text, reordered(noise(board), board, text)), resamples=20)
+    assert all(c.difference == 0 for c in same)
+
+
+def reordered(vectors: Factors, one: Dataset, other: Dataset) -> Factors:
+    """The vectors of `one` in the rows of `other`, whose ids are text."""
+    rows = [
+        [mine.ids.cast(pl.String).to_list().index(i) for i in theirs.ids.to_list()]
+        for mine, theirs in ((one.users, other.users), (one.items, other.items))
+    ]
+    return Factors(vectors.users[rows[0]], vectors.items[rows[1]])
+
+
+def test_items_that_one_run_lacks_or_has_seen_are_left_out_for_both(board: Dataset) -> None:
+    users, items, actions = checkerboard()
+    more = prepared(users, pl.concat([items, pl.DataFrame({"item_id": [98, 99]})]), actions)
+    found = compare_runs(scored(board, oracle(board)), scored(more, oracle(more)), resamples=20)
+    assert all(c.difference == 0 for c in found)
+    # B's train part lacks most rows; what A has seen is still no answer.
+    few = replace(board, parts=np.where((board.parts == 0) & (np.arange(len(board.parts)) % 3 > 0), 3, board.parts))
+    found = compare_runs(scored(board, oracle(board)), scored(few, oracle(few)), resamples=20)
+    assert all(c.difference == 0 for c in found)
+
+
+def test_runs_with_other_test_pairs_are_refused(board: Dataset) -> None:
+    users, items, actions = checkerboard()
+    one = scored(board, oracle(board))
+    shifted = prepared(users, items, actions, seed=1)
+    with pytest.raises(RunError, match=r"B was not tested on the pairs of A: \d+ of 240 are missing, such as user"):
+        compare_runs(one, scored(shifted, oracle(shifted)))
+    smaller = replace(board, parts=np.where(np.cumsum(board.parts == TEST) > 200, 0, board.parts))
+    with pytest.raises(RunError, match="B was not tested on the pairs of A: 40 of 240"):
+        compare_runs(one, scored(smaller, oracle(board)))
+    with pytest.raises(RunError, match="A was not tested on the pairs of B|B was not tested on the pairs of A"):
+        compare_runs(scored(smaller, oracle(board)), one)
+    flipped = replace(board, pairs=replace(board.pairs, positive=~board.pairs.positive))
+    with pytest.raises(RunError, match="A and B label 240 of 240 test pairs differently"):
+        compare_runs(one, scored(flipped, oracle(board)))
+    untested = replace(board, parts=np.zeros_like(board.parts))
+    with pytest.raises(RunError, match="B: the run has no test part"):
+        compare_runs(one, scored(untested, oracle(board)))
+
+
+def test_what_cannot_be_compared_is_refused(board: Dataset) -> None:
+    one = scored(board, oracle(board))
+    with pytest.raises(RunError, match="resamples = 0"):
+        compare_runs(one, one, resamples=0)
+    broken = scored(board, Factors(torch.full((40, 1), torch.nan), torch.ones(30, 1)))
+    with pytest.raises(RunError, match="B: its vectors are not finite"):
+        compare_runs(one, broken)
+    liked = replace(board, pairs=replace(board.pairs, positive=np.ones_like(board.pairs.positive)))
+    two = scored(liked, oracle(board), evaluation={"k": [3]})
+    with pytest.raises(RunError, match="nothing to compare"):
+        compare_runs(scored(liked, oracle(board)), two)
+    assert "auc" not in by_metric(compare_runs(two, two, resamples=5))  # one class only
+
+
+def test_two_trained_runs_from_disk(tmp_path: Any) -> None:
+    for seed in (1, 2):
+        config = settings(train={"epochs": 1, "batch_size": 256, "lr": 0.02, "device": "cpu", "seed": seed})
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / str(seed))
+    a, b = runs.load(tmp_path / "1"), runs.load(tmp_path / "2")
+    found = by_metric(compare_runs(a, b, resamples=20))
+    assert found["auc"].a == pytest.approx(a.metrics["test.auc"])
+    assert found["gauc"].b == pytest.approx(b.metrics["test.gauc"])
+    assert found["recall@5"].b == pytest.approx(b.metrics["test.recall@5"])
+
+
+def test_the_interval_covers_the_true_difference_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    worlds, users, truth = 400, 60, 0.05
+    a = rng.random((users, worlds))
+    b = np.clip(a + truth + 0.2 * rng.standard_normal(a.shape), -5, 5)
+    low, high, _ = paired_bootstrap(a, b, np.ones_like(a), 300)
+    assert 0.91 <= ((low <= truth) & (truth <= high)).mean() <= 0.975
+
+
+def test_without_a_difference_the_verdict_is_wrong_about_5_times_in_100() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random((2, 80, 400))
+    low, high, p = paired_bootstrap(a, b, np.ones_like(a), 300)
+    wrong = (low > 0) | (high < 0)
+    assert 0.02 <= wrong.mean() <= 0.09
+    # The share tells what the interval tells.
+    assert (p[wrong] <= 0.07).all()
+    assert (p[~wrong] >= 0.045).all()
+
+
+def test_the_paired_interval_is_narrower_than_the_unpaired() -> None:
+    rng = np.random.default_rng(2)
+    a = rng.random(200)
+    b = a + 0.02 * rng.standard_normal(200)
+    one = np.ones(200)
+    low, high, _ = paired_bootstrap(a[:, None], b[:, None], one[:, None], 400)
+    apart = [bootstrap(x, one, 400, seed) for seed, x in enumerate((a, b))]
+    unpaired = float(np.hypot(*(hi - lo for lo, hi in apart)))
+    assert float(high[0] - low[0]) < 0.2 * unpaired
+
+
+def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None:
+    """Against a loop that copies the rows of each drawn user."""
+    from twotower.evaluation.evaluation import auc
+    from twotower.reports.compare import _bootstrap_auc, _bootstrap_counts
+
+    q = comparison_data(board, np.unique(board.test.user).astype(np.int64))
+    scores = np.round(noise(board).scores(board.test), 1)  # with ties
+    counts = next(iter(_bootstrap_counts(q.n_users, 20, 4)))
+    for found, drawn in zip(_bootstrap_auc(scores, q, 20, 4), counts, strict=True):
+        rows = np.repeat(np.arange(len(scores)), drawn[q.pairs.user].astype(int))
+        assert found == pytest.approx(auc(scores[rows], q.pairs.positive[rows]))
+
+
+def test_a_weight_of_zero_leaves_a_user_out() -> None:
+    a, b = np.array([[0.0], [0.0], [9.0]]), np.array([[1.0], [1.0], [-9.0]])
+    low, high, p = paired_bootstrap(a, b, np.array([[1.0], [3.0], [0.0]]), 200)
+    # Resamples without either of the two users count as no difference.
+    assert low[0] >= 0
+    assert high[0] == 1
+    assert p[0] < 0.1
+
+
+def test_some_users_questions_are_theirs_alone(board: Dataset) -> None:
+    users = np.array([7, 3])
+    q = comparison_data(board, users)
+    assert q.n_users == 2
+    keep = np.isin(board.test.user, users)
+    assert users[q.pairs.user].tolist() == board.test.user[keep].tolist()
+    assert q.pairs.item.tolist() == board.test.item[keep].tolist()
+    assert len(q.seen) == np.isin(board.train.user, users).sum() + np.isin(board.validation.user, users).sum()
+    chosen, other = (Factors(f.users[users], f.items) for f in (oracle(board), noise(board)))
+    found = by_metric(compare_factors(other, chosen, q, [5], 10))
+    assert found["auc"].b == 1
+    assert found["gauc"].users == 2
+
+
+def test_described_in_words(board: Dataset) -> None:
+    lines = list(
+        describe_comparisons(compare_runs(scored(board, noise(board)), scored(board, oracle(board)), resamples=50))
+    )
+    assert lines[0].split()[:3] == ["metric", "A", "B"]
+    assert lines[1].startswith("auc ")
+    assert "B is better (40 users)" in lines[1]
+    assert lines[-2].startswith("Overall: B is better")
+    assert lines[-1] == DECISION_RULE
+    assert "several train.seed" in DECISION_RULE
+    assert all(len(line) <= 220 for line in lines)
+
+
+def comparison(metric: str, low: float, high: float) -> Comparison:
+    return Comparison(metric, 0.5, 0.5 + (low + high) / 2, (low + high) / 2, low, high, 0.5, 10)
+
+
+def test_the_overall_sentence() -> None:
+    up, down, same = comparison("auc", 0.1, 0.2), comparison("ndcg@5", -0.2, -0.1), comparison("gauc", -0.1, 0.1)
+    assert summarize([up, same]) == "Overall: B is better in auc; no significant difference in the others."
+    assert summarize([down, same]) == "Overall: A is better in ndcg@5; no significant difference in the others."
+    assert summarize([up, down]) == "Overall: mixed; A is better in ndcg@5; B is better in auc."
+    assert comparison("auc", 0.0, 0.2).verdict == "no significant difference"  # zero is inside

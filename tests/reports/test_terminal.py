@@ -1,0 +1,71 @@
+"""Messages of the library on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+
+from twotower.cli import commands
+from twotower.errors import DataError
+from twotower.reports.terminal import Progress, printed_messages, silenced_messages
+from twotower.train.callbacks import Callback
+
+log = logging.getLogger("twotower.data.somewhere")
+
+
+def test_messages_are_plain_lines_and_warnings_begin_so(capsys: pytest.CaptureFixture[str]) -> None:
+    log.info("before")
+    with printed_messages():
+        log.info("100% of them: %s")
+        log.warning("a title \x1b[31m")
+        log.debug("a detail")
+        logging.getLogger("another.library").warning("not ours")
+        with silenced_messages() as callback:
+            log.warning("of another rank")
+        log.info("again")
+    with printed_messages(str.upper, on_stderr=True):
+        log.info("translated")
+    log.info("after")
+    assert type(callback) is Callback
+    assert tuple(capsys.readouterr()) == ("100% of them: %s\nwarning: a title \\u001b[31m\nagain\n", "TRANSLATED\n")
+    assert logging.getLogger("twotower").level == logging.NOTSET
+    assert not logging.getLogger("twotower").handlers
+
+
+def test_a_handler_of_the_root_logger_does_not_repeat_a_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)])
+    with printed_messages():
+        log.warning("a message")
+    log.warning("after")
+    assert tuple(capsys.readouterr()) == ("warning: a message\n", "after\n")
+
+
+def test_a_message_comes_after_the_progress_bar_is_gone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with printed_messages(), Progress() as progress:
+        monkeypatch.setattr(progress, "_live", True)
+        progress.on_step_end(1, 9, 0.5)
+        assert progress._bar is not None
+        log.info("a message")
+        assert progress._bar is None
+    assert capsys.readouterr().out.endswith("a message\n")
+
+
+@pytest.mark.parametrize(("verb", "stream"), [("gc", "out"), ("similar", "err")])
+def test_what_a_verb_answers_is_free_of_messages(
+    verb: str, stream: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logs(*_: object, **__: object) -> tuple[list[str], list[str]]:
+        log.warning("a message")
+        raise DataError("the end")
+
+    monkeypatch.setattr(commands, "_retriever", logs)
+    monkeypatch.setattr("twotower.publishing.maintenance.gc", logs)
+    arguments = ["gc", "--store", "s"] if verb == "gc" else ["similar", "--store", "s", "--item", "1"]
+    assert commands.run_command(commands.app, arguments) == 2
+    assert ("warning: a message\n" in getattr(capsys.readouterr(), stream)) is True
