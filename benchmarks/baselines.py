@@ -29,9 +29,10 @@ import torch
 from measure import Numbers, load, options, result, save
 from torch import Tensor
 
+from twotower.arrays.types import Ints
 from twotower.data.datasets import movielens
-from twotower.evaluation.evaluation import Factors, bootstrap
-from twotower.features.encoders import Ints
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import bootstrap
 
 Part = Literal["validation", "test"]
 HELD: dict[Part, int] = {"validation": 2, "test": 1}

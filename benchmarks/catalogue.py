@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from twotower import files
+from twotower import files, runs
+from twotower.arrays.types import Floats
 from twotower.errors import TwoTowerError
-from twotower.features.encoders import Floats
 from twotower.index import KINDS, Index, build_index, choose_index, measure_recall, tune_index
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
@@ -140,7 +140,7 @@ def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
 
 def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index, dict[str, Any]]:
     """Return the index of the vectors and its recall check: tuned with one half of the users, judged with the other."""
-    config, metric = source.config.index, source.index.metric
+    config, metric = runs.read_config(source.bundle.folder)[1].index, source.index.metric
     chosen, params, _ = choose_index(len(vectors), metric)
     index = build_index(kind or chosen, vectors, np.arange(len(vectors)), metric, params if not kind else None)
     users = np.unique(source.dataset.test.user).astype(np.int64)

@@ -19,7 +19,7 @@ import polars as pl
 import torch
 from measure import finish, options, product_rate, result, timed
 
-from twotower.config.experiment import parse_config
+from twotower.config.toml import parse_config
 from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
 from twotower.embedding.embed import embed

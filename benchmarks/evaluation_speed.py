@@ -30,11 +30,13 @@ from measure import finish, options, repeat, result, timed
 from peers import FIELDS, at_best, codes, is_importable, quiet, recbole_dssm, rechub_loader, rechub_trainer
 from train_speed import prepare_movielens, twotower_trainer
 
-from twotower.config.experiment import parse_config
+from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
-from twotower.evaluation.evaluation import Factors, evaluate_part, factors_before
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.part import evaluate_part
 from twotower.index.faiss.setup import faiss_settings
+from twotower.train.factors import factors_before
 
 CONFIG = parse_config({"evaluation": {"k": [10], "bootstrap": 0}})[1].evaluation
 

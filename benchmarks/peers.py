@@ -30,7 +30,8 @@ import numpy as np
 import polars as pl
 from measure import tool
 
-from twotower.data.dataset import Dataset, Pairs
+from twotower.data.dataset import Dataset
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, TRAIN
 
 FIELDS = {"user": ("user_id", "gender", "age", "occupation"), "item": ("item_id", "genre", "year")}

@@ -15,7 +15,8 @@ import torch
 from measure import Numbers, options, result, save
 
 from twotower import api
-from twotower.config.experiment import Config, load_config, parse_config
+from twotower.config.experiment import Config
+from twotower.config.toml import load_config, parse_config
 from twotower.features.schema import Schema
 from twotower.runs import Run
 

@@ -24,7 +24,8 @@ from baselines import load_sequences, order_by_time
 from measure import Numbers, load, options, result, save
 
 from twotower import api
-from twotower.config.experiment import Config, load_config
+from twotower.config.experiment import Config
+from twotower.config.toml import load_config
 from twotower.data.datasets import movielens
 from twotower.features.schema import Schema
 

@@ -226,7 +226,7 @@ def train_steps(folder: Path, threads: int, steps: int = 300) -> None:
     """Train some steps on the prepared dataset, on all ranks; rank 0 prints rows per second."""
     import torch
 
-    from twotower.config.experiment import load_config
+    from twotower.config.toml import load_config
     from twotower.data.memmap import MemmapDataset
     from twotower.distributed import DistributedContext
     from twotower.train.trainer import Trainer
@@ -333,7 +333,7 @@ def table_steps(way: str) -> None:
     """Train some steps with one placement of the tables, on all ranks; rank 0 prints speed and memory."""
     import torch
 
-    from twotower.config.experiment import parse_config
+    from twotower.config.toml import parse_config
     from twotower.data.dataset import build_dataset
     from twotower.data.tables import check
     from twotower.distributed import DistributedContext

@@ -25,13 +25,14 @@ import torch
 from measure import Numbers, options, result, save
 
 from twotower import api
-from twotower.config.experiment import load_config, override_config
+from twotower.arrays.types import Ints
+from twotower.config.toml import load_config, override_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets.title_queries import title_words
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import Tables
-from twotower.evaluation.evaluation import bootstrap
-from twotower.features.encoders import Ints, grams, words
+from twotower.evaluation.metrics import bootstrap
+from twotower.features.text import grams, words
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Scores = npt.NDArray[np.floating[Any]]

@@ -33,9 +33,10 @@ from typing import Any
 import numpy as np
 from measure import Numbers, blas, finish, options, result, timed, tool
 
+from twotower.arrays.types import Vectors
 from twotower.index import build_index, measure_recall, tune_index
 from twotower.index.exact import ExactIndex, one_blas_thread
-from twotower.index.protocol import Metric, Vectors
+from twotower.index.protocol import Metric
 
 SHIPPED, OURS = "as shipped", "ours"
 QUERIES = 10

@@ -21,7 +21,7 @@ from measure import finish, options, product_rate, result, timed
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from twotower.config.experiment import load_config
+from twotower.config.toml import load_config
 from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
 from twotower.train.trainer import Trainer

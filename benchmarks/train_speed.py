@@ -36,12 +36,12 @@ from peers import (
     rechub_trainer,
 )
 
-from twotower.config.experiment import parse_config
+from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets import movielens
 from twotower.data.splits import TEST
 from twotower.data.tables import check
-from twotower.evaluation.evaluation import auc
+from twotower.evaluation.metrics import auc
 from twotower.features.schema import Categorical
 from twotower.train.trainer import Trainer
 

@@ -11,8 +11,9 @@ from typing import Any
 import typer
 
 from twotower.cli import commands
-from twotower.config.experiment import BRANCH_KINDS, FEATURE_KINDS, branch_options, options
-from twotower.features.schema import Schema
+from twotower.config.reference import branch_options, options
+from twotower.features.schema import FEATURE_KINDS, Schema
+from twotower.model.branches import BRANCH_KINDS
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- written by `make docs` from the code; do not edit -->\n"

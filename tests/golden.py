@@ -31,18 +31,19 @@ import ranked
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 import twotower
-from twotower.config.experiment import Config, SplitConfig
+from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.feed import feed
+from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
-from twotower.evaluation.evaluation import factors_before
 from twotower.features.schema import SIDES, Schema, Sequence
 from twotower.index import build_index
+from twotower.model.inputs.feed import feed
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.serve.app import create_app
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
+from twotower.train.factors import factors_before
 from twotower.train.trainer import Trainer
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from worlds import EVERYTHING_SCHEMA, everything
 
-from twotower.config.experiment import Config, ModelConfig
-from twotower.data.batches import Bag, Inputs, Padded, Prefixes, SideTensors
+from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.features.schema import Schema
 from twotower.model.branches import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.inputs.carriers import Bag, Inputs, Padded, Prefixes
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.tables import Table
-from twotower.model.two_tower import TowerPair, TwoTower
+from twotower.model.two_tower import ModelConfig, TowerPair, TwoTower
 
 T = TypeVar("T")
 

@@ -23,9 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower.config.experiment import Config, DataConfig, SplitConfig
+from twotower.config.experiment import Config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.source import DataConfig
+from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.features.schema import Schema, Sequence

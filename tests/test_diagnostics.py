@@ -19,16 +19,17 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerb
 
 from twotower import api, runs
 from twotower.config.experiment import Config
-from twotower.data.dataset import Dataset, Pairs, build_dataset
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
 from twotower.diagnostics import Finding, context, describe_findings, diagnose
 from twotower.diagnostics.features import _gate_findings
 from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine
+from twotower.evaluation.comparison import Comparison
 from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
-from twotower.reports.compare import Comparison
 from twotower.runs import Run
 from twotower.train.negatives import PositiveSampler
 from twotower.train.order import Epoch

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from twotower.cli import commands
-from twotower.config.experiment import load_config, parse_config
+from twotower.config.toml import load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]

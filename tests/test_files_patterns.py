@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from twotower.cli import commands
-from twotower.data.tables import read_file
+from twotower.data.readers import read_file
 from twotower.embedding.folder import EmbeddingsFolder
 
 ROOT = Path(__file__).resolve().parents[1]

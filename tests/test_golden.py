@@ -13,8 +13,10 @@ import torch
 from worlds import EVERYTHING_SCHEMA
 
 from twotower import index
-from twotower.config import experiment
+from twotower.data import splits
 from twotower.features import schema
+from twotower.model import branches, two_tower
+from twotower.train import losses, recipe
 
 KEPT = json.loads(golden.FILE.read_text(encoding="utf-8"))
 
@@ -33,15 +35,13 @@ def test_numbers_are_what_they_were(case: str) -> None:
 
 def test_every_kind_has_a_case() -> None:
     names = " ".join(golden.TRAININGS)
-    fields = (
-        experiment.LossConfig.model_fields | experiment.TrainConfig.model_fields | experiment.SplitConfig.model_fields
-    )
+    fields = losses.LossConfig.model_fields | recipe.TrainConfig.model_fields | splits.SplitConfig.model_fields
     for group, found in (
-        ("loss", get_args(experiment.LossConfig.model_fields["kind"].annotation)),
+        ("loss", get_args(losses.LossConfig.model_fields["kind"].annotation)),
         ("optimizer", get_args(fields["optimizer"].annotation)),
-        ("split", get_args(experiment.SplitConfig.model_fields["kind"].annotation)),
-        ("similarity", get_args(experiment.ModelConfig.model_fields["similarity"].annotation)),
-        ("branch", tuple(experiment.BRANCH_KINDS)),
+        ("split", get_args(splits.SplitConfig.model_fields["kind"].annotation)),
+        ("similarity", get_args(two_tower.ModelConfig.model_fields["similarity"].annotation)),
+        ("branch", tuple(branches.BRANCH_KINDS)),
         ("pooling", get_args(schema.Pooling)),
         (
             "negatives",
@@ -50,7 +50,7 @@ def test_every_kind_has_a_case() -> None:
     ):
         for kind in found:
             assert f"{group} {kind}" in names, f"{group} {kind}"
-    assert set(experiment.FEATURE_KINDS) == {f.kind for f in EVERYTHING_SCHEMA.features}
+    assert set(schema.FEATURE_KINDS) == {f.kind for f in EVERYTHING_SCHEMA.features}
     assert {case.split()[1] for case in golden.CASES if case.startswith("index")} == set(index.KINDS) - {"milvus"}
 
 

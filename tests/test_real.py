@@ -14,7 +14,7 @@ import kill_points
 import pytest
 
 from twotower import api
-from twotower.config.experiment import load_config
+from twotower.config.toml import load_config
 from twotower.data.dataset import build_dataset
 from twotower.data.datasets import movielens
 from twotower.data.tables import check

@@ -23,9 +23,11 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 from twotower import api, files, legacy, runs
 from twotower.cli import commands
-from twotower.config.experiment import DataConfig, SplitConfig, dump_config, load_config
+from twotower.config.toml import dump_config, load_config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.source import DataConfig
+from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import Interrupted, RunError, TwoTowerError
 from twotower.features.schema import Sequence

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from twotower.config.experiment import Config, parse_config
+from twotower.config.experiment import Config
+from twotower.config.toml import parse_config
 from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 
 ID_FEATURES = (

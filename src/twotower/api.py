@@ -24,7 +24,8 @@ from twotower.distributed import DistributedContext
 from twotower.embedding.embed import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError
 from twotower.escaping import python_literal
-from twotower.evaluation.evaluation import Metrics, evaluate_model
+from twotower.evaluation.metrics import Metrics
+from twotower.evaluation.part import evaluate_model
 from twotower.features.schema import Schema
 from twotower.publishing.publisher import evaluate_bundle, publish
 from twotower.reports import html

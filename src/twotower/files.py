@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from twotower.errors import RunError
 
 _LEFTOVER_NAME = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
@@ -322,3 +325,16 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
+    """Return the array of a .npy file, loaded, or memory-mapped with `mode`.
+
+    Raises OSError, and ValueError for any other content; archives and pickles are not opened."""
+    found: npt.NDArray[Any]
+    if mode is not None:
+        found = np.lib.format.open_memmap(path, mode)
+        return found
+    with path.open("rb") as file:
+        found = np.lib.format.read_array(file, allow_pickle=False)
+    return found

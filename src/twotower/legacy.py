@@ -21,15 +21,18 @@ import torch
 from pydantic import ValidationError
 
 from twotower import runs
-from twotower.config.experiment import Config, parse_config
-from twotower.data.dataset import Dataset, Pairs, assemble_dataset
+from twotower.config.experiment import Config
+from twotower.config.toml import parse_config
+from twotower.data.dataset import Dataset, assemble_dataset
 from twotower.data.datasets import movielens
+from twotower.data.pairs import Pairs
+from twotower.data.readers import as_frame
 from twotower.data.splits import TEST, TRAIN, VALIDATION, Parts, split_interactions
-from twotower.data.tables import POSITIVE, as_frame, check
+from twotower.data.tables import POSITIVE, check
 from twotower.data.times import TIME
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
 from twotower.escaping import escape_controls
-from twotower.evaluation.evaluation import auc
+from twotower.evaluation.metrics import auc
 from twotower.features.encoders import Encoders
 from twotower.features.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, Vector
 from twotower.reports.terminal import printed_messages

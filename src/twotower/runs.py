@@ -31,17 +31,19 @@ from safetensors.torch import save as save_tensors
 
 import twotower
 from twotower import files
-from twotower.config.experiment import CONFIG_FORMAT, Config, dump_config, parse_config
+from twotower.config.experiment import Config
+from twotower.config.toml import CONFIG_FORMAT, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset, read_checked, read_text
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.escaping import python_literal
-from twotower.evaluation.evaluation import Factors, factors_before
+from twotower.evaluation.factors import Factors
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema
 from twotower.model.two_tower import TwoTower
 from twotower.train import checkpoint
+from twotower.train.factors import factors_before
 
 RUN_FORMAT = 3
 """Format of a run folder, in model.json. Format 2 has config keys of former names; 1 also has times in whole seconds."""

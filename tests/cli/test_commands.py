@@ -26,7 +26,8 @@ from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
 from twotower import api
 from twotower.cli import commands
-from twotower.config.experiment import Config, dump_config, load_config, parse_config
+from twotower.config.experiment import Config
+from twotower.config.toml import dump_config, load_config, parse_config
 from twotower.escaping import escape_controls, python_literal, shell_command
 from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Text
 

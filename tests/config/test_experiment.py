@@ -13,25 +13,16 @@ from pydantic import BaseModel, ValidationError
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
 
 from twotower.cli import commands
-from twotower.config.experiment import (
-    BRANCH_KINDS,
-    FEATURE_KINDS,
-    RENAMED,
-    Config,
-    PairConfig,
-    TowerConfig,
-    branch_options,
-    config_template,
-    dump_config,
-    feature_options,
-    load_config,
-    metric_names,
-    options,
-    parse_config,
-)
+from twotower.config.experiment import Config
+from twotower.config.reference import branch_options, config_template, feature_options, options
+from twotower.config.toml import RENAMED, dump_config, load_config, parse_config
 from twotower.data.datasets import movielens
 from twotower.errors import ConfigError, did_you_mean
-from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.evaluation.metrics import metric_names
+from twotower.features.schema import FEATURE_KINDS, Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.model.branches import BRANCH_KINDS
+from twotower.model.towers import TowerConfig
+from twotower.model.two_tower import PairConfig
 
 IDS_TOML = """
 [schema]

@@ -9,8 +9,11 @@ import pytest
 from worlds import EVERYTHING_SCHEMA, everything
 
 import twotower
-from twotower.config.experiment import BRANCH_KINDS, Config, branch_options, options, parse_config
+from twotower.config.experiment import Config
+from twotower.config.reference import branch_options, options
+from twotower.config.toml import parse_config
 from twotower.features.schema import SIDES, Feature, Sequence, SideName, Text
+from twotower.model.branches import BRANCH_KINDS
 
 TABLES = everything()
 BASE: dict[str, Any] = {

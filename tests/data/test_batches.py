@@ -13,14 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds import EVERYTHING_SCHEMA, everything
 
-from twotower.config.experiment import Config, NegativesConfig
-from twotower.data.batches import Bag, Batcher, DistinctRows, Inputs, SideTensors, _stable_order
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.sets import DistinctRows
+from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check
-from twotower.features.encoders import Ragged
 from twotower.features.schema import Schema, Sequence, SideName
-from twotower.train.negatives import PairSampler
+from twotower.model.inputs.carriers import Bag, Inputs
+from twotower.model.inputs.side_tensors import SideTensors, _stable_order
+from twotower.train.batches import Batcher
+from twotower.train.negatives import NegativesConfig, PairSampler
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything
 
-from twotower.config.experiment import SplitConfig
+from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset, assemble_dataset, build_dataset, load_dataset, save_dataset
-from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.splits import TEST, TRAIN, VALIDATION, SplitConfig
 from twotower.data.tables import check
 from twotower.errors import DataError
-from twotower.features.encoders import Encoders, Ragged
+from twotower.features.encoders import Encoders
 from twotower.features.schema import Numeric, Schema, Sequence
 
 SPLITS = [SplitConfig(), SplitConfig(kind="last"), SplitConfig(kind="time")]

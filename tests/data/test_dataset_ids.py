@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from twotower.data.dataset import IdColumn, TextColumn, _hashes
+from twotower.data.ids import IdColumn, TextColumn, _hashes
 
 ID_COLUMNS = [
     pl.Series("id", ["7", "007", "", "漢", "7.0", "\\udcff", "a" * 300]),

@@ -17,17 +17,19 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 import twotower
 from twotower import api
-from twotower.config.experiment import Config, DataConfig, SplitConfig, load_config, parse_config
+from twotower.arrays.ragged import Ragged
+from twotower.config.experiment import Config
+from twotower.config.toml import load_config, parse_config
 from twotower.data import prepare
-from twotower.data.batches import SideTensors
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare import PrepareSizes
-from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.source import DataConfig
+from twotower.data.splits import TEST, TRAIN, VALIDATION, SplitConfig
 from twotower.data.tables import check, check_side
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.features.encoders import Ragged
 from twotower.features.schema import SIDES, Schema, Sequence
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.store.store import Store
@@ -438,7 +440,7 @@ def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded
         }  # fmt: skip
         schema, config = parse_config(body)
         assert schema is not None
-        from twotower.config.experiment import dump_config
+        from twotower.config.toml import dump_config
 
         (folder / "config.toml").write_text(dump_config(schema, config), encoding="utf-8")
         command = [sys.executable, "-c", MEASURED, str(folder / "config.toml"), str(n), str(folder / "out")]

@@ -19,12 +19,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from worlds import EVERYTHING_SCHEMA, ID_FEATURES, everything
 
-from twotower.config.experiment import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.tables import Reading, Tables, as_frame, check, describe, read_file
+from twotower.data.readers import Reading, as_frame, read_file
+from twotower.data.splits import SplitConfig
+from twotower.data.summary import describe
+from twotower.data.tables import Tables, check
 from twotower.errors import DataError
-from twotower.features.encoders import canonical_ids
 from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Text, Vector
+from twotower.features.values import canonical_ids
 
 PLAIN = Schema(features=ID_FEATURES)
 RATED = Schema(label="stars", positive_above=3, time="at", time_unit="order", features=ID_FEATURES)

@@ -21,10 +21,13 @@ from worlds import ID_FEATURES, settings
 import twotower
 from twotower import api
 from twotower.cli import commands
-from twotower.config.experiment import Config, DataConfig, SplitConfig, dump_config, parse_config
+from twotower.config.experiment import Config
+from twotower.config.toml import dump_config, parse_config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
+from twotower.data.source import DataConfig
+from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.schema import Schema, Sequence

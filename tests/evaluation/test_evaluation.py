@@ -15,27 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import settings as config_of
 
-from twotower.config.experiment import EvaluationConfig, metric_names
-from twotower.data.batches import SideTensors
-from twotower.data.dataset import Dataset, Pairs
+from twotower.data.dataset import Dataset
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, TRAIN, VALIDATION
-from twotower.evaluation.evaluation import (
-    Factors,
-    PartEvaluation,
-    auc,
-    auc_by_group,
-    bias_baseline,
-    bootstrap,
-    evaluate_model,
-    evaluate_part,
-    gauc,
-    log_loss,
-    model_factors,
-    popularity_baseline,
-    rank_catalogue,
-    ranking_metrics,
-)
+from twotower.evaluation.baselines import bias_baseline, popularity_baseline
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import auc, auc_by_group, bootstrap, gauc, log_loss, metric_names, ranking_metrics
+from twotower.evaluation.part import PartEvaluation, evaluate_model, evaluate_part
+from twotower.evaluation.ranking import EvaluationConfig, rank_catalogue
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
+from twotower.train.factors import model_factors
 
 quick = settings(deadline=None, max_examples=80)
 ROWS = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), max_size=25)

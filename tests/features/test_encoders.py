@@ -15,22 +15,17 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from worlds import EVERYTHING_SCHEMA, ID_FEATURES
 
+from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError, RunError
-from twotower.features.encoders import (
-    SINGLE_ROW_MAX_VALUES,
-    UNKNOWN,
-    CategoricalEncoder,
-    Encoders,
-    MultiHotEncoder,
-    NumericEncoder,
-    Ragged,
-    TextEncoder,
-    VectorEncoder,
-    canonical_ids,
-    missing_count,
-)
+from twotower.features.categorical import CategoricalEncoder
+from twotower.features.encoders import Encoders
+from twotower.features.multi_hot import MultiHotEncoder
+from twotower.features.numeric import NumericEncoder
 from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.features.text import TextEncoder
+from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, missing_count
+from twotower.features.vector import VectorEncoder
 
 FEW = examples(max_examples=40, deadline=None)
 PLAIN_TEXT = st.text(st.characters(exclude_categories=["Cs"]))

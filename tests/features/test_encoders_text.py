@@ -17,12 +17,16 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower import diagnostics
-from twotower.config.experiment import Config, parse_config
+from twotower.arrays.ragged import Ragged
+from twotower.config.experiment import Config
+from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
-from twotower.features.encoders import UNKNOWN, Encoders, Grams, Ragged, TextEncoder, grams, words
+from twotower.features.encoders import Encoders
 from twotower.features.schema import Categorical, Schema, Text
+from twotower.features.text import Grams, TextEncoder, grams, words
+from twotower.features.values import UNKNOWN
 
 FEW = examples(max_examples=60, deadline=None)
 TITLES = ["Good Will Hunting", "The Good, the Bad and the Ugly", "七人の侍", None, "", "  ?! ", "good good"]

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from worlds import EVERYTHING_SCHEMA, ID_FEATURES
 
-from twotower.config.experiment import parse_config
+from twotower.config.toml import parse_config
 from twotower.errors import ConfigError
 from twotower.features.schema import Categorical, Numeric, Schema, Sequence
 

@@ -24,9 +24,10 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 import twotower
 from twotower import api
 from twotower.cli import commands
-from twotower.config.experiment import IndexConfig, parse_config
+from twotower.config.toml import parse_config
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
 from twotower.index import MilvusLocation, build_index, load_index
+from twotower.index.choose import IndexConfig
 from twotower.index.deadline import deadline
 from twotower.index.milvus import collections
 from twotower.index.milvus.client import CollectionError, MilvusConnection

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twotower import limited_process
+from twotower.arrays.sets import sorted_unique
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
 from twotower.index import (
     KINDS,
@@ -35,7 +36,7 @@ from twotower.index import (
     tune_index,
     verify_file,
 )
-from twotower.index.exact import ExactIndex, one_blas_thread, sorted_unique
+from twotower.index.exact import ExactIndex, one_blas_thread
 from twotower.index.protocol import MilvusType
 
 N, WIDTH = 600, 9

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from worlds import settings
 
-from twotower.config.experiment import HistoryConfig, parse_config
-from twotower.data.batches import CONTEXT_DIVISOR, HistoryWindows, Padded, SideTensors
+from twotower.arrays.ragged import Ragged
+from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError
-from twotower.evaluation.evaluation import rank_catalogue
-from twotower.features.encoders import Field, Ragged
+from twotower.evaluation.ranking import rank_catalogue
+from twotower.features.field import InputField
 from twotower.features.schema import Categorical, Schema, Sequence
-from twotower.model.attention import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
+from twotower.model.attention import HistoryConfig, HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
+from twotower.model.inputs.carriers import CONTEXT_DIVISOR, HistoryWindows, Padded
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.train.trainer import Trainer
 
 WIDTH, ROWS = 8, 300
@@ -47,7 +49,7 @@ def tensors(lengths: list[int], limit: int, seed: int = 0) -> tuple[SideTensors,
     # The numbers of the interactions say nothing about their order.
     history = Ragged(rng.integers(0, ROWS, n).astype(np.int32), offsets, rng.permutation(n))
     timeline = Ragged(history.source, offsets)  # type: ignore[arg-type]
-    field = Field("history", "bag", rows=ROWS, pooling="transformer", limit=limit, sequence=True)
+    field = InputField("history", "bag", rows=ROWS, pooling="transformer", limit=limit, sequence=True)
     side = Side(pl.DataFrame({"row": np.arange(len(lengths))}), {"history": history}, "row")
     return SideTensors(side, [field], "cpu", timeline), history
 
@@ -262,12 +264,12 @@ def test_a_resumed_transformer_ends_in_the_same_weights(tmp_path: Any) -> None:
     data = interleaved_world(40)
     whole = trainer(data, epochs=2)
     whole.run()
-    first = Trainer(data, whole.config, tmp_path)
+    first = Trainer(data, whole.recipe, tmp_path)
     epoch = first.objective.sampler.epoch(0)
     for number in range(2):
         first.step(epoch, number)
     first._save()
-    again = Trainer(data, whole.config, tmp_path)
+    again = Trainer(data, whole.recipe, tmp_path)
     assert again.resume()
     again.run()
     for (name, a), b in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):

@@ -29,21 +29,14 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 import twotower
 from twotower import api
-from twotower.config.experiment import (
-    BilinearBranch,
-    CinBranch,
-    Config,
-    CrossBranch,
-    MlpBranch,
-    override_config,
-    parse_config,
-)
+from twotower.config.experiment import Config
+from twotower.config.toml import override_config, parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError
 from twotower.features.schema import Categorical, Sequence
-from twotower.model.branches import Bilinear, Cin, Cross, Fm, Mlp
+from twotower.model.branches import Bilinear, BilinearBranch, Cin, CinBranch, Cross, CrossBranch, Fm, Mlp, MlpBranch
 from twotower.model.two_tower import TwoTower
 from twotower.reports import html
 from twotower.retrieval.request import Request

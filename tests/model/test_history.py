@@ -19,15 +19,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 
-from twotower.config.experiment import Config, ModelConfig
-from twotower.data.batches import SCAN_CHUNK, Bag, Batcher, Inputs, Padded, Prefixes, SideTensors
-from twotower.data.dataset import Dataset, Pairs, assemble_dataset, build_dataset
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, assemble_dataset, build_dataset
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
 from twotower.model.embeddings import pool
 from twotower.model.history import inverse_weight_sum
-from twotower.model.two_tower import TwoTower
+from twotower.model.inputs.carriers import SCAN_CHUNK, Bag, Inputs, Padded, Prefixes
+from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.two_tower import ModelConfig, TwoTower
+from twotower.train.batches import Batcher
 
 RATES = (0.0, 0.5, 0.93, 1.0)
 USERS, ITEMS = 12, 120

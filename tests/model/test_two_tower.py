@@ -27,13 +27,13 @@ from model_worlds import (
 from torch import Tensor, nn
 from worlds import EVERYTHING_SCHEMA
 
-from twotower.config.experiment import SenetConfig, TowerConfig
-from twotower.data.batches import Bag, Inputs, SideTensors
 from twotower.errors import ConfigError
-from twotower.features.encoders import Field
+from twotower.features.field import InputField
 from twotower.model.embeddings import FieldEmbeddings, pool
-from twotower.model.layers import Dropout, SenetGate, gather
-from twotower.model.towers import Tower
+from twotower.model.inputs.carriers import Bag, Inputs
+from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.layers import Dropout, SenetConfig, SenetGate, gather
+from twotower.model.towers import Tower, TowerConfig
 from twotower.model.two_tower import TwoTower
 
 # ---- pooling
@@ -314,7 +314,7 @@ def test_the_gate_multiplies_its_field_before_the_layers(fields: list[str]) -> N
 # ---- fields of a tower
 
 
-def field_by_hand(embeddings: FieldEmbeddings, field: Field, of: SideTensors, other: FieldEmbeddings) -> Tensor:
+def field_by_hand(embeddings: FieldEmbeddings, field: InputField, of: SideTensors, other: FieldEmbeddings) -> Tensor:
     """The embedding of one field for all rows, from its own column."""
     inputs = of.take(np.arange(of.n))
     if field.kind == "dense":
@@ -410,7 +410,7 @@ def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers(
 
 
 def test_join_sum_of_fields_of_different_widths_is_a_config_error() -> None:
-    fields = (Field("a", "lookup", rows=3, width=4), Field("b", "lookup", rows=3, width=5))
+    fields = (InputField("a", "lookup", rows=3, width=4), InputField("b", "lookup", rows=3, width=5))
     with pytest.raises(ConfigError, match="one width"):
         Tower(TowerConfig(join="sum"), fields, 4, 0.1, 0.0)
 
@@ -658,7 +658,7 @@ def test_the_unknown_row_is_trained_by_a_share_of_the_known_values() -> None:
 
 def test_the_unknown_rate_is_the_share_of_lookups_that_read_the_unknown_row() -> None:
     rows = 400
-    fields = (Field("a", "lookup", rows=rows + 1), Field("b", "lookup", rows=rows + 1))
+    fields = (InputField("a", "lookup", rows=rows + 1), InputField("b", "lookup", rows=rows + 1))
     embeddings = FieldEmbeddings(fields, fields, 2, 0.5).train()
     lookup = torch.arange(1, rows + 1)[:, None].expand(rows, 2).contiguous()
     inputs = Inputs(rows, lookup, {}, {})
@@ -756,7 +756,7 @@ def test_a_sum_tower_without_layers_gives_its_whole_vector_with_biases(item: dic
 @pytest.mark.parametrize("name", ["keys", "train", "a.b"])
 @pytest.mark.parametrize("kind", ["lookup", "bag", "dense"])
 def test_a_feature_may_have_any_name(name: str, kind: Any) -> None:
-    field = Field(name, kind, rows=3, length=1)
+    field = InputField(name, kind, rows=3, length=1)
     assert FieldEmbeddings((field,), (field,), 4, 0.1).widths == [4]
 
 

@@ -20,17 +20,18 @@ import torch
 from worlds import EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower.arrays import growing
-from twotower.config.experiment import Config, ModelConfig, TowerConfig
-from twotower.data.batches import SideTensors
+from twotower.arrays.ragged import Ragged
+from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, Side, build_dataset
-from twotower.data.feed import feed, padded
 from twotower.data.tables import check
 from twotower.embedding.embed import embed
 from twotower.errors import DataError, RunError
-from twotower.features.encoders import Ragged
 from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
-from twotower.model.two_tower import TwoTower
+from twotower.model.inputs.feed import feed, padded
+from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.towers import TowerConfig
+from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx.check import inspect_tower
 from twotower.onnx.export import build_graph, export_tower, parity
 from twotower.onnx.graph import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
@@ -636,7 +637,7 @@ def test_serving_a_tower_does_not_load_torch(worlds: dict[str, Dataset], tmp_pat
 import sys
 import numpy as np, polars as pl
 import twotower.features.encoders, twotower.data.tables
-from twotower.data.feed import feed, padded
+from twotower.model.inputs.feed import feed, padded
 from twotower.features.encoders import Field, Ragged
 from twotower.onnx.tower import OnnxTower
 tower = OnnxTower(sys.argv[1])

@@ -17,10 +17,10 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 import twotower
 from twotower import api
 from twotower.cli import commands
-from twotower.config.experiment import IndexConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.index import Index, TuneResult, load_index, tune_index
+from twotower.index.choose import IndexConfig
 from twotower.publishing import publisher
 from twotower.publishing.publisher import _probe, _write
 from twotower.retrieval import retriever

@@ -17,18 +17,12 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import RunError
-from twotower.evaluation.evaluation import Factors, PartEvaluation, bootstrap
+from twotower.evaluation.comparison import Comparison, compare_factors, comparison_data, paired_bootstrap
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import bootstrap
+from twotower.evaluation.part import PartEvaluation
 from twotower.model.two_tower import TwoTower
-from twotower.reports.compare import (
-    DECISION_RULE,
-    Comparison,
-    compare_factors,
-    compare_runs,
-    comparison_data,
-    describe_comparisons,
-    paired_bootstrap,
-    summarize,
-)
+from twotower.reports.compare import DECISION_RULE, compare_runs, describe_comparisons, summarize
 from twotower.runs import Run
 
 
@@ -212,8 +206,8 @@ def test_the_paired_interval_is_narrower_than_the_unpaired() -> None:
 
 def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None:
     """Against a loop that copies the rows of each drawn user."""
-    from twotower.evaluation.evaluation import auc
-    from twotower.reports.compare import _bootstrap_auc, _bootstrap_counts
+    from twotower.evaluation.comparison import _bootstrap_auc, _bootstrap_counts
+    from twotower.evaluation.metrics import auc
 
     q = comparison_data(board, np.unique(board.test.user).astype(np.int64))
     scores = np.round(noise(board).scores(board.test), 1)  # with ties

@@ -23,13 +23,14 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower import api
-from twotower.config.experiment import IndexConfig
-from twotower.data.feed import feed
+from twotower.arrays.ragged import Ragged
 from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import DataError
-from twotower.evaluation.evaluation import evaluate_part
-from twotower.features.encoders import Ragged, canonical_ids
+from twotower.evaluation.part import evaluate_part
 from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.features.values import canonical_ids
+from twotower.index.choose import IndexConfig
+from twotower.model.inputs.feed import feed
 from twotower.retrieval.request import Request, UnknownId
 from twotower.retrieval.retriever import FILTER_CACHE_ENTRIES, Retriever
 from twotower.runs import Run

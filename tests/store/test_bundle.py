@@ -20,8 +20,8 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 import twotower
 from twotower import api
 from twotower.cli import commands
-from twotower.config.experiment import DataConfig
 from twotower.data import prepare
+from twotower.data.source import DataConfig
 from twotower.errors import TwoTowerError
 from twotower.publishing.publisher import evaluate_bundle
 from twotower.retrieval.request import Request

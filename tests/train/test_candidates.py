@@ -15,16 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 
-from twotower.config.experiment import Config, LossConfig, NegativesConfig
-from twotower.data.dataset import Dataset, Pairs, build_dataset
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.types import Codes
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
 from twotower.errors import ConfigError
-from twotower.features.encoders import Codes, Ragged
 from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
 from twotower.train.candidates import HARD_NEGATIVES_PER_USER, Candidates, CandidateSampler, CrossBatchMemory
-from twotower.train.losses import contrastive_loss
-from twotower.train.negatives import PositiveSampler
+from twotower.train.losses import LossConfig, contrastive_loss
+from twotower.train.negatives import NegativesConfig, PositiveSampler
 
 CPU = torch.device("cpu")
 NONE = torch.zeros(0, dtype=torch.int64)

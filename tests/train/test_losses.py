@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from twotower.config.experiment import LossConfig, NegativesConfig
-from twotower.data.dataset import Dataset, Pairs
+from twotower.data.dataset import Dataset
+from twotower.data.pairs import Pairs
 from twotower.train import losses
 from twotower.train.candidates import Candidates, CandidateSampler
-from twotower.train.losses import binary_cross_entropy
+from twotower.train.losses import LossConfig, binary_cross_entropy
+from twotower.train.negatives import NegativesConfig
 
 PAIR = st.tuples(st.floats(-15, 15, allow_nan=False), st.sampled_from([0.0, 1.0]), st.sampled_from([0.25, 1.0, 3.0]))
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.config.experiment import NegativesConfig
-from twotower.data.dataset import Dataset, Pairs
+from twotower.arrays.ragged import Ragged
+from twotower.data.dataset import Dataset
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN, VALIDATION
-from twotower.features.encoders import Ragged
-from twotower.train.negatives import PairSampler, RandomNegatives
+from twotower.train.negatives import NegativesConfig, PairSampler, RandomNegatives
 from twotower.train.order import Epoch
 
 

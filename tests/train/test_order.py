@@ -11,11 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.config.experiment import NegativesConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
-from twotower.train.negatives import MAX_CACHED_PAIRS, PairSampler, PairSet, PositiveSampler, RandomNegatives
+from twotower.train.negatives import (
+    MAX_CACHED_PAIRS,
+    NegativesConfig,
+    PairSampler,
+    PairSet,
+    PositiveSampler,
+    RandomNegatives,
+)
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes
 
 

@@ -19,7 +19,8 @@ from test_distributed import CONFIG, HERE, torchrun
 from worlds import checkerboard, settings
 
 from twotower import api
-from twotower.config.experiment import Config, load_config, parse_config
+from twotower.config.experiment import Config
+from twotower.config.toml import load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError

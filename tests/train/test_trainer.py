@@ -22,13 +22,15 @@ from trainers import StopAt, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
 
 from twotower import api, runs
-from twotower.config.experiment import Config, SplitConfig
-from twotower.data.batches import Bag, ContrastiveBatch, Prefixes
+from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from twotower.features.schema import Categorical, Sequence
+from twotower.model.inputs.carriers import Bag, Prefixes
 from twotower.train import checkpoint
+from twotower.train.batches import ContrastiveBatch
 from twotower.train.callbacks import Callback
 from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.trainer import Trainer
@@ -293,7 +295,7 @@ def test_the_best_weights_are_kept_not_the_last(board: Dataset) -> None:
     aucs = [h["validation.auc"] for h in trained.history]
     assert trained.metrics["train.best_epoch"] == 1 + int(np.argmax(aucs))
     pairs = board.validation
-    from twotower.evaluation.evaluation import auc
+    from twotower.evaluation.metrics import auc
 
     assert auc(trainer.factors().scores(pairs), pairs.positive) == pytest.approx(max(aucs), abs=1e-12)
 
@@ -480,7 +482,7 @@ def _write_config(tmp_path: Path, config: Config) -> Path:
         frame.write_parquet(tmp_path / f"{name}.parquet")
     data = {n: f"{n}.parquet" for n in ("users", "items", "interactions")}
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
-    from twotower.config.experiment import dump_config
+    from twotower.config.toml import dump_config
 
     path = tmp_path / "config.toml"
     path.write_text(dump_config(CHECKERBOARD_SCHEMA, config), encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from twotower.features.encoders import Codes, Ints
+from twotower.arrays.types import Codes, Ints
 
 
 class ArrayWriter:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from twotower import files
+from twotower.data import readers, summary
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
 from twotower.escaping import escape_controls, shell_command
 from twotower.reports.terminal import (
@@ -202,7 +203,7 @@ def prepare(
 ) -> None:
     """Prepare sharded Parquet for training, as a stream in bounded memory; the tables may be larger than memory."""
     from twotower import api
-    from twotower.config.experiment import load_config
+    from twotower.config.toml import load_config
 
     schema, resolved = load_config(config, overrides or [])
     api.prepare_folder(resolved, schema, out)
@@ -222,7 +223,7 @@ def train(
 ) -> None:
     """Train on the tables that a config names, evaluate, and write a run folder. Under torchrun, all ranks take part."""
     from twotower import api
-    from twotower.config.experiment import load_config
+    from twotower.config.toml import load_config
     from twotower.distributed import DistributedContext
 
     schema, resolved = load_config(config, overrides or [])
@@ -243,7 +244,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Measure a run on its test part, or the current bundle of a store through the retriever that serves it."""
-    from twotower import api
+    from twotower import api, runs
 
     if api.is_store(path):
         retriever = api.retriever(path)
@@ -254,7 +255,7 @@ def evaluate(
         else:
             print_line(f"bundle {retriever.bundle.id}")
             print(retriever.dataset.describe())
-            print_served(found, retriever.config.evaluation.k)
+            print_served(found, runs.read_config(retriever.bundle.folder)[1].evaluation.k)
         return
     loaded = api.load(path)
     metrics = api.evaluate(loaded)
@@ -373,7 +374,7 @@ def publish(
 ) -> None:
     """Build a bundle of a run (towers, vectors, index), check it, and make it the current bundle of the store."""
     from twotower import api
-    from twotower.config.experiment import override_config
+    from twotower.config.toml import override_config
 
     loaded = api.load(run)
     for text in overrides or []:
@@ -687,7 +688,7 @@ def key(
 @app.command()
 def config() -> None:
     """Print a config file with every option, its default and its meaning."""
-    from twotower.config.experiment import config_template
+    from twotower.config.reference import config_template
 
     print(config_template(), end="")
 
@@ -718,7 +719,6 @@ def fetch(
 @data_app.command()
 def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items and interactions.")]) -> None:
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
-    from twotower.data import tables
 
     found = {}
     for name in ("users", "items", "interactions"):
@@ -726,12 +726,12 @@ def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items 
         if path is None and name == "interactions":
             raise DataError(f"{folder}: holds no interactions.parquet, .csv or .tsv")
         if path:
-            found[name] = tables.read_file(path)
+            found[name] = readers.read_file(path)
     for name, frame in found.items():
         print(f"{name}: {frame.height:,} rows")
-        for column, kind, missing, distinct, example in tables.describe(frame):
+        for column, kind, missing, distinct, example in summary.describe(frame):
             print_line(f"  {column:<16} {kind:<14} {missing:>9,} missing {distinct:>11} distinct   {example}")
-    for line in tables.activity(found):
+    for line in summary.activity(found):
         print_line(line)
 
 

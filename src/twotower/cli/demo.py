@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from twotower import api
-from twotower.config.experiment import parse_config
+from twotower.config.toml import parse_config
 from twotower.data.datasets import movielens
 from twotower.data.tables import check
 from twotower.errors import DataError

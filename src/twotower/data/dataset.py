@@ -4,132 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from operator import index
 from pathlib import Path
-from typing import Any, SupportsIndex, overload
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from twotower import files
-from twotower.config.experiment import SplitConfig
-from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, split_interactions
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import Bools, Codes, Doubles, Ints
+from twotower.data.pairs import Pairs, counts
+from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, SplitConfig, split_interactions
 from twotower.data.tables import POSITIVE, Tables
 from twotower.data.times import TIME
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
-from twotower.features.encoders import Codes, Column, Encoders, Grams, Ints, Ragged, TextEncoder
+from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
-
-Bools = npt.NDArray[np.bool_]
-Doubles = npt.NDArray[np.float64]
-
-
-class TextColumn(abc.Sequence[str]):
-    """A text column as a sequence of str, converted on access: a million Python strings take a second to make."""
-
-    def __init__(self, column: pl.Series) -> None:
-        self.column = column.cast(pl.String)
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.column)
-
-    @overload
-    def __getitem__(self, row: SupportsIndex) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: SupportsIndex | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return self.column[row].to_list()
-        text: str = self.column[index(row)]
-        return text
-
-
-class IdColumn(TextColumn):
-    """The external ids of one side as text by row, and the row of an id.
-
-    Sorted hashes replace a dict: numpy and polars create and free them as arrays, without the interpreter's lock.
-    """
-
-    def __init__(
-        self, column: pl.Series, hash_ids: Callable[[pl.Series], npt.NDArray[np.uint64]] | None = None
-    ) -> None:
-        """Index the ids of a column. `hash_ids` maps texts (n,) to hashes (n,); None: polars' hashes."""
-        super().__init__(column)
-        self._hash_ids = hash_ids or _hashes
-        hashes = self._hash_ids(self.column)
-        self._order: Ints = np.argsort(hashes)
-        self._hashes = hashes[self._order]
-        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        self._cached_rows: dict[str, int] = {}
-        # Rows of ids that share a hash. A million ids have such a pair with a chance of one in thirty million.
-        shared = np.sort(self._order[np.union1d(same, same + 1)])
-        self._rows_of_shared_hashes = {self[row]: int(row) for row in shared}
-
-    def row(self, external_id: str) -> int | None:
-        """Return the row of an id, None for an unknown one. The latest results are cached."""
-        row = self._cached_rows.get(external_id, -1)
-        if row < 0:
-            row = self.rows([external_id])[0]
-            if row < 0:
-                return None
-            if len(self._cached_rows) >= 16_384:
-                self._cached_rows.clear()
-            self._cached_rows[external_id] = row
-        return row
-
-    def rows(self, ids: abc.Sequence[str]) -> list[int]:
-        """Return the row of each id, -1 for unknown ones."""
-        if not len(ids) or not len(self):
-            return [-1] * len(ids)
-        try:
-            texts = pl.Series(ids, dtype=pl.String)
-        except ValueError:  # a lone surrogate, which no id has
-            texts = pl.Series([i.encode(errors="replace").decode() for i in ids])
-        at = np.minimum(np.searchsorted(self._hashes, self._hash_ids(texts)), len(self) - 1)
-        rows = [row if self.column[row] == i else -1 for i, row in zip(ids, self._order[at].tolist(), strict=True)]
-        if not self._rows_of_shared_hashes:
-            return rows
-        return [self._rows_of_shared_hashes.get(i, row) for i, row in zip(ids, rows, strict=True)]
-
-
-def _hashes(column: pl.Series) -> npt.NDArray[np.uint64]:
-    return column.to_frame().hash_rows().to_numpy()
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Aligned (n,) arrays: user row, item row, and whether the user liked the item."""
-
-    user: Codes
-    item: Codes
-    positive: Bools
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-    def take(self, keep: Any) -> Pairs:
-        """Return the pairs at `keep`, a mask, indices or a slice."""
-        return Pairs(self.user[keep], self.item[keep], self.positive[keep])
-
-
-COUNT_BLOCK_ROWS = 2**22
-"""Values counted at a time, which bounds the memory of a count."""
-
-
-def counts(values: npt.NDArray[Any], n: int) -> Ints:
-    """Return (n,) counts of the values 0..n-1."""
-    found = np.zeros(n, np.int64)
-    for start in range(0, len(values), COUNT_BLOCK_ROWS):
-        found += np.bincount(values[start : start + COUNT_BLOCK_ROWS], minlength=n)
-    return found
+from twotower.features.text import Grams, TextEncoder
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower import files
-from twotower.config.experiment import SplitConfig
-from twotower.data.dataset import Dataset, Pairs, Side, load_dataset, read_checked, read_side, read_text, save_dataset
-from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
-from twotower.embedding.folder import read_array
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import Ints
+from twotower.data.dataset import Dataset, Side, load_dataset, read_checked, read_side, read_text, save_dataset
+from twotower.data.pairs import Pairs
+from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfig
 from twotower.errors import ConfigError, RunError
-from twotower.features.encoders import Column, Encoders, Ints, Ragged
+from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema, Sequence, SideName
+from twotower.files import read_array
 
 PREPARED_FOLDER = "prepared"
 """Folder of a prepared dataset inside a run or a bundle."""

@@ -26,25 +26,18 @@ import polars as pl
 import twotower
 from twotower import files
 from twotower.arrays.growing import ArrayWriter
-from twotower.config.experiment import DataConfig, SplitConfig
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import Doubles, Ints
 from twotower.data import splits
-from twotower.data.dataset import Doubles, with_statistics
+from twotower.data.dataset import with_statistics
 from twotower.data.memmap import FACTS_FILE, MEMMAP_FORMAT, MemmapDataset
-from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
-from twotower.data.tables import (
-    POSITIVE,
-    Reading,
-    check_side,
-    labelled,
-    need,
-    read_file,
-    side_columns,
-    table_files,
-    with_ids,
-)
+from twotower.data.readers import Reading, read_file, table_files
+from twotower.data.source import DataConfig
+from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfig
+from twotower.data.tables import POSITIVE, check_side, labelled, need, side_columns, with_ids
 from twotower.data.times import TIME, Times
 from twotower.errors import ConfigError, DataError
-from twotower.features.encoders import Column, Encoders, Ints, Ragged
+from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower.errors import DataError
-from twotower.features.encoders import missing_count
 from twotower.features.schema import Schema
+from twotower.features.values import missing_count
 
 TIME = "__time"
 """The column that `Times.add` adds to the interactions."""

@@ -15,7 +15,7 @@ from twotower.diagnostics.features import gates, leaking_features, statistics, t
 from twotower.diagnostics.findings import Finding, describe_findings
 from twotower.diagnostics.pairs import false_negatives, split
 from twotower.diagnostics.vectors import baselines, collapse
-from twotower.evaluation.evaluation import evaluation_mode
+from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
 
 __all__ = ["Finding", "describe_findings", "diagnose"]

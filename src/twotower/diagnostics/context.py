@@ -9,13 +9,15 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
-from twotower.data.batches import Inputs, SideTensors
-from twotower.data.dataset import Dataset, Pairs, Side
+from twotower.data.dataset import Dataset, Side
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
-from twotower.evaluation.evaluation import Factors
-from twotower.features.encoders import Ints
+from twotower.evaluation.factors import Factors
 from twotower.features.schema import SIDES, SideName
+from twotower.model.inputs.carriers import Inputs
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
 from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.losses import contrastive_loss

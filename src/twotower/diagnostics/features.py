@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from twotower.data.batches import Inputs
-from twotower.data.dataset import Bools
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import Bools, Codes
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
-from twotower.evaluation.evaluation import auc
-from twotower.features.encoders import UNKNOWN, Codes, Column, Ragged
+from twotower.evaluation.metrics import auc
 from twotower.features.schema import SIDES, Categorical, Numeric, Sequence, SideName
+from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.inputs.carriers import Inputs
 
 
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from twotower.data.dataset import Bools, Dataset
+from twotower.arrays.types import Bools, Ints
+from twotower.data.dataset import Dataset
 from twotower.data.splits import PART_NAMES, TEST, TRAIN
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, or_ok
-from twotower.features.encoders import Ints
 
 
 def split(context: DiagnosisContext) -> Iterator[Finding]:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twotower.arrays.types import Ints
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity
-from twotower.evaluation.evaluation import Factors, bias_baseline, popularity_baseline
-from twotower.features.encoders import Ints
+from twotower.evaluation.baselines import bias_baseline, popularity_baseline
+from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors, comparison_data
+from twotower.evaluation.factors import Factors
 from twotower.features.schema import SIDES
-from twotower.reports.compare import Comparison, ComparisonData, compare_factors, comparison_data
 
 
 def collapse(context: DiagnosisContext) -> Iterator[Finding]:

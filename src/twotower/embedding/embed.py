@@ -20,20 +20,18 @@ import torch
 
 from twotower import files
 from twotower.arrays.growing import write_npy_header
-from twotower.data.batches import Bag, HistoryWindows, Inputs, Padded, Prefixes
-from twotower.data.feed import padded
-from twotower.data.splits import TEST
-from twotower.data.tables import (
+from twotower.arrays.ragged import Column, Ragged
+from twotower.data.readers import (
     Reading,
     check_utf8,
     column_names,
     csv_options,
     is_text,
-    need,
     parse_canonical_text,
     table_files,
-    with_ids,
 )
+from twotower.data.splits import TEST
+from twotower.data.tables import need, with_ids
 from twotower.distributed import DistributedContext
 from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER
 from twotower.embedding.shards import (
@@ -48,9 +46,12 @@ from twotower.embedding.shards import (
     save_ids,
 )
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.evaluation.evaluation import evaluation_mode
-from twotower.features.encoders import CategoricalEncoder, Column, Field, Ragged
+from twotower.features.categorical import CategoricalEncoder
+from twotower.features.field import InputField
 from twotower.features.schema import Numeric, Sequence, SideName
+from twotower.model.inputs.carriers import Bag, HistoryWindows, Inputs, Padded, Prefixes
+from twotower.model.inputs.feed import padded
+from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
 
 log = logging.getLogger(__name__)
@@ -279,7 +280,7 @@ def _take_known(ragged: Ragged, known_rows: npt.NDArray[np.int32]) -> Ragged:
     return Ragged(ragged.values[flat], offsets)
 
 
-def _inputs(fields: tuple[Field, ...], columns: dict[str, Column], part: slice, device: torch.device) -> Inputs:
+def _inputs(fields: tuple[InputField, ...], columns: dict[str, Column], part: slice, device: torch.device) -> Inputs:
     """Return the inputs of some rows of encoded columns, as `SideTensors.take` does, for a forward pass only."""
     arrays: dict[str, Any] = {f.name: columns[f.name] for f in fields}
     lookups = [arrays[f.name][part] for f in fields if f.kind == "lookup"]

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from twotower import files
 from twotower.errors import RunError
+from twotower.files import read_array
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,19 +27,6 @@ if TYPE_CHECKING:
 VECTORS_FILE, IDS_FILE = "vectors.npy", "ids.parquet"
 LIST_FILE, WORK_FOLDER = "embedding.json", "work"
 EMBEDDINGS_FORMAT = 1
-
-
-def read_array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
-    """Return the array of a .npy file, loaded, or memory-mapped with `mode`.
-
-    Raises OSError, and ValueError for any other content; archives and pickles are not opened."""
-    found: npt.NDArray[Any]
-    if mode is not None:
-        found = np.lib.format.open_memmap(path, mode)
-        return found
-    with path.open("rb") as file:
-        found = np.lib.format.read_array(file, allow_pickle=False)
-    return found
 
 
 def part_names(shard_index: int) -> tuple[str, str]:

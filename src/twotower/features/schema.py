@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from twotower.section import Section
 
 SideName = Literal["user", "item"]
 SIDES: tuple[SideName, SideName] = ("user", "item")
@@ -12,26 +14,7 @@ ROW_IDS: dict[SideName, str] = {"user": "__user", "item": "__item"}
 """Id columns of tables without ids."""
 
 
-MAX_WHOLE_NUMBER = 2**32 - 1
-"""Largest whole number allowed in a schema or a config."""
-
-
-def _check_whole_numbers(value: Any) -> Any:
-    """Return the value unchanged. Raises ValueError if it, or an element of it, is a whole number above MAX_WHOLE_NUMBER."""
-    for number in value if isinstance(value, tuple) else (value,):
-        if type(number) is int and number > MAX_WHOLE_NUMBER:
-            raise ValueError(f"at most {MAX_WHOLE_NUMBER:,} is allowed, got {number:,}")
-    return value
-
-
-class Settings(BaseModel):
-    """A section of a schema or a config: frozen, without unknown keys, whole numbers up to MAX_WHOLE_NUMBER."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-    _bound = field_validator("*")(_check_whole_numbers)
-
-
-class _Feature(Settings):
+class _Feature(Section):
     name: str = Field(min_length=1, description="Name, unique within its side.")
     side: SideName = Field(description="Tower that reads the feature.")
     column: str = Field("", description="Column of the side's table. Empty: the feature's name.")
@@ -209,7 +192,7 @@ class Text(_Feature):
 Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence | Text, Field(discriminator="kind")]
 
 
-class Schema(Settings):
+class Schema(Section):
     """Columns of the three tables, and features. Ids are external values; rows 0..n-1 are internal."""
 
     user_id: str = Field("user_id", description="Id column of users and interactions.")
@@ -323,3 +306,13 @@ class Schema(Settings):
 
 def _other(side: SideName) -> SideName:
     return "item" if side == "user" else "user"
+
+
+FEATURE_KINDS: dict[str, type[BaseModel]] = {
+    "categorical": Categorical,
+    "numeric": Numeric,
+    "multi_hot": MultiHot,
+    "vector": Vector,
+    "sequence": Sequence,
+    "text": Text,
+}

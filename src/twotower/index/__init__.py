@@ -10,11 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, did_you_mean
 from twotower.files import read_json
 from twotower.index.choose import TuneResult, choose_index, choose_milvus_type, measure_recall, tune_index
 from twotower.index.exact import INDEX_FORMAT, ExactIndex
-from twotower.index.protocol import Index, Metric, MilvusLocation, Rows, Vectors
+from twotower.index.protocol import Index, Metric, MilvusLocation
 
 __all__ = [
     "KINDS",

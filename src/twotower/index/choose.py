@@ -4,12 +4,75 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
+from pydantic import Field, model_validator
+
+from twotower.arrays.types import Vectors
 from twotower.errors import ConfigError, DataError
-from twotower.index.protocol import Index, Metric, MilvusType, Vectors
+from twotower.index.protocol import Index, Metric, MilvusType
+from twotower.section import Section
 
 EXACT_MAX_ITEMS = 50_000
 UNCOMPRESSED_MAX_ITEMS = 2_000_000
+
+
+class IndexConfig(Section):
+    """Index over the item vectors of a published model."""
+
+    kind: Literal["auto", "exact", "flat", "ivf", "hnsw", "ivfpq", "milvus"] = Field(
+        "auto", description="Kind of index. auto: by the size of the catalogue, never milvus."
+    )
+    min_recall: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Minimum recall against exact search, over held-out users, that publishing accepts. Search "
+        "parameters are tuned to it.",
+    )
+    k: int = Field(100, ge=1, description="Cut-off of min_recall.")
+    queries: int = Field(
+        1000,
+        ge=20,
+        description="Number of held-out users in the recall check: one half tunes the index, the other half measures "
+        "it.",
+    )
+    uri: str = Field(
+        "",
+        description="Milvus server, as http://HOST:PORT, or a path ending in .db for milvus-lite (kind milvus). The "
+        "token comes from TWOTOWER_MILVUS_TOKEN.",
+    )
+    prefix: str = Field(
+        "twotower",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$",
+        description="Alias of the current bundle's collection, and prefix of collection names (kind milvus). Unique "
+        "to a store.",
+    )
+    type: Literal["auto", "FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"] = Field(
+        "auto", description="Milvus index type (kind milvus). auto: by the size of the catalogue."
+    )
+    timeout: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds that one step of publishing to Milvus may take, with building its index (kind milvus).",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> IndexConfig:
+        if self.kind != "milvus":
+            for name in ("uri", "prefix", "type", "timeout"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is an option of kind = 'milvus', not of '{self.kind}'; leave it out")
+        elif not self.uri:
+            raise ValueError(
+                "kind = 'milvus' needs index.uri: http://HOST:PORT, or a path ending in .db for milvus-lite"
+            )
+        elif self.uri.startswith(("http://", "https://")):
+            if "@" in self.uri:
+                raise ValueError("uri holds a user or password, which a bundle would carry; set TWOTOWER_MILVUS_TOKEN")
+        elif "://" in self.uri or not self.uri.endswith(".db"):
+            raise ValueError(f"uri is '{self.uri}', expected http://HOST:PORT, https://…, or a path ending in .db")
+        return self
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from twotower.embedding.folder import read_array
+from twotower.arrays.sets import is_in_sorted, sorted_unique
+from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
-from twotower.files import new_folder, write_json
-from twotower.index.protocol import Metric, Rows, Vectors
+from twotower.files import new_folder, read_array, write_json
+from twotower.index.protocol import Metric
 
 INDEX_FORMAT = 2
 INDEX_FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
@@ -435,22 +436,6 @@ def exact_scores(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
         part = slice(start, start + 4096)
         scores[part] = (vectors[positions[part]] * wide).sum(axis=1)
     return scores
-
-
-def is_in_sorted(members: Rows, values: Rows) -> npt.NDArray[np.bool_]:
-    """Return a mask of those `values` that are in `members`, an ascending array."""
-    if not len(members):
-        return np.zeros(values.shape, np.bool_)
-    return np.equal(members[np.minimum(np.searchsorted(members, values), len(members) - 1)], values)
-
-
-def sorted_unique(rows: Rows) -> Rows:
-    """Return the rows in ascending order without repeats; the same array if it is so already."""
-    if (rows[1:] > rows[:-1]).all():
-        return rows
-    rows = np.sort(rows)
-    unique: Rows = rows[np.concatenate([[True], rows[1:] != rows[:-1]])]
-    return unique
 
 
 def _is_identity(rows: Rows) -> bool:

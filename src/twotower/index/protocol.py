@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from twotower.arrays.types import Rows, Vectors
 
 Metric = Literal["cosine", "dot"]
-Vectors = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 
 MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]

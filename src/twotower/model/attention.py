@@ -7,16 +7,42 @@ cut anywhere.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from twotower.config.experiment import HistoryConfig
-from twotower.data.batches import HistoryWindows, Padded
 from twotower.errors import ConfigError
+from twotower.model.inputs.carriers import HistoryWindows, Padded
 from twotower.model.layers import Dropout, gather
+from twotower.section import Section
 
 MAX_TOKENS_PER_PASS = 2**14
 """Items that one forward pass over padded histories reads."""
+
+
+class HistoryConfig(Section):
+    """Encoder of sequences with pooling = 'attention' or 'transformer'."""
+
+    block: Literal["plain", "gated"] = Field(
+        "gated",
+        description="Transformer block. plain: x + f(norm(x)) (SASRec). gated: each change is multiplied by a sigmoid"
+        " gate of its input (LiGR).",
+    )
+    blocks: int = Field(2, ge=1, description="Number of transformer blocks.")
+    heads: int = Field(4, ge=1, description="Number of attention heads. Divides the width of the sequence.")
+    feed_forward: int = Field(
+        2,
+        ge=1,
+        description="Hidden width of a transformer block's feed-forward layers, as a multiple of the sequence's width.",
+    )
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="Dropout rate of the output of each sub-layer of a transformer block."
+    )
+    input_dropout: float = Field(
+        0.2, ge=0, lt=1, description="Dropout rate of the item embeddings that attention reads."
+    )
 
 
 def rotary_cos_sin(length: int, width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -10,14 +10,85 @@ standard deviation of the fields. (A start of 1 instead of 0.05 lowered the test
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Annotated, Literal, cast
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from twotower.config.experiment import BilinearBranch, Branch, CinBranch, CrossBranch, FmBranch, MlpBranch
 from twotower.errors import ConfigError
-from twotower.model.layers import SenetGate, norm_activation_dropout
+from twotower.model.layers import Activation, SenetConfig, SenetGate, norm_activation_dropout
+from twotower.section import Positive, Section
+
+
+class _Branch(Section):
+    senet: SenetConfig = SenetConfig()
+
+
+class MlpBranch(_Branch):
+    """Hidden layers with activations."""
+
+    kind: Literal["mlp"] = "mlp"
+    layers: tuple[Positive, ...] = Field(
+        (64,), min_length=1, description="Widths of the hidden layers. Every layer is activated."
+    )
+    activation: Activation = Field("LeakyReLU", description="Activation function after each layer.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the hidden units.")
+    layer_norm: bool = Field(False, description="Layer normalisation before each activation.")
+
+
+class CrossBranch(_Branch):
+    """Cross layers x <- x0 * (W x + b) + x over the joined fields x0 (DCN-v2, Wang et al. 2021)."""
+
+    kind: Literal["cross"] = "cross"
+    depth: int = Field(2, ge=1, description="Number of cross layers.")
+    rank: int = Field(0, ge=0, description="Rank of W as a product of two matrices. 0: one full matrix.")
+
+
+class FmBranch(_Branch):
+    """½((Σv)² - Σv²) over the fields: a vector of their width (He and Chua 2017). Fields of one width only."""
+
+    kind: Literal["fm"] = "fm"
+
+
+class CinBranch(_Branch):
+    """Compressed interaction network: feature maps X_k = W_k (products of X_{k-1} with the fields), summed over their
+    width (xDeepFM, Lian et al. 2018). Fields of one width only."""
+
+    kind: Literal["cin"] = "cin"
+    widths: tuple[Positive, ...] = Field((16, 16), min_length=1, description="Number of feature maps of each layer.")
+
+
+class BilinearBranch(_Branch):
+    """(v_i W) * v_j for each pair of fields (FiBiNET, Huang et al. 2019, section 3.3). Fields of one width only."""
+
+    kind: Literal["bilinear"] = "bilinear"
+    matrices: Literal["all", "each", "interaction"] = Field(
+        "interaction",
+        description="Sharing of W. all: one for all pairs of fields. each: one per left field. interaction: one per "
+        "pair.",
+    )
+
+
+class IdentityBranch(_Branch):
+    """The joined fields, unchanged."""
+
+    kind: Literal["identity"] = "identity"
+
+
+Branch = Annotated[
+    MlpBranch | CrossBranch | FmBranch | CinBranch | BilinearBranch | IdentityBranch, Field(discriminator="kind")
+]
+
+
+BRANCH_KINDS: dict[str, type[BaseModel]] = {
+    "mlp": MlpBranch,
+    "cross": CrossBranch,
+    "fm": FmBranch,
+    "cin": CinBranch,
+    "bilinear": BilinearBranch,
+    "identity": IdentityBranch,
+}
 
 
 class Mlp(nn.Module):

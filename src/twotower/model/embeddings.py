@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from twotower.config.experiment import HistoryConfig
-from twotower.data.batches import Bag, HistoryWindows, Inputs, Padded, Prefixes
 from twotower.errors import ConfigError
-from twotower.features.encoders import UNKNOWN, Field
-from twotower.model.attention import HistoryEncoder
+from twotower.features.field import InputField
+from twotower.features.values import UNKNOWN
+from twotower.model.attention import HistoryConfig, HistoryEncoder
 from twotower.model.history import decayed_means, decayed_sums, inverse_weight_sum
+from twotower.model.inputs.carriers import Bag, HistoryWindows, Inputs, Padded, Prefixes
 from twotower.model.layers import gather
 from twotower.model.tables import AnyBag, AnyTable, Table, TableFactory, bag_codes
 
@@ -99,8 +99,8 @@ class FieldEmbeddings(nn.Module):
 
     def __init__(
         self,
-        fields: tuple[Field, ...],
-        all_fields: tuple[Field, ...],
+        fields: tuple[InputField, ...],
+        all_fields: tuple[InputField, ...],
         width: int,
         std: float,
         history: HistoryConfig | None = None,
@@ -111,7 +111,7 @@ class FieldEmbeddings(nn.Module):
         of its fresh rows."""
         super().__init__()
         fields = tuple(replace(f, width=f.width or width) for f in fields)
-        by_width: dict[int, list[Field]] = {}
+        by_width: dict[int, list[InputField]] = {}
         for f in fields:
             if f.kind == "lookup":
                 by_width.setdefault(f.width, []).append(f)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.data.batches import SCAN_CHUNK, Prefixes
+from twotower.model.inputs.carriers import SCAN_CHUNK, Prefixes
 from twotower.model.layers import gather
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from twotower.config.experiment import SenetConfig
+from twotower.section import Section
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "LeakyReLU": nn.LeakyReLU,
@@ -15,6 +18,19 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Tanh": nn.Tanh,
     "Sigmoid": nn.Sigmoid,
 }
+
+
+class SenetConfig(Section):
+    """SENet gate: squeeze each field to one number, excite, multiply (FiBiNET, Huang et al. 2019, section 3.2)."""
+
+    enabled: bool = Field(False, description="SENet gate between the embeddings and the next layer.")
+    squeeze: Literal["mean", "sum", "max"] = Field("mean", description="Pooling of a field to one number.")
+    reduction: float = Field(
+        2.0, ge=1, description="Number of fields divided by the width of the gate's hidden layer, which is at least 1."
+    )
+
+
+Activation = Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"]
 
 
 def norm_activation_dropout(width: int, activation: str, layer_norm: bool, dropout: float) -> list[nn.Module]:

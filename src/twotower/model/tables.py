@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from twotower.data.batches import Bag, HistoryWindows, Padded, Prefixes
+from twotower.model.inputs.carriers import Bag, HistoryWindows, Padded, Prefixes
 from twotower.model.layers import gather
 
 AnyBag = Bag | Prefixes | HistoryWindows | Padded

@@ -2,19 +2,74 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from twotower.config.experiment import HistoryConfig, TowerConfig
-from twotower.data.batches import Inputs
 from twotower.errors import ConfigError, did_you_mean
-from twotower.features.encoders import UNKNOWN, Field
-from twotower.model.branches import TowerBranch
+from twotower.features.field import InputField
+from twotower.features.values import UNKNOWN
+from twotower.model.attention import HistoryConfig
+from twotower.model.branches import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.layers import ACTIVATIONS, Dropout, SenetGate, norm_activation_dropout
+from twotower.model.inputs.carriers import Inputs
+from twotower.model.layers import ACTIVATIONS, Activation, Dropout, SenetConfig, SenetGate, norm_activation_dropout
 from twotower.model.tables import AnyTable, Table, TableFactory
+from twotower.section import Positive, Section
+
+
+class TowerConfig(Section):
+    """One tower of a pair: fields -> SENet -> branches -> layers -> vector."""
+
+    fields: tuple[str, ...] = Field(
+        (), description="Names of the features that the tower reads. Empty: all features of its side."
+    )
+    width: int = Field(0, ge=0, description="Embedding width of the tower's fields. 0: model.width.")
+    join: Literal["concat", "sum"] = Field(
+        "concat",
+        description="Combination of the fields. concat: side by side. sum: added and activated, as a first layer over"
+        " one-hot inputs.",
+    )
+    senet: SenetConfig = SenetConfig()
+    history: HistoryConfig = HistoryConfig()
+    branches: tuple[Branch, ...] = Field(
+        (), description="Parallel branches between the joined fields and the layers, each with its `kind`. Empty: none."
+    )
+    augment: bool = Field(
+        False, description="Augmented vector per id beside the fields, which loss.mimic trains (DAT)."
+    )
+    layers: tuple[Positive, ...] = Field(
+        (64, 32),
+        description="Layer widths. The last one is the width of the vector and has no activation, unless "
+        "activate_last is set.",
+    )
+    activation: Activation = Field("LeakyReLU", description="Activation function of the hidden layers.")
+    activate_last: bool = Field(False, description="Activation after the last layer too, as in the DSSM of 2013.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the hidden units.")
+    field_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the joined fields.")
+    weight_decay_scale: float = Field(
+        1.0, ge=0, description="Factor of train.embedding_weight_decay for this tower's embeddings."
+    )
+    layer_norm: bool = Field(False, description="Layer normalisation before each activation.")
+    field_norm: bool = Field(False, description="Layer normalisation of each field before the fields are joined.")
+    residual: bool = Field(False, description="Linear map of the joined fields, added to the last layer.")
+    output_norm: bool = Field(False, description="Layer normalisation of the vector, with learned scale and shift.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TowerConfig:
+        if self.senet.enabled and self.join == "sum":
+            raise ValueError("senet needs join = 'concat'")
+        if self.join == "sum" and (self.branches or self.augment):
+            raise ValueError(f"{'branches' if self.branches else 'augment'} needs join = 'concat'")
+        if self.augment and not self.layers:
+            raise ValueError("augment needs layers, and layers is empty; set it to the vector's width, such as [64]")
+        if self.residual and not self.layers:
+            raise ValueError("residual needs layers, and layers is empty")
+        if self.activate_last and not self.layers:
+            raise ValueError("activate_last needs layers, and layers is empty")
+        return self
 
 
 class Tower(nn.Module):
@@ -28,7 +83,7 @@ class Tower(nn.Module):
     def __init__(
         self,
         config: TowerConfig,
-        side_fields: tuple[Field, ...],
+        side_fields: tuple[InputField, ...],
         width: int,
         std: float,
         unknown_rate: float,
@@ -137,7 +192,7 @@ class AugmentedVectors(nn.Module):
     Rows start at zero, so an id without a positive stays at zero.
     """
 
-    def __init__(self, side_fields: tuple[Field, ...], width: int, make_table: TableFactory = Table) -> None:
+    def __init__(self, side_fields: tuple[InputField, ...], width: int, make_table: TableFactory = Table) -> None:
         """Create the table. Raises ConfigError if no field of the side reads its id column without hashing."""
         super().__init__()
         lookups = [f for f in side_fields if f.kind == "lookup"]
@@ -173,7 +228,7 @@ def _normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:
     return torch.cat([nn.functional.layer_norm(p, (p.shape[1],)) for p in torch.split(joined, widths, 1)], 1)
 
 
-def _select_fields(fields: tuple[Field, ...], names: tuple[str, ...]) -> tuple[Field, ...]:
+def _select_fields(fields: tuple[InputField, ...], names: tuple[str, ...]) -> tuple[InputField, ...]:
     known = {f.name: f for f in fields}
     for name in names:
         if name not in known:

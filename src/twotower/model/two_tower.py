@@ -8,18 +8,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from twotower.config.experiment import ModelConfig
-from twotower.data.batches import Inputs
 from twotower.errors import ConfigError
-from twotower.features.encoders import UNKNOWN, Field
+from twotower.features.field import InputField
 from twotower.features.schema import SideName
+from twotower.features.values import UNKNOWN
+from twotower.model.inputs.carriers import Inputs
 from twotower.model.tables import AnyTable, Table, TableFactory
-from twotower.model.towers import Tower
+from twotower.model.towers import Tower, TowerConfig
+from twotower.section import Section
+
+
+class PairConfig(Section):
+    """A user tower and an item tower. The vectors of all pairs are concatenated, so their scores add up."""
+
+    user: TowerConfig = TowerConfig()
+    item: TowerConfig = TowerConfig()
+
+
+class ModelConfig(Section):
+    """The model: pairs of towers and the similarity of their vectors."""
+
+    width: int = Field(16, ge=1, description="Embedding width of a field.")
+    pairs: tuple[PairConfig, ...] = Field(
+        (PairConfig(),),
+        min_length=1,
+        description="Pairs of a user tower and an item tower. Their vectors are concatenated, so their scores add up."
+        " One pair: the classic DSSM.",
+    )
+    similarity: Literal["cosine", "dot"] = Field(
+        "cosine", description="Similarity of user and item vectors, over all pairs together."
+    )
+    temperature: float = Field(0.1, gt=0, description="Initial temperature. logit = similarity / temperature.")
+    learn_temperature: bool = Field(True, description="Training of the temperature (similarity cosine only).")
+    bias: bool = Field(
+        True, description="Global bias, and a bias per value of each categorical feature, folded into the vectors."
+    )
+    unknown_rate: float = Field(
+        0.01, ge=0, lt=1, description="Share of categorical values replaced by the unknown value in training. 0: off."
+    )
+    embedding_std: float = Field(0.05, gt=0, description="Standard deviation of initial embeddings.")
+
+    @property
+    def metric(self) -> Literal["cosine", "dot"]:
+        """The metric by which an index over the item vectors ranks."""
+        return "cosine" if self.similarity == "cosine" and not self.bias else "dot"
 
 
 class _Normalize(torch.autograd.Function):
@@ -58,7 +97,7 @@ class FirstOrder(nn.Module):
 
     first_rows: Tensor
 
-    def __init__(self, fields: tuple[Field, ...], make_table: TableFactory = Table) -> None:
+    def __init__(self, fields: tuple[InputField, ...], make_table: TableFactory = Table) -> None:
         super().__init__()
         rows = [f.rows for f in fields if f.kind == "lookup"]
         self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
@@ -90,8 +129,8 @@ class TwoTower(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        user_fields: tuple[Field, ...],
-        item_fields: tuple[Field, ...],
+        user_fields: tuple[InputField, ...],
+        item_fields: tuple[InputField, ...],
         make_table: TableFactory = Table,
     ) -> None:
         """Build all pairs of towers. `make_table` creates the tables. Raises ConfigError if the vectors of a pair's two towers
@@ -207,3 +246,15 @@ class TwoTower(nn.Module):
         if self.config.similarity == "cosine":
             joined = normalize(joined)
         return joined, bias
+
+
+@contextmanager
+def evaluation_mode(model: TwoTower) -> Iterator[None]:
+    """Run the body in evaluation mode and without gradients, then restore the model's mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -21,13 +21,15 @@ import numpy as np
 
 import twotower
 from twotower import files, runs
-from twotower.config.experiment import IndexConfig
+from twotower.arrays.types import Codes, Floats, Ints
 from twotower.data.dataset import read_text
 from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
 from twotower.data.splits import TEST
 from twotower.errors import RunError
-from twotower.evaluation.evaluation import Factors, Metrics, PartEvaluation
-from twotower.features.encoders import Codes, Encoders, Floats, Ints
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import Metrics
+from twotower.evaluation.part import PartEvaluation
+from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, SideName
 from twotower.index import (
     Index,
@@ -39,8 +41,10 @@ from twotower.index import (
     measure_recall,
     tune_index,
 )
+from twotower.index.choose import IndexConfig
 from twotower.index.milvus.collections import MilvusCollections
 from twotower.onnx.export import export_tower
+from twotower.reports.model_card import model_card
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -121,12 +125,16 @@ def _write(
             run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
         )
         log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
-    (folder / "README.md").write_text(_model_card(run, index, recall_check), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, index, recall_check), encoding="utf-8")
     return {
         "model": model,
         "dims": dims,
         "metric": metric,
         "counts": counts,
+        "schema": run.dataset.schema.model_dump(mode="json"),
+        "split": run.config.split.model_dump(mode="json"),
+        "similarity": run.config.model.similarity,
+        "bias": run.config.model.bias,
         "recall_check": recall_check,
         "index": index.describe() | {"rejected": len(index.rejected)},
         "parity": parity,
@@ -235,7 +243,7 @@ def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
     "index" and "exact" are method 1 (precomputed user vectors), "live" is method 2 (online user tower), and "intervals"
     has the bootstrap intervals of "index". Raises RunError without a test part.
     """
-    dataset, config = retriever.dataset, retriever.config.evaluation
+    dataset, config = retriever.dataset, runs.read_config(retriever.bundle.folder)[1].evaluation
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
@@ -276,38 +284,3 @@ def _scores(retriever: Retriever, method: Method) -> Any:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _model_card(run: Run, index: Index, recall_check: dict[str, Any]) -> str:
-    """Return the model card: the model, its training data and its metrics."""
-    metrics = run.metrics
-    shown = [m for m in metrics if m.startswith("test.") and not m.endswith((".low", ".high")) and m.count(".") == 1]
-    rows = "\n".join(
-        f"| {m.removeprefix('test.')} | {metrics[m]:.4f} | {_metric_cell(metrics, 'popularity', m)} |" for m in shown
-    )
-    features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)
-    return f"""# Two-tower model
-
-{run.dataset.describe()}
-
-Split: {run.config.split.kind}. Loss: {run.config.loss.kind}. Vectors: {index.width} numbers, metric {index.metric}.
-Index: {index.kind}, recall@{recall_check["k"]} {recall_check["recall"]:.4f} against exact search by {recall_check["queries"]} held-out users.
-
-| test metric | model | popularity |
-|---|---|---|
-{rows}
-
-Full catalogue, seen items left out; see config.toml for every setting.
-
-Features:
-
-{features}
-
-Trained by twotower {twotower.__version__}. Scores are no probabilities of liking, least of all outside the population
-and the time of the training data.
-"""
-
-
-def _metric_cell(metrics: Metrics, baseline: str, name: str) -> str:
-    value = metrics.get(name.replace("test.", f"baseline.{baseline}.", 1))
-    return "" if value is None else f"{value:.4f}"

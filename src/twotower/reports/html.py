@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,11 +13,13 @@ import plotly.io
 import torch
 
 from twotower import files
-from twotower.data.batches import SideTensors
 from twotower.data.splits import TEST
-from twotower.evaluation.evaluation import Factors
+from twotower.evaluation.factors import Factors
 from twotower.features.schema import SIDES
-from twotower.runs import Run
+from twotower.model.inputs.side_tensors import SideTensors
+
+if TYPE_CHECKING:
+    from twotower.runs import Run
 
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
 MAX_GATE_ROWS = 20_000

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import tomllib
 import weakref
 from collections import abc
 from collections.abc import Container, Iterable, Mapping
@@ -23,23 +22,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import ValidationError
 
 from twotower import files
-from twotower.config.experiment import Config, parse_config
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.sets import is_in_sorted
+from twotower.arrays.types import Codes, Floats, Ints
 from twotower.data import memmap
-from twotower.data.dataset import Dataset, IdColumn, TextColumn, read_checked, read_text
-from twotower.data.feed import Feed, feed, feed_row, row_of
-from twotower.data.splits import TEST, TRAIN
-from twotower.embedding.folder import read_array
-from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean, first_line
-from twotower.features.encoders import UNKNOWN, Codes, Column, Floats, Ints, Ragged, canonical_ids, words
+from twotower.data.dataset import Dataset, read_checked
+from twotower.data.ids import IdColumn, TextColumn
+from twotower.data.splits import TEST, TRAIN, SplitConfig
+from twotower.errors import DataError, RunError, TwoTowerError, did_you_mean, first_line
 from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
+from twotower.features.text import words
+from twotower.features.values import UNKNOWN, canonical_ids
+from twotower.files import read_array
 from twotower.index import Index, load_index
-from twotower.index.exact import MAX_NORM, is_in_sorted
+from twotower.index.exact import MAX_NORM
+from twotower.model.inputs.feed import Feed, feed, feed_row, row_of
 from twotower.onnx import tower
 from twotower.onnx.tower import GateInfo, InspectionLimits, OnnxTower
 from twotower.retrieval.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
-from twotower.store.bundle import Bundle
+from twotower.store.bundle import Bundle, BundleError
 
 ATTENTION_MAX_CELLS = 2**21
 """Attention weights that one call of the tower may hold for each head: users times squared history length."""
@@ -101,9 +105,9 @@ class Retriever:
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
             limits = InspectionLimits(cpu_seconds=inspect_seconds, max_memory=tower_memory)
             inspected = pool.submit(tower.inspect_towers, towers, limits=limits)
-            schema, self.config = _read_config(folder)
+            schema, split = _read_schema(bundle)
             # The item tower is not run, so its columns are not encoded.
-            self.dataset: Dataset = memmap.load(folder, schema, self.config.split, encode=("user",))
+            self.dataset: Dataset = memmap.load(folder, schema, split, encode=("user",))
             self.user_ids, self.item_ids = IdColumn(self.dataset.users.ids), IdColumn(self.dataset.items.ids)
             self.titles = TextColumn(self.dataset.title_column())
             self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
@@ -129,7 +133,6 @@ class Retriever:
                 "users.parquet": {"users": len(self.dataset.users)},
                 "items.parquet": {"items": len(self.dataset.items)},
                 "user_tower.onnx": {"model": self.tower.model, "dims": self.tower.width},
-                "config.toml": {"metric": self.config.model.metric},
             }
         )
         counts = {name: len(c.offsets) - 1 if isinstance(c, Ragged) else len(c) for name, c in self.columns.items()}
@@ -638,7 +641,7 @@ class Retriever:
 
         The index ranks by inner product; if norms differ, more candidates are needed to include the highest cosines.
         """
-        n = min(len(self.index), k + 1 if self.config.model.similarity == "cosine" else 8 * k + 64)
+        n = min(len(self.index), k + 1 if self.bundle.manifest["similarity"] == "cosine" else 8 * k + 64)
         rows = np.sort(self.index.search(query, n)[0][0])
         rows = rows[rows >= 0]
         vectors = self._vectors_without_bias(rows)
@@ -648,7 +651,7 @@ class Retriever:
     def _vectors_without_bias(self, rows: Ints) -> Floats:
         """Return the vectors (n, D) of rows of the index, with zeros in the bias columns."""
         vectors = np.array(self.index.vectors(rows), np.float32)
-        if self.config.model.bias:
+        if self.bundle.manifest["bias"]:
             vectors[:, -2:] = 0
         return vectors
 
@@ -672,11 +675,13 @@ class Retriever:
             known = self.popular[np.isin(self.popular, self.index.rows)]
             rows = np.sort(known[:REMOTE_MAP_ITEMS])
             vectors = self.index.vectors(rows)
-            lengths = np.maximum(np.linalg.norm(vectors[:, :-2] if self.config.model.bias else vectors, axis=1), 1e-12)
+            lengths = np.maximum(
+                np.linalg.norm(vectors[:, :-2] if self.bundle.manifest["bias"] else vectors, axis=1), 1e-12
+            )
         else:
             rows, lengths = self._norms
             vectors = self.index.vectors(rows)
-        if self.config.model.bias:
+        if self.bundle.manifest["bias"]:
             vectors = vectors[:, :-2]
         position = np.full(len(self.item_ids), -1, np.int64)
         position[rows] = np.arange(len(rows))
@@ -713,15 +718,13 @@ class Retriever:
         return Ragged.from_pairs(pairs.user[keep], pairs.item[keep], len(self.user_ids))
 
 
-def _read_config(folder: Path) -> tuple[Schema, Config]:
-    path = folder / "config.toml"
+def _read_schema(bundle: Bundle) -> tuple[Schema, SplitConfig]:
+    """Return the schema and the split in the manifest. Raises BundleError."""
     try:
-        schema, config = parse_config(tomllib.loads(read_checked(path, read_text)), str(path))
-    except (ValueError, RecursionError, ConfigError) as e:
-        raise RunError(f"{path}: {e}") from None
-    if schema is None:
-        raise RunError(f"{path}: section [schema] is missing")
-    return schema, config
+        manifest = bundle.manifest
+        return Schema.model_validate(manifest["schema"]), SplitConfig.model_validate(manifest["split"])
+    except ValidationError as e:
+        raise BundleError(f"{bundle.folder}: schema or split of the manifest: {first_line(e)}", "manifest") from None
 
 
 def _cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.data.dataset import IdColumn
-from twotower.features.encoders import canonical_ids
+from twotower.data.ids import IdColumn
 from twotower.features.schema import Categorical, MultiHot
+from twotower.features.values import canonical_ids
 from twotower.retrieval.request import MAX_K, Answer, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import schemas

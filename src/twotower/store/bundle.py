@@ -26,10 +26,11 @@ from twotower import files
 from twotower.errors import RunError
 
 MANIFEST = "MANIFEST.json"
-SCHEMA_VERSIONS = (3,)
+SCHEMA_VERSIONS = (4,)
 """Versions of the manifest that can be read; the last is written."""
 MANIFEST_FIELDS: dict[str, type] = {
-    "bundle": str, "created": str, "versions": dict, "dims": int, "metric": str, "counts": dict, "schema_hash": str,
+    "bundle": str, "created": str, "versions": dict, "dims": int, "metric": str, "counts": dict, "schema": dict,
+    "split": dict, "similarity": str, "bias": bool, "schema_hash": str,
     "vocab_hash": str, "recall_check": dict, "forced": bool, "files": list,
 }  # fmt: skip
 

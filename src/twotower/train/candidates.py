@@ -36,13 +36,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from twotower.config.experiment import NegativesConfig
-from twotower.data.batches import DistinctRows
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.sets import DistinctRows
+from twotower.arrays.types import Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError, did_you_mean
-from twotower.features.encoders import UNKNOWN, Codes, Ints, Ragged
-from twotower.train.negatives import PairSet, RandomNegatives
+from twotower.features.values import UNKNOWN
+from twotower.train.negatives import NegativesConfig, PairSet, RandomNegatives
 
 HARD_NEGATIVES_PER_USER = 64
 """Items of a user's rank window that are kept from one refresh of the hard negatives to the next."""

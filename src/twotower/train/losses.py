@@ -15,17 +15,44 @@ and overwrites the logits with their gradient. A logit of -inf is a candidate th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
-from twotower.config.experiment import LossConfig
+from twotower.section import Section
 from twotower.train.candidates import Candidates
 
 MAX_BLOCK_LOGITS = 2**21
 """Logits that `contrastive_loss` holds at a time, by default: 8 MiB of float32."""
+
+
+class LossConfig(Section):
+    """The loss over logits."""
+
+    kind: Literal["bce", "softmax", "gbce", "bpr"] = Field(
+        "bce",
+        description="Loss. bce: pointwise, over labelled pairs. softmax, gbce and bpr: contrastive, each positive "
+        "against candidates.",
+    )
+    log_q: bool = Field(
+        True,
+        description="Correction of each candidate's logit by the log of its sampling rate (softmax; Yi et al. 2019).",
+    )
+    calibration: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="Calibration t of gbce (gSASRec). 0: plain BCE over candidates. 1: fully calibrated.",
+    )
+    mimic: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the adaptive-mimic loss: squared distance of augmented vectors to the other tower's. "
+        "0: off.",
+    )
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, total_weight: float = 0.0) -> Tensor:

@@ -18,19 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twotower.config.experiment import Config
-from twotower.data.batches import Batcher, Inputs, SideTensors
+from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
-from twotower.evaluation.evaluation import Factors
-from twotower.features.encoders import Ints
+from twotower.evaluation.factors import Factors
 from twotower.features.schema import Sequence
+from twotower.model.inputs.carriers import Inputs
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
+from twotower.train.batches import Batcher
 from twotower.train.candidates import CandidateSampler, CrossBatchMemory
 from twotower.train.losses import binary_cross_entropy, contrastive_loss, mimic
 from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch, Examples
+from twotower.train.recipe import Recipe
 from twotower.train.sharded import TorchRecEmbeddings
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Objective:
     def __init__(
         self,
         dataset: Dataset,
-        config: Config,
+        recipe: Recipe,
         model: TwoTower,
         device: torch.device,
         context: DistributedContext,
@@ -53,9 +55,9 @@ class Objective:
     ) -> None:
         """Check the settings and build the samplers. Raises ConfigError, or DataError if the training part holds nothing to
         learn with these settings."""
-        self.dataset, self.config, self.model = dataset, config, model
+        self.dataset, self.recipe, self.model = dataset, recipe, model
         self.device, self.context, self.torchrec = device, context, torchrec
-        self.causal = config.train.history_scope == "causal"
+        self.causal = recipe.train.history_scope == "causal"
         timeline = dataset.timeline if self.causal else None
         self.users = SideTensors(
             dataset.users, dataset.encoders.fields("user"), device, timeline, dataset.grouped_by_user
@@ -64,19 +66,19 @@ class Objective:
         self.batcher = Batcher(self.users, self.items)
         sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
         self._histories_hold_dislikes = any(f.interactions != "positive" for f in sequences)
-        _check_learnable(dataset, config)
-        _check_histories(dataset, config)
-        _check_shards(config, context)
-        seed, shuffle, shards = config.train.seed, config.train.shuffle, config.train.data_shards
+        _check_learnable(dataset, recipe)
+        _check_histories(dataset, recipe)
+        _check_shards(recipe, context)
+        seed, shuffle, shards = recipe.train.seed, recipe.train.shuffle, recipe.train.data_shards
         self.sampler: PairSampler | PositiveSampler
         self.candidates: CandidateSampler | None = None
-        self.memory = CrossBatchMemory(config.negatives.cross_batch_memory)
-        if config.loss.kind == "bce":
-            self.sampler = PairSampler(dataset, config.negatives, seed, shuffle, shards)
+        self.memory = CrossBatchMemory(recipe.negatives.cross_batch_memory)
+        if recipe.loss.kind == "bce":
+            self.sampler = PairSampler(dataset, recipe.negatives, seed, shuffle, shards)
         else:
             self.sampler = PositiveSampler(dataset, seed, shuffle, self.causal, shards)
-            self.candidates = CandidateSampler(dataset, config.negatives, seed)
-        self.steps_per_epoch = math.ceil(len(self.sampler) / config.train.batch_size)
+            self.candidates = CandidateSampler(dataset, recipe.negatives, seed)
+        self.steps_per_epoch = math.ceil(len(self.sampler) / recipe.train.batch_size)
         self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(model)
         if context.world_size > 1:
             self._towers = _distributed_data_parallel(_Towers(model), torchrec.shards_by_parameter if torchrec else ())
@@ -94,14 +96,14 @@ class Objective:
 
     def refresh_hard_negatives(self, factors: Callable[[], Factors], epoch: int) -> None:
         """Rank hard negatives with the present model, at the start of every `hard_every`-th epoch but the first."""
-        negatives = self.config.negatives
+        negatives = self.recipe.negatives
         if self.candidates and negatives.hard and epoch and (epoch - 1) % negatives.hard_every == 0:
             current = factors()
             self.candidates.refresh_hard_negatives(current.users, current.items, epoch)
 
     def examples(self, epoch: Epoch, batch: int) -> tuple[Examples, Ints, slice]:
         """Return the examples of a batch, the end of each shard's part of it, and the slice that is this rank's."""
-        parts, context = epoch.batch_slices(batch, self.config.train.batch_size), self.context
+        parts, context = epoch.batch_slices(batch, self.recipe.train.batch_size), self.context
         ends = np.cumsum([p.stop - p.start for p in parts])
         if context.world_size == 1 or len(parts) == 1:
             whole = Examples.concatenate([epoch.take(s, part) for s, part in enumerate(parts)])
@@ -132,7 +134,7 @@ class Objective:
         total = 0.0 if self.context.world_size == 1 else float(whole.weight.sum(dtype=np.float64))
         loss = binary_cross_entropy(logits, pairs.label, pairs.weight, total)
         mimic_loss = torch.zeros((), device=self.device)
-        if self.config.loss.mimic:
+        if self.recipe.loss.mimic:
             positive = (pairs.label > 0) & (pairs.weight > 0)
             mimic_loss = self._mimic(
                 pairs.users, pairs.items, users, items, pairs.user[positive], pairs.item[positive],
@@ -143,7 +145,7 @@ class Objective:
     def _contrastive(self, epoch: Epoch, batch: int, step: int) -> tuple[int, Tensor, Tensor]:
         """Return the rows, loss and mimic loss of a batch of positives against its candidates."""
         assert self.candidates is not None
-        config, memory, context = self.config, self.memory, self.context
+        config, memory, context = self.recipe, self.memory, self.context
         whole, ends, own_part = self.examples(epoch, batch)
         own = whole[own_part]
         # A disliked negative must not be in the positive's history; a causal history holds the earlier interactions.
@@ -189,8 +191,8 @@ class Objective:
     def _left_out(self, source: Ints, disliked: Ints) -> Ints:
         """Return the interactions that no history of the batch may hold: the batch's, and those of disliked negatives."""
         # A rank without a row of the batch has drawn nothing, and leaves out what the others drew.
-        drawn_apart = self.config.train.data_shards > 1 or len(source) < self.context.world_size
-        if self.context.world_size > 1 and drawn_apart and self.config.negatives.disliked:
+        drawn_apart = self.recipe.train.data_shards > 1 or len(source) < self.context.world_size
+        if self.context.world_size > 1 and drawn_apart and self.recipe.negatives.disliked:
             counts = self.context.all_gather_array(np.array([len(disliked)]), [1] * self.context.world_size)
             disliked = self.context.all_gather_array(disliked, [int(n) for n in counts])
         return np.concatenate([source, disliked]) if len(disliked) else source
@@ -206,10 +208,10 @@ class Objective:
         model = self.model
         terms = [mimic(a[user], v[item], n) for a, v in model.augmented("user", user_inputs, items)]
         terms += [mimic(gather(a)[item], v[user], n) for a, v in model.augmented("item", item_inputs, users)]
-        return self.config.loss.mimic * torch.stack(terms).sum()
+        return self.recipe.loss.mimic * torch.stack(terms).sum()
 
     def _precision(self) -> AbstractContextManager[Any]:
-        bf16 = self.config.train.precision == "bf16"
+        bf16 = self.recipe.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
@@ -235,22 +237,22 @@ def _distributed_data_parallel(towers: _Towers, local_parameters: Iterable[str])
     return wrapped
 
 
-def _check_learnable(dataset: Dataset, config: Config) -> None:
+def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
     """Raise DataError or ConfigError, before anything is written, if the training part has one class only and nothing adds
     the other, or if the monitor cannot be measured."""
     only_positives = bool(dataset.train.positive.all())
-    if config.loss.kind == "bce" and only_positives and not config.negatives.random:
+    if recipe.loss.kind == "bce" and only_positives and not recipe.negatives.random:
         raise DataError(
             "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
             "or loss.kind = 'softmax', or name a label and schema.positive_above"
         )
-    if config.negatives.disliked and only_positives:
+    if recipe.negatives.disliked and only_positives:
         raise ConfigError(
             "negatives.disliked draws interactions that the user did not like, and every training interaction is a "
             "positive; drop it, or name a label and schema.positive_above"
         )
-    positive, monitor = dataset.validation.positive, config.train.monitor
-    k = config.evaluation.k[0]
+    positive, monitor = dataset.validation.positive, recipe.train.monitor
+    k = recipe.evaluation.k[0]
     if monitor in ("validation.auc", "validation.gauc") and (positive.all() or not positive.any()):
         raise ConfigError(
             f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
@@ -258,9 +260,9 @@ def _check_learnable(dataset: Dataset, config: Config) -> None:
         )
 
 
-def _check_histories(dataset: Dataset, config: Config) -> None:
+def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
     """Raise ConfigError if a sequence does not go with `train.history_scope`."""
-    causal = config.train.history_scope == "causal"
+    causal = recipe.train.history_scope == "causal"
     for f in dataset.schema.features:
         if not isinstance(f, Sequence):
             continue
@@ -274,7 +276,7 @@ def _check_histories(dataset: Dataset, config: Config) -> None:
                 f"feature '{f.name}': a sequence {what} does not go with train.history_scope = 'causal'; drop it or "
                 "set train.history_scope = 'leave_batch_out'"
             )
-    n = config.negatives
+    n = recipe.negatives
     if causal and not (n.full or n.random or n.uniform or n.popularity or n.cross_batch_memory):
         log.warning(
             "with train.history_scope = 'causal' a batch holds few users, so the batch alone gives few "
@@ -284,16 +286,16 @@ def _check_histories(dataset: Dataset, config: Config) -> None:
         raise ConfigError("train.history_scope = 'causal' needs a time; name its column in schema.time")
 
 
-def _check_shards(config: Config, context: DistributedContext) -> None:
+def _check_shards(recipe: Recipe, context: DistributedContext) -> None:
     """Raise ConfigError if the shards do not divide among the ranks, or a batch has no row for each."""
-    shards = config.train.data_shards
+    shards = recipe.train.data_shards
     if shards > 1 and shards % context.world_size:
         raise ConfigError(
             f"train.data_shards = {shards} does not divide among {context.world_size} ranks; set a multiple of "
             f"{context.world_size}, or 1, with which every rank reads all interactions"
         )
-    if shards > config.train.batch_size:
+    if shards > recipe.train.batch_size:
         raise ConfigError(
-            f"train.data_shards = {shards} and train.batch_size = {config.train.batch_size}: some batches would be "
+            f"train.data_shards = {shards} and train.batch_size = {recipe.train.batch_size}: some batches would be "
             "empty; set train.data_shards to at most train.batch_size"
         )

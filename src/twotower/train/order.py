@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twotower.arrays.types import Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
-from twotower.features.encoders import Codes, Ints
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, distributed, nn
 
-from twotower.config.experiment import Config
-from twotower.data.batches import Inputs
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
-from twotower.features.encoders import Field
+from twotower.features.field import InputField
+from twotower.model.inputs.carriers import Inputs
 from twotower.model.tables import EmbeddingShard, Table, named_tables
 from twotower.model.two_tower import TwoTower
+from twotower.train.recipe import Recipe
 
 MAX_BLOCK_NUMBERS = 2**22
 """Numbers of a table that are sent to rank 0 at a time: 16 MiB of float32."""
@@ -93,7 +93,7 @@ class TorchRecEmbeddings:
     """A model whose embedding tables are sharded over the ranks. All ranks call the same methods in the same order."""
 
     def __init__(
-        self, config: Config, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...], context: DistributedContext,
+        self, recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...], context: DistributedContext,
         device: torch.device,
     ) -> None:  # fmt: skip
         """Build the model. Raises ConfigError without TorchRec, without a process group, or on a device it does not
@@ -107,25 +107,25 @@ class TorchRecEmbeddings:
             )
         self._sizes: list[tuple[int, int]] = []
         with torch.device("meta"):
-            TwoTower(config.model, user_fields, item_fields, self._record_size)
-        ranks_of_table = plan_sharding(self._sizes, context.world_size, config.train.embedding_sharding)
+            TwoTower(recipe.model, user_fields, item_fields, self._record_size)
+        ranks_of_table = plan_sharding(self._sizes, context.world_size, recipe.train.embedding_sharding)
         by_width: dict[int, list[int]] = {}
         for t, (_, width) in enumerate(self._sizes):
             by_width.setdefault(padded_width(width), []).append(t)
-        self.updates_sparsely = _updates_sparsely(config)
+        self.updates_sparsely = _updates_sparsely(recipe)
         rules = {"SGD": "EXACT_SGD", "Adagrad": "EXACT_ADAGRAD"}
-        rule = rules[config.train.optimizer] if self.updates_sparsely else "EXACT_SGD"
+        rule = rules[recipe.train.optimizer] if self.updates_sparsely else "EXACT_SGD"
         groups = [{t: ranks_of_table[t] for t in tables} for tables in by_width.values()]
-        row_wise = config.train.embedding_sharding == "row_wise"
-        self._groups = [self._make_group(g, rule, config.train.lr, row_wise) for g in groups]
+        row_wise = recipe.train.embedding_sharding == "row_wise"
+        self._groups = [self._make_group(g, rule, recipe.train.lr, row_wise) for g in groups]
         # For dense updates: tables of zeros, which an update with a learning rate of -1 turns into the sum of gradients.
         self._gradient_groups = (
             [] if self.updates_sparsely else [self._make_group(g, rule, -1.0, row_wise) for g in groups]
         )
         self._shards: list[EmbeddingShard] = []
         self._fetched: dict[EmbeddingShard, Tensor] = {}
-        torch.manual_seed(config.train.seed)  # the same numbers as for replicated tables, whatever was drawn before
-        self.model = TwoTower(config.model, user_fields, item_fields, self._make_shard).to(device)
+        torch.manual_seed(recipe.train.seed)  # the same numbers as for replicated tables, whatever was drawn before
+        self.model = TwoTower(recipe.model, user_fields, item_fields, self._make_shard).to(device)
         """The model, with the initial weights that replicated tables have."""
         self.shards_by_parameter = {
             f"{name}.weight": cast(EmbeddingShard, table) for name, table in named_tables(self.model)
@@ -366,10 +366,10 @@ def _no_init(weight: Tensor) -> None:
     """Keep a table as it is, in place of TorchRec's initialization."""
 
 
-def _updates_sparsely(config: Config) -> bool:
+def _updates_sparsely(recipe: Recipe) -> bool:
     """Return True if no step changes a row without a gradient: SGD or Adagrad, without weight decay or clipping."""
-    train, scales = config.train, [t.weight_decay_scale for p in config.model.pairs for t in (p.user, p.item)]
-    decays = (train.embedding_weight_decay and any(scales)) or (train.bias_weight_decay and config.model.bias)
+    train, scales = recipe.train, [t.weight_decay_scale for p in recipe.model.pairs for t in (p.user, p.item)]
+    decays = (train.embedding_weight_decay and any(scales)) or (train.bias_weight_decay and recipe.model.bias)
     return train.optimizer in ("SGD", "Adagrad") and not decays and not train.clip_norm
 
 

@@ -24,20 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from twotower import files
-from twotower.config.experiment import Config, TrainConfig
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
-from twotower.evaluation.evaluation import Factors, evaluate_part, evaluation_mode, model_factors
-from twotower.features.encoders import Field
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.part import evaluate_part
+from twotower.features.field import InputField
 from twotower.features.schema import SIDES, SideName
 from twotower.model.tables import EmbeddingShard
-from twotower.model.two_tower import FirstOrder, TwoTower
+from twotower.model.two_tower import FirstOrder, TwoTower, evaluation_mode
 from twotower.train import checkpoint
 from twotower.train.callbacks import Callback
+from twotower.train.factors import model_factors
 from twotower.train.objective import Objective
 from twotower.train.order import Epoch
+from twotower.train.recipe import Recipe, TrainConfig
 from twotower.train.sharded import TorchRecEmbeddings
 
 log = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ class Trainer:
     def __init__(
         self,
         dataset: Dataset,
-        config: Config,
+        recipe: Recipe,
         folder: Path | None = None,
         callback: Callback | None = None,
         fingerprint: dict[str, Any] | None = None,
@@ -120,27 +122,27 @@ class Trainer:
         checkpoint is resumed. `device` None is that of `train.device`. Raises ConfigError, or DataError if the dataset
         holds nothing to learn.
         """
-        self.dataset, self.config, self.folder = dataset, config, folder
+        self.dataset, self.recipe, self.folder = dataset, recipe, folder
         self.context = context or DistributedContext()
         self.fingerprint = fingerprint or {}
         self.callback = callback or Callback()
-        self.device = device or choose_device(config.train.device, self.context.local_rank)
+        self.device = device or choose_device(recipe.train.device, self.context.local_rank)
         user_fields, item_fields = dataset.encoders.fields("user"), dataset.encoders.fields("item")
         self.torchrec: TorchRecEmbeddings | None = None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)
-            if config.train.embedding_placement == "torchrec":
-                self.torchrec = TorchRecEmbeddings(config, user_fields, item_fields, self.context, self.device)
+            torch.manual_seed(recipe.train.seed)
+            if recipe.train.embedding_placement == "torchrec":
+                self.torchrec = TorchRecEmbeddings(recipe, user_fields, item_fields, self.context, self.device)
                 self.model = self.torchrec.model
             else:
-                _check_memory(config, user_fields, item_fields)
-                self.model = TwoTower(config.model, user_fields, item_fields).to(self.device)
-        self.objective = Objective(dataset, config, self.model, self.device, self.context, self.torchrec)
-        self.optimizer = _optimizer(self.model, config.train, self.device)
+                _check_memory(recipe, user_fields, item_fields)
+                self.model = TwoTower(recipe.model, user_fields, item_fields).to(self.device)
+        self.objective = Objective(dataset, recipe, self.model, self.device, self.context, self.torchrec)
+        self.optimizer = _optimizer(self.model, recipe.train, self.device)
         self.parameter_names = {p: n for n, p in self.model.named_parameters()}
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
-        self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.train.ema_decay else {}
+        self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()} if recipe.train.ema_decay else {}
         self._stop_requested = False  # of this process, by a signal
         self._stop = self._save_due = False  # of all ranks, since their last agreement
         self._last_saved = time.monotonic()
@@ -153,7 +155,7 @@ class Trainer:
 
         Raises TrainingError if the loss or a weight is not finite, Interrupted after SIGTERM or SIGINT.
         """
-        p, config = self.progress, self.config.train
+        p, config = self.progress, self.recipe.train
         with self._signals(), torch.random.fork_rng(devices=[]):
             while p.epoch < config.epochs and not self._out_of_patience():
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
@@ -195,7 +197,7 @@ class Trainer:
             "epoch": p.epoch + 1,
             "step": p.step,
             "train.loss": p.loss_sum / self.objective.steps_per_epoch,
-            **({"train.mimic": p.mimic_sum / self.objective.steps_per_epoch} if self.config.loss.mimic else {}),
+            **({"train.mimic": p.mimic_sum / self.objective.steps_per_epoch} if self.recipe.loss.mimic else {}),
             "train.seconds": round(p.seconds, 3),
             "lr": self._lr(max(p.step - 1, 0)),
             **metrics,
@@ -209,7 +211,7 @@ class Trainer:
     def step(self, epoch: Epoch, batch: int) -> None:
         """Update the weights once, with batch `batch` (0, 1, …) of an epoch. Raises TrainingError if the loss is not
         finite."""
-        p, config = self.progress, self.config.train
+        p, config = self.progress, self.recipe.train
         self._seed(p.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(p.step)
@@ -257,7 +259,7 @@ class Trainer:
         """
         if self.context.world_size == 1:
             return loss, mimic_loss
-        late = self.context.is_main and time.monotonic() - self._last_saved > self.config.train.checkpoint_seconds
+        late = self.context.is_main and time.monotonic() - self._last_saved > self.recipe.train.checkpoint_seconds
         loss, mimic_loss, stop, save = self.context.all_reduce_sum(
             loss, mimic_loss, float(self._stop_requested), float(late)
         )
@@ -266,7 +268,7 @@ class Trainer:
 
     def _seed(self, step: int) -> None:
         """Seed torch for a step: its dropout and unknown values depend on (seed, step, rank) alone."""
-        seed = (self.config.train.seed << 32) + step
+        seed = (self.recipe.train.seed << 32) + step
         if not self.context.is_main:
             seed = int(np.random.SeedSequence([seed, self.context.rank]).generate_state(1, np.uint64)[0] >> 1)
         torch.default_generator.manual_seed(seed)
@@ -280,7 +282,7 @@ class Trainer:
 
         Raises TrainingError if a weight is not finite, ConfigError if the monitor cannot be measured.
         """
-        p, config = self.progress, self.config.train
+        p, config = self.progress, self.recipe.train
         if (p.epoch + 1) % config.validate_every and p.epoch + 1 < config.epochs:
             return {}
         weights = {n: t.detach().clone() for n, t in self.model.named_parameters()}
@@ -290,7 +292,7 @@ class Trainer:
             self._load(self.ema)
         factors = self.factors()
         metrics = (
-            evaluate_part(factors, self.dataset, VALIDATION, self.config.evaluation) if self.context.is_main else {}
+            evaluate_part(factors, self.dataset, VALIDATION, self.recipe.evaluation) if self.context.is_main else {}
         )
         named = {f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)}
         found: dict[str, float] = self.context.broadcast(named)
@@ -343,11 +345,11 @@ class Trainer:
         return not (self.context.all_reduce_sum(float(broken))[0] if self.torchrec else broken)
 
     def _out_of_patience(self) -> bool:
-        return bool(self.config.train.patience) and self.progress.validations_since_best >= self.config.train.patience
+        return bool(self.recipe.train.patience) and self.progress.validations_since_best >= self.recipe.train.patience
 
     def _lr(self, step: int) -> float:
         """Return the learning rate of a step: lr, times a linear warmup, times the factor of the schedule."""
-        c = self.config.train
+        c = self.recipe.train
         warm = min(1.0, (step + 1) / c.warmup_steps) if c.warmup_steps else 1.0
         if c.schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * step / (c.epochs * self.objective.steps_per_epoch)))
@@ -420,7 +422,7 @@ class Trainer:
         # With override=True the settings may have neither a memory nor hard negatives.
         if self.objective.memory.size and (memory := group("memory")):
             self.objective.memory.vectors, self.objective.memory.items = memory["vectors"], memory["items"]
-        if self.objective.candidates and self.config.negatives.hard and (hard := group("hard_negatives")):
+        if self.objective.candidates and self.recipe.negatives.hard and (hard := group("hard_negatives")):
             self.objective.candidates.hard = hard["items"].cpu().numpy()
         if self.torchrec and self.torchrec.updates_sparsely:
             self.torchrec.restore_optimizer(tensors)
@@ -472,7 +474,7 @@ class Trainer:
         self._last_path = checkpoint.save(self.folder, self.progress.step, tensors, state)
 
     def _checkpoint_due(self) -> bool:
-        config = self.config.train
+        config = self.recipe.train
         if config.checkpoint_steps:
             return self.progress.step % config.checkpoint_steps == 0
         return (
@@ -508,11 +510,11 @@ class Trainer:
         return f"{last}; try a lower train.lr, or train.clip_norm = 1"
 
 
-def _check_memory(config: Config, user_fields: tuple[Field, ...], item_fields: tuple[Field, ...]) -> None:
+def _check_memory(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
     """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory."""
     with torch.device("meta"):  # tensors with shapes and without numbers
         try:
-            weights = dict(TwoTower(config.model, user_fields, item_fields).named_parameters())
+            weights = dict(TwoTower(recipe.model, user_fields, item_fields).named_parameters())
         except RuntimeError as e:  # a weight has more numbers than torch can count
             raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
     need = 2 * sum(w.numel() * w.element_size() for w in weights.values())

@@ -19,7 +19,8 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 import twotower
 from twotower import api
 from twotower.cli import commands
-from twotower.config.experiment import Config, dump_config, override_config, parse_config
+from twotower.config.experiment import Config
+from twotower.config.toml import dump_config, override_config, parse_config
 from twotower.data.dataset import build_dataset
 from twotower.data.datasets import movielens, title_queries
 from twotower.data.datasets.title_queries import title_words

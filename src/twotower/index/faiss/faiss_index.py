@@ -21,10 +21,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from twotower import limited_process
+from twotower.arrays.sets import is_in_sorted
+from twotower.arrays.types import Rows, Vectors
 from twotower.errors import RunError
-from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, is_in_sorted
+from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope
 from twotower.index.faiss.setup import faiss, faiss_settings
-from twotower.index.protocol import Metric, Rows, Vectors
+from twotower.index.protocol import Metric
 
 FAISS_MIN_VECTORS = 256
 """Smallest index that FAISS searches; with fewer vectors search is exact, since centroids cannot be learned."""

@@ -20,9 +20,10 @@ import numpy as np
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, Unavailable
 from twotower.index.deadline import remaining_seconds
-from twotower.index.protocol import CONNECT_TIMEOUT, Rows, Vectors
+from twotower.index.protocol import CONNECT_TIMEOUT
 
 TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
 READ_SECONDS = 10.0

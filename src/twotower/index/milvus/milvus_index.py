@@ -22,11 +22,13 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from twotower import files
-from twotower.embedding.folder import read_array
+from twotower.arrays.sets import is_in_sorted
+from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
-from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, complete_params, is_in_sorted
+from twotower.files import read_array
+from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, complete_params
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
-from twotower.index.protocol import Metric, MilvusLocation, MilvusType, Rows, Vectors
+from twotower.index.protocol import Metric, MilvusLocation, MilvusType
 
 INSERT_ROWS = 4096
 BUILD_PARAMS: dict[MilvusType, dict[str, int]] = {

@@ -1,91 +1,27 @@
-"""Batches of tensors, made from encoded columns. No other module turns columns into tensors.
-
-A batch holds its distinct users and items once, so that each tower runs once per distinct row. It knows which of its pairs
-are training interactions, so that no history contains its target.
-"""
+"""All rows of one side as inputs of its tower, of which batches take some."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.types import Codes, Ints
 from twotower.data.dataset import Side
-from twotower.data.feed import padded
-from twotower.features.encoders import Codes, Field, Ints, Ragged
-
-
-@dataclass(frozen=True)
-class Bag:
-    """U rows of codes, flat, in both orders: by row for the forward pass, by code for the backward pass."""
-
-    values: Tensor  # (L,) int32 codes, row after row
-    offsets: Tensor  # (U + 1,) int32
-    rows_by_code: Tensor  # (L,) int32 row numbers, code after code
-    code_offsets: Tensor  # (table rows + 1,) int32
-
-
-CONTEXT_DIVISOR = 8
-"""A row of `HistoryWindows` begins with the last 1 / CONTEXT_DIVISOR of the preceding row, as context."""
-
-SCAN_CHUNK = 32
-"""Number of interactions in a row of `Prefixes.codes`."""
-
-
-@dataclass(frozen=True)
-class Prefixes:
-    """U prefixes of S sequences: the interactions before U time steps.
-
-    The sequences are cut into K chunks of SCAN_CHUNK codes; the last chunk of a sequence is padded with zeros.
-    """
-
-    codes: Tensor  # (K, SCAN_CHUNK) int64
-    number: Tensor  # (K,) int64, index of a chunk in its sequence; the chunks of a sequence are consecutive
-    last: Tensor  # (U,) int64, position of a prefix's last interaction in the flat codes; undefined if the length is 0
-    length: Tensor  # (U,) float32, number of interactions of a prefix
-
-
-@dataclass(frozen=True)
-class HistoryWindows:
-    """U prefixes of S sequences for attention: the sequences are concatenated and cut into R rows of W codes.
-
-    Every row but the first begins with the last codes of the preceding row, so that every time step has context. The
-    places of the cuts depend on the preceding sequences, and so on the order of the epoch.
-    """
-
-    codes: Tensor  # (R, W) int64
-    sequence: Tensor  # (R, W) int64, index of the sequence of a code; -1 after the end of the last sequence
-    place: Tensor  # (U,) int64, position of a prefix's last interaction in the flat codes; undefined if the length is 0
-    length: Tensor  # (U,) float32, number of interactions of a prefix
-
-
-@dataclass(frozen=True)
-class Padded:
-    """U rows of codes, oldest first, padded to one length: the input of attention and of an exported tower."""
-
-    codes: Tensor  # (U, T) int64; -1 after the end of a row
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The features of U rows of one side, by field name."""
-
-    rows: int
-    lookup: Tensor  # (U, number of lookup fields) int64, in the fields' order
-    bags: dict[str, Bag | Prefixes | HistoryWindows | Padded]
-    dense: dict[str, Tensor]  # (U, length) float32
+from twotower.features.field import InputField
+from twotower.model.inputs.carriers import CONTEXT_DIVISOR, SCAN_CHUNK, Bag, HistoryWindows, Inputs, Padded, Prefixes
+from twotower.model.inputs.feed import padded
 
 
 class SideTensors:
     """All rows of one side, from which batches take some."""
 
     def __init__(
-        self, side: Side, fields: Iterable[Field], device: torch.device | str = "cpu", timeline: Ragged | None = None,
+        self, side: Side, fields: Iterable[InputField], device: torch.device | str = "cpu", timeline: Ragged | None = None,
         by_user: bool = False,
     ) -> None:  # fmt: skip
         """Prepare the columns of `fields`. `timeline` holds the indices of each row's training interactions, oldest first;
@@ -98,7 +34,7 @@ class SideTensors:
         self._dense: dict[str, npt.NDArray[Any]] = {
             f.name: side.columns[f.name] for f in self.fields if f.kind == "dense"  # type: ignore[misc]
         }  # fmt: skip
-        self._bags: dict[str, tuple[Field, Ragged]] = {
+        self._bags: dict[str, tuple[InputField, Ragged]] = {
             f.name: (f, side.columns[f.name]) for f in self.fields if f.kind == "bag"  # type: ignore[misc]
         }  # fmt: skip
         self._sequences = {f.name: r for f, r in self._bags.values() if f.sequence and r.source is not None}
@@ -179,7 +115,7 @@ class SideTensors:
         )
         return Prefixes(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
-    def _windows(self, f: Field, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> HistoryWindows:
+    def _windows(self, f: InputField, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> HistoryWindows:
         """Return the prefixes of `_prefixes` as windows, cut to the items that attention can reach from their ends."""
         past = max(1, f.limit // CONTEXT_DIVISOR)
         ends = np.zeros(len(rows), np.int64)
@@ -208,7 +144,7 @@ class SideTensors:
         )
         return HistoryWindows(*(torch.from_numpy(a).to(self.device) for a in arrays))
 
-    def _whole(self, f: Field, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag | Padded:
+    def _whole(self, f: InputField, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag | Padded:
         """Return all codes of the rows that are `kept`; for attention only the last `limit` of each row."""
         if not f.limit:
             return self._bag(f, ragged, rows, kept)
@@ -222,7 +158,7 @@ class SideTensors:
             rows = np.arange(len(rows))
         return Padded(torch.from_numpy(padded(ragged, rows, f.limit)).to(self.device))
 
-    def _bag(self, f: Field, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag:
+    def _bag(self, f: InputField, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag:
         lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
         ends = np.cumsum(lengths)
         flat = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(ragged.offsets[rows] - ends + lengths, lengths)
@@ -300,92 +236,3 @@ def _stable_order(codes: Codes) -> Ints:
     if not high.any():
         return order
     return order[np.argsort(high[order].astype(np.uint16), kind="stable")]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B pairs over U distinct users and I distinct items."""
-
-    users: Inputs
-    items: Inputs
-    user: Tensor  # (B,) int64 into the U users
-    item: Tensor  # (B,) int64 into the I items
-    label: Tensor  # (B,) float32, 0 or 1
-    weight: Tensor  # (B,) float32
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-
-@dataclass
-class DistinctRows:
-    """Finds the distinct rows of a batch without sorting, with a slot per row for the position of its last occurrence."""
-
-    n: int
-    _slot: Ints = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._slot = np.zeros(self.n, np.int64)
-
-    def __call__(self, rows: Codes) -> tuple[Ints, Ints]:
-        """Return the distinct rows (U,) of rows (B,), and the index (B,) of each of the B in them."""
-        rows, here = rows.astype(np.int64), np.arange(len(rows))
-        self._slot[rows] = here
-        distinct = rows[self._slot[rows] == here]
-        self._slot[distinct] = here[: len(distinct)]
-        return distinct, self._slot[rows]
-
-
-@dataclass(frozen=True)
-class ContrastiveBatch:
-    """B positives and the items of their candidates."""
-
-    users: Inputs
-    items: Inputs
-    user: Tensor | None  # (B,) int64 into the users; None: user b belongs to positive b
-
-
-class Batcher:
-    """Makes batches on the device from aligned arrays of pairs."""
-
-    def __init__(self, users: SideTensors, items: SideTensors) -> None:
-        self.users, self.items = users, items
-        self._distinct_users, self._distinct_items = DistinctRows(users.n), DistinctRows(items.n)
-
-    def __call__(
-        self, user: Codes, item: Codes, label: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], source: Ints
-    ) -> Batch:
-        """Return the batch of B labelled pairs. `source` are the indices of all interactions of the batch, -1 for a sampled
-        pair; the B pairs may be one rank's part of the batch."""
-        users, user_index = self._distinct_users(user)
-        items, item_index = self._distinct_items(item)
-        left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
-        device = self.users.device
-        return Batch(
-            self.users.take(users, left_out),
-            self.items.take(items, left_out),
-            torch.from_numpy(user_index).to(device),
-            torch.from_numpy(item_index).to(device),
-            torch.from_numpy(label).to(device),
-            torch.from_numpy(weight).to(device),
-        )
-
-    def contrastive_batch(
-        self, user: Codes, source: Ints, items: Ints, earlier: bool, batch: Ints | None = None
-    ) -> ContrastiveBatch:
-        """Return the inputs of the positives with the interaction indices `source` (B,), and of the item rows `items` (I,).
-
-        With `earlier`, user b has the history before interaction b. Otherwise each distinct user is taken once, and no
-        sequence holds an interaction of the batch, whose indices are `batch`, or `source` if that is None.
-        """
-        if earlier:
-            return ContrastiveBatch(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
-        left_out = None
-        if self.users.has_sequences or self.items.has_sequences:
-            left_out = source if batch is None else batch
-        users, index = self._distinct_users(user)
-        return ContrastiveBatch(
-            self.users.take(users, left_out),
-            self.items.take(items, left_out),
-            torch.from_numpy(index).to(self.users.device),
-        )

@@ -8,12 +8,16 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from twotower.features.encoders import Column, Field, Ints, Ragged
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import Ints
+from twotower.features.field import InputField
 
 Feed = dict[str, npt.NDArray[Any]]
 
 
-def feed(fields: tuple[Field, ...], columns: dict[str, Column], rows: slice | npt.NDArray[np.integer[Any]]) -> Feed:
+def feed(
+    fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | npt.NDArray[np.integer[Any]]
+) -> Feed:
     """Return the features of `rows` (U,) by input name. n is the index in `fields`, since names of fields are arbitrary.
 
     lookup     (U, number of lookup fields) int64, in the fields' order
@@ -42,7 +46,7 @@ def row_of(column: Column, row: int) -> npt.NDArray[Any]:
     return np.atleast_1d(column[row])
 
 
-def feed_row(fields: tuple[Field, ...], values: Mapping[str, npt.NDArray[Any]]) -> Feed:
+def feed_row(fields: tuple[InputField, ...], values: Mapping[str, npt.NDArray[Any]]) -> Feed:
     """Return `feed` of one row, given by its values in each column (see `row_of`)."""
     out: Feed = {"lookup": np.array([[values[f.name][0] for f in fields if f.kind == "lookup"]], np.int64)}
     for number, f in enumerate(fields):

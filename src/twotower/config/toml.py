@@ -1,0 +1,172 @@
+"""Reading, writing and overriding of configs in TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from twotower import files
+from twotower.config.experiment import Config
+from twotower.config.problems import explain
+from twotower.errors import ConfigError, did_you_mean
+from twotower.features.schema import Schema
+
+CONFIG_FORMAT = 2
+"""Value of `format` in a written config. Optional in a file written by hand. Format 1 has the former keys of `RENAMED`."""
+
+
+RENAMED: dict[str, str] = {
+    "data.source": "data.archive",
+    "schema.features.numeric.of": "schema.features.numeric.statistic_column",
+    "schema.features.sequence.of": "schema.features.sequence.interactions",
+    "schema.features.sequence.share": "schema.features.sequence.share_embedding",
+    "schema.features.text.shares": "schema.features.text.share_with",
+    "model.pairs.user.decay_scale": "model.pairs.user.weight_decay_scale",
+    "model.pairs.item.decay_scale": "model.pairs.item.weight_decay_scale",
+    "model.pairs.user.branches.kind = 'plain'": "model.pairs.user.branches.kind = 'identity'",
+    "model.pairs.item.branches.kind = 'plain'": "model.pairs.item.branches.kind = 'identity'",
+    "negatives.alpha": "negatives.popularity_alpha",
+    "negatives.memory": "negatives.cross_batch_memory",
+    "negatives.observed": "negatives.disliked",
+    "train.shards": "train.data_shards",
+    "train.tables": "train.embedding_placement",
+    "train.sharding": "train.embedding_sharding",
+    "train.embedding_sharding = 'table'": "train.embedding_sharding = 'table_wise'",
+    "train.embedding_sharding = 'column'": "train.embedding_sharding = 'column_wise'",
+    "train.embedding_sharding = 'row'": "train.embedding_sharding = 'row_wise'",
+    "train.histories": "train.history_scope",
+    "train.history_scope = 'others'": "train.history_scope = 'leave_batch_out'",
+    "train.history_scope = 'earlier'": "train.history_scope = 'causal'",
+    "train.decay_rate": "train.lr_decay_rate",
+    "train.decay_epochs": "train.lr_decay_epochs",
+    "train.average": "train.ema_decay",
+    "evaluation.users": "evaluation.max_users",
+    "index.recall": "index.min_recall",
+}
+"""Former key, or `key = 'value'`, to the present one. Keys of lists have no index; a feature's have its kind."""
+
+
+def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None, Config]:
+    """Return (schema or None, config) of a mapping as TOML gives it. Raises ConfigError with one line."""
+    rest = dict(data)
+    if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
+        raise ConfigError(
+            f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}; begin with the keys of `config_template()`"
+        )
+    refuse_renamed(rest, where)
+    schema = rest.pop("schema", None)
+    known = [*Config.model_fields, "schema"]
+    for key in rest:
+        if key not in known:
+            raise ConfigError(
+                f"{where}: unknown section '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})"
+            )
+    try:
+        config = Config.model_validate(rest)
+        return (Schema.model_validate(schema) if schema is not None else None), config
+    except ValidationError as e:
+        raise ConfigError(f"{where}: {explain(e)}") from None
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Config]:
+    """Read a TOML file and apply `key=value` overrides; data paths become relative to the file's folder."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `config_template()` gives a template") from None
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path}: not valid TOML: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from None
+    refuse_renamed(data, str(path))
+    for text in overrides:
+        _override(data, text)
+    schema, config = parse_config(data, str(path))
+    files.check_name(path)
+    folder, located = path.resolve().parent, {}
+    for name in ("users", "items", "interactions", "prepared", "archive"):
+        if value := getattr(config.data, name):
+            files.check_name(folder / value)
+            located[name] = str((folder / value).resolve())
+    return schema, config.model_copy(update={"data": config.data.model_copy(update=located)})
+
+
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+    """Return the config with `key=value` overrides applied. Raises ConfigError."""
+    data = config.model_dump(mode="json")
+    for text in overrides:
+        _override(data, text)
+    return parse_config(data)[1]
+
+
+def refuse_renamed(data: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for the first key or value of `RENAMED` in a mapping as TOML gives it."""
+    for shown, name, value in _settings(data):
+        key = RENAMED.get(name, name)
+        entry = RENAMED.get(f"{key} = {value!r}", "") if isinstance(value, str) else ""
+        if not entry and key == name:
+            continue
+        new = ".".join([*shown.split(".")[:-1], (entry or key).rpartition(".")[2]])
+        old = f"{shown} = {value!r}" if entry else shown
+        raise ConfigError(f"{where}: {old} is renamed to {new}")
+
+
+def _settings(node: Any, shown: str = "", name: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield each key with its path, its name in `RENAMED`, and its value, outermost first."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield f"{shown}{key}", f"{name}{key}", value
+            yield from _settings(value, f"{shown}{key}.", f"{name}{key}.")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            kind = value.get("kind") if name == "schema.features." and isinstance(value, Mapping) else None
+            yield from _settings(value, f"{shown}{i}.", f"{name}{kind}." if isinstance(kind, str) else name)
+
+
+def dump_config(schema: Schema, config: Config) -> str:
+    """Return the resolved settings as TOML, with their format. `load_config` reads them back."""
+    body: dict[str, Any] = {"format": CONFIG_FORMAT} | config.model_dump(mode="json")
+    body["schema"] = schema.model_dump(mode="json")
+    return tomli_w.dumps(body)
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Set `a.b.0.c=value` in place; the value is read as TOML, else taken as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"`overrides` {text}: expected key=value, such as train.epochs=3")
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *path, last = key.strip().split(".")
+    node: Any = data
+    for i, step in enumerate(path):
+        if isinstance(node, list):
+            node = _element(node, step, text)
+        elif isinstance(node, dict):
+            following = [*path, last][i + 1]
+            node = node.setdefault(step, [{}] if following.isdigit() else {})
+        else:
+            raise ConfigError(f"`overrides` {text}: '{'.'.join(path[:i])}' is a value, not a section")
+    if isinstance(node, list):
+        _element(node, last, text)
+        node[int(last)] = parsed
+    elif isinstance(node, dict):
+        node[last] = parsed
+    else:
+        raise ConfigError(f"`overrides` {text}: '{'.'.join(path)}' is a value, not a section")
+    refuse_renamed(data, f"`overrides` {text}")
+
+
+def _element(node: list[Any], step: str, text: str) -> Any:
+    if not step.isdigit() or int(step) >= len(node):
+        raise ConfigError(f"`overrides` {text}: expected an index 0..{len(node) - 1} where '{step}' stands")
+    return node[int(step)]

@@ -1,0 +1,89 @@
+"""Columns of ids and texts that are searched by row and by value."""
+
+from __future__ import annotations
+
+from collections import abc
+from collections.abc import Callable, Iterator
+from operator import index
+from typing import SupportsIndex, overload
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower.arrays.types import Ints
+
+
+class TextColumn(abc.Sequence[str]):
+    """A text column as a sequence of str, converted on access: a million Python strings take a second to make."""
+
+    def __init__(self, column: pl.Series) -> None:
+        self.column = column.cast(pl.String)
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.column)
+
+    @overload
+    def __getitem__(self, row: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: SupportsIndex | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return self.column[row].to_list()
+        text: str = self.column[index(row)]
+        return text
+
+
+class IdColumn(TextColumn):
+    """The external ids of one side as text by row, and the row of an id.
+
+    Sorted hashes replace a dict: numpy and polars create and free them as arrays, without the interpreter's lock.
+    """
+
+    def __init__(
+        self, column: pl.Series, hash_ids: Callable[[pl.Series], npt.NDArray[np.uint64]] | None = None
+    ) -> None:
+        """Index the ids of a column. `hash_ids` maps texts (n,) to hashes (n,); None: polars' hashes."""
+        super().__init__(column)
+        self._hash_ids = hash_ids or _hashes
+        hashes = self._hash_ids(self.column)
+        self._order: Ints = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
+        self._cached_rows: dict[str, int] = {}
+        # Rows of ids that share a hash. A million ids have such a pair with a chance of one in thirty million.
+        shared = np.sort(self._order[np.union1d(same, same + 1)])
+        self._rows_of_shared_hashes = {self[row]: int(row) for row in shared}
+
+    def row(self, external_id: str) -> int | None:
+        """Return the row of an id, None for an unknown one. The latest results are cached."""
+        row = self._cached_rows.get(external_id, -1)
+        if row < 0:
+            row = self.rows([external_id])[0]
+            if row < 0:
+                return None
+            if len(self._cached_rows) >= 16_384:
+                self._cached_rows.clear()
+            self._cached_rows[external_id] = row
+        return row
+
+    def rows(self, ids: abc.Sequence[str]) -> list[int]:
+        """Return the row of each id, -1 for unknown ones."""
+        if not len(ids) or not len(self):
+            return [-1] * len(ids)
+        try:
+            texts = pl.Series(ids, dtype=pl.String)
+        except ValueError:  # a lone surrogate, which no id has
+            texts = pl.Series([i.encode(errors="replace").decode() for i in ids])
+        at = np.minimum(np.searchsorted(self._hashes, self._hash_ids(texts)), len(self) - 1)
+        rows = [row if self.column[row] == i else -1 for i, row in zip(ids, self._order[at].tolist(), strict=True)]
+        if not self._rows_of_shared_hashes:
+            return rows
+        return [self._rows_of_shared_hashes.get(i, row) for i, row in zip(ids, rows, strict=True)]
+
+
+def _hashes(column: pl.Series) -> npt.NDArray[np.uint64]:
+    return column.to_frame().hash_rows().to_numpy()

@@ -1,0 +1,223 @@
+"""Readers of CSV and Parquet files whose errors name file, line and column."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from twotower.errors import DataError
+from twotower.features.schema import MultiHot, Numeric, Schema, SideName, Text, Vector
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Types of the columns of a CSV, which has none of its own.
+
+    `numbers` are columns whose type (dates too) polars infers, `text` are columns of text. Any other column is text, unless
+    all its values are spelled as whole numbers or booleans are: "007" and "7", or "1.10" and "1.1", stay two values."""
+
+    numbers: frozenset[str]
+    text: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, schema: Schema, side: SideName | None = None) -> Reading:
+        """Return the types that a schema requires for the table of a side, or for the interactions."""
+        ids = {schema.user_id, schema.item_id}
+        if side is None:
+            averaged = {f.statistic_column for f in schema.features if isinstance(f, Numeric)}
+            return cls(frozenset({schema.label, *averaged} - ids - {schema.time}))  # `Times` reads the time
+        numbers = {f.source for f in schema.side(side) if isinstance(f, Numeric | Vector)}
+        words = {f.source for f in schema.side(side) if isinstance(f, MultiHot | Text)}
+        return cls(frozenset(numbers - ids), frozenset(words - numbers - ids))
+
+
+def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFrame:
+    """Return a polars frame of a polars or pandas frame, any Arrow producer, a mapping of columns, or a path to CSV or
+    Parquet."""
+    if isinstance(table, pl.DataFrame):
+        return table
+    if isinstance(table, str | Path):
+        return read_file(Path(table), reading)
+    try:
+        if isinstance(table, pl.LazyFrame):
+            return table.collect()
+        if type(table).__module__.split(".")[0] == "pandas" and hasattr(table, "columns"):
+            # Conversion by column needs no pyarrow, and keeps lists and arrays as lists.
+            return pl.DataFrame([_pandas_column(str(c), table.iloc[:, i]) for i, c in enumerate(table.columns)])
+        if isinstance(table, dict):
+            return pl.DataFrame(table, strict=False)
+        if hasattr(table, "__arrow_c_stream__") and not isinstance(table, pl.Series):
+            return pl.DataFrame(table)
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
+        raise DataError(f"{what}: cannot be read as columns of equal length with one name each ({_line(e)})") from None
+    raise DataError(
+        f"{what}: found {type(table).__name__}, expected a polars or pandas frame, an Arrow table, a mapping of "
+        "columns, or a path to a CSV or Parquet file"
+    )
+
+
+def _pandas_column(name: str, column: Any) -> pl.Series:
+    """Return a pandas column as a series: NaN, NaT and NA as null; lists, tuples and arrays in cells as lists."""
+    kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else "O"
+    if kind in "biuf":
+        return pl.Series(name, column.to_numpy(), nan_to_null=True)
+    if kind == "M":
+        return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
+    missing = column.isna().to_numpy()
+    values = [None if is_missing else _cell(v) for v, is_missing in zip(column, missing, strict=True)]
+    return pl.Series(name, values, strict=False)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+
+
+def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[Path]:
+    """Return the files of a table (a file, a folder of files or a pattern) in the order of their names.
+
+    Raises DataError if there is none, or one with another ending."""
+    source = Path(source)
+    if source.is_dir():
+        paths = [p for p in source.iterdir() if not p.name.startswith((".", "_"))]  # Spark puts _SUCCESS and .crc there
+    elif not source.exists() and glob.has_magic(str(source)):
+        paths = [Path(p) for p in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - Path.glob wants no root
+        paths = [p for p in paths if not p.is_dir()]
+    else:
+        paths = [source]
+    if not paths:
+        raise DataError(f"{source}: no file found; name a table, a folder of tables or a pattern")
+    for path in paths:
+        if path.is_dir():
+            raise DataError(
+                f"{source}: found the folder {path.name} in it; name all files, as in '{source}/*/*.parquet'"
+            )
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        if path.suffix.lower() not in endings:
+            shown = ".csv, .tsv or .parquet" if ".csv" in endings else ".parquet"
+            raise DataError(f"{path}: found a '{path.suffix.lower()}' file, expected {shown}; convert or rename it")
+    return sorted(paths)
+
+
+def read_file(
+    source: Path | str, reading: Reading | None = None, wanted: Collection[str] | None = None
+) -> pl.DataFrame:
+    """Read a CSV (UTF-8, header line) or Parquet file, by its ending, or all files of a folder or pattern as one table.
+
+    Without a `reading`, polars infers the types of a CSV, but a column stays text if its spelling is not that of whole
+    numbers. Of a Parquet file only the `wanted` columns are read, or all columns if one of them is missing.
+    """
+    paths = table_files(source)
+    frame = _read_all(paths, reading, wanted)
+    if not is_text(paths[0]):
+        return frame
+    if reading is None:
+        whole = [name for name, dtype in frame.schema.items() if dtype == pl.Int64]
+        spelling = _read_all(paths, Reading(frozenset()), None)
+        return frame.with_columns(parse_canonical_text(spelling[name]) for name in whole)
+    left = [name for name in frame.columns if name not in reading.numbers | reading.text]
+    return frame.with_columns(parse_canonical_text(frame[name]) for name in left)
+
+
+def _read_all(paths: list[Path], reading: Reading | None, wanted: Collection[str] | None) -> pl.DataFrame:
+    frames = [_read_one(path, reading, wanted) for path in paths]
+    inferred = is_text(paths[0])
+    for path, other in zip(paths[1:], frames[1:], strict=True):
+        for name in [*frames[0].columns, *other.columns]:
+            types = {frames[0].schema.get(name), other.schema.get(name)}
+            # 3 in one CSV and 3.5 in the next are numbers of one column.
+            if len(types) > 1 and not (inferred and types <= {pl.Int64, pl.Float64}):
+                raise DataError(
+                    f"{path}: column '{name}' is not as in {paths[0].name}; give all files the same columns"
+                )
+    return pl.concat([f[frames[0].columns] for f in frames], how="vertical_relaxed" if inferred else "vertical")
+
+
+def _read_one(path: Path, reading: Reading | None, wanted: Collection[str] | None = None) -> pl.DataFrame:
+    """Read a file. With a `reading`, columns of a CSV outside `reading.numbers` are text."""
+    ending = path.suffix.lower()
+    try:
+        if not is_text(path):
+            table = pl.scan_parquet(path, glob=False)
+            if wanted is not None and set(wanted) <= set(table.collect_schema().names()):
+                table = table.select(wanted)
+            return table.collect()
+        frame = pl.read_csv(path, **csv_options(path, reading))
+    except pl.exceptions.NoDataError:
+        raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
+        if is_text(path):
+            check_utf8(path)
+        raise DataError(f"{path}: cannot be read as {ending[1:]} ({_line(e)}); is the file complete?") from None
+    if any("\ufffd" in name for name in frame.columns):
+        check_utf8(path)
+    return frame
+
+
+def is_text(path: Path) -> bool:
+    """Return True for a CSV or TSV, by the file's ending."""
+    return path.suffix.lower() in (".csv", ".tsv")
+
+
+def csv_options(path: Path, reading: Reading | None) -> dict[str, Any]:
+    """Return the options of polars for a CSV or TSV. Raises DataError if the header names a column twice."""
+    names = column_names(path)
+    text = [] if reading is None else [name for name in names if name not in reading.numbers]
+    return {
+        "separator": _separator(path), "infer_schema_length": None, "try_parse_dates": True, "glob": False,
+        "schema_overrides": dict.fromkeys(text, pl.String),
+    }  # fmt: skip
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a CSV or TSV. Raises DataError if its header names one twice."""
+    options: dict[str, Any] = {"separator": _separator(path), "infer_schema": False, "glob": False}
+    header = pl.read_csv(path, n_rows=1, has_header=False, truncate_ragged_lines=True, **options).row(0)
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: the header names column '{twice}' twice; rename or remove one of them")
+    return pl.read_csv(path, n_rows=0, **options).columns
+
+
+def _separator(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def parse_canonical_text(series: pl.Series) -> pl.Series:
+    """Return a text column as Int64 or UInt64 if every value is a canonical integer (no leading zeros or plus sign), as
+    Boolean if every value is true or false, else unchanged."""
+    if series.is_null().all():
+        return series
+    if series.str.contains(r"^(0|-?[1-9]\d*)$").all():
+        read = (series.cast(kind, strict=False) for kind in (pl.Int64, pl.UInt64))
+        return next((whole for whole in read if whole.null_count() == series.null_count()), series)
+    if series.str.contains(r"^(?i:true|false)$").all():
+        return series.str.to_lowercase() == "true"
+    return series
+
+
+def check_utf8(path: Path) -> None:
+    """Raise DataError with the number of the first line that is not UTF-8."""
+    with path.open("rb") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"{path}: line {number} is not UTF-8; convert the file, for example with iconv"
+                ) from None

@@ -1,0 +1,183 @@
+"""Comparison of two models on the same queries by a paired bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.arrays.types import Doubles, Ints
+from twotower.data.dataset import Dataset
+from twotower.data.pairs import Pairs
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import auc, auc_by_group, ranking_metrics
+from twotower.evaluation.ranking import rank_catalogue
+
+COUNTS_PER_BLOCK = 2**23
+"""Counts (resamples x users) that one block of the bootstrap holds."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of two runs A and B."""
+
+    metric: str
+    a: float
+    b: float
+    difference: float  # b - a
+    low: float  # 95 % interval of the difference
+    high: float
+    p: float  # two-sided bootstrap p-value
+    users: int  # test users on whom the metric is defined
+
+    @property
+    def verdict(self) -> str:
+        """State which run is better; "no significant difference" if the interval contains zero."""
+        if self.low > 0:
+            return "B is better"
+        return "A is better" if self.high < 0 else "no significant difference"
+
+
+@dataclass(frozen=True)
+class ComparisonData:
+    """Evaluation data of both runs: user rows are 0..n_users-1, each with a test pair."""
+
+    pairs: Pairs
+    """Test pairs."""
+    seen: Pairs
+    """Pairs whose items are excluded from the rankings."""
+    n_users: int
+
+
+def compare_factors(
+    a: Factors, b: Factors, data: ComparisonData, k: Sequence[int], resamples: int = 1000, seed: int = 0
+) -> list[Comparison]:
+    """Compare the vectors of A and B, whose rows are the users and items of `data`."""
+    scores = [f.scores(data.pairs) for f in (a, b)]
+    per_user = [_per_user(f, s, data, k) for f, s in zip((a, b), scores, strict=True)]
+    names = list(per_user[0])
+    n, positive = data.n_users, data.pairs.positive
+    weights = np.stack([per_user[0][m][1] for m in names], 1) if names else np.zeros((n, 0))
+    values = [np.stack([v[m][0] for m in names], 1) if names else np.zeros((n, 0)) for v in per_user]
+    means = [(values[i] * weights).sum(0) / weights.sum(0) for i in (0, 1)]
+    low, high, p = paired_bootstrap(values[0], values[1], weights, resamples, seed)
+    out = [
+        Comparison(
+            m, float(means[0][i]), float(means[1][i]), float(means[1][i] - means[0][i]), float(low[i]), float(high[i]),
+            float(p[i]), int((weights[:, i] > 0).sum()),
+        )
+        for i, m in enumerate(names)
+    ]  # fmt: skip
+    if positive.any() and not positive.all():
+        first, second = (_bootstrap_auc(s, data, resamples, seed) for s in scores)
+        bounds = [float(x[0]) for x in _percentile_interval((second - first)[:, None])]
+        aucs = [auc(s, positive) for s in scores]
+        out.insert(0, Comparison("auc", aucs[0], aucs[1], aucs[1] - aucs[0], bounds[0], bounds[1], bounds[2], n))
+    return out
+
+
+def paired_bootstrap(
+    a: Doubles, b: Doubles, weights: Doubles, resamples: int = 1000, seed: int = 0
+) -> tuple[Doubles, Doubles, Doubles]:
+    """Return (low, high, p), each (M,): the 95 % percentile interval of mean(b) - mean(a) over resampled users, and the
+    two-sided p-value, twice the share of resamples at or beyond zero.
+
+    `a`, `b` and `weights` are (n, M): n users, M metrics. The means are weighted; a user with weight 0 has no value.
+    """
+    difference = (b - a) * weights
+    out = []
+    for counts in _bootstrap_counts(len(a), resamples, seed):
+        total = counts @ weights
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out.append(np.where(total > 0, (counts @ difference) / total, 0.0))
+    return _percentile_interval(np.concatenate(out))
+
+
+def comparison_data(dataset: Dataset, users: Ints) -> ComparisonData:
+    """Return the test data of some user rows, which become rows 0, 1, … in the given order."""
+    user, item = _positions(users, len(dataset.users)), np.arange(len(dataset.items))
+    test, *seen = (_reindex(p, user, item) for p in (dataset.test, dataset.train, dataset.validation))
+    return ComparisonData(test, _concatenate(*seen), len(users))
+
+
+def _per_user(
+    factors: Factors, scores: npt.NDArray[np.float32], data: ComparisonData, k: Sequence[int]
+) -> dict[str, tuple[Doubles, Doubles]]:
+    """Return (values (n,), weights (n,)) of every metric over users; the weight is 0 where the metric is undefined."""
+    n, pairs = data.n_users, data.pairs
+
+    def scatter(users: Ints, values: Doubles, weights: npt.NDArray[np.number]) -> tuple[Doubles, Doubles]:
+        value, weight = np.zeros(n), np.zeros(n)
+        value[users], weight[users] = values, weights
+        return value, weight
+
+    out: dict[str, tuple[Doubles, Doubles]] = {}
+    users, values, sizes = auc_by_group(scores, pairs.positive, pairs.user)
+    if len(users):
+        out["gauc"] = scatter(users, values, sizes)
+    if not k:
+        return out
+    users, _, hit = rank_catalogue(factors.users, factors.items, pairs, [data.seen], max(k))
+    n_targets = np.bincount(pairs.user[pairs.positive], minlength=n)[users]
+    for cut in k if len(users) else ():
+        for name, values in ranking_metrics(hit, n_targets, cut).items():
+            out[f"{name}@{cut}"] = scatter(users, values, np.ones(len(users)))
+    return out
+
+
+def _bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[Doubles]:
+    """Yield blocks (r, n) of how often each resample draws each of n users, `resamples` rows in all."""
+    rng = np.random.default_rng(seed)
+    step = max(1, COUNTS_PER_BLOCK // n)
+    for start in range(0, resamples, step):
+        r = min(step, resamples - start)
+        drawn = rng.integers(0, n, (r, n)) + np.arange(r)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
+
+
+def _bootstrap_auc(scores: npt.NDArray[np.float32], data: ComparisonData, resamples: int, seed: int) -> Doubles:
+    """Return the AUC (resamples,) over the pairs of the drawn users; 0.5 where a class is missing."""
+    positive = data.pairs.positive
+    # Sorted once: a resample only changes the weights of the pairs.
+    order = np.argsort(scores, kind="stable")
+    lower, upper = order[~positive[order]], order[positive[order]]
+    negative_user, positive_user = data.pairs.user[lower], data.pairs.user[upper]
+    below = np.searchsorted(scores[lower], scores[upper], side="left")
+    not_above = np.searchsorted(scores[lower], scores[upper], side="right")
+    out = []
+    for counts in _bootstrap_counts(data.n_users, resamples, seed):
+        for row in counts:
+            under = np.concatenate([[0.0], np.cumsum(row[negative_user])])
+            weight = row[positive_user]
+            total = float(weight.sum() * under[-1])
+            out.append(float(weight @ (under[below] + under[not_above])) / 2 / total if total else 0.5)
+    return np.array(out)
+
+
+def _percentile_interval(differences: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Return (low, high, p), each (M,), of the differences (resamples, M)."""
+    low, high = np.quantile(differences, [0.025, 0.975], axis=0)
+    # The observed difference counts as one resample, so that no p-value is 0 (Davison and Hinkley 1997, section 4.2.3).
+    p = 2 * (np.minimum((differences <= 0).sum(0), (differences >= 0).sum(0)) + 1) / (len(differences) + 1)
+    return low, high, np.minimum(p, 1.0)
+
+
+def _concatenate(*pairs: Pairs) -> Pairs:
+    """Return the pairs of all arguments, one after the other."""
+    return Pairs(*(np.concatenate([getattr(p, n) for p in pairs]) for n in ("user", "item", "positive")))
+
+
+def _positions(rows: Ints, n: int) -> Ints:
+    """Return the position (n,) of every row 0..n-1 in `rows`, -1 for a row that is absent."""
+    positions = np.full(n, -1, np.int64)
+    positions[rows] = np.arange(len(rows))
+    return positions
+
+
+def _reindex(pairs: Pairs, user: Ints, item: Ints) -> Pairs:
+    """Return the pairs with rows mapped by `user` (n_users,) and `item` (n_items,), without pairs that map to -1."""
+    users, items = user[pairs.user], item[pairs.item]
+    keep = (users >= 0) & (items >= 0)
+    return Pairs(users[keep].astype(np.int32), items[keep].astype(np.int32), pairs.positive[keep])

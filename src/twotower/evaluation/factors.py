@@ -1,0 +1,33 @@
+"""Vectors of users and items whose product is the score of a pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.data.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i]."""
+
+    users: Tensor  # (n_users, D)
+    items: Tensor  # (n_items, D)
+
+    def scores(self, pairs: Pairs, block: int = 16_384) -> npt.NDArray[np.float32]:
+        """Return the scores (n,) of the pairs, `block` pairs at a time."""
+        out = np.empty(len(pairs), np.float32)
+        # Two small buffers are reused: allocating memory for all rows costs ten times the products.
+        user_rows, item_rows = self.users.new_empty(2, min(block, len(pairs)), self.users.shape[1])
+        for start in range(0, len(pairs), block):
+            part = slice(start, start + block)
+            user, item = (torch.from_numpy(x[part]).to(self.users.device) for x in (pairs.user, pairs.item))
+            u = torch.index_select(self.users, 0, user, out=user_rows[: len(user)])
+            v = torch.index_select(self.items, 0, item, out=item_rows[: len(item)])
+            out[part] = u.mul_(v).sum(1).cpu().numpy()
+        return out

@@ -1,0 +1,169 @@
+"""Rankings of the whole catalogue for users, without the items that they have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from twotower.arrays.types import Bools, Ints
+from twotower.data.dataset import Dataset
+from twotower.data.pairs import Pairs
+from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
+from twotower.section import Positive, Section
+
+
+MAX_SCORES = 2**25
+"""Scores (users x items) that one block of a ranking holds."""
+
+
+def rank_catalogue(
+    user_vectors: Tensor,
+    item_vectors: Tensor,
+    pairs: Pairs,
+    seen: Iterable[Pairs],
+    k: int,
+    block: int = 512,
+    max_scores: int = MAX_SCORES,
+) -> tuple[Ints, Ints, Bools]:
+    """Return (users (Q,), best item rows (Q, k), hits (Q, k)) by exact dot product over all N items.
+
+    The targets are the positives of `pairs`. The items of `seen` are excluded, also as targets; ties are ordered as
+    torch.topk orders them. Users without a positive in `pairs` are left out. A block holds at most `block` users and
+    `max_scores` scores, but at least 8 users.
+    """
+    queries = EvaluationQueries.build(pairs, seen, len(user_vectors), len(item_vectors), block, max_scores)
+    best = queries.top_k(user_vectors, item_vectors, k)
+    return queries.users, best, queries.hits(best)
+
+
+class EvaluationConfig(Section):
+    """Metrics and slices of the report."""
+
+    k: tuple[Positive, ...] = Field(
+        (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
+    )
+    max_users: int = Field(
+        0, ge=0, description="Maximum number of users in the ranking metrics, drawn once. 0: all users."
+    )
+    bootstrap: int = Field(
+        200, ge=0, le=1_000_000, description="Bootstrap resamples of the users for 95 % intervals. 0: no intervals."
+    )
+    head_share: float = Field(0.2, gt=0, lt=1, description="Share of items, the most popular ones, in the head slice.")
+    new_user_below: int = Field(
+        5, ge=1, description="Number of training interactions below which a user counts as new."
+    )
+    new_item_below: int = Field(
+        5, ge=1, description="Number of training interactions below which an item counts as new."
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationQueries:
+    """Evaluation queries: the Q users with at least one held-out positive, ranked over N items.
+
+    A key is q N + item, q the position of the user among the Q.
+    """
+
+    users: Ints  # (Q,) user rows, rising
+    targets: Ints  # keys of the held-out positives, rising
+    excluded: Ints  # keys of the items that are not ranked, rising
+    n_items: int
+    block: int  # users per block
+
+    @classmethod
+    def build(
+        cls,
+        pairs: Pairs,
+        seen: Iterable[Pairs],
+        n_users: int,
+        n_items: int,
+        block: int = 512,
+        max_scores: int = MAX_SCORES,
+    ) -> EvaluationQueries:
+        """Make the positives of `pairs` the targets, except those in `seen`, and exclude the items of `seen`.
+
+        A block holds at most `block` users and `max_scores` scores, but at least 8 users.
+        """
+        targets = np.sort(_pair_keys(pairs, n_items)[pairs.positive])
+        excluded = np.sort(np.concatenate([_pair_keys(p, n_items) for p in seen] or [targets[:0]]))
+        targets = targets[~_in_sorted(targets, excluded)]
+        has_target = np.zeros(n_users, bool)
+        has_target[targets // n_items] = True
+        # Subtracting the shift of a user turns a key of user rows into a key of query positions.
+        shift = (np.arange(n_users) - np.cumsum(has_target) + 1) * n_items
+        owner = excluded // n_items
+        kept = has_target[owner]
+        return cls(
+            np.flatnonzero(has_target),
+            targets - shift[targets // n_items],
+            excluded[kept] - shift[owner[kept]],
+            n_items,
+            max(8, min(block, max_scores // n_items)),  # smaller blocks read all item vectors too often
+        )
+
+    def top_k(self, user_vectors: Tensor, item_vectors: Tensor, k: int) -> Ints:
+        """Return the best item rows (Q, k), -1 after the last item that may be ranked."""
+        device = item_vectors.device
+        best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
+        for part, excluded in self._blocks(self.excluded):
+            scores = user_vectors[torch.from_numpy(self.users[part]).to(device)] @ item_vectors.T
+            scores.view(-1)[torch.from_numpy(excluded).to(device)] = -torch.inf
+            top = scores.topk(best.shape[1], dim=1)
+            rows = top.indices.cpu().numpy()
+            rows[~np.isfinite(top.values.cpu().numpy())] = -1
+            best[part] = rows
+        return best
+
+    def hits(self, best: Ints) -> Bools:
+        """Return a mask (Q, k): true where an item of `best` is a target of its user."""
+        hit = np.zeros(best.shape, bool)
+        is_target = np.zeros((self.block, self.n_items), bool)
+        for part, targets in self._blocks(self.targets):
+            rows = best[part]
+            is_target.flat[targets] = True
+            hit[part] = is_target[np.arange(len(rows))[:, None], rows] & (rows >= 0)
+            is_target.flat[targets] = False
+        return hit
+
+    def _blocks(self, keys: Ints) -> Iterator[tuple[slice, Ints]]:
+        """Yield each block of users as a slice, and the `keys` of the block relative to its first user."""
+        for start in range(0, len(self.users), self.block):
+            first = start * self.n_items
+            lo, hi = np.searchsorted(keys, [first, first + self.block * self.n_items])
+            yield slice(start, start + self.block), keys[lo:hi] - first
+
+
+def _pair_keys(pairs: Pairs, n_items: int) -> Ints:
+    return pairs.user.astype(np.int64) * n_items + pairs.item
+
+
+def _in_sorted(keys: Ints, within: Ints) -> Bools:
+    """Return a mask of the `keys` that are in the sorted array `within`."""
+    if not len(within):
+        return np.zeros(len(keys), bool)
+    position = np.minimum(np.searchsorted(within, keys), len(within) - 1)
+    contained: Bools = within[position] == keys
+    return contained
+
+
+def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) -> EvaluationQueries:
+    """Return the queries of a part. Rankings exclude the items of earlier parts: train for validation, train and
+    validation for test. With more than `config.max_users` users a fixed random sample of that size is ranked."""
+    pairs, shape = pairs_of_part(dataset, part), (len(dataset.users), len(dataset.items))
+    users = np.unique(pairs.user[pairs.positive])
+    if not config.max_users or len(users) <= config.max_users:
+        seen = {TRAIN: [], VALIDATION: [dataset.train], TEST: [dataset.train, dataset.validation]}[part]
+        return EvaluationQueries.build(pairs, seen, *shape)
+    some = np.sort(np.random.default_rng(0).choice(users, config.max_users, replace=False))
+    keep = np.isin(pairs.user, some)
+    return EvaluationQueries.build(pairs.take(keep), [dataset.pairs_before(part, some)], *shape)
+
+
+def pairs_of_part(dataset: Dataset, part: int) -> Pairs:
+    pairs: Pairs = getattr(dataset, PART_NAMES[part])  # cached, unlike `dataset.part`
+    return pairs

@@ -1,0 +1,102 @@
+"""Values of columns: ids in one form, numbers, lists."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.types import Ints
+from twotower.errors import DataError
+
+UNKNOWN = 0
+"""Embedding row of values below the frequency cut and values never seen in training."""
+
+
+SINGLE_ROW_MAX_VALUES = 400
+"""Values of a list, or characters of a text, up to which a single row is encoded without data frames, which is faster."""
+
+
+def canonical_ids(series: pl.Series) -> pl.Series:
+    """Return a scalar column as Int64, UInt64 or String. 7, 7.0 and '7' are one value, whatever the other values are."""
+    dtype = series.dtype
+    if dtype.is_float():
+        series = series.fill_nan(None)
+        whole = series.is_finite() & (series == series.floor()) & (series.abs() < 2**53)
+        integers = series.cast(pl.Int64, strict=False)
+        if whole.all():
+            return integers
+        return integers.cast(pl.String).zip_with(whole.fill_null(False), series.cast(pl.String))
+    if dtype.is_integer():
+        for width in (pl.Int64, pl.UInt64):
+            integers = series.cast(width, strict=False)
+            if integers.null_count() == series.null_count():
+                return integers
+    try:
+        if not dtype.is_nested():
+            return series.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        pass
+    raise DataError(
+        f"column '{series.name}': found {dtype}, expected one value a row (text, integers or booleans); "
+        "cast it, or choose another kind of feature"
+    )
+
+
+def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
+    """Return a numeric column as float64, NaN for nulls and non-finite values. Raises DataError for other types."""
+    if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
+        raise DataError(
+            f"column '{series.name}': found {series.dtype}, expected numbers; cast it, or make it categorical"
+        )
+    x = np.array(series.cast(pl.Float64).to_numpy())  # a null is nan
+    x[~np.isfinite(x)] = np.nan
+    return x
+
+
+def present(values: pl.Series) -> pl.Series:
+    """Return the values without nulls and empty texts."""
+    values = values.drop_nulls()
+    return values.filter(values != "") if values.dtype == pl.String else values
+
+
+def is_long(texts: pl.Series) -> bool:
+    return texts.dtype == pl.String and bool((texts.str.len_chars() > SINGLE_ROW_MAX_VALUES).any())
+
+
+def one_row(codes: list[int]) -> Ragged:
+    return Ragged(np.array(codes, np.int32), np.array([0, len(codes)]))
+
+
+def lists(series: pl.Series, separator: str) -> pl.Series:
+    """Return a list column unchanged, or a text column split at the separator. Raises DataError for other types."""
+    if separator and series.dtype in (pl.String, pl.Categorical, pl.Enum):
+        series = series.cast(pl.String).str.split(separator)
+    elif isinstance(series.dtype, pl.Array):
+        series = series.arr.to_list()
+    if series.dtype == pl.Null:
+        series = series.cast(pl.List(pl.String))
+    if not isinstance(series.dtype, pl.List):
+        raise DataError(
+            f"column '{series.name}': found {series.dtype}, expected lists, or text and the feature's separator; "
+            "set separator, or make it categorical"
+        )
+    return series
+
+
+def explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
+    """Return row indices and values of a list column, flat, without nulls and empty texts."""
+    series = lists(series, separator)
+    flat = series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
+    if flat["value"].dtype == pl.String:
+        flat = flat.filter(pl.col("value") != "")
+    return flat["row"].to_numpy().astype(np.int64), flat["value"].rename(series.name)
+
+
+def missing_count(series: pl.Series) -> int:
+    """Return the number of nulls, and in a column of floats also of NaN and infinities."""
+    n = series.null_count()
+    if series.dtype.is_float():
+        n += int((~series.drop_nulls().is_finite()).sum())
+    return n

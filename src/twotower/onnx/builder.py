@@ -1,0 +1,119 @@
+"""Builder of ONNX graphs: nodes, constants and inputs with numbered names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+import twotower
+from twotower.errors import ConfigError, RunError
+from twotower.onnx.graph import IR_VERSION, OPERATORS, OPSET
+from twotower.onnx.tower import GATES_OUTPUT, VECTOR_OUTPUT, GateInfo
+
+MAX_TABLE_BYTES = (1 << 31) - (1 << 20)
+"""Bytes of constants that fit one ONNX file: protobuf limits a message to 2 GiB."""
+
+
+class GraphBuilder:
+    """Builder of an ONNX graph: nodes, constants and inputs with numbered names."""
+
+    def __init__(self, max_table_bytes: int = MAX_TABLE_BYTES) -> None:
+        try:
+            import onnx
+        except ImportError:
+            raise ConfigError("exporting a tower needs onnx and onnxruntime: pip install onnx onnxruntime") from None
+        self.onnx = onnx
+        self.nodes: list[Any] = []
+        self.inputs: list[Any] = []
+        self.constants: list[Any] = []
+        self.gates: dict[GateInfo, str] = {}  # each with the name of its weights (U, fields)
+        self.size, self.max_table_bytes = 0, max_table_bytes
+        self._known: dict[Any, str] = {}
+
+    def input(self, name: str, kind: type[np.generic], shape: Sequence[str | int]) -> str:
+        """Add an input of the graph and return its name."""
+        elements = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        self.inputs.append(self.onnx.helper.make_tensor_value_info(name, elements, shape))
+        return name
+
+    def constant(self, value: Tensor | npt.NDArray[Any] | Sequence[int] | int | float, key: Any = None) -> str:
+        """Add a constant, once per `key`, and return its name. Small arrays are their own key; int64 or float32."""
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().numpy()
+        array = np.asarray(value)
+        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        if key is None and array.size <= 64:
+            key = (array.dtype, array.shape, array.tobytes())
+        if key is not None and key in self._known:
+            return self._known[key]
+        self.size += array.nbytes
+        if self.size > self.max_table_bytes:
+            raise RunError(
+                f"the tables of the tower exceed the {self.max_table_bytes / 2**30:.1f} GiB of one ONNX file; "
+                "reduce its vocabularies (min_count, hash_buckets) or the widths of its fields"
+            )
+        name = f"c{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(array.copy(order="C"), name))
+        if key is not None:
+            self._known[key] = name
+        return name
+
+    def __call__(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node and return the name of its output, or the list of names if `outputs` exceeds 1."""
+        if not attributes.keys() <= OPERATORS[kind]:
+            raise KeyError(f"{kind} {[*attributes]}: the operator or an attribute is not in onnx_graph.OPERATORS")
+        names = [f"v{len(self.nodes)}"] if outputs == 1 else [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """Reshape (U, …) to (U, *shape)."""
+        return cast(str, self("Reshape", x, self.constant([0, *shape])))
+
+    def reduce(self, kind: str, x: str, axis: int, keep: bool = True) -> str:
+        """Reduce one axis by "Sum", "Mean", "Max" or "SumSquare"."""
+        return cast(str, self(f"Reduce{kind}", x, self.constant([axis]), keepdims=int(keep)))
+
+    def split(self, x: str, widths: Sequence[int]) -> list[str]:
+        """Split (U, sum of `widths`) into one array per width."""
+        if len(widths) == 1:
+            return [x]
+        return cast(list[str], self("Split", x, self.constant(list(widths)), axis=1, outputs=len(widths)))
+
+    def concat(self, parts: Sequence[str]) -> str:
+        """Concatenate arrays (U, n) along the second axis."""
+        return parts[0] if len(parts) == 1 else self("Concat", *parts, axis=1)
+
+    def filled(self, like: str, value: float) -> str:
+        """Return an array of the shape of `like` filled with `value`."""
+        number = self.onnx.numpy_helper.from_array(np.array([value], np.float32))
+        return cast(str, self("ConstantOfShape", self("Shape", like), value=number))
+
+    def serialize(self, output: str, width: int, metadata: dict[str, str]) -> bytes:
+        """Return the ONNX file of the graph with output `output` (U, width) and, if there are gates, their weights."""
+        helper = self.onnx.helper
+        outputs = {VECTOR_OUTPUT: (output, width)}
+        if self.gates:
+            outputs[GATES_OUTPUT] = (
+                self.concat(list(self.gates.values())),
+                sum(len(gate.fields) for gate in self.gates),
+            )
+            metadata = metadata | {GATES_OUTPUT: json.dumps([asdict(gate) for gate in self.gates])}
+        self.nodes += [helper.make_node("Identity", [value], [name]) for name, (value, _) in outputs.items()]
+        shapes = [
+            helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["U", size])
+            for name, (_, size) in outputs.items()
+        ]
+        graph = helper.make_graph(self.nodes, "tower", self.inputs, shapes, self.constants)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
+            producer_name="twotower", producer_version=twotower.__version__,
+        )  # fmt: skip
+        helper.set_model_props(model, metadata)
+        return cast(bytes, model.SerializeToString())

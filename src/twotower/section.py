@@ -1,0 +1,28 @@
+"""Base class of the sections of a schema and a config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_WHOLE_NUMBER = 2**32 - 1
+"""Largest whole number allowed in a schema or a config."""
+
+
+def _check_whole_numbers(value: Any) -> Any:
+    """Return the value unchanged. Raises ValueError if it, or an element of it, is a whole number above MAX_WHOLE_NUMBER."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if type(number) is int and number > MAX_WHOLE_NUMBER:
+            raise ValueError(f"at most {MAX_WHOLE_NUMBER:,} is allowed, got {number:,}")
+    return value
+
+
+class Section(BaseModel):
+    """A section of a schema or a config: frozen, without unknown keys, whole numbers up to MAX_WHOLE_NUMBER."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    _bound = field_validator("*")(_check_whole_numbers)
+
+
+Positive = Annotated[int, Field(ge=1)]

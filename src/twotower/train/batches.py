@@ -1,0 +1,89 @@
+"""Batches of tensors, made from encoded columns. No other module turns columns into tensors.
+
+A batch holds its distinct users and items once, so that each tower runs once per distinct row. It knows which of its pairs
+are training interactions, so that no history contains its target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.arrays.sets import DistinctRows
+from twotower.arrays.types import Codes, Ints
+from twotower.model.inputs.carriers import Inputs
+from twotower.model.inputs.side_tensors import SideTensors
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs over U distinct users and I distinct items."""
+
+    users: Inputs
+    items: Inputs
+    user: Tensor  # (B,) int64 into the U users
+    item: Tensor  # (B,) int64 into the I items
+    label: Tensor  # (B,) float32, 0 or 1
+    weight: Tensor  # (B,) float32
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """B positives and the items of their candidates."""
+
+    users: Inputs
+    items: Inputs
+    user: Tensor | None  # (B,) int64 into the users; None: user b belongs to positive b
+
+
+class Batcher:
+    """Makes batches on the device from aligned arrays of pairs."""
+
+    def __init__(self, users: SideTensors, items: SideTensors) -> None:
+        self.users, self.items = users, items
+        self._distinct_users, self._distinct_items = DistinctRows(users.n), DistinctRows(items.n)
+
+    def __call__(
+        self, user: Codes, item: Codes, label: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], source: Ints
+    ) -> Batch:
+        """Return the batch of B labelled pairs. `source` are the indices of all interactions of the batch, -1 for a sampled
+        pair; the B pairs may be one rank's part of the batch."""
+        users, user_index = self._distinct_users(user)
+        items, item_index = self._distinct_items(item)
+        left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
+        device = self.users.device
+        return Batch(
+            self.users.take(users, left_out),
+            self.items.take(items, left_out),
+            torch.from_numpy(user_index).to(device),
+            torch.from_numpy(item_index).to(device),
+            torch.from_numpy(label).to(device),
+            torch.from_numpy(weight).to(device),
+        )
+
+    def contrastive_batch(
+        self, user: Codes, source: Ints, items: Ints, earlier: bool, batch: Ints | None = None
+    ) -> ContrastiveBatch:
+        """Return the inputs of the positives with the interaction indices `source` (B,), and of the item rows `items` (I,).
+
+        With `earlier`, user b has the history before interaction b. Otherwise each distinct user is taken once, and no
+        sequence holds an interaction of the batch, whose indices are `batch`, or `source` if that is None.
+        """
+        if earlier:
+            return ContrastiveBatch(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
+        left_out = None
+        if self.users.has_sequences or self.items.has_sequences:
+            left_out = source if batch is None else batch
+        users, index = self._distinct_users(user)
+        return ContrastiveBatch(
+            self.users.take(users, left_out),
+            self.items.take(items, left_out),
+            torch.from_numpy(index).to(self.users.device),
+        )

@@ -1,0 +1,133 @@
+"""Sections that decide the weights of a model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from twotower.errors import did_you_mean
+from twotower.evaluation.metrics import metric_names
+from twotower.evaluation.ranking import EvaluationConfig
+from twotower.model.two_tower import ModelConfig
+from twotower.section import Section
+from twotower.train.losses import LossConfig
+from twotower.train.negatives import NegativesConfig
+
+
+class TrainConfig(Section):
+    """Optimisation, checkpoints and devices."""
+
+    epochs: int = Field(10, ge=1, description="Passes over the training interactions.")
+    batch_size: int = Field(2048, ge=1, description="Training pairs per step, over all ranks together.")
+    data_shards: int = Field(
+        1,
+        ge=1,
+        description="Number of user ranges shuffled separately. Each batch takes an equal part of each range. A "
+        "multiple of the number of ranks lets each rank read only its own ranges.",
+    )
+    embedding_placement: Literal["replicated", "torchrec"] = Field(
+        "replicated",
+        description="Placement of the embedding tables. replicated: whole on every rank. torchrec: sharded over the "
+        "ranks by TorchRec (docs/scale.md).",
+    )
+    embedding_sharding: Literal["auto", "table_wise", "column_wise", "row_wise"] = Field(
+        "auto",
+        description="Sharding of tables under embedding_placement = 'torchrec'. auto: column_wise for tables above an"
+        " equal share of all parameters, else table_wise.",
+    )
+    history_scope: Literal["leave_batch_out", "causal"] = Field(
+        "leave_batch_out",
+        description="Interactions that a training pair's sequences hold. leave_batch_out: all of the user's or "
+        "item's, without the pairs of the batch. causal: only earlier ones (equal times: in table order).",
+    )
+    shuffle: bool = Field(
+        True,
+        description="New order of the training pairs every epoch (history_scope causal: of the users). false: the "
+        "table's order, random negatives last.",
+    )
+    optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="Optimizer.")
+    lr: float = Field(1e-3, gt=0, description="Learning rate.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam/AdamW beta2: decay of the second moment.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the layers. 0: off.")
+    embedding_weight_decay: float = Field(0.0, ge=0, description="Weight decay of the embeddings. 0: off.")
+    bias_weight_decay: float = Field(0.0, ge=0, description="Weight decay of the biases and the temperature. 0: off.")
+    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="Schedule of the learning rate.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate. 0: off.")
+    lr_decay_rate: float = Field(
+        0.5, gt=0, le=1, description="Factor of the learning rate at each step of the step schedule."
+    )
+    lr_decay_epochs: int = Field(1, ge=1, description="Epochs between steps of the step schedule.")
+    clip_norm: float = Field(0.0, ge=0, description="Maximum gradient norm. 0: off.")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the exponential moving average of the weights, which evaluation uses. 0: off.",
+    )
+    monitor: str = Field(
+        "validation.auc", description="Validation metric that selects the best epoch, such as validation.recall@10."
+    )
+    patience: int = Field(
+        0, ge=0, description="Validations without a better metric after which training stops. 0: off."
+    )
+    validate_every: int = Field(1, ge=1, description="Epochs between validations.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of matrix products in the layers. Weights are fp32."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device. auto: cuda, else mps, else cpu.")
+    seed: int = Field(1, ge=0, lt=2**31, description="Seed of initial weights, order, negatives and dropout.")
+    timeout: float = Field(600.0, gt=0, description="Seconds after which a rank gives up waiting for another.")
+    checkpoint_seconds: float = Field(
+        60.0, ge=0, description="Seconds between checkpoints. A checkpoint also follows every epoch."
+    )
+    checkpoint_steps: int = Field(0, ge=0, description="Steps between checkpoints. 0: only by time.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.embedding_sharding != "auto" and self.embedding_placement != "torchrec":
+            raise ValueError(
+                f"embedding_sharding = '{self.embedding_sharding}' goes with embedding_placement = 'torchrec'; set that too, or leave it out"
+            )
+        return self
+
+
+class Recipe(Section):
+    """All settings that decide the weights of a model on a dataset, and how they are chosen."""
+
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        n = self.negatives
+        others = "set loss.kind = 'softmax', 'gbce' or 'bpr'"
+        if self.loss.kind == "bce":
+            if asked := [*n.drawn(), *(["full"] if n.full else [])]:
+                raise ValueError(f"negatives.{asked[0]} gives candidates, and loss.kind = 'bce' takes pairs; {others}")
+            if self.train.history_scope == "causal":
+                raise ValueError(f"train.history_scope = 'causal' needs candidates; {others}")
+        elif n.random and n.full:
+            raise ValueError(
+                "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two"
+            )
+        if self.loss.kind != "bce" and not (n.full or n.in_batch or n.random or n.uniform or n.popularity):
+            raise ValueError(
+                f"loss.kind = '{self.loss.kind}' has no candidates; set negatives.in_batch = true, or a number for "
+                "negatives.random, negatives.uniform or negatives.popularity, or negatives.full = true"
+            )
+        if self.loss.mimic and not any(t.augment for p in self.model.pairs for t in (p.user, p.item)):
+            raise ValueError(
+                "loss.mimic trains augmented vectors, and no tower has them; set augment = true in a tower of model.pairs"
+            )
+        known = metric_names(self.evaluation.k)
+        part, _, metric = self.train.monitor.partition(".")
+        if part != "validation" or metric not in known:
+            raise ValueError(
+                f"train.monitor '{self.train.monitor}' is not measured{did_you_mean(metric, known)} "
+                f"(allowed: validation. followed by one of {', '.join(known)})"
+            )
+        return self
