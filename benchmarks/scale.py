@@ -338,7 +338,8 @@ def table_steps(way: str) -> None:
     from twotower.data.tables import check
     from twotower.distributed import DistributedContext
     from twotower.features.schema import Categorical, Schema
-    from twotower.train.trainer import Trainer, peak_memory_mb
+    from twotower.machine import peak_memory_mb
+    from twotower.train.trainer import Trainer
 
     optimizer, kind, sharding = way.split(",")
     torch.set_num_threads(1)

@@ -20,20 +20,21 @@ from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
 from twotower.data.prepare import write_prepared
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
-from twotower.distributed import DistributedContext
+from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.embed import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError
 from twotower.escaping import python_literal
 from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part import evaluate_model
 from twotower.features.schema import Schema
+from twotower.machine import peak_memory_mb
 from twotower.publishing.publisher import evaluate_bundle, publish
 from twotower.reports import html
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.store.store import Store
 from twotower.train.callbacks import Callback
-from twotower.train.trainer import Trainer, choose_device, peak_memory_mb
+from twotower.train.trainer import Trainer
 
 __all__ = [
     "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read", "recent_titles",

@@ -1,4 +1,4 @@
-"""The ranks of one job, as torchrun starts them: rank, world size, and the collectives that training needs.
+"""The ranks of one job, as torchrun starts them, and the machine of a rank: its device, cores and memory.
 
 With one rank every collective returns its argument. With several, all ranks call the same collectives in the same order.
 """
@@ -6,12 +6,13 @@ With one rank every collective returns its argument. With several, all ranks cal
 from __future__ import annotations
 
 import gc
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,12 @@ import numpy.typing as npt
 from twotower.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -102,17 +108,16 @@ class DistributedContext:
         ranks."""
         if self.world_size == 1:
             return rows
-        gathered: Tensor = _all_gather_function()(rows, sizes, self)
-        return gathered
+        return _all_gather_function()(rows, sizes, self)
 
-    def all_gather_array(self, rows: npt.NDArray[Any], sizes: list[int]) -> npt.NDArray[Any]:
+    def all_gather_array(self, rows: npt.NDArray[Number], sizes: list[int]) -> npt.NDArray[Number]:
         """Concatenate the numeric arrays (sizes[r], …) of every rank r."""
         if self.world_size == 1:
             return rows
         import torch
 
         gathered = _all_gather_rows(torch.from_numpy(np.ascontiguousarray(rows)).to(_group_device()), sizes)
-        array: npt.NDArray[Any] = gathered.cpu().numpy()
+        array: npt.NDArray[Number] = gathered.cpu().numpy()
         return array
 
     def all_reduce_sum(self, *numbers: float) -> list[float]:
@@ -127,7 +132,7 @@ class DistributedContext:
         sums: list[float] = total.tolist()
         return sums
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Value) -> Value:
         """Return rank 0's `value`, any picklable object, on every rank."""
         if self.world_size == 1:
             return value
@@ -138,7 +143,7 @@ class DistributedContext:
         return box[0]
 
 
-def _group_device() -> Any:
+def _group_device() -> torch.device:
     """Return the device on which the group's backend reads tensors."""
     import torch
     from torch import distributed
@@ -159,22 +164,49 @@ def _all_gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
 
-def _all_gather_function() -> Any:
+class GatherContext(Protocol):
+    """Part of the backward pass's context that the all-gather uses."""
+
+    own: slice  # of this rank in the gathered rows
+
+
+def _all_gather_function() -> Callable[[Tensor, list[int], DistributedContext], Tensor]:
     """Return the differentiable all-gather (rows, sizes, context); a function, so that torch is imported late."""
     import torch
     from torch import distributed
 
     class AllGather(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, rows: Tensor, sizes: list[int], context: DistributedContext) -> Tensor:
+        def forward(ctx: GatherContext, rows: Tensor, sizes: list[int], context: DistributedContext) -> Tensor:
             first = sum(sizes[: context.rank])
             ctx.own = slice(first, first + len(rows))
             return _all_gather_rows(rows.detach(), sizes)
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        def backward(ctx: GatherContext, *grads: Tensor) -> tuple[Tensor, None, None]:
             total = grads[0].contiguous()
             distributed.all_reduce(total)
             return total[ctx.own], None, None
 
-    return AllGather.apply
+    apply: Callable[[Tensor, list[int], DistributedContext], Tensor] = AllGather.apply
+    return apply
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device that `train.device` names: of several GPUs the one with number `local_rank`.
+
+    `auto` takes cuda, then mps, then cpu, and logs which. Raises ConfigError if the machine lacks the device.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        log.info(f"device: {name} ({'accelerator found' if name != 'cpu' else 'no accelerator found'})")
+    if (name == "cuda" and torch.cuda.device_count() <= local_rank) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    ):
+        missing = f"GPU {local_rank}, which this rank needs" if local_rank else "such device"
+        raise ConfigError(f"train.device = '{name}': this machine has no {missing}; use 'auto' or 'cpu'")
+    if name == "cuda":
+        torch.cuda.set_device(local_rank)
+    return torch.device(name)

@@ -173,7 +173,6 @@ def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch)
     assert commands._local_ranks(8) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert commands._local_ranks(8) == 4
-    assert commands._available_cores() >= 1
 
 
 # ---- kills

@@ -326,13 +326,14 @@ def embed(
 ) -> None:
     """Write the vectors of all rows of a table, in bounded memory. The ranks of torchrun share the work; a second call resumes it."""
     from twotower.distributed import DistributedContext
+    from twotower.machine import available_cores
 
     if side not in ("user", "item"):
         raise ConfigError(f"--side {side}: allowed are user and item")
     context = DistributedContext.from_environment()
 
     if context.world_size > 1:
-        threads = threads or _available_cores() // _local_ranks(context.world_size) or 1
+        threads = threads or available_cores() // _local_ranks(context.world_size) or 1
     if threads:
         os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
     import torch
@@ -353,10 +354,6 @@ def _local_ranks(ranks: int) -> int:
     """Return the number of ranks on this machine: LOCAL_WORLD_SIZE of torchrun, else all ranks."""
     given = os.environ.get("LOCAL_WORLD_SIZE", "")
     return int(given) if given.isdecimal() and int(given) else ranks
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of published bundles.")]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
 from twotower.files import new_folder, read_array, write_json
 from twotower.index.protocol import Metric
+from twotower.machine import default_threads
 
 INDEX_FORMAT = 2
 INDEX_FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
@@ -74,7 +74,7 @@ class ExactIndex:
         self.metric: Metric = metric
         self.params = complete_params(self.kind, self.defaults, params)
         self.search_params = {}
-        self.threads = available_cores()
+        self.threads = default_threads()
         self._vectors: Vectors = np.empty((0, width), np.float32)
         self._rows: Rows = np.empty(0, np.int64)
         self._sorted: Rows = self._rows
@@ -440,14 +440,6 @@ def exact_scores(vectors: Vectors, positions: Rows, query: Vectors) -> Vectors:
 
 def _is_identity(rows: Rows) -> bool:
     return bool((rows == np.arange(len(rows))).all())
-
-
-def available_cores() -> int:
-    """Return the value of OMP_NUM_THREADS if it is set, else the number of cores this process may use."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdigit() and int(threads):
-        return int(threads)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _EMPTY_RESULT: tuple[Rows, Vectors] = (np.empty(0, np.int64), np.empty(0, np.float32))

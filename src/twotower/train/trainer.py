@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +24,13 @@ from torch import Tensor, nn
 from twotower import files
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
-from twotower.distributed import DistributedContext
+from twotower.distributed import DistributedContext, choose_device
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part import evaluate_part
 from twotower.features.field import InputField
 from twotower.features.schema import SIDES, SideName
+from twotower.machine import peak_memory_mb
 from twotower.model.tables import EmbeddingShard
 from twotower.model.two_tower import FirstOrder, TwoTower, evaluation_mode
 from twotower.train import checkpoint
@@ -83,24 +82,6 @@ class _Progress:
                 f"{path / 'state.json'} is damaged: its progress has unknown or missing fields; remove {path}"
             )
         return cls(**values)
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device that `train.device` names: of several GPUs the one with number `local_rank`.
-
-    `auto` takes cuda, then mps, then cpu, and logs which. Raises ConfigError if the machine lacks the device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        log.info(f"device: {name} ({'accelerator found' if name != 'cpu' else 'no accelerator found'})")
-    if (name == "cuda" and torch.cuda.device_count() <= local_rank) or (
-        name == "mps" and not torch.backends.mps.is_available()
-    ):
-        missing = f"GPU {local_rank}, which this rank needs" if local_rank else "such device"
-        raise ConfigError(f"train.device = '{name}': this machine has no {missing}; use 'auto' or 'cpu'")
-    if name == "cuda":
-        torch.cuda.set_device(local_rank)
-    return torch.device(name)
 
 
 class Trainer:
@@ -555,9 +536,3 @@ def _optimizer(model: TwoTower, config: TrainConfig, device: torch.device) -> to
         fused=device.type == "cpu",  # every optimizer has a fused CPU kernel; elsewhere torch chooses
     )
     return optimizer
-
-
-def peak_memory_mb() -> float:
-    """Return the peak resident memory of this process, in MB (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -1,0 +1,24 @@
+"""Cores and memory of this machine and process."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+
+def peak_memory_mb() -> float:
+    """Return the peak resident memory of this process, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def available_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Return the value of OMP_NUM_THREADS if it is set, else the number of cores this process may use."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdigit() and int(threads) else available_cores()
