@@ -31,8 +31,8 @@ from torch import Tensor
 
 from twotower.arrays.types import Ints
 from twotower.data.datasets import movielens
+from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import bootstrap
 
 Part = Literal["validation", "test"]
 HELD: dict[Part, int] = {"validation": 2, "test": 1}
@@ -140,7 +140,8 @@ def quality(rank: Ints, resamples: int = 1000) -> dict[str, float]:
     for name, values in zip(MEASURES, (ten, ten / np.log2(rank + 1), hundred), strict=True):
         out[name] = float(values.mean())
         if resamples:
-            out[f"{name}.low"], out[f"{name}.high"] = bootstrap(values, np.ones(len(values)), resamples)
+            bounds = bootstrap(values, np.ones(len(values)), resamples)
+            out[f"{name}.low"], out[f"{name}.high"] = (float(x) for x in bounds)
     return out
 
 

@@ -31,7 +31,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets.title_queries import title_words
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import Tables
-from twotower.evaluation.metrics import bootstrap
+from twotower.evaluation.bootstrap import bootstrap
 from twotower.features.text import grams, words
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

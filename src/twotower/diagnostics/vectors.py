@@ -15,6 +15,7 @@ from twotower.diagnostics.findings import Finding, Severity
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors, comparison_data
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import is_pair_metric
 from twotower.features.schema import SIDES
 
 
@@ -105,7 +106,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         return
     test_data = comparison_data(data, users)
     retrieves = config.loss.kind != "bce" or config.negatives.random > 0
-    ranked = config.train.monitor.partition(".")[2] not in ("auc", "gauc", "log_loss")
+    ranked = not is_pair_metric(config.train.monitor)
     n_users, n_items = len(data.users), len(data.items)
     k = config.evaluation.k[0]
     if retrieves or ranked:

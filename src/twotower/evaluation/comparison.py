@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,10 @@ import numpy.typing as npt
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
+from twotower.evaluation.bootstrap import bootstrap_counts, paired_bootstrap, percentile_interval
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import auc, auc_by_group, ranking_metrics
 from twotower.evaluation.ranking import rank_catalogue
-
-COUNTS_PER_BLOCK = 2**23
-"""Counts (resamples x users) that one block of the bootstrap holds."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +70,10 @@ def compare_factors(
     ]  # fmt: skip
     if positive.any() and not positive.all():
         first, second = (_bootstrap_auc(s, data, resamples, seed) for s in scores)
-        bounds = [float(x[0]) for x in _percentile_interval((second - first)[:, None])]
+        bounds = [float(x[0]) for x in percentile_interval((second - first)[:, None])]
         aucs = [auc(s, positive) for s in scores]
         out.insert(0, Comparison("auc", aucs[0], aucs[1], aucs[1] - aucs[0], bounds[0], bounds[1], bounds[2], n))
     return out
-
-
-def paired_bootstrap(
-    a: Doubles, b: Doubles, weights: Doubles, resamples: int = 1000, seed: int = 0
-) -> tuple[Doubles, Doubles, Doubles]:
-    """Return (low, high, p), each (M,): the 95 % percentile interval of mean(b) - mean(a) over resampled users, and the
-    two-sided p-value, twice the share of resamples at or beyond zero.
-
-    `a`, `b` and `weights` are (n, M): n users, M metrics. The means are weighted; a user with weight 0 has no value.
-    """
-    difference = (b - a) * weights
-    out = []
-    for counts in _bootstrap_counts(len(a), resamples, seed):
-        total = counts @ weights
-        with np.errstate(invalid="ignore", divide="ignore"):
-            out.append(np.where(total > 0, (counts @ difference) / total, 0.0))
-    return _percentile_interval(np.concatenate(out))
 
 
 def comparison_data(dataset: Dataset, users: Ints) -> ComparisonData:
@@ -127,16 +108,6 @@ def _per_user(
     return out
 
 
-def _bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[Doubles]:
-    """Yield blocks (r, n) of how often each resample draws each of n users, `resamples` rows in all."""
-    rng = np.random.default_rng(seed)
-    step = max(1, COUNTS_PER_BLOCK // n)
-    for start in range(0, resamples, step):
-        r = min(step, resamples - start)
-        drawn = rng.integers(0, n, (r, n)) + np.arange(r)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
-
-
 def _bootstrap_auc(scores: npt.NDArray[np.float32], data: ComparisonData, resamples: int, seed: int) -> Doubles:
     """Return the AUC (resamples,) over the pairs of the drawn users; 0.5 where a class is missing."""
     positive = data.pairs.positive
@@ -147,21 +118,13 @@ def _bootstrap_auc(scores: npt.NDArray[np.float32], data: ComparisonData, resamp
     below = np.searchsorted(scores[lower], scores[upper], side="left")
     not_above = np.searchsorted(scores[lower], scores[upper], side="right")
     out = []
-    for counts in _bootstrap_counts(data.n_users, resamples, seed):
+    for counts in bootstrap_counts(data.n_users, resamples, seed):
         for row in counts:
             under = np.concatenate([[0.0], np.cumsum(row[negative_user])])
             weight = row[positive_user]
             total = float(weight.sum() * under[-1])
             out.append(float(weight @ (under[below] + under[not_above])) / 2 / total if total else 0.5)
     return np.array(out)
-
-
-def _percentile_interval(differences: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """Return (low, high, p), each (M,), of the differences (resamples, M)."""
-    low, high = np.quantile(differences, [0.025, 0.975], axis=0)
-    # The observed difference counts as one resample, so that no p-value is 0 (Davison and Hinkley 1997, section 4.2.3).
-    p = 2 * (np.minimum((differences <= 0).sum(0), (differences >= 0).sum(0)) + 1) / (len(differences) + 1)
-    return low, high, np.minimum(p, 1.0)
 
 
 def _concatenate(*pairs: Pairs) -> Pairs:

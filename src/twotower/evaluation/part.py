@@ -17,20 +17,10 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs, counts
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
+from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import Metrics, auc, auc_by_group, bootstrap, gauc, log_loss, ranking_metrics
+from twotower.evaluation.metrics import CATALOGUE_METRICS, PAIR_METRICS, Metrics, auc, auc_by_group, ranking_metrics
 from twotower.evaluation.ranking import EvaluationConfig, EvaluationQueries, evaluation_queries, pairs_of_part
-
-# ---- pairs -------------------------------------------------------------------------------------------------------
-
-
-# ---- rankings ----------------------------------------------------------------------------------------------------
-
-
-# ---- baselines ---------------------------------------------------------------------------------------------------
-
-
-# ---- a model on a dataset ----------------------------------------------------------------------------------------
 
 
 def evaluate_part(factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
@@ -87,17 +77,12 @@ class PartEvaluation:
 
     def metrics(self) -> Metrics:
         """Return pair metrics over all rows, ranking metrics as means over users, and coverage of the catalogue."""
-        out = {
-            "auc": auc(self.scores, self.pairs.positive),
-            "gauc": gauc(self.scores, self.pairs.positive, self.pairs.user),
-            "log_loss": log_loss(self.scores, self.pairs.positive),
-        }
+        out = {m.name: m.function(self.scores, self.pairs.positive, self.pairs.user) for m in PAIR_METRICS}
         for k in self.config.k:
             for name, values in ranking_metrics(self.hit, self.n_targets, k).items():
                 out[f"{name}@{k}"] = float(values.mean()) if len(values) else float("nan")
-            covered = np.zeros(len(self.dataset.items) + 1, bool)
-            covered[self.best[:, :k]] = True  # -1, no item, is the last entry
-            out[f"coverage@{k}"] = float(covered[:-1].sum() / len(self.dataset.items))
+            for m in CATALOGUE_METRICS:
+                out[f"{m.name}@{k}"] = m.function(self.best[:, :k], len(self.dataset.items))
         return out
 
     def intervals(self) -> dict[str, tuple[float, float]]:

@@ -16,7 +16,6 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.section import Positive, Section
 
-
 MAX_SCORES = 2**25
 """Scores (users x items) that one block of a ranking holds."""
 

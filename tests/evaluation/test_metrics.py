@@ -1,0 +1,205 @@
+"""Metrics against loops and hand-computed fractions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scored import naive_auc
+
+from twotower.evaluation.metrics import (
+    Prominence,
+    auc,
+    auc_by_group,
+    find_metric,
+    gauc,
+    is_pair_metric,
+    log_loss,
+    metric_names,
+    ranking_metrics,
+)
+
+quick = settings(deadline=None, max_examples=80)
+
+
+ROWS = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), max_size=25)
+
+
+def arrays(rows: list[tuple[int, bool, int]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    return (
+        np.array([s for s, _, _ in rows], np.float32),
+        np.array([p for _, p, _ in rows], bool),
+        np.array([g for _, _, g in rows], np.int32),
+    )
+
+
+@quick
+@given(ROWS)
+def test_auc_counts_the_pairs_that_are_in_order_and_half_the_ties(rows: list[tuple[int, bool, int]]) -> None:
+    scores, positive, _ = arrays(rows)
+    assert auc(scores, positive) == pytest.approx(naive_auc(rows), nan_ok=True)
+
+
+@quick
+@given(ROWS)
+def test_gauc_is_the_mean_over_groups_with_both_classes_weighted_by_their_rows(
+    rows: list[tuple[int, bool, int]],
+) -> None:
+    groups = {g: [r for r in rows if r[2] == g] for g in sorted({r[2] for r in rows})}
+    kept = {g: mine for g, mine in groups.items() if len({p for _, p, _ in mine}) == 2}
+    names, values, sizes = auc_by_group(*arrays(rows))
+    assert names.tolist() == list(kept)
+    assert values.tolist() == pytest.approx([naive_auc(mine) for mine in kept.values()])
+    assert sizes.tolist() == [len(mine) for mine in kept.values()]
+    n = sum(len(mine) for mine in kept.values())
+    expected = sum(len(mine) / n * naive_auc(mine) for mine in kept.values()) if n else math.nan
+    assert gauc(*arrays(rows)) == pytest.approx(expected, nan_ok=True)
+
+
+@quick
+@given(st.lists(st.tuples(st.floats(-15, 15), st.booleans()), min_size=1, max_size=20))
+def test_log_loss_is_the_mean_of_minus_log_of_the_probability_of_the_label(
+    rows: list[tuple[float, bool]],
+) -> None:
+    expected = 0.0
+    for x, positive in rows:
+        p = 1 / (1 + math.exp(-x))
+        expected -= (math.log(p) if positive else math.log1p(-p)) / len(rows)
+    logits, labels = np.array([x for x, _ in rows]), np.array([p for _, p in rows])
+    assert log_loss(logits, labels) == pytest.approx(expected, rel=1e-7)
+
+
+def test_log_loss_of_a_huge_logit_is_finite() -> None:
+    assert log_loss(np.array([1000.0, -2000.0], np.float32), np.array([False, True])) == pytest.approx(1500.0)
+
+
+def test_pair_metrics_by_hand() -> None:
+    scores = np.array([0.9, 0.8, 0.8, 0.1], np.float32)
+    positive = np.array([True, False, True, False])
+    # Of the four (positive, negative) pairs three are in order and one is a tie.
+    assert auc(scores, positive) == 3.5 / 4
+    # User 0 has (0.9+, 0.8-): 1. User 1 has (0.8+, 0.1-): 1. User 2 has one class only.
+    assert gauc(np.r_[scores, 5.0], np.r_[positive, True], np.array([0, 0, 1, 1, 2])) == 1.0
+    assert gauc(scores, positive, np.array([0, 1, 1, 0])) == (2 * 1 + 2 * 0.5) / 4
+
+
+EDGES = [-math.inf, -1e38, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1e38, math.inf]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@quick
+@given(st.lists(st.tuples(st.sampled_from(EDGES), st.booleans(), st.sampled_from([0, 2**31 - 1])), max_size=25))
+def test_scores_of_any_size_and_both_zeros_are_ordered_as_numbers(
+    kind: type[np.floating[Any]], rows: list[tuple[float, bool, int]]
+) -> None:
+    scores = np.array([r[0] for r in rows], kind)
+    positive = np.array([r[1] for r in rows], bool)
+    group = np.array([r[2] for r in rows], np.int32)
+    known = [(float(s), p, g) for s, (_, p, g) in zip(scores, rows, strict=True)]
+    assert auc(scores, positive) == pytest.approx(naive_auc(known), nan_ok=True)
+    names, values, _ = auc_by_group(scores, positive, group)
+    for name, value in zip(names, values, strict=True):
+        assert value == pytest.approx(naive_auc([r for r in known if r[2] == name]))
+
+
+@pytest.mark.parametrize("labels", [[True, True], [False, False], []])
+def test_auc_of_one_class_is_nan(labels: list[bool]) -> None:
+    scores, positive, group = np.arange(len(labels)), np.array(labels, bool), np.zeros(len(labels), np.int32)
+    assert math.isnan(auc(scores, positive))
+    assert math.isnan(gauc(scores, positive, group))
+
+
+@quick
+@given(ROWS, st.sampled_from([np.exp, np.arctan, lambda x: x**3, lambda x: 5 * x - 2]))
+def test_a_strictly_monotone_map_of_the_scores_changes_no_ranking_of_pairs(
+    rows: list[tuple[int, bool, int]], f: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+) -> None:
+    scores, positive, group = arrays(rows)
+    assert auc(f(scores), positive) == pytest.approx(auc(scores, positive), nan_ok=True)
+    assert gauc(f(scores), positive, group) == pytest.approx(gauc(scores, positive, group), nan_ok=True)
+    assert auc(-f(scores), positive) == pytest.approx(1 - auc(scores, positive), nan_ok=True)
+
+
+HITS = st.integers(1, 7).flatmap(
+    lambda k: st.lists(st.tuples(st.lists(st.booleans(), min_size=k, max_size=k), st.integers(0, 4)), min_size=1)
+)
+
+
+def hits_of(users: list[tuple[list[bool], int]]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """(Q, K) hits and as many wanted items as were hit and some more, at least one."""
+    return np.array([h for h, _ in users]), np.array([max(1, sum(h) + more) for h, more in users])
+
+
+@quick
+@given(HITS, st.integers(1, 9))
+def test_ranking_metrics_equal_loops_over_the_ranks(users: list[tuple[list[bool], int]], k: int) -> None:
+    hit, wanted = hits_of(users)
+    found = ranking_metrics(hit, wanted, k)
+    for q, (row, n) in enumerate(zip(hit.tolist(), wanted.tolist(), strict=True)):
+        ranks = [r for r, h in enumerate(row[:k], start=1) if h]
+        ideal = sum(1 / math.log2(r + 1) for r in range(1, min(n, k, len(row)) + 1))
+        assert found["recall"][q] == pytest.approx(len(ranks) / n)
+        assert found["ndcg"][q] == pytest.approx(sum(1 / math.log2(r + 1) for r in ranks) / ideal)
+        assert found["mrr"][q] == pytest.approx(1 / ranks[0] if ranks else 0)
+        assert found["hit_rate"][q] == (1.0 if ranks else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("k", "recall", "ndcg", "mrr", "hit_rate"),
+    [
+        (1, [1 / 2, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]),
+        (2, [1 / 2, 0, 1 / 5], [1 / 1.6309298, 0, 0.6309298 / 1.6309298], [1, 0, 1 / 2], [1, 0, 1]),
+        (3, [2 / 2, 0, 1 / 5], [1.5 / 1.6309298, 0, 0.6309298 / 2.1309298], [1, 0, 1 / 2], [1, 0, 1]),
+    ],
+)
+def test_ranking_metrics_by_hand(
+    k: int, recall: list[float], ndcg: list[float], mrr: list[float], hit_rate: list[float]
+) -> None:
+    # Discounts of the ranks 1, 2, 3 are 1, 1 / log2(3) = 0.6309298 and 1 / 2.
+    hit = np.array([[True, False, True], [False, False, False], [False, True, False]])
+    found = ranking_metrics(hit, np.array([2, 1, 5]), k)
+    assert found["recall"].tolist() == pytest.approx(recall)
+    assert found["ndcg"].tolist() == pytest.approx(ndcg)
+    assert found["mrr"].tolist() == pytest.approx(mrr)
+    assert found["hit_rate"].tolist() == pytest.approx(hit_rate)
+
+
+@quick
+@given(HITS)
+def test_recall_mrr_and_hit_rate_grow_with_k(users: list[tuple[list[bool], int]]) -> None:
+    hit, wanted = hits_of(users)
+    before = {name: np.zeros(len(hit)) for name in ("recall", "mrr", "hit_rate")}
+    for k in range(1, hit.shape[1] + 1):
+        found = ranking_metrics(hit, wanted, k)
+        assert all((found[name] >= before[name]).all() for name in before)
+        assert all((values <= 1 + 1e-12).all() for values in found.values())
+        before = {name: found[name] for name in before}
+    assert before["recall"].tolist() == pytest.approx((hit.sum(1) / wanted).tolist())
+
+
+# ---- registry
+
+
+def test_the_names_of_a_part_are_those_of_the_registry_by_prominence() -> None:
+    assert metric_names([2, 7], Prominence.EPOCH) == ["auc", "gauc", "recall@2", "ndcg@2", "recall@7", "ndcg@7"]
+    assert metric_names([2], Prominence.SERVED) == ["auc", "gauc", "recall@2", "ndcg@2", "hit_rate@2"]
+    assert metric_names([2], Prominence.REPORT) == ["auc", "gauc", *(f"{m}@2" for m in RANKED)]
+    assert metric_names([2]) == ["auc", "gauc", "log_loss", *(f"{m}@2" for m in RANKED)]
+
+
+RANKED = ("recall", "ndcg", "mrr", "hit_rate", "coverage")
+
+
+def test_only_a_loss_is_better_when_lower() -> None:
+    assert {name for name in metric_names([3]) if not find_metric(name).higher_is_better} == {"log_loss"}
+    assert not find_metric("validation.log_loss").higher_is_better
+    assert find_metric("test.ndcg@10").name == "ndcg"
+    assert [name for name in metric_names([3]) if is_pair_metric(name)] == ["auc", "gauc", "log_loss"]
+    with pytest.raises(KeyError):
+        find_metric("validation.recal@10")
