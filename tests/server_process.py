@@ -118,3 +118,11 @@ class Served:
         with self.log as log:
             log.seek(0)
             return self.process.wait(), log.read()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until a condition holds. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition does not come true"
+        time.sleep(0.02)

@@ -10,13 +10,8 @@ from clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.serve.admission import (
-    REFUSAL_COOLDOWN,
-    AdmissionController,
-    ClientSlots,
-    Permit,
-    release_current_permit,
-)
+from twotower.serve.admission import REFUSAL_COOLDOWN, AdmissionController, Permit, release_current_permit
+from twotower.serve.client_slots import ClientSlots
 from twotower.serve.problems import Problem
 
 

@@ -23,7 +23,7 @@ from twotower.data.tables import check
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.problems import PROBLEMS
-from twotower.serve.user_events import RedisEvents
+from twotower.serve.redis_events import RedisEvents
 from twotower.store.store import Store
 
 

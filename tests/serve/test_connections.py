@@ -50,7 +50,7 @@ def refusing(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     overloaded = (
         "from twotower.serve.admission import AdmissionController\n"
         "AdmissionController.overloaded = lambda self, client, *weight: client == 'shop'\n"
-        "import sys\nfrom twotower import cli\nsys.argv[0] = 'twotower'\ncli.main()"
+        "import sys\nfrom twotower.__main__ import main\nsys.argv[0] = 'twotower'\nmain()"
     )
     with serving(store) as start:
         yield start(*SHORT, "--keys", str(file), code=overloaded).wait(), key.encode()
@@ -350,7 +350,7 @@ def test_fault_G4_the_soft_limit_of_open_files_is_raised(serve: Start) -> None:
 def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Start, tmp_path: Path) -> None:
     """Something else in the process has every file: connections that wait are not tried again and again."""
     hungry = (
-        "import os, pathlib, sys, threading, time\nfrom twotower import cli\n"
+        "import os, pathlib, sys, threading, time\nfrom twotower.__main__ import main\n"
         "def eat(start, full):\n"
         "    while not start.exists(): time.sleep(0.05)\n"
         "    try:\n"
@@ -358,7 +358,7 @@ def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Start, tmp_path:
         "    except OSError: full()\n"
         f"threading.Thread(target=eat, args=(pathlib.Path({str(tmp_path / 'eat')!r}), lambda: print('full', flush=True)),"
         " daemon=True).start()\n"
-        "sys.argv[0] = 'twotower'\ncli.main()"
+        "sys.argv[0] = 'twotower'\nmain()"
     )
     served = serve("--poll", "100", code=hungry, limits={resource.RLIMIT_NOFILE: (200, 200)}).wait()
     (tmp_path / "eat").touch()

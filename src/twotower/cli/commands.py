@@ -660,11 +660,11 @@ def serve(
     """Serve the current bundle of a store over HTTP, with a console at /."""
     options = dict(locals())
     try:
-        from twotower.serve import process
+        from twotower.serve import supervisor
         from twotower.serve.settings import ServeSettings
     except ModuleNotFoundError as e:
         raise ConfigError(f"serving needs {e.name}: pip install -e '.[serve]'") from None
-    code = process.run_service(ServeSettings(**options))
+    code = supervisor.run_service(ServeSettings(**options))
     if code:
         raise typer.Exit(code)
 
@@ -746,7 +746,7 @@ def demo(
     from twotower.cli.demo import recommendation_lines, run_demo
 
     if serve_it:  # a port in use is an error now, not after minutes of training
-        from twotower.serve.process import listen
+        from twotower.serve.listener import listen
 
         listen("127.0.0.1", port).close()
 

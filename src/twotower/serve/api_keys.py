@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from twotower.errors import ConfigError
 from twotower.files import read_regular
@@ -102,7 +101,7 @@ class ApiKeys:
 def read_keys(path: Path) -> list[ApiKey]:
     """Return the keys of a file. Raises ConfigError if it cannot be read, holds no key, or holds anything else."""
     try:
-        content: Any = tomllib.loads(read_regular(path.resolve(), MAX_FILE_BYTES).decode())
+        content = tomllib.loads(read_regular(path.resolve(), MAX_FILE_BYTES).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else e
         raise ConfigError(f"{path}: key file cannot be read ({why}); `make_key(name)` gives the lines of one") from None

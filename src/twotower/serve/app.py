@@ -24,8 +24,8 @@ from twotower.index.milvus.collections import MilvusCollections
 from twotower.serve import schemas
 from twotower.serve.console import Console
 from twotower.serve.metrics import CONTENT_TYPE
-from twotower.serve.problems import PROBLEMS, Problem
-from twotower.serve.service import Service, index_problem, problem_of
+from twotower.serve.problems import PROBLEMS, Problem, index_problem, problem_of
+from twotower.serve.service import Service
 from twotower.store.bundle import BundleError
 from twotower.store.store import Store
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twotower.serve.problems import Problem
+from twotower.serve.problems import overload_problem
 
 UNCOUNTED_BYTES = 16 << 10
 """Bytes of each body and of each reply that are not counted, so that large requests never make an ordinary one refused.
@@ -27,11 +27,7 @@ class BodyReservation:
     def reserve(self, size: int) -> None:
         """Add `size` bytes to the reservation. Raises Problem "overload" if the budget is used up."""
         if self._memory.reserved >= self._memory.limit:
-            raise Problem(
-                "overload",
-                f"bodies and replies in progress hold the allowed {self._memory.limit:,} bytes",
-                headers={"Retry-After": "1"},
-            )
+            raise overload_problem(f"bodies and replies in progress hold the allowed {self._memory.limit:,} bytes")
         self._memory.reserved += size
         self._reserved += size
 

@@ -8,17 +8,15 @@ last of them. A bundle that cannot be loaded only increments a counter, and is t
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from twotower.data.memmap import PREPARED_FOLDER
 from twotower.errors import RunError, TwoTowerError, Unavailable
@@ -27,6 +25,7 @@ from twotower.onnx.tower import INSPECT_SECONDS
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.file_reader import FileReader
+from twotower.serve.free_memory import check_memory, free_memory, release_memory
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
 from twotower.store.bundle import Bundle, BundleError
@@ -34,8 +33,6 @@ from twotower.store.store import Store
 
 log = logging.getLogger("twotower.bundles")
 
-MEMORY_PER_BYTE = 1.5
-"""Bytes of memory for each byte of a bundle's files while it is loaded, at most."""
 TOWER_CALL_BYTES = 1 << 28, 1 << 31
 """Least and greatest limit of the memory of all tower calls. Bytes; between them, the memory free at the start."""
 LOADER_NICENESS = 15
@@ -89,13 +86,13 @@ class BundleManager:
         """Reason why no newer bundle is loaded; empty after a success."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
-        tower.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], _free_memory(memory_limit, workers))))
+        tower.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(memory_limit, workers))))
         self._check_thread, self._load_thread, self._store_thread = (
             FileReader("check"),
             FileReader("load", lower_priority),
             FileReader("store"),
         )
-        self._last_stamp: tuple[Any, ...] | None = None
+        self._last_stamp: tuple[str, int | str] | None = None
         self._failures, self._retry_at = 0, 0.0
         self._comparison: Retriever | None = None
         self._checked_indexes: set[str] = set()
@@ -137,7 +134,7 @@ class BundleManager:
         async with self._lock:
             no_answer = None
             try:
-                stamp: tuple[Any, ...] = await self._stamp()
+                stamp: tuple[str, int | str] = await self._stamp()
             except RunError as e:
                 stamp = ("unreadable", str(e))
                 no_answer = e if getattr(e, "reason", "") == "store" else None
@@ -210,7 +207,7 @@ class BundleManager:
 
     def _retriever(self, bundle: Bundle) -> Retriever:
         check_memory(_loaded_bytes(bundle), self._limit, self._workers)
-        free = _free_memory(self._limit, self._workers)
+        free = free_memory(self._limit, self._workers)
         loaded = Retriever(bundle, self._threads, self._checked_indexes, free, self.limits.inspect_seconds)
         self._checked_indexes.add(loaded.index_digest)
         return loaded
@@ -244,7 +241,7 @@ class BundleManager:
             gc.collect()
             gc.freeze()  # later collections skip the objects of the program itself
         del old
-        self._load_thread.submit(_release_memory)
+        self._load_thread.submit(release_memory)
 
     def _refuse(self, error: Exception) -> None:
         reason = getattr(error, "reason", "broken")
@@ -269,77 +266,9 @@ def check_answers(retriever: Retriever) -> None:
                 raise RunError(f"{retriever.bundle.folder}: method {method} recommends nothing for its first user")
 
 
-def available_memory() -> int:
-    """Return the bytes that this process may still take: the least of the machine's and of its control groups'."""
-    found = [
-        _meminfo("MemAvailable"),
-        *(free for folder in control_groups() if (free := free_in_group(folder)) is not None),
-    ]
-    return min(found)
-
-
-def control_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """Return the folders of the process's control groups, version 1 or 2, up to the root: each can have a limit."""
-    found = []
-    with suppress(OSError):
-        for line in proc.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):
-                top = root / controllers
-                inner = top / path.strip("/")
-                found += [inner, *(p for p in inner.parents if p.is_relative_to(top))]
-    return found
-
-
-def free_in_group(group: Path) -> int | None:
-    """Return the bytes that a control group may still take; None without a limit."""
-    for limit, usage, inactive in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        with suppress(OSError, ValueError):
-            allowed = (group / limit).read_text().strip()
-            if allowed != "max":
-                # The kernel reclaims inactive pages of files when memory is requested.
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                return int(allowed) - int((group / usage).read_text()) + int(stat.get(inactive, 0))
-    return None
-
-
-def _free_memory(limit: int, workers: int, available: Callable[[], int] = available_memory) -> int:
-    """Return the bytes that a bundle may take, if all workers load it at about the same time."""
-    return min(available() // workers, limit - _resident_bytes() if limit else 1 << 62)
-
-
-def check_memory(size: int, limit: int, workers: int, available: Callable[[], int] = available_memory) -> None:
-    """Raise BundleError if a bundle with files of `size` bytes does not fit into the free memory.
-
-    `limit`: bytes of this process; 0: none. `workers`: processes that load it at about the same time.
-    """
-    need, free = int(size * MEMORY_PER_BYTE), _free_memory(limit, workers, available)
-    if need > free:
-        raise BundleError(
-            f"the bundle needs up to {need / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; it is not loaded", "memory"
-        )
-
-
 def _loaded_bytes(bundle: Bundle) -> int:
     """Return the bytes of the bundle's files, without the memory-mapped arrays."""
     return sum(e["size"] for e in bundle.manifest["files"] if not e["path"].startswith(f"{PREPARED_FOLDER}/arrays/"))
-
-
-def _meminfo(name: str) -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 62
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def lower_priority() -> None:
@@ -348,13 +277,3 @@ def lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, LOADER_NICENESS)
     except OSError:
         log.debug("the priority of the loading thread cannot be lowered")
-
-
-def _release_memory() -> None:
-    """Return freed memory to the operating system, where the C library can.
-
-    The old bundle has no reference cycle, so it is freed with its last request, without `gc.collect`, which would block
-    the process."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

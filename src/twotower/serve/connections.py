@@ -13,78 +13,40 @@ import functools
 import ipaddress
 import itertools
 import logging
-import re
-import resource
-from collections import Counter, deque
-from enum import Enum
-from typing import Any, ClassVar, NoReturn
+from collections import Counter
+from typing import Protocol
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from twotower.errors import ConfigError
-from twotower.serve.body_memory import UNCOUNTED_BYTES
 from twotower.serve.metrics import ServeMetrics
+from twotower.serve.open_files import MAX_REFUSED_OPEN
 from twotower.serve.problems import Problem
 from twotower.serve.settings import ServeSettings, client_address
 
-MAX_HEAD_BYTES = 32 << 10
-"""Largest head of a request in bytes, and most bytes in a row that belong neither to a head nor to a body."""
-MAX_HEADERS = 128
-"""Most headers of a request."""
-MAX_PIPELINED = 16
-"""Most requests that a client may send before the reply to an earlier one."""
-MAX_OPEN_FILES, RESERVED_FILES = 65_536, 96
-"""Highest limit of open files that the process sets; files reserved for bundles, logs, other stores and processes."""
-DEFAULT_MAX_CONNECTIONS = 4_096
-"""Default number of connections of one worker, if the limit of open files allows it."""
 EVICTION_GRACE = 1.0
 """Seconds that a connection in `head`, `body` or `reply` is safe from being closed for a new connection."""
 CLOSE_DELAY = 0.5
 """Seconds that a connection opened just before shutdown has to send its request, and a refused one to read the reply."""
-MAX_REFUSED_OPEN = 16
-"""Most refused connections that stay open at once so that their clients can read the reply."""
 BODY_REPLY_SLACK = 1.0
 """Seconds after `body_timeout` in which the middleware answers 408 before the connection is closed."""
 LOG_INTERVAL = 1.0
 """Seconds between two log lines about refused connections."""
 
+REFUSAL = Problem("too-many-connections", headers={"Retry-After": "1"}).last_reply()
 log = logging.getLogger("twotower.connections")
 
 
-def connection_limits(max_connections: int, max_per_address: int) -> tuple[int, int]:
-    """Raise the soft limit of open files, and return the most connections of one worker and of one address.
+class Connection(Protocol):
+    """A connection to one client."""
 
-    0 asks for the default: what the limit of open files allows, up to DEFAULT_MAX_CONNECTIONS, and half of that for an
-    address. Raises ConfigError if the limit of open files does not allow the numbers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = min(hard, MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else MAX_OPEN_FILES
-    if soft != resource.RLIM_INFINITY and soft < files:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-        except (OSError, ValueError):  # the system sets a lower bound
-            files = soft
-    else:
-        files = soft if soft != resource.RLIM_INFINITY else MAX_OPEN_FILES
-    available = files - RESERVED_FILES
-    remedy = "raise it with ulimit -n, or LimitNOFILE in a systemd unit"
-    if available < MAX_REFUSED_OPEN + 8:
-        raise ConfigError(
-            f"the limit of open files is {files}, at least {RESERVED_FILES + MAX_REFUSED_OPEN + 8} are needed; {remedy}"
-        )
-    available -= MAX_REFUSED_OPEN
-    if max_connections > available:
-        raise ConfigError(
-            f"`max_connections` is {max_connections:,}, but the limit of open files, {files:,}, leaves {available:,}; {remedy}"
-        )
-    max_connections = max_connections or min(available, DEFAULT_MAX_CONNECTIONS)
-    if max_per_address > max_connections:
-        raise ConfigError(
-            f"`max_per_address` is {max_per_address:,}, expected at most the {max_connections:,} of `max_connections`"
-        )
-    return max_connections, max_per_address or -(-max_connections // 2)
+    transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+    address: str
+    """Address of the client, as `settings.client_address` counts it."""
+    counted: bool
+    """True while the connection counts as open."""
+    queue: TimeoutQueue | None
 
 
-class TimeoutQueue(dict["HttpProtocol", float]):
+class TimeoutQueue(dict["Connection", float]):
     """Connections that wait for the same step of their clients, each with the time since when, longest first.
 
     `reason` labels the metric of ended connections, `timeout` and `grace` are in seconds."""
@@ -93,7 +55,7 @@ class TimeoutQueue(dict["HttpProtocol", float]):
         super().__init__()
         self.reason, self.timeout, self.grace = reason, timeout, grace
 
-    def timed_out(self, now: float) -> list[HttpProtocol]:
+    def timed_out(self, now: float) -> list[Connection]:
         """Return the connections whose time is over."""
         return [c for c, _ in itertools.takewhile(lambda item: now - item[1] >= self.timeout, self.items())]
 
@@ -119,7 +81,7 @@ class Connections:
         proxies = [ipaddress.ip_network(a.strip(), strict=False) for a in filter(None, s.trusted_proxies.split(","))]
         self.address = functools.lru_cache(4_096)(lambda host: client_address(host, proxies))
 
-    def admit(self, connection: HttpProtocol) -> bool:
+    def admit(self, connection: Connection) -> bool:
         """Count a new connection, closing an older one if the limit is reached; return False if none can be closed."""
         address = connection.address
         if (
@@ -135,7 +97,7 @@ class Connections:
         self._open_by_address[address] += 1
         return True
 
-    def move(self, connection: HttpProtocol, queue: TimeoutQueue | None, restart: bool = False) -> None:
+    def move(self, connection: Connection, queue: TimeoutQueue | None, restart: bool = False) -> None:
         """Put a connection into a queue, or into none; its time starts again if the queue is another one or with `restart`."""
         if queue is connection.queue and not restart:
             return
@@ -145,7 +107,7 @@ class Connections:
         if queue is not None:
             queue[connection] = connection.loop.time()
 
-    def remove(self, connection: HttpProtocol) -> None:
+    def remove(self, connection: Connection) -> None:
         """Forget a connection that is closed, or is about to be."""
         self.move(connection, None)
         if connection.counted:
@@ -155,15 +117,15 @@ class Connections:
             if not self._open_by_address[connection.address]:
                 del self._open_by_address[connection.address]
 
-    def refuse(self, connection: HttpProtocol) -> None:
+    def refuse(self, connection: Connection) -> None:
         """Send a 503 reply, and close the connection once the client has had time to read it."""
         self.count_ended("refused")
-        connection.transport.write(_REFUSAL)
+        connection.transport.write(REFUSAL)
         if len(self.refused) >= MAX_REFUSED_OPEN:
             self.close(next(iter(self.refused)))
         self.move(connection, self.refused)
 
-    def close(self, connection: HttpProtocol) -> None:
+    def close(self, connection: Connection) -> None:
         """Close a connection at once, dropping what its client has not read."""
         self.remove(connection)
         if connection.transport.get_write_buffer_size():
@@ -201,7 +163,7 @@ class Connections:
             log.warning("too many connections", extra={"fields": counts})
         return any(counts.values())
 
-    def _make_room(self, newcomer: HttpProtocol, address: str = "") -> bool:
+    def _make_room(self, newcomer: Connection, address: str = "") -> bool:
         """Close the connection that has waited longest, of one address or of all, idle ones first; return False if none may
         be closed."""
         now = newcomer.loop.time()
@@ -214,222 +176,3 @@ class Connections:
                     self.close(connection)
                     return True
         return False
-
-
-class MalformedRequest(Exception):
-    """Bytes that are no valid request; ends the parser."""
-
-
-class ParserState(Enum):
-    """Part of a request that the parser of a connection is in."""
-
-    NONE, HEAD, BODY = range(3)
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a timeout for every step of a client: the rest of a head, of a body (also after its
-    refusal), reading the reply, the next request. Invalid HTTP is answered with a problem."""
-
-    all_connections: ClassVar[Connections]
-    max_body: ClassVar[int]
-    queue: TimeoutQueue | None = None
-    counted = False
-    """True while the connection counts as open."""
-    address = ""
-    """Address of the client, as `settings.client_address` counts it."""
-    _state = ParserState.NONE
-    _head_ended = False
-    """True if a head has ended since the last `_update_queue`."""
-    _head_bytes = _headers = _stray_bytes = _unread_bytes = 0
-    """Bytes and headers of the head; bytes in a row that belong to no head and no body; bytes of a body after its refusal."""
-    _host: bytes | None = None
-    _valid_host: bytes | None = None
-    _error = "the bytes are not a valid HTTP/1.1 request"
-    _keep_alive_after_continue: bool | None = None
-    """With `Expect: 100-continue`: whether the connection stays open if the body arrives; None otherwise."""
-    _stopping = _lost = False
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._unanswered: deque[Any] = deque()
-        self.address = self.all_connections.address(self.client[0]) if self.client else ""
-        if self.all_connections.admit(self):
-            self._update_queue()
-        else:
-            self.all_connections.refuse(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
-        self.all_connections.remove(self)
-        super().connection_lost(exc)  # it notifies the latest request only
-        for cycle in self._unanswered:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self._unanswered.clear()
-
-    def data_received(self, data: bytes) -> None:
-        if self.queue is self.all_connections.refused:
-            self.transport.close()
-            return
-        self._stray_bytes += len(data)
-        super().data_received(data)
-        if self._stray_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._error = f"more than {MAX_HEAD_BYTES:,} bytes belong to no head and no body"
-            self.send_400_response("")
-        self._update_queue()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._update_queue()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._update_queue()
-
-    def on_response_complete(self) -> None:
-        if self._unanswered:
-            self._unanswered.popleft()
-        super().on_response_complete()
-        self._unset_keepalive_if_required()  # its timer would close the connection at any byte
-        self._update_queue()
-
-    def _update_queue(self) -> None:
-        """Move the connection to the queue of the client's next step."""
-        if self._lost:
-            return
-        queue: TimeoutQueue | None = None
-        all_connections = self.all_connections
-        cycle: Any = self.cycle  # None at first
-        if self.transport.is_closing() or self.flow.write_paused:
-            queue = all_connections.reply
-        elif cycle is not None and not cycle.response_complete:
-            queue = all_connections.body if self._state is ParserState.BODY and not self.pipeline else None
-        elif self._state is ParserState.HEAD or cycle is None:
-            queue = all_connections.head
-        else:
-            queue = all_connections.body if self._state is ParserState.BODY else all_connections.idle
-        all_connections.move(self, queue, restart=self._head_ended)
-        self._head_ended = False
-
-    def shutdown(self) -> None:
-        """Close the connection; without a request so far, after CLOSE_DELAY, because its request may be on the way."""
-        self._stopping = True
-        cycle: Any = self.cycle
-        if cycle is None:
-            self.loop.call_later(CLOSE_DELAY, self._close_if_unused)
-        else:
-            super().shutdown()
-
-    def _close_if_unused(self) -> None:
-        cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete:
-            self.transport.close()
-        else:
-            cycle.keep_alive = False
-
-    # ---- callbacks of the parser
-
-    def send_400_response(self, msg: str) -> None:
-        cycle: Any = self.cycle
-        answering = cycle is not None and not cycle.response_complete
-        # In the middle of a reply, or before the reply to an earlier request, the client would take it for that reply.
-        if not answering or (self._state is ParserState.BODY and not self.pipeline and not cycle.response_started):
-            body = Problem("bad-request", self._error).body()
-            self.transport.write(
-                b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(body), body)
-            )
-        self.transport.close()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._state = ParserState.HEAD
-        self._head_bytes = self._headers = self._unread_bytes = 0
-        self._host, self._keep_alive_after_continue = None, None
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count_head_bytes(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head_bytes(len(name) + len(value) + 4)
-        if self._state is ParserState.BODY:
-            return  # a trailer is no header of its request
-        super().on_header(name, value)
-        self._headers += 1
-        if self._headers > MAX_HEADERS:
-            self._refuse(f"the request has more than {MAX_HEADERS} headers")
-        if len(name) == 4 and name.lower() == b"host":
-            if self._host is not None:
-                self._refuse("the request has more than one Host header")
-            self._host = value
-
-    def on_headers_complete(self) -> None:
-        self._check_host()
-        self._state, self._stray_bytes, self._head_ended = ParserState.BODY, 0, True
-        super().on_headers_complete()
-        self._unanswered.append(self.cycle)
-        if len(self.pipeline) > MAX_PIPELINED:
-            self._refuse(f"more than {MAX_PIPELINED} requests came before the reply to the first")
-        if self.expect_100_continue and not self._stopping:
-            # A client that is refused before 100 Continue may, or may not, send its body.
-            self._keep_alive_after_continue, self.cycle.keep_alive = self.cycle.keep_alive, False
-
-    def on_body(self, body: bytes) -> None:
-        self._stray_bytes = 0
-        if self.cycle.response_complete:
-            self._unread_bytes += len(body)
-            if self._unread_bytes > self.max_body:
-                self.all_connections.close(self)
-            return
-        if self._keep_alive_after_continue is not None:
-            self.cycle.keep_alive, self._keep_alive_after_continue = (
-                self._keep_alive_after_continue and not self._stopping,
-                None,
-            )
-        super().on_body(body)
-        if self.pipeline and len(self.cycle.body) > UNCOUNTED_BYTES:
-            self._refuse("a large body came before the reply to an earlier request")
-
-    def on_message_complete(self) -> None:
-        self._state, self._stray_bytes = ParserState.NONE, 0
-        super().on_message_complete()
-
-    def _check_host(self) -> None:
-        """Refuse a request that names two hosts, or none: a proxy in front may read it as another request than this server."""
-        host = self._host
-        if host is None:
-            if self.parser.get_http_version() != "1.0":
-                self._refuse("the request has no Host header")
-        elif host != self._valid_host:
-            if not _HOST.fullmatch(host):
-                self._refuse(f"the Host header is {host.decode('latin-1')[:80]!r}, expected NAME or NAME:PORT")
-            self._valid_host = host
-        if not self.url.startswith(b"/"):
-            target = _ABSOLUTE.match(self.url)
-            if target is None or target[1].lower() != (host or b"").lower():
-                self._refuse("the request target names another host than the Host header")
-
-    def _count_head_bytes(self, n: int) -> None:
-        self._head_bytes += n
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(f"the head has more than {MAX_HEAD_BYTES:,} bytes")
-
-    def _refuse(self, error: str) -> NoReturn:
-        self._error = error
-        raise MalformedRequest(error)
-
-
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._%-]+)?\])(?::\d{1,5})?")
-_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
-
-
-def _refusal() -> bytes:
-    body = Problem("too-many-connections").body()
-    return (
-        b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n"
-        b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-    )
-
-
-_REFUSAL = _refusal()

@@ -17,7 +17,8 @@ from twotower.features.values import canonical_ids
 from twotower.retrieval.request import MAX_K, Answer, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import schemas
-from twotower.serve.admission import ClientSlots, release_current_permit
+from twotower.serve.admission import release_current_permit
+from twotower.serve.client_slots import ClientSlots
 from twotower.serve.problems import Problem
 from twotower.serve.service import Service, request_weight
 from twotower.store.store import Store

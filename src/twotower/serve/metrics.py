@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -18,6 +18,7 @@ from twotower.serve.settings import METRICS_FOLDER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+GaugeMode = Literal["livemostrecent", "livesum", "livemin"]
 STAGES = ("wait", "events", "tower", "search")
 
 
@@ -27,13 +28,13 @@ class ServeMetrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
 
-        def counter(name: str, text: str, *labels: str) -> Any:
+        def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"twotower_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Any:
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(f"twotower_{name}", text, labels, registry=registry, buckets=SECONDS_BUCKETS)
 
-        def gauge(name: str, text: str, *labels: str, mode: Any = "livemostrecent") -> Any:
+        def gauge(name: str, text: str, *labels: str, mode: GaugeMode = "livemostrecent") -> Gauge:
             return Gauge(f"twotower_{name}", text, labels, registry=registry, multiprocess_mode=mode)
 
         self.requests = counter("requests_total", "Requests by route and status", "route", "status")
@@ -74,9 +75,9 @@ class ServeMetrics:
         self.ready = gauge("ready", "1 while /readyz answers 200", mode="livemin")
         self.ready.set(0)
         self.stages = {name: self.stage.labels(name) for name in STAGES}
-        self._route_timers: dict[str, Any] = {}
-        self._answer_counters: dict[tuple[str, int, str], Any] = {}
-        self._reply_counters: dict[tuple[str, int], Any] = {}
+        self._route_timers: dict[str, Histogram] = {}
+        self._answer_counters: dict[tuple[str, int, str], Counter] = {}
+        self._reply_counters: dict[tuple[str, int], Counter] = {}
 
     def count_answer(
         self, bundle: str, method: int, source: str, unknown: list[str], features: Collection[str], short: bool

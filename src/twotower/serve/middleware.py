@@ -12,13 +12,14 @@ import logging
 import re
 import secrets
 import time
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from twotower.serve.admission import BYTES_PER_WEIGHT, overload_problem
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from twotower.serve.admission import BYTES_PER_WEIGHT
 from twotower.serve.api_keys import ApiKey, ApiKeys
 from twotower.serve.body_memory import UNCOUNTED_BYTES, BodyMemory, BodyReservation
-from twotower.serve.problems import Problem
+from twotower.serve.problems import Problem, overload_problem
 from twotower.serve.rate_limit import RateLimiter
 from twotower.serve.service import Service
 from twotower.serve.settings import client_address, is_loopback
@@ -40,7 +41,7 @@ CLIENT_GONE_ROUTE = "gone"
 class RequestMiddleware:
     """ASGI application that wraps `app`."""
 
-    def __init__(self, app: Any, service: Service, keys: ApiKeys | None, admin: bool = False) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None, admin: bool = False) -> None:
         """Wrap `app`. With `admin` only keys of scope admin are accepted."""
         s = service.settings
         self.app, self.service, self.keys, self.admin = app, service, keys, admin
@@ -55,7 +56,7 @@ class RequestMiddleware:
         self._overload_refusals = self._metrics.refused.labels("overload")
         self._overload_replies = self._metrics.requests.labels("refused", "503")
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -74,11 +75,11 @@ class RequestMiddleware:
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(8).encode()
         scope["request_id"] = request_id.decode()
         # HEAD is answered as GET; the server leaves the body out.
-        inner = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
-        reply: list[Any] = []
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        reply: list[Message] = []
         reservation = BodyReservation(self._body_memory)
 
-        async def collect(message: Any) -> None:
+        async def collect(message: Message) -> None:
             reply.append(message)
 
         key_name, route, size = "-", "refused", 0
@@ -134,7 +135,7 @@ class RequestMiddleware:
             return None
         return self.keys.find(bearer[7:].decode("latin-1").strip())
 
-    def _authorize(self, scope: Any, path: str, headers: dict[bytes, bytes], key: ApiKey | None, client: str) -> str:
+    def _authorize(self, scope: Scope, path: str, headers: dict[bytes, bytes], key: ApiKey | None, client: str) -> str:
         """Return the name of the client's key, "-" without one. Raises Problem for a request that is not allowed."""
         _check_target_encoding(scope)
         is_public = path == "/" or path.startswith(PUBLIC_PATHS[1:])
@@ -152,8 +153,8 @@ class RequestMiddleware:
         return key.name if key and not is_public else "-"
 
     async def _read_body(
-        self, receive: Any, headers: dict[bytes, bytes], reservation: BodyReservation
-    ) -> tuple[Any, int]:
+        self, receive: Receive, headers: dict[bytes, bytes], reservation: BodyReservation
+    ) -> tuple[Receive, int]:
         """Read the body within its limits; return a `receive` that yields it, and its size in bytes. Raises Problem."""
         max_body, length = self.service.settings.max_body, headers.get(b"content-length", b"")
         if length and (not length.isdigit() or len(length) > 20 or int(length) > max_body):
@@ -189,9 +190,9 @@ class RequestMiddleware:
                         counted = len(body)
         except TimeoutError:
             raise Problem("body-timeout") from None
-        body_message: Any = {"type": "http.request", "body": bytes(body), "more_body": False}
+        body_message: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
 
-        async def receive_body() -> Any:
+        async def receive_body() -> Message:
             nonlocal body_message
             if body_message is None:
                 return await receive()
@@ -200,7 +201,7 @@ class RequestMiddleware:
 
         return receive_body, len(body)
 
-    async def _refuse_for_overload(self, send: Any) -> None:
+    async def _refuse_for_overload(self, send: Send) -> None:
         """Refuse a request before doing anything else: time spent on refused requests is lost to answered ones."""
         request_id = secrets.token_hex(8).encode()
         self._overload_refusals.inc()
@@ -221,7 +222,7 @@ def _body_weight(headers: dict[bytes, bytes], size: int = 0) -> float:
     return 1.0 + (size or (int(length) if length.isdigit() and len(length) < 16 else 0)) / BYTES_PER_WEIGHT
 
 
-def _check_target_encoding(scope: Any) -> None:
+def _check_target_encoding(scope: Scope) -> None:
     """Raise Problem for a path or query that is not UTF-8: decoded with replacements it could be another user's id."""
     for name, part in (("path", scope.get("raw_path") or b""), ("query", scope["query_string"])):
         if b"%" in part or not part.isascii():
@@ -258,13 +259,13 @@ def _has_body(headers: dict[bytes, bytes]) -> bool:
     return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
 
-async def _send_in_chunks(send: Any, message: Any) -> None:
+async def _send_in_chunks(send: Send, message: Message) -> None:
     """Send a message of a reply in chunks, as fast as the client reads."""
     body = message.get("body", b"")
     for end in range(REPLY_CHUNK_BYTES, len(body), REPLY_CHUNK_BYTES):
         await send({"type": "http.response.body", "body": body[end - REPLY_CHUNK_BYTES : end], "more_body": True})
     if len(body) > REPLY_CHUNK_BYTES:
-        message = message | {"body": body[(len(body) - 1) // REPLY_CHUNK_BYTES * REPLY_CHUNK_BYTES :]}
+        message = {**message, "body": body[(len(body) - 1) // REPLY_CHUNK_BYTES * REPLY_CHUNK_BYTES :]}
     await send(message)
 
 
@@ -273,7 +274,7 @@ _OVERLOAD_BODY = overload_problem().body(_ID_PLACEHOLDER.decode())
 _OVERLOAD_HEADERS = overload_problem().raw_headers(len(_OVERLOAD_BODY))
 
 
-def _problem_messages(problem: Problem, scope: Any) -> list[Any]:
+def _problem_messages(problem: Problem, scope: Scope) -> list[Message]:
     body = problem.body(scope["request_id"])
     headers = problem.raw_headers(len(body))
     return [

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from http import HTTPStatus
 
 import orjson
 
+from twotower.errors import DataError
+from twotower.retrieval.request import UnknownId
+
 RawHeaders = list[tuple[bytes, bytes]]
+ProblemObject = dict[str, str | int | list[dict[str, str]]]
 
 PROBLEMS: dict[str, tuple[int, str, str]] = {
     "malformed": (400, "The body is not JSON", "Send a JSON object in UTF-8, with Content-Type: application/json."),
@@ -106,16 +110,18 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         super().__init__(self.detail)
 
-    def as_dict(self, instance: str = "") -> dict[str, Any]:
+    def as_dict(self, instance: str = "") -> ProblemObject:
         """Return the JSON object of the reply; `instance` is the request id."""
-        content: dict[str, Any] = {
+        content: ProblemObject = {
             "type": f"/problems/{self.name}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
             "instance": instance,
         }
-        return content | ({"errors": self.errors} if self.errors else {})
+        if self.errors:
+            content["errors"] = self.errors
+        return content
 
     def body(self, instance: str = "") -> bytes:
         """Return `as_dict` as JSON in UTF-8."""
@@ -128,3 +134,25 @@ class Problem(Exception):
         """Return the headers of the reply for ASGI; `length` is that of the body in bytes."""
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % length)]
         return headers + [(k.lower().encode(), v.encode()) for k, v in self.headers.items()]
+
+    def last_reply(self) -> bytes:
+        """Return the reply in HTTP/1.1, after which the connection is closed."""
+        body = self.body()
+        head = [b"HTTP/1.1 %d %s" % (self.status, HTTPStatus(self.status).phrase.encode())]
+        head += [b"%s: %s" % header for header in self.raw_headers(len(body))]
+        return b"\r\n".join((*head, b"connection: close", b"", body))
+
+
+def overload_problem(detail: str = "") -> Problem:
+    """Return the problem of a request that would wait too long."""
+    return Problem("overload", detail, headers={"Retry-After": "1"})
+
+
+def problem_of(error: DataError) -> Problem:
+    """Return the problem for an invalid request."""
+    return Problem("unknown-item" if isinstance(error, UnknownId) else "invalid", str(error))
+
+
+def index_problem() -> Problem:
+    """Return the problem for a remote index that does not answer."""
+    return Problem("index-unavailable", headers={"Retry-After": "2"})

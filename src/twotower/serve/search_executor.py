@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from twotower.errors import RunError, Unavailable
 from twotower.index.deadline import deadline
-from twotower.serve.user_events import CircuitBreaker
+from twotower.serve.circuit_breaker import CircuitBreaker
 
 SEARCH_THREADS = 16
 """Searches that run at once."""
@@ -63,14 +63,11 @@ class RemoteSearchExecutor:
                 found = await asyncio.wrap_future(job)
         except (Unavailable, RunError, TimeoutError) as e:  # a missing collection is a RunError
             self._on_failure()
-            was_closed = self.breaker.closed
-            self.breaker.failed(began)
-            if was_closed and not self.breaker.closed:
+            if self.breaker.failed(began):
                 log.warning("the index fails and is not searched for a while: %s", e or type(e).__name__)
             raise Unavailable(str(e) or f"the index did not answer in {self.timeout * 1e3:g} ms") from e
-        if not self.breaker.closed:
+        if self.breaker.succeeded():
             log.warning("the index is back")
-        self.breaker.succeeded()
         return found
 
     def _notify(self, loop: asyncio.AbstractEventLoop) -> None:

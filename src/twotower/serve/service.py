@@ -11,16 +11,18 @@ from typing import Any, TypeVar
 
 from twotower.errors import DataError, Unavailable
 from twotower.features.schema import Sequence
-from twotower.retrieval.request import Answer, Method, Request, UnknownId
+from twotower.retrieval.request import Answer, Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import schemas
-from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
+from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, release_current_permit
 from twotower.serve.bundles import BundleLimits, BundleManager
+from twotower.serve.client_slots import ClientSlots
 from twotower.serve.metrics import ServeMetrics
-from twotower.serve.problems import Problem
+from twotower.serve.problems import Problem, index_problem, problem_of
+from twotower.serve.redis_events import RedisEvents
 from twotower.serve.search_executor import SEARCH_THREADS, RemoteSearchExecutor
 from twotower.serve.settings import ServeSettings
-from twotower.serve.user_events import EMPTY_STATE, EventStore, InProcessEvents, RedisEvents, UserState
+from twotower.serve.user_events import EMPTY_STATE, EventStore, InProcessEvents, UserState
 
 MAX_BATCHES, MAX_BATCHES_PER_CLIENT = 8, 4
 """Batches under way at once: of all clients, and of one."""
@@ -347,16 +349,6 @@ def request_weight(body: schemas.RecommendRequest) -> float:
         1.0
         + sum(len(entries or ()) for entries in (body.history, body.events, body.allow, body.ban)) / ENTRIES_PER_WEIGHT
     )
-
-
-def problem_of(error: DataError) -> Problem:
-    """Return the problem for an invalid request."""
-    return Problem("unknown-item" if isinstance(error, UnknownId) else "invalid", str(error))
-
-
-def index_problem() -> Problem:
-    """Return the problem for a remote index that does not answer."""
-    return Problem("index-unavailable", headers={"Retry-After": "2"})
 
 
 def _too_many(at: str, found: int, limit: int) -> Problem:

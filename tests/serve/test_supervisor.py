@@ -1,9 +1,8 @@
-"""The service as a process: sockets, workers and signals (rows A10, D2, D7, E3, E4 and E7 of the faults)."""
+"""The service as a process: workers and signals (rows A10, E3, E4 and E7 of the faults)."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import logging
 import os
@@ -14,38 +13,22 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import pytest
-from server_process import Served, Start, serving
+from server_process import Start, wait_until
 
 import twotower
 from twotower.cli import commands
 from twotower.errors import ConfigError
 from twotower.reports.terminal import printed_messages
-from twotower.serve import api_keys, process
+from twotower.serve import api_keys, json_log, listener, supervisor
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 from twotower.store.store import Store
-
-
-@pytest.fixture(scope="module")
-def impatient(store: Path) -> Iterator[Served]:
-    """A service of several tests, with short timeouts and a small limit of bodies."""
-    times = ("--head-timeout", "0.5", "--body-timeout", "0.6", "--keep-alive", "0.7")
-    with serving(store) as start:
-        yield start(*times, "--max-body", "100000", "--no-access-log").wait()
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait until a condition holds. Fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition does not come true"
-        time.sleep(0.02)
 
 
 def test_it_answers_says_where_it_is_and_ends_well(serve: Start) -> None:
@@ -148,9 +131,9 @@ def test_fault_E3_a_signal_while_workers_begin_ends_them_all(serve: Start, pause
 def test_fault_E3_a_signal_while_a_bundle_is_loaded_does_not_wait_for_it(serve: Start, tmp_path: Path) -> None:
     loading = tmp_path / "loading"
     slow = (
-        "import pathlib, sys, time\nfrom twotower import cli\nfrom twotower.serve import bundles\n"
+        "import pathlib, sys, time\nfrom twotower.__main__ import main\nfrom twotower.serve import bundles\n"
         f"bundles.check_answers = lambda retriever: (pathlib.Path({str(loading)!r}).touch(), time.sleep(30))\n"
-        "sys.argv[0] = 'twotower'\ncli.main()"
+        "sys.argv[0] = 'twotower'\nmain()"
     )
     served = serve(code=slow)
     wait_until(loading.exists)
@@ -201,8 +184,8 @@ def test_workers_end_with_the_process_that_watches_them(serve: Start) -> None:
 def test_fault_E7_workers_are_spawned_and_never_forked(store: Path) -> None:
     methods: list[str] = []
 
-    class Context:
-        def Process(self, **_: Any) -> Any:
+    class Context(SpawnContext):
+        def Process(self, **_: Any) -> SpawnProcess:  # type: ignore[override]
             raise KeyboardInterrupt
 
     def get_context(method: str) -> Context:
@@ -212,132 +195,12 @@ def test_fault_E7_workers_are_spawned_and_never_forked(store: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(KeyboardInterrupt):
-            process.supervise_workers(ServeSettings(store=store, workers=2), [], get_context)
+            supervisor.supervise_workers(ServeSettings(store=store, workers=2), [], get_context)
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
         os.environ.pop(METRICS_FOLDER, None)
     assert methods == ["spawn"]
-
-
-def test_fault_D7_a_head_that_does_not_end_is_cut_off_and_others_are_answered(impatient: Served) -> None:
-    with contextlib.ExitStack() as opened:
-        silent, slow, idle = (opened.enter_context(impatient.connect()) for _ in range(3))
-        slow.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
-        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"200 OK" in _received(idle, b"}")
-        started = time.monotonic()
-        for _ in range(5):
-            assert httpx.post(impatient.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
-        for s in (silent, slow, idle):
-            with contextlib.suppress(ConnectionResetError):
-                assert s.recv(1000) == b""  # closed by the server
-        assert time.monotonic() - started < 4
-
-
-def _received(s: socket.socket, end: bytes) -> bytes:
-    """Receive up to `end`, or until the server closes."""
-    got = b""
-    while end not in got and (more := s.recv(1000)):
-        got += more
-    return got
-
-
-def test_fault_D7_a_body_that_does_not_come_is_408(impatient: Served) -> None:
-    served = impatient
-    with served.connect() as s:
-        s.sendall(
-            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
-        )
-        assert httpx.post(served.url + "/v1/recommend", json={}).status_code == 200
-        assert b"408 Request Timeout" in s.recv(1000)
-
-
-def test_fault_D7_a_body_in_drips_is_408(impatient: Served) -> None:
-    served = impatient
-    with served.connect() as s:
-        s.sendall(
-            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
-        )
-        started = time.monotonic()
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            while time.monotonic() - started < 8:
-                s.sendall(b" ")
-                time.sleep(0.2)
-        assert time.monotonic() - started < 6
-
-
-def test_fault_D7_a_client_that_does_not_take_its_reply_keeps_nobody_waiting(impatient: Served) -> None:
-    served = impatient
-    body = b'{"k": 40, "keep_seen": true}'
-    one = (
-        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-    )
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        s.settimeout(0.5)
-        s.connect(("127.0.0.1", served.port))
-        with contextlib.suppress(TimeoutError, ConnectionResetError, BrokenPipeError):
-            for _ in range(3000):
-                s.sendall(one)
-        for _ in range(10):
-            reply = httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}, timeout=5)
-            assert reply.status_code == 200
-        wait_until(lambda: _connections(served) == 0)  # the server has closed it
-
-
-def _connections(served: Served) -> int:
-    """Count the established connections of the service's port."""
-    lines = Path(f"/proc/{served.process.pid}/net/tcp").read_text().splitlines()[1:]
-    here = f":{served.port:04X}"
-    return sum(f[1].endswith(here) and f[3] == "01" for f in (line.split() for line in lines))
-
-
-def test_fault_D1_a_head_without_end_or_no_http_is_refused(impatient: Served) -> None:
-    served = impatient
-    for head in (
-        b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
-        b"\x16\x03\x01\x02\x00\x01",
-        b"GET /%ff%00 HTTP/9.9\r\n\r\n",
-    ):
-        s = served.connect()
-        try:
-            s.sendall(head)
-            reply = _received(s, b"}")
-            assert reply == b"" or (reply[:12] == b"HTTP/1.1 400" and b"application/problem+json" in reply)
-        except (ConnectionResetError, BrokenPipeError):
-            pass
-        s.close()
-    assert httpx.get(served.url + "/readyz").status_code == 200
-
-
-def test_fault_D2_memory_stays_flat_under_bodies_over_the_limit(impatient: Served) -> None:
-    served = impatient
-
-    def send(size: int) -> None:
-        s = served.connect()
-        try:
-            s.sendall(
-                b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                b"Transfer-Encoding: chunked\r\n\r\n"
-            )
-            piece = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
-            for _ in range(size // 65_536):
-                s.sendall(piece)
-            reply = s.recv(1000)
-            assert b" 413 " in reply
-        except (ConnectionResetError, BrokenPipeError):
-            pass
-        finally:
-            s.close()
-
-    send(1 << 20)
-    before = served.resident()
-    for _ in range(20):
-        send(20 << 20)
-    assert served.resident() - before < 30 << 20
-    assert httpx.post(served.url + "/v1/recommend", json={"user_id": "u1"}).status_code == 200
 
 
 @pytest.mark.system
@@ -511,12 +374,12 @@ def open_files() -> Iterator[None]:
 
 def test_no_store_and_a_taken_port_are_told_at_once(store: Path, tmp_path: Path) -> None:
     with pytest.raises(twotower.TwoTowerError, match="not a store"):
-        process.run_service(ServeSettings(store=tmp_path))
+        supervisor.run_service(ServeSettings(store=tmp_path))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="cannot listen on"):
-            process.listen("127.0.0.1", taken.getsockname()[1])
+            listener.listen("127.0.0.1", taken.getsockname()[1])
 
 
 def test_a_key_is_made_by_a_verb(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -534,8 +397,8 @@ def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Star
     (shop, lines), (boss, more) = api_keys.make_key("shop", False), api_keys.make_key("boss", True)
     file.write_text(lines + more)
     quick = (
-        "import functools, sys\nfrom twotower import cli\nfrom twotower.serve import api_keys\n"
-        "api_keys.ApiKeys = functools.partial(api_keys.ApiKeys, poll=0.1)\nsys.argv[0] = 'twotower'\ncli.main()"
+        "import functools, sys\nfrom twotower.__main__ import main\nfrom twotower.serve import api_keys\n"
+        "api_keys.ApiKeys = functools.partial(api_keys.ApiKeys, poll=0.1)\nsys.argv[0] = 'twotower'\nmain()"
     )
     served = serve("--keys", str(file), "--admin-port", "0", code=quick).wait()
     admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
@@ -567,28 +430,6 @@ def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Star
         "key file cannot be used, every key is refused"
     ] * 2
     assert shop not in log
-
-
-@pytest.mark.parametrize("id_", ["a\nb", "..", ".", "a/b?c#d%", "\x00", " x ", "\u2028", "é☃😀"], ids=ascii)
-def test_fault_G14_strange_ids_over_the_wire(impatient: Served, id_: str) -> None:
-    quoted = quote(id_, safe="")
-
-    def ask(method: str, path: str) -> tuple[int, bytes]:
-        """By a client that leaves the path as it is."""
-        connection = http.client.HTTPConnection("127.0.0.1", impatient.port, timeout=20)
-        with contextlib.closing(connection):
-            connection.request(method, path)
-            reply = connection.getresponse()
-            return reply.status, reply.read()
-
-    for path in (f"/v1/events/{quoted}", f"/v1/events?user_id={quoted}"):
-        assert httpx.post(impatient.url + "/v1/events", json={"user_id": id_, "events": ["i1"]}).status_code == 202
-        assert ask("DELETE", path)[0] == 204
-        assert httpx.post(impatient.url + "/v1/recommend", json={"user_id": id_}).json()["recent_events"] == 0
-    for path in (f"/v1/items/{quoted}/similar", f"/v1/items/similar?item_id={quoted}"):
-        status, body = ask("GET", path)
-        assert (status, json.loads(body)["type"]) == (404, "/problems/unknown-item")
-    assert ask("DELETE", "/v1/events/%FF")[0] == 422
 
 
 @pytest.mark.parametrize(
@@ -643,8 +484,8 @@ def test_the_log_of_a_service_replaces_the_messages_of_the_command_line(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     try:
         with printed_messages():
-            process.log_as_json()
-            process.log.warning("a message")
+            json_log.log_as_json()
+            supervisor.log.warning("a message")
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)

@@ -1,0 +1,176 @@
+"""Event store in Redis or Valkey, which workers and hosts share.
+
+If Redis is unavailable, no request fails: reads return the events that this process has, and writes are kept here until
+Redis answers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Container, Sequence
+from typing import TypeVar
+
+import numpy as np
+import orjson
+
+from twotower.errors import ConfigError
+from twotower.serve.circuit_breaker import CircuitBreaker
+from twotower.serve.histories import TimedEvent
+from twotower.serve.user_events import (
+    DIGEST_BYTES,
+    EMPTY_STATE,
+    Event,
+    InProcessEvents,
+    UserState,
+    UserVector,
+    history_digest,
+    latest,
+    with_times,
+)
+
+MAX_EVENT_BYTES = 4_096
+"""Bytes of an event in JSON, at most: an id has up to 512 characters of up to six bytes each."""
+T = TypeVar("T")
+
+log = logging.getLogger("twotower.user_events")
+
+
+class RedisEvents:
+    """An event store in Redis or Valkey, shared by workers and hosts."""
+
+    shared = True
+
+    def __init__(
+        self,
+        url: str,
+        events: int = 200,
+        seconds: int = 86_400,
+        timeout: float = 0.02,
+        on_failure: Callable[[str], None] = lambda what: None,
+        fallback: InProcessEvents | None = None,
+    ) -> None:
+        """Keep the latest `events` of a user and bundle, `seconds` after the last of them.
+
+        `timeout`: seconds for one exchange. `on_failure` receives "read" or "write" after each failure. `fallback` keeps
+        what cannot be written.
+
+        Raises ConfigError if the client is not installed or the URL is invalid.
+        """
+        try:
+            import redis.asyncio as client
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
+            from redis.exceptions import RedisError
+        except ImportError:
+            raise ConfigError("an event store in Redis needs its client: pip install -e '.[serve]'") from None
+        try:
+            self._client = client.Redis.from_url(
+                url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0),
+                max_connections=256,
+            )  # fmt: skip
+        except ValueError as e:
+            raise ConfigError(f"the address of the event store cannot be used: {e}") from None
+        self.events, self.seconds, self.timeout = events, seconds, timeout
+        self.breaker = CircuitBreaker()
+        self._on_failure = on_failure
+        self._errors: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
+        self._fallback = fallback or InProcessEvents(events, seconds)
+
+    async def add(
+        self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
+    ) -> tuple[int, bool]:
+        key, new = _events_key(bundles[-1], user), with_times(events[-self.events :], unknown)
+        waiting = self._fallback.take(bundles, user)
+
+        async def push() -> int:
+            pipe = self._client.pipeline(transaction=True)
+            pipe.rpush(key, *(orjson.dumps(e[:3]) for e in (*waiting, *new)))
+            pipe.ltrim(key, -self.events, -1)
+            pipe.expire(key, self.seconds)
+            for bundle in bundles:
+                pipe.llen(_events_key(bundle, user))
+            return sum(map(int, (await pipe.execute())[3:]))
+
+        # One attempt: a write without a reply may have been done.
+        count = await self._call("write", push, attempts=1)
+        if count is not None:
+            return min(count, self.events), True
+        self._fallback.put(bundles[-1], user, [*waiting, *new])
+        return len(self._fallback.get(bundles, user)), False
+
+    async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
+        async def read() -> tuple[list[list[bytes]], bytes | None]:
+            pipe = self._client.pipeline(transaction=False)
+            for bundle in bundles:
+                pipe.lrange(_events_key(bundle, user), -self.events, -1)
+            pipe.get(_vector_key(bundles[-1], user))
+            *histories, vector = await pipe.execute()
+            return histories, vector
+
+        found = await self._call("read", read, attempts=2)
+        if found is None:
+            return await self._fallback.fetch(bundles, user)
+        histories, kept = found
+        stored = [event for history in histories for raw in history if (event := _parse_event(raw))]
+        events = [(e.item, e.liked) for e in latest([*stored, *self._fallback.get(bundles, user)], self.events)]
+        if not events:
+            return EMPTY_STATE
+        if kept is None or kept[:DIGEST_BYTES] != history_digest(events) or (len(kept) - DIGEST_BYTES) % 4:
+            return UserState(events)
+        return UserState(events, np.frombuffer(kept, "<f4", offset=DIGEST_BYTES)[None])
+
+    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+        value = history_digest(events) + vector.astype("<f4").tobytes()
+        await self._call(
+            "write", lambda: self._client.set(_vector_key(bundle, user), value, ex=self.seconds), attempts=1
+        )
+
+    async def forget(self, bundles: Sequence[str], user: str) -> bool:
+        await self._fallback.forget(bundles, user)
+        keys = [key for bundle in bundles for key in (_events_key(bundle, user), _vector_key(bundle, user))]
+        return await self._call("write", lambda: self._client.delete(*keys), attempts=2) is not None
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _call(self, what: str, call: Callable[[], Awaitable[T]], attempts: int) -> T | None:
+        """Return the result of `call`; None if it fails or the circuit breaker is open."""
+        for attempt in range(attempts):
+            if (began := self.breaker.begin()) is None:
+                return None
+            try:
+                async with asyncio.timeout(self.timeout):
+                    answer = await call()
+            except self._errors as e:
+                self._on_failure(what)
+                if self.breaker.failed(began):
+                    log.warning("the event store fails and is not used for a while: %s", type(e).__name__)
+                if attempt + 1 < attempts:
+                    await asyncio.sleep(random.uniform(0, self.timeout / 4))
+            else:
+                if self.breaker.succeeded():
+                    log.warning("the event store answers again")
+                return answer
+        return None
+
+
+def _events_key(bundle: str, user: str) -> str:
+    return f"{bundle}:events:{user}"
+
+
+def _vector_key(bundle: str, user: str) -> str:
+    return f"{bundle}:vector:{user}"
+
+
+def _parse_event(raw: bytes) -> TimedEvent | None:
+    """Return the event in `raw`; None if it is not an event in JSON (another program may write to the key)."""
+    if len(raw) > MAX_EVENT_BYTES:
+        return None
+    try:
+        item, liked, seconds = orjson.loads(raw)
+    except (ValueError, TypeError):
+        return None
+    valid = isinstance(item, str) and isinstance(liked, bool) and isinstance(seconds, float)
+    return TimedEvent(item, liked, seconds) if valid else None

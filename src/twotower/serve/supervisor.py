@@ -1,0 +1,159 @@
+"""Processes of a service.
+
+A single worker is this process. Several workers are processes on the same sockets, spawned (never forked: threads of FAISS
+and onnxruntime do not survive a fork) and supervised by this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext
+from multiprocessing.process import BaseProcess
+from typing import Literal
+
+from twotower.errors import ConfigError
+from twotower.serve.json_log import log_as_json
+from twotower.serve.listener import listen, socket_url
+from twotower.serve.open_files import connection_limits
+from twotower.serve.settings import METRICS_FOLDER, ServeSettings
+from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, run_worker
+
+SHORT_LIFE_SECONDS, MAX_SHORT_LIVES = 5.0, 5
+"""The service gives up when every worker has died within SHORT_LIFE_SECONDS of its start MAX_SHORT_LIVES times in a row."""
+MAX_RESTART_DELAY = 10.0
+"""Longest pause in seconds before a worker that keeps dying is restarted."""
+
+log = logging.getLogger("twotower.process")
+
+
+def run_service(settings: ServeSettings) -> int:
+    """Serve until SIGTERM or SIGINT, and return the exit code. Raises ConfigError, BundleError before a socket listens."""
+    from twotower.serve.api_keys import read_keys
+    from twotower.store.store import Store
+
+    Store(settings.store)
+    if settings.keys is not None:
+        keys = read_keys(settings.keys)
+        if settings.admin_port is not None and not any(key.admin for key in keys):
+            raise ConfigError(
+                f"`admin_port`: no key in {settings.keys} has scope admin; `make_key(name, admin=True)` makes one"
+            )
+    connections, each = connection_limits(settings.max_connections, settings.max_per_address)
+    settings = replace(settings, max_connections=connections, max_per_address=each)
+    sockets = [listen(settings.host, settings.port)]
+    if settings.admin_port is not None:
+        sockets.append(listen(settings.host, settings.admin_port))
+    with contextlib.ExitStack() as open_sockets:
+        for s in sockets:
+            open_sockets.callback(s.close)
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, lambda *_: sys.exit(0))  # until workers handle signals
+        url = socket_url(sockets[0])
+        console = f"  (console: {url}/)" if settings.console else ""
+        admin = f"  (admin: {socket_url(sockets[1])})" if len(sockets) > 1 else ""
+        log.info(f"serving {settings.store} on {url}{console}{admin}")
+        if settings.workers == 1:
+            return run_worker(settings, sockets)
+        log_as_json()
+        return supervise_workers(settings, sockets)
+
+
+@dataclass
+class _WorkerSlot:
+    """One of several workers: its process, and the history of its restarts."""
+
+    process: BaseProcess | None = None
+    started: float = 0.0
+    """Time of the last start, in seconds of the monotonic clock."""
+    short_lives: int = 0
+    """Number of processes in a row that died within SHORT_LIFE_SECONDS."""
+    restart_at: float = 0.0
+    """Earliest time of the next start, in seconds of the monotonic clock."""
+
+    def ensure_running(self, start: Callable[[], BaseProcess]) -> None:
+        """Start a process if none is alive."""
+        now = time.monotonic()
+        if self.process is not None and not self.process.is_alive():
+            log.error("worker died", extra={"fields": {"pid": self.process.pid, "code": self.process.exitcode}})
+            self.process.join()
+            self.process = None
+            self.short_lives = self.short_lives + 1 if now - self.started < SHORT_LIFE_SECONDS else 0
+            self.restart_at = now + (min(MAX_RESTART_DELAY, 0.1 * 2.0**self.short_lives) if self.short_lives else 0.0)
+        if self.process is None and now >= self.restart_at:
+            self.process, self.started = start(), now
+
+
+def supervise_workers(
+    settings: ServeSettings,
+    sockets: list[socket.socket],
+    get_context: Callable[[Literal["spawn"]], SpawnContext] = multiprocessing.get_context,
+) -> int:
+    """Keep `settings.workers` processes alive until a signal; return the exit code. The caller has set up the log."""
+    folder = tempfile.mkdtemp(prefix="twotower-metrics-")
+    os.environ[METRICS_FOLDER] = folder
+    context = get_context("spawn")
+    signals: list[int] = []
+    wake, woken = socket.socketpair()
+    woken.setblocking(False)
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sig, lambda sig, frame: signals.append(sig))
+    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    slots = [_WorkerSlot() for _ in range(settings.workers)]
+
+    def start() -> BaseProcess:
+        worker = context.Process(target=_worker_main, args=(settings, sockets), name="twotower-worker")
+        worker.start()
+        return worker
+
+    try:
+        while not signals:
+            for slot in slots:
+                if not signals:
+                    slot.ensure_running(start)
+            if min(slot.short_lives for slot in slots) >= MAX_SHORT_LIVES:
+                log.error("workers die right after their start, giving up")
+                return 1
+            wait([wake, *(slot.process.sentinel for slot in slots if slot.process is not None)], timeout=0.5)
+        return 0
+    finally:
+        signal.set_wakeup_fd(-1)
+        for s in sockets:
+            s.close()  # workers hold their own; the last one to close it ends the queue
+        _stop_workers([slot.process for slot in slots if slot.process is not None], settings, signals)
+        wake.close()
+        woken.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stop_workers(workers: list[BaseProcess], settings: ServeSettings, signals: list[int]) -> None:
+    """Signal workers to stop, wait for drain and grace or until one more signal, and kill the rest."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
+    now = started = time.monotonic()
+    deadline, before = started + settings.drain + settings.grace + 5, len(signals)
+    while now < deadline and any(worker.is_alive() for worker in workers):
+        if len(signals) > before and now - started > SIGNAL_REPEAT_INTERVAL:
+            break
+        wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.2)
+        now = time.monotonic()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+        worker.join()
+
+
+def _worker_main(settings: ServeSettings, sockets: list[socket.socket]) -> None:
+    sys.exit(run_worker(settings, sockets))

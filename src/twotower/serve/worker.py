@@ -1,0 +1,159 @@
+"""One worker of a service: its servers, its signals, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from twotower.serve.connections import Connections
+from twotower.serve.http_protocol import HttpProtocol
+from twotower.serve.json_log import log_as_json
+from twotower.serve.listener import accept_queued
+from twotower.serve.settings import METRICS_FOLDER, ServeSettings
+
+THREAD_SWITCH_INTERVAL = 0.0005
+"""Switch interval of Python threads in seconds: how long loading a bundle may delay an answer."""
+SIGNAL_REPEAT_INTERVAL = 0.5
+"""Seconds after which another signal counts as a second one: a terminal and systemd signal every process of a group."""
+
+log = logging.getLogger("twotower.process")
+
+
+def run_worker(settings: ServeSettings, sockets: list[socket.socket]) -> int:
+    """Serve in this process until a signal; return the exit code."""
+    log_as_json()
+    if settings.workers == 1:
+        os.environ.pop(METRICS_FOLDER, None)  # one process needs no files to sum its metrics
+    sys.setswitchinterval(THREAD_SWITCH_INTERVAL)
+    loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
+    with asyncio.Runner(loop_factory=loop) as runner:
+        if runner.run(_serve(settings, sockets)):  # Python would wait for a thread that hangs in a read
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
+    return 0
+
+
+async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
+    """Serve until a signal; return True if a thread is still reading the store or the key file."""
+    from twotower.serve.api_keys import ApiKeys
+    from twotower.serve.app import create_admin_app, create_app
+    from twotower.serve.middleware import RequestMiddleware
+    from twotower.serve.service import Service
+
+    service = Service(settings)
+    keys = ApiKeys(settings.keys) if settings.keys else None
+    connections = Connections(settings, service.metrics)
+    apps = [RequestMiddleware(create_app(service), service, keys)]
+    if len(sockets) > 1:
+        apps.append(RequestMiddleware(create_admin_app(service), service, keys, admin=True))
+    servers = [DrainingServer(app, settings, connections) for app in apps]
+    shutdown: list[tuple[float, asyncio.Task[None]]] = []
+
+    async def drain_and_stop() -> None:
+        service.drain()
+        log.info("draining", extra={"fields": {"seconds": settings.drain}})
+        await asyncio.sleep(settings.drain)
+        for server in servers:
+            server.should_exit = True
+
+    def request_shutdown() -> None:
+        now = time.monotonic()
+        if not shutdown:
+            shutdown.append((now, asyncio.create_task(drain_and_stop())))
+        elif now - shutdown[0][0] > SIGNAL_REPEAT_INTERVAL:  # a second signal: stop at once
+            for server in servers:
+                server.should_exit = server.force_exit = True
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, request_shutdown)
+    # A terminal's Ctrl-C reaches every process; with several workers the supervisor passes it on.
+    loop.add_signal_handler(signal.SIGINT, request_shutdown if settings.workers == 1 else lambda: None)
+    tasks = [asyncio.create_task(connections.watch())]
+    if keys:
+        tasks.append(asyncio.create_task(keys.watch(service.metrics.keys_failures.inc)))
+    if settings.workers > 1:
+        tasks.append(asyncio.create_task(_watch_supervisor(os.getppid(), request_shutdown)))
+    # A worker that accepts connections before its bundle is loaded takes requests from workers that could answer them.
+    first = asyncio.create_task(service.bundles.refresh())
+    while not first.done() and not shutdown:
+        await asyncio.wait([first], timeout=0.1)
+    await service.start()
+    try:
+        await asyncio.gather(*(server.serve([s]) for server, s in zip(servers, sockets, strict=True)))
+    finally:
+        for task in tasks:
+            task.cancel()
+        loading = service.bundles.busy or bool(keys and keys.busy)
+        await service.stop()
+    return loading
+
+
+async def _watch_supervisor(parent: int, stop: Callable[[], None]) -> None:
+    """Call `stop` when the supervisor has died: a worker must not run without one."""
+    while os.getppid() == parent:
+        await asyncio.sleep(1)
+    log.error("supervisor died, worker stops")
+    stop()
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which accepts the connections that are still queued before it closes its sockets."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, connections: Connections) -> None:
+        class WorkerProtocol(HttpProtocol):
+            all_connections, max_body = connections, settings.max_body
+
+        config = uvicorn.Config(
+            app,
+            http=WorkerProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.grace,  # type: ignore[arg-type]
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies or None,
+        )
+        super().__init__(config)
+        self._protocol_class = WorkerProtocol
+        self._exclusive = settings.workers == 1
+        """True if no other process listens on the same sockets."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the worker, which drains before it stops."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept queued connections, whose requests are on the way, before closing: closing would reset them."""
+        loop = asyncio.get_running_loop()
+        listening = [s.dup() for s in sockets or ()]
+        for server in self.servers:
+            server.close()
+        for s in listening:
+            s.setblocking(False)
+            with s:
+                queued = list(accept_queued(s))
+                if self._exclusive:  # now, not when the loop closes the socket: more connections could arrive meanwhile
+                    s.shutdown(socket.SHUT_RD)
+            for connection in queued:
+                connection.setblocking(False)
+                await loop.connect_accepted_socket(self._protocol, connection)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> HttpProtocol:
+        return self._protocol_class(
+            config=self.config, server_state=self.server_state, app_state={}, _loop=asyncio.get_running_loop()
+        )
