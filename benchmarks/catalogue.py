@@ -21,21 +21,21 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from twotower import files, runs
+from twotower import runs
 from twotower.arrays.types import Floats
 from twotower.errors import TwoTowerError
 from twotower.index import KINDS, Index, build_index, choose_index, measure_recall, tune_index
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.store.bundle import Bundle
+from twotower.store.manifest import BundleFacts, Counts, IndexFacts, RecallCheck
 from twotower.store.store import Store
 
-MADE_HERE = {"items.parquet", "vectors.json", "README.md"}  # and index/; the rest is copied
+MADE_HERE = {"items.parquet", "README.md"}  # and index/; the rest is copied
 PIECE = 65_536
 """Rows whose noise is drawn at once."""
 
@@ -60,10 +60,10 @@ def main() -> None:
         for number in range(chosen.bundles):
             started = time.perf_counter()
             bundle = publish(source, store, chosen.items, chosen.noise, chosen.seed + number, chosen.kind)
-            check, index = bundle.manifest["recall_check"], bundle.manifest["index"]
+            check, index = bundle.manifest.recall_check, bundle.manifest.index
             print(
-                f"{bundle.id}: {chosen.items:,} items, index {index['kind']} {index['search_params']}, recall@{check['k']} "
-                f"{check['recall']:.4f}, {bundle.size / 1e6:,.0f} MB, {time.perf_counter() - started:.0f} s"
+                f"{bundle.id}: {chosen.items:,} items, index {index.kind} {index.search_params}, recall@{check.k} "
+                f"{check.recall:.4f}, {bundle.size / 1e6:,.0f} MB, {time.perf_counter() - started:.0f} s"
             )
     except TwoTowerError as e:
         sys.exit(f"error: {e}")
@@ -75,30 +75,20 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, ki
     if n < known:
         sys.exit(f"error: --items is {n:,}, the store has {known:,} items; ask for at least as many")
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> BundleFacts:
         old = source.bundle
-        for name in (entry["path"] for entry in old.manifest["files"]):
+        for name in (entry.path for entry in old.manifest.files):
             if name not in MADE_HERE and "/" not in name:
                 shutil.copyfile(old.folder / name, folder / name)
         items(source, n).write_parquet(folder / "items.parquet")
         index, check = search(source, vectors(source, n, noise, seed), kind)
         index.save(folder / "index")
-        counts = {"users": len(source.user_ids), "items": n}
-        told = {name: old.manifest[name] for name in ("model", "dims", "metric")}
-        files.write_json(folder / "vectors.json", told | counts)
         about = (
             f"{known:,} items of bundle {old.id} and {n - known:,} copies, noise {noise}; metrics are of the former."
         )
         (folder / "README.md").write_text(f"# A made catalogue\n\n{about}\n", encoding="utf-8")
-        made = {"bundle", "created", "forced", "files", "schema_version"}
-        kept = {name: value for name, value in old.manifest.items() if name not in made}
-        described = index.describe() | {"rejected": len(index.rejected)}
-        return kept | {
-            "counts": counts,
-            "recall_check": check,
-            "index": described,
-            "catalogue": {"noise": noise, "seed": seed},
-        }
+        counts = Counts(users=len(source.user_ids), items=n)
+        return old.manifest.model_copy(update={"counts": counts, "recall_check": check, "index": IndexFacts.of(index)})
 
     return store.publish(write, answers, reason=f"{n:,} items, seed {seed}")
 
@@ -138,7 +128,7 @@ def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
     return out
 
 
-def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index, dict[str, Any]]:
+def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index, RecallCheck]:
     """Return the index of the vectors and its recall check: tuned with one half of the users, judged with the other."""
     config, metric = runs.read_config(source.bundle.folder)[1].index, source.index.metric
     chosen, params, _ = choose_index(len(vectors), metric)
@@ -150,7 +140,8 @@ def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index,
     # As in `twotower publish`: users it was not tuned with find a little less.
     tune_index(index, queries[:half], config.k, config.min_recall + (1 - config.min_recall) / 5)
     found = measure_recall(index, queries[half:], config.k)
-    return index, {"recall": found, "threshold": config.min_recall, "k": config.k, "queries": len(queries) - half}
+    check = RecallCheck(recall=found, threshold=config.min_recall, k=config.k, queries=len(queries) - half)
+    return index, check
 
 
 def answers(bundle: Bundle) -> None:

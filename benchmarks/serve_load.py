@@ -56,6 +56,7 @@ from measure import machine, result, save
 from open_loop import QUANTILES, Generator, Log, Numbers, percentiles, recovery, request, schedule
 
 from twotower.store.bundle import Bundle
+from twotower.store.manifest import BundleFacts
 from twotower.store.store import Store
 
 RATES = {"method1": 800.0, "method2": 500.0, "mixed": 600.0, "swap": 300.0, "overload": 300.0}
@@ -528,12 +529,11 @@ def store_copy(path: Path) -> Iterator[Path]:
 def republish(store: Store, bundle: Bundle) -> Bundle:
     """Publish the contents of a bundle again."""
 
-    def write(folder: Path) -> dict[str, Any]:
-        for entry in bundle.manifest["files"]:
-            (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.folder / entry["path"], folder / entry["path"])
-        made = {"schema_version", "bundle", "created", "forced", "files"}
-        return {name: value for name, value in bundle.manifest.items() if name not in made}
+    def write(folder: Path) -> BundleFacts:
+        for entry in bundle.manifest.files:
+            (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.folder / entry.path, folder / entry.path)
+        return bundle.manifest
 
     return store.publish(write, force=True)
 
@@ -578,7 +578,7 @@ def swapping(pipe: Pipe, path: Path, server: Server, swaps: int, gap: float, cor
 def describe_environment(chosen: argparse.Namespace) -> Numbers:
     """Describe the machine and the bundle."""
     bundle = Store(chosen.store).current()
-    described = {name: bundle.manifest[name] for name in ("bundle", "counts", "dims", "metric", "index")}
+    described = bundle.manifest.model_dump(include={"bundle", "counts", "dims", "metric", "index"})
     return machine() | {"load": os.getloadavg()[0], "bundle": described}
 
 

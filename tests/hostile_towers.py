@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from twotower.store.bundle import MANIFEST, _digest
+from twotower.store.manifest import MANIFEST, manifest_digest
 
 WIDTH = 8
 SECRET = "secret"
@@ -362,7 +362,7 @@ def forged(store: Path, files: dict[str, Callable[[bytes], bytes]], minute: int 
             data = files[entry["path"]](path.read_bytes())
             path.write_bytes(data)
             entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest["bundle"] = f"{source.name[:9]}2359{minute:02d}Z-{_digest(manifest)}"
+    manifest["bundle"] = f"{source.name[:9]}2359{minute:02d}Z-{manifest_digest(manifest)}"
     (made / MANIFEST).write_text(json.dumps(manifest))
     made.rename(made.with_name(manifest["bundle"]))
     return str(manifest["bundle"])

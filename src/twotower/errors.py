@@ -27,6 +27,18 @@ class RunError(TwoTowerError):
     """A run folder, store or checkpoint that is missing, damaged or does not match."""
 
 
+class BundleError(RunError):
+    """A store or bundle is unusable.
+
+    `reason` labels counters: store, locked, write, recall, probe, current, missing, unreadable, manifest,
+    schema_version, path, unlisted, size, checksum, mismatch, tower.
+    """
+
+    def __init__(self, message: str, reason: str = "bundle") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Unavailable(TwoTowerError):
     """A remote service does not answer in time. `reason` is a label for counters."""
 

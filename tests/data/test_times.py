@@ -29,9 +29,9 @@ from twotower.data.memmap import MemmapDataset
 from twotower.data.source import DataConfig
 from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
-from twotower.errors import ConfigError, DataError, RunError
+from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.features.schema import Schema, Sequence
-from twotower.store.bundle import Bundle, BundleError
+from twotower.store.bundle import Bundle
 
 LAST, TIME = SplitConfig(kind="last"), SplitConfig(kind="time", test=0.25, validation=0.34)
 BASE = 1_700_000_000
@@ -267,7 +267,7 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
     api.publish(run, tmp_path / "store", config.index)
     bundle = tmp_path / "store" / "bundles" / (tmp_path / "store" / "CURRENT").read_text().strip()
     rewrite(bundle / "MANIFEST.json", schema_version=2)
-    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 3"):
+    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 4"):
         Bundle.open(bundle)
     text = (folder / "config.toml").read_text()
     for form in (1, 99):

@@ -25,7 +25,7 @@ import twotower
 from twotower import api
 from twotower.cli import commands
 from twotower.config.toml import parse_config
-from twotower.errors import ConfigError, DataError, RunError, Unavailable
+from twotower.errors import BundleError, ConfigError, DataError, RunError, Unavailable
 from twotower.index import MilvusLocation, build_index, load_index
 from twotower.index.choose import IndexConfig
 from twotower.index.deadline import deadline
@@ -43,7 +43,7 @@ from twotower.serve.problems import Problem
 from twotower.serve.search_executor import RemoteSearchExecutor
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
-from twotower.store.bundle import BundleError
+from twotower.store.bundle import Bundle
 from twotower.store.store import Store
 
 K = 5
@@ -99,8 +99,8 @@ def there(uri: str, prefix: str, **more: Any) -> IndexConfig:
     return IndexConfig(kind="milvus", uri=uri, prefix=prefix, k=K, **more)
 
 
-def collection(bundle: Any) -> str:
-    return str(bundle.manifest["index"]["collection"])
+def collection(bundle: Bundle) -> str:
+    return bundle.manifest.index.collection
 
 
 def of_test(client: Any, prefix: str) -> list[str]:
@@ -134,7 +134,7 @@ def test_both_methods_give_what_an_exact_index_gives(
     api.publish(runs[0], tmp_path / "exact", IndexConfig(kind="exact", k=K))
     assert any(f"index: milvus {kind} (set by index.type)" in line for line in messages)
     assert any(line.startswith("recall check: ") for line in messages)
-    assert bundle.manifest["index"]["kind"] == "milvus"
+    assert bundle.manifest.index.kind == "milvus"
     assert {p.name for p in (bundle.folder / "index").iterdir()} == {"index.json", "rows.npy"}
     ours, exact = api.retriever(tmp_path / "store"), api.retriever(tmp_path / "exact")
     ours.index.search_params |= ours.index.search_limits()
@@ -390,7 +390,7 @@ def test_the_token_comes_from_the_environment_and_goes_nowhere(
     assert given
     assert set(given) == {"root:s3cret"}
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"s3cret" in p.read_bytes()]
-    assert bundle.manifest["index"]["uri"] == shared.uri
+    assert bundle.manifest.index.uri == shared.uri
 
 
 def test_without_the_client_one_line_says_what_to_install() -> None:

@@ -18,14 +18,13 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 import twotower
 from twotower import api, limited_process
 from twotower.cli import commands
-from twotower.errors import RunError
+from twotower.errors import BundleError, RunError
 from twotower.onnx import tower
 from twotower.onnx.export import build_graph, export_tower
 from twotower.onnx.tower import InspectionLimits, OnnxTower
 from twotower.publishing import publisher
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
-from twotower.store.bundle import BundleError
 from twotower.store.store import Store
 
 Change = Callable[[Any], Any]

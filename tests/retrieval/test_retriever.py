@@ -327,8 +327,8 @@ def test_a_retriever_needs_no_torch(store: Path) -> None:
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq"])
 def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind: str, messages: list[str]) -> None:
     bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, min_recall=0.9, k=5))
-    assert bundle.manifest["recall_check"]["recall"] >= 0.9
-    assert bundle.manifest["index"]["kind"] == kind
+    assert bundle.manifest.recall_check.recall >= 0.9
+    assert bundle.manifest.index.kind == kind
     found = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
     assert abs(found["index"]["recall@5"] - found["exact"]["recall@5"]) < 0.1
     assert any("set by index.kind" in line for line in messages)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from twotower.errors import BundleError
 from twotower.serve import free_memory
-from twotower.store.bundle import BundleError
 
 
 def test_fault_E5_the_limit_of_every_control_group_counts(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from twotower import api
 from twotower.cli import commands
 from twotower.data import prepare
 from twotower.data.source import DataConfig
-from twotower.errors import TwoTowerError
+from twotower.errors import BundleError, TwoTowerError
 from twotower.publishing.publisher import evaluate_bundle
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.bundles import check_answers
-from twotower.store.bundle import Bundle, BundleError, _digest
+from twotower.store.bundle import Bundle
+from twotower.store.manifest import manifest_digest
 from twotower.store.store import Store
 
 ANYTHING = {"README.md", "metrics.json", "model.json"}  # which no answer is made of
@@ -73,7 +74,7 @@ class Sealed:
                 entry |= {"size": len(data), "sha256": digest}
         if name == "encoders.json":
             manifest["vocab_hash"] = digest
-        manifest["bundle"] = f"{self.folder.name[:16]}-{_digest(manifest)}"
+        manifest["bundle"] = f"{self.folder.name[:16]}-{manifest_digest(manifest)}"
         (self.folder / "MANIFEST.json").unlink()
         (self.folder / "MANIFEST.json").write_text(json.dumps(manifest))
         self.folder = self.folder.rename(self.folder.with_name(manifest["bundle"]))
@@ -133,7 +134,8 @@ def test_fault_G18_verbs_say_which_file_is_damaged_in_one_line(
     if (sealed.folder / "prepared" / name).exists():
         name = f"prepared/{name}"
     sealed.with_(name, b"\xff\x00" * 100)
-    for verb in (["recommend", "--user", "u1", "--store"], ["similar", "--item", "i1", "--store"], ["evaluate"]):
+    verbs = [["evaluate"], ["recommend", "--user", "u1", "--store"], ["similar", "--item", "i1", "--store"]]
+    for verb in verbs[:1] if name == "config.toml" else verbs:  # no answer depends on the settings
         assert commands.run_command(commands.app, [*verb, str(sealed.store)]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: "), said

@@ -29,12 +29,15 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from worlds import CHECKERBOARD_SCHEMA
 
 import twotower.store.bundle
 import twotower.store.store
 from twotower import files
-from twotower.errors import ConfigError, Interrupted, RunError
-from twotower.store.bundle import MANIFEST, Bundle, BundleError
+from twotower.data.splits import SplitConfig
+from twotower.errors import BundleError, ConfigError, Interrupted, RunError
+from twotower.store.bundle import Bundle
+from twotower.store.manifest import MANIFEST, BundleFacts, manifest_digest
 from twotower.store.store import Store
 
 FACTS: dict[str, Any] = {
@@ -42,16 +45,23 @@ FACTS: dict[str, Any] = {
     "dims": 64,
     "metric": "cosine",
     "counts": {"users": 5, "items": 7},
+    "model": "sha-1",
+    "schema": CHECKERBOARD_SCHEMA,
+    "split": SplitConfig(),
+    "similarity": "cosine",
+    "bias": False,
+    "index": {"kind": "exact", "params": {}, "search_params": {}, "rejected": 0},
+    "parity": {"user": 1e-7, "item": 1e-7},
     "schema_hash": "abc",
     "vocab_hash": "def",
-    "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10},
+    "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10, "queries": 5},
 }
 
 
-def content(tag: str, count: int = 3, **facts: Any) -> Callable[[Path], dict[str, Any]]:
+def content(tag: str, count: int = 3, **facts: Any) -> Callable[[Path], BundleFacts]:
     """A writer whose every file says `tag`."""
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> BundleFacts:
         (folder / "index").mkdir()
         for i in range(count):
             with (folder / ("index" if i % 2 else ".") / f"{i}.bin").open("wb") as f:
@@ -60,18 +70,18 @@ def content(tag: str, count: int = 3, **facts: Any) -> Callable[[Path], dict[str
                 files.point("test.half")
                 f.write(bytes(range(100)))
             files.point("test.file")
-        return FACTS | facts
+        return BundleFacts.model_validate(FACTS | facts)
 
     return write
 
 
-def linked(path: Path, target: Path) -> dict[str, Any]:
+def linked(path: Path, target: Path) -> BundleFacts:
     path.symlink_to(target)
-    return FACTS
+    return BundleFacts.model_validate(FACTS)
 
 
 def tag_of(bundle: Bundle) -> str:
-    tags = {(bundle.folder / entry["path"]).read_bytes()[:-100].decode() for entry in bundle.manifest["files"]}
+    tags = {(bundle.folder / entry.path).read_bytes()[:-100].decode() for entry in bundle.manifest.files}
     assert len(tags) == 1, tags
     return str(tags.pop())
 
@@ -88,7 +98,10 @@ def child(code: str) -> subprocess.Popen[str]:
     """A process in which the names of this file are known."""
     return subprocess.Popen(
         [sys.executable, "-c", f"from test_store import *\n{code}"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]),
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -99,7 +112,7 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """Change the manifest as an attacker would, who also corrects its digest; the folder's new path."""
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
-    manifest["bundle"] = f"{folder.name[:16]}-{twotower.store.bundle._digest(manifest)}"
+    manifest["bundle"] = f"{folder.name[:16]}-{manifest_digest(manifest)}"
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder.rename(folder.with_name(manifest["bundle"]))
 
@@ -127,13 +140,13 @@ def test_what_is_published_is_current_whole_and_says_what_it_is(store: Store) ->
     assert store.current() == bundle
     assert tag_of(bundle) == "one"
     about = bundle.manifest
-    assert [entry["path"] for entry in about["files"]] == ["0.bin", "2.bin", "index/1.bin"]
-    assert (about["bundle"], about["dims"], about["forced"], about["schema_version"]) == (bundle.id, 64, False, 3)
+    assert [entry.path for entry in about.files] == ["0.bin", "2.bin", "index/1.bin"]
+    assert (about.bundle, about.dims, about.forced, about.schema_version) == (bundle.id, 64, False, 4)
     (line,) = store.history()
     assert (line["action"], line["bundle"], line["from"], line["reason"]) == ("publish", bundle.id, "", "the first")
-    assert line["recall_check"] == about["recall_check"]
+    assert line["recall_check"] == about.recall_check.model_dump()
     (listed,) = store.bundles()
-    assert (listed.id, listed.created, listed.current, listed.damaged) == (bundle.id, about["created"], True, None)
+    assert (listed.id, listed.created, listed.current, listed.damaged) == (bundle.id, about.created, True, None)
     assert listed.size == 3 * 103
     assert (store.path / "CURRENT").read_text() == bundle.id + "\n"
     assert not leftovers(store)
@@ -144,9 +157,9 @@ def test_a_reason_of_any_bytes_is_in_the_history_and_a_file_that_is_missing_is_n
     store.publish(content("one"), reason=reason)
     assert store.history()[-1]["reason"] == reason
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> BundleFacts:
         (folder / "nowhere" / "x").read_bytes()
-        return {}
+        return BundleFacts.model_validate(FACTS)
 
     with pytest.raises(BundleError, match=r"nowhere/x: No such file"):
         store.publish(write)
@@ -167,7 +180,7 @@ def test_a_file_with_another_name_keeps_its_mode_there(tmp_path: Path) -> None:
     (tmp_path / "own").write_bytes(b"private")
     (tmp_path / "own").chmod(0o600)
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> BundleFacts:
         facts = content("tag", count=1)(folder)
         os.link(tmp_path / "own", folder / "linked")
         return facts
@@ -195,7 +208,7 @@ def test_a_folder_that_is_not_a_store_is_refused_with_what_to_do(tmp_path: Path)
 
 
 def test_the_module_is_light_and_its_error_crosses_processes() -> None:
-    code = "import sys, twotower.store.store; assert not {'torch', 'polars', 'numpy', 'pydantic'} & set(sys.modules)"
+    code = "import sys, twotower.store.store; assert not {'torch', 'polars', 'onnxruntime'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     copy = pickle.loads(pickle.dumps(BundleError("damaged", "size")))
     assert (str(copy), copy.reason, copy.exit_code) == ("damaged", "size", 2)
@@ -379,8 +392,8 @@ def test_fault_A1_kill_at_every_point_of_rollback_and_gc(quick: Path) -> None:
 def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Store) -> None:
     old = store.publish(content("one"))
 
-    def fail(error: BaseException) -> Callable[[Path], dict[str, Any]]:
-        def write(folder: Path) -> dict[str, Any]:
+    def fail(error: BaseException) -> Callable[[Path], BundleFacts]:
+        def write(folder: Path) -> BundleFacts:
             content("two")(folder)
             raise error
 
@@ -392,10 +405,11 @@ def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Stor
     with pytest.raises(BundleError, match=f"not published, CURRENT stays {old.id}: no such column") as caught:
         store.publish(fail(ValueError("no such column")))
     assert caught.value.reason == "write"
-    with pytest.raises(BundleError, match="MANIFEST.json: dims is 'x', expected int"):
+    with pytest.raises(BundleError, match="stays .*: dims is 'x', expected int"):
         store.publish(content("two", dims="x"))
-    with pytest.raises(BundleError, match="MANIFEST.json: metric is missing"):
-        store.publish(lambda folder: {name: value for name, value in FACTS.items() if name != "metric"})
+    rest = {name: value for name, value in FACTS.items() if name != "metric"}
+    with pytest.raises(BundleError, match="stays .*: metric is missing"):
+        store.publish(lambda folder: BundleFacts.model_validate(rest))
     with pytest.raises(BundleError, match="a link"):
         store.publish(lambda folder: linked(folder / "x", old.folder / "0.bin"))
     assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
@@ -422,9 +436,9 @@ def test_fault_A1_a_bundle_that_fails_its_probe_is_removed(store: Store) -> None
 # ---- A2: no space -------------------------------------------------------------------------------------------------
 
 
-def sized(path: Path, size: int) -> dict[str, Any]:
+def sized(path: Path, size: int) -> BundleFacts:
     path.write_bytes(bytes(size))
-    return FACTS
+    return BundleFacts.model_validate(FACTS)
 
 
 def publish_in_little_space(folder: str) -> None:
@@ -562,9 +576,9 @@ def test_checksums_are_remembered_until_a_file_changes(store: Store, monkeypatch
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 3"),
-        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 3"),
-        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 3"),
+        (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 4"),
+        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 4"),
+        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 4"),
         (lambda m: m.pop("dims"), "manifest", "dims is missing"),
         (lambda m: m.update(dims="64"), "manifest", "dims is '64', expected int"),
         (lambda m: m.update(dims=True), "manifest", "dims is True, expected int"),
@@ -631,7 +645,7 @@ def test_fault_A6_files_or_manifest_of_another_bundle_are_refused(store: Store) 
 def test_fault_A6_a_tower_and_an_index_of_two_models_do_not_agree(sound: Bundle) -> None:
     model = {"model": "sha-1"}
     sound.check_consistency({"user_tower.onnx": model, "index/index.json": model})
-    with pytest.raises(BundleError, match="model is 'sha-1' in user_tower.onnx, 'sha-2' in index/index.json") as caught:
+    with pytest.raises(BundleError, match="model is 'sha-1' in MANIFEST.json, 'sha-2' in index/index.json") as caught:
         sound.check_consistency({"user_tower.onnx": model, "index/index.json": {"model": "sha-2"}})
     assert caught.value.reason == "mismatch"
 
@@ -794,7 +808,7 @@ def test_fault_A8_current_that_points_nowhere_lists_what_there_is_and_what_to_do
 
 
 def hold(folder: str) -> None:
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> BundleFacts:
         facts = content("held")(folder)
         print(os.getpid(), flush=True)
         sys.stdin.read(1)
@@ -1040,9 +1054,10 @@ def test_fault_A13_an_open_mapping_outlives_gc_without_a_lease(store: Store) -> 
 @pytest.mark.parametrize("recall", [0.93, -1, 0])
 def test_fault_A11_a_recall_below_the_threshold_is_refused_with_the_numbers(store: Store, recall: float) -> None:
     old = store.publish(content("one"))
-    below = content("two", recall_check={"recall": recall, "threshold": 0.95, "k": 10})
+    below = content("two", recall_check={"recall": recall, "threshold": 0.95, "k": 10, "queries": 5})
     with pytest.raises(
-        BundleError, match=f"stays {old.id}: recall {recall:g} is below the threshold 0.95, k 10; .* `force=True`"
+        BundleError,
+        match=f"stays {old.id}: recall {recall:g} is below the threshold 0.95, k 10, queries 5; .* `force=True`",
     ) as caught:
         store.publish(below)
     assert caught.value.reason == "recall"
@@ -1053,19 +1068,19 @@ def test_fault_A11_a_recall_below_the_threshold_is_refused_with_the_numbers(stor
 
 
 def test_fault_A11_force_publishes_and_is_written_down(store: Store) -> None:
-    below = content("two", recall_check={"recall": 0.93, "threshold": 0.95})
+    below = content("two", recall_check={"recall": 0.93, "threshold": 0.95, "k": 10, "queries": 5})
     bundle = store.publish(below, reason="the fair is on Friday", force=True)
     assert store.current() == bundle
-    assert bundle.manifest["forced"] is True
+    assert bundle.manifest.forced
     line = store.history()[-1]
     assert (line["action"], line["forced"], line["reason"]) == ("publish", True, "the fair is on Friday")
-    assert line["recall_check"] == {"recall": 0.93, "threshold": 0.95}
+    assert line["recall_check"] == {"recall": 0.93, "threshold": 0.95, "k": 10, "queries": 5}
     # Where nothing had to be forced, nothing was.
-    assert store.publish(content("three"), force=True).manifest["forced"] is False
+    assert store.publish(content("three"), force=True).manifest.forced is False
 
 
 @pytest.mark.parametrize("recall_check", [None, {}, {"recall": 0.9}, {"recall": "0.9", "threshold": 0.5}, [1],
                                   {"recall": float("nan"), "threshold": 0.5}])  # fmt: skip
 def test_fault_A11_a_recall_that_was_not_measured_is_not_published(store: Store, recall_check: Any) -> None:
-    with pytest.raises(BundleError, match="expected numbers recall and threshold"):
+    with pytest.raises(BundleError, match="not published, CURRENT stays unset: recall_check"):
         store.publish(content("one", recall_check=recall_check), force=True)

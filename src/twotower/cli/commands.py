@@ -424,7 +424,7 @@ def bundles(
             print_line(json.dumps(line, ensure_ascii=False))
         return
     for b in opened.bundles():
-        recall = f"recall {b.recall_check['recall']:.4f}" if b.recall_check else ""
+        recall = f"recall {b.recall_check.recall:.4f}" if b.recall_check else ""
         state = ", ".join(["current"] * b.current + [f"damaged: {b.damaged}"] * bool(b.damaged))
         print_line(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {recall}  {state}".rstrip())
 

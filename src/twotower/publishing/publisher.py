@@ -3,7 +3,7 @@
 config.toml  encoders.json  users|items|interactions.parquet, or prepared/      as in the run
 model.safetensors  model.json  metrics.json
 user_tower.onnx  item_tower.onnx      equality with torch is checked before they are published
-user_vectors.npy  index/              of the same model, which vectors.json names
+user_vectors.npy  index/              of the same model
 README.md                             the model card
 """
 
@@ -49,6 +49,7 @@ from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.store.bundle import Bundle
+from twotower.store.manifest import BundleFacts, Counts, IndexFacts, RecallCheck
 from twotower.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _write(
     config: IndexConfig,
     folder: Path,
     collections: MilvusCollections | None = None,
-) -> dict[str, Any]:
+) -> BundleFacts:
     """Write the files of a bundle into a folder, and return the facts of its manifest."""
     assert run.folder is not None
     if collections is not None and (left := collections.drop_unreferenced()):
@@ -115,10 +116,7 @@ def _write(
     recall_check = _tune_and_check(index, users[_query_users(run, config.queries)], config)
     index.save(folder / "index")
     np.save(folder / "user_vectors.npy", users)
-    counts = {"users": len(users), "items": len(items)}
-    dims, metric = int(users.shape[1]), run.model.metric
-    files.write_json(folder / "vectors.json", {"model": model, "dims": dims, "metric": metric, **counts})
-    parity = {}
+    parity: dict[SideName, float] = {}
     for side in SIDES:
         fields = run.dataset.encoders.fields(side)
         parity[side] = export_tower(
@@ -126,24 +124,24 @@ def _write(
         )
         log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
     (folder / "README.md").write_text(model_card(run, index, recall_check), encoding="utf-8")
-    return {
-        "model": model,
-        "dims": dims,
-        "metric": metric,
-        "counts": counts,
-        "schema": run.dataset.schema.model_dump(mode="json"),
-        "split": run.config.split.model_dump(mode="json"),
-        "similarity": run.config.model.similarity,
-        "bias": run.config.model.bias,
-        "recall_check": recall_check,
-        "index": index.describe() | {"rejected": len(index.rejected)},
-        "parity": parity,
-        "schema_hash": _digest(run.dataset.schema.model_dump_json()),
-        "vocab_hash": _digest(run.dataset.encoders.to_json()),
-        "versions": {"twotower": twotower.__version__, "python": platform.python_version()}
+    return BundleFacts(
+        model=model,
+        dims=users.shape[1],
+        metric=run.model.metric,
+        counts=Counts(users=len(users), items=len(items)),
+        schema=run.dataset.schema,
+        split=run.config.split,
+        similarity=run.config.model.similarity,
+        bias=run.config.model.bias,
+        recall_check=recall_check,
+        index=IndexFacts.of(index),
+        parity=parity,
+        schema_hash=_digest(run.dataset.schema.model_dump_json()),
+        vocab_hash=_digest(run.dataset.encoders.to_json()),
+        versions={"twotower": twotower.__version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")}
         | ({"pymilvus": version("pymilvus")} if index.remote else {}),
-    }
+    )
 
 
 def _check_unchanged(run: Run, folder: Path) -> None:
@@ -210,7 +208,7 @@ def _query_users(run: Run, n: int) -> Ints:
     return np.random.default_rng(0).permutation(users)[:n]
 
 
-def _tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> dict[str, Any]:
+def _tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> RecallCheck:
     """Tune the index with one half of the queries (B, D), and return the recall check by the other half."""
     half = len(queries) // 2
     # Recall of users outside the tuning is slightly lower, so tuning aims a fifth of the way from the threshold to 1.
@@ -222,7 +220,7 @@ def _tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> dict[
             f"index: {', '.join(f'{k} {v}' for k, v in tuned.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"
         )
     log.info(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
-    return {"recall": found, "threshold": config.min_recall, "k": config.k, "queries": len(queries) - half}
+    return RecallCheck(recall=found, threshold=config.min_recall, k=config.k, queries=len(queries) - half)
 
 
 def _probe(bundle: Bundle) -> None:

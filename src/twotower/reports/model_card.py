@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import twotower
 from twotower.evaluation.metrics import Metrics
 from twotower.index import Index
+from twotower.store.manifest import RecallCheck
 
 if TYPE_CHECKING:
     from twotower.runs import Run
 
 
-def model_card(run: Run, index: Index, recall_check: dict[str, Any]) -> str:
+def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
     """Return the model card: the model, its training data and its metrics."""
     metrics = run.metrics
     shown = [m for m in metrics if m.startswith("test.") and not m.endswith((".low", ".high")) and m.count(".") == 1]
@@ -25,7 +26,7 @@ def model_card(run: Run, index: Index, recall_check: dict[str, Any]) -> str:
 {run.dataset.describe()}
 
 Split: {run.config.split.kind}. Loss: {run.config.loss.kind}. Vectors: {index.width} numbers, metric {index.metric}.
-Index: {index.kind}, recall@{recall_check["k"]} {recall_check["recall"]:.4f} against exact search by {recall_check["queries"]} held-out users.
+Index: {index.kind}, recall@{recall_check.k} {recall_check.recall:.4f} against exact search by {recall_check.queries} held-out users.
 
 | test metric | model | popularity |
 |---|---|---|

@@ -22,16 +22,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import ValidationError
 
-from twotower import files
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Codes, Floats, Ints
 from twotower.data import memmap
 from twotower.data.dataset import Dataset, read_checked
 from twotower.data.ids import IdColumn, TextColumn
-from twotower.data.splits import TEST, TRAIN, SplitConfig
+from twotower.data.splits import TEST, TRAIN
 from twotower.errors import DataError, RunError, TwoTowerError, did_you_mean, first_line
 from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Vector
 from twotower.features.text import words
@@ -43,7 +41,7 @@ from twotower.model.inputs.feed import Feed, feed, feed_row, row_of
 from twotower.onnx import tower
 from twotower.onnx.tower import GateInfo, InspectionLimits, OnnxTower
 from twotower.retrieval.request import Answer, Item, Method, Request, Source, UnknownId, check_k, check_method
-from twotower.store.bundle import Bundle, BundleError
+from twotower.store.bundle import Bundle
 
 ATTENTION_MAX_CELLS = 2**21
 """Attention weights that one call of the tower may hold for each head: users times squared history length."""
@@ -75,7 +73,7 @@ class Retriever:
         does not answer.
         """
         self.bundle = bundle
-        self.digests: dict[str, str] = {entry["path"]: entry["sha256"] for entry in bundle.manifest["files"]}
+        self.digests: dict[str, str] = bundle.manifest.sha256
         with ExitStack() as held:
             held.enter_context(bundle.lease())  # until all files are open or read, so that gc cannot remove them
             try:
@@ -105,9 +103,10 @@ class Retriever:
             towers = {folder / path: digest for path, digest in self.digests.items() if path.endswith(".onnx")}
             limits = InspectionLimits(cpu_seconds=inspect_seconds, max_memory=tower_memory)
             inspected = pool.submit(tower.inspect_towers, towers, limits=limits)
-            schema, split = _read_schema(bundle)
             # The item tower is not run, so its columns are not encoded.
-            self.dataset: Dataset = memmap.load(folder, schema, split, encode=("user",))
+            self.dataset: Dataset = memmap.load(
+                folder, bundle.manifest.table_schema, bundle.manifest.split, encode=("user",)
+            )
             self.user_ids, self.item_ids = IdColumn(self.dataset.users.ids), IdColumn(self.dataset.items.ids)
             self.titles = TextColumn(self.dataset.title_column())
             self.columns: dict[str, Column] = self.dataset.side_before("user", TEST).columns
@@ -115,14 +114,12 @@ class Retriever:
             inspected.result()
             self.tower = OnnxTower(folder / "user_tower.onnx", threads)
             self.fields = self.dataset.encoders.fields("user")
-            facts = read_checked(folder / "vectors.json", _json_object)
             self.index: Index = index.result()
         self.index.threads = threads
         bundle.check_consistency(
             {
                 "encoders.json": {"vocab_hash": self.digests.get("encoders.json")},
                 "model.safetensors": {"model": self.digests.get("model.safetensors")},
-                "vectors.json": {n: facts.get(n) for n in ("model", "dims", "metric", "users", "items")},
                 "user_vectors.npy": {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
                 "index": {
                     "items": len(self.index) + len(self.index.rejected),
@@ -641,7 +638,7 @@ class Retriever:
 
         The index ranks by inner product; if norms differ, more candidates are needed to include the highest cosines.
         """
-        n = min(len(self.index), k + 1 if self.bundle.manifest["similarity"] == "cosine" else 8 * k + 64)
+        n = min(len(self.index), k + 1 if self.bundle.manifest.similarity == "cosine" else 8 * k + 64)
         rows = np.sort(self.index.search(query, n)[0][0])
         rows = rows[rows >= 0]
         vectors = self._vectors_without_bias(rows)
@@ -651,7 +648,7 @@ class Retriever:
     def _vectors_without_bias(self, rows: Ints) -> Floats:
         """Return the vectors (n, D) of rows of the index, with zeros in the bias columns."""
         vectors = np.array(self.index.vectors(rows), np.float32)
-        if self.bundle.manifest["bias"]:
+        if self.bundle.manifest.bias:
             vectors[:, -2:] = 0
         return vectors
 
@@ -676,12 +673,12 @@ class Retriever:
             rows = np.sort(known[:REMOTE_MAP_ITEMS])
             vectors = self.index.vectors(rows)
             lengths = np.maximum(
-                np.linalg.norm(vectors[:, :-2] if self.bundle.manifest["bias"] else vectors, axis=1), 1e-12
+                np.linalg.norm(vectors[:, :-2] if self.bundle.manifest.bias else vectors, axis=1), 1e-12
             )
         else:
             rows, lengths = self._norms
             vectors = self.index.vectors(rows)
-        if self.bundle.manifest["bias"]:
+        if self.bundle.manifest.bias:
             vectors = vectors[:, :-2]
         position = np.full(len(self.item_ids), -1, np.int64)
         position[rows] = np.arange(len(rows))
@@ -718,15 +715,6 @@ class Retriever:
         return Ragged.from_pairs(pairs.user[keep], pairs.item[keep], len(self.user_ids))
 
 
-def _read_schema(bundle: Bundle) -> tuple[Schema, SplitConfig]:
-    """Return the schema and the split in the manifest. Raises BundleError."""
-    try:
-        manifest = bundle.manifest
-        return Schema.model_validate(manifest["schema"]), SplitConfig.model_validate(manifest["split"])
-    except ValidationError as e:
-        raise BundleError(f"{bundle.folder}: schema or split of the manifest: {first_line(e)}", "manifest") from None
-
-
 def _cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:
     """Cast a value of a request to the column's type. Raises PolarsError.
 
@@ -741,13 +729,6 @@ def _matrix(path: Path) -> Floats:
     found: Floats = np.asarray(read_array(path, "r"))
     if found.ndim != 2 or found.dtype != np.float32:
         raise ValueError(f"{found.dtype} of shape {found.shape}, expected vectors of float32")
-    return found
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    found = files.read_json(path)
-    if not isinstance(found, dict):
-        raise ValueError("not a JSON object")
     return found
 
 

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from twotower.errors import ConfigError
+from twotower.errors import BundleError, ConfigError
 from twotower.files import read_regular
 from twotower.serve.file_reader import FileReader
-from twotower.store.bundle import BundleError
 
 log = logging.getLogger("twotower.api_keys")
 

@@ -19,14 +19,13 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import twotower
-from twotower.errors import DataError, RunError, Unavailable
+from twotower.errors import BundleError, DataError, RunError, Unavailable
 from twotower.index.milvus.collections import MilvusCollections
 from twotower.serve import schemas
 from twotower.serve.console import Console
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problems import PROBLEMS, Problem, index_problem, problem_of
 from twotower.serve.service import Service
-from twotower.store.bundle import BundleError
 from twotower.store.store import Store
 
 log = logging.getLogger("twotower.app")

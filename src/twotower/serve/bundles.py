@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from twotower.data.memmap import PREPARED_FOLDER
-from twotower.errors import RunError, TwoTowerError, Unavailable
+from twotower.errors import BundleError, RunError, TwoTowerError, Unavailable
 from twotower.onnx import tower
 from twotower.onnx.tower import INSPECT_SECONDS
 from twotower.retrieval.request import Method, Request
@@ -28,7 +28,7 @@ from twotower.serve.file_reader import FileReader
 from twotower.serve.free_memory import check_memory, free_memory, release_memory
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
-from twotower.store.bundle import Bundle, BundleError
+from twotower.store.bundle import Bundle
 from twotower.store.store import Store
 
 log = logging.getLogger("twotower.bundles")
@@ -233,7 +233,7 @@ class BundleManager:
     def _swap(self, new: Retriever) -> None:
         old = self.retriever
         self.retriever = new
-        name, recall = new.bundle.id, float(new.bundle.manifest["recall_check"]["recall"])
+        name, recall = new.bundle.id, new.bundle.manifest.recall_check.recall
         self._metrics.set_bundle(name, recall, old.bundle.id if old else None)
         self._metrics.loads.inc()
         log.info("bundle is current", extra={"fields": {"bundle": name, "before": old.bundle.id if old else None}})
@@ -268,7 +268,7 @@ def check_answers(retriever: Retriever) -> None:
 
 def _loaded_bytes(bundle: Bundle) -> int:
     """Return the bytes of the bundle's files, without the memory-mapped arrays."""
-    return sum(e["size"] for e in bundle.manifest["files"] if not e["path"].startswith(f"{PREPARED_FOLDER}/arrays/"))
+    return sum(e.size for e in bundle.manifest.files if not e.path.startswith(f"{PREPARED_FOLDER}/arrays/"))
 
 
 def lower_priority() -> None:

@@ -153,7 +153,7 @@ class Console:
                     "created": b.created,
                     "size": b.size,
                     "current": b.current,
-                    "recall": b.recall_check.get("recall"),
+                    "recall": b.recall_check.recall if b.recall_check else None,
                     "damaged": b.damaged,
                 }
                 for b in listed

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from twotower.store.bundle import BundleError
+from twotower.errors import BundleError
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from twotower.store.bundle import BundleError
+from twotower.errors import BundleError
 
 MEMORY_PER_BYTE = 1.5
 """Bytes of memory for each byte of a bundle's files while it is loaded, at most."""

@@ -194,12 +194,12 @@ class Service:
         manifest, s = retriever.bundle.manifest, self.settings
         return {
             "bundle_id": retriever.bundle.id,
-            "created": manifest["created"],
-            "dims": manifest["dims"],
-            "metric": manifest["metric"],
-            "counts": manifest["counts"],
-            "recall_check": manifest["recall_check"],
-            "index": {name: manifest.get("index", {}).get(name) for name in ("kind", "params", "search_params")},
+            "created": manifest.created,
+            "dims": manifest.dims,
+            "metric": manifest.metric,
+            "counts": manifest.counts.model_dump(),
+            "recall_check": manifest.recall_check.model_dump(),
+            "index": manifest.index.model_dump(include={"kind", "params", "search_params"}),
             "features": {"user": list(retriever.user_columns), "item": list(retriever.item_columns)},
             "history": any(isinstance(f, Sequence) for f in retriever.schema.side("user")),
             "search": [f.name for f in retriever.schema.texts("user")],

@@ -1,6 +1,4 @@
-"""A published model: an immutable folder with a manifest of its files.
-
-MANIFEST.json    facts about the model, and path, size and SHA-256 of all other files; its digest is part of the folder's name
+"""A published model: an immutable folder of files and their manifest, whose digest ends the folder's name.
 
 The module does not depend on the content of the files. A bundle is verified as a whole before a file of it is parsed.
 """
@@ -10,8 +8,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
-import json
-import math
 import os
 import shutil
 import stat
@@ -20,33 +16,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from twotower import files
-from twotower.errors import RunError
-
-MANIFEST = "MANIFEST.json"
-SCHEMA_VERSIONS = (4,)
-"""Versions of the manifest that can be read; the last is written."""
-MANIFEST_FIELDS: dict[str, type] = {
-    "bundle": str, "created": str, "versions": dict, "dims": int, "metric": str, "counts": dict, "schema": dict,
-    "split": dict, "similarity": str, "bias": bool, "schema_hash": str,
-    "vocab_hash": str, "recall_check": dict, "forced": bool, "files": list,
-}  # fmt: skip
-
-_MANIFEST_MAX_BYTES = 16 << 20
-
-
-class BundleError(RunError):
-    """A store or bundle is unusable.
-
-    `reason` labels counters: store, locked, write, recall, probe, current, missing, unreadable, manifest,
-    schema_version, path, unlisted, size, checksum, mismatch, tower.
-    """
-
-    def __init__(self, message: str, reason: str = "bundle") -> None:
-        super().__init__(message)
-        self.reason = reason
+from twotower.errors import BundleError
+from twotower.store.manifest import MANIFEST, BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
 
 
 @dataclass(frozen=True)
@@ -54,7 +27,7 @@ class Bundle:
     """A verified bundle: folder and manifest."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @classmethod
     def open(cls, folder: Path | str, *, checksums: bool = True) -> Bundle:
@@ -64,7 +37,7 @@ class Bundle:
         """
         folder = Path(folder).absolute()
         try:
-            bundle = cls(folder, _read_manifest(folder))
+            bundle = cls(folder, read_manifest(folder))
             bundle._verify(checksums)
         except OSError as e:
             reason = "missing" if isinstance(e, FileNotFoundError) else "unreadable"
@@ -78,15 +51,17 @@ class Bundle:
     @property
     def size(self) -> int:
         """Size of all files. Bytes."""
-        return sum(entry["size"] for entry in self.manifest["files"])
+        return sum(entry.size for entry in self.manifest.files)
 
-    def check_consistency(self, sources: Mapping[str, Mapping[str, Any]]) -> None:
+    def check_consistency(self, sources: Mapping[str, Mapping[str, str | int | None]]) -> None:
         """Raise BundleError if two files, or a file and the manifest, differ in the value of a field.
 
-        `sources` maps files to the fields that they hold: `{"config.toml": {"dims": 64}, "index": {"dims": 64, "items": 3706}}`.
+        `sources` maps files to the fields that they hold: `{"user_tower.onnx": {"dims": 64}, "index": {"dims": 64, "items": 3706}}`.
         """
-        seen: dict[str, tuple[str, Any]] = {}
-        for source, facts in {MANIFEST: self.manifest | self.manifest["counts"], **sources}.items():
+        m = self.manifest
+        stated = {"model": m.model, "dims": m.dims, "metric": m.metric, "vocab_hash": m.vocab_hash, **dict(m.counts)}
+        seen: dict[str, tuple[str, str | int | None]] = {}
+        for source, facts in {MANIFEST: stated, **sources}.items():
             for field, value in facts.items():
                 first, expected = seen.setdefault(field, (source, value))
                 if value != expected:
@@ -111,16 +86,11 @@ class Bundle:
             yield self
 
     def _verify(self, checksums: bool) -> None:
-        listed: dict[str, dict[str, Any]] = {}
-        for entry in self.manifest["files"]:
-            fields = [type(entry.get(n)) for n in ("path", "size", "sha256")] if isinstance(entry, dict) else None
-            if fields != [str, int, str]:
-                raise BundleError(
-                    f"{self.folder}: {MANIFEST}: files: {entry!r}, expected path, size and sha256", "manifest"
-                )
-            if not _is_plain(entry["path"]) or entry["path"] == MANIFEST or entry["path"] in listed:
-                raise BundleError(f"{self.folder}: {MANIFEST}: files: path {entry['path']!r} is not allowed", "path")
-            listed[entry["path"]] = entry
+        listed: dict[str, FileEntry] = {}
+        for entry in self.manifest.files:
+            if not _is_plain(entry.path) or entry.path == MANIFEST or entry.path in listed:
+                raise BundleError(f"{self.folder}: {MANIFEST}: files: path {entry.path!r} is not allowed", "path")
+            listed[entry.path] = entry
         found = dict(_walk(self.folder))
         found.pop(MANIFEST, None)
         if missing := sorted(listed.keys() - found.keys()):
@@ -128,15 +98,15 @@ class Bundle:
         if unlisted := sorted(found.keys() - listed.keys()):
             raise BundleError(f"{self.folder / unlisted[0]}: not listed in {MANIFEST}", "unlisted")
         for path, entry in listed.items():
-            if found[path].st_size != entry["size"]:
-                sizes = f"{found[path].st_size} bytes, {entry['size']} in {MANIFEST}"
+            if found[path].st_size != entry.size:
+                sizes = f"{found[path].st_size} bytes, {entry.size} in {MANIFEST}"
                 raise BundleError(f"{self.folder / path}: damaged ({sizes})", "size")
         for path, entry in listed.items() if checksums else ():
-            if _sha256(self.folder / path) != entry["sha256"]:
+            if _sha256(self.folder / path) != entry.sha256:
                 raise BundleError(f"{self.folder / path}: damaged, or of another bundle (checksum)", "checksum")
 
 
-def seal(folder: Path, stamp: str, facts: dict[str, Any]) -> str:
+def seal(folder: Path, stamp: str, facts: BundleFacts, created: str, forced: bool) -> str:
     """Sync all files and folders to disk, write the manifest, and return the id of the bundle."""
     listed = []
     for name, info in sorted(_walk(folder), key=lambda found: found[0]):
@@ -148,90 +118,12 @@ def seal(folder: Path, stamp: str, facts: dict[str, Any]) -> str:
         files.point("bundle.mode")
         files.sync(folder / name)
         files.point("bundle.file")
-        listed.append({"path": name, "size": info.st_size, "sha256": _sha256(folder / name)})
+        listed.append(FileEntry(path=name, size=info.st_size, sha256=_sha256(folder / name)))
     for root, _, _ in os.walk(folder, topdown=False):
         Path(root).chmod(0o755)
         files.sync(Path(root))
         files.point("bundle.folder")
-    manifest = {"schema_version": SCHEMA_VERSIONS[-1], "bundle": ""} | facts | {"files": listed}
-    manifest["bundle"] = name = f"{stamp}-{_digest(manifest)}"
-    files.write_json(folder / MANIFEST, manifest, 0o644)
-    return name
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    body = {name: value for name, value in manifest.items() if name != "bundle"}
-    return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:6]
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a folder, with fields of the expected types. Raises BundleError, OSError."""
-    if folder.is_symlink():
-        raise BundleError(f"{folder}: a symbolic link, not a bundle", "path")
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such bundle", "missing")
-    path = folder / MANIFEST
-    if not path.is_symlink() and not path.exists():
-        raise BundleError(f"{folder}: {MANIFEST} is missing: not a bundle, or an incomplete one", "manifest")
-    info = path.lstat()
-    if not stat.S_ISREG(info.st_mode):
-        raise BundleError(f"{path}: not a regular file", "path")
-    if info.st_size > _MANIFEST_MAX_BYTES:
-        raise BundleError(f"{path}: {info.st_size} bytes, expected at most {_MANIFEST_MAX_BYTES}", "manifest")
-    try:
-        manifest = parse_json(files.read_regular(path, _MANIFEST_MAX_BYTES))
-        json.dumps(manifest, ensure_ascii=False).encode()  # a lone surrogate is no text
-    except (ValueError, RecursionError) as e:
-        raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{path}: not a JSON object", "manifest")
-    version = manifest.get("schema_version")
-    if type(version) is not int or version not in SCHEMA_VERSIONS:
-        known = ", ".join(map(str, SCHEMA_VERSIONS))
-        raise BundleError(
-            f"{path}: schema_version is {version!r}, this version reads {known}; publish the run with this version",
-            "schema_version",
-        )
-    for name, kind in MANIFEST_FIELDS.items():
-        if type(manifest.get(name)) is not kind:
-            what = f"is {manifest[name]!r:.80}, expected {kind.__name__}" if name in manifest else "is missing"
-            raise BundleError(f"{path}: {name} {what}", "manifest")
-    if error := _invalid_value(manifest):
-        raise BundleError(f"{path}: {error}", "manifest")
-    if manifest["bundle"] != folder.name:
-        raise BundleError(f"{path}: of another bundle ({manifest['bundle']!r:.80})", "mismatch")
-    if folder.name[-6:] != _digest(manifest):
-        raise BundleError(f"{path}: damaged or edited (its digest is not that of the id)", "checksum")
-    return manifest
-
-
-def _invalid_value(manifest: dict[str, Any]) -> str:
-    """Name the first unusable value within a field; an empty string if there is none."""
-    recall_check, counts = manifest["recall_check"], manifest["counts"]
-    for name in ("recall", "threshold"):
-        if type(recall_check.get(name)) not in (int, float) or not math.isfinite(recall_check[name]):
-            return f"recall_check.{name} is {recall_check.get(name)!r:.80}, expected a number"
-    for name, count in counts.items():
-        if type(count) is not int or count < 0:
-            return f"counts.{name} is {count!r:.80}, expected a number"
-    if not isinstance(manifest.get("index", {}), dict):
-        return f"index is {manifest['index']!r:.80}, expected dict"
-    return ""
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Parse JSON with finite numbers of up to 19 digits. Raises ValueError, RecursionError."""
-    return json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int)
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
-
-
-def _parse_int(text: str) -> int:
-    if len(text) > 19:  # more than a JSON reply can hold
-        raise ValueError(f"{text:.19}… has more than 19 digits")
-    return int(text)
+    return write_manifest(folder, stamp, facts, created, forced, listed)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import re
 import shutil
@@ -24,10 +23,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from twotower import files
-from twotower.errors import ConfigError, RunError
+from twotower.errors import BundleError, ConfigError, RunError
 from twotower.escaping import python_literal
-from twotower.store.bundle import MANIFEST, Bundle, BundleError, parse_json, seal
+from twotower.store.bundle import Bundle, seal
+from twotower.store.manifest import MANIFEST, BundleFacts, RecallCheck, parse_json, problem
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -52,7 +54,7 @@ class BundleInfo:
     id: str
     created: str | None
     size: int
-    recall_check: dict[str, Any]
+    recall_check: RecallCheck | None
     current: bool
     damaged: str | None
 
@@ -128,10 +130,9 @@ class Store:
             try:
                 bundle = Bundle.open(self._bundles / name, checksums=False)
             except BundleError as e:
-                return BundleInfo(name, None, 0, {}, name == current, e.reason)
-            return BundleInfo(
-                name, bundle.manifest["created"], bundle.size, bundle.manifest["recall_check"], name == current, None
-            )
+                return BundleInfo(name, None, 0, None, name == current, e.reason)
+            manifest = bundle.manifest
+            return BundleInfo(name, manifest.created, bundle.size, manifest.recall_check, name == current, None)
 
         return [line(name) for name in self._ids()]
 
@@ -148,7 +149,7 @@ class Store:
 
     def publish(
         self,
-        write: Callable[[Path], dict[str, Any]],
+        write: Callable[[Path], BundleFacts],
         probe: Callable[[Bundle], None] | None = None,
         *,
         reason: str = "",
@@ -156,10 +157,9 @@ class Store:
     ) -> Bundle:
         """Create a bundle of the files that `write` puts into a folder, verify it, probe it, and make it current.
 
-        `write` returns the facts of the manifest: bundle.MANIFEST_FIELDS without bundle, created, forced and files; others
-        are allowed. Its `recall_check` has the measured `recall` and its `threshold`; `force` publishes below it. On any
-        failure CURRENT is unchanged and no file remains; raises BundleError for errors of input or machine, while
-        interrupts and errors of the program pass through.
+        `write` returns the facts of the manifest. `force` publishes a recall below its threshold. On any failure CURRENT is
+        unchanged and no file remains; raises BundleError for errors of input or machine, while interrupts and errors of
+        the program pass through.
         """
         with self._locked("publish") as stamp:
             old, stage = self._pointer(), "write"
@@ -167,12 +167,12 @@ class Store:
             try:
                 temporary.mkdir()
                 facts = write(temporary)
-                below = _recall_shortfall(facts)
+                below = facts.recall_check.shortfall
                 if below and not force:
-                    self._log("refused", "", old, below, facts["recall_check"])
+                    self._log("refused", "", old, below, facts.recall_check)
                     raise BundleError(f"{below}; train or search better, or publish with `force=True`", "recall")
                 created = datetime.now(UTC).isoformat(timespec="seconds")
-                name = seal(temporary, stamp, facts | {"created": created, "forced": bool(below)})
+                name = seal(temporary, stamp, facts, created, bool(below))
                 folder = self._bundles / name
                 os.replace(temporary, folder)
                 files.point("store.renamed")
@@ -195,14 +195,14 @@ class Store:
                     or getattr(e, "exit_code", 2) != 2
                 ):
                     raise
-                what = str(e)
+                what = problem(e) if isinstance(e, ValidationError) else str(e)
                 if isinstance(e, OSError):
                     what = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
                 raise BundleError(
                     f"{self.path}: not published, CURRENT stays {old or 'unset'}: {what or type(e).__name__}",
                     getattr(e, "reason", stage),
                 ) from e
-            self._log("publish", name, old, reason, facts["recall_check"], forced=bool(below))
+            self._log("publish", name, old, reason, facts.recall_check, forced=bool(below))
             return bundle
 
     def rollback(self, to: str | None = None, *, reason: str = "") -> Bundle:
@@ -217,7 +217,7 @@ class Store:
                 raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with `to`", "missing")
             bundle = self.open(name)
             files.write(self.path / "CURRENT", f"{name}\n", 0o644)
-            self._log("rollback", name, old, reason, bundle.manifest["recall_check"], forced=bundle.manifest["forced"])
+            self._log("rollback", name, old, reason, bundle.manifest.recall_check, bundle.manifest.forced)
             return bundle
 
     def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
@@ -299,11 +299,11 @@ class Store:
         name: str,
         old: str,
         reason: str,
-        recall_check: dict[str, Any] | None = None,
+        recall_check: RecallCheck | None = None,
         forced: bool = False,
     ) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
-                "reason": reason, "recall_check": recall_check, "forced": forced}  # fmt: skip
+                "reason": reason, "recall_check": recall_check.model_dump() if recall_check else None, "forced": forced}  # fmt: skip
         path = self.path / "HISTORY.jsonl"
         try:
             before = b""
@@ -399,16 +399,3 @@ def _next_second(name: str) -> datetime | None:
 
 def _is_ascii_text(value: Any) -> bool:
     return isinstance(value, str) and value.isascii()
-
-
-def _recall_shortfall(facts: dict[str, Any]) -> str:
-    """Return the message of a recall below its threshold, an empty string otherwise. Raises BundleError without a recall."""
-    recall_check = facts.get("recall_check")
-    numbers = [recall_check.get(name) for name in ("recall", "threshold")] if isinstance(recall_check, dict) else [None]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise BundleError(f"recall_check is {recall_check}, expected numbers recall and threshold", "recall")
-    assert isinstance(recall_check, dict)
-    if recall_check["recall"] >= recall_check["threshold"]:
-        return ""
-    more = "".join(f", {name} {recall_check[name]}" for name in sorted(recall_check.keys() - {"recall", "threshold"}))
-    return f"recall {recall_check['recall']:.6g} is below the threshold {recall_check['threshold']:.6g}{more}"

@@ -1,0 +1,217 @@
+"""The manifest of a bundle: facts about the model, and path, size and SHA-256 of all other files.
+
+The digest of a manifest ends the id of its bundle. A manifest is untrusted: it is read within limits of size, depth and
+digits, and all fields are validated before one is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic.types import Strict
+
+from twotower import files
+from twotower.data.splits import SplitConfig
+from twotower.errors import BundleError
+from twotower.features.schema import Schema, SideName
+from twotower.index.protocol import Index, Metric
+
+MANIFEST = "MANIFEST.json"
+SCHEMA_VERSION = 4
+"""Version of the manifest that is written, and the only one that is read."""
+
+_MAX_BYTES = 16 << 20
+_EXPECTED = {
+    "int_type": "int", "string_type": "str", "bool_type": "bool", "float_type": "a number", "finite_number": "a number",
+    "dict_type": "dict", "model_type": "dict", "model_attributes_type": "dict", "tuple_type": "list",
+}  # fmt: skip
+
+JsonObject = dict[str, JsonValue]
+Count = Annotated[StrictInt, Field(ge=0)]
+Number = Annotated[float, Strict()]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Counts(_Facts):
+    """Number of users and of items."""
+
+    users: Count
+    items: Count
+
+
+class RecallCheck(_Facts):
+    """Recall of the index against exact search: the share of the top `k` of held-out users that it finds."""
+
+    recall: Number
+    threshold: Number
+    k: Count
+    queries: Count
+
+    @property
+    def shortfall(self) -> str:
+        """A sentence if the recall is below the threshold, else an empty string."""
+        if self.recall >= self.threshold:
+            return ""
+        return (
+            f"recall {self.recall:.6g} is below the threshold {self.threshold:.6g}, k {self.k}, queries {self.queries}"
+        )
+
+
+class IndexFacts(_Facts):
+    """Kind and parameters of the index, the number of rejected vectors, and the collection of an index in Milvus."""
+
+    kind: StrictStr
+    params: dict[str, StrictInt]
+    search_params: dict[str, StrictInt]
+    rejected: Count
+    uri: StrictStr = ""
+    collection: StrictStr = ""
+
+    @classmethod
+    def of(cls, index: Index) -> IndexFacts:
+        """Return the facts of an index."""
+        return cls.model_validate(index.describe() | {"rejected": len(index.rejected)})
+
+
+class FileEntry(_Facts):
+    """A file of the bundle. `size` in bytes."""
+
+    path: StrictStr
+    size: StrictInt
+    sha256: StrictStr
+
+
+class BundleFacts(_Facts):
+    """Facts that the publisher of a bundle gives."""
+
+    model: StrictStr
+    """SHA-256 of model.safetensors."""
+    dims: Count
+    metric: Metric
+    counts: Counts
+    table_schema: Schema = Field(alias="schema")
+    split: SplitConfig
+    similarity: Literal["cosine", "dot"]
+    bias: StrictBool
+    recall_check: RecallCheck
+    index: IndexFacts
+    parity: dict[SideName, Number]
+    """Largest difference between an exported tower and torch, by side."""
+    schema_hash: StrictStr
+    vocab_hash: StrictStr
+    versions: dict[str, StrictStr]
+
+
+class Manifest(BundleFacts):
+    """A validated manifest."""
+
+    schema_version: Literal[4]
+    bundle: StrictStr
+    created: StrictStr
+    forced: StrictBool
+    """True for a recall below the threshold."""
+    files: tuple[FileEntry, ...]
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of each file by path."""
+        return {entry.path: entry.sha256 for entry in self.files}
+
+
+def manifest_digest(body: JsonObject) -> str:
+    """Return the last part of the id of the bundle with the manifest `body`."""
+    kept = {name: value for name, value in body.items() if name != "bundle"}
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:6]
+
+
+def write_manifest(
+    folder: Path, stamp: str, facts: BundleFacts, created: str, forced: bool, entries: list[FileEntry]
+) -> str:
+    """Write the manifest of a folder and return the id of the bundle: `stamp`, and the digest."""
+    body: JsonObject = {
+        "schema_version": SCHEMA_VERSION,
+        "bundle": "",
+        **facts.model_dump(mode="json", by_alias=True),
+        "created": created,
+        "forced": forced,
+        "files": [entry.model_dump() for entry in entries],
+    }
+    body["bundle"] = name = f"{stamp}-{manifest_digest(body)}"
+    files.write_json(folder / MANIFEST, body, 0o644)
+    return name
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder. Raises BundleError, OSError."""
+    if folder.is_symlink():
+        raise BundleError(f"{folder}: a symbolic link, not a bundle", "path")
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle", "missing")
+    path = folder / MANIFEST
+    if not path.is_symlink() and not path.exists():
+        raise BundleError(f"{folder}: {MANIFEST} is missing: not a bundle, or an incomplete one", "manifest")
+    info = path.lstat()
+    if not stat.S_ISREG(info.st_mode):
+        raise BundleError(f"{path}: not a regular file", "path")
+    if info.st_size > _MAX_BYTES:
+        raise BundleError(f"{path}: {info.st_size} bytes, expected at most {_MAX_BYTES}", "manifest")
+    try:
+        body = parse_json(files.read_regular(path, _MAX_BYTES))
+        json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
+    except (ValueError, RecursionError) as e:
+        raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
+    if not isinstance(body, dict):
+        raise BundleError(f"{path}: not a JSON object", "manifest")
+    version = body.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema_version is {version!r:.80}, this version reads {SCHEMA_VERSION}; "
+            "publish the run with this version",
+            "schema_version",
+        )
+    try:
+        manifest = Manifest.model_validate(body)
+    except ValidationError as e:
+        raise BundleError(f"{path}: {problem(e)}", "manifest") from None
+    if manifest.bundle != folder.name:
+        raise BundleError(f"{path}: of another bundle ({manifest.bundle!r:.80})", "mismatch")
+    if folder.name[-6:] != manifest_digest(body):
+        raise BundleError(f"{path}: damaged or edited (its digest is not that of the id)", "checksum")
+    return manifest
+
+
+def problem(error: ValidationError) -> str:
+    """Return the first problem of a manifest in one line: field, value, expected type."""
+    first = error.errors(include_url=False)[0]
+    where, kind = ".".join(map(str, first["loc"])), first["type"]
+    found = "is missing" if kind == "missing" else f"is {first['input']!r:.80}"
+    if first["loc"][0] == "files" and len(first["loc"]) > 1:
+        return f"{where} {found}, expected path, size and sha256"
+    if kind == "missing":
+        return f"{where} {found}"
+    message = (first["msg"].splitlines() or [""])[0]
+    return f"{where} {found}, " + (f"expected {_EXPECTED[kind]}" if kind in _EXPECTED else message)
+
+
+def parse_json(text: str | bytes) -> JsonValue:
+    """Parse JSON with finite numbers of up to 19 digits. Raises ValueError, RecursionError."""
+    found: JsonValue = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int)
+    return found
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _parse_int(text: str) -> int:
+    if len(text) > 19:  # more than a JSON reply can hold
+        raise ValueError(f"{text:.19}… has more than 19 digits")
+    return int(text)
