@@ -156,7 +156,7 @@ def _train(
                 raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another `folder`")
             elif resume:
                 log.info("no checkpoint to resume from; starting")
-            here = (trainer.fingerprint, trainer.progress.step)
+            here = (trainer.checkpoints.fingerprint, trainer.progress.step)
             if context.all_reduce_sum(float(here != context.broadcast(here)))[
                 0
             ]:  # no rank writes before all have compared

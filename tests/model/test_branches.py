@@ -547,7 +547,7 @@ def test_augmented_tables_decay_with_the_embeddings() -> None:
     data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
     trainer = trainer_of(data, 1.0, train={"embedding_weight_decay": 0.5})
     table = trainer.model.towers("item")[0][0].augmented.table.weight  # type: ignore[union-attr]
-    (group,) = [g for g in trainer.optimizer.param_groups if any(p is table for p in g["params"])]
+    (group,) = [g for g in trainer.optimizer.optimizer.param_groups if any(p is table for p in g["params"])]
     assert group["weight_decay"] == 0.5
 
 

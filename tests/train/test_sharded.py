@@ -14,7 +14,6 @@ import pytest
 import ranked
 import torch
 from safetensors.torch import load_file
-from safetensors.torch import save as save_tensors
 from test_distributed import CONFIG, HERE, torchrun
 from worlds import checkerboard, settings
 
@@ -25,7 +24,7 @@ from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
 from twotower.model.tables import EmbeddingShard, Table, named_tables
-from twotower.train import checkpoint, sharded
+from twotower.train import sharded
 from twotower.train.callbacks import Callback
 from twotower.train.trainer import Trainer
 
@@ -111,14 +110,6 @@ def test_tables_are_dealt_by_size() -> None:
 
 
 # ---- checkpoints
-
-
-def test_a_checkpoint_is_the_file_that_safetensors_would_write(tmp_path: Path) -> None:
-    tensors = {"b": torch.randn(5, 3), "a": torch.tensor(2.0), "n": torch.arange(7), "é": torch.zeros(2, 0)}
-    tensors |= {"i": torch.arange(6, dtype=torch.int32).view(2, 3).T}
-    blocks = checkpoint.TensorBlocks((5, 3), (tensors["b"][i : i + 2] for i in range(0, 5, 2)))
-    checkpoint.write_tensors(tmp_path / "t", {**tensors, "b": blocks})
-    assert (tmp_path / "t").read_bytes() == save_tensors({n: t.contiguous() for n, t in tensors.items()})
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+EpochRecord = dict[str, float]
+"""Loss, validation metrics, learning rate and seconds of one epoch, by name."""
 
 
 class Callback:
@@ -11,5 +12,5 @@ class Callback:
     def on_step_end(self, done: int, total: int, loss: float) -> None:
         """Run after step `done`, from 1, of the `total` steps of an epoch; `loss` is that of the step's batch."""
 
-    def on_epoch_end(self, history: list[dict[str, Any]]) -> None:
+    def on_epoch_end(self, history: list[EpochRecord]) -> None:
         """Run after an epoch; the last entry of `history` holds its loss, validation metrics and seconds."""

@@ -106,6 +106,15 @@ class CrossBatchMemory:
             items, vectors = torch.cat([self.items, items]), torch.cat([self.vectors, vectors])
         self.items, self.vectors = items[-self.size :], vectors[-self.size :]
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the items and vectors of the queue."""
+        return {} if self.vectors is None else {"items": self.items, "vectors": self.vectors}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state, if a queue is kept and the state holds one."""
+        if self.size and state:
+            self.items, self.vectors = state["items"], state["vectors"]
+
 
 class CandidateSampler:
     """Draws the candidates of each batch from the sources that a config names."""
@@ -149,6 +158,15 @@ class CandidateSampler:
         """(n_users, HARD_NEGATIVES_PER_USER) item rows of each user's rank window, filled up with -1; None before the first
         refresh."""
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the hard negatives."""
+        return {} if self.hard is None else {"hard": torch.from_numpy(self.hard)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state, if hard negatives are drawn and the state holds some."""
+        if self._config.hard and state:
+            self.hard = state["hard"].numpy()
+
     def log_q(self, items: Ints, positives: int, memory: int) -> npt.NDArray[np.float32]:
         """Return the log of the expected number of draws of each of `items` (n,), all shared sources added.
 
@@ -168,11 +186,9 @@ class CandidateSampler:
     ) -> Candidates:  # fmt: skip
         """Draw the candidates of the positives `own` of a batch, which is aligned (B,) user and item rows.
 
-                `memory_items` (M,) are the item rows of the cross-batch memory. With `source` (B,), the row numbers of the
-                positives, a disliked negative is an interaction after the positive. `ends` are the ends of the batch's
-        =>
-            Per-positive negatives stand against one positive alone:
-                shards, whose draws do not depend on each other.
+        `memory_items` (M,) are the item rows of the cross-batch memory. With `source` (B,), the row numbers of the
+        positives, a disliked negative is an interaction after the positive. `ends` are the ends of the batch's shards,
+        whose draws do not depend on each other.
         """
         c, n = self._config, self._n_items
         rng = self._rng(step)

@@ -1,7 +1,8 @@
-"""Checkpoints: the complete state of a run, from which it resumes as if it had never stopped.
+"""Checkpoints: the complete state of a training, from which it resumes as if it had never stopped.
 
-A checkpoint is a folder `step-<n>` with `state.json` and `tensors.safetensors`, renamed into place when complete. No pickle is
-read or written.
+A checkpoint is a folder `step-<n>` with `state.json` and `tensors.safetensors`, renamed into place when complete. It holds the
+progress of the training, the fingerprint of its settings, and the tensors of every part as "<part>/<name>". No pickle is read
+or written.
 """
 
 from __future__ import annotations
@@ -9,54 +10,94 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from twotower import files
 from twotower.errors import RunError
+from twotower.model.tables import EmbeddingShard
+from twotower.train.progress import TrainingProgress
+from twotower.train.sharded import TorchRecEmbeddings
+from twotower.train.tensor_file import TensorBlocks, file_order, write_tensors
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Number of the present format, in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
 """The newest, and the one before it in case the newest is damaged."""
 
-_TYPES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32"}
-"""Names of the types in a safetensors file, in the order of the file."""
+
+class Stateful(Protocol):
+    """Part of a training whose state checkpoints hold."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that determine the part's further course, by name."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state, which other settings may have made."""
 
 
 @dataclass(frozen=True)
-class TensorBlocks:
-    """A float32 tensor (rows, width) as a stream of blocks of rows, for tables that no rank holds whole."""
+class Checkpoint:
+    """Content of a checkpoint's folder."""
 
-    shape: tuple[int, int]
-    rows: Iterable[Tensor]
+    path: Path
+    step: int
+    tensors: dict[str, Tensor]
+    fingerprint: dict[str, JsonValue]
+    progress: dict[str, JsonValue]
+
+    @classmethod
+    def newest(cls, folder: Path) -> Checkpoint | None:
+        """Return the newest intact checkpoint of a folder, or None; log each damaged one.
+
+        Raises RunError if a checkpoint has another format.
+        """
+        for path in reversed(_checkpoint_folders(folder)):
+            try:
+                return cls.load(path)
+            except _OtherFormatError as e:
+                raise RunError(str(e)) from None
+            except RunError as e:
+                log.warning(f"{e}; falling back to the checkpoint before it")
+        return None
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint. Raises RunError if it is damaged or has another format."""
+        state = files.read_json(path / "state.json")
+        if isinstance(state, dict) and (written := state.get("format", 1)) != FORMAT:
+            raise _OtherFormatError(
+                f"checkpoint {path} has format {written!r}, and this version reads format {FORMAT}; start a new run"
+            )
+        try:
+            file = path / "tensors.safetensors"
+            with file.open("rb") as data:
+                if hashlib.file_digest(data, "sha256").hexdigest() != state["sha256"]:
+                    raise RunError(f"checkpoint {path} is damaged (checksum)")
+            step, fingerprint, progress = state["step"], state["fingerprint"], state["progress"]
+            if not (isinstance(step, int) and isinstance(fingerprint, dict) and isinstance(progress, dict)):
+                raise TypeError("step, fingerprint or progress")
+            return cls(path, step, load_file(file), fingerprint, progress)
+        except (OSError, SafetensorError, KeyError, TypeError) as e:
+            raise RunError(f"checkpoint {path} is damaged ({type(e).__name__}: {e})") from None
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor | TensorBlocks], state: dict[str, Any]) -> Path:
-    """Write checkpoint `step` into `folder` and remove all but the newest `CHECKPOINTS_KEPT`. Raises RunError if it cannot
-    be written."""
-    path = folder / f"step-{step:09d}"
-    with files.new_folder(path) as temporary:
-        state = state | {
-            "format": FORMAT,
-            "step": step,
-            "sha256": write_tensors(temporary / "tensors.safetensors", tensors),
-        }
-        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for old in _checkpoint_folders(folder)[:-CHECKPOINTS_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    return path
+class _OtherFormatError(RunError):
+    """A checkpoint of another version."""
+
+
+def _checkpoint_folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -64,104 +105,99 @@ def remove_leftovers(folder: Path) -> None:
     files.remove_leftovers(folder, lambda name: name.startswith("step-"))
 
 
-def file_order(tensors: Mapping[str, Tensor | TensorBlocks]) -> list[str]:
-    """Return the names in the order of the safetensors file: by type, then by name."""
-    places = {kind: place for place, kind in enumerate(_TYPES)}
-    return sorted(tensors, key=lambda name: (places[_dtype(tensors[name])], name))
+class Checkpoints:
+    """Checkpoints of one training. With sharded tables all ranks call the same methods, and rank 0 writes."""
 
+    def __init__(
+        self,
+        folder: Path | None,
+        fingerprint: dict[str, JsonValue],
+        parts: Mapping[str, Stateful],
+        torchrec: TorchRecEmbeddings | None = None,
+    ) -> None:
+        """Save the `parts` by name into `folder`; one is "model". `fingerprint` has to be equal at a resume."""
+        self.folder, self.fingerprint = folder, fingerprint
+        self._parts, self._torchrec = parts, torchrec
+        self.last: Path | None = None
+        """The latest checkpoint that this training has written or loaded."""
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorBlocks]) -> str:
-    """Write the bytes of `safetensors.torch.save`, one tensor after another, and return the file's SHA-256."""
-    header, end = {}, 0
-    for name in file_order(tensors):
-        tensor = tensors[name]
-        start, end = end, end + math.prod(tensor.shape) * _dtype(tensor).itemsize
-        header[name] = {"dtype": _TYPES[_dtype(tensor)], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-
-        def write(data: Any) -> None:
-            file.write(data)
-            digest.update(data)
-
-        write(len(text).to_bytes(8, "little"))
-        write(text)
-        for name in header:
-            tensor = tensors[name]
-            for part in [tensor] if isinstance(tensor, Tensor) else tensor.rows:
-                write(part.detach().cpu().contiguous().numpy().data.cast("B") if part.numel() else b"")
-    return digest.hexdigest()
-
-
-def _dtype(tensor: Tensor | TensorBlocks) -> torch.dtype:
-    return torch.float32 if isinstance(tensor, TensorBlocks) else tensor.dtype
-
-
-def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the tensors and the state of the newest intact checkpoint, or None; log each damaged one.
-
-    Raises RunError if a checkpoint has another format.
-    """
-    for path in reversed(_checkpoint_folders(folder)):
-        try:
-            return _load(path)
-        except _OtherFormatError as e:
-            raise RunError(str(e)) from None
-        except RunError as e:
-            log.warning(f"{e}; falling back to the checkpoint before it")
-    return None
-
-
-class _OtherFormatError(RunError):
-    """A checkpoint of another version."""
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    state = files.read_json(path / "state.json")
-    if isinstance(state, dict) and (written := state.get("format", 1)) != FORMAT:
-        raise _OtherFormatError(
-            f"checkpoint {path} has format {written!r}, and this version reads format {FORMAT}; start a new run"
-        )
-    try:
-        file = path / "tensors.safetensors"
-        with file.open("rb") as data:
-            if hashlib.file_digest(data, "sha256").hexdigest() != state["sha256"]:
-                raise RunError(f"checkpoint {path} is damaged (checksum)")
-        if not isinstance(state["step"], int) or not all(
-            isinstance(state[n], dict) for n in ("fingerprint", "progress")
-        ):
-            raise TypeError("step, fingerprint or progress")
-        return load_file(file), state
-    except (OSError, SafetensorError, KeyError, TypeError) as e:
-        raise RunError(f"checkpoint {path} is damaged ({type(e).__name__}: {e})") from None
-
-
-def _checkpoint_folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """Return the optimizer's state as tensors `optimizer/<slot>/<parameter>`; `names` are those of the parameters."""
-    return {
-        f"optimizer/{slot}/{name}": value
-        for parameter, name in names.items()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: dict[str, Tensor]
-) -> None:
-    """Load the tensors of `optimizer_tensors` into an optimizer, in place."""
-    for parameter, name in names.items():
-        slots = {
-            key.split("/", 2)[1]: value for key, value in tensors.items()
-            if key.startswith("optimizer/") and key.split("/", 2)[2] == name
-        }  # fmt: skip
-        if slots:
-            optimizer.state[parameter] = {
-                slot: value if slot == "step" else value.to(parameter.device) for slot, value in slots.items()
+    def save(self, progress: TrainingProgress) -> None:
+        """Write a checkpoint and remove all but the newest `CHECKPOINTS_KEPT`, or on another rank than 0 send the pieces
+        for it. Raises RunError if it cannot be written."""
+        tensors: dict[str, Tensor | TensorBlocks] = {
+            f"{part}/{name}": tensor
+            for part, stateful in self._parts.items()
+            for name, tensor in stateful.state().items()
+        }
+        if self._torchrec:
+            for name, value in tensors.items():
+                if isinstance(value, Tensor) and (shard := self._shard(name, value)):
+                    shape = (shard.num_embeddings, shard.embedding_dim)
+                    tensors[name] = TensorBlocks(shape, self._torchrec.stream_rows(shard, value))
+            if not self._torchrec.context.is_main:  # send the pieces that rank 0 writes, in its order
+                for name in file_order(tensors):
+                    if isinstance(value := tensors[name], TensorBlocks):
+                        for _ in value.rows:
+                            pass
+                return
+        assert self.folder is not None
+        path = self.folder / f"step-{progress.step:09d}"
+        with files.new_folder(path) as temporary:
+            state = {
+                "format": FORMAT,
+                "step": progress.step,
+                "sha256": write_tensors(temporary / "tensors.safetensors", tensors),
+                "fingerprint": self.fingerprint,
+                "progress": vars(progress),
             }
+            (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for old in _checkpoint_folders(self.folder)[:-CHECKPOINTS_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        self.last = path
+
+    def resume(self, override: bool = False, *others: Path) -> tuple[Path, TrainingProgress] | None:
+        """Load the newest intact checkpoint of the folder, or else of the first of `others` that has one, into the parts.
+
+        Return the folder that held it and its progress, or None if no folder has one. Raises RunError with the differences
+        if the fingerprint has changed, unless `override`.
+        """
+        for folder in (*([self.folder] if self.folder else []), *others):
+            if found := Checkpoint.newest(folder):
+                break
+        else:
+            return None
+        self.last = found.path
+        changed = [
+            f"{key}: {old!r} then, {new!r} now"
+            for key in sorted({*found.fingerprint, *self.fingerprint})
+            if (old := found.fingerprint.get(key)) != (new := self.fingerprint.get(key))
+        ]
+        if changed:
+            differences = "; ".join(changed[:5])
+            if not override:
+                raise RunError(
+                    f"cannot resume: the run has changed ({differences}); undo the change, or pass `override=True`"
+                )
+            log.warning(f"resuming although the run has changed ({differences})")
+        self._restore(found.tensors)
+        return folder, TrainingProgress.restore(found.progress, found.path)
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        shapes = {f"model/{name}": tuple(weight.shape) for name, weight in self._parts["model"].state().items()}
+        for name in shapes:
+            if self._torchrec and (shard := self._torchrec.shards_by_parameter.get(name.removeprefix("model/"))):
+                shapes[name] = (shard.num_embeddings, shard.embedding_dim)
+        if {n: tuple(weight.shape) for n, weight in tensors.items() if n.startswith("model/")} != shapes:
+            raise RunError("the checkpoint's weights have other names or shapes than the model's; start a new run")
+        states: dict[str, dict[str, Tensor]] = {part: {} for part in self._parts}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            if self._torchrec and (shard := self._shard(key, value)):
+                value = self._torchrec.local_piece(shard, value)
+            states[part][name] = value
+        for part, stateful in self._parts.items():
+            stateful.load_state(states[part])
+
+    def _shard(self, key: str, value: Tensor) -> EmbeddingShard | None:
+        """Return the sharded table that a tensor "<part>/…/<parameter>" belongs to; None if it is replicated."""
+        return self._torchrec.shards_by_parameter.get(key.rpartition("/")[2]) if self._torchrec and value.ndim else None

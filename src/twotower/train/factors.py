@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from twotower.data.dataset import Dataset
+from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
-from twotower.features.schema import SIDES
+from twotower.features.schema import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode
+from twotower.train.sharded import TorchRecEmbeddings
 
 
 def model_factors(model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536) -> Factors:
@@ -29,6 +32,20 @@ def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
     return model_factors(model, users, items)
 
 
+def gathered_factors(
+    model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext,
+    torchrec: TorchRecEmbeddings | None,
+) -> Factors:  # fmt: skip
+    """Return the vectors of all rows of both sides on every rank, each of which embeds a part of every block."""
+    if context.world_size == 1 and not torchrec:
+        return model_factors(model, users, items)
+    with evaluation_mode(model):
+        return Factors(
+            _gathered_vectors("user", model, users, context, torchrec),
+            _gathered_vectors("item", model, items, context, torchrec),
+        )
+
+
 def _all_vectors(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
     out: Tensor | None = None
     for start in range(0, side.n, block):
@@ -39,3 +56,23 @@ def _all_vectors(tower: Callable[..., Tensor], side: SideTensors, block: int) ->
         out[start : start + len(rows)] = vectors  # concatenating blocks at the end would take twice the memory
     assert out is not None
     return out
+
+
+def _gathered_vectors(
+    name: SideName, model: TwoTower, side: SideTensors, context: DistributedContext,
+    torchrec: TorchRecEmbeddings | None,
+) -> Tensor:  # fmt: skip
+    """Return the vectors (n, D) of all rows of a side. All ranks call their tower equally often."""
+    tower = model.user_vectors if name == "user" else model.item_vectors
+    block = 4096 if torchrec else 32_768  # with torchrec a block's rows of the tables are fetched and held
+    blocks = []
+    for start in range(0, side.n, block * context.world_size):
+        n = min(side.n - start, block * context.world_size)
+        sizes, part = context.partition_sizes(n), context.partition(n)
+        inputs = side.take(start + np.arange(part.start, max(part.stop, part.start + 1)) % n)
+        if torchrec:
+            torchrec.fetch(*((inputs, None) if name == "user" else (None, inputs)))
+        blocks.append(context.all_gather(tower(inputs)[: sizes[context.rank]], sizes))
+    if torchrec:
+        torchrec.drop_fetched()
+    return torch.cat(blocks)

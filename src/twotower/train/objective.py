@@ -7,21 +7,18 @@ depend on the number of ranks.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
-from twotower.errors import ConfigError, DataError
 from twotower.evaluation.factors import Factors
 from twotower.features.schema import Sequence
 from twotower.model.inputs.carriers import Inputs
@@ -29,13 +26,13 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.batches import Batcher
 from twotower.train.candidates import CandidateSampler, CrossBatchMemory
+from twotower.train.data_parallel import BothTowers, distributed_data_parallel
 from twotower.train.losses import binary_cross_entropy, contrastive_loss, mimic
 from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch, Examples
+from twotower.train.preconditions import check_recipe
 from twotower.train.recipe import Recipe
 from twotower.train.sharded import TorchRecEmbeddings
-
-log = logging.getLogger(__name__)
 
 
 class Objective:
@@ -66,9 +63,7 @@ class Objective:
         self.batcher = Batcher(self.users, self.items)
         sequences = [f for f in dataset.schema.features if isinstance(f, Sequence)]
         self._histories_hold_dislikes = any(f.interactions != "positive" for f in sequences)
-        _check_learnable(dataset, recipe)
-        _check_histories(dataset, recipe)
-        _check_shards(recipe, context)
+        check_recipe(dataset, recipe, context)
         seed, shuffle, shards = recipe.train.seed, recipe.train.shuffle, recipe.train.data_shards
         self.sampler: PairSampler | PositiveSampler
         self.candidates: CandidateSampler | None = None
@@ -79,9 +74,11 @@ class Objective:
             self.sampler = PositiveSampler(dataset, seed, shuffle, self.causal, shards)
             self.candidates = CandidateSampler(dataset, recipe.negatives, seed)
         self.steps_per_epoch = math.ceil(len(self.sampler) / recipe.train.batch_size)
-        self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = _Towers(model)
+        self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = BothTowers(model)
         if context.world_size > 1:
-            self._towers = _distributed_data_parallel(_Towers(model), torchrec.shards_by_parameter if torchrec else ())
+            self._towers = distributed_data_parallel(
+                BothTowers(model), torchrec.shards_by_parameter if torchrec else ()
+            )
 
     def __call__(self, epoch: Epoch, batch: int, step: int) -> tuple[int, Tensor, Tensor]:
         """Return the number of rows of a batch of an epoch, and this rank's part of its loss and of its mimic loss, scalars.
@@ -90,9 +87,24 @@ class Objective:
         """
         return self._contrastive(epoch, batch, step) if self.candidates else self._pointwise(epoch, batch)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the cross-batch memory and the hard negatives."""
+        parts = {"memory": self.memory.state(), "candidates": self.candidates.state() if self.candidates else {}}
+        return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state; what the settings no longer use is left out."""
+
+        def of(part: str) -> dict[str, Tensor]:
+            return {n.removeprefix(f"{part}/"): t for n, t in state.items() if n.startswith(f"{part}/")}
+
+        self.memory.load_state({name: tensor.to(self.device) for name, tensor in of("memory").items()})
+        if self.candidates:
+            self.candidates.load_state(of("candidates"))
+
     def detach_from_group(self) -> None:
         """Drop the wrapper that averages gradients, which holds the process group."""
-        self._towers = _Towers(self.model)
+        self._towers = BothTowers(self.model)
 
     def refresh_hard_negatives(self, factors: Callable[[], Factors], epoch: int) -> None:
         """Rank hard negatives with the present model, at the start of every `hard_every`-th epoch but the first."""
@@ -210,92 +222,6 @@ class Objective:
         terms += [mimic(gather(a)[item], v[user], n) for a, v in model.augmented("item", item_inputs, users)]
         return self.recipe.loss.mimic * torch.stack(terms).sum()
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def _precision(self) -> AbstractContextManager[object]:
         bf16 = self.recipe.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
-class _Towers(nn.Module):
-    """Both towers in one call, which DistributedDataParallel needs."""
-
-    def __init__(self, model: TwoTower) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
-        return self.model.user_vectors(users), self.model.item_vectors(items)
-
-
-def _distributed_data_parallel(towers: _Towers, local_parameters: Iterable[str]) -> nn.parallel.DistributedDataParallel:
-    """Return the towers with gradients averaged over the ranks, except for `local_parameters` of the model, of which each
-    rank holds its own piece."""
-    kind: Any = nn.parallel.DistributedDataParallel
-    constants = [name for name, _ in towers.named_buffers()]  # equal on all ranks
-    ignored = [*constants, *(f"model.{name}" for name in local_parameters)]
-    kind._set_params_and_buffers_to_ignore_for_model(towers, ignored)
-    wrapped: nn.parallel.DistributedDataParallel = kind(towers)
-    return wrapped
-
-
-def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
-    """Raise DataError or ConfigError, before anything is written, if the training part has one class only and nothing adds
-    the other, or if the monitor cannot be measured."""
-    only_positives = bool(dataset.train.positive.all())
-    if recipe.loss.kind == "bce" and only_positives and not recipe.negatives.random:
-        raise DataError(
-            "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
-            "or loss.kind = 'softmax', or name a label and schema.positive_above"
-        )
-    if recipe.negatives.disliked and only_positives:
-        raise ConfigError(
-            "negatives.disliked draws interactions that the user did not like, and every training interaction is a "
-            "positive; drop it, or name a label and schema.positive_above"
-        )
-    positive, monitor = dataset.validation.positive, recipe.train.monitor
-    k = recipe.evaluation.k[0]
-    if monitor in ("validation.auc", "validation.gauc") and (positive.all() or not positive.any()):
-        raise ConfigError(
-            f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
-            f"use train.monitor = 'validation.recall@{k}'"
-        )
-
-
-def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ConfigError if a sequence does not go with `train.history_scope`."""
-    causal = recipe.train.history_scope == "causal"
-    for f in dataset.schema.features:
-        if not isinstance(f, Sequence):
-            continue
-        if not causal and f.pooling == "decay":
-            raise ConfigError(
-                f"feature '{f.name}': pooling = 'decay' needs the order of time; set train.history_scope = 'causal'"
-            )
-        if causal and (f.side == "item" or (f.max_length and not f.attends)):
-            what = "on the item side" if f.side == "item" else "with max_length"
-            raise ConfigError(
-                f"feature '{f.name}': a sequence {what} does not go with train.history_scope = 'causal'; drop it or "
-                "set train.history_scope = 'leave_batch_out'"
-            )
-    n = recipe.negatives
-    if causal and not (n.full or n.random or n.uniform or n.popularity or n.cross_batch_memory):
-        log.warning(
-            "with train.history_scope = 'causal' a batch holds few users, so the batch alone gives few "
-            "candidates; add negatives.uniform, or negatives.full = true"
-        )
-    if causal and dataset.times is None:
-        raise ConfigError("train.history_scope = 'causal' needs a time; name its column in schema.time")
-
-
-def _check_shards(recipe: Recipe, context: DistributedContext) -> None:
-    """Raise ConfigError if the shards do not divide among the ranks, or a batch has no row for each."""
-    shards = recipe.train.data_shards
-    if shards > 1 and shards % context.world_size:
-        raise ConfigError(
-            f"train.data_shards = {shards} does not divide among {context.world_size} ranks; set a multiple of "
-            f"{context.world_size}, or 1, with which every rank reads all interactions"
-        )
-    if shards > recipe.train.batch_size:
-        raise ConfigError(
-            f"train.data_shards = {shards} and train.batch_size = {recipe.train.batch_size}: some batches would be "
-            "empty; set train.data_shards to at most train.batch_size"
-        )

@@ -335,18 +335,18 @@ class TorchRecEmbeddings:
         return self.model
 
     def optimizer_tensors(self, step: int) -> dict[str, Tensor]:
-        """Return the state of sparse updates after `step` steps, named as by `checkpoint.optimizer_tensors`."""
+        """Return the state of sparse updates after `step` steps, named as by `ModelOptimizer.state`."""
         tensors: dict[str, Tensor] = {}
         if step:
             for name, local in self._states().items():
-                tensors |= {f"optimizer/step/{name}": torch.tensor(float(step)), f"optimizer/sum/{name}": local}
+                tensors |= {f"step/{name}": torch.tensor(float(step)), f"sum/{name}": local}
         return tensors
 
     @torch.no_grad()
     def restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         """Load the pieces of the tensors of `optimizer_tensors`."""
         for name, local in self._states().items():
-            if (key := f"optimizer/sum/{name}") in tensors:
+            if (key := f"sum/{name}") in tensors:
                 local.copy_(tensors[key])
 
     def _states(self) -> dict[str, Tensor]:

@@ -1,0 +1,110 @@
+"""Preconditions of a training: the recipe against the dataset, the ranks and the machine's memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from twotower.data.dataset import Dataset
+from twotower.distributed import DistributedContext
+from twotower.errors import ConfigError, DataError
+from twotower.features.field import InputField
+from twotower.features.schema import Sequence
+from twotower.model.two_tower import TwoTower
+from twotower.train.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
+    """Raise ConfigError, or DataError if the training part holds nothing to learn with the recipe."""
+    _check_learnable(dataset, recipe)
+    _check_histories(dataset, recipe)
+    _check_shards(recipe, context)
+
+
+def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
+    """Raise DataError or ConfigError, before anything is written, if the training part has one class only and nothing adds
+    the other, or if the monitor cannot be measured."""
+    only_positives = bool(dataset.train.positive.all())
+    if recipe.loss.kind == "bce" and only_positives and not recipe.negatives.random:
+        raise DataError(
+            "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
+            "or loss.kind = 'softmax', or name a label and schema.positive_above"
+        )
+    if recipe.negatives.disliked and only_positives:
+        raise ConfigError(
+            "negatives.disliked draws interactions that the user did not like, and every training interaction is a "
+            "positive; drop it, or name a label and schema.positive_above"
+        )
+    positive, monitor = dataset.validation.positive, recipe.train.monitor
+    k = recipe.evaluation.k[0]
+    if monitor in ("validation.auc", "validation.gauc") and (positive.all() or not positive.any()):
+        raise ConfigError(
+            f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
+            f"use train.monitor = 'validation.recall@{k}'"
+        )
+
+
+def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
+    """Raise ConfigError if a sequence does not go with `train.history_scope`."""
+    causal = recipe.train.history_scope == "causal"
+    for f in dataset.schema.features:
+        if not isinstance(f, Sequence):
+            continue
+        if not causal and f.pooling == "decay":
+            raise ConfigError(
+                f"feature '{f.name}': pooling = 'decay' needs the order of time; set train.history_scope = 'causal'"
+            )
+        if causal and (f.side == "item" or (f.max_length and not f.attends)):
+            what = "on the item side" if f.side == "item" else "with max_length"
+            raise ConfigError(
+                f"feature '{f.name}': a sequence {what} does not go with train.history_scope = 'causal'; drop it or "
+                "set train.history_scope = 'leave_batch_out'"
+            )
+    n = recipe.negatives
+    if causal and not (n.full or n.random or n.uniform or n.popularity or n.cross_batch_memory):
+        log.warning(
+            "with train.history_scope = 'causal' a batch holds few users, so the batch alone gives few "
+            "candidates; add negatives.uniform, or negatives.full = true"
+        )
+    if causal and dataset.times is None:
+        raise ConfigError("train.history_scope = 'causal' needs a time; name its column in schema.time")
+
+
+def _check_shards(recipe: Recipe, context: DistributedContext) -> None:
+    """Raise ConfigError if the shards do not divide among the ranks, or a batch has no row for each."""
+    shards = recipe.train.data_shards
+    if shards > 1 and shards % context.world_size:
+        raise ConfigError(
+            f"train.data_shards = {shards} does not divide among {context.world_size} ranks; set a multiple of "
+            f"{context.world_size}, or 1, with which every rank reads all interactions"
+        )
+    if shards > recipe.train.batch_size:
+        raise ConfigError(
+            f"train.data_shards = {shards} and train.batch_size = {recipe.train.batch_size}: some batches would be "
+            "empty; set train.data_shards to at most train.batch_size"
+        )
+
+
+def check_memory(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
+    """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory."""
+    with torch.device("meta"):  # tensors with shapes and without numbers
+        try:
+            weights = dict(TwoTower(recipe.model, user_fields, item_fields).named_parameters())
+        except RuntimeError as e:  # a weight has more numbers than torch can count
+            raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
+    need = 2 * sum(w.numel() * w.element_size() for w in weights.values())
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        name, largest = max(weights.items(), key=lambda named: named[1].numel())
+        shape = " x ".join(f"{n:,}" for n in largest.shape)
+        raise ConfigError(
+            f"the model's weights and gradients take {need / 1e9:,.0f} GB and this machine has {have / 1e9:,.0f} GB of "
+            f"memory (the largest: {name}, {shape}); {_HOW_TO_SHRINK}"
+        )
+
+
+_HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"

@@ -1,0 +1,36 @@
+"""Progress of a training: its counters, sums and history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from twotower.errors import RunError
+from twotower.train.callbacks import EpochRecord
+
+
+@dataclass
+class TrainingProgress:
+    """Counts and sums up to the present step, and one record per finished epoch."""
+
+    epoch: int = 0
+    batch: int = 0  # steps done in this epoch
+    step: int = 0  # steps done in all epochs
+    rows: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    mimic_sum: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+
+    @classmethod
+    def restore(cls, state: dict[str, JsonValue], path: Path) -> TrainingProgress:
+        """Return the progress in a checkpoint's `state`. Raises RunError if a field is unknown, missing or of another
+        type."""
+        types = {name: (int, float) if isinstance(v, float) else (type(v),) for name, v in vars(cls()).items()}
+        if state.keys() != types.keys() or not all(type(v) in types[name] for name, v in state.items()):
+            raise RunError(
+                f"{path / 'state.json'} is damaged: its progress has unknown or missing fields; remove {path}"
+            )
+        return cls(**state)  # type: ignore[arg-type]
