@@ -41,10 +41,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_schema_config_and_tables_work_without_torch() -> None:
+def test_schema_tables_and_retriever_work_without_torch() -> None:
     code = (
         "import sys\nsys.modules['torch'] = None\n"
-        "import twotower.features.schema, twotower.config.experiment, twotower.features.encoders, twotower.data.tables, twotower.data.datasets.movielens"
+        "import twotower.features.schema, twotower.features.encoders, twotower.retrieval.retriever, twotower.data.tables, twotower.data.datasets.movielens"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -111,7 +111,7 @@ def test_tests_stand_where_their_modules_do() -> None:
 
 def test_every_room_has_tests() -> None:
     for folder in {path.parent for path in sources()}:
-        room = TESTS / folder.relative_to(SOURCE)
+        room = TESTS.joinpath(*folder.relative_to(SOURCE).parts[:1])  # a room within a room is tested with it
         assert room.is_dir() or room.with_name(f"test_{room.name}.py").exists(), folder.name
 
 

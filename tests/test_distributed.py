@@ -209,11 +209,11 @@ def test_ranks_that_see_other_files_are_refused(config: Path) -> None:
     script.write_text(
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from twotower import cli\n"
+        "from twotower.cli import commands\n"
         "rank = os.environ['RANK']\n"
         "extra = ['--set', 'train.lr=0.03'] if rank == '1' else []\n"
         f"sys.argv = ['twotower', 'train', {str(config)!r}, '-r', {str(config.parent)!r} + '/apart' + rank, *extra]\n"
-        "cli.main()\n",
+        "commands.main()\n",
         encoding="utf-8",
     )
     said = torchrun(2, script, fails=True)

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from twotower.errors import RunError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _LEFTOVER_NAME = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
 
@@ -331,6 +331,8 @@ def read_array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
     """Return the array of a .npy file, loaded, or memory-mapped with `mode`.
 
     Raises OSError, and ValueError for any other content; archives and pickles are not opened."""
+    import numpy as np  # imported late: a store needs no arrays
+
     found: npt.NDArray[Any]
     if mode is not None:
         found = np.lib.format.open_memmap(path, mode)

@@ -677,7 +677,7 @@ def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> N
 def test_faiss_is_imported_in_one_place() -> None:
     sources = Path(__file__).parents[1]
     importing = re.compile(r"^\s*(import|from) faiss\b", re.MULTILINE)
-    assert [p.name for p in sources.rglob("*.py") if importing.search(p.read_text())] == ["faiss_setup.py"]
+    assert [p.name for p in sources.rglob("*.py") if importing.search(p.read_text())] == ["setup.py"]
 
 
 # Files of others

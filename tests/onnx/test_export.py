@@ -638,11 +638,12 @@ import sys
 import numpy as np, polars as pl
 import twotower.features.encoders, twotower.data.tables
 from twotower.model.inputs.feed import feed, padded
-from twotower.features.encoders import Field, Ragged
+from twotower.features.field import InputField
+from twotower.arrays.ragged import Ragged
 from twotower.onnx.tower import OnnxTower
 tower = OnnxTower(sys.argv[1])
-fields = (Field("uid", "lookup"), Field("city", "lookup"), Field("age", "dense"), Field("income", "lookup"),
-          Field("liked", "bag"), Field("disliked", "bag"), Field("motto", "bag"))
+fields = (InputField("uid", "lookup"), InputField("city", "lookup"), InputField("age", "dense"), InputField("income", "lookup"),
+          InputField("liked", "bag"), InputField("disliked", "bag"), InputField("motto", "bag"))
 codes, none = np.zeros(2, np.int32), Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64))
 columns = dict(uid=codes, city=codes, age=np.zeros((2, 1), np.float32), income=codes, liked=none, disliked=none, motto=none)
 print(tower(feed(fields, columns, slice(None))).tolist())

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from twotower import files
-from twotower.data import readers, summary
 from twotower.errors import ConfigError, DataError, Interrupted, TwoTowerError
 from twotower.escaping import escape_controls, shell_command
 from twotower.reports.terminal import (
@@ -716,6 +715,7 @@ def fetch(
 @data_app.command()
 def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items and interactions.")]) -> None:
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
+    from twotower.data import readers, summary
 
     found = {}
     for name in ("users", "items", "interactions"):

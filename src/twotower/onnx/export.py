@@ -31,7 +31,7 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.towers import Tower
 from twotower.model.two_tower import FirstOrder, TwoTower, evaluation_mode
 from twotower.onnx.builder import MAX_TABLE_BYTES, GraphBuilder
-from twotower.onnx.layers import branch_nodes, gated, layer, normalized
+from twotower.onnx.layers import branch_nodes, gated, layer_nodes, normalized
 from twotower.onnx.pooling import encoded, pooled
 from twotower.onnx.tower import GateInfo, OnnxTower, trust_tower
 
@@ -73,7 +73,7 @@ def _fields(g: GraphBuilder, own: FieldEmbeddings, other: FieldEmbeddings, names
         parts.append(g.reshape(rows, len(first) * weight.shape[1]))
     for number, f in enumerate(own._other_fields):
         if f.kind == "dense":
-            parts.append(layer(g, own.projections[f"dense{number}"], names[f.name]))
+            parts.append(layer_nodes(g, own.projections[f"dense{number}"], names[f.name]))
             continue
         if f.share_with:
             table = g.constant(other.rows_of(f.share_with), (key, "other", f.share_with))
@@ -111,14 +111,14 @@ def _tower(
         codes = g("Gather", "lookup", g.constant([tower.augmented.column]), axis=1)
         rows = g("Gather", g.constant(tower.augmented.table.weight, (number, "augmented")), codes, axis=0)
         parts.append(g.reshape(rows, tower.augmented.width))
-    out = layer(g, tower.layers, g.concat(parts))
+    out = layer_nodes(g, tower.layers, g.concat(parts))
     if tower.residual is not None:
-        out = g("Add", out, layer(g, tower.residual, joined))
+        out = g("Add", out, layer_nodes(g, tower.residual, joined))
     if tower.last is None and tower.output_norm is None:
         return out
     vector, *bias = g.split(out, [tower.size - tower.extra, *([tower.extra] if tower.extra else [])])
     for module in (tower.last, tower.output_norm):
-        vector = vector if module is None else layer(g, module, vector)
+        vector = vector if module is None else layer_nodes(g, module, vector)
     return g.concat([vector, *bias])
 
 

@@ -20,14 +20,14 @@ def linear(g: GraphBuilder, x: str, weight: Tensor, bias: Tensor | None) -> str:
     return cast(str, g("Gemm", x, g.constant(weight), *([] if bias is None else [g.constant(bias)]), transB=1))
 
 
-def layer(g: GraphBuilder, module: nn.Module, x: str) -> str:
+def layer_nodes(g: GraphBuilder, module: nn.Module, x: str) -> str:
     """Build a module of a tower's `layers`, a gate's `excite` or a projection: (U, n) -> (U, m).
 
     Raises RunError for a module of an unknown class.
     """
     if isinstance(module, nn.Sequential):
         for inner in module:
-            x = layer(g, inner, x)
+            x = layer_nodes(g, inner, x)
         return x
     if isinstance(module, Dropout):
         return x
@@ -67,10 +67,10 @@ def gated(g: GraphBuilder, joined: str, gate: SenetGate, info: GateInfo) -> str:
     widths = gate.widths
     if len(set(widths)) == 1:
         fields = g.reshape(joined, len(widths), widths[0])
-        gates = g.gates[info] = layer(g, gate.excite, g.reduce(squeeze, fields, 2, keep=False))
+        gates = g.gates[info] = layer_nodes(g, gate.excite, g.reduce(squeeze, fields, 2, keep=False))
         return g.reshape(g("Mul", fields, g.reshape(gates, len(widths), 1)), sum(widths))
     pieces = g.split(joined, widths)
-    gates = g.gates[info] = layer(g, gate.excite, g.concat([g.reduce(squeeze, p, 1) for p in pieces]))
+    gates = g.gates[info] = layer_nodes(g, gate.excite, g.concat([g.reduce(squeeze, p, 1) for p in pieces]))
     parts = g.split(gates, [1] * len(widths))
     return g.concat([g("Mul", p, w) for p, w in zip(pieces, parts, strict=True)])
 
@@ -80,7 +80,7 @@ def products(g: GraphBuilder, module: nn.Module, x: str) -> str:
     if isinstance(module, Cross):
         first = x
         for layer in module.layers:
-            x = g("Add", x, g("Mul", first, layer(g, layer, x)))
+            x = g("Add", x, g("Mul", first, layer_nodes(g, layer, x)))
         return x
     assert isinstance(module, Fm | Cin | Bilinear)
     fields = g.reshape(x, module.n_fields, module.width)
@@ -109,9 +109,9 @@ def branch_nodes(g: GraphBuilder, branch: TowerBranch, x: str, gate: GateInfo) -
     if branch.senet is not None:
         x = gated(g, x, branch.senet, gate)
     if isinstance(branch.module, Mlp):
-        x = layer(g, branch.module.layers, x)
+        x = layer_nodes(g, branch.module.layers, x)
     elif not isinstance(branch.module, nn.Identity):
         x = products(g, branch.module, x)
     if not branch.norms:
         return x
-    return g.concat([layer(g, n, p) for n, p in zip(branch.norms, g.split(x, branch.norm_widths), strict=True)])
+    return g.concat([layer_nodes(g, n, p) for n, p in zip(branch.norms, g.split(x, branch.norm_widths), strict=True)])

@@ -11,7 +11,7 @@ import torch
 from twotower.features.field import InputField
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock, rotary_cos_sin
 from twotower.onnx.builder import GraphBuilder
-from twotower.onnx.layers import layer, linear
+from twotower.onnx.layers import layer_nodes, linear
 
 
 def pooled(g: GraphBuilder, table: str, codes: str, f: InputField) -> str:
@@ -58,7 +58,7 @@ def encoded(g: GraphBuilder, encoder: HistoryEncoder, table: str, codes: str) ->
     n = g.reduce("Sum", g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT), 1)
     codes, n = _keep_latest(g, codes, n, encoder.limit)
     rows = g("Gather", table, codes, axis=0)  # -1 takes a row that the mask hides
-    x = layer(g, encoder.input_norm, g("Flatten", rows, axis=2))  # (U T, E)
+    x = layer_nodes(g, encoder.input_norm, g("Flatten", rows, axis=2))  # (U T, E)
     every, last = _queries(g, encoder, codes, n)
     *before, block = encoder.blocks
     for b in before:
@@ -67,7 +67,7 @@ def encoded(g: GraphBuilder, encoder: HistoryEncoder, table: str, codes: str) ->
         x = _block(g, block, x, last, every)
     else:
         x = _attention_pool(g, cast(AttentionPool, block), x, last, every)
-    return cast(str, g("Mul", layer(g, encoder.norm, x), g("Min", n, g.constant(1.0))))
+    return cast(str, g("Mul", layer_nodes(g, encoder.norm, x), g("Min", n, g.constant(1.0))))
 
 
 def _queries(g: GraphBuilder, encoder: HistoryEncoder, codes: str, n: str) -> tuple[_Queries, _Queries]:
@@ -125,7 +125,7 @@ def _attended(g: GraphBuilder, query: str, key: str, value: str, mask: str, widt
 def _block(g: GraphBuilder, block: TransformerBlock, x: str, queries: _Queries, every: _Queries) -> str:
     """Build `TransformerBlock.forward` over (U T, E) at the queries: (U Q, E)."""
     heads, width = block.heads, block.out.in_features // block.heads
-    normed = layer(g, block.attend_norm, x)
+    normed = layer_nodes(g, block.attend_norm, x)
     query_rows = normed
     if queries.rows:
         x, query_rows = (g("Gather", items, queries.rows, axis=0) for items in (x, normed))
@@ -134,23 +134,23 @@ def _block(g: GraphBuilder, block: TransformerBlock, x: str, queries: _Queries, 
     key = _heads(g, linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
     value = _heads(g, linear(g, normed, weights[2], biases[2]), every.shape, heads, width)
     query, key = _rotated(g, query, queries.angles), _rotated(g, key, every.angles)
-    change = layer(g, block.out, _attended(g, query, key, value, queries.mask, width))
+    change = layer_nodes(g, block.out, _attended(g, query, key, value, queries.mask, width))
     if block.attend_gate is not None:
-        change = g("Mul", change, g("Sigmoid", layer(g, block.attend_gate, x)))
+        change = g("Mul", change, g("Sigmoid", layer_nodes(g, block.attend_gate, x)))
     x = g("Add", x, change)
-    inner = layer(g, block.first, layer(g, block.layer_norm, x))
-    change = layer(g, block.second, g("Mul", inner, g("Sigmoid", inner)))
+    inner = layer_nodes(g, block.first, layer_nodes(g, block.layer_norm, x))
+    change = layer_nodes(g, block.second, g("Mul", inner, g("Sigmoid", inner)))
     if block.layer_gate is not None:
-        change = g("Mul", change, g("Sigmoid", layer(g, block.layer_gate, x)))
+        change = g("Mul", change, g("Sigmoid", layer_nodes(g, block.layer_gate, x)))
     return cast(str, g("Add", x, change))
 
 
 def _attention_pool(g: GraphBuilder, pool: AttentionPool, x: str, queries: _Queries, every: _Queries) -> str:
     """Build `AttentionPool.forward` over (U T, E) at the queries: (U Q, E)."""
     heads, width = pool.heads, pool.out.in_features // pool.heads
-    normed = layer(g, pool.norm, x)
+    normed = layer_nodes(g, pool.norm, x)
     weights, biases = pool.key_value.weight.chunk(2), pool.key_value.bias.chunk(2)
     key = _heads(g, linear(g, normed, weights[0], biases[0]), every.shape, heads, width)
     value = _heads(g, linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
     query = _rotated(g, g.constant(pool.query[None]), queries.angles)  # (U, heads, Q, width)
-    return layer(g, pool.out, _attended(g, query, _rotated(g, key, every.angles), value, queries.mask, width))
+    return layer_nodes(g, pool.out, _attended(g, query, _rotated(g, key, every.angles), value, queries.mask, width))
