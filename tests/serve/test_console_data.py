@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import httpx
 import numpy as np
-from service_client import Client, Make, problem
+from service_client import Client, problem
 
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
@@ -92,14 +94,15 @@ def test_the_console_asks_another_bundle(client: Client, store: Path) -> None:
     problem(client.post("/v1/console/explain?bundle=../../etc", {}), "unknown-bundle")
 
 
-def test_the_page_is_there_with_a_strict_policy_and_can_be_left_out(make: Make) -> None:
-    client = make()
-    reply = client.get("/")
-    assert reply.status_code == 200
-    assert "default-src 'self'" in reply.headers["content-security-policy"]
-    assert reply.headers["x-content-type-options"] == "nosniff"
-    problem(client.get("/page/none.js"), "not-found")
-    problem(client.get("/page/..%2fapp.py"), "not-found")
-    without = make(console=False)
-    for path in ("/", "/page/console.js", "/v1/console/users", "/v1/console/map"):
-        problem(without.get(path), "not-found")
+def test_looks_beyond_the_bound_are_refused_and_do_not_count_as_answers(client: Client) -> None:
+    async def go() -> list[int]:
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            asked = (http.post("/v1/console/explain", json={"user_id": "u1"}) for _ in range(40))
+            return [r.status_code for r in await asyncio.gather(*asked)]
+
+    statuses = client.run(go())
+    assert statuses.count(200) == 8
+    assert statuses.count(503) == 32
+    assert client.post("/v1/console/explain", {"user_id": "u1"}).status_code == 200
+    assert "twotower_answers_total{" not in client.get("/metrics").text

@@ -106,6 +106,11 @@ class BundleManager:
             raise Problem("no-bundle", self.last_error, headers={"Retry-After": "5"})
         return self.retriever
 
+    @property
+    def current_id(self) -> str | None:
+        """Id of the bundle that answers requests now; None before the first."""
+        return self.retriever.bundle.id if self.retriever else None
+
     def event_bundles(self, retriever: Retriever) -> tuple[str, ...]:
         """Return the ids of the bundles under which a user's recent events are kept: those that were current lately, then
         that of `retriever`."""

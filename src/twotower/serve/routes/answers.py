@@ -1,0 +1,77 @@
+"""Routes of answers: recommendations, vectors, searches, and the current bundle."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from twotower.serve import schemas
+from twotower.serve.routes.openapi import BODY_PROBLEMS, problem_replies
+from twotower.serve.routes.parameters import ItemCount, PathId, QueryId
+from twotower.serve.routes.requests import json_response
+from twotower.serve.service import Service
+
+
+def add_answer_routes(app: FastAPI, service: Service) -> None:
+    """Add the routes of answers."""
+
+    @app.post(
+        "/v1/recommend",
+        response_model=schemas.ItemsReply,
+        responses=problem_replies(*BODY_PROBLEMS, "unknown-user", "index-unavailable"),
+        tags=["answers"],
+    )
+    async def recommend(body: schemas.RecommendRequest) -> Response:
+        """Recommend items to a user, known or described by the request."""
+        return json_response(await service.recommend(body))
+
+    @app.post(
+        "/v1/recommend:batch",
+        response_model=schemas.BatchReply,
+        responses=problem_replies(*BODY_PROBLEMS),
+        tags=["answers"],
+    )
+    async def recommend_batch(body: schemas.BatchRequest, request: Request) -> Response:
+        """Answer several requests. An invalid one gets a problem in its place."""
+        return json_response(await service.batch(body, request.is_disconnected))
+
+    @app.post(
+        "/v1/embed/user",
+        response_model=schemas.VectorReply,
+        responses=problem_replies(*BODY_PROBLEMS, "unknown-user"),
+        tags=["answers"],
+    )
+    async def embed_user(body: schemas.UserRequest) -> Response:
+        """Return the vector of a user."""
+        return json_response(await service.embed(body))
+
+    @app.get(
+        "/v1/items/{item_id:path}/similar", response_model=schemas.ItemsReply,
+        responses=problem_replies("unknown-item", "not-found", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
+    )  # fmt: skip
+    async def similar(item_id: PathId, k: ItemCount = 10) -> Response:
+        """Return the items with the most similar vectors. Scores are cosines."""
+        return json_response(await service.similar(item_id, k))
+
+    @app.get(
+        "/v1/items/similar", response_model=schemas.ItemsReply,
+        responses=problem_replies("unknown-item", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
+    )  # fmt: skip
+    async def similar_by_query(item_id: QueryId, k: ItemCount = 10) -> Response:
+        """Return similar items, with the id in the query: clients remove `.` and `..` from a path."""
+        return await similar(item_id, k)
+
+    @app.post(
+        "/v1/search",
+        response_model=schemas.ItemsReply,
+        responses=problem_replies(*BODY_PROBLEMS, "no-text-feature", "index-unavailable"),
+        tags=["answers"],
+    )
+    async def search(body: schemas.SearchRequest) -> Response:
+        """Recommend items for a text."""
+        return json_response(await service.search(body))
+
+    @app.get("/v1/bundle", response_model=schemas.BundleReply, responses=problem_replies("no-bundle"), tags=["answers"])
+    async def bundle() -> Response:
+        """Describe the current bundle and the limits of requests."""
+        return json_response(service.describe())

@@ -1,0 +1,63 @@
+"""Replies to exceptions: every error is a problem (RFC 9457)."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+
+from twotower.errors import BundleError, DataError, Unavailable
+from twotower.serve import schemas
+from twotower.serve.problems import Problem, index_problem, problem_of
+from twotower.serve.service import Service
+
+
+def add_error_replies(app: FastAPI, service: Service) -> None:
+    """Answer the exceptions of routes with problems."""
+
+    def answer(problem: Problem, request: Request) -> Response:
+        body = problem.body(request.scope.get("request_id", ""))
+        return Response(body, problem.status, problem.headers, "application/problem+json")
+
+    @app.exception_handler(Problem)
+    async def answer_problem(request: Request, error: Problem) -> Response:
+        return answer(error, request)
+
+    @app.exception_handler(DataError)
+    async def data_error(request: Request, error: DataError) -> Response:
+        return answer(problem_of(error), request)
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(request: Request, error: Unavailable) -> Response:
+        return answer(index_problem(), request)
+
+    @app.exception_handler(BundleError)
+    async def store_error(request: Request, error: BundleError) -> Response:
+        return answer(
+            Problem("bundle-store", service.bundles.public_message(error), headers={"Retry-After": "5"}), request
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        found = error.errors()
+        if any(e["type"] == "json_invalid" for e in found):
+            cause = found[0].get("ctx", {}).get("error", "")
+            return answer(Problem("malformed", f"the body is not JSON in UTF-8: {cause}" if cause else ""), request)
+        errors = [{"at": ".".join(map(str, e["loc"])), "detail": _error_text(e)} for e in found[:20]]
+        detail = "; ".join(f"{e['at']}: {e['detail']}" for e in errors[:3])
+        return answer(Problem("invalid", detail, errors=errors), request)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        name = {400: "malformed", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "internal-error")
+        return answer(Problem(name, headers=error.headers), request)
+
+
+def _error_text(error: ErrorDetails) -> str:
+    """Return the message of a validation error; for a field that was renamed, its new name."""
+    old = error["loc"][-1]
+    if error["type"] == "extra_forbidden" and old in schemas.RENAMED_FIELDS:
+        return f"'{old}' is renamed to '{schemas.RENAMED_FIELDS[old]}'"
+    return str(error["msg"])

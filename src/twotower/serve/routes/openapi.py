@@ -1,0 +1,52 @@
+"""The OpenAPI document: the problems of every route in place of FastAPI's own errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from twotower.serve import schemas
+from twotower.serve.problems import PROBLEMS
+
+Replies = dict[int | str, dict[str, Any]]
+"""Replies of a route by status, as FastAPI takes them in `responses`."""
+BODY_PROBLEMS = ("malformed", "too-large", "unsupported-media-type", "body-timeout", "invalid", "no-bundle")
+
+
+def problem_replies(*names: str) -> Replies:
+    """Return the replies of a route for clients, with the problems of every such route."""
+    return replies(*names, "unauthorized", "foreign-origin", "rate-limit", "overload")
+
+
+def replies(*names: str) -> Replies:
+    found: Replies = {}
+    for name in names:
+        status, title, _ = PROBLEMS[name]
+        before = found.get(status, {}).get("description")
+        found[status] = {
+            "description": f"{before}; {title}" if before else title,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemReply"}}},
+        }
+    return found
+
+
+def describe_problems(app: FastAPI) -> None:
+    """Replace FastAPI's own error schemas in the OpenAPI document by that of a problem."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if not app.openapi_schema:
+            schema = generate()
+            components = schema["components"]["schemas"]
+            components.setdefault("ProblemReply", schemas.ProblemReply.model_json_schema())
+            for name in ("HTTPValidationError", "ValidationError"):
+                components.pop(name, None)
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    described = operation["responses"]
+                    if "application/json" in described.get("422", {}).get("content", {}):
+                        described["422"] = replies("invalid")[422]
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]
