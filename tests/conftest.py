@@ -18,7 +18,7 @@ from twotower.data.tables import Tables, check
 
 SLOW = (
     "test_distributed",
-    "test_sharded",
+    "test_embeddings",
     "test_protocol",
     "test_process",
     "test_connections",

@@ -1,4 +1,4 @@
-"""Trainings of several ranks, and of one process: tests/test_distributed.py and tests/train/test_sharded.py run them.
+"""Trainings of several ranks, and of one process: tests/test_distributed.py and tests/train/torchrec run them.
 
 python -m torch.distributed.run --nproc-per-node 2 tests/ranked.py OUT
 """

@@ -141,7 +141,7 @@ BRANCHES: dict[tuple[str, str], Any] = {
     ("bilinear", "matrices"): "each",
 }
 # Tested elsewhere: the source of the data in test_api and test_cli, a prepared dataset in data/test_prepare, devices and
-# checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in train/test_sharded, the
+# checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in train/torchrec, the
 # index of a published model in test_publishing, and in Milvus in index/test_milvus.
 ELSEWHERE = {
     "data.dataset",

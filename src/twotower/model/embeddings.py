@@ -17,7 +17,7 @@ from twotower.model.attention import HistoryConfig, HistoryEncoder
 from twotower.model.history import decayed_means, decayed_sums, inverse_weight_sum
 from twotower.model.inputs.carriers import Bag, HistoryWindows, Inputs, Padded, Prefixes
 from twotower.model.layers import gather
-from twotower.model.tables import AnyBag, AnyTable, Table, TableFactory, bag_codes
+from twotower.model.tables import AnyBag, Table, bag_codes
 
 
 class _BagSum(torch.autograd.Function):
@@ -104,11 +104,9 @@ class FieldEmbeddings(nn.Module):
         width: int,
         std: float,
         history: HistoryConfig | None = None,
-        make_table: TableFactory = Table,
     ) -> None:
         """Build the tables. `fields` are those of the tower, `all_fields` those of its side in the order of the lookup columns.
-        `make_table` creates the tables; `width` and `std` are the default width of a field and the standard deviation
-        of its fresh rows."""
+        `width` and `std` are the default width of a field and the standard deviation of its fresh rows."""
         super().__init__()
         fields = tuple(replace(f, width=f.width or width) for f in fields)
         by_width: dict[int, list[InputField]] = {}
@@ -128,7 +126,7 @@ class FieldEmbeddings(nn.Module):
             for f in group:
                 self._location[f.name] = (table, first, f.rows)
                 first += f.rows
-            self.tables[table] = make_table(first, w)
+            self.tables[table] = Table(first, w)
             wanted = [columns.index(f.name) for f in group]
             self._lookup_groups.append((table, None if wanted == list(range(len(columns))) else wanted))
             first_rows = torch.tensor([self._location[f.name][1] for f in group])
@@ -143,15 +141,13 @@ class FieldEmbeddings(nn.Module):
                 )
             if not f.share_with:
                 table = f"bag{number}"
-                self.tables[table] = make_table(f.rows, f.width)
+                self.tables[table] = Table(f.rows, f.width)
                 self._location[f.name] = (table, 0, f.rows)
+        # Training may hold no unknown value; then an unknown value in a bag adds zeros.
+        unknown = [f for f in self._other_fields if f.kind == "bag" and not f.sequence and not f.share_with]
+        zero_rows = {table: first + UNKNOWN for table, first, _ in (self._location[f.name] for f in unknown)}
         for name in self.tables:
-            self._table(name).initialize(std)
-        for f in self._other_fields:
-            if f.kind == "bag" and not f.sequence and not f.share_with:
-                # Training may hold no unknown value; then an unknown value adds zeros.
-                table, first, _ = self._location[f.name]
-                self._table(table).zero_row(first + UNKNOWN)
+            self._table(name).initialize(std, zero_rows.get(name))
 
     @property
     def widths(self) -> list[int]:
@@ -169,7 +165,7 @@ class FieldEmbeddings(nn.Module):
 
     def codes(
         self, own: Inputs | None, theirs: Inputs | None, other: FieldEmbeddings
-    ) -> Iterator[tuple[AnyTable, Tensor]]:
+    ) -> Iterator[tuple[Table, Tensor]]:
         """Yield (table, rows) for every table row that the inputs `own` of this side may read, and the inputs `theirs`
         of the other side through the fields of `other` that share a table of this one."""
         if own is not None:
@@ -184,8 +180,8 @@ class FieldEmbeddings(nn.Module):
                     codes = bag_codes(cast(Inputs, inputs).bags[f.name]) + first
                     yield self._table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
 
-    def _table(self, name: str) -> AnyTable:
-        return cast(AnyTable, self.tables[name])
+    def _table(self, name: str) -> Table:
+        return cast(Table, self.tables[name])
 
     def _table_for_bag(self, name: str, bag: AnyBag) -> tuple[Tensor, AnyBag]:
         """Return the table that holds the field `name`, and the bag in codes of that table."""

@@ -16,7 +16,7 @@ from twotower.model.branches import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.inputs.carriers import Inputs
 from twotower.model.layers import ACTIVATIONS, Activation, Dropout, SenetConfig, SenetGate, norm_activation_dropout
-from twotower.model.tables import AnyTable, Table, TableFactory
+from twotower.model.tables import Table
 from twotower.section import Positive, Section
 
 
@@ -88,16 +88,14 @@ class Tower(nn.Module):
         std: float,
         unknown_rate: float,
         extra: int = 0,
-        make_table: TableFactory = Table,
     ) -> None:
-        """Build the tower. The last `extra` outputs of the last layer are biases, not part of the vector. `make_table` creates
-        the tables. Raises ConfigError for settings that do not fit the fields."""
+        """Build the tower. The last `extra` outputs of the last layer are biases, not part of the vector. Raises ConfigError for settings that do not fit the fields."""
         super().__init__()
         fields = _select_fields(side_fields, config.fields)
         self.unknown_rate = unknown_rate
         self.weight_decay_scale = config.weight_decay_scale
         self.has_layers = bool(config.layers)
-        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history, make_table)
+        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history)
         if config.history != HistoryConfig() and not any(f.limit for f in fields):
             raise ConfigError(
                 "model.pairs: `history` applies to sequences with pooling = 'transformer' or 'attention', and this "
@@ -124,9 +122,7 @@ class Tower(nn.Module):
         )
         if config.branches:
             size = sum(cast(TowerBranch, b).size for b in self.branches)
-        self.augmented = (
-            AugmentedVectors(side_fields, config.layers[-1] - extra, make_table) if config.augment else None
-        )
+        self.augmented = AugmentedVectors(side_fields, config.layers[-1] - extra) if config.augment else None
         if self.augmented is not None:
             size += self.augmented.width
         for i, w in enumerate(config.layers):
@@ -192,7 +188,7 @@ class AugmentedVectors(nn.Module):
     Rows start at zero, so an id without a positive stays at zero.
     """
 
-    def __init__(self, side_fields: tuple[InputField, ...], width: int, make_table: TableFactory = Table) -> None:
+    def __init__(self, side_fields: tuple[InputField, ...], width: int) -> None:
         """Create the table. Raises ConfigError if no field of the side reads its id column without hashing."""
         super().__init__()
         lookups = [f for f in side_fields if f.kind == "lookup"]
@@ -203,7 +199,7 @@ class AugmentedVectors(nn.Module):
                 "add one to schema.features"
             )
         self.column, self.width = own[0], width
-        self.table: AnyTable = make_table(lookups[own[0]].rows, width)
+        self.table: Table = Table(lookups[own[0]].rows, width)
         self.table.initialize(0)
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:

@@ -20,7 +20,7 @@ from twotower.features.field import InputField
 from twotower.features.schema import SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.carriers import Inputs
-from twotower.model.tables import AnyTable, Table, TableFactory
+from twotower.model.tables import Table
 from twotower.model.towers import Tower, TowerConfig
 from twotower.section import Section
 
@@ -97,11 +97,11 @@ class FirstOrder(nn.Module):
 
     first_rows: Tensor
 
-    def __init__(self, fields: tuple[InputField, ...], make_table: TableFactory = Table) -> None:
+    def __init__(self, fields: tuple[InputField, ...]) -> None:
         super().__init__()
         rows = [f.rows for f in fields if f.kind == "lookup"]
         self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
-        self.table: AnyTable = make_table(max(1, sum(rows)), 1)
+        self.table: Table = Table(max(1, sum(rows)), 1)
         self.table.initialize(0)
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
@@ -131,9 +131,8 @@ class TwoTower(nn.Module):
         config: ModelConfig,
         user_fields: tuple[InputField, ...],
         item_fields: tuple[InputField, ...],
-        make_table: TableFactory = Table,
     ) -> None:
-        """Build all pairs of towers. `make_table` creates the tables. Raises ConfigError if the vectors of a pair's two towers
+        """Build all pairs of towers. Raises ConfigError if the vectors of a pair's two towers
         differ in width."""
         super().__init__()
         self.config = config
@@ -149,7 +148,6 @@ class TwoTower(nn.Module):
                     config.embedding_std,
                     config.unknown_rate,
                     extra if c.layers else 0,
-                    make_table,
                 )
                 for c, fields in ((pair.user, user_fields), (pair.item, item_fields))
             )
@@ -163,14 +161,14 @@ class TwoTower(nn.Module):
             item.embeddings.check_shares(user.embeddings)
             self.pairs.append(TowerPair(user, item))
         if config.bias:
-            self.user_bias, self.item_bias = FirstOrder(user_fields, make_table), FirstOrder(item_fields, make_table)
+            self.user_bias, self.item_bias = FirstOrder(user_fields), FirstOrder(item_fields)
             self.global_bias = nn.Parameter(torch.zeros(()))
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)),
             requires_grad=config.learn_temperature and config.similarity == "cosine",
         )
 
-    def codes(self, users: Inputs | None, items: Inputs | None) -> Iterator[tuple[AnyTable, Tensor]]:
+    def codes(self, users: Inputs | None, items: Inputs | None) -> Iterator[tuple[Table, Tensor]]:
         """Yield (table, rows) for every table row that the vectors of these inputs may read; a table may occur
         repeatedly."""
         for side, own, theirs in (("user", users, items), ("item", items, users)):

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from twotower import files
 from twotower.errors import RunError
-from twotower.model.tables import EmbeddingShard
 from twotower.train.progress import TrainingProgress
-from twotower.train.sharded import TorchRecEmbeddings
 from twotower.train.tensor_file import TensorBlocks, file_order, write_tensors
+from twotower.train.torchrec.embeddings import TorchRecEmbeddings
+from twotower.train.torchrec.shard import EmbeddingShard
 
 log = logging.getLogger(__name__)
 

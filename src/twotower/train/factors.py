@@ -14,7 +14,7 @@ from twotower.evaluation.factors import Factors
 from twotower.features.schema import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode
-from twotower.train.sharded import TorchRecEmbeddings
+from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 
 def model_factors(model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536) -> Factors:

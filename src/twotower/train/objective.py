@@ -32,7 +32,7 @@ from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch, Examples
 from twotower.train.preconditions import check_recipe
 from twotower.train.recipe import Recipe
-from twotower.train.sharded import TorchRecEmbeddings
+from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 
 class Objective:

@@ -13,7 +13,7 @@ from twotower.distributed import DistributedContext
 from twotower.features.schema import SIDES
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.train.recipe import TrainConfig
-from twotower.train.sharded import TorchRecEmbeddings
+from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 OPTIMIZERS: dict[str, Callable[[ParamsT, TrainConfig, bool], torch.optim.Optimizer]] = {
     "Adam": lambda groups, c, fused: torch.optim.Adam(groups, c.lr, betas=(0.9, c.beta2), fused=fused),

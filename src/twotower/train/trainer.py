@@ -34,8 +34,8 @@ from twotower.train.order import Epoch
 from twotower.train.preconditions import check_memory
 from twotower.train.progress import TrainingProgress
 from twotower.train.recipe import Recipe
-from twotower.train.sharded import TorchRecEmbeddings
 from twotower.train.stopping import BestWeights, StopSignals
+from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.weights import Weights
 
 

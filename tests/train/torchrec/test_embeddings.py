@@ -23,9 +23,9 @@ from twotower.config.toml import load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
-from twotower.model.tables import EmbeddingShard, Table, named_tables
-from twotower.train import sharded
+from twotower.model.tables import Table, named_tables
 from twotower.train.callbacks import Callback
+from twotower.train.torchrec.plan import padded_width
 from twotower.train.trainer import Trainer
 
 ALONE = DistributedContext()
@@ -34,7 +34,7 @@ ALONE = DistributedContext()
 @pytest.fixture(scope="module", autouse=True)
 def loaded() -> None:
     """TorchRec takes seconds to import."""
-    preloaded.load("torchrec", "twotower.train.sharded")
+    preloaded.load("torchrec", "twotower.train.torchrec.table_group")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(together:
     # The second rank holds no table whole that was to be cut, and no piece that is as large as all tables.
     tables = [n for n in names if ".tables." in n or n.endswith("table.weight")]
     held = sum(second[n].size for n in tables)
-    assert 0 < held < 0.8 * sum(np.prod([alone[n].shape[0], sharded.padded_width(alone[n].shape[1])]) for n in tables)
+    assert 0 < held < 0.8 * sum(np.prod([alone[n].shape[0], padded_width(alone[n].shape[1])]) for n in tables)
     if train["embedding_sharding"] in ("column_wise", "row_wise"):
         cut = [n for n in tables if alone[n].shape[1] >= 8]
         assert cut
@@ -80,33 +80,6 @@ def test_one_process_trains_with_torchrec_what_it_trains_without() -> None:
         with ALONE.process_group(always=True):
             found = ranked.results(ranked.trainer(case, embedding_placement="torchrec", **train))
         close(found, alone, 2e-5)
-
-
-def test_fresh_pieces_are_parts_of_the_fresh_whole() -> None:
-    for rows, width in ((3, 1), (5, 4), (100, 3), (129, 6), (130, 8), (1000, 1)):
-        torch.manual_seed(5)
-        whole = Table(rows, width)
-        whole.initialize(0.5)
-        after = torch.rand(3)
-        for first_row, first_column, high, wide in ((0, 0, rows, 8), (rows // 2, 0, rows - rows // 2, 4), (1, 4, 2, 4)):
-            torch.manual_seed(5)
-            piece = torch.nn.Parameter(torch.full((high, wide), torch.nan))
-            made = EmbeddingShard(rows, width, piece, first_row, first_column, normal_block=2**8)
-            made.initialize(0.5)
-            assert torch.equal(torch.rand(3), after)
-            expected = torch.zeros(high, wide)
-            part = whole.weight[first_row : first_row + high, first_column : first_column + wide].detach()
-            expected[: part.shape[0], : part.shape[1]] = part
-            assert torch.equal(piece.detach(), expected)
-
-
-def test_tables_are_dealt_by_size() -> None:
-    sizes = [(100, 8), (10, 8), (90, 8), (5, 1)]
-    assert sharded.plan_sharding(sizes, 2, "table_wise") in ([[0], [1], [1], [0]], [[0], [1], [1], [1]])
-    assert sharded.plan_sharding(sizes, 2, "column_wise") == [[0, 1], [0, 1], [0, 1], [0]]
-    assert sharded.plan_sharding([(100, 8), (10, 8)], 2, "auto") == [[0, 1], [0]]
-    assert sharded.plan_sharding([(100, 8)], 3, "column_wise") == [[0, 1]], "a piece is at least four columns wide"
-    assert sharded.plan_sharding(sizes, 1, "auto") == [[0]] * 4
 
 
 # ---- checkpoints
@@ -204,7 +177,7 @@ def test_a_run_of_whole_tables_goes_on_in_pieces(config: Path, undisturbed: Path
 
 def test_a_run_of_pieces_leaves_a_plain_run(undisturbed: Path) -> None:
     done = api.load(undisturbed)
-    assert all(isinstance(table, Table) for _, table in named_tables(done.model))
+    assert all(type(table) is Table for _, table in named_tables(done.model))
     measured = api.evaluate(done)
     assert measured["test.auc"] == pytest.approx(done.metrics["test.auc"], abs=1e-6)
 
@@ -234,16 +207,6 @@ def test_a_sharding_of_whole_tables_is_refused() -> None:
         ConfigError, match=r"embedding_sharding = 'row_wise' goes with embedding_placement = 'torchrec'; set that too"
     ):
         parse_config({"train": {"embedding_sharding": "row_wise"}})
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"), [("mps", "not on 'mps'"), ("cuda", "needs fbgemm-gpu, and its CPU build")]
-)
-def test_devices_that_cannot_do_it_are_refused(kind: str, message: str) -> None:
-    if kind == "cuda" and sharded._is_installed("fbgemm-gpu"):
-        pytest.fail("this machine has the kernels of a GPU: look at what the test says of their absence")
-    with pytest.raises(ConfigError, match=message):
-        sharded._import_torchrec(torch.device(kind))
 
 
 def test_a_piece_says_that_it_is_one(board: Dataset) -> None:

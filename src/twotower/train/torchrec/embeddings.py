@@ -1,0 +1,236 @@
+"""Embedding tables sharded over the ranks, by TorchRec.
+
+A step names the distinct rows of each table that its batch reads; TorchRec fetches them, from the ranks that hold them, as one
+small matrix per table, and the towers read that matrix (`shard.EmbeddingShard`). After the backward pass the gradients of the
+matrices go back the same way and are added up over the ranks. The result is that of replicated tables:
+
+- sparse updates: by SGD and Adagrad a row without a gradient does not change. The rank that holds a row updates it when the
+  gradient arrives, by fbgemm's exact update rules, and touches no other row.
+- dense updates: Adam, AdamW and weight decay change every row in every step, and gradient clipping needs the norm of all
+  gradients first. Gradients are added up in a second table, sharded like the weights, and torch's optimizer updates this
+  rank's piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed, nn
+
+from twotower.distributed import DistributedContext
+from twotower.errors import ConfigError
+from twotower.features.field import InputField
+from twotower.model.inputs.carriers import Inputs
+from twotower.model.tables import Table, deferred_tables, named_tables
+from twotower.model.two_tower import TwoTower
+from twotower.train.recipe import Recipe
+from twotower.train.torchrec.plan import padded_width, plan_sharding
+from twotower.train.torchrec.requirements import import_torchrec
+from twotower.train.torchrec.shard import EmbeddingShard
+
+if TYPE_CHECKING:
+    from twotower.train.torchrec.table_group import TableGroup
+
+MAX_BLOCK_NUMBERS = 2**22
+"""Numbers of a table that are sent to rank 0 at a time: 16 MiB of float32."""
+
+
+class TorchRecEmbeddings:
+    """A model whose embedding tables are sharded over the ranks. All ranks call the same methods in the same order."""
+
+    def __init__(
+        self, recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...], context: DistributedContext,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        """Build the model, and replace its tables by this rank's shards of them. Raises ConfigError without TorchRec, without
+        a process group, or on a device it does not support."""
+        import_torchrec(device)
+        if not distributed.is_initialized():
+            raise ConfigError(
+                "train.embedding_placement = 'torchrec' needs a process group, which twotower.fit makes; "
+                "here set train.embedding_placement = 'replicated'"
+            )
+        from twotower.train.torchrec.table_group import TableGroup
+
+        self.context, self.device = context, device
+        torch.manual_seed(recipe.train.seed)  # the same numbers as for replicated tables, whatever was drawn before
+        with deferred_tables():
+            self.model = TwoTower(recipe.model, user_fields, item_fields)
+        """The model, with the initial weights that replicated tables have."""
+        tables = dict(named_tables(self.model))
+        sizes = [(table.num_embeddings, table.embedding_dim) for table in tables.values()]
+        ranks_of_table = plan_sharding(sizes, context.world_size, recipe.train.embedding_sharding)
+        by_width: dict[int, dict[int, list[int]]] = {}
+        for t, (_, width) in enumerate(sizes):
+            by_width.setdefault(padded_width(width), {})[t] = ranks_of_table[t]
+        self.updates_sparsely = _updates_sparsely(recipe)
+        rules = {"SGD": "EXACT_SGD", "Adagrad": "EXACT_ADAGRAD"}
+        rule = rules[recipe.train.optimizer] if self.updates_sparsely else "EXACT_SGD"
+        row_cut = recipe.train.embedding_sharding == "row_wise"
+        self._groups = [TableGroup(sizes, g, rule, recipe.train.lr, row_cut, device) for g in by_width.values()]
+        # For dense updates: tables of zeros, which an update with a learning rate of -1 turns into the sum of gradients.
+        self._gradient_groups = [
+            TableGroup(sizes, g, rule, -1.0, row_cut, device) for g in by_width.values() if not self.updates_sparsely
+        ]
+        self._shards = [self._shard(t, table) for t, table in enumerate(tables.values())]
+        self._fetched: dict[EmbeddingShard, Tensor] = {}
+        for name, shard in zip(tables, self._shards, strict=True):
+            self.model.set_submodule(name, shard)
+        self.model.to(device)
+        self.shards_by_parameter = {f"{name}.weight": s for name, s in zip(tables, self._shards, strict=True)}
+
+    def _shard(self, t: int, table: Table) -> EmbeddingShard:
+        """Return this rank's shard of the table `t`."""
+        group = self._group(t)
+        own = [p for p in group.placements[t] if p.rank == self.context.rank]
+        first_row, first_column = (own[0].rows[0], own[0].columns[0]) if own else (0, 0)
+        # torch's optimizer makes the dense updates only.
+        weight = nn.Parameter(group.weights[t], requires_grad=not self.updates_sparsely)
+        return EmbeddingShard(table, weight, first_row, first_column)
+
+    def _group(self, t: int) -> TableGroup:
+        return next(g for g in self._groups if t in g.weights)
+
+    # ---- a step
+
+    def fetch(self, users: Inputs | None, items: Inputs | None) -> None:
+        """Fetch the rows that the vectors of these users and items may read, into the shards of `model`."""
+        codes_of_shard: dict[Table, list[Tensor]] = {shard: [] for shard in self._shards}
+        for table, codes in self.model.codes(users, items):
+            codes_of_shard[table].append(codes)
+        none = torch.zeros(0, dtype=torch.int64, device=self.device)
+        distinct = [torch.unique(torch.cat(codes)) if codes else none for codes in codes_of_shard.values()]
+        for shard, rows in zip(self._shards, distinct, strict=True):
+            shard.batch_codes = rows
+        self._fetched = {}
+        with torch.set_grad_enabled(self.updates_sparsely and torch.is_grad_enabled()):
+            arriving = [(group, group.look_up(distinct)) for group in self._groups]
+            for group, by_name in arriving:
+                for t in group.weights:
+                    self._fetched[self._shards[t]] = by_name[f"t{t}"].values()
+        for shard, fetched in self._fetched.items():
+            # A leaf of the graph: `apply_gradients` sends its gradient on, once the loss is known to be finite.
+            shard.batch_rows = (
+                fetched.detach()[:, : shard.embedding_dim].contiguous().requires_grad_(torch.is_grad_enabled())
+            )
+
+    def apply_gradients(self, lr: float) -> None:
+        """Send the gradients of the fetched rows to the ranks that hold the rows.
+
+        Sparse updates happen there, at the learning rate `lr`; for dense updates each piece's `grad` is set, to the sum over
+        the ranks times their number.
+        """
+        for i, group in enumerate(self._groups):
+            if self.updates_sparsely:
+                group.set_learning_rate(lr)
+                self._backward({t: self._fetched[self._shards[t]] for t in group.weights})
+                continue
+            gradients = self._gradient_groups[i]
+            for weight in gradients.weights.values():
+                weight.zero_()
+            by_name = gradients.look_up([shard.batch_codes for shard in self._shards if shard.batch_codes is not None])
+            self._backward({t: by_name[f"t{t}"].values() for t in gradients.weights})
+            for t, gradient in gradients.weights.items():
+                self._shards[t].weight.grad = gradient
+        self._fetched = {}
+
+    def _backward(self, rows: dict[int, Tensor]) -> None:
+        """Run the backward pass of TorchRec from the fetched `rows` of each table, with the gradients of `batch_rows`."""
+        gradients = []
+        for t, fetched in rows.items():
+            batch_rows = self._shards[t].batch_rows
+            assert batch_rows is not None
+            gradient = torch.zeros_like(fetched)
+            if batch_rows.grad is not None:
+                gradient[:, : batch_rows.shape[1]] = batch_rows.grad
+            gradients.append(gradient)
+        torch.autograd.backward(list(rows.values()), gradients)
+
+    def drop_fetched(self) -> None:
+        """Free the fetched rows."""
+        self._fetched = {}
+        for shard in self._shards:
+            shard.batch_rows = shard.batch_codes = None
+
+    # ---- whole tables
+
+    def stream_rows(self, shard: EmbeddingShard, local: Tensor) -> Iterator[Tensor]:
+        """Yield the rows of a table, or of an optimizer's state of it, in blocks (b, width) on rank 0, and empty ones elsewhere.
+
+        `local` is this rank's piece, shaped like `shard.weight`.
+        """
+        rows, width, t = shard.num_embeddings, shard.embedding_dim, self._shards.index(shard)
+        step = max(1, MAX_BLOCK_NUMBERS // padded_width(width))
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            block = torch.zeros(last - first if self.context.is_main else 0, padded_width(width), device=self.device)
+            for piece in self._group(t).placements[t]:
+                low, high = max(first, piece.rows[0]), min(last, piece.rows[1])
+                if low >= high:
+                    continue
+                if piece.rank == self.context.rank:
+                    sent = local[low - piece.rows[0] : high - piece.rows[0]].contiguous()
+                    if not self.context.is_main:
+                        distributed.send(sent, 0)
+                elif self.context.is_main:
+                    sent = torch.empty(high - low, piece.columns[1] - piece.columns[0], device=self.device)
+                    distributed.recv(sent, piece.rank)
+                if self.context.is_main:
+                    block[low - first : high - first, slice(*piece.columns)] = sent
+            yield block[:, :width]
+
+    @torch.no_grad()
+    def local_piece(self, shard: EmbeddingShard, whole: Tensor) -> Tensor:
+        """Return this rank's piece of a whole table (rows, width), shaped like `shard.weight`."""
+        local = torch.zeros_like(shard.weight)
+        shard.copy_rows(local, slice(0, shard.num_embeddings), whole)
+        return local
+
+    @torch.no_grad()
+    def gather_tables(self) -> None:
+        """Replace the shards by whole tables in the model of rank 0; other ranks keep theirs. No step may follow."""
+        self.drop_fetched()
+        for parameter, shard in self.shards_by_parameter.items():
+            blocks = self.stream_rows(shard, shard.weight)
+            if not self.context.is_main:
+                for _ in blocks:
+                    pass
+                continue
+            with torch.device("meta"):
+                table = Table(shard.num_embeddings, shard.embedding_dim)
+            table.to_empty(device=self.device)
+            first = 0
+            for block in blocks:
+                table.weight[first : first + len(block)] = block
+                first += len(block)
+            self.model.set_submodule(parameter.removesuffix(".weight"), table)
+
+    def optimizer_tensors(self, step: int) -> dict[str, Tensor]:
+        """Return the state of sparse updates after `step` steps, named as by `ModelOptimizer.state`."""
+        tensors: dict[str, Tensor] = {}
+        if step:
+            for name, local in self._states().items():
+                tensors |= {f"step/{name}": torch.tensor(float(step)), f"sum/{name}": local}
+        return tensors
+
+    @torch.no_grad()
+    def restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """Load the pieces of the tensors of `optimizer_tensors`."""
+        for name, local in self._states().items():
+            if (key := f"sum/{name}") in tensors:
+                local.copy_(tensors[key])
+
+    def _states(self) -> dict[str, Tensor]:
+        """Return this rank's piece of the update rule's state, by parameter; empty for a rule without state."""
+        by_table = {t: state for group in self._groups for t, state in group.states.items()}
+        index = {shard: t for t, shard in enumerate(self._shards)}
+        return {n: by_table[t] for n, shard in self.shards_by_parameter.items() if (t := index[shard]) in by_table}
+
+
+def _updates_sparsely(recipe: Recipe) -> bool:
+    """Return True if no step changes a row without a gradient: SGD or Adagrad, without weight decay or clipping."""
+    train, scales = recipe.train, [t.weight_decay_scale for p in recipe.model.pairs for t in (p.user, p.item)]
+    decays = (train.embedding_weight_decay and any(scales)) or (train.bias_weight_decay and recipe.model.bias)
+    return train.optimizer in ("SGD", "Adagrad") and not decays and not train.clip_norm

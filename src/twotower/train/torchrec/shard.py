@@ -1,0 +1,75 @@
+"""One rank's shard of an embedding table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from twotower.model.inputs.carriers import Bag, HistoryWindows, Padded, Prefixes
+from twotower.model.layers import gather
+from twotower.model.tables import AnyBag, Table
+
+
+class EmbeddingShard(Table):
+    """This rank's shard of a table (rows, width): `weight` (local rows, local columns), possibly empty.
+
+    A training step reads `batch_rows`, the table rows of its batch in the order of `batch_codes`, which rise.
+    """
+
+    def __init__(self, table: Table, weight: nn.Parameter, first_row: int, first_column: int) -> None:
+        """Take the place of a deferred `table`. `weight` is the shard that starts at (first_row, first_column) and gets
+        the table's initial rows; columns beyond the table's width stay zero."""
+        with torch.device("meta"):
+            super().__init__(table.num_embeddings, table.embedding_dim)
+        self.weight, self.first_row, self.first_column = weight, first_row, first_column
+        self.batch_codes: Tensor | None = None
+        self.batch_rows: Tensor | None = None
+        with torch.no_grad():
+            weight.zero_()
+            for rows, drawn in table.initial_rows():
+                self.copy_rows(weight, rows, drawn)
+
+    def local_slices(self, rows: slice) -> tuple[slice, slice, slice]:
+        """Return the overlap of the table's `rows` with this shard: the slice of `rows`, counted from its start, the
+        slice of the shard's rows, and the slice of the table's columns."""
+        low = max(rows.start, self.first_row)
+        high = max(low, min(rows.stop, self.first_row + len(self.weight)))
+        wide = max(0, min(self.embedding_dim - self.first_column, self.weight.shape[1]))
+        local = slice(low - self.first_row, high - self.first_row)
+        return slice(low - rows.start, high - rows.start), local, slice(self.first_column, self.first_column + wide)
+
+    def copy_rows(self, into: Tensor, rows: slice, values: Tensor) -> None:
+        """Copy this rank's part of the table's `rows`, `values` (rows, width), into a tensor shaped like `weight`."""
+        selected, local, columns = self.local_slices(rows)
+        wide = columns.stop - columns.start
+        if selected.start < selected.stop and wide:
+            into[local, :wide] = values[selected, columns].to(into.device)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the rows at codes (…): (…, width)."""
+        rows, known = self._batch()
+        return gather(rows, torch.searchsorted(known, codes))
+
+    def for_bag(self, first: int, rows: int, bag: AnyBag) -> tuple[Tensor, AnyBag]:
+        """Return `batch_rows` as the table and the bag in its codes, as `Table.for_bag`; the codes keep their order."""
+        table, known = self._batch()
+
+        def renumber(codes: Tensor) -> Tensor:
+            return torch.searchsorted(known, codes.long() + first)
+
+        if isinstance(bag, Bag):
+            values = renumber(bag.values).to(bag.values.dtype)
+            ends = torch.bincount(values, minlength=len(known)).cumsum(0)
+            offsets = torch.cat([ends.new_zeros(1), ends]).to(bag.code_offsets.dtype)
+            return table, Bag(values, bag.offsets, bag.rows_by_code, offsets)
+        if isinstance(bag, Prefixes):
+            return table, Prefixes(renumber(bag.codes), bag.number, bag.last, bag.length)
+        codes = torch.where(bag.codes >= 0, renumber(bag.codes.clamp(min=0)), -1)
+        if isinstance(bag, HistoryWindows):
+            return table, HistoryWindows(codes, bag.sequence, bag.place, bag.length)
+        return table, Padded(codes)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        if self.batch_rows is None or self.batch_codes is None:
+            raise RuntimeError("this rank holds a shard of the table and no batch rows; use the model of rank 0")
+        return self.batch_rows, self.batch_codes
