@@ -103,6 +103,18 @@ class DistributedContext:
         if interrupted is not None:
             raise interrupted
 
+    def seed_torch(self, seed: int, device: torch.device) -> None:
+        """Seed torch's draws on `device`, which are other ones on each rank."""
+        import torch
+
+        if not self.is_main:
+            seed = int(np.random.SeedSequence([seed, self.rank]).generate_state(1, np.uint64)[0] >> 1)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+
     def all_gather(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """Concatenate the rows (sizes[r], …) of every rank r. The gradient of a row is the sum of its gradients on all
         ranks."""

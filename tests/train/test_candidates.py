@@ -25,7 +25,8 @@ from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
 from twotower.train.candidates import HARD_NEGATIVES_PER_USER, Candidates, CandidateSampler, CrossBatchMemory
-from twotower.train.losses import LossConfig, contrastive_loss
+from twotower.train.contrastive import contrastive_loss
+from twotower.train.losses import LossConfig
 from twotower.train.negatives import NegativesConfig, PositiveSampler
 
 CPU = torch.device("cpu")

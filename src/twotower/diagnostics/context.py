@@ -20,7 +20,7 @@ from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
 from twotower.train.candidates import Candidates, CandidateSampler
-from twotower.train.losses import contrastive_loss
+from twotower.train.contrastive import contrastive_loss
 from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch
 

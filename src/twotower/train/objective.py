@@ -26,8 +26,9 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.batches import Batcher
 from twotower.train.candidates import CandidateSampler, CrossBatchMemory
+from twotower.train.contrastive import contrastive_loss
 from twotower.train.data_parallel import BothTowers, distributed_data_parallel
-from twotower.train.losses import binary_cross_entropy, contrastive_loss, mimic
+from twotower.train.losses import binary_cross_entropy, mimic
 from twotower.train.negatives import PairSampler, PositiveSampler
 from twotower.train.order import Epoch, Examples
 from twotower.train.preconditions import check_recipe

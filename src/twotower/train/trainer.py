@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import JsonValue
 
@@ -198,14 +197,7 @@ class Trainer:
 
     def _seed(self, step: int) -> None:
         """Seed torch for a step: its dropout and unknown values depend on (seed, step, rank) alone."""
-        seed = (self.recipe.train.seed << 32) + step
-        if not self.context.is_main:
-            seed = int(np.random.SeedSequence([seed, self.context.rank]).generate_state(1, np.uint64)[0] >> 1)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
+        self.context.seed_torch((self.recipe.train.seed << 32) + step, self.device)
 
     def _validate(self) -> dict[str, float]:
         """Return the validation metrics every `validate_every` epochs and after the last, else none; keep the best weights.
