@@ -135,7 +135,7 @@ def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index,
     index = build_index(kind or chosen, vectors, np.arange(len(vectors)), metric, params if not kind else None)
     users = np.unique(source.dataset.test.user).astype(np.int64)
     users = np.random.default_rng(0).permutation(users if len(users) > 1 else len(source.user_ids))[: config.queries]
-    queries = np.asarray(source.user_vectors[users], np.float32)
+    queries = np.asarray(source.loaded.user_vectors[users], np.float32)
     half = len(queries) // 2
     # As in `twotower publish`: users it was not tuned with find a little less.
     tune_index(index, queries[:half], config.k, config.min_recall + (1 - config.min_recall) / 5)

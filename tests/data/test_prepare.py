@@ -32,6 +32,7 @@ from twotower.features.schema import SIDES, Schema, Sequence
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.stored_users import stored_history, stored_items
 from twotower.store.store import Store
 from twotower.train.callbacks import Callback
 
@@ -207,8 +208,8 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(tmp_path: Pa
     user = str(loaded.dataset.users.ids[0])
     one, two = (retriever.recommend(Request(user), 5, method) for method in (1, 2))
     assert [i.id for i in one.items] == [i.id for i in two.items]
-    assert not {i.id for i in one.items} & set(retriever.seen_items(user))
-    assert retriever.history(user, 3)
+    assert not {i.id for i in one.items} & set(stored_items(retriever, user))
+    assert stored_history(retriever, user, 3)
 
 
 def test_time_steps_are_found_by_search_as_by_a_table(tmp_path: Path) -> None:

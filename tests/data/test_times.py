@@ -31,6 +31,7 @@ from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.features.schema import Schema, Sequence
+from twotower.retrieval.stored_users import stored_history
 from twotower.store.bundle import Bundle
 
 LAST, TIME = SplitConfig(kind="last"), SplitConfig(kind="time", test=0.25, validation=0.34)
@@ -179,7 +180,7 @@ def test_fault_G9_a_history_of_earlier_events_ends_within_the_second(tmp_path: P
     config = trained(train={"history_scope": "causal", "epochs": 1, "monitor": "validation.recall@5"})
     run = api.fit((None, None, actions), given, config, folder=tmp_path / "run")
     api.publish(run, tmp_path / "store", config.index)
-    met = api.retriever(tmp_path / "store").history("0", 30)
+    met = stored_history(api.retriever(tmp_path / "store"), "0", 30)
     rows = list(actions.filter(pl.col("user_id") == 0).sort("at").iter_rows(named=True))
     assert [int(item) for item, _, _ in met] == [row["item_id"] for row in rows][:-1], "oldest first, the test left out"
 

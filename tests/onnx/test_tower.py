@@ -158,7 +158,7 @@ def test_fault_G2_a_tower_may_take_what_is_free_and_no_more(store: Path) -> None
     bundle = Store(store).current()
     with pytest.raises(RunError, match=r"user_tower.onnx: loading it takes more than 50 MB"):
         Retriever(bundle, tower_memory=50_000_000)
-    assert Retriever(bundle).tower.width
+    assert Retriever(bundle).loaded.tower.width
 
 
 # ---- wherever a bundle is loaded

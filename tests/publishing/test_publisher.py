@@ -22,7 +22,7 @@ from twotower.index import Index, TuneResult, load_index, tune_index
 from twotower.index.choose import IndexConfig
 from twotower.publishing import publisher
 from twotower.publishing.publisher import _probe, _write
-from twotower.retrieval import retriever
+from twotower.retrieval import loaded_bundle
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -184,13 +184,13 @@ def test_fault_A13_gc_leaves_a_bundle_alone_while_it_is_loaded(
     real = load_index
 
     def overtaken(folder: Path, **how: bool) -> object:
-        monkeypatch.setattr(retriever, "load_index", real)
+        monkeypatch.setattr(loaded_bundle, "load_index", real)
         for _ in range(2):
             api.publish(runs[0], tmp_path / "store")
         assert Store(tmp_path / "store").gc() == []
         return real(folder, **how)
 
-    monkeypatch.setattr(retriever, "load_index", overtaken)
+    monkeypatch.setattr(loaded_bundle, "load_index", overtaken)
     loaded = Retriever(old)
     assert Store(tmp_path / "store").gc() == [old.id]
     assert len(loaded.recommend(Request("1"), 3, 2).items) == 3

@@ -11,6 +11,7 @@ from service_client import Client, problem
 
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.stored_users import stored_history, stored_items
 from twotower.store.store import Store
 
 
@@ -25,7 +26,7 @@ def test_the_console_finds_users_and_items(shared: Client, retriever: Retriever)
     assert shared.get("/v1/console/items?query=i7").json()["items"] == [{"id": "i7", "title": "Item 7"}]
     user = shared.get("/v1/console/users/u3").json()
     assert user["features"]["city"] == "city3"
-    assert [(e["id"], e["title"], e["liked"]) for e in user["history"]] == retriever.history("u3", 100)
+    assert [(e["id"], e["title"], e["liked"]) for e in user["history"]] == stored_history(retriever, "u3", 100)
     problem(shared.get("/v1/console/users/none"), "unknown-user")
 
 
@@ -34,7 +35,7 @@ def test_the_console_explains_an_answer(shared: Client, retriever: Retriever) ->
     told = shared.post("/v1/console/explain", body).json()
     assert told["reply"]["items"] == shared.post("/v1/recommend", body).json()["items"]
     assert told["history"][-1] == {"id": "i1", "title": "Item 1", "liked": True}
-    met = set(retriever.seen_items("u3")) | {"i1"}
+    met = set(stored_items(retriever, "u3")) | {"i1"}
     assert told["filtered"]["seen"] == len(met)
     assert told["filtered"]["banned"] == 1
     assert told["filtered"]["where"] == 8

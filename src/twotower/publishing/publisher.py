@@ -45,6 +45,7 @@ from twotower.index.choose import IndexConfig
 from twotower.index.milvus.collections import MilvusCollections
 from twotower.onnx.export import export_tower
 from twotower.reports.model_card import model_card
+from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -229,7 +230,7 @@ def _probe(bundle: Bundle) -> None:
     one, two = (retriever.recommend(Request(retriever.user_ids[0]), 10, method) for method in (1, 2))
     a, b = (np.array([i.score for i in answer.items]) for answer in (one, two))
     rows = np.unique(np.linspace(0, len(retriever.user_ids) - 1, 256).astype(np.int64))
-    stored, live = retriever.embed_users(rows, 1), retriever.embed_users(rows, 2)
+    stored, live = embed_users(retriever, rows, 1), embed_users(retriever, rows, 2)
     near = np.allclose(stored, live, rtol=0, atol=1e-3 * float(np.abs(stored).max()))
     if not near or len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
         raise RunError("the stored user vectors and the exported tower give different answers")
@@ -248,13 +249,13 @@ def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
     for side, rows in named.items():
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(retriever.dataset.side(side)):
             raise RunError(f"{retriever.bundle.folder}: damaged (interactions name a {side} that is not there)")
-    seen = retriever.seen_before(TEST)
+    seen = seen_before(dataset, TEST)
     out: dict[str, Metrics] = {}
     searches: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
     for name, method, exact in searches:
 
         def search(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
-            return retriever.rank_items(users, k, method, seen, exact)
+            return rank_items(retriever, users, k, method, seen, exact)
 
         report = PartEvaluation.from_search(search, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()
@@ -270,7 +271,7 @@ def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
 def _scores(retriever: Retriever, method: Method) -> Any:
     """Return the scores (n,) of the test pairs by the served vectors; -1e9 for rejected items."""
     pairs = retriever.dataset.test
-    users = retriever.embed_users(np.arange(len(retriever.user_ids)), method)
+    users = embed_users(retriever, np.arange(len(retriever.user_ids)), method)
     items = np.full((len(retriever.item_ids), users.shape[1]), np.nan, np.float32)
     rows = retriever.index.rows
     items[rows] = retriever.index.vectors(rows)

@@ -6,12 +6,20 @@ import json
 from collections import abc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from twotower.arrays.types import Floats, Ints
 from twotower.errors import DataError, did_you_mean
 
+if TYPE_CHECKING:
+    from twotower.data.ids import TextColumn
+
+Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
+"""Parsed JSON. The value of a feature is text, a number, or a list of them."""
+Event = tuple[str, bool]
+"""Item id, and True if the user liked it."""
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular", "fallback"]
 MAX_K = 10_000
@@ -31,11 +39,11 @@ class Request:
     """
 
     user_id: str | None = None
-    features: Mapping[str, Any] = field(default_factory=dict)
-    history: abc.Sequence[tuple[str, bool]] | None = None
-    """Pairs (item id, liked), oldest first."""
-    events: abc.Sequence[tuple[str, bool]] = ()
-    """Pairs (item id, liked) since the history, oldest first."""
+    features: Mapping[str, Json] = field(default_factory=dict)
+    history: abc.Sequence[Event] | None = None
+    """Interactions, oldest first."""
+    events: abc.Sequence[Event] = ()
+    """Interactions since the history, oldest first."""
 
     def __post_init__(self) -> None:
         if self.user_id is not None:
@@ -47,7 +55,7 @@ class Request:
         return bool(self.features or self.events) or self.history is not None
 
     @classmethod
-    def parse(cls, body: Any) -> Request:
+    def parse(cls, body: Json) -> Request:
         """Return the request of a JSON object with keys user_id, features, history, events; raises DataError.
 
         `features` is an object of columns and values; an entry of `history` or `events` is an item id or
@@ -64,7 +72,7 @@ class Request:
             raise DataError(f"request: user_id is {user_id!r}, expected text or a whole number")
         if not isinstance(features, dict | None):
             raise DataError(f"request: features is {features!r:.80}, expected an object of columns and values")
-        lists: dict[str, list[tuple[str, bool]]] = {}
+        lists: dict[str, list[Event]] = {}
         for name in ("history", "events"):
             if (value := body.get(name)) is not None:
                 if not isinstance(value, list):
@@ -75,7 +83,7 @@ class Request:
         )
 
 
-def _event(event: Any) -> tuple[str, bool]:
+def _event(event: Json) -> Event:
     if isinstance(event, str | int) and not isinstance(event, bool):
         return str(event), True
     if isinstance(event, dict) and set(event) <= {"id", "liked"}:
@@ -113,13 +121,19 @@ class Answer:
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
 
-def check_k(k: object) -> None:
+def list_items(rows: Ints, scores: Floats, ids: TextColumn, titles: TextColumn) -> list[Item]:
+    """Return the items of rows (n,) with their scores (n,); rows of -1 are padding."""
+    found = zip(rows.tolist(), scores.tolist(), strict=True)
+    return [Item(ids.column[row], score, titles.column[row]) for row, score in found if row >= 0]
+
+
+def check_k(k: int) -> None:
     """Raise DataError unless `k` is a whole number from 1 to `MAX_K`."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
         raise DataError(f"k is {k!r}, expected 1 to {MAX_K:,}")
 
 
-def check_method(method: object) -> None:
+def check_method(method: int) -> None:
     """Raise DataError unless `method` is 1 or 2."""
     if method not in (1, 2):
         raise DataError(f"method is {method}, expected 1 (precomputed user vectors) or 2 (online user tower)")

@@ -213,9 +213,9 @@ class BundleManager:
     def _retriever(self, bundle: Bundle) -> Retriever:
         check_memory(_loaded_bytes(bundle), self._limit, self._workers)
         free = free_memory(self._limit, self._workers)
-        loaded = Retriever(bundle, self._threads, self._checked_indexes, free, self.limits.inspect_seconds)
-        self._checked_indexes.add(loaded.index_digest)
-        return loaded
+        retriever = Retriever(bundle, self._threads, self._checked_indexes, free, self.limits.inspect_seconds)
+        self._checked_indexes.add(retriever.loaded.index_digest)
+        return retriever
 
     def _load(self) -> tuple[Retriever | None, list[str]]:
         """Load the current bundle; return it (None if it answers already) and the ids that were current lately."""

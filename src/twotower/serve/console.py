@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from twotower.data.ids import IdColumn
-from twotower.features.schema import Categorical, MultiHot
-from twotower.features.values import canonical_ids
+from twotower.retrieval.explanation import explain
 from twotower.retrieval.request import MAX_K, Answer, Request
 from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.stored_users import stored_features, stored_history, stored_items
 from twotower.serve import schemas
 from twotower.serve.admission import release_current_permit
 from twotower.serve.client_slots import ClientSlots
+from twotower.serve.item_map import ItemMap, colour_columns, colour_feature, colour_groups, rounded
 from twotower.serve.problems import Problem
 from twotower.serve.service import Service, request_weight
 from twotower.store.store import Store
 
 SHOWN_EVENTS = 100
 """Latest events shown of a history."""
-MAP_GROUPS = 20
-"""Groups of items on the map that have a name; other items have group -1."""
 SHOWN_EXCLUDED = 10
 """Excluded items shown beside an answer, best first."""
 MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT = 16, 8
 """Requests of consoles under way at once: of all clients, and of one. Opening the page sends five."""
-MapProjection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]
-"""Mean (D,), two directions (D, 2), and the scale that brings 99.5 % of the coordinates into -1..1."""
 
 
 class Console:
@@ -40,7 +37,7 @@ class Console:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._projections: OrderedDict[str, MapProjection] = OrderedDict()
+        self._maps: WeakKeyDictionary[Retriever, ItemMap] = WeakKeyDictionary()
         self._slots = ClientSlots(MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT, "console requests")
 
     def slot(self) -> AbstractContextManager[None]:
@@ -51,7 +48,7 @@ class Console:
         """Find users: the one with this id, those whose id begins with the text, then those whose id contains it."""
         retriever = self._service.bundles.current
         rows, total = await asyncio.to_thread(_matching_ids, retriever.user_ids, query, limit)
-        lengths = retriever.seen.lengths[rows]
+        lengths = retriever.dataset.interacted_items.lengths[rows]
         ids = retriever.user_ids.column.gather(rows).to_list()
         users = [{"id": i, "events": int(n)} for i, n in zip(ids, lengths, strict=True)]
         return {"users": users, "total": total}
@@ -70,12 +67,12 @@ class Console:
                 "events": 0,
                 "recent_events": self._titled(state.events),
             }
-        history = retriever.history(user_id, SHOWN_EVENTS)
+        history = stored_history(retriever, user_id, SHOWN_EVENTS)
         return {
             "id": user_id,
-            "features": retriever.stored_features(user_id),
-            "history": [{"id": i, "title": title, "liked": liked} for i, title, liked in history],
-            "events": len(retriever.seen_items(user_id)),
+            "features": stored_features(retriever, user_id),
+            "history": [entry._asdict() for entry in history],
+            "events": len(stored_items(retriever, user_id)),
             "recent_events": self._titled(state.events),
         }
 
@@ -100,7 +97,7 @@ class Console:
     async def explain(self, body: schemas.RecommendRequest, bundle: str) -> dict[str, Any]:
         """Return an answer with its history, excluded items, gates, and the user's point on the map."""
         retriever = await self._retriever(bundle)  # loading a bundle holds no permit
-        await asyncio.to_thread(self._projection, retriever)
+        await asyncio.to_thread(self._drawn, retriever)
         async with self._service.admission.permit(release_current_permit(), request_weight(body)):
             return await self._explained(body, retriever)
 
@@ -112,19 +109,22 @@ class Console:
         request = resolved.request
         events = [*(request.history or ()), *request.events]
         user_id = request.user_id if resolved.known_user else None
-        stored = retriever.history(user_id, SHOWN_EVENTS) if user_id is not None and request.history is None else []
-        history = [{"id": i, "title": t, "liked": liked} for i, t, liked in stored] + self._titled(events, retriever)
-        seen = set(retriever.seen_items(user_id) if user_id is not None else ()) | {i for i, _ in events}
+        history: list[dict[str, Any]] = []
+        if user_id is not None and request.history is None:
+            history = [entry._asdict() for entry in stored_history(retriever, user_id, SHOWN_EVENTS)]
+        history += self._titled(events, retriever)
+        seen = set(stored_items(retriever, user_id) if user_id is not None else ()) | {i for i, _ in events}
         out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
         vector = None
         if answer.source not in ("popular", "fallback"):
-            vector, gates = retriever.explain(request, resolved.method)
+            explained = explain(retriever, request, resolved.method)
+            vector = explained.vector
             out = {
                 "vector_norm": round(float(np.linalg.norm(vector)), 4),
-                "point": _rounded(self._projected(retriever, vector))[0].tolist(),
+                "point": self._drawn(retriever).point_of_user(vector).tolist(),
                 "gates": [
-                    {"name": g.name, "fields": list(g.fields), "weights": _rounded(weights).tolist()}
-                    for g, weights in gates
+                    {"name": g.name, "fields": list(g.fields), "weights": rounded(weights).tolist()}
+                    for g, weights in explained.gates
                 ],
             }
         excluded = []
@@ -132,13 +132,14 @@ class Console:
             excluded = await service.run_search(
                 retriever, lambda: _excluded_items(body, request, retriever, answer, vector, seen)
             )  # fmt: skip
+        allowed = retriever.filters.allowed(body.allow, body.where or None)
         return {
             "reply": service.reply(answer, resolved, retriever, count=False),
             "history": history[-SHOWN_EVENTS:],
             "filtered": {
                 "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(seen))),
                 "banned": len(set(body.ban)) - len(retriever.unknown_items(body.ban)),
-                "where": retriever.count_allowed(body.allow, body.where or None),
+                "where": None if allowed is None else len(allowed),
                 "items": excluded,
             },
         } | out
@@ -170,55 +171,24 @@ class Console:
         titles = [retriever.titles[row] if row >= 0 else item for row, (item, _) in zip(rows, events, strict=True)]
         return [{"id": i, "title": t, "liked": liked} for t, (i, liked) in zip(titles, events, strict=True)]
 
-    # ---- the map
-
     def _map(self, retriever: Retriever, column: str, limit: int) -> dict[str, Any]:
-        columns = _columns(retriever)
-        if column and column not in columns:
-            raise Problem(
-                "invalid", f"items cannot be coloured by '{column}' (allowed: {', '.join(columns) or 'none'})"
-            )
-        column = column or next(iter(columns), "")
-        vectors, _, place = retriever.unit_vectors
-        shown = retriever.popular[:limit]
-        shown = shown[place[shown] >= 0]
-        points = _rounded(self._projected(retriever, vectors[place[shown]], unit=True))
-        names, groups = _groups(retriever, columns.get(column), shown)
+        feature, drawn = colour_feature(retriever, column), self._drawn(retriever)
+        shown = drawn.of(retriever.popularity.rows[:limit])
+        names, groups = colour_groups(retriever, feature, shown)
         return {
             "bundle_id": retriever.bundle.id,
-            "columns": list(columns),
-            "column": column,
+            "columns": list(colour_columns(retriever)),
+            "column": feature.source if feature else "",
             "groups": names,
-            "points": [[x, y, g] for (x, y), g in zip(points.tolist(), groups, strict=True)],
+            "points": [[x, y, g] for (x, y), g in zip(drawn.points(shown).tolist(), groups, strict=True)],
             "ids": retriever.item_ids.column.gather(shown).to_list(),
             "titles": retriever.titles.column.gather(shown).to_list(),
         }
 
-    def _projected(self, retriever: Retriever, vectors: npt.NDArray[np.float32], unit: bool = False) -> Any:
-        """Return points (n, 2) of vectors (n, D): of users, or of items as unit vectors without bias (`unit`)."""
-        middle, directions, scale = self._projection(retriever)
-        if not unit:
-            vectors = vectors[:, : len(middle)]
-            vectors = vectors / max(float(np.linalg.norm(vectors)), 1e-12)
-        return (vectors - middle) @ directions * scale
-
-    def _projection(self, retriever: Retriever) -> MapProjection:
-        name = retriever.bundle.id
-        found = self._projections.get(name)
-        if found is None:
-            vectors = retriever.unit_vectors[0]
-            sample = vectors[:: max(1, len(vectors) // 50_000)]
-            middle = sample.mean(axis=0)
-            _, directions = np.linalg.eigh(
-                np.cov((sample - middle).T.astype(np.float64), bias=True).reshape(len(middle), -1)
-            )
-            plane = np.zeros((len(middle), 2), np.float32)
-            best = directions[:, ::-1][:, :2].astype(np.float32)
-            plane[:, : best.shape[1]] = best * np.where(best.sum(axis=0) < 0, -1, 1)  # a fixed sign
-            far = float(np.quantile(np.abs((sample - middle) @ plane), 0.995)) if len(sample) else 0.0
-            found = self._projections[name] = (middle, plane, 1 / far if far > 0 else 1.0)
-            while len(self._projections) > 2:
-                self._projections.popitem(last=False)
+    def _drawn(self, retriever: Retriever) -> ItemMap:
+        """Return the map of a bundle, which is kept as long as its retriever."""
+        if (found := self._maps.get(retriever)) is None:
+            found = self._maps[retriever] = ItemMap(retriever)
         return found
 
 
@@ -253,35 +223,3 @@ def _matching_ids(ids: IdColumn, query: str, limit: int) -> tuple[npt.NDArray[np
     first = ~pl.col("id").str.starts_with(query)
     best = texts.sort(first, pl.col("id").str.len_chars(), "id").head(limit)
     return best["row"].to_numpy().astype(np.int64), len(found)
-
-
-def _columns(retriever: Retriever) -> dict[str, MultiHot | Categorical]:
-    """Return the columns of the items that can colour the map, by name."""
-    features = [f for f in retriever.schema.side("item") if isinstance(f, MultiHot | Categorical)]
-    return {
-        f.source: f for f in features if f.source in retriever.item_columns and f.source != retriever.schema.item_id
-    }
-
-
-def _groups(
-    retriever: Retriever, feature: MultiHot | Categorical | None, rows: npt.NDArray[np.int64]
-) -> tuple[list[str], list[int]]:
-    """Return the names of the largest groups, and the group of each row; an item with several values is in its first."""
-    if feature is None:
-        return [], [-1] * len(rows)
-    series = retriever.dataset.items.frame[feature.source].gather(rows)
-    if isinstance(feature, MultiHot):
-        lists = series.str.split(feature.separator) if series.dtype == pl.String and feature.separator else series
-        series = lists.list.first() if isinstance(lists.dtype, pl.List) else lists
-    values = canonical_ids(series).cast(pl.String).fill_null("").alias("value")  # spelled as in `where`
-    counts = (
-        values.value_counts(sort=True).filter(pl.col("value") != "").sort("count", "value", descending=[True, False])
-    )
-    names = counts["value"].head(MAP_GROUPS).to_list()
-    number = {name: place for place, name in enumerate(names)}
-    return names, [number.get(value, -1) for value in values.to_list()]
-
-
-def _rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    rounded: Any = np.round(np.asarray(values, np.float64), 4)
-    return rounded  # type: ignore[no-any-return]

@@ -1,0 +1,130 @@
+"""Item rows that a request allows and excludes: by id, by the value of a column, and by what its user has seen."""
+
+from __future__ import annotations
+
+import threading
+from collections import abc
+from collections.abc import Callable, Mapping
+from functools import reduce
+
+import numpy as np
+import polars as pl
+
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.sets import is_in_sorted
+from twotower.arrays.types import Ints
+from twotower.data.ids import IdColumn
+from twotower.errors import DataError, did_you_mean
+from twotower.features.schema import MultiHot, Schema
+from twotower.features.values import canonical_ids
+from twotower.model.inputs.feed import row_of
+from twotower.retrieval.request_rows import RequestRows
+
+Condition = tuple[str, str]
+"""Column of the items, and the value that it equals or, a column of lists, holds."""
+
+
+class RowCache:
+    """The rows of the latest conditions, up to `max_rows` rows of `max_entries` entries. Threads may share one."""
+
+    def __init__(self, max_rows: int = 2**24, max_entries: int = 256) -> None:
+        self._max_rows, self._max_entries = max_rows, max_entries  # 128 MiB
+        self._rows: dict[tuple[Condition, ...], Ints] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, key: tuple[Condition, ...], find: Callable[[tuple[Condition, ...]], Ints]) -> Ints:
+        """Return the rows of a key, found by `find(key)` if they are not in the cache. They are read-only."""
+        with self._lock:
+            if (rows := self._rows.pop(key, None)) is not None:
+                self._rows[key] = rows  # now the most recent
+                return rows
+        rows = find(key)
+        rows.setflags(write=False)
+        with self._lock:
+            self._rows[key] = rows
+            while sum(map(len, self._rows.values())) > self._max_rows or len(self._rows) > self._max_entries:
+                del self._rows[next(iter(self._rows))]
+        return rows
+
+
+class ItemFilters:
+    """Finds the item rows that requests allow and exclude."""
+
+    def __init__(self, items: pl.DataFrame, ids: IdColumn, schema: Schema, seen: Ragged) -> None:
+        """`items` has a row for each of `ids`; `seen` holds the item rows of each user's interactions."""
+        self._items, self._ids, self._seen = items, ids, seen
+        self._names = [c for c in items.columns if not c.startswith("__")]  # without computed statistics
+        self._separators = {
+            f.source: f.separator for f in reversed(schema.side("item")) if isinstance(f, MultiHot) and f.separator
+        }
+        self._cache = RowCache()
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns allowed in `where`."""
+        dtypes = self._items.schema
+        return [c for c in self._names if isinstance(dtypes[c], pl.List) or not dtypes[c].is_nested()]
+
+    def allowed(self, allow: abc.Sequence[str] | None, where: Mapping[str, str] | None) -> Ints | None:
+        """Return the rows of the items that pass the filters, ascending; None without filters. Raises DataError."""
+        if isinstance(allow, str):
+            raise DataError(_NOT_A_LIST)
+        allowed = None if allow is None else np.unique(self._known(allow))
+        if not where:
+            return allowed
+        rows = self._matching(tuple((column, str(value)) for column, value in where.items()))
+        return rows if allowed is None else _intersection(rows, allowed)
+
+    def excluded(self, ban: abc.Sequence[str], rows: RequestRows, keep_seen: bool) -> Ints:
+        """Return the rows of banned items and, unless `keep_seen`, of those in the request and in its user's history."""
+        if isinstance(ban, str):
+            raise DataError(_NOT_A_LIST)
+        banned = self._known(ban)
+        if keep_seen:
+            return banned
+        stored = banned[:0] if rows.user is None else row_of(self._seen, rows.user)
+        return np.concatenate([banned, rows.known_items, stored])
+
+    def _known(self, ids: abc.Sequence[str]) -> Ints:
+        """Return the rows of those item ids that are in the bundle."""
+        return np.array([r for r in self._ids.rows([str(i) for i in ids]) if r >= 0], np.int64)
+
+    def _matching(self, conditions: tuple[Condition, ...]) -> Ints:
+        """Return the item rows, ascending, that meet all conditions."""
+        return self._cache.get(conditions, self._find)
+
+    def _find(self, conditions: tuple[Condition, ...]) -> Ints:
+        if len(conditions) == 1:
+            return self._rows_with_value(*conditions[0])
+        return reduce(_intersection, (self._matching((one,)) for one in conditions))
+
+    def _rows_with_value(self, column: str, value: str) -> Ints:
+        """Return the item rows whose column equals the value, or holds it (a column of lists)."""
+        if column not in self._names:
+            raise DataError(
+                f"filter: items have no column '{column}'{did_you_mean(column, self._names)} "
+                f"(allowed: {', '.join(self._names)})"
+            )
+        series = self._items[column]
+        value = value.encode(errors="backslashreplace").decode()  # a lone surrogate, which no column holds
+        if column in self._separators and series.dtype == pl.String:
+            series = series.str.split(self._separators[column])
+        if isinstance(series.dtype, pl.List):
+            found = series.cast(pl.List(pl.String)).list.contains(value)
+        elif series.dtype.is_nested():
+            raise DataError(f"filter: items' column '{column}' holds {series.dtype}, which cannot be compared")
+        else:
+            found = canonical_ids(series).cast(pl.String) == value
+        return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
+
+
+_NOT_A_LIST = "allow or ban is a text, expected a list of item ids"
+
+
+def _intersection(rows: Ints, others: Ints) -> Ints:
+    """Return the rows in both ascending arrays."""
+    fewer, more = (rows, others) if len(rows) < len(others) else (others, rows)
+    return fewer[is_in_sorted(more, fewer)]

@@ -1,0 +1,140 @@
+"""The files of a bundle, loaded for answers and compared with one another."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import Floats
+from twotower.data import memmap
+from twotower.data.dataset import Dataset, read_checked
+from twotower.data.ids import IdColumn, TextColumn
+from twotower.data.splits import TEST
+from twotower.errors import RunError, TwoTowerError, first_line
+from twotower.features.field import InputField
+from twotower.files import read_array
+from twotower.index import Index, load_index
+from twotower.onnx import tower
+from twotower.onnx.tower import InspectionLimits, OnnxTower
+from twotower.store.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """Parts of a bundle that answers are computed from; torch is not needed."""
+
+    bundle: Bundle
+    dataset: Dataset
+    """Tables and interactions; only the users' columns are encoded, because the item tower is not run."""
+    columns: dict[str, Column]
+    """Encoded features of the users, with the histories that the tower reads."""
+    fields: tuple[InputField, ...]
+    """Fields of the user tower."""
+    tower: OnnxTower
+    user_vectors: Floats  # (users, D), precomputed
+    index: Index
+    user_ids: IdColumn
+    item_ids: IdColumn
+    titles: TextColumn
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Bundle,
+        threads: int,
+        verified_indexes: Container[str],
+        limits: InspectionLimits,
+    ) -> LoadedBundle:
+        """Load and compare the files. Raises RunError or BundleError if they are damaged or inconsistent, Unavailable."""
+        folder, manifest = bundle.folder, bundle.manifest
+        digests = manifest.sha256
+        verify = digests.get(INDEX_FILE, "") not in verified_indexes
+        with ThreadPoolExecutor(2) as pool:  # both calls wait for child processes that verify files
+            index = pool.submit(load_index, folder / "index", verify=verify)
+            towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
+            inspected = pool.submit(tower.inspect_towers, towers, limits=limits)
+            dataset = memmap.load(folder, manifest.table_schema, manifest.split, encode=("user",))
+            user_ids, item_ids = IdColumn(dataset.users.ids), IdColumn(dataset.items.ids)
+            titles, columns = TextColumn(dataset.title_column()), dataset.side_before("user", TEST).columns
+            vectors = read_checked(folder / "user_vectors.npy", _matrix)
+            inspected.result()
+            user_tower = OnnxTower(folder / "user_tower.onnx", threads)
+            loaded = cls(
+                bundle,
+                dataset,
+                columns,
+                dataset.encoders.fields("user"),
+                user_tower,
+                vectors,
+                index.result(),
+                user_ids,
+                item_ids,
+                titles,
+            )
+        loaded.index.threads = threads
+        loaded._compare_with_manifest()
+        loaded._compare_rows()
+        return loaded
+
+    @cached_property
+    def index_digest(self) -> str:
+        """SHA-256 of the FAISS file, an empty string if the index has none."""
+        return self.bundle.manifest.sha256.get(INDEX_FILE, "")
+
+    def _compare_with_manifest(self) -> None:
+        digests, index = self.bundle.manifest.sha256, self.index
+        self.bundle.check_consistency(
+            {
+                "encoders.json": {"vocab_hash": digests.get("encoders.json")},
+                "model.safetensors": {"model": digests.get("model.safetensors")},
+                "user_vectors.npy": {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
+                "index": {"items": len(index) + len(index.rejected), "dims": index.width, "metric": index.metric}
+                | ({"model": index.describe()["model"]} if index.remote else {}),
+                "users.parquet": {"users": len(self.dataset.users)},
+                "items.parquet": {"items": len(self.dataset.items)},
+                "user_tower.onnx": {"model": self.tower.model, "dims": self.tower.width},
+            }
+        )
+
+    def _compare_rows(self) -> None:
+        """Raise RunError unless every column has a row for each user or item."""
+        data = self.dataset
+        counts = {name: len(c.offsets) - 1 if isinstance(c, Ragged) else len(c) for name, c in self.columns.items()}
+        features = data.schema.side("user")
+        for name, found, expected in (
+            *((f"user column '{f.name}'", counts.get(f.name, 0), len(self.user_ids)) for f in features),
+            ("seen items of users", len(data.interacted_items.offsets) - 1, len(self.user_ids)),
+            ("positives of items", len(data.item_positive_counts), len(self.item_ids)),
+        ):
+            if found != expected:
+                raise RunError(f"{self.bundle.folder}: damaged ({name}: {found:,} rows, expected {expected:,})")
+
+
+INDEX_FILE = "index/index.faiss"
+
+
+@contextmanager
+def naming_damage(folder: Path) -> Iterator[None]:
+    """Raise RunError with the folder's name for any error that only a damaged file of a bundle can cause."""
+    try:
+        yield
+    except (TwoTowerError, MemoryError):
+        raise
+    except (Exception, pl.exceptions.PanicException) as e:
+        what = f"{type(e).__name__}: {first_line(e)}"
+        raise RunError(f"{folder}: damaged, or of another version ({what})") from e
+
+
+def _matrix(path: Path) -> Floats:
+    found: Floats = np.asarray(read_array(path, "r"))
+    if found.ndim != 2 or found.dtype != np.float32:
+        raise ValueError(f"{found.dtype} of shape {found.shape}, expected vectors of float32")
+    return found

@@ -1,0 +1,67 @@
+"""Inputs of the user tower for one request: the stored columns of its user, replaced and extended by what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twotower.arrays.ragged import Column
+from twotower.data.dataset import Dataset
+from twotower.features.schema import Sequence
+from twotower.model.inputs.feed import Feed, feed_row, row_of
+from twotower.retrieval.feature_values import Encoded, FeatureValues, is_unknown
+from twotower.retrieval.history_codes import HistoryCodes
+from twotower.retrieval.request import Request
+from twotower.retrieval.request_rows import RequestRows
+
+
+@dataclass(frozen=True)
+class UserInput:
+    """Input of the user tower for one request."""
+
+    feed: Feed
+    unknown: list[str]
+    """Features with values outside the training data, and items of the history that are not in the bundle."""
+
+
+class UserInputs:
+    """Reads requests as inputs of the user tower."""
+
+    def __init__(self, dataset: Dataset, columns: dict[str, Column]) -> None:
+        """`columns` are the encoded features of the users in `dataset`, with the histories that the tower reads."""
+        schema, encoders = dataset.schema, dataset.encoders
+        self._features = schema.side("user")
+        self._fields = encoders.fields("user")
+        self._columns = columns
+        self._values = FeatureValues(dataset)
+        self._histories = {
+            f.name: HistoryCodes(
+                f, columns[f.name], encoders.sequence_codes(f, dataset.items.ids), schema.duplicates == "last"
+            )
+            for f in self._features
+            if isinstance(f, Sequence)
+        }
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns allowed in the `features` of a request."""
+        return self._values.columns
+
+    def read(self, request: Request, rows: RequestRows) -> UserInput:
+        """Return the input for a request. Raises DataError for features that do not fit."""
+        given = self._values.given(request, rows.user is not None)
+        values: dict[str, Encoded] = {}
+        unknown: dict[str, None] = {}
+        for f in self._features:
+            if isinstance(f, Sequence):
+                values[f.name], items = self._histories[f.name].read(request, rows)
+                unknown |= dict.fromkeys(items)
+                continue
+            if f.source in given:
+                values[f.name] = self._values.encode(f, given[f.source])
+            elif rows.user is not None:
+                values[f.name] = row_of(self._columns[f.name], rows.user)
+            else:
+                values[f.name] = self._values.missing(f)
+            if f.source in request.features and is_unknown(values[f.name]):
+                unknown[f.name] = None
+        return UserInput(feed_row(self._fields, values), list(unknown))

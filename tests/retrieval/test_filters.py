@@ -1,0 +1,82 @@
+"""Items are allowed and excluded by id, by the value of a column, and by what a user has seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from model_worlds import not_none
+
+from twotower.errors import DataError
+from twotower.retrieval.filters import Condition, RowCache
+from twotower.retrieval.request import Answer, Request
+from twotower.retrieval.retriever import Retriever
+from twotower.runs import Run
+
+
+def ids(answer: Answer) -> list[str]:
+    return [i.id for i in answer.items]
+
+
+def test_filters_and_bans(retriever: Retriever, run: Run) -> None:
+    everything_left = ids(retriever.recommend(Request("u5"), 40))
+    seen = {str(run.dataset.items.ids[int(i)]) for i in run.dataset.pairs.item[run.dataset.pairs.user == 5]}
+    assert set(everything_left) == {f"i{i}" for i in range(40)} - seen
+    assert retriever.recommend(Request("u5"), 40).truncated
+    assert ids(retriever.recommend(Request("u5"), 5, ban=everything_left[:3])) == everything_left[3:8]
+    assert set(ids(retriever.recommend(Request("u5"), 40, keep_seen=True))) == {f"i{i}" for i in range(40)}
+    brand = ids(retriever.recommend(Request("u5"), 40, where={"brand": "brand2"}))
+    assert brand == [i for i in everything_left if int(i[1:]) % 5 == 2]
+    tagged = ids(retriever.recommend(Request("u5"), 40, where={"tags": "t2"}))
+    assert tagged == [i for i in everything_left if int(i[1:]) % 4 == 3]
+    # A whole number is one value however a table holds it.
+    for year in ("1993", "1993.0"):
+        found = ids(retriever.recommend(Request("u5"), 40, where={"year": year}))
+        assert found == [i for i in everything_left if int(i[1:]) % 8 == 3] * (year == "1993")
+    assert ids(retriever.recommend(Request("u5"), 3, where={"brand": "\udcff"})) == []
+    assert ids(
+        retriever.recommend(Request("u5"), 3, allow=["i1", "i2", "zz"], keep_seen=True, where={"brand": "brand1"})
+    ) == ["i1"]
+    assert ids(retriever.recommend(Request("nobody"), 40, where={"brand": "brand2"}, ban=["i2"])) == [
+        i for i in ids(retriever.recommend(Request("nobody"), 40)) if int(i[1:]) % 5 == 2 and i != "i2"
+    ]
+
+
+def test_a_filter_gives_the_same_rows_when_it_is_cached(retriever: Retriever) -> None:
+    filters: list[dict[str, str]] = [
+        {"brand": "brand2"},
+        {"tags": "t1"},
+        {"brand": "brand2", "tags": "t1"},
+        {"year": "x"},
+    ]
+    for _ in range(2):
+        for where in filters:
+            rows = set(range(40))
+            for column, value in where.items():
+                rows &= {
+                    r
+                    for r in range(40)
+                    if value in (f"brand{r % 5}", *(f"t{t}" for t in range(r % 4))) and column != "year"
+                }
+            assert set(ids(retriever.recommend(Request("u5"), 40, keep_seen=True, where=where))) == {
+                f"i{r}" for r in rows
+            }
+            assert not_none(retriever.filters.allowed(["i2", "i7", "zz"], where)).tolist() == sorted(rows & {2, 7})
+    with pytest.raises(DataError, match="no column 'brnd'"):
+        retriever.filters.allowed(None, {"brand": "brand2", "brnd": "x"})
+
+
+def test_the_cache_keeps_the_latest_rows_within_its_limits() -> None:
+    found: list[tuple[Condition, ...]] = []
+
+    def find(key: tuple[Condition, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        found.append(key)
+        return np.arange(int(key[0][1]))
+
+    cache = RowCache(max_rows=10, max_entries=3)
+    for size in ("1", "2", "3", "1", "4"):  # 2 is the least recent when 4 needs its place
+        assert len(cache.get((("n", size),), find)) == int(size)
+    for size in ("3", "1", "4"):
+        cache.get((("n", size),), find)
+    assert [key[0][1] for key in found] == ["1", "2", "3", "4"]
+    cache.get((("n", "9"),), find)
+    assert len(cache) == 1
