@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import pairs_of
 
-from twotower.evaluation.ranking import rank_catalogue
+from twotower.evaluation.ranking import rank_catalogue, top_items
 
 quick = settings(deadline=None, max_examples=80)
 
@@ -78,12 +79,37 @@ def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(monk
         sizes.clear()
 
 
-def test_equal_scores_give_each_item_once_and_still_none_that_was_seen() -> None:
+def test_equal_scores_are_ordered_by_item_row_and_still_none_that_was_seen() -> None:
     seen = pairs_of([(0, 2, False), (0, 5, True), (1, 0, True)])
     wanted = pairs_of([(0, 1, True), (1, 5, True)])
     _, best, hit = rank_catalogue(torch.ones(2, 1), torch.ones(6, 1), wanted, [seen], k=6)
-    assert [sorted(row) for row in best.tolist()] == [[-1, -1, 0, 1, 3, 4], [-1, 1, 2, 3, 4, 5]]
+    assert best.tolist() == [[0, 1, 3, 4, -1, -1], [1, 2, 3, 4, 5, -1]]
     assert hit.sum(1).tolist() == [1, 1]
+
+
+EQUAL = [-math.inf, -3e38, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 3e38]
+
+
+@quick
+@given(
+    st.integers(1, 9).flatmap(
+        lambda n: st.lists(st.lists(st.sampled_from(EQUAL), min_size=n, max_size=n), min_size=1, max_size=70)
+    ),
+    st.data(),
+)
+def test_the_best_items_are_those_of_a_stable_sort_whatever_scores_are_equal(
+    scores: list[list[float]], data: st.DataObject
+) -> None:
+    n = len(scores[0])
+    k = data.draw(st.integers(1, n))
+    excluded = data.draw(st.lists(st.integers(0, len(scores) * n - 1), unique=True))
+    expected = []
+    for b, row in enumerate(scores):
+        may = [i for i in range(n) if row[i] > -math.inf and b * n + i not in excluded]
+        best = sorted(may, key=lambda i: (-row[i], i))[:k]
+        expected.append(best + [-1] * (k - len(best)))
+    found = top_items(torch.tensor(scores), np.array(excluded, np.int64), k)
+    assert found.tolist() == expected
 
 
 def test_a_monotone_map_of_the_scores_changes_no_ranking() -> None:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from twotower.arrays.types import Codes, Floats, Ints
+
+
+def run_indices(starts: Ints, lengths: Ints) -> Ints:
+    """Return the indices of runs, one run after another: starts[0], starts[0] + 1, …, each run as long as `lengths` (R,)."""
+    ends = np.cumsum(lengths)
+    indices: Ints = np.repeat(starts - ends + lengths, lengths)
+    indices += np.arange(len(indices))
+    return indices
+
+
+def offsets_of(lengths: Ints) -> Ints:
+    """Return the offsets (R + 1,) of rows of `lengths` (R,)."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 @dataclass(frozen=True)
@@ -24,12 +38,15 @@ class Ragged:
 
     @classmethod
     def from_pairs(
-        cls, rows: npt.NDArray[Any], values: npt.NDArray[Any], n_rows: int, source: Ints | None = None
+        cls,
+        rows: npt.NDArray[np.integer],
+        values: npt.NDArray[np.integer],
+        n_rows: int,
+        source: Ints | None = None,
     ) -> Ragged:
         """Group `values` by `rows` (each 0..n_rows-1), keeping the order within a row."""
         order = np.argsort(rows, kind="stable")
-        offsets = np.zeros(n_rows + 1, np.int64)
-        np.cumsum(np.bincount(rows, minlength=n_rows), out=offsets[1:])
+        offsets = offsets_of(np.bincount(rows, minlength=n_rows))
         return cls(values[order].astype(np.int32), offsets, None if source is None else source[order])
 
     def __len__(self) -> int:
@@ -39,22 +56,28 @@ class Ragged:
     def lengths(self) -> Ints:
         return np.diff(self.offsets)
 
-    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Ragged:
+    @property
+    def owners(self) -> Ints:
+        """(L,) row of each value."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def indices(self, rows: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+        """Return the places in `values` of some rows' values, row after row, and the lengths of the rows."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        return run_indices(starts, lengths), lengths
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Ragged:
         """Return some rows, concatenated."""
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Ragged(self.values[np.repeat(self.offsets[rows], lengths) + inside], offsets)
+        indices, lengths = self.indices(rows)
+        return Ragged(self.values[indices], offsets_of(lengths))
 
     def keep_last(self, n: int) -> Ragged:
         """Return every row cut to its last `n` values; 0 keeps all."""
         if n == 0 or not len(self.values):
             return self
         from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.values))
-        offsets = np.zeros_like(self.offsets)
-        np.cumsum(np.minimum(self.lengths, n), out=offsets[1:])
-        keep = from_end <= n
+        offsets, keep = offsets_of(np.minimum(self.lengths, n)), from_end <= n
         return Ragged(self.values[keep], offsets, None if self.source is None else self.source[keep])
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.types import Codes, Ints, Rows
+from twotower.arrays.types import Bools, Codes, Ints, Rows
+
+Sorted = npt.NDArray[np.number]
 
 
 @dataclass
@@ -29,11 +31,24 @@ class DistinctRows:
         return distinct, self._slot[rows]
 
 
-def is_in_sorted(members: Rows, values: Rows) -> npt.NDArray[np.bool_]:
-    """Return a mask of those `values` that are in `members`, an ascending array."""
+def is_in_sorted(members: Sorted, values: Sorted) -> Bools:
+    """Return a mask of those `values` (n, …) that are in `members`, an ascending array."""
+    return find_in_sorted(members, values)[1]
+
+
+def find_in_sorted(members: Sorted, values: Sorted) -> tuple[Ints, Bools]:
+    """Return the place of each of `values` (n, …) in `members`, an ascending array, and a mask of those that are in it; the
+    place of an absent value is one of the array, or 0 in an empty one."""
     if not len(members):
-        return np.zeros(values.shape, np.bool_)
-    return np.equal(members[np.minimum(np.searchsorted(members, values), len(members) - 1)], values)
+        return np.zeros(values.shape, np.int64), np.zeros(values.shape, np.bool_)
+    places: Ints = np.minimum(np.searchsorted(members, values), len(members) - 1)
+    return places, np.equal(members[places], values)
+
+
+def pair_keys(users: npt.NDArray[np.integer], items: npt.NDArray[np.integer], n_items: int) -> Ints:
+    """Return one number for each pair of broadcast users and items, in the order of users and then items."""
+    keys: Ints = users.astype(np.int64) * n_items + items
+    return keys
 
 
 def sorted_unique(rows: Rows) -> Rows:

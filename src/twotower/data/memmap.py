@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower import files
-from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset, Side, load_dataset, read_checked, read_side, read_text, save_dataset
 from twotower.data.pairs import Pairs
@@ -233,7 +233,7 @@ class MemmapDataset(Dataset):
         first, last = (np.searchsorted(part_users, wanted, side) for side in ("left", "right"))
         n = last - first
         start: int = self._slice(part).start
-        return start + np.repeat(first - np.cumsum(n) + n, n) + np.arange(int(n.sum()))
+        return start + run_indices(first, n)
 
 
 def save(dataset: Dataset, folder: Path) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from twotower.arrays.sets import find_in_sorted
 from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, Side
@@ -124,8 +125,7 @@ class DiagnosisContext:
         items = torch.zeros(len(drawn.items) + len(drawn.memory_items), len(distinct) + 1)
         items[:, -1] = 1
         rows = np.concatenate([drawn.items, drawn.memory_items.numpy()])
-        at = np.minimum(np.searchsorted(distinct, rows), len(distinct) - 1)
-        same = distinct[at] == rows
+        at, same = find_in_sorted(distinct, rows)
         items[torch.from_numpy(np.flatnonzero(same)), torch.from_numpy(at[same])] = 1
         users = torch.zeros(len(pairs), len(distinct) + 1)
         users[torch.arange(len(pairs)), torch.from_numpy(which)] = 2

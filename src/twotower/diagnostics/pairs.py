@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from twotower.arrays.sets import is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.splits import PART_NAMES, TEST, TRAIN
@@ -23,7 +23,7 @@ def split(context: DiagnosisContext) -> Iterator[Finding]:
 
 def _shared_pairs(context: DiagnosisContext) -> Iterator[Finding]:
     data = context.data
-    keys = [_pair_keys(data, data.parts == part) for part in range(len(PART_NAMES))]
+    keys = [_distinct_keys(data, data.parts == part) for part in range(len(PART_NAMES))]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         n = len(np.intersect1d(keys[one], keys[other], assume_unique=True))
         if not n:
@@ -63,16 +63,16 @@ def _split_order(context: DiagnosisContext) -> Iterator[Finding]:
 def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
     """Measure the share of sampled negatives that are positives of the same user, in training or later."""
     data, n = context.data, context.config.negatives
-    later_positives = _pair_keys(data, (data.parts != TRAIN) & data.pairs.positive)
-    train_positives = _pair_keys(data, (data.parts == TRAIN) & data.pairs.positive)
+    later_positives = _distinct_keys(data, (data.parts != TRAIN) & data.pairs.positive)
+    train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.positive)
     if context.config.loss.kind == "bce":
         drawn = context.epoch.source < 0
         if not drawn.any():
             return
-        keys = _pair_key(context.epoch.user[drawn], context.epoch.item[drawn], len(data.items))
+        keys = pair_keys(context.epoch.user[drawn], context.epoch.item[drawn], len(data.items))
         unmasked, later = (
-            float(_in_sorted(keys, train_positives).mean()),
-            float(_in_sorted(keys, later_positives).mean()),
+            float(is_in_sorted(train_positives, keys).mean()),
+            float(is_in_sorted(later_positives, keys).mean()),
         )
         remedy = "Lower negatives.random or negatives.random_share."
     else:
@@ -110,7 +110,6 @@ def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
 def _false_candidates(context: DiagnosisContext, train_positives: Ints, later_positives: Ints) -> tuple[float, float]:
     """Return the shares of a batch's candidates that are positives of the user in training, and later."""
     pairs, drawn = context.batch
-    n_items = len(context.data.items)
     logits = torch.zeros(len(pairs), len(drawn.log_q))
     drawn.mask_excluded(logits, slice(None))
     logits.scatter_(1, drawn.positive[:, None], -torch.inf)
@@ -119,29 +118,15 @@ def _false_candidates(context: DiagnosisContext, train_positives: Ints, later_po
     own = drawn.per_positive.numpy()
     item = np.concatenate([np.broadcast_to(columns, weight.shape), drawn.items[np.maximum(own, 0)]], 1)
     weight = np.concatenate([weight, own >= 0], 1)
-    keys = pairs.user[:, None].astype(np.int64) * n_items + item
+    keys = pair_keys(pairs.user[:, None], item, len(context.data.items))
     total = max(float(weight.sum()), 1e-12)
     in_train, later = (
-        float((weight * _in_sorted(keys.ravel(), positives).reshape(keys.shape)).sum()) / total
+        float((weight * is_in_sorted(positives, keys)).sum()) / total
         for positives in (train_positives, later_positives)
     )
     return in_train, later
 
 
-def _pair_key(user: npt.NDArray[np.integer], item: npt.NDArray[np.integer], n_items: int) -> Ints:
-    """Return one int64 key per pair: user x n_items + item."""
-    keys: Ints = user.astype(np.int64) * n_items + item
-    return keys
-
-
-def _pair_keys(data: Dataset, keep: Bools) -> Ints:
+def _distinct_keys(data: Dataset, keep: Bools) -> Ints:
     """Return the distinct keys of the pairs to keep, rising."""
-    return np.unique(_pair_key(data.pairs.user[keep], data.pairs.item[keep], len(data.items)))
-
-
-def _in_sorted(keys: Ints, within: Ints) -> Bools:
-    """Return a mask of the `keys` that are in the sorted array `within`."""
-    if not len(within):
-        return np.zeros(len(keys), bool)
-    contained: Bools = within[np.minimum(np.searchsorted(within, keys), len(within) - 1)] == keys
-    return contained
+    return np.unique(pair_keys(data.pairs.user[keep], data.pairs.item[keep], len(data.items)))

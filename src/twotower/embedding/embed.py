@@ -273,11 +273,7 @@ class _RowEncoder:
 
 def _take_known(ragged: Ragged, known_rows: npt.NDArray[np.int32]) -> Ragged:
     """Return row r - 1 of `ragged` for each r of `known_rows`, an empty row for 0."""
-    starts, lengths = np.r_[0, ragged.offsets[:-1]][known_rows], np.r_[0, ragged.lengths][known_rows]
-    offsets = np.zeros(len(known_rows) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    flat = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return Ragged(ragged.values[flat], offsets)
+    return Ragged(ragged.values, np.r_[0, ragged.offsets]).take(known_rows)
 
 
 def _inputs(fields: tuple[InputField, ...], columns: dict[str, Column], part: slice, device: torch.device) -> Inputs:

@@ -88,7 +88,7 @@ def auc_by_group(scores: Scores, positive: Bools, group: Groups) -> tuple[Ints, 
     if not len(scores):
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
     # Group, score and label in one uint64: sorting such keys is ten times as fast as an argsort.
-    keys = (group.astype(np.uint64) << 33) | (_ordered_codes(scores).astype(np.uint64) << 1) | positive
+    keys = (group.astype(np.uint64) << 33) | (ordered_codes(scores).astype(np.uint64) << 1) | positive
     keys.sort()
     edges, ties = _run_edges(keys >> 33), _run_edges(keys >> 1)
     first, sizes = edges[:-1], np.diff(edges)
@@ -102,7 +102,7 @@ def auc_by_group(scores: Scores, positive: Bools, group: Groups) -> tuple[Ints, 
     return (keys[first[both]] >> 33).astype(np.int64), twice[both] / (2 * pairs[both]), sizes[both]
 
 
-def _ordered_codes(scores: Scores) -> npt.NDArray[np.uint32]:
+def ordered_codes(scores: Scores) -> npt.NDArray[np.uint32]:
     """Map scores to uint32 codes with the same order and the same ties."""
     if scores.dtype != np.float32:
         return np.unique(scores, return_inverse=True)[1].astype(np.uint32)

@@ -10,14 +10,53 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from twotower.arrays.types import Bools, Ints
+from twotower.arrays.sets import is_in_sorted, pair_keys
+from twotower.arrays.types import Bools, Floats, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
+from twotower.evaluation.metrics import ordered_codes
 from twotower.section import Positive, Section
 
 MAX_SCORES = 2**25
 """Scores (users x items) that one block of a ranking holds."""
+
+
+TIED_ROWS = 64
+"""Rows of equal scores that are ranked again at a time."""
+
+
+def top_items(scores: Tensor, excluded: Ints, k: int) -> Ints:
+    """Return the best item rows (B, k) by scores (B, N): the highest first, equal scores by row; -1 after the last
+    item that may be ranked.
+
+    `excluded` are places in the flat scores, which are set to -inf."""
+    scores.view(-1)[torch.from_numpy(excluded).to(scores.device)] = -torch.inf
+    top = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    values, rows = top.values.cpu().numpy(), top.indices.cpu().numpy()
+    best: Ints = np.where(np.isfinite(values), rows, -1)[:, :k]
+    # torch orders equal scores arbitrarily, and draws the cut through them anywhere.
+    equal = (values[:, 1:] == values[:, :-1]) & np.isfinite(values[:, 1:])
+    tied = np.flatnonzero(equal.any(1))
+    best[tied] = _in_order(values[tied], rows[tied], k)
+    cut = np.flatnonzero(equal[:, k - 1 :].any(1))
+    for start in range(0, len(cut), TIED_ROWS):
+        some = cut[start : start + TIED_ROWS]
+        part = scores[torch.from_numpy(some).to(scores.device)].cpu().numpy()
+        candidates = part >= values[some, k - 1 : k]
+        n = candidates.sum(1)
+        filled = np.arange(n.max()) < n[:, None]
+        several, items = np.full(filled.shape, -np.inf, np.float32), np.zeros(filled.shape, np.int64)
+        several[filled], items[filled] = part[candidates], candidates.nonzero()[1]
+        best[some] = _in_order(several, items, k)
+    return best
+
+
+def _in_order(scores: Floats, rows: Ints, k: int) -> Ints:
+    """Return the first k of `rows` (B, C) by scores (B, C), the highest first, equal ones by row; -1 for a score of -inf."""
+    keys = ((0xFFFFFFFF - ordered_codes(scores)).astype(np.int64) << 32) | rows
+    ordered = np.sort(keys.view(np.uint64), axis=1)[:, :k].view(np.int64) & 0xFFFFFFFF
+    return np.where(np.arange(ordered.shape[1]) < (scores > -np.inf).sum(1)[:, None], ordered, -1)
 
 
 def rank_catalogue(
@@ -31,8 +70,8 @@ def rank_catalogue(
 ) -> tuple[Ints, Ints, Bools]:
     """Return (users (Q,), best item rows (Q, k), hits (Q, k)) by exact dot product over all N items.
 
-    The targets are the positives of `pairs`. The items of `seen` are excluded, also as targets; ties are ordered as
-    torch.topk orders them. Users without a positive in `pairs` are left out. A block holds at most `block` users and
+    The targets are the positives of `pairs`. The items of `seen` are excluded, also as targets; equal scores are ordered by
+    item row. Users without a positive in `pairs` are left out. A block holds at most `block` users and
     `max_scores` scores, but at least 8 users.
     """
     queries = EvaluationQueries.build(pairs, seen, len(user_vectors), len(item_vectors), block, max_scores)
@@ -88,9 +127,9 @@ class EvaluationQueries:
 
         A block holds at most `block` users and `max_scores` scores, but at least 8 users.
         """
-        targets = np.sort(_pair_keys(pairs, n_items)[pairs.positive])
-        excluded = np.sort(np.concatenate([_pair_keys(p, n_items) for p in seen] or [targets[:0]]))
-        targets = targets[~_in_sorted(targets, excluded)]
+        targets = np.sort(pair_keys(pairs.user, pairs.item, n_items)[pairs.positive])
+        excluded = np.sort(np.concatenate([pair_keys(p.user, p.item, n_items) for p in seen] or [targets[:0]]))
+        targets = targets[~is_in_sorted(excluded, targets)]
         has_target = np.zeros(n_users, bool)
         has_target[targets // n_items] = True
         # Subtracting the shift of a user turns a key of user rows into a key of query positions.
@@ -111,11 +150,7 @@ class EvaluationQueries:
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
         for part, excluded in self._blocks(self.excluded):
             scores = user_vectors[torch.from_numpy(self.users[part]).to(device)] @ item_vectors.T
-            scores.view(-1)[torch.from_numpy(excluded).to(device)] = -torch.inf
-            top = scores.topk(best.shape[1], dim=1)
-            rows = top.indices.cpu().numpy()
-            rows[~np.isfinite(top.values.cpu().numpy())] = -1
-            best[part] = rows
+            best[part] = top_items(scores, excluded, best.shape[1])
         return best
 
     def hits(self, best: Ints) -> Bools:
@@ -135,19 +170,6 @@ class EvaluationQueries:
             first = start * self.n_items
             lo, hi = np.searchsorted(keys, [first, first + self.block * self.n_items])
             yield slice(start, start + self.block), keys[lo:hi] - first
-
-
-def _pair_keys(pairs: Pairs, n_items: int) -> Ints:
-    return pairs.user.astype(np.int64) * n_items + pairs.item
-
-
-def _in_sorted(keys: Ints, within: Ints) -> Bools:
-    """Return a mask of the `keys` that are in the sorted array `within`."""
-    if not len(within):
-        return np.zeros(len(keys), bool)
-    position = np.minimum(np.searchsorted(within, keys), len(within) - 1)
-    contained: Bools = within[position] == keys
-    return contained
 
 
 def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) -> EvaluationQueries:

@@ -36,12 +36,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from twotower.arrays.ragged import Ragged
-from twotower.arrays.sets import DistinctRows
+from twotower.arrays.ragged import Ragged, offsets_of, run_indices
+from twotower.arrays.sets import DistinctRows, find_in_sorted, pair_keys
 from twotower.arrays.types import Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError, did_you_mean
+from twotower.evaluation.ranking import top_items
 from twotower.features.values import UNKNOWN
 from twotower.train.negatives import NegativesConfig, PairSet, RandomNegatives
 
@@ -251,7 +252,8 @@ class CandidateSampler:
         """
         if self._config.mask_positives:
             groups, group = self._distinct_users(user)
-            values, lengths = _concatenated_rows(self._positives.items, groups)
+            indices, lengths = self._positives.items.indices(groups)
+            values = self._positives.items.values[indices].astype(np.int64)
         elif repeats:
             groups, group = self._distinct(item)
             values, lengths = groups, np.ones(len(groups), np.int64)
@@ -266,10 +268,9 @@ class CandidateSampler:
         self._slot[items] = np.arange(len(items))
         at = np.minimum(self._slot[values], len(items) - 1)
         low, n = starts[at], np.where(items[at] == values, ends[at] - starts[at], 0)
-        places = np.repeat(low, n) + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+        places = run_indices(low, n)
         rows = np.repeat(np.repeat(np.arange(len(groups)), lengths), n)
-        offsets = np.zeros(len(groups) + 1, np.int64)
-        np.cumsum(np.bincount(rows, minlength=len(groups)), out=offsets[1:])
+        offsets = offsets_of(np.bincount(rows, minlength=len(groups)))
         return group, Ragged(order[places].astype(np.int32), offsets)
 
     def _draw_per_positive(
@@ -335,8 +336,8 @@ class CandidateSampler:
         """Append to distinct `items` those of `rows` that they lack, and return them with `rows` as places in them."""
         distinct, index = np.unique(rows, return_inverse=True)
         order = np.argsort(items)
-        at = np.minimum(np.searchsorted(items[order], distinct), len(items) - 1)
-        place = np.where(items[order][at] == distinct, order[at], -1)
+        at, known = find_in_sorted(items[order], distinct)
+        place = np.where(known, order[at], -1)
         new = (place < 0) & (distinct >= 0)
         place[new] = len(items) + np.arange(new.sum())
         return np.concatenate([items, distinct[new]]), place[index.reshape(rows.shape)]
@@ -355,24 +356,16 @@ class CandidateSampler:
         hard = np.full((len(users), HARD_NEGATIVES_PER_USER), -1, np.int32)
         for start in range(0, len(users), block):
             rows = np.arange(start, min(start + block, len(users)))
+            indices, lengths = self._positives.items.indices(rows)
+            positives = pair_keys(
+                np.repeat(rows - start, lengths), self._positives.items.values[indices], self._n_items
+            )
             scores = users[start : start + block] @ items.T
-            positives, lengths = _concatenated_rows(self._positives.items, rows)
-            flat = np.repeat(np.arange(len(rows)), lengths) * self._n_items + positives
-            scores.view(-1)[torch.from_numpy(flat).to(scores.device)] = -torch.inf
-            top = scores.topk(min(last, self._n_items), dim=1)
-            finite = np.isfinite(top.values[:, first - 1 :].cpu().numpy())
-            window = np.where(finite, top.indices[:, first - 1 :].cpu().numpy(), -1)
+            window = top_items(scores, positives, min(last, self._n_items))[:, first - 1 :]
+            finite = window >= 0
             order = np.where(finite, rng.random(window.shape), 1.0).argsort(1)[:, :HARD_NEGATIVES_PER_USER]
             hard[rows, : order.shape[1]] = np.take_along_axis(window, order, 1)
         self.hard = hard
-
-
-def _concatenated_rows(ragged: Ragged, rows: Ints) -> tuple[Ints, Ints]:
-    """Return the values of some rows, one row after another, and the rows' lengths."""
-    lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
-    ends = np.cumsum(lengths)
-    within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-    return ragged.values[np.repeat(ragged.offsets[rows], lengths) + within].astype(np.int64), lengths
 
 
 def _neighbours_from_random_start(
@@ -399,9 +392,9 @@ def _attribute_maps(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
         )
     column: Any = columns[name]
     n, many = len(dataset.items), isinstance(column, Ragged)
-    owner, codes = (np.repeat(np.arange(n), column.lengths), column.values) if many else (np.arange(n), column)
+    owner, codes = (column.owners, column.values) if many else (np.arange(n), column)
     values = Ragged.from_pairs(owner[codes != UNKNOWN], codes[codes != UNKNOWN], n)
-    items = np.repeat(np.arange(n), values.lengths)
+    items = values.owners
     shuffled = np.random.default_rng(0).permutation(len(items))
     by_value = Ragged.from_pairs(values.values[shuffled], items[shuffled], int(values.values.max(initial=0)) + 1)
     return values, by_value

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from twotower.arrays.ragged import Ragged
+from twotower.arrays.ragged import Ragged, run_indices
+from twotower.arrays.sets import is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.section import Positive, Section
@@ -130,17 +131,12 @@ class PairSet:
     def _keys(self, users: Ints) -> Ints:
         """Return one rising number for each pair of distinct rising users."""
         rows = self.items.take(users)
-        return np.repeat(users, rows.lengths) * self.n_items + rows.values
+        return pair_keys(np.repeat(users, rows.lengths), rows.values, self.n_items)
 
     def contains(self, users: Ints, items: Ints) -> Bools:
         """Return a flag for each pair (n, …) of broadcast users and items; False for an item of -1."""
         keys = self._keys(np.unique(users)) if self._cached is None else self._cached
-        if not len(keys):
-            return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
-        wanted = users * self.n_items + items
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        found: Bools = keys[at] == wanted
-        return found
+        return is_in_sorted(keys, pair_keys(users, items, self.n_items))
 
 
 class RandomNegatives:
@@ -335,8 +331,7 @@ class PositiveSampler:
         def make_window(shard: int, w: int) -> Examples:
             users = runs_of_shard[shard][w]
             n = self._first[users + 1] - self._first[users]
-            within = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
-            return self._examples(self._shards.numbers[np.repeat(self._first[users], n) + within])
+            return self._examples(self._shards.numbers[run_indices(self._first[users], n)])
 
         return Epoch(lengths, make_window)
 
