@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from twotower.cli import commands
+from twotower.cli.app import app
 from twotower.config.reference import branch_options, options
 from twotower.features.schema import FEATURE_KINDS, Schema
 from twotower.model.branches import BRANCH_KINDS
@@ -75,7 +75,7 @@ def command_line() -> str:
     """Return cli.md: every command with its arguments and options."""
     lines = ["# Command line", NOTE, "Exit codes: 0 done, 1 training failed, 2 a mistake in the input, 143 stopped by "
              "a signal after saving.\n"]  # fmt: skip
-    _command(typer.main.get_command(commands.app), "twotower", lines)
+    _command(typer.main.get_command(app), "twotower", lines)
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ import pytest
 import ranked
 from worlds import checkerboard
 
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
 
@@ -173,7 +173,7 @@ def test_fault_G8_ranks_share_a_run_that_the_first_has_locked(config: Path, caps
     ranks = start_ranks(config, run, until="step:3:1:hang")
     ranks[1].wait_stopped()
     try:
-        assert commands.run_command(commands.app, ["train", str(config), "--run", str(run), "--resume"]) == 2
+        assert run_command(["train", str(config), "--run", str(run), "--resume"]) == 2
         assert f"another training is running (pid {ranks[0].pid} on" in capsys.readouterr().err
     finally:
         ranks[1].send_signal(signal.SIGCONT)
@@ -209,11 +209,11 @@ def test_ranks_that_see_other_files_are_refused(config: Path) -> None:
     script.write_text(
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from twotower.cli import commands\n"
+        "from twotower.cli.app import main\n"
         "rank = os.environ['RANK']\n"
         "extra = ['--set', 'train.lr=0.03'] if rank == '1' else []\n"
         f"sys.argv = ['twotower', 'train', {str(config)!r}, '-r', {str(config.parent)!r} + '/apart' + rank, *extra]\n"
-        "commands.main()\n",
+        "main()\n",
         encoding="utf-8",
     )
     said = torchrun(2, script, fails=True)

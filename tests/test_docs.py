@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.config.toml import load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,7 +153,7 @@ def test_the_example_of_own_data_trains_and_beats_popularity(
 ) -> None:
     config = ROOT / "examples" / "own-data.toml"
     words = ["train", str(config), "--run", str(tmp_path / "run")]
-    assert commands.run_command(commands.app, words) == 0
+    assert run_command(words) == 0
     from twotower import api
 
     metrics = api.load(tmp_path / "run").metrics

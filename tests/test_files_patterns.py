@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.data.readers import read_file
 from twotower.embedding.folder import EmbeddingsFolder
 
@@ -33,7 +33,7 @@ def test_the_whole_way_through_folders_of_any_name(
     (here / "c.toml").write_text(config, encoding="utf-8")
 
     def run(*words: object) -> str:
-        code = commands.run_command(commands.app, [str(w) for w in words])
+        code = run_command([str(w) for w in words])
         told = capsys.readouterr()
         assert code == 0, told.err
         return told.out

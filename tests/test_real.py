@@ -108,8 +108,8 @@ def test_an_example_is_killed_resumed_published_and_asked(name: str, tmp_path: P
         [sys.executable, *kill_points.program("step:25"), *train], capture_output=True, text=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL
-    assert "resuming after step 20" in python(tmp_path, "-m", "twotower.cli.commands", *train, "--resume")
-    python(tmp_path, "-m", "twotower.cli.commands", "publish", str(run), "--store", str(store))
+    assert "resuming after step 20" in python(tmp_path, "-m", "twotower", *train, "--resume")
+    python(tmp_path, "-m", "twotower", "publish", str(run), "--store", str(store))
     asked = api.retriever(store)
     for user in (asked.user_ids[0], asked.user_ids[3000], asked.user_ids[-1]):
         one, two = (asked.recommend(Request(user), 10, method) for method in (1, 2))
@@ -119,7 +119,7 @@ def test_an_example_is_killed_resumed_published_and_asked(name: str, tmp_path: P
 
 
 def test_the_demo_beats_popularity_within_two_gigabytes(tmp_path: Path) -> None:
-    shown = python(tmp_path, "-m", "twotower.cli.commands", "demo", "--run", "runs/demo")
+    shown = python(tmp_path, "-m", "twotower", "demo", "--run", "runs/demo")
     print(shown)
     metrics = json.loads((tmp_path / "runs" / "demo" / "metrics.json").read_text())
     for metric in ("recall@10", "ndcg@10", "gauc"):

@@ -22,7 +22,8 @@ import torch
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower import api, files, legacy, runs
-from twotower.cli import commands
+from twotower.cli.app import app, run_command
+from twotower.cli.flags import in_flags
 from twotower.config.toml import dump_config, load_config
 from twotower.data import prepare
 from twotower.data.dataset import Dataset, build_dataset
@@ -315,7 +316,7 @@ def stopped(project: Path, *options: str) -> preloaded.Process:
 
 def again(project: Path, *options: str) -> int:
     arguments = ["train", str(project / "config.toml"), "--run", str(project / "run"), *options]
-    return commands.run_command(commands.app, arguments)
+    return run_command(arguments)
 
 
 def consistent(folder: Path) -> float:
@@ -518,7 +519,7 @@ def test_what_an_interrupted_replacement_says_goes_on(folder: Path) -> None:
             checkerboard(), CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True, callback=Press()
         )
     assert runs.load(folder).config.train.epochs == 2
-    advice = commands.in_flags(str(stop.value), ["train"])
+    advice = in_flags(str(stop.value), ["train"], app)
     words = advice.partition("go on: `twotower train ")[2].removesuffix("`").split()
     schema, config = load_config(Path(words[0]))
     assert words[1:] == ["--run", str(folder), "--resume"]
@@ -620,7 +621,7 @@ def read_everywhere(folder: Path, name: str, out: Path, capsys: pytest.CaptureFi
         "publish": ["--store", out / "store"],
     }  # fmt: skip
     for verb, more in arguments.items():
-        code = commands.run_command(commands.app, [verb, str(folder), *map(str, more)])
+        code = run_command([verb, str(folder), *map(str, more)])
         error = capsys.readouterr().err
         assert (code == 2) is bool(error), (verb, error)
         assert error.count("\n") <= 1

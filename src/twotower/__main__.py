@@ -8,11 +8,11 @@ import sys
 def main() -> None:
     """Run the command line; an interrupt ends it with one line, also while its modules are loaded."""
     try:
-        from twotower.cli import commands
+        from twotower.cli import app
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    commands.main()
+    app.main()
 
 
 if __name__ == "__main__":

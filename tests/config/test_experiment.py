@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
 
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.reference import branch_options, config_template, feature_options, options
 from twotower.config.toml import RENAMED, dump_config, load_config, parse_config
@@ -330,7 +330,7 @@ def test_a_former_key_ends_a_command_with_code_2(
     tmp_path: Path, text: str, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, text)
-    assert commands.run_command(commands.app, ["train", str(path), "--run", str(tmp_path / "run"), *options]) == 2
+    assert run_command(["train", str(path), "--run", str(tmp_path / "run"), *options]) == 2
     assert "train.average is renamed to train.ema_decay" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

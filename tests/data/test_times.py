@@ -20,7 +20,7 @@ from worlds import ID_FEATURES, settings
 
 import twotower
 from twotower import api
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, parse_config
 from twotower.data import prepare
@@ -378,7 +378,7 @@ def test_fault_G11_the_command_ends_with_code_2_and_one_line(
     config = config.model_copy(update={"data": DataConfig(interactions="log.parquet")})
     (tmp_path / "config.toml").write_text(dump_config(schema(time_unit="ms"), config), encoding="utf-8")
     option = "--run" if verb == "train" else "--out"
-    code = commands.run_command(commands.app, [verb, str(tmp_path / "config.toml"), option, str(tmp_path / "made")])
+    code = run_command([verb, str(tmp_path / "config.toml"), option, str(tmp_path / "made")])
     shown = capsys.readouterr().err
     assert code == 2
     assert "75 % look like milliseconds, 25 % like seconds: give all rows one unit" in shown

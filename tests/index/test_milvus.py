@@ -23,7 +23,7 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower import api
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.config.toml import parse_config
 from twotower.errors import BundleError, ConfigError, DataError, RunError, Unavailable
 from twotower.index import MilvusLocation, build_index, load_index
@@ -215,7 +215,7 @@ def test_the_story_of_a_store(
     sets = [part for option in options for part in ("--set", option)]
 
     def call(*arguments: str) -> str:
-        assert commands.run_command(commands.app, [*arguments]) == 0, capsys.readouterr().err
+        assert run_command([*arguments]) == 0, capsys.readouterr().err
         return capsys.readouterr().out
 
     names = []
@@ -793,7 +793,7 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
         maintenance.rollback(store, connect_timeout=0.5)
     assert Store(store).current().id == first.id
     server.start()
-    assert commands.run_command(commands.app, ["gc", "--store", str(store)]) == 0
+    assert run_command(["gc", "--store", str(store)]) == 0
     assert alias(MilvusClient(server.uri), prefix) == collection(first)
     assert replace(second).id in [b.id for b in Store(store).bundles()]
 

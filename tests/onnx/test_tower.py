@@ -17,7 +17,7 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api, limited_process
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.errors import BundleError, RunError
 from twotower.onnx import tower
 from twotower.onnx.export import build_graph, export_tower
@@ -203,7 +203,7 @@ def test_fault_G1_G2_no_command_loads_a_foreign_tower(
     Store(store).rollback(hostile_towers.forged(store, {file: hostile_towers.of(change)}))
     words = {"recommend": ["--store", str(store), "--user", "1", "--method", "2"], "evaluate": [str(store)]}[command]
     before = peak()
-    assert commands.run_command(commands.app, [command, *words]) == 2
+    assert run_command([command, *words]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert f"{file}: " in said.err

@@ -15,7 +15,7 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.data.splits import TEST
 from twotower.errors import BundleError, RunError
 from twotower.index import Index, TuneResult, load_index, tune_index
@@ -228,9 +228,9 @@ def test_fault_A11_an_index_below_the_recall_threshold_is_refused_unless_forced(
     monkeypatch.setattr("twotower.publishing.publisher.measure_recall", lambda index, queries, k: 0.5)
     assert runs[0].folder is not None
     arguments = ["publish", str(runs[0].folder), "--store", str(tmp_path / "store")]
-    assert commands.run_command(commands.app, arguments) == 2
+    assert run_command(arguments) == 2
     assert "0.5" in capsys.readouterr().err
-    assert commands.run_command(commands.app, [*arguments, "--force", "--reason", "a trial"]) == 0
+    assert run_command([*arguments, "--force", "--reason", "a trial"]) == 0
     last = Store(tmp_path / "store").history()[-1]
     assert (last["action"], last["forced"], last["reason"]) == ("publish", True, "a trial")
 
@@ -253,7 +253,7 @@ def test_the_story_of_a_store(runs: tuple[Run, Run], tmp_path: Path, capsys: pyt
     store = ["--store", str(tmp_path / "store")]
 
     def call(*arguments: str, code: int = 0) -> str:
-        assert commands.run_command(commands.app, [*arguments]) == code
+        assert run_command([*arguments]) == code
         said = capsys.readouterr()
         return said.out if code == 0 else said.err
 
@@ -307,10 +307,8 @@ def test_embedding_a_table_gives_the_vectors_of_the_run(
 ) -> None:
     items = checkerboard()[1]
     items.write_parquet(tmp_path / "items.parquet")
-    code = commands.run_command(
-        commands.app, ["embed", str(runs[0].folder), str(tmp_path / "items.parquet"), "--out", str(tmp_path / "out")]
-    )
+    code = run_command(["embed", str(runs[0].folder), str(tmp_path / "items.parquet"), "--out", str(tmp_path / "out")])
     assert code == 0, capsys.readouterr().err
     np.testing.assert_allclose(np.load(tmp_path / "out" / "vectors.npy"), runs[0].factors().items, atol=1e-5)
     assert pl.read_parquet(tmp_path / "out" / "ids.parquet").height == 30
-    assert commands.run_command(commands.app, ["embed", "x", "y", "--out", "z", "--side", "film"]) == 2
+    assert run_command(["embed", "x", "y", "--out", "z", "--side", "film"]) == 2

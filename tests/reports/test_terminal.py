@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.errors import DataError
 from twotower.reports.terminal import Progress, printed_messages, silenced_messages
 from twotower.train.callbacks import Callback
@@ -64,8 +64,8 @@ def test_what_a_verb_answers_is_free_of_messages(
         log.warning("a message")
         raise DataError("the end")
 
-    monkeypatch.setattr(commands, "_retriever", logs)
+    monkeypatch.setattr("twotower.cli.answers._retriever", logs)
     monkeypatch.setattr("twotower.publishing.maintenance.gc", logs)
     arguments = ["gc", "--store", "s"] if verb == "gc" else ["similar", "--store", "s", "--item", "1"]
-    assert commands.run_command(commands.app, arguments) == 2
+    assert run_command(arguments) == 2
     assert ("warning: a message\n" in getattr(capsys.readouterr(), stream)) is True

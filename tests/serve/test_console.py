@@ -91,7 +91,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         config = settings(model=GATED, train={"epochs": epochs})
         run = twotower.fit(everything(), EVERYTHING_SCHEMA, config, folder=folder / name)
         bundles.append(api.publish(run, folder / "store").id)
-    command = [sys.executable, "-m", "twotower.cli.commands", "serve", "--store", str(folder / "store"), "--port", "0"]
+    command = [sys.executable, "-m", "twotower", "serve", "--store", str(folder / "store"), "--port", "0"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1)
     try:

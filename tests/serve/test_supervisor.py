@@ -23,7 +23,7 @@ import pytest
 from server_process import Start, wait_until
 
 import twotower
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.errors import ConfigError
 from twotower.reports.terminal import printed_messages
 from twotower.serve import api_keys, json_log, listener, supervisor
@@ -277,7 +277,7 @@ def hangs(path, *more, **named):
         threading.Event().wait()
     return plain(path, *more, **named)
 os.open = hangs
-from twotower.cli.commands import main
+from twotower.cli.app import main
 main()
 """
 
@@ -355,7 +355,7 @@ def test_the_admin_port_is_another_one(serve: Start, store: Path, tmp_path: Path
 def test_settings_that_cannot_be_end_with_one_line_and_code_2(
     two_bundles: Path, flags: list[str], said: str, capfd: pytest.CaptureFixture[str], open_files: None
 ) -> None:
-    code = commands.run_command(commands.app, ["serve", "--store", str(two_bundles), "--port", "0", *flags])
+    code = run_command(["serve", "--store", str(two_bundles), "--port", "0", *flags])
     out, err = capfd.readouterr()
     assert code == 2
     assert out == ""
@@ -383,7 +383,7 @@ def test_no_store_and_a_taken_port_are_told_at_once(store: Path, tmp_path: Path)
 
 
 def test_a_key_is_made_by_a_verb(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert commands.run_command(commands.app, ["key", "shop", "--admin"]) == 0
+    assert run_command(["key", "shop", "--admin"]) == 0
     out, err = capfd.readouterr()
     secret = err.split()[-1]
     (tmp_path / "keys.toml").write_text(out)

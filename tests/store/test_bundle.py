@@ -19,7 +19,7 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower import api
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.data import prepare
 from twotower.data.source import DataConfig
 from twotower.errors import BundleError, TwoTowerError
@@ -134,7 +134,7 @@ def test_fault_G18_verbs_say_which_file_is_damaged_in_one_line(
     sealed.with_(name, b"\xff\x00" * 100)
     verbs = [["evaluate"], ["recommend", "--user", "u1", "--store"], ["similar", "--item", "i1", "--store"]]
     for verb in verbs[:1] if name == "config.toml" else verbs:  # no answer depends on the settings
-        assert commands.run_command(commands.app, [*verb, str(sealed.store)]) == 2
+        assert run_command([*verb, str(sealed.store)]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: "), said
         assert len(said.splitlines()) == 1, said
@@ -167,9 +167,9 @@ def test_fault_G18_a_manifest_with_another_type_deep_inside_is_refused(
         Store(sealed.store).current()
     assert caught.value.reason in ("manifest", "checksum")
     assert str(folder / "MANIFEST.json") in str(caught.value)
-    assert commands.run_command(commands.app, ["bundles", "--store", str(sealed.store)]) == 0
+    assert run_command(["bundles", "--store", str(sealed.store)]) == 0
     assert f"current, damaged: {caught.value.reason}" in capsys.readouterr().out
-    assert commands.run_command(commands.app, ["recommend", "--user", "u1", "--store", str(sealed.store)]) == 2
+    assert run_command(["recommend", "--user", "u1", "--store", str(sealed.store)]) == 2
 
 
 def test_fault_G18_lines_of_the_history_that_are_none_of_ours_are_left_out(
@@ -187,8 +187,8 @@ def test_fault_G18_lines_of_the_history_that_are_none_of_ours_are_left_out(
     path.write_bytes(b"\n".join([*lines, whole, *lines]) + b"\n")
     before = Store(store).history()
     assert Store(copy).history() == before
-    assert commands.run_command(commands.app, ["bundles", "--history", "--store", str(copy)]) == 0
+    assert run_command(["bundles", "--history", "--store", str(copy)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(before)
-    assert commands.run_command(commands.app, ["gc", "--store", str(copy)]) == 0
-    assert commands.run_command(commands.app, ["rollback", "--store", str(copy)]) == 2
+    assert run_command(["gc", "--store", str(copy)]) == 0
+    assert run_command(["rollback", "--store", str(copy)]) == 2
     assert "no bundle was current before" in capsys.readouterr().err

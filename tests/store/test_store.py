@@ -731,7 +731,7 @@ MAKE: dict[str, Callable[[Path], Any]] = {
 
 def ask_everything(folders: dict[str, str]) -> None:
     """How every verb that reads a store ends, and what it says; and publishing."""
-    from twotower.cli import commands
+    from twotower.cli.app import run_command
 
     verbs = (["bundles"], ["bundles", "--history"], ["recommend", "--user", "u"], ["rollback"], ["gc"])
     told: dict[str, dict[str, Any]] = {}
@@ -739,7 +739,7 @@ def ask_everything(folders: dict[str, str]) -> None:
         ends = told[name] = {}
         for verb, *more in verbs:
             sys.stderr = io.StringIO()
-            code = commands.run_command(commands.app, [verb, "--store", folder, *more])
+            code = run_command([verb, "--store", folder, *more])
             ends[" ".join([verb, *more])] = code, sys.stderr.getvalue()
         try:
             Store.create(folder).publish(content("new"))

@@ -9,121 +9,123 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from twotower.errors import ConfigError
-from twotower.retrieval.request import MAX_K
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of the folder in which prometheus-client keeps the metrics of several workers."""
-UnknownUser = Literal["popular", "404"]
-IndexDown = Literal["popular", "503"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Description of a setting, and its range."""
+
+    description: str
+    at_least: int | None = None
+    above: int | None = None
+    at_most: int | None = None
+
+    def check(self, name: str, value: Path | str | float | None, choices: tuple[str, ...]) -> None:
+        """Raise ConfigError unless the value is in the range, finite, and one of the choices, if there are any."""
+        if choices and value not in choices:
+            raise ConfigError(f"`{name}` is '{value}' (allowed: {', '.join(choices)})")
+        if not isinstance(value, int | float):
+            return
+        if self.at_most is not None and not (self.at_least or 0) <= value <= self.at_most:
+            raise ConfigError(f"`{name}` is {value}, expected {self.at_least} to {self.at_most}")
+        if self.at_least is not None and not value >= self.at_least:
+            raise ConfigError(f"`{name}` is {value}, expected at least {self.at_least}")
+        if self.above is not None and not value > self.above:
+            raise ConfigError(f"`{name}` is {value}, expected more than {self.above}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"`{name}` is {value}, expected a finite number")
 
 
 @dataclass(frozen=True)
 class ServeSettings:
     """Addresses, limits and timeouts of a service. Raises ConfigError for a value that cannot be used."""
 
-    store: Path
-    """Folder of the store whose current bundle is served."""
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: int = 8000
-    """TCP port. 0: a free one."""
-    workers: int = 1
-    """Number of worker processes."""
-    threads: int = 1
-    """Threads of one search and of one call of the user tower."""
-    keys: Path | None = None
-    """File of API keys. None: requests need no key."""
-    insecure: bool = False
-    """Allow a host that other machines can reach without keys."""
-    admin_port: int | None = None
-    """TCP port of rollback and reload. None: off."""
-    trusted_proxies: str = ""
-    """Addresses or networks, separated by commas, whose X-Forwarded-For is trusted."""
-    rate: float = 0.0
-    """Requests a second of one client to one worker. 0: no limit."""
-    burst: int = 0
-    """Requests of one client at once. 0: twice `rate`."""
-    max_k: int = 1_000
-    """Largest k of a request."""
-    max_list: int = 10_000
-    """Most entries of one list of a request: history, events, allow, ban."""
-    max_batch: int = 100
-    """Most requests of one batch."""
-    max_body: int = 1 << 20
-    """Largest request body in bytes."""
-    max_wait: float = 50.0
-    """Longest expected wait of a request during a burst, in milliseconds."""
-    target_wait: float = 5.0
-    """Longest expected wait once the queue has not been empty for `max_wait`, in milliseconds."""
-    unknown_user: UnknownUser = "popular"
-    """Reply for a user that the bundle does not have and the request does not describe: popular items, or 404."""
-    event_store: str = "memory"
-    """Event store: `memory`, or `redis://HOST:PORT/DB`, which workers and hosts share."""
-    events_per_user: int = 200
-    """Number of latest events kept per user."""
-    event_ttl: int = 86_400
-    """Seconds after a user's last event until the events are deleted."""
-    event_memory: int = 256 << 20
-    """Memory of recent events in one worker, in bytes; above it the users seen least recently are dropped."""
-    event_timeout: float = 20.0
-    """Timeout of the event store, in milliseconds."""
-    index_timeout: float = 250.0
-    """Timeout of a remote index (Milvus), in milliseconds."""
-    index_down: IndexDown = "popular"
-    """Reply while a remote index does not answer: popular items, or 503."""
-    console: bool = True
-    """Serve the console at /."""
-    access_log: bool = True
-    """Log a line for each request."""
-    poll: float = 0.5
-    """Seconds between two checks for a new bundle."""
-    memory_limit: int = 0
-    """Memory of the process in bytes; a bundle that would exceed it is refused. 0: the limit of the control group or machine."""
-    drain: float = 0.0
-    """Seconds from SIGTERM, when /readyz turns 503, until new connections are refused."""
-    grace: float = 10.0
-    """Seconds after that for requests in progress."""
-    head_timeout: float = 10.0
-    """Seconds for the head of a request to arrive."""
-    body_timeout: float = 10.0
-    """Seconds for a body to arrive, and for a client to read a part of its reply."""
-    keep_alive: float = 75.0
-    """Seconds until an idle connection is closed."""
-    max_connections: int = 0
-    """Most connections of one worker. 0: what the limit of open files allows, at most 4,096."""
-    max_per_address: int = 0
-    """Most connections of one address to one worker, trusted proxies excepted. 0: half of `max_connections`."""
-    body_memory: int = 64 << 20
-    """Memory of all bodies and replies in progress in one worker, in bytes, beyond 16 KiB of each."""
+    store: Annotated[Path, Setting("Folder of published bundles.")]
+    host: Annotated[str, Setting("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Setting("Port. 0: a free one.", at_least=0, at_most=65_535)] = 8000
+    workers: Annotated[int, Setting("Worker processes. One uses one core.", at_least=1)] = 1
+    threads: Annotated[int, Setting("Threads of one search.", at_least=1)] = 1
+    keys: Annotated[Path | None, Setting("File of API keys, as `make_key()` prints them.")] = None
+    insecure: Annotated[bool, Setting("Listen beyond this machine without keys.")] = False
+    admin_port: Annotated[
+        int | None, Setting("Port for rollback and reload. Needs a key of scope admin.", at_least=0, at_most=65_535)
+    ] = None
+    event_store: Annotated[
+        str, Setting("Store of recent events: memory, or redis://HOST:PORT/DB, shared by workers and hosts.")
+    ] = "memory"
+    events_per_user: Annotated[int, Setting("Newest events kept for a user.", at_least=1)] = 200
+    event_ttl: Annotated[int, Setting("Seconds that a user's events are kept after the newest.", at_least=1)] = 86_400
+    event_memory: Annotated[
+        int,
+        Setting(
+            "Bytes of recent events in a worker. Above it, users without new events for the longest time are dropped.",
+            at_least=1,
+        ),
+    ] = 256 << 20
+    event_timeout: Annotated[float, Setting("Timeout of the event store in ms.", above=0)] = 20.0
+    rate: Annotated[float, Setting("Requests per second of one client to one worker. 0: no limit.", at_least=0)] = 0.0
+    burst: Annotated[int, Setting("Requests of one client at once. 0: those of two seconds.", at_least=0)] = 0
+    trusted_proxies: Annotated[
+        str, Setting("Addresses and networks whose X-Forwarded-For is trusted, separated by commas.")
+    ] = ""
+    max_k: Annotated[int, Setting("Largest k of a request.", at_least=1)] = 1_000
+    max_list: Annotated[int, Setting("Largest number of items in one list of a request.", at_least=1)] = 10_000
+    max_batch: Annotated[int, Setting("Largest number of requests in one batch.", at_least=1)] = 100
+    max_body: Annotated[int, Setting("Largest body of a request in bytes.", at_least=1)] = 1 << 20
+    max_wait: Annotated[float, Setting("Longest wait of a request in a burst, in ms.", above=0)] = 50.0
+    target_wait: Annotated[float, Setting("Longest wait in a burst that does not end, in ms.", above=0)] = 5.0
+    unknown_user: Annotated[
+        Literal["popular", "404"], Setting("Answer to an unknown user: popular (popular items) or 404.")
+    ] = "popular"
+    index_timeout: Annotated[float, Setting("Timeout of a remote index (Milvus) in ms.", above=0)] = 250.0
+    index_down: Annotated[
+        Literal["popular", "503"],
+        Setting("Answer while a remote index is unavailable: popular (popular items) or 503."),
+    ] = "popular"
+    console: Annotated[bool, Setting("Console page at /.")] = True
+    access_log: Annotated[bool, Setting("Log line for each request.")] = True
+    poll: Annotated[float, Setting("Seconds between two checks for a new bundle.", above=0)] = 0.5
+    memory_limit: Annotated[
+        int, Setting("Memory of the process in bytes. 0: the limit of the machine or control group.", at_least=0)
+    ] = 0
+    drain: Annotated[float, Setting("Seconds after SIGTERM in which new connections are accepted.", at_least=0)] = 0.0
+    grace: Annotated[float, Setting("Seconds after that for running requests to end.", above=0)] = 10.0
+    head_timeout: Annotated[float, Setting("Timeout of the head of a request in seconds.", above=0)] = 10.0
+    body_timeout: Annotated[
+        float, Setting("Timeout of a body, and of a client that reads a reply, in seconds.", above=0)
+    ] = 10.0
+    keep_alive: Annotated[float, Setting("Seconds that an idle connection is kept open.", at_least=0)] = 75.0
+    max_connections: Annotated[
+        int,
+        Setting(
+            "Largest number of connections of one worker. 0: what the limit of open files allows, at most 4,096.",
+            at_least=0,
+        ),
+    ] = 0
+    max_per_address: Annotated[
+        int,
+        Setting(
+            "Largest number of connections of one address, trusted proxies excepted. 0: half of `max_connections`.",
+            at_least=0,
+        ),
+    ] = 0
+    body_memory: Annotated[
+        int, Setting("Memory of all bodies and replies in bytes, without the first 16 KiB of each.", at_least=1)
+    ] = 64 << 20
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "max_k", "max_list", "max_batch", "max_body", "events_per_user", "event_ttl",
-                     "event_memory", "body_memory"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected at least 1")
-        for name in (
-            "max_wait",
-            "target_wait",
-            "event_timeout",
-            "index_timeout",
-            "poll",
-            "grace",
-            "head_timeout",
-            "body_timeout",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected more than 0")
-        for name in ("rate", "burst", "drain", "keep_alive", "memory_limit", "max_connections", "max_per_address"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected at least 0")
-        for name in ("rate", "max_wait", "target_wait", "event_timeout", "index_timeout", "poll", "drain", "grace", "head_timeout",
-                     "body_timeout", "keep_alive"):  # fmt: skip
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected a finite number")
+        from twotower.retrieval.request import MAX_K  # loads numpy, which `twotower --help` does without
+
+        for name, hint in HINTS.items():
+            kind, setting = get_args(hint)
+            setting.check(name, getattr(self, name), get_args(kind) if get_origin(kind) is Literal else ())
         processors = os.cpu_count() or 1
         for name in ("workers", "threads"):
             if getattr(self, name) > (allowed := max(16, 4 * processors)):
@@ -143,14 +145,6 @@ class ServeSettings:
                 raise ConfigError(
                     f"`trusted_proxies`: '{address}' is no address or network, such as 10.0.0.0/8"
                 ) from None
-        for name in ("port", "admin_port"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1 << 16:
-                raise ConfigError(f"`{name}` is {value}, expected 0 to 65535")
-        if self.unknown_user not in ("popular", "404"):
-            raise ConfigError(f"`unknown_user` is '{self.unknown_user}' (allowed: popular, 404)")
-        if self.index_down not in ("popular", "503"):
-            raise ConfigError(f"`index_down` is '{self.index_down}' (allowed: popular, 503)")
         if self.event_store != "memory":
             _check_url(self.event_store)
         if self.admin_port is not None and self.keys is None:
@@ -162,6 +156,10 @@ class ServeSettings:
                 f"`host` {self.host} can be reached from other machines; give `keys`, a file of API keys "
                 "(`make_key(name)` makes one), or `insecure=True` if a proxy in front of it admits only known clients"
             )
+
+
+HINTS = get_type_hints(ServeSettings, include_extras=True)
+"""Setting -> its type, annotated with its `Setting`."""
 
 
 def is_loopback(host: str) -> bool:

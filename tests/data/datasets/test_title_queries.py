@@ -18,7 +18,7 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, override_config, parse_config
 from twotower.data.dataset import build_dataset
@@ -147,7 +147,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*arguments: object) -> int:
-    return commands.run_command(commands.app, [str(a) for a in arguments])
+    return run_command([str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import os
@@ -12,8 +11,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,14 +18,13 @@ import numpy as np
 import polars as pl
 import preloaded
 import pytest
-import typer
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
 from twotower import api
-from twotower.cli import commands
+from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, load_config, parse_config
-from twotower.escaping import escape_controls, python_literal, shell_command
+from twotower.escaping import escape_controls, shell_command
 from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Text
 
 
@@ -45,7 +41,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def call(*arguments: object) -> int:
-    return commands.run_command(commands.app, [str(a) for a in arguments])
+    return run_command([str(a) for a in arguments])
 
 
 def test_train_then_evaluate_agree(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +113,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_characters_that_a_terminal_does_not_have_end_nothing(store: Path) -> None:
     arguments = ["recommend", "--store", str(store), "--user", "1", "-k", "3"]
     done = subprocess.run(
-        [sys.executable, "-m", "twotower.cli.commands", *arguments], env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        [sys.executable, "-m", "twotower", *arguments], env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -626,82 +622,8 @@ def test_fault_G21_an_interrupt_while_libraries_are_loaded_is_one_line(tmp_path:
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom twotower.cli import commands\nassert commands.run_command(commands.app, ['train', '--help']) == 0\n"
-        "heavy = {'torch', 'polars', 'plotly', 'faiss', 'fastapi', 'onnxruntime'} & set(sys.modules)\n"
+        "import sys\nfrom twotower.cli.app import run_command\nassert run_command(['serve', '--help']) == 0\n"
+        "heavy = {'torch', 'numpy', 'polars', 'plotly', 'faiss', 'fastapi', 'onnxruntime'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-# ---- messages of the library, in flags
-
-
-@pytest.mark.parametrize(
-    ("verb", "message", "shown"),
-    [
-        ("train", "pass `resume=True`, or choose another `folder`", "pass --resume, or choose another --run"),
-        ("demo", "choose another `folder`", "choose another --run"),
-        ("train", "`overrides` a: expected key=value", "--set a: expected key=value"),
-        ("embed", "with `overwrite=True`, or other `shard_rows`", "with --overwrite, or other --shard-rows"),
-        ("serve", "`max_wait` and `console=False`", "--max-wait and --no-console"),
-        ("data fetch", "pass `source='a.zip'`", "pass --source a.zip"),
-        ("demo", "pass `source='a.zip'`", "pass --data a.zip"),
-        ("gc", "user `gc(keep=3)`, `gc(store=a)`, `gc(**a)`", "user `gc(keep=3)`, `gc(store=a)`, `gc(**a)`"),
-        ("gc", "`resume=True`, `folder`, `a b`, `(`, ``", "`resume=True`, `folder`, `a b`, `(`, ``"),
-        ("gc", "`diagnose(run)` says why", "`twotower doctor RUN` says why"),
-        ("gc", "`fit(config, folder='-a b', resume=True)`", "`twotower train CONFIG --run './-a b' --resume`"),
-        ("gc", "`make_key(name, admin=True)`, `other(run)`", "`twotower key NAME --admin`, `other(run)`"),
-        ("serve", f"`rollback(store={python_literal('a`b$(c)')})`", "`twotower rollback --store 'a`b$(c)'`"),
-    ],
-)
-def test_a_message_of_the_library_is_shown_in_flags(verb: str, message: str, shown: str) -> None:
-    assert commands.in_flags(message, [*verb.split(), "a", "--b"]) == shown
-
-
-OTHER_PROGRAMS = {"--quiet", "--no-deps", "--dest", "--data-dir", "--port"}  # of pip, and of milvus-lite
-
-
-@cache
-def library_texts() -> list[tuple[str, str]]:
-    """Texts of the library's code but docstrings and descriptions: where, and the text with 'x' for what is formatted."""
-    found, source = [], Path(commands.__file__).parents[1]
-    for path in source.rglob("*.py"):
-        if path.parent.name == "cli" or path.stem in ("terminal", "legacy"):
-            continue
-        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        left_out: list[ast.AST] = [
-            n.value for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
-        ]
-        left_out += [k.value for k in nodes if isinstance(k, ast.keyword) and k.arg == "description"]
-        left_out += [value for j in nodes if isinstance(j, ast.JoinedStr) for value in j.values]
-        skipped = {id(inner) for node in left_out for inner in ast.walk(node)}
-        for node in nodes:
-            if id(node) in skipped or not isinstance(node, ast.JoinedStr | ast.Constant):
-                continue
-            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-            texts = [p.value if isinstance(p, ast.Constant) and isinstance(p.value, str) else "'x'" for p in parts]
-            found.append((f"{path.relative_to(source)}:{node.lineno}", "".join(texts)))
-    return found
-
-
-def test_messages_of_the_library_hold_no_flags() -> None:
-    for where, text in library_texts():
-        flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - OTHER_PROGRAMS
-        assert not flags, f"{where}: {text}"
-        assert "`twotower " not in text, f"{where}: {text}"
-
-
-def test_every_argument_that_a_message_of_the_library_names_is_a_flag() -> None:
-    verbs = [[name] for name in typer.main.get_command(commands.app).commands] + [["data", "fetch"]]  # type: ignore[attr-defined]
-    spans = {
-        span: where
-        for where, text in library_texts()
-        for span in re.findall(r"`\w+(?:=(?:True|False|'[^`]*')|\([^`]*\))?`", text)
-    }
-    for span, where in spans.items():
-        assert any(commands.in_flags(span, verb) != span for verb in verbs), f"{where}: {span}"
-    assert len(spans) > 20
-    for function, verb in commands.VERB_OF_FUNCTION.items():
-        assert [verb] in verbs, function
-        homes = ("api", "config.reference", "diagnostics", "publishing.maintenance", "serve.api_keys")
-        assert any(hasattr(import_module(f"twotower.{home}"), function) for home in homes), function

@@ -1,0 +1,95 @@
+"""Verbs that answer from the current bundle of a store: recommend, search, similar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twotower import files
+from twotower.cli.arguments import AsJson, Conditions, ItemCount, StoreFolder
+from twotower.errors import ConfigError
+from twotower.reports.terminal import print_answer
+
+if TYPE_CHECKING:
+    from twotower.retrieval.retriever import Retriever
+
+
+def recommend(
+    store: StoreFolder,
+    user: Annotated[str, typer.Option("--user", help="Id of the user.")] = "",
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            "--features",
+            help='JSON file: {"user_id", "features": {column: value}, "history": [item ids], "events": [item ids]}.',
+        ),
+    ] = None,
+    k: ItemCount = 10,
+    method: Annotated[int, typer.Option("--method", help="1: precomputed user vectors. 2: online user tower.")] = 1,
+    ban: Annotated[list[str] | None, typer.Option("--ban", help="Id of an item to leave out. Repeatable.")] = None,
+    where: Conditions = None,
+    keep_seen: Annotated[
+        bool, typer.Option("--keep-seen", help="Keep items that the user has interacted with.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the best items for a user, from the current bundle."""
+    from twotower.retrieval.request import Request
+
+    if not user and features is None:
+        raise ConfigError("name a user with --user ID, or describe one with --features FILE.json")
+    body = files.read_json(features) if features else {}
+    if user:
+        if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
+            raise ConfigError(f"--user {user} and the user_id in {features} differ; give one of them")
+        body["user_id"] = user
+    answer = _retriever(store).recommend(
+        Request.parse(body), k, method, ban=ban or (), where=_filters(where), keep_seen=keep_seen,  # type: ignore[arg-type]
+    )  # fmt: skip
+    print_answer(answer, as_json)
+
+
+def search(
+    store: StoreFolder,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to search for, in quotes.")],
+    k: ItemCount = 10,
+    feature: Annotated[
+        str, typer.Option("--feature", help="Text feature of the user side. Required if the model has several.")
+    ] = "",
+    where: Conditions = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the best items for a text, by the online user tower. The model needs a text feature on the user side."""
+    print_answer(_retriever(store).search(text, k, feature, where=_filters(where)), as_json)
+
+
+def similar(
+    store: StoreFolder,
+    item: Annotated[str, typer.Option("--item", help="Id of the item.")],
+    k: ItemCount = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Print the items with the most similar vectors."""
+    print_answer(_retriever(store).similar(item, k), as_json)
+
+
+def _retriever(store: Path) -> Retriever:
+    """Return the retriever of the current bundle, without loading torch."""
+    from twotower.retrieval.retriever import Retriever
+    from twotower.store.store import Store
+
+    return Retriever(Store(store).current())
+
+
+def _filters(conditions: list[str] | None) -> dict[str, str] | None:
+    filters: dict[str, str] = {}
+    for text in conditions or []:
+        column, equals, value = text.partition("=")
+        if not equals or not column:
+            raise ConfigError(f"--where {text}: expected COLUMN=VALUE, such as genres=Comedy")
+        if column in filters:
+            raise ConfigError(f"--where {text}: a second condition on {column}; give one for each column")
+        filters[column] = value
+    return filters or None

@@ -1,0 +1,94 @@
+"""The command line: `twotower <verb>`. A user's mistake ends with one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from twotower import files
+from twotower.cli import answers, data, demo, embedding, serving, store, training
+from twotower.cli.flags import RENAMED_FLAGS, in_flags
+from twotower.errors import ConfigError, Interrupted, TwoTowerError
+from twotower.escaping import escape_controls
+from twotower.reports.terminal import install_failsafe_streams, printed_messages
+
+app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
+                  pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
+data_app = typer.Typer(help="Download MovieLens, describe tables.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+VERBS: tuple[Callable[..., None], ...] = (
+    training.prepare, training.train, training.evaluate, training.doctor, training.compare, embedding.embed,
+    store.publish, store.rollback, store.bundles, store.gc, answers.recommend, answers.search, answers.similar,
+    serving.serve, serving.key, training.config, demo.demo,
+)  # fmt: skip
+for verb in VERBS:
+    app.command()(verb)
+for data_verb in (data.fetch, data.stats):
+    data_app.command()(data_verb)
+
+_WORKING_VERBS = ("prepare", "train", "embed", "publish", "rollback", "gc", "fetch", "demo", "serve")
+"""Verbs that write files or serve. The result of the others is their output."""
+
+# Click's base class, wherever the installed typer keeps its click.
+_UsageError: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def _prints_its_result(words: Sequence[str]) -> bool:
+    return not any(word in _WORKING_VERBS for word in words[: 2 if words[:1] == ["data"] else 1])
+
+
+def main() -> None:
+    """Run the command line: an error of the package becomes one line and an exit code."""
+    out = install_failsafe_streams()
+    words = sys.argv[1:]
+    code = run_command(words)
+    out.flush()
+    if out.error:
+        is_result = _prints_its_result(words)
+        code = code or int(is_result)
+        if not is_result or not isinstance(out.error, BrokenPipeError):
+            kind, lost = ("error", "the answer") if is_result else ("warning", "what was printed")
+            print(f"{kind}: standard output: {out.error.strerror}; {lost} is lost", file=sys.stderr)
+    sys.exit(code)
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run the command of some words and return the exit code: 0, 2 for a mistake in the input, 1 for failed training,
+    143 if stopped after saving, 130 if interrupted without saving."""
+
+    def translate(text: str) -> str:
+        return in_flags(text, words, app)
+
+    try:
+        for word in words:
+            files.check_name(word)
+        for word in words[: words.index("--") if "--" in words else None]:
+            if new := RENAMED_FLAGS.get(flag := word.partition("=")[0]):
+                raise ConfigError(f"{flag} is renamed to {new}")
+        with printed_messages(translate, on_stderr=_prints_its_result(words)):
+            code = int(typer.main.get_command(app).main(words, standalone_mode=False) or 0)
+        if code == 130:  # typer's exit code for KeyboardInterrupt
+            raise KeyboardInterrupt
+        return code
+    except TwoTowerError as e:
+        return _print_error(f"{'' if isinstance(e, Interrupted) else 'error: '}{translate(str(e))}", e.exit_code)
+    except _UsageError as e:
+        return _print_error(f"error: {' '.join(e.format_message().split())}", 2)
+    except MemoryError as e:
+        return _print_error(f"error: out of memory ({e}); reduce the request, or use a larger machine", 1)
+    except (Exception, KeyboardInterrupt) as e:
+        cause: BaseException | None = e
+        while cause and not isinstance(cause, typer.Abort | KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__  # a library may raise another error from an interrupt
+        if cause is None:
+            raise
+        return _print_error("interrupted", 130)
+
+
+def _print_error(line: str, code: int) -> int:
+    """Print a line on standard error and return the exit code."""
+    print(escape_controls(line), file=sys.stderr)
+    return code

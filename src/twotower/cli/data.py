@@ -1,0 +1,51 @@
+"""Verbs of tables: fetch, stats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twotower.errors import ConfigError, DataError, did_you_mean
+from twotower.reports.terminal import print_line
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m, ml-100k, ml-1m-titles or ml-100k-titles.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for users, items and interactions as Parquet.")],
+    source: Annotated[str, typer.Option("--source", help="Local archive. Empty: download it.")] = "",
+) -> None:
+    """Download a MovieLens dataset, verify it, and write three Parquet tables."""
+    from twotower.data.datasets import movielens
+    from twotower.data.tables import check
+
+    known = movielens.SCHEMAS
+    if name not in known:
+        raise ConfigError(f"no dataset '{name}'{did_you_mean(name, known)} (allowed: {', '.join(known)})")
+    tables = movielens.load(name, source or None)
+    check(tables.users, tables.items, tables.interactions, known[name])
+    movielens.save(tables, out)
+    print_line(
+        f"{out}: {tables.users.height:,} users, {tables.items.height:,} items, "
+        f"{tables.interactions.height:,} interactions"
+    )
+
+
+def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items and interactions.")]) -> None:
+    """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
+    from twotower.data import readers, summary
+
+    found = {}
+    for name in ("users", "items", "interactions"):
+        path = next((p for e in ("parquet", "csv", "tsv") if (p := folder / f"{name}.{e}").exists()), None)
+        if path is None and name == "interactions":
+            raise DataError(f"{folder}: holds no interactions.parquet, .csv or .tsv")
+        if path:
+            found[name] = readers.read_file(path)
+    for name, frame in found.items():
+        print(f"{name}: {frame.height:,} rows")
+        for column, kind, missing, distinct, example in summary.describe(frame):
+            print_line(f"  {column:<16} {kind:<14} {missing:>9,} missing {distinct:>11} distinct   {example}")
+    for line in summary.activity(found):
+        print_line(line)

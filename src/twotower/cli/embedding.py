@@ -1,0 +1,70 @@
+"""The verb embed, and the threads of its ranks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twotower.cli.arguments import RunFolder
+from twotower.errors import ConfigError
+from twotower.machine import available_cores
+from twotower.reports.terminal import print_line
+
+
+def embed(
+    run: RunFolder,
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="Items or users of any number, in Parquet or CSV: a file, a folder, or a pattern such as '*.parquet'."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the vectors and their ids.")],
+    side: Annotated[str, typer.Option("--side", help="Side of the table: item or user.")] = "item",
+    shard_rows: Annotated[
+        int,
+        typer.Option(
+            "--shard-rows", min=1, help="Rows of a shard. A table of one shard is vectors.npy and ids.parquet."
+        ),
+    ] = 1_048_576,
+    precision: Annotated[str, typer.Option("--precision", help="Precision of the vectors: fp32 or fp16.")] = "fp32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace vectors of another table or model in the folder.")
+    ] = False,
+    threads: Annotated[
+        int,
+        typer.Option("--threads", min=0, max=1024, help="Threads of a rank. 0: an equal share of the machine's cores."),
+    ] = 0,
+) -> None:
+    """Write the vectors of all rows of a table, in bounded memory. The ranks of torchrun share the work; a second call resumes it."""
+    from twotower.distributed import DistributedContext
+
+    if side not in ("user", "item"):
+        raise ConfigError(f"--side {side}: allowed are user and item")
+    context = DistributedContext.from_environment()
+
+    if context.world_size > 1:
+        threads = threads or available_cores() // _local_ranks(context.world_size) or 1
+    if threads:
+        os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
+    import torch
+
+    from twotower import api
+
+    if threads:
+        torch.set_num_threads(threads)
+    if context.world_size > 1 and context.is_main:
+        print_line(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
+    api.embed(
+        api.load(run), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
+        overwrite=overwrite, context=context,
+    )  # fmt: skip
+
+
+def _local_ranks(ranks: int) -> int:
+    """Return the number of ranks on this machine: LOCAL_WORLD_SIZE of torchrun, else all ranks."""
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(given) if given.isdecimal() and int(given) else ranks

@@ -1,0 +1,104 @@
+"""Translation of the arguments and calls that messages of the library name into flags and commands."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import typer
+
+from twotower.escaping import shell_command
+
+VERB_OF_FUNCTION = {
+    "config_template": "config",
+    "diagnose": "doctor",
+    "fit": "train",
+    "gc": "gc",
+    "make_key": "key",
+    "publish": "publish",
+    "rollback": "rollback",
+}
+"""Function of the library -> verb with the same arguments."""
+
+RENAMED_FLAGS = {
+    "--live": "--event-store",
+    "--live-events": "--events-per-user",
+    "--live-seconds": "--event-ttl",
+    "--live-memory": "--event-memory",
+    "--live-timeout": "--event-timeout",
+    "--max-under-way": "--body-memory",
+    "--anew": "--overwrite",
+}
+"""Former flag -> present flag."""
+
+Flag = Mapping[bool, str]
+"""True: the flag, False: the negated flag, "" for none."""
+
+
+def in_flags(message: str, words: Sequence[str], app: typer.Typer) -> str:
+    """Translate the arguments and calls in a message of the library into flags and commands of `app`.
+
+    The library writes them between backticks: `folder`, `resume=True`, `rollback(store='a')`. An argument becomes its flag
+    of the command that `words` name, a call the command of its verb. The rest stays.
+    """
+    flags = _flags(app, tuple(words))
+
+    def translated(span: re.Match[str]) -> str:
+        try:
+            tree = ast.parse(f"f({span[1]})", mode="eval").body
+        except (MemoryError, RecursionError, SyntaxError, ValueError):
+            return span[0]
+        match tree:
+            case ast.Call(args=[ast.Name(id=name)], keywords=[]):
+                return flags.get(name, {}).get(True) or span[0]
+            case ast.Call(args=[], keywords=[ast.keyword(arg=str(name), value=ast.Constant(value=value))]):
+                return " ".join(_option_words(flags.get(name, {}), value)) or span[0]
+            case ast.Call(args=[ast.Call(func=ast.Name(id=function), args=args, keywords=keywords)], keywords=[]):
+                if (verb := VERB_OF_FUNCTION.get(function)) and all(map(_is_text_or_switch, keywords)):
+                    return f"`{shell_command(verb, *_call_words(_flags(app, (verb,)), args, keywords))}`"
+        return span[0]
+
+    return re.sub(r"`([^`]+)`", translated, message)
+
+
+def _is_text_or_switch(keyword: ast.keyword) -> bool:
+    """Return whether the library writes such an argument; others stand in data that a message repeats."""
+    return isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str | bool)
+
+
+@cache
+def _flags(app: typer.Typer, words: tuple[str, ...]) -> dict[str, Flag]:
+    """Return the flags of the verb that `words` begin with, by argument."""
+    verb = typer.main.get_command(app)
+    for word in words:
+        if (inner := getattr(verb, "commands", {}).get(word)) is None:
+            break
+        verb = inner
+    return {p.name or "": {True: _longest(p.opts), False: _longest(p.secondary_opts)} for p in verb.params}
+
+
+def _longest(options: Iterable[str]) -> str:
+    return max((o for o in options if o.startswith("-")), key=len, default="")
+
+
+def _option_words(flag: Flag, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [flag[value]] if flag.get(value) else []
+    return [flag[True], str(value)] if flag.get(True) else []
+
+
+def _call_words(
+    flags: Mapping[str, Flag], args: Iterable[ast.expr], keywords: Iterable[ast.keyword]
+) -> list[str | Path]:
+    """Return the words of a command for the arguments of a call; a name becomes a placeholder in capitals."""
+    words: list[str | Path] = [a.id.upper() for a in args if isinstance(a, ast.Name)]
+    for keyword in keywords:
+        value, flag = ast.literal_eval(keyword.value), flags.get(keyword.arg or "", {})
+        if isinstance(value, bool):
+            words += _option_words(flag, value)
+        else:
+            words += [*filter(None, [flag.get(True, "")]), Path(value)]
+    return words

@@ -1,0 +1,67 @@
+"""Verbs of a service: serve, with an option for each setting, and key."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from twotower.cli.flags import VERB_OF_FUNCTION
+from twotower.errors import ConfigError
+from twotower.serve.settings import HINTS, ServeSettings
+
+
+def serve(**settings: Any) -> None:
+    """Serve the current bundle of a store over HTTP, with a console at /."""
+    try:
+        from twotower.serve import supervisor
+    except ModuleNotFoundError as e:
+        raise ConfigError(f"serving needs {e.name}: pip install -e '.[serve]'") from None
+    if code := supervisor.run_service(ServeSettings(**settings)):
+        raise typer.Exit(code)
+
+
+def _options() -> Iterator[inspect.Parameter]:
+    """Yield the option of each setting: `max_k` is --max-k; a switch that is on by default has its negation too."""
+    for field in fields(ServeSettings):
+        kind, setting = get_args(HINTS[field.name])
+        flag = _flag(field.name)
+        yield inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=str if get_origin(kind) is Literal else kind,
+            default=typer.Option(
+                ... if field.default is MISSING else field.default,
+                f"{flag}/--no-{flag[2:]}" if field.default is True else flag,
+                help=re.sub(r"`(\w+)(?:\(\))?`", _in_flags, setting.description),
+            ),
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _in_flags(span: re.Match[str]) -> str:
+    verb = VERB_OF_FUNCTION.get(span[1])
+    return f"`twotower {verb}`" if verb else _flag(span[1])
+
+
+serve.__signature__ = inspect.Signature([*_options()])  # type: ignore[attr-defined]
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Name of the client. Appears in the log of requests.")],
+    admin: Annotated[bool, typer.Option("--admin", help="Scope admin: the key may roll back and reload.")] = False,
+) -> None:
+    """Make an API key. Standard error shows the key, once; standard output has the lines for the file of `serve --keys`."""
+    from twotower.serve.api_keys import make_key
+
+    secret, lines = make_key(name, admin)
+    print(f"the key of {name}, shown once: {secret}", file=sys.stderr)
+    print(lines, end="")

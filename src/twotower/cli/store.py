@@ -1,0 +1,99 @@
+"""Verbs of a store: publish, rollback, bundles, gc."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twotower.cli.arguments import Overrides, RunFolder, StoreFolder
+from twotower.errors import ConfigError
+from twotower.escaping import shell_command
+from twotower.reports.terminal import print_line
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def publish(
+    run: RunFolder,
+    store: StoreFolder,
+    overrides: Overrides = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish below the recall threshold. The history records it.")
+    ] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
+) -> None:
+    """Build a bundle of a run (towers, vectors, index), check it, and make it the current bundle of the store."""
+    from twotower import api
+    from twotower.config.toml import override_config
+
+    loaded = api.load(run)
+    for text in overrides or []:
+        if not text.startswith("index."):
+            raise ConfigError(f"--set {text}: a trained run can change index.* only")
+    config = override_config(loaded.config, overrides or []).index
+    api.publish(loaded, store, config, force=force, reason=reason)
+    if texts := loaded.dataset.schema.texts("user"):
+        which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
+        example = _example_text(loaded.dataset.users.frame[texts[0].source])
+        print_line(f"next: {shell_command('search', '--store', store, *which, *_positional_words(example))}")
+    else:
+        print_line(f"next: {shell_command('recommend', '--store', store, '--user', loaded.dataset.users.ids[0])}")
+
+
+def _positional_words(word: str) -> list[str]:
+    """Return the words of one argument that is no option, even if it begins with a dash."""
+    return ["--", word] if word.startswith("-") else [word]
+
+
+def _example_text(texts: pl.Series) -> str:
+    """Return a text of the column that is not blank."""
+    return next((str(t) for t in texts.drop_nulls().head(100) if str(t).strip()), "some words")
+
+
+def rollback(
+    store: StoreFolder,
+    to: Annotated[str, typer.Option("--to", help="Bundle id. Empty: the bundle that was current before.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
+) -> None:
+    """Make an earlier bundle current."""
+    from twotower.publishing import maintenance
+
+    bundle, alias = maintenance.rollback(store, to or None, reason=reason)
+    print_line(f"current: {bundle.id}{f', {alias}' if alias else ''}")
+
+
+def bundles(
+    store: StoreFolder,
+    history: Annotated[bool, typer.Option("--history", help="List publishes, rollbacks and refusals instead.")] = False,
+) -> None:
+    """List the bundles of a store."""
+    from twotower.store.store import Store
+
+    opened = Store(store)
+    if history:
+        for line in opened.history():
+            print_line(json.dumps(line, ensure_ascii=False))
+        return
+    for b in opened.bundles():
+        recall = f"recall {b.recall_check.recall:.4f}" if b.recall_check else ""
+        state = ", ".join(["current"] * b.current + [f"damaged: {b.damaged}"] * bool(b.damaged))
+        print_line(f"{b.id}  {b.size / 1e6:>9,.1f} MB  {recall}  {state}".rstrip())
+
+
+def gc(
+    store: StoreFolder,
+    keep: Annotated[int, typer.Option("--keep", help="Number of newest bundles to keep. At least 2.")] = 2,
+) -> None:
+    """Remove old bundles, the files of killed publishers, and their Milvus collections."""
+    from twotower.index.milvus.collections import MilvusCollections
+    from twotower.publishing import maintenance
+    from twotower.store.store import Store
+
+    removed, dropped = maintenance.gc(store, keep)
+    print_line(f"removed: {', '.join(removed) or 'nothing'}")
+    if dropped:
+        print_line(f"dropped: {', '.join(dropped)}")
+    MilvusCollections(Store(store)).update_alias()  # a publish cannot move it while Milvus is down

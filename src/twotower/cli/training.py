@@ -1,0 +1,118 @@
+"""Verbs of a training: prepare, train, evaluate, doctor, compare, config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twotower.cli.arguments import Overrides, RunFolder
+from twotower.escaping import shell_command
+from twotower.reports.terminal import Progress, print_line, print_metrics, print_served, silenced_messages
+
+
+def prepare(
+    config: Annotated[Path, typer.Argument(help="TOML file that names the tables.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the prepared dataset.")],
+    overrides: Overrides = None,
+) -> None:
+    """Prepare sharded Parquet for training, as a stream in bounded memory; the tables may be larger than memory."""
+    from twotower import api
+    from twotower.config.toml import load_config
+
+    schema, resolved = load_config(config, overrides or [])
+    api.prepare_folder(resolved, schema, out)
+    print_line(f"next: {shell_command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file. `twotower config` prints a template.")],
+    # The argparse of Python 3.11, which torchrun uses, takes --run for its own --run-path.
+    folder: Annotated[Path, typer.Option("--run", "-r", help="Folder for the run. Under torchrun, give it as -r.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest undamaged checkpoint.")] = False,
+    override: Annotated[
+        bool, typer.Option("--override", help="Resume although settings or data have changed.")
+    ] = False,
+) -> None:
+    """Train on the tables that a config names, evaluate, and write a run folder. Under torchrun, all ranks take part."""
+    from twotower import api
+    from twotower.config.toml import load_config
+    from twotower.distributed import DistributedContext
+
+    schema, resolved = load_config(config, overrides or [])
+    is_main = DistributedContext.from_environment().is_main
+    with Progress() if is_main else silenced_messages() as callback:
+        tables, schema = api.read(resolved, schema)
+        done = api.fit(tables, schema, resolved, folder=folder, resume=resume, override=override, callback=callback)
+    if not is_main:
+        return
+    print_metrics(done.metrics, resolved.evaluation.k[0])
+    print_line(f"run: {folder}" + (f"   report: {folder / 'report.html'}" if (folder / "report.html").exists() else ""))
+    print_line(f"next: {shell_command('evaluate', folder)}")
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="Run folder, or store with a published bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+) -> None:
+    """Measure a run on its test part, or the current bundle of a store through the retriever that serves it."""
+    from twotower import api, runs
+
+    if api.is_store(path):
+        retriever = api.retriever(path)
+        found = api.evaluate_bundle(retriever)
+        if as_json:
+            known = {way: {m: v for m, v in metrics.items() if v == v} for way, metrics in found.items()}
+            print(json.dumps({"bundle_id": retriever.bundle.id} | known, indent=1, allow_nan=False))
+        else:
+            print_line(f"bundle {retriever.bundle.id}")
+            print(retriever.dataset.describe())
+            print_served(found, runs.read_config(retriever.bundle.folder)[1].evaluation.k)
+        return
+    loaded = api.load(path)
+    metrics = api.evaluate(loaded)
+    if as_json:
+        print(json.dumps(metrics, indent=1))
+    else:
+        print(loaded.dataset.describe())
+        print_metrics(metrics, loaded.config.evaluation.k[0])
+
+
+def doctor(run: RunFolder) -> None:
+    """Report whether the model learned and what prevents it. Exit code 1 if a finding is an error."""
+    from twotower import api
+    from twotower.diagnostics import describe_findings, diagnose
+
+    findings = diagnose(api.load(run))
+    for line in describe_findings(findings):
+        print_line(line)
+    if any(f.severity == "error" for f in findings):
+        raise typer.Exit(1)
+
+
+def compare(
+    a: RunFolder,
+    b: Annotated[Path, typer.Argument(help="Run folder with the same test interactions.")],
+    resamples: Annotated[
+        int,
+        typer.Option(
+            "--resamples", min=100, max=1_000_000, help="Bootstrap resamples of the test users. 100 to 1,000,000."
+        ),
+    ] = 1000,
+) -> None:
+    """Compare run B with run A: a paired bootstrap over the test users for each metric."""
+    from twotower import api
+    from twotower.reports.compare import compare_runs, describe_comparisons
+
+    for line in describe_comparisons(compare_runs(api.load(a), api.load(b), resamples=resamples)):
+        print_line(line)
+
+
+def config() -> None:
+    """Print a config file with every option, its default and its meaning."""
+    from twotower.config.reference import config_template
+
+    print(config_template(), end="")
