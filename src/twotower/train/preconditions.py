@@ -1,18 +1,13 @@
-"""Preconditions of a training: the recipe against the dataset, the ranks and the machine's memory."""
+"""Preconditions of a training: the recipe against the dataset and the ranks."""
 
 from __future__ import annotations
 
 import logging
-import os
-
-import torch
 
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
-from twotower.features.field import InputField
 from twotower.features.schema import Sequence
-from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -87,24 +82,3 @@ def _check_shards(recipe: Recipe, context: DistributedContext) -> None:
             f"train.data_shards = {shards} and train.batch_size = {recipe.train.batch_size}: some batches would be "
             "empty; set train.data_shards to at most train.batch_size"
         )
-
-
-def check_memory(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
-    """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory."""
-    with torch.device("meta"):  # tensors with shapes and without numbers
-        try:
-            weights = dict(TwoTower(recipe.model, user_fields, item_fields).named_parameters())
-        except RuntimeError as e:  # a weight has more numbers than torch can count
-            raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
-    need = 2 * sum(w.numel() * w.element_size() for w in weights.values())
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > have:
-        name, largest = max(weights.items(), key=lambda named: named[1].numel())
-        shape = " x ".join(f"{n:,}" for n in largest.shape)
-        raise ConfigError(
-            f"the model's weights and gradients take {need / 1e9:,.0f} GB and this machine has {have / 1e9:,.0f} GB of "
-            f"memory (the largest: {name}, {shape}); {_HOW_TO_SHRINK}"
-        )
-
-
-_HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"

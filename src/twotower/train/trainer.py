@@ -30,11 +30,10 @@ from twotower.train.factors import gathered_factors
 from twotower.train.objective import Objective
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
-from twotower.train.preconditions import check_memory
+from twotower.train.placement import build_model
 from twotower.train.progress import TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.stopping import BestWeights, StopSignals
-from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.weights import Weights
 
 
@@ -70,16 +69,7 @@ class Trainer:
         self.context = context or DistributedContext()
         self.callback = callback or Callback()
         self.device = device or choose_device(recipe.train.device, self.context.local_rank)
-        user_fields, item_fields = dataset.encoders.fields("user"), dataset.encoders.fields("item")
-        self.torchrec: TorchRecEmbeddings | None = None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.train.seed)
-            if recipe.train.embedding_placement == "torchrec":
-                self.torchrec = TorchRecEmbeddings(recipe, user_fields, item_fields, self.context, self.device)
-                self.model = self.torchrec.model
-            else:
-                check_memory(recipe, user_fields, item_fields)
-                self.model = TwoTower(recipe.model, user_fields, item_fields).to(self.device)
+        self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
         self.objective = Objective(dataset, recipe, self.model, self.device, self.context, self.torchrec)
         steps = self.objective.steps_per_epoch

@@ -1,0 +1,53 @@
+"""Model of a training, with its embedding tables whole on every rank or sharded."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from twotower.distributed import DistributedContext
+from twotower.errors import ConfigError
+from twotower.features.encoders import Encoders
+from twotower.features.field import InputField
+from twotower.model.two_tower import TwoTower
+from twotower.train.recipe import Recipe
+from twotower.train.torchrec.embeddings import TorchRecEmbeddings
+
+
+def build_model(
+    recipe: Recipe, encoders: Encoders, context: DistributedContext, device: torch.device
+) -> tuple[TwoTower, TorchRecEmbeddings | None]:
+    """Build a model with the initial weights of `train.seed` on a device, and the shards of its tables, if they are sharded.
+
+    Raises ConfigError if the machine cannot hold it.
+    """
+    user_fields, item_fields = encoders.fields("user"), encoders.fields("item")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        if recipe.train.embedding_placement == "torchrec":
+            torchrec = TorchRecEmbeddings(recipe, user_fields, item_fields, context, device)
+            return torchrec.model, torchrec
+        _check_memory(recipe, user_fields, item_fields)
+        return TwoTower(recipe.model, user_fields, item_fields).to(device), None
+
+
+def _check_memory(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
+    """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory."""
+    with torch.device("meta"):  # tensors with shapes and without numbers
+        try:
+            weights = dict(TwoTower(recipe.model, user_fields, item_fields).named_parameters())
+        except RuntimeError as e:  # a weight has more numbers than torch can count
+            raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
+    need = 2 * sum(w.numel() * w.element_size() for w in weights.values())
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        name, largest = max(weights.items(), key=lambda named: named[1].numel())
+        shape = " x ".join(f"{n:,}" for n in largest.shape)
+        raise ConfigError(
+            f"the model's weights and gradients take {need / 1e9:,.0f} GB and this machine has {have / 1e9:,.0f} GB of "
+            f"memory (the largest: {name}, {shape}); {_HOW_TO_SHRINK}"
+        )
+
+
+_HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"
