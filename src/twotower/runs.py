@@ -34,13 +34,15 @@ from twotower import files
 from twotower.config.experiment import Config
 from twotower.config.toml import CONFIG_FORMAT, dump_config, parse_config
 from twotower.data import memmap
-from twotower.data.dataset import Dataset, read_checked, read_text
+from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.escaping import python_literal
 from twotower.evaluation.factors import Factors
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema
+from twotower.files import locks
+from twotower.files.readers import read_checked, read_json, read_text
 from twotower.model.two_tower import TwoTower
 from twotower.train import checkpoint
 from twotower.train.factors import factors_before
@@ -123,12 +125,12 @@ def locked(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             if made:
                 held.callback(_remove_empty, folder)
-            lock = held.enter_context(files.lock(folder / LOCK_FILE, keep=False))
+            lock = held.enter_context(locks.lock(folder / LOCK_FILE, keep=False))
             lock.write_holder("training")
             for place in (folder, folder / NEXT_FOLDER):
                 files.remove_leftovers(place, {*RUN_FILES, NEXT_FOLDER}.__contains__)
                 checkpoint.remove_leftovers(place / "checkpoints")
-        except files.LockHeld as e:
+        except locks.LockHeld as e:
             raise RunError(f"{folder}: {e}; wait for it, or choose another `folder`") from None
         except OSError as e:
             raise RunError(f"{folder}: cannot be written ({e.strerror}); choose another `folder`") from e
@@ -275,7 +277,7 @@ def _load(folder: Path) -> Run:
     except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
         raise RunError(f"{place}: encoders.json and the tables do not go together ({first_line(e)})") from e
     model = load_model(place, config, dataset.encoders)
-    metrics = files.read_json(place / "metrics.json")
+    metrics = read_json(place / "metrics.json")
     if not _is_metrics(metrics):
         raise RunError(f"{place / 'metrics.json'}: damaged (expected numbers by name)")
     history = _history(place / "history.jsonl")
@@ -283,7 +285,7 @@ def _load(folder: Path) -> Run:
         raise RunError(
             f"{place / 'history.jsonl'}: damaged, or of another run (the epochs are not those of metrics.json)"
         )
-    digest = files.read_json(place / "model.json")["sha256"]
+    digest = read_json(place / "model.json")["sha256"]
     return Run(folder, config, dataset, model, metrics, history, sha256=digest)
 
 
@@ -322,7 +324,7 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
 
 def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     """Load the model from `folder`. Raises RunError if the weights are damaged or do not fit the config."""
-    about = files.read_json(folder / "model.json")
+    about = read_json(folder / "model.json")
     form = about.get("format") if isinstance(about, dict) else None
     if form != RUN_FORMAT or "sha256" not in about:
         raise RunError(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twotower import files
 from twotower.cli.arguments import AsJson, Conditions, ItemCount, StoreFolder
 from twotower.errors import ConfigError
+from twotower.files.readers import read_json
 from twotower.reports.terminal import print_answer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def recommend(
 
     if not user and features is None:
         raise ConfigError("name a user with --user ID, or describe one with --features FILE.json")
-    body = files.read_json(features) if features else {}
+    body = read_json(features) if features else {}
     if user:
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
             raise ConfigError(f"--user {user} and the user_id in {features} differ; give one of them")

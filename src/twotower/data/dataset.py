@@ -20,10 +20,11 @@ from twotower.data.pairs import Pairs, counts
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, SplitConfig, split_interactions
 from twotower.data.tables import POSITIVE, Tables
 from twotower.data.times import TIME
-from twotower.errors import DataError, RunError, TwoTowerError, first_line
+from twotower.errors import DataError, RunError, first_line
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
 from twotower.features.text import Grams, TextEncoder
+from twotower.files.readers import read_checked, read_parquet, read_text
 
 
 @dataclass(frozen=True)
@@ -329,28 +330,6 @@ def _check_interactions(actions: pl.DataFrame, users: pl.DataFrame, items: pl.Da
             what = "there are" if name == "part" else f"{name}s.parquet holds"
             raise ValueError(f"column '{name}' goes from {first} to {last}, {what} {below[name]:,}")
     return actions
-
-
-def read_text(path: Path) -> str:
-    """Read a file as UTF-8, whatever the locale. A reader for `read_checked`."""
-    return path.read_text(encoding="utf-8")
-
-
-def read_parquet(path: Path) -> pl.DataFrame:
-    """Read one Parquet file; special characters in its name are no pattern. A reader for `read_checked`."""
-    return pl.read_parquet(path, glob=False)
-
-
-def read_checked(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """Return `reader(path)`. Raises RunError with the file's name for any error of the reader."""
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file; the folder is not complete") from None
-    except TwoTowerError as e:
-        raise RunError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
-    except (Exception, pl.exceptions.PanicException) as e:  # a reader depends on the file alone
-        raise RunError(f"{path}: damaged ({first_line(e)})") from e
 
 
 def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:

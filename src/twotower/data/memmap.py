@@ -24,13 +24,13 @@ import numpy.typing as npt
 from twotower import files
 from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.types import Ints
-from twotower.data.dataset import Dataset, Side, load_dataset, read_checked, read_side, read_text, save_dataset
+from twotower.data.dataset import Dataset, Side, load_dataset, read_side, save_dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfig
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema, Sequence, SideName
-from twotower.files import read_array
+from twotower.files.readers import read_array, read_checked, read_json, read_text
 
 PREPARED_FOLDER = "prepared"
 """Folder of a prepared dataset inside a run or a bundle."""
@@ -85,7 +85,7 @@ class MemmapDataset(Dataset):
         """Open the dataset in a folder; only the sides in `encode` get columns. Raises RunError if it is damaged, or of
         another format."""
         folder = Path(folder)
-        facts = files.read_json(folder / FACTS_FILE)
+        facts = read_json(folder / FACTS_FILE)
         form = facts.get("format") if isinstance(facts, dict) else None
         if form != MEMMAP_FORMAT:
             maker = f", made by twotower {facts.get('twotower')}" if isinstance(facts, dict) else ""
@@ -166,7 +166,7 @@ class MemmapDataset(Dataset):
                     files.link(path, to)
             except OSError as e:
                 raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
-        if files.read_json(self.folder / FACTS_FILE) != self.facts:
+        if read_json(self.folder / FACTS_FILE) != self.facts:
             raise RunError(f"{self.folder}: another dataset has replaced it; open the folder again")
 
     def _slice(self, part: int) -> slice:

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from twotower.arrays.types import Doubles, Ints
 from twotower.data import splits
 from twotower.data.dataset import with_statistics
 from twotower.data.memmap import FACTS_FILE, MEMMAP_FORMAT, MemmapDataset
-from twotower.data.readers import Reading, read_file, table_files
+from twotower.data.readers import Reading, read_file, table_errors, table_files
 from twotower.data.source import DataConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfig
 from twotower.data.tables import POSITIVE, check_side, labelled, need, side_columns, with_ids
@@ -39,6 +39,7 @@ from twotower.data.times import TIME, Times
 from twotower.errors import ConfigError, DataError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
+from twotower.files import locks
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def write_prepared(
     with files.new_folder(out) as folder:
         (folder / "arrays").mkdir()
         (folder / "work").mkdir()
-        with files.lock(folder / "work" / LOCK_FILE):
+        with locks.lock(folder / "work" / LOCK_FILE):
             _Preparation(data, schema, split, folder, sizes or PrepareSizes()).run()
         for path in (folder / "work").iterdir():
             path.unlink()
@@ -89,7 +90,7 @@ def write_prepared(
 def _abandoned(folder: Path) -> bool:
     """Return True if no process, on this host or another, holds the lock of the folder."""
     try:
-        return not files.is_locked(folder / "work" / LOCK_FILE)
+        return not locks.is_locked(folder / "work" / LOCK_FILE)
     except OSError:
         return True
 
@@ -186,12 +187,12 @@ class _Preparation:
         """Yield the interactions, `sizes.block_rows` at a time: the given columns, or all that are used."""
         empty = True
         for path in self.files:
-            with _parquet_errors(path):
+            with table_errors(path):
                 table = pl.scan_parquet(path, glob=False)
                 need(pl.DataFrame(schema=table.collect_schema()), self.columns, "interactions", self.schema)
             for start in range(0, _row_count(path), self.sizes.block_rows):
                 empty = False
-                with _parquet_errors(path):
+                with table_errors(path):
                     piece = table.select(columns or self.columns).slice(start, self.sizes.block_rows).collect()
                 yield piece
         if empty:
@@ -431,18 +432,9 @@ def _kth_smallest(times: Callable[[], Iterator[Ints]], k: int) -> int:
     return low
 
 
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pl.exceptions.PolarsError, OSError) as e:
-        line = (str(e).splitlines() or [type(e).__name__])[0]
-        raise DataError(f"{path}: cannot be read as parquet ({line}); is the file complete?") from None
-
-
 def _row_count(path: Path) -> int:
     """Return the number of rows in the metadata of a Parquet file."""
-    with _parquet_errors(path):
+    with table_errors(path):
         return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 

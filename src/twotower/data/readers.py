@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from twotower.errors import DataError
+from twotower.errors import DataError, first_line
 from twotower.features.schema import MultiHot, Numeric, Schema, SideName, Text, Vector
 
 
@@ -55,7 +56,9 @@ def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFr
         if hasattr(table, "__arrow_c_stream__") and not isinstance(table, pl.Series):
             return pl.DataFrame(table)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
-        raise DataError(f"{what}: cannot be read as columns of equal length with one name each ({_line(e)})") from None
+        raise DataError(
+            f"{what}: cannot be read as columns of equal length with one name each ({first_line(e)})"
+        ) from None
     raise DataError(
         f"{what}: found {type(table).__name__}, expected a polars or pandas frame, an Arrow table, a mapping of "
         "columns, or a path to a CSV or Parquet file"
@@ -78,10 +81,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
@@ -150,23 +149,30 @@ def _read_all(paths: list[Path], reading: Reading | None, wanted: Collection[str
 
 def _read_one(path: Path, reading: Reading | None, wanted: Collection[str] | None = None) -> pl.DataFrame:
     """Read a file. With a `reading`, columns of a CSV outside `reading.numbers` are text."""
-    ending = path.suffix.lower()
-    try:
+    with table_errors(path):
         if not is_text(path):
             table = pl.scan_parquet(path, glob=False)
             if wanted is not None and set(wanted) <= set(table.collect_schema().names()):
                 table = table.select(wanted)
             return table.collect()
         frame = pl.read_csv(path, **csv_options(path, reading))
-    except pl.exceptions.NoDataError:
-        raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
-        if is_text(path):
-            check_utf8(path)
-        raise DataError(f"{path}: cannot be read as {ending[1:]} ({_line(e)}); is the file complete?") from None
     if any("\ufffd" in name for name in frame.columns):
         check_utf8(path)
     return frame
+
+
+@contextmanager
+def table_errors(path: Path) -> Iterator[None]:
+    """Turn errors of polars about a file into DataErrors of one line."""
+    try:
+        yield
+    except pl.exceptions.NoDataError:
+        raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
+        if is_text(path) and path.is_file():
+            check_utf8(path)
+        ending = path.suffix.lower()[1:]
+        raise DataError(f"{path}: cannot be read as {ending} ({first_line(e)}); is the file complete?") from None
 
 
 def is_text(path: Path) -> bool:

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections import abc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,11 +22,11 @@ from twotower.arrays.growing import write_npy_header
 from twotower.arrays.ragged import Column, Ragged
 from twotower.data.readers import (
     Reading,
-    check_utf8,
     column_names,
     csv_options,
     is_text,
     parse_canonical_text,
+    table_errors,
     table_files,
 )
 from twotower.data.splits import TEST
@@ -306,7 +305,7 @@ def _files(source: Path, rows: _RowEncoder) -> list[TableFile]:
 
 def _length(path: Path, rows: _RowEncoder) -> int | None:
     """Return the number of rows of a Parquet file, None for a text file. Raises DataError if a column is missing."""
-    with _table_errors(path):
+    with table_errors(path):
         if is_text(path):
             rows.check(column_names(path))
             return None
@@ -315,25 +314,10 @@ def _length(path: Path, rows: _RowEncoder) -> int | None:
         return int(table.select(pl.len()).collect().item())
 
 
-@contextmanager
-def _table_errors(path: Path) -> Iterator[None]:
-    """Turn errors of polars about a file into DataErrors of one line."""
-    try:
-        yield
-    except pl.exceptions.NoDataError:
-        raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
-        if is_text(path) and path.is_file():
-            check_utf8(path)
-        line = (str(e).splitlines() or [type(e).__name__])[0]
-        ending = path.suffix.lower()[1:]
-        raise DataError(f"{path}: cannot be read as {ending} ({line}); is the file complete?") from None
-
-
 def _batches(shard: TableShard, rows: _RowEncoder, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
     """Yield the needed columns of a shard, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
     path, text = shard.file.path, is_text(shard.file.path)
-    with _table_errors(path):
+    with table_errors(path):
         table = (
             _text_as_parquet(path, rows, scratch / "table")
             if text
@@ -341,7 +325,7 @@ def _batches(shard: TableShard, rows: _RowEncoder, scratch: Path, batch_rows: in
         )
         n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
     for start in range(0, n, batch_rows):
-        with _table_errors(path):
+        with table_errors(path):
             # A slice of a Parquet file skips the rows before it; streamed batches would be read far ahead.
             rest = min(batch_rows, n - start)
             frame = table.slice(shard.start + start, rest).collect(engine="streaming")

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from twotower import files
-from twotower.errors import RunError
-from twotower.files import read_array
+from twotower.errors import RunError, first_line
+from twotower.files.readers import read_array, read_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -67,7 +66,7 @@ class EmbeddingsFolder:
         self.folder = Path(folder)
         self.about: dict[str, Any] = {}
         if (self.folder / LIST_FILE).exists():
-            self.about = files.read_json(self.folder / LIST_FILE)
+            self.about = read_json(self.folder / LIST_FILE)
             if not isinstance(self.about, dict) or self.about.get("format") != EMBEDDINGS_FORMAT:
                 raise RunError(
                     f"{self.folder / LIST_FILE}: not a list of shards that this version reads ({EMBEDDINGS_FORMAT})"
@@ -105,9 +104,10 @@ class EmbeddingsFolder:
             for first in range(0, part.rows, step):
                 try:
                     ids = pl.scan_parquet(part.ids, glob=False).slice(first, step).collect()["id"]
-                except (pl.exceptions.PolarsError, OSError) as e:
-                    why = str(e).splitlines()[0]
-                    raise RunError(f"{part.ids}: missing or damaged ({why}); embed again to repair it") from None
+                except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
+                    raise RunError(
+                        f"{part.ids}: missing or damaged ({first_line(e)}); embed again to repair it"
+                    ) from None
                 for start in range(0, len(ids), rows):
                     some = ids.slice(start, rows)
                     yield some, vectors[at : at + len(some)]

@@ -28,6 +28,7 @@ import twotower
 from twotower import files
 from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, part_names
 from twotower.errors import DataError, RunError
+from twotower.files.readers import read_json
 
 HOW_TO_OVERWRITE = "choose another folder, or start over with `overwrite=True`"
 _SHARD_FILES = re.compile(r"part-\d+\.npy|ids-\d+\.parquet")
@@ -156,7 +157,7 @@ class ShardedWork:
     def record(self, number: int) -> dict[str, Any] | None:
         """Return the record of a finished shard, None without one."""
         try:
-            found = files.read_json(self._record(number))
+            found = read_json(self._record(number))
         except RunError:
             return None
         return found if isinstance(found, dict) else None
@@ -215,7 +216,7 @@ class ShardedWork:
                 "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in records],
             }  # fmt: skip
             path = self.out / LIST_FILE
-            if path.exists() and files.read_json(path) == about:
+            if path.exists() and read_json(path) == about:
                 return rows, False
             files.write_json(path, about)
             return rows, True
@@ -266,7 +267,7 @@ def _difference(out: Path, plan: dict[str, Any]) -> str:
         present = [p.name for p in out.iterdir() if p.name != WORK_FOLDER and not p.name.startswith(".")]
         return f"holds other vectors ({min(present)})" if present else ""
     try:
-        then = files.read_json(path)
+        then = read_json(path)
     except RunError as e:
         return str(e)
     if not isinstance(then, dict) or then.get("format") != EMBEDDINGS_FORMAT:

@@ -12,7 +12,7 @@ from typing import Any
 
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, did_you_mean
-from twotower.files import read_json
+from twotower.files.readers import read_json
 from twotower.index.choose import TuneResult, choose_index, choose_milvus_type, measure_recall, tune_index
 from twotower.index.exact import INDEX_FORMAT, ExactIndex
 from twotower.index.protocol import Index, Metric, MilvusLocation

@@ -25,7 +25,8 @@ import numpy.typing as npt
 from twotower.arrays.sets import is_in_sorted, sorted_unique
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
-from twotower.files import new_folder, read_array, write_json
+from twotower.files import new_folder, write_json
+from twotower.files.readers import read_array
 from twotower.index.protocol import Metric
 from twotower.machine import default_threads
 

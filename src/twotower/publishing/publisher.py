@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 import twotower
-from twotower import files, runs
+from twotower import runs
 from twotower.arrays.types import Codes, Floats, Ints
-from twotower.data.dataset import read_text
 from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
 from twotower.data.splits import TEST
 from twotower.errors import RunError
@@ -31,6 +30,7 @@ from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part import PartEvaluation
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, SideName
+from twotower.files.readers import read_json, read_text
 from twotower.index import (
     Index,
     Metric,
@@ -106,7 +106,7 @@ def _write(
         shutil.copyfile(source / name, folder / name)
     if isinstance(run.dataset, MemmapDataset):
         run.dataset.link(folder / PREPARED_FOLDER)
-    model = files.read_json(folder / "model.json")["sha256"]
+    model = read_json(folder / "model.json")["sha256"]
     if runs.run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
     _check_unchanged(run, folder)
@@ -152,7 +152,7 @@ def _check_unchanged(run: Run, folder: Path) -> None:
     same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
     text = read_text(folder / "encoders.json")
     encoders = Encoders.from_json(run.dataset.schema, text)
-    measured = files.read_json(folder / "metrics.json")  # the same weights may be another run, of other data
+    measured = read_json(folder / "metrics.json")  # the same weights may be another run, of other data
     if not same or encoders.to_json() != run.dataset.encoders.to_json() or measured != run.metrics:
         raise RunError(f"{run.folder}: holds another run than the one in memory; load the run again, then publish it")
 

@@ -15,12 +15,12 @@ import polars as pl
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Floats
 from twotower.data import memmap
-from twotower.data.dataset import Dataset, read_checked
+from twotower.data.dataset import Dataset
 from twotower.data.ids import IdColumn, TextColumn
 from twotower.data.splits import TEST
 from twotower.errors import RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
-from twotower.files import read_array
+from twotower.files.readers import read_array, read_checked
 from twotower.index import Index, load_index
 from twotower.onnx import tower
 from twotower.onnx.tower import InspectionLimits, OnnxTower

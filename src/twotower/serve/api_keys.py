@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twotower.errors import BundleError, ConfigError
-from twotower.files import read_regular
+from twotower.files.readers import read_regular
 from twotower.serve.file_reader import FileReader
 
 log = logging.getLogger("twotower.api_keys")

@@ -19,6 +19,7 @@ from twotower import files
 from twotower.data.splits import SplitConfig
 from twotower.errors import BundleError
 from twotower.features.schema import Schema, SideName
+from twotower.files.readers import parse_json, read_regular
 from twotower.index.protocol import Index, Metric
 
 MANIFEST = "MANIFEST.json"
@@ -164,7 +165,7 @@ def read_manifest(folder: Path) -> Manifest:
     if info.st_size > _MAX_BYTES:
         raise BundleError(f"{path}: {info.st_size} bytes, expected at most {_MAX_BYTES}", "manifest")
     try:
-        body = parse_json(files.read_regular(path, _MAX_BYTES))
+        body = parse_json(read_regular(path, _MAX_BYTES))
         json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
@@ -199,19 +200,3 @@ def problem(error: ValidationError) -> str:
         return f"{where} {found}"
     message = (first["msg"].splitlines() or [""])[0]
     return f"{where} {found}, " + (f"expected {_EXPECTED[kind]}" if kind in _EXPECTED else message)
-
-
-def parse_json(text: str | bytes) -> JsonValue:
-    """Parse JSON with finite numbers of up to 19 digits. Raises ValueError, RecursionError."""
-    found: JsonValue = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int)
-    return found
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number")
-
-
-def _parse_int(text: str) -> int:
-    if len(text) > 19:  # more than a JSON reply can hold
-        raise ValueError(f"{text:.19}… has more than 19 digits")
-    return int(text)

@@ -28,8 +28,10 @@ from pydantic import ValidationError
 from twotower import files
 from twotower.errors import BundleError, ConfigError, RunError
 from twotower.escaping import python_literal
+from twotower.files import locks
+from twotower.files.readers import parse_json, read_regular
 from twotower.store.bundle import Bundle, seal
-from twotower.store.manifest import MANIFEST, BundleFacts, RecallCheck, parse_json, problem
+from twotower.store.manifest import MANIFEST, BundleFacts, RecallCheck, problem
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -260,7 +262,7 @@ class Store:
     def _read(self, name: str, max_bytes: int) -> bytes:
         """Return a file of the store. Raises FileNotFoundError, BundleError for a file that is irregular or too large."""
         try:
-            return files.read_regular(self.path / name, max_bytes)
+            return read_regular(self.path / name, max_bytes)
         except FileNotFoundError:
             raise
         except OSError as e:
@@ -342,7 +344,7 @@ class Store:
         means that its holder was killed.
         """
         try:
-            with files.lock(self.path / "LOCK") as lock:
+            with locks.lock(self.path / "LOCK") as lock:
                 left = lock.killed_holder
                 self._recover(f"{left.action} {left.process} died" if left else "", left.detail if left else "")
                 lock.clear()
@@ -350,7 +352,7 @@ class Store:
                 lock.write_holder(action, stamp)
                 files.point("store.locked")
                 yield stamp
-        except files.LockHeld as e:
+        except locks.LockHeld as e:
             raise BundleError(f"{self.path}: {e}", "locked") from None
         except OSError as e:
             raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from twotower import files
 from twotower.errors import RunError
+from twotower.files.readers import read_json
 from twotower.train.progress import TrainingProgress
 from twotower.train.tensor_file import TensorBlocks, file_order, write_tensors
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
@@ -74,7 +75,7 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
         """Read a checkpoint. Raises RunError if it is damaged or has another format."""
-        state = files.read_json(path / "state.json")
+        state = read_json(path / "state.json")
         if isinstance(state, dict) and (written := state.get("format", 1)) != FORMAT:
             raise _OtherFormatError(
                 f"checkpoint {path} has format {written!r}, and this version reads format {FORMAT}; start a new run"

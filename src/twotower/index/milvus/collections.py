@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twotower import files
 from twotower.errors import RunError, TwoTowerError
 from twotower.escaping import python_literal
+from twotower.files.readers import read_json
 from twotower.index.protocol import CONNECT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class MilvusCollections:
     def _listed(self) -> list[dict[str, str]]:
         if not self._path.exists():
             return []
-        found = files.read_json(self._path, _MAX_FILE_BYTES)
+        found = read_json(self._path, _MAX_FILE_BYTES)
         valid = [line for line in found if isinstance(line, dict) and {"uri", "collection"} <= line.keys()]
         if len(valid) != len(found):
             raise RunError(
@@ -116,7 +117,7 @@ class MilvusCollections:
 def _index_facts(folder: Path) -> dict[str, Any] | None:
     """Return the content of a bundle's `index.json`, None if it cannot be read."""
     try:
-        facts = files.read_json(folder / "index" / "index.json", _MAX_FILE_BYTES)
+        facts = read_json(folder / "index" / "index.json", _MAX_FILE_BYTES)
     except RunError:
         return None
     return facts if isinstance(facts, dict) else None

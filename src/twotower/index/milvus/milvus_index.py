@@ -25,7 +25,7 @@ from twotower import files
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
-from twotower.files import read_array
+from twotower.files.readers import read_array
 from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, complete_params
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
 from twotower.index.protocol import Metric, MilvusLocation, MilvusType

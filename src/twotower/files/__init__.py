@@ -1,27 +1,19 @@
-"""Atomic writes of files and folders (temporary name, sync, rename), and file locks."""
+"""Atomic writes of files and folders: temporary name, sync, rename."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import glob
 import json
 import os
 import re
 import shutil
-import stat
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from twotower.errors import RunError
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 _LEFTOVER_NAME = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
 
@@ -73,39 +65,6 @@ def write(path: Path, data: bytes | str, mode: int | None = None) -> None:
 
 def write_json(path: Path, value: Any, mode: int | None = None) -> None:
     write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", mode)
-
-
-def read_regular(path: Path, max_bytes: int) -> bytes:
-    """Read a regular file of at most `max_bytes` bytes. Raises OSError, at once, for a pipe, a link or a larger file."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if info.st_size <= max_bytes:
-            parts, left = [], max_bytes + 1
-            while left and (part := os.read(handle, left)):
-                parts.append(part)
-                left -= len(part)
-            if left:
-                return b"".join(parts)
-        raise OSError(errno.EFBIG, f"more than {max_bytes:,} bytes", str(path))
-    finally:
-        os.close(handle)
-
-
-def read_json(path: Path, max_bytes: int = 0) -> Any:
-    """Return the value in a JSON file, with or without a byte order mark.
-
-    With `max_bytes` above 0 the file must be a regular one of at most that size. Raises RunError if the file is missing
-    or no JSON."""
-    try:
-        data = read_regular(path, max_bytes) if max_bytes else path.read_bytes()
-        return json.loads(data.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (ValueError, OSError, RecursionError) as e:
-        raise RunError(f"{path}: not readable as JSON ({e})") from None
 
 
 @contextmanager
@@ -197,101 +156,6 @@ def link_tree(source: Path, to: Path) -> None:
         shutil.copytree(source, to, copy_function=lambda a, b: link(Path(a), Path(b)))
 
 
-@dataclass(frozen=True)
-class LockHolder:
-    """The process that wrote the text of a lock."""
-
-    action: str = "process"
-    pid: str = "?"
-    host: str = "?"
-    detail: str = ""
-
-    @property
-    def process(self) -> str:
-        return f"(pid {self.pid} on {self.host})"
-
-
-class LockHeld(RunError):
-    """The lock is held by another process."""
-
-
-class Lock:
-    """A held lock. `killed_holder` is the previous holder, if it was killed."""
-
-    def __init__(self, file: BinaryIO, killed_holder: LockHolder | None) -> None:
-        self._file, self.killed_holder = file, killed_holder
-
-    def write_holder(self, action: str, detail: str = "-") -> None:
-        """Write the action and process of the holder into the lock file."""
-        self.clear()
-        self._file.write(f"{action} {os.getpid()} {os.uname().nodename} {detail}\n".encode())
-
-    def clear(self) -> None:
-        self._file.truncate(0)
-
-
-@contextmanager
-def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
-    """Hold an exclusive file lock while the block runs. Raises LockHeld, which names the holder, or OSError.
-
-    The kernel releases the lock when its holder dies. A holder that ends empties the file, so text in the file of a free
-    lock is of a killed holder; without `keep` it removes the file.
-    """
-    file = _open_lock(path)
-    try:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _read_holder(file)
-                for _ in range(20):  # it may not have written its name yet
-                    if holder is None:
-                        time.sleep(0.01)
-                        holder = _read_holder(file)
-                holder = holder or LockHolder()
-                raise LockHeld(f"another {holder.action} is running {holder.process}") from None
-            with suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                    break
-            file.close()  # it was removed by its holder in between
-            file = _open_lock(path)
-        try:
-            yield Lock(file, _read_holder(file))
-        finally:
-            if not keep:
-                path.unlink(missing_ok=True)
-            file.truncate(0)
-    finally:
-        file.close()
-
-
-def _open_lock(path: Path) -> BinaryIO:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(handle, "a+b", buffering=0)
-
-
-def is_locked(path: Path) -> bool:
-    """Return True if a process, on this host or another, holds the lock. Raises OSError."""
-    try:
-        with path.open("r+b") as file:  # NFS locks only what may be written
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _read_holder(file: BinaryIO) -> LockHolder | None:
-    file.seek(0)
-    text = file.read(1000).decode(errors="replace")
-    parts = text.split()
-    return LockHolder(*parts) if len(parts) == 4 else LockHolder() if text else None
-
-
 def check_name(name: Path | str) -> None:
     """Raise RunError for a name that is not UTF-8, or has characters that the locale cannot encode.
 
@@ -325,18 +189,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def read_array(path: Path, mode: Any = None) -> npt.NDArray[Any]:
-    """Return the array of a .npy file, loaded, or memory-mapped with `mode`.
-
-    Raises OSError, and ValueError for any other content; archives and pickles are not opened."""
-    import numpy as np  # imported late: a store needs no arrays
-
-    found: npt.NDArray[Any]
-    if mode is not None:
-        found = np.lib.format.open_memmap(path, mode)
-        return found
-    with path.open("rb") as file:
-        found = np.lib.format.read_array(file, allow_pickle=False)
-    return found
