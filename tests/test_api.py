@@ -59,7 +59,7 @@ def test_recommendations_are_new_to_the_user_best_first_and_never_fewer_than_rem
     users, items, actions = checkerboard()
     keep = actions.filter((pl.col("user_id") != 3) | (pl.col("item_id") < 25))
     done = twotower.fit((users, items, keep), CHECKERBOARD_SCHEMA, settings(train={"epochs": 20, "batch_size": 64}))
-    best = twotower.recommend(done, 3, k=10)
+    best = twotower.recommend(done, 3, k=10).items
     assert {r.id for r in best} == {"25", "26", "27", "28", "29"}
     assert [r.score for r in best] == sorted((r.score for r in best), reverse=True)
     assert {r.id for r in best[:3]} == {"25", "27", "29"}, "an odd user likes odd items"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from twotower import runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets import movielens
+from twotower.data.ids import TextColumn
 from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
 from twotower.data.prepare import write_prepared
 from twotower.data.splits import TRAIN
@@ -27,9 +28,11 @@ from twotower.escaping import python_literal
 from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part import evaluate_model
 from twotower.features.schema import Schema
+from twotower.index import build_index
 from twotower.machine import peak_memory_mb
 from twotower.publishing.publisher import evaluate_bundle, publish
 from twotower.reports import html
+from twotower.retrieval.request import Answer, check_k, list_items
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.store.store import Store
@@ -218,16 +221,7 @@ def evaluate(trained: Run) -> Metrics:
     return evaluate_model(trained.factors, trained.dataset, trained.config.evaluation)
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """An item: external id, logit and title."""
-
-    id: str
-    score: float
-    title: str
-
-
-def recent_titles(trained: Run, user_id: Any, n: int = 5) -> list[str]:
+def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:
     """Return titles of the last `n` items that the user liked in training, latest first."""
     dataset = trained.dataset
     keep = np.flatnonzero(
@@ -239,28 +233,25 @@ def recent_titles(trained: Run, user_id: Any, n: int = 5) -> list[str]:
     return [titles[i] for i in dataset.pairs.item[keep[::-1][:n]]]
 
 
-def recommend(trained: Run, user_id: Any, k: int = 10) -> list[Recommendation]:
+def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
     """Return the best `k` items for a user of the run by exact search, without the user's known interactions.
 
-    Raises DataError if the run does not know the user.
+    It is the answer of method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises DataError
+    if the run does not know the user.
     """
-    dataset = trained.dataset
-    if k < 1:
-        raise DataError(f"k is {k}, expected at least 1")
-    row = _user_row(dataset, user_id)
-    seen = torch.from_numpy(dataset.pairs.item[dataset.pairs.user == row]).long()
+    started = time.perf_counter()
+    check_k(k)
+    dataset, row = trained.dataset, _user_row(trained.dataset, user_id)
     factors = trained.factors()
-    scores = factors.items @ factors.users[row]
-    scores[seen] = -torch.inf
-    top = scores.topk(min(k, len(scores) - len(seen)))
-    titles, ids = dataset.titles(), dataset.items.ids
-    return [
-        Recommendation(str(ids[i]), score, titles[i])
-        for i, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    ]
+    index = build_index("exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.metric)
+    seen = dataset.pairs.item[dataset.pairs.user == row].astype(np.int64)
+    rows, scores = index.search(factors.users[row : row + 1].cpu().numpy(), k, banned=[seen])
+    items = list_items(rows[0], scores[0], TextColumn(dataset.items.ids), TextColumn(dataset.title_column()))
+    spent = (time.perf_counter() - started) * 1e3
+    return Answer(items, "", 1, "model", round(spent, 3), len(items) < k)
 
 
-def _user_row(dataset: Dataset, user_id: Any) -> int:
+def _user_row(dataset: Dataset, user_id: str | int) -> int:
     rows = (dataset.users.ids.cast(pl.String) == str(user_id)).arg_true()
     if not len(rows):
         raise DataError(f"user '{user_id}' is not among the {len(dataset.users):,} users of this run")

@@ -29,7 +29,10 @@ def ids(answer: object) -> list[str]:
 
 def test_both_methods_give_an_unchanged_user_what_the_run_gives(run: Run, retriever: Retriever) -> None:
     for user in ("u0", "u7", "u33", "u59"):
-        expected = api.recommend(run, user, 10)
+        offline = api.recommend(run, user, 10)
+        assert (offline.bundle_id, offline.method, offline.source) == ("", 1, "model")
+        assert offline.items == retriever.recommend(Request(user), 10).items
+        expected = offline.items
         for method in (1, 2):
             answer = retriever.recommend(Request(user), 10, method)
             assert (answer.source, answer.method, answer.bundle_id) == ("model", method, retriever.bundle.id)

@@ -126,5 +126,5 @@ def _recommendation_lines(run: Run, k: int) -> Iterator[str]:
         yield f"user {user}, {activity[row]} ratings in training; liked last:"
         yield "    " + ";  ".join(api.recent_titles(run, user))
         yield f"  the {k} best films for them:"
-        for place, r in enumerate(api.recommend(run, user, k), 1):
+        for place, r in enumerate(api.recommend(run, user, k).items, 1):
             yield f"    {place:>2}. {r.title}  (logit {r.score:+.2f})"

@@ -108,6 +108,7 @@ class Answer:
 
     items: list[Item]
     bundle_id: str
+    """Empty for the answer of a run."""
     method: int
     source: Source
     milliseconds: float
