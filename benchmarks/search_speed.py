@@ -35,8 +35,9 @@ from measure import Numbers, blas, finish, options, result, timed, tool
 
 from twotower.arrays.types import Vectors
 from twotower.index import build_index, measure_recall, tune_index
-from twotower.index.exact import ExactIndex, one_blas_thread
-from twotower.index.protocol import Metric
+from twotower.index.blas_threads import blas_threads
+from twotower.index.exact import ExactIndex
+from twotower.index.vector_store import Metric
 
 SHIPPED, OURS = "as shipped", "ours"
 QUERIES = 10
@@ -273,7 +274,7 @@ def limits(items: Vectors, queries: Vectors, threads: int) -> dict[str, Callable
 
     def share(work: Callable[[int, int], object]) -> None:
         bounds = [n * t // threads for t in range(threads + 1)]
-        with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        with blas_threads().one(), ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, bounds[:-1], bounds[1:]))
 
     def products(low: int, high: int) -> None:

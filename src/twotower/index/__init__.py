@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, did_you_mean
 from twotower.files.readers import read_json
 from twotower.index.choose import TuneResult, choose_index, choose_milvus_type, measure_recall, tune_index
-from twotower.index.exact import INDEX_FORMAT, ExactIndex
-from twotower.index.protocol import Index, Metric, MilvusLocation
+from twotower.index.description import INDEX_FORMAT
+from twotower.index.exact import ExactIndex
+from twotower.index.milvus.location import MilvusLocation
+from twotower.index.protocol import Index
+from twotower.index.vector_store import Metric
 
 __all__ = [
     "KINDS",
@@ -34,10 +37,10 @@ __all__ = [
 
 KINDS = {
     "exact": "twotower.index.exact:ExactIndex",
-    "flat": "twotower.index.faiss.faiss_index:FlatIndex",
-    "ivf": "twotower.index.faiss.faiss_index:IvfIndex",
-    "hnsw": "twotower.index.faiss.faiss_index:HnswIndex",
-    "ivfpq": "twotower.index.faiss.faiss_index:IvfPqIndex",
+    "flat": "twotower.index.faiss.flat:FlatIndex",
+    "ivf": "twotower.index.faiss.ivf:IvfIndex",
+    "hnsw": "twotower.index.faiss.hnsw:HnswIndex",
+    "ivfpq": "twotower.index.faiss.ivf:IvfPqIndex",
     "milvus": "twotower.index.milvus.milvus_index:MilvusIndex",
 }
 """Module and class of each kind of index."""
@@ -56,12 +59,11 @@ def build_index(
     `location` is required for kind "milvus" and allowed for no other. Raises ConfigError for an unknown kind or
     parameter, DataError for arrays of wrong shape or type.
     """
-    engine: Any = _engine(kind)
+    engine = _engine(kind)
     if engine.remote != (location is not None):
         need = "needs a location, such as MilvusLocation('./milvus.db')" if engine.remote else "takes no location"
         raise ConfigError(f"index kind {kind!r} {need}")
-    index: Index = engine.build(vectors, rows, metric, params, *([location] if engine.remote else []))
-    return index
+    return engine.build(vectors, rows, metric, params, location)
 
 
 def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
@@ -80,7 +82,7 @@ def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None
 
     `timeout` in seconds, `memory` in bytes of address space.
     """
-    module = _module("twotower.index.faiss.faiss_index")
+    module = _module("twotower.index.faiss.engine_file")
     module.verify_file(path, timeout=timeout, memory=memory)
 
 
@@ -92,7 +94,7 @@ def _engine(kind: str) -> type[ExactIndex]:
     return found
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as e:

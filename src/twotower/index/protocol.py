@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 from twotower.arrays.types import Rows, Vectors
-
-Metric = Literal["cosine", "dot"]
-
-
-MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]
-
-
-CONNECT_TIMEOUT = 3.0
-"""Default limit of a connection to Milvus. Seconds."""
-
-
-@dataclass(frozen=True)
-class MilvusLocation:
-    """Server, collection names and index type of an index of kind "milvus"."""
-
-    uri: str
-    """`http://HOST:PORT` of a server, or a path ending in .db, which milvus-lite opens in this process."""
-    prefix: str = "twotower"
-    """Name of the alias, and prefix of collection names."""
-    type: MilvusType = "IVF_FLAT"
-    """Index type in Milvus."""
-    timeout: float = 300.0
-    """Limit of each step of building. Seconds."""
-    model: str = ""
-    """SHA-256 of the model that made the vectors."""
-    on_create: Callable[[str], None] = lambda name: None
-    """Called with the name of a collection before the collection is created."""
-    connect_timeout: float = CONNECT_TIMEOUT
-    """Limit of the connection. Seconds."""
+from twotower.index.description import IndexDescription
+from twotower.index.vector_store import Metric
 
 
 class Index(Protocol):
@@ -67,6 +39,10 @@ class Index(Protocol):
     @property
     def width(self) -> int:
         """Vector dimension D."""
+
+    @property
+    def model(self) -> str:
+        """SHA-256 of the model that made the vectors; empty if the index does not keep it."""
 
     def __len__(self) -> int: ...
 
@@ -107,5 +83,5 @@ class Index(Protocol):
     def save(self, folder: Path) -> None:
         """Write the index into a folder. Raises RunError."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> IndexDescription:
         """Return the content of `index.json`."""

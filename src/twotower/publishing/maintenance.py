@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from twotower.index.milvus.collections import MilvusCollections
-from twotower.index.protocol import CONNECT_TIMEOUT
+from twotower.index.milvus.location import CONNECT_TIMEOUT
 from twotower.store.bundle import Bundle
 from twotower.store.store import Store
 

@@ -97,7 +97,7 @@ class LoadedBundle:
                 "model.safetensors": {"model": digests.get("model.safetensors")},
                 "user_vectors.npy": {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
                 "index": {"items": len(index) + len(index.rejected), "dims": index.width, "metric": index.metric}
-                | ({"model": index.describe()["model"]} if index.remote else {}),
+                | ({"model": index.model} if index.remote else {}),
                 "users.parquet": {"users": len(self.dataset.users)},
                 "items.parquet": {"items": len(self.dataset.items)},
                 "user_tower.onnx": {"model": self.tower.model, "dims": self.tower.width},

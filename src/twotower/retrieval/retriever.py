@@ -20,7 +20,7 @@ import numpy as np
 from twotower.arrays.types import Floats
 from twotower.errors import DataError, RunError
 from twotower.features.schema import Schema
-from twotower.index.exact import MAX_NORM
+from twotower.index.vector_store import MAX_NORM
 from twotower.onnx import tower
 from twotower.onnx.tower import InspectionLimits
 from twotower.retrieval.filters import ItemFilters

@@ -20,7 +20,8 @@ from twotower.data.splits import SplitConfig
 from twotower.errors import BundleError
 from twotower.features.schema import Schema, SideName
 from twotower.files.readers import parse_json, read_regular
-from twotower.index.protocol import Index, Metric
+from twotower.index.protocol import Index
+from twotower.index.vector_store import Metric
 
 MANIFEST = "MANIFEST.json"
 SCHEMA_VERSION = 4
@@ -79,7 +80,7 @@ class IndexFacts(_Facts):
     @classmethod
     def of(cls, index: Index) -> IndexFacts:
         """Return the facts of an index."""
-        return cls.model_validate(index.describe() | {"rejected": len(index.rejected)})
+        return cls.model_validate(index.describe().model_dump() | {"rejected": len(index.rejected)})
 
 
 class FileEntry(_Facts):

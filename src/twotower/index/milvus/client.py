@@ -23,7 +23,7 @@ from pymilvus.exceptions import MilvusException
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, Unavailable
 from twotower.index.deadline import remaining_seconds
-from twotower.index.protocol import CONNECT_TIMEOUT
+from twotower.index.milvus.location import CONNECT_TIMEOUT
 
 TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
 READ_SECONDS = 10.0

@@ -16,7 +16,7 @@ from twotower import files
 from twotower.errors import RunError, TwoTowerError
 from twotower.escaping import python_literal
 from twotower.files.readers import read_json
-from twotower.index.protocol import CONNECT_TIMEOUT
+from twotower.index.milvus.location import CONNECT_TIMEOUT
 
 if TYPE_CHECKING:
     from twotower.store.store import Store

@@ -3,32 +3,35 @@
 The vectors are in this process while an index is built and tuned, and in a collection from `save` on. A collection is
 created once, under a unique name, and never changed: a change of the index creates another one. If Milvus returns too few
 candidates, because few rows are allowed or nearly all of the nearest are banned, all vectors are fetched and scored page
-by page, so no answer is short.
-
-With metric "dot" vectors are augmented as in `faiss.py` (Bachrach et al. 2014), and searched by L2 distance.
+by page, so no answer is short. Augmented vectors are searched by L2 distance.
 """
 
 from __future__ import annotations
 
 import secrets
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Self, get_args
 
 import numpy as np
+from pydantic import JsonValue
 
 from twotower import files
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Vectors
-from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
-from twotower.files.readers import read_array
-from twotower.index.exact import MAX_NORM, ExactIndex, SearchScope, complete_params
+from twotower.errors import ConfigError, RunError, TwoTowerError
+from twotower.index.approximate import ApproximateIndex, Effort
+from twotower.index.description import MilvusDescription, parse_description
+from twotower.index.exact import ExactIndex, complete_params
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
-from twotower.index.protocol import Metric, MilvusLocation, MilvusType
+from twotower.index.milvus.location import MilvusLocation, MilvusType
+from twotower.index.top_k import SearchScope, TopK, best, exact_scores
+from twotower.index.vector_store import Metric
 
 INSERT_ROWS = 4096
 BUILD_PARAMS: dict[MilvusType, dict[str, int]] = {
@@ -58,11 +61,13 @@ class MilvusLimits:
     """Largest number of hits of one search, a limit of Milvus."""
 
 
-class MilvusIndex(ExactIndex):
-    """Index whose vectors are in a Milvus collection; implements `protocol.Index` approximately."""
+class MilvusIndex(ApproximateIndex):
+    """Index whose vectors are in a Milvus collection."""
 
     kind = "milvus"
     remote = True
+    description_type = MilvusDescription
+    efforts = (*ApproximateIndex.efforts, Effort(16, 16, True), Effort(16, sys.maxsize, True))
 
     def __init__(self, width: int, metric: Metric, params: dict[str, int] | None, location: MilvusLocation) -> None:
         """Create an empty index. Raises ConfigError, DataError."""
@@ -77,22 +82,14 @@ class MilvusIndex(ExactIndex):
         self.limits = MilvusLimits()
         self._nlist = 1
         self._is_remote = self._saved = False
-        self._norm_bound = 0.0
         self._creation_lock = threading.Lock()
         self._cached_connection: MilvusConnection | None = None
 
     @classmethod
-    def build(
-        cls, vectors: Vectors, rows: Rows, metric: Metric, params: dict[str, int] | None = None,
-        location: MilvusLocation | None = None,
-    ) -> Self:  # fmt: skip
-        if np.ndim(vectors) != 2:
-            raise DataError(f"vectors have shape {np.shape(vectors)}, expected (N, D)")
+    def _empty(cls, width: int, metric: Metric, params: dict[str, int] | None, location: MilvusLocation | None) -> Self:
         if location is None:
             raise ConfigError("index kind 'milvus' needs a location")
-        index = cls(np.shape(vectors)[1], metric, params, location)
-        index.add(rows, vectors)
-        return index
+        return cls(width, metric, params, location)
 
     @property
     def model(self) -> str:
@@ -114,10 +111,6 @@ class MilvusIndex(ExactIndex):
         return f"model {self.location.model or '-'}, {len(self)} vectors, {self.metric}"
 
     @property
-    def _augmented(self) -> bool:
-        return self.metric == "dot"
-
-    @property
     def _milvus_metric(self) -> str:
         return "L2" if self._augmented else "COSINE"
 
@@ -129,12 +122,11 @@ class MilvusIndex(ExactIndex):
     # Changes
 
     def vectors(self, rows: Rows) -> Vectors:
-        found = self._known(rows)
-        return self._fetch(found) if self._is_remote else self._vectors[found]
+        return self._fetch(self._store.known(rows))
 
     def scores(self, query: Vectors) -> Vectors:
-        query = self._queries(query, 1)[0]
-        parts = [self._fetch(at) @ query for at in self._pages(self._position)]
+        query = self._checked_queries(query, 1)[0]
+        parts = [self._fetch(at) @ query for at in self._pages(self._store.sorted_positions)]
         found: Vectors = np.concatenate(parts) if parts else np.empty(0, np.float32)
         return found
 
@@ -153,9 +145,11 @@ class MilvusIndex(ExactIndex):
     def _download(self) -> None:
         """Fetch all vectors into this process, if they are only in the collection."""
         if self._is_remote:
-            self._vectors, self._is_remote = self._fetch(np.arange(len(self._rows))), False
+            self._store.vectors, self._is_remote = self._fetch(np.arange(len(self._store.rows))), False
 
-    def _changed(self, kept: int) -> None:
+    def _changed(self, kept: int | None) -> None:
+        if kept is None:
+            return
         if self.collection and not self._saved:
             self._connection.drop(self.collection)
         self.collection, self._saved = "", False
@@ -173,12 +167,12 @@ class MilvusIndex(ExactIndex):
                 return
             name = f"{self.location.prefix}_{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"
             self.location.on_create(name)
-            self._norm_bound = 1.05 * self._max_norm
-            self._connection.create_collection(name, self.width + self._augmented, self._description)
+            self._norm_bound = 1.05 * self._store.max_norm
+            self._connection.create_collection(name, self._engine_width, self._description)
             step = min(INSERT_ROWS, page_rows(self.width + 1))
             for start in range(0, len(self), step):
-                at = self._position[start : start + step]
-                self._connection.insert(name, self._rows[at], self._engine_vectors(self._vectors[at]))
+                at = self._store.sorted_positions[start : start + step]
+                self._connection.insert(name, self._store.rows[at], self._engine_vectors(self._store.vectors[at]))
                 files.point("milvus.inserted")
             params = {"nlist": self._nlist} if "nlist" in self.params else {}
             if "m" in self.params:
@@ -188,113 +182,77 @@ class MilvusIndex(ExactIndex):
                 raise RunError(f"{self.location.uri}: {name} holds {n:,} rows, {len(self):,} were inserted")
             self.collection = name
 
-    def _engine_vectors(self, vectors: Vectors) -> Vectors:
-        """Return vectors (n, D) as the collection stores them, augmented for metric "dot"."""
-        if not self._augmented:
-            return vectors
-        squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-        last = np.sqrt(np.maximum(self._norm_bound**2 - squares, 0.0)).astype(np.float32)
-        return np.column_stack([vectors, last])
-
     # Search
 
-    def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> tuple[list[Rows], list[Vectors]]:
-        max_hits = min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
+    @property
+    def _max_hits(self) -> int:
+        """Number of hits that one search may have."""
+        return min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
+
+    def _prefers_exact(self, k: int, scope: SearchScope) -> bool:
         few = scope.only is not None and len(scope.only) <= self.limits.exact_max_rows
         exhaustive = self.search_params.get("ef", 0) >= len(self) > 0
-        if exact or few or exhaustive or 4 * k > scope.remaining.max(initial=0) or k + max(8, k // 8) > max_hits:
-            return self._scan(queries, k, scope)
-        if not self.collection:
-            self._create_collection()
-        rows: list[Rows] = [np.empty(0, np.int64)] * len(queries)
-        scores: list[Vectors] = [np.empty(0, np.float32)] * len(queries)
-        todo = np.arange(len(queries))
-        for factor, more, with_bans in (
-            (1, 1, False),
-            (4, 4, False),
-            (16, 16, False),
-            (16, 16, True),
-            (16, max_hits, True),
-        ):
-            # An eighth more: float32 rounding in Milvus may exchange candidates near the k-th.
-            fetch = min(len(self), max_hits, (k + max(8, k // 8)) * self.search_params.get("refine", 1) * more)
-            if len(todo):
-                todo = self._search_candidates(queries, k, scope, factor, fetch, with_bans, todo, rows, scores)
-        if len(todo):
-            banned = None if scope.banned is None else [scope.banned[i] for i in todo]
-            rest = self._scan(queries[todo], k, SearchScope(scope.only, banned, scope.remaining[todo]))
-            for number, found, score in zip(todo, *rest, strict=True):
-                rows[number], scores[number] = found, score
-        return rows, scores
+        return few or exhaustive or k + max(8, k // 8) > self._max_hits
 
     def _search_candidates(
-        self, queries: Vectors, k: int, scope: SearchScope, factor: int, fetch: int, with_bans: bool, todo: Rows,
-        rows: list[Rows], scores: list[Vectors],
-    ) -> Rows:  # fmt: skip
-        """Fill `rows` and `scores` of the queries `todo` from re-scored candidates; return the queries with too few.
+        self, queries: Vectors, k: int, scope: SearchScope, effort: Effort, todo: Rows, top: TopK
+    ) -> Rows:
+        """Fill `top` for the queries `todo` with re-scored candidates; return the queries with too few.
 
-        Up to `named_max_rows` allowed rows are named in the filter. Banned hits are dropped after the search; only
-        `with_bans` names each query's banned rows in its filter.
+        Up to `named_max_rows` allowed rows are named in the filter, and as many banned rows of one query.
         """
+        if not self.collection:
+            self._create_collection()
+        fetch = min(len(self), self._max_hits, self._candidates(k) * effort.more)
         params: dict[str, int] = {}
         if "nprobe" in self.search_params:
-            params = {"nprobe": min(self._nlist, self.search_params["nprobe"] * factor)}
+            params = {"nprobe": min(self._nlist, self.search_params["nprobe"] * effort.factor)}
         if "ef" in self.search_params:
-            params = {"ef": max(fetch, min(self.search_params["ef"] * factor, 32_768))}
-        only = scope.only
-        named = None if only is None or len(only) > self.limits.named_max_rows else np.sort(self._rows[only])
-        augmented = queries if not self._augmented else np.column_stack([queries, np.zeros(len(queries), np.float32)])
-        step = (
-            1
-            if with_bans
-            else max(1, min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), self.limits.max_hits // fetch))
-        )
+            params = {"ef": max(fetch, min(self.search_params["ef"] * effort.factor, 32_768))}
+        only, store = scope.only, self._store
+        named = None if only is None or len(only) > self.limits.named_max_rows else np.sort(store.rows[only])
+        wide = self._engine_queries(queries)
+        most = min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), self.limits.max_hits // fetch)
+        step = 1 if effort.name_banned else max(1, most)
         short = []
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
             banned = None
-            if with_bans and scope.banned is not None and len(scope.banned[some[0]]) <= self.limits.named_max_rows:
-                banned = np.sort(self._rows[scope.banned[some[0]]])
+            if effort.name_banned and scope.banned and len(scope.banned[some[0]]) <= self.limits.named_max_rows:
+                banned = np.sort(store.rows[scope.banned[some[0]]])
             hits = self._connection.search(
-                self.collection, augmented[some], fetch, params, self._milvus_metric, named, banned, self._is_remote
+                self.collection, wide[some], fetch, params, self._milvus_metric, named, banned, self._is_remote
             )  # fmt: skip
             for number, hit in zip(some.tolist(), hits, strict=True):
-                found = np.array([h["row"] for h in hit], np.int64)
-                at = self._find(found)
+                at = store.find(np.array([h["row"] for h in hit], np.int64))
                 good = at >= 0
                 if only is not None and named is None:
                     good &= is_in_sorted(only, at)
                 if scope.banned is not None:
                     good &= ~is_in_sorted(scope.banned[number], at)
                 if self._is_remote:
-                    chosen = np.flatnonzero(good)
-                    vectors = np.array([hit[i]["entity"]["vector"] for i in chosen], np.float32)
-                    vectors = vectors.reshape(len(chosen), self.width + self._augmented)[:, : self.width]
+                    vectors = np.array([hit[i]["entity"]["vector"] for i in np.flatnonzero(good)], np.float32)
+                    vectors = vectors.reshape(-1, self._engine_width)[:, : self.width]
                 else:
-                    vectors = self._vectors[at[good]]
-                rows[number], scores[number] = _best_rows(found[good], vectors, queries[number], k)
-                if len(rows[number]) < min(k, scope.remaining[number]):
+                    vectors = store.vectors[at[good]]
+                found = best(store.rows[at[good]], exact_scores(vectors, queries[number]), k)
+                top.put(number, *found)
+                if found.rows.size < min(k, scope.remaining[number]):
                     short.append(number)
         return np.asarray(short, np.int64)
 
-    def _scan(self, queries: Vectors, k: int, scope: SearchScope) -> tuple[list[Rows], list[Vectors]]:
+    def _search_exactly(self, queries: Vectors, k: int, scope: SearchScope) -> TopK:
         """Search exactly, with vectors fetched page by page if they are only in the collection."""
         if not self._is_remote:
-            return super()._scan(queries, k, scope)
-        banned = None if scope.banned is None else [self._rows[b] for b in scope.banned]
-        rows = np.full((len(queries), 0), -1, np.int64)
-        scores = np.full((len(queries), 0), -np.inf, np.float32)
-        for at in self._pages(self._position if scope.only is None else scope.only):
-            part = ExactIndex.build(self._fetch(at), self._rows[at], self.metric)
-            part.threads = self.threads
-            found, score = part.search(queries, k, banned=banned)
-            rows, scores = np.column_stack([rows, found]), np.column_stack([scores, score])
-            order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores))[:, :k]
-            rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-        kept = [line >= 0 for line in rows]
-        return [r[keep] for r, keep in zip(rows, kept, strict=True)], [
-            s[keep] for s, keep in zip(scores, kept, strict=True)
-        ]
+            return super()._search_exactly(queries, k, scope)
+        banned = None if scope.banned is None else [self._store.rows[b] for b in scope.banned]
+        top = TopK.empty(len(queries), 0)
+        for at in self._pages(self._store.sorted_positions if scope.only is None else scope.only):
+            page = ExactIndex.build(self._fetch(at), self._store.rows[at], self.metric)
+            page.threads = self.threads
+            found, scores = page.search(queries, k, banned=banned)
+            top = best(np.column_stack([top.rows, found]), np.column_stack([top.scores, scores]), k)
+        return top
 
     def _pages(self, positions: Rows) -> Iterator[Rows]:
         step = page_rows(self.width + 1)
@@ -304,19 +262,19 @@ class MilvusIndex(ExactIndex):
     def _fetch(self, positions: Rows) -> Vectors:
         """Return the vectors (n, D) at positions (n,), from this process or from the collection."""
         if not self._is_remote:
-            return self._vectors[positions]
-        rows, back = np.unique(self._rows[positions], return_inverse=True)
-        found: Vectors = self._connection.fetch(self.collection, rows, self.width + self._augmented)[back, : self.width]
+            return self._store.vectors[positions]
+        rows, back = np.unique(self._store.rows[positions], return_inverse=True)
+        found: Vectors = self._connection.fetch(self.collection, rows, self._engine_width)[back, : self.width]
         return found
 
     # Files
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> MilvusDescription:
         location = self.location
-        return super().describe() | {
-            "type": location.type, "uri": location.uri, "alias": location.prefix, "collection": self.collection,
-            "model": location.model, "nlist": self._nlist, "norm_bound": self._norm_bound,
-        }  # fmt: skip
+        return MilvusDescription(
+            **super().describe().model_dump(), type=location.type, uri=location.uri, alias=location.prefix,
+            collection=self.collection, model=location.model, nlist=self._nlist,
+        )  # fmt: skip
 
     def save(self, folder: Path) -> None:
         """Create the collection if necessary, and write its location, without the vectors, into a folder."""
@@ -325,38 +283,30 @@ class MilvusIndex(ExactIndex):
         super().save(folder)
         self._saved = True
 
-    def _save_vectors(self, folder: Path) -> None:
-        np.save(folder / "rows.npy", self._sorted)
+    def _save_engine(self, folder: Path) -> None:
+        np.save(folder / "rows.npy", self._store.sorted_rows)
 
     @classmethod
-    def restore(cls, folder: Path, facts: dict[str, Any], mmap: bool, verify: bool) -> Self:
+    def restore(cls, folder: Path, facts: dict[str, JsonValue], mmap: bool, verify: bool) -> Self:
         """Load the index of a folder; `facts` is the content of its `index.json`.
 
         Raises RunError, CollectionError if the collection does not match, Unavailable if Milvus does not answer.
         """
         try:
-            names = ("uri", "alias", "collection", "model")
-            if not all(isinstance(facts[name], str) for name in names) or not facts["collection"]:
-                raise ValueError(f"{', '.join(names)} must be texts, and collection not empty")
-            location = MilvusLocation(facts["uri"], facts["alias"], facts["type"], model=facts["model"])
-            params = {str(n): int(v) for n, v in facts["params"].items()}
-            index = cls(int(facts["width"]), facts["metric"], params, location)
-            index.search_params = {name: max(1, int(facts["search_params"][name])) for name in index.search_params}
-            index._nlist, index._norm_bound = max(1, int(facts["nlist"])), float(facts["norm_bound"])
-            index._max_norm = float(facts["max_norm"])
-            if not 0 <= index._max_norm <= MAX_NORM:
-                raise ValueError(f"max_norm: {index._max_norm}")
-            index._rejected = np.asarray(facts["rejected"], np.int64).reshape(-1)
-            rows = read_array(folder / "rows.npy")
-            if rows.dtype != np.int64 or rows.ndim != 1 or len(rows) != facts["n"] or (np.diff(rows) <= 0).any():
-                raise ValueError("rows are repeated, missing or of the wrong kind")
-            if len(rows) and rows[0] < 0:
-                raise ValueError(f"row {rows[0]}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, TwoTowerError) as e:
+            known = parse_description(MilvusDescription, facts)
+            if not known.collection:
+                raise ValueError("collection is empty")
+            location = MilvusLocation(known.uri, known.alias, known.type, model=known.model)
+            index = cls(known.width, known.metric, known.params, location)
+            index._store.load_rows(folder)
+            rows = index._store.rows
+            if (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
+                raise ValueError("rows are repeated or of the wrong kind")
+            index._set_description(known)
+        except (OSError, ValueError, KeyError, EOFError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
-        index._rows, index._sorted, index._position = rows, rows, np.arange(len(rows))
-        index._identity = bool(len(rows) == 0 or rows[-1] == len(rows) - 1)
-        index.collection, index._is_remote, index._saved = facts["collection"], True, True
+        index._nlist, index.collection = max(1, known.nlist), known.collection
+        index._is_remote = index._saved = True
         index._check()
         return index
 
@@ -364,10 +314,8 @@ class MilvusIndex(ExactIndex):
         """Raise CollectionError if the collection does not match the folder, Unavailable if Milvus does not answer."""
         name, client = f"{self.location.uri}: {self.collection}", self._connection
         width, descriptions = client.describe(self.collection)
-        if width != self.width + self._augmented:
-            raise CollectionError(
-                f"{name} has vectors of dimension {width}, expected {self.width + self._augmented}", "mismatch"
-            )
+        if width != self._engine_width:
+            raise CollectionError(f"{name} has vectors of dimension {width}, expected {self._engine_width}", "mismatch")
         if self._description not in descriptions:
             raise CollectionError(
                 f"{name} is described as {max(descriptions)!r}, expected {self._description!r}", "mismatch"
@@ -375,10 +323,3 @@ class MilvusIndex(ExactIndex):
         client.load(self.collection)
         if (n := client.count(self.collection)) != len(self):
             raise CollectionError(f"{name} holds {n:,} rows, expected {len(self):,}", "mismatch")
-
-
-def _best_rows(rows: Rows, vectors: Vectors, query: Vectors, k: int) -> tuple[Rows, Vectors]:
-    """Return the rows and exact scores of the `k` best of vectors (n, D), in descending order."""
-    scores = (vectors * query.astype(np.float64)).sum(axis=1).astype(np.float32)
-    order = np.lexsort((rows, -scores))[:k]
-    return rows[order], scores[order]

@@ -1,0 +1,186 @@
+"""The highest scores of a vector store, exactly.
+
+Speed: FAISS's brute-force search selects somewhat more than k candidates by float32 sums, directly from the vector
+store; each thread searches its share of the items. Few items, or a large share of them, are scored by numpy.
+
+Exactness: float32 sums depend on the order of addition, so candidates are scored again, with products and sums in float64
+rounded to float32. That is the score, for all kinds of index, batch sizes and thread counts; equal scores are ordered by
+row. If the k-th score exceeds the float32 sum of the last candidate by no more than the rounding error, an item outside
+the candidates may belong to the answer, and numpy scores all items.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from twotower.arrays.sets import is_in_sorted
+from twotower.arrays.types import Bools, Rows, Vectors
+from twotower.index.blas_threads import blas_threads
+from twotower.index.vector_store import VectorStore, norms
+
+NUMPY_MAX_SCORES = 1 << 13
+"""Number of scores (items x queries) up to which numpy computes them all."""
+GATHER_NUMBERS = 1 << 22
+"""Numbers copied at a time when only allowed items are searched."""
+RESCORED_NUMBERS = 1 << 22
+"""Numbers of candidates that are scored again at a time: float64 products of at most 32 MiB."""
+_NO_ROWS: Rows = np.empty(0, np.int64)
+
+
+class SearchScope(NamedTuple):
+    """Positions of the vector store that one search covers."""
+
+    only: Rows | None
+    """Allowed positions, ascending; None for all that hold a row."""
+    banned: list[Rows] | None
+    """Banned positions of each query, ascending, within `only`."""
+    remaining: Rows
+    """Number of allowed positions of each query (B,)."""
+
+    def of(self, queries: Rows) -> SearchScope:
+        """Return the scope of some of the queries, given by their numbers."""
+        banned = None if self.banned is None else [self.banned[number] for number in queries]
+        return SearchScope(self.only, banned, self.remaining[queries])
+
+
+class TopK(NamedTuple):
+    """The best rows of each query in descending order of score; equal scores are ordered by row."""
+
+    rows: Rows
+    """Rows (B, k), -1 where fewer remain, or (k,)."""
+    scores: Vectors
+    """Scores (B, k), -inf where fewer remain, or (k,)."""
+
+    @classmethod
+    def empty(cls, n_queries: int, k: int) -> TopK:
+        """Return the answer without rows."""
+        return cls(np.full((n_queries, k), -1, np.int64), np.full((n_queries, k), -np.inf, np.float32))
+
+    def put(self, query: int, rows: Rows, scores: Vectors) -> None:
+        """Set the rows (n,) and scores (n,) of one query, n at most k."""
+        self.rows[query, : len(rows)], self.scores[query, : len(rows)] = rows, scores
+        self.rows[query, len(rows) :], self.scores[query, len(rows) :] = -1, -np.inf
+
+
+def best(rows: Rows, scores: Vectors, k: int) -> TopK:
+    """Return the `k` best of rows (B, n) or (n,) by their scores: the rule for ties of every search."""
+    order = np.lexsort((rows, -scores))[..., :k]
+    if rows.ndim == 1:
+        return TopK(rows[order], scores[order])
+    return TopK(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
+
+
+def rescore(store: VectorStore, queries: Vectors, at: Rows, k: int, good: Bools | None = None) -> TopK:
+    """Return the `k` best of the positions (B, n), `good` ones only, by exact scores."""
+    scores = (store.vectors[at] * queries[:, None].astype(np.float64)).sum(axis=2).astype(np.float32)
+    rows = store.rows[at]
+    if good is not None:
+        rows[~good], scores[~good] = -1, -np.inf
+    return best(rows, scores, k)
+
+
+def exact_scores(vectors: Vectors, query: Vectors) -> Vectors:
+    """Return the scores (n,) of vectors (n, D) for a query (D,): products and sums in float64, rounded to float32."""
+    scores: Vectors = (vectors * query.astype(np.float64)).sum(axis=1).astype(np.float32)
+    return scores
+
+
+def exact_top_k(store: VectorStore, queries: Vectors, k: int, scope: SearchScope, threads: int) -> TopK:
+    """Return the `k` best rows for each query (B, D) among the positions of `scope`, by at most `threads` threads."""
+    only = scope.only
+    if only is None and len(store) < len(store.rows):
+        only = np.flatnonzero(store.rows >= 0)
+    n = len(store.rows) if only is None else len(only)
+    # The error of a float32 sum of D products is below D / 2^24 of the product of the norms; twice for two sums.
+    slack = norms(queries) * store.max_norm * store.width * 2.0**-22 + 1e-30
+    top, todo = TopK.empty(len(queries), k), np.arange(len(queries))
+    banned = scope.banned or [_NO_ROWS] * len(queries)
+    keep = k + max(8, k // 8)
+    fetch = keep + max(map(len, banned), default=0)
+    if n * len(queries) > NUMPY_MAX_SCORES and 4 * fetch < n:
+        certain = np.zeros(len(queries), np.bool_)
+        step = max(1, RESCORED_NUMBERS // (fetch + keep * store.width))
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            at, rough = _nominate(store, queries[part], fetch, only, banned[part], keep, threads)
+            top.rows[part], top.scores[part] = rescore(store, queries[part], at, k)
+            certain[part] = top.scores[part, -1] > rough[:, -1] + slack[part]
+        todo = todo[~certain]
+    with blas_threads().one():
+        for number in todo.tolist():
+            top.put(number, *_score_all(store, queries[number], k, only, banned[number], slack[number]))
+    return top
+
+
+def _nominate(
+    store: VectorStore, queries: Vectors, n: int, only: Rows | None, banned: list[Rows], keep: int, threads: int
+) -> tuple[Rows, Vectors]:
+    """Return the positions (B, keep) with the largest float32 sums, and the sums (B, keep), in descending order.
+
+    They are taken from the `n` largest, without banned positions.
+    """
+    from twotower.index.faiss.setup import faiss, faiss_settings
+
+    vectors, width = store.vectors, store.width
+    total = len(vectors) if only is None else len(only)
+    threads = min(threads, total // n) if total * len(queries) * width > 1 << 22 else 1
+    bounds = [total * t // threads for t in range(threads + 1)]
+
+    def search_block(start: int, stop: int) -> tuple[Rows, Vectors]:
+        items = vectors[start:stop] if only is None else vectors[only[start:stop]]
+        found, at = faiss.knn(queries, items, min(n, stop - start), metric=faiss.METRIC_INNER_PRODUCT)
+        return (at + start if only is None else only[at + start]), found
+
+    def search_share(start: int, stop: int) -> tuple[Rows, Vectors]:
+        with faiss_settings(1, width):
+            step = stop - start if only is None else max(1, GATHER_NUMBERS // width)
+            return _merge_largest([search_block(low, min(low + step, stop)) for low in range(start, stop, step)], n)
+
+    if threads == 1:
+        at, rough = search_share(0, total)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            at, rough = _merge_largest(list(pool.map(search_share, bounds[:-1], bounds[1:])), n)
+    if n > keep:
+        bad = np.array([is_in_sorted(ban, line) for ban, line in zip(banned, at, strict=True)])
+        order = np.argsort(bad, axis=1, kind="stable")[:, :keep]
+        at, rough = np.take_along_axis(at, order, 1), np.take_along_axis(rough, order, 1)
+    return at, rough
+
+
+def _score_all(store: VectorStore, query: Vectors, k: int, only: Rows | None, banned: Rows, slack: float) -> TopK:
+    """Return the rows (k,) and scores (k,) of one query from the float32 sums of all items, in descending order of score."""
+    vectors = store.vectors
+    if only is None:
+        rough = vectors @ query
+        rough[banned] = -np.inf
+        positions = np.flatnonzero((rough >= _kth_largest(rough, k) - slack) & (rough > -np.inf))
+    else:
+        positions = only[~is_in_sorted(banned, only)]
+        rough = np.empty(len(positions), np.float32)
+        for start in range(0, len(positions), 1 << 14):  # in blocks to bound memory
+            part = slice(start, start + (1 << 14))
+            rough[part] = vectors[positions[part]] @ query
+        positions = positions[rough >= _kth_largest(rough, k) - slack]
+    scores = np.empty(len(positions), np.float32)
+    for start in range(0, len(positions), 4096):
+        part = slice(start, start + 4096)
+        scores[part] = exact_scores(vectors[positions[part]], query)
+    return best(store.rows[positions], scores, k)
+
+
+def _kth_largest(values: Vectors, k: int) -> float:
+    """Return the k-th largest value, -inf if there are no more than k."""
+    return float(np.partition(values, len(values) - k)[len(values) - k]) if len(values) > k else -np.inf
+
+
+def _merge_largest(parts: list[tuple[Rows, Vectors]], n: int) -> tuple[Rows, Vectors]:
+    """Merge positions and sums (B, ...) of several parts into the `n` largest, in descending order."""
+    if len(parts) == 1:
+        return parts[0]
+    at, found = (np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
+    order = np.argsort(-found, axis=1)[:, :n]
+    return np.take_along_axis(at, order, 1), np.take_along_axis(found, order, 1)

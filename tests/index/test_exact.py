@@ -1,0 +1,89 @@
+"""Exact search: blocks, threads and rounding miss nothing."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from vector_worlds import WIDTH, naive, same, users, world
+
+from twotower.index.blas_threads import blas_threads
+from twotower.index.exact import ExactIndex
+
+
+@pytest.mark.parametrize(("n", "b", "k"), [(5000, 3, 10), (70_001, 1, 100), (40_000, 300, 5), (9000, 2, 5000)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_groups_and_threads_miss_nothing(n: int, b: int, k: int, threads: int) -> None:
+    rng = np.random.default_rng(n)
+    vectors, queries = rng.standard_normal((n, 6)).astype(np.float32), users(b, width=6)
+    vectors[rng.integers(0, n, n // 3)] = vectors[rng.integers(0, n, n // 3)]
+    rows = rng.permutation(n)
+    index = ExactIndex.build(vectors, rows, "dot")
+    index.threads = threads
+    banned = [rng.integers(0, n, 40) for _ in range(b)]
+    index.remove(np.arange(0, n, 9))
+    keep = rows % 9 != 0
+    for allowed in (None, np.arange(0, n, 2)):
+        found, scores = index.search(queries, k, allowed=allowed, banned=banned)
+        for number in range(0, b, 60):
+            may = keep & ~np.isin(rows, banned[number]) & (True if allowed is None else rows % 2 == 0)
+            right = (vectors[may] * queries[number].astype(np.float64)).sum(axis=1).astype(np.float32)
+            order = np.lexsort((rows[may], -right))[:k]
+            np.testing.assert_array_equal(found[number, : len(order)], rows[may][order])
+            np.testing.assert_array_equal(scores[number, : len(order)], right[order])
+
+
+@pytest.mark.parametrize("b", [1, 64])
+def test_near_ties_beyond_the_nominees_miss_nothing(b: int) -> None:
+    """Scores that float32 sums cannot tell apart, many more of them than k: the float64 sums and the rows decide."""
+    rng = np.random.default_rng(0)
+    vectors = np.full((20_000, 24), 0.7, np.float32)
+    vectors[:, 5] += rng.integers(0, 4, 20_000).astype(np.float32) * np.float32(6e-8)
+    vectors[:, 20] -= rng.integers(0, 4, 20_000).astype(np.float32) * np.float32(6e-8)
+    rows, queries = rng.permutation(20_000), rng.uniform(0.5, 1, (b, 24)).astype(np.float32)
+    banned = [rng.integers(0, 20_000, 30) for _ in range(b)]
+    found, scores = ExactIndex.build(vectors, rows, "dot").search(queries, 10, banned=banned)
+    for number in range(0, b, 21):
+        right = (vectors * queries[number].astype(np.float64)).sum(axis=1).astype(np.float32)
+        right[np.isin(rows, banned[number])] = -np.inf
+        order = np.lexsort((rows, -right))[:10]
+        np.testing.assert_array_equal(found[number], rows[order])
+        np.testing.assert_array_equal(scores[number], right[order])
+
+
+def test_a_score_does_not_depend_on_company() -> None:
+    vectors, rows = world("dot", 50_000)
+    index = ExactIndex.build(vectors, rows, "dot")
+    together = index.search(users(64), 20)
+    for number in (0, 63):
+        alone = index.search(users(64)[number : number + 1], 20)
+        np.testing.assert_array_equal(alone[0][0], together[0][number])
+        np.testing.assert_array_equal(alone[1][0], together[1][number])
+
+
+def test_many_small_additions() -> None:
+    vectors, rows = world("dot")
+    index = ExactIndex(WIDTH, "dot")
+    for row, vector in zip(rows, vectors, strict=True):
+        index.add(np.array([row]), vector[None])
+    same(index.search(users(3), 20), naive(vectors, rows, users(3), 20), True)
+
+
+def test_searches_side_by_side() -> None:
+    index = ExactIndex.build(*world("dot", 20_000), "dot")
+    wanted, wrong = index.search(users(40), 10)[0], []
+
+    def ask(number: int) -> None:
+        for _ in range(20):
+            if not (index.search(users(40)[number : number + 2], 10)[0] == wanted[number : number + 2]).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    with blas_threads().one(), blas_threads().one():
+        pass

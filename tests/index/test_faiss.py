@@ -1,0 +1,224 @@
+"""FAISS as it is set up, and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from vector_worlds import WIDTH, N, users, world
+
+import twotower
+from twotower import limited_process
+from twotower.errors import RunError, TwoTowerError
+from twotower.index import KINDS, Index, Metric, build_index, load_index
+from twotower.index.faiss import setup
+from twotower.index.faiss.engine_file import read_faiss, verify_file, verify_files
+from twotower.index.faiss.setup import BLAS_MIN_QUERIES, choose_coretype, faiss
+
+
+def made(kind: str, metric: Metric, n: int) -> Index:
+    return build_index(kind, *world(metric, n), metric)
+
+
+ZEN4 = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: {}\n\nvendor_id\t: other\nflags\t\t: none\n"
+XEON = ZEN4.replace("AuthenticAMD", "GenuineIntel").replace("25", "6")
+AVX512 = "fma avx2 avx512f avx512dq avx512bw avx512vl avx512cd"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "wanted"),
+    [
+        (XEON.format(AVX512), "SKYLAKEX"),
+        (XEON.format("sse2 avx2 fma avx512f"), "HASWELL"),
+        (XEON.format("sse2 avx2"), None),
+        (ZEN4.format(AVX512), "HASWELL"),
+        (ZEN4.replace("25", "26").format(AVX512), "SKYLAKEX"),
+        ("processor\t: 0\nFeatures\t: asimd sve\n", None),
+        ("", None),
+    ],
+)
+def test_the_kernels_of_openblas_follow_the_flags_and_only_where_nobody_chose(cpuinfo: str, wanted: str | None) -> None:
+    assert choose_coretype(cpuinfo, {"PATH": "/bin"}) == wanted
+    for name, value in (
+        ("OPENBLAS_CORETYPE", "ZEN"),
+        ("OPENBLAS_CORETYPE", ""),
+        ("CI", "true"),
+        ("PYTEST_VERSION", "9"),
+    ):
+        assert choose_coretype(cpuinfo, {name: value}) is None
+
+
+KERNELS = """
+import ctypes, json, os, re, sys
+from pathlib import Path
+import numpy
+{first}
+from twotower.index.faiss import setup
+from twotower.index.faiss.setup import BLAS_MIN_QUERIES, choose_coretype, faiss
+found = {{}}
+for path in set(re.findall(r"/\\S*openblas\\S*", Path("/proc/self/maps").read_text())):
+    library = ctypes.CDLL(path)
+    for name in ("openblas_get_corename", "scipy_openblas_get_corename64_"):
+        if hasattr(library, name):
+            core = getattr(library, name)
+            core.restype = ctypes.c_char_p
+            found["faiss" if "faiss" in path else "numpy"] = core().decode().upper()
+wanted = choose_coretype(Path("/proc/cpuinfo").read_text(), {{}})
+print(json.dumps([wanted, found, os.environ.get("OPENBLAS_CORETYPE")]))
+"""
+
+
+def kernels(first: str = "", **variables: str) -> tuple[str | None, dict[str, str], str | None]:
+    """What is right for this processor, the kernels in a new process, and what is in its environment afterwards."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KERNELS.format(first=first)],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    wanted, found, left = json.loads(done.stdout)
+    return wanted, found, left
+
+
+def test_faiss_gets_its_kernels_when_it_is_loaded_and_nobody_else_does() -> None:
+    shipped = kernels("import faiss")[1]
+    wanted, found, left = kernels()
+    assert found["faiss"] == (wanted or shipped["faiss"])
+    assert found["numpy"] == shipped["numpy"], "numpy's OpenBLAS chooses for itself"
+    assert left is None, "children choose for themselves"
+    for name in ("CI", "PYTEST_VERSION"):
+        assert kernels(**{name: "1"})[1] == shipped
+    assert kernels(OPENBLAS_CORETYPE="PRESCOTT")[1]["faiss"] == "PRESCOTT", "what is set stays"
+    assert kernels(OPENBLAS_CORETYPE="PRESCOTT")[2] == "PRESCOTT"
+
+
+def test_kernels_with_wrong_products_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong:
+        """FAISS whose products of matrices are off by a percent."""
+
+        METRIC_INNER_PRODUCT = setup.faiss.METRIC_INNER_PRODUCT
+        cvar = SimpleNamespace(distance_compute_blas_threshold=128_000)
+
+        def knn(self, queries: np.ndarray, items: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
+            found, at = setup.faiss.knn(queries, items, k, metric=metric)
+            return found * 1.01 if self.cvar.distance_compute_blas_threshold < queries.size else found, at
+
+    assert setup.blas_is_correct(setup.faiss)
+    for name in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE"):
+        monkeypatch.delenv(name, raising=False)
+    wrong: Any = Wrong()
+    monkeypatch.setitem(sys.modules, "faiss", wrong)
+    loaded, correct = setup.load_faiss("")
+    assert loaded is wrong
+    assert correct, "nothing was chosen, so nothing is compared"
+    loaded, correct = setup.load_faiss(XEON.format("avx2 fma"))
+    assert loaded is wrong
+    assert not correct
+    assert "OPENBLAS_CORETYPE=HASWELL" in caplog.text
+    assert "OPENBLAS_CORETYPE" not in os.environ
+    with setup.faiss_settings(1, 64, use_blas=False):
+        assert setup.faiss.cvar.distance_compute_blas_threshold > 10**9
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "milvus"])
+def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> None:
+    """The wheel's own number leaves batches of up to 128,000 / width queries without BLAS."""
+    index = made(kind, "cosine", 4000)
+    tenfold = BLAS_MIN_QUERIES * (WIDTH + (kind == "ivfpq"))  # which makes an odd width even
+    faiss.cvar.distance_compute_blas_threshold = 128_000
+    index.search(users(64), 5)
+    assert faiss.cvar.distance_compute_blas_threshold == tenfold
+    faiss.cvar.distance_compute_blas_threshold = 128_000
+    index.add(np.arange(50_000, 50_300), users(300))
+    assert faiss.cvar.distance_compute_blas_threshold == (128_000 if kind == "exact" else tenfold)
+
+
+def test_faiss_is_imported_in_one_place() -> None:
+    sources = Path(twotower.__file__).parent
+    importing = re.compile(r"^\s*(import|from) faiss\b", re.MULTILINE)
+    assert [p.name for p in sources.rglob("*.py") if importing.search(p.read_text())] == ["setup.py"]
+
+
+def test_an_index_of_another_folder_is_refused(tmp_path: Path) -> None:
+    for kind, n in (("ivf", N), ("hnsw", N), ("flat", 300)):
+        made(kind, "dot", n).save(tmp_path / kind)
+    for stranger in ("hnsw", "flat"):
+        (tmp_path / "ivf/index.faiss").write_bytes((tmp_path / stranger / "index.faiss").read_bytes())
+        with pytest.raises(RunError, match="not the ivf index"):
+            load_index(tmp_path / "ivf", verify=False)
+    (tmp_path / "ivf/index.faiss").unlink()
+    with pytest.raises(RunError, match="no such file"):
+        load_index(tmp_path / "ivf")
+
+
+def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None:
+    """Each file loads and can be searched, or is refused with one line; this process lives to see it."""
+    rng, files = np.random.default_rng(0), []
+    for kind in ("flat", "ivf", "hnsw", "ivfpq"):
+        made(kind, "dot", 300).save(tmp_path / kind)
+        good = (tmp_path / kind / "index.faiss").read_bytes()
+        for case in range(10):
+            bad = bytearray(good)
+            if case == 0:
+                bad = bad[: len(bad) // 2]
+            elif case == 1:
+                bad = bad[:20]
+            elif case < 7:  # one number of the header
+                place = 4 + 4 * int(rng.integers(0, 30))
+                bad[place : place + 4] = bytes([[0, 1, 127, 128, 255][case - 2]] * 4)
+            else:
+                for place in rng.integers(0, len(bad), 20):
+                    bad[place] = rng.integers(0, 256)
+            files.append(tmp_path / f"{kind}-{case}.faiss")
+            files[-1].write_bytes(bad)
+    said = verify_files(files)
+    assert set(said) == set(files)
+    refused = [file for file in files if said[file]]
+    assert len(refused) >= 12
+    assert all(file.name in said[file] and len(said[file].splitlines()) == 1 for file in refused)
+    for file in files:
+        if not said[file]:
+            engine = read_faiss(file)
+            engine.search(users(3, width=engine.d), 10)
+    for kind in ("ivf", "hnsw"):
+        (tmp_path / kind / "index.faiss").write_bytes((tmp_path / f"{kind}-0.faiss").read_bytes())
+        with pytest.raises(TwoTowerError):
+            load_index(tmp_path / kind)
+    with pytest.raises(RunError, match="no such file"):
+        verify_file(tmp_path / "none.faiss")
+
+
+def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"x")
+    second.write_bytes(b"x")
+    (tmp_path / "work.py").write_text(
+        "import os, time\n"
+        "def dies(path): os.abort() if path.name == 'a' else None; return ''\n"
+        "def hangs(path): time.sleep(60)\n"
+        "def computes(path):\n    while True: pass\n"
+        "def grows(path): bytes(10**10)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = verify_files([first, second], function="work:dies")
+    assert "ended a process with code -6" in said[first]
+    assert said[second] == ""
+    with pytest.raises(RunError, match=r"more than 0\.3 seconds"):
+        verify_file(first, timeout=0.3, function="work:hangs")
+    (seen,) = limited_process.run_limited("work:computes", [first], timeout=60, cpu_seconds=1, memory=1 << 30).values()
+    assert seen.error == "loading it takes more than 1 seconds"
+    with pytest.raises(RunError, match="a: not a usable FAISS index .loading it takes more than 2,147 MB"):
+        verify_file(first, function="work:grows")
