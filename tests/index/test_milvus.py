@@ -461,7 +461,7 @@ def closed(service: Service) -> bool:
 
 
 async def source(service: Service) -> str:
-    return str((await service.recommend(body()))["source"])
+    return (await service.recommend(body())).source
 
 
 def test_fault_F1_milvus_down_at_the_start_is_not_ready_and_comes_back(
@@ -510,11 +510,11 @@ def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
                     assert refused.value.headers["Retry-After"]
                     continue
                 reply = await service.recommend(body(ban=["i1"], where={"brand": "brand2"}))
-                assert reply["source"] == "fallback"
+                assert reply.source == "fallback"
                 wanted = service.bundles.current.recommend(
                     Request(), K, ban=["i1", *stored_items(service.bundles.current, "u3")], where={"brand": "brand2"}
                 )
-                assert reply["items"] == wanted.items
+                assert reply.items == wanted.items
             assert time.perf_counter() - started < 20  # a few seconds at most: then nobody asks any more
             assert not closed(service)
             assert b"twotower_index_errors_total 0.0" not in service.metrics.render()
@@ -524,7 +524,7 @@ def test_fault_F1_milvus_killed_in_the_middle_falls_back_and_comes_back(
 
             await until(answers)
             assert closed(service)
-            assert (await service.similar("i7", K))["items"]
+            assert (await service.similar("i7", K)).items
 
     asyncio.run(world())
 
@@ -693,7 +693,7 @@ def test_fault_F2_a_collection_of_another_dimension_is_refused_and_the_old_bundl
                 with pytest.raises(CollectionError) as refused:
                     Retriever(fresh)
                 assert refused.value.reason == reason
-                assert (await service.recommend(body()))["bundle_id"] == old.id
+                assert (await service.recommend(body())).bundle_id == old.id
             text = service.metrics.render().decode()
             assert 'twotower_bundle_load_failures_total{reason="mismatch"} 3.0' in text
 

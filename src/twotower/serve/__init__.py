@@ -5,8 +5,9 @@ listener.py       listening sockets                       json_log.py         th
 connections.py    connections and their timeouts          http_protocol.py    the protocol of one connection
 open_files.py     connections that open files allow       middleware.py       keys, limits, queueing, the access log
 app.py            applications for clients, operators      routes/             routes by group, their errors and documents
-service.py        answers to requests                     schemas.py          bodies and replies
-problems.py       errors (RFC 9457)                       page/               the console: HTML, CSS, JavaScript
+service.py        replies to requests                     recommender.py      answers of the retriever, or without an index
+schemas.py        bodies of requests                      replies.py          bodies of replies
+request_limits.py limits of one request                   problems.py         errors (RFC 9457)
 admission.py      fair queueing between clients           client_slots.py     bounds on work beside the queue
 rate_limit.py     requests per second of a client         api_keys.py         the file of API keys
 body_memory.py    memory of bodies and replies            free_memory.py      memory that a bundle may take
@@ -14,7 +15,9 @@ bundles.py        the current bundle and its replacement  file_reader.py      re
 user_events.py    recent events in this process           redis_events.py     recent events in Redis
 histories.py      recent events, bounded in bytes         circuit_breaker.py  calls to a server that fails
 search_executor.py  searches of a remote index            console.py          data of the console at /
+console_replies.py  replies of the console                item_map.py         the map of the console
 metrics.py        metrics for Prometheus                  settings.py         settings and their checks
+page/             the console: HTML, CSS, JavaScript
 
 Needs the extra `serve`. No torch: the towers are ONNX graphs.
 """

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from twotower.arrays.types import Floats, Ints
 from twotower.data.ids import IdColumn
 from twotower.retrieval.explanation import explain
-from twotower.retrieval.request import MAX_K, Answer, Request
+from twotower.retrieval.request import MAX_K, Answer, Event, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.stored_users import stored_features, stored_history, stored_items
 from twotower.serve import schemas
 from twotower.serve.admission import release_current_permit
 from twotower.serve.client_slots import ClientSlots
+from twotower.serve.console_replies import (
+    BundlesReply,
+    ExplainedReply,
+    FilteredReply,
+    FoundItems,
+    FoundUser,
+    FoundUsers,
+    GateReply,
+    MapReply,
+    StoredBundle,
+    TitledEvent,
+    TitledItem,
+    UserReply,
+)
 from twotower.serve.item_map import ItemMap, colour_columns, colour_feature, colour_groups, rounded
 from twotower.serve.problems import Problem
+from twotower.serve.replies import ItemsReply
 from twotower.serve.service import Service, request_weight
 from twotower.store.store import Store
 
@@ -44,39 +59,31 @@ class Console:
         """Hold one of the slots, in place of the request's permit. Raises Problem "overload" if all are taken."""
         return self._slots.hold(release_current_permit())
 
-    async def users(self, query: str, limit: int) -> dict[str, Any]:
+    async def users(self, query: str, limit: int) -> FoundUsers:
         """Find users: the one with this id, those whose id begins with the text, then those whose id contains it."""
         retriever = self._service.bundles.current
         rows, total = await asyncio.to_thread(_matching_ids, retriever.user_ids, query, limit)
         lengths = retriever.dataset.interacted_items.lengths[rows]
         ids = retriever.user_ids.column.gather(rows).to_list()
-        users = [{"id": i, "events": int(n)} for i, n in zip(ids, lengths, strict=True)]
-        return {"users": users, "total": total}
+        return FoundUsers([FoundUser(i, n) for i, n in zip(ids, lengths.tolist(), strict=True)], total)
 
-    async def user(self, user_id: str) -> dict[str, Any]:
+    async def user(self, user_id: str) -> UserReply:
         """Return a user's stored features, history and recent events. Raises Problem "unknown-user"."""
         retriever = self._service.bundles.current
         state = await self._service.event_store.fetch(self._service.bundles.event_bundles(retriever), user_id)
         if not retriever.has_user(user_id):
             if not state.events:
                 raise Problem("unknown-user", f"user '{user_id}' is not among the bundle's users")
-            return {
-                "id": user_id,
-                "features": {},
-                "history": [],
-                "events": 0,
-                "recent_events": self._titled(state.events),
-            }
-        history = stored_history(retriever, user_id, SHOWN_EVENTS)
-        return {
-            "id": user_id,
-            "features": stored_features(retriever, user_id),
-            "history": [entry._asdict() for entry in history],
-            "events": len(stored_items(retriever, user_id)),
-            "recent_events": self._titled(state.events),
-        }
+            return UserReply(user_id, {}, [], 0, _titled(state.events, retriever))
+        return UserReply(
+            user_id,
+            stored_features(retriever, user_id),
+            [TitledEvent(*entry) for entry in stored_history(retriever, user_id, SHOWN_EVENTS)],
+            len(stored_items(retriever, user_id)),
+            _titled(state.events, retriever),
+        )
 
-    async def items(self, query: str, limit: int) -> dict[str, Any]:
+    async def items(self, query: str, limit: int) -> FoundItems:
         """Find items: the one with this id, then those whose title contains the text."""
         retriever = self._service.bundles.current
         titles = retriever.titles.column
@@ -87,103 +94,85 @@ class Console:
             total += int(not (found == row).any())
             rows = np.r_[row, rows[rows != row]][:limit]
         ids, names = retriever.item_ids.column.gather(rows).to_list(), titles.gather(rows).to_list()
-        return {"items": [{"id": i, "title": t} for i, t in zip(ids, names, strict=True)], "total": total}
+        return FoundItems([TitledItem(i, t) for i, t in zip(ids, names, strict=True)], total)
 
-    async def map(self, column: str, limit: int, bundle: str) -> dict[str, Any]:
+    async def map(self, column: str, limit: int, bundle: str) -> MapReply:
         """Project the most popular items to the first two principal components of all item vectors."""
         retriever = await self._retriever(bundle)
         return await asyncio.to_thread(self._map, retriever, column, limit)
 
-    async def explain(self, body: schemas.RecommendRequest, bundle: str) -> dict[str, Any]:
+    async def explain(self, body: schemas.RecommendRequest, bundle: str) -> ExplainedReply:
         """Return an answer with its history, excluded items, gates, and the user's point on the map."""
         retriever = await self._retriever(bundle)  # loading a bundle holds no permit
         await asyncio.to_thread(self._drawn, retriever)
         async with self._service.admission.permit(release_current_permit(), request_weight(body)):
             return await self._explained(body, retriever)
 
-    async def _explained(self, body: schemas.RecommendRequest, retriever: Retriever) -> dict[str, Any]:
-        service = self._service
-        service.check(body)
-        resolved = await service.resolve(body, retriever)
-        answer, _ = await service.answer_or_fallback(body, resolved, retriever)
+    async def _explained(self, body: schemas.RecommendRequest, retriever: Retriever) -> ExplainedReply:
+        self._service.limits.check(body)
+        recommender = self._service.recommender
+        resolved = await recommender.resolve(body, retriever)
+        answer, _ = await recommender.answer_or_fallback(body, resolved, retriever)
         request = resolved.request
         events = [*(request.history or ()), *request.events]
         user_id = request.user_id if resolved.known_user else None
-        history: list[dict[str, Any]] = []
+        history: list[TitledEvent] = []
         if user_id is not None and request.history is None:
-            history = [entry._asdict() for entry in stored_history(retriever, user_id, SHOWN_EVENTS)]
-        history += self._titled(events, retriever)
+            history = [TitledEvent(*entry) for entry in stored_history(retriever, user_id, SHOWN_EVENTS)]
+        history += _titled(events, retriever)
         seen = set(stored_items(retriever, user_id) if user_id is not None else ()) | {i for i, _ in events}
-        out: dict[str, Any] = {"vector_norm": None, "point": None, "gates": []}
-        vector = None
+        explained = None
         if answer.source not in ("popular", "fallback"):
             explained = explain(retriever, request, resolved.method)
-            vector = explained.vector
-            out = {
-                "vector_norm": round(float(np.linalg.norm(vector)), 4),
-                "point": self._drawn(retriever).point_of_user(vector).tolist(),
-                "gates": [
-                    {"name": g.name, "fields": list(g.fields), "weights": rounded(weights).tolist()}
-                    for g, weights in explained.gates
-                ],
-            }
-        excluded = []
+        excluded: list[TitledItem] = []
         if answer.source != "fallback":
-            excluded = await service.run_search(
+            vector = explained.vector if explained else None
+            excluded = await recommender.run_search(
                 retriever, lambda: _excluded_items(body, request, retriever, answer, vector, seen)
-            )  # fmt: skip
+            )
         allowed = retriever.filters.allowed(body.allow, body.where or None)
-        return {
-            "reply": service.reply(answer, resolved, retriever, count=False),
-            "history": history[-SHOWN_EVENTS:],
-            "filtered": {
-                "seen": 0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(seen))),
-                "banned": len(set(body.ban)) - len(retriever.unknown_items(body.ban)),
-                "where": None if allowed is None else len(allowed),
-                "items": excluded,
-            },
-        } | out
+        filtered = FilteredReply(
+            seen=0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(seen))),
+            banned=len(set(body.ban)) - len(retriever.unknown_items(body.ban)),
+            where=None if allowed is None else len(allowed),
+            items=excluded,
+        )
+        reply = ExplainedReply(ItemsReply.of(answer, resolved.recent_events), history[-SHOWN_EVENTS:], filtered)
+        if explained is not None:
+            reply.vector_norm = round(float(np.linalg.norm(explained.vector)), 4)
+            reply.point = self._drawn(retriever).point_of_user(explained.vector).tolist()
+            reply.gates = [GateReply(g.name, list(g.fields), rounded(w).tolist()) for g, w in explained.gates]
+        return reply
 
-    async def bundles(self) -> dict[str, Any]:
+    async def bundles(self) -> BundlesReply:
         """List the bundles of the store."""
         listed = await self._service.bundles.with_store(Store.bundles)
-        return {
-            "bundles": [
-                {
-                    "id": b.id,
-                    "created": b.created,
-                    "size": b.size,
-                    "current": b.current,
-                    "recall": b.recall_check.recall if b.recall_check else None,
-                    "damaged": b.damaged,
-                }
+        return BundlesReply(
+            [
+                StoredBundle(
+                    b.id, b.created, b.size, b.current, b.recall_check.recall if b.recall_check else None, b.damaged
+                )
                 for b in listed
             ]
-        }
+        )
 
     async def _retriever(self, bundle: str) -> Retriever:
         bundles = self._service.bundles
         return await bundles.open_other(bundle) if bundle else bundles.current
 
-    def _titled(self, events: Any, retriever: Retriever | None = None) -> list[dict[str, Any]]:
-        retriever = retriever or self._service.bundles.current
-        rows = retriever.item_ids.rows([i for i, _ in events])
-        titles = [retriever.titles[row] if row >= 0 else item for row, (item, _) in zip(rows, events, strict=True)]
-        return [{"id": i, "title": t, "liked": liked} for t, (i, liked) in zip(titles, events, strict=True)]
-
-    def _map(self, retriever: Retriever, column: str, limit: int) -> dict[str, Any]:
+    def _map(self, retriever: Retriever, column: str, limit: int) -> MapReply:
         feature, drawn = colour_feature(retriever, column), self._drawn(retriever)
         shown = drawn.of(retriever.popularity.rows[:limit])
         names, groups = colour_groups(retriever, feature, shown)
-        return {
-            "bundle_id": retriever.bundle.id,
-            "columns": list(colour_columns(retriever)),
-            "column": feature.source if feature else "",
-            "groups": names,
-            "points": [[x, y, g] for (x, y), g in zip(drawn.points(shown).tolist(), groups, strict=True)],
-            "ids": retriever.item_ids.column.gather(shown).to_list(),
-            "titles": retriever.titles.column.gather(shown).to_list(),
-        }
+        return MapReply(
+            bundle_id=retriever.bundle.id,
+            columns=list(colour_columns(retriever)),
+            column=feature.source if feature else "",
+            groups=names,
+            points=[(x, y, g) for (x, y), g in zip(drawn.points(shown).tolist(), groups, strict=True)],
+            ids=retriever.item_ids.column.gather(shown).to_list(),
+            titles=retriever.titles.column.gather(shown).to_list(),
+        )
 
     def _drawn(self, retriever: Retriever) -> ItemMap:
         """Return the map of a bundle, which is kept as long as its retriever."""
@@ -192,9 +181,23 @@ class Console:
         return found
 
 
+def _titled(events: Sequence[Event], retriever: Retriever) -> list[TitledEvent]:
+    """Return events with the titles of their items; of an unknown item, its id."""
+    rows = retriever.item_ids.rows([i for i, _ in events])
+    return [
+        TitledEvent(item, retriever.titles[row] if row >= 0 else item, liked)
+        for row, (item, liked) in zip(rows, events, strict=True)
+    ]
+
+
 def _excluded_items(
-    body: schemas.RecommendRequest, request: Request, retriever: Retriever, answer: Answer, vector: Any, seen: set[str]
-) -> list[dict[str, str]]:
+    body: schemas.RecommendRequest,
+    request: Request,
+    retriever: Retriever,
+    answer: Answer,
+    vector: Floats | None,
+    seen: set[str],
+) -> list[TitledItem]:
     """Return the items that rank above the answer's last one but are banned or in the user's history, best first."""
     excluded = set(body.ban) | (set() if body.keep_seen else seen)
     k = min(MAX_K, len(answer.items) + len(excluded))
@@ -202,11 +205,11 @@ def _excluded_items(
         return []
     ranked = retriever.recommend(
         request, k, vector=vector, allow=body.allow, where=body.where or None, keep_seen=True
-    ).items  # fmt: skip
+    ).items
     answered = {i.id for i in answer.items}
     last = max((position for position, i in enumerate(ranked) if i.id in answered), default=len(ranked))
     better = ranked if answer.truncated else ranked[:last]
-    return [{"id": i.id, "title": i.title} for i in better if i.id in excluded][:SHOWN_EXCLUDED]
+    return [TitledItem(i.id, i.title) for i in better if i.id in excluded][:SHOWN_EXCLUDED]
 
 
 def _titles_containing(titles: pl.Series, query: str) -> pl.Series:
@@ -214,7 +217,7 @@ def _titles_containing(titles: pl.Series, query: str) -> pl.Series:
     return titles.str.to_lowercase().str.contains(query.lower(), literal=True).fill_null(False).arg_true()
 
 
-def _matching_ids(ids: IdColumn, query: str, limit: int) -> tuple[npt.NDArray[np.int64], int]:
+def _matching_ids(ids: IdColumn, query: str, limit: int) -> tuple[Ints, int]:
     """Return the rows of ids that begin with the text, shortest first, then of those that contain it; and their number."""
     if not query:
         return np.arange(min(limit, len(ids))), len(ids)

@@ -15,16 +15,16 @@ from typing import TypeVar
 import numpy as np
 import orjson
 
+from twotower.arrays.types import Floats
 from twotower.errors import ConfigError
+from twotower.retrieval.request import Event
 from twotower.serve.circuit_breaker import CircuitBreaker
 from twotower.serve.histories import TimedEvent
 from twotower.serve.user_events import (
     DIGEST_BYTES,
     EMPTY_STATE,
-    Event,
     InProcessEvents,
     UserState,
-    UserVector,
     history_digest,
     latest,
     with_times,
@@ -121,7 +121,7 @@ class RedisEvents:
             return UserState(events)
         return UserState(events, np.frombuffer(kept, "<f4", offset=DIGEST_BYTES)[None])
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: Floats) -> None:
         value = history_digest(events) + vector.astype("<f4").tobytes()
         await self._call(
             "write", lambda: self._client.set(_vector_key(bundle, user), value, ex=self.seconds), attempts=1

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
+from twotower.arrays.types import Floats
+from twotower.retrieval.request import Event
 from twotower.serve.histories import Histories, TimedEvent
 
-Event = tuple[str, bool]
-"""An item id, and True if the user liked the item."""
-UserVector = npt.NDArray[np.float32]
 DIGEST_BYTES = 8
 
 
@@ -31,7 +29,7 @@ class UserState:
 
     events: list[Event]
     """Oldest first."""
-    vector: UserVector | None = None
+    vector: Floats | None = None
     """(1, D); None if it was not saved, or for other events."""
 
 
@@ -54,7 +52,7 @@ class EventStore(Protocol):
     async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
         """Return the user's events under the bundles, oldest first, and the vector under the last bundle."""
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: Floats) -> None:
         """Save the vector (1, D) that was computed with these events."""
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
@@ -116,7 +114,7 @@ class InProcessEvents:
         fits = kept is not None and kept[:2] == (bundles[-1], history_digest(events))
         return UserState(events, np.frombuffer(kept[2], "<f4")[None] if kept is not None and fits else None)
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: UserVector) -> None:
+    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: Floats) -> None:
         self._histories.save_vector(user, (bundle, history_digest(events), vector.astype("<f4").tobytes()))
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:

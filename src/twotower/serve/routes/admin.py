@@ -30,7 +30,8 @@ def add_admin_routes(app: FastAPI, service: Service) -> None:
         history = await service.bundles.with_store(lambda store: store.history()[-100:])
         # A reason from a shell may contain lone surrogates, which are not UTF-8.
         text = dumps(history, ensure_ascii=False).encode(errors="replace")
-        return json_response(await Console(service).bundles() | {"history": orjson.loads(text)})
+        listed = await Console(service).bundles()
+        return json_response({"bundles": listed.bundles, "history": orjson.loads(text)})
 
     @app.post("/v1/rollback")
     async def rollback(body: schemas.RollbackRequest) -> Response:

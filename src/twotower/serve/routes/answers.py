@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from twotower.serve import schemas
-from twotower.serve.routes.openapi import BODY_PROBLEMS, problem_replies
+from twotower.serve import replies, schemas
+from twotower.serve.routes.openapi import BODY_PROBLEMS, client_problems
 from twotower.serve.routes.parameters import ItemCount, PathId, QueryId
 from twotower.serve.routes.requests import json_response
 from twotower.serve.service import Service
@@ -17,8 +17,8 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/recommend",
-        response_model=schemas.ItemsReply,
-        responses=problem_replies(*BODY_PROBLEMS, "unknown-user", "index-unavailable"),
+        response_model=replies.ItemsReply,
+        responses=client_problems(*BODY_PROBLEMS, "unknown-user", "index-unavailable"),
         tags=["answers"],
     )
     async def recommend(body: schemas.RecommendRequest) -> Response:
@@ -27,8 +27,8 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/recommend:batch",
-        response_model=schemas.BatchReply,
-        responses=problem_replies(*BODY_PROBLEMS),
+        response_model=replies.BatchReply,
+        responses=client_problems(*BODY_PROBLEMS),
         tags=["answers"],
     )
     async def recommend_batch(body: schemas.BatchRequest, request: Request) -> Response:
@@ -37,8 +37,8 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/embed/user",
-        response_model=schemas.VectorReply,
-        responses=problem_replies(*BODY_PROBLEMS, "unknown-user"),
+        response_model=replies.VectorReply,
+        responses=client_problems(*BODY_PROBLEMS, "unknown-user"),
         tags=["answers"],
     )
     async def embed_user(body: schemas.UserRequest) -> Response:
@@ -46,16 +46,16 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         return json_response(await service.embed(body))
 
     @app.get(
-        "/v1/items/{item_id:path}/similar", response_model=schemas.ItemsReply,
-        responses=problem_replies("unknown-item", "not-found", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
+        "/v1/items/{item_id:path}/similar", response_model=replies.ItemsReply,
+        responses=client_problems("unknown-item", "not-found", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
     )  # fmt: skip
     async def similar(item_id: PathId, k: ItemCount = 10) -> Response:
         """Return the items with the most similar vectors. Scores are cosines."""
         return json_response(await service.similar(item_id, k))
 
     @app.get(
-        "/v1/items/similar", response_model=schemas.ItemsReply,
-        responses=problem_replies("unknown-item", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
+        "/v1/items/similar", response_model=replies.ItemsReply,
+        responses=client_problems("unknown-item", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
     )  # fmt: skip
     async def similar_by_query(item_id: QueryId, k: ItemCount = 10) -> Response:
         """Return similar items, with the id in the query: clients remove `.` and `..` from a path."""
@@ -63,15 +63,15 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/search",
-        response_model=schemas.ItemsReply,
-        responses=problem_replies(*BODY_PROBLEMS, "no-text-feature", "index-unavailable"),
+        response_model=replies.ItemsReply,
+        responses=client_problems(*BODY_PROBLEMS, "no-text-feature", "index-unavailable"),
         tags=["answers"],
     )
     async def search(body: schemas.SearchRequest) -> Response:
         """Recommend items for a text."""
         return json_response(await service.search(body))
 
-    @app.get("/v1/bundle", response_model=schemas.BundleReply, responses=problem_replies("no-bundle"), tags=["answers"])
+    @app.get("/v1/bundle", response_model=replies.BundleReply, responses=client_problems("no-bundle"), tags=["answers"])
     async def bundle() -> Response:
         """Describe the current bundle and the limits of requests."""
         return json_response(service.describe())

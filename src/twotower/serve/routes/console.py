@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from twotower.serve import schemas
 from twotower.serve.console import Console
 from twotower.serve.problems import Problem
-from twotower.serve.routes.openapi import BODY_PROBLEMS, problem_replies
+from twotower.serve.routes.openapi import BODY_PROBLEMS, client_problems
 from twotower.serve.routes.parameters import BundleId, GroupColumn, PathId, PointLimit, QueryId, QueryText, RowLimit
 from twotower.serve.routes.requests import json_response
 from twotower.serve.service import Service
@@ -36,8 +36,8 @@ PAGE_HEADERS = {
 def add_console_routes(app: FastAPI, service: Service) -> None:
     """Add the routes of the console."""
     console = Console(service)
-    responses = problem_replies("invalid", "no-bundle")
-    of_a_bundle = problem_replies("invalid", "unknown-bundle", "no-bundle", "index-unavailable")
+    responses = client_problems("invalid", "no-bundle")
+    of_a_bundle = client_problems("invalid", "unknown-bundle", "no-bundle", "index-unavailable")
     folder = resources.files("twotower.serve") / "page"
     files = {
         f.name: (f.read_bytes(), CONTENT_TYPES[suffix])
@@ -67,7 +67,7 @@ def add_console_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/console/users/{user_id:path}",
-        responses=problem_replies("unknown-user", "not-found", "no-bundle"),
+        responses=client_problems("unknown-user", "not-found", "no-bundle"),
         tags=["console"],
     )
     async def user(user_id: PathId) -> Response:
@@ -75,7 +75,7 @@ def add_console_routes(app: FastAPI, service: Service) -> None:
         with console.slot():
             return json_response(await console.user(user_id))
 
-    @app.get("/v1/console/user", responses=problem_replies("unknown-user", "invalid", "no-bundle"), tags=["console"])
+    @app.get("/v1/console/user", responses=client_problems("unknown-user", "invalid", "no-bundle"), tags=["console"])
     async def user_by_query(user_id: QueryId) -> Response:
         """Return a user, with the id in the query: clients remove `.` and `..` from a path."""
         return await user(user_id)
@@ -94,7 +94,7 @@ def add_console_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/console/explain",
-        responses=problem_replies(*BODY_PROBLEMS, "unknown-bundle", "index-unavailable"),
+        responses=client_problems(*BODY_PROBLEMS, "unknown-bundle", "index-unavailable"),
         tags=["console"],
     )
     async def explain(body: schemas.RecommendRequest, bundle: BundleId = "") -> Response:
@@ -102,7 +102,7 @@ def add_console_routes(app: FastAPI, service: Service) -> None:
         with console.slot():
             return json_response(await console.explain(body, bundle))
 
-    @app.get("/v1/console/bundles", responses=problem_replies("bundle-store"), tags=["console"])
+    @app.get("/v1/console/bundles", responses=client_problems("bundle-store"), tags=["console"])
     async def bundles() -> Response:
         """List the bundles of the store."""
         with console.slot():

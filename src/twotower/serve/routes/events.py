@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from twotower.serve import schemas
-from twotower.serve.routes.openapi import BODY_PROBLEMS, problem_replies
+from twotower.serve import replies, schemas
+from twotower.serve.routes.openapi import BODY_PROBLEMS, client_problems
 from twotower.serve.routes.parameters import PathId, QueryId
 from twotower.serve.routes.requests import json_response
 from twotower.serve.service import Service
@@ -17,9 +17,9 @@ def add_event_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/events",
-        response_model=schemas.EventsReply,
+        response_model=replies.EventsReply,
         status_code=202,
-        responses=problem_replies(*BODY_PROBLEMS, "conflict"),
+        responses=client_problems(*BODY_PROBLEMS, "conflict"),
         tags=["events"],
     )
     async def add_events(body: schemas.EventsRequest) -> Response:
@@ -29,7 +29,7 @@ def add_event_routes(app: FastAPI, service: Service) -> None:
     @app.delete(
         "/v1/events/{user_id:path}",
         status_code=204,
-        responses=problem_replies("not-found", "no-bundle", "event-store"),
+        responses=client_problems("not-found", "no-bundle", "event-store"),
         tags=["events"],
     )
     async def forget(user_id: PathId) -> Response:
@@ -38,7 +38,7 @@ def add_event_routes(app: FastAPI, service: Service) -> None:
         return Response(status_code=204)
 
     @app.delete(
-        "/v1/events", status_code=204, responses=problem_replies("invalid", "no-bundle", "event-store"), tags=["events"]
+        "/v1/events", status_code=204, responses=client_problems("invalid", "no-bundle", "event-store"), tags=["events"]
     )
     async def forget_by_query(user_id: QueryId) -> Response:
         """Delete a user's recent events, with the id in the query: clients remove `.` and `..` from a path."""

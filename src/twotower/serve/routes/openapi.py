@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from twotower.serve import schemas
+from twotower.serve import replies
 from twotower.serve.problems import PROBLEMS
 
 Replies = dict[int | str, dict[str, Any]]
@@ -14,12 +14,13 @@ Replies = dict[int | str, dict[str, Any]]
 BODY_PROBLEMS = ("malformed", "too-large", "unsupported-media-type", "body-timeout", "invalid", "no-bundle")
 
 
-def problem_replies(*names: str) -> Replies:
+def client_problems(*names: str) -> Replies:
     """Return the replies of a route for clients, with the problems of every such route."""
-    return replies(*names, "unauthorized", "foreign-origin", "rate-limit", "overload")
+    return problems(*names, "unauthorized", "foreign-origin", "rate-limit", "overload")
 
 
-def replies(*names: str) -> Replies:
+def problems(*names: str) -> Replies:
+    """Return the replies of a route for problems by their names."""
     found: Replies = {}
     for name in names:
         status, title, _ = PROBLEMS[name]
@@ -39,14 +40,14 @@ def describe_problems(app: FastAPI) -> None:
         if not app.openapi_schema:
             schema = generate()
             components = schema["components"]["schemas"]
-            components.setdefault("ProblemReply", schemas.ProblemReply.model_json_schema())
+            components.setdefault("ProblemReply", replies.ProblemReply.model_json_schema())
             for name in ("HTTPValidationError", "ValidationError"):
                 components.pop(name, None)
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     described = operation["responses"]
                     if "application/json" in described.get("422", {}).get("content", {}):
-                        described["422"] = replies("invalid")[422]
+                        described["422"] = problems("invalid")[422]
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

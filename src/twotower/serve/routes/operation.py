@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, Response
 
-from twotower.serve import schemas
+from twotower.serve import replies
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problems import PROBLEMS, Problem
-from twotower.serve.routes.openapi import replies
+from twotower.serve.routes.openapi import problems
 from twotower.serve.routes.parameters import ProblemName
 from twotower.serve.routes.requests import json_response
 from twotower.serve.service import Service
@@ -17,31 +17,31 @@ from twotower.serve.service import Service
 def add_operation_routes(app: FastAPI, service: Service) -> None:
     """Add the routes of operators."""
 
-    @app.get("/livez", response_model=schemas.HealthReply, tags=["operation"])
+    @app.get("/livez", response_model=replies.HealthReply, tags=["operation"])
     async def livez() -> Response:
         """Answer 200 while the process runs."""
-        return json_response({"status": "ok", "bundle_id": service.bundles.current_id})
+        return json_response(replies.HealthReply("ok", service.bundles.current_id))
 
     @app.get(
-        "/readyz", response_model=schemas.HealthReply, responses=replies("draining", "no-bundle"), tags=["operation"]
+        "/readyz", response_model=replies.HealthReply, responses=problems("draining", "no-bundle"), tags=["operation"]
     )
     async def readyz() -> Response:
         """Answer 200 while the process should get requests."""
         if service.draining:
             raise Problem("draining")
-        return json_response({"status": "ok", "bundle_id": service.bundles.current.bundle.id})
+        return json_response(replies.HealthReply("ok", service.bundles.current.bundle.id))
 
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        responses=replies("unauthorized", "foreign-origin"),
+        responses=problems("unauthorized", "foreign-origin"),
         tags=["operation"],
     )
     async def metrics() -> Response:
         """Return metrics for Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
-    @app.get("/problems/{name}", response_class=PlainTextResponse, responses=replies("not-found"), tags=["operation"])
+    @app.get("/problems/{name}", response_class=PlainTextResponse, responses=problems("not-found"), tags=["operation"])
     async def problem(name: ProblemName) -> Response:
         """Explain a problem and what to do about it."""
         if name not in PROBLEMS:

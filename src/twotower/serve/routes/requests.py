@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from pydantic import JsonValue
 
 
 class JsonRequest(Request):
     """A request whose body orjson parses: it refuses NaN, lone surrogates and deep nesting."""
 
-    async def json(self) -> Any:
-        return orjson.loads(await self.body())
+    async def json(self) -> JsonValue:
+        parsed: JsonValue = orjson.loads(await self.body())
+        return parsed
 
 
 class JsonRoute(APIRoute):
