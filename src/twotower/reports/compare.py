@@ -147,6 +147,3 @@ def _match_ids(a: Dataset, b: Dataset, side: SideName, rows: Ints) -> tuple[Ints
 def _text_ids(ids: pl.Series) -> pl.Series:
     """Return ids as text; 7, 7.0 and '7' are equal."""
     return canonical_ids(ids).cast(pl.String)
-
-
-# ---- bootstrap ---------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import html
-import math
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,8 +15,10 @@ import torch
 from twotower import files
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import Prominence, is_pair_metric, metric_names
 from twotower.features.schema import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.reports.columns import cell, columns, metric_rows
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -103,36 +105,25 @@ def _scores_text(run: Run) -> str:
     return "Logits of positive and negative test pairs. The less the distributions overlap, the higher the AUC."
 
 
-def _number(value: float | None) -> str:
-    """Format a metric with four decimals; a dash if it is undefined."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
-
-
 def _summary(run: Run) -> str:
     """Return the table of test metrics: the model and the baselines."""
-    k = run.config.evaluation.k[0]
-    columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
-    rows = [
-        ("this model", "test"),
-        ("popularity", "baseline.popularity"),
-        ("user and item biases", "baseline.bias"),
-    ]
-    values = {name: [run.metrics.get(f"{prefix}.{c}") for c in columns] for name, prefix in rows}
-    best = [max((x for v in values.values() if (x := v[i]) is not None), default=None) for i in range(len(columns))]
+    names = columns(run.config.evaluation.k[0])
+    rows = metric_rows(run.metrics, names)
+    best = [max((v for v in column if v is not None), default=None) for column in zip(*rows.values(), strict=True)]
     lines = "".join(
         f"<tr><td>{name}</td>"
         + "".join(
-            f"<td{' class=best' if v is not None and v == b else ''}>{_number(v)}</td>"
+            f"<td{' class=best' if v is not None and v == b else ''}>{cell(v)}</td>"
             for v, b in zip(vs, best, strict=True)
         )
         + "</tr>"
-        for name, vs in values.items()
+        for name, vs in rows.items()
     )
     low, high = run.metrics.get("test.gauc.low"), run.metrics.get("test.gauc.high")
     interval = ""
     if low is not None:
-        interval = f" 95 % bootstrap interval of GAUC over users: {_number(low)} to {_number(high)}."
-    head = "".join(f"<th>{c}</th>" for c in columns)
+        interval = f" 95 % bootstrap interval of GAUC over users: {cell(low)} to {cell(high)}."
+    head = "".join(f"<th>{c}</th>" for c in names)
     return (
         "<h2>Test metrics</h2><p>Ranking metrics are computed by exact search over the whole catalogue "
         f"without the items that a user has seen. Bold: best value of the column.{interval}</p>"
@@ -154,11 +145,13 @@ def _curves(run: Run) -> list[go.Figure]:
         log_loss = [h.get("validation.log_loss") for h in validated]
         loss.add_scatter(x=validated_epochs, y=log_loss, name="validation log loss",
                          line_color=ORANGE, mode="lines+markers")  # fmt: skip
-    for title, names in (("AUC", ("auc", "gauc")), ("Ranking", (f"recall@{k}", f"ndcg@{k}"))):
+    shown = metric_names([k], Prominence.EPOCH)
+    for title, of_pairs in (("AUC", True), ("Ranking", False)):
+        names = [name for name in shown if is_pair_metric(name) == of_pairs]
         if not any(f"validation.{name}" in h for h in validated for name in names):
             continue  # AUC is undefined for pairs of one class
         figure = _figure(f"{title} on validation", "epoch", "")
-        for name, color in zip(names, (BLUE, ORANGE), strict=True):
+        for name, color in zip(names, cycle((BLUE, ORANGE, GREY)), strict=False):
             values = [h.get(f"validation.{name}") for h in validated]
             figure.add_scatter(x=validated_epochs, y=values, name=name, line_color=color,
                                mode="lines+markers")  # fmt: skip
@@ -227,7 +220,7 @@ _SLICES = {
 def _slices(run: Run) -> str:
     """Return the table of test metrics by slice."""
     k, m = run.config.evaluation.k[0], run.metrics
-    settings: dict[str, Any] = run.config.evaluation.model_dump()
+    settings = run.config.evaluation.model_dump()
     n = len(run.dataset.test)
     rows = [("all", n, m.get("test.auc"), m.get(f"test.recall@{k}"))]
     rows += [
@@ -241,7 +234,7 @@ def _slices(run: Run) -> str:
         if f"test.rows.{name}" in m
     ]
     lines = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{_number(a)}</td><td>{_number(r)}</td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{cell(a)}</td><td>{cell(r)}</td></tr>"
         for name, count, a, r in rows
     )
     return (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import twotower
-from twotower.evaluation.metrics import Metrics
+from twotower.evaluation.metrics import metric_names
 from twotower.index import Index
+from twotower.reports.columns import cell, metric_rows
 from twotower.store.manifest import RecallCheck
 
 if TYPE_CHECKING:
@@ -15,11 +16,10 @@ if TYPE_CHECKING:
 
 def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
     """Return the model card: the model, its training data and its metrics."""
-    metrics = run.metrics
-    shown = [m for m in metrics if m.startswith("test.") and not m.endswith((".low", ".high")) and m.count(".") == 1]
-    rows = "\n".join(
-        f"| {m.removeprefix('test.')} | {metrics[m]:.4f} | {_metric_cell(metrics, 'popularity', m)} |" for m in shown
-    )
+    names = [name for name in metric_names(run.config.evaluation.k) if f"test.{name}" in run.metrics]
+    values = metric_rows(run.metrics, names)
+    table = zip(names, values["model"], values["popularity"], strict=True)
+    rows = "\n".join(f"| {name} | {cell(model)} | {cell(popularity)} |" for name, model, popularity in table)
     features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)
     return f"""# Two-tower model
 
@@ -41,8 +41,3 @@ Features:
 Trained by twotower {twotower.__version__}. Scores are no probabilities of liking, least of all outside the population
 and the time of the training data.
 """
-
-
-def _metric_cell(metrics: Metrics, baseline: str, name: str) -> str:
-    value = metrics.get(name.replace("test.", f"baseline.{baseline}.", 1))
-    return "" if value is None else f"{value:.4f}"

@@ -7,13 +7,20 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from twotower.escaping import escape_controls
-from twotower.train.callbacks import Callback
+from twotower.evaluation.metrics import Metrics, Prominence, find_metric, metric_names
+from twotower.reports.columns import cell, columns, metric_rows
+from twotower.train.callbacks import Callback, EpochRecord
+
+if TYPE_CHECKING:
+    from rich import progress as bars
+
+    from twotower.retrieval.request import Answer
 
 
 def print_line(line: str) -> None:
@@ -117,8 +124,7 @@ class Progress(Callback):
     """Progress of a training: a bar on a terminal, and one line an epoch."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: tuple[bars.Progress, bars.TaskID] | None = None
         self._live = sys.stdout.isatty()
         self._last = 0.0
 
@@ -145,29 +151,30 @@ class Progress(Callback):
         if self._bar is None:
             from rich import progress as bars
 
-            self._bar = bars.Progress(
+            bar = bars.Progress(
                 bars.TextColumn("training"), bars.BarColumn(), bars.MofNCompleteColumn(),
                 bars.TextColumn("{task.fields[loss]}"), bars.TimeRemainingColumn(), transient=True,
             )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task("epoch", total=total, loss="")
-        self._bar.update(self._task, completed=done, loss=f"loss {loss:.4f}")
+            bar.start()
+            self._bar = bar, bar.add_task("epoch", total=total, loss="")
+        bar, task = self._bar
+        bar.update(task, completed=done, loss=f"loss {loss:.4f}")
         if done == total:
             self.close()
 
     def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar[0].stop()
             self._bar = None
 
-    def on_epoch_end(self, history: list[dict[str, Any]]) -> None:
+    def on_epoch_end(self, history: list[EpochRecord]) -> None:
         self.close()
         entry = history[-1]
         shown = "  ".join(
             f"{name.removeprefix('validation.')} {value:.4f}"
             for name, value in entry.items()
-            if name in ("validation.auc", "validation.gauc")
-            or name.startswith(("validation.recall", "validation.ndcg"))
+            if name.startswith("validation.") and find_metric(name).prominence <= Prominence.EPOCH
         )
         print(
             f"epoch {entry['epoch']:>3}  loss {entry['train.loss']:.4f}  {shown}  {entry['train.seconds']:.1f} s",
@@ -175,17 +182,10 @@ class Progress(Callback):
         )
 
 
-def print_metrics(metrics: dict[str, float], k: int) -> None:
+def print_metrics(metrics: Metrics, k: int) -> None:
     """Print a table of test metrics: a row for the model and each baseline."""
-    columns = ["auc", "gauc", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}"]
-    print(f"{'test':<18}" + "".join(f"{c:>13}" for c in columns))
-    for name, prefix in (
-        ("model", "test"),
-        ("popularity", "baseline.popularity"),
-        ("user+item bias", "baseline.bias"),
-    ):
-        cells = (metrics.get(f"{prefix}.{c}") for c in columns)
-        print(f"{name:<18}" + "".join(f"{'–' if v is None else f'{v:.4f}':>13}" for v in cells))
+    names = columns(k)
+    _print_table(names, metric_rows(metrics, names), 18)
     if "train.seconds" in metrics:
         print(
             f"trained in {metrics['train.seconds']:.1f} s at {metrics['train.rows_per_second']:,.0f} rows/s, "
@@ -193,16 +193,20 @@ def print_metrics(metrics: dict[str, float], k: int) -> None:
         )
 
 
-def print_served(found: dict[str, dict[str, float]], cut_offs: tuple[int, ...]) -> None:
+def print_served(found: Mapping[str, Metrics], cut_offs: Sequence[int]) -> None:
     """Print a table of a bundle's test metrics: a row for each way of search."""
-    columns = ["auc", "gauc", *(f"{m}@{k}" for k in cut_offs for m in ("recall", "ndcg", "hit_rate"))]
-    print(f"{'test':<24}" + "".join(f"{c:>13}" for c in columns))
-    for name, key in (("method 1, exact search", "exact"), ("method 1, index", "index"), ("method 2, index", "live")):
-        cells = (found[key].get(c) for c in columns)
-        print(f"{name:<24}" + "".join(f"{'–' if v is None or v != v else f'{v:.4f}':>13}" for v in cells))
+    names = metric_names(cut_offs, Prominence.SERVED)
+    ways = {"method 1, exact search": "exact", "method 1, index": "index", "method 2, index": "live"}
+    _print_table(names, {label: [found[way].get(name) for name in names] for label, way in ways.items()}, 24)
 
 
-def print_answer(answer: Any, as_json: bool) -> None:
+def _print_table(names: Sequence[str], rows: Mapping[str, Sequence[float | None]], width: int) -> None:
+    print(f"{'test':<{width}}" + "".join(f"{name:>13}" for name in names))
+    for label, values in rows.items():
+        print(f"{label:<{width}}" + "".join(f"{cell(value):>13}" for value in values))
+
+
+def print_answer(answer: Answer, as_json: bool) -> None:
     """Print an answer of a retriever: its items with their scores, or the whole answer as JSON."""
     if as_json:
         print_line(answer.to_json())

@@ -1,0 +1,25 @@
+"""Rows and columns of the tables of metrics, the same in every report."""
+
+from __future__ import annotations
+
+import math
+
+from twotower.evaluation.metrics import Metrics, Prominence, metric_names
+
+ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
+"""Label of a row -> prefix of its metrics."""
+
+
+def columns(k: int) -> list[str]:
+    """Return the metrics of a run that a table shows, at the cut-off `k`."""
+    return metric_names([k], Prominence.REPORT)
+
+
+def metric_rows(metrics: Metrics, names: list[str]) -> dict[str, list[float | None]]:
+    """Return the values of some metrics of a run and of each baseline, by label; None: not measured."""
+    return {label: [metrics.get(f"{prefix}.{name}") for name in names] for label, prefix in ROWS.items()}
+
+
+def cell(value: float | None) -> str:
+    """Format a metric with four decimals; a dash if it is undefined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"

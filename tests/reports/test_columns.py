@@ -1,0 +1,74 @@
+"""Tables of metrics have the columns of the registry, in its order, and the same cells in every report."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+from twotower import api
+from twotower.evaluation.metrics import Prominence, metric_names
+from twotower.reports.columns import ROWS, cell, columns, metric_rows
+from twotower.reports.html import write_report
+from twotower.reports.terminal import Progress, print_metrics, print_served
+
+
+def test_a_cell_is_a_dash_for_what_is_undefined() -> None:
+    assert [cell(v) for v in (0.25, 1, None, float("nan"), float("inf"))] == ["0.2500", "1.0000", "–", "–", "–"]
+
+
+def test_rows_are_the_model_and_its_baselines() -> None:
+    metrics = {"test.auc": 0.5, "baseline.bias.recall@3": 0.25}
+    rows = metric_rows(metrics, ["auc", "recall@3"])
+    assert rows == {"model": [0.5, None], "popularity": [None, None], "user+item bias": [None, 0.25]}
+
+
+def test_the_terminal_shows_every_column_and_row(capsys: pytest.CaptureFixture[str]) -> None:
+    number = count(1)
+    metrics = {f"{prefix}.{name}": next(number) / 100 for prefix in ROWS.values() for name in columns(5)}
+    print_metrics(metrics, 5)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["test", *columns(5)]
+    shown = [line[18:].split() for line in lines]
+    assert [line[:18].rstrip() for line in lines] == list(ROWS)
+    assert shown == [[f"{metrics[f'{prefix}.{name}']:.4f}" for name in columns(5)] for prefix in ROWS.values()]
+
+
+def test_a_bundles_table_has_the_served_metrics_at_every_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    print_served({"exact": {"auc": 0.75}, "index": {"recall@7": 0.5}, "live": {"ndcg@2": float("nan")}}, [2, 7])
+    head, exact, index, live = capsys.readouterr().out.splitlines()
+    names = metric_names([2, 7], Prominence.SERVED)
+    assert head.split() == ["test", *names]
+    for line, way, found in (
+        (exact, "method 1, exact search", {"auc": "0.7500"}),
+        (index, "method 1, index", {"recall@7": "0.5000"}),
+        (live, "method 2, index", {}),
+    ):
+        assert line[:24].rstrip() == way
+        assert line[24:].split() == [found.get(name, "–") for name in names]
+
+
+def test_the_line_of_an_epoch_has_the_most_prominent_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {f"validation.{name}": 0.5 for name in metric_names([3])}
+    Progress().on_epoch_end([{"epoch": 2, "train.loss": 0.25, "train.seconds": 1.5, **measured}])
+    shown = "  ".join(f"{name} 0.5000" for name in metric_names([3], Prominence.EPOCH))
+    assert capsys.readouterr().out == f"epoch   2  loss 0.2500  {shown}  1.5 s\n"
+
+
+def test_the_page_and_the_card_show_the_same_numbers(tmp_path: Path) -> None:
+    run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
+    bundle = api.publish(run, tmp_path / "store", force=True)
+    k = run.config.evaluation.k[0]
+    write_report(tmp_path / "report.html", run, run.factors())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for label, prefix in ROWS.items():
+        row = page.partition(f"<tr><td>{label}</td>")[2].partition("</tr>")[0]
+        assert [c.partition(">")[2].removesuffix("</td>") for c in row.split("<td")[1:]] == [
+            cell(run.metrics.get(f"{prefix}.{name}")) for name in columns(k)
+        ]
+    card = (bundle.folder / "README.md").read_text(encoding="utf-8")
+    for name in metric_names(run.config.evaluation.k):
+        values = (cell(run.metrics.get(f"{prefix}.{name}")) for prefix in ("test", "baseline.popularity"))
+        assert f"\n| {name} | {' | '.join(values)} |\n" in card
