@@ -62,9 +62,10 @@ class FeatureValues:
 
     def missing(self, feature: Feature) -> Encoded:
         """Return a missing value, encoded. Raises DataError if the feature requires a value."""
-        if feature.name in self._required:
+        found = self._missing.get(feature.name)
+        if found is None:
             raise DataError(self._required[feature.name])
-        return self._missing[feature.name]
+        return found
 
     def _column(self, name: str, value: Json) -> pl.Series | None:
         """Return a value as a column of one row, None for a user's id that no feature reads or that is of another kind."""

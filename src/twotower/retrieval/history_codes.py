@@ -50,12 +50,14 @@ class HistoryCodes:
 
     def _events(self, events: abc.Sequence[Event], rows: RequestRows) -> tuple[Codes, list[str]]:
         """Return the codes of those events that belong to the sequence, and the ids of unknown items."""
-        kept, kind = [], self.feature.interactions
+        kept, unknown, row_of_item, kind = [], [], rows.items, self.feature.interactions
         for item, liked in events:
-            row = rows.items[item]
-            if row >= 0 and (kind == "all" or (kind == "positive") == liked):
+            row = row_of_item[item]
+            if row < 0:
+                unknown.append(item)
+            elif kind == "all" or (kind == "positive") == liked:
                 kept.append(row)
-        return self.item_codes[np.array(kept, np.int64)], [item for item, _ in events if rows.items[item] < 0]
+        return self.item_codes[np.array(kept, np.int64)], unknown
 
     def _known_codes(self, events: abc.Sequence[Event], rows: RequestRows) -> Codes:
         """Return the codes of the items of events, liked or not, without the code of unknown items."""

@@ -39,10 +39,11 @@ class Neighbours:
             return None
         query /= np.maximum(np.linalg.norm(query), 1e-12)
         rows, cosines = self._nominate(query, k)
-        cosines[np.searchsorted(rows, row) : np.searchsorted(rows, row, side="right")] = -np.inf
+        at = int(np.searchsorted(rows, row))
+        found = int(at < len(rows) and rows[at] == row)
+        cosines[at : at + found] = -np.inf
         kept = np.flatnonzero(cosines >= np.partition(cosines, -k)[-k]) if k < len(rows) else np.arange(len(rows))
-        order = kept[np.lexsort((kept, -cosines[kept]))][:k]
-        order = order[cosines[order] > -np.inf]
+        order = kept[np.lexsort((kept, -cosines[kept]))][: min(k, len(rows) - found)]
         return rows[order], cosines[order]
 
     def unit_vectors(self, rows: Ints) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,7 @@ from twotower.data.ids import IdColumn
 from twotower.retrieval.request import Request
 
 
-@dataclass(frozen=True)
-class RequestRows:
+class RequestRows(NamedTuple):
     """Row of a request's user, None for an unknown one, and of each item in history and events, -1 for unknown ones."""
 
     user: int | None

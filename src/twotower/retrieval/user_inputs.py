@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from twotower.arrays.ragged import Column
 from twotower.data.dataset import Dataset
@@ -14,8 +14,7 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.request_rows import RequestRows
 
 
-@dataclass(frozen=True)
-class UserInput:
+class UserInput(NamedTuple):
     """Input of the user tower for one request."""
 
     feed: Feed
