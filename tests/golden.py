@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,11 +51,14 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 Digests = dict[str, dict[str, dict[str, Any]]]
 
 RENAMED: dict[str, str] = {
-    "negatives memory: ": "negatives cross_batch_memory: ",
-    "negatives observed: ": "negatives disliked: ",
-    "branch plain: ": "branch identity: ",
+    r"^negatives memory: ": "negatives cross_batch_memory: ",
+    r"^negatives observed: ": "negatives disliked: ",
+    r"^branch plain: ": "branch identity: ",
+    r"\.(user|item)\.layers\.\d+\.(weight|bias)": r".\1.head.layer.\2",
+    r"\.(user|item)\.residual\.": r".\1.head.residual.",
+    r"\.(user|item)\.output_norm\.": r".\1.head.norm.",
 }
-"""Array of an older commit, or the beginning of its name -> the same of this one. Names are `case: array`."""
+"""Pattern in the name of an array of an older commit that is not here -> its name here. Names are `case: array`."""
 FILE = Path(__file__).with_suffix(".json")
 NUMBERS = 6
 """Values of an array that are kept beside its hash."""
@@ -347,7 +351,7 @@ def differences(old: Digests, new: Digests) -> list[str]:
     before, after = (
         {f"{case}: {name}": found for case, arrays in of.items() for name, found in arrays.items()} for of in (old, new)
     )
-    named = {_renamed(name): found for name, found in before.items()}
+    named = {name if name in after else _renamed(name): found for name, found in before.items()}
     lines = [f"{name}: gone" for name in named if name not in after]
     lines += [f"{name}: new" for name in after if name not in named]
     for name in sorted(named.keys() & after.keys()):
@@ -358,8 +362,7 @@ def differences(old: Digests, new: Digests) -> list[str]:
 
 def _renamed(name: str) -> str:
     for was, now in RENAMED.items():
-        if name.startswith(was):
-            return now + name[len(was) :]
+        name = re.sub(was, now, name)
     return name
 
 

@@ -13,12 +13,15 @@ from worlds import EVERYTHING_SCHEMA, everything
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
+from twotower.features.field import InputField
 from twotower.features.schema import Schema
 from twotower.model.branches import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.carriers import Bag, Inputs, Padded, Prefixes
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.tables import Table
+from twotower.model.towers import Tower
 from twotower.model.two_tower import ModelConfig, TowerPair, TwoTower
 
 T = TypeVar("T")
@@ -70,18 +73,38 @@ def build(
     return model.eval()
 
 
-def fields_of(
-    embeddings: FieldEmbeddings, inputs: Inputs, other: FieldEmbeddings, rate: float = 0.0
-) -> dict[str, Tensor]:
+def embeddings_of(
+    fields: tuple[InputField, ...], width: int, std: float, other: FieldTables | None = None
+) -> FieldEmbeddings:
+    """Embeddings of all fields of a side; the other side has the tables `other`."""
+    return FieldEmbeddings(FieldTables(fields, width), other or FieldTables((), width), fields, std)
+
+
+def outputs_of(tower: Tower, inputs: Inputs) -> Tensor:
+    """A tower's vectors, and beside them its biases if it has any."""
+    return joined_outputs(tower(inputs))
+
+
+def topped(tower: Tower, joined: Tensor, residual: Tensor | None = None) -> Tensor:
+    """What the layers and the head of a tower make of joined fields; the residual reads them too, or others."""
+    return joined_outputs(tower.head(tower.layers(joined), joined if residual is None else residual))
+
+
+def joined_outputs(outputs: tuple[Tensor, Tensor | None]) -> Tensor:
+    vectors, bias = outputs
+    return vectors if bias is None else torch.cat([vectors, bias], 1)
+
+
+def fields_of(embeddings: FieldEmbeddings, inputs: Inputs, rate: float = 0.0) -> dict[str, Tensor]:
     """The embedded fields by name, in the order in which they are joined."""
     names, widths = [f.name for f in embeddings.fields], embeddings.widths
-    return dict(zip(names, embeddings(inputs, other, rate).split(widths, 1), strict=True))
+    return dict(zip(names, embeddings(inputs, rate).split(widths, 1), strict=True))
 
 
 def gradient_of(embeddings: FieldEmbeddings, name: str) -> Tensor:
     """The gradient of the rows that hold a field."""
-    table, first, rows = embeddings._location[name]
-    gradient = weight_of(embeddings.tables[table]).grad
+    table, first, rows, _ = embeddings.tables.place[name]
+    gradient = embeddings.tables.table(table).weight.grad
     assert gradient is not None
     return gradient[first : first + rows]
 

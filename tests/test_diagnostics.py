@@ -208,7 +208,7 @@ def test_collapsed_vectors(data: Dataset, side: str) -> None:
 
 def _blind(tower: Tower) -> None:
     """The last layer gives its bias whatever comes in."""
-    last = tower.layers[-1]
+    last = tower.head.layer
     assert isinstance(last, nn.Linear)
     last.weight.zero_()
     last.bias.fill_(0.3)
@@ -242,7 +242,7 @@ def test_vectors_that_nearly_collapsed() -> None:
 
 def _contrary(m: TwoTower) -> None:
     """What a user likes comes last."""
-    last = m.towers("user")[0][0].layers[-1]
+    last = m.towers("user")[0].head.layer
     assert isinstance(last, nn.Linear)
     last.weight[:-1].neg_()
     last.bias[:-1].neg_()
@@ -438,7 +438,7 @@ def test_features_without_effect() -> None:
     model: dict[str, object] = {"bias": False, "pairs": [{"user": {"layers": [8]}, "item": reads}]}
 
     def cut(m: TwoTower) -> None:
-        embeddings = m.towers("item")[0][0].embeddings
+        embeddings = m.towers("item")[0].embeddings
         embeddings.rows_of("zero").zero_()
         for projection in embeddings.projections.values():
             weight_of(projection).zero_()
@@ -506,7 +506,7 @@ def test_healthy_gates(gated: Run) -> None:
 )
 def test_gates_that_do_nothing(gated: Run, bias: float, severity: str, text: str) -> None:
     def fix(m: TwoTower) -> None:
-        gate = m.towers("user")[0][0].senet
+        gate = m.towers("user")[0].senet
         assert gate is not None
         last = gate.excite[2]
         assert isinstance(last, nn.Linear)

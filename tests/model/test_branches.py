@@ -17,7 +17,9 @@ from model_worlds import (
     close,
     fields_of,
     not_none,
+    outputs_of,
     pair_of,
+    topped,
     tower,
     weight_of,
     world,
@@ -37,6 +39,7 @@ from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError
 from twotower.features.schema import Categorical, Sequence
 from twotower.model.branches import Bilinear, BilinearBranch, Cin, CinBranch, Cross, CrossBranch, Fm, Mlp, MlpBranch
+from twotower.model.head import TowerHead
 from twotower.model.two_tower import TwoTower
 from twotower.reports import html
 from twotower.retrieval.request import Request
@@ -172,9 +175,9 @@ def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_l
     fields = ["uid", "city", "income", "liked"]
     model = build((side | {"fields": fields}, side | {"fields": ["iid", "brand", "tags", "fans"]}), bias=False)
     users, _ = world().inputs()
-    mine, other = pair_of(model).user, pair_of(model).item
+    mine = pair_of(model).user
     with torch.no_grad():
-        joined = torch.cat(list(fields_of(mine.embeddings, users, other.embeddings).values()), 1)
+        joined = torch.cat(list(fields_of(mine.embeddings, users).values()), 1)
         if field_norm:
             joined = nn.functional.layer_norm(joined.view(-1, 4, 4), (4,)).flatten(1)
         joined = not_none(mine.senet).reweight(joined)
@@ -191,10 +194,10 @@ def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_l
         assert [o.shape[1] for o in outs] == [b.size for b in branches_of(mine.branches)] == [5, 16, 4, 5, 24, 16]
         expected = torch.cat(outs, 1)
         if layers:
-            expected = mine.layers(expected) + not_none(mine.residual)(joined)
-        assert close(mine(users, other.embeddings), expected, 1e-4)
-        assert mine(users, other.embeddings).shape[1] == mine.size == (5 if layers else 70)
-        gates = mine.gates(users, other.embeddings)
+            expected = topped(mine, expected, joined)
+        assert close(outputs_of(mine, users), expected, 1e-4)
+        assert outputs_of(mine, users).shape[1] == mine.size == (5 if layers else 70)
+        gates = mine.gates(users)
         assert list(gates) == ["senet", "branches.1.senet", "branches.3.senet", "branches.5.senet"]
         assert close(gates["branches.5.senet"], not_none(branches_of(mine.branches)[5].senet)(joined))
         assert all(g.shape == (users.rows, 4) for g in gates.values())
@@ -207,16 +210,16 @@ def test_without_branches_a_tower_has_the_parameters_and_the_start_it_had() -> N
     config = settings(model={"width": 8, "pairs": [{s: {"layers": [8], "branches": []} for s in ("user", "item")}]})
     other = TwoTower(config.model, world().users.fields, world().items.fields)
     names = {n.split(".")[3] for n, _ in plain.named_parameters() if n.startswith("pairs")}
-    assert names == {"embeddings", "layers"} or names <= {"tables", "projections", "0"}
+    assert names == {"embeddings", "head"}
     assert all(torch.equal(p, dict(other.named_parameters())[n]) for n, p in plain.named_parameters())
 
 
 def test_field_dropout_drops_the_same_numbers_for_every_branch() -> None:
     side = tower(branches=[branch("identity"), branch("identity")], field_dropout=0.5)
     model = build((side, tower()), bias=False)
-    mine, other = pair_of(model).user.train(), pair_of(model).item
-    mine.layers = nn.Sequential()
-    left, right = mine(world().inputs()[0], other.embeddings).chunk(2, 1)
+    mine = pair_of(model).user.train()
+    mine.layers, mine.head = nn.Sequential(), TowerHead(mine.size, mine.size, None, bias=False)
+    left, right = outputs_of(mine, world().inputs()[0]).chunk(2, 1)
     assert torch.equal(left, right)
     assert 0.3 < float((left == 0).float().mean()) < 0.7
 
@@ -231,9 +234,8 @@ def test_no_branch_is_dead_or_drowns_the_fields_at_the_start(kind: str, field_no
     torch.manual_seed(0)
     model = TwoTower(config.model, world().users.fields, world().items.fields)
     users, items = world().inputs()
-    for own, other, inputs in ((pair_of(model).user, pair_of(model).item, users),
-                               (pair_of(model).item, pair_of(model).user, items)):  # fmt: skip
-        fields = own._fields(inputs, other.embeddings)
+    for own, inputs in ((pair_of(model).user, users), (pair_of(model).item, items)):
+        fields = own.joined_fields(inputs)
         gives, plain = (own.branches[i](fields).square().mean().sqrt().item() for i in (0, 1))
         assert 0.1 < gives / plain < 3, (gives, plain)
     logits = model(users, items, torch.arange(40), torch.arange(40).flip(0))
@@ -250,10 +252,10 @@ def test_a_decaying_mean_counts_as_a_piece_for_each_of_its_rates() -> None:
     of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": (*features, history)}))
     user = tower(fields=["uid", "liked"], branches=[branch("fm", senet=GATE), branch("bilinear")])
     model = build((user, tower()), of=of)
-    mine, other = pair_of(model).user, pair_of(model).item
+    mine = pair_of(model).user
     assert mine.embeddings.widths == [4, 12]
     assert [getattr(b.module, "n_fields", 0) for b in branches_of(mine.branches)] == [4, 4]
-    assert mine.gates(of.inputs()[0], other.embeddings)["branches.0.senet"].shape[1] == 2
+    assert mine.gates(of.inputs()[0])["branches.0.senet"].shape[1] == 2
     alone = build((tower(fields=["liked"], branches=[branch("fm")]), tower()), of=of)
     assert getattr(branches_of(pair_of(alone).user.branches)[0].module, "n_fields", 0) == 3
 
@@ -352,13 +354,13 @@ def dual(**more: Any) -> dict[str, Any]:
 def test_an_augmented_vector_is_joined_to_the_fields_and_begins_at_zero() -> None:
     model = build((tower(augment=True), tower()), bias=True)
     users, _ = world().inputs()
-    mine, other = pair_of(model).user, pair_of(model).item
+    mine = pair_of(model).user
     with torch.no_grad():
-        fields = mine._fields(users, other.embeddings)
+        fields = mine.joined_fields(users)
         column = [f.name for f in world().users.fields if f.kind == "lookup"].index("uid")
         vector = not_none(mine.augmented).table.weight[users.lookup[:, column]]
         assert vector.shape == (60, 5)
-        assert close(mine(users, other.embeddings), mine.layers(torch.cat([fields, vector], 1)))
+        assert close(outputs_of(mine, users), topped(mine, torch.cat([fields, vector], 1)))
     fresh = TwoTower(parse_config({"model": dual()})[1].model, world().users.fields, world().items.fields)
     assert (not_none(pair_of(fresh).user.augmented).table.weight == 0).all()
     assert not_none(pair_of(fresh).item.augmented).table.weight.shape == (41, 4)
@@ -367,7 +369,7 @@ def test_an_augmented_vector_is_joined_to_the_fields_and_begins_at_zero() -> Non
 def test_a_tower_need_not_read_its_id_to_keep_a_vector_for_it() -> None:
     model = build((tower(augment=True, fields=["city", "age"]), tower()))
     users, _ = world().inputs()
-    changed = pair_of(model).user(users, pair_of(model).item.embeddings)
+    changed = outputs_of(pair_of(model).user, users)
     assert changed.std(0).min() > 0
 
 
@@ -407,8 +409,7 @@ def test_what_is_imitated_is_the_part_of_the_vector_that_the_pairs_other_tower_g
     u, v = model.user_vectors(users), model.item_vectors(items)
     raw = {}
     for side, inputs in (("user", users), ("item", items)):
-        parts = [t(inputs, o.embeddings) for t, o in model.towers(side)]  # type: ignore[arg-type]
-        parts = [p[:, :-1] for p in parts] if bias else parts
+        parts = [t(inputs)[0] for t in model.towers(side)]  # type: ignore[arg-type]
         scale = torch.cat(parts, 1).norm(dim=1, keepdim=True) if similarity == "cosine" else 1.0
         raw[side] = [p / scale for p in parts]
     ((own, theirs),) = model.augmented("user", users, v)
@@ -455,7 +456,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         t.model.train()
         rng = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for tower_, _ in (*t.model.towers("user"), *t.model.towers("item")):
+            for tower_ in (*t.model.towers("user"), *t.model.towers("item")):
                 weight = tower_.augmented.table.weight  # type: ignore[union-attr]
                 weight.copy_(torch.randn(weight.shape, generator=rng))
     found = []
@@ -492,7 +493,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
     _, _, us, vs, ui, vi, *_ = captured["args"]
     by_row_user, by_row_item = us[ui], vs[vi]
     d, total = 4, 0.0
-    (mine, _), (theirs, _) = dat.model.towers("user")[0], dat.model.towers("item")[0]
+    mine, theirs = dat.model.towers("user")[0], dat.model.towers("item")[0]
     tables = [t.augmented.table.weight.detach() for t in (mine, theirs)]  # type: ignore[union-attr]
     temperature = float(dat.model.temperature.detach())
     for u, i, uv, iv in zip(user, item, by_row_user, by_row_item, strict=True):
@@ -510,7 +511,7 @@ def test_unknown_ids_read_a_row_that_training_moves() -> None:
     trainer = Trainer(data, config)
     trainer.run()
     for side in ("user", "item"):
-        augmented = trainer.model.towers(side)[0][0].augmented
+        augmented = trainer.model.towers(side)[0].augmented
         assert augmented is not None
         assert augmented.table.weight[0].abs().max() > 1e-3
         inputs = (trainer.objective.users if side == "user" else trainer.objective.items).take(np.arange(3))
@@ -529,7 +530,7 @@ def test_mimicry_brings_the_augmented_vectors_near_the_mean_of_what_an_id_likes(
         trainer = Trainer(data, config)
         trainer.run()
         factors, pairs = trainer.factors(), data.train
-        own = trainer.model.towers("user")[0][0].augmented.table.weight.detach()  # type: ignore[union-attr]
+        own = trainer.model.towers("user")[0].augmented.table.weight.detach()  # type: ignore[union-attr]
         liked = [factors.items[pairs.item[pairs.positive & (pairs.user == u)]].mean(0) for u in range(40)]
         codes = trainer.objective.users._lookup[:, 0]
         cosines.append(float(nn.functional.cosine_similarity(own[codes], torch.stack(liked)).mean()))
@@ -546,7 +547,7 @@ def test_mimicry_without_a_vector_to_train_is_refused() -> None:
 def test_augmented_tables_decay_with_the_embeddings() -> None:
     data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
     trainer = trainer_of(data, 1.0, train={"embedding_weight_decay": 0.5})
-    table = trainer.model.towers("item")[0][0].augmented.table.weight  # type: ignore[union-attr]
+    table = trainer.model.towers("item")[0].augmented.table.weight  # type: ignore[union-attr]
     (group,) = [g for g in trainer.optimizer.optimizer.param_groups if any(p is table for p in g["params"])]
     assert group["weight_decay"] == 0.5
 

@@ -15,10 +15,14 @@ from model_worlds import (
     bias_of,
     build,
     close,
+    embeddings_of,
     fields_of,
     gradient_of,
+    joined_outputs,
     not_none,
+    outputs_of,
     pair_of,
+    topped,
     tower,
     weight_of,
     world,
@@ -30,6 +34,7 @@ from worlds import EVERYTHING_SCHEMA
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.model.embeddings import FieldEmbeddings, pool
+from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.carriers import Bag, Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.layers import Dropout, SenetConfig, SenetGate, gather
@@ -124,8 +129,7 @@ def vectors_and_bias_by_hand(model: TwoTower, side: str, inputs: Inputs) -> tupl
     vectors, bias = [], torch.zeros(inputs.rows)
     for number, config in enumerate(model.config.pairs):
         pair = pair_of(model, number)
-        mine, other = (pair.user, pair.item) if side == "user" else (pair.item, pair.user)
-        out = mine(inputs, other.embeddings)
+        out = outputs_of(pair.user if side == "user" else pair.item, inputs)
         if model.config.bias and getattr(config, side).layers:
             bias = bias + out[:, -1]
             out = out[:, :-1]
@@ -280,10 +284,9 @@ def test_the_gate_of_a_row_depends_on_that_row_alone() -> None:
             (of.users, model.user_vectors, pair_of(model).user),
             (of.items, model.item_vectors, pair_of(model).item),
         ):
-            other = pair_of(model).item if rows_in is of.users else pair_of(model).user
             n = rows_in.n
             vectors = call(rows_in.take(np.arange(n)))
-            gates = side.gates(rows_in.take(np.arange(n)), other.embeddings)["senet"]
+            gates = side.gates(rows_in.take(np.arange(n)))["senet"]
             assert gates.shape == (n, len(rows_in.fields)) == (n, len(side.field_names))
             assert gates.std(0).median() > 1e-3
             for rows in (
@@ -292,7 +295,7 @@ def test_the_gate_of_a_row_depends_on_that_row_alone() -> None:
                 np.array([4]),
             ):
                 assert close(call(rows_in.take(rows)), vectors[rows])
-                assert close(side.gates(rows_in.take(rows), other.embeddings)["senet"], gates[rows])
+                assert close(side.gates(rows_in.take(rows))["senet"], gates[rows])
 
 
 @pytest.mark.parametrize("fields", [[], ["income", "liked", "age"]])
@@ -301,20 +304,20 @@ def test_the_gate_multiplies_its_field_before_the_layers(fields: list[str]) -> N
     users, items = world().inputs()
     user, item = pair_of(gated).user, pair_of(gated).item
     with torch.no_grad():
-        embedded = fields_of(user.embeddings, users, item.embeddings)
-        gates = user.gates(users, item.embeddings)["senet"]
+        embedded = fields_of(user.embeddings, users)
+        gates = user.gates(users)["senet"]
         assert user.field_names == list(embedded)
         joined = torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded.values())], 1)
-        first, last = (m for m in user.layers if isinstance(m, nn.Linear))
+        (first,), last = (m for m in user.layers if isinstance(m, nn.Linear)), not_none(user.head.layer)
         expected = last(nn.functional.leaky_relu(first(joined)))
-        assert close(user(users, item.embeddings), expected)
-        assert item.gates(items, user.embeddings) == {}
+        assert close(outputs_of(user, users), expected)
+        assert item.gates(items) == {}
 
 
 # ---- fields of a tower
 
 
-def field_by_hand(embeddings: FieldEmbeddings, field: InputField, of: SideTensors, other: FieldEmbeddings) -> Tensor:
+def field_by_hand(embeddings: FieldEmbeddings, field: InputField, of: SideTensors, other: FieldTables) -> Tensor:
     """The embedding of one field for all rows, from its own column."""
     inputs = of.take(np.arange(of.n))
     if field.kind == "dense":
@@ -346,10 +349,10 @@ def field_by_hand(embeddings: FieldEmbeddings, field: InputField, of: SideTensor
 )
 def test_a_tower_reads_its_fields_and_no_other_each_from_its_own_column(fields: list[str]) -> None:
     model, of = build((tower(fields=fields), tower())), world()
-    mine, other = pair_of(model).user.embeddings, pair_of(model).item.embeddings
+    mine, other = pair_of(model).user.embeddings, pair_of(model).item.embeddings.tables
     by_name = {f.name: f for f in of.users.fields}
     with torch.no_grad():
-        found = fields_of(mine, world().inputs()[0], other)
+        found = fields_of(mine, world().inputs()[0])
         assert set(found) == set(fields or by_name)
         for name, embedded in found.items():
             assert close(embedded, field_by_hand(mine, by_name[name], of.users, other)), name
@@ -359,9 +362,11 @@ def test_a_field_with_a_width_of_its_own_is_embedded_in_that_width() -> None:
     of = world()
     widths = {"city": 3, "uid": 7, "age": 2, "disliked": 5}
     fields = tuple(replace(f, width=widths.get(f.name, 0)) for f in of.users.fields)
-    other = FieldEmbeddings(of.items.fields, of.items.fields, 4, 0.5)
-    mine = FieldEmbeddings(fields, fields, 4, 0.5)
-    found = fields_of(mine, of.inputs()[0], other)
+    other = FieldTables(of.items.fields, 4)
+    for table in {rows.table for rows in other.place.values()}:
+        other.create(table)
+    mine = embeddings_of(fields, 4, 0.5, other)
+    found = fields_of(mine, of.inputs()[0])
     assert {name: f.shape[1] for name, f in found.items()} == {f.name: widths.get(f.name, 4) for f in fields}
     for field in fields:
         assert close(found[field.name], field_by_hand(mine, field, of.users, other)), field.name
@@ -398,13 +403,13 @@ def test_leaving_a_feature_out_equals_deleting_its_column(masked: tuple[str, ...
 def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers() -> None:
     model = build((tower(join="sum", layers=[5]), tower(layers=[5])), bias=False, similarity="dot", temperature=1)
     users, _ = world().inputs()
-    mine, other = pair_of(model).user, pair_of(model).item
+    mine = pair_of(model).user
     with torch.no_grad():
         total = torch.zeros(60, 4) + not_none(mine.shift)
-        for field in fields_of(mine.embeddings, users, other.embeddings).values():
+        for field in fields_of(mine.embeddings, users).values():
             total = total + field
         hidden = torch.where(total > 0, total, 0.01 * total)
-        (layer,) = (m for m in mine.layers if isinstance(m, nn.Linear))
+        layer = not_none(mine.head.layer)
         assert close(model.user_vectors(users), hidden @ layer.weight.T + layer.bias)
         assert (not_none(mine.shift).abs() > 0).all()
 
@@ -412,7 +417,7 @@ def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers(
 def test_join_sum_of_fields_of_different_widths_is_a_config_error() -> None:
     fields = (InputField("a", "lookup", rows=3, width=4), InputField("b", "lookup", rows=3, width=5))
     with pytest.raises(ConfigError, match="one width"):
-        Tower(TowerConfig(join="sum"), fields, 4, 0.1, 0.0)
+        Tower(TowerConfig(join="sum"), fields, FieldTables(fields, 4), FieldTables((), 4), 0.1)
 
 
 def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weights() -> None:
@@ -430,7 +435,6 @@ def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weigh
         nn.Linear,
         nn.LayerNorm,
         nn.LeakyReLU,
-        nn.Linear,
     ]
     found.append(layered.user_vectors(users))
     assert not any(close(a, b) for i, a in enumerate(found) for b in found[:i])
@@ -476,18 +480,18 @@ def test_field_norm_normalises_each_field_by_itself_before_gate_and_join(
     )
     assert plain.state_dict().keys() == model.state_dict().keys(), "nothing to learn"
     users, _ = of.inputs()
-    mine, other = pair_of(model).user, pair_of(model).item
+    mine = pair_of(model).user
     with torch.no_grad():
-        embedded = [normed(f) for f in fields_of(mine.embeddings, users, other.embeddings).values()]
+        embedded = [normed(f) for f in fields_of(mine.embeddings, users).values()]
         if join == "sum":
             hidden = nn.functional.leaky_relu(torch.stack(embedded).sum(0) + not_none(mine.shift))
-            expected = mine.layers[1:](hidden)
+            expected = joined_outputs(mine.head(mine.layers[1:](hidden), hidden))
         else:
-            gates = mine.gates(users, other.embeddings).get("senet", torch.ones(len(embedded[0]), len(embedded)))
+            gates = mine.gates(users).get("senet", torch.ones(len(embedded[0]), len(embedded)))
             if senet:
                 assert close(gates, not_none(mine.senet)(torch.cat(embedded, 1)), 1e-4)
-            expected = mine.layers(torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded)], 1))
-        assert close(mine(users, other.embeddings), expected, 1e-3)
+            expected = topped(mine, torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded)], 1))
+        assert close(outputs_of(mine, users), expected, 1e-3)
         assert not close(plain.user_vectors(users), model.user_vectors(users))
 
 
@@ -500,16 +504,17 @@ def test_residual_adds_a_linear_map_of_the_joined_fields_to_the_last_layer(
     options = tower(residual=True, join=join, layers=layers)
     model = build((options, tower()), bias=bias)
     users, _ = world().inputs()
-    mine, other = pair_of(model).user, pair_of(model).item
-    assert not_none(mine.residual).bias is None
-    assert not_none(mine.residual).weight.shape == (5 + bias, 4 if join == "sum" else 4 * len(mine.field_names))
+    mine = pair_of(model).user
+    residual = not_none(mine.head.residual)
+    assert [name for name, _ in residual.named_parameters()] == ["weight"]
+    assert residual.weight.shape == (5 + bias, 4 if join == "sum" else 4 * len(mine.field_names))
     with torch.no_grad():
-        fields = list(fields_of(mine.embeddings, users, other.embeddings).values())
+        fields = list(fields_of(mine.embeddings, users).values())
         joined = torch.stack(fields).sum(0) + not_none(mine.shift) if join == "sum" else torch.cat(fields, 1)
-        expected = mine.layers(joined) + joined @ not_none(mine.residual).weight.T
-        assert close(mine(users, other.embeddings), expected)
-        not_none(mine.residual).weight.zero_()
-        assert close(mine(users, other.embeddings), mine.layers(joined))
+        plain = not_none(mine.head.layer)(mine.layers(joined))
+        assert close(outputs_of(mine, users), plain + joined @ residual.weight.T)
+        residual.weight.zero_()
+        assert close(outputs_of(mine, users), plain)
     with pytest.raises(ValueError, match="residual needs layers, and layers is empty"):
         TowerConfig(residual=True, layers=())
 
@@ -525,14 +530,14 @@ def test_output_norm_normalises_the_vector_and_not_the_bias(bias: bool, layers: 
     item = tower(layers=[8] if not layers else [5])
     model = build((options, item), bias=bias)
     users, _ = world().inputs()
-    mine, other = pair_of(model).user, pair_of(model).item
-    norm = not_none(mine.output_norm)
+    mine = pair_of(model).user
+    norm = not_none(mine.head.norm)
     n = 5 if layers else 8
     assert norm.weight.shape == (n,)
     with torch.no_grad():
-        out = mine(users, other.embeddings)
-        mine.output_norm = None
-        before = mine(users, other.embeddings)
+        out = outputs_of(mine, users)
+        mine.head.norm = None
+        before = outputs_of(mine, users)
         assert before.shape == out.shape == (60, n + (bias and bool(layers)))
         assert close(out[:, :n], normed(before[:, :n], norm.weight, norm.bias), 1e-3)
         assert torch.equal(out[:, n:], before[:, n:])
@@ -659,17 +664,17 @@ def test_the_unknown_row_is_trained_by_a_share_of_the_known_values() -> None:
 def test_the_unknown_rate_is_the_share_of_lookups_that_read_the_unknown_row() -> None:
     rows = 400
     fields = (InputField("a", "lookup", rows=rows + 1), InputField("b", "lookup", rows=rows + 1))
-    embeddings = FieldEmbeddings(fields, fields, 2, 0.5).train()
+    embeddings = embeddings_of(fields, 2, 0.5).train()
     lookup = torch.arange(1, rows + 1)[:, None].expand(rows, 2).contiguous()
     inputs = Inputs(rows, lookup, {}, {})
     for rate in (0.0, 0.25, 0.75):
         torch.manual_seed(1)
-        for name, embedded in fields_of(embeddings, inputs, embeddings, rate).items():
+        for name, embedded in fields_of(embeddings, inputs, rate).items():
             unknown = (embedded == embeddings.rows_of(name)[0]).all(1)
             assert unknown.float().mean().item() == pytest.approx(rate, abs=0.07)
             assert torch.equal(embedded[~unknown], embeddings.rows_of(name)[1:][~unknown])
     with torch.no_grad():
-        found = fields_of(embeddings.eval(), inputs, embeddings, 0.75)
+        found = fields_of(embeddings.eval(), inputs, 0.75)
         assert torch.equal(found["a"], embeddings.rows_of("a")[1:])
 
 
@@ -757,7 +762,7 @@ def test_a_sum_tower_without_layers_gives_its_whole_vector_with_biases(item: dic
 @pytest.mark.parametrize("kind", ["lookup", "bag", "dense"])
 def test_a_feature_may_have_any_name(name: str, kind: Any) -> None:
     field = InputField(name, kind, rows=3, length=1)
-    assert FieldEmbeddings((field,), (field,), 4, 0.1).widths == [4]
+    assert embeddings_of((field,), 4, 0.1).widths == [4]
 
 
 def test_every_unit_of_a_fresh_gate_is_on() -> None:

@@ -32,9 +32,11 @@ from twotower.model.inputs.feed import feed, padded
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
+from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
 from twotower.onnx.check import inspect_tower
-from twotower.onnx.export import build_graph, export_tower, parity
-from twotower.onnx.graph import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
+from twotower.onnx.export import export_tower
+from twotower.onnx.model_graph import build_graph
+from twotower.onnx.parity import parity
 from twotower.onnx.tower import GateInfo, OnnxTower, trust_tower
 from twotower.runs import Run
 
@@ -277,11 +279,11 @@ def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(wor
 
 def test_a_model_with_an_unknown_part_is_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, model = worlds["even"], trained(worlds["even"])
-    model.towers("item")[0][0].add_module("mixture", torch.nn.Linear(2, 2))
+    model.towers("item")[0].add_module("mixture", torch.nn.Linear(2, 2))
     with pytest.raises(RunError, match="mixture"):
         export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
     model = trained(data, pairs=both(layers=[12, 8]))
-    model.towers("item")[0][0].layers[1] = torch.nn.Softplus()
+    model.towers("item")[0].layers[1] = torch.nn.Softplus()
     with pytest.raises(RunError, match="Softplus"):
         export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
@@ -289,12 +291,14 @@ def test_a_model_with_an_unknown_part_is_refused(worlds: dict[str, Dataset], tmp
 
 def test_a_graph_that_differs_is_not_written(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     data, model = worlds["even"], trained(worlds["even"])
-    model.towers("item")[0][0].register_forward_hook(lambda module, inputs, out: out * torch.arange(out.shape[1]))
+    model.towers("item")[0].register_forward_hook(
+        lambda module, inputs, out: (out[0] * torch.arange(out[0].shape[1]), out[1])
+    )
     with pytest.raises(RunError, match="differs from the model"):
         export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
     model = trained(data)
     with torch.no_grad():
-        next(model.towers("item")[0][0].layers.parameters())[0, 0] = torch.nan
+        next(model.towers("item")[0].head.parameters())[0, 0] = torch.nan
     with pytest.raises(RunError, match="not finite"):
         export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
@@ -371,10 +375,9 @@ def test_the_weights_of_the_gates_are_those_of_the_model(
         export_tower(model, side, fields, path, data.side(side))
         inputs = SideTensors(data.side(side), fields).take(np.arange(len(data.side(side))))
         wanted = []
-        for number, (towers, config) in enumerate(zip(model.towers(side), model.config.pairs, strict=True), 1):
-            tower, other = towers
+        for number, (tower, config) in enumerate(zip(model.towers(side), model.config.pairs, strict=True), 1):
             with torch.no_grad():
-                found = tower.gates(inputs, other.embeddings)
+                found = tower.gates(inputs)
             for section, weights in found.items():
                 gate = f"pair {number}"
                 if section != "senet":
@@ -483,8 +486,8 @@ def test_in_the_last_block_only_the_last_item_reads(worlds: dict[str, Dataset], 
         return len(session.run([node.output[0]], given)[0])
 
     codes = np.array([[1, 2, 3, 4, 5], [1, 2, -1, -1, -1], [-1, -1, -1, -1, -1]])
-    embeddings = model.towers("user")[0][0].embeddings
-    encoders = {f.name: embeddings.encoders[f"bag{i}"] for i, f in enumerate(embeddings._other_fields) if f.limit}
+    embeddings = model.towers("user")[0].embeddings
+    encoders = {f.name: embeddings.encoders[n] for n, f in embeddings.others.items() if f.limit}
     blocks = {name: list(cast(HistoryEncoder, encoder).blocks) for name, encoder in encoders.items()}
     first, *_, last = (cast(TransformerBlock, block) for block in blocks["liked"])
     assert last.attend_gate is not None
@@ -822,7 +825,7 @@ def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str,
     source_of(run, "item").write_parquet(tmp_path / "t.parquet")
     broken = trained(worlds["even"])
     with torch.no_grad():
-        next(broken.towers("item")[0][0].layers.parameters())[0, 0] = torch.nan
+        next(broken.towers("item")[0].head.parameters())[0, 0] = torch.nan
     with pytest.raises(RunError, match="not finite"):
         embed(Run(None, Config(), run.dataset, broken, {}, []), "item", tmp_path / "t.parquet", tmp_path / "out")
     assert not (tmp_path / "out").exists()

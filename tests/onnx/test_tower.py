@@ -20,7 +20,8 @@ from twotower import api, limited_process
 from twotower.cli.app import run_command
 from twotower.errors import BundleError, RunError
 from twotower.onnx import tower
-from twotower.onnx.export import build_graph, export_tower
+from twotower.onnx.export import export_tower
+from twotower.onnx.model_graph import build_graph
 from twotower.onnx.tower import InspectionLimits, OnnxTower
 from twotower.publishing import publisher
 from twotower.retrieval.retriever import Retriever

@@ -207,10 +207,10 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         )
     if effect >= 1e-3:
         return ""
-    towers = [pair for pair in model.towers(side) if name in pair[0].field_names]
+    towers = [tower for tower in model.towers(side) if name in tower.field_names]
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
-    norms = [_mean_row_norm(t.embeddings, other.embeddings, name) for t, other in towers]
+    norms = [_mean_row_norm(tower.embeddings, name) for tower in towers]
     if max(norms) < 0.01 * context.config.model.embedding_std:
         return (
             f"has embeddings of about zero (mean length {max(norms):.2g}): weight decay removed them. Lower "
@@ -222,13 +222,11 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
     )
 
 
-def _mean_row_norm(embeddings: FieldEmbeddings, other: FieldEmbeddings, name: str) -> float:
+def _mean_row_norm(embeddings: FieldEmbeddings, name: str) -> float:
     """Return the mean norm of the rows of the field's table; infinity for a dense field, which has no table."""
-    f = next(f for f in embeddings.fields if f.name == name)
-    if f.kind == "dense":
+    if next(f for f in embeddings.fields if f.name == name).kind == "dense":
         return math.inf
-    table = other.rows_of(f.share_with) if f.share_with else embeddings.rows_of(name)
-    return float(table.detach().norm(dim=1).mean())
+    return float(embeddings.rows_of(name).detach().norm(dim=1).mean())
 
 
 def gates(context: DiagnosisContext) -> Iterator[Finding]:
@@ -237,8 +235,8 @@ def gates(context: DiagnosisContext) -> Iterator[Finding]:
     any_gate = False
     for side in SIDES:
         (inputs,) = context.inputs(side, context.trained_rows[side])
-        for number, (tower, other) in enumerate(context.run.model.towers(side)):
-            for section, passed in tower.gates(inputs, other.embeddings).items():
+        for number, tower in enumerate(context.run.model.towers(side)):
+            for section, passed in tower.gates(inputs).items():
                 any_gate = True
                 where = f"model.pairs.{number}.{side}.{section}".removesuffix(".senet")
                 found += _gate_findings(passed.cpu(), tower.field_names, where)

@@ -10,7 +10,7 @@ standard deviation of the fields. (A start of 1 instead of 0.05 lowered the test
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -222,7 +222,8 @@ class TowerBranch(nn.Module):
         """
         super().__init__()
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
-        self.module: nn.Module
+        self.kind = config.kind
+        self.module: Mlp | Cross | Fm | Cin | Bilinear | nn.Identity
         if isinstance(config, MlpBranch):
             self.module = Mlp(sum(widths), config)
         elif isinstance(config, CrossBranch):
@@ -247,16 +248,16 @@ class TowerBranch(nn.Module):
                 self.module = Bilinear(n_fields, width, config)
         else:
             self.module = nn.Identity()
-        self.size = cast(int, self.module.size) if hasattr(self.module, "size") else sum(widths)
+        self.size = sum(widths) if isinstance(self.module, nn.Identity) else self.module.size
         self.norm_widths = list(config.widths) if isinstance(config, CinBranch) else [self.size]
         """Widths that are normalised separately: the feature maps of one CIN layer are products of one degree."""
-        self.norms = nn.ModuleList()
-        if isinstance(self.module, Fm | Cin | Bilinear):
-            # The variance of products of fresh embeddings is far below the default epsilon of 1e-5.
-            self.norms.extend(nn.LayerNorm(w, eps=1e-10) for w in self.norm_widths)
-        for norm in self.norms:
-            nn.init.constant_(cast(nn.LayerNorm, norm).weight, deviation)
-        if self.norms and min(self.norm_widths) < 2:
+        products = isinstance(self.module, Fm | Cin | Bilinear)
+        # The variance of products of fresh embeddings is far below the default epsilon of 1e-5.
+        norms = [nn.LayerNorm(w, eps=1e-10) for w in self.norm_widths] if products else []
+        for norm in norms:
+            nn.init.constant_(norm.weight, deviation)
+        self.norms = nn.ModuleList(norms)
+        if norms and min(self.norm_widths) < 2:
             raise ConfigError(
                 f"a branch of kind '{config.kind}' has an output of width 1, and the norm of one number is constant; "
                 "set the width of its fields (fm) or of its feature maps (cin) to at least 2"

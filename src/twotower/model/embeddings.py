@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.attention import HistoryConfig, HistoryEncoder
+from twotower.model.field_tables import FieldTables
 from twotower.model.history import decayed_means, decayed_sums, inverse_weight_sum
 from twotower.model.inputs.carriers import Bag, HistoryWindows, Inputs, Padded, Prefixes
 from twotower.model.layers import gather
-from twotower.model.tables import AnyBag, Table, bag_codes
+from twotower.model.tables import Table
 
 
 class _BagSum(torch.autograd.Function):
@@ -90,64 +89,46 @@ def _decayed_bag(table: Tensor, bag: Bag, n: Tensor, rates: tuple[float, ...]) -
 
 
 class FieldEmbeddings(nn.Module):
-    """Concatenated field embeddings of one tower: (U, sum of the fields' widths).
+    """Concatenated field embeddings of one tower: (U, sum of the fields' widths), in the order of `fields`.
 
-    All lookup fields of one width share one table, one field after the other, so that a batch costs one gather per
-    width. Therefore `fields` is reordered: lookups by width, then bags and dense fields. A lookup or bag field is a row
-    or pooled rows of its table; a dense field x is W x + b.
+    A lookup or bag field is a row or pooled rows of its table; a dense field x is W x + b.
     """
 
     def __init__(
         self,
-        fields: tuple[InputField, ...],
-        all_fields: tuple[InputField, ...],
-        width: int,
+        tables: FieldTables,
+        shared: FieldTables,
+        side_fields: tuple[InputField, ...],
         std: float,
         history: HistoryConfig | None = None,
     ) -> None:
-        """Build the tables. `fields` are those of the tower, `all_fields` those of its side in the order of the lookup columns.
-        `width` and `std` are the default width of a field and the standard deviation of its fresh rows."""
+        """Create `tables`, those of the tower's fields. `shared` are those of the other tower, read by fields that share an
+        embedding. `side_fields` are in the order of the lookup columns; `std` is the standard deviation of fresh rows.
+        Raises ConfigError if `shared` lacks a field that is to be shared, or has it in another width."""
         super().__init__()
-        fields = tuple(replace(f, width=f.width or width) for f in fields)
-        by_width: dict[int, list[InputField]] = {}
-        for f in fields:
-            if f.kind == "lookup":
-                by_width.setdefault(f.width, []).append(f)
-        self._other_fields = [f for f in fields if f.kind != "lookup"]
-        self.fields = (*(f for group in by_width.values() for f in group), *self._other_fields)
-        self.tables = nn.ModuleDict()
+        self.fields, self.others, self.tables = tables.fields, tables.others, tables
         self.projections = nn.ModuleDict()
         self.encoders = nn.ModuleDict()
-        self._location: dict[str, tuple[str, int, int]] = {}  # field -> (table, first row, rows)
-        self._lookup_groups: list[tuple[str, list[int] | None]] = []  # table, its lookup columns (None: all)
-        columns = [f.name for f in all_fields if f.kind == "lookup"]
-        for w, group in by_width.items():
-            table, first = f"lookup{w}", 0
-            for f in group:
-                self._location[f.name] = (table, first, f.rows)
-                first += f.rows
-            self.tables[table] = Table(first, w)
+        self._lookup_columns: dict[str, list[int] | None] = {}  # by table; None: all
+        columns = [f.name for f in side_fields if f.kind == "lookup"]
+        for table, group in tables.lookups.items():
+            tables.create(table)
             wanted = [columns.index(f.name) for f in group]
-            self._lookup_groups.append((table, None if wanted == list(range(len(columns))) else wanted))
-            first_rows = torch.tensor([self._location[f.name][1] for f in group])
-            self.register_buffer(f"first_rows_{table}", first_rows, persistent=False)
-        for number, f in enumerate(self._other_fields):  # by number: the name of a field may hold dots
+            self._lookup_columns[table] = None if wanted == list(range(len(columns))) else wanted
+            self.register_buffer(f"first_rows_{table}", tables.first_rows(table), persistent=False)
+        self._bag_tables: dict[str, FieldTables] = {}  # by field: the tower that holds its rows
+        for name, f in self.others.items():
             if f.kind == "dense":
-                self.projections[f"dense{number}"] = nn.Linear(f.length, f.width)
+                self.projections[name] = nn.Linear(f.length, f.width)
                 continue
             if f.limit:
-                self.encoders[f"bag{number}"] = HistoryEncoder(
-                    f.width, f.pooling, f.limit, history or HistoryConfig(), f.name
-                )
-            if not f.share_with:
-                table = f"bag{number}"
-                self.tables[table] = Table(f.rows, f.width)
-                self._location[f.name] = (table, 0, f.rows)
-        # Training may hold no unknown value; then an unknown value in a bag adds zeros.
-        unknown = [f for f in self._other_fields if f.kind == "bag" and not f.sequence and not f.share_with]
-        zero_rows = {table: first + UNKNOWN for table, first, _ in (self._location[f.name] for f in unknown)}
-        for name in self.tables:
-            self._table(name).initialize(std, zero_rows.get(name))
+                self.encoders[name] = HistoryEncoder(f.width, f.pooling, f.limit, history or HistoryConfig(), f.name)
+            if f.share_with:
+                shared.check_shared(f)
+            else:
+                tables.create(name)
+            self._bag_tables[f.name] = shared if f.share_with else tables
+        tables.initialize(std)
 
     @property
     def widths(self) -> list[int]:
@@ -158,76 +139,47 @@ class FieldEmbeddings(nn.Module):
         """Widths of the pieces: a decayed mean at R rates is R pieces, any other field one."""
         return [f.width for f in self.fields for _ in range(max(1, len(f.rates)))]
 
+    def lookups(self) -> Iterator[tuple[Table, list[int] | None, Tensor]]:
+        """Yield the tables of lookup fields with their columns of `Inputs.lookup` (None: all), and the first row of each."""
+        for name, columns in self._lookup_columns.items():
+            first_rows: Tensor = getattr(self, f"first_rows_{name}")
+            yield self.tables.table(name), columns, first_rows
+
     def rows_of(self, name: str) -> Tensor:
-        """Return the rows (rows, width) of the field `name` in its table."""
-        table, first, rows = self._location[name]
-        return cast(Table, self.tables[table]).rows(first, rows)
+        """Return the rows (rows, width) that a lookup or bag field reads; those of the other tower if it shares them."""
+        f = next(f for f in self.fields if f.name == name)
+        return self._bag_tables.get(name, self.tables).rows_of(f.share_with or name)
 
-    def codes(
-        self, own: Inputs | None, theirs: Inputs | None, other: FieldEmbeddings
-    ) -> Iterator[tuple[Table, Tensor]]:
-        """Yield (table, rows) for every table row that the inputs `own` of this side may read, and the inputs `theirs`
-        of the other side through the fields of `other` that share a table of this one."""
-        if own is not None:
-            for table, columns in self._lookup_groups:
-                lookup, first_rows = own.lookup, getattr(self, f"first_rows_{table}")
-                codes = (lookup if columns is None else lookup[:, columns]) + first_rows
-                yield self._table(table), torch.cat([codes.flatten(), first_rows + UNKNOWN])
-        for inputs, reader in ((own, self), (theirs, other)):
-            for f in reader._other_fields if inputs is not None else ():
-                if f.kind == "bag" and bool(f.share_with) is (reader is other):
-                    table, first, _ = self._location[f.share_with or f.name]
-                    codes = bag_codes(cast(Inputs, inputs).bags[f.name]) + first
-                    yield self._table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
+    def codes(self, inputs: Inputs) -> Iterator[tuple[Table, Tensor]]:
+        """Yield (table, rows) for every table row that `forward` may read; a table may occur repeatedly."""
+        for table, columns, first_rows in self.lookups():
+            codes = (inputs.lookup if columns is None else inputs.lookup[:, columns]) + first_rows
+            yield table, torch.cat([codes.flatten(), first_rows + UNKNOWN])
+        for f in self.others.values():
+            if f.kind == "bag":
+                yield from self._bag_tables[f.name].codes_of_bag(f.share_with or f.name, inputs.bags[f.name])
 
-    def _table(self, name: str) -> Table:
-        return cast(Table, self.tables[name])
-
-    def _table_for_bag(self, name: str, bag: AnyBag) -> tuple[Tensor, AnyBag]:
-        """Return the table that holds the field `name`, and the bag in codes of that table."""
-        table, first, rows = self._location[name]
-        return self._table(table).for_bag(first, rows, bag)
-
-    def forward(self, inputs: Inputs, other: FieldEmbeddings, unknown_rate: float = 0.0) -> Tensor:
-        """Return (U, sum of widths), in the order of `fields`. Shared sequences read the id embedding of `other`.
+    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
+        """Return (U, sum of widths).
 
         In training a share `unknown_rate` of the lookup codes is replaced by the unknown code, so that its row is
         trained.
         """
         parts = []
-        for table, columns in self._lookup_groups:
+        for table, columns, first_rows in self.lookups():
             codes = inputs.lookup if columns is None else inputs.lookup[:, columns]
             if self.training and unknown_rate:
                 unknown = torch.rand(codes.shape, device=codes.device) < unknown_rate
                 codes = codes.masked_fill(unknown, UNKNOWN)
-            parts.append(self._table(table)(codes + getattr(self, f"first_rows_{table}")).flatten(1))
-        for number, f in enumerate(self._other_fields):
+            parts.append(table(codes + first_rows).flatten(1))
+        for name, f in self.others.items():
             if f.kind == "dense":
-                parts.append(self.projections[f"dense{number}"](inputs.dense[f.name]))
-            else:
-                weights, bag = (other if f.share_with else self)._table_for_bag(
-                    f.share_with or f.name, inputs.bags[f.name]
-                )
-                if isinstance(bag, HistoryWindows) or f.limit:
-                    parts.append(self.encoders[f"bag{number}"](weights, bag))
-                else:
-                    parts.append(pool(weights, bag, f.pooling, f.rates))
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-
-    def check_shares(self, other: FieldEmbeddings) -> None:
-        """Raise ConfigError if `other` has no embedding of the same width for a field that shares one."""
-        for f in self.fields:
-            if not f.share_with:
+                parts.append(self.projections[name](inputs.dense[f.name]))
                 continue
-            remedy = "set share_embedding = false" if f.sequence else "leave out share_with"
-            if f.share_with not in other._location:
-                raise ConfigError(
-                    f"feature '{f.name}' shares the embedding of '{f.share_with}', which the other tower of its pair "
-                    f"does not read; add '{f.share_with}' to that tower's fields or {remedy} on '{f.name}'"
-                )
-            shared_width = other._table(other._location[f.share_with][0]).embedding_dim
-            if shared_width != f.width:
-                raise ConfigError(
-                    f"feature '{f.name}' has width {f.width} and shares '{f.share_with}' of width {shared_width}; "
-                    f"give both the same width or {remedy}"
-                )
+            weights, bag = self._bag_tables[f.name].for_bag(f.share_with or f.name, inputs.bags[f.name])
+            if f.limit:
+                parts.append(self.encoders[name](weights, bag))
+            else:
+                assert not isinstance(bag, HistoryWindows)
+                parts.append(pool(weights, bag, f.pooling, f.rates))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]

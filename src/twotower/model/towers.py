@@ -1,8 +1,8 @@
-"""Tower: field embeddings -> SENet gate -> branches -> layers -> vector."""
+"""Tower: field embeddings -> SENet gate -> branches -> layers -> head."""
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,8 +14,10 @@ from twotower.features.values import UNKNOWN
 from twotower.model.attention import HistoryConfig
 from twotower.model.branches import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.field_tables import FieldTables
+from twotower.model.head import TowerHead
 from twotower.model.inputs.carriers import Inputs
-from twotower.model.layers import ACTIVATIONS, Activation, Dropout, SenetConfig, SenetGate, norm_activation_dropout
+from twotower.model.layers import Activation, Dropout, SenetConfig, SenetGate, norm_activation_dropout
 from twotower.model.tables import Table
 from twotower.section import Positive, Section
 
@@ -73,9 +75,9 @@ class TowerConfig(Section):
 
 
 class Tower(nn.Module):
-    """One tower of a two-tower model: inputs of U rows -> vectors (U, D).
+    """One tower of a two-tower model: inputs of U rows -> vectors (U, D) and biases (U, 1).
 
-    v = norm(layers(concat(branch_1(x), …, augmented)) + R x), x the concatenated (or summed) fields after the gate;
+    v = head(layers(concat(branch_1(x), …, augmented)), x), x the concatenated (or summed) fields after the gate;
     every part but the fields is optional. D is the width of the last layer, or of x without layers (Huang et al. 2013,
     DSSM; Covington et al. 2016).
     """
@@ -84,19 +86,20 @@ class Tower(nn.Module):
         self,
         config: TowerConfig,
         side_fields: tuple[InputField, ...],
-        width: int,
+        tables: FieldTables,
+        shared: FieldTables,
         std: float,
-        unknown_rate: float,
-        extra: int = 0,
+        unknown_rate: float = 0.0,
+        bias: bool = False,
     ) -> None:
-        """Build the tower. The last `extra` outputs of the last layer are biases, not part of the vector. Raises ConfigError for settings that do not fit the fields."""
+        """Build the tower and its `tables`; `shared` are those of the other tower of its pair. `std` is the standard
+        deviation of fresh embeddings. With `bias` a tower with layers returns biases. Raises ConfigError for settings
+        that do not fit the fields."""
         super().__init__()
-        fields = _select_fields(side_fields, config.fields)
         self.unknown_rate = unknown_rate
         self.weight_decay_scale = config.weight_decay_scale
-        self.has_layers = bool(config.layers)
-        self.embeddings = FieldEmbeddings(fields, side_fields, config.width or width, std, config.history)
-        if config.history != HistoryConfig() and not any(f.limit for f in fields):
+        self.embeddings = FieldEmbeddings(tables, shared, side_fields, std, config.history)
+        if config.history != HistoryConfig() and not any(f.limit for f in tables.fields):
             raise ConfigError(
                 "model.pairs: `history` applies to sequences with pooling = 'transformer' or 'attention', and this "
                 "tower reads none; remove `history`, or set the pooling of a sequence"
@@ -110,57 +113,58 @@ class Tower(nn.Module):
         if config.join == "sum":
             if len(set(widths)) > 1:
                 raise ConfigError(f"join = 'sum' needs fields of one width, found the widths {sorted(set(widths))}")
-            size = widths[0]
-            self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(size))
-            layers += norm_activation_dropout(size, *after)
+            joined = widths[0]
+            self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(joined))
+            layers += norm_activation_dropout(joined, *after)
         else:
             self.shift = None
-            size = sum(widths)
+            joined = sum(widths)
         deviation = 1.0 if config.field_norm else std
-        self.branches = nn.ModuleList(
-            TowerBranch(b, widths, self.embeddings.pieces, deviation) for b in config.branches
-        )
-        if config.branches:
-            size = sum(cast(TowerBranch, b).size for b in self.branches)
-        self.augmented = AugmentedVectors(side_fields, config.layers[-1] - extra) if config.augment else None
+        branches = [TowerBranch(b, widths, self.embeddings.pieces, deviation) for b in config.branches]
+        self.branches = nn.ModuleList(branches)
+        size = sum(b.size for b in branches) if branches else joined
+        self.augmented = AugmentedVectors(side_fields, config.layers[-1]) if config.augment else None
         if self.augmented is not None:
             size += self.augmented.width
-        for i, w in enumerate(config.layers):
-            layers.append(nn.Linear(size, w))
-            size = w
-            if i + 1 < len(config.layers):
-                layers += norm_activation_dropout(w, *after)
+        for width in config.layers[:-1]:
+            layers += [nn.Linear(size, width), *norm_activation_dropout(width, *after)]
+            size = width
         self.layers = nn.Sequential(*layers)
-        joined = sum(widths) if self.shift is None else widths[0]
-        self.residual = nn.Linear(joined, size, bias=False) if config.residual else None
-        self.last = ACTIVATIONS[config.activation]() if config.activate_last else None
-        self.output_norm = nn.LayerNorm(size - extra) if config.output_norm else None
-        self.size, self.extra = size, extra
+        self.head = TowerHead(
+            size,
+            joined,
+            config.layers[-1] if config.layers else None,
+            bias=bias,
+            residual=config.residual,
+            activation=config.activation if config.activate_last else None,
+            norm=config.output_norm,
+        )
+        self.size = self.head.width
 
-    def gates(self, inputs: Inputs, other: FieldEmbeddings) -> dict[str, Tensor]:
+    def gates(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the weights (U, F) of every SENet gate, in the order of `field_names`, by its section below the tower:
         "senet", "branches.0.senet", …; empty without a gate."""
-        fields = self._fields(inputs, other)
+        fields = self.joined_fields(inputs)
         found = {} if self.senet is None else {"senet": self.senet(fields)}
         if self.senet is not None:
             fields = self.senet.reweight(fields)
         for number, branch in enumerate(self.branches):
-            if (gate := cast(TowerBranch, branch).senet) is not None:
-                found[f"branches.{number}.senet"] = gate(fields)
+            if isinstance(branch, TowerBranch) and branch.senet is not None:
+                found[f"branches.{number}.senet"] = branch.senet(fields)
         return found
 
     @property
     def field_names(self) -> list[str]:
         return [f.name for f in self.embeddings.fields]
 
-    def _fields(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
+    def joined_fields(self, inputs: Inputs) -> Tensor:
         """Return the concatenated fields, normalised if `field_norm` is set: (U, sum of widths)."""
-        fields: Tensor = self.embeddings(inputs, other, self.unknown_rate)
+        fields: Tensor = self.embeddings(inputs, self.unknown_rate)
         return _normalize_pieces(fields, self.pieces) if self.pieces else fields
 
-    def forward(self, inputs: Inputs, other: FieldEmbeddings) -> Tensor:
-        """Return the vectors (U, D), followed by `extra` biases; `other` holds the embeddings that sequences share."""
-        joined = self._fields(inputs, other)
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """Return the vectors (U, D) and the biases (U, 1), None without."""
+        joined = self.joined_fields(inputs)
         if self.senet is not None:
             joined = self.senet.reweight(joined)
         if self.shift is not None:
@@ -169,15 +173,9 @@ class Tower(nn.Module):
         outputs = [branch(joined) for branch in self.branches] or [joined]
         if self.augmented is not None:
             outputs.append(self.augmented(inputs, self.unknown_rate))
-        out: Tensor = self.layers(torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0])
-        if self.residual is not None:
-            out = out + self.residual(joined)
-        n = self.size - self.extra
-        if self.last is not None:
-            out = torch.cat([self.last(out[:, :n]), out[:, n:]], 1)
-        if self.output_norm is None:
-            return out
-        return torch.cat([self.output_norm(out[:, :n]), out[:, n:]], 1)
+        hidden = self.layers(torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0])
+        vectors, bias = self.head(hidden, joined)
+        return vectors, bias
 
 
 class AugmentedVectors(nn.Module):
@@ -224,7 +222,8 @@ def _normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:
     return torch.cat([nn.functional.layer_norm(p, (p.shape[1],)) for p in torch.split(joined, widths, 1)], 1)
 
 
-def _select_fields(fields: tuple[InputField, ...], names: tuple[str, ...]) -> tuple[InputField, ...]:
+def select_fields(fields: tuple[InputField, ...], names: tuple[str, ...]) -> tuple[InputField, ...]:
+    """Return the fields of these names, all without a name. Raises ConfigError for an unknown or repeated name."""
     known = {f.name: f for f in fields}
     for name in names:
         if name not in known:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
-from twotower.features.schema import SideName
+from twotower.features.schema import SIDES, SideName
 from twotower.features.values import UNKNOWN
+from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.carriers import Inputs
 from twotower.model.tables import Table
-from twotower.model.towers import Tower, TowerConfig
+from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section
 
 
@@ -85,11 +86,24 @@ def normalize(x: Tensor) -> Tensor:
 
 
 class TowerPair(nn.Module):
-    """A user tower and an item tower whose dot product is one term of the score."""
+    """A user tower and an item tower whose dot product is one term of the score, and the tables of both."""
 
-    def __init__(self, user: Tower, item: Tower) -> None:
+    def __init__(
+        self, pair: PairConfig, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...], model: ModelConfig
+    ) -> None:  # fmt: skip
+        """Build the towers over the tables of both. Raises ConfigError for settings that do not fit the fields."""
         super().__init__()
-        self.user, self.item = user, item
+        of_user, of_item = (
+            FieldTables(select_fields(fields, config.fields), config.width or model.width)
+            for config, fields in ((pair.user, user_fields), (pair.item, item_fields))
+        )
+        same = (model.embedding_std, model.unknown_rate, model.bias)
+        self.user = Tower(pair.user, user_fields, of_user, of_item, *same)
+        self.item = Tower(pair.item, item_fields, of_item, of_user, *same)
+
+    def tower(self, side: SideName) -> Tower:
+        """Return the tower of a side."""
+        return self.user if side == "user" else self.item
 
 
 class FirstOrder(nn.Module):
@@ -137,29 +151,14 @@ class TwoTower(nn.Module):
         super().__init__()
         self.config = config
         self.pairs = nn.ModuleList()
-        extra = 1 if config.bias else 0
         for number, pair in enumerate(config.pairs):
-            user, item = (
-                Tower(
-                    # With biases a tower with layers has one more output, its own bias.
-                    c.model_copy(update={"layers": (*c.layers[:-1], c.layers[-1] + extra)}) if c.layers else c,
-                    fields,
-                    config.width,
-                    config.embedding_std,
-                    config.unknown_rate,
-                    extra if c.layers else 0,
-                )
-                for c, fields in ((pair.user, user_fields), (pair.item, item_fields))
-            )
-            sizes = [t.size - (extra if c.layers else 0) for t, c in ((user, pair.user), (item, pair.item))]
-            if sizes[0] != sizes[1]:
+            made = TowerPair(pair, user_fields, item_fields, config)
+            if made.user.size != made.item.size:
                 raise ConfigError(
-                    f"model.pairs.{number}: the user vector has width {sizes[0]} and the item vector {sizes[1]}; "
-                    "end both towers' layers with the same width"
+                    f"model.pairs.{number}: the user vector has width {made.user.size} and the item vector "
+                    f"{made.item.size}; end both towers' layers with the same width"
                 )
-            user.embeddings.check_shares(item.embeddings)
-            item.embeddings.check_shares(user.embeddings)
-            self.pairs.append(TowerPair(user, item))
+            self.pairs.append(made)
         if config.bias:
             self.user_bias, self.item_bias = FirstOrder(user_fields), FirstOrder(item_fields)
             self.global_bias = nn.Parameter(torch.zeros(()))
@@ -171,19 +170,24 @@ class TwoTower(nn.Module):
     def codes(self, users: Inputs | None, items: Inputs | None) -> Iterator[tuple[Table, Tensor]]:
         """Yield (table, rows) for every table row that the vectors of these inputs may read; a table may occur
         repeatedly."""
-        for side, own, theirs in (("user", users, items), ("item", items, users)):
-            for tower, other in self.towers(cast(SideName, side)):
-                yield from tower.embeddings.codes(own, theirs, other.embeddings)
-                if tower.augmented is not None and own is not None:
-                    yield tower.augmented.table, tower.augmented.codes(own)
-            if self.config.bias and own is not None:
-                bias = self.user_bias if side == "user" else self.item_bias
-                yield bias.table, bias.codes(own)
+        for side, inputs in zip(SIDES, (users, items), strict=True):
+            if inputs is None:
+                continue
+            for tower in self.towers(side):
+                yield from tower.embeddings.codes(inputs)
+                if tower.augmented is not None:
+                    yield tower.augmented.table, tower.augmented.codes(inputs)
+            if self.config.bias:
+                bias = self.first_order(side)
+                yield bias.table, bias.codes(inputs)
 
-    def towers(self, side: SideName) -> list[tuple[Tower, Tower]]:
-        """Return for each pair the tower of `side` and that of the other side."""
-        pairs = [cast(TowerPair, pair) for pair in self.pairs]
-        return [(p.user, p.item) if side == "user" else (p.item, p.user) for p in pairs]
+    def towers(self, side: SideName) -> list[Tower]:
+        """Return the tower of `side` of each pair."""
+        return [pair.tower(side) for pair in self.pairs if isinstance(pair, TowerPair)]
+
+    def first_order(self, side: SideName) -> FirstOrder:
+        """Return the first-order term of `side` in a model with biases."""
+        return self.user_bias if side == "user" else self.item_bias
 
     @property
     def metric(self) -> Literal["cosine", "dot"]:
@@ -220,26 +224,24 @@ class TwoTower(nn.Module):
         other side's `vectors` (V, …) that its pair produced: detached, before temperature, of length 1 with a cosine.
         """
         found, first = [], 0
-        for tower, _ in self.towers(side):
-            width = tower.size - (1 if self.config.bias and tower.has_layers else 0)
+        for tower in self.towers(side):
             if tower.augmented is not None:
-                targets = vectors[:, first : first + width].detach()
+                targets = vectors[:, first : first + tower.size].detach()
                 scale = self.temperature.detach() if side == "item" else 1.0  # undoes that of `user_vectors`
                 found.append((tower.augmented(inputs, tower.unknown_rate), targets * scale))
-            first += width
+            first += tower.size
         return found
 
     def _side(self, inputs: Inputs, side: SideName) -> tuple[Tensor, Tensor | None]:
         """Return the concatenated vectors of the pairs (U, D), and the sum of the biases (U, 1) or None."""
         vectors, bias = [], None
         if self.config.bias:
-            bias = (self.user_bias if side == "user" else self.item_bias)(inputs, self.config.unknown_rate)
-        for tower, other in self.towers(side):
-            out = tower(inputs, other.embeddings).float()
-            if bias is not None and tower.has_layers:
-                bias = bias + out[:, -1:]
-                out = out[:, :-1]
-            vectors.append(out)
+            bias = self.first_order(side)(inputs, self.config.unknown_rate)
+        for tower in self.towers(side):
+            vector, tower_bias = tower(inputs)
+            vectors.append(vector.float())
+            if bias is not None and tower_bias is not None:
+                bias = bias + tower_bias.float()
         joined = torch.cat(vectors, 1) if len(vectors) > 1 else vectors[0]
         if self.config.similarity == "cosine":
             joined = normalize(joined)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,11 @@ from torch import Tensor
 
 import twotower
 from twotower.errors import ConfigError, RunError
-from twotower.onnx.graph import IR_VERSION, OPERATORS, OPSET
+from twotower.onnx.allow_list import IR_VERSION, OPERATORS, OPSET
 from twotower.onnx.tower import GATES_OUTPUT, VECTOR_OUTPUT, GateInfo
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto, ValueInfoProto
 
 MAX_TABLE_BYTES = (1 << 31) - (1 << 20)
 """Bytes of constants that fit one ONNX file: protobuf limits a message to 2 GiB."""
@@ -29,12 +32,12 @@ class GraphBuilder:
         except ImportError:
             raise ConfigError("exporting a tower needs onnx and onnxruntime: pip install onnx onnxruntime") from None
         self.onnx = onnx
-        self.nodes: list[Any] = []
-        self.inputs: list[Any] = []
-        self.constants: list[Any] = []
+        self.nodes: list[NodeProto] = []
+        self.inputs: list[ValueInfoProto] = []
+        self.constants: list[TensorProto] = []
         self.gates: dict[GateInfo, str] = {}  # each with the name of its weights (U, fields)
         self.size, self.max_table_bytes = 0, max_table_bytes
-        self._known: dict[Any, str] = {}
+        self._known: dict[Hashable, str] = {}
 
     def input(self, name: str, kind: type[np.generic], shape: Sequence[str | int]) -> str:
         """Add an input of the graph and return its name."""
@@ -42,7 +45,9 @@ class GraphBuilder:
         self.inputs.append(self.onnx.helper.make_tensor_value_info(name, elements, shape))
         return name
 
-    def constant(self, value: Tensor | npt.NDArray[Any] | Sequence[int] | int | float, key: Any = None) -> str:
+    def constant(
+        self, value: Tensor | npt.NDArray[Any] | Sequence[int] | int | float, key: Hashable | None = None
+    ) -> str:
         """Add a constant, once per `key`, and return its name. Small arrays are their own key; int64 or float32."""
         if isinstance(value, Tensor):
             value = value.detach().cpu().numpy()
@@ -64,27 +69,41 @@ class GraphBuilder:
             self._known[key] = name
         return name
 
-    def __call__(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node and return the name of its output, or the list of names if `outputs` exceeds 1."""
+    def __call__(self, kind: str, *inputs: str, **attributes: int | float | Sequence[int] | TensorProto) -> str:
+        """Add a node with one output and return its name."""
+        return self._node(kind, inputs, 1, attributes)[0]
+
+    def _node(
+        self, kind: str, inputs: Sequence[str], outputs: int, attributes: dict[str, int | float | Sequence[int] | TensorProto]
+    ) -> list[str]:  # fmt: skip
+        """Add a node and return the names of its outputs."""
         if not attributes.keys() <= OPERATORS[kind]:
-            raise KeyError(f"{kind} {[*attributes]}: the operator or an attribute is not in onnx_graph.OPERATORS")
+            raise KeyError(f"{kind} {[*attributes]}: the operator or an attribute is not in allow_list.OPERATORS")
         names = [f"v{len(self.nodes)}"] if outputs == 1 else [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, **attributes))
-        return names[0] if outputs == 1 else names
+        node = self.onnx.helper.make_node(kind, inputs, names)
+        node.attribute.extend(
+            self.onnx.helper.make_attribute(name, value) for name, value in sorted(attributes.items())
+        )
+        self.nodes.append(node)
+        return names
 
     def reshape(self, x: str, *shape: int) -> str:
         """Reshape (U, …) to (U, *shape)."""
-        return cast(str, self("Reshape", x, self.constant([0, *shape])))
+        return self("Reshape", x, self.constant([0, *shape]))
 
     def reduce(self, kind: str, x: str, axis: int, keep: bool = True) -> str:
         """Reduce one axis by "Sum", "Mean", "Max" or "SumSquare"."""
-        return cast(str, self(f"Reduce{kind}", x, self.constant([axis]), keepdims=int(keep)))
+        return self(f"Reduce{kind}", x, self.constant([axis]), keepdims=int(keep))
 
     def split(self, x: str, widths: Sequence[int]) -> list[str]:
         """Split (U, sum of `widths`) into one array per width."""
         if len(widths) == 1:
             return [x]
-        return cast(list[str], self("Split", x, self.constant(list(widths)), axis=1, outputs=len(widths)))
+        return self._node("Split", [x, self.constant(list(widths))], len(widths), {"axis": 1})
+
+    def halves(self, x: str) -> list[str]:
+        """Split (…, 2 n) into two arrays (…, n)."""
+        return self._node("Split", [x], 2, {"axis": -1, "num_outputs": 2})
 
     def concat(self, parts: Sequence[str]) -> str:
         """Concatenate arrays (U, n) along the second axis."""
@@ -93,7 +112,7 @@ class GraphBuilder:
     def filled(self, like: str, value: float) -> str:
         """Return an array of the shape of `like` filled with `value`."""
         number = self.onnx.numpy_helper.from_array(np.array([value], np.float32))
-        return cast(str, self("ConstantOfShape", self("Shape", like), value=number))
+        return self("ConstantOfShape", self("Shape", like), value=number)
 
     def serialize(self, output: str, width: int, metadata: dict[str, str]) -> bytes:
         """Return the ONNX file of the graph with output `output` (U, width) and, if there are gates, their weights."""
@@ -116,4 +135,5 @@ class GraphBuilder:
             producer_name="twotower", producer_version=twotower.__version__,
         )  # fmt: skip
         helper.set_model_props(model, metadata)
-        return cast(bytes, model.SerializeToString())
+        data: bytes = model.SerializeToString()
+        return data

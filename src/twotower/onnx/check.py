@@ -12,7 +12,7 @@ import numpy as np
 import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
 
-from twotower.onnx import graph
+from twotower.onnx.allow_list import disallowed_content
 from twotower.onnx.tower import TowerError, create_session, read_tower
 
 PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
@@ -25,7 +25,7 @@ def inspect_tower(path: Path) -> str:
     Raises TowerError if it is not a tower or fails, MemoryError if it exceeds the memory limit.
     """
     data = read_tower(path)
-    if reason := graph.disallowed_content(data):
+    if reason := disallowed_content(data):
         raise TowerError(reason)
     try:
         tower = create_session(data, 1)

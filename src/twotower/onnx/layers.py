@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from twotower.onnx.tower import GateInfo
 
 def linear(g: GraphBuilder, x: str, weight: Tensor, bias: Tensor | None) -> str:
     """Build W x + b: (U, n) -> (U, m)."""
-    return cast(str, g("Gemm", x, g.constant(weight), *([] if bias is None else [g.constant(bias)]), transB=1))
+    return g("Gemm", x, g.constant(weight), *([] if bias is None else [g.constant(bias)]), transB=1)
 
 
 def layer_nodes(g: GraphBuilder, module: nn.Module, x: str) -> str:
@@ -35,26 +34,26 @@ def layer_nodes(g: GraphBuilder, module: nn.Module, x: str) -> str:
         return linear(g, x, module.weight, module.bias)
     if isinstance(module, nn.LayerNorm):
         weights = (g.constant(module.weight), g.constant(module.bias))
-        return cast(str, g("LayerNormalization", x, *weights, axis=-1, epsilon=module.eps))
+        return g("LayerNormalization", x, *weights, axis=-1, epsilon=module.eps)
     if isinstance(module, nn.LeakyReLU):
-        return cast(str, g("LeakyRelu", x, alpha=module.negative_slope))
+        return g("LeakyRelu", x, alpha=module.negative_slope)
     if isinstance(module, nn.GELU):
         half = g("Mul", x, g.constant(0.5))  # the pattern that onnxruntime fuses into one node
-        return cast(str, g("Mul", half, g("Add", g("Erf", g("Div", x, g.constant(math.sqrt(2)))), g.constant(1.0))))
+        return g("Mul", half, g("Add", g("Erf", g("Div", x, g.constant(math.sqrt(2)))), g.constant(1.0)))
     if isinstance(module, nn.SiLU):
-        return cast(str, g("Mul", x, g("Sigmoid", x)))
+        return g("Mul", x, g("Sigmoid", x))
     simple = {nn.ReLU: "Relu", nn.Tanh: "Tanh", nn.Sigmoid: "Sigmoid"}
     if type(module) not in simple:
         raise RunError(f"a layer of kind {type(module).__name__} cannot be exported")
-    return cast(str, g(simple[type(module)], x))
+    return g(simple[type(module)], x)
 
 
 def normalized(g: GraphBuilder, joined: str, widths: list[int]) -> str:
-    """Build `towers._normalize_pieces`."""
+    """Build `layers.normalize_pieces`."""
 
     def norm(x: str, width: int) -> str:
         ones = g.constant(np.ones(width, np.float32))
-        return cast(str, g("LayerNormalization", x, ones, axis=-1, epsilon=1e-5))
+        return g("LayerNormalization", x, ones, axis=-1, epsilon=1e-5)
 
     if len(set(widths)) == 1:
         return g.reshape(norm(g.reshape(joined, len(widths), widths[0]), widths[0]), sum(widths))
@@ -90,8 +89,8 @@ def products(g: GraphBuilder, module: nn.Module, x: str) -> str:
     if isinstance(module, Cin):
         maps, out = fields, []
         for weight in module.maps:
-            products = g("Mul", g("Unsqueeze", maps, g.constant([2])), g("Unsqueeze", fields, g.constant([1])))
-            maps = g("MatMul", g.constant(weight), g.reshape(products, weight.shape[1], module.width))
+            pairs = g("Mul", g("Unsqueeze", maps, g.constant([2])), g("Unsqueeze", fields, g.constant([1])))
+            maps = g("MatMul", g.constant(weight), g.reshape(pairs, weight.shape[1], module.width))
             out.append(g.reduce("Sum", maps, 2, keep=False))
         return g.concat(out)
     first, second = (g("Gather", fields, g.constant(i), axis=1) for i in (module.left_fields, module.right_fields))

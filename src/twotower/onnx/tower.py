@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from twotower import limited_process
 from twotower.errors import ConfigError, RunError
-from twotower.onnx import graph
+from twotower.onnx.allow_list import disallowed_content
 
 VECTOR_OUTPUT, GATES_OUTPUT = "vector", "gates"
 INSPECT_FUNCTION = "twotower.onnx.check:inspect_tower"
@@ -173,7 +173,7 @@ def trust_tower(data: bytes, name: str) -> None:
 
     Raises TowerError if it holds content that the allow-list lacks.
     """
-    if reason := graph.disallowed_content(data):
+    if reason := disallowed_content(data):
         raise TowerError(f"{name}: {reason}")
     _inspected.add(hashlib.sha256(data).hexdigest())
 

@@ -188,9 +188,9 @@ def _gates(run: Run) -> list[go.Figure]:
             rows = np.random.default_rng(0).choice(rows, MAX_GATE_ROWS, replace=False)
         device = next(run.model.parameters()).device
         inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
-        for number, (tower, other) in enumerate(run.model.towers(side)):
+        for number, tower in enumerate(run.model.towers(side)):
             with torch.no_grad():
-                gate_weights = tower.gates(inputs, other.embeddings)
+                gate_weights = tower.gates(inputs)
             for section, weights in gate_weights.items():
                 gates = weights.cpu().numpy()
                 mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)

@@ -39,7 +39,7 @@ def parameter_groups(model: TwoTower, config: TrainConfig) -> dict[float, list[n
     """Return the parameters by weight decay: that of the embeddings (by tower), the biases, and the layers."""
     groups: list[tuple[list[nn.Parameter], float]] = []
     for side in SIDES:
-        for tower, _ in model.towers(side):
+        for tower in model.towers(side):
             decay = config.embedding_weight_decay * tower.weight_decay_scale
             tables = [tower.embeddings.tables, *([] if tower.augmented is None else [tower.augmented])]
             groups.append(([p for t in tables for p in t.parameters() if p.requires_grad], decay))

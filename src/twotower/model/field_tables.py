@@ -1,0 +1,111 @@
+"""The embedding tables of one tower's fields, which the other tower of its pair may read too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from twotower.errors import ConfigError
+from twotower.features.field import InputField
+from twotower.features.values import UNKNOWN
+from twotower.model.tables import AnyBag, Table, bag_codes
+
+
+class TableRows(NamedTuple):
+    """The rows of a field: `rows` rows of the table `table` of this width, from the row `first` on."""
+
+    table: str
+    first: int
+    rows: int
+    width: int
+
+
+class FieldTables(nn.ModuleDict):
+    """Embedding tables by name; the rows of a field are consecutive rows of one table.
+
+    All lookup fields of one width share one table, one field after the other, so that a batch costs one gather per
+    width. A bag has a table of its own, or reads that of a field of the other tower. `fields` are in the order in which
+    they are joined: lookups by width, then bags and dense fields.
+    """
+
+    def __init__(self, fields: tuple[InputField, ...], width: int) -> None:
+        """Lay out the tables of a tower's `fields`; `width` is the default width of a field. `create` makes a table."""
+        super().__init__()
+        fields = tuple(replace(f, width=f.width or width) for f in fields)
+        self.lookups: dict[str, list[InputField]] = {}
+        """Lookup fields by table."""
+        for f in fields:
+            if f.kind == "lookup":
+                self.lookups.setdefault(f"lookup{f.width}", []).append(f)
+        self.others = {(f"bag{i}" if f.kind == "bag" else f"dense{i}"): f for i, f in enumerate(
+            f for f in fields if f.kind != "lookup"
+        )}  # fmt: skip
+        """Bags and dense fields, by number: the name of a field may hold dots."""
+        self.fields = (*(f for group in self.lookups.values() for f in group), *self.others.values())
+        self.place: dict[str, TableRows] = {}
+        """Rows by field."""
+        for table, group in self.lookups.items():
+            first = 0
+            for f in group:
+                self.place[f.name] = TableRows(table, first, f.rows, f.width)
+                first += f.rows
+        for table, f in self.others.items():
+            if f.kind == "bag" and not f.share_with:
+                self.place[f.name] = TableRows(table, 0, f.rows, f.width)
+
+    def create(self, name: str) -> None:
+        """Make the table `name`, not yet initialised."""
+        of = [rows for rows in self.place.values() if rows.table == name]
+        self[name] = Table(sum(rows.rows for rows in of), of[0].width)
+
+    def initialize(self, std: float) -> None:
+        """Initialise the tables, with the standard deviation `std`."""
+        # Training may hold no unknown value; then an unknown value in a bag adds zeros.
+        bags = [f for f in self.others.values() if f.kind == "bag" and not f.sequence and not f.share_with]
+        unknown = {self.place[f.name].table: self.place[f.name].first + UNKNOWN for f in bags}
+        for name in self:
+            self.table(name).initialize(std, unknown.get(name))
+
+    def table(self, name: str) -> Table:
+        """Return a table."""
+        table = self[name]
+        assert isinstance(table, Table)
+        return table
+
+    def first_rows(self, table: str) -> Tensor:
+        """Return the first row of each lookup field of a table (F,)."""
+        return torch.tensor([self.place[f.name].first for f in self.lookups[table]])
+
+    def rows_of(self, field: str) -> Tensor:
+        """Return the rows (rows, width) of a field in its table."""
+        table, first, rows, _ = self.place[field]
+        return self.table(table).rows(first, rows)
+
+    def for_bag(self, field: str, bag: AnyBag) -> tuple[Tensor, AnyBag]:
+        """Return the table that holds a field, and a bag of the field's codes in codes of that table."""
+        table, first, rows, _ = self.place[field]
+        return self.table(table).for_bag(first, rows, bag)
+
+    def codes_of_bag(self, field: str, bag: AnyBag) -> Iterator[tuple[Table, Tensor]]:
+        """Yield (table, rows) for the rows that pooling a bag of a field's codes may read."""
+        table, first, _, _ = self.place[field]
+        codes = bag_codes(bag) + first
+        yield self.table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
+
+    def check_shared(self, reader: InputField) -> None:
+        """Raise ConfigError if there is no embedding of the width of `reader` for the field that it shares."""
+        remedy = "set share_embedding = false" if reader.sequence else "leave out share_with"
+        if reader.share_with not in self.place:
+            raise ConfigError(
+                f"feature '{reader.name}' shares the embedding of '{reader.share_with}', which the other tower of its pair "
+                f"does not read; add '{reader.share_with}' to that tower's fields or {remedy} on '{reader.name}'"
+            )
+        if (width := self.place[reader.share_with].width) != reader.width:
+            raise ConfigError(
+                f"feature '{reader.name}' has width {reader.width} and shares '{reader.share_with}' of width {width}; "
+                f"give both the same width or {remedy}"
+            )

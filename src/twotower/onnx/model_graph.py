@@ -1,0 +1,132 @@
+"""The graph of one side's vectors, built node by node from the modules of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+
+from twotower.errors import RunError
+from twotower.features.field import InputField
+from twotower.features.schema import SideName
+from twotower.model.attention import HistoryEncoder
+from twotower.model.branches import TowerBranch
+from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.head import TowerHead
+from twotower.model.towers import Tower
+from twotower.model.two_tower import FirstOrder, TwoTower
+from twotower.onnx.attention import encoded
+from twotower.onnx.builder import MAX_TABLE_BYTES, GraphBuilder
+from twotower.onnx.layers import branch_nodes, gated, layer_nodes, normalized
+from twotower.onnx.pooling import pooled
+from twotower.onnx.tower import GateInfo
+
+_TOWER_MODULES = {"embeddings", "senet", "field_dropout", "branches", "augmented", "layers", "head"}
+"""Modules of a tower that the exporter knows."""
+
+
+def build_graph(
+    model: TwoTower,
+    side: SideName,
+    fields: tuple[InputField, ...],
+    digest: str = "",
+    max_table_bytes: int = MAX_TABLE_BYTES,
+) -> bytes:
+    """Return the ONNX file of one side's vectors. Raises RunError if its constants exceed `max_table_bytes`."""
+    g = GraphBuilder(max_table_bytes)
+    g.input("lookup", np.int64, ["U", sum(f.kind == "lookup" for f in fields)])
+    names = {}
+    for number, f in enumerate(fields):
+        if f.kind == "bag":
+            names[f.name] = g.input(f"bag{number}", np.int64, ["U", f"T{number}"])
+        elif f.kind == "dense":
+            names[f.name] = g.input(f"dense{number}", np.float32, ["U", f.length])
+    vectors, biases = [], []
+    for number, tower in enumerate(model.towers(side)):
+        vector, tower_bias = _tower(g, tower, names, number)
+        vectors.append(vector)
+        biases += [tower_bias] if tower_bias else []
+    joined, width = g.concat(vectors), sum(tower.size for tower in model.towers(side))
+    if model.config.similarity == "cosine":
+        square = g("Max", g.reduce("SumSquare", joined, 1), g.constant(1e-12))
+        joined = g("Div", joined, g("Sqrt", square))
+    if side == "user":
+        joined = g("Div", joined, g.constant(model.temperature.item()))
+    if model.config.bias:
+        bias = _first_order(g, model.first_order(side), joined)
+        for tower_bias in biases:
+            bias = g("Add", bias, tower_bias)
+        if side == "user":
+            bias = g("Add", bias, g.constant(model.global_bias))
+        ones = g.filled(bias, 1.0)
+        joined = g.concat([joined, bias, ones] if side == "user" else [joined, ones, bias])
+        width += 2
+    return g.serialize(joined, width, {"side": side} | ({"model": digest} if digest else {}))
+
+
+def _tower(g: GraphBuilder, tower: Tower, names: dict[str, str], number: int) -> tuple[str, str]:
+    """Build `Tower.forward` of the pair with index `number`: vectors and biases, "" without."""
+    pair, fields = f"pair {number + 1}", tuple(tower.field_names)
+    if unknown := {name for name, _ in tower.named_children()} - _TOWER_MODULES:
+        raise RunError(
+            f"a tower with the module '{min(unknown)}' cannot be exported; the model is newer than the exporter"
+        )
+    joined = _fields(g, tower.embeddings, names, number)
+    if tower.pieces:
+        joined = normalized(g, joined, tower.pieces)
+    if tower.senet is not None:
+        joined = gated(g, joined, tower.senet, GateInfo(pair, fields))
+    if tower.shift is not None:
+        joined = g.reshape(joined, len(tower.field_names), len(tower.shift))
+        joined = g("Add", g.reduce("Sum", joined, 1, keep=False), g.constant(tower.shift))
+    parts = [
+        branch_nodes(g, branch, joined, GateInfo(f"{pair}, branch {i} ({branch.kind})", fields))
+        for i, branch in enumerate(tower.branches, 1)
+        if isinstance(branch, TowerBranch)
+    ] or [joined]
+    if tower.augmented is not None:
+        codes = g("Gather", "lookup", g.constant([tower.augmented.column]), axis=1)
+        rows = g("Gather", g.constant(tower.augmented.table.weight, (number, "augmented")), codes, axis=0)
+        parts.append(g.reshape(rows, tower.augmented.width))
+    return _head(g, tower.head, layer_nodes(g, tower.layers, g.concat(parts)), joined)
+
+
+def _head(g: GraphBuilder, head: TowerHead, hidden: str, joined: str) -> tuple[str, str]:
+    """Build `TowerHead.forward`."""
+    out = hidden if head.layer is None else layer_nodes(g, head.layer, hidden)
+    if head.residual is not None:
+        out = g("Add", out, layer_nodes(g, head.residual, joined))
+    vector, bias = g.split(out, [head.width, 1]) if head.has_bias else (out, "")
+    for module in (head.activation, head.norm):
+        vector = vector if module is None else layer_nodes(g, module, vector)
+    return vector, bias
+
+
+def _fields(g: GraphBuilder, embeddings: FieldEmbeddings, names: dict[str, str], key: Hashable) -> str:
+    """Build `FieldEmbeddings.forward`; `names` maps a field to its input, `key` tells the pairs' constants apart."""
+    parts = []
+    for table, columns, first_rows in embeddings.lookups():
+        codes = "lookup" if columns is None else g("Gather", "lookup", g.constant(columns), axis=1)
+        weight = g.constant(table.weight, (key, "lookup", table.embedding_dim))
+        rows = g("Gather", weight, g("Add", codes, g.constant(first_rows)), axis=0)
+        parts.append(g.reshape(rows, len(first_rows) * table.embedding_dim))
+    for name, f in embeddings.others.items():
+        if f.kind == "dense":
+            parts.append(layer_nodes(g, embeddings.projections[name], names[f.name]))
+            continue
+        table_rows = g.constant(embeddings.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))
+        if f.limit:
+            encoder = embeddings.encoders[name]
+            assert isinstance(encoder, HistoryEncoder)
+            parts.append(encoded(g, encoder, table_rows, names[f.name]))
+        else:
+            parts.append(pooled(g, table_rows, names[f.name], f))
+    return g.concat(parts)
+
+
+def _first_order(g: GraphBuilder, linear: FirstOrder, like: str) -> str:
+    """Build `FirstOrder.forward`: (U, 1), with the rows of `like` (U, D)."""
+    if not len(linear.first_rows):
+        return g.filled(g.reduce("Sum", like, 1), 0.0)
+    codes = g("Add", "lookup", g.constant(linear.first_rows))
+    return g.reduce("Sum", g("Gather", g.constant(linear.table.weight.flatten(), "linear"), codes, axis=0), 1)
