@@ -3,12 +3,13 @@
 supervisor.py     worker processes                        worker.py           one worker: its servers, its end
 listener.py       listening sockets                       json_log.py         the log, one JSON object a line
 connections.py    connections and their timeouts          http_protocol.py    the protocol of one connection
-open_files.py     connections that open files allow       middleware.py       keys, limits, queueing, the access log
-app.py            applications for clients, operators      routes/             routes by group, their errors and documents
+open_files.py     connections that open files allow       middleware.py       every request: queueing, the access log
+app.py            applications of both ports              routes/             routes by group, their errors and documents
 service.py        replies to requests                     recommender.py      answers of the retriever, or without an index
 schemas.py        bodies of requests                      replies.py          bodies of replies
 request_limits.py limits of one request                   problems.py         errors (RFC 9457)
 admission.py      fair queueing between clients           client_slots.py     bounds on work beside the queue
+access_policy.py  keys, hosts and origins                 request_body.py     the body of a request, within its limits
 rate_limit.py     requests per second of a client         api_keys.py         the file of API keys
 body_memory.py    memory of bodies and replies            free_memory.py      memory that a bundle may take
 bundles.py        the current bundle and its replacement  file_reader.py      reads of a store that may hang
