@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from twotower.store.manifest import MANIFEST, manifest_digest
+from twotower.files.layout import MANIFEST
+from twotower.store.manifest import manifest_digest
 
 WIDTH = 8
 SECRET = "secret"

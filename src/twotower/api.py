@@ -17,7 +17,7 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets import movielens
 from twotower.data.ids import TextColumn
-from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
+from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare import write_prepared
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
@@ -28,6 +28,7 @@ from twotower.escaping import python_literal
 from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part import evaluate_model
 from twotower.features.schema import Schema
+from twotower.files import layout
 from twotower.index import build_index
 from twotower.machine import peak_memory_mb
 from twotower.publishing.publisher import evaluate_bundle, publish
@@ -50,7 +51,7 @@ load = runs.load
 
 def is_store(path: Path) -> bool:
     """Return True if a folder holds published bundles."""
-    return (path / "bundles").is_dir()
+    return (path / layout.BUNDLES).is_dir()
 
 
 def retriever(store: Path | str) -> Retriever:
@@ -119,7 +120,7 @@ def fit(
     with ExitStack() as held:
         if folder and context.is_main:
             held.enter_context(runs.locked(folder))
-        if folder and not (resume or overwrite) and (folder / "encoders.json").exists():
+        if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():
             raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
         if isinstance(tables, Dataset):
             dataset = tables
@@ -149,10 +150,10 @@ def _train(
     ):
         place = runs.writing_folder(folder) if folder else None
         callback = _HistoryWriter(place, callback) if context.is_main else Callback()
-        checkpoints = place / "checkpoints" if place else None
+        checkpoints = place / layout.CHECKPOINTS if place else None
         trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)
         if folder and place:
-            found = trainer.resume(override, folder / "checkpoints") if resume else None
+            found = trainer.resume(override, folder / layout.CHECKPOINTS) if resume else None
             if found:
                 log.info(f"resuming after step {trainer.progress.step}")
             elif resume and runs.is_complete(folder):
@@ -177,7 +178,7 @@ def _train(
             how = f"`fit(config={python_literal(place / 'config.toml')}, folder={python_literal(folder)}, resume=True)`"
             raise Interrupted(f"{e}; go on: {how}") from None
     if place and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
-        dataset = replace(dataset, folder=place / PREPARED_FOLDER)
+        dataset = replace(dataset, folder=place / layout.PREPARED)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not context.is_main:
         return done
@@ -188,9 +189,9 @@ def _train(
         done = replace(done, sha256=runs.save_run(place, done))
         runs.replace_run(folder)
         if isinstance(dataset, MemmapDataset):
-            done = replace(done, dataset=replace(dataset, folder=folder / PREPARED_FOLDER))
+            done = replace(done, dataset=replace(dataset, folder=folder / layout.PREPARED))
         try:
-            html.write_report(folder / "report.html", done, done.factors())
+            html.write_report(folder / layout.REPORT, done, done.factors())
         except Exception as e:  # the run is complete without it
             log.warning(f"no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
     return done

@@ -41,7 +41,7 @@ from twotower.escaping import python_literal
 from twotower.evaluation.factors import Factors
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema
-from twotower.files import locks
+from twotower.files import layout, locks
 from twotower.files.readers import read_checked, read_json, read_text
 from twotower.model.two_tower import TwoTower
 from twotower.train import checkpoint
@@ -49,11 +49,6 @@ from twotower.train.factors import factors_before
 
 RUN_FORMAT = 3
 """Format of a run folder, in model.json. Format 2 has config keys of former names; 1 also has times in whole seconds."""
-RUN_FILES = {
-    "config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
-    "interactions.parquet", memmap.PREPARED_FOLDER, "metrics.json", "history.jsonl", "report.html", "checkpoints",
-}  # fmt: skip
-NEXT_FOLDER, LOCK_FILE = ".next", ".lock"
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise RunError(f"{folder}: is a file; choose another folder")
     found = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-    foreign = sorted(found if "encoders.json" not in found else found - RUN_FILES)
+    foreign = sorted(found if layout.ENCODERS not in found else found - layout.RUN_FILES)
     if foreign:
         raise RunError(f"{folder}: not empty and not a run (it holds {foreign[0]}); choose another folder")
 
@@ -125,11 +120,11 @@ def locked(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             if made:
                 held.callback(_remove_empty, folder)
-            lock = held.enter_context(locks.lock(folder / LOCK_FILE, keep=False))
+            lock = held.enter_context(locks.lock(folder / layout.RUN_LOCK, keep=False))
             lock.write_holder("training")
-            for place in (folder, folder / NEXT_FOLDER):
-                files.remove_leftovers(place, {*RUN_FILES, NEXT_FOLDER}.__contains__)
-                checkpoint.remove_leftovers(place / "checkpoints")
+            for place in (folder, folder / layout.NEXT_RUN):
+                files.remove_leftovers(place, {*layout.RUN_FILES, layout.NEXT_RUN}.__contains__)
+                checkpoint.remove_leftovers(place / layout.CHECKPOINTS)
         except locks.LockHeld as e:
             raise RunError(f"{folder}: {e}; wait for it, or choose another `folder`") from None
         except OSError as e:
@@ -145,19 +140,19 @@ def _remove_empty(folder: Path) -> None:
 
 def writing_folder(folder: Path) -> Path:
     """Return the folder to write the run to: beside a complete run, which stays until the new one is complete."""
-    return folder / NEXT_FOLDER if is_complete(folder) else folder
+    return folder / layout.NEXT_RUN if is_complete(folder) else folder
 
 
 def reading_folder(folder: Path) -> Path:
     """Return the folder to read the run from."""
-    return folder / NEXT_FOLDER if (folder / NEXT_FOLDER / "metrics.json").exists() else folder
+    return folder / layout.NEXT_RUN if (folder / layout.NEXT_RUN / layout.METRICS).exists() else folder
 
 
 def run_stamp(folder: Path) -> tuple[Path, int, int]:
     """Return path, inode and time of metrics.json, which change with the run.
 
     A reader of several files compares the stamps before and after."""
-    metrics = reading_folder(folder) / "metrics.json"
+    metrics = reading_folder(folder) / layout.METRICS
     try:
         info = metrics.stat()
     except OSError:
@@ -174,11 +169,11 @@ def replace_run(folder: Path) -> None:
     new = reading_folder(folder)
     if new == folder:
         return
-    removed = folder / f".{NEXT_FOLDER}.{os.getpid()}.tmp"
+    removed = folder / f".{layout.NEXT_RUN}.{os.getpid()}.tmp"
     try:
         # A reader that does not know `.next` sees an incomplete run.
-        (folder / "metrics.json").unlink(missing_ok=True)
-        for name in sorted(RUN_FILES, key=lambda name: name == "metrics.json"):
+        (folder / layout.METRICS).unlink(missing_ok=True)
+        for name in sorted(layout.RUN_FILES, key=lambda name: name == layout.METRICS):
             files.point("run.file")
             files.link_tree(new / name, folder / name)
         files.sync(folder)
@@ -195,9 +190,9 @@ def start_run(folder: Path, dataset: Dataset, config: Config, checkpoints: Path 
 
     `checkpoints` are those that the training resumes from. Call under the lock. Raises RunError."""
     files.check_writable(folder)
-    for stale in ("metrics.json", "model.json", "model.safetensors", "report.html"):
+    for stale in (layout.METRICS, layout.MODEL, layout.WEIGHTS, layout.REPORT):
         (folder / stale).unlink(missing_ok=True)
-    kept = folder / "checkpoints"
+    kept = folder / layout.CHECKPOINTS
     try:
         if checkpoints is None:  # those of an earlier training may have later steps
             files.remove(kept)
@@ -207,13 +202,13 @@ def start_run(folder: Path, dataset: Dataset, config: Config, checkpoints: Path 
         raise RunError(f"{kept}: cannot be written ({e.strerror or e})") from e
     memmap.save(dataset, folder)
     if isinstance(dataset, memmap.MemmapDataset):  # the run has its own files; a path is relative to the config
-        config = config.model_copy(update={"data": config.data.model_copy(update={"prepared": memmap.PREPARED_FOLDER})})
-    files.write(folder / "config.toml", dump_config(dataset.schema, config))
+        config = config.model_copy(update={"data": config.data.model_copy(update={"prepared": layout.PREPARED})})
+    files.write(folder / layout.CONFIG, dump_config(dataset.schema, config))
 
 
 def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write history.jsonl: one line for each epoch."""
-    files.write(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
+    files.write(folder / layout.EPOCHS, "".join(json.dumps(entry) + "\n" for entry in history))
 
 
 def save_run(folder: Path, run: Run) -> str:
@@ -223,9 +218,9 @@ def save_run(folder: Path, run: Run) -> str:
     weights = {n: p.detach().cpu().contiguous() for n, p in run.model.named_parameters()}
     data = save_tensors(weights)
     digest = hashlib.sha256(data).hexdigest()
-    files.write(folder / "model.safetensors", data)
+    files.write(folder / layout.WEIGHTS, data)
     files.write_json(
-        folder / "model.json",
+        folder / layout.MODEL,
         {
             "format": RUN_FORMAT,
             "twotower": twotower.__version__,
@@ -237,13 +232,13 @@ def save_run(folder: Path, run: Run) -> str:
         },
     )
     save_history(folder, run.history)
-    files.write_json(folder / "metrics.json", run.metrics)
+    files.write_json(folder / layout.METRICS, run.metrics)
     return digest
 
 
 def is_complete(folder: Path) -> bool:
     """Return True if the folder holds a complete run."""
-    return (reading_folder(folder) / "metrics.json").exists()
+    return (reading_folder(folder) / layout.METRICS).exists()
 
 
 def load(folder: Path | str) -> Run:
@@ -263,8 +258,8 @@ def load(folder: Path | str) -> Run:
 
 def _load(folder: Path) -> Run:
     if not is_complete(folder):
-        if not (folder / "config.toml").exists():
-            what = "a store of bundles, not a run" if (folder / "bundles").is_dir() else "holds no run"
+        if not (folder / layout.CONFIG).exists():
+            what = "a store of bundles, not a run" if (folder / layout.BUNDLES).is_dir() else "holds no run"
             raise RunError(f"{folder}: {what} (config.toml is missing); name the folder of a trained run")
         raise RunError(
             f"{folder}: an unfinished run (metrics.json is missing); "
@@ -277,15 +272,15 @@ def _load(folder: Path) -> Run:
     except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
         raise RunError(f"{place}: encoders.json and the tables do not go together ({first_line(e)})") from e
     model = load_model(place, config, dataset.encoders)
-    metrics = read_json(place / "metrics.json")
+    metrics = read_json(place / layout.METRICS)
     if not _is_metrics(metrics):
         raise RunError(f"{place / 'metrics.json'}: damaged (expected numbers by name)")
-    history = _history(place / "history.jsonl")
+    history = _history(place / layout.EPOCHS)
     if len(history) != metrics.get("train.epochs", len(history)):
         raise RunError(
             f"{place / 'history.jsonl'}: damaged, or of another run (the epochs are not those of metrics.json)"
         )
-    digest = read_json(place / "model.json")["sha256"]
+    digest = read_json(place / layout.MODEL)["sha256"]
     return Run(folder, config, dataset, model, metrics, history, sha256=digest)
 
 
@@ -307,7 +302,7 @@ def _is_metrics(value: Any) -> bool:
 
 def read_config(folder: Path) -> tuple[Schema, Config]:
     """Read schema and settings of a run folder. Raises RunError."""
-    path = folder / "config.toml"
+    path = folder / layout.CONFIG
     if not path.exists():
         raise RunError(f"{folder}: holds no run (config.toml is missing)")
     try:
@@ -324,13 +319,13 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
 
 def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
     """Load the model from `folder`. Raises RunError if the weights are damaged or do not fit the config."""
-    about = read_json(folder / "model.json")
+    about = read_json(folder / layout.MODEL)
     form = about.get("format") if isinstance(about, dict) else None
     if form != RUN_FORMAT or "sha256" not in about:
         raise RunError(
             f"{folder / 'model.json'}: format {form!r}, this version reads {RUN_FORMAT}; train the run again"
         )
-    data = read_checked(folder / "model.safetensors", Path.read_bytes)
+    data = read_checked(folder / layout.WEIGHTS, Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")
     try:

@@ -312,7 +312,7 @@ def test_collections_of_others_and_unreadable_bundles_are_left_alone(
     for bundle in (mine, other):
         assert client.has_collection(collection(bundle))
     assert collections.MilvusCollections(Store(tmp_path / "a")).drop_unreferenced() == []
-    (tmp_path / "b" / collections.COLLECTIONS_FILE).write_text("[3]")
+    (tmp_path / "b" / "COLLECTIONS.json").write_text("[3]")
     with pytest.raises(RunError, match="not a list of collections"):
         maintenance.gc(tmp_path / "b")
 

@@ -36,8 +36,9 @@ import twotower.store.store
 from twotower import files
 from twotower.data.splits import SplitConfig
 from twotower.errors import BundleError, ConfigError, Interrupted, RunError
+from twotower.files.layout import MANIFEST
 from twotower.store.bundle import Bundle
-from twotower.store.manifest import MANIFEST, BundleFacts, manifest_digest
+from twotower.store.manifest import BundleFacts, manifest_digest
 from twotower.store.store import Store
 
 FACTS: dict[str, Any] = {

@@ -10,6 +10,7 @@ import typer
 
 from twotower.cli.arguments import Overrides, RunFolder
 from twotower.escaping import shell_command
+from twotower.files import layout
 from twotower.reports.terminal import Progress, print_line, print_metrics, print_served, silenced_messages
 
 
@@ -50,7 +51,7 @@ def train(
     if not is_main:
         return
     print_metrics(done.metrics, resolved.evaluation.k[0])
-    print_line(f"run: {folder}" + (f"   report: {folder / 'report.html'}" if (folder / "report.html").exists() else ""))
+    print_line(f"run: {folder}" + (f"   report: {folder / layout.REPORT}" if (folder / layout.REPORT).exists() else ""))
     print_line(f"next: {shell_command('evaluate', folder)}")
 
 

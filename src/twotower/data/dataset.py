@@ -24,6 +24,7 @@ from twotower.errors import DataError, RunError, first_line
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
 from twotower.features.text import Grams, TextEncoder
+from twotower.files import layout
 from twotower.files.readers import read_checked, read_parquet, read_text
 
 
@@ -271,7 +272,7 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
     """Write encoders.json and the three tables, the interactions as rows with their part.
 
     encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
-    files.write(folder / "encoders.json", dataset.encoders.to_json())
+    files.write(folder / layout.ENCODERS, dataset.encoders.to_json())
     pairs = pl.DataFrame(
         {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
          "part": dataset.parts}
@@ -288,12 +289,12 @@ def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple
     """Read the files of `save_dataset`; only the sides in `encode` get columns.
 
     Raises RunError if a file is missing, damaged or does not fit the schema."""
-    encoders = read_checked(folder / "encoders.json", lambda path: Encoders.from_json(schema, read_text(path)))
+    encoders = read_checked(folder / layout.ENCODERS, lambda path: Encoders.from_json(schema, read_text(path)))
     users, items = (
-        read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side)) for side in SIDES
+        read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side)) for side in SIDES
     )
     actions = read_checked(
-        folder / "interactions.parquet", lambda path: _check_interactions(read_parquet(path), users, items)
+        folder / layout.INTERACTIONS, lambda path: _check_interactions(read_parquet(path), users, items)
     )
     try:
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())

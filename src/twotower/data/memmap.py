@@ -30,11 +30,9 @@ from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfi
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema, Sequence, SideName
+from twotower.files import layout
 from twotower.files.readers import read_array, read_checked, read_json, read_text
 
-PREPARED_FOLDER = "prepared"
-"""Folder of a prepared dataset inside a run or a bundle."""
-FACTS_FILE = "prepared.json"
 MEMMAP_FORMAT = 3
 """Format of a prepared dataset, in prepared.json. Format 2 has former names of features' options and of arrays; 1 also
 has times in whole seconds."""
@@ -85,12 +83,12 @@ class MemmapDataset(Dataset):
         """Open the dataset in a folder; only the sides in `encode` get columns. Raises RunError if it is damaged, or of
         another format."""
         folder = Path(folder)
-        facts = read_json(folder / FACTS_FILE)
+        facts = read_json(folder / layout.PREPARED_FACTS)
         form = facts.get("format") if isinstance(facts, dict) else None
         if form != MEMMAP_FORMAT:
             maker = f", made by twotower {facts.get('twotower')}" if isinstance(facts, dict) else ""
             raise RunError(
-                f"{folder / FACTS_FILE}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again"
+                f"{folder / layout.PREPARED_FACTS}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again"
             )
         try:
             schema = Schema.model_validate(facts["schema"])
@@ -101,13 +99,13 @@ class MemmapDataset(Dataset):
         except (KeyError, TypeError, ValueError, OverflowError) as e:  # pydantic's is a ValueError
             what = (str(e).splitlines() or [type(e).__name__])[0]
             raise RunError(
-                f"{folder / FACTS_FILE}: damaged, or of another version ({what}); prepare the tables again"
+                f"{folder / layout.PREPARED_FACTS}: damaged, or of another version ({what}); prepare the tables again"
             ) from None
-        arrays = _Arrays(folder / "arrays")
+        arrays = _Arrays(folder / layout.ARRAYS)
         if {len(arrays[name]) for name in ("user", "item", "positive", "part", "time")} != {rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
         frames = {
-            side: read_checked(folder / f"{side}s.parquet", partial(read_side, schema=schema, side=side))
+            side: read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side))
             for side in SIDES
         }
         sides = {
@@ -120,7 +118,7 @@ class MemmapDataset(Dataset):
         }
         return cls(
             schema,
-            read_checked(folder / "encoders.json", lambda path: Encoders.from_json(schema, read_text(path))),
+            read_checked(folder / layout.ENCODERS, lambda path: Encoders.from_json(schema, read_text(path))),
             sides["user"],
             sides["item"],
             Pairs(arrays["user"], arrays["item"], arrays["positive"]),
@@ -156,7 +154,7 @@ class MemmapDataset(Dataset):
         """Hard-link the dataset's files into `folder`, or copy them on a file system without hard links.
 
         Raises RunError, also if another dataset has replaced this one."""
-        if not ((folder / FACTS_FILE).exists() and folder.resolve() == self.folder.resolve()):
+        if not ((folder / layout.PREPARED_FACTS).exists() and folder.resolve() == self.folder.resolve()):
             shutil.rmtree(folder, ignore_errors=True)
             to = folder
             try:
@@ -166,7 +164,7 @@ class MemmapDataset(Dataset):
                     files.link(path, to)
             except OSError as e:
                 raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
-        if read_json(self.folder / FACTS_FILE) != self.facts:
+        if read_json(self.folder / layout.PREPARED_FACTS) != self.facts:
             raise RunError(f"{self.folder}: another dataset has replaced it; open the folder again")
 
     def _slice(self, part: int) -> slice:
@@ -240,17 +238,17 @@ def save(dataset: Dataset, folder: Path) -> None:
     """Write a dataset into the folder of a run or a bundle."""
     # A prepared dataset of an earlier training would be read instead.
     if not isinstance(dataset, MemmapDataset):
-        shutil.rmtree(folder / PREPARED_FOLDER, ignore_errors=True)
+        shutil.rmtree(folder / layout.PREPARED, ignore_errors=True)
         save_dataset(dataset, folder)
         return
-    files.write(folder / "encoders.json", dataset.encoders.to_json())
-    dataset.link(folder / PREPARED_FOLDER)
+    files.write(folder / layout.ENCODERS, dataset.encoders.to_json())
+    dataset.link(folder / layout.PREPARED)
 
 
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
     """Read the files of `save`; only the sides in `encode` get columns. Raises RunError as `load_dataset` does."""
-    if (folder / PREPARED_FOLDER).is_dir():
-        return MemmapDataset.open(folder / PREPARED_FOLDER, encode)
+    if (folder / layout.PREPARED).is_dir():
+        return MemmapDataset.open(folder / layout.PREPARED, encode)
     return load_dataset(folder, schema, split, encode)
 
 

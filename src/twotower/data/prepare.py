@@ -30,7 +30,7 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Doubles, Ints
 from twotower.data import splits
 from twotower.data.dataset import with_statistics
-from twotower.data.memmap import FACTS_FILE, MEMMAP_FORMAT, MemmapDataset
+from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
 from twotower.data.readers import Reading, read_file, table_errors, table_files
 from twotower.data.source import DataConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfig
@@ -39,7 +39,7 @@ from twotower.data.times import TIME, Times
 from twotower.errors import ConfigError, DataError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
-from twotower.files import locks
+from twotower.files import layout, locks
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ def write_prepared(
         if _abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
     with files.new_folder(out) as folder:
-        (folder / "arrays").mkdir()
+        (folder / layout.ARRAYS).mkdir()
         (folder / "work").mkdir()
         with locks.lock(folder / "work" / LOCK_FILE):
             _Preparation(data, schema, split, folder, sizes or PrepareSizes()).run()
         for path in (folder / "work").iterdir():
             path.unlink()
         (folder / "work").rmdir()
-        for path in (folder / "arrays").iterdir():
+        for path in (folder / layout.ARRAYS).iterdir():
             files.sync(path)
     return MemmapDataset.open(out)
 
@@ -108,8 +108,8 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
     if out.exists():
         names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
         ours = (
-            {FACTS_FILE, "encoders.json", "arrays", *(f"{side}s.parquet" for side in SIDES)}
-            if FACTS_FILE in names
+            {layout.PREPARED_FACTS, layout.ENCODERS, layout.ARRAYS, *(layout.table(side) for side in SIDES)}
+            if layout.PREPARED_FACTS in names
             else set()
         )
         if strange := sorted(names - ours):
@@ -172,14 +172,14 @@ class _Preparation:
         self._write_interactions(buckets, sizes, encoders, frames)
         columns = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
         for side in SIDES:
-            frames[side].write_parquet(self.folder / f"{side}s.parquet")
-        files.write(self.folder / "encoders.json", encoders.to_json())
+            frames[side].write_parquet(self.folder / layout.table(side))
+        files.write(self.folder / layout.ENCODERS, encoders.to_json())
         facts = {
             "format": MEMMAP_FORMAT, "twotower": twotower.__version__, "rows": kept, "users": n_users, "items": n_items,
             "ends": [int(sizes[0]), int(sizes[0] + sizes[1])], "columns": columns,
             "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
         }  # fmt: skip
-        files.write_json(self.folder / FACTS_FILE, facts | {"digest": self._digest()})
+        files.write_json(self.folder / layout.PREPARED_FACTS, facts | {"digest": self._digest()})
 
     # ---- reading
 
@@ -331,7 +331,7 @@ class _Preparation:
         self, buckets: list[Path], sizes: Ints, encoders: Encoders, frames: dict[SideName, pl.DataFrame]
     ) -> None:
         """Write the arrays of the interactions and of each user, in the order of users."""
-        arrays, n, n_users = self.folder / "arrays", int(sizes.sum()), frames["user"].height
+        arrays, n, n_users = self.folder / layout.ARRAYS, int(sizes.sum()), frames["user"].height
         whole = {
             name: np.lib.format.open_memmap(arrays / f"{name}.npy", "w+", kind, (n,))
             for name, kind in (("user", "<i4"), ("item", "<i4"), ("positive", "?"), ("part", "|i1"), ("time", "<i8"))
@@ -390,7 +390,7 @@ class _Preparation:
     def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame) -> list[str]:
         """Write the encoded columns of a side, and return the names of all its features, in order."""
         features = list(self.schema.side(side))
-        with ArrayWriter(self.folder / "arrays", frame.height) as arrays_out:
+        with ArrayWriter(self.folder / layout.ARRAYS, frame.height) as arrays_out:
             for start in range(0, frame.height, self.sizes.side_block_rows):
                 some = frame.slice(start, self.sizes.side_block_rows)
                 rows = np.arange(start, start + some.height)

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, did_you_mean
+from twotower.files import layout
 from twotower.files.readers import read_json
 from twotower.index.choose import TuneResult, choose_index, choose_milvus_type, measure_recall, tune_index
 from twotower.index.description import INDEX_FORMAT
@@ -71,7 +72,7 @@ def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
 
     `verify` loads a FAISS file in a child process first, because a malicious file can crash the process that reads it.
     """
-    facts = read_json(folder / "index.json")
+    facts = read_json(folder / layout.INDEX_FACTS)
     if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT or str(facts.get("kind")) not in KINDS:
         raise RunError(f"{folder}: not an index of format {INDEX_FORMAT}; publish the run again")
     return _engine(facts["kind"]).restore(folder, facts, mmap, verify)

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
-from twotower.files import new_folder, write_json
+from twotower.files import layout, new_folder, write_json
 from twotower.index.blas_threads import blas_threads
 from twotower.index.description import INDEX_FORMAT, IndexDescription, parse_description
 from twotower.index.milvus.location import MilvusLocation
@@ -20,7 +20,7 @@ from twotower.index.top_k import SearchScope, TopK, exact_top_k
 from twotower.index.vector_store import MAX_NORM, Metric, VectorStore, checked_rows, checked_vectors, norms
 from twotower.machine import default_threads
 
-INDEX_FILES = ("index.json", "vectors.npy", "rows.npy", "index.faiss")
+INDEX_FILES = (layout.INDEX_FACTS, "vectors.npy", "rows.npy", layout.INDEX_FAISS)
 
 
 class ExactIndex:
@@ -187,7 +187,7 @@ class ExactIndex:
             raise RunError(f"{folder}: holds {foreign[0]}, which is no file of an index; choose an empty folder")
         with new_folder(folder) as temporary:
             self._save_engine(temporary)
-            write_json(temporary / "index.json", self.describe().model_dump())
+            write_json(temporary / layout.INDEX_FACTS, self.describe().model_dump())
 
     def _save_engine(self, folder: Path) -> None:
         self._store.save(folder)

@@ -22,7 +22,7 @@ import numpy as np
 import twotower
 from twotower import runs
 from twotower.arrays.types import Codes, Floats, Ints
-from twotower.data.memmap import PREPARED_FOLDER, MemmapDataset
+from twotower.data.memmap import MemmapDataset
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.factors import Factors
@@ -30,6 +30,7 @@ from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part import PartEvaluation
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, SideName
+from twotower.files import layout
 from twotower.files.readers import read_json, read_text
 from twotower.index import (
     Index,
@@ -55,8 +56,7 @@ from twotower.store.store import Store
 
 log = logging.getLogger(__name__)
 
-COPIED_FILES = ("config.toml", "encoders.json", "model.safetensors", "model.json", "metrics.json")
-TABLE_FILES = ("users.parquet", "items.parquet", "interactions.parquet")
+COPIED_FILES = (layout.CONFIG, layout.ENCODERS, layout.WEIGHTS, layout.MODEL, layout.METRICS)
 
 
 def publish(
@@ -102,11 +102,11 @@ def _write(
     if collections is not None and (left := collections.drop_unreferenced()):
         log.info(f"dropped collections that no bundle names: {', '.join(left)}")
     before, source = runs.run_stamp(run.folder), runs.reading_folder(run.folder)
-    for name in COPIED_FILES if isinstance(run.dataset, MemmapDataset) else COPIED_FILES + TABLE_FILES:
+    for name in COPIED_FILES if isinstance(run.dataset, MemmapDataset) else (*COPIED_FILES, *layout.TABLES):
         shutil.copyfile(source / name, folder / name)
     if isinstance(run.dataset, MemmapDataset):
-        run.dataset.link(folder / PREPARED_FOLDER)
-    model = read_json(folder / "model.json")["sha256"]
+        run.dataset.link(folder / layout.PREPARED)
+    model = read_json(folder / layout.MODEL)["sha256"]
     if runs.run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
     _check_unchanged(run, folder)
@@ -115,16 +115,16 @@ def _write(
     _check_users(users)
     index = _build_index(items, run.model.metric, config, model, collections)
     recall_check = _tune_and_check(index, users[_query_users(run, config.queries)], config)
-    index.save(folder / "index")
-    np.save(folder / "user_vectors.npy", users)
+    index.save(folder / layout.INDEX)
+    np.save(folder / layout.USER_VECTORS, users)
     parity: dict[SideName, float] = {}
     for side in SIDES:
         fields = run.dataset.encoders.fields(side)
         parity[side] = export_tower(
-            run.model, side, fields, folder / f"{side}_tower.onnx", run.dataset.side_before(side, TEST), model
+            run.model, side, fields, folder / layout.tower(side), run.dataset.side_before(side, TEST), model
         )
         log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
-    (folder / "README.md").write_text(model_card(run, index, recall_check), encoding="utf-8")
+    (folder / layout.MODEL_CARD).write_text(model_card(run, index, recall_check), encoding="utf-8")
     return BundleFacts(
         model=model,
         dims=users.shape[1],
@@ -150,9 +150,9 @@ def _check_unchanged(run: Run, folder: Path) -> None:
     kept = runs.load_model(folder, run.config, run.dataset.encoders)
     pairs = zip(kept.parameters(), run.model.parameters(), strict=True)
     same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
-    text = read_text(folder / "encoders.json")
+    text = read_text(folder / layout.ENCODERS)
     encoders = Encoders.from_json(run.dataset.schema, text)
-    measured = read_json(folder / "metrics.json")  # the same weights may be another run, of other data
+    measured = read_json(folder / layout.METRICS)  # the same weights may be another run, of other data
     if not same or encoders.to_json() != run.dataset.encoders.to_json() or measured != run.metrics:
         raise RunError(f"{run.folder}: holds another run than the one in memory; load the run again, then publish it")
 

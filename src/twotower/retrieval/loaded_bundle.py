@@ -20,6 +20,7 @@ from twotower.data.ids import IdColumn, TextColumn
 from twotower.data.splits import TEST
 from twotower.errors import RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
+from twotower.files import layout
 from twotower.files.readers import read_array, read_checked
 from twotower.index import Index, load_index
 from twotower.onnx import tower
@@ -58,15 +59,15 @@ class LoadedBundle:
         digests = manifest.sha256
         verify = digests.get(INDEX_FILE, "") not in verified_indexes
         with ThreadPoolExecutor(2) as pool:  # both calls wait for child processes that verify files
-            index = pool.submit(load_index, folder / "index", verify=verify)
+            index = pool.submit(load_index, folder / layout.INDEX, verify=verify)
             towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
             inspected = pool.submit(tower.inspect_towers, towers, limits=limits)
             dataset = memmap.load(folder, manifest.table_schema, manifest.split, encode=("user",))
             user_ids, item_ids = IdColumn(dataset.users.ids), IdColumn(dataset.items.ids)
             titles, columns = TextColumn(dataset.title_column()), dataset.side_before("user", TEST).columns
-            vectors = read_checked(folder / "user_vectors.npy", _matrix)
+            vectors = read_checked(folder / layout.USER_VECTORS, _matrix)
             inspected.result()
-            user_tower = OnnxTower(folder / "user_tower.onnx", threads)
+            user_tower = OnnxTower(folder / layout.tower("user"), threads)
             loaded = cls(
                 bundle,
                 dataset,
@@ -93,14 +94,14 @@ class LoadedBundle:
         digests, index = self.bundle.manifest.sha256, self.index
         self.bundle.check_consistency(
             {
-                "encoders.json": {"vocab_hash": digests.get("encoders.json")},
-                "model.safetensors": {"model": digests.get("model.safetensors")},
-                "user_vectors.npy": {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
+                layout.ENCODERS: {"vocab_hash": digests.get(layout.ENCODERS)},
+                layout.WEIGHTS: {"model": digests.get(layout.WEIGHTS)},
+                layout.USER_VECTORS: {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
                 "index": {"items": len(index) + len(index.rejected), "dims": index.width, "metric": index.metric}
                 | ({"model": index.model} if index.remote else {}),
-                "users.parquet": {"users": len(self.dataset.users)},
-                "items.parquet": {"items": len(self.dataset.items)},
-                "user_tower.onnx": {"model": self.tower.model, "dims": self.tower.width},
+                layout.table("user"): {"users": len(self.dataset.users)},
+                layout.table("item"): {"items": len(self.dataset.items)},
+                layout.tower("user"): {"model": self.tower.model, "dims": self.tower.width},
             }
         )
 
@@ -118,7 +119,7 @@ class LoadedBundle:
                 raise RunError(f"{self.bundle.folder}: damaged ({name}: {found:,} rows, expected {expected:,})")
 
 
-INDEX_FILE = "index/index.faiss"
+INDEX_FILE = f"{layout.INDEX}/{layout.INDEX_FAISS}"
 
 
 @contextmanager

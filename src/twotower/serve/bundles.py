@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from twotower.data.memmap import PREPARED_FOLDER
 from twotower.errors import BundleError, RunError, TwoTowerError, Unavailable
+from twotower.files import layout
 from twotower.onnx import tower
 from twotower.onnx.tower import INSPECT_SECONDS
 from twotower.retrieval.request import Method, Request
@@ -273,7 +273,7 @@ def check_answers(retriever: Retriever) -> None:
 
 def _loaded_bytes(bundle: Bundle) -> int:
     """Return the bytes of the bundle's files, without the memory-mapped arrays."""
-    return sum(e.size for e in bundle.manifest.files if not e.path.startswith(f"{PREPARED_FOLDER}/arrays/"))
+    return sum(e.size for e in bundle.manifest.files if not e.path.startswith(f"{layout.PREPARED}/{layout.ARRAYS}/"))
 
 
 def lower_priority() -> None:

@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from twotower import files
 from twotower.errors import BundleError
-from twotower.store.manifest import MANIFEST, BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
+from twotower.files import layout
+from twotower.store.manifest import BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Bundle:
         m = self.manifest
         stated = {"model": m.model, "dims": m.dims, "metric": m.metric, "vocab_hash": m.vocab_hash, **dict(m.counts)}
         seen: dict[str, tuple[str, str | int | None]] = {}
-        for source, facts in {MANIFEST: stated, **sources}.items():
+        for source, facts in {layout.MANIFEST: stated, **sources}.items():
             for field, value in facts.items():
                 first, expected = seen.setdefault(field, (source, value))
                 if value != expected:
@@ -74,11 +75,11 @@ class Bundle:
         """Keep `gc` of all processes from removing the bundle within the block. Raises BundleError if it is removed."""
         with ExitStack() as held:
             try:
-                handle = os.open(self.folder / MANIFEST, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+                handle = os.open(self.folder / layout.MANIFEST, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
                 held.callback(os.close, handle)
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 # If it was removed between open and lock, stat raises.
-                (self.folder / MANIFEST).stat()
+                (self.folder / layout.MANIFEST).stat()
             except OSError as e:
                 removed = isinstance(e, FileNotFoundError | BlockingIOError)
                 what = "it was removed" if removed else e.strerror
@@ -88,18 +89,20 @@ class Bundle:
     def _verify(self, checksums: bool) -> None:
         listed: dict[str, FileEntry] = {}
         for entry in self.manifest.files:
-            if not _is_plain(entry.path) or entry.path == MANIFEST or entry.path in listed:
-                raise BundleError(f"{self.folder}: {MANIFEST}: files: path {entry.path!r} is not allowed", "path")
+            if not _is_plain(entry.path) or entry.path == layout.MANIFEST or entry.path in listed:
+                raise BundleError(
+                    f"{self.folder}: {layout.MANIFEST}: files: path {entry.path!r} is not allowed", "path"
+                )
             listed[entry.path] = entry
         found = dict(_walk(self.folder))
-        found.pop(MANIFEST, None)
+        found.pop(layout.MANIFEST, None)
         if missing := sorted(listed.keys() - found.keys()):
             raise BundleError(f"{self.folder / missing[0]}: missing", "missing")
         if unlisted := sorted(found.keys() - listed.keys()):
-            raise BundleError(f"{self.folder / unlisted[0]}: not listed in {MANIFEST}", "unlisted")
+            raise BundleError(f"{self.folder / unlisted[0]}: not listed in {layout.MANIFEST}", "unlisted")
         for path, entry in listed.items():
             if found[path].st_size != entry.size:
-                sizes = f"{found[path].st_size} bytes, {entry.size} in {MANIFEST}"
+                sizes = f"{found[path].st_size} bytes, {entry.size} in {layout.MANIFEST}"
                 raise BundleError(f"{self.folder / path}: damaged ({sizes})", "size")
         for path, entry in listed.items() if checksums else ():
             if _sha256(self.folder / path) != entry.sha256:

@@ -19,11 +19,11 @@ from twotower import files
 from twotower.data.splits import SplitConfig
 from twotower.errors import BundleError
 from twotower.features.schema import Schema, SideName
+from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
 from twotower.index.protocol import Index
 from twotower.index.vector_store import Metric
 
-MANIFEST = "MANIFEST.json"
 SCHEMA_VERSION = 4
 """Version of the manifest that is written, and the only one that is read."""
 
@@ -147,7 +147,7 @@ def write_manifest(
         "files": [entry.model_dump() for entry in entries],
     }
     body["bundle"] = name = f"{stamp}-{manifest_digest(body)}"
-    files.write_json(folder / MANIFEST, body, 0o644)
+    files.write_json(folder / layout.MANIFEST, body, 0o644)
     return name
 
 
@@ -157,9 +157,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder}: a symbolic link, not a bundle", "path")
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle", "missing")
-    path = folder / MANIFEST
+    path = folder / layout.MANIFEST
     if not path.is_symlink() and not path.exists():
-        raise BundleError(f"{folder}: {MANIFEST} is missing: not a bundle, or an incomplete one", "manifest")
+        raise BundleError(f"{folder}: {layout.MANIFEST} is missing: not a bundle, or an incomplete one", "manifest")
     info = path.lstat()
     if not stat.S_ISREG(info.st_mode):
         raise BundleError(f"{path}: not a regular file", "path")

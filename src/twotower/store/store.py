@@ -28,14 +28,13 @@ from pydantic import ValidationError
 from twotower import files
 from twotower.errors import BundleError, ConfigError, RunError
 from twotower.escaping import python_literal
-from twotower.files import locks
+from twotower.files import layout, locks
 from twotower.files.readers import parse_json, read_regular
 from twotower.store.bundle import Bundle, seal
-from twotower.store.manifest import MANIFEST, BundleFacts, RecallCheck, problem
+from twotower.store.manifest import BundleFacts, RecallCheck, problem
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
-_STORE_FILES = {"bundles", "CURRENT", "HISTORY.jsonl", "LOCK"}
 _PROGRAMMING_ERRORS = (
     AssertionError,
     AttributeError,
@@ -66,8 +65,8 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._bundles = self.path / "bundles"
-        if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in _STORE_FILES):
+        self._bundles = self.path / layout.BUNDLES
+        if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in layout.STORE_FILES):
             raise BundleError(f"{path}: not a store; `publish(run, store={python_literal(path)})` creates one", "store")
 
     @classmethod
@@ -79,12 +78,12 @@ class Store:
         try:
             path.mkdir(parents=True, exist_ok=True)
             foreign = sorted(
-                p.name for p in path.iterdir() if not p.name.startswith(".") and p.name not in _STORE_FILES
+                p.name for p in path.iterdir() if not p.name.startswith(".") and p.name not in layout.STORE_FILES
             )
             if foreign:
                 raise BundleError(f"{path}: not empty and not a store (it holds {foreign[0]}); choose another", "store")
-            (path / "bundles").mkdir(exist_ok=True)
-            (path / "LOCK").touch()
+            (path / layout.BUNDLES).mkdir(exist_ok=True)
+            (path / layout.STORE_LOCK).touch()
             files.sync(path)
             files.sync(path.absolute().parent)
         except OSError as e:
@@ -108,14 +107,14 @@ class Store:
         """Return the content and the modification time (ns) of CURRENT, to detect changes. Raises BundleError."""
         name = self._pointer()
         try:
-            return name, (self.path / "CURRENT").stat().st_mtime_ns
+            return name, (self.path / layout.CURRENT).stat().st_mtime_ns
         except OSError:
             return name, 0
 
     def touch_current(self) -> None:
         """Update the modification time of CURRENT, so that readers load again. Raises BundleError if no bundle is current."""
         try:
-            os.utime(self.path / "CURRENT")
+            os.utime(self.path / layout.CURRENT)
         except OSError as e:
             raise BundleError(f"{self.path / 'CURRENT'}: cannot be touched ({e.strerror})", "unreadable") from e
 
@@ -142,7 +141,7 @@ class Store:
         """Return the entries of HISTORY.jsonl, the oldest first, without invalid lines."""
         lines = []
         with suppress(FileNotFoundError):
-            for text in self._read("HISTORY.jsonl", _HISTORY_MAX_BYTES).decode(errors="replace").split("\n"):
+            for text in self._read(layout.HISTORY, _HISTORY_MAX_BYTES).decode(errors="replace").split("\n"):
                 with suppress(ValueError, RecursionError):
                     line = parse_json(text)
                     if isinstance(line, dict) and all(_is_ascii_text(line.get(name)) for name in ("bundle", "action")):
@@ -185,7 +184,7 @@ class Store:
                 if probe is not None:
                     probe(bundle)
                 stage = "write"
-                files.write(self.path / "CURRENT", f"{name}\n", 0o644)
+                files.write(self.path / layout.CURRENT, f"{name}\n", 0o644)
             except BaseException as e:
                 if self._pointer() == folder.name:  # it is current already: only the sync of the folder failed
                     raise
@@ -218,7 +217,7 @@ class Store:
                 what = f"no bundle {name}" if name else "no bundle was current before"
                 raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with `to`", "missing")
             bundle = self.open(name)
-            files.write(self.path / "CURRENT", f"{name}\n", 0o644)
+            files.write(self.path / layout.CURRENT, f"{name}\n", 0o644)
             self._log("rollback", name, old, reason, bundle.manifest.recall_check, bundle.manifest.forced)
             return bundle
 
@@ -255,7 +254,7 @@ class Store:
     def _pointer(self) -> str:
         """Return the content of CURRENT, an empty string if the file does not exist."""
         try:
-            return self._read("CURRENT", _CURRENT_MAX_BYTES).decode(errors="replace").strip()
+            return self._read(layout.CURRENT, _CURRENT_MAX_BYTES).decode(errors="replace").strip()
         except FileNotFoundError:
             return ""
 
@@ -306,7 +305,7 @@ class Store:
     ) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
                 "reason": reason, "recall_check": recall_check.model_dump() if recall_check else None, "forced": forced}  # fmt: skip
-        path = self.path / "HISTORY.jsonl"
+        path = self.path / layout.HISTORY
         try:
             before = b""
             with suppress(FileNotFoundError):
@@ -322,7 +321,7 @@ class Store:
         folder, removed = self._bundles / name, self._bundles / f".tmp-{name}"
         with ExitStack() as held:
             with suppress(FileNotFoundError, IsADirectoryError):  # a folder without a manifest has no lease
-                handle = os.open(folder / MANIFEST, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+                handle = os.open(folder / layout.MANIFEST, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
                 held.callback(os.close, handle)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -344,7 +343,7 @@ class Store:
         means that its holder was killed.
         """
         try:
-            with locks.lock(self.path / "LOCK") as lock:
+            with locks.lock(self.path / layout.STORE_LOCK) as lock:
                 left = lock.killed_holder
                 self._recover(f"{left.action} {left.process} died" if left else "", left.detail if left else "")
                 lock.clear()
@@ -364,7 +363,7 @@ class Store:
         never_current = [name for name in self._ids() if name[:16] == stamp and name not in known]
         for path in [*self._bundles.glob(".tmp-*"), *(self._bundles / name for name in never_current)]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in ("CURRENT", "HISTORY.jsonl", "COLLECTIONS.json"):
+        for name in (layout.CURRENT, layout.HISTORY, layout.COLLECTIONS):
             for file in self.path.glob(f".{name}.*.tmp"):
                 file.unlink(missing_ok=True)
         logged = next((line["bundle"] for line in reversed(history) if line.get("action") in _CURRENT_ACTIONS), "")

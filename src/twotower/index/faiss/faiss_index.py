@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import RunError
+from twotower.files import layout
 from twotower.index.approximate import ApproximateIndex, Effort
 from twotower.index.faiss.engine import FaissEngine, SearchParameters, Selector
 from twotower.index.faiss.engine_file import read_faiss, verify_file
@@ -134,7 +135,7 @@ class FaissIndex(ApproximateIndex):
         super()._save_engine(folder)
         if self._engine is not None:
             try:
-                faiss.write_index(self._engine, str(folder / "index.faiss"))
+                faiss.write_index(self._engine, str(folder / layout.INDEX_FAISS))
             except RuntimeError as e:
                 raise RunError(f"{folder}: cannot be written ({str(e).splitlines()[-1]})") from e
 
@@ -143,7 +144,7 @@ class FaissIndex(ApproximateIndex):
         index = super().restore(folder, facts, mmap, verify)
         if len(index._store.rows) < FAISS_MIN_VECTORS:
             return index
-        path = folder / "index.faiss"
+        path = folder / layout.INDEX_FAISS
         if verify:
             verify_file(path)
         engine = read_faiss(path, mmap)

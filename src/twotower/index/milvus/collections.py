@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from twotower import files
 from twotower.errors import RunError, TwoTowerError
 from twotower.escaping import python_literal
+from twotower.files import layout
 from twotower.files.readers import read_json
 from twotower.index.milvus.location import CONNECT_TIMEOUT
 
 if TYPE_CHECKING:
     from twotower.store.store import Store
 
-COLLECTIONS_FILE = "COLLECTIONS.json"
 _MAX_FILE_BYTES = 16 << 20
 
 
@@ -32,7 +32,7 @@ class MilvusCollections:
         """Read and change the collections of `store`. `connect_timeout` in seconds."""
         self._connect_timeout = connect_timeout
         self._store = store
-        self._path = store.path / COLLECTIONS_FILE
+        self._path = store.path / layout.COLLECTIONS
         self._registered: list[tuple[str, str]] = []
 
     def register(self, uri: str, name: str) -> None:
@@ -67,7 +67,7 @@ class MilvusCollections:
         """
         while True:
             current = self._store.current_stamp()[0]
-            facts = _index_facts(self._store.path / "bundles" / current) if current else None
+            facts = _index_facts(self._store.path / layout.BUNDLES / current) if current else None
             if not facts or "collection" not in facts:
                 return ""
             try:
@@ -89,7 +89,7 @@ class MilvusCollections:
         """Return the collections that bundles name, None if the index of a bundle cannot be read."""
         named = set()
         for listed in self._store.bundles():
-            facts = _index_facts(self._store.path / "bundles" / listed.id)
+            facts = _index_facts(self._store.path / layout.BUNDLES / listed.id)
             if facts is None:
                 return None
             named.add(facts.get("collection", ""))
@@ -117,7 +117,7 @@ class MilvusCollections:
 def _index_facts(folder: Path) -> dict[str, Any] | None:
     """Return the content of a bundle's `index.json`, None if it cannot be read."""
     try:
-        facts = read_json(folder / "index" / "index.json", _MAX_FILE_BYTES)
+        facts = read_json(folder / layout.INDEX / layout.INDEX_FACTS, _MAX_FILE_BYTES)
     except RunError:
         return None
     return facts if isinstance(facts, dict) else None

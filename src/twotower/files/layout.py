@@ -1,0 +1,55 @@
+"""Names of the files and folders of a store, a bundle, a run, a prepared dataset and an index.
+
+A store holds bundles, a bundle copies most files of its run, and a run or bundle holds tables or a prepared dataset.
+"""
+
+from __future__ import annotations
+
+# Store: a bundle for each version, the id of the served one, a line for each change, the lock of whoever changes it, and
+# the Milvus collections that its publishers have created.
+BUNDLES, CURRENT, HISTORY, STORE_LOCK, COLLECTIONS = "bundles", "CURRENT", "HISTORY.jsonl", "LOCK", "COLLECTIONS.json"
+STORE_FILES = frozenset({BUNDLES, CURRENT, HISTORY, STORE_LOCK})
+"""Files that a store has from its beginning, or soon after."""
+
+# Bundle: the manifest, the vectors of all users, the index of the items, and the model card.
+MANIFEST, USER_VECTORS, INDEX, MODEL_CARD = "MANIFEST.json", "user_vectors.npy", "index", "README.md"
+
+
+def tower(side: str) -> str:
+    """Return the name of the exported tower of a side."""
+    return f"{side}_tower.onnx"
+
+
+# Run and bundle: resolved settings, weights, the fields and settings they belong to, vocabularies and statistics, metrics.
+CONFIG, WEIGHTS, MODEL, ENCODERS, METRICS = (
+    "config.toml",
+    "model.safetensors",
+    "model.json",
+    "encoders.json",
+    "metrics.json",
+)
+
+# Run: a line for each epoch, a page of curves, the state from which training resumes, the run that replaces a complete
+# one, and the lock of the process that writes.
+EPOCHS, REPORT, CHECKPOINTS, NEXT_RUN, RUN_LOCK = "history.jsonl", "report.html", "checkpoints", ".next", ".lock"
+
+
+# Tables of a run or bundle, as numbered and split; or the same as a prepared dataset.
+INTERACTIONS, PREPARED = "interactions.parquet", "prepared"
+
+
+def table(side: str) -> str:
+    """Return the name of the table of a side."""
+    return f"{side}s.parquet"
+
+
+TABLES = (table("user"), table("item"), INTERACTIONS)
+
+# Prepared dataset: format, counts, split, schema and digest; and arrays that are mapped into memory.
+PREPARED_FACTS, ARRAYS = "prepared.json", "arrays"
+
+# Index: kind and parameters, and the file of FAISS.
+INDEX_FACTS, INDEX_FAISS = "index.json", "index.faiss"
+
+RUN_FILES = frozenset({CONFIG, WEIGHTS, MODEL, ENCODERS, *TABLES, PREPARED, METRICS, EPOCHS, REPORT, CHECKPOINTS})
+"""All files and folders of a run, other than hidden ones."""
