@@ -31,8 +31,8 @@ from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Sc
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
-from twotower.train.negatives import PositiveSampler
 from twotower.train.order import Epoch
+from twotower.train.positive_sampler import PositiveSampler
 from twotower.train.trainer import Trainer
 
 ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}

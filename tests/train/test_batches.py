@@ -23,7 +23,8 @@ from twotower.features.schema import Schema, Sequence, SideName
 from twotower.model.inputs.carriers import Bag, Inputs
 from twotower.model.inputs.side_tensors import SideTensors, _stable_order
 from twotower.train.batches import Batcher
-from twotower.train.negatives import NegativesConfig, PairSampler
+from twotower.train.negatives.config import NegativesConfig
+from twotower.train.pair_sampler import PairSampler
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

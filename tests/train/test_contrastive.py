@@ -15,9 +15,11 @@ from torch.nn.functional import cross_entropy
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.train import contrastive
-from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.losses import LossConfig
-from twotower.train.negatives import NegativesConfig
+from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.config import NegativesConfig
+from twotower.train.negatives.exclusions import Exclusions
+from twotower.train.negatives.mixture import CandidateSampler
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ def contrastive_case(
         log_q=torch.from_numpy(rng.normal(0, 1, n).astype(np.float32)),
         per_positive=torch.from_numpy(rng.integers(-1, shared + extra, (rows, per_positive))),
         hard=min(hard, per_positive),
-        group=torch.from_numpy(group) if excluded else None,
-        excluded=torch.tensor([c for row in exclusions for c in row], dtype=torch.int64),
-        excluded_offsets=torch.from_numpy(offsets),
+        exclusions=Exclusions(
+            torch.from_numpy(group),
+            torch.tensor([c for row in exclusions for c in row], dtype=torch.int64),
+            torch.from_numpy(offsets),
+        )
+        if excluded
+        else None,
     )
     vectors = torch.Generator().manual_seed(seed)
     return ContrastiveCase(
@@ -236,7 +242,7 @@ def all_items(users: Tensor, items: Tensor, positive: Tensor, **changes: Any) ->
     whole = Candidates(
         items=np.arange(n), shared=n, memory_items=torch.zeros(0, dtype=torch.int64), positive=positive,
         counts=torch.ones(n), log_q=torch.zeros(n), per_positive=torch.zeros(len(users), 0, dtype=torch.int64), hard=0,
-        group=None, excluded=torch.zeros(0, dtype=torch.int64), excluded_offsets=torch.zeros(1, dtype=torch.int64),
+        exclusions=None,
     )  # fmt: skip
     return replace(whole, **changes)
 

@@ -14,15 +14,12 @@ from hypothesis import strategies as st
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
-from twotower.train.negatives import (
-    MAX_CACHED_PAIRS,
-    NegativesConfig,
-    PairSampler,
-    PairSet,
-    PositiveSampler,
-    RandomNegatives,
-)
+from twotower.train.negatives.config import NegativesConfig
+from twotower.train.negatives.pair_set import MAX_CACHED_PAIRS, PairSet
+from twotower.train.negatives.random import RandomNegatives
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes
+from twotower.train.pair_sampler import PairSampler
+from twotower.train.positive_sampler import PositiveSampler
 
 
 def examples(n: int, first: int = 0) -> Examples:

@@ -32,8 +32,10 @@ from twotower.model.inputs.carriers import Bag, Prefixes
 from twotower.train import checkpoint
 from twotower.train.batches import ContrastiveBatch
 from twotower.train.callbacks import Callback
-from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.checkpoint import Checkpoint
+from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.hard import HardNegatives
+from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.trainer import Trainer
 
 
@@ -231,9 +233,9 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
     trainer = Trainer(board, settings(loss={"kind": "bpr"}, negatives=negatives, train={"epochs": 6}))
     mined: list[int] = []
     widths: dict[int, set[int]] = {}
-    mine, draw = CandidateSampler.refresh_hard_negatives, CandidateSampler.__call__
+    mine, draw = HardNegatives.refresh, CandidateSampler.__call__
 
-    def watch(self: CandidateSampler, users: torch.Tensor, items: torch.Tensor, epoch: int) -> None:
+    def watch(self: HardNegatives, users: torch.Tensor, items: torch.Tensor, epoch: int) -> None:
         now = trainer.factors()
         assert torch.equal(now.users, users)
         assert torch.equal(now.items, items)
@@ -246,7 +248,7 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
         widths.setdefault(trainer.progress.epoch, set()).add(found.per_positive.shape[1])
         return found
 
-    monkeypatch.setattr(CandidateSampler, "refresh_hard_negatives", watch)
+    monkeypatch.setattr(HardNegatives, "refresh", watch)
     monkeypatch.setattr(CandidateSampler, "__call__", drawn)
     trainer.run()
     assert mined == epochs
@@ -393,6 +395,7 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
     expected = whole.run()
     assert whole.objective.candidates is not None
     assert whole.objective.candidates.hard is not None
+    assert whole.objective.candidates.hard.windows is not None
     assert whole.objective.steps_per_epoch in (4, 5)
     with pytest.raises(KeyboardInterrupt):
         Trainer(data, config, folder, StopAt(stop)).run()
@@ -407,7 +410,9 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
     assert again.objective.memory.vectors is not None
     assert torch.equal(whole.objective.memory.vectors, again.objective.memory.vectors)
     assert again.objective.candidates is not None
-    assert np.array_equal(whole.objective.candidates.hard, again.objective.candidates.hard)  # type: ignore[arg-type]
+    assert again.objective.candidates.hard is not None
+    assert again.objective.candidates.hard.windows is not None
+    assert np.array_equal(whole.objective.candidates.hard.windows, again.objective.candidates.hard.windows)
 
 
 def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything_data: Dataset, folder: Path) -> None:
@@ -423,12 +428,12 @@ def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything
 
 
 def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(self: CandidateSampler, *args: Any) -> None:
+    def slow(self: HardNegatives, *args: Any) -> None:
         mined.append(time.perf_counter())
         time.sleep(0.5)
 
     mined: list[float] = []
-    monkeypatch.setattr(CandidateSampler, "refresh_hard_negatives", slow)
+    monkeypatch.setattr(HardNegatives, "refresh", slow)
     config = settings(loss={"kind": "softmax"}, negatives={"hard": 1, "hard_ranks": [1, 3]})
     found = Trainer(board, config).run()
     first, second = (h["train.seconds"] for h in found.history)
@@ -457,7 +462,8 @@ def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
     if forgotten == "memory":
         again.objective.memory.vectors, again.objective.memory.items = None, again.objective.memory.items[:0]
     else:
-        again.objective.candidates.hard = None
+        assert again.objective.candidates.hard is not None
+        again.objective.candidates.hard.windows = None
     again.run()
     assert not same(weights(whole), weights(again))
 

@@ -72,6 +72,18 @@ class Ragged:
         indices, lengths = self.indices(rows)
         return Ragged(self.values[indices], offsets_of(lengths))
 
+    def draw_neighbours(self, rows: npt.NDArray[np.integer], n: int, rng: np.random.Generator) -> Ints:
+        """Draw (len(rows), n) distinct values of some rows: n neighbours from a random place on; -1 where a row has
+        fewer."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        first = (rng.random(len(rows)) * lengths).astype(np.int64)
+        place = (first[:, None] + np.arange(n)) % np.maximum(lengths, 1)[:, None]
+        if not len(self.values):
+            return np.full((len(rows), n), -1, np.int64)
+        at = np.minimum(starts[:, None] + place, len(self.values) - 1)
+        return np.where(np.arange(n) < lengths[:, None], self.values[at], -1).astype(np.int64)
+
     def keep_last(self, n: int) -> Ragged:
         """Return every row cut to its last `n` values; 0 keeps all."""
         if n == 0 or not len(self.values):

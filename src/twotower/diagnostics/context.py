@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -20,10 +20,12 @@ from twotower.features.schema import SIDES, SideName
 from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
-from twotower.train.candidates import Candidates, CandidateSampler
 from twotower.train.contrastive import contrastive_loss
-from twotower.train.negatives import PairSampler, PositiveSampler
+from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.order import Epoch
+from twotower.train.pair_sampler import PairSampler
+from twotower.train.positive_sampler import PositiveSampler
 
 MAX_SAMPLE_ROWS = 2_000
 """Rows of each side, and test users, that a diagnosis samples."""
@@ -98,17 +100,13 @@ class DiagnosisContext:
         some = epoch.take(0, slice(0, size + config.negatives.cross_batch_memory))
         user, item = some.user[:size], some.item[:size]
         sampler = CandidateSampler(self.data, config.negatives, config.train.seed)
-        if config.negatives.hard and self.finite:
-            sampler.refresh_hard_negatives(self.factors.users, self.factors.items, 1)
+        if sampler.hard and self.finite:
+            sampler.hard.refresh(self.factors.users, self.factors.items, 1)
         memory = torch.from_numpy(some.item[size:].astype(np.int64))
         drawn = sampler(user, item, 0, memory, torch.device("cpu"))
         columns = max(1, len(drawn.log_q) + drawn.per_positive.shape[1])
         rows = sample(np.arange(len(user)), max(1, min(MAX_BATCH_POSITIVES, MAX_BATCH_CELLS // columns)))
-        few = torch.from_numpy(rows)
-        drawn = replace(
-            drawn, positive=drawn.positive[few], per_positive=drawn.per_positive[few],
-            group=None if drawn.group is None else drawn.group[few],
-        )  # fmt: skip
+        drawn = drawn.take(torch.from_numpy(rows))
         return Pairs(user[rows], item[rows], np.ones(len(rows), bool)), drawn
 
     @property

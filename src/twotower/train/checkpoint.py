@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import JsonValue
 from safetensors import SafetensorError
@@ -25,6 +24,7 @@ from twotower import files
 from twotower.errors import RunError
 from twotower.files.readers import read_json
 from twotower.train.progress import TrainingProgress
+from twotower.train.state import Stateful, join_states, load_states
 from twotower.train.tensor_file import TensorBlocks, file_order, write_tensors
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.torchrec.shard import EmbeddingShard
@@ -35,16 +35,6 @@ FORMAT = 3
 """Number of the present format, in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
 """The newest, and the one before it in case the newest is damaged."""
-
-
-class Stateful(Protocol):
-    """Part of a training whose state checkpoints hold."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors that determine the part's further course, by name."""
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue from a state, which other settings may have made."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +115,7 @@ class Checkpoints:
     def save(self, progress: TrainingProgress) -> None:
         """Write a checkpoint and remove all but the newest `CHECKPOINTS_KEPT`, or on another rank than 0 send the pieces
         for it. Raises RunError if it cannot be written."""
-        tensors: dict[str, Tensor | TensorBlocks] = {
-            f"{part}/{name}": tensor
-            for part, stateful in self._parts.items()
-            for name, tensor in stateful.state().items()
-        }
+        tensors: dict[str, Tensor | TensorBlocks] = {**join_states(self._parts)}
         if self._torchrec:
             for name, value in tensors.items():
                 if isinstance(value, Tensor) and (shard := self._shard(name, value)):
@@ -190,14 +176,12 @@ class Checkpoints:
                 shapes[name] = (shard.num_embeddings, shard.embedding_dim)
         if {n: tuple(weight.shape) for n, weight in tensors.items() if n.startswith("model/")} != shapes:
             raise RunError("the checkpoint's weights have other names or shapes than the model's; start a new run")
-        states: dict[str, dict[str, Tensor]] = {part: {} for part in self._parts}
-        for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            if self._torchrec and (shard := self._shard(key, value)):
-                value = self._torchrec.local_piece(shard, value)
-            states[part][name] = value
-        for part, stateful in self._parts.items():
-            stateful.load_state(states[part])
+        if self._torchrec:
+            tensors = {
+                key: self._torchrec.local_piece(shard, value) if (shard := self._shard(key, value)) else value
+                for key, value in tensors.items()
+            }
+        load_states(self._parts, tensors)
 
     def _shard(self, key: str, value: Tensor) -> EmbeddingShard | None:
         """Return the sharded table that a tensor "<part>/…/<parameter>" belongs to; None if it is replicated."""

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from twotower.train.candidates import Candidates
 from twotower.train.losses import LossConfig, bpr, gbce, gbce_beta, softmax
+from twotower.train.negatives.candidates import Candidates
 
 MAX_BLOCK_LOGITS = 2**21
 """Logits that `contrastive_loss` holds at a time, by default: 8 MiB of float32."""

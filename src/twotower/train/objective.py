@@ -25,14 +25,17 @@ from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.batches import Batcher
-from twotower.train.candidates import CandidateSampler, CrossBatchMemory
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.data_parallel import BothTowers, distributed_data_parallel
 from twotower.train.losses import binary_cross_entropy, mimic
-from twotower.train.negatives import PairSampler, PositiveSampler
+from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
+from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.order import Epoch, Examples
+from twotower.train.pair_sampler import PairSampler
+from twotower.train.positive_sampler import PositiveSampler
 from twotower.train.preconditions import check_recipe
 from twotower.train.recipe import Recipe
+from twotower.train.state import Stateful, join_states, load_states
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 
@@ -68,12 +71,15 @@ class Objective:
         seed, shuffle, shards = recipe.train.seed, recipe.train.shuffle, recipe.train.data_shards
         self.sampler: PairSampler | PositiveSampler
         self.candidates: CandidateSampler | None = None
-        self.memory = CrossBatchMemory(recipe.negatives.cross_batch_memory)
+        self.memory = CrossBatchMemory(recipe.negatives.cross_batch_memory, device)
+        self._parts: dict[str, Stateful] = {"memory": self.memory}
         if recipe.loss.kind == "bce":
             self.sampler = PairSampler(dataset, recipe.negatives, seed, shuffle, shards)
         else:
             self.sampler = PositiveSampler(dataset, seed, shuffle, self.causal, shards)
             self.candidates = CandidateSampler(dataset, recipe.negatives, seed)
+            if self.candidates.hard:
+                self._parts["hard_negatives"] = self.candidates.hard
         self.steps_per_epoch = math.ceil(len(self.sampler) / recipe.train.batch_size)
         self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = BothTowers(model)
         if context.world_size > 1:
@@ -90,18 +96,11 @@ class Objective:
 
     def state(self) -> dict[str, Tensor]:
         """Return the cross-batch memory and the hard negatives."""
-        parts = {"memory": self.memory.state(), "candidates": self.candidates.state() if self.candidates else {}}
-        return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        return join_states(self._parts)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from a state; what the settings no longer use is left out."""
-
-        def of(part: str) -> dict[str, Tensor]:
-            return {n.removeprefix(f"{part}/"): t for n, t in state.items() if n.startswith(f"{part}/")}
-
-        self.memory.load_state({name: tensor.to(self.device) for name, tensor in of("memory").items()})
-        if self.candidates:
-            self.candidates.load_state(of("candidates"))
+        load_states(self._parts, state)
 
     def detach_from_group(self) -> None:
         """Drop the wrapper that averages gradients, which holds the process group."""
@@ -109,10 +108,9 @@ class Objective:
 
     def refresh_hard_negatives(self, factors: Callable[[], Factors], epoch: int) -> None:
         """Rank hard negatives with the present model, at the start of every `hard_every`-th epoch but the first."""
-        negatives = self.recipe.negatives
-        if self.candidates and negatives.hard and epoch and (epoch - 1) % negatives.hard_every == 0:
+        if self.candidates and (hard := self.candidates.hard) and hard.is_due(epoch):
             current = factors()
-            self.candidates.refresh_hard_negatives(current.users, current.items, epoch)
+            hard.refresh(current.users, current.items, epoch)
 
     def examples(self, epoch: Epoch, batch: int) -> tuple[Examples, Ints, slice]:
         """Return the examples of a batch, the end of each shard's part of it, and the slice that is this rank's."""

@@ -224,3 +224,23 @@ class Epoch:
     @property
     def source(self) -> Ints:
         return self._all.source
+
+
+def shuffle_windows(
+    shards: Shards, shuffle: bool, seed: int, purpose: int, epoch: int, sizes: ShuffleSizes
+) -> list[ShuffleWindows]:
+    """Return the windows of every shard in an epoch."""
+    return [
+        ShuffleWindows(len(shards[s]), shuffle, window_rng(seed, purpose, epoch, s), len(shards), sizes)
+        for s in range(len(shards))
+    ]
+
+
+def window_rng(seed: int, purpose: int, epoch: int, shard: int) -> Callable[[int], np.random.Generator]:
+    """Return the function from a window of a shard to its generator; -1 is the order of the shard's blocks."""
+
+    def rng(window: int) -> np.random.Generator:
+        counter = [0, window % 2**32, shard, epoch]
+        return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))
+
+    return rng

@@ -12,7 +12,7 @@ from twotower.evaluation.ranking import EvaluationConfig
 from twotower.model.two_tower import ModelConfig
 from twotower.section import Section
 from twotower.train.losses import LossConfig
-from twotower.train.negatives import NegativesConfig
+from twotower.train.negatives.config import NegativesConfig
 
 
 class TrainConfig(Section):

@@ -24,10 +24,14 @@ from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
-from twotower.train.candidates import HARD_NEGATIVES_PER_USER, Candidates, CandidateSampler, CrossBatchMemory
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses import LossConfig
-from twotower.train.negatives import NegativesConfig, PositiveSampler
+from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.config import NegativesConfig
+from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
+from twotower.train.negatives.exclusions import Exclusions
+from twotower.train.negatives.mixture import CandidateSampler
+from twotower.train.positive_sampler import PositiveSampler
 
 CPU = torch.device("cpu")
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -64,11 +68,19 @@ def positives(data: Dataset, n: int = 10**9, seed: int = 0) -> tuple[Codes, Code
     return data.train.user[picked], data.train.item[picked]
 
 
-def same(a: Candidates, b: Candidates) -> bool:
+def refreshed(sampler: CandidateSampler, users: Tensor, items: Tensor, epoch: int) -> None:
+    assert sampler.hard is not None
+    sampler.hard.refresh(users, items, epoch)
+
+
+def same(a: Candidates | Exclusions | None, b: Candidates | Exclusions | None) -> bool:
+    if a is None or b is None:
+        return a is b
     pairs = [(getattr(a, f), getattr(b, f)) for f in vars(a)]
     return all(
         np.array_equal(x, y) if isinstance(x, np.ndarray)
         else torch.equal(x, y) if isinstance(x, Tensor)
+        else same(x, y) if isinstance(x, Exclusions)
         else x == y
         for x, y in pairs
     )  # fmt: skip
@@ -178,7 +190,7 @@ def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
     )  # fmt: skip
     sampler = CandidateSampler(data, config, seed=4)
     rng = torch.Generator().manual_seed(step)
-    sampler.refresh_hard_negatives(torch.randn(40, 3, generator=rng), torch.randn(30, 3, generator=rng), 1)
+    refreshed(sampler, torch.randn(40, 3, generator=rng), torch.randn(30, 3, generator=rng), 1)
     user, item = positives(data, 20, step)
     c = sampler(user, item, step, torch.tensor(memory, dtype=torch.int64), CPU)
     liked, columns = liked_of(data), columns_of(c)
@@ -338,7 +350,7 @@ def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_b
     for random in (0, 10):
         config = NegativesConfig(in_batch=False, uniform=10, random=random, hard=2, hard_ranks=(1, 10), hard_ratio=20)
         sampler = CandidateSampler(board, config, seed=1)
-        sampler.refresh_hard_negatives(*vectors, 1)
+        refreshed(sampler, *vectors, 1)
         means.append(
             np.mean([int((sampler(user, item, s, NONE, CPU).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)])
         )
@@ -417,76 +429,6 @@ def test_an_attribute_that_is_not_there_is_named_with_the_nearest(everything_dat
 # ---- mined
 
 
-def ranked(data: Dataset, users: Tensor, items: Tensor) -> list[list[int]]:
-    """The catalogue of every user by a loop, best first, without what they liked."""
-    liked = liked_of(data)
-    out = []
-    for u in range(len(users)):
-        scores = {i: float((users[u].double() * items[i].double()).sum()) for i in range(len(items))}
-        out.append(sorted((i for i in scores if i not in liked[u]), key=lambda i: -scores[i]))
-    return out
-
-
-@pytest.mark.parametrize("ranks", [(1, 1), (1, 5), (3, 7), (2, 2), (14, 30), (1, 500)])
-def test_mined_items_are_the_ranks_that_were_asked_for_both_ends_included(
-    board: Dataset, ranks: tuple[int, int]
-) -> None:
-    sampler = CandidateSampler(board, NegativesConfig(hard=2, hard_ranks=ranks), seed=1)
-    rng = torch.Generator().manual_seed(0)
-    users, items = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
-    sampler.refresh_hard_negatives(users, items, epoch=1, block=7)
-    assert sampler.hard is not None
-    for u, order in enumerate(ranked(board, users, items)):
-        assert 14 < len(order) < 30
-        wanted = order[ranks[0] - 1 : ranks[1]]
-        assert set(sampler.hard[u].tolist()) - {-1} == set(wanted)
-
-
-def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(
-    board: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = torch.Generator().manual_seed(0)
-    users, items = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
-    sizes: list[int] = []
-    topk = Tensor.topk
-
-    def watched(scores: Tensor, *args: Any, **options: Any) -> Any:
-        sizes.append(scores.numel())
-        return topk(scores, *args, **options)
-
-    monkeypatch.setattr(Tensor, "topk", watched)
-    for scores in (100, 7):  # of 30 items: three users, and one even if that is too many
-        sampler = CandidateSampler(board, NegativesConfig(hard=2, hard_ranks=(1, 30)), seed=1)
-        sampler.refresh_hard_negatives(users, items, epoch=1, max_block_scores=scores)
-        assert max(sizes) == max(30, scores // 30 * 30)
-        assert sampler.hard is not None
-        assert [set(m.tolist()) - {-1} for m in sampler.hard] == [set(r) for r in ranked(board, users, items)]
-        sizes.clear()
-
-
-def test_of_a_wide_window_a_random_part_is_kept_and_another_at_the_next_mining(board: Dataset) -> None:
-    rng = torch.Generator().manual_seed(0)
-    n = 400
-    items, users = torch.randn(n, 4, generator=rng), torch.randn(40, 4, generator=rng)
-    frame = pl.DataFrame({"item_id": np.arange(n)})
-    data = world(replace(board, items=replace(board.items, frame=frame)), [(u, u, True) for u in range(40)])
-    sampler = CandidateSampler(data, NegativesConfig(hard=2, hard_ranks=(101, 300)), seed=1)
-    kept = []
-    for epoch in (1, 1, 2):
-        sampler.refresh_hard_negatives(users, items, epoch)
-        assert sampler.hard is not None
-        kept.append(sampler.hard.copy())
-    assert np.array_equal(kept[0], kept[1])
-    assert not np.array_equal(kept[0], kept[2])
-    places = []
-    for u, order in enumerate(ranked(data, users, items)):
-        assert len(set(kept[0][u].tolist())) == HARD_NEGATIVES_PER_USER
-        places += [order.index(i) + 1 for i in kept[0][u].tolist()]
-    # 40 x 64 of 200 ranks: each end is missed with probability below 1e-6, and none is favoured.
-    assert (min(places), max(places)) == (101, 300)
-    assert np.mean(places) == pytest.approx(200.5, abs=4)
-
-
 @pytest.mark.parametrize(("ranks", "kept"), [((1, 10), 10), ((2, 2), 1), ((1, 500), 14)])
 @pytest.mark.parametrize(("ratio", "each"), [(1.0, 2.0), (40.0, 1.5), (120.0, 0.5), (6000.0, 0.01)])
 def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_more_than_hard(
@@ -498,7 +440,7 @@ def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_mor
     user, item = positives(board, 300)
     assert sampler(user, item, 0, NONE, CPU).per_positive.shape[1] == 0  # nothing is mined yet
     rng = torch.Generator().manual_seed(0)
-    sampler.refresh_hard_negatives(torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
+    refreshed(sampler, torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
     counts, seen = [], set()
     for step in range(20):
         c = sampler(user, item, step, NONE, CPU)
@@ -513,15 +455,6 @@ def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_mor
     if each == 2:
         at_least = sum(min(kept, 30 - len(liked)) for u, liked in liked_of(board).items() if u in set(user.tolist()))
         assert len(seen) >= at_least  # every mined item has its turn
-
-
-def test_a_window_that_starts_beyond_the_catalogue_is_refused_before_training(board: Dataset) -> None:
-    with pytest.raises(
-        ConfigError, match="negatives.hard_ranks starts at 31, and the catalogue has 30 items; lower it"
-    ):
-        CandidateSampler(board, NegativesConfig(hard=1, hard_ranks=(31, 40)), seed=1)
-    assert CandidateSampler(board, NegativesConfig(hard=1, hard_ranks=(30, 40)), seed=1)
-    assert CandidateSampler(board, NegativesConfig(), seed=1), "nothing is mined"
 
 
 # ---- the same again
@@ -541,7 +474,7 @@ def test_a_draw_looks_at_the_rows_of_its_batch_alone(everything_data: Dataset, m
         raise AssertionError("the lengths of all rows")
 
     monkeypatch.setattr(Ragged, "lengths", property(of_all_rows))
-    sampler.refresh_hard_negatives(torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
+    refreshed(sampler, torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
     assert sampler(*positives(everything_data, 20), 0, torch.arange(30), CPU).per_positive.shape[1] == 9
 
 
@@ -552,7 +485,7 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
 
     def sampler(seed: int) -> CandidateSampler:
         made = CandidateSampler(data, EVERY_SOURCE, seed)
-        made.refresh_hard_negatives(*vectors, 1)
+        refreshed(made, *vectors, 1)
         return made
 
     user, item = positives(data, 64)
@@ -571,55 +504,6 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
     assert same(again(user, item, 1, memory, CPU), drawn[1])
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
-
-
-def test_the_memory_holds_the_latest_positives_and_their_vectors_without_gradient() -> None:
-    assert CrossBatchMemory(5).vectors is None
-    memory = CrossBatchMemory(5)
-    weight = torch.ones(1, requires_grad=True)
-    for start in (0, 3, 6):
-        items = torch.arange(start, start + 3)
-        memory.enqueue(items, items[:, None].float() * weight)
-    assert memory.items.tolist() == [4, 5, 6, 7, 8]
-    assert memory.vectors is not None
-    assert memory.vectors[:, 0].tolist() == [4, 5, 6, 7, 8]
-    assert not memory.vectors.requires_grad
-    none = CrossBatchMemory(0)
-    none.enqueue(torch.arange(3), torch.zeros(3, 2))
-    assert none.vectors is None
-    assert not len(none.items)
-
-
-# ---- positives
-
-
-@pytest.mark.parametrize("by_user", [False, True])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_user: bool, shuffle: bool) -> None:
-    data = everything_data
-    source = PositiveSampler(data, seed=1, shuffle=shuffle, by_user=by_user)
-    wanted = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)
-    epochs = [source.epoch(n) for n in range(2)]
-    assert len(source) == len(wanted)
-    assert data.times is not None
-    for epoch in epochs:
-        assert np.array_equal(np.sort(epoch.source), wanted)
-        assert np.array_equal(epoch.user, data.pairs.user[epoch.source])
-        assert np.array_equal(epoch.item, data.pairs.item[epoch.source])
-        assert (epoch.label == 1).all()
-        assert (epoch.weight == 1).all()
-        if by_user:
-            changes = np.flatnonzero(np.diff(epoch.user))
-            assert len(changes) + 1 == len(np.unique(epoch.user)), "the positives of a user are together"
-            together = np.diff(epoch.user) == 0
-            assert (np.diff(data.times[epoch.source])[together] >= 0).all(), "oldest first"
-        elif not shuffle:
-            assert np.array_equal(epoch.source, wanted)
-    assert np.array_equal(epochs[0].source, epochs[1].source) is (not shuffle)
-    again = PositiveSampler(data, seed=1, shuffle=shuffle, by_user=by_user)
-    assert np.array_equal(again.epoch(1).source, epochs[1].source)
-    other = PositiveSampler(data, seed=2, shuffle=shuffle, by_user=by_user).epoch(1).source
-    assert np.array_equal(other, epochs[1].source) is (not shuffle)
 
 
 def test_the_whole_catalogue_needs_no_draw(everything_data: Dataset) -> None:
