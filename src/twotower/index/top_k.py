@@ -157,14 +157,14 @@ def _score_all(store: VectorStore, query: Vectors, k: int, only: Rows | None, ba
     if only is None:
         rough = vectors @ query
         rough[banned] = -np.inf
-        positions = np.flatnonzero((rough >= _kth_largest(rough, k) - slack) & (rough > -np.inf))
+        positions = np.flatnonzero((rough >= kth_largest(rough, k) - slack) & (rough > -np.inf))
     else:
         positions = only[~is_in_sorted(banned, only)]
         rough = np.empty(len(positions), np.float32)
         for start in range(0, len(positions), 1 << 14):  # in blocks to bound memory
             part = slice(start, start + (1 << 14))
             rough[part] = vectors[positions[part]] @ query
-        positions = positions[rough >= _kth_largest(rough, k) - slack]
+        positions = positions[rough >= kth_largest(rough, k) - slack]
     scores = np.empty(len(positions), np.float32)
     for start in range(0, len(positions), 4096):
         part = slice(start, start + 4096)
@@ -172,7 +172,7 @@ def _score_all(store: VectorStore, query: Vectors, k: int, only: Rows | None, ba
     return best(store.rows[positions], scores, k)
 
 
-def _kth_largest(values: Vectors, k: int) -> float:
+def kth_largest(values: Vectors, k: int) -> float:
     """Return the k-th largest value, -inf if there are no more than k."""
     return float(np.partition(values, len(values) - k)[len(values) - k]) if len(values) > k else -np.inf
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from twotower.arrays.types import Floats, Ints
 from twotower.index import Index
+from twotower.index.top_k import TopK, best, kth_largest
 
 NORM_BLOCK_ROWS = 2**13
 """Vectors whose norms are computed at a time."""
@@ -29,7 +30,7 @@ class Neighbours:
         broken = self._rows[~np.isfinite(self._norms)]
         return int(broken[0]) if len(broken) else None
 
-    def nearest(self, row: int, k: int) -> tuple[Ints, Floats] | None:
+    def nearest(self, row: int, k: int) -> TopK | None:
         """Return the other rows (n,) of highest cosine to a row, at most `k`, and the cosines (n,), in descending order.
 
         Equal cosines are ordered by row. None if the row is not in the index. Raises Unavailable.
@@ -42,9 +43,8 @@ class Neighbours:
         at = int(np.searchsorted(rows, row))
         found = int(at < len(rows) and rows[at] == row)
         cosines[at : at + found] = -np.inf
-        kept = np.flatnonzero(cosines >= np.partition(cosines, -k)[-k]) if k < len(rows) else np.arange(len(rows))
-        order = kept[np.lexsort((kept, -cosines[kept]))][: min(k, len(rows) - found)]
-        return rows[order], cosines[order]
+        kept = np.flatnonzero(cosines >= kth_largest(cosines, k))
+        return best(rows[kept], cosines[kept], min(k, len(rows) - found))
 
     def unit_vectors(self, rows: Ints) -> Floats:
         """Return the vectors (n, D) of rows (n,) of the index, of norm 1, without the bias columns."""
