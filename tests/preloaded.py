@@ -36,7 +36,7 @@ from typing import IO, Any
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 IMPORTS = (
     "torch", "torch.distributed", "torch._dynamo", "polars", "numpy", "faiss", "onnx", "plotly.graph_objects", "twotower.api", "twotower.cli.app",
-    "twotower.diagnostics", "twotower.legacy", "twotower.cli.demo", "twotower.serve.supervisor", "twotower.serve.app",
+    "twotower.diagnostics", "twotower.legacy.training_script", "twotower.cli.demo", "twotower.serve.supervisor", "twotower.serve.app",
 )  # fmt: skip
 
 

@@ -15,9 +15,11 @@ import polars as pl
 import preloaded
 import pytest
 
-from twotower import legacy
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.legacy import DSSMTrainable
+from twotower.legacy import training_script
+from twotower.legacy.dssm_trainable import DSSMTrainable
+from twotower.legacy.interaction_rows import distinct_rows
+from twotower.legacy.training import accelerator_or_cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,7 +91,7 @@ def test_the_signatures_are_the_teaching_projects() -> None:
 
 
 def test_the_flags_and_their_defaults_are_the_teaching_projects() -> None:
-    given = {a.dest: a.default for a in legacy._parser()._actions if a.dest != "help"}
+    given = {a.dest: a.default for a in training_script._parser()._actions if a.dest != "help"}
     assert given == {
         "data_path": "dataset/ml-1m/feature",
         "model_path": "checkpont",
@@ -191,9 +193,9 @@ def test_the_gpu_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -
     import torch
 
     if torch.cuda.is_available():
-        assert legacy._accelerator_or_cpu("gpu") == "cuda"
+        assert accelerator_or_cpu("gpu") == "cuda"
     else:
-        assert legacy._accelerator_or_cpu("gpu") == "cpu"
+        assert accelerator_or_cpu("gpu") == "cpu"
         assert "no GPU here" in capsys.readouterr().out
 
 
@@ -287,7 +289,7 @@ def test_mainpy_mistakes_are_one_line_and_exit_code_2(seed_project: Path, argume
 
 def test_rows_that_differ_in_a_null_inside_a_list_are_different_items() -> None:
     frame = pl.DataFrame({"tags": [["a", None], ["b", None], ["a", None], [], None, [""]], "n": [1] * 6})
-    distinct, rows = legacy._distinct_rows(frame, ["tags", "n"])
+    distinct, rows = distinct_rows(frame, ["tags", "n"])
     assert rows.tolist() == [0, 1, 0, 2, 3, 4]
     assert distinct["tags"].to_list() == [["a", None], ["b", None], [], None, [""]]
 

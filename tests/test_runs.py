@@ -21,7 +21,7 @@ import pytest
 import torch
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower import api, files, legacy, runs
+from twotower import api, files, runs
 from twotower.cli.app import app, run_command
 from twotower.cli.flags import in_flags
 from twotower.config.toml import dump_config, load_config
@@ -32,6 +32,7 @@ from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import Interrupted, RunError, TwoTowerError
 from twotower.features.schema import Sequence
+from twotower.legacy import training
 from twotower.reports import html
 from twotower.train.callbacks import Callback
 
@@ -345,7 +346,7 @@ def test_fault_G8_a_second_training_in_a_folder_is_told_the_first_and_ends(
         with pytest.raises(RunError, match=f"another training is running .pid {first.pid} on"):
             api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=project / "run", overwrite=True)
         with pytest.raises(RunError, match=f"another training is running .pid {first.pid} on"):
-            legacy.save(api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings()), project / "run")
+            training.save(api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings()), project / "run")
         assert {p: p.stat().st_mtime_ns for p in (project / "run").rglob("*")} == before
         living.unlink()
     finally:

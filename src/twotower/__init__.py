@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from twotower.config.experiment import Config
     from twotower.errors import TwoTowerError
     from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
-    from twotower.legacy import DSSMTrainable
+    from twotower.legacy.dssm_trainable import DSSMTrainable
     from twotower.retrieval.request import Request
 
 _HOME = {
@@ -41,7 +41,7 @@ _HOME = {
     "Vector": "features.schema",
     "Sequence": "features.schema",
     "Text": "features.schema",
-    "DSSMTrainable": "legacy",
+    "DSSMTrainable": "legacy.dssm_trainable",
     "TwoTowerError": "errors",
 }
 __all__ = [
