@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import kill_points
 import numpy as np
-import preloaded
 import pytest
 import torch
 from torch import nn
-from trainers import StopAt, same, weights
-from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
+from trainers import weights
+from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
-from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
-from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
+from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.features.schema import Categorical, Sequence
 from twotower.model.inputs.carriers import Bag, Prefixes
-from twotower.train import checkpoint
 from twotower.train.batches import ContrastiveBatch
 from twotower.train.callbacks import Callback
 from twotower.train.checkpoint import Checkpoint
@@ -333,98 +327,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated(board: Dataset) -> None
         torch.testing.assert_close(value, expected[name])
 
 
-# ---- stopping and going on ---------------------------------------------------------------------------------------
-
-
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(everything_data: Dataset) -> None:
-    def train(seed: int) -> dict[str, torch.Tensor]:
-        trainer = Trainer(everything_data, settings(train={"seed": seed}, negatives={"random": 2}))
-        trainer.run()
-        return weights(trainer)
-
-    assert same(train(1), train(1))
-    assert not same(train(1), train(2))
-
-
-@pytest.mark.parametrize("stop", [1, 3, 5, 8])
-def test_a_run_stopped_at_any_step_ends_in_the_same_weights(everything_data: Dataset, folder: Path, stop: int) -> None:
-    config = settings(
-        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
-        train={"epochs": 3, "batch_size": 300, "checkpoint_steps": 1, "ema_decay": 0.9, "schedule": "cosine"},
-        negatives={"random": 1},
-    )
-    whole = Trainer(everything_data, config)
-    expected = whole.run()
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(everything_data, config, folder, StopAt(stop)).run()
-    again = Trainer(everything_data, config, folder)
-    assert (again.resume() is not None) is (stop > 1)  # the step that crashes is not saved yet
-    got = again.run()
-    assert same(weights(whole), weights(again))
-    assert drop_times(got.history) == drop_times(expected.history)
-
-
-def drop_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in h.items() if k not in ("train.seconds", "validation.seconds")} for h in history]
-
-
-def earlier_data() -> Dataset:
-    """`everything` with sequences that can be had at every moment."""
-    extra = Sequence(name="seen", side="user", pooling="decay", share_embedding=False)
-    features = (*(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")), extra)
-    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
-    return build_dataset(check(*everything(), schema), schema, SplitConfig(kind="last"))
-
-
-@pytest.mark.parametrize("stop", [2, 4, 5, 6, 9])
-@pytest.mark.parametrize("history_scope", ["leave_batch_out", "causal"])
-def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_same_weights(
-    everything_data: Dataset, folder: Path, history_scope: str, stop: int
-) -> None:
-    data = earlier_data() if history_scope == "causal" else everything_data
-    config = settings(
-        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.3} for s in ("user", "item")}]},
-        loss={"kind": "softmax"},
-        train={"epochs": 3, "batch_size": 100, "checkpoint_steps": 1, "ema_decay": 0.9, "history_scope": history_scope},
-        negatives={
-            "uniform": 20, "popularity": 20, "cross_batch_memory": 150, "disliked": 1, "hard": 2, "hard_ranks": [2, 9],
-            "hard_ratio": 30, "hard_every": 3, "attribute": "brand",
-        },
-    )  # fmt: skip
-    whole = Trainer(data, config)
-    expected = whole.run()
-    assert whole.objective.candidates is not None
-    assert whole.objective.candidates.hard is not None
-    assert whole.objective.candidates.hard.windows is not None
-    assert whole.objective.steps_per_epoch in (4, 5)
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(data, config, folder, StopAt(stop)).run()
-    again = Trainer(data, config, folder)
-    assert again.resume()
-    assert len(again.objective.memory.items) == min(150, 100 * again.progress.step)
-    got = again.run()
-    assert same(weights(whole), weights(again))
-    assert drop_times(got.history) == drop_times(expected.history)
-    assert torch.equal(whole.objective.memory.items, again.objective.memory.items)
-    assert whole.objective.memory.vectors is not None
-    assert again.objective.memory.vectors is not None
-    assert torch.equal(whole.objective.memory.vectors, again.objective.memory.vectors)
-    assert again.objective.candidates is not None
-    assert again.objective.candidates.hard is not None
-    assert again.objective.candidates.hard.windows is not None
-    assert np.array_equal(whole.objective.candidates.hard.windows, again.objective.candidates.hard.windows)
-
-
-def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything_data: Dataset, folder: Path) -> None:
-    negatives = {"cross_batch_memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10}
-    options = {"loss": {"kind": "softmax"}, "train": {"epochs": 2, "batch_size": 100}}
-    Trainer(everything_data, settings(negatives=negatives, **options), folder).run()  # type: ignore[arg-type]
-    again = Trainer(everything_data, settings(**options), folder)  # type: ignore[arg-type]
-    assert again.resume(override=True)
-    assert again.objective.memory.vectors is None
-    assert not len(again.objective.memory.items)
-    assert again.objective.candidates is not None
-    assert again.objective.candidates.hard is None
+# ---- stopping
 
 
 def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,117 +344,6 @@ def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch
     assert second - first >= 0.5
 
 
-@pytest.mark.parametrize("forgotten", ["memory", "mined"])
-def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
-    board: Dataset, folder: Path, forgotten: str
-) -> None:
-    config = settings(
-        loss={"kind": "softmax"},
-        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1},
-        negatives={"cross_batch_memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10},
-    )
-    whole = Trainer(board, config)
-    whole.run()
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(board, config, folder, StopAt(8)).run()
-    again = Trainer(board, config, folder)
-    again.resume()
-    assert again.progress.epoch == 1
-    assert again.progress.batch > 0
-    assert again.objective.candidates is not None
-    if forgotten == "memory":
-        again.objective.memory.vectors, again.objective.memory.items = None, again.objective.memory.items[:0]
-    else:
-        assert again.objective.candidates.hard is not None
-        again.objective.candidates.hard.windows = None
-    again.run()
-    assert not same(weights(whole), weights(again))
-
-
-def _write_config(tmp_path: Path, config: Config) -> Path:
-    for name, frame in zip(("users", "items", "interactions"), checkerboard(), strict=True):
-        frame.write_parquet(tmp_path / f"{name}.parquet")
-    data = {n: f"{n}.parquet" for n in ("users", "items", "interactions")}
-    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
-    from twotower.config.toml import dump_config
-
-    path = tmp_path / "config.toml"
-    path.write_text(dump_config(CHECKERBOARD_SCHEMA, config), encoding="utf-8")
-    return path
-
-
-def _train_process(
-    path: Path, target: Path, *options: str, until: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    program = kill_points.program(until) if until else ["-m", "twotower"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return preloaded.run(*program, "train", path, "--run", target, *options, env=environment)
-
-
-def test_fault_B1_kill_at_any_step_then_resume_is_bit_equal(tmp_path: Path) -> None:
-    config = settings(
-        model={"width": 8, "pairs": [{s: {"layers": [8], "dropout": 0.2} for s in ("user", "item")}]},
-        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 2, "lr": 0.02},
-        negatives={"random": 1},
-    )
-    path = _write_config(tmp_path, config)
-    assert _train_process(path, tmp_path / "whole").returncode == 0
-    expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
-    for step in (1, 4, 9):
-        target = tmp_path / f"killed{step}"
-        killed = _train_process(path, target, until=f"step:{step}")
-        assert killed.returncode == -signal.SIGKILL
-        assert not (target / "metrics.json").exists()
-        resumed = _train_process(path, target, "--resume")
-        assert resumed.returncode == 0, resumed.stderr
-        assert ("resuming after step" in resumed.stdout) is (step > 1)
-        assert (target / "model.safetensors").read_bytes() == expected
-
-
-def test_fault_B1_kill_inside_a_checkpoint_write_leaves_the_one_before(
-    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
-) -> None:
-    config = settings(train={"epochs": 1, "batch_size": 100, "checkpoint_steps": 1})
-    trainer = Trainer(board, config, folder)
-    epoch = trainer.objective.sampler.epoch(0)
-    trainer.step(epoch, 0)
-    trainer._save()
-
-    def die(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    trainer.step(epoch, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", die)
-        with pytest.raises(KeyboardInterrupt):
-            trainer._save()
-    found = Checkpoint.newest(folder)
-    assert found is not None
-    assert found.step == 1
-    assert not messages
-
-
-def test_fault_B2_sigterm_finishes_the_step_saves_and_exits_143(tmp_path: Path) -> None:
-    config = settings(train={"epochs": 10_000, "batch_size": 64, "lr": 0.001})
-    path = _write_config(tmp_path, config)
-    process = preloaded.start(
-        "-m", "twotower", "train", path, "--run", tmp_path / "run", stdout=preloaded.PIPE, stderr=preloaded.PIPE
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch"):
-            break
-    started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 143
-    assert "--resume" in errors
-    assert time.monotonic() - started < 10
-    found = Checkpoint.newest(tmp_path / "run" / "checkpoints")
-    assert found is not None
-    assert f"after step {found.step}" in errors
-
-
 def test_sigint_stops_like_sigterm_and_handlers_are_restored(board: Dataset, folder: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
 
@@ -562,51 +354,6 @@ def test_sigint_stops_like_sigterm_and_handlers_are_restored(board: Dataset, fol
     with pytest.raises(Interrupted, match="after step 1;"):
         Trainer(board, settings(), folder, Press()).run()
     assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "state"])
-def test_fault_B3_a_damaged_newest_checkpoint_falls_back_and_says_so(
-    board: Dataset, folder: Path, damage: str, messages: list[str]
-) -> None:
-    trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
-    epoch = trainer.objective.sampler.epoch(0)
-    for number in (0, 1):
-        trainer.step(epoch, number)
-        trainer._save()
-    newest = folder / "step-000000002"
-    tensors = newest / "tensors.safetensors"
-    data = bytearray(tensors.read_bytes())
-    if damage == "flip":
-        data[len(data) // 2] ^= 1
-        tensors.write_bytes(data)
-    elif damage == "truncate":
-        tensors.write_bytes(data[: len(data) // 2])
-    elif damage == "delete":
-        tensors.unlink()
-    else:
-        (newest / "state.json").write_text("{")
-    again = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
-    assert again.resume()
-    assert again.progress.step == 1
-    assert any("falling back" in line and "step-000000002" in line for line in messages)
-
-
-@pytest.mark.parametrize("written", [1, 2, "two"])
-def test_a_checkpoint_of_another_format_is_refused_by_its_number(
-    board: Dataset, folder: Path, written: int | str
-) -> None:
-    config = settings(train={"epochs": 1, "batch_size": 100})
-    trainer = Trainer(board, config, folder)
-    epoch = trainer.objective.sampler.epoch(0)
-    for batch in (0, 1):
-        trainer.step(epoch, batch)
-        trainer._save()
-    path = folder / "step-000000002" / "state.json"
-    state = json.loads(path.read_text())
-    assert state.pop("format") == checkpoint.FORMAT
-    path.write_text(json.dumps(state if written == 1 else state | {"format": written}))  # format 1 had no number
-    with pytest.raises(RunError, match=rf"step-000000002 has format {written!r}, and this version reads format 3"):
-        Trainer(board, config, folder).resume()
 
 
 def test_fault_B4_a_loss_that_is_not_finite_stops_with_step_rows_and_last_good_checkpoint(
@@ -635,80 +382,6 @@ def test_fault_B4_weights_that_are_not_finite_are_never_the_best(board: Dataset)
     with pytest.raises(TrainingError, match="a weight is not finite"):
         trainer._validate()
     assert not trainer.best.weights
-
-
-def test_fault_B5_resume_with_a_change_is_refused_with_the_difference(tmp_path: Path) -> None:
-    tables = checkerboard()
-    config = settings(train={"epochs": 1})
-    folder = tmp_path / "run"
-    api.fit(tables, CHECKERBOARD_SCHEMA, config, folder=folder)
-    changed = settings(train={"epochs": 1, "lr": 0.5})
-    with pytest.raises(RunError, match=r"train.lr: 0.02 then, 0.5 now.*`override=True`"):
-        api.fit(tables, CHECKERBOARD_SCHEMA, changed, folder=folder, resume=True)
-    fewer = (*tables[:2], tables[2].head(900))
-    with pytest.raises(RunError, match="data: "):
-        api.fit(fewer, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True)
-    longer = settings(train={"epochs": 3})
-    done = api.fit(tables, CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True)
-    assert [h["epoch"] for h in done.history] == [1, 2, 3]
-
-
-def test_fault_B8_no_code_of_a_checkpoint_is_ever_run() -> None:
-    source = Path(runs.__file__).parent
-    for path in source.rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        for call in ("torch.load(", "pickle.load", "import pickle", "yaml.load", 'eval("', "exec("):
-            assert call not in text, f"{path.name}: {call}"
-
-
-def test_fault_B9_a_folder_that_cannot_be_written_fails_before_training(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    steps: list[int] = []
-
-    class Count(Callback):
-        def on_step_end(self, done: int, total: int, loss: float) -> None:
-            steps.append(done)
-
-    with pytest.raises(RunError, match="cannot be written"):
-        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=blocked / "run", callback=Count())
-    assert not steps
-
-
-def test_fault_B9_a_full_disk_at_a_checkpoint_keeps_the_old_one_and_leaves_no_rubbish(
-    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(board, settings(train={"epochs": 1, "batch_size": 100}), folder)
-    epoch = trainer.objective.sampler.epoch(0)
-    trainer.step(epoch, 0)
-    trainer._save()
-
-    def full(path: Path, tensors: Any) -> str:
-        path.write_bytes(b"the beginning")
-        raise OSError(28, "No space left on device")
-
-    trainer.step(epoch, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_tensors", full)
-        with pytest.raises(RunError, match="No space left"):
-            trainer._save()
-    assert [p.name for p in folder.iterdir()] == ["step-000000001"]
-    trainer._save()
-    assert (folder / "step-000000002").is_dir()
-
-
-def test_resume_without_a_checkpoint_starts(tmp_path: Path, messages: list[str]) -> None:
-    done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run", resume=True)
-    assert len(done.history) == 2
-    assert any("starting" in line for line in messages)
-
-
-def test_a_finished_run_is_not_trained_over(tmp_path: Path) -> None:
-    api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
-    before = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    with pytest.raises(RunError, match="holds a run already"):
-        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == before
 
 
 def test_a_device_that_is_not_there_is_an_error(board: Dataset) -> None:

@@ -221,6 +221,6 @@ class Objective:
         terms += [mimic(gather(a)[item], v[user], n) for a, v in model.augmented("item", item_inputs, users)]
         return self.recipe.loss.mimic * torch.stack(terms).sum()
 
-    def _precision(self) -> AbstractContextManager[object]:
+    def _precision(self) -> AbstractContextManager[None]:
         bf16 = self.recipe.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
