@@ -174,7 +174,9 @@ class Progress(Callback):
         shown = "  ".join(
             f"{name.removeprefix('validation.')} {value:.4f}"
             for name, value in entry.items()
-            if name.startswith("validation.") and find_metric(name).prominence <= Prominence.EPOCH
+            if name.startswith("validation.")
+            and name != "validation.seconds"
+            and find_metric(name).prominence <= Prominence.EPOCH
         )
         print(
             f"epoch {entry['epoch']:>3}  loss {entry['train.loss']:.4f}  {shown}  {entry['train.seconds']:.1f} s",
