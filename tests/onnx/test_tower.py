@@ -19,10 +19,11 @@ import twotower
 from twotower import api, limited_process
 from twotower.cli.app import run_command
 from twotower.errors import BundleError, RunError
-from twotower.onnx import tower
+from twotower.onnx import inspection
 from twotower.onnx.export import export_tower
+from twotower.onnx.inspection import InspectionLimits
 from twotower.onnx.model_graph import build_graph
-from twotower.onnx.tower import InspectionLimits, OnnxTower
+from twotower.onnx.tower import OnnxTower
 from twotower.publishing import publisher
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -83,7 +84,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / path).write_bytes(change(hostile_towers.plain()).SerializeToString())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        results = limited_process.run_limited(tower.INSPECT_FUNCTION, paths, timeout=120, memory=1 << 30)
+        results = limited_process.run_limited(inspection.INSPECT_FUNCTION, paths, timeout=120, memory=1 << 30)
     return {path.stem: result.error for path, result in results.items()}
 
 
@@ -129,7 +130,7 @@ def test_fault_G1_a_file_that_changes_while_it_is_looked_at_is_refused(tmp_path:
     model.producer_name = "another"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(RunError, match="was changed while it was read"):
-        tower.inspect_towers({path: "0" * 64})
+        inspection.inspect_towers({path: "0" * 64})
 
 
 @pytest.mark.parametrize("change", hostile_towers.GREEDY, ids=called)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import BackwardCFunction
 
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
@@ -24,14 +23,14 @@ class _BagSum(torch.autograd.Function):
     fast as the forward pass and the same bits every time."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, bag: Bag) -> Tensor:
-        ctx.bag = bag  # type: ignore[attr-defined]
+    def forward(ctx: BackwardCFunction, table: Tensor, bag: Bag) -> Tensor:
+        ctx.save_for_backward(bag.rows_by_code, bag.code_offsets)
         return _bag_sum(table, bag.values, bag.offsets)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        bag: Bag = ctx.bag
-        return _bag_sum(grads[0].contiguous(), bag.rows_by_code, bag.code_offsets), None
+    def backward(ctx: BackwardCFunction, *grads: Tensor) -> tuple[Tensor, None]:
+        transposed: tuple[Tensor, ...] = ctx.saved_tensors
+        return _bag_sum(grads[0].contiguous(), *transposed), None
 
 
 def _bag_sum(table: Tensor, values: Tensor, offsets: Tensor) -> Tensor:

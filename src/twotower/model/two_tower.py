@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
@@ -66,15 +67,16 @@ class _Normalize(torch.autograd.Function):
     """Row normalisation y = x / |x| with the closed-form gradient (g - y (y . g)) / |x|."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: BackwardCFunction, x: Tensor) -> Tensor:
         inverse = x.square().sum(1, keepdim=True).clamp_(min=1e-12).rsqrt_()
         y = x * inverse
         ctx.save_for_backward(y, inverse)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        y, inverse = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, *grads: Tensor) -> Tensor:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        y, inverse = saved
         g = grads[0]
         return torch.addcmul(g, y, (y * g).sum(1, keepdim=True), value=-1).mul_(inverse)
 

@@ -7,9 +7,12 @@ because onnxruntime follows paths and runs loops that a file names.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from twotower.errors import ConfigError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 OPSET, IR_VERSION = 18, 8  # of 2023: current ONNX runtimes read both
 
@@ -98,7 +101,7 @@ def disallowed_content(data: bytes) -> str:
     return part and f"not a tower: it holds {part}, which no exported tower holds; publish the model again"
 
 
-def _disallowed_parts(message: Any) -> Iterator[str]:
+def _disallowed_parts(message: Message) -> Iterator[str]:
     """Yield a description of every part of a message, on every level, that the allow-list lacks."""
     from google.protobuf.message import Message
     from google.protobuf.unknown_fields import UnknownFieldSet

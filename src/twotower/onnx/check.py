@@ -13,7 +13,7 @@ import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
 
 from twotower.onnx.allow_list import disallowed_content
-from twotower.onnx.tower import TowerError, create_session, read_tower
+from twotower.onnx.session import TowerError, create_session, first_line, read_tower
 
 PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
 """(rows, codes per bag) of the inputs on which an inspected tower is run."""
@@ -36,7 +36,7 @@ def inspect_tower(path: Path) -> str:
                 feed[i.name] = np.zeros(shape, np.float32 if i.type == "tensor(float)" else np.int64)
             tower.run(None, feed)
     except Exception as e:  # onnxruntime's own errors share no other base
-        message = (str(e).splitlines() or [type(e).__name__])[0]
+        message = first_line(e)
         if isinstance(e, MemoryError) or "bad_alloc" in message or "Failed to allocate memory" in message:
             raise MemoryError from None
         raise TowerError(message if isinstance(e, TowerError) else f"returns no vectors ({message})") from None

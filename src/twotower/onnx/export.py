@@ -16,9 +16,10 @@ from twotower.errors import RunError
 from twotower.features.field import InputField
 from twotower.features.schema import SideName
 from twotower.model.two_tower import TwoTower
+from twotower.onnx.inspection import trust_tower
 from twotower.onnx.model_graph import build_graph
 from twotower.onnx.parity import parity, random_side
-from twotower.onnx.tower import OnnxTower, trust_tower
+from twotower.onnx.tower import OnnxTower
 
 MAX_DIFFERENCE = 1e-4
 """Largest allowed difference between exported tower and model, relative to the largest number in the vectors."""

@@ -5,54 +5,20 @@ A file is first inspected in a child process, which refuses content that the exp
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twotower import limited_process
-from twotower.errors import ConfigError, RunError
-from twotower.onnx.allow_list import disallowed_content
+from twotower.errors import RunError
+from twotower.onnx.inspection import INSPECTION_LIMITS, InspectionLimits, inspect_bytes
+from twotower.onnx.session import TowerError, create_session, first_line, read_tower
 
 VECTOR_OUTPUT, GATES_OUTPUT = "vector", "gates"
-INSPECT_FUNCTION = "twotower.onnx.check:inspect_tower"
-"""Function of the child process that inspects a tower."""
-INSPECT_SECONDS = 30.0
-"""CPU seconds that the inspection of a small tower may take."""
-
-_inspected: set[str] = set()
-"""SHA-256 of the towers that this process has inspected or built."""
-_memory_limits: list[int] = []
-"""Bytes that calls of towers may use together: at most one entry; empty without a limit."""
-
-
-class TowerError(RunError):
-    """Error of a file that is not a tower or exceeds the inspection limits. `reason` labels counters."""
-
-    reason = "tower"
-
-
-@dataclass(frozen=True)
-class InspectionLimits:
-    """Limits of the child process that inspects towers."""
-
-    cpu_seconds: float = INSPECT_SECONDS
-    """CPU seconds, in addition to those for the size of the file; the limit of wall time is four times as long."""
-    bytes_per_cpu_second: float = 2e7
-    """Bytes of the file for which one more CPU second is allowed."""
-    memory: int = 1 << 29
-    """Bytes of memory, in addition to four times the file."""
-    max_memory: int | None = None
-    """Bytes of memory in all. None: no further limit."""
-
-
-INSPECTION_LIMITS = InspectionLimits()
 
 
 @dataclass(frozen=True)
@@ -68,7 +34,7 @@ class GateInfo:
 
 
 class OnnxTower:
-    """Exported tower: inputs of U rows, as `data.feed.feed` makes them -> vectors (U, D). Threads may share one tower.
+    """Exported tower: inputs of U rows, as `inputs.feed.feed` makes them -> vectors (U, D). Threads may share one tower.
 
     `gates` are its SENet gates, for each pair the tower's own before its branches'; empty in files of older versions.
     """
@@ -81,14 +47,9 @@ class OnnxTower:
         Raises RunError if it is not an exported tower, ConfigError if onnxruntime is not installed.
         """
         self.name = "tower" if isinstance(source, bytes) else str(source)
+        path = None if isinstance(source, bytes) else Path(source)
         data = source if isinstance(source, bytes) else read_tower(Path(source))
-        digest = hashlib.sha256(data).hexdigest()
-        if digest not in _inspected and not isinstance(source, bytes):
-            inspect_towers({Path(source): digest}, limits=limits)
-        elif digest not in _inspected:
-            with TemporaryDirectory() as folder:
-                (Path(folder) / "tower.onnx").write_bytes(data)
-                inspect_towers({Path(folder) / "tower.onnx": digest}, limits=limits, name=self.name)
+        inspect_bytes(data, path, limits)
         try:
             self._session = create_session(data, threads)
         except TowerError as e:
@@ -133,93 +94,10 @@ class OnnxTower:
                 "the tower belongs to other features"
             )
         try:
-            return cast(list[npt.NDArray[np.float32]], self._session.run(outputs, dict(feed)))
+            vectors: list[npt.NDArray[np.float32]] = self._session.run(outputs, dict(feed))
         except Exception as e:
-            raise RunError(f"{self.name}: the inputs do not fit the tower ({_first_line(e)})") from None
-
-
-# ---- inspection
-
-
-def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INSPECTION_LIMITS, name: str = "") -> None:
-    """Inspect tower files, given with their SHA-256, in a child process: their content, loading, and a call.
-
-    A digest that was inspected before is skipped. Errors name a file by `name`, or by its path if that is empty. Raises
-    TowerError if a file is refused or its digest differs, RunError if it cannot be read, ConfigError if onnx or
-    onnxruntime is not installed.
-    """
-    new = [path for path, digest in towers.items() if digest not in _inspected]
-    try:
-        largest = max((path.stat().st_size for path in new), default=0)
-    except OSError as e:
-        raise RunError(f"{e.filename}: cannot be read ({e.strerror})") from None
-    memory = limits.memory + 4 * largest
-    if limits.max_memory is not None:
-        memory = max(0, min(memory, limits.max_memory))
-    seconds = limits.cpu_seconds + largest / limits.bytes_per_cpu_second
-    results = limited_process.run_limited(
-        INSPECT_FUNCTION, new, timeout=4 * seconds, cpu_seconds=seconds, memory=memory
-    )
-    for path, result in results.items():
-        if result.error:
-            raise TowerError(f"{name or path}: {result.error}")
-        if result.value != towers[path]:
-            raise TowerError(f"{name or path}: was changed while it was read")
-        _inspected.add(result.value)
-
-
-def trust_tower(data: bytes, name: str) -> None:
-    """Mark a tower that this process has built as inspected, so that it loads without a child process.
-
-    Raises TowerError if it holds content that the allow-list lacks.
-    """
-    if reason := disallowed_content(data):
-        raise TowerError(f"{name}: {reason}")
-    _inspected.add(hashlib.sha256(data).hexdigest())
-
-
-def limit_memory(memory: int) -> None:
-    """Limit the memory of calls of all towers that this process loads later to `memory` bytes together, without their
-    tables; a call that needs more raises. The first limit stays."""
-    if not _memory_limits:
-        import onnxruntime
-
-        kinds = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
-        cpu = onnxruntime.OrtMemoryInfo("Cpu", kinds[0], 0, kinds[1])
-        onnxruntime.create_and_register_allocator(cpu, onnxruntime.OrtArenaCfg({"max_mem": memory}))
-        _memory_limits.append(memory)
-
-
-def read_tower(path: Path) -> bytes:
-    """Return the bytes of a file. (onnxruntime resolves paths in a model only if it is given a path.) Raises RunError."""
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise RunError(f"{path}: cannot be read ({e.strerror})") from None
-
-
-def create_session(data: bytes, threads: int) -> Any:
-    """Create an onnxruntime session for inspected bytes, or within the child process that inspects them.
-
-    Raises TowerError if they cannot be loaded, ConfigError if onnxruntime is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ConfigError("running an exported tower needs onnxruntime: pip install onnx onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # else bytes may be read as the ORT format
-    if _memory_limits:
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    options.enable_mem_pattern = False  # onnxruntime would keep a memory plan for every T
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
-    except Exception as e:  # the errors of onnxruntime have no other common base
-        raise TowerError(f"cannot be loaded ({_first_line(e)})") from None
+            raise RunError(f"{self.name}: the inputs do not fit the tower ({first_line(e)})") from None
+        return vectors
 
 
 def _parse_gates(text: str) -> list[GateInfo]:
@@ -232,7 +110,3 @@ def _parse_gates(text: str) -> list[GateInfo]:
             raise TypeError
         gates.append(GateInfo(name, tuple(fields)))
     return gates
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

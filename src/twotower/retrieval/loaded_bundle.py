@@ -23,8 +23,9 @@ from twotower.features.field import InputField
 from twotower.files import layout
 from twotower.files.readers import read_array, read_checked
 from twotower.index import Index, load_index
-from twotower.onnx import tower
-from twotower.onnx.tower import InspectionLimits, OnnxTower
+from twotower.onnx import inspection
+from twotower.onnx.inspection import InspectionLimits
+from twotower.onnx.tower import OnnxTower
 from twotower.store.bundle import Bundle
 
 
@@ -61,7 +62,7 @@ class LoadedBundle:
         with ThreadPoolExecutor(2) as pool:  # both calls wait for child processes that verify files
             index = pool.submit(load_index, folder / layout.INDEX, verify=verify)
             towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
-            inspected = pool.submit(tower.inspect_towers, towers, limits=limits)
+            inspected = pool.submit(inspection.inspect_towers, towers, limits=limits)
             dataset = memmap.load(folder, manifest.table_schema, manifest.split, encode=("user",))
             user_ids, item_ids = IdColumn(dataset.users.ids), IdColumn(dataset.items.ids)
             titles, columns = TextColumn(dataset.title_column()), dataset.side_before("user", TEST).columns

@@ -21,8 +21,7 @@ from twotower.arrays.types import Floats
 from twotower.errors import DataError, RunError
 from twotower.features.schema import Schema
 from twotower.index.vector_store import MAX_NORM
-from twotower.onnx import tower
-from twotower.onnx.tower import InspectionLimits
+from twotower.onnx.inspection import INSPECT_SECONDS, InspectionLimits
 from twotower.retrieval.filters import ItemFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
 from twotower.retrieval.neighbours import Neighbours
@@ -52,7 +51,7 @@ class Retriever:
         threads: int = 1,
         verified_indexes: Container[str] = (),
         tower_memory: int | None = None,
-        inspect_seconds: float = tower.INSPECT_SECONDS,
+        inspect_seconds: float = INSPECT_SECONDS,
     ) -> None:
         """Load a bundle that `Bundle.open` has verified.
 

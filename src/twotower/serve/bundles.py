@@ -20,8 +20,8 @@ from typing import TypeVar
 
 from twotower.errors import BundleError, RunError, TwoTowerError, Unavailable
 from twotower.files import layout
-from twotower.onnx import tower
-from twotower.onnx.tower import INSPECT_SECONDS
+from twotower.onnx import session
+from twotower.onnx.inspection import INSPECT_SECONDS
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.file_reader import FileReader
@@ -86,7 +86,7 @@ class BundleManager:
         """Reason why no newer bundle is loaded; empty after a success."""
         self._metrics, self._threads = metrics, threads
         self._limit, self._workers = memory_limit, workers
-        tower.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(memory_limit, workers))))
+        session.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(memory_limit, workers))))
         self._check_thread, self._load_thread, self._store_thread = (
             FileReader("check"),
             FileReader("load", lower_priority),
