@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from worlds import CHECKERBOARD_SCHEMA
 
 import twotower.store.bundle
-import twotower.store.store
+import twotower.store.bundle_id
 from twotower import files
 from twotower.data.splits import SplitConfig
 from twotower.errors import BundleError, ConfigError, Interrupted, RunError
@@ -91,6 +91,10 @@ def ids(store: Store) -> list[str]:
     return [line.id for line in store.bundles()]
 
 
+def history(store: Store) -> list[Any]:
+    return list(store.history())
+
+
 def leftovers(store: Store) -> list[str]:
     return [p.name for p in [*store.path.iterdir(), *(store.path / "bundles").iterdir()] if p.name.startswith(".")]
 
@@ -143,7 +147,7 @@ def test_what_is_published_is_current_whole_and_says_what_it_is(store: Store) ->
     about = bundle.manifest
     assert [entry.path for entry in about.files] == ["0.bin", "2.bin", "index/1.bin"]
     assert (about.bundle, about.dims, about.forced, about.schema_version) == (bundle.id, 64, False, 4)
-    (line,) = store.history()
+    (line,) = history(store)
     assert (line["action"], line["bundle"], line["from"], line["reason"]) == ("publish", bundle.id, "", "the first")
     assert line["recall_check"] == about.recall_check.model_dump()
     (listed,) = store.bundles()
@@ -156,7 +160,7 @@ def test_what_is_published_is_current_whole_and_says_what_it_is(store: Store) ->
 def test_a_reason_of_any_bytes_is_in_the_history_and_a_file_that_is_missing_is_named(store: Store) -> None:
     reason = "caf\udce9\u2028"  # what a shell gives for a byte that is no UTF-8, and a line end of some
     store.publish(content("one"), reason=reason)
-    assert store.history()[-1]["reason"] == reason
+    assert history(store)[-1]["reason"] == reason
 
     def write(folder: Path) -> BundleFacts:
         (folder / "nowhere" / "x").read_bytes()
@@ -231,9 +235,9 @@ def test_rollback_goes_back_further_each_time_and_forward_by_id_only(store: Stor
     with pytest.raises(BundleError, match=r"no bundle \.\./x"):
         store.rollback("../x")
     assert store.current().id == a
-    actions = [(line["action"], line["from"], line["bundle"]) for line in store.history()]
+    actions = [(line["action"], line["from"], line["bundle"]) for line in history(store)]
     assert actions[3] == ("rollback", c, b)
-    assert store.history()[3]["reason"] == "c is bad"
+    assert history(store)[3]["reason"] == "c is bad"
 
 
 def test_a_damaged_bundle_is_not_rolled_back_to(store: Store) -> None:
@@ -260,7 +264,7 @@ def test_gc_keeps_the_newest_the_current_and_the_one_to_go_back_to(store: Store)
     assert ids(store) == [names[0], names[1], names[4], names[5]]
     with pytest.raises(ConfigError, match="keep is 1, expected at least 2"):
         store.gc(1)
-    assert [line["bundle"] for line in store.history() if line["action"] == "gc"] == [names[2], names[3]]
+    assert [line["bundle"] for line in history(store) if line["action"] == "gc"] == [names[2], names[3]]
 
 
 # ---- A1: killed ---------------------------------------------------------------------------------------------------
@@ -277,7 +281,7 @@ def mended(store: Store, killed: bool) -> None:
     """After a change that followed a kill: nothing is left over, and the log says what happened."""
     assert not leftovers(store)
     assert all(line.damaged is None for line in store.bundles())
-    *_, before, last = store.history()
+    *_, before, last = history(store)
     assert last["bundle"] == store.current().id
     assert (before["action"] == "recover" and before["reason"].endswith("died")) is killed
 
@@ -312,7 +316,7 @@ def kill_publish_everywhere(folder: str) -> None:
         point += 1
         tag = f"tag{point}"
         done = in_a_fork(lambda tag=tag: store.publish(content(tag, count=48)), point)  # type: ignore[misc]
-        known = [line["bundle"] for line in store.history()]
+        known = [line["bundle"] for line in history(store)]
         if whole(store, before, tag):
             before, new = tag, new + 1
             known.append(store.current().id)
@@ -414,7 +418,7 @@ def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Stor
     with pytest.raises(BundleError, match="a link"):
         store.publish(lambda folder: linked(folder / "x", old.folder / "0.bin"))
     assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
-    assert [line["action"] for line in store.history()] == ["publish"]
+    assert [line["action"] for line in history(store)] == ["publish"]
 
 
 def test_fault_A1_a_bundle_that_fails_its_probe_is_removed(store: Store) -> None:
@@ -491,7 +495,7 @@ def test_fault_A2_no_space_at_any_file(store: Store, monkeypatch: pytest.MonkeyP
         new = store.current()
         assert f"CURRENT is {new.id}" in str(caught.value)
         assert store.rollback() == old
-        assert [line["action"] for line in store.history()] == ["publish", "recover", "rollback"]
+        assert [line["action"] for line in history(store)] == ["publish", "recover", "rollback"]
     else:
         assert f"CURRENT stays {old.id}" in str(caught.value)
         assert (ids(store), store.current()) == ([old.id], old)
@@ -834,7 +838,7 @@ def test_fault_A9_of_two_publishers_one_is_refused_and_a_killed_one_is_in_nobody
     new = store.publish(content("two"))
     assert store.current() == new
     assert not leftovers(store)
-    line = store.history()[1]
+    line = history(store)[1]
     assert (line["action"], line["bundle"]) == ("recover", old.id)
     assert line["reason"].startswith(f"publish (pid {pid} on ")
     assert line["reason"].endswith("died")
@@ -888,7 +892,7 @@ def test_fault_E8_bundles_are_in_the_order_of_publishing_when_the_clock_jumps_ba
         def now(cls, tz: Any = None) -> Any:
             return cls.present
 
-    monkeypatch.setattr(twotower.store.store, "datetime", Clock)
+    monkeypatch.setattr(twotower.store.bundle_id, "datetime", Clock)
     names = [store.publish(content("a")).id, store.publish(content("b")).id]
     Clock.present = datetime(2020, 1, 1, tzinfo=UTC)
     names += [store.publish(content("c")).id for _ in range(3)]
@@ -1063,7 +1067,7 @@ def test_fault_A11_a_recall_below_the_threshold_is_refused_with_the_numbers(stor
         store.publish(below)
     assert caught.value.reason == "recall"
     assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
-    line = store.history()[-1]
+    line = history(store)[-1]
     assert (line["action"], line["from"]) == ("refused", old.id)
     assert "is below the threshold 0.95" in line["reason"]
 
@@ -1073,7 +1077,7 @@ def test_fault_A11_force_publishes_and_is_written_down(store: Store) -> None:
     bundle = store.publish(below, reason="the fair is on Friday", force=True)
     assert store.current() == bundle
     assert bundle.manifest.forced
-    line = store.history()[-1]
+    line = history(store)[-1]
     assert (line["action"], line["forced"], line["reason"]) == ("publish", True, "the fair is on Friday")
     assert line["recall_check"] == {"recall": 0.93, "threshold": 0.95, "k": 10, "queries": 5}
     # Where nothing had to be forced, nothing was.

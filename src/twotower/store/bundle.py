@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -127,6 +127,26 @@ def seal(folder: Path, stamp: str, facts: BundleFacts, created: str, forced: boo
         files.sync(Path(root))
         files.point("bundle.folder")
     return write_manifest(folder, stamp, facts, created, forced, listed)
+
+
+def remove_bundle(folder: Path) -> bool:
+    """Remove a bundle and return True, unless a reader has a lease on it."""
+    removed = folder.with_name(f".tmp-{folder.name}")
+    with ExitStack() as held:
+        with suppress(FileNotFoundError, IsADirectoryError):  # a folder without a manifest has no lease
+            handle = os.open(folder / layout.MANIFEST, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            held.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        os.replace(folder, removed)  # an id never names half a bundle
+    files.point("store.removed")
+    files.sync(folder.parent)
+    files.point("store.synced")
+    shutil.rmtree(removed, ignore_errors=True)
+    files.point("store.cleared")
+    return True
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -1,0 +1,82 @@
+"""HISTORY.jsonl: a line for each publish, refusal, rollback, removal and recovery of a store."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue
+
+from twotower import files
+from twotower.files import layout
+from twotower.files.readers import parse_json
+from twotower.store.current import read_store_file
+from twotower.store.manifest import JsonObject, RecallCheck
+
+Action = Literal["publish", "refused", "rollback", "gc", "recover"]
+
+_MAX_BYTES = 64 << 20  # some 200,000 lines
+_CURRENT_ACTIONS = ("publish", "rollback", "recover")
+
+
+class History:
+    """The changes of a store, the oldest first."""
+
+    def __init__(self, store: Path) -> None:
+        self._path = store / layout.HISTORY
+
+    def lines(self) -> list[JsonObject]:
+        """Return the lines, without invalid ones. Raises BundleError if the file cannot be read."""
+        lines = []
+        for text in read_store_file(self._path, _MAX_BYTES).decode(errors="replace").split("\n"):
+            with suppress(ValueError, RecursionError):
+                line = parse_json(text)
+                if isinstance(line, dict) and all(_is_ascii_text(line.get(name)) for name in ("bundle", "action")):
+                    lines.append(line)
+        return lines
+
+    def bundles(self) -> list[str]:
+        """Return the ids in all lines; empty where a line has none."""
+        return [str(line["bundle"]) for line in self.lines()]
+
+    def current_ids(self) -> list[str]:
+        """Return the ids of the bundles that became current; empty after a recovery without one."""
+        return [str(line["bundle"]) for line in self.lines() if line["action"] in _CURRENT_ACTIONS]
+
+    def append(
+        self,
+        action: Action,
+        name: str,
+        old: str,
+        reason: str,
+        recall_check: RecallCheck | None = None,
+        forced: bool = False,
+    ) -> None:
+        """Add a line about a bundle; `old` was current before. The file is replaced atomically. Raises RunError."""
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
+            "reason": reason, "recall_check": recall_check and recall_check.model_dump(), "forced": forced,
+        }  # fmt: skip
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+        before = read_store_file(self._path, _MAX_BYTES)
+        files.write(self._path, before + text.encode(errors="backslashreplace"), 0o644)
+
+
+def previous_id(current_ids: list[str], existing: list[str]) -> str | None:
+    """Return the latest existing bundle that was current before the last of `current_ids`.
+
+    Those rolled back from are skipped."""
+    path: list[str] = []
+    for name in current_ids:
+        if name in path:
+            del path[path.index(name) + 1 :]
+        else:
+            path.append(name)
+    return next((name for name in reversed(path[:-1]) if name in existing), None)
+
+
+def _is_ascii_text(value: JsonValue) -> bool:
+    return isinstance(value, str) and value.isascii()

@@ -1,0 +1,51 @@
+"""The history of a store says where a rollback leads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from twotower.errors import BundleError
+from twotower.store.history import History, previous_id
+from twotower.store.manifest import RecallCheck
+
+
+@pytest.mark.parametrize(
+    ("path", "existing", "previous"),
+    [
+        ("", "abc", None),
+        ("a", "abc", None),
+        ("abc", "abc", "b"),
+        ("abcb", "abc", "a"),  # from c back to b: c is not returned to
+        ("abcbd", "abcd", "b"),
+        ("abcc", "abc", "b"),
+        ("abc", "ac", "a"),
+        ("abc", "c", None),
+    ],
+)
+def test_the_previous_bundle_is_the_one_before_without_those_rolled_back_from(
+    path: str, existing: str, previous: str | None
+) -> None:
+    assert previous_id(list(path), list(existing)) == previous
+
+
+def test_lines_are_added_at_the_end_and_say_which_bundles_became_current(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    assert (history.lines(), history.current_ids()) == ([], [])
+    check = RecallCheck(recall=0.9, threshold=0.8, k=10, queries=5)
+    history.append("publish", "a", "", "first", check, forced=True)
+    history.append("refused", "", "a", "recall")
+    history.append("gc", "a", "b", "keep 2")
+    history.append("recover", "b", "a", "died")
+    assert [line["reason"] for line in history.lines()] == ["first", "recall", "keep 2", "died"]
+    assert history.lines()[0]["recall_check"] == check.model_dump()
+    assert history.lines()[1]["recall_check"] is None
+    assert (history.current_ids(), history.bundles()) == (["a", "b"], ["a", "", "a", "b"])
+
+
+def test_a_history_that_is_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "HISTORY.jsonl").mkdir()
+    with pytest.raises(BundleError, match="HISTORY.jsonl: cannot be read") as caught:
+        History(tmp_path).lines()
+    assert caught.value.reason == "unreadable"
