@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import Numbers, options, result, save
@@ -33,7 +34,7 @@ BRANCHES: dict[str, list[dict[str, object]]] = {
     "bilinear, with a gated one": [FIELDS, {"kind": "bilinear"}, {"kind": "bilinear"} | GATED],
 }
 """Beside the fields themselves, which a cross holds."""
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "data": {"dataset": "ml-1m"},
     "train": {"epochs": 10, "batch_size": 2048, "device": "cpu"},
     "evaluation": {"bootstrap": 0},

@@ -348,7 +348,7 @@ def table_steps(way: str) -> None:
     features = tuple(Categorical(name=f"{s}_id", side=s, hash_buckets=TABLE) for s in ("user", "item"))
     schema = Schema(features=features)
     tower = {"layers": [64]}
-    body = {
+    body: dict[str, Any] = {
         "model": {"width": 64, "bias": False, "pairs": [{"user": tower, "item": tower}]},
         "loss": {"kind": "softmax"},
         "train": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -102,9 +104,9 @@ def everything(n_users: int = 60, n_items: int = 40, n: int = 1200) -> tuple[pl.
     return users, items, actions
 
 
-def settings(**sections: dict[str, object]) -> Config:
+def settings(**sections: dict[str, Any]) -> Config:
     """A config that trains in a blink; sections override."""
-    base: dict[str, dict[str, object]] = {
+    base: dict[str, dict[str, Any]] = {
         "train": {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"},
         "model": {"width": 8, "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]},
         "evaluation": {"k": [5], "bootstrap": 0},

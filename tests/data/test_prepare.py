@@ -423,7 +423,7 @@ def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded
                     "at": np.arange(n // 4) + part * n,
                 }
             ).write_parquet(folder / f"{part}.parquet")
-        body = {
+        body: dict[str, Any] = {
             "data": {"interactions": "*.parquet"},
             "split": {"kind": "last"},
             "loss": {"kind": "softmax"},

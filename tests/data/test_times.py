@@ -463,6 +463,6 @@ def test_dates_whose_day_is_the_month_need_no_format() -> None:
     ],
 )
 def test_a_time_format_that_can_be_of_no_column_is_refused(more: dict[str, str], words: str) -> None:
-    config = {"schema": {"features": [f.model_dump() for f in ID_FEATURES], "time": "at", "label": "liked"} | more}
+    schema: dict[str, Any] = {"features": [f.model_dump() for f in ID_FEATURES], "time": "at", "label": "liked"}
     with pytest.raises(ConfigError, match=words):
-        parse_config(config)
+        parse_config({"schema": schema | more})

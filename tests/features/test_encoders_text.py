@@ -6,6 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -302,7 +303,7 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table() ->
         ([{"max_gram": 9}], "unknown key.*did you mean 'max_grams'"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_text_feature_is_one_line(features: list[dict[str, object]], message: str) -> None:
+def test_a_mistake_in_a_text_feature_is_one_line(features: list[dict[str, Any]], message: str) -> None:
     user = [{"kind": "text", "side": "user", "name": "q"} | f for f in features]
     with pytest.raises(ConfigError, match=message):
         parse_config({"schema": {"features": [*user, {"kind": "text", "side": "item", "name": "t"}]}})

@@ -227,7 +227,11 @@ def test_field_dropout_drops_the_same_numbers_for_every_branch() -> None:
 @pytest.mark.parametrize("field_norm", [False, True])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_no_branch_is_dead_or_drowns_the_fields_at_the_start(kind: str, field_norm: bool) -> None:
-    side = {"layers": [16, 8], "branches": [branch(kind, senet=GATE), branch("identity")], "field_norm": field_norm}
+    side: dict[str, Any] = {
+        "layers": [16, 8],
+        "branches": [branch(kind, senet=GATE), branch("identity")],
+        "field_norm": field_norm,
+    }
     names = {"user": ["uid", "city", "income"], "item": ["iid", "brand"]}
     pair = {s: side | {"fields": n} for s, n in names.items()}
     config = parse_config({"model": {"width": 16, "pairs": [pair]}})[1]
@@ -303,7 +307,8 @@ VALUES = {"layers": [4], "activation": "ReLU", "dropout": 0.1, "layer_norm": Tru
 @pytest.mark.parametrize("kind", sorted(OPTIONS))
 def test_an_option_of_another_kind_is_refused(kind: str) -> None:
     for option, value in VALUES.items():
-        body = {"model": {"pairs": [{"user": {"branches": [{"kind": "identity"}, {"kind": kind, option: value}]}}]}}
+        branches: list[dict[str, Any]] = [{"kind": "identity"}, {"kind": kind, option: value}]
+        body = {"model": {"pairs": [{"user": {"branches": branches}}]}}
         if option in OPTIONS[kind]:
             parse_config(body)
             continue

@@ -17,12 +17,13 @@ from twotower.reports.terminal import Progress, print_line, print_metrics
 from twotower.train.callbacks import Callback
 
 if TYPE_CHECKING:
+    from twotower.config.toml import TomlValue
     from twotower.runs import Run
 
 log = logging.getLogger(__name__)
 
-_TOWER = {"layers": [128, 64], "senet": {"enabled": True}}
-SETTINGS = {
+_TOWER: TomlValue = {"layers": [128, 64], "senet": {"enabled": True}}
+SETTINGS: dict[str, TomlValue] = {
     "model": {"width": 32, "pairs": [{"user": _TOWER, "item": _TOWER}]},
     "negatives": {"random": 5, "random_share": 0.7},
     "train": {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_origin
-
 from pydantic import BaseModel, ValidationError
 
 from twotower.config.experiment import Config
+from twotower.config.reference import section_of
 from twotower.errors import did_you_mean
 from twotower.features.schema import FEATURE_KINDS, Schema
 from twotower.model.branches import BRANCH_KINDS
@@ -16,7 +15,7 @@ def explain(error: ValidationError) -> str:
     """Return one problem in one line: key, value, allowed values. An unknown key comes first, since it causes others."""
     problems = error.errors()
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    model: Any = Schema if error.title == "Schema" else Config
+    model = Schema if error.title == "Schema" else Config
     kinds = FEATURE_KINDS if error.title == "Schema" else BRANCH_KINDS
     path = [str(p) for p in first["loc"] if p not in kinds]
     where = ".".join(["schema", *path] if error.title == "Schema" else path)
@@ -37,14 +36,12 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _allowed(model: Any, path: list[str]) -> list[str]:
-    """Return the keys of the section at `path` below `model`."""
+def _allowed(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Return the keys of the section at `path` below `model`, none if that is no section."""
+    found: type[BaseModel] | None = model
     for step in path:
         if kind := (FEATURE_KINDS | BRANCH_KINDS).get(step):
-            model = kind
-        elif isinstance(model, type) and issubclass(model, BaseModel) and step in model.model_fields:
-            annotation = model.model_fields[step].annotation
-            while get_origin(annotation) is tuple:
-                annotation = get_args(annotation)[0]
-            model = annotation
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+            found = kind
+        elif found and step in found.model_fields:
+            found = section_of(found.model_fields[step])
+    return list(found.model_fields) if found else []

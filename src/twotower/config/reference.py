@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from twotower.config.experiment import Config
 from twotower.features.schema import FEATURE_KINDS
@@ -17,17 +18,26 @@ from twotower.model.towers import TowerConfig
 def options() -> Iterator[tuple[str, str, str, str]]:
     """Yield every option as (section, key, default as TOML, meaning), in the order of the template."""
     for name, info in Config.model_fields.items():
-        yield from _section_options(name, info.annotation)
+        if section := section_of(info):
+            yield from _section_options(name, section)
 
 
-def _section_options(name: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the section that a field, or an element of it, holds; None for any other value."""
+    annotation = field.annotation
+    while get_origin(annotation) is tuple:
+        annotation = get_args(annotation)[0]
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _section_options(name: str, section: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
     """Yield the section's own options, then those of its sub-sections, in TOML's order."""
-    inner: list[tuple[str, Any]] = []
+    inner: list[tuple[str, type[BaseModel]]] = []
     for key, info in section.model_fields.items():
         if key == "pairs":
             inner += [(f"model.pairs.{side}", TowerConfig) for side in ("user", "item")]
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            inner.append((f"{name}.{key}", info.annotation))
+        elif found := section_of(info):
+            inner.append((f"{name}.{key}", found))
         else:
             yield name, key, _toml(info.default), _meaning(info)
     for inner_name, inner_section in inner:
@@ -50,13 +60,13 @@ def branch_options() -> Iterator[tuple[str, str, str, str]]:
                 yield kind, key, _toml(info.default), _meaning(info)
 
 
-def _meaning(info: Any) -> str:
+def _meaning(info: FieldInfo) -> str:
     choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
     allowed = f" [{', '.join(repr(c) for c in choices)}]" if choices else ""
     return f"{info.description or ''}{allowed}"
 
 
-def _toml(value: Any) -> str:
+def _toml(value: str | float | tuple[str | float, ...]) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(v) for v in value)}]"
     return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip()

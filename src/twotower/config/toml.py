@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import tomli_w
 from pydantic import ValidationError
@@ -15,6 +16,9 @@ from twotower.config.experiment import Config
 from twotower.config.problems import explain
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
+
+TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
+"""Value of a key in TOML."""
 
 CONFIG_FORMAT = 2
 """Value of `format` in a written config. Optional in a file written by hand. Format 1 has the former keys of `RENAMED`."""
@@ -51,7 +55,7 @@ RENAMED: dict[str, str] = {
 """Former key, or `key = 'value'`, to the present one. Keys of lists have no index; a feature's have its kind."""
 
 
-def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema | None, Config]:
+def parse_config(data: Mapping[str, TomlValue], where: str = "config") -> tuple[Schema | None, Config]:
     """Return (schema or None, config) of a mapping as TOML gives it. Raises ConfigError with one line."""
     rest = dict(data)
     if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
@@ -76,7 +80,7 @@ def parse_config(data: Mapping[str, Any], where: str = "config") -> tuple[Schema
 def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Config]:
     """Read a TOML file and apply `key=value` overrides; data paths become relative to the file's folder."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data: Mapping[str, TomlValue] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `config_template()` gives a template") from None
     except UnicodeDecodeError as e:
@@ -87,7 +91,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | Non
         raise ConfigError(f"{path}: {e.strerror}") from None
     refuse_renamed(data, str(path))
     for text in overrides:
-        _override(data, text)
+        data = _override(data, text)
     schema, config = parse_config(data, str(path))
     files.check_name(path)
     folder, located = path.resolve().parent, {}
@@ -100,13 +104,13 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | Non
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:
     """Return the config with `key=value` overrides applied. Raises ConfigError."""
-    data = config.model_dump(mode="json")
+    data: Mapping[str, TomlValue] = config.model_dump(mode="json")
     for text in overrides:
-        _override(data, text)
+        data = _override(data, text)
     return parse_config(data)[1]
 
 
-def refuse_renamed(data: Mapping[str, Any], where: str) -> None:
+def refuse_renamed(data: Mapping[str, TomlValue], where: str) -> None:
     """Raise ConfigError for the first key or value of `RENAMED` in a mapping as TOML gives it."""
     for shown, name, value in _settings(data):
         key = RENAMED.get(name, name)
@@ -118,7 +122,7 @@ def refuse_renamed(data: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: {old} is renamed to {new}")
 
 
-def _settings(node: Any, shown: str = "", name: str = "") -> Iterator[tuple[str, str, Any]]:
+def _settings(node: TomlValue, shown: str = "", name: str = "") -> Iterator[tuple[str, str, TomlValue]]:
     """Yield each key with its path, its name in `RENAMED`, and its value, outermost first."""
     if isinstance(node, Mapping):
         for key, value in node.items():
@@ -132,13 +136,12 @@ def _settings(node: Any, shown: str = "", name: str = "") -> Iterator[tuple[str,
 
 def dump_config(schema: Schema, config: Config) -> str:
     """Return the resolved settings as TOML, with their format. `load_config` reads them back."""
-    body: dict[str, Any] = {"format": CONFIG_FORMAT} | config.model_dump(mode="json")
-    body["schema"] = schema.model_dump(mode="json")
-    return tomli_w.dumps(body)
+    settings = config.model_dump(mode="json") | {"schema": schema.model_dump(mode="json")}
+    return tomli_w.dumps({"format": CONFIG_FORMAT} | settings)
 
 
-def _override(data: dict[str, Any], text: str) -> None:
-    """Set `a.b.0.c=value` in place; the value is read as TOML, else taken as text."""
+def _override(data: Mapping[str, TomlValue], text: str) -> Mapping[str, TomlValue]:
+    """Return `data` with `a.b.0.c=value` applied; the value is read as TOML, else taken as text."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"`overrides` {text}: expected key=value, such as train.epochs=3")
@@ -146,27 +149,34 @@ def _override(data: dict[str, Any], text: str) -> None:
         parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    *path, last = key.strip().split(".")
-    node: Any = data
-    for i, step in enumerate(path):
-        if isinstance(node, list):
-            node = _element(node, step, text)
-        elif isinstance(node, dict):
-            following = [*path, last][i + 1]
-            node = node.setdefault(step, [{}] if following.isdigit() else {})
-        else:
-            raise ConfigError(f"`overrides` {text}: '{'.'.join(path[:i])}' is a value, not a section")
-    if isinstance(node, list):
-        _element(node, last, text)
-        node[int(last)] = parsed
-    elif isinstance(node, dict):
-        node[last] = parsed
-    else:
-        raise ConfigError(f"`overrides` {text}: '{'.'.join(path)}' is a value, not a section")
-    refuse_renamed(data, f"`overrides` {text}")
+    changed = _replace_key(data, [], key.strip().split("."), parsed, text)
+    refuse_renamed(changed, f"`overrides` {text}")
+    return changed
 
 
-def _element(node: list[Any], step: str, text: str) -> Any:
+def _replace_key(
+    node: Mapping[str, TomlValue], above: list[str], path: list[str], value: TomlValue, text: str
+) -> dict[str, TomlValue]:
+    """Return the section `node`, which stands at `above`, with the value at `path` below it replaced."""
+    step, *rest = path
+    if rest:
+        inner = node.get(step, [{}] if rest[0].isdigit() else {})
+        value = _replace(inner, [*above, step], rest, value, text)
+    return {**node, step: value}
+
+
+def _replace(node: TomlValue, above: list[str], path: list[str], value: TomlValue, text: str) -> TomlValue:
+    """Return a section or a list with the value at `path` below it replaced. Raises ConfigError for any other value."""
+    if isinstance(node, Mapping):
+        return _replace_key(node, above, path, value, text)
+    if not isinstance(node, list):
+        raise ConfigError(f"`overrides` {text}: '{'.'.join(above)}' is a value, not a section")
+    step, *rest = path
     if not step.isdigit() or int(step) >= len(node):
         raise ConfigError(f"`overrides` {text}: expected an index 0..{len(node) - 1} where '{step}' stands")
-    return node[int(step)]
+    place = int(step)
+    return [
+        *node[:place],
+        _replace(node[place], [*above, step], rest, value, text) if rest else value,
+        *node[place + 1 :],
+    ]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from twotower.data.splits import SplitConfig
 from twotower.section import Section
 
 
@@ -48,3 +49,10 @@ class DataConfig(Section):
         if self.prepared and self.dataset:
             raise ValueError("give either data.dataset or data.prepared, not both")
         return self
+
+
+class DatasetConfig(Section):
+    """The settings that decide the dataset: the source of the data and its split."""
+
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from twotower import runs
-from twotower.config.toml import parse_config
+from twotower.config.toml import TomlValue, parse_config
 from twotower.data.readers import as_frame
 from twotower.errors import DataError, RunError
 from twotower.legacy.column_params import Param, check_params, schema_of
@@ -66,7 +66,11 @@ class DSSMTrainable:
             val = LabelledRows(as_frame(val_x, "val_x"), check_labels(val_y, "val_y"))
         schema = schema_of(self._rows.x, check_params(cols_params, self._rows.x), label_encoder_rate_min)
         self._dataset = dataset_of(schema, self._rows, val)
-        tower = {"activation": activation, "dropout": dropout, "senet": {"enabled": bool(use_senet)}}
+        tower: dict[str, TomlValue] = {
+            "activation": activation,
+            "dropout": dropout,
+            "senet": {"enabled": bool(use_senet)},
+        }
         _, self._config = parse_config(
             {
                 "model": {
