@@ -28,7 +28,8 @@ from twotower.embedding.embed import embed
 from twotower.errors import DataError, RunError
 from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
-from twotower.model.inputs.feed import feed, padded
+from twotower.model.inputs.feed import feed
+from twotower.model.inputs.gather import padded
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
@@ -641,7 +642,8 @@ def test_serving_a_tower_does_not_load_torch(worlds: dict[str, Dataset], tmp_pat
 import sys
 import numpy as np, polars as pl
 import twotower.features.encoders, twotower.data.tables
-from twotower.model.inputs.feed import feed, padded
+from twotower.model.inputs.feed import feed
+from twotower.model.inputs.gather import padded
 from twotower.features.field import InputField
 from twotower.arrays.ragged import Ragged
 from twotower.onnx.tower import OnnxTower

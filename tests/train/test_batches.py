@@ -20,8 +20,9 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check
 from twotower.features.schema import Schema, Sequence, SideName
+from twotower.model.inputs.bags import _stable_order
 from twotower.model.inputs.carriers import Bag, Inputs
-from twotower.model.inputs.side_tensors import SideTensors, _stable_order
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.train.batches import Batcher
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.pair_sampler import PairSampler

@@ -56,6 +56,9 @@ class Ragged:
     def lengths(self) -> Ints:
         return np.diff(self.offsets)
 
+    def row(self, row: int) -> Codes:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
     @property
     def owners(self) -> Ints:
         """(L,) row of each value."""
@@ -66,6 +69,12 @@ class Ragged:
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         return run_indices(starts, lengths), lengths
+
+    def part(self, rows: slice) -> Ragged:
+        """Return consecutive rows, without a copy of their values."""
+        start, stop, _ = rows.indices(len(self))
+        offsets = self.offsets[start : max(start, stop) + 1]
+        return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     def take(self, rows: npt.NDArray[np.integer]) -> Ragged:
         """Return some rows, concatenated."""
@@ -94,3 +103,11 @@ class Ragged:
 
 
 Column = Codes | Floats | Ragged
+
+Values = npt.NDArray[np.int32 | np.float32]
+"""One row of a column: a code (1,), codes (n,) or numbers (length,)."""
+
+
+def row_of(column: Column, row: int) -> Values:
+    """Return one row of a column."""
+    return column.row(row) if isinstance(column, Ragged) else np.atleast_1d(column[row])

@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import torch
 
 from twotower import files
 from twotower.arrays.growing import write_npy_header
@@ -46,10 +45,9 @@ from twotower.embedding.shards import (
 )
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.field import InputField
 from twotower.features.schema import Numeric, Sequence, SideName
-from twotower.model.inputs.carriers import Bag, HistoryWindows, Inputs, Padded, Prefixes
-from twotower.model.inputs.feed import padded
+from twotower.model.inputs.gather import ColumnRows, TowerFields
+from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
 
@@ -191,7 +189,8 @@ class _ShardEmbedder:
             for frame in _batches(shard, rows, scratch, self.batch_rows):
                 ids, columns = rows(frame)
                 for start in range(0, len(ids), TOWER_BLOCK_ROWS):
-                    inputs = _inputs(rows.fields, columns, slice(start, start + TOWER_BLOCK_ROWS), device)
+                    block = ColumnRows(columns, slice(start, start + TOWER_BLOCK_ROWS))
+                    inputs = tensors(rows.fields, block, carry_forward, device)
                     with evaluation_mode(run.model):
                         vectors = tower(inputs).cpu().numpy()
                     if not np.isfinite(vectors).all():
@@ -237,7 +236,7 @@ class _RowEncoder:
     def __init__(self, run: Run, side: SideName) -> None:
         self.side, self.schema, self.encoders = side, run.dataset.schema, run.dataset.encoders
         self.key = self.schema.id_column(side)
-        self.fields = self.encoders.fields(side)
+        self.fields = TowerFields(self.encoders.fields(side))
         features = self.schema.side(side)
         self.statistics = [f for f in features if isinstance(f, Numeric) and f.statistic]
         self.sequences = [f for f in features if isinstance(f, Sequence)]
@@ -273,27 +272,6 @@ class _RowEncoder:
 def _take_known(ragged: Ragged, known_rows: npt.NDArray[np.int32]) -> Ragged:
     """Return row r - 1 of `ragged` for each r of `known_rows`, an empty row for 0."""
     return Ragged(ragged.values, np.r_[0, ragged.offsets]).take(known_rows)
-
-
-def _inputs(fields: tuple[InputField, ...], columns: dict[str, Column], part: slice, device: torch.device) -> Inputs:
-    """Return the inputs of some rows of encoded columns, as `SideTensors.take` does, for a forward pass only."""
-    arrays: dict[str, Any] = {f.name: columns[f.name] for f in fields}
-    lookups = [arrays[f.name][part] for f in fields if f.kind == "lookup"]
-    bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
-    none = torch.zeros(0, dtype=torch.int32)
-    rows = range(*part.indices(len(arrays[fields[0].name])))
-    for f in fields:
-        if f.kind == "bag":
-            ragged = cast(Ragged, columns[f.name])
-            if f.limit:
-                bags[f.name] = Padded(torch.from_numpy(padded(ragged, np.array(rows), f.limit)).to(device))
-                continue
-            offsets = ragged.offsets[rows.start : rows.stop + 1]
-            values = torch.from_numpy(ragged.values[offsets[0] : offsets[-1]]).to(device)
-            bags[f.name] = Bag(values, torch.from_numpy((offsets - offsets[0]).astype(np.int32)).to(device), none, none)
-    lookup = np.stack(lookups, 1).astype(np.int64) if lookups else np.zeros((len(rows), 0), np.int64)
-    dense = {f.name: torch.from_numpy(arrays[f.name][part]).to(device) for f in fields if f.kind == "dense"}
-    return Inputs(len(rows), torch.from_numpy(lookup).to(device), bags, dense)
 
 
 def _files(source: Path, rows: _RowEncoder) -> list[TableFile]:

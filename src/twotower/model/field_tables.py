@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
-from twotower.model.tables import AnyBag, Table, bag_codes
+from twotower.model.inputs.carriers import AnyBag
+from twotower.model.tables import Table, bag_codes
 
 
 class TableRows(NamedTuple):

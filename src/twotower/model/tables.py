@@ -9,10 +9,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from twotower.model.inputs.carriers import Bag, HistoryWindows, Padded, Prefixes
+from twotower.model.inputs.carriers import AnyBag, Bag
 from twotower.model.layers import gather
-
-AnyBag = Bag | Prefixes | HistoryWindows | Padded
 
 NORMAL_BLOCK = 2**20
 """Random numbers drawn at a time for a deferred table."""

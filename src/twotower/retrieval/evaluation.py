@@ -8,7 +8,7 @@ from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Floats, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
-from twotower.model.inputs.feed import feed, row_of
+from twotower.model.inputs.feed import feed
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 
@@ -24,7 +24,7 @@ def rank_items(
     for start in range(0, len(users), block):
         rows = users[start : start + block]
         vectors = embed_users(retriever, rows, method)
-        banned = [np.unique(row_of(seen, int(r))) for r in rows]
+        banned = [np.unique(seen.row(int(r))).astype(np.int64) for r in rows]
         best[start : start + block] = retriever.index.search(vectors, k, banned=banned, exact=exact)[0]
     return best
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from twotower.arrays.ragged import Values, row_of
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Sequence, Vector
-from twotower.model.inputs.feed import row_of
 from twotower.retrieval.request import Json, Request
-
-Encoded = npt.NDArray[np.generic]
 
 
 class FeatureValues:
@@ -31,7 +28,7 @@ class FeatureValues:
         self._categories = {f.source for f in features if isinstance(f, Categorical | MultiHot)} - {
             f.source for f in features if isinstance(f, Numeric | Vector)
         }
-        self._missing: dict[str, Encoded] = {}
+        self._missing: dict[str, Values] = {}
         self._required: dict[str, str] = {}
         """Error message for each feature that has no value for a missing one."""
         empty = frame.clear(1)
@@ -56,11 +53,11 @@ class FeatureValues:
             values.setdefault(self._key, request.user_id)
         return {name: column for name, value in values.items() if (column := self._column(name, value)) is not None}
 
-    def encode(self, feature: Feature, column: pl.Series) -> Encoded:
+    def encode(self, feature: Feature, column: pl.Series) -> Values:
         """Return a given value, encoded."""
         return row_of(self._encoders.encode(feature, column), 0)
 
-    def missing(self, feature: Feature) -> Encoded:
+    def missing(self, feature: Feature) -> Values:
         """Return a missing value, encoded. Raises DataError if the feature requires a value."""
         found = self._missing.get(feature.name)
         if found is None:
@@ -87,7 +84,7 @@ class FeatureValues:
             raise DataError(f"request: feature '{name}' is {value!r}, expected {dtype}") from None
 
 
-def is_unknown(encoded: Encoded) -> bool:
+def is_unknown(encoded: Values) -> bool:
     """Return True if one row of an encoded column holds only the code of unknown values."""
     return encoded.dtype == np.int32 and not encoded.any()
 

@@ -17,7 +17,6 @@ from twotower.data.ids import IdColumn
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import MultiHot, Schema
 from twotower.features.values import canonical_ids
-from twotower.model.inputs.feed import row_of
 from twotower.retrieval.request_rows import RequestRows
 
 Condition = tuple[str, str]
@@ -85,7 +84,7 @@ class ItemFilters:
         banned = self._known(ban)
         if keep_seen:
             return banned
-        stored = banned[:0] if rows.user is None else row_of(self._seen, rows.user)
+        stored = banned[:0] if rows.user is None else self._seen.row(rows.user)
         return np.concatenate([banned, rows.known_items, stored])
 
     def _known(self, ids: abc.Sequence[str]) -> Ints:

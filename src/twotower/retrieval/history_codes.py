@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twotower.arrays.ragged import Column
+from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Codes
 from twotower.features.schema import Sequence
 from twotower.features.values import UNKNOWN
-from twotower.model.inputs.feed import row_of
 from twotower.retrieval.request import Event, Request
 from twotower.retrieval.request_rows import RequestRows
 
@@ -21,7 +20,7 @@ class HistoryCodes:
     """Reads the codes of one sequence feature of the users."""
 
     feature: Sequence
-    stored: Column
+    stored: Ragged
     """Codes of each user row."""
     item_codes: Codes
     """(items,) code of each item row."""
@@ -34,7 +33,7 @@ class HistoryCodes:
         if request.history is not None:
             codes, unknown = self._events(request.history, rows)
         else:
-            codes = np.zeros(0, np.int32) if rows.user is None else row_of(self.stored, rows.user)
+            codes = np.zeros(0, np.int32) if rows.user is None else self.stored.row(rows.user)
         if request.events:
             events = request.events
             if self.last_only:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from twotower.data.splits import TEST, TRAIN
-from twotower.model.inputs.feed import row_of
 from twotower.retrieval.request import Json, UnknownId
 from twotower.retrieval.retriever import Retriever
 
@@ -43,7 +42,7 @@ def stored_features(retriever: Retriever, user_id: str) -> dict[str, Json]:
 
 def stored_items(retriever: Retriever, user_id: str) -> list[str]:
     """Return the ids of the items that a user has seen, which answers exclude. Raises UnknownId."""
-    rows = row_of(retriever.dataset.interacted_items, _row(retriever, user_id))
+    rows = retriever.dataset.interacted_items.row(_row(retriever, user_id))
     items: list[str] = retriever.item_ids.column.gather(rows).to_list()
     return items
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from twotower.arrays.ragged import Column
+from twotower.arrays.ragged import Column, Ragged, Values, row_of
 from twotower.data.dataset import Dataset
 from twotower.features.schema import Sequence
-from twotower.model.inputs.feed import Feed, feed_row, row_of
-from twotower.retrieval.feature_values import Encoded, FeatureValues, is_unknown
+from twotower.model.inputs.feed import Feed, FeedFields
+from twotower.model.inputs.gather import OneRow
+from twotower.retrieval.feature_values import FeatureValues, is_unknown
 from twotower.retrieval.history_codes import HistoryCodes
 from twotower.retrieval.request import Request
 from twotower.retrieval.request_rows import RequestRows
@@ -29,15 +30,13 @@ class UserInputs:
         """`columns` are the encoded features of the users in `dataset`, with the histories that the tower reads."""
         schema, encoders = dataset.schema, dataset.encoders
         self._features = schema.side("user")
-        self._fields = encoders.fields("user")
+        self._feed = FeedFields(encoders.fields("user"))
         self._columns = columns
         self._values = FeatureValues(dataset)
         self._histories = {
-            f.name: HistoryCodes(
-                f, columns[f.name], encoders.sequence_codes(f, dataset.items.ids), schema.duplicates == "last"
-            )
+            f.name: HistoryCodes(f, column, encoders.sequence_codes(f, dataset.items.ids), schema.duplicates == "last")
             for f in self._features
-            if isinstance(f, Sequence)
+            if isinstance(f, Sequence) and isinstance(column := columns[f.name], Ragged)
         }
 
     @property
@@ -48,7 +47,7 @@ class UserInputs:
     def read(self, request: Request, rows: RequestRows) -> UserInput:
         """Return the input for a request. Raises DataError for features that do not fit."""
         given = self._values.given(request, rows.user is not None)
-        values: dict[str, Encoded] = {}
+        values: dict[str, Values] = {}
         unknown: dict[str, None] = {}
         for f in self._features:
             if isinstance(f, Sequence):
@@ -63,4 +62,4 @@ class UserInputs:
                 values[f.name] = self._values.missing(f)
             if f.source in request.features and is_unknown(values[f.name]):
                 unknown[f.name] = None
-        return UserInput(feed_row(self._fields, values), list(unknown))
+        return UserInput(self._feed(OneRow(values)), list(unknown))

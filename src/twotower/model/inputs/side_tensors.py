@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from twotower.arrays.ragged import Ragged
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.ragged import Ragged, offsets_of
+from twotower.arrays.types import Bools, Ints
 from twotower.data.dataset import Side
 from twotower.features.field import InputField
-from twotower.model.inputs.carriers import CONTEXT_DIVISOR, SCAN_CHUNK, Bag, HistoryWindows, Inputs, Padded, Prefixes
-from twotower.model.inputs.feed import padded
+from twotower.model.inputs.bags import bag_in_both_orders
+from twotower.model.inputs.carriers import AnyBag, Array, Bag, Inputs, Padded
+from twotower.model.inputs.gather import ColumnRows, TowerFields, gather, padded
+from twotower.model.inputs.histories import history_windows, prefixes
+from twotower.model.inputs.timeline import TimelinePositions
 
 
 class SideTensors:
@@ -26,213 +28,102 @@ class SideTensors:
     ) -> None:  # fmt: skip
         """Prepare the columns of `fields`. `timeline` holds the indices of each row's training interactions, oldest first;
         `take_before` needs it. `by_user` states that these indices rise from row to row and in time."""
-        self.fields = tuple(fields)
+        self._fields = TowerFields(fields)
+        self.fields = self._fields.all
         self.device = torch.device(device)
         self.n = len(side)
-        lookups: list[Any] = [side.columns[f.name] for f in self.fields if f.kind == "lookup"]
-        self._lookup = np.stack(lookups, 1).astype(np.int64) if lookups else np.zeros((self.n, 0), np.int64)
-        self._dense: dict[str, npt.NDArray[Any]] = {
-            f.name: side.columns[f.name] for f in self.fields if f.kind == "dense"  # type: ignore[misc]
-        }  # fmt: skip
-        self._bags: dict[str, tuple[InputField, Ragged]] = {
-            f.name: (f, side.columns[f.name]) for f in self.fields if f.kind == "bag"  # type: ignore[misc]
-        }  # fmt: skip
-        self._sequences = {f.name: r for f, r in self._bags.values() if f.sequence and r.source is not None}
+        self._columns = side.columns
+        self._lookup = ColumnRows(side.columns, slice(None)).lookup(self._fields.lookups)
+        columns = ((f.name, side.columns[f.name]) for _, f in self._fields.bags if f.sequence)
+        self._sequences = {name: c for name, c in columns if isinstance(c, Ragged) and c.source is not None}
         # Made on first use: only training needs them, and they are as long as all sequences together.
-        self._kept: dict[str, npt.NDArray[np.bool_]] = {}
-        self._timeline_positions: dict[str, _TimelinePositions] = {}
+        self._kept: dict[str, Bools] = {}
+        self._timeline_positions: dict[str, TimelinePositions] = {}
         self._timeline, self._by_user = timeline, by_user
 
     @property
     def has_sequences(self) -> bool:
         return bool(self._sequences)
 
-    def _positions(self, name: str) -> _TimelinePositions:
+    def _positions(self, name: str) -> TimelinePositions:
         if name not in self._timeline_positions:
-            made = _TimelinePositions(self._sequences[name], self._timeline, self._by_user)
+            made = TimelinePositions(self._sequences[name], self._timeline, self._by_user)
             self._timeline_positions[name] = made
         return self._timeline_positions[name]
 
     def take(self, rows: Ints, left_out: Ints | None = None) -> Inputs:
         """Return the features of `rows` (U,). `left_out` are indices of interactions that no sequence may contain."""
-        bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
-        for name, (f, ragged) in self._bags.items():
-            if name not in self._sequences or left_out is None or not len(left_out):
-                bags[name] = self._whole(f, ragged, rows, None)
-                continue
-            if name not in self._kept:
-                self._kept[name] = np.ones(len(ragged.values), bool)
-            kept, holes = self._kept[name], self._positions(name).find(left_out)
+
+        def carry(selected: ColumnRows, f: InputField) -> Bag[Array] | Padded[Array]:
+            if f.name not in self._sequences or left_out is None or not len(left_out):
+                return _carry(f, selected.ragged(f.name), selected.numbers)
+            if f.name not in self._kept:
+                self._kept[f.name] = np.ones(len(self._sequences[f.name].values), bool)
+            kept, holes = self._kept[f.name], self._positions(f.name).find(left_out)
             kept[holes] = False
-            bags[name] = self._whole(f, ragged, rows, kept)
+            ragged = _without_holes(self._sequences[f.name], selected.numbers, kept)
             kept[holes] = True
-        return self._inputs(rows, bags)
+            return _carry(f, ragged)
+
+        return self._tensors(rows, carry)
 
     def take_before(self, rows: Ints, interactions: Ints) -> Inputs:
         """Return the features of `rows` (U,) before the interactions with the indices `interactions` (U,), one of each
         row."""
         distinct, which = np.unique(rows, return_inverse=True)
-        bags: dict[str, Bag | Prefixes | HistoryWindows | Padded] = {}
-        for name, (f, ragged) in self._bags.items():
-            if name not in self._sequences:
-                bags[name] = self._whole(f, ragged, rows, None)
-                continue
-            length = self._positions(name).prefix_lengths(rows, interactions)
+
+        def carry(selected: ColumnRows, f: InputField) -> AnyBag[Array]:
+            if f.name not in self._sequences:
+                return _carry(f, selected.ragged(f.name), selected.numbers)
+            length = self._positions(f.name).prefix_lengths(rows, interactions)
             if f.limit:
-                bags[name] = self._windows(f, ragged, distinct, which, length)
-            else:
-                bags[name] = self._prefixes(ragged, distinct, which, length)
-        return self._inputs(rows, bags)
+                return history_windows(self._sequences[f.name], distinct, which, length, f.limit)
+            return prefixes(self._sequences[f.name], distinct, which, length)
 
-    def _inputs(self, rows: Ints, bags: dict[str, Bag | Prefixes | HistoryWindows | Padded]) -> Inputs:
-        return Inputs(
-            len(rows),
-            torch.from_numpy(np.take(self._lookup, rows, 0)).to(self.device),
-            bags,
-            {name: torch.from_numpy(x[rows]).to(self.device) for name, x in self._dense.items()},
-        )
+        return self._tensors(rows, carry)
 
-    def _prefixes(self, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> Prefixes:
-        """Return U prefixes: of the sequence `rows[which]` (U,), each of `length` (U,). `rows` (S,) are distinct."""
-        used = np.zeros(len(rows), np.int64)
-        np.maximum.at(used, which, length)
-        chunks = -(-used // SCAN_CHUNK)
-        first = np.cumsum(chunks) - chunks
-        sequence = np.repeat(np.arange(len(rows)), chunks)
-        ends = np.cumsum(used)
-        inside = np.arange(int(ends[-1])) - np.repeat(ends - used, used)
-        codes = np.zeros(max(1, int(chunks.sum())) * SCAN_CHUNK, np.int64)
-        codes[np.repeat(first * SCAN_CHUNK, used) + inside] = ragged.values[
-            np.repeat(ragged.offsets[rows], used) + inside
-        ]
-        if not len(sequence):
-            sequence = np.zeros(1, np.int64)
-        arrays = (
-            codes.reshape(-1, SCAN_CHUNK),
-            np.arange(len(sequence)) - first[sequence],
-            np.where(length > 0, first[which] * SCAN_CHUNK + length - 1, 0),
-            length.astype(np.float32),
-        )
-        return Prefixes(*(torch.from_numpy(a).to(self.device) for a in arrays))
-
-    def _windows(self, f: InputField, ragged: Ragged, rows: Ints, which: Ints, length: Ints) -> HistoryWindows:
-        """Return the prefixes of `_prefixes` as windows, cut to the items that attention can reach from their ends."""
-        past = max(1, f.limit // CONTEXT_DIVISOR)
-        ends = np.zeros(len(rows), np.int64)
-        np.maximum.at(ends, which, length)
-        starts = ends.copy()
-        np.minimum.at(starts, which, np.where(length > 0, length - 1, ends[which]))
-        starts = np.maximum(starts - past, 0)
-        used = ends - starts
-        first = np.cumsum(used) - used
-        n = int(used.sum())
-        codes = ragged.values[np.repeat(ragged.offsets[rows] + starts - first, used) + np.arange(n)]
-        sequence = np.repeat(np.arange(len(rows)), used)
-        at = first[which] + length - 1 - starts[which]  # end of each prefix, in the concatenated sequences
-        n_rows = max(1, -(-(n - past) // (f.limit - past)))
-        wide = max(1, -(-(n + (n_rows - 1) * past) // n_rows))  # rows of equal width
-        step = wide - past if n_rows > 1 else wide
-        row = np.clip((at - past) // step, 0, n_rows - 1)
-        grid = np.arange(n_rows)[:, None] * step + np.arange(wide)
-        filled = grid < n
-        grid = np.where(filled, grid, 0)
-        arrays = (
-            codes[grid].astype(np.int64) if n else np.zeros(grid.shape, np.int64),
-            np.where(filled, sequence[grid], -1) if n else np.full(grid.shape, -1),
-            np.where(length > 0, row * (wide - step) + at, 0),
-            length.astype(np.float32),
-        )
-        return HistoryWindows(*(torch.from_numpy(a).to(self.device) for a in arrays))
-
-    def _whole(self, f: InputField, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag | Padded:
-        """Return all codes of the rows that are `kept`; for attention only the last `limit` of each row."""
-        if not f.limit:
-            return self._bag(f, ragged, rows, kept)
-        if kept is not None:
-            lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
-            offsets = np.zeros(len(rows) + 1, np.int64)
-            np.cumsum(lengths, out=offsets[1:])
-            flat = np.arange(offsets[-1]) + np.repeat(ragged.offsets[rows] - offsets[:-1], lengths)
-            row = np.repeat(np.arange(len(rows)), lengths)[kept[flat]]
-            ragged = Ragged.from_pairs(row, ragged.values[flat][kept[flat]], len(rows))
-            rows = np.arange(len(rows))
-        return Padded(torch.from_numpy(padded(ragged, rows, f.limit)).to(self.device))
-
-    def _bag(self, f: InputField, ragged: Ragged, rows: Ints, kept: npt.NDArray[np.bool_] | None) -> Bag:
-        lengths = ragged.offsets[rows + 1] - ragged.offsets[rows]
-        ends = np.cumsum(lengths)
-        flat = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(ragged.offsets[rows] - ends + lengths, lengths)
-        row = np.repeat(np.arange(len(rows), dtype=np.int32), lengths)
-        if kept is not None:
-            keep = kept[flat]
-            flat, row = flat[keep], row[keep]
-            ends = np.cumsum(np.bincount(row, minlength=len(rows)))
-        values = ragged.values[flat]
-        order = _stable_order(values)
-        code_offsets = np.zeros(f.rows + 1, np.int32)
-        np.cumsum(np.bincount(values, minlength=f.rows), out=code_offsets[1:])
-        offsets = np.zeros(len(rows) + 1, np.int32)
-        offsets[1:] = ends
-        arrays = (values, offsets, row[order], code_offsets)
-        return Bag(*(torch.from_numpy(a).to(self.device) for a in arrays))
+    def _tensors(self, rows: Ints, carry: Callable[[ColumnRows, InputField], AnyBag[Array]]) -> Inputs:
+        return tensors(self._fields, ColumnRows(self._columns, rows, self._lookup), carry, self.device)
 
 
-class _TimelinePositions:
-    """Positions of interactions in a sequence column, and lengths of the prefixes before them."""
+def tensors(
+    fields: TowerFields,
+    rows: ColumnRows,
+    carry: Callable[[ColumnRows, InputField], AnyBag[Array]],
+    device: torch.device,
+) -> Inputs:
+    """Return the features of some rows as tensors on a device."""
 
-    def __init__(self, ragged: Ragged, timeline: Ragged | None, by_user: bool) -> None:
-        assert ragged.source is not None
-        self._ragged, self._source = ragged, ragged.source
-        self._place: Ints | None = None
-        self._known: Ints | None = None
-        if by_user:  # the sources rise, so a binary search replaces the array of positions
-            return
-        self._place = np.full(int(self._source.max(initial=-1)) + 1, -1, np.int64)
-        self._place[self._source] = np.arange(len(self._source))
-        if timeline is not None:
-            self._known = _counts_before(timeline, self._place)
+    def tensor(array: Array) -> Tensor:
+        return torch.from_numpy(array).to(device)
 
-    def find(self, interactions: Ints) -> Ints:
-        """Return the positions of those interactions that are in the column."""
-        if self._place is None:
-            if not len(self._source):
-                return np.zeros(0, np.int64)
-            # With two types numpy would convert all sources.
-            at = np.searchsorted(self._source, interactions.astype(self._source.dtype))
-            at = np.minimum(at, len(self._source) - 1)
-            found: Ints = at[self._source[at] == interactions]
-            return found
-        found = self._place[interactions[interactions < len(self._place)]]
-        return found[found >= 0]
-
-    def prefix_lengths(self, rows: Ints, interactions: Ints) -> Ints:
-        """Return the number (U,) of values of each row that are older than the interaction (U,) of that row."""
-        if self._place is None:
-            wanted = interactions.astype(self._source.dtype)
-            return np.searchsorted(self._source, wanted) - self._ragged.offsets[rows]
-        assert self._known is not None, "created without a timeline"
-        return self._known[interactions]
+    lookup, bags, dense = gather(fields, rows, carry)
+    carried = {name: bag.map(tensor) for name, bag in bags.items()}
+    return Inputs(rows.n, tensor(lookup), carried, {name: tensor(x) for name, x in dense.items()})
 
 
-def _counts_before(timeline: Ragged, position: Ints) -> Ints:
-    """Return for each interaction, by index (n,), the number of earlier interactions of its row's timeline that have a
-    `position`."""
-    numbers = timeline.values
-    known = np.zeros(len(numbers), bool)
-    inside = numbers < len(position)
-    known[inside] = position[numbers[inside]] >= 0
-    before = np.cumsum(known) - known
-    starts = timeline.offsets[:-1]
-    before -= np.repeat(np.append(before, known.sum())[starts], timeline.lengths)
-    out = np.zeros(int(numbers.max(initial=-1)) + 1, np.int64)
-    out[numbers] = before
-    return out
+def carry_forward(rows: ColumnRows, f: InputField) -> Bag[Array] | Padded[Array]:
+    """Carry the codes of a field for a forward pass that no backward pass follows."""
+    if f.limit:
+        return Padded(rows.padded(f))
+    ragged = rows.ragged(f.name)
+    part = ragged.take(rows.numbers) if rows.slice is None else ragged.part(rows.slice)
+    return Bag(part.values, part.offsets.astype(np.int32), _NO_ORDER, _NO_ORDER)
 
 
-def _stable_order(codes: Codes) -> Ints:
-    """Return the stable argsort of codes >= 0, by two passes over 16 bits each, which numpy sorts by radix."""
-    order = np.argsort(codes.astype(np.uint16), kind="stable")
-    high = codes >> 16
-    if not high.any():
-        return order
-    return order[np.argsort(high[order].astype(np.uint16), kind="stable")]
+_NO_ORDER = np.zeros(0, np.int32)
+
+
+def _carry(f: InputField, ragged: Ragged, rows: Ints | None = None) -> Bag[Array] | Padded[Array]:
+    """Carry the codes of some rows, None for all; for attention only the last `limit` of each row."""
+    if f.limit:
+        return Padded(padded(ragged, np.arange(len(ragged)) if rows is None else rows, f.limit))
+    return bag_in_both_orders(ragged if rows is None else ragged.take(rows), f.rows)
+
+
+def _without_holes(ragged: Ragged, rows: Ints, kept: Bools) -> Ragged:
+    """Return some rows, without the values that are not `kept`."""
+    indices, lengths = ragged.indices(rows)
+    keep = kept[indices]
+    owners = np.repeat(np.arange(len(rows)), lengths)[keep]
+    return Ragged(ragged.values[indices[keep]], offsets_of(np.bincount(owners, minlength=len(rows))))

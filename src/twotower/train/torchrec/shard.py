@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.model.inputs.carriers import Bag, HistoryWindows, Padded, Prefixes
+from twotower.model.inputs.carriers import AnyBag, Bag, HistoryWindows, Padded, Prefixes
 from twotower.model.layers import gather
-from twotower.model.tables import AnyBag, Table
+from twotower.model.tables import Table
 
 
 class EmbeddingShard(Table):

@@ -1,0 +1,138 @@
+"""The maker of tower inputs: rows of encoded columns, gathered into numpy arrays, with one carrier for each field.
+
+Training, bulk embedding, batches and single requests differ in where the rows come from (`RowSource`), and in the carrier of a
+field of many codes. `side_tensors` renders the arrays as tensors, `feed` as inputs of an exported tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.arrays.ragged import Column, Ragged, Values, run_indices
+from twotower.arrays.types import Codes, Floats, Ints
+from twotower.features.field import InputField
+
+
+class TowerFields:
+    """The fields of a tower by kind, in their order, each with the key of its input."""
+
+    def __init__(self, fields: Iterable[InputField], keys: Iterable[str] | None = None) -> None:
+        """`keys` are the names of the fields unless given."""
+        self.all = tuple(fields)
+        keyed = list(zip(keys or [f.name for f in self.all], self.all, strict=True))
+        self.lookups = tuple(f.name for f in self.all if f.kind == "lookup")
+        self.bags = tuple((key, f) for key, f in keyed if f.kind == "bag")
+        self.dense = tuple((key, f.name) for key, f in keyed if f.kind == "dense")
+        self.keys = tuple(key for key, f in keyed if f.kind != "lookup")
+
+
+class RowSource(Protocol):
+    """U rows of one side."""
+
+    n: int
+
+    def lookup(self, names: tuple[str, ...]) -> Ints:
+        """Return the codes (U, number of names) of fields of one code."""
+
+    def dense(self, name: str) -> Floats:
+        """Return the numbers (U, length) of a field."""
+
+    def padded(self, field: InputField) -> Ints:
+        """Return the codes (U, T) of a field of many codes, as `padded` does."""
+
+
+R = TypeVar("R", bound=RowSource)
+C = TypeVar("C")
+
+
+def gather(
+    fields: TowerFields, rows: R, carry: Callable[[R, InputField], C]
+) -> tuple[Ints, dict[str, C], dict[str, Floats]]:
+    """Return the codes of lookup fields, and by key what `carry` makes of a field of many codes, and numbers (U, length)."""
+    bags, dense = {}, {}
+    for key, field in fields.bags:
+        bags[key] = carry(rows, field)
+    for key, name in fields.dense:
+        dense[key] = rows.dense(name)
+    return rows.lookup(fields.lookups), bags, dense
+
+
+class ColumnRows:
+    """Some rows of encoded columns, by their numbers (U,) or as a slice."""
+
+    def __init__(
+        self, columns: Mapping[str, Column], rows: npt.NDArray[np.integer] | slice, stacked: Ints | None = None
+    ) -> None:
+        """`stacked` (n, F) are the codes of all lookup fields side by side, which are quicker to take."""
+        self.columns, self.stacked = columns, stacked
+        self.slice = rows if isinstance(rows, slice) else None
+        length = len(next(iter(columns.values()))) if isinstance(rows, slice) else 0
+        self.numbers: Ints = (
+            np.arange(*rows.indices(length)) if isinstance(rows, slice) else rows.astype(np.int64, copy=False)
+        )
+        self.n = len(self.numbers)
+
+    def lookup(self, names: tuple[str, ...]) -> Ints:
+        if self.stacked is not None:
+            return np.take(self.stacked, self.numbers, 0)
+        out = np.empty((self.n, len(names)), np.int64)
+        for place, name in enumerate(names):
+            out[:, place] = self._flat(name)
+        return out
+
+    def dense(self, name: str) -> Floats:
+        return self._flat(name).astype(np.float32, copy=False)
+
+    def padded(self, field: InputField) -> Ints:
+        return padded(self.ragged(field.name), self.numbers, field.limit)
+
+    def ragged(self, name: str) -> Ragged:
+        """Return a whole column of many codes."""
+        column = self.columns[name]
+        assert isinstance(column, Ragged)
+        return column
+
+    def _flat(self, name: str) -> Codes | Floats:
+        column = self.columns[name]
+        assert not isinstance(column, Ragged)
+        return column[self.numbers if self.slice is None else self.slice]
+
+
+class OneRow:
+    """One row, given by its values in each column."""
+
+    n = 1
+
+    def __init__(self, values: Mapping[str, Values]) -> None:
+        self.values = values
+
+    def lookup(self, names: tuple[str, ...]) -> Ints:
+        return np.array([[self.values[name][0] for name in names]], np.int64)
+
+    def dense(self, name: str) -> Floats:
+        return self.values[name].astype(np.float32)[None]
+
+    def padded(self, field: InputField) -> Ints:
+        codes = self.values[field.name][-field.limit :]  # 0: all
+        return (codes if len(codes) else _NO_CODES).astype(np.int64)[None]
+
+
+_NO_CODES = np.array([-1], np.int32)
+
+
+def padded(ragged: Ragged, rows: npt.NDArray[np.integer], limit: int = 0) -> Ints:
+    """Return the codes (U, T) of `rows` (U,), -1 after the end of a row; T is the length of the longest, at least 1.
+
+    With `limit`, only the last `limit` codes of each row."""
+    rows = rows.astype(np.int64, copy=False)  # rows + 1 may overflow a narrow type
+    starts = ragged.offsets[rows]
+    lengths = ragged.offsets[rows + 1] - starts
+    if limit:
+        starts, lengths = starts + np.maximum(lengths - limit, 0), np.minimum(lengths, limit)
+    out = np.full((len(rows), max(1, int(lengths.max(initial=0)))), -1, np.int64)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = ragged.values[run_indices(starts, lengths)]
+    return out
