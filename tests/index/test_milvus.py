@@ -29,10 +29,8 @@ from twotower.errors import BundleError, ConfigError, DataError, RunError, Unava
 from twotower.index import MilvusLocation, build_index, load_index
 from twotower.index.choose import IndexConfig
 from twotower.index.deadline import deadline
-from twotower.index.milvus import collections
 from twotower.index.milvus.client import CollectionError, MilvusConnection
 from twotower.index.milvus.milvus_index import MilvusIndex, MilvusLimits
-from twotower.publishing import maintenance
 from twotower.retrieval.explanation import explain
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
@@ -46,7 +44,9 @@ from twotower.serve.problems import Problem
 from twotower.serve.search_executor import RemoteSearchExecutor
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
+from twotower.store import maintenance
 from twotower.store.bundle import Bundle
+from twotower.store.milvus_collections import MilvusCollections
 from twotower.store.store import Store
 
 K = 5
@@ -311,7 +311,7 @@ def test_collections_of_others_and_unreadable_bundles_are_left_alone(
     (mine.folder / "index" / "index.json").unlink()
     for bundle in (mine, other):
         assert client.has_collection(collection(bundle))
-    assert collections.MilvusCollections(Store(tmp_path / "a")).drop_unreferenced() == []
+    assert MilvusCollections(Store(tmp_path / "a")).drop_unreferenced() == []
     (tmp_path / "b" / "COLLECTIONS.json").write_text("[3]")
     with pytest.raises(RunError, match="not a list of collections"):
         maintenance.gc(tmp_path / "b")

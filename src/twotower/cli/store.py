@@ -59,7 +59,7 @@ def rollback(
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
 ) -> None:
     """Make an earlier bundle current."""
-    from twotower.publishing import maintenance
+    from twotower.store import maintenance
 
     bundle, alias = maintenance.rollback(store, to or None, reason=reason)
     print_line(f"current: {bundle.id}{f', {alias}' if alias else ''}")
@@ -88,8 +88,8 @@ def gc(
     keep: Annotated[int, typer.Option("--keep", help="Number of newest bundles to keep. At least 2.")] = 2,
 ) -> None:
     """Remove old bundles, the files of killed publishers, and their Milvus collections."""
-    from twotower.index.milvus.collections import MilvusCollections
-    from twotower.publishing import maintenance
+    from twotower.store import maintenance
+    from twotower.store.milvus_collections import MilvusCollections
     from twotower.store.store import Store
 
     removed, dropped = maintenance.gc(store, keep)

@@ -43,7 +43,6 @@ from twotower.index import (
     tune_index,
 )
 from twotower.index.choose import IndexConfig
-from twotower.index.milvus.collections import MilvusCollections
 from twotower.onnx.export import export_tower
 from twotower.reports.model_card import model_card
 from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
@@ -52,6 +51,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts, Counts, IndexFacts, RecallCheck
+from twotower.store.milvus_collections import MilvusCollections
 from twotower.store.store import Store
 
 log = logging.getLogger(__name__)

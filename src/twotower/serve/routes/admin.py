@@ -10,12 +10,12 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 from twotower.errors import BundleError, RunError
-from twotower.index.milvus.collections import MilvusCollections
 from twotower.serve import schemas
 from twotower.serve.console import Console
 from twotower.serve.problems import Problem
 from twotower.serve.routes.requests import json_response
 from twotower.serve.service import Service
+from twotower.store.milvus_collections import MilvusCollections
 from twotower.store.store import Store
 
 log = logging.getLogger("twotower.app")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from twotower.index.milvus.collections import MilvusCollections
 from twotower.index.milvus.location import CONNECT_TIMEOUT
 from twotower.store.bundle import Bundle
+from twotower.store.milvus_collections import MilvusCollections
 from twotower.store.store import Store
 
 

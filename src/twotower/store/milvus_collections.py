@@ -10,7 +10,9 @@ lock. A server may hold collections of other stores and programs: only listed co
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from twotower import files
 from twotower.errors import RunError, TwoTowerError
@@ -18,11 +20,30 @@ from twotower.escaping import python_literal
 from twotower.files import layout
 from twotower.files.readers import read_json
 from twotower.index.milvus.location import CONNECT_TIMEOUT
+from twotower.store.store import Store
 
 if TYPE_CHECKING:
-    from twotower.store.store import Store
+    from twotower.index.milvus.client import MilvusConnection
 
 _MAX_FILE_BYTES = 16 << 20
+
+
+class Collection(BaseModel):
+    """A collection at a server."""
+
+    uri: str
+    collection: str
+
+
+_COLLECTIONS = TypeAdapter(list[Collection])
+
+
+class _IndexLocation(BaseModel):
+    """Location of an index in Milvus, all empty for other kinds."""
+
+    uri: str = ""
+    alias: str = ""
+    collection: str = ""
 
 
 class MilvusCollections:
@@ -33,19 +54,20 @@ class MilvusCollections:
         self._connect_timeout = connect_timeout
         self._store = store
         self._path = store.path / layout.COLLECTIONS
-        self._registered: list[tuple[str, str]] = []
+        self._registered: list[Collection] = []
 
     def register(self, uri: str, name: str) -> None:
         """List a collection before it is created. The caller holds the store's lock. Raises RunError."""
-        files.write_json(self._path, [*self._listed(), {"uri": uri, "collection": name}], 0o644)
-        self._registered.append((uri, name))
+        made = Collection(uri=uri, collection=name)
+        self._write([*self._listed(), made])
+        self._registered.append(made)
 
     def drop_registered(self) -> None:
         """Drop the collections registered by this object that no bundle names; failures are left to `drop_unreferenced`."""
         named = self._named()
-        for uri, name in self._registered:
-            if named is not None and name not in named:
-                self._drop(uri, name)
+        for made in self._registered:
+            if named is not None and made.collection not in named:
+                self._drop(made)
 
     def drop_unreferenced(self) -> list[str]:
         """Drop the listed collections that no bundle names, and return their names.
@@ -55,10 +77,10 @@ class MilvusCollections:
         listed, named = self._listed(), self._named()
         if not listed or named is None:
             return []
-        dropped = [e for e in listed if e["collection"] not in named and self._drop(e["uri"], e["collection"])]
+        dropped = [c for c in listed if c.collection not in named and self._drop(c)]
         if dropped:
-            files.write_json(self._path, [line for line in listed if line not in dropped], 0o644)
-        return [line["collection"] for line in dropped]
+            self._write([c for c in listed if c not in dropped])
+        return [c.collection for c in dropped]
 
     def update_alias(self) -> str:
         """Move the alias to the collection of the current bundle.
@@ -67,57 +89,53 @@ class MilvusCollections:
         """
         while True:
             current = self._store.current_stamp()[0]
-            facts = _index_facts(self._store.path / layout.BUNDLES / current) if current else None
-            if not facts or "collection" not in facts:
+            found = _location(self._store.path / layout.BUNDLES / current) if current else None
+            if not found or not found.collection:
                 return ""
             try:
-                self._connect(facts["uri"]).set_alias(facts["alias"], facts["collection"])
+                self._connect(found.uri).set_alias(found.alias, found.collection)
             except TwoTowerError as e:
                 raise RunError(
-                    f"{current} is current, but alias {facts['alias']} is not on its collection yet ({e}); "
+                    f"{current} is current, but alias {found.alias} is not on its collection yet ({e}); "
                     f"`gc(store={python_literal(self._store.path)})` moves it when Milvus answers"
                 ) from e
             if self._store.current_stamp()[0] == current:  # another process may have changed it meanwhile
-                return f"alias {facts['alias']}: {facts['collection']}"
+                return f"alias {found.alias}: {found.collection}"
 
-    def _connect(self, uri: str) -> Any:
+    def _connect(self, uri: str) -> MilvusConnection:
         from twotower.index.milvus.client import MilvusConnection
 
         return MilvusConnection(uri, connect_timeout=self._connect_timeout)
 
     def _named(self) -> set[str] | None:
         """Return the collections that bundles name, None if the index of a bundle cannot be read."""
-        named = set()
-        for listed in self._store.bundles():
-            facts = _index_facts(self._store.path / layout.BUNDLES / listed.id)
-            if facts is None:
-                return None
-            named.add(facts.get("collection", ""))
-        return named
+        found = [_location(self._store.path / layout.BUNDLES / listed.id) for listed in self._store.bundles()]
+        return None if None in found else {location.collection for location in found if location}
 
-    def _listed(self) -> list[dict[str, str]]:
+    def _listed(self) -> list[Collection]:
         if not self._path.exists():
             return []
-        found = read_json(self._path, _MAX_FILE_BYTES)
-        valid = [line for line in found if isinstance(line, dict) and {"uri", "collection"} <= line.keys()]
-        if len(valid) != len(found):
+        try:
+            return _COLLECTIONS.validate_python(read_json(self._path, _MAX_FILE_BYTES))
+        except ValidationError:
             raise RunError(
                 f"{self._path}: not a list of collections; restore the file, or delete it and drop unused collections by hand"
-            )
-        return valid
+            ) from None
 
-    def _drop(self, uri: str, name: str) -> bool:
+    def _write(self, listed: list[Collection]) -> None:
+        files.write_json(self._path, _COLLECTIONS.dump_python(listed), 0o644)
+
+    def _drop(self, made: Collection) -> bool:
         try:
-            self._connect(uri).drop(name)
+            self._connect(made.uri).drop(made.collection)
         except TwoTowerError:
             return False
         return True
 
 
-def _index_facts(folder: Path) -> dict[str, Any] | None:
-    """Return the content of a bundle's `index.json`, None if it cannot be read."""
+def _location(folder: Path) -> _IndexLocation | None:
+    """Return the location in a bundle's `index.json`, None if it cannot be read."""
     try:
-        facts = read_json(folder / layout.INDEX / layout.INDEX_FACTS, _MAX_FILE_BYTES)
-    except RunError:
+        return _IndexLocation.model_validate(read_json(folder / layout.INDEX / layout.INDEX_FACTS, _MAX_FILE_BYTES))
+    except (RunError, ValidationError):
         return None
-    return facts if isinstance(facts, dict) else None
