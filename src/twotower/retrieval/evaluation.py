@@ -7,7 +7,6 @@ import numpy as np
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Floats, Ints
 from twotower.data.dataset import Dataset
-from twotower.data.splits import TRAIN
 from twotower.model.inputs.feed import feed
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
@@ -43,6 +42,5 @@ def embed_users(retriever: Retriever, users: Ints, method: Method) -> Floats:
 
 def seen_before(dataset: Dataset, part: int) -> Ragged:
     """Return the item rows of each user's interactions in the parts before `part`."""
-    pairs, parts = dataset.pairs, dataset.parts
-    keep = (parts < part) if part != TRAIN else np.zeros(len(parts), bool)
-    return Ragged.from_pairs(pairs.user[keep], pairs.item[keep], len(dataset.users))
+    pairs = dataset.pairs.take(dataset.parts < part)
+    return Ragged.from_pairs(pairs.user, pairs.item, len(dataset.users))

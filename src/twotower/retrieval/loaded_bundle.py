@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.ragged import Column
 from twotower.arrays.types import Floats
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
@@ -27,6 +27,8 @@ from twotower.onnx import inspection
 from twotower.onnx.inspection import InspectionLimits
 from twotower.onnx.tower import OnnxTower
 from twotower.store.bundle import Bundle
+
+INDEX_FILE = f"{layout.INDEX}/{layout.INDEX_FAISS}"
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,7 @@ class LoadedBundle:
 
     @classmethod
     def load(
-        cls,
-        bundle: Bundle,
-        threads: int,
-        verified_indexes: Container[str],
-        limits: InspectionLimits,
+        cls, bundle: Bundle, threads: int, verified_indexes: Container[str], limits: InspectionLimits
     ) -> LoadedBundle:
         """Load and compare the files. Raises RunError or BundleError if they are damaged or inconsistent, Unavailable."""
         folder, manifest = bundle.folder, bundle.manifest
@@ -64,23 +62,13 @@ class LoadedBundle:
             towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
             inspected = pool.submit(inspection.inspect_towers, towers, limits=limits)
             dataset = memmap.load(folder, manifest.table_schema, manifest.split, encode=("user",))
-            user_ids, item_ids = IdColumn(dataset.users.ids), IdColumn(dataset.items.ids)
-            titles, columns = TextColumn(dataset.title_column()), dataset.side_before("user", TEST).columns
+            columns = dataset.side_before("user", TEST).columns
+            texts = IdColumn(dataset.users.ids), IdColumn(dataset.items.ids), TextColumn(dataset.title_column())
             vectors = read_checked(folder / layout.USER_VECTORS, _matrix)
             inspected.result()
             user_tower = OnnxTower(folder / layout.tower("user"), threads)
-            loaded = cls(
-                bundle,
-                dataset,
-                columns,
-                dataset.encoders.fields("user"),
-                user_tower,
-                vectors,
-                index.result(),
-                user_ids,
-                item_ids,
-                titles,
-            )
+            fields = dataset.encoders.fields("user")
+            loaded = cls(bundle, dataset, columns, fields, user_tower, vectors, index.result(), *texts)
         loaded.index.threads = threads
         loaded._compare_with_manifest()
         loaded._compare_rows()
@@ -109,18 +97,15 @@ class LoadedBundle:
     def _compare_rows(self) -> None:
         """Raise RunError unless every column has a row for each user or item."""
         data = self.dataset
-        counts = {name: len(c.offsets) - 1 if isinstance(c, Ragged) else len(c) for name, c in self.columns.items()}
+        counts = {name: len(column) for name, column in self.columns.items()}
         features = data.schema.side("user")
         for name, found, expected in (
             *((f"user column '{f.name}'", counts.get(f.name, 0), len(self.user_ids)) for f in features),
-            ("seen items of users", len(data.interacted_items.offsets) - 1, len(self.user_ids)),
+            ("seen items of users", len(data.interacted_items), len(self.user_ids)),
             ("positives of items", len(data.item_positive_counts), len(self.item_ids)),
         ):
             if found != expected:
                 raise RunError(f"{self.bundle.folder}: damaged ({name}: {found:,} rows, expected {expected:,})")
-
-
-INDEX_FILE = f"{layout.INDEX}/{layout.INDEX_FAISS}"
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Answer:
     items: list[Item]
     bundle_id: str
     """Empty for the answer of a run."""
-    method: int
+    method: Method
     source: Source
     milliseconds: float
     truncated: bool = False
