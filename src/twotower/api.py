@@ -36,6 +36,7 @@ from twotower.reports import html
 from twotower.retrieval.request import Answer, check_k, list_items
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
+from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.store.store import Store
 from twotower.train.callbacks import Callback
 from twotower.train.trainer import Trainer
@@ -119,7 +120,7 @@ def fit(
     folder = Path(folder) if folder is not None else None
     with ExitStack() as held:
         if folder and context.is_main:
-            held.enter_context(runs.locked(folder))
+            held.enter_context(locked(folder))
         if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():
             raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
         if isinstance(tables, Dataset):
@@ -148,7 +149,7 @@ def _train(
     with context.process_group(
         device.type, config.train.timeout, always=config.train.embedding_placement == "torchrec"
     ):
-        place = runs.writing_folder(folder) if folder else None
+        place = writing_folder(folder) if folder else None
         callback = _HistoryWriter(place, callback) if context.is_main else Callback()
         checkpoints = place / layout.CHECKPOINTS if place else None
         trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)
@@ -156,7 +157,7 @@ def _train(
             found = trainer.resume(override, folder / layout.CHECKPOINTS) if resume else None
             if found:
                 log.info(f"resuming after step {trainer.progress.step}")
-            elif resume and runs.is_complete(folder):
+            elif resume and is_complete(folder):
                 raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another `folder`")
             elif resume:
                 log.info("no checkpoint to resume from; starting")
@@ -187,7 +188,7 @@ def _train(
     done = replace(done, metrics=metrics)
     if folder and place:
         done = replace(done, sha256=runs.save_run(place, done))
-        runs.replace_run(folder)
+        replace_run(folder)
         if isinstance(dataset, MemmapDataset):
             done = replace(done, dataset=replace(dataset, folder=folder / layout.PREPARED))
         try:

@@ -18,6 +18,7 @@ from twotower.legacy.column_params import Param, check_params, schema_of
 from twotower.legacy.interaction_rows import LabelledRows, check_labels, dataset_of
 from twotower.legacy.training import accelerator_or_cpu, fit, save, save_locked, score
 from twotower.runs import Run
+from twotower.runs.folder import locked
 
 
 class DSSMTrainable:
@@ -116,7 +117,7 @@ class DSSMTrainable:
         if lr_decay_rate and lr_decay_step:
             body["train"] |= {"schedule": "step", "lr_decay_rate": lr_decay_rate, "lr_decay_epochs": lr_decay_step}
         _, config = parse_config(body, "train")
-        with runs.locked(Path(model_path)) if model_path is not None else nullcontext():
+        with locked(Path(model_path)) if model_path is not None else nullcontext():
             self._run, best = fit(self._dataset, config)
             if model_path is not None:
                 save_locked(self._run, Path(model_path))

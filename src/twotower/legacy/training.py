@@ -16,6 +16,7 @@ from twotower.evaluation.metrics import auc
 from twotower.legacy.interaction_rows import LabelledRows, assemble_rows
 from twotower.reports.terminal import printed_messages
 from twotower.runs import Run
+from twotower.runs.folder import locked, replace_run, writing_folder
 from twotower.train.callbacks import Callback, EpochRecord
 from twotower.train.trainer import Trainer
 
@@ -41,16 +42,16 @@ def fit(dataset: Dataset, config: Config) -> tuple[Run, float]:
 
 def save(trained: Run, folder: Path) -> None:
     """Write a run folder, which `DSSMTrainable(model_path=…)` and `main.py` read."""
-    with runs.locked(folder):
+    with locked(folder):
         save_locked(trained, folder)
 
 
 def save_locked(trained: Run, folder: Path) -> None:
     """Write a run folder whose lock is held."""
-    place = runs.writing_folder(folder)
+    place = writing_folder(folder)
     runs.start_run(place, trained.dataset, trained.config)
     runs.save_run(place, replace(trained, folder=folder))
-    runs.replace_run(folder)
+    replace_run(folder)
 
 
 def score(trained: Run, rows: LabelledRows, device: str) -> float:

@@ -16,6 +16,7 @@ from twotower.escaping import escape_controls
 from twotower.legacy.column_params import ColumnParams, parse_boolean, schema_of
 from twotower.legacy.interaction_rows import LabelledRows, check_labels, dataset_of
 from twotower.legacy.training import accelerator_or_cpu, fit, save_locked, score
+from twotower.runs.folder import locked
 
 LABEL = "label"
 COLUMNS = [
@@ -109,7 +110,7 @@ def _train(options: argparse.Namespace) -> None:
         "main.py",
     )
     print(dataset.describe())
-    with runs.locked(Path(options.model_path)):
+    with locked(Path(options.model_path)):
         trained, best = fit(dataset, config)
         save_locked(trained, Path(options.model_path))
     print(f"best val AUC {best:.4f}; model saved to {options.model_path}")

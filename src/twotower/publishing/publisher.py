@@ -49,6 +49,7 @@ from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
+from twotower.runs.folder import reading_folder, run_stamp
 from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts, Counts, IndexFacts, RecallCheck
 from twotower.store.milvus_collections import MilvusCollections
@@ -101,13 +102,13 @@ def _write(
     assert run.folder is not None
     if collections is not None and (left := collections.drop_unreferenced()):
         log.info(f"dropped collections that no bundle names: {', '.join(left)}")
-    before, source = runs.run_stamp(run.folder), runs.reading_folder(run.folder)
+    before, source = run_stamp(run.folder), reading_folder(run.folder)
     for name in COPIED_FILES if isinstance(run.dataset, MemmapDataset) else (*COPIED_FILES, *layout.TABLES):
         shutil.copyfile(source / name, folder / name)
     if isinstance(run.dataset, MemmapDataset):
         run.dataset.link(folder / layout.PREPARED)
-    model = read_json(folder / layout.MODEL)["sha256"]
-    if runs.run_stamp(run.folder) != before:
+    model = runs.weights_digest(folder)
+    if run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
     _check_unchanged(run, folder)
     factors = run.factors(TEST)

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tomllib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -39,12 +37,13 @@ from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.escaping import python_literal
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import Metrics
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema
-from twotower.files import layout, locks
+from twotower.files import layout
 from twotower.files.readers import read_checked, read_json, read_text
 from twotower.model.two_tower import TwoTower
-from twotower.train import checkpoint
+from twotower.runs.folder import is_complete, reading_folder, run_stamp
 from twotower.train.factors import factors_before
 
 RUN_FORMAT = 3
@@ -59,8 +58,8 @@ class Run:
     config: Config
     dataset: Dataset
     model: TwoTower
-    metrics: dict[str, float]
-    history: list[dict[str, Any]]
+    metrics: Metrics
+    history: list[Metrics]
     sha256: str = field(default="", kw_only=True)  # of model.safetensors, if there is a folder
 
     def factors(self, part: int = TEST) -> Factors:
@@ -70,119 +69,21 @@ class Run:
         return factors_before(self.model, self.dataset, part)
 
 
-def fingerprint(dataset: Dataset, config: Config) -> dict[str, Any]:
+def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:
     """Return what must be equal to resume a run: settings by key, digest of the data, library versions."""
-    body = config.model_dump(mode="json", exclude={"data", "evaluation", "index"})
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = value
-
-    walk("", body)
+    flat = _flattened("", config.model_dump(mode="json", exclude={"data", "evaluation", "index"}))
     # These settings do not change the result: times of checkpoints, the timeout, and the placement of tables.
     for key in ("checkpoint_seconds", "checkpoint_steps", "timeout", "embedding_placement", "embedding_sharding"):
         del flat[f"train.{key}"]
-    return flat | {
-        "data": dataset.digest,
-        "torch": torch.__version__,
-        "twotower": twotower.__version__,
-    }
+    return flat | {"data": dataset.digest, "torch": torch.__version__, "twotower": twotower.__version__}
 
 
-def check_folder(folder: Path) -> None:
-    """Raise RunError unless `folder` is new, empty, or holds a run and no other files."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise RunError(f"{folder}: is a file; choose another folder")
-    found = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-    foreign = sorted(found if layout.ENCODERS not in found else found - layout.RUN_FILES)
-    if foreign:
-        raise RunError(f"{folder}: not empty and not a run (it holds {foreign[0]}); choose another folder")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock `folder` for writing a run; files of a killed writer are completed or removed first.
-
-    Raises RunError if another process holds the lock, or if `folder` is not new, empty or a run. A new folder that stays
-    empty is removed.
-    """
-    files.check_name(folder)
-    check_folder(folder)
-    made = not folder.exists()
-    with ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if made:
-                held.callback(_remove_empty, folder)
-            lock = held.enter_context(locks.lock(folder / layout.RUN_LOCK, keep=False))
-            lock.write_holder("training")
-            for place in (folder, folder / layout.NEXT_RUN):
-                files.remove_leftovers(place, {*layout.RUN_FILES, layout.NEXT_RUN}.__contains__)
-                checkpoint.remove_leftovers(place / layout.CHECKPOINTS)
-        except locks.LockHeld as e:
-            raise RunError(f"{folder}: {e}; wait for it, or choose another `folder`") from None
-        except OSError as e:
-            raise RunError(f"{folder}: cannot be written ({e.strerror}); choose another `folder`") from e
-        replace_run(folder)
-        yield
-
-
-def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def writing_folder(folder: Path) -> Path:
-    """Return the folder to write the run to: beside a complete run, which stays until the new one is complete."""
-    return folder / layout.NEXT_RUN if is_complete(folder) else folder
-
-
-def reading_folder(folder: Path) -> Path:
-    """Return the folder to read the run from."""
-    return folder / layout.NEXT_RUN if (folder / layout.NEXT_RUN / layout.METRICS).exists() else folder
-
-
-def run_stamp(folder: Path) -> tuple[Path, int, int]:
-    """Return path, inode and time of metrics.json, which change with the run.
-
-    A reader of several files compares the stamps before and after."""
-    metrics = reading_folder(folder) / layout.METRICS
-    try:
-        info = metrics.stat()
-    except OSError:
-        return metrics, 0, 0
-    return metrics, info.st_ino, info.st_mtime_ns
-
-
-def replace_run(folder: Path) -> None:
-    """Move the files of a complete run in `.next` to `folder`. Call under the lock.
-
-    `.next` stays complete until all files are linked and is removed in one step: after a kill readers use `.next`, and the
-    next holder of the lock starts the move again. Raises RunError.
-    """
-    new = reading_folder(folder)
-    if new == folder:
-        return
-    removed = folder / f".{layout.NEXT_RUN}.{os.getpid()}.tmp"
-    try:
-        # A reader that does not know `.next` sees an incomplete run.
-        (folder / layout.METRICS).unlink(missing_ok=True)
-        for name in sorted(layout.RUN_FILES, key=lambda name: name == layout.METRICS):
-            files.point("run.file")
-            files.link_tree(new / name, folder / name)
-        files.sync(folder)
-        files.point("run.synced")
-        os.replace(new, removed)
-        files.point("run.renamed")
-        files.remove(removed)
-    except OSError as e:
-        raise RunError(f"{folder}: cannot be written ({e.strerror}); the new run is complete in {new}") from e
+def _flattened(prefix: str, section: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the values of a section by dotted key."""
+    flat: dict[str, JsonValue] = {}
+    for key, value in section.items():
+        flat |= _flattened(f"{prefix}{key}.", value) if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def start_run(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None) -> None:
@@ -206,7 +107,7 @@ def start_run(folder: Path, dataset: Dataset, config: Config, checkpoints: Path 
     files.write(folder / layout.CONFIG, dump_config(dataset.schema, config))
 
 
-def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
+def save_history(folder: Path, history: list[Metrics]) -> None:
     """Write history.jsonl: one line for each epoch."""
     files.write(folder / layout.EPOCHS, "".join(json.dumps(entry) + "\n" for entry in history))
 
@@ -234,11 +135,6 @@ def save_run(folder: Path, run: Run) -> str:
     save_history(folder, run.history)
     files.write_json(folder / layout.METRICS, run.metrics)
     return digest
-
-
-def is_complete(folder: Path) -> bool:
-    """Return True if the folder holds a complete run."""
-    return (reading_folder(folder) / layout.METRICS).exists()
 
 
 def load(folder: Path | str) -> Run:
@@ -274,29 +170,28 @@ def _load(folder: Path) -> Run:
     model = load_model(place, config, dataset.encoders)
     metrics = read_json(place / layout.METRICS)
     if not _is_metrics(metrics):
-        raise RunError(f"{place / 'metrics.json'}: damaged (expected numbers by name)")
+        raise RunError(f"{place / layout.METRICS}: damaged (expected numbers by name)")
     history = _history(place / layout.EPOCHS)
     if len(history) != metrics.get("train.epochs", len(history)):
         raise RunError(
-            f"{place / 'history.jsonl'}: damaged, or of another run (the epochs are not those of metrics.json)"
+            f"{place / layout.EPOCHS}: damaged, or of another run (the epochs are not those of metrics.json)"
         )
-    digest = read_json(place / layout.MODEL)["sha256"]
-    return Run(folder, config, dataset, model, metrics, history, sha256=digest)
+    return Run(folder, config, dataset, model, metrics, history, sha256=weights_digest(place))
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
+def _history(path: Path) -> list[Metrics]:
     try:
         entries = [json.loads(line) for line in read_checked(path, read_text).splitlines()]
     except (RecursionError, ValueError) as e:
         raise RunError(f"{path}: not readable as lines of JSON ({e})") from None
     for number, entry in enumerate(entries or [None], 1):
         known = _is_metrics(entry) and {"epoch", "step", "train.loss"} <= entry.keys()
-        if not known or entry["epoch"] != number:
+        if not (known and entry["epoch"] == number):
             raise RunError(f"{path}: damaged (line {number} is not that of epoch {number})")
     return entries
 
 
-def _is_metrics(value: Any) -> bool:
+def _is_metrics(value: JsonValue) -> TypeGuard[Metrics]:
     return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
 
 
@@ -317,21 +212,26 @@ def read_config(folder: Path) -> tuple[Schema, Config]:
     return schema, config
 
 
-def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
-    """Load the model from `folder`. Raises RunError if the weights are damaged or do not fit the config."""
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 of the weights that model.json states. Raises RunError if it is damaged or of another format."""
     about = read_json(folder / layout.MODEL)
     form = about.get("format") if isinstance(about, dict) else None
-    if form != RUN_FORMAT or "sha256" not in about:
-        raise RunError(
-            f"{folder / 'model.json'}: format {form!r}, this version reads {RUN_FORMAT}; train the run again"
-        )
+    if form != RUN_FORMAT or not isinstance(digest := about.get("sha256"), str):
+        path = folder / layout.MODEL
+        raise RunError(f"{path}: format {form!r}, this version reads {RUN_FORMAT}; train the run again")
+    return digest
+
+
+def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
+    """Load the model from `folder`. Raises RunError if the weights are damaged or do not fit the config."""
+    digest = weights_digest(folder)
     data = read_checked(folder / layout.WEIGHTS, Path.read_bytes)
-    if hashlib.sha256(data).hexdigest() != about["sha256"]:
-        raise RunError(f"{folder / 'model.safetensors'}: damaged, or of another run (checksum)")
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise RunError(f"{folder / layout.WEIGHTS}: damaged, or of another run (checksum)")
     try:
         model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
         model.load_state_dict(load_tensors(data), strict=True)
     except (ConfigError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
         what = f"the weights do not fit config.toml and encoders.json ({first_line(e)})"
-        raise RunError(f"{folder / 'model.safetensors'}: {what}") from None
+        raise RunError(f"{folder / layout.WEIGHTS}: {what}") from None
     return model.eval()
