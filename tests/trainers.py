@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 from twotower.train.callbacks import Callback
+from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.trainer import Trainer
+
+
+def contrastive(trainer: Trainer) -> ContrastiveObjective:
+    """The objective of a trainer whose loss is contrastive."""
+    assert isinstance(trainer.objective, ContrastiveObjective)
+    return trainer.objective
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from trainers import weights
+from trainers import contrastive, weights
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
 from twotower.config.experiment import Config
@@ -170,12 +170,10 @@ def test_no_history_holds_an_observed_candidate_of_its_user(history_scope: str) 
         return found
 
     def drawn(*args: Any) -> Candidates:
-        assert sampler is not None
         batches.append(sampler(*args))
         return batches[-1]
 
-    contrastive_batch, sampler = trainer.objective.batcher.contrastive_batch, trainer.objective.candidates
-    assert sampler is not None
+    contrastive_batch, sampler = trainer.objective.batcher.contrastive_batch, contrastive(trainer).candidates
     setattr(trainer.objective.batcher, "contrastive_batch", watched)  # noqa: B010
     setattr(trainer.objective, "candidates", drawn)  # noqa: B010
     epoch = trainer.objective.sampler.epoch(0)
@@ -201,9 +199,8 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
     trainer = Trainer(board, config)
     epoch = trainer.objective.sampler.epoch(0)
     _, loss, _ = trainer.objective(epoch, 0, 0)
-    assert trainer.objective.candidates is not None
     user, item = epoch.user[:50], epoch.item[:50]
-    c = trainer.objective.candidates(user, item, 0, trainer.objective.memory.items, trainer.device)
+    c = contrastive(trainer).candidates(user, item, 0, contrastive(trainer).memory.items, trainer.device)
     factors = trainer.factors()
     u, v = (nn.functional.normalize(x.double()) for x in (factors.users[user], factors.items[c.items]))
     liked = set(zip(*(x[board.train.positive].tolist() for x in (board.train.user, board.train.item)), strict=True))
@@ -252,28 +249,28 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
 def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_positives(board: Dataset) -> None:
     config = settings(loss={"kind": "softmax"}, negatives={"cross_batch_memory": 90}, train={"batch_size": 40})
     trainer = Trainer(board, config)
-    epoch = trainer.objective.sampler.epoch(0)
+    objective = contrastive(trainer)
+    epoch = objective.sampler.epoch(0)
     vectors: list[torch.Tensor] = []
     for number in range(4):
         part = slice(40 * number, 40 * (number + 1))
-        before = trainer.objective.memory.items.tolist()
+        before = objective.memory.items.tolist()
         assert before == epoch.item[: 40 * number][-90:].tolist()
         with torch.no_grad():
             trainer.model.train()
             trainer._seed(trainer.progress.step)
-            drawn = trainer.objective.candidates(
-                epoch.user[part], epoch.item[part], number, trainer.objective.memory.items, trainer.device
-            )  # type: ignore[misc]
-            batch = trainer.objective.batcher.contrastive_batch(
-                epoch.user[part], epoch.source[part], drawn.items, False
+            drawn = objective.candidates(
+                epoch.user[part], epoch.item[part], number, objective.memory.items, trainer.device
             )
+            batch = objective.batcher.contrastive_batch(epoch.user[part], epoch.source[part], drawn.items, False)
             trainer.model.user_vectors(batch.users)  # draws the unknown values that come first
             vectors.append(trainer.model.item_vectors(batch.items)[drawn.positive])
         trainer.step(epoch, number)
-        assert trainer.objective.memory.vectors is not None
-        assert not trainer.objective.memory.vectors.requires_grad
+        remembered = objective.memory.vectors
+        assert remembered is not None
+        assert not remembered.requires_grad
         # As the model was then: nothing is embedded again.
-        torch.testing.assert_close(trainer.objective.memory.vectors, torch.cat(vectors)[-90:])
+        torch.testing.assert_close(remembered, torch.cat(vectors)[-90:])
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD", "Adagrad"])

@@ -25,12 +25,14 @@ from twotower.machine import peak_memory_mb
 from twotower.model.two_tower import TwoTower
 from twotower.train.callbacks import Callback, EpochRecord
 from twotower.train.checkpoint import Checkpoints
+from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.ema import MovingAverage
 from twotower.train.factors import gathered_factors
 from twotower.train.objective import Objective
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
 from twotower.train.placement import build_model
+from twotower.train.pointwise_objective import PointwiseObjective
 from twotower.train.progress import TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.stopping import BestWeights, StopSignals
@@ -71,7 +73,8 @@ class Trainer:
         self.device = device or choose_device(recipe.train.device, self.context.local_rank)
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
-        self.objective = Objective(dataset, recipe, self.model, self.device, self.context, self.torchrec)
+        kind = PointwiseObjective if recipe.loss.kind == "bce" else ContrastiveObjective
+        self.objective: Objective = kind(dataset, recipe, self.model, self.device, self.context, self.torchrec)
         steps = self.objective.steps_per_epoch
         self.optimizer = ModelOptimizer(self.model, config, steps, self.device, self.context, self.torchrec)
         self.weights = Weights(self.model, self.context, sharded=self.torchrec is not None)
@@ -121,7 +124,7 @@ class Trainer:
         p = self.progress
         started = time.perf_counter()
         if not p.batch:
-            self.objective.refresh_hard_negatives(self.factors, p.epoch)
+            self.objective.begin_epoch(self.factors, p.epoch)
         p.seconds += time.perf_counter() - started
         while p.batch < self.objective.steps_per_epoch:
             started = time.perf_counter()

@@ -1,0 +1,96 @@
+"""The loss of a batch of positives against their candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.arrays.types import Ints
+from twotower.evaluation.factors import Factors
+from twotower.features.schema import Sequence
+from twotower.train.contrastive import contrastive_loss
+from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
+from twotower.train.negatives.mixture import CandidateSampler
+from twotower.train.objective import BatchLoss, Objective
+from twotower.train.order import Epoch
+from twotower.train.positive_sampler import PositiveSampler
+
+
+class ContrastiveObjective(Objective):
+    """Batches of training positives, each against candidates from a mixture of sources, and their contrastive loss."""
+
+    def make_sampler(self) -> PositiveSampler:
+        """Return the source of the positives, and prepare that of their candidates."""
+        config, negatives = self.recipe.train, self.recipe.negatives
+        sampler = PositiveSampler(self.dataset, config.seed, config.shuffle, self.causal, config.data_shards)
+        self.candidates = CandidateSampler(self.dataset, negatives, config.seed)
+        self.memory = CrossBatchMemory(negatives.cross_batch_memory, self.device)
+        self.parts["memory"] = self.memory
+        if self.candidates.hard:
+            self.parts["hard_negatives"] = self.candidates.hard
+        sequences = [f for f in self.dataset.schema.features if isinstance(f, Sequence)]
+        self._histories_hold_dislikes = any(f.interactions != "positive" for f in sequences)
+        return sampler
+
+    def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
+        """Rank hard negatives with the present model, at the start of every `hard_every`-th epoch but the first."""
+        if (hard := self.candidates.hard) and hard.is_due(epoch):
+            current = factors()
+            hard.refresh(current.users, current.items, epoch)
+
+    def __call__(self, epoch: Epoch, batch: int, step: int) -> BatchLoss:
+        """Return the loss of a batch."""
+        config, memory, context = self.recipe, self.memory, self.context
+        whole, ends, own_part = self.examples(epoch, batch)
+        own = whole[own_part]
+        # A disliked negative must not be in the positive's history; a causal history holds the earlier interactions.
+        source = whole.source if self.causal and self._histories_hold_dislikes else None
+        drawn = self.candidates(whole.user, whole.item, step, memory.items, self.device, source, ends, own_part)
+        part = context.partition(drawn.shared)
+        sizes = context.partition_sizes(drawn.shared)
+        rows = np.concatenate([drawn.items[part], drawn.items[drawn.shared :]])
+        left_out = self._left_out(whole.source, drawn.disliked)
+        # All ranks take part in every collective: a rank without a row embeds one, and drops it.
+        embedded, embedded_items = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
+        positives = self.batcher.contrastive_batch(
+            embedded.user, embedded.source, embedded_items, self.causal, left_out
+        )
+        users, items = self.vectors(positives.users, positives.items)
+        n = part.stop - part.start
+
+        def gather(local: Tensor) -> Tensor:
+            """Return the rows (I, …) of all `drawn.items`, from those of this rank's `rows`."""
+            if context.world_size == 1:
+                return local
+            return torch.cat([context.all_gather(local[:n], sizes), local[n : len(rows)]])
+
+        items = gather(items)
+        mimic_loss = torch.zeros((), device=self.device)
+        if config.loss.mimic:
+            user = torch.arange(len(embedded), device=users.device) if positives.user is None else positives.user
+            mimic_loss = self.mimic_loss(
+                positives.users, positives.items, users, items, user[: len(own)], drawn.positive, len(whole), gather
+            )
+        if positives.user is not None:
+            users = users.index_select(0, positives.user)
+        columns = items if memory.vectors is None else torch.cat([items, memory.vectors])
+        loss = contrastive_loss(
+            users[: len(own)], columns, drawn, config.loss, len(self.dataset.items), config.negatives.hard_margin,
+            torch.bfloat16 if config.train.precision == "bf16" else torch.float32, len(whole),
+        )  # fmt: skip
+        if memory.size:
+            latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
+            memory.enqueue(latest, items.index_select(0, drawn.batch_positive))
+        return BatchLoss(len(whole), loss, mimic_loss)
+
+    def _left_out(self, source: Ints, disliked: Ints) -> Ints:
+        """Return the interactions that no history of the batch may hold: the batch's, and those of disliked negatives."""
+        # A rank without a row of the batch has drawn nothing, and leaves out what the others drew.
+        drawn_apart = self.recipe.train.data_shards > 1 or len(source) < self.context.world_size
+        if self.context.world_size > 1 and drawn_apart and self.recipe.negatives.disliked:
+            counts = self.context.all_gather_array(np.array([len(disliked)]), [1] * self.context.world_size)
+            disliked = self.context.all_gather_array(disliked, [int(n) for n in counts])
+        return np.concatenate([source, disliked]) if len(disliked) else source

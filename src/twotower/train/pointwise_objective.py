@@ -1,0 +1,47 @@
+"""The loss of a batch of labelled pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from twotower.evaluation.factors import Factors
+from twotower.train.losses import binary_cross_entropy
+from twotower.train.objective import BatchLoss, Objective
+from twotower.train.order import Epoch
+from twotower.train.pair_sampler import PairSampler
+
+
+class PointwiseObjective(Objective):
+    """Batches of labelled pairs, which are training interactions and random negatives, and their log loss."""
+
+    def make_sampler(self) -> PairSampler:
+        """Return the source of the pairs."""
+        config = self.recipe.train
+        return PairSampler(self.dataset, self.recipe.negatives, config.seed, config.shuffle, config.data_shards)
+
+    def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
+        """Do nothing: pairs do not depend on the model."""
+
+    def __call__(self, epoch: Epoch, batch: int, step: int) -> BatchLoss:
+        """Return the loss of a batch."""
+        whole, _, own_part = self.examples(epoch, batch)
+        # A rank without a row runs the towers for one row of weight 0: all ranks take part in every collective.
+        own = whole[own_part] if own_part.start < own_part.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
+        pairs = self.batcher(own.user, own.item, own.label, own.weight, whole.source)
+        users, items = self.vectors(pairs.users, pairs.items)
+        with self.precision():
+            logits = (users.index_select(0, pairs.user) * items.index_select(0, pairs.item)).sum(1)
+        total = 0.0 if self.context.world_size == 1 else float(whole.weight.sum(dtype=np.float64))
+        loss = binary_cross_entropy(logits, pairs.label, pairs.weight, total)
+        mimic_loss = torch.zeros((), device=self.device)
+        if self.recipe.loss.mimic:
+            positive = (pairs.label > 0) & (pairs.weight > 0)
+            mimic_loss = self.mimic_loss(
+                pairs.users, pairs.items, users, items, pairs.user[positive], pairs.item[positive],
+                int(whole.label.sum()),
+            )  # fmt: skip
+        return BatchLoss(len(whole), loss, mimic_loss)
