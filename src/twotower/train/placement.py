@@ -10,6 +10,7 @@ from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
 from twotower.features.encoders import Encoders
 from twotower.features.field import InputField
+from twotower.model.tables import deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
@@ -26,8 +27,9 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         if recipe.train.embedding_placement == "torchrec":
-            torchrec = TorchRecEmbeddings(recipe, user_fields, item_fields, context, device)
-            return torchrec.model, torchrec
+            with deferred_tables():
+                model = TwoTower(recipe.model, user_fields, item_fields)
+            return model, TorchRecEmbeddings(model, recipe, context, device)
         _check_memory(recipe, user_fields, item_fields)
         return TwoTower(recipe.model, user_fields, item_fields).to(device), None
 

@@ -21,9 +21,8 @@ from torch import Tensor, distributed, nn
 
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
-from twotower.features.field import InputField
 from twotower.model.inputs.carriers import Inputs
-from twotower.model.tables import Table, deferred_tables, named_tables
+from twotower.model.tables import Table, named_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe
 from twotower.train.torchrec.plan import padded_width, plan_sharding
@@ -38,14 +37,11 @@ MAX_BLOCK_NUMBERS = 2**22
 
 
 class TorchRecEmbeddings:
-    """A model whose embedding tables are sharded over the ranks. All ranks call the same methods in the same order."""
+    """The embedding tables of a model, sharded over the ranks. All ranks call the same methods in the same order."""
 
-    def __init__(
-        self, recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...], context: DistributedContext,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        """Build the model, and replace its tables by this rank's shards of them. Raises ConfigError without TorchRec, without
-        a process group, or on a device it does not support."""
+    def __init__(self, model: TwoTower, recipe: Recipe, context: DistributedContext, device: torch.device) -> None:
+        """Replace the deferred tables of `model` by this rank's shards of them, with the initial rows of whole tables. Raises
+        ConfigError without TorchRec, without a process group, or on a device it does not support."""
         import_torchrec(device)
         if not distributed.is_initialized():
             raise ConfigError(
@@ -54,12 +50,8 @@ class TorchRecEmbeddings:
             )
         from twotower.train.torchrec.table_group import TableGroup
 
-        self.context, self.device = context, device
-        torch.manual_seed(recipe.train.seed)  # the same numbers as for replicated tables, whatever was drawn before
-        with deferred_tables():
-            self.model = TwoTower(recipe.model, user_fields, item_fields)
-        """The model, with the initial weights that replicated tables have."""
-        tables = dict(named_tables(self.model))
+        self.model, self.context, self.device = model, context, device
+        tables = dict(named_tables(model))
         sizes = [(table.num_embeddings, table.embedding_dim) for table in tables.values()]
         ranks_of_table = plan_sharding(sizes, context.world_size, recipe.train.embedding_sharding)
         by_width: dict[int, dict[int, list[int]]] = {}
@@ -77,8 +69,8 @@ class TorchRecEmbeddings:
         self._shards = [self._shard(t, table) for t, table in enumerate(tables.values())]
         self._fetched: dict[EmbeddingShard, Tensor] = {}
         for name, shard in zip(tables, self._shards, strict=True):
-            self.model.set_submodule(name, shard)
-        self.model.to(device)
+            model.set_submodule(name, shard)
+        model.to(device)
         self.shards_by_parameter = {f"{name}.weight": s for name, s in zip(tables, self._shards, strict=True)}
 
     def _shard(self, t: int, table: Table) -> EmbeddingShard:
