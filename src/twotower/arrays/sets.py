@@ -58,3 +58,10 @@ def sorted_unique(rows: Rows) -> Rows:
     rows = np.sort(rows)
     unique: Rows = rows[np.concatenate([[True], rows[1:] != rows[:-1]])]
     return unique
+
+
+def places_of_rows(rows: Ints, n: int) -> Ints:
+    """Return the place (n,) of each row 0..n-1 in distinct `rows`, -1 for a row that is absent."""
+    places = np.full(n, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    return places

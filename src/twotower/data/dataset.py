@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from twotower import files
-from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.ragged import Column, Ragged, offsets_of
+from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Doubles, Ints
 from twotower.data.pairs import Pairs, counts
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, SplitConfig, split_interactions
@@ -335,10 +336,8 @@ def _check_interactions(actions: pl.DataFrame, users: pl.DataFrame, items: pl.Da
 
 def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:
     """Return the distinct items of each user, rising."""
-    user, item = np.divmod(np.unique(user.astype(np.int64) * n_items + item), n_items)
-    offsets = np.zeros(n_users + 1, np.int64)
-    np.cumsum(np.bincount(user, minlength=n_users), out=offsets[1:])
-    return Ragged(item.astype(np.int32), offsets)
+    users, items = np.divmod(np.unique(pair_keys(user, item, n_items)), n_items)
+    return Ragged(items.astype(np.int32), offsets_of(np.bincount(users, minlength=n_users)))
 
 
 def _rows_of_ids(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from twotower.arrays.ragged import Column, Ragged
-from twotower.arrays.types import Bools, Codes
+from twotower.arrays.types import Bools
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
 from twotower.evaluation.metrics import auc
@@ -113,10 +112,9 @@ def _single_feature_score(
     if not isinstance(column, Ragged):
         if column.ndim == 2:
             return column[:, 0].astype(np.float64) if column.shape[1] == 1 else None
-        column = Ragged(cast(Codes, column), np.arange(n + 1))
-    values, lengths = column.values, column.lengths
+        column = Ragged(column.astype(np.int32, copy=False), np.arange(n + 1))
+    values, lengths, owner = column.values, column.lengths, column.owners
     positives, totals = (np.bincount(r, minlength=n) for r in (rows[positive], rows))
-    owner = np.repeat(np.arange(n), lengths)
     size = int(values.max(initial=0)) + 1
     rate = (np.bincount(values, positives[owner], size) + positive.mean()) / (
         np.bincount(values, totals[owner], size) + 1

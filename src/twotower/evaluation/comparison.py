@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from twotower.arrays.sets import places_of_rows
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
@@ -78,9 +79,9 @@ def compare_factors(
 
 def comparison_data(dataset: Dataset, users: Ints) -> ComparisonData:
     """Return the test data of some user rows, which become rows 0, 1, … in the given order."""
-    user, item = _positions(users, len(dataset.users)), np.arange(len(dataset.items))
-    test, *seen = (_reindex(p, user, item) for p in (dataset.test, dataset.train, dataset.validation))
-    return ComparisonData(test, _concatenate(*seen), len(users))
+    user, item = places_of_rows(users, len(dataset.users)), np.arange(len(dataset.items))
+    test, *seen = (p.renumbered(user, item) for p in (dataset.test, dataset.train, dataset.validation))
+    return ComparisonData(test, Pairs.concatenated(seen), len(users))
 
 
 def _per_user(
@@ -125,22 +126,3 @@ def _bootstrap_auc(scores: npt.NDArray[np.float32], data: ComparisonData, resamp
             total = float(weight.sum() * under[-1])
             out.append(float(weight @ (under[below] + under[not_above])) / 2 / total if total else 0.5)
     return np.array(out)
-
-
-def _concatenate(*pairs: Pairs) -> Pairs:
-    """Return the pairs of all arguments, one after the other."""
-    return Pairs(*(np.concatenate([getattr(p, n) for p in pairs]) for n in ("user", "item", "positive")))
-
-
-def _positions(rows: Ints, n: int) -> Ints:
-    """Return the position (n,) of every row 0..n-1 in `rows`, -1 for a row that is absent."""
-    positions = np.full(n, -1, np.int64)
-    positions[rows] = np.arange(len(rows))
-    return positions
-
-
-def _reindex(pairs: Pairs, user: Ints, item: Ints) -> Pairs:
-    """Return the pairs with rows mapped by `user` (n_users,) and `item` (n_items,), without pairs that map to -1."""
-    users, items = user[pairs.user], item[pairs.item]
-    keep = (users >= 0) & (items >= 0)
-    return Pairs(users[keep].astype(np.int32), items[keep].astype(np.int32), pairs.positive[keep])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from twotower.arrays.ragged import Ragged
+from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.types import Ints
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.schema import Text
@@ -116,13 +116,11 @@ class TextEncoder:
         codes, word_index = self._coded(flat)
         found = codes.take(word_index)
         lengths = np.bincount(np.repeat(row, np.diff(found.offsets)), minlength=len(series))
-        offsets = np.zeros(len(series) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
+        offsets = offsets_of(lengths)
         if not self.max_length or int(lengths.max(initial=0)) <= self.max_length:
             return Ragged(found.values, offsets)
         keep = np.arange(len(found.values)) - np.repeat(offsets[:-1], lengths) < self.max_length
-        np.cumsum(np.minimum(lengths, self.max_length), out=offsets[1:])
-        return Ragged(found.values[keep], offsets)
+        return Ragged(found.values[keep], offsets_of(np.minimum(lengths, self.max_length)))
 
     def _one(self, series: pl.Series) -> Ragged:
         """Return `transform` of one text, computed without data frames."""

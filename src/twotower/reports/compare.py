@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from twotower.arrays.sets import places_of_rows
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
@@ -21,9 +22,6 @@ from twotower.errors import RunError
 from twotower.evaluation.comparison import (
     Comparison,
     ComparisonData,
-    _concatenate,
-    _positions,
-    _reindex,
     compare_factors,
 )
 from twotower.evaluation.factors import Factors
@@ -100,15 +98,15 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     factors: list[Factors] = []
     for run, name, user, item in zip((a, b), names, users, items, strict=True):
         data = run.dataset
-        positions = _positions(user, len(data.users)), _positions(item, len(data.items))
-        tests.append(_reindex(data.test, *positions))
-        seen += [_reindex(pairs, *positions) for pairs in (data.train, data.validation)]
+        positions = places_of_rows(user, len(data.users)), places_of_rows(item, len(data.items))
+        tests.append(data.test.renumbered(*positions))
+        seen += [pairs.renumbered(*positions) for pairs in (data.train, data.validation)]
         known = run.factors(TEST)
         aligned = Factors(known.users.cpu()[torch.from_numpy(user)], known.items.cpu()[torch.from_numpy(item)])
         if not (bool(torch.isfinite(aligned.users).all()) and bool(torch.isfinite(aligned.items).all())):
             raise RunError(f"{name}: its vectors are not finite; `diagnose(run)` says why")
         factors.append(aligned)
-    return ComparisonData(tests[0], _concatenate(*seen), len(users[0])), factors[0], factors[1]
+    return ComparisonData(tests[0], Pairs.concatenated(seen), len(users[0])), factors[0], factors[1]
 
 
 def _check_same(a: Dataset, b: Dataset, names: Sequence[str]) -> None:
