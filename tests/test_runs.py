@@ -33,7 +33,7 @@ from twotower.data.tables import check
 from twotower.errors import Interrupted, RunError, TwoTowerError
 from twotower.features.schema import Sequence
 from twotower.legacy import training
-from twotower.reports import html
+from twotower.reports import charts
 from twotower.train.callbacks import Callback
 
 FILES = {
@@ -201,7 +201,7 @@ def test_the_report_is_one_offline_page_with_every_section(trained: Path) -> Non
 
 def test_the_gate_charts_show_all_from_zero_to_one_whatever_stands_beside_them(trained: Path) -> None:
     loaded = runs.load(trained)
-    figures = html._gates(loaded)
+    figures = charts.gates(loaded)
     assert len(figures) == 2
     assert [tuple(f.layout.xaxis.range) for f in figures] == [(0, 1), (0, 1)]
     page = (trained / "report.html").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, load_config, parse_config
+from twotower.errors import DataError
 from twotower.escaping import escape_controls, shell_command
 from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Text
 
@@ -627,3 +629,18 @@ def test_help_needs_no_torch() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("verb", "stream"), [("gc", "out"), ("similar", "err")])
+def test_what_a_verb_answers_is_free_of_messages(
+    verb: str, stream: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logs(*_: object, **__: object) -> tuple[list[str], list[str]]:
+        logging.getLogger("twotower.data.somewhere").warning("a message")
+        raise DataError("the end")
+
+    monkeypatch.setattr("twotower.cli.answers._retriever", logs)
+    monkeypatch.setattr("twotower.store.maintenance.gc", logs)
+    arguments = ["gc", "--store", "s"] if verb == "gc" else ["similar", "--store", "s", "--item", "1"]
+    assert run_command(arguments) == 2
+    assert ("warning: a message\n" in getattr(capsys.readouterr(), stream)) is True

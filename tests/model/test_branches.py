@@ -41,7 +41,7 @@ from twotower.features.schema import Categorical, Sequence
 from twotower.model.branches import Bilinear, BilinearBranch, Cin, CinBranch, Cross, CrossBranch, Fm, Mlp, MlpBranch
 from twotower.model.head import TowerHead
 from twotower.model.two_tower import TwoTower
-from twotower.reports import html
+from twotower.reports import charts
 from twotower.retrieval.request import Request
 from twotower.runs import Run
 from twotower.train.contrastive_objective import ContrastiveObjective
@@ -625,7 +625,7 @@ def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset)
     config = settings(model={"pairs": [{"user": side, "item": side}]}, train={"epochs": 8, "batch_size": 128})
     done = Trainer(board, config).run()
     run = Run(None, config, board, done.model.eval(), done.metrics, done.history)
-    titles = [str(f.layout.title.text) for f in html._gates(run)]
+    titles = [str(f.layout.title.text) for f in charts.gates(run)]
     assert ["branch 1" in t for t in titles] == [True, True], titles
     gate = not_none(branches_of(pair_of(run.model).item.branches)[1].senet)
     with torch.no_grad():

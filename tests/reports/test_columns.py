@@ -12,7 +12,8 @@ from twotower import api
 from twotower.evaluation.metrics import Prominence, metric_names
 from twotower.reports.columns import ROWS, cell, columns, metric_rows
 from twotower.reports.html import write_report
-from twotower.reports.terminal import Progress, print_metrics, print_served
+from twotower.reports.metric_tables import print_metrics, print_served
+from twotower.reports.progress import Progress
 
 
 def test_a_cell_is_a_dash_for_what_is_undefined() -> None:

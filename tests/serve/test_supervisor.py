@@ -25,7 +25,7 @@ from server_process import Start, wait_until
 import twotower
 from twotower.cli.app import run_command
 from twotower.errors import ConfigError
-from twotower.reports.terminal import printed_messages
+from twotower.reports.messages import printed_messages
 from twotower.serve import api_keys, json_log, listener, supervisor
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 from twotower.store.store import Store

@@ -9,7 +9,6 @@ import typer
 
 from twotower.cli.arguments import AsJson, Conditions, ItemCount, StoreFolder
 from twotower.errors import ConfigError
-from twotower.files.readers import read_json
 from twotower.reports.terminal import print_answer
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """Print the best items for a user, from the current bundle."""
+    from twotower.files.readers import read_json
     from twotower.retrieval.request import Request
 
     if not user and features is None:

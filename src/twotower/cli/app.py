@@ -10,9 +10,10 @@ import typer
 from twotower import files
 from twotower.cli import answers, data, demo, embedding, serving, store, training
 from twotower.cli.flags import RENAMED_FLAGS, in_flags
+from twotower.cli.streams import install_failsafe_streams
 from twotower.errors import ConfigError, Interrupted, TwoTowerError
 from twotower.escaping import escape_controls
-from twotower.reports.terminal import install_failsafe_streams, printed_messages
+from twotower.reports.messages import printed_messages
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip

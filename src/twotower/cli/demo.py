@@ -13,7 +13,7 @@ import typer
 from twotower.cli.serving import serve
 from twotower.errors import DataError
 from twotower.escaping import shell_command
-from twotower.reports.terminal import Progress, print_line, print_metrics
+from twotower.reports.terminal import print_line
 from twotower.train.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def demo(
 ) -> None:
     """Run the main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish, and with --serve, serve."""
     from twotower import api
+    from twotower.reports.metric_tables import print_metrics
+    from twotower.reports.progress import Progress
 
     if serve_it:  # a port in use is an error now, not after minutes of training
         from twotower.serve.listener import listen

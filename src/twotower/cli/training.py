@@ -11,7 +11,8 @@ import typer
 from twotower.cli.arguments import Overrides, RunFolder
 from twotower.escaping import shell_command
 from twotower.files import layout
-from twotower.reports.terminal import Progress, print_line, print_metrics, print_served, silenced_messages
+from twotower.reports.messages import silenced_messages
+from twotower.reports.terminal import print_line
 
 
 def prepare(
@@ -42,6 +43,8 @@ def train(
     from twotower import api
     from twotower.config.toml import load_config
     from twotower.distributed import DistributedContext
+    from twotower.reports.metric_tables import print_metrics
+    from twotower.reports.progress import Progress
 
     schema, resolved = load_config(config, overrides or [])
     is_main = DistributedContext.from_environment().is_main
@@ -61,6 +64,7 @@ def evaluate(
 ) -> None:
     """Measure a run on its test part, or the current bundle of a store through the retriever that serves it."""
     from twotower import api, runs
+    from twotower.reports.metric_tables import print_metrics, print_served
 
     if api.is_store(path):
         retriever = api.retriever(path)

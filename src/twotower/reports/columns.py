@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from twotower.evaluation.metrics import Metrics, Prominence, metric_names
+from twotower.train.callbacks import EpochRecord
 
 ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
 """Label of a row -> prefix of its metrics."""
@@ -13,6 +14,13 @@ ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": 
 def columns(k: int) -> list[str]:
     """Return the metrics of a run that a table shows, at the cut-off `k`."""
     return metric_names([k], Prominence.REPORT)
+
+
+def epoch_metrics(record: EpochRecord) -> dict[str, float]:
+    """Return the validation metrics that the line of an epoch shows, by name."""
+    shown = {name.partition("@")[0] for name in metric_names([1], Prominence.EPOCH)}
+    names = {name: name.removeprefix("validation.") for name in record if name.startswith("validation.")}
+    return {metric: record[name] for name, metric in names.items() if metric.partition("@")[0] in shown}
 
 
 def metric_rows(metrics: Metrics, names: list[str]) -> dict[str, list[float | None]]:

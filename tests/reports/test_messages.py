@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from twotower.cli.app import run_command
-from twotower.errors import DataError
-from twotower.reports.terminal import Progress, printed_messages, silenced_messages
+from twotower.reports.messages import printed_messages, silenced_messages
+from twotower.reports.progress import Progress
 from twotower.train.callbacks import Callback
 
 log = logging.getLogger("twotower.data.somewhere")
@@ -54,18 +53,3 @@ def test_a_message_comes_after_the_progress_bar_is_gone(
         log.info("a message")
         assert [*shown, progress._bar is not None] == [True, False]
     assert capsys.readouterr().out.endswith("a message\n")
-
-
-@pytest.mark.parametrize(("verb", "stream"), [("gc", "out"), ("similar", "err")])
-def test_what_a_verb_answers_is_free_of_messages(
-    verb: str, stream: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def logs(*_: object, **__: object) -> tuple[list[str], list[str]]:
-        log.warning("a message")
-        raise DataError("the end")
-
-    monkeypatch.setattr("twotower.cli.answers._retriever", logs)
-    monkeypatch.setattr("twotower.store.maintenance.gc", logs)
-    arguments = ["gc", "--store", "s"] if verb == "gc" else ["similar", "--store", "s", "--item", "1"]
-    assert run_command(arguments) == 2
-    assert ("warning: a message\n" in getattr(capsys.readouterr(), stream)) is True

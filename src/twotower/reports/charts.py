@@ -1,0 +1,114 @@
+"""Figures of a run's report: learning curves, score distributions, SENet gates."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+
+from twotower.data.splits import TEST
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import Prominence, is_pair_metric, metric_names
+from twotower.features.schema import SIDES
+from twotower.model.inputs.side_tensors import SideTensors
+
+if TYPE_CHECKING:
+    from twotower.runs import Run
+
+BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
+MAX_GATE_ROWS = 20_000
+"""Rows of each side whose gates are shown; of more rows a fixed random sample."""
+
+
+def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
+    """Return an empty figure with a title and titles of the axes."""
+    figure = go.Figure()
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15, "color": INK}, "x": 0.0, "xref": "paper"},
+        height=height, margin={"l": 10, "r": 10, "t": 40, "b": 10}, plot_bgcolor="white", paper_bgcolor="white",
+        font={"color": INK, "size": 13}, legend={"orientation": "h", "y": -0.22, "x": 0},
+        xaxis={"title": x, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+        yaxis={"title": y, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+    )  # fmt: skip
+    return figure
+
+
+def curves(run: Run) -> list[go.Figure]:
+    """Return the curves of the loss and of the validation metrics over epochs."""
+    epochs = [h["epoch"] for h in run.history]
+    loss = _figure("Loss", "epoch", "loss")
+    loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train loss (weighted)", line_color=BLUE,
+                     mode="lines+markers")  # fmt: skip
+    figures = [loss]
+    k = run.config.evaluation.k[0]
+    validated = [h for h in run.history if "validation.auc" in h or "validation.log_loss" in h]
+    validated_epochs = [h["epoch"] for h in validated]
+    if run.config.loss.kind == "bce":  # the other losses are not comparable with a log loss
+        log_loss = [h.get("validation.log_loss") for h in validated]
+        loss.add_scatter(x=validated_epochs, y=log_loss, name="validation log loss",
+                         line_color=ORANGE, mode="lines+markers")  # fmt: skip
+    shown = metric_names([k], Prominence.EPOCH)
+    for title, of_pairs in (("AUC", True), ("Ranking", False)):
+        names = [name for name in shown if is_pair_metric(name) == of_pairs]
+        if not any(f"validation.{name}" in h for h in validated for name in names):
+            continue  # AUC is undefined for pairs of one class
+        figure = _figure(f"{title} on validation", "epoch", "")
+        for name, color in zip(names, cycle((BLUE, ORANGE, GREY)), strict=False):
+            values = [h.get(f"validation.{name}") for h in validated]
+            figure.add_scatter(x=validated_epochs, y=values, name=name, line_color=color,
+                               mode="lines+markers")  # fmt: skip
+        figures.append(figure)
+    for figure in figures:
+        figure.add_vline(x=run.metrics["train.best_epoch"], line_dash="dot", line_color=GREY)
+        figure.update_xaxes(tickformat="d", dtick=max(1, len(epochs) // 10))
+    return figures
+
+
+def distributions(run: Run, factors: Factors) -> go.Figure:
+    """Return the distributions of the logits of positive and negative test pairs."""
+    pairs = run.dataset.part(TEST)
+    scores = factors.scores(pairs).astype(np.float64)
+    low, high = np.quantile(scores, [0.001, 0.999])
+    edges = np.linspace(low, high if high > low else low + 1, 61)
+    middle = (edges[1:] + edges[:-1]) / 2
+    figure = _figure("Share of pairs by logit", "logit", "share", 360)
+    for name, keep, color in (("positive", pairs.positive, BLUE), ("negative", ~pairs.positive, ORANGE)):
+        if keep.any():
+            n, _ = np.histogram(np.clip(scores[keep], edges[0], edges[-1]), edges)
+            figure.add_scatter(x=middle, y=n / n.sum(), name=f"{name} ({keep.sum():,})", line_color=color,
+                               fill="tozeroy", mode="lines")  # fmt: skip
+    return figure
+
+
+def gates(run: Run) -> list[go.Figure]:
+    """Return one bar chart per SENet gate; empty for a model without gates."""
+    figures = []
+    for side in SIDES:
+        encoded = run.dataset.side(side)
+        rows = np.arange(len(encoded))
+        if len(rows) > MAX_GATE_ROWS:
+            rows = np.random.default_rng(0).choice(rows, MAX_GATE_ROWS, replace=False)
+        device = next(run.model.parameters()).device
+        inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
+        for number, tower in enumerate(run.model.towers(side)):
+            with torch.no_grad():
+                gate_weights = tower.gates(inputs)
+            for section, weights in gate_weights.items():
+                gates = weights.cpu().numpy()
+                mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
+                name = f"{side.capitalize()} tower" + (f", pair {number}" if len(run.model.pairs) > 1 else "")
+                name += f", branch {section.split('.')[1]}" if section.startswith("branches.") else ""
+                figure = _figure(name, "weight", "", 120 + 34 * len(mean))
+                figure.add_bar(
+                    x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
+                    error_x={
+                        "type": "data", "array": high - mean, "arrayminus": mean - low, "color": INK, "thickness": 1
+                    },
+                )  # fmt: skip
+                figure.update_xaxes(range=[0, 1])
+                figure.update_yaxes(autorange="reversed")
+                figures.append(figure)
+    return figures

@@ -1,0 +1,73 @@
+"""Progress of a training on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from twotower.reports.columns import epoch_metrics
+from twotower.reports.messages import MessageHandler, log
+from twotower.train.callbacks import Callback, EpochRecord
+
+if TYPE_CHECKING:
+    from rich import progress as bars
+
+
+class Progress(Callback):
+    """Progress of a training: a bar on a terminal, and one line an epoch."""
+
+    def __init__(self) -> None:
+        self._bar: tuple[bars.Progress, bars.TaskID] | None = None
+        self._live = sys.stdout.isatty()
+        self._last = 0.0
+
+    def __enter__(self) -> Progress:
+        self._before_messages(self.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._before_messages(lambda: None)
+
+    def _before_messages(self, call: Callable[[], None]) -> None:
+        for handler in log.handlers:
+            if isinstance(handler, MessageHandler):
+                handler.before = call
+
+    def on_step_end(self, done: int, total: int, loss: float) -> None:
+        if not self._live:
+            return
+        now = time.monotonic()
+        if done < total and now - self._last < 0.1:
+            return
+        self._last = now
+        if self._bar is None:
+            from rich import progress as bars
+
+            bar = bars.Progress(
+                bars.TextColumn("training"), bars.BarColumn(), bars.MofNCompleteColumn(),
+                bars.TextColumn("{task.fields[loss]}"), bars.TimeRemainingColumn(), transient=True,
+            )  # fmt: skip
+            bar.start()
+            self._bar = bar, bar.add_task("epoch", total=total, loss="")
+        bar, task = self._bar
+        bar.update(task, completed=done, loss=f"loss {loss:.4f}")
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar[0].stop()
+            self._bar = None
+
+    def on_epoch_end(self, history: list[EpochRecord]) -> None:
+        self.close()
+        entry = history[-1]
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in epoch_metrics(entry).items())
+        print(
+            f"epoch {entry['epoch']:>3}  loss {entry['train.loss']:.4f}  {shown}  {entry['train.seconds']:.1f} s",
+            flush=True,
+        )
