@@ -38,7 +38,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.store.store import Store
-from twotower.train.callbacks import Callback
+from twotower.train.callbacks import Callback, EpochRecord
 from twotower.train.trainer import Trainer
 
 __all__ = [
@@ -207,7 +207,7 @@ class _HistoryWriter(Callback):
     def on_step_end(self, done: int, total: int, loss: float) -> None:
         self.callback.on_step_end(done, total, loss)
 
-    def on_epoch_end(self, history: list[dict[str, Any]]) -> None:
+    def on_epoch_end(self, history: list[EpochRecord]) -> None:
         if self.folder:
             runs.save_history(self.folder, history)
         self.callback.on_epoch_end(history)

@@ -9,30 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from candidate_worlds import liked_of, world
 from torch import Tensor
 
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs
-from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.hard import HARD_NEGATIVES_PER_USER, HardNegatives
 from twotower.train.negatives.mixture import CandidateSampler
-
-
-def world(board: Dataset, rows: list[tuple[int, int, bool]]) -> Dataset:
-    """Training interactions (user, item, liked) of 40 users and 30 items."""
-    user, item, liked = (np.array([r[i] for r in rows]) for i in range(3))
-    pairs = Pairs(user.astype(np.int32), item.astype(np.int32), liked.astype(bool))
-    return replace(board, pairs=pairs, parts=np.full(len(rows), TRAIN, np.int8))
-
-
-def liked_of(data: Dataset) -> dict[int, set[int]]:
-    out: dict[int, set[int]] = {u: set() for u in range(len(data.users))}
-    for u, i, p in zip(data.train.user.tolist(), data.train.item.tolist(), data.train.positive, strict=True):
-        if p:
-            out[u].add(i)
-    return out
 
 
 def hard_negatives(data: Dataset, ranks: tuple[int, int]) -> HardNegatives:

@@ -2,70 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
+from candidate_worlds import CPU, NONE, ROW, columns_of, liked_of, own_items, positives, world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 
 from twotower.arrays.ragged import Ragged
-from twotower.arrays.types import Codes
-from twotower.config.experiment import Config
-from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.pairs import Pairs
+from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, TRAIN
-from twotower.data.tables import check
-from twotower.errors import ConfigError
-from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
-from twotower.train.contrastive import contrastive_loss
-from twotower.train.losses import LossConfig
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
 from twotower.train.negatives.exclusions import Exclusions
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.positive_sampler import PositiveSampler
-
-CPU = torch.device("cpu")
-NONE = torch.zeros(0, dtype=torch.int64)
-
-
-def world(board: Dataset, rows: list[tuple[int, int, bool]]) -> Dataset:
-    """Training interactions (user, item, liked) of 40 users and 30 items."""
-    user, item, liked = (np.array([r[i] for r in rows]) for i in range(3))
-    pairs = Pairs(user.astype(np.int32), item.astype(np.int32), liked.astype(bool))
-    return replace(board, pairs=pairs, parts=np.full(len(rows), TRAIN, np.int8))
-
-
-def liked_of(data: Dataset) -> dict[int, set[int]]:
-    out: dict[int, set[int]] = {u: set() for u in range(len(data.users))}
-    for u, i, p in zip(data.train.user.tolist(), data.train.item.tolist(), data.train.positive, strict=True):
-        if p:
-            out[u].add(i)
-    return out
-
-
-def columns_of(c: Candidates) -> list[int]:
-    """The item of every shared column."""
-    return [*c.items[: c.shared].tolist(), *c.memory_items.tolist()]
-
-
-def own_items(c: Candidates) -> list[list[int]]:
-    return [[int(c.items[p]) for p in row if p >= 0] for row in c.per_positive.tolist()]
-
-
-def positives(data: Dataset, n: int = 10**9, seed: int = 0) -> tuple[Codes, Codes]:
-    """A batch of training positives."""
-    liked = np.flatnonzero(data.train.positive)
-    picked = np.random.default_rng(seed).permutation(liked)[:n]
-    return data.train.user[picked], data.train.item[picked]
 
 
 def refreshed(sampler: CandidateSampler, users: Tensor, items: Tensor, epoch: int) -> None:
@@ -169,8 +125,6 @@ def test_without_the_batchs_own_positives_a_column_counts_only_what_was_drawn(bo
 
 # ---- what is not there
 
-ROW = st.tuples(st.integers(0, 7), st.integers(0, 29), st.booleans())
-
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -212,218 +166,6 @@ def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
     for b, row in enumerate(own_items(c)):
         assert not set(row) & liked[int(user[b])]
         assert item[b] not in row
-
-
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]), n=st.integers(1, 5))
-def test_observed_candidates_are_distinct_training_dislikes_of_the_user_as_many_as_there_are(
-    board: Dataset, rows: list[tuple[int, int, bool]], n: int
-) -> None:
-    data = world(board, [*rows, (39, 3, True)])
-    disliked: dict[int, set[int]] = {}
-    for u, i, p in rows:
-        disliked.setdefault(u, set()).update([] if p else [i])
-    sampler = CandidateSampler(data, NegativesConfig(disliked=n), seed=4)
-    user, item = positives(data)
-    for step in range(3):
-        found = own_items(sampler(user, item, step, NONE, CPU))
-        for u, row in zip(user.tolist(), found, strict=True):
-            assert len(row) == len(set(row)) == min(n, len(disliked.get(u, ())))
-            assert set(row) <= disliked.get(u, set())
-
-
-def test_every_observed_dislike_has_its_turn(everything_data: Dataset) -> None:
-    data = everything_data
-    sampler = CandidateSampler(data, NegativesConfig(disliked=1), seed=1)
-    user, item = positives(data)
-    seen = {
-        (u, i)
-        for step in range(60)
-        for u, row in zip(user.tolist(), own_items(sampler(user, item, step, NONE, CPU)), strict=True)
-        for i in row
-    }
-    train = data.train
-    wanted = {(u, i) for u, i, p in zip(train.user.tolist(), train.item.tolist(), train.positive, strict=True) if not p}
-    assert seen == {(u, i) for u, i in wanted if u in set(user.tolist())}
-
-
-def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_before() -> None:
-    rng = np.random.default_rng(0)
-    rows = [(u, i, bool(rng.random() < 0.5)) for u in range(10) for i in range(30)]
-    frames = checkerboard()
-    board = build_dataset(check(*frames, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
-    data = replace(world(board, rows), times=rng.integers(0, 9, len(rows)))  # many ties
-    place = {int(number): n for n, number in enumerate(data.sort_by_time(data.parts == TRAIN))}
-    sampler = CandidateSampler(data, NegativesConfig(disliked=2), seed=1)
-    source = rng.permutation(np.flatnonzero(data.pairs.positive))
-    user, item = data.pairs.user[source], data.pairs.item[source]
-    met_later = set()
-    for step in range(80):
-        c = sampler(user, item, step, NONE, CPU, source)
-        pairs = set(zip(data.pairs.user[c.disliked].tolist(), data.pairs.item[c.disliked].tolist(), strict=True))
-        found = own_items(c)
-        assert pairs == {(u, i) for u, row in zip(user.tolist(), found, strict=True) for i in row}
-        for s, u, row in zip(source.tolist(), user.tolist(), found, strict=True):
-            met_later |= {(s, u * 30 + i) for i in row}
-        plain = sampler(user, item, step, NONE, CPU)
-        assert len(plain.disliked) == 2 * len(user)
-        assert not data.pairs.positive[plain.disliked].any()
-    # Row r of `rows` is interaction r: user r // 30, item r % 30.
-    dislikes = [r for r, row in enumerate(rows) if not row[2]]
-    assert met_later == {
-        (s, d) for s in source.tolist() for d in dislikes if d // 30 == s // 30 and place[d] > place[s]
-    }  # fmt: skip
-
-
-# ---- random ones of a positive's own
-
-
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]), n=st.integers(1, 31))
-def test_random_candidates_are_distinct_items_the_user_has_not_met_as_many_as_there_are(
-    board: Dataset, rows: list[tuple[int, int, bool]], n: int
-) -> None:
-    data = world(board, [*rows, (39, 3, True)])
-    met: dict[int, set[int]] = {}
-    for u, i, _ in rows:
-        met.setdefault(u, set()).add(i)
-    sampler = CandidateSampler(data, NegativesConfig(random=n, in_batch=False), seed=4)
-    user, item = positives(data)
-    c = sampler(user, item, 0, NONE, CPU)
-    for u, row in zip(user.tolist(), own_items(c), strict=True):
-        free = set(range(30)) - met.get(u, {3})
-        assert len(row) == len(set(row)) == min(n, len(free))
-        assert set(row) <= free
-
-
-def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_step(board: Dataset) -> None:
-    data = world(board, [(0, i, i % 2 == 0) for i in range(0, 30, 3)] + [(1, 0, True)])
-    sampler = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
-    user, item = np.array([0, 1], np.int32), np.array([0, 0], np.int32)
-    counts = np.zeros((2, 30))
-    for step in range(3000):
-        for row, found in enumerate(own_items(sampler(user, item, step, NONE, CPU))):
-            counts[row, found] += 1
-    for row, free in ((0, [i for i in range(30) if i % 3]), (1, list(range(1, 30)))):
-        expected = 3000 * 4 / len(free)
-        assert np.abs(counts[row, free] - expected).max() < 5 * np.sqrt(expected)
-        assert counts[row].sum() == 3000 * 4
-    again = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
-    draws = [own_items(again(user, item, step, NONE, CPU)) for step in (7, 8, 7)]
-    assert draws[0] == draws[2] != draws[1]
-    assert draws[0] != own_items(
-        CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(user, item, 7, NONE, CPU)
-    )
-
-
-@pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
-def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_nothing_else(
-    everything_data: Dataset, kind: Any
-) -> None:
-    """The softmax of the 2013 DSSM: one clicked and some random ones, by a loop; nothing to correct."""
-    data, config = everything_data, NegativesConfig(random=4, in_batch=False)
-    user, item = positives(data, 50)
-    c = CandidateSampler(data, config, seed=1)(user, item, 3, NONE, CPU)
-    assert not c.log_q.any()
-    assert not c.counts.any()
-    rng = torch.Generator().manual_seed(0)
-    u, everything = torch.randn(60, 5, generator=rng), torch.randn(40, 5, generator=rng)
-    found = contrastive_loss(u[user.astype(int)], everything[c.items], c, LossConfig(kind=kind, calibration=0), 40)
-    expected = 0.0
-    for who, what, others in zip(user.tolist(), item.tolist(), own_items(c), strict=True):
-        chosen, scores = float(u[who] @ everything[what]), [float(u[who] @ everything[o]) for o in others]
-        if kind == "softmax":
-            expected += math.log(sum(math.exp(s) for s in (chosen, *scores))) - chosen
-        elif kind == "bpr":
-            expected += sum(math.log1p(math.exp(s - chosen)) for s in scores) / len(scores)
-        else:
-            pairs = math.log1p(math.exp(-chosen)) + sum(math.log1p(math.exp(s)) for s in scores)
-            expected += pairs / (1 + len(scores))
-    assert float(found) == pytest.approx(expected / len(user), rel=1e-5)
-
-
-def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_by(board: Dataset) -> None:
-    rng = torch.Generator().manual_seed(0)
-    vectors = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
-    user, item = positives(board, 300)
-    means = []
-    for random in (0, 10):
-        config = NegativesConfig(in_batch=False, uniform=10, random=random, hard=2, hard_ranks=(1, 10), hard_ratio=20)
-        sampler = CandidateSampler(board, config, seed=1)
-        refreshed(sampler, *vectors, 1)
-        means.append(
-            np.mean([int((sampler(user, item, s, NONE, CPU).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)])
-        )
-    assert means == pytest.approx([0.5, 1.0], abs=0.05)
-
-
-# ---- by attribute
-
-
-def towns() -> Dataset:
-    """Items with a town (some unknown, one too rare to be known), a list of tags and an item-side sequence."""
-    users, items, actions = checkerboard()
-    rng = np.random.default_rng(0)
-    town = ["rare", *(None if i % 7 == 0 else f"town{i % 4}" for i in range(1, 30))]
-    tags = [[f"t{t}" for t in rng.choice(6, rng.integers(0, 4), replace=False)] for _ in range(30)]
-    items = items.with_columns(town=pl.Series(town), tags=pl.Series(tags, dtype=pl.List(pl.String)))
-    features = (
-        ID_FEATURES[0].model_copy(update={"min_count": 19}),  # so that some fans are unknown
-        ID_FEATURES[1],
-        Categorical(name="town", side="item", min_count=60),
-        MultiHot(name="tags", side="item"),
-        Sequence(name="fans", side="item"),
-    )
-    schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
-    return build_dataset(check(users, items, actions, schema), schema, Config().split)
-
-
-@pytest.mark.parametrize("name", ["town", "tags", "fans"])
-def test_a_candidate_by_attribute_shares_a_known_value_with_the_positive(name: str) -> None:
-    data = towns()
-    if name == "fans":
-        column: Any = data.items.columns["fans"]
-        assert (column.values == 0).any(), "unknown fans"
-        values = [set(row.tolist()) - {0} for row in np.split(column.values, column.offsets[1:-1])]
-    else:
-        frame = data.items.frame[name].to_list()
-        values = [set(v) if isinstance(v, list) else {v} - {None, "rare"} for v in frame]
-        assert set() in values
-    sampler = CandidateSampler(data, NegativesConfig(attribute=name, attribute_items=3, mask_positives=False), seed=2)
-    user, item = positives(data)
-    seen: dict[int, set[int]] = {i: set() for i in range(30)}
-    for step in range(40):
-        for i, row in zip(item.tolist(), own_items(sampler(user, item, step, NONE, CPU)), strict=True):
-            assert len(set(row)) == len(row) <= 3
-            assert i not in row
-            assert all(values[i] & values[other] for other in row)
-            seen[i] |= set(row)
-    # And every item that shares one has its turn.
-    assert seen == {i: {j for j in range(30) if j != i and values[i] & values[j]} for i in range(30)}
-
-
-@pytest.mark.parametrize("mask", [True, False])
-def test_a_candidate_by_attribute_may_be_another_positive_of_the_user_only_without_the_mask(mask: bool) -> None:
-    data = towns()
-    liked = liked_of(data)
-    config = NegativesConfig(attribute="tags", attribute_items=3, mask_positives=mask)
-    sampler = CandidateSampler(data, config, seed=2)
-    user, item = positives(data)
-    liked_ones = 0
-    for step in range(10):
-        for u, row in zip(user.tolist(), own_items(sampler(user, item, step, NONE, CPU)), strict=True):
-            liked_ones += len(set(row) & liked[u])
-    assert (liked_ones == 0) is mask
-
-
-def test_an_attribute_that_is_not_there_is_named_with_the_nearest(everything_data: Dataset) -> None:
-    for name, words in [
-        ("brnd", "no item feature 'brnd' with values to share; did you mean 'brand'?"),
-        ("picture", "no item feature 'picture'"),  # numbers cannot be shared
-        ("city", "no item feature 'city'"),  # of the other side
-    ]:
-        with pytest.raises(ConfigError, match=rf"negatives.attribute: {words}.*allowed: iid, brand, tags"):
-            CandidateSampler(everything_data, NegativesConfig(attribute=name), seed=1)
 
 
 # ---- mined
@@ -514,3 +256,18 @@ def test_the_whole_catalogue_needs_no_draw(everything_data: Dataset) -> None:
     assert (c.counts == 1).all()
     assert not c.log_q.any()
     assert c.per_positive.shape == (20, 0)
+
+
+def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_by(board: Dataset) -> None:
+    rng = torch.Generator().manual_seed(0)
+    vectors = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
+    user, item = positives(board, 300)
+    means = []
+    for random in (0, 10):
+        config = NegativesConfig(in_batch=False, uniform=10, random=random, hard=2, hard_ranks=(1, 10), hard_ratio=20)
+        sampler = CandidateSampler(board, config, seed=1)
+        refreshed(sampler, *vectors, 1)
+        means.append(
+            np.mean([int((sampler(user, item, s, NONE, CPU).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)])
+        )
+    assert means == pytest.approx([0.5, 1.0], abs=0.05)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
-from hypothesis import given, settings
+import pytest
+import torch
+from candidate_worlds import CPU, NONE, ROW, own_items, positives, world
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twotower.arrays.ragged import Ragged
+from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
+from twotower.train.contrastive import contrastive_loss
+from twotower.train.losses import LossConfig
+from twotower.train.negatives.config import NegativesConfig
+from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.random import RandomNegatives
 
 
@@ -71,3 +82,67 @@ def test_draws_are_uniform_over_the_items_not_met() -> None:
         freedom = len(free) - 1
         # Mean `freedom`, variance 2 x freedom; both tails, so that draws too even for chance fail as well.
         assert abs(chi_square - freedom) < 4 * np.sqrt(2 * freedom)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]), n=st.integers(1, 31))
+def test_random_candidates_are_distinct_items_the_user_has_not_met_as_many_as_there_are(
+    board: Dataset, rows: list[tuple[int, int, bool]], n: int
+) -> None:
+    data = world(board, [*rows, (39, 3, True)])
+    met: dict[int, set[int]] = {}
+    for u, i, _ in rows:
+        met.setdefault(u, set()).add(i)
+    sampler = CandidateSampler(data, NegativesConfig(random=n, in_batch=False), seed=4)
+    user, item = positives(data)
+    c = sampler(user, item, 0, NONE, CPU)
+    for u, row in zip(user.tolist(), own_items(c), strict=True):
+        free = set(range(30)) - met.get(u, {3})
+        assert len(row) == len(set(row)) == min(n, len(free))
+        assert set(row) <= free
+
+
+def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_step(board: Dataset) -> None:
+    data = world(board, [(0, i, i % 2 == 0) for i in range(0, 30, 3)] + [(1, 0, True)])
+    sampler = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
+    user, item = np.array([0, 1], np.int32), np.array([0, 0], np.int32)
+    counts = np.zeros((2, 30))
+    for step in range(3000):
+        for row, found in enumerate(own_items(sampler(user, item, step, NONE, CPU))):
+            counts[row, found] += 1
+    for row, free in ((0, [i for i in range(30) if i % 3]), (1, list(range(1, 30)))):
+        expected = 3000 * 4 / len(free)
+        assert np.abs(counts[row, free] - expected).max() < 5 * np.sqrt(expected)
+        assert counts[row].sum() == 3000 * 4
+    again = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
+    draws = [own_items(again(user, item, step, NONE, CPU)) for step in (7, 8, 7)]
+    assert draws[0] == draws[2] != draws[1]
+    assert draws[0] != own_items(
+        CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(user, item, 7, NONE, CPU)
+    )
+
+
+@pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
+def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_nothing_else(
+    everything_data: Dataset, kind: Any
+) -> None:
+    """The softmax of the 2013 DSSM: one clicked and some random ones, by a loop; nothing to correct."""
+    data, config = everything_data, NegativesConfig(random=4, in_batch=False)
+    user, item = positives(data, 50)
+    c = CandidateSampler(data, config, seed=1)(user, item, 3, NONE, CPU)
+    assert not c.log_q.any()
+    assert not c.counts.any()
+    rng = torch.Generator().manual_seed(0)
+    u, everything = torch.randn(60, 5, generator=rng), torch.randn(40, 5, generator=rng)
+    found = contrastive_loss(u[user.astype(int)], everything[c.items], c, LossConfig(kind=kind, calibration=0), 40)
+    expected = 0.0
+    for who, what, others in zip(user.tolist(), item.tolist(), own_items(c), strict=True):
+        chosen, scores = float(u[who] @ everything[what]), [float(u[who] @ everything[o]) for o in others]
+        if kind == "softmax":
+            expected += math.log(sum(math.exp(s) for s in (chosen, *scores))) - chosen
+        elif kind == "bpr":
+            expected += sum(math.log1p(math.exp(s - chosen)) for s in scores) / len(scores)
+        else:
+            pairs = math.log1p(math.exp(-chosen)) + sum(math.log1p(math.exp(s)) for s in scores)
+            expected += pairs / (1 + len(scores))
+    assert float(found) == pytest.approx(expected / len(user), rel=1e-5)
