@@ -31,7 +31,8 @@ from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index import build_index
 from twotower.machine import peak_memory_mb
-from twotower.publishing.publisher import evaluate_bundle, publish
+from twotower.publishing.evaluation import evaluate_bundle
+from twotower.publishing.publisher import publish
 from twotower.reports import html
 from twotower.retrieval.request import Answer, check_k, list_items
 from twotower.retrieval.retriever import Retriever

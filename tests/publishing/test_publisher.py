@@ -20,7 +20,7 @@ from twotower.data.splits import TEST
 from twotower.errors import BundleError, RunError
 from twotower.index import Index, TuneResult, load_index, tune_index
 from twotower.index.choose import IndexConfig
-from twotower.publishing import publisher
+from twotower.publishing import item_index
 from twotower.publishing.publisher import _probe, _write
 from twotower.retrieval import loaded_bundle
 from twotower.retrieval.request import Request
@@ -225,7 +225,7 @@ def test_fault_C10_zero_and_broken_vectors_are_counted_and_never_found(
 def test_fault_A11_an_index_below_the_recall_threshold_is_refused_unless_forced(
     runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("twotower.publishing.publisher.measure_recall", lambda index, queries, k: 0.5)
+    monkeypatch.setattr("twotower.publishing.item_index.measure_recall", lambda index, queries, k: 0.5)
     assert runs[0].folder is not None
     arguments = ["publish", str(runs[0].folder), "--store", str(tmp_path / "store")]
     assert run_command(arguments) == 2
@@ -244,7 +244,7 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
         asked.append(target)
         return tune_index(index, queries, k, target)
 
-    monkeypatch.setattr(publisher, "tune_index", tune)
+    monkeypatch.setattr(item_index, "tune_index", tune)
     api.publish(runs[0], tmp_path / "store", IndexConfig(kind="ivf", k=5, min_recall=0.9))
     assert asked == [pytest.approx(0.92)]
 

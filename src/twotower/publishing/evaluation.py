@@ -1,0 +1,61 @@
+"""Evaluation of a bundle with the retriever that serves it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from twotower import runs
+from twotower.arrays.types import Codes, Floats, Ints
+from twotower.data.splits import TEST
+from twotower.errors import RunError
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics import Metrics
+from twotower.evaluation.part import PartEvaluation
+from twotower.features.schema import SideName
+from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
+from twotower.retrieval.request import Method
+from twotower.retrieval.retriever import Retriever
+
+
+def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
+    """Return the test metrics of a bundle, measured with the retriever that serves it.
+
+    "index" and "exact" are method 1 (precomputed user vectors), "live" is method 2 (online user tower), and "intervals"
+    has the bootstrap intervals of "index". Raises RunError without a test part.
+    """
+    dataset, config = retriever.dataset, runs.read_config(retriever.bundle.folder)[1].evaluation
+    if not len(dataset.test):
+        raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
+    named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
+    for side, rows in named.items():
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(retriever.dataset.side(side)):
+            raise RunError(f"{retriever.bundle.folder}: damaged (interactions name a {side} that is not there)")
+    seen = seen_before(dataset, TEST)
+    out: dict[str, Metrics] = {}
+    searches: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
+    for name, method, exact in searches:
+
+        def search(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
+            return rank_items(retriever, users, k, method, seen, exact)
+
+        report = PartEvaluation.from_search(search, _scores(retriever, method), dataset, TEST, config)
+        out[name] = report.metrics()
+        if name == "index":
+            out["intervals"] = {
+                f"{m}.{end}": v
+                for m, pair in report.intervals().items()
+                for end, v in zip(("low", "high"), pair, strict=True)
+            }
+    return out
+
+
+def _scores(retriever: Retriever, method: Method) -> Floats:
+    """Return the scores (n,) of the test pairs by the served vectors; -1e9 for rejected items."""
+    pairs = retriever.dataset.test
+    users = embed_users(retriever, np.arange(len(retriever.user_ids)), method)
+    items = np.full((len(retriever.item_ids), users.shape[1]), np.nan, np.float32)
+    rows = retriever.index.rows
+    items[rows] = retriever.index.vectors(rows)
+    scores = Factors(torch.from_numpy(np.ascontiguousarray(users)), torch.from_numpy(items)).scores(pairs)
+    return np.nan_to_num(scores, nan=-1e9)

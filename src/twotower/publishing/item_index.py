@@ -1,0 +1,78 @@
+"""The index of a bundle: its kind, and its search parameters, tuned and checked by two halves of a sample of users."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from twotower.arrays.types import Floats
+from twotower.errors import RunError
+from twotower.index import (
+    Index,
+    Metric,
+    MilvusLocation,
+    build_index,
+    choose_index,
+    choose_milvus_type,
+    measure_recall,
+    tune_index,
+)
+from twotower.index.choose import IndexConfig
+from twotower.store.manifest import RecallCheck
+from twotower.store.milvus_collections import MilvusCollections
+
+log = logging.getLogger(__name__)
+
+
+def build_item_index(
+    items: Floats, metric: Metric, config: IndexConfig, model: str, collections: MilvusCollections | None
+) -> Index:
+    """Return the index of the item vectors (I, D) under their rows, of the kind that the config names or that suits them.
+
+    A new collection in Milvus is registered before it is created. Raises RunError if no vector can be indexed."""
+    location = None
+    if config.kind == "milvus":
+        type_, why = (config.type, "set by index.type")
+        if config.type == "auto":
+            type_, why = choose_milvus_type(len(items))
+        assert type_ != "auto"
+        kind, params = "milvus", None
+
+        def on_create(name: str) -> None:
+            if collections is not None:
+                collections.register(uri, name)
+            log.info(f"index: collection {name} at {uri}")
+
+        # An absolute path: the service may run in another folder.
+        uri = config.uri if "://" in config.uri else str(Path(config.uri).absolute())
+        location = MilvusLocation(uri, config.prefix, type_, config.timeout, model, on_create)
+        log.info(f"index: milvus {type_} ({why})")
+    elif config.kind == "auto":
+        kind, params, why = choose_index(len(items), metric)
+        log.info(f"index: {kind} ({why})")
+    else:
+        kind, params = config.kind, None
+        log.info(f"index: {kind} (set by index.kind)")
+    index = build_index(kind, items, np.arange(len(items)), metric, params, location)
+    if len(index.rejected):
+        log.warning(f"{len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
+    if not len(index):
+        raise RunError("no item vector can be indexed; the model is broken, `diagnose(run)` says why")
+    return index
+
+
+def tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> RecallCheck:
+    """Tune the index with one half of the queries (B, D), and return the recall check by the other half."""
+    half = len(queries) // 2
+    # Recall of users outside the tuning is slightly lower, so tuning aims a fifth of the way from the threshold to 1.
+    aim = config.min_recall + (1 - config.min_recall) / 5
+    tuned = tune_index(index, queries[:half], config.k, aim)
+    found = measure_recall(index, queries[half:], config.k)
+    if tuned.search_params:
+        log.info(
+            f"index: {', '.join(f'{k} {v}' for k, v in tuned.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"
+        )
+    log.info(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
+    return RecallCheck(recall=found, threshold=config.min_recall, k=config.k, queries=len(queries) - half)
