@@ -31,6 +31,8 @@ from twotower.data.source import DataConfig
 from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import Interrupted, RunError, TwoTowerError
+from twotower.features.categorical import CategoricalEncoder
+from twotower.features.encoders import Encoders
 from twotower.features.schema import Sequence
 from twotower.legacy import training
 from twotower.reports import charts
@@ -43,6 +45,7 @@ FILES = {
     "model.safetensors",
     "model.json",
     "encoders.json",
+    "vocabularies.arrow",
     "users.parquet",
     "items.parquet",
     "interactions.parquet",
@@ -120,7 +123,7 @@ def test_one_flipped_bit_in_the_weights_is_refused(copy: Path) -> None:
 
 def test_a_file_of_another_run_is_refused(copy: Path, tmp_path: Path) -> None:
     api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "other")
-    for name in ("model.safetensors", "encoders.json", "config.toml"):
+    for name in ("model.safetensors", "encoders.json", "vocabularies.arrow", "config.toml"):
         mixed = Path(shutil.copytree(copy, tmp_path / f"mixed-{name}"))
         shutil.copy(tmp_path / "other" / name, mixed / name)
         with pytest.raises(RunError):
@@ -128,10 +131,11 @@ def test_a_file_of_another_run_is_refused(copy: Path, tmp_path: Path) -> None:
 
 
 def test_encoders_that_do_not_fit_the_weights_are_refused(copy: Path) -> None:
-    path = copy / "encoders.json"
-    state = json.loads(path.read_text())
-    state["sides"]["user"]["uid"]["values"].append("u999")
-    path.write_text(json.dumps(state))
+    schema = runs.read_config(copy)[0]
+    encoders = Encoders.load(schema, copy)
+    more = encoders.by_side["user"]["uid"].vocabulary.append(pl.Series(["u999"]))  # type: ignore[union-attr]
+    encoders.by_side["user"]["uid"] = CategoricalEncoder(more)
+    encoders.save(copy)
     with pytest.raises(RunError, match="weights do not fit"):
         runs.load(copy)
 
@@ -633,7 +637,8 @@ def read_everywhere(folder: Path, name: str, out: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     "name",
-    ["config.toml", "model.safetensors", "model.json", "encoders.json", "users.parquet", "items.parquet",
+    ["config.toml", "model.safetensors", "model.json", "encoders.json", "vocabularies.arrow", "users.parquet",
+     "items.parquet",
      "interactions.parquet", "metrics.json", "history.jsonl"],
 )  # fmt: skip
 def test_fault_G18_a_damaged_file_of_a_run_is_a_line_that_names_it(
@@ -658,7 +663,8 @@ def test_fault_G18_a_damaged_file_of_a_run_is_a_line_that_names_it(
 
 @pytest.mark.parametrize(
     "name",
-    ["prepared.json", "encoders.json", "users.parquet", "items.parquet", "arrays/user.npy", "arrays/positive.npy",
+    ["prepared.json", "encoders.json", "vocabularies.arrow", "users.parquet",
+     "items.parquet", "arrays/user.npy", "arrays/positive.npy",
      "arrays/user.1.values.npy", "arrays/user.1.offsets.npy", "arrays/item.0.npy"],
 )  # fmt: skip
 def test_fault_G18_a_damaged_file_of_a_prepared_run_is_a_line_that_names_it(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 MAX_WHOLE_NUMBER = 2**32 - 1
 """Largest whole number allowed in a schema or a config."""
@@ -26,3 +26,9 @@ class Section(BaseModel):
 
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem in one line: the field and the message."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].splitlines()[0]}"

@@ -1,11 +1,13 @@
-"""Each encoder against a plain loop: what it learns, what it forgets, and that JSON gives the same back."""
+"""Each encoder against a plain loop: what it learns, what it forgets, and that files give the same back."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from datetime import date
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import polars as pl
@@ -26,6 +28,7 @@ from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Seq
 from twotower.features.text import TextEncoder
 from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, missing_count
 from twotower.features.vector import VectorEncoder
+from twotower.features.vocabularies import read_vocabularies, write_vocabularies
 
 FEW = examples(max_examples=40, deadline=None)
 PLAIN_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -45,6 +48,18 @@ def ones(n: int) -> Any:
     return np.ones(n, np.int64)
 
 
+def kept(vocabulary: pl.Series) -> pl.Series:
+    return read_vocabularies(write_vocabularies({"values": vocabulary}))["values"]
+
+
+@overload
+def restored(encoder: CategoricalEncoder) -> CategoricalEncoder: ...
+@overload
+def restored(encoder: MultiHotEncoder) -> MultiHotEncoder: ...
+def restored(encoder: CategoricalEncoder | MultiHotEncoder) -> CategoricalEncoder | MultiHotEncoder:
+    return type(encoder).restore(json.loads(encoder.state().model_dump_json()), kept(encoder.vocabulary))
+
+
 def vocabulary(values: Any, counts: Any = None, **cut: Any) -> list[Any]:
     s = series(values)
     return CategoricalEncoder.fit(s, ones(len(s)) if counts is None else np.array(counts), **cut).vocabulary.to_list()
@@ -61,7 +76,7 @@ def test_fault_C8_ids_of_every_kind_get_codes_1_to_n_also_after_json(kind: str, 
     codes = encoder.transform(ids)
     assert sorted(codes) == list(range(1, len(known) + 1))
     assert encoder.rows == len(known) + 1
-    again = CategoricalEncoder.restore(json.loads(json.dumps(encoder.state())))
+    again = restored(encoder)
     asked = series([*known, unseen, None], dtype)
     assert again.transform(asked).tolist() == encoder.transform(asked).tolist() == [*codes, UNKNOWN, UNKNOWN]
     assert again.vocabulary.to_list() == encoder.vocabulary.to_list()
@@ -147,7 +162,7 @@ def test_one_list_gets_the_codes_it_has_in_a_column(how: tuple[Any, str], data: 
 
 
 def test_a_vocabulary_out_of_order_is_read_as_it_is_written() -> None:
-    encoder = CategoricalEncoder.restore({"type": "String", "values": ["b", "a", "c"], "hash_buckets": 0})
+    encoder = restored(CategoricalEncoder(series(["b", "a", "c"])))
     assert [encoder.transform(series([v])).tolist() for v in ("a", "b", "c", "d")] == [[2], [1], [3], [UNKNOWN]]
 
 
@@ -206,7 +221,7 @@ def test_hashing_stays_in_its_buckets_and_survives_json(values: list[str], bucke
     codes = encoder.transform(series(values))
     assert codes.min() >= 1
     assert codes.max() <= buckets
-    again = CategoricalEncoder.restore(json.loads(json.dumps(encoder.state())))
+    again = restored(encoder)
     assert again.transform(series(values)).tolist() == codes.tolist()
 
 
@@ -312,7 +327,7 @@ def test_multi_hot_reads_lists_and_separated_text_alike_and_drops_unknown_values
     found = encoder.transform(column)
     assert np.split(found.values, found.offsets[1:-1])[0].tolist() == [1, 2]
     assert [row.tolist() for row in np.split(found.values, found.offsets[1:-1])] == [[1, 2], [], [], [2], [1]]
-    again = MultiHotEncoder.restore(json.loads(json.dumps(encoder.state()))).transform(column)
+    again = restored(encoder).transform(column)
     assert (again.values.tolist(), again.offsets.tolist()) == (found.values.tolist(), found.offsets.tolist())
 
 
@@ -343,7 +358,7 @@ def test_vectors_are_scaled_to_a_mean_square_of_one_and_missing_ones_are_zeros(d
     found = encoder.transform(column)
     root = np.sqrt((9 + 16) / 2)
     np.testing.assert_allclose(found, np.array([[3, 4], [0, 0], [-4, 3]]) / root, rtol=1e-6)
-    again = VectorEncoder.restore(json.loads(json.dumps(encoder.state())))
+    again = VectorEncoder.restore(json.loads(encoder.state().model_dump_json()))
     assert again.transform(column).tolist() == found.tolist()
     assert again.transform(series([None])).tolist() == [[0, 0]]
 
@@ -391,9 +406,10 @@ def test_ragged_equals_a_loop(pairs: list[tuple[int, int]], n: int) -> None:
     assert len(ragged) == 6
 
 
-def test_all_encoders_transform_alike_after_json(everything_data: Dataset) -> None:
+def test_all_encoders_transform_alike_after_a_file(everything_data: Dataset, tmp_path: Path) -> None:
     encoders = everything_data.encoders
-    again = Encoders.from_json(EVERYTHING_SCHEMA, encoders.to_json())
+    encoders.save(tmp_path)
+    again = Encoders.load(EVERYTHING_SCHEMA, tmp_path)
     for side in ("user", "item"):
         frame = everything_data.side(side).frame
         first, second = encoders.transform(side, frame), again.transform(side, frame)
@@ -406,7 +422,7 @@ def test_all_encoders_transform_alike_after_json(everything_data: Dataset) -> No
                 column, other = column.values, other.values
             np.testing.assert_array_equal(column, other)
         assert encoders.fields(side) == again.fields(side)
-    assert again.to_json() == encoders.to_json()
+    assert again.digest == encoders.digest
 
 
 def test_codes_stay_below_the_rows_of_their_field(everything_data: Dataset) -> None:
@@ -438,7 +454,7 @@ def test_a_shared_sequence_has_the_rows_of_the_id_feature_it_shares(share: bool,
     assert codes.tolist() == ([1, 0, 2] if share else [1, 2, 3])
 
 
-def test_encoders_come_back_from_json_to_the_last_bit() -> None:
+def test_encoders_come_back_from_their_files_to_the_last_bit(tmp_path: Path) -> None:
     schema = Schema(
         features=(
             ID_FEATURES[0],
@@ -458,33 +474,79 @@ def test_encoders_come_back_from_json_to_the_last_bit() -> None:
     item = {"item_id": [-(2**63), 2**63 - 1], "picture": [[0.1, 0.7], [1.0, 2.0]], "label": odd[-3:-1]}
     frames: Any = {"user": pl.DataFrame(user), "item": pl.DataFrame(item)}
     encoders = Encoders.fit(schema, frames, {"user": ones(8), "item": ones(2)})
-    text = encoders.to_json()
-    again = Encoders.from_json(schema, text)
-    assert again.to_json() == text
+    encoders.save(tmp_path)
+    again = Encoders.load(schema, tmp_path)
+    assert again.digest == encoders.digest
     for side in frames:
         for name, column in encoders.transform(side, frames[side]).items():
             back = again.transform(side, frames[side])[name]
             for a, b in zip(*(vars(c).values() if isinstance(c, Ragged) else [c] for c in (column, back)), strict=True):
                 np.testing.assert_array_equal(a, b)
-    # What is not read in columns is read as JSON: a mean that is no number, say.
-    broken = json.loads(text)
+    # A mean that is no number is read as it is written.
+    broken = json.loads((tmp_path / "encoders.json").read_text())
     broken["sides"]["user"]["age"]["mean"] = float("nan")
-    assert np.isnan(Encoders.from_json(schema, json.dumps(broken)).by_side["user"]["age"].mean)  # type: ignore[union-attr]
+    (tmp_path / "encoders.json").write_text(json.dumps(broken))
+    assert np.isnan(Encoders.load(schema, tmp_path).by_side["user"]["age"].mean)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("values", ['["a"]', '{"a": 1}', "[[1]]", "[1.5]"])
-def test_a_vocabulary_of_another_type_is_refused(values: str) -> None:
+def test_the_digest_tells_vocabularies_apart() -> None:
+    schema = Schema(features=ID_FEATURES)
+
+    def digest(users: list[Any]) -> str:
+        frames: Any = {"user": pl.DataFrame({"user_id": users}), "item": pl.DataFrame({"item_id": [1]})}
+        return Encoders.fit(schema, frames, {"user": ones(len(users)), "item": ones(1)}).digest
+
+    all_users: list[list[Any]] = [[1, 2], ["1", "2"], ["12"], ["1", "2", ""], [2**63, 1], [12], ["12", ""]]
+    assert len({digest(users) for users in all_users}) == len(all_users)
+    assert digest([2, 1, 1]) == digest([1, 2])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"user.user_id": [["a"]]},
+        {"user.user_id": [[1.5]]},
+        {"user.user_id": [[[1]]]},
+        {"user.user_id": [[1, None]]},
+        {"user.user_id": [None]},
+        {"user.user_id": [1, 2]},
+        {"user.user_id": [[1], [2]]},
+        {},
+    ],
+)
+def test_vocabularies_of_another_type_or_none_are_refused(frame: dict[str, Any], tmp_path: Path) -> None:
     schema = Schema(features=ID_FEATURES)
     frames: Any = {"user": pl.DataFrame({"user_id": [77]}), "item": pl.DataFrame({"item_id": [1]})}
-    text = Encoders.fit(schema, frames, {"user": ones(1), "item": ones(1)}).to_json()
-    with pytest.raises(RunError, match="do not fit the schema"):
-        Encoders.from_json(schema, text.replace("[77]", values))
+    Encoders.fit(schema, frames, {"user": ones(1), "item": ones(1)}).save(tmp_path)
+    whole = read_vocabularies((tmp_path / "vocabularies.arrow").read_bytes())
+    if frame == {"user.user_id": [["a"]]}:  # another type of ids is a vocabulary still
+        frame = {name: [values] for name, values in whole.items() if name != "user.user_id"}
+    pl.DataFrame(frame).write_ipc(tmp_path / "vocabularies.arrow")
+    with pytest.raises(RunError, match=r"vocabularies\.arrow: damaged, or of another encoders\.json"):
+        Encoders.load(schema, tmp_path)
+    states = json.loads((tmp_path / "encoders.json").read_text())
+    states["vocabularies"] = hashlib.sha256((tmp_path / "vocabularies.arrow").read_bytes()).hexdigest()
+    (tmp_path / "encoders.json").write_text(json.dumps(states))
+    with pytest.raises(RunError, match=r"vocabularies\.arrow: damaged \(|encoders\.json: the encoders do not fit"):
+        Encoders.load(schema, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sides": {"user": {}, "item": {}}, "ids": {}}', '{"sides": 3}'])
-def test_encoders_that_do_not_fit_the_schema_are_refused(text: str) -> None:
-    with pytest.raises(RunError, match="do not fit the schema"):
-        Encoders.from_json(EVERYTHING_SCHEMA, text)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sides": {"user": {}, "item": {}}}', '{"sides": 3}', "[" * 100_000])
+def test_encoders_that_do_not_fit_the_schema_are_refused(text: str, everything_data: Dataset, tmp_path: Path) -> None:
+    everything_data.encoders.save(tmp_path)
+    (tmp_path / "encoders.json").write_text(text)
+    with pytest.raises(RunError, match=r"encoders\.json: the encoders do not fit the schema"):
+        Encoders.load(EVERYTHING_SCHEMA, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"mean": "x"}, {"edges": 3}, {"buckets": -1}, {"more": 1}])
+def test_a_state_of_another_kind_is_refused(change: dict[str, Any], everything_data: Dataset, tmp_path: Path) -> None:
+    everything_data.encoders.save(tmp_path)
+    states = json.loads((tmp_path / "encoders.json").read_text())
+    states["sides"]["user"]["age"] |= change
+    (tmp_path / "encoders.json").write_text(json.dumps(states))
+    with pytest.raises(RunError, match=f"do not fit the schema of this run .{next(iter(change))}: "):
+        Encoders.load(EVERYTHING_SCHEMA, tmp_path)
 
 
 def test_missing_error_refuses_new_tables_with_gaps() -> None:

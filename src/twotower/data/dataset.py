@@ -26,7 +26,7 @@ from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
 from twotower.features.text import Grams, TextEncoder
 from twotower.files import layout
-from twotower.files.readers import read_checked, read_parquet, read_text
+from twotower.files.readers import read_checked, read_parquet
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Dataset:
                 arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
         for array in arrays:
             digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(self.encoders.to_json().encode())
+        digest.update(self.encoders.digest.encode())
         digest.update(self.schema.model_dump_json().encode())
         return digest.hexdigest()[:16]
 
@@ -270,10 +270,10 @@ def assemble_dataset(
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write encoders.json and the three tables, the interactions as rows with their part.
+    """Write the encoders and the three tables, the interactions as rows with their part.
 
     encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
-    files.write(folder / layout.ENCODERS, dataset.encoders.to_json())
+    dataset.encoders.save(folder)
     pairs = pl.DataFrame(
         {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
          "part": dataset.parts}
@@ -290,7 +290,7 @@ def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple
     """Read the files of `save_dataset`; only the sides in `encode` get columns.
 
     Raises RunError if a file is missing, damaged or does not fit the schema."""
-    encoders = read_checked(folder / layout.ENCODERS, lambda path: Encoders.from_json(schema, read_text(path)))
+    encoders = Encoders.load(schema, folder)
     users, items = (
         read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side)) for side in SIDES
     )

@@ -1,7 +1,7 @@
 """A prepared dataset: a folder of memory-mapped arrays.
 
 prepared.json           format, counts, split, schema, digest
-encoders.json           vocabularies and statistics of the train part
+encoders.json  vocabularies.arrow      statistics and vocabularies of the train part
 users|items.parquet     ids and raw features, the only files that are loaded whole
 arrays/*.npy            interactions sorted by part, user and time; seen and positive items by user; encoded columns
 
@@ -31,11 +31,11 @@ from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema, Sequence, SideName
 from twotower.files import layout
-from twotower.files.readers import read_array, read_checked, read_json, read_text
+from twotower.files.readers import read_array, read_checked, read_json
 
-MEMMAP_FORMAT = 3
-"""Format of a prepared dataset, in prepared.json. Format 2 has former names of features' options and of arrays; 1 also
-has times in whole seconds."""
+MEMMAP_FORMAT = 4
+"""Format of a prepared dataset, in prepared.json. Format 3 has vocabularies in encoders.json; 2 also former names of
+features' options and of arrays; 1 also times in whole seconds."""
 
 
 class _Arrays:
@@ -118,7 +118,7 @@ class MemmapDataset(Dataset):
         }
         return cls(
             schema,
-            read_checked(folder / layout.ENCODERS, lambda path: Encoders.from_json(schema, read_text(path))),
+            Encoders.load(schema, folder),
             sides["user"],
             sides["item"],
             Pairs(arrays["user"], arrays["item"], arrays["positive"]),
@@ -241,7 +241,7 @@ def save(dataset: Dataset, folder: Path) -> None:
         shutil.rmtree(folder / layout.PREPARED, ignore_errors=True)
         save_dataset(dataset, folder)
         return
-    files.write(folder / layout.ENCODERS, dataset.encoders.to_json())
+    dataset.encoders.save(folder)
     dataset.link(folder / layout.PREPARED)
 
 

@@ -108,7 +108,7 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
     if out.exists():
         names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
         ours = (
-            {layout.PREPARED_FACTS, layout.ENCODERS, layout.ARRAYS, *(layout.table(side) for side in SIDES)}
+            {layout.PREPARED_FACTS, layout.ENCODERS, layout.VOCABULARIES, layout.ARRAYS, *map(layout.table, SIDES)}
             if layout.PREPARED_FACTS in names
             else set()
         )
@@ -173,7 +173,7 @@ class _Preparation:
         columns = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
         for side in SIDES:
             frames[side].write_parquet(self.folder / layout.table(side))
-        files.write(self.folder / layout.ENCODERS, encoders.to_json())
+        encoders.save(self.folder)
         facts = {
             "format": MEMMAP_FORMAT, "twotower": twotower.__version__, "rows": kept, "users": n_users, "items": n_items,
             "ends": [int(sizes[0]), int(sizes[0] + sizes[1])], "columns": columns,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Mapping
-from operator import index
-from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import JsonValue
 
 from twotower.arrays.types import Codes, Ints
+from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, canonical_ids
+
+
+class CategoricalState(EncoderState):
+    """State of a `CategoricalEncoder` without its vocabulary."""
+
+    hash_buckets: Count
 
 
 class CategoricalEncoder:
@@ -85,22 +90,15 @@ class CategoricalEncoder:
         place = bisect_left(self.vocabulary, value)
         return place + 1 if place < len(self.vocabulary) and self.vocabulary[place] == value else UNKNOWN
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "type": str(self.vocabulary.dtype),
-            "values": self.vocabulary.to_list(),
-            "hash_buckets": self.hash_buckets,
-        }
+    def state(self) -> CategoricalState:
+        return CategoricalState(hash_buckets=self.hash_buckets)
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> CategoricalEncoder:
-        dtype = {"Int64": pl.Int64, "UInt64": pl.UInt64, "String": pl.String}[state["type"]]
-        values = state["values"]
-        read = values.cast(dtype) if isinstance(values, pl.Series) else pl.Series(values, dtype=dtype)
-        return cls(read.alias("value"), index(state["hash_buckets"]))
+    def restore(cls, state: JsonValue, vocabulary: pl.Series) -> CategoricalEncoder:
+        return cls(vocabulary, CategoricalState.model_validate(state).hash_buckets)
 
 
-def _bucket(value: Any, buckets: int) -> int:
+def _bucket(value: str | int | None, buckets: int) -> int:
     """Return the bucket of a value, 1..buckets, equal on every machine and in every release; `UNKNOWN` for None."""
     if value is None:
         return UNKNOWN

@@ -1,17 +1,23 @@
 """Encoders: each kind of feature has one, fitted on the train part, which maps table columns to numpy arrays.
 
-`Encoders` holds the encoders of all features and is written as JSON. The module does not depend on torch.
+encoders.json           states of the encoders, and the SHA-256 of the vocabularies
+vocabularies.arrow      the vocabularies, as one Arrow IPC file
+
+The module does not depend on torch.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
 
 import polars as pl
+from pydantic import BaseModel, JsonValue, ValidationError
 
+from twotower import files
 from twotower.arrays.ragged import Column
 from twotower.arrays.types import Codes, Ints
 from twotower.errors import DataError, RunError, first_line
@@ -34,13 +40,19 @@ from twotower.features.schema import (
 from twotower.features.text import TextEncoder
 from twotower.features.values import missing_count
 from twotower.features.vector import VectorEncoder
+from twotower.features.vocabularies import read_vocabularies, write_vocabularies
+from twotower.files import layout
+from twotower.files.readers import read_checked, read_text
+from twotower.section import first_problem
 
 Encoder = CategoricalEncoder | NumericEncoder | MultiHotEncoder | VectorEncoder | TextEncoder
-_KINDS: dict[str, type[Encoder]] = {
-    "categorical": CategoricalEncoder,
+_WITHOUT_VOCABULARY: dict[str, type[NumericEncoder | VectorEncoder]] = {
     "numeric": NumericEncoder,
-    "multi_hot": MultiHotEncoder,
     "vector": VectorEncoder,
+}
+_WITH_VOCABULARY: dict[str, type[CategoricalEncoder | MultiHotEncoder | TextEncoder]] = {
+    "categorical": CategoricalEncoder,
+    "multi_hot": MultiHotEncoder,
     "text": TextEncoder,
 }
 
@@ -133,82 +145,99 @@ class Encoders:
             return InputField(name, "dense", length=1, width=width)
         return InputField(name, "dense", length=encoder.length, width=width)
 
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "sides": {
-                    s: {f.name: self.by_side[s][f.name].state() for f in self.schema.side(s) if _keeps_state(f)}
-                    for s in SIDES
-                },
-                "ids": {s: e.state() for s, e in self.ids.items()},
-            },
-            ensure_ascii=False,
-        )
+    # Files
+
+    def save(self, folder: Path) -> None:
+        """Write encoders.json, then the vocabularies, into a folder."""
+        vocabularies = write_vocabularies(self._vocabularies())
+        about = {"sides": self._states(), "vocabularies": hashlib.sha256(vocabularies).hexdigest()}
+        files.write(folder / layout.ENCODERS, json.dumps(about, ensure_ascii=False))
+        files.write(folder / layout.VOCABULARIES, vocabularies)
 
     @classmethod
-    def from_json(cls, schema: Schema, text: str) -> Encoders:
+    def load(cls, schema: Schema, folder: Path) -> Encoders:
+        """Read the files of `save`. Raises RunError if one is missing, damaged or does not fit the schema."""
+        states = read_checked(folder / layout.ENCODERS, _read_states)
+        data = read_checked(folder / layout.VOCABULARIES, Path.read_bytes)
+        if hashlib.sha256(data).hexdigest() != states.vocabularies:
+            raise RunError(f"{folder / layout.VOCABULARIES}: damaged, or of another {layout.ENCODERS} (checksum)")
+        vocabularies = read_checked(folder / layout.VOCABULARIES, lambda path: read_vocabularies(data))
+        by_side: dict[SideName, dict[str, Encoder]] = {"user": {}, "item": {}}
         try:
-            data = _parsed(schema, text)
-            by_side: dict[SideName, dict[str, Encoder]] = {
-                s: {f.name: _KINDS[f.kind].restore(data["sides"][s][f.name]) for f in schema.side(s) if _keeps_state(f)}
-                for s in SIDES
-            }
-            ids = {s: CategoricalEncoder.restore(data["ids"][s]) for s in SIDES}
-        except (
-            KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError, pl.exceptions.PolarsError
-        ) as e:  # fmt: skip
-            raise RunError(
-                f"the encoders do not fit the schema of this run ({type(e).__name__}: {first_line(e)})"
-            ) from e
+            for side, f in _own_features(schema):
+                by_side[side][f.name] = _restored(f, states.sides[side][f.name], vocabularies)
+            ids = {side: CategoricalEncoder(vocabularies[f"ids.{side}"]) for side in SIDES}
+        except (KeyError, ValidationError) as e:
+            raise RunError(f"{folder / layout.ENCODERS}: {_misfit(e)}") from e
         return cls(schema, _with_shared_texts(schema, by_side), ids)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all states and vocabularies, the same with every version of polars."""
+        digest = hashlib.sha256(json.dumps(self._states(), ensure_ascii=False).encode())
+        for values in self._vocabularies().values():
+            text = values.cast(pl.String)
+            digest.update(f"{values.dtype} {len(values)}".encode())
+            digest.update(text.str.len_bytes().to_numpy().tobytes())
+            digest.update((text.str.join()[0] or "").encode())
+        return digest.hexdigest()
+
+    def _states(self) -> dict[str, dict[str, JsonValue]]:
+        """Return the states of the encoders by side and feature."""
+        states: dict[str, dict[str, JsonValue]] = {side: {} for side in SIDES}
+        for side, f in _own_features(self.schema):
+            states[side][f.name] = self.by_side[side][f.name].state().model_dump()
+        return states
+
+    def _vocabularies(self) -> dict[str, pl.Series]:
+        """Return the vocabularies by the name of their column in the file."""
+        own = ((f"{side}.{f.name}", self.by_side[side][f.name]) for side, f in _own_features(self.schema))
+        found = {name: e.vocabulary for name, e in own if not isinstance(e, NumericEncoder | VectorEncoder)}
+        return found | {f"ids.{side}": encoder.vocabulary for side, encoder in self.ids.items()}
 
     def text(self, side: SideName, name: str) -> TextEncoder:
         """Return the encoder of a text feature."""
         return cast(TextEncoder, self.by_side[side][name])
 
 
-_VOCABULARY = pl.Struct({"type": pl.String, "values": pl.List(pl.String), "hash_buckets": pl.Int64})
-_STATES: dict[str, pl.DataType] = {
-    "categorical": _VOCABULARY,
-    "numeric": pl.Struct(
-        {"mean": pl.Float64, "deviation": pl.Float64, "edges": pl.List(pl.Float64), "buckets": pl.Int64}
-    ),
-    "multi_hot": pl.Struct({"separator": pl.String, "values": _VOCABULARY}),
-    "vector": pl.Struct({"length": pl.Int64, "scale": pl.Float64}),
-    "text": pl.Struct({"n": pl.Int64, "max_length": pl.Int64, "values": _VOCABULARY}),
-}
+class _EncoderStates(BaseModel):
+    """Content of encoders.json."""
+
+    sides: dict[SideName, dict[str, JsonValue]]
+    vocabularies: str
+    """SHA-256 of the file of vocabularies."""
 
 
-def _parsed(schema: Schema, text: str) -> Any:
-    """Return the JSON with vocabularies as columns, parsed by polars without holding the interpreter's lock."""
-    sides = {s: {f.name: _STATES[f.kind] for f in schema.side(s) if _keeps_state(f)} for s in SIDES}
-    dtype = {
-        "sides": pl.Struct({s: pl.Struct(states) for s, states in sides.items() if states}),
-        "ids": pl.Struct(dict.fromkeys(SIDES, _VOCABULARY)),
-    }
+def _read_states(path: Path) -> _EncoderStates:
     try:
-        return _first(pl.read_json(io.BytesIO(text.encode()), schema=dtype).to_struct())
-    except (pl.exceptions.PolarsError, ValueError, IndexError):
-        return json.loads(text)  # its errors are more precise, and it accepts a NaN
+        return _EncoderStates.model_validate(json.loads(read_text(path)))
+    except (ValueError, RecursionError) as e:
+        raise RunError(_misfit(e)) from e
 
 
-def _first(column: pl.Series) -> Any:
-    """Return the first value, a struct as a dict and a list as a column. Raises ValueError for a missing value in it."""
-    if isinstance(column.dtype, pl.Struct):
-        return {name: _first(column.struct.field(name)) for name in column.struct.fields}
-    value = column[0]
-    if value is None or (isinstance(value, pl.Series) and value.null_count()):
-        raise ValueError(f"no {column.name}")
-    return value
+def _misfit(error: Exception) -> str:
+    what = (
+        first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {first_line(error)}"
+    )
+    return f"the encoders do not fit the schema of this run ({what})"
+
+
+def _restored(feature: Feature, state: JsonValue, vocabularies: dict[str, pl.Series]) -> Encoder:
+    if feature.kind in _WITHOUT_VOCABULARY:
+        return _WITHOUT_VOCABULARY[feature.kind].restore(state)
+    return _WITH_VOCABULARY[feature.kind].restore(state, vocabularies[f"{feature.side}.{feature.name}"])
 
 
 def _other(side: SideName) -> SideName:
     return "item" if side == "user" else "user"
 
 
-def _keeps_state(feature: Feature) -> bool:
-    """Return True if the feature has an encoder of its own, which is written to disk."""
-    return not isinstance(feature, Sequence) and not (isinstance(feature, Text) and feature.share_with)
+def _own_features(schema: Schema) -> Iterator[tuple[SideName, Feature]]:
+    """Yield side and feature of each feature that has an encoder of its own, which is written to disk."""
+    for side in SIDES:
+        for f in schema.side(side):
+            if not isinstance(f, Sequence) and not (isinstance(f, Text) and f.share_with):
+                yield side, f
 
 
 def _with_shared_texts(

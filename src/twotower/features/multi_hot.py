@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import polars as pl
+from pydantic import JsonValue
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Ints
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.schema import MultiHot
+from twotower.features.state import EncoderState
 from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, explode, lists, one_row, present
+
+
+class MultiHotState(EncoderState):
+    """State of a `MultiHotEncoder` without its vocabulary."""
+
+    separator: str
 
 
 class MultiHotEncoder:
@@ -41,11 +46,13 @@ class MultiHotEncoder:
         known = codes != UNKNOWN
         return Ragged.from_pairs(rows[known], codes[known], len(series))
 
-    def state(self) -> dict[str, Any]:
-        return {"separator": self.separator, "values": self.values.state()}
+    @property
+    def vocabulary(self) -> pl.Series:
+        return self.values.vocabulary
+
+    def state(self) -> MultiHotState:
+        return MultiHotState(separator=self.separator)
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> MultiHotEncoder:
-        if not isinstance(state["separator"], str):
-            raise TypeError(f"the separator is {state['separator']!r:.20}")
-        return cls(CategoricalEncoder.restore(state["values"]), state["separator"])
+    def restore(cls, state: JsonValue, vocabulary: pl.Series) -> MultiHotEncoder:
+        return cls(CategoricalEncoder(vocabulary), MultiHotState.model_validate(state).separator)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import index
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import JsonValue
 
 from twotower.arrays.ragged import Column
+from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, numbers
+
+
+class NumericState(EncoderState):
+    """State of a `NumericEncoder`."""
+
+    mean: float
+    deviation: float
+    edges: list[float]
+    buckets: Count
 
 
 class NumericEncoder:
@@ -41,10 +48,10 @@ class NumericEncoder:
         with np.errstate(over="ignore"):  # callers check that the tower's vector is finite
             return ((x - self.mean) / self.deviation).astype(np.float32)[:, None]
 
-    def state(self) -> dict[str, Any]:
-        return dict(vars(self))
+    def state(self) -> NumericState:
+        return NumericState(mean=self.mean, deviation=self.deviation, edges=self.edges, buckets=self.buckets)
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> NumericEncoder:
-        edges = [float(edge) for edge in state["edges"]]
-        return cls(float(state["mean"]), float(state["deviation"]), edges, index(state["buckets"]))
+    def restore(cls, state: JsonValue) -> NumericEncoder:
+        found = NumericState.model_validate(state)
+        return cls(found.mean, found.deviation, found.edges, found.buckets)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import index
-from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import JsonValue
 
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.types import Ints
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.schema import Text
+from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, canonical_ids, is_long, one_row
 
 # An ideograph, or a run of letters, digits and combining marks, such as vowel signs.
@@ -74,6 +73,14 @@ class Grams:
             f"{self.words:,} words, {self.grams:,} grams in {self.rows:,} rows, {share:.2%} of their occurrences "
             f"unknown; {self.collisions:,} words have the grams of another word, {self.code_collisions:,} its codes"
         )
+
+
+class TextState(EncoderState):
+    """State of a `TextEncoder` without its vocabulary."""
+
+    n: Count
+    max_length: Count
+    hash_buckets: Count
 
 
 class TextEncoder:
@@ -159,12 +166,17 @@ class TextEncoder:
             unknown=int((spread == UNKNOWN).sum()),
         )
 
-    def state(self) -> dict[str, Any]:
-        return {"n": self.n, "max_length": self.max_length, "values": self.values.state()}
+    @property
+    def vocabulary(self) -> pl.Series:
+        return self.values.vocabulary
+
+    def state(self) -> TextState:
+        return TextState(n=self.n, max_length=self.max_length, hash_buckets=self.values.hash_buckets)
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> TextEncoder:
-        return cls(CategoricalEncoder.restore(state["values"]), index(state["n"]), index(state["max_length"]))
+    def restore(cls, state: JsonValue, vocabulary: pl.Series) -> TextEncoder:
+        found = TextState.model_validate(state)
+        return cls(CategoricalEncoder(vocabulary, found.hash_buckets), found.n, found.max_length)
 
 
 def _collisions(rows: Ints, values: pl.Series) -> int:

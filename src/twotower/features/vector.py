@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import index
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import JsonValue
 
 from twotower.arrays.types import Floats
 from twotower.errors import DataError
+from twotower.features.state import Count, EncoderState
+
+
+class VectorState(EncoderState):
+    """State of a `VectorEncoder`."""
+
+    length: Count
+    scale: float
 
 
 class VectorEncoder:
@@ -49,12 +54,13 @@ class VectorEncoder:
         out[~np.isfinite(out)] = 0.0
         return out / np.float32(self.scale)
 
-    def state(self) -> dict[str, Any]:
-        return {"length": self.length, "scale": self.scale}
+    def state(self) -> VectorState:
+        return VectorState(length=self.length, scale=self.scale)
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> VectorEncoder:
-        return cls(index(state["length"]), float(state["scale"]))
+    def restore(cls, state: JsonValue) -> VectorEncoder:
+        found = VectorState.model_validate(state)
+        return cls(found.length, found.scale)
 
 
 def _as_lists(series: pl.Series) -> pl.Series:

@@ -20,12 +20,13 @@ def tower(side: str) -> str:
     return f"{side}_tower.onnx"
 
 
-# Run and bundle: resolved settings, weights, the fields and settings they belong to, vocabularies and statistics, metrics.
-CONFIG, WEIGHTS, MODEL, ENCODERS, METRICS = (
+# Run and bundle: resolved settings, weights, the fields and settings they belong to, statistics, vocabularies, metrics.
+CONFIG, WEIGHTS, MODEL, ENCODERS, VOCABULARIES, METRICS = (
     "config.toml",
     "model.safetensors",
     "model.json",
     "encoders.json",
+    "vocabularies.arrow",
     "metrics.json",
 )
 
@@ -51,5 +52,7 @@ PREPARED_FACTS, ARRAYS = "prepared.json", "arrays"
 # Index: kind and parameters, and the file of FAISS.
 INDEX_FACTS, INDEX_FAISS = "index.json", "index.faiss"
 
-RUN_FILES = frozenset({CONFIG, WEIGHTS, MODEL, ENCODERS, *TABLES, PREPARED, METRICS, EPOCHS, REPORT, CHECKPOINTS})
+RUN_FILES = frozenset(
+    {CONFIG, WEIGHTS, MODEL, ENCODERS, VOCABULARIES, *TABLES, PREPARED, METRICS, EPOCHS, REPORT, CHECKPOINTS}
+)
 """All files and folders of a run, other than hidden ones."""

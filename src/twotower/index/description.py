@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from twotower.index.milvus.location import MilvusType
 from twotower.index.vector_store import MAX_NORM, Metric
+from twotower.section import first_problem
 
 INDEX_FORMAT = 2
 Row = Annotated[int, Field(ge=0, le=np.iinfo(np.int64).max)]
@@ -56,5 +57,4 @@ def parse_description(kind: type[Description], facts: dict[str, JsonValue]) -> D
     try:
         return kind.model_validate(facts)
     except ValidationError as e:
-        first = e.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(first_problem(e)) from None

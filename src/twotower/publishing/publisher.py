@@ -1,6 +1,6 @@
 """Publishing of a run as a bundle.
 
-config.toml  encoders.json  users|items|interactions.parquet, or prepared/      as in the run
+config.toml  encoders.json  vocabularies.arrow  users|items|interactions.parquet, or prepared/      as in the run
 model.safetensors  model.json  metrics.json
 user_tower.onnx  item_tower.onnx      equality with torch is checked before they are published
 user_vectors.npy  index/              of the same model
@@ -44,7 +44,7 @@ from twotower.store.store import Store
 
 log = logging.getLogger(__name__)
 
-COPIED_FILES = (layout.CONFIG, layout.ENCODERS, layout.WEIGHTS, layout.MODEL, layout.METRICS)
+COPIED_FILES = (layout.CONFIG, layout.ENCODERS, layout.VOCABULARIES, layout.WEIGHTS, layout.MODEL, layout.METRICS)
 
 
 def publish(
@@ -126,7 +126,7 @@ def _write(
         index=IndexFacts.of(index),
         parity=parity,
         schema_hash=_digest(run.dataset.schema.model_dump_json()),
-        vocab_hash=_digest(run.dataset.encoders.to_json()),
+        vocab_hash=_digest(read_text(folder / layout.ENCODERS)),
         versions={"twotower": twotower.__version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")}
         | ({"pymilvus": version("pymilvus")} if index.remote else {}),
@@ -138,10 +138,9 @@ def _check_unchanged(run: Run, folder: Path) -> None:
     kept = runs.load_model(folder, run.config, run.dataset.encoders)
     pairs = zip(kept.parameters(), run.model.parameters(), strict=True)
     same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
-    text = read_text(folder / layout.ENCODERS)
-    encoders = Encoders.from_json(run.dataset.schema, text)
+    encoders = Encoders.load(run.dataset.schema, folder)
     measured = read_json(folder / layout.METRICS)  # the same weights may be another run, of other data
-    if not same or encoders.to_json() != run.dataset.encoders.to_json() or measured != run.metrics:
+    if not same or encoders.digest != run.dataset.encoders.digest or measured != run.metrics:
         raise RunError(f"{run.folder}: holds another run than the one in memory; load the run again, then publish it")
 
 

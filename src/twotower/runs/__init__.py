@@ -2,7 +2,7 @@
 
 config.toml             the resolved settings and schema; the same tables trained with it give the same run
 model.safetensors       weights, and model.json, the fields and settings they belong to
-encoders.json           vocabularies and statistics of the train part
+encoders.json           statistics of the train part, and vocabularies.arrow, its vocabularies
 users|items|interactions.parquet   the tables as numbered and split; or prepared/, the same on a disk
 metrics.json            flat metrics          history.jsonl   one line an epoch
 report.html             curves, distributions, gates and slices in one offline page
@@ -46,8 +46,9 @@ from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
 from twotower.train.factors import factors_before
 
-RUN_FORMAT = 3
-"""Format of a run folder, in model.json. Format 2 has config keys of former names; 1 also has times in whole seconds."""
+RUN_FORMAT = 4
+"""Format of a run folder, in model.json. Format 3 has vocabularies in encoders.json; 2 also config keys of former names; 1
+also times in whole seconds."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def _load(folder: Path) -> Run:
         )
     place = reading_folder(folder)
     schema, config = read_config(place)
+    digest = weights_digest(place)  # first: files of another format would be called damaged
     try:
         dataset = memmap.load(place, schema, config.split)
     except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
@@ -176,7 +178,7 @@ def _load(folder: Path) -> Run:
         raise RunError(
             f"{place / layout.EPOCHS}: damaged, or of another run (the epochs are not those of metrics.json)"
         )
-    return Run(folder, config, dataset, model, metrics, history, sha256=weights_digest(place))
+    return Run(folder, config, dataset, model, metrics, history, sha256=digest)
 
 
 def _history(path: Path) -> list[Metrics]:
