@@ -81,11 +81,12 @@ class ItemFilters:
         """Return the rows of banned items and, unless `keep_seen`, of those in the request and in its user's history."""
         if isinstance(ban, str):
             raise DataError(_NOT_A_LIST)
-        banned = self._known(ban)
-        if keep_seen:
-            return banned
-        stored = banned[:0] if rows.user is None else self._seen.row(rows.user)
-        return np.concatenate([banned, rows.known_items, stored])
+        excluded = self._known(ban) if ban else _NO_ROWS
+        if not keep_seen and rows.items:
+            excluded = np.concatenate([excluded, rows.known_items])
+        if not keep_seen and rows.user is not None:
+            excluded = np.concatenate([excluded, self._seen.row(rows.user)])
+        return excluded
 
     def _known(self, ids: abc.Sequence[str]) -> Ints:
         """Return the rows of those item ids that are in the bundle."""
@@ -120,6 +121,7 @@ class ItemFilters:
         return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
 
 
+_NO_ROWS: Ints = np.zeros(0, np.int64)
 _NOT_A_LIST = "allow or ban is a text, expected a list of item ids"
 
 
