@@ -177,7 +177,7 @@ def _train(
             if not folder:
                 raise
             assert place
-            how = f"`fit(config={python_literal(place / 'config.toml')}, folder={python_literal(folder)}, resume=True)`"
+            how = f"`fit(config={python_literal(place / layout.CONFIG)}, folder={python_literal(folder)}, resume=True)`"
             raise Interrupted(f"{e}; go on: {how}") from None
     if place and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
         dataset = replace(dataset, folder=place / layout.PREPARED)

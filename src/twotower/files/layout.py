@@ -21,19 +21,12 @@ def tower(side: str) -> str:
 
 
 # Run and bundle: resolved settings, weights, the fields and settings they belong to, statistics, vocabularies, metrics.
-CONFIG, WEIGHTS, MODEL, ENCODERS, VOCABULARIES, METRICS = (
-    "config.toml",
-    "model.safetensors",
-    "model.json",
-    "encoders.json",
-    "vocabularies.arrow",
-    "metrics.json",
-)
+CONFIG, WEIGHTS, MODEL = "config.toml", "model.safetensors", "model.json"
+ENCODERS, VOCABULARIES, METRICS = "encoders.json", "vocabularies.arrow", "metrics.json"
 
 # Run: a line for each epoch, a page of curves, the state from which training resumes, the run that replaces a complete
 # one, and the lock of the process that writes.
 EPOCHS, REPORT, CHECKPOINTS, NEXT_RUN, RUN_LOCK = "history.jsonl", "report.html", "checkpoints", ".next", ".lock"
-
 
 # Tables of a run or bundle, as numbered and split; or the same as a prepared dataset.
 INTERACTIONS, PREPARED = "interactions.parquet", "prepared"

@@ -20,6 +20,7 @@ import numpy as np
 from twotower.arrays.types import Floats
 from twotower.errors import DataError, RunError
 from twotower.features.schema import Schema
+from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM
 from twotower.onnx.inspection import INSPECT_SECONDS, InspectionLimits
 from twotower.retrieval.filters import ItemFilters
@@ -74,7 +75,7 @@ class Retriever:
                 self.popularity = Popularity(self.dataset.item_positive_counts)
                 self.neighbours = Neighbours(self.index, bundle.manifest.bias, bundle.manifest.similarity)
             if (row := self.neighbours.broken_row) is not None:
-                raise RunError(f"{bundle.folder / 'index'}: damaged (the vector of item row {row} is not finite)")
+                raise RunError(f"{bundle.folder / layout.INDEX}: damaged (the vector of item row {row} is not finite)")
             if self.index.remote:  # gc drops a collection with its bundle
                 weakref.finalize(self, held.pop_all().close)
 
