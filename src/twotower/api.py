@@ -7,7 +7,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,6 +18,7 @@ from twotower.data.datasets import movielens
 from twotower.data.ids import TextColumn
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare import write_prepared
+from twotower.data.readers import TableLike
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext, choose_device
@@ -97,7 +97,7 @@ def prepare_folder(config: Config, schema: Schema | None, out: Path | str) -> Da
 
 
 def fit(
-    tables: Tables | Dataset | tuple[Any, Any, Any],
+    tables: Tables | Dataset | tuple[TableLike | None, TableLike | None, TableLike],
     schema: Schema,
     config: Config | None = None,
     *,

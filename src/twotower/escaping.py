@@ -24,12 +24,12 @@ def _is_control(character: str) -> bool:
     return unicodedata.category(character) in _CONTROL_CATEGORIES or character in _DIRECTION_CONTROLS
 
 
-def python_literal(value: object) -> str:
+def python_literal(value: str | Path) -> str:
     """Return a Python string literal for a call that a message shows between backticks, such as `rollback(store='a b')`."""
     return repr(str(value)).replace("`", "\\x60")
 
 
-def shell_command(*words: object, program: str = "twotower") -> str:
+def shell_command(*words: str | int | Path, program: str = "twotower") -> str:
     """Return a command line quoted for a POSIX shell; a `Path` that begins with '-' gets './' before it."""
     found = [str(w) for w in words]
     paths = [isinstance(w, Path) and str(w).startswith("-") for w in words]

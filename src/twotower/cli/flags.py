@@ -55,7 +55,10 @@ def in_flags(message: str, words: Sequence[str], app: typer.Typer) -> str:
             case ast.Call(args=[ast.Name(id=name)], keywords=[]):
                 return flags.get(name, {}).get(True) or span[0]
             case ast.Call(args=[], keywords=[ast.keyword(arg=str(name), value=ast.Constant(value=value))]):
-                return " ".join(_option_words(flags.get(name, {}), value)) or span[0]
+                return (
+                    " ".join(_option_words(flags.get(name, {}), value if isinstance(value, bool) else str(value)))
+                    or span[0]
+                )
             case ast.Call(args=[ast.Call(func=ast.Name(id=function), args=args, keywords=keywords)], keywords=[]):
                 if (verb := VERB_OF_FUNCTION.get(function)) and all(map(_is_text_or_switch, keywords)):
                     return f"`{shell_command(verb, *_call_words(_flags(app, (verb,)), args, keywords))}`"
@@ -84,10 +87,10 @@ def _longest(options: Iterable[str]) -> str:
     return max((o for o in options if o.startswith("-")), key=len, default="")
 
 
-def _option_words(flag: Flag, value: object) -> list[str]:
+def _option_words(flag: Flag, value: str | bool) -> list[str]:
     if isinstance(value, bool):
         return [flag[value]] if flag.get(value) else []
-    return [flag[True], str(value)] if flag.get(True) else []
+    return [flag[True], value] if flag.get(True) else []
 
 
 def _call_words(

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import polars as pl
 
 from twotower.errors import DataError, first_line
 from twotower.features.schema import MultiHot, Numeric, Schema, SideName, Text, Vector
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+TableLike: TypeAlias = (
+    "pl.DataFrame | pl.LazyFrame | pd.DataFrame | pa.Table | Mapping[str, Sequence[Any]] | str | Path"
+)
+"""A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, or the path of a file."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Reading:
         return cls(frozenset(numbers - ids), frozenset(words - numbers - ids))
 
 
-def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFrame:
+def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:
     """Return a polars frame of a polars or pandas frame, any Arrow producer, a mapping of columns, or a path to CSV or
     Parquet."""
     if isinstance(table, pl.DataFrame):
@@ -50,7 +59,8 @@ def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFr
             return table.collect()
         if type(table).__module__.split(".")[0] == "pandas" and hasattr(table, "columns"):
             # Conversion by column needs no pyarrow, and keeps lists and arrays as lists.
-            return pl.DataFrame([_pandas_column(str(c), table.iloc[:, i]) for i, c in enumerate(table.columns)])
+            found: pd.DataFrame = table
+            return pl.DataFrame([_pandas_column(str(c), found.iloc[:, i]) for i, c in enumerate(found.columns)])
         if isinstance(table, dict):
             return pl.DataFrame(table, strict=False)
         if hasattr(table, "__arrow_c_stream__") and not isinstance(table, pl.Series):
@@ -65,7 +75,7 @@ def as_frame(table: Any, what: str, reading: Reading | None = None) -> pl.DataFr
     )
 
 
-def _pandas_column(name: str, column: Any) -> pl.Series:
+def _pandas_column(name: str, column: pd.Series) -> pl.Series:
     """Return a pandas column as a series: NaN, NaT and NA as null; lists, tuples and arrays in cells as lists."""
     kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else "O"
     if kind in "biuf":

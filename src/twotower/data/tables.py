@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from twotower.data.readers import Reading, as_frame, is_text, table_files
+from twotower.data.readers import Reading, TableLike, as_frame, is_text, table_files
 from twotower.data.times import TIME, Times
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import Numeric, Schema, Sequence, SideName
@@ -33,7 +32,7 @@ class Tables:
     notes: list[str] = field(default_factory=list)
 
 
-def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
+def check(users: TableLike | None, items: TableLike | None, interactions: TableLike, schema: Schema) -> Tables:
     """Read the three tables and check them against the schema and each other. Raises DataError.
 
     If `users` or `items` is None, that side consists of the distinct ids of the interactions.
@@ -87,7 +86,7 @@ def check(users: Any, items: Any, interactions: Any, schema: Schema) -> Tables:
     return Tables(sides["user"], sides["item"], actions, notes)
 
 
-def _is_csv(*tables: Any) -> bool:
+def _is_csv(*tables: TableLike | None) -> bool:
     return any(isinstance(t, str | Path) and is_text(table_files(t)[0]) for t in tables)
 
 

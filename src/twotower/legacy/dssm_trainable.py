@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy.typing as npt
 
 from twotower import runs
 from twotower.config.toml import TomlValue, parse_config
-from twotower.data.readers import as_frame
+from twotower.data.readers import TableLike, as_frame
 from twotower.errors import DataError, RunError
 from twotower.legacy.column_params import Param, check_params, schema_of
 from twotower.legacy.interaction_rows import LabelledRows, check_labels, dataset_of
@@ -35,12 +34,12 @@ class DSSMTrainable:
 
     def __init__(
         self,
-        x: Any,
+        x: TableLike,
         y: npt.ArrayLike,
         cols_params: Mapping[str, Mapping[str, Param]] | None = None,
         batch_size: int = 2048,
         shuffle: bool = True,
-        val_x: Any = None,
+        val_x: TableLike | None = None,
         val_y: npt.ArrayLike | None = None,
         label_encoder_rate_min: float = 0.0001,
         user_dnn_size: Sequence[int] = (64, 32),
