@@ -47,6 +47,14 @@ def gather(table: Tensor, codes: Tensor) -> Tensor:
     return table.index_select(0, codes.reshape(-1)).view(*codes.shape, table.shape[1])
 
 
+def normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:
+    """Normalise each piece of (U, sum of widths) to mean 0 and variance 1, without learned scale and shift."""
+    if len(set(widths)) == 1:
+        pieces = joined.view(len(joined), len(widths), widths[0])
+        return nn.functional.layer_norm(pieces, (widths[0],)).flatten(1)
+    return torch.cat([nn.functional.layer_norm(p, (p.shape[1],)) for p in torch.split(joined, widths, 1)], 1)
+
+
 class Dropout(nn.Module):
     """Dropout: x * Bernoulli(1 - p) / (1 - p) in training, x otherwise (Srivastava et al. 2014).
 

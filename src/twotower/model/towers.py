@@ -17,7 +17,7 @@ from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.field_tables import FieldTables
 from twotower.model.head import TowerHead
 from twotower.model.inputs.carriers import Inputs
-from twotower.model.layers import Activation, Dropout, SenetConfig, SenetGate, norm_activation_dropout
+from twotower.model.layers import Activation, Dropout, SenetConfig, SenetGate, norm_activation_dropout, normalize_pieces
 from twotower.model.tables import Table
 from twotower.section import Positive, Section
 
@@ -160,7 +160,7 @@ class Tower(nn.Module):
     def joined_fields(self, inputs: Inputs) -> Tensor:
         """Return the concatenated fields, normalised if `field_norm` is set: (U, sum of widths)."""
         fields: Tensor = self.embeddings(inputs, self.unknown_rate)
-        return _normalize_pieces(fields, self.pieces) if self.pieces else fields
+        return normalize_pieces(fields, self.pieces) if self.pieces else fields
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Return the vectors (U, D) and the biases (U, 1), None without."""
@@ -212,14 +212,6 @@ class AugmentedVectors(nn.Module):
         """Return the table rows that `forward` may read."""
         codes = inputs.lookup[:, self.column]
         return torch.cat([codes, codes.new_tensor([UNKNOWN])])
-
-
-def _normalize_pieces(joined: Tensor, widths: list[int]) -> Tensor:
-    """Normalise each piece of (U, sum of widths) to mean 0 and variance 1, without learned scale and shift."""
-    if len(set(widths)) == 1:
-        pieces = joined.view(len(joined), len(widths), widths[0])
-        return nn.functional.layer_norm(pieces, (widths[0],)).flatten(1)
-    return torch.cat([nn.functional.layer_norm(p, (p.shape[1],)) for p in torch.split(joined, widths, 1)], 1)
 
 
 def select_fields(fields: tuple[InputField, ...], names: tuple[str, ...]) -> tuple[InputField, ...]:

@@ -8,7 +8,7 @@ import torch
 
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock, rotary_cos_sin
 from twotower.onnx.builder import GraphBuilder
-from twotower.onnx.layers import layer_nodes, linear
+from twotower.onnx.layers import layer_nodes, linear_nodes
 
 
 def _keep_latest(g: GraphBuilder, codes: str, n: str, limit: int) -> tuple[str, str]:
@@ -28,7 +28,7 @@ class _Queries(NamedTuple):
     mask: str  # added to the scores (U, heads, Q, T): causal; "" if these queries are never used
 
 
-def encoded(g: GraphBuilder, encoder: HistoryEncoder, table: str, codes: str) -> str:
+def history_nodes(g: GraphBuilder, encoder: HistoryEncoder, table: str, codes: str) -> str:
     """Build `HistoryEncoder.forward` over padded codes (U, T): (U, width).
 
     Only the output at the last item is used, so the last block has one query per row.
@@ -110,9 +110,9 @@ def _block(g: GraphBuilder, block: TransformerBlock, x: str, queries: _Queries, 
     if queries.rows:
         x, query_rows = (g("Gather", items, queries.rows, axis=0) for items in (x, normed))
     weights, biases = block.query_key_value.weight.chunk(3), block.query_key_value.bias.chunk(3)
-    query = _heads(g, linear(g, query_rows, weights[0], biases[0]), queries.shape, heads, width)
-    key = _heads(g, linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
-    value = _heads(g, linear(g, normed, weights[2], biases[2]), every.shape, heads, width)
+    query = _heads(g, linear_nodes(g, query_rows, weights[0], biases[0]), queries.shape, heads, width)
+    key = _heads(g, linear_nodes(g, normed, weights[1], biases[1]), every.shape, heads, width)
+    value = _heads(g, linear_nodes(g, normed, weights[2], biases[2]), every.shape, heads, width)
     query, key = _rotated(g, query, queries.angles), _rotated(g, key, every.angles)
     change = layer_nodes(g, block.out, _attended(g, query, key, value, queries.mask, width))
     if block.attend_gate is not None:
@@ -130,7 +130,7 @@ def _attention_pool(g: GraphBuilder, pool: AttentionPool, x: str, queries: _Quer
     heads, width = pool.heads, pool.out.in_features // pool.heads
     normed = layer_nodes(g, pool.norm, x)
     weights, biases = pool.key_value.weight.chunk(2), pool.key_value.bias.chunk(2)
-    key = _heads(g, linear(g, normed, weights[0], biases[0]), every.shape, heads, width)
-    value = _heads(g, linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
+    key = _heads(g, linear_nodes(g, normed, weights[0], biases[0]), every.shape, heads, width)
+    value = _heads(g, linear_nodes(g, normed, weights[1], biases[1]), every.shape, heads, width)
     query = _rotated(g, g.constant(pool.query[None]), queries.angles)  # (U, heads, Q, width)
     return layer_nodes(g, pool.out, _attended(g, query, _rotated(g, key, every.angles), value, queries.mask, width))

@@ -14,7 +14,7 @@ from twotower.onnx.builder import GraphBuilder
 from twotower.onnx.tower import GateInfo
 
 
-def linear(g: GraphBuilder, x: str, weight: Tensor, bias: Tensor | None) -> str:
+def linear_nodes(g: GraphBuilder, x: str, weight: Tensor, bias: Tensor | None) -> str:
     """Build W x + b: (U, n) -> (U, m)."""
     return g("Gemm", x, g.constant(weight), *([] if bias is None else [g.constant(bias)]), transB=1)
 
@@ -31,7 +31,7 @@ def layer_nodes(g: GraphBuilder, module: nn.Module, x: str) -> str:
     if isinstance(module, Dropout):
         return x
     if isinstance(module, nn.Linear):
-        return linear(g, x, module.weight, module.bias)
+        return linear_nodes(g, x, module.weight, module.bias)
     if isinstance(module, nn.LayerNorm):
         weights = (g.constant(module.weight), g.constant(module.bias))
         return g("LayerNormalization", x, *weights, axis=-1, epsilon=module.eps)
@@ -48,7 +48,7 @@ def layer_nodes(g: GraphBuilder, module: nn.Module, x: str) -> str:
     return g(simple[type(module)], x)
 
 
-def normalized(g: GraphBuilder, joined: str, widths: list[int]) -> str:
+def normalization_nodes(g: GraphBuilder, joined: str, widths: list[int]) -> str:
     """Build `layers.normalize_pieces`."""
 
     def norm(x: str, width: int) -> str:
@@ -60,7 +60,7 @@ def normalized(g: GraphBuilder, joined: str, widths: list[int]) -> str:
     return g.concat([norm(piece, w) for piece, w in zip(g.split(joined, widths), widths, strict=True)])
 
 
-def gated(g: GraphBuilder, joined: str, gate: SenetGate, info: GateInfo) -> str:
+def gate_nodes(g: GraphBuilder, joined: str, gate: SenetGate, info: GateInfo) -> str:
     """Build `SenetGate.reweight`; the weights become the gate `info` of the graph."""
     squeeze = {"mean": "Mean", "sum": "Sum", "max": "Max"}[gate.squeeze]
     widths = gate.widths
@@ -74,7 +74,7 @@ def gated(g: GraphBuilder, joined: str, gate: SenetGate, info: GateInfo) -> str:
     return g.concat([g("Mul", p, w) for p, w in zip(pieces, parts, strict=True)])
 
 
-def products(g: GraphBuilder, module: nn.Module, x: str) -> str:
+def product_nodes(g: GraphBuilder, module: nn.Module, x: str) -> str:
     """Build `forward` of `Cross`, `Fm`, `Cin` or `Bilinear`."""
     if isinstance(module, Cross):
         first = x
@@ -106,11 +106,11 @@ def products(g: GraphBuilder, module: nn.Module, x: str) -> str:
 def branch_nodes(g: GraphBuilder, branch: TowerBranch, x: str, gate: GateInfo) -> str:
     """Build `TowerBranch.forward`."""
     if branch.senet is not None:
-        x = gated(g, x, branch.senet, gate)
+        x = gate_nodes(g, x, branch.senet, gate)
     if isinstance(branch.module, Mlp):
         x = layer_nodes(g, branch.module.layers, x)
     elif not isinstance(branch.module, nn.Identity):
-        x = products(g, branch.module, x)
+        x = product_nodes(g, branch.module, x)
     if not branch.norms:
         return x
     return g.concat([layer_nodes(g, n, p) for n, p in zip(branch.norms, g.split(x, branch.norm_widths), strict=True)])

@@ -15,10 +15,10 @@ from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.head import TowerHead
 from twotower.model.towers import Tower
 from twotower.model.two_tower import FirstOrder, TwoTower
-from twotower.onnx.attention import encoded
+from twotower.onnx.attention import history_nodes
 from twotower.onnx.builder import MAX_TABLE_BYTES, GraphBuilder
-from twotower.onnx.layers import branch_nodes, gated, layer_nodes, normalized
-from twotower.onnx.pooling import pooled
+from twotower.onnx.layers import branch_nodes, gate_nodes, layer_nodes, normalization_nodes
+from twotower.onnx.pooling import pooling_nodes
 from twotower.onnx.tower import GateInfo
 
 _TOWER_MODULES = {"embeddings", "senet", "field_dropout", "branches", "augmented", "layers", "head"}
@@ -73,9 +73,9 @@ def _tower(g: GraphBuilder, tower: Tower, names: dict[str, str], number: int) ->
         )
     joined = _fields(g, tower.embeddings, names, number)
     if tower.pieces:
-        joined = normalized(g, joined, tower.pieces)
+        joined = normalization_nodes(g, joined, tower.pieces)
     if tower.senet is not None:
-        joined = gated(g, joined, tower.senet, GateInfo(pair, fields))
+        joined = gate_nodes(g, joined, tower.senet, GateInfo(pair, fields))
     if tower.shift is not None:
         joined = g.reshape(joined, len(tower.field_names), len(tower.shift))
         joined = g("Add", g.reduce("Sum", joined, 1, keep=False), g.constant(tower.shift))
@@ -118,9 +118,9 @@ def _fields(g: GraphBuilder, embeddings: FieldEmbeddings, names: dict[str, str],
         if f.limit:
             encoder = embeddings.encoders[name]
             assert isinstance(encoder, HistoryEncoder)
-            parts.append(encoded(g, encoder, table_rows, names[f.name]))
+            parts.append(history_nodes(g, encoder, table_rows, names[f.name]))
         else:
-            parts.append(pooled(g, table_rows, names[f.name], f))
+            parts.append(pooling_nodes(g, table_rows, names[f.name], f))
     return g.concat(parts)
 
 

@@ -10,7 +10,7 @@ from twotower.features.field import InputField
 from twotower.onnx.builder import GraphBuilder
 
 
-def pooled(g: GraphBuilder, table: str, codes: str, f: InputField) -> str:
+def pooling_nodes(g: GraphBuilder, table: str, codes: str, f: InputField) -> str:
     """Build `embeddings.pool` over padded codes (U, T): (U, width), or (U, rates x width) for decay."""
     known = g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT)
     n = g.reduce("Sum", known, 1)
