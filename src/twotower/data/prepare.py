@@ -170,11 +170,11 @@ class _Preparation:
             )
         encoders = Encoders.fit(self.schema, frames, counts)
         self._write_interactions(buckets, sizes, encoders, frames)
-        columns = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
+        columns: dict[str, files.JsonData] = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
         for side in SIDES:
             frames[side].write_parquet(self.folder / layout.table(side))
         encoders.save(self.folder)
-        facts = {
+        facts: dict[str, files.JsonData] = {
             "format": MEMMAP_FORMAT, "twotower": twotower.__version__, "rows": kept, "users": n_users, "items": n_items,
             "ends": [int(sizes[0]), int(sizes[0] + sizes[1])], "columns": columns,
             "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),

@@ -189,7 +189,7 @@ class ShardedWork:
 
     def publish_shard(self, number: int, folder: Path, rows: int, width: int, kind: str) -> None:
         """Move the files of a shard to their place, and write its record; a shard of no rows has a record only."""
-        written = []
+        written: list[files.JsonData] = []
         for made, name in zip((VECTORS_FILE, IDS_FILE), part_names(number), strict=True):
             if rows:
                 files.sync(folder / made)
@@ -198,8 +198,7 @@ class ShardedWork:
                 os.replace(folder / made, self.out / name)
         files.point("shard.files")
         files.sync(self.out)
-        record = {"rows": rows, "width": width, "id": kind, "files": written}
-        files.write_json(self._record(number), record)
+        files.write_json(self._record(number), {"rows": rows, "width": width, "id": kind, "files": written})
 
     def finish(self, metric: str) -> tuple[int, bool]:
         """Write the list of shards if all are finished; return the number of finished rows, and True if it was written."""

@@ -8,12 +8,15 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 from twotower.errors import RunError
+
+JsonData: TypeAlias = "Mapping[str, JsonData] | Sequence[JsonData] | str | float | bool | None"
+"""A value that JSON can hold."""
 
 _LEFTOVER_NAME = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
 
@@ -63,7 +66,8 @@ def write(path: Path, data: bytes | str, mode: int | None = None) -> None:
         raise RunError(f"{path}: cannot be written ({e.strerror})") from e
 
 
-def write_json(path: Path, value: Any, mode: int | None = None) -> None:
+def write_json(path: Path, value: JsonData, mode: int | None = None) -> None:
+    """Replace `path` by a JSON file, as `write` does."""
     write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", mode)
 
 
