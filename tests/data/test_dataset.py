@@ -11,7 +11,8 @@ import pytest
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything
 
 from twotower.arrays.ragged import Ragged
-from twotower.data.dataset import Dataset, assemble_dataset, build_dataset, load_dataset, save_dataset
+from twotower.data.dataset import Dataset, assemble_dataset, build_dataset
+from twotower.data.run_tables import load_tables, save_tables
 from twotower.data.splits import TEST, TRAIN, VALIDATION, SplitConfig
 from twotower.data.tables import check
 from twotower.errors import DataError
@@ -205,8 +206,8 @@ def test_a_saved_dataset_knows_whether_its_parts_follow_one_another(tmp_path: Pa
         data = build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, config)
         folder = tmp_path / config.kind
         folder.mkdir()
-        save_dataset(data, folder)
-        again = load_dataset(folder, EVERYTHING_SCHEMA, config)
+        save_tables(data, folder)
+        again = load_tables(folder, EVERYTHING_SCHEMA, config)
         assert again.time_ordered is data.time_ordered is (config.kind != "random")
         assert_same_columns(data, again)
         for side in SIDES:

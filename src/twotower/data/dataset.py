@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from twotower import files
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import pair_keys
-from twotower.arrays.types import Bools, Codes, Doubles, Ints
+from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.pairs import Pairs, counts
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, SplitConfig, split_interactions
+from twotower.data.statistics import mean_by_row, with_statistics
 from twotower.data.tables import POSITIVE, Tables
 from twotower.data.times import TIME
-from twotower.errors import DataError, RunError, first_line
+from twotower.errors import DataError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
+from twotower.features.schema import SIDES, Schema, Sequence, SideName
 from twotower.features.text import Grams, TextEncoder
-from twotower.files import layout
-from twotower.files.readers import read_checked, read_parquet
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ class Dataset:
     def digest(self) -> str:
         """Digest of the interactions, columns, encoders and schema: 16 hexadecimal digits."""
         digest = hashlib.sha256()
-        arrays: list[Any] = [self.pairs.user, self.pairs.item, self.pairs.positive, self.parts]
+        arrays: list[npt.NDArray[Any]] = [self.pairs.user, self.pairs.item, self.pairs.positive, self.parts]
         if self.times is not None:
             arrays.append(self.times)
         for side in SIDES:
@@ -231,7 +227,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     for name, rows, frame in (("user", user, tables.users), ("item", item, tables.items)):
         counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
         actions = tables.interactions.filter(train)
-        mean = partial(_mean, schema=schema, n=frame.height, rows=rows[train], actions=actions)
+        mean = partial(mean_by_row, schema=schema, n=frame.height, rows=rows[train], actions=actions)
         frames[name] = with_statistics(frame, schema, name, counts[name], mean)  # type: ignore[index,arg-type]
     encoders = Encoders.fit(schema, frames, counts)
     return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, times, config.kind != "random")
@@ -269,71 +265,6 @@ def assemble_dataset(
     return dataset
 
 
-def save_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write the encoders and the three tables, the interactions as rows with their part.
-
-    encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
-    dataset.encoders.save(folder)
-    pairs = pl.DataFrame(
-        {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
-         "part": dataset.parts}
-    )  # fmt: skip
-    if dataset.times is not None:
-        pairs = pairs.with_columns(time=dataset.times)
-    for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer)
-        files.write(folder / f"{name}.parquet", buffer.getvalue())
-
-
-def load_dataset(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """Read the files of `save_dataset`; only the sides in `encode` get columns.
-
-    Raises RunError if a file is missing, damaged or does not fit the schema."""
-    encoders = Encoders.load(schema, folder)
-    users, items = (
-        read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side)) for side in SIDES
-    )
-    actions = read_checked(
-        folder / layout.INTERACTIONS, lambda path: _check_interactions(read_parquet(path), users, items)
-    )
-    try:
-        pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
-        times = actions["time"].to_numpy() if "time" in actions.columns else None
-        return assemble_dataset(
-            encoders, users, items, pairs, actions["part"].to_numpy(), times, split.kind != "random", encode
-        )
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
-        raise RunError(f"{folder}: a table or encoders.json is damaged, or of another run ({first_line(e)})") from e
-
-
-def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
-    """Read the table of a side. Raises ValueError if a column that the schema names is missing, or the ids are incomplete.
-    A reader for `read_checked`."""
-    frame, key = read_parquet(path), schema.id_column(side)
-    features = [f.source for f in schema.side(side) if not isinstance(f, Sequence)]
-    for column in [key, *features, *([schema.title] if schema.title and side == "item" else [])]:
-        if column not in frame.columns:
-            raise ValueError(f"column '{column}' is missing")
-    if frame[key].null_count() or frame[key].dtype.is_nested():
-        raise ValueError(f"column '{key}' does not hold one id for each row")
-    return frame
-
-
-def _check_interactions(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Return interactions of rows, parts, times and labels unchanged. Raises ValueError for other types or ranges."""
-    below = {"user": users.height, "item": items.height, "part": len(PART_NAMES)}
-    for name in (*below, "positive", *({"time"} & {*actions.columns})):
-        column = actions[name]
-        if column.null_count() or not (column.dtype == pl.Boolean if name == "positive" else column.dtype.is_integer()):
-            raise ValueError(f"column '{name}' has gaps, or is of another type ({column.dtype})")
-        first, last = int(column.min() or 0), int(column.max() or 0)  # type: ignore[arg-type]
-        if name in below and len(column) and not 0 <= first <= last < below[name]:
-            what = "there are" if name == "part" else f"{name}s.parquet holds"
-            raise ValueError(f"column '{name}' goes from {first} to {last}, {what} {below[name]:,}")
-    return actions
-
-
 def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:
     """Return the distinct items of each user, rising."""
     users, items = np.divmod(np.unique(pair_keys(user, item, n_items)), n_items)
@@ -346,25 +277,3 @@ def _rows_of_ids(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
     return (
         actions.select(key).join(rows, on=key, how="left", maintain_order="left")["__row"].to_numpy().astype(np.int32)
     )
-
-
-def with_statistics(
-    frame: pl.DataFrame, schema: Schema, side: SideName, counts: Ints, mean: Callable[[Numeric], Doubles]
-) -> pl.DataFrame:
-    """Add a column for each numeric feature that is a statistic of the training interactions.
-
-    `counts` (n,) are the interactions of each row; `mean(feature)` returns the means (n,), NaN without interactions."""
-    for f in schema.side(side):
-        if isinstance(f, Numeric) and f.statistic:
-            values = np.log1p(counts.astype(np.float64)) if f.statistic == "count" else mean(f)
-            frame = frame.with_columns(pl.Series(f.source, values))
-    return frame
-
-
-def _mean(feature: Numeric, schema: Schema, n: int, rows: Codes, actions: pl.DataFrame) -> Doubles:
-    """Return the mean (n,) of a column of the interactions for each of n rows, NaN without finite values."""
-    values = actions[feature.statistic_column or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        means: Doubles = np.bincount(rows[known], values[known], n) / np.bincount(rows[known], minlength=n)
-    return means

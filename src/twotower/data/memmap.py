@@ -14,28 +14,69 @@ import errno
 import shutil
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
 from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.types import Ints
-from twotower.data.dataset import Dataset, Side, load_dataset, read_side, save_dataset
+from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
+from twotower.data.run_tables import load_tables, read_side, save_tables
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfig
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Schema, Sequence, SideName
 from twotower.files import layout
 from twotower.files.readers import read_array, read_checked, read_json
+from twotower.section import first_problem
 
 MEMMAP_FORMAT = 4
 """Format of a prepared dataset, in prepared.json. Format 3 has vocabularies in encoders.json; 2 also former names of
 features' options and of arrays; 1 also times in whole seconds."""
+
+
+class PreparedFacts(BaseModel):
+    """Content of prepared.json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    """Number of interactions."""
+    ends: tuple[int, ...]
+    """End of each part but the last."""
+    columns: dict[SideName, list[str]]
+    """Encoded columns of each side, in the order of their arrays."""
+    table_schema: Schema = Field(alias="schema")
+    split: SplitConfig
+    digest: str
+
+    @model_validator(mode="after")
+    def _check(self) -> PreparedFacts:
+        bounds = [0, *self.ends, self.rows]
+        if len(self.ends) != len(PART_NAMES) - 1 or sorted(bounds) != bounds or set(self.columns) != {*SIDES}:
+            raise ValueError(f"ends: {[*self.ends]}, columns of {', '.join(self.columns)}")
+        return self
+
+
+def read_facts(folder: Path) -> PreparedFacts:
+    """Return the facts of a prepared dataset. Raises RunError if they are damaged, or of another format."""
+    path = folder / layout.PREPARED_FACTS
+    facts = read_json(path)
+    form = facts.get("format") if isinstance(facts, dict) else None
+    if form != MEMMAP_FORMAT:
+        maker = f", made by twotower {facts.get('twotower')}" if isinstance(facts, dict) else ""
+        raise RunError(f"{path}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again")
+    try:
+        return PreparedFacts.model_validate(facts)
+    except ValidationError as e:
+        raise RunError(
+            f"{path}: damaged, or of another version ({first_problem(e)}); prepare the tables again"
+        ) from None
 
 
 class _Arrays:
@@ -75,7 +116,7 @@ class MemmapDataset(Dataset):
     """A dataset of memory-mapped arrays. Its interactions are sorted by part, user and time."""
 
     folder: Path = Path()
-    facts: dict[str, Any] | None = None
+    facts: PreparedFacts = field(kw_only=True)
     arrays: _Arrays = field(kw_only=True)
 
     @classmethod
@@ -83,27 +124,11 @@ class MemmapDataset(Dataset):
         """Open the dataset in a folder; only the sides in `encode` get columns. Raises RunError if it is damaged, or of
         another format."""
         folder = Path(folder)
-        facts = read_json(folder / layout.PREPARED_FACTS)
-        form = facts.get("format") if isinstance(facts, dict) else None
-        if form != MEMMAP_FORMAT:
-            maker = f", made by twotower {facts.get('twotower')}" if isinstance(facts, dict) else ""
-            raise RunError(
-                f"{folder / layout.PREPARED_FACTS}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again"
-            )
-        try:
-            schema = Schema.model_validate(facts["schema"])
-            rows, columns = int(facts["rows"]), {side: list(facts["columns"][side]) for side in SIDES}
-            ends, _ = [index(end) for end in facts["ends"]], (dict(facts["split"]), str(facts["digest"]))
-            if len(ends) != len(PART_NAMES) - 1 or sorted([0, *ends, rows]) != [0, *ends, rows]:
-                raise ValueError(f"ends: {ends}")
-        except (KeyError, TypeError, ValueError, OverflowError) as e:  # pydantic's is a ValueError
-            what = (str(e).splitlines() or [type(e).__name__])[0]
-            raise RunError(
-                f"{folder / layout.PREPARED_FACTS}: damaged, or of another version ({what}); prepare the tables again"
-            ) from None
+        facts = read_facts(folder)
+        schema, columns = facts.table_schema, facts.columns
         arrays = _Arrays(folder / layout.ARRAYS)
-        if {len(arrays[name]) for name in ("user", "item", "positive", "part", "time")} != {rows}:
-            raise RunError(f"{folder}: damaged (the interactions' arrays are not of {rows:,} rows)")
+        if {len(arrays[name]) for name in ("user", "item", "positive", "part", "time")} != {facts.rows}:
+            raise RunError(f"{folder}: damaged (the interactions' arrays are not of {facts.rows:,} rows)")
         frames = {
             side: read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side))
             for side in SIDES
@@ -126,19 +151,19 @@ class MemmapDataset(Dataset):
             arrays["time"],
             True,
             folder,
-            facts,
+            facts=facts,
             arrays=arrays,
         )
 
     def check(self, schema: Schema | None, split: SplitConfig) -> None:
         """Raise ConfigError if the dataset was prepared with another schema or split."""
-        assert self.facts is not None
         for what, then, now in (
-            ("[schema]", self.facts["schema"], schema.model_dump(mode="json") if schema else self.facts["schema"]),
-            ("[split]", self.facts["split"], split.model_dump(mode="json")),
+            ("[schema]", self.facts.table_schema, schema or self.facts.table_schema),
+            ("[split]", self.facts.split, split),
         ):
-            if then != now:
-                differs = ", ".join(sorted(k for k in then if then[k] != now.get(k)))
+            before, after = then.model_dump(mode="json"), now.model_dump(mode="json")
+            if before != after:
+                differs = ", ".join(sorted(k for k in before if before[k] != after.get(k)))
                 raise ConfigError(
                     f"data.prepared: {self.folder} was prepared with another {what} ({differs}); "
                     "prepare the tables again, or restore these settings"
@@ -146,9 +171,7 @@ class MemmapDataset(Dataset):
 
     @property
     def digest(self) -> str:
-        assert self.facts is not None
-        found: str = self.facts["digest"]
-        return found
+        return self.facts.digest
 
     def link(self, folder: Path) -> None:
         """Hard-link the dataset's files into `folder`, or copy them on a file system without hard links.
@@ -164,12 +187,11 @@ class MemmapDataset(Dataset):
                     files.link(path, to)
             except OSError as e:
                 raise RunError(f"{to}: cannot be written ({e.strerror or e})") from e
-        if read_json(self.folder / layout.PREPARED_FACTS) != self.facts:
+        if read_facts(self.folder) != self.facts:
             raise RunError(f"{self.folder}: another dataset has replaced it; open the folder again")
 
     def _slice(self, part: int) -> slice:
-        assert self.facts is not None
-        ends = [0, *self.facts["ends"], len(self.parts)]
+        ends = [0, *self.facts.ends, len(self.parts)]
         return slice(ends[part], ends[part + 1])
 
     def part(self, part: int) -> Pairs:
@@ -239,7 +261,7 @@ def save(dataset: Dataset, folder: Path) -> None:
     # A prepared dataset of an earlier training would be read instead.
     if not isinstance(dataset, MemmapDataset):
         shutil.rmtree(folder / layout.PREPARED, ignore_errors=True)
-        save_dataset(dataset, folder)
+        save_tables(dataset, folder)
         return
     dataset.encoders.save(folder)
     dataset.link(folder / layout.PREPARED)
@@ -249,7 +271,7 @@ def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideNam
     """Read the files of `save`; only the sides in `encode` get columns. Raises RunError as `load_dataset` does."""
     if (folder / layout.PREPARED).is_dir():
         return MemmapDataset.open(folder / layout.PREPARED, encode)
-    return load_dataset(folder, schema, split, encode)
+    return load_tables(folder, schema, split, encode)
 
 
 def _load(path: Path) -> npt.NDArray[Any]:

@@ -29,11 +29,11 @@ from twotower.arrays.growing import ArrayWriter
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Doubles, Ints
 from twotower.data import splits
-from twotower.data.dataset import with_statistics
 from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
 from twotower.data.readers import Reading, read_file, table_errors, table_files
 from twotower.data.source import DataConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfig
+from twotower.data.statistics import with_statistics
 from twotower.data.tables import POSITIVE, check_side, labelled, need, side_columns, with_ids
 from twotower.data.times import TIME, Times
 from twotower.errors import ConfigError, DataError

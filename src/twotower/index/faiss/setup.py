@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np  # before FAISS, so that numpy's OpenBLAS chooses for itself
 
@@ -50,7 +49,7 @@ def choose_coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
     return "HASWELL" if flags >= {"avx2", "fma"} else None
 
 
-def blas_is_correct(module: Any) -> bool:
+def blas_is_correct(module: ModuleType) -> bool:
     """Return True if products of FAISS's BLAS equal numpy's, on matrices whose sizes are no multiple of a kernel's."""
     rng = np.random.default_rng(0)
     before = module.cvar.distance_compute_blas_threshold
@@ -95,9 +94,7 @@ def _cpuinfo() -> str:
     return path.read_text(encoding="utf-8", errors="replace") if "faiss" not in sys.modules and path.is_file() else ""
 
 
-_module, _use_blas = load_faiss(_cpuinfo())
-faiss: Any = _module
-"""The FAISS module. Any: its stubs lack half of the names used here."""
+faiss, _use_blas = load_faiss(_cpuinfo())
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 import grpc
 import numpy as np
@@ -47,6 +47,20 @@ logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
 
 
+class StoredRow(TypedDict):
+    """A row of a collection."""
+
+    row: int
+    vector: Sequence[float]
+
+
+class Hit(TypedDict):
+    """A row that a search found, and its vector if the search returns vectors."""
+
+    row: int
+    entity: StoredRow
+
+
 class CollectionError(RunError):
     """A collection is missing or is not the one that a bundle names. `reason` labels counters: collection, mismatch."""
 
@@ -69,7 +83,7 @@ class MilvusConnection:
             raise ConfigError(f"{uri}: folder {Path(uri).parent} does not exist; create it, or name another")
         try:
             token = os.environ.get(TOKEN_VARIABLE, "")
-            self._milvus: Any = MilvusClient(
+            self._milvus = MilvusClient(
                 uri, token=token, timeout=remaining_seconds(connect_timeout), grpc_options=_RECONNECT_OPTIONS
             )
         except (MilvusException, grpc.RpcError, OSError) as e:
@@ -154,7 +168,7 @@ class MilvusConnection:
         allowed: Rows | None,
         banned: Rows | None,
         with_vectors: bool,
-    ) -> list[list[Any]]:
+    ) -> list[list[Hit]]:
         """Return up to `k` hits of each query (B, width), in descending order of score.
 
         Hits are among the ascending rows `allowed` and not among `banned`; `with_vectors` adds their vectors. Raises
@@ -192,11 +206,12 @@ class MilvusConnection:
             out[start + positions] = np.array([hit["vector"] for hit in found], np.float32)
         return out
 
-    def _rows(self, name: str, where: str, n: int, seconds: float) -> Any:
-        return self._milvus.query(
+    def _rows(self, name: str, where: str, n: int, seconds: float) -> list[StoredRow]:
+        found: list[StoredRow] = self._milvus.query(
             name, filter=where, output_fields=["row", "vector"], limit=n, timeout=seconds,
             consistency_level="Eventually",
         )  # fmt: skip
+        return found
 
     def drop(self, name: str) -> None:
         """Drop a collection and its aliases, if it exists. Raises Unavailable."""

@@ -1,0 +1,84 @@
+"""Tables of a run or bundle: users, items, and the interactions as rows with their part."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from twotower import files
+from twotower.data.dataset import Dataset, assemble_dataset
+from twotower.data.pairs import Pairs
+from twotower.data.splits import PART_NAMES, SplitConfig
+from twotower.errors import DataError, RunError, first_line
+from twotower.features.encoders import Encoders
+from twotower.features.schema import SIDES, Schema, Sequence, SideName
+from twotower.files import layout
+from twotower.files.readers import read_checked, read_parquet
+
+
+def save_tables(dataset: Dataset, folder: Path) -> None:
+    """Write the encoders and the three tables, the interactions as rows with their part.
+
+    encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
+    dataset.encoders.save(folder)
+    pairs = pl.DataFrame(
+        {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
+         "part": dataset.parts}
+    )  # fmt: skip
+    if dataset.times is not None:
+        pairs = pairs.with_columns(time=dataset.times)
+    for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        files.write(folder / f"{name}.parquet", buffer.getvalue())
+
+
+def load_tables(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
+    """Read the files of `save_dataset`; only the sides in `encode` get columns.
+
+    Raises RunError if a file is missing, damaged or does not fit the schema."""
+    encoders = Encoders.load(schema, folder)
+    users, items = (
+        read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side)) for side in SIDES
+    )
+    actions = read_checked(
+        folder / layout.INTERACTIONS, lambda path: _check_interactions(read_parquet(path), users, items)
+    )
+    try:
+        pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
+        times = actions["time"].to_numpy() if "time" in actions.columns else None
+        return assemble_dataset(
+            encoders, users, items, pairs, actions["part"].to_numpy(), times, split.kind != "random", encode
+        )
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
+        raise RunError(f"{folder}: a table or encoders.json is damaged, or of another run ({first_line(e)})") from e
+
+
+def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
+    """Read the table of a side. Raises ValueError if a column that the schema names is missing, or the ids are incomplete.
+    A reader for `read_checked`."""
+    frame, key = read_parquet(path), schema.id_column(side)
+    features = [f.source for f in schema.side(side) if not isinstance(f, Sequence)]
+    for column in [key, *features, *([schema.title] if schema.title and side == "item" else [])]:
+        if column not in frame.columns:
+            raise ValueError(f"column '{column}' is missing")
+    if frame[key].null_count() or frame[key].dtype.is_nested():
+        raise ValueError(f"column '{key}' does not hold one id for each row")
+    return frame
+
+
+def _check_interactions(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Return interactions of rows, parts, times and labels unchanged. Raises ValueError for other types or ranges."""
+    below = {"user": users.height, "item": items.height, "part": len(PART_NAMES)}
+    for name in (*below, "positive", *({"time"} & {*actions.columns})):
+        column = actions[name]
+        if column.null_count() or not (column.dtype == pl.Boolean if name == "positive" else column.dtype.is_integer()):
+            raise ValueError(f"column '{name}' has gaps, or is of another type ({column.dtype})")
+        first, last = int(column.min() or 0), int(column.max() or 0)  # type: ignore[arg-type]
+        if name in below and len(column) and not 0 <= first <= last < below[name]:
+            what = "there are" if name == "part" else f"{name}s.parquet holds"
+            raise ValueError(f"column '{name}' goes from {first} to {last}, {what} {below[name]:,}")
+    return actions
