@@ -14,11 +14,11 @@ import polars as pl
 from twotower import runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.datasets import movielens
 from twotower.data.ids import TextColumn
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare import write_prepared
 from twotower.data.readers import TableLike
+from twotower.data.source import read
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext, choose_device
@@ -59,30 +59,6 @@ def is_store(path: Path) -> bool:
 def retriever(store: Path | str) -> Retriever:
     """Return a retriever of the current bundle of a store. Raises RunError if there is none or it is damaged."""
     return Retriever(Store(store).current())
-
-
-def read(config: Config, schema: Schema | None) -> tuple[Tables | Dataset, Schema]:
-    """Read the tables that `config.data` names and check them against the schema, or open the prepared dataset.
-
-    Returns the data and its schema. Raises ConfigError or DataError for what cannot be used."""
-    data = config.data
-    if data.prepared:
-        dataset = MemmapDataset.open(data.prepared)
-        dataset.check(schema, config.split)
-        return dataset, dataset.schema
-    if data.dataset:
-        schema = schema or movielens.SCHEMAS[data.dataset]
-        raw = movielens.load(data.dataset, data.archive or None)
-        tables = check(raw.users, raw.items, raw.interactions, schema)
-    else:
-        if not data.interactions:
-            raise ConfigError("data.interactions is missing; name a CSV or Parquet file, or set data.dataset")
-        if schema is None:
-            raise ConfigError("[schema] is missing; `config_template()` gives a template")
-        tables = check(data.users or None, data.items or None, data.interactions, schema)
-    for note in tables.notes:
-        log.info(note)
-    return tables, schema
 
 
 def prepare_folder(config: Config, schema: Schema | None, out: Path | str) -> Dataset:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from twotower.data.dataset import Dataset
+from twotower.data.datasets import movielens
+from twotower.data.memmap import MemmapDataset
 from twotower.data.splits import SplitConfig
+from twotower.data.tables import Tables, check
+from twotower.errors import ConfigError
+from twotower.features.schema import Schema
 from twotower.section import Section
+
+log = logging.getLogger(__name__)
 
 
 class DataConfig(Section):
@@ -56,3 +65,27 @@ class DatasetConfig(Section):
 
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
+
+
+def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset, Schema]:
+    """Read the tables that `config.data` names and check them against the schema, or open the prepared dataset.
+
+    Returns the data and its schema. Raises ConfigError or DataError for what cannot be used."""
+    data = config.data
+    if data.prepared:
+        dataset = MemmapDataset.open(data.prepared)
+        dataset.check(schema, config.split)
+        return dataset, dataset.schema
+    if data.dataset:
+        schema = schema or movielens.SCHEMAS[data.dataset]
+        raw = movielens.load(data.dataset, data.archive or None)
+        tables = check(raw.users, raw.items, raw.interactions, schema)
+    else:
+        if not data.interactions:
+            raise ConfigError("data.interactions is missing; name a CSV or Parquet file, or set data.dataset")
+        if schema is None:
+            raise ConfigError("[schema] is missing; `config_template()` gives a template")
+        tables = check(data.users or None, data.items or None, data.interactions, schema)
+    for note in tables.notes:
+        log.info(note)
+    return tables, schema
