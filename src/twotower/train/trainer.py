@@ -35,6 +35,7 @@ from twotower.train.placement import build_model
 from twotower.train.pointwise_objective import PointwiseObjective
 from twotower.train.progress import TrainingProgress
 from twotower.train.recipe import Recipe
+from twotower.train.state import Stateful
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import Weights
 
@@ -81,18 +82,11 @@ class Trainer:
         self.ema = MovingAverage(self.weights, config.ema_decay)
         self.best = BestWeights(config.monitor, config.patience)
         self.progress = TrainingProgress()
-        self.checkpoints = Checkpoints(
-            folder,
-            fingerprint or {},
-            {
-                "model": self.weights,
-                "ema": self.ema,
-                "best": self.best,
-                "objective": self.objective,
-                "optimizer": self.optimizer,
-            },
-            self.torchrec,
-        )
+        parts: dict[str, Stateful] = {
+            "model": self.weights, "ema": self.ema, "best": self.best,
+            "objective": self.objective, "optimizer": self.optimizer,
+        }  # fmt: skip
+        self.checkpoints = Checkpoints(folder, fingerprint or {}, parts, self.torchrec)
         self._signals = StopSignals()
         self._stop = self._save_due = False  # of all ranks, since their last agreement
         self._last_saved = time.monotonic()
@@ -205,9 +199,9 @@ class Trainer:
         if self.ema.weights:
             self.weights.load_state(self.ema.weights)
         factors = self.factors()
-        metrics = (
-            evaluate_part(factors, self.dataset, VALIDATION, self.recipe.evaluation) if self.context.is_main else {}
-        )
+        metrics = {}
+        if self.context.is_main:
+            metrics = evaluate_part(factors, self.dataset, VALIDATION, self.recipe.evaluation)
         found = self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
         self.best.observe(found, p.epoch + 1, self.weights)
         self.weights.load_state(present)
