@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from twotower.arrays.types import Vectors
 from twotower.errors import ConfigError, DataError
-from twotower.index.milvus.location import MilvusType
+from twotower.index.milvus.index_types import MilvusType
 from twotower.index.protocol import Index
 from twotower.index.vector_store import Metric
 from twotower.section import Section

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from twotower.index.milvus.location import MilvusType
+from twotower.index.milvus.index_types import MilvusType
 from twotower.index.vector_store import MAX_NORM, Metric
 from twotower.section import first_problem
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]
+from twotower.index.milvus.index_types import MilvusType
 
 CONNECT_TIMEOUT = 3.0
 """Default limit of a connection to Milvus. Seconds."""

@@ -29,24 +29,12 @@ from twotower.index.approximate import ApproximateIndex, Effort
 from twotower.index.description import MilvusDescription, parse_description
 from twotower.index.exact import ExactIndex, complete_params
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
-from twotower.index.milvus.location import MilvusLocation, MilvusType
+from twotower.index.milvus.index_types import BUILD_PARAMS, SEARCH_PARAMS, MilvusType
+from twotower.index.milvus.location import MilvusLocation
 from twotower.index.top_k import SearchScope, TopK, best, exact_scores
 from twotower.index.vector_store import Metric
 
 INSERT_ROWS = 4096
-BUILD_PARAMS: dict[MilvusType, dict[str, int]] = {
-    "FLAT": {},
-    "IVF_FLAT": {"nlist": 0},
-    "IVF_SQ8": {"nlist": 0},
-    "HNSW": {"m": 16, "ef_construction": 100},
-}
-SEARCH_PARAMS: dict[MilvusType, dict[str, int]] = {
-    "FLAT": {},
-    "IVF_FLAT": {"nprobe": 16},
-    "IVF_SQ8": {"nprobe": 16, "refine": 2},
-    "HNSW": {"ef": 64},
-}
-"""Build and search parameters of each index type, with their defaults."""
 
 
 @dataclass(frozen=True)
