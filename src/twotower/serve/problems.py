@@ -77,11 +77,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
         "The store of bundles does not answer",
         "Try again later; a rollback may or may not have taken effect.",
     ),
-    "overload": (
-        503,
-        "The service is overloaded",
-        "Wait for the seconds in Retry-After, or add workers.",
-    ),
+    "overload": (503, "The service is overloaded", "Wait for the seconds in Retry-After, or add workers."),
     "too-many-connections": (
         503,
         "Too many connections",

@@ -31,10 +31,7 @@ class Service:
     """The service of one process: the current bundle, the event store, admission and metrics."""
 
     def __init__(
-        self,
-        settings: ServeSettings,
-        metrics: ServeMetrics | None = None,
-        bundle_limits: BundleLimits = BundleLimits(),
+        self, settings: ServeSettings, metrics: ServeMetrics | None = None, bundle_limits: BundleLimits = BundleLimits()
     ) -> None:
         """Open the store and the event store. Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings

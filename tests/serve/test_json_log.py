@@ -1,0 +1,27 @@
+"""The log of a service."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from twotower.reports.messages import printed_messages
+from twotower.serve import json_log
+
+
+def test_the_log_of_a_service_replaces_the_messages_of_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = {logger: logger.level for logger in (logging.getLogger(), logging.getLogger("uvicorn.error"))}
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    try:
+        with printed_messages():
+            json_log.log_as_json()
+            logging.getLogger("twotower.process").warning("a message")
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+    out, err = capsys.readouterr()
+    assert (out, json.loads(err)["event"]) == ("", "a message")
