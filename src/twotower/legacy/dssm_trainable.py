@@ -71,21 +71,10 @@ class DSSMTrainable:
             "dropout": dropout,
             "senet": {"enabled": bool(use_senet)},
         }
-        _, self._config = parse_config(
-            {
-                "model": {
-                    "pairs": [
-                        {
-                            "user": tower | {"layers": list(user_dnn_size)},
-                            "item": tower | {"layers": list(item_dnn_size)},
-                        }
-                    ]
-                },
-                "train": {"batch_size": batch_size, "shuffle": bool(shuffle)},
-                "evaluation": {"bootstrap": 0},
-            },
-            "DSSMTrainable",
-        )
+        pair = {"user": tower | {"layers": [*user_dnn_size]}, "item": tower | {"layers": [*item_dnn_size]}}
+        training = {"batch_size": batch_size, "shuffle": bool(shuffle)}
+        settings: dict[str, TomlValue] = {"model": {"pairs": [pair]}, "train": training, "evaluation": {"bootstrap": 0}}
+        _, self._config = parse_config(settings, "DSSMTrainable")
 
     def train(
         self,
@@ -106,13 +95,8 @@ class DSSMTrainable:
         if self.model_path is not None:
             raise RunError(f"this model was loaded from {self.model_path}; make a new DSSMTrainable to train")
         body = self._config.model_dump()
-        body["train"] |= {
-            "epochs": epochs,
-            "validate_every": val_step,
-            "optimizer": optimizer,
-            "lr": lr,
-            "device": self._choose(device),
-        }
+        body["train"] |= {"epochs": epochs, "validate_every": val_step, "optimizer": optimizer, "lr": lr}
+        body["train"]["device"] = self._choose(device)
         if lr_decay_rate and lr_decay_step:
             body["train"] |= {"schedule": "step", "lr_decay_rate": lr_decay_rate, "lr_decay_epochs": lr_decay_step}
         _, config = parse_config(body, "train")

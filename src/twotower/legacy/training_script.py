@@ -73,18 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=0.001, help="learning rate")
     add("--optimizer", default="Adam", help="Adam, AdamW, SGD or Adagrad")
     add("--device", default="gpu", help="cpu or gpu; without a GPU the CPU does it")
-    add(
-        "--encode_min",
-        type=float,
-        default=0.0,
-        help="values rarer than this share of the rows share one embedding",
-    )
-    add(
-        "--neg_sampling",
-        type=int,
-        default=5,
-        help="random negatives for each positive, beside the observed ones",
-    )
+    add("--encode_min", type=float, default=0.0, help="values rarer than this share of the rows share one embedding")
+    add("--neg_sampling", type=int, default=5, help="random negatives for each positive, beside the observed ones")
     add("--use_senet", type=boolean, default=True, metavar="True|False", help="weigh the features with SENet")
     return parser
 
@@ -99,16 +89,13 @@ def _train(options: argparse.Namespace) -> None:
             "model": {"pairs": [{"user": tower, "item": tower}]},
             "negatives": {"random": options.neg_sampling},
             "train": {
-                "epochs": options.epochs,
-                "batch_size": options.batch_size,
-                "lr": options.lr,
-                "optimizer": options.optimizer,
-                "device": accelerator_or_cpu(options.device),
+                "epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr,
+                "optimizer": options.optimizer, "device": accelerator_or_cpu(options.device),
             },
             "evaluation": {"bootstrap": 0},
         },
         "main.py",
-    )
+    )  # fmt: skip
     print(dataset.describe())
     with locked(Path(options.model_path)):
         trained, best = fit(dataset, config)
