@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Count = Annotated[int, Field(ge=0, lt=2**31 - 1)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 """Number of embedding rows, values or characters."""
 
 
