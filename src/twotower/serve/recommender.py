@@ -32,8 +32,6 @@ class ResolvedRequest:
     known_user: bool
     """True if the user is one of the bundle's."""
     state: UserState
-    recent_events: int
-    """Number of recent events in the request."""
     cacheable: bool
     """True if the request adds nothing but recent events: its user vector may be saved for the next request."""
 
@@ -76,7 +74,7 @@ class Recommender:
         if not known and request.has_details:
             method = 2  # an unknown user has no precomputed vector
         cacheable = bool(state.events) and not (body.features or body.events or body.history is not None)
-        return ResolvedRequest(request, method, known, state, len(state.events), cacheable)
+        return ResolvedRequest(request, method, known, state, cacheable)
 
     async def run_search(self, retriever: Retriever, work: Callable[[], T]) -> T:
         """Run a search at once, or in a thread if the index is remote. Raises Unavailable and the errors of `work`."""
