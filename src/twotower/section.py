@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+T = TypeVar("T")
 
 MAX_WHOLE_NUMBER = 2**32 - 1
 """Largest whole number allowed in a schema or a config."""
 
 
-def _check_whole_numbers(value: Any) -> Any:
+def _check_whole_numbers(value: T) -> T:
     """Return the value unchanged. Raises ValueError if it, or an element of it, is a whole number above MAX_WHOLE_NUMBER."""
     for number in value if isinstance(value, tuple) else (value,):
         if type(number) is int and number > MAX_WHOLE_NUMBER:
