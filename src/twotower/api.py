@@ -222,7 +222,9 @@ def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
     check_k(k)
     dataset, row = trained.dataset, _user_row(trained.dataset, user_id)
     factors = trained.factors()
-    index = build_index("exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.metric)
+    index = build_index(
+        "exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.config.metric
+    )
     seen = dataset.pairs.item[dataset.pairs.user == row].astype(np.int64)
     rows, scores = index.search(factors.users[row : row + 1].cpu().numpy(), k, banned=[seen])
     items = list_items(rows[0], scores[0], TextColumn(dataset.items.ids), TextColumn(dataset.title_column()))

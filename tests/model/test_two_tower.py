@@ -217,10 +217,10 @@ def test_the_metric_is_cosine_only_where_ranking_by_cosine_is_ranking_by_logit(s
         u, v = model.user_vectors(users), model.item_vectors(items)
     by_logit = (u @ v.T).argsort(1)
     by_cosine = (nn.functional.normalize(u) @ nn.functional.normalize(v).T).argsort(1)
-    assert model.metric == ("cosine" if similarity == "cosine" and not bias else "dot")
+    assert model.config.metric == ("cosine" if similarity == "cosine" and not bias else "dot")
     # Vectors of one length tie in neither order but for rounding.
     agree = (by_logit == by_cosine).float().mean().item()
-    assert (agree > 0.95) == (model.metric == "cosine")
+    assert (agree > 0.95) == (model.config.metric == "cosine")
 
 
 def test_a_zero_vector_has_a_finite_logit_and_gradient() -> None:

@@ -113,7 +113,7 @@ def embed(
             missing = [s for s in reversed(shards) if not work.record(s.number)]
             if not sum(_embed_shard(tower, work, s, verify=False) for s in missing):
                 break
-        n, last = work.finish(run.model.metric)
+        n, last = work.finish(run.model.config.metric)
         if not n and all(work.record(s.number) for s in shards):
             raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
         if last or (work.complete and me.is_main):

@@ -10,7 +10,7 @@ standard deviation of the fields. (A start of 1 instead of 0.05 lowered the test
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 from pydantic import BaseModel, Field
@@ -79,15 +79,8 @@ class IdentityBranch(_Branch):
 Branch = Annotated[
     MlpBranch | CrossBranch | FmBranch | CinBranch | BilinearBranch | IdentityBranch, Field(discriminator="kind")
 ]
-
-
 BRANCH_KINDS: dict[str, type[BaseModel]] = {
-    "mlp": MlpBranch,
-    "cross": CrossBranch,
-    "fm": FmBranch,
-    "cin": CinBranch,
-    "bilinear": BilinearBranch,
-    "identity": IdentityBranch,
+    section.model_fields["kind"].default: section for section in get_args(get_args(Branch)[0])
 }
 
 

@@ -192,11 +192,6 @@ class TwoTower(nn.Module):
         return self.user_bias if side == "user" else self.item_bias
 
     @property
-    def metric(self) -> Literal["cosine", "dot"]:
-        """Metric by which an index over the item vectors ranks."""
-        return self.config.metric
-
-    @property
     def temperature(self) -> Tensor:
         """Temperature T > 0 (scalar): logits are cosines divided by T."""
         return self.log_temperature.exp()

@@ -101,7 +101,7 @@ def _write(
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)
-    index = build_item_index(items, run.model.metric, config, model, collections)
+    index = build_item_index(items, run.model.config.metric, config, model, collections)
     recall_check = tune_and_check(index, users[_query_users(run, config.queries)], config)
     index.save(folder / layout.INDEX)
     np.save(folder / layout.USER_VECTORS, users)
@@ -116,7 +116,7 @@ def _write(
     return BundleFacts(
         model=model,
         dims=users.shape[1],
-        metric=run.model.metric,
+        metric=run.model.config.metric,
         counts=Counts(users=len(users), items=len(items)),
         schema=run.dataset.schema,
         split=run.config.split,

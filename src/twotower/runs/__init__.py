@@ -128,7 +128,7 @@ def save_run(folder: Path, run: Run) -> str:
             "twotower": twotower.__version__,
             "torch": torch.__version__,
             "sha256": digest,
-            "metric": run.model.metric,
+            "metric": run.model.config.metric,
             "model": run.config.model.model_dump(mode="json"),
             "fields": {s: [vars(f) for f in run.dataset.encoders.fields(s)] for s in SIDES},
         },
