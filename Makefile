@@ -72,6 +72,7 @@ golden: .venv/.test
 
 docs: .venv/.test
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/house.py
 
 # RELEASE=1 writes them into the notes of the newest release, in CHANGELOG.md.
 versions: .venv/.test

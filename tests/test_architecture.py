@@ -6,11 +6,13 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -131,6 +133,51 @@ def test_the_package_has_no_switch_for_tests() -> None:
     for path in sources():
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"FAIL_(AT|POINT)|TWOTOWER_TEST", text), path.name
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_modules_are_short() -> None:
+    lengths = [lines(path) for path in sources()]
+    assert sum(n > 400 for n in lengths) <= 4
+    assert median(lengths) <= 150
+
+
+def test_the_root_of_the_package_holds_few_modules_and_the_house_few_layers() -> None:
+    assert len(list(SOURCE.glob("*.py"))) <= 12
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
+    assert len(contract["layers"]) == 10
+    assert "ignore_imports" not in contract
+
+
+def untyped(path: Path) -> int:
+    """Number of parameters, results and fields of a module that are Any or object, and of casts. An array may hold any number."""
+    n = 0
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+            wanted = [a.annotation for a in arguments if a and node.name not in ("__exit__", "__aexit__", "__eq__")]
+            n += sum(map(names_any, [*wanted, node.returns]))
+        elif isinstance(node, ast.AnnAssign):
+            n += names_any(node.annotation)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            n += node.func.id == "cast"
+    return n
+
+
+def names_any(annotation: ast.expr | None) -> bool:
+    if annotation is None:
+        return False
+    text = re.sub(r"(NDArray|integer)\[[^\]]*\]*", "", ast.unparse(annotation))
+    return re.search(r"\b(Any|object)\b", text) is not None
+
+
+def test_few_things_have_any_type() -> None:
+    found = {str(path.relative_to(SOURCE)): n for path in sources() if (n := untyped(path))}
+    assert sum(found.values()) <= 40, found
 
 
 def test_imports_point_down() -> None:

@@ -161,6 +161,12 @@ def test_the_example_of_own_data_trains_and_beats_popularity(
     assert "next: twotower evaluate" in capsys.readouterr().out
 
 
+def test_the_picture_of_the_house_is_up_to_date() -> None:
+    picture = script("docs/house.py").picture()
+    kept = (ROOT / "docs" / "figures" / "house.svg").read_text(encoding="utf-8")
+    assert picture == kept, "run `make docs`"
+
+
 def test_every_named_fault_test_exists() -> None:
     table = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
     named = re.findall(r"`([\w/]*test_\w+\.py)::(\w+)`", table)
