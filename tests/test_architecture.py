@@ -147,7 +147,9 @@ def test_modules_are_short() -> None:
 
 def test_the_root_of_the_package_holds_few_modules_and_the_house_few_layers() -> None:
     assert len(list(SOURCE.glob("*.py"))) <= 12
-    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ][0]
     assert len(contract["layers"]) == 10
     assert "ignore_imports" not in contract
 
