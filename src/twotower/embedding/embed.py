@@ -10,7 +10,7 @@ import time
 from collections import abc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from twotower.data.readers import (
 from twotower.data.splits import TEST
 from twotower.data.tables import need, with_ids
 from twotower.distributed import DistributedContext
-from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER
+from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, StoredVectors
 from twotower.embedding.shards import (
     HOW_TO_OVERWRITE,
     ShardedWork,
@@ -215,7 +215,7 @@ class _ShardEmbedder:
         shutil.rmtree(scratch)
         return n, width, kind
 
-    def _rounded(self, vectors: npt.NDArray[np.float32], source: Path) -> npt.NDArray[Any]:
+    def _rounded(self, vectors: npt.NDArray[np.float32], source: Path) -> StoredVectors:
         if self.type == "<f4":
             return vectors
         with np.errstate(over="ignore"):
@@ -265,7 +265,9 @@ class _RowEncoder:
             frame = frame.with_columns(pl.concat([new, values]).gather(known_rows).alias(f.source))
         columns = self.encoders.transform(self.side, frame)
         for s in self.sequences:
-            columns[s.name] = _take_known(cast(Ragged, self.known.columns[s.name]), known_rows)
+            known = self.known.columns[s.name]
+            assert isinstance(known, Ragged)
+            columns[s.name] = _take_known(known, known_rows)
         return frame[self.key].rename("id"), columns
 
 

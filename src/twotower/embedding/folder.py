@@ -1,4 +1,4 @@
-"""Reader of a folder of embeddings that `twotower embed` has written. Vectors are memory-mapped and read in blocks.
+"""Reader of a folder of embeddings that `twotower embed` has written. StoredVectors are memory-mapped and read in blocks.
 
 embedding.json          side, model and precision, and the list of shards; written when all shards are complete
 part-00000.npy          vectors of a shard (rows, D), float32 or float16
@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
 import numpy.typing as npt
 
 from twotower.errors import RunError, first_line
@@ -26,6 +27,33 @@ if TYPE_CHECKING:
 VECTORS_FILE, IDS_FILE = "vectors.npy", "ids.parquet"
 LIST_FILE, WORK_FOLDER = "embedding.json", "work"
 EMBEDDINGS_FORMAT = 1
+
+StoredVectors = npt.NDArray[np.float32 | np.float16]
+
+
+class ShardFiles(TypedDict):
+    """Names of a shard's files, and its number of rows."""
+
+    vectors: str
+    ids: str
+    rows: int
+
+
+class EmbeddingList(TypedDict, total=False):
+    """Content of embedding.json."""
+
+    format: int
+    side: str
+    model: str
+    schema: str
+    precision: str
+    shard_rows: int
+    twotower: str
+    metric: str
+    rows: int
+    width: int
+    id: str
+    shards: list[ShardFiles]
 
 
 def part_names(shard_index: int) -> tuple[str, str]:
@@ -41,10 +69,10 @@ class EmbeddingPart:
     ids: Path
     rows: int
 
-    def open(self) -> npt.NDArray[Any]:
+    def open(self) -> StoredVectors:
         """Return the vectors (rows, D), mapped and read-only. Raises RunError if the file is missing or damaged."""
         try:
-            found: npt.NDArray[Any] = read_array(self.vectors, "r")
+            found: StoredVectors = read_array(self.vectors, "r")
         except (OSError, ValueError, EOFError) as e:
             raise RunError(f"{self.vectors}: missing or damaged ({e}); embed again to repair it") from None
         if found.ndim != 2 or len(found) != self.rows:
@@ -64,7 +92,7 @@ class EmbeddingsFolder:
     def __init__(self, folder: Path | str) -> None:
         """Open a folder. Raises RunError if it holds no vectors, or not yet all of them."""
         self.folder = Path(folder)
-        self.about: dict[str, Any] = {}
+        self.about: EmbeddingList = {}
         if (self.folder / LIST_FILE).exists():
             self.about = read_json(self.folder / LIST_FILE)
             if not isinstance(self.about, dict) or self.about.get("format") != EMBEDDINGS_FORMAT:
@@ -95,7 +123,7 @@ class EmbeddingsFolder:
     def __len__(self) -> int:
         return self._rows
 
-    def blocks(self, rows: int = 65_536) -> Iterator[tuple[pl.Series, npt.NDArray[Any]]]:
+    def blocks(self, rows: int = 65_536) -> Iterator[tuple[pl.Series, StoredVectors]]:
         """Yield ids (n,) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises RunError."""
         import polars as pl  # imported late: an index imports this module for `read_array` only
 
