@@ -35,7 +35,7 @@ from measure import Numbers, blas, finish, options, result, timed, tool
 
 from twotower.arrays.types import Vectors
 from twotower.index import build_index, measure_recall, tune_index
-from twotower.index.blas_threads import blas_threads
+from twotower.index.blas_threads import one_blas_thread
 from twotower.index.exact import ExactIndex
 from twotower.index.vector_store import Metric
 
@@ -274,7 +274,7 @@ def limits(items: Vectors, queries: Vectors, threads: int) -> dict[str, Callable
 
     def share(work: Callable[[int, int], object]) -> None:
         bounds = [n * t // threads for t in range(threads + 1)]
-        with blas_threads().one(), ThreadPoolExecutor(threads) as pool:
+        with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, bounds[:-1], bounds[1:]))
 
     def products(low: int, high: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from vector_worlds import WIDTH, naive, same, users, world
 
-from twotower.index.blas_threads import blas_threads
+from twotower.index.blas_threads import one_blas_thread
 from twotower.index.exact import ExactIndex
 
 
@@ -85,5 +85,5 @@ def test_searches_side_by_side() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    with blas_threads().one(), blas_threads().one():
+    with one_blas_thread(), one_blas_thread():
         pass

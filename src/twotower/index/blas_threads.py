@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -12,42 +11,44 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 
-class BlasThreads:
-    """Threads of the BLAS library that numpy ships, shared by all searches of this process.
+class OneBlasThread:
+    """Sets one thread for the OpenBLAS that numpy ships, while a `with` block of any thread runs.
 
-    OpenBLAS's own threads spin while they wait, and several calling threads would queue for them.
+    OpenBLAS's own threads spin while they wait, and several calling threads would queue for them. The last of several
+    users restores the number before the first.
     """
 
     def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
-        folder = Path(np.__file__).parent.with_name("numpy.libs")
-        found = ThreadpoolController().select(user_api="blas").lib_controllers
-        self._libraries = [lib for lib in found if Path(lib.filepath).parent == folder]
-        self._before: list[int] = []
+        self._lock, self._users, self._before = threading.Lock(), 0, 1
+        self._get: Callable[[], int] | None = None
+        self._set: Callable[[int], None] | None = None
+        folder = Path(np.__file__).resolve().parent.with_name("numpy.libs")
+        for library in ThreadpoolController().select(internal_api="openblas").lib_controllers:
+            if Path(library.filepath).resolve().parent == folder:
+                # The functions of the library: `set_num_threads` obeys only the first thread that calls it, and `limit`
+                # takes ten times as long.
+                self._get = library._get_symbol("openblas_get_num_threads")
+                self._set = library._get_symbol("openblas_set_num_threads")
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Set one thread within the block; the last of several users restores the number before the first."""
-        # A call of the library itself: the controller's `limit` also reads versions, and takes ten times as long.
+    def __enter__(self) -> None:
+        if self._get is None or self._set is None:
+            return
         with self._lock:
             if not self._users:
-                self._before = [library.get_num_threads() for library in self._libraries]
-                self._set([1] * len(self._libraries))
+                self._before = self._get()
+                self._set(1)
             self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._set(self._before)
 
-    def _set(self, counts: list[int]) -> None:
-        for library, count in zip(self._libraries, counts, strict=True):
-            library.set_num_threads(count)
+    def __exit__(self, *error: object) -> None:
+        if self._set is None:
+            return
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._set(self._before)
 
 
 @cache
-def blas_threads() -> BlasThreads:
-    """Return the threads of numpy's BLAS in this process; the search for loaded libraries takes milliseconds."""
-    return BlasThreads()
+def one_blas_thread() -> OneBlasThread:
+    """Return the context of this process; the search for loaded libraries takes milliseconds."""
+    return OneBlasThread()

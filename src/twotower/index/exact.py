@@ -13,7 +13,7 @@ from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError, did_you_mean
 from twotower.files import layout, new_folder, write_json
-from twotower.index.blas_threads import blas_threads
+from twotower.index.blas_threads import one_blas_thread
 from twotower.index.description import INDEX_FORMAT, IndexDescription, parse_description
 from twotower.index.milvus.location import MilvusLocation
 from twotower.index.top_k import SearchScope, TopK, exact_top_k
@@ -88,7 +88,7 @@ class ExactIndex:
 
     def scores(self, query: Vectors) -> Vectors:
         query = self._checked_queries(query, 1)[0]
-        with blas_threads().one():
+        with one_blas_thread():
             found: Vectors = self._store.vectors @ query
         return found if self._store.identity else found[self._store.sorted_positions]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Bools, Rows, Vectors
-from twotower.index.blas_threads import blas_threads
+from twotower.index.blas_threads import one_blas_thread
 from twotower.index.vector_store import VectorStore, norms
 
 NUMPY_MAX_SCORES = 1 << 13
@@ -109,7 +109,7 @@ def exact_top_k(store: VectorStore, queries: Vectors, k: int, scope: SearchScope
             top.rows[part], top.scores[part] = rescore(store, queries[part], at, k)
             certain[part] = top.scores[part, -1] > rough[:, -1] + slack[part]
         todo = todo[~certain]
-    with blas_threads().one():
+    with one_blas_thread():
         for number in todo.tolist():
             top.put(number, *_score_all(store, queries[number], k, only, banned[number], slack[number]))
     return top
@@ -165,11 +165,9 @@ def _score_all(store: VectorStore, query: Vectors, k: int, only: Rows | None, ba
             part = slice(start, start + (1 << 14))
             rough[part] = vectors[positions[part]] @ query
         positions = positions[rough >= kth_largest(rough, k) - slack]
-    scores = np.empty(len(positions), np.float32)
-    for start in range(0, len(positions), 4096):
-        part = slice(start, start + 4096)
-        scores[part] = exact_scores(vectors[positions[part]], query)
-    return best(store.rows[positions], scores, k)
+    blocks = [positions[start : start + 4096] for start in range(0, max(1, len(positions)), 4096)]
+    scores = [exact_scores(vectors[block], query) for block in blocks]
+    return best(store.rows[positions], scores[0] if len(scores) == 1 else np.concatenate(scores), k)
 
 
 def kth_largest(values: Vectors, k: int) -> float:
