@@ -1,4 +1,4 @@
-"""Batches of tensors, made from encoded columns. No other module turns columns into tensors.
+"""Batches: the inputs of both towers, and the pairs that join them.
 
 A batch holds its distinct users and items once, so that each tower runs once per distinct row. It knows which of its pairs
 are training interactions, so that no history contains its target.
