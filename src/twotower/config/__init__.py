@@ -1,0 +1,1 @@
+"""Settings of an experiment: their composition, TOML form, errors and reference."""

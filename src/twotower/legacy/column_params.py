@@ -9,17 +9,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from twotower.errors import ConfigError, DataError, did_you_mean
-from twotower.features.schema import (
-    ROW_IDS,
-    SIDES,
-    Categorical,
-    Feature,
-    MultiHot,
-    Numeric,
-    Schema,
-    SideName,
-    Vector,
-)
+from twotower.features.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, SideName, Vector
 
 SEED_USER_COLUMNS = ("UserID", "Gender", "Age", "JobID", "ZipCode")
 SEED_ITEM_COLUMNS = ("MovieID", "Title", "Genres", "Year", "ratings_count", "ratings_mean")

@@ -19,11 +19,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.errors import RunError
-from twotower.evaluation.comparison import (
-    Comparison,
-    ComparisonData,
-    compare_factors,
-)
+from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors
 from twotower.evaluation.factors import Factors
 from twotower.features.schema import SideName
 from twotower.features.values import canonical_ids
