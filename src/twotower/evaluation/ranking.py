@@ -40,15 +40,14 @@ def top_items(scores: Tensor, excluded: Ints, k: int) -> Ints:
     tied = np.flatnonzero(equal.any(1))
     best[tied] = _in_order(values[tied], rows[tied], k)
     cut = np.flatnonzero(equal[:, k - 1 :].any(1))
+    falling = torch.arange(scores.shape[1], 0, -1, dtype=torch.int32, device=scores.device)
     for start in range(0, len(cut), TIED_ROWS):
         some = cut[start : start + TIED_ROWS]
-        part = scores[torch.from_numpy(some).to(scores.device)].cpu().numpy()
-        candidates = part >= values[some, k - 1 : k]
-        n = candidates.sum(1)
-        filled = np.arange(n.max()) < n[:, None]
-        several, items = np.full(filled.shape, -np.inf, np.float32), np.zeros(filled.shape, np.int64)
-        several[filled], items[filled] = part[candidates], candidates.nonzero()[1]
-        best[some] = _in_order(several, items, k)
+        last = values[some, k - 1 : k]
+        equals = scores[torch.from_numpy(some).to(scores.device)] == torch.from_numpy(last).to(scores.device)
+        first = torch.where(equals, falling, 0).topk(k, dim=1).indices.cpu().numpy()
+        place = np.arange(k) - (values[some, :k] > last).sum(1, keepdims=True)
+        best[some] = np.where(place < 0, best[some], np.take_along_axis(first, np.maximum(place, 0), 1))
     return best
 
 
