@@ -45,7 +45,7 @@ class Ragged:
         source: Ints | None = None,
     ) -> Ragged:
         """Group `values` by `rows` (each 0..n_rows-1), keeping the order within a row."""
-        order = np.argsort(rows, kind="stable")
+        order = stable_order(rows)
         offsets = offsets_of(np.bincount(rows, minlength=n_rows))
         return cls(values[order].astype(np.int32), offsets, None if source is None else source[order])
 
@@ -111,3 +111,12 @@ Values = npt.NDArray[np.int32 | np.float32]
 def row_of(column: Column, row: int) -> Values:
     """Return one row of a column."""
     return column.row(row) if isinstance(column, Ragged) else np.atleast_1d(column[row])
+
+
+def stable_order(codes: npt.NDArray[np.integer]) -> Ints:
+    """Return the stable argsort of codes (n,) of 0 to 2**32 - 1, by passes over 16 bits, which numpy sorts by radix."""
+    order = np.argsort(codes.astype(np.uint16), kind="stable")
+    high = codes >> 16
+    if not high.any():
+        return order
+    return order[np.argsort(high[order].astype(np.uint16), kind="stable")]

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-import twotower
 from twotower import files
 from twotower.arrays.growing import ArrayWriter
 from twotower.arrays.ragged import Column, Ragged
@@ -40,6 +39,7 @@ from twotower.errors import ConfigError, DataError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
 from twotower.files import layout, locks
+from twotower.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class _Preparation:
             frames[side].write_parquet(self.folder / layout.table(side))
         encoders.save(self.folder)
         facts: dict[str, files.JsonData] = {
-            "format": MEMMAP_FORMAT, "twotower": twotower.__version__, "rows": kept, "users": n_users, "items": n_items,
+            "format": MEMMAP_FORMAT, "twotower": __version__, "rows": kept, "users": n_users, "items": n_items,
             "ends": [int(sizes[0]), int(sizes[0] + sizes[1])], "columns": columns,
             "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
         }  # fmt: skip

@@ -24,11 +24,11 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
-import twotower
 from twotower import files
 from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, part_names
 from twotower.errors import DataError, RunError
 from twotower.files.readers import read_json
+from twotower.version import __version__
 
 HOW_TO_OVERWRITE = "choose another folder, or start over with `overwrite=True`"
 _SHARD_FILES = re.compile(r"part-\d+\.npy|ids-\d+\.parquet")
@@ -210,7 +210,7 @@ class ShardedWork:
                 return rows, False
             records = [r for i in range(self.shards) if (r := self.record(i)) and r["rows"]]
             about = self.plan | {
-                "twotower": twotower.__version__, "metric": metric, "rows": rows, "width": records[0]["width"],
+                "twotower": __version__, "metric": metric, "rows": rows, "width": records[0]["width"],
                 "id": records[0]["id"],
                 "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in records],
             }  # fmt: skip

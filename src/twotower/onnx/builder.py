@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-import twotower
 from twotower.errors import ConfigError, RunError
 from twotower.onnx.allow_list import IR_VERSION, OPERATORS, OPSET
 from twotower.onnx.tower import GATES_OUTPUT, VECTOR_OUTPUT, GateInfo
+from twotower.version import __version__
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto, ValueInfoProto
@@ -132,7 +132,7 @@ class GraphBuilder:
         graph = helper.make_graph(self.nodes, "tower", self.inputs, shapes, self.constants)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
-            producer_name="twotower", producer_version=twotower.__version__,
+            producer_name="twotower", producer_version=__version__,
         )  # fmt: skip
         helper.set_model_props(model, metadata)
         data: bytes = model.SerializeToString()

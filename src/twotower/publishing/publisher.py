@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-import twotower
 from twotower import runs
 from twotower.arrays.types import Floats, Ints
 from twotower.data.memmap import MemmapDataset
@@ -41,6 +40,7 @@ from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts, Counts, IndexFacts
 from twotower.store.milvus_collections import MilvusCollections
 from twotower.store.store import Store
+from twotower.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _write(
         parity=parity,
         schema_hash=_digest(run.dataset.schema.model_dump_json()),
         vocab_hash=_digest(read_text(folder / layout.ENCODERS)),
-        versions={"twotower": twotower.__version__, "python": platform.python_version()}
+        versions={"twotower": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")}
         | ({"pymilvus": version("pymilvus")} if index.remote else {}),
     )

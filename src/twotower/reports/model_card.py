@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import twotower
 from twotower.evaluation.metrics import metric_names
 from twotower.index import Index
 from twotower.reports.columns import cell, metric_rows
 from twotower.store.manifest import RecallCheck
+from twotower.version import __version__
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -38,6 +38,6 @@ Features:
 
 {features}
 
-Trained by twotower {twotower.__version__}. Scores are no probabilities of liking, least of all outside the population
+Trained by twotower {__version__}. Scores are no probabilities of liking, least of all outside the population
 and the time of the training data.
 """

@@ -27,7 +27,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-import twotower
 from twotower import files
 from twotower.config.experiment import Config
 from twotower.config.toml import CONFIG_FORMAT, dump_config, parse_config
@@ -45,6 +44,7 @@ from twotower.files.readers import read_checked, read_json, read_text
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
 from twotower.train.factors import factors_before
+from twotower.version import __version__
 
 RUN_FORMAT = 4
 """Format of a run folder, in model.json. Format 3 has vocabularies in encoders.json; 2 also config keys of former names; 1
@@ -76,7 +76,7 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:
     # These settings do not change the result: times of checkpoints, the timeout, and the placement of tables.
     for key in ("checkpoint_seconds", "checkpoint_steps", "timeout", "embedding_placement", "embedding_sharding"):
         del flat[f"train.{key}"]
-    return flat | {"data": dataset.digest, "torch": torch.__version__, "twotower": twotower.__version__}
+    return flat | {"data": dataset.digest, "torch": torch.__version__, "twotower": __version__}
 
 
 def _flattened(prefix: str, section: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -125,7 +125,7 @@ def save_run(folder: Path, run: Run) -> str:
         folder / layout.MODEL,
         {
             "format": RUN_FORMAT,
-            "twotower": twotower.__version__,
+            "twotower": __version__,
             "torch": torch.__version__,
             "sha256": digest,
             "metric": run.model.config.metric,

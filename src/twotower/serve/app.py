@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-import twotower
 from twotower.serve.routes.admin import add_admin_routes
 from twotower.serve.routes.answers import add_answer_routes
 from twotower.serve.routes.console import add_console_routes
@@ -14,13 +13,14 @@ from twotower.serve.routes.openapi import describe_problems
 from twotower.serve.routes.operation import add_operation_routes
 from twotower.serve.routes.requests import JsonRoute, accept_any_id
 from twotower.serve.service import Service
+from twotower.version import __version__
 
 
 def create_app(service: Service) -> FastAPI:
     """Return the application for clients, without the middleware."""
     app = FastAPI(
         title="twotower",
-        version=twotower.__version__,
+        version=__version__,
         description="Items for a user, from a published bundle. Every error is application/problem+json (RFC 9457).",
         docs_url=None,
         redoc_url=None,
@@ -48,7 +48,7 @@ def create_app(service: Service) -> FastAPI:
 def create_admin_app(service: Service) -> FastAPI:
     """Return the application of the admin port."""
     app = FastAPI(
-        title="twotower admin", version=twotower.__version__, docs_url=None, redoc_url=None, openapi_url=None,
+        title="twotower admin", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False, strict_content_type=False,
     )  # fmt: skip
     app.router.route_class = JsonRoute

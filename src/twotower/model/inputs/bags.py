@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from twotower.arrays.ragged import Ragged
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.ragged import Ragged, stable_order
 from twotower.model.inputs.carriers import Array, Bag
 
 
 def bag_in_both_orders(ragged: Ragged, table_rows: int) -> Bag[Array]:
     """Return the bags of all rows, whose codes are below `table_rows`."""
-    order = _stable_order(ragged.values)
+    order = stable_order(ragged.values)
     code_offsets = np.zeros(table_rows + 1, np.int32)
     np.cumsum(np.bincount(ragged.values, minlength=table_rows), out=code_offsets[1:])
     row = np.repeat(np.arange(len(ragged), dtype=np.int32), ragged.lengths)
     return Bag(ragged.values, ragged.offsets.astype(np.int32), row[order], code_offsets)
-
-
-def _stable_order(codes: Codes) -> Ints:
-    """Return the stable argsort of codes >= 0, by two passes over 16 bits each, which numpy sorts by radix."""
-    order = np.argsort(codes.astype(np.uint16), kind="stable")
-    high = codes >> 16
-    if not high.any():
-        return order
-    return order[np.argsort(high[order].astype(np.uint16), kind="stable")]
