@@ -36,7 +36,7 @@ from twotower.features.encoders import Encoders
 from twotower.features.schema import Sequence
 from twotower.legacy import training
 from twotower.reports import charts
-from twotower.train.callbacks import Callback
+from twotower.train.progress import Callback
 
 FILES = {
     "config.toml",

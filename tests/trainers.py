@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from twotower.train.callbacks import Callback
 from twotower.train.contrastive_objective import ContrastiveObjective
+from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer
 
 

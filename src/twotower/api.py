@@ -39,7 +39,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.store.store import Store
-from twotower.train.callbacks import Callback, EpochRecord
+from twotower.train.progress import Callback, EpochRecord
 from twotower.train.trainer import Trainer
 
 __all__ = [

@@ -34,7 +34,7 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.stored_users import stored_history, stored_items
 from twotower.store.store import Store
-from twotower.train.callbacks import Callback
+from twotower.train.progress import Callback
 
 SCHEMA = EVERYTHING_SCHEMA.model_copy(
     update={

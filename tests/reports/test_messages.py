@@ -9,7 +9,7 @@ import pytest
 
 from twotower.reports.messages import printed_messages, silenced_messages
 from twotower.reports.progress import Progress
-from twotower.train.callbacks import Callback
+from twotower.train.progress import Callback
 
 log = logging.getLogger("twotower.data.somewhere")
 

@@ -25,8 +25,8 @@ from twotower.data.tables import check
 from twotower.errors import RunError
 from twotower.features.schema import Sequence
 from twotower.train import checkpoint
-from twotower.train.callbacks import Callback
 from twotower.train.checkpoint import Checkpoint
+from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer
 
 

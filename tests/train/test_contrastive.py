@@ -16,9 +16,8 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.train import contrastive
 from twotower.train.losses import LossConfig
-from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.candidates import Candidates, Exclusions
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.exclusions import Exclusions
 from twotower.train.negatives.mixture import CandidateSampler
 
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twotower.arrays.sets import MAX_CACHED_PAIRS, PairSet
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.pair_set import MAX_CACHED_PAIRS, PairSet
 from twotower.train.negatives.random import RandomNegatives
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes
 from twotower.train.pair_sampler import PairSampler

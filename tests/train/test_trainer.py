@@ -25,11 +25,11 @@ from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.features.schema import Categorical, Sequence
 from twotower.model.inputs.carriers import Bag, Prefixes
 from twotower.train.batches import ContrastiveBatch
-from twotower.train.callbacks import Callback
 from twotower.train.checkpoint import Checkpoint
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.mixture import CandidateSampler
+from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer
 
 

@@ -14,7 +14,7 @@ from twotower.cli.serving import serve
 from twotower.errors import DataError
 from twotower.escaping import shell_command
 from twotower.reports.terminal import print_line
-from twotower.train.callbacks import Callback
+from twotower.train.progress import Callback
 
 if TYPE_CHECKING:
     from twotower.config.toml import TomlValue

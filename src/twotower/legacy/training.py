@@ -17,7 +17,7 @@ from twotower.legacy.interaction_rows import LabelledRows, assemble_rows
 from twotower.reports.messages import printed_messages
 from twotower.runs import Run
 from twotower.runs.folder import locked, replace_run, writing_folder
-from twotower.train.callbacks import Callback, EpochRecord
+from twotower.train.progress import Callback, EpochRecord
 from twotower.train.trainer import Trainer
 
 

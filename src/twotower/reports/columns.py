@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from twotower.evaluation.metrics import Metrics, Prominence, metric_names
-from twotower.train.callbacks import EpochRecord
+from twotower.train.progress import EpochRecord
 
 ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
 """Label of a row -> prefix of its metrics."""

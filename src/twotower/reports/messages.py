@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from twotower.escaping import escape_controls
-from twotower.train.callbacks import Callback
+from twotower.train.progress import Callback
 
 
 class MessageHandler(logging.Handler):

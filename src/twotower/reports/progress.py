@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from twotower.reports.columns import epoch_metrics
 from twotower.reports.messages import MessageHandler, log
-from twotower.train.callbacks import Callback, EpochRecord
+from twotower.train.progress import Callback, EpochRecord
 
 if TYPE_CHECKING:
     from rich import progress as bars

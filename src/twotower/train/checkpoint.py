@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import JsonValue
 from safetensors import SafetensorError
@@ -24,7 +25,6 @@ from twotower import files
 from twotower.errors import RunError
 from twotower.files.readers import read_json
 from twotower.train.progress import TrainingProgress
-from twotower.train.state import Stateful, join_states, load_states
 from twotower.train.tensor_file import TensorBlocks, file_order, write_tensors
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.torchrec.shard import EmbeddingShard
@@ -186,3 +186,29 @@ class Checkpoints:
     def _shard(self, key: str, value: Tensor) -> EmbeddingShard | None:
         """Return the sharded table that a tensor "<part>/…/<parameter>" belongs to; None if it is replicated."""
         return self._torchrec.shards_by_parameter.get(key.rpartition("/")[2]) if self._torchrec and value.ndim else None
+
+
+class Stateful(Protocol):
+    """Part of a training whose state checkpoints hold."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that determine the part's further course, by name."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state, which other settings may have made."""
+
+
+def join_states(parts: Mapping[str, Stateful]) -> dict[str, Tensor]:
+    """Return the states of all parts in one, as "<part>/<name>"."""
+    return {f"{part}/{name}": tensor for part, of in parts.items() for name, tensor in of.state().items()}
+
+
+def load_states(parts: Mapping[str, Stateful], state: Mapping[str, Tensor]) -> None:
+    """Let each part continue from its own tensors of a joined state; those of other parts are left out."""
+    states: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for key, tensor in state.items():
+        part, _, name = key.partition("/")
+        if part in states:
+            states[part][name] = tensor
+    for part, of in parts.items():
+        of.load_state(states[part])

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset
@@ -25,12 +25,11 @@ from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.batches import Batcher
-from twotower.train.data_parallel import BothTowers, distributed_data_parallel
+from twotower.train.checkpoint import Stateful, join_states, load_states
 from twotower.train.losses import mimic
 from twotower.train.order import Epoch, Examples
 from twotower.train.preconditions import check_recipe
 from twotower.train.recipe import Recipe
-from twotower.train.state import Stateful, join_states, load_states
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 
@@ -149,3 +148,26 @@ class Objective(ABC):
         """Return the context of matrix products in `train.precision`."""
         bf16 = self.recipe.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+class BothTowers(nn.Module):
+    """Both towers in one call, which DistributedDataParallel needs."""
+
+    def __init__(self, model: TwoTower) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
+        return self.model.user_vectors(users), self.model.item_vectors(items)
+
+
+def distributed_data_parallel(
+    towers: BothTowers, local_parameters: Iterable[str]
+) -> nn.parallel.DistributedDataParallel:
+    """Return the towers with gradients averaged over the ranks, except for `local_parameters` of the model, of which each
+    rank holds its own piece."""
+    kind = nn.parallel.DistributedDataParallel
+    constants = [name for name, _ in towers.named_buffers()]  # equal on all ranks
+    ignored = [*constants, *(f"model.{name}" for name in local_parameters)]
+    kind._set_params_and_buffers_to_ignore_for_model(towers, ignored)  # type: ignore[no-untyped-call]
+    return kind(towers)

@@ -1,4 +1,7 @@
-"""Progress of a training: its counters, sums and history."""
+"""Progress of a training: its counters, sums and history, and the calls that report it.
+
+Messages go to the logger "twotower" and the loggers below it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from twotower.errors import RunError
-from twotower.train.callbacks import EpochRecord
+
+EpochRecord = dict[str, float]
+"""Loss, validation metrics, learning rate and seconds of one epoch, by name."""
 
 
 @dataclass
@@ -34,3 +39,13 @@ class TrainingProgress:
                 f"{path / 'state.json'} is damaged: its progress has unknown or missing fields; remove {path}"
             )
         return cls(**state)  # type: ignore[arg-type]
+
+
+class Callback:
+    """Methods that a training calls; these do nothing. Override those that matter."""
+
+    def on_step_end(self, done: int, total: int, loss: float) -> None:
+        """Run after step `done`, from 1, of the `total` steps of an epoch; `loss` is that of the step's batch."""
+
+    def on_epoch_end(self, history: list[EpochRecord]) -> None:
+        """Run after an epoch; the last entry of `history` holds its loss, validation metrics and seconds."""

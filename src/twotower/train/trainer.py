@@ -23,21 +23,18 @@ from twotower.evaluation.factors import Factors
 from twotower.evaluation.part import evaluate_part
 from twotower.machine import peak_memory_mb
 from twotower.model.two_tower import TwoTower
-from twotower.train.callbacks import Callback, EpochRecord
-from twotower.train.checkpoint import Checkpoints
+from twotower.train.checkpoint import Checkpoints, Stateful
 from twotower.train.contrastive_objective import ContrastiveObjective
-from twotower.train.ema import MovingAverage
 from twotower.train.factors import gathered_factors
 from twotower.train.objective import Objective
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
 from twotower.train.placement import build_model
 from twotower.train.pointwise_objective import PointwiseObjective
-from twotower.train.progress import TrainingProgress
+from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
-from twotower.train.state import Stateful
 from twotower.train.stopping import BestWeights, StopSignals
-from twotower.train.weights import Weights
+from twotower.train.weights import MovingAverage, Weights
 
 
 @dataclass

@@ -16,10 +16,9 @@ from torch import Tensor
 from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, TRAIN
-from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.candidates import Candidates, Exclusions
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
-from twotower.train.negatives.exclusions import Exclusions
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.positive_sampler import PositiveSampler
 

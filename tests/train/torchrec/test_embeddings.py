@@ -24,7 +24,7 @@ from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
 from twotower.model.tables import Table, named_tables
-from twotower.train.callbacks import Callback
+from twotower.train.progress import Callback
 from twotower.train.torchrec.plan import padded_width
 from twotower.train.trainer import Trainer
 

@@ -33,16 +33,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from twotower.arrays.sets import DistinctRows, find_in_sorted
+from twotower.arrays.sets import DistinctRows, PairSet, find_in_sorted
 from twotower.arrays.types import Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.train.negatives.attribute import AttributeNegatives
-from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.candidates import Candidates, ColumnFinder, Exclusions
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.disliked import DislikedNegatives
-from twotower.train.negatives.exclusions import ColumnFinder, Exclusions
 from twotower.train.negatives.hard import HardNegatives
-from twotower.train.negatives.pair_set import PairSet
 from twotower.train.negatives.random import RandomNegatives
 
 

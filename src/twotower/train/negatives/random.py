@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from twotower.arrays.ragged import Ragged
+from twotower.arrays.sets import MAX_CACHED_PAIRS
 from twotower.arrays.types import Codes, Ints
-from twotower.train.negatives.pair_set import MAX_CACHED_PAIRS
 
 
 class RandomNegatives:

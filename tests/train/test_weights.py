@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from twotower.train.ema import MovingAverage
-from twotower.train.weights import Weights
+from twotower.train.weights import MovingAverage, Weights
 
 
 def follow(model: nn.Linear, average: MovingAverage, steps: range) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from twotower.train.state import join_states, load_states
+from twotower.train.checkpoint import join_states, load_states
 
 
 class Part:
