@@ -25,10 +25,10 @@ from twotower.features.encoders import Encoders
 from twotower.features.multi_hot import MultiHotEncoder
 from twotower.features.numeric import NumericEncoder
 from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.text import TextEncoder
 from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, missing_count
 from twotower.features.vector import VectorEncoder
-from twotower.features.vocabularies import read_vocabularies, write_vocabularies
 
 FEW = examples(max_examples=40, deadline=None)
 PLAIN_TEXT = st.text(st.characters(exclude_categories=["Cs"]))

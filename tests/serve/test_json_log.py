@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from twotower.reports.messages import printed_messages
+from twotower.reports.terminal import printed_messages
 from twotower.serve import json_log
 
 

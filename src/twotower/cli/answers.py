@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twotower.cli.arguments import AsJson, Conditions, ItemCount, StoreFolder
+from twotower.cli.flags import AsJson, Conditions, ItemCount, StoreFolder
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
 

@@ -13,7 +13,7 @@ from twotower.cli.flags import RENAMED_FLAGS, in_flags
 from twotower.cli.streams import install_failsafe_streams
 from twotower.errors import ConfigError, Interrupted, TwoTowerError
 from twotower.escaping import escape_controls
-from twotower.reports.messages import printed_messages
+from twotower.reports.terminal import printed_messages
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.arguments import RunFolder
+from twotower.cli.flags import RunFolder
 from twotower.errors import ConfigError
 from twotower.machine import available_cores
 from twotower.reports.terminal import print_line

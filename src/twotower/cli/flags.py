@@ -1,4 +1,5 @@
-"""Translation of the arguments and calls that messages of the library name into flags and commands."""
+"""Flags: those that several verbs take, and the translation of arguments and calls that messages of the library name into
+flags and commands."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -36,6 +38,23 @@ RENAMED_FLAGS = {
 
 Flag = Mapping[bool, str]
 """True: the flag, False: the negated flag, "" for none."""
+
+RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
+StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of published bundles.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Setting of the config, such as train.epochs=3. Repeatable. Paths are relative to the config.",
+    ),
+]
+ItemCount = Annotated[int, typer.Option("-k", help="Number of items.")]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="COLUMN=VALUE", help="Condition on the items, such as genres=Comedy. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def in_flags(message: str, words: Sequence[str], app: typer.Typer) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twotower.cli.arguments import Overrides, RunFolder, StoreFolder
+from twotower.cli.flags import Overrides, RunFolder, StoreFolder
 from twotower.errors import ConfigError
 from twotower.escaping import shell_command
 from twotower.reports.terminal import print_line

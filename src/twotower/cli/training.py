@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.arguments import Overrides, RunFolder
+from twotower.cli.flags import Overrides, RunFolder
 from twotower.escaping import shell_command
 from twotower.files import layout
-from twotower.reports.messages import silenced_messages
-from twotower.reports.terminal import print_line
+from twotower.reports.terminal import print_line, silenced_messages
 
 
 def prepare(

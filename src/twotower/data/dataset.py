@@ -16,8 +16,7 @@ from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.pairs import Pairs, counts
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, SplitConfig, split_interactions
-from twotower.data.statistics import mean_by_row, with_statistics
-from twotower.data.tables import POSITIVE, Tables
+from twotower.data.tables import POSITIVE, Tables, mean_by_row, with_statistics
 from twotower.data.times import TIME
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders

@@ -32,8 +32,7 @@ from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
 from twotower.data.readers import Reading, read_file, table_errors, table_files
 from twotower.data.source import DataConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, SplitConfig
-from twotower.data.statistics import with_statistics
-from twotower.data.tables import POSITIVE, check_side, labelled, need, side_columns, with_ids
+from twotower.data.tables import POSITIVE, check_side, labelled, need, side_columns, with_ids, with_statistics
 from twotower.data.times import TIME, Times
 from twotower.errors import ConfigError, DataError
 from twotower.features.encoders import Encoders

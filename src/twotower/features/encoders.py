@@ -36,10 +36,10 @@ from twotower.features.schema import (
     Text,
     Vector,
 )
+from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.text import TextEncoder
 from twotower.features.values import missing_count
 from twotower.features.vector import VectorEncoder
-from twotower.features.vocabularies import read_vocabularies, write_vocabularies
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_text
 from twotower.section import first_problem

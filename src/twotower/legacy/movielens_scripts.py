@@ -16,7 +16,7 @@ from twotower.data.tables import POSITIVE, check
 from twotower.data.times import TIME
 from twotower.errors import DataError, TwoTowerError
 from twotower.escaping import escape_controls
-from twotower.reports.messages import printed_messages
+from twotower.reports.terminal import printed_messages
 
 
 def download(root: Path) -> int:

@@ -14,7 +14,7 @@ from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.evaluation.metrics import auc
 from twotower.legacy.interaction_rows import LabelledRows, assemble_rows
-from twotower.reports.messages import printed_messages
+from twotower.reports.terminal import printed_messages
 from twotower.runs import Run
 from twotower.runs.folder import locked, replace_run, writing_folder
 from twotower.train.progress import Callback, EpochRecord

@@ -12,7 +12,7 @@ import plotly.io
 from twotower import files
 from twotower.evaluation.factors import Factors
 from twotower.reports.charts import curves, distributions, gates
-from twotower.reports.columns import cell, columns, metric_rows
+from twotower.reports.metric_tables import cell, columns, metric_rows
 
 if TYPE_CHECKING:
     from twotower.runs import Run

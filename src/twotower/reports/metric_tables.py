@@ -1,11 +1,15 @@
-"""Tables of metrics on a terminal."""
+"""Tables of metrics: rows and columns, the same in every report, and the print on a terminal."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from twotower.evaluation.metrics import Metrics, Prominence, metric_names
-from twotower.reports.columns import cell, columns, metric_rows
+from twotower.train.progress import EpochRecord
+
+ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
+"""Label of a row -> prefix of its metrics."""
 
 
 def print_metrics(metrics: Metrics, k: int) -> None:
@@ -30,3 +34,25 @@ def _print_table(names: Sequence[str], rows: Mapping[str, Sequence[float | None]
     print(f"{'test':<{width}}" + "".join(f"{name:>13}" for name in names))
     for label, values in rows.items():
         print(f"{label:<{width}}" + "".join(f"{cell(value):>13}" for value in values))
+
+
+def columns(k: int) -> list[str]:
+    """Return the metrics of a run that a table shows, at the cut-off `k`."""
+    return metric_names([k], Prominence.REPORT)
+
+
+def epoch_metrics(record: EpochRecord) -> dict[str, float]:
+    """Return the validation metrics that the line of an epoch shows, by name."""
+    shown = {name.partition("@")[0] for name in metric_names([1], Prominence.EPOCH)}
+    names = {name: name.removeprefix("validation.") for name in record if name.startswith("validation.")}
+    return {metric: record[name] for name, metric in names.items() if metric.partition("@")[0] in shown}
+
+
+def metric_rows(metrics: Metrics, names: list[str]) -> dict[str, list[float | None]]:
+    """Return the values of some metrics of a run and of each baseline, by label; None: not measured."""
+    return {label: [metrics.get(f"{prefix}.{name}") for name in names] for label, prefix in ROWS.items()}
+
+
+def cell(value: float | None) -> str:
+    """Format a metric with four decimals; a dash if it is undefined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"

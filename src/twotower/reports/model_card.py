@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from twotower.evaluation.metrics import metric_names
 from twotower.index import Index
-from twotower.reports.columns import cell, metric_rows
+from twotower.reports.metric_tables import cell, metric_rows
 from twotower.store.manifest import RecallCheck
 from twotower.version import __version__
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from twotower.reports.columns import epoch_metrics
-from twotower.reports.messages import MessageHandler, log
+from twotower.reports.metric_tables import epoch_metrics
+from twotower.reports.terminal import MessageHandler, log
 from twotower.train.progress import Callback, EpochRecord
 
 if TYPE_CHECKING:

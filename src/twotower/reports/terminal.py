@@ -1,13 +1,20 @@
-"""Lines and answers on a terminal."""
+"""Lines, answers and messages of the library on a terminal."""
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from twotower.escaping import escape_controls
+from twotower.train.progress import Callback
 
 if TYPE_CHECKING:
     from twotower.retrieval.request import Answer
+
+log = logging.getLogger("twotower")
 
 
 def print_line(line: str) -> None:
@@ -35,3 +42,45 @@ def print_answer(answer: Answer, as_json: bool) -> None:
         print_line(f"unknown to the model, left out: {', '.join(answer.unknown)}")
     if answer.truncated:
         print("no more items")
+
+
+class MessageHandler(logging.Handler):
+    """Prints each message of the library as a line, after a call of `before`; a warning begins with "warning: "."""
+
+    def __init__(self, translate: Callable[[str], str] = str, on_stderr: bool = False) -> None:
+        super().__init__()
+        self.translate, self.on_stderr = translate, on_stderr
+        self.before: Callable[[], None] = lambda: None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.before()
+        line = f"{'warning: ' if record.levelno >= logging.WARNING else ''}{self.translate(record.getMessage())}"
+        print(escape_controls(line), flush=True, file=sys.stderr if self.on_stderr else sys.stdout)
+
+
+@contextmanager
+def printed_messages(translate: Callable[[str], str] = str, on_stderr: bool = False) -> Iterator[None]:
+    """Print messages of the library, translated, on standard output or standard error while the block runs.
+
+    They do not reach handlers of the root logger, such as the one that importing fbgemm_gpu installs."""
+    handler, level, propagate = MessageHandler(translate, on_stderr), log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+@contextmanager
+def silenced_messages() -> Iterator[Callback]:
+    """Print nothing while the block runs; yield a callback that prints nothing either."""
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield Callback()
+    finally:
+        log.setLevel(level)

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.ragged import Ragged, offsets_of
+from twotower.arrays.ragged import Ragged, offsets_of, stable_order
 from twotower.arrays.types import Bools, Ints
 from twotower.data.dataset import Side
 from twotower.features.field import InputField
-from twotower.model.inputs.bags import bag_in_both_orders
 from twotower.model.inputs.carriers import AnyBag, Array, Bag, Inputs, Padded
 from twotower.model.inputs.gather import ColumnRows, TowerFields, gather, padded
 from twotower.model.inputs.histories import history_windows, prefixes
 from twotower.model.inputs.timeline import TimelinePositions
+
+_NO_ORDER = np.zeros(0, np.int32)
 
 
 class SideTensors:
@@ -111,9 +112,6 @@ def carry_forward(rows: ColumnRows, f: InputField) -> Bag[Array] | Padded[Array]
     return Bag(part.values, part.offsets.astype(np.int32), _NO_ORDER, _NO_ORDER)
 
 
-_NO_ORDER = np.zeros(0, np.int32)
-
-
 def _carry(f: InputField, ragged: Ragged, rows: Ints | None = None) -> Bag[Array] | Padded[Array]:
     """Carry the codes of some rows, None for all; for attention only the last `limit` of each row."""
     if f.limit:
@@ -127,3 +125,12 @@ def _without_holes(ragged: Ragged, rows: Ints, kept: Bools) -> Ragged:
     keep = kept[indices]
     owners = np.repeat(np.arange(len(rows)), lengths)[keep]
     return Ragged(ragged.values[indices[keep]], offsets_of(np.bincount(owners, minlength=len(rows))))
+
+
+def bag_in_both_orders(ragged: Ragged, table_rows: int) -> Bag[Array]:
+    """Return the bags of all rows, whose codes are below `table_rows`."""
+    order = stable_order(ragged.values)
+    code_offsets = np.zeros(table_rows + 1, np.int32)
+    np.cumsum(np.bincount(ragged.values, minlength=table_rows), out=code_offsets[1:])
+    row = np.repeat(np.arange(len(ragged), dtype=np.int32), ragged.lengths)
+    return Bag(ragged.values, ragged.offsets.astype(np.int32), row[order], code_offsets)

@@ -10,9 +10,8 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api
 from twotower.evaluation.metrics import Prominence, metric_names
-from twotower.reports.columns import ROWS, cell, columns, metric_rows
 from twotower.reports.html import write_report
-from twotower.reports.metric_tables import print_metrics, print_served
+from twotower.reports.metric_tables import ROWS, cell, columns, metric_rows, print_metrics, print_served
 from twotower.reports.progress import Progress
 
 

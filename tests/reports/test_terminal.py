@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from twotower.reports.messages import printed_messages, silenced_messages
 from twotower.reports.progress import Progress
+from twotower.reports.terminal import printed_messages, silenced_messages
 from twotower.train.progress import Callback
 
 log = logging.getLogger("twotower.data.somewhere")

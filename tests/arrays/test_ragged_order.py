@@ -1,4 +1,4 @@
-"""The order of a bag's codes against an argsort."""
+"""The stable order of codes against an argsort."""
 
 from __future__ import annotations
 
