@@ -274,7 +274,7 @@ def limits(items: Vectors, queries: Vectors, threads: int) -> dict[str, Callable
 
     def share(work: Callable[[int, int], object]) -> None:
         bounds = [n * t // threads for t in range(threads + 1)]
-        with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        with one_blas_thread, ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, bounds[:-1], bounds[1:]))
 
     def products(low: int, high: int) -> None:

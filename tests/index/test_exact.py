@@ -85,5 +85,5 @@ def test_searches_side_by_side() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    with one_blas_thread(), one_blas_thread():
+    with one_blas_thread, one_blas_thread:
         pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ class OneBlasThread:
     """Sets one thread for the OpenBLAS that numpy ships, while a `with` block of any thread runs.
 
     OpenBLAS's own threads spin while they wait, and several calling threads would queue for them. The last of several
-    users restores the number before the first.
+    users restores the number before the first, so a process has one instance.
     """
 
     def __init__(self) -> None:
@@ -27,8 +26,9 @@ class OneBlasThread:
             if Path(library.filepath).resolve().parent == folder:
                 # The functions of the library: `set_num_threads` obeys only the first thread that calls it, and `limit`
                 # takes ten times as long.
-                self._get = library._get_symbol("openblas_get_num_threads")
-                self._set = library._get_symbol("openblas_set_num_threads")
+                name = next(name for name in library.check_symbols if hasattr(library.dynlib, name))
+                self._get = getattr(library.dynlib, name)
+                self._set = getattr(library.dynlib, name.replace("_get_", "_set_"))
 
     def __enter__(self) -> None:
         if self._get is None or self._set is None:
@@ -48,7 +48,5 @@ class OneBlasThread:
                 self._set(self._before)
 
 
-@cache
-def one_blas_thread() -> OneBlasThread:
-    """Return the context of this process; the search for loaded libraries takes milliseconds."""
-    return OneBlasThread()
+one_blas_thread = OneBlasThread()
+"""The instance of this process, made at import: threads that made their own would not count each other."""

@@ -88,7 +88,7 @@ class ExactIndex:
 
     def scores(self, query: Vectors) -> Vectors:
         query = self._checked_queries(query, 1)[0]
-        with one_blas_thread():
+        with one_blas_thread:
             found: Vectors = self._store.vectors @ query
         return found if self._store.identity else found[self._store.sorted_positions]
 

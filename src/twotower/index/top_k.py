@@ -109,7 +109,7 @@ def exact_top_k(store: VectorStore, queries: Vectors, k: int, scope: SearchScope
             top.rows[part], top.scores[part] = rescore(store, queries[part], at, k)
             certain[part] = top.scores[part, -1] > rough[:, -1] + slack[part]
         todo = todo[~certain]
-    with one_blas_thread():
+    with one_blas_thread:
         for number in todo.tolist():
             top.put(number, *_score_all(store, queries[number], k, only, banned[number], slack[number]))
     return top
