@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import polars as pl
 import pytest
 from model_worlds import not_none
 
@@ -39,6 +42,17 @@ def test_filters_and_bans(retriever: Retriever, run: Run) -> None:
     assert ids(retriever.recommend(Request("nobody"), 40, where={"brand": "brand2"}, ban=["i2"])) == [
         i for i in ids(retriever.recommend(Request("nobody"), 40)) if int(i[1:]) % 5 == 2 and i != "i2"
     ]
+
+
+@pytest.mark.parametrize("sequence", [np.array, pl.Series, tuple], ids=["numpy", "polars", "tuple"])
+@pytest.mark.parametrize("banned", [["i3", "i9", "zz"], ["i3"], []], ids=len)
+def test_bans_may_be_any_sequence(
+    retriever: Retriever, sequence: Callable[[list[str]], list[str]], banned: list[str]
+) -> None:
+    for who in ("u5", "nobody"):
+        wanted = ids(retriever.recommend(Request(who), 40, ban=banned, keep_seen=True))
+        assert len(wanted) == 40 - len({"i3", "i9"} & set(banned))
+        assert ids(retriever.recommend(Request(who), 40, ban=sequence(banned), keep_seen=True)) == wanted
 
 
 def test_a_filter_gives_the_same_rows_when_it_is_cached(retriever: Retriever) -> None:

@@ -81,7 +81,7 @@ class ItemFilters:
         """Return the rows of banned items and, unless `keep_seen`, of those in the request and in its user's history."""
         if isinstance(ban, str):
             raise DataError(_NOT_A_LIST)
-        excluded = self._known(ban) if ban else _NO_ROWS
+        excluded = self._known(ban) if len(ban) else _NO_ROWS
         if not keep_seen and rows.items:
             excluded = np.concatenate([excluded, rows.known_items])
         if not keep_seen and rows.user is not None:
