@@ -196,6 +196,16 @@ def test_few_or_no_vectors(kind: str, metric: str) -> None:
 
 
 @each
+def test_numpy_integers_are_as_good_as_any(kind: str, metric: str) -> None:
+    index, _, rows = made(kind, metric)
+    never_exact(index)
+    queries, banned = users(2), [rows[:-20], rows[20:]]
+    for k in (np.int64(3), np.int32(3), np.uint8(100)):
+        same(index.search(queries, k), index.search(queries, int(k)), True)  # type: ignore[arg-type]
+        same(index.search(queries, k, banned=banned), index.search(queries, int(k), banned=banned), True)  # type: ignore[arg-type]
+
+
+@each
 def test_what_cannot_be_asked(kind: str, metric: str) -> None:
     index, vectors, rows = made(kind, metric)
     queries = users(2)
@@ -429,6 +439,17 @@ def test_folders_that_are_no_index(folder: Path) -> None:
         np.save(folder / f"{name}.npy", array, allow_pickle=True)
         with pytest.raises(RunError):
             load_index(folder)
+    for name in ("rows", "vectors"):
+        index.save(folder)
+        file = folder / f"{name}.npy"
+        data = file.read_bytes()
+        shape = data.index(b"'shape'") + 1
+        # Headers that numpy's parser fails on with TypeError, TokenError, SyntaxError and ValueError.
+        for at, byte in [(shape - 2, b"{"), (data.index(b"("), b"B"), (8, b"\1"), (21, b","), (8, b"\0")]:
+            file.write_bytes(data[:at] + byte + data[at + 1 :])
+            for mmap in (True, False):
+                with pytest.raises(RunError, match=name):
+                    load_index(folder, mmap)
     index.save(folder)
     (folder / "vectors.npy").write_bytes(b"")
     with pytest.raises(RunError):

@@ -128,7 +128,7 @@ class ExactIndex:
         banned: Sequence[Rows] | None = None,
         exact: bool = False,
     ) -> tuple[Rows, Vectors]:
-        queries = self._checked_queries(queries, k)
+        queries, k = self._checked_queries(queries, k), int(k)  # a numpy integer could overflow
         return self._search(queries, k, self._scope(len(queries), allowed, banned), exact)
 
     def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> TopK:
@@ -200,7 +200,7 @@ class ExactIndex:
             index = cls(known.width, known.metric, known.params)
             index._store.load(folder, mmap)
             index._set_description(known)
-        except (OSError, ValueError, KeyError, EOFError, OverflowError, TwoTowerError) as e:
+        except (ValueError, KeyError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         return index
 

@@ -10,7 +10,7 @@ import numpy as np
 from twotower.arrays.sets import sorted_unique
 from twotower.arrays.types import Doubles, Rows, Vectors
 from twotower.errors import DataError
-from twotower.files.readers import read_array
+from twotower.files.readers import read_array, read_checked
 
 Metric = Literal["cosine", "dot"]
 MAX_NORM = 1e18
@@ -148,17 +148,17 @@ class VectorStore:
         np.save(folder / "rows.npy", self.rows)
 
     def load_rows(self, folder: Path) -> None:
-        """Read the rows of a folder. Raises OSError, ValueError."""
-        rows = read_array(folder / "rows.npy")
+        """Read the rows of a folder. Raises RunError, ValueError."""
+        rows = read_checked(folder / "rows.npy", read_array)
         if rows.dtype != np.int64 or rows.ndim != 1:
             raise ValueError(f"rows of {rows.dtype} and shape {rows.shape}, expected int64 and (N,)")
         self._set_rows(rows)
 
     def load(self, folder: Path, mmap: bool) -> None:
-        """Read rows and vectors of a folder, the vectors memory-mapped if `mmap`. Raises OSError, ValueError."""
+        """Read rows and vectors of a folder, the vectors memory-mapped if `mmap`. Raises RunError, ValueError."""
         self.load_rows(folder)
         # A plain array over the map: slices of a memmap are slow to make.
-        vectors = np.asarray(read_array(folder / "vectors.npy", "r" if mmap else None))
+        vectors = np.asarray(read_checked(folder / "vectors.npy", lambda path: read_array(path, "r" if mmap else None)))
         if (
             vectors.dtype != np.float32
             or vectors.shape != (len(self.rows), self.width)

@@ -291,7 +291,7 @@ class MilvusIndex(ApproximateIndex):
             if (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
                 raise ValueError("rows are repeated or of the wrong kind")
             index._set_description(known)
-        except (OSError, ValueError, KeyError, EOFError, OverflowError, TwoTowerError) as e:
+        except (ValueError, KeyError, OverflowError, TwoTowerError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index._nlist, index.collection = max(1, known.nlist), known.collection
         index._is_remote = index._saved = True
