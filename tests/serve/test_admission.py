@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twotower.serve.admission import REFUSAL_COOLDOWN, AdmissionController, Permit, release_current_permit
-from twotower.serve.client_slots import ClientSlots
-from twotower.serve.problems import Problem
 
 
 def test_permits_are_granted_one_at_a_time_in_order_of_arrival() -> None:
@@ -348,18 +346,6 @@ def test_newcomers_in_great_numbers_are_an_overload_too() -> None:
         return len(admitted)
 
     assert 4 <= asyncio.run(go()) <= 7  # of 10 ms each, within 50 ms
-
-
-def test_fault_G16_slots_beside_the_permits_are_not_all_one_clients() -> None:
-    slots = ClientSlots(4, 2, "looks")
-    with slots.hold("a"), slots.hold("a"):
-        with pytest.raises(Problem, match="2 looks"), slots.hold("a"):
-            pass
-        with slots.hold("b"), slots.hold("c"), pytest.raises(Problem, match="4 looks"), slots.hold("d"):
-            pass
-        with slots.hold("d"):
-            pass
-    assert slots._taken == {}
 
 
 def test_a_released_permit_is_granted_to_the_next() -> None:

@@ -20,7 +20,7 @@ from server_process import Start, wait_until
 import twotower
 from twotower.cli.app import run_command
 from twotower.errors import ConfigError
-from twotower.serve import api_keys, listener, supervisor
+from twotower.serve import api_keys, supervisor
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
 
@@ -160,7 +160,7 @@ def test_no_store_and_a_taken_port_are_told_at_once(store: Path, tmp_path: Path)
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="cannot listen on"):
-            listener.listen("127.0.0.1", taken.getsockname()[1])
+            supervisor.listen("127.0.0.1", taken.getsockname()[1])
 
 
 def test_a_key_is_made_by_a_verb(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

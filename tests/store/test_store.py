@@ -32,7 +32,6 @@ from hypothesis import strategies as st
 from worlds import CHECKERBOARD_SCHEMA
 
 import twotower.store.bundle
-import twotower.store.bundle_id
 from twotower import files
 from twotower.data.splits import SplitConfig
 from twotower.errors import BundleError, ConfigError, Interrupted, RunError
@@ -892,7 +891,7 @@ def test_fault_E8_bundles_are_in_the_order_of_publishing_when_the_clock_jumps_ba
         def now(cls, tz: Any = None) -> Any:
             return cls.present
 
-    monkeypatch.setattr(twotower.store.bundle_id, "datetime", Clock)
+    monkeypatch.setattr(twotower.store.bundle, "datetime", Clock)
     names = [store.publish(content("a")).id, store.publish(content("b")).id]
     Clock.present = datetime(2020, 1, 1, tzinfo=UTC)
     names += [store.publish(content("c")).id for _ in range(3)]

@@ -50,7 +50,7 @@ def demo(
     from twotower.reports.progress import Progress
 
     if serve_it:  # a port in use is an error now, not after minutes of training
-        from twotower.serve.listener import listen
+        from twotower.serve.supervisor import listen
 
         listen("127.0.0.1", port).close()
 

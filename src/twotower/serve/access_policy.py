@@ -10,8 +10,8 @@ from urllib.parse import unquote_to_bytes
 from starlette.types import Scope
 
 from twotower.serve.api_keys import ApiKey, ApiKeys
+from twotower.serve.client_limits import RateLimiter
 from twotower.serve.problems import Problem
-from twotower.serve.rate_limit import RateLimiter
 from twotower.serve.settings import ServeSettings, client_address, is_loopback
 
 Headers = Mapping[bytes, bytes]

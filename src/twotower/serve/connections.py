@@ -16,8 +16,8 @@ import logging
 from collections import Counter
 from typing import Protocol
 
+from twotower.serve.connection_limits import MAX_REFUSED_OPEN
 from twotower.serve.metrics import ServeMetrics
-from twotower.serve.open_files import MAX_REFUSED_OPEN
 from twotower.serve.problems import Problem
 from twotower.serve.settings import ServeSettings, client_address
 

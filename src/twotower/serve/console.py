@@ -18,7 +18,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.stored_users import stored_features, stored_history, stored_items
 from twotower.serve import schemas
 from twotower.serve.admission import release_current_permit
-from twotower.serve.client_slots import ClientSlots
+from twotower.serve.client_limits import ClientSlots
 from twotower.serve.console_replies import (
     BundlesReply,
     ExplainedReply,

@@ -10,9 +10,9 @@ from typing import ClassVar, NoReturn
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from twotower.serve.body_memory import UNCOUNTED_BYTES
 from twotower.serve.connections import CLOSE_DELAY, Connections, TimeoutQueue
 from twotower.serve.problems import Problem
+from twotower.serve.request_body import UNCOUNTED_BYTES
 
 MAX_HEAD_BYTES = 32 << 10
 """Largest head of a request in bytes, and most bytes in a row that belong neither to a head nor to a body."""

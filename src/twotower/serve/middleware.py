@@ -15,9 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twotower.serve.access_policy import AccessPolicy
 from twotower.serve.api_keys import ApiKeys
-from twotower.serve.body_memory import UNCOUNTED_BYTES, BodyMemory, BodyReservation
 from twotower.serve.problems import Problem, overload_problem
-from twotower.serve.request_body import BodyReader, ClientDisconnected, body_weight, has_body
+from twotower.serve.request_body import (
+    UNCOUNTED_BYTES,
+    BodyMemory,
+    BodyReader,
+    BodyReservation,
+    ClientDisconnected,
+    body_weight,
+    has_body,
+)
 from twotower.serve.service import Service
 
 log = logging.getLogger("twotower.middleware")

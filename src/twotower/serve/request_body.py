@@ -1,4 +1,5 @@
-"""The body of a request: read within its limits before the request is admitted, and its weight in the queue."""
+"""The body of a request: read within its limits before the request is admitted, its weight in the queue, and the memory
+budget of the bodies and replies that a worker holds at the same time."""
 
 from __future__ import annotations
 
@@ -8,8 +9,11 @@ from starlette.types import Message, Receive
 
 from twotower.serve.access_policy import Headers
 from twotower.serve.admission import BYTES_PER_WEIGHT
-from twotower.serve.body_memory import UNCOUNTED_BYTES, BodyReservation
-from twotower.serve.problems import Problem
+from twotower.serve.problems import Problem, overload_problem
+
+UNCOUNTED_BYTES = 16 << 10
+"""Bytes of each body and of each reply that are not counted, so that large requests never make an ordinary one refused.
+The number of connections bounds their sum."""
 
 
 class ClientDisconnected(Exception):
@@ -79,3 +83,30 @@ def body_weight(headers: Headers, size: int = 0) -> float:
     """Return the weight of a request in the queue, from the size of its body, read or announced."""
     length = headers.get(b"content-length", b"")
     return 1.0 + (size or (int(length) if length.isdigit() and len(length) < 16 else 0)) / BYTES_PER_WEIGHT
+
+
+class BodyMemory:
+    """A budget of `limit` bytes, exceeded by at most one reservation. Each request has a `BodyReservation`."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.reserved = limit, 0
+
+
+class BodyReservation:
+    """Bytes of the budget that one request has reserved; released when the request ends."""
+
+    __slots__ = ("_memory", "_reserved")
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory, self._reserved = memory, 0
+
+    def reserve(self, size: int) -> None:
+        """Add `size` bytes to the reservation. Raises Problem "overload" if the budget is used up."""
+        if self._memory.reserved >= self._memory.limit:
+            raise overload_problem(f"bodies and replies in progress hold the allowed {self._memory.limit:,} bytes")
+        self._memory.reserved += size
+        self._reserved += size
+
+    def release(self) -> None:
+        self._memory.reserved -= self._reserved
+        self._reserved = 0

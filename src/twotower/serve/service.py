@@ -13,7 +13,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.serve import replies, schemas
 from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, release_current_permit
 from twotower.serve.bundles import BundleLimits, BundleManager
-from twotower.serve.client_slots import ClientSlots
+from twotower.serve.client_limits import ClientSlots
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem, ProblemObject, problem_of
 from twotower.serve.recommender import Recommender

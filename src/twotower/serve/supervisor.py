@@ -1,4 +1,4 @@
-"""Processes of a service.
+"""Processes of a service and their listening sockets.
 
 A single worker is this process. Several workers are processes on the same sockets, spawned (never forked: threads of FAISS
 and onnxruntime do not survive a fork) and supervised by this one.
@@ -24,9 +24,8 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from twotower.errors import ConfigError
+from twotower.serve.connection_limits import connection_limits
 from twotower.serve.json_log import log_as_json
-from twotower.serve.listener import listen, socket_url
-from twotower.serve.open_files import connection_limits
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, run_worker
 
@@ -157,3 +156,26 @@ def _stop_workers(workers: list[BaseProcess], settings: ServeSettings, signals: 
 
 def _worker_main(settings: ServeSettings, sockets: list[socket.socket]) -> None:
     sys.exit(run_worker(settings, sockets))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises ConfigError if the address is in use or not of this machine."""
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with contextlib.ExitStack() as on_failure:
+            s = on_failure.enter_context(socket.socket(family, kind, protocol))
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(where)
+            s.listen(2048)
+            on_failure.pop_all()
+    except OSError as e:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({e.strerror or e}); choose another `port` or `host`"
+        ) from None
+    return s
+
+
+def socket_url(s: socket.socket) -> str:
+    """Return the URL of a listening socket."""
+    host, port = s.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

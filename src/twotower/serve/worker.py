@@ -18,7 +18,6 @@ from starlette.types import ASGIApp
 from twotower.serve.connections import Connections
 from twotower.serve.http_protocol import HttpProtocol
 from twotower.serve.json_log import log_as_json
-from twotower.serve.listener import accept_queued
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
 THREAD_SWITCH_INTERVAL = 0.0005
@@ -157,3 +156,12 @@ class DrainingServer(uvicorn.Server):
         return self._protocol_class(
             config=self.config, server_state=self.server_state, app_state={}, _loop=asyncio.get_running_loop()
         )
+
+
+def accept_queued(listener: socket.socket) -> Iterator[socket.socket]:
+    """Accept and yield the connections in the queue of a non-blocking socket."""
+    while True:
+        try:
+            yield listener.accept()[0]
+        except BlockingIOError:
+            return

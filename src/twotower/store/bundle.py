@@ -1,6 +1,7 @@
 """A published model: an immutable folder of files and their manifest, whose digest ends the folder's name.
 
 The module does not depend on the content of the files. A bundle is verified as a whole before a file of it is parsed.
+Its id is a time, later than those of all ids before it, and a digest of the manifest.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 
 from twotower import files
 from twotower.errors import BundleError
 from twotower.files import layout
 from twotower.store.manifest import BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
+
+_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+_STAMP = "%Y%m%dT%H%M%SZ"
 
 
 @dataclass(frozen=True)
@@ -184,3 +190,33 @@ def _sha256_of(path: str, *_: int) -> str:
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with os.fdopen(handle, "rb", buffering=0) as f:  # copies of a buffer would take a third of the digest's time
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def is_bundle_id(name: str) -> bool:
+    """Return True for a well-formed id, of any time."""
+    return _ID.fullmatch(name) is not None
+
+
+def stamp_of(name: str) -> str:
+    """Return the part of an id that is its time."""
+    return name[:16]
+
+
+def next_stamp(ids: Iterable[str]) -> str:
+    """Return the present time, or a second after the latest of `ids` if that is later."""
+    return max([datetime.now(UTC), *filter(None, map(_next_second, ids))]).strftime(_STAMP)
+
+
+def stray_ids(ids: Iterable[str], served: Collection[str]) -> set[str]:
+    """Return ids with an invalid time, or a future one that is not in `served`: folders put there by hand."""
+    soon = datetime.now(UTC) + timedelta(days=1)
+    times = {name: _next_second(name) for name in ids}
+    return {name for name, time in times.items() if time is None or (time > soon and name not in served)}
+
+
+def _next_second(name: str) -> datetime | None:
+    """Return a second after the time of an id, None for an invalid time or the last possible one."""
+    try:
+        return datetime.strptime(stamp_of(name), _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1)
+    except (ValueError, OverflowError):
+        return None

@@ -24,8 +24,7 @@ from twotower import files
 from twotower.errors import BundleError, ConfigError, RunError
 from twotower.escaping import python_literal
 from twotower.files import layout, locks
-from twotower.store.bundle import Bundle, remove_bundle, seal
-from twotower.store.bundle_id import is_bundle_id, next_stamp, stamp_of, stray_ids
+from twotower.store.bundle import Bundle, is_bundle_id, next_stamp, remove_bundle, seal, stamp_of, stray_ids
 from twotower.store.current import CurrentPointer
 from twotower.store.history import Action, History, previous_id
 from twotower.store.manifest import BundleFacts, JsonObject, RecallCheck, problem

@@ -7,8 +7,7 @@ from fastapi.responses import Response
 
 from twotower.serve import replies, schemas
 from twotower.serve.routes.openapi import BODY_PROBLEMS, client_problems
-from twotower.serve.routes.parameters import ItemCount, PathId, QueryId
-from twotower.serve.routes.requests import json_response
+from twotower.serve.routes.requests import ItemCount, PathId, QueryId, json_response
 from twotower.serve.service import Service
 
 

@@ -12,8 +12,16 @@ from twotower.serve import schemas
 from twotower.serve.console import Console
 from twotower.serve.problems import Problem
 from twotower.serve.routes.openapi import BODY_PROBLEMS, client_problems
-from twotower.serve.routes.parameters import BundleId, GroupColumn, PathId, PointLimit, QueryId, QueryText, RowLimit
-from twotower.serve.routes.requests import json_response
+from twotower.serve.routes.requests import (
+    BundleId,
+    GroupColumn,
+    PathId,
+    PointLimit,
+    QueryId,
+    QueryText,
+    RowLimit,
+    json_response,
+)
 from twotower.serve.service import Service
 
 CONTENT_TYPES = {

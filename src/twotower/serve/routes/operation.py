@@ -9,8 +9,7 @@ from twotower.serve import replies
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problems import PROBLEMS, Problem
 from twotower.serve.routes.openapi import problems
-from twotower.serve.routes.parameters import ProblemName
-from twotower.serve.routes.requests import json_response
+from twotower.serve.routes.requests import ProblemName, json_response
 from twotower.serve.service import Service
 
 

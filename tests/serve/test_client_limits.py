@@ -1,4 +1,4 @@
-"""Token buckets of clients."""
+"""Token buckets and slots of clients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twotower.serve.client_limits import ClientSlots, RateLimiter
 from twotower.serve.problems import Problem
-from twotower.serve.rate_limit import RateLimiter
 
 
 def test_a_client_has_its_rate_and_its_burst() -> None:
@@ -43,3 +43,15 @@ def test_no_client_gets_more_than_its_burst_and_its_rate(gaps: list[float], rate
             limiter.take("a")
             let_in += 1
     assert let_in <= burst + rate * sum(gaps) + 1e-6
+
+
+def test_fault_G16_slots_beside_the_permits_are_not_all_one_clients() -> None:
+    slots = ClientSlots(4, 2, "looks")
+    with slots.hold("a"), slots.hold("a"):
+        with pytest.raises(Problem, match="2 looks"), slots.hold("a"):
+            pass
+        with slots.hold("b"), slots.hold("c"), pytest.raises(Problem, match="4 looks"), slots.hold("d"):
+            pass
+        with slots.hold("d"):
+            pass
+    assert slots._taken == {}

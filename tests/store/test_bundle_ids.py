@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from twotower.store.bundle_id import is_bundle_id, next_stamp, stamp_of, stray_ids
+from twotower.store.bundle import is_bundle_id, next_stamp, stamp_of, stray_ids
 
 
 def at(time: datetime) -> str:
