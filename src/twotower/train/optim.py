@@ -124,6 +124,7 @@ class ModelOptimizer:
         """Continue from a state; parameters without tensors in it begin anew."""
         if self._torchrec and self._torchrec.updates_sparsely:
             self._torchrec.restore_optimizer(state)
+        self._steps = int(max((float(value) for key, value in state.items() if key.startswith("step/")), default=0))
         slots: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             slot, _, name = key.partition("/")

@@ -185,8 +185,8 @@ def test_a_run_of_pieces_leaves_a_plain_run(undisturbed: Path) -> None:
 # ---- what is refused
 
 
-def trainer(board: Dataset, **train: Any) -> Trainer:
-    return Trainer(board, settings(train={"device": "cpu", "embedding_placement": "torchrec"} | train))
+def trainer(board: Dataset, folder: Path | None = None, **train: Any) -> Trainer:
+    return Trainer(board, settings(train={"device": "cpu", "embedding_placement": "torchrec"} | train), folder)
 
 
 def test_without_a_group_it_is_refused(board: Dataset) -> None:
@@ -226,6 +226,24 @@ def test_a_loss_that_is_not_finite_leaves_the_pieces_as_they_were(board: Dataset
             made.step(made.objective.sampler.epoch(0), 0)
         for name, parameter in made.model.named_parameters():
             assert name == "global_bias" or torch.equal(parameter, before[name]), name
+
+
+def test_a_checkpoint_saved_again_without_a_step_keeps_the_sums_of_adagrad(board: Dataset, tmp_path: Path) -> None:
+    with ALONE.process_group(always=True):
+        made = trainer(board, tmp_path, optimizer="Adagrad")
+        for batch in range(made.objective.steps_per_epoch):
+            made.step(made.objective.sampler.epoch(0), batch)
+        made.checkpoints.save(made.progress)  # of an epoch's last step, before the epoch has ended
+        expected = made.optimizer.state()
+        assert [name for name in expected if name.startswith("sum/") and ".tables." in name]
+        for _ in range(2):
+            again = trainer(board, tmp_path, optimizer="Adagrad")
+            assert again.resume() is not None
+            assert again.progress.batch == again.objective.steps_per_epoch
+            state = again.optimizer.state()
+            assert state.keys() == expected.keys()
+            assert all(torch.equal(state[name], value) for name, value in expected.items())
+            again.checkpoints.save(again.progress)
 
 
 def test_the_default_is_whole_tables() -> None:
