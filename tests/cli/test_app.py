@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -27,7 +28,10 @@ from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, load_config, parse_config
 from twotower.errors import DataError
 from twotower.escaping import escape_controls, shell_command
+from twotower.evaluation.metrics import Metrics
+from twotower.evaluation.ranking import EvaluationConfig
 from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Text
+from twotower.retrieval.retriever import Retriever
 
 
 @pytest.fixture
@@ -130,6 +134,20 @@ def test_json_of_what_cannot_be_measured_leaves_it_out(store: Path, capsys: pyte
     found = json.loads(capsys.readouterr().out, parse_constant=none)
     assert "recall@5" in found["index"]
     assert "gauc" not in found["index"]  # nobody disliked anything
+
+
+def test_a_store_is_evaluated_though_its_bundle_is_removed_once_it_is_loaded(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, copy = api.evaluate_bundle, shutil.copytree(store, tmp_path / "store")
+
+    def overtaken(retriever: Retriever, *settings: EvaluationConfig) -> dict[str, Metrics]:
+        (retriever.bundle.folder / "config.toml").unlink()
+        return real(retriever, *settings)
+
+    monkeypatch.setattr(api, "evaluate_bundle", overtaken)
+    assert call("evaluate", copy) == 0
+    assert "recall@5" in capsys.readouterr().out
 
 
 def test_odd_requests_are_one_line(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,17 +64,20 @@ def evaluate(
     """Measure a run on its test part, or the current bundle of a store through the retriever that serves it."""
     from twotower import api, runs
     from twotower.reports.metric_tables import print_metrics, print_served
+    from twotower.retrieval.retriever import Retriever
+    from twotower.store.store import Store
 
     if api.is_store(path):
-        retriever = api.retriever(path)
-        found = api.evaluate_bundle(retriever)
+        with Store(path).current().lease() as bundle:
+            retriever, settings = Retriever(bundle), runs.read_config(bundle.folder)[1].evaluation
+        found = api.evaluate_bundle(retriever, settings)
         if as_json:
             known = {way: {m: v for m, v in metrics.items() if v == v} for way, metrics in found.items()}
             print(json.dumps({"bundle_id": retriever.bundle.id} | known, indent=1, allow_nan=False))
         else:
             print_line(f"bundle {retriever.bundle.id}")
             print(retriever.dataset.describe())
-            print_served(found, runs.read_config(retriever.bundle.folder)[1].evaluation.k)
+            print_served(found, settings.k)
         return
     loaded = api.load(path)
     metrics = api.evaluate(loaded)

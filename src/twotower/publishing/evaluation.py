@@ -12,19 +12,20 @@ from twotower.errors import RunError
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part import PartEvaluation
+from twotower.evaluation.ranking import EvaluationConfig
 from twotower.features.schema import SideName
 from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 
 
-def evaluate_bundle(retriever: Retriever) -> dict[str, Metrics]:
-    """Return the test metrics of a bundle, measured with the retriever that serves it.
+def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None) -> dict[str, Metrics]:
+    """Return the test metrics of a bundle, measured with the retriever that serves it, by default with its own settings.
 
     "index" and "exact" are method 1 (precomputed user vectors), "live" is method 2 (online user tower), and "intervals"
     has the bootstrap intervals of "index". Raises RunError without a test part.
     """
-    dataset, config = retriever.dataset, runs.read_config(retriever.bundle.folder)[1].evaluation
+    dataset, config = retriever.dataset, config or runs.read_config(retriever.bundle.folder)[1].evaluation
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
