@@ -300,6 +300,7 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table(tmp_
         ([{"share_with": "t", "hash_buckets": 4}], "'hash_buckets' is that of 't'"),
         ([{"n": 1}], "greater than or equal to 2, got 1"),
         ([{"n": 9}], "less than or equal to 8, got 9"),
+        ([{"max_length": 2**31}], "less than 2147483648, got 2147483648"),
         ([{"pooling": "decay"}], "input should be 'sum', 'mean' or 'sqrt', got 'decay'"),
         ([{"max_gram": 9}], "unknown key.*did you mean 'max_grams'"),
     ],

@@ -173,7 +173,7 @@ class Text(_Feature):
         "sum", description="Pooling of the grams' embeddings. sum, mean, sqrt: sum divided by 1, n, sqrt(n)."
     )
     max_length: int = Field(
-        1_000, ge=0, description="Maximum number of grams of a text, from its beginning. 0: unlimited."
+        1_000, ge=0, lt=2**31, description="Maximum number of grams of a text, from its beginning. 0: unlimited."
     )
     share_with: str = Field(
         "",
