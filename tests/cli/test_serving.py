@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -55,6 +56,18 @@ def test_every_option_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.M
 def settings_with(**given: Any) -> ServeSettings:
     more = {"rate": 1.0} if "burst" in given else {}
     return ServeSettings(**{"store": Path("s"), **more, **given})
+
+
+def test_a_demo_that_cannot_serve_ends_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for name in ("supervisor", "worker"):
+        monkeypatch.delitem(sys.modules, f"twotower.serve.{name}", raising=False)
+        monkeypatch.delattr(f"twotower.serve.{name}", raising=False)
+    assert run_command(["demo", "--data", "none.zip", "--serve", "--port", "0"]) == 2
+    assert capsys.readouterr().err == "error: serving needs uvicorn: pip install -e '.[serve]'\n"
 
 
 @pytest.mark.parametrize("name", [n for n, s in SETTINGS.items() if s.at_least is not None or s.above is not None])

@@ -18,12 +18,19 @@ from twotower.serve.settings import HINTS, ServeSettings
 
 def serve(**settings: Any) -> None:
     """Serve the current bundle of a store over HTTP, with a console at /."""
-    try:
-        from twotower.serve import supervisor
-    except ModuleNotFoundError as e:
-        raise ConfigError(f"serving needs {e.name}: pip install -e '.[serve]'") from None
+    need_packages()
+    from twotower.serve import supervisor
+
     if code := supervisor.run_service(ServeSettings(**settings)):
         raise typer.Exit(code)
+
+
+def need_packages() -> None:
+    """Raise ConfigError if a package that serving needs is not installed."""
+    try:
+        from twotower.serve import supervisor  # noqa: F401
+    except ModuleNotFoundError as e:
+        raise ConfigError(f"serving needs {e.name}: pip install -e '.[serve]'") from None
 
 
 def _options() -> Iterator[inspect.Parameter]:
