@@ -44,6 +44,12 @@ def test_a_problem_names_field_value_and_type(change: dict[str, Any], says: str)
     assert problem(caught.value) == says
 
 
+def test_a_problem_of_the_whole_is_one_of_the_manifest() -> None:
+    with pytest.raises(ValidationError) as caught:
+        BundleFacts.model_validate(["dims", 64])
+    assert problem(caught.value) == "the manifest is ['dims', 64], expected dict"
+
+
 def test_facts_are_frozen_and_whole_numbers_are_recalls() -> None:
     facts = BundleFacts.model_validate(FACTS | {"recall_check": FACTS["recall_check"] | {"recall": 1}})
     assert facts.recall_check.recall == 1.0

@@ -1086,5 +1086,6 @@ def test_fault_A11_force_publishes_and_is_written_down(store: Store) -> None:
 @pytest.mark.parametrize("recall_check", [None, {}, {"recall": 0.9}, {"recall": "0.9", "threshold": 0.5}, [1],
                                   {"recall": float("nan"), "threshold": 0.5}])  # fmt: skip
 def test_fault_A11_a_recall_that_was_not_measured_is_not_published(store: Store, recall_check: Any) -> None:
-    with pytest.raises(BundleError, match="not published, CURRENT stays unset: recall_check"):
+    with pytest.raises(BundleError, match="not published, CURRENT stays unset: recall_check") as caught:
         store.publish(content("one", recall_check=recall_check), force=True)
+    assert caught.value.reason == "recall"

@@ -193,9 +193,9 @@ def read_manifest(folder: Path) -> Manifest:
 def problem(error: ValidationError) -> str:
     """Return the first problem of a manifest in one line: field, value, expected type."""
     first = error.errors(include_url=False)[0]
-    where, kind = ".".join(map(str, first["loc"])), first["type"]
+    where, kind = ".".join(map(str, first["loc"])) or "the manifest", first["type"]
     found = "is missing" if kind == "missing" else f"is {first['input']!r:.80}"
-    if first["loc"][0] == "files" and len(first["loc"]) > 1:
+    if len(first["loc"]) > 1 and first["loc"][0] == "files":
         return f"{where} {found}, expected path, size and sha256"
     if kind == "missing":
         return f"{where} {found}"

@@ -189,7 +189,7 @@ class Store:
                 if _passes_through(e):
                     raise
                 message = f"{self.path}: not published, CURRENT stays {old or 'unset'}: {_message(e)}"
-                raise BundleError(message, getattr(e, "reason", stage)) from e
+                raise BundleError(message, _reason(e, stage)) from e
             self._log("publish", name, old, reason, facts.recall_check, forced=bool(below))
             return bundle
 
@@ -294,6 +294,13 @@ def _passes_through(error: BaseException) -> bool:
     """Return True for interrupts, errors of the program, and errors with an exit code of their own."""
     program = not isinstance(error, Exception) or isinstance(error, _PROGRAMMING_ERRORS)
     return program or getattr(error, "exit_code", 2) != 2
+
+
+def _reason(error: BaseException, stage: str) -> str:
+    """Return the label of a publisher's error: its own, "recall" for a recall that is no number, else the stage."""
+    if isinstance(error, ValidationError) and {"recall", "recall_check"} & {*error.errors()[0]["loc"]}:
+        return "recall"
+    return getattr(error, "reason", stage)
 
 
 def _message(error: BaseException) -> str:
