@@ -513,6 +513,7 @@ def test_ids_that_the_users_or_items_lack_are_refused(side: str) -> None:
         ("wide.tsv", "id\tn\n1\té\n".encode("utf-16"), "line 1 is not UTF-8"),
         ("ragged.csv", b"a,b\n1,2,3\n", "cannot be read as csv (found more fields"),
         ("no.parquet", b"", "cannot be read as parquet"),
+        ("no.pq", b"", "cannot be read as parquet"),
         ("text.parquet", b"a,b\n1,2\n" * 9, "is the file complete?"),
         ("table.xlsx", b"PK", "found a '.xlsx' file, expected .csv, .tsv or .parquet; convert or rename"),
         ("table", b"a\n1\n", "found a '' file"),

@@ -189,8 +189,8 @@ def table_errors(path: Path) -> Iterator[None]:
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
         if is_text(path) and path.is_file():
             check_utf8(path)
-        ending = path.suffix.lower()[1:]
-        raise DataError(f"{path}: cannot be read as {ending} ({first_line(e)}); is the file complete?") from None
+        kind = path.suffix.lower()[1:] if is_text(path) else "parquet"
+        raise DataError(f"{path}: cannot be read as {kind} ({first_line(e)}); is the file complete?") from None
 
 
 def is_text(path: Path) -> bool:
