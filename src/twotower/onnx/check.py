@@ -12,8 +12,9 @@ import numpy as np
 import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
 
+from twotower.errors import first_line
 from twotower.onnx.allow_list import disallowed_content
-from twotower.onnx.session import TowerError, create_session, first_line, read_tower
+from twotower.onnx.session import TowerError, create_session, read_tower
 
 PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
 """(rows, codes per bag) of the inputs on which an inspected tower is run."""

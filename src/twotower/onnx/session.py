@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twotower.errors import ConfigError, RunError
+from twotower.errors import ConfigError, RunError, first_line
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -62,8 +62,3 @@ def create_session(data: bytes, threads: int) -> InferenceSession:
         return onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
     except Exception as e:  # the errors of onnxruntime have no other common base
         raise TowerError(f"cannot be loaded ({first_line(e)})") from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class without one."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twotower.errors import RunError
+from twotower.errors import RunError, first_line
 from twotower.onnx.inspection import INSPECTION_LIMITS, InspectionLimits, inspect_bytes
-from twotower.onnx.session import TowerError, create_session, first_line, read_tower
+from twotower.onnx.session import TowerError, create_session, read_tower
 
 VECTOR_OUTPUT, GATES_OUTPUT = "vector", "gates"
 
