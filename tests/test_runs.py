@@ -34,6 +34,7 @@ from twotower.errors import Interrupted, RunError, TwoTowerError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Sequence
+from twotower.files.readers import read_json
 from twotower.legacy import training
 from twotower.reports import charts
 from twotower.train.progress import Callback
@@ -67,6 +68,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def test_a_run_is_loaded_by_one_reading_of_each_file(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path.name)
+        return read_json(path)
+
+    monkeypatch.setattr("twotower.runs.read_json", counted)
+    runs.load(trained)
+    assert sorted(read) == ["metrics.json", "model.json"]
 
 
 def test_a_run_folder_holds_what_it_promises_and_nothing_temporary(trained: Path) -> None:

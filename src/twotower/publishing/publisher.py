@@ -97,7 +97,7 @@ def _write(
     model = runs.weights_digest(folder)
     if run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
-    _check_unchanged(run, folder)
+    _check_unchanged(run, folder, model)
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)
@@ -133,9 +133,9 @@ def _write(
     )
 
 
-def _check_unchanged(run: Run, folder: Path) -> None:
+def _check_unchanged(run: Run, folder: Path, digest: str) -> None:
     """Raise RunError if the files differ from the run in memory: one of them was trained further, or again."""
-    kept = runs.load_model(folder, run.config, run.dataset.encoders)
+    kept = runs.load_model(folder, digest, run.config, run.dataset.encoders)
     pairs = zip(kept.parameters(), run.model.parameters(), strict=True)
     same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
     encoders = Encoders.load(run.dataset.schema, folder)

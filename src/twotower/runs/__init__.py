@@ -169,7 +169,7 @@ def _load(folder: Path) -> Run:
         dataset = memmap.load(place, schema, config.split)
     except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
         raise RunError(f"{place}: encoders.json and the tables do not go together ({first_line(e)})") from e
-    model = load_model(place, config, dataset.encoders)
+    model = load_model(place, digest, config, dataset.encoders)
     metrics = read_json(place / layout.METRICS)
     if not _is_metrics(metrics):
         raise RunError(f"{place / layout.METRICS}: damaged (expected numbers by name)")
@@ -224,9 +224,9 @@ def weights_digest(folder: Path) -> str:
     return digest
 
 
-def load_model(folder: Path, config: Config, encoders: Encoders) -> TwoTower:
-    """Load the model from `folder`. Raises RunError if the weights are damaged or do not fit the config."""
-    digest = weights_digest(folder)
+def load_model(folder: Path, digest: str, config: Config, encoders: Encoders) -> TwoTower:
+    """Load the model whose weights have the SHA-256 `digest` from `folder`. Raises RunError if the weights are damaged or
+    do not fit the config."""
     data = read_checked(folder / layout.WEIGHTS, Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != digest:
         raise RunError(f"{folder / layout.WEIGHTS}: damaged, or of another run (checksum)")
