@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from twotower.errors import TwoTowerError
+from twotower.machine import memory_in_use
 
 _BOOTSTRAP = "from twotower.limited_process import main; main()"
 
@@ -103,7 +104,7 @@ def _limit_process(timeout: int, cpu_seconds: int, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (end := math.ceil(time.process_time()) + cpu_seconds, end + 5))
         used = 1 << 30
         with suppress(OSError):
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            used = memory_in_use()[0]
         resource.setrlimit(resource.RLIMIT_AS, (used + memory,) * 2)
 
 

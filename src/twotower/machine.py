@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from pathlib import Path
 
 
 def peak_memory_mb() -> float:
     """Return the peak resident memory of this process, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def memory_in_use() -> tuple[int, int]:
+    """Return the bytes of this process's address space and of its resident memory. Raises OSError without /proc."""
+    space, resident = Path("/proc/self/statm").read_text().split()[:2]
+    return int(space) * resource.getpagesize(), int(resident) * resource.getpagesize()
+
+
+def physical_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_cores() -> int:

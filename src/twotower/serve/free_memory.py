@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from twotower.errors import BundleError
+from twotower.machine import memory_in_use
 
 MEMORY_PER_BYTE = 1.5
 """Bytes of memory for each byte of a bundle's files while it is loaded, at most."""
@@ -53,7 +53,7 @@ def free_in_group(group: Path) -> int | None:
 
 def free_memory(limit: int, workers: int, available: Callable[[], int] = available_memory) -> int:
     """Return the bytes that a bundle may take, if all workers load it at about the same time."""
-    return min(available() // workers, limit - _resident_bytes() if limit else 1 << 62)
+    return min(available() // workers, limit - memory_in_use()[1] if limit else 1 << 62)
 
 
 def check_memory(size: int, limit: int, workers: int, available: Callable[[], int] = available_memory) -> None:
@@ -76,10 +76,6 @@ def _meminfo(name: str) -> int:
     except OSError:
         pass
     return 1 << 62
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def release_memory() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
 from twotower.features.encoders import Encoders
 from twotower.features.field import InputField
+from twotower.machine import physical_memory
 from twotower.model.tables import deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe
@@ -42,7 +41,7 @@ def _check_memory(recipe: Recipe, user_fields: tuple[InputField, ...], item_fiel
         except RuntimeError as e:  # a weight has more numbers than torch can count
             raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
     need = 2 * sum(w.numel() * w.element_size() for w in weights.values())
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    have = physical_memory()
     if need > have:
         name, largest = max(weights.items(), key=lambda named: named[1].numel())
         shape = " x ".join(f"{n:,}" for n in largest.shape)
