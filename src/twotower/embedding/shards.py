@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ import polars as pl
 from twotower import files
 from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, part_names
 from twotower.errors import DataError, RunError
-from twotower.files.readers import read_json
+from twotower.files.readers import file_digest, read_json
 from twotower.version import __version__
 
 HOW_TO_OVERWRITE = "choose another folder, or start over with `overwrite=True`"
@@ -166,7 +165,7 @@ class ShardedWork:
         """Return True if the files of a finished shard have the sizes and digests of its record."""
         record = self.record(number)
         return record is not None and all(
-            (path := self.out / name).is_file() and path.stat().st_size == size and _digest(path) == digest
+            (path := self.out / name).is_file() and path.stat().st_size == size and file_digest(path) == digest
             for name, size, digest in record.get("files", [["", 0, ""]])
         )
 
@@ -193,7 +192,7 @@ class ShardedWork:
         for made, name in zip((VECTORS_FILE, IDS_FILE), part_names(number), strict=True):
             if rows:
                 files.sync(folder / made)
-                written.append([name, (folder / made).stat().st_size, _digest(folder / made)])
+                written.append([name, (folder / made).stat().st_size, file_digest(folder / made)])
                 files.point("shard.file")
                 os.replace(folder / made, self.out / name)
         files.point("shard.files")
@@ -238,7 +237,7 @@ class ShardedWork:
                     path, name = folder / IDS_FILE, record["files"][1][0]
                     save_ids([self.out / name], common, path)
                     files.sync(path)
-                    record["files"][1] = [name, path.stat().st_size, _digest(path)]
+                    record["files"][1] = [name, path.stat().st_size, file_digest(path)]
                     files.point("shard.ids")
                     os.replace(path, self.out / name)
                     files.point("shard.ids_renamed")
@@ -324,8 +323,3 @@ def _try_lock(lock: BinaryIO, byte: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

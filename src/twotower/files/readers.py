@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -40,6 +41,12 @@ def read_checked(path: Path, reader: Callable[[Path], T]) -> T:
 def read_text(path: Path) -> str:
     """Read a file as UTF-8, whatever the locale. A reader for `read_checked`."""
     return path.read_text(encoding="utf-8")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file. A reader for `read_checked`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_parquet(path: Path) -> pl.DataFrame:

@@ -7,7 +7,6 @@ or written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from twotower import files
 from twotower.errors import RunError
-from twotower.files.readers import read_json
+from twotower.files.readers import file_digest, read_json
 from twotower.train.progress import TrainingProgress
 from twotower.train.tensor_file import TensorBlocks, file_order, write_tensors
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
@@ -72,9 +71,8 @@ class Checkpoint:
             )
         try:
             file = path / "tensors.safetensors"
-            with file.open("rb") as data:
-                if hashlib.file_digest(data, "sha256").hexdigest() != state["sha256"]:
-                    raise RunError(f"checkpoint {path} is damaged (checksum)")
+            if file_digest(file) != state["sha256"]:
+                raise RunError(f"checkpoint {path} is damaged (checksum)")
             step, fingerprint, progress = state["step"], state["fingerprint"], state["progress"]
             if not (isinstance(step, int) and isinstance(fingerprint, dict) and isinstance(progress, dict)):
                 raise TypeError("step, fingerprint or progress")
