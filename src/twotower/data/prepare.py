@@ -38,6 +38,7 @@ from twotower.errors import ConfigError, DataError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
 from twotower.files import layout, locks
+from twotower.files.readers import file_digest
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ class _Preparation:
         for path in self.files:
             with table_errors(path):
                 table = pl.scan_parquet(path, glob=False)
-                need(pl.DataFrame(schema=table.collect_schema()), self.columns, "interactions", self.schema)
+                need(pl.DataFrame(schema=table.collect_schema()), self.columns, "interactions")
             for start in range(0, _row_count(path), self.sizes.block_rows):
                 empty = False
                 with table_errors(path):
@@ -217,7 +218,7 @@ class _Preparation:
         for note in notes:
             log.info(note)
         if schema.title:
-            need(frames["item"], [schema.title], "items", schema)
+            need(frames["item"], [schema.title], "items")
         return frames
 
     def _write_buckets(self, frames: dict[SideName, pl.DataFrame]) -> tuple[list[Path], int]:
@@ -407,10 +408,7 @@ class _Preparation:
         found = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.parent.name != "work":
-                with path.open("rb") as f:
-                    found.update(
-                        f"{path.relative_to(self.folder)} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode()
-                    )
+                found.update(f"{path.relative_to(self.folder)} {file_digest(path)}\n".encode())
         return found.hexdigest()[:16]
 
 

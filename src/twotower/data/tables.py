@@ -42,8 +42,8 @@ def check(users: TableLike | None, items: TableLike | None, interactions: TableL
     """
     notes: list[str] = []
     actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(POSITIVE, TIME, _ROW_COLUMN, strict=False)
-    need(actions, [schema.user_id, schema.item_id], "interactions", schema)
-    need(actions, [c for c in (schema.label, schema.time) if c], "interactions", schema)
+    need(actions, [schema.user_id, schema.item_id], "interactions")
+    need(actions, [c for c in (schema.label, schema.time) if c], "interactions")
     _not_empty(actions, "interactions")
     actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
     actions = timed(actions, schema)
@@ -82,7 +82,7 @@ def check(users: TableLike | None, items: TableLike | None, interactions: TableL
             )
         sides[side] = frame  # type: ignore[index]
     if schema.title:
-        need(sides["item"], [schema.title], "items", schema)
+        need(sides["item"], [schema.title], "items")
 
     actions = labelled(actions, schema)
     actions = _deduplicate(actions, schema, notes)
@@ -93,7 +93,7 @@ def _is_csv(*tables: TableLike | None) -> bool:
     return any(isinstance(t, str | Path) and is_text(table_files(t)[0]) for t in tables)
 
 
-def need(frame: pl.DataFrame, columns: list[str], what: str, schema: Schema) -> None:
+def need(frame: pl.DataFrame, columns: list[str], what: str) -> None:
     """Raise DataError if the table `what` lacks one of the columns."""
     for name in columns:
         if name not in frame.columns:
@@ -129,7 +129,7 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
 
 
 def _side(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[str]) -> pl.DataFrame:
-    need(frame, [key], what, schema)
+    need(frame, [key], what)
     _not_empty(frame, what)
     frame = with_ids(frame, key, what)
     repeated = frame.height - frame[key].n_unique()
@@ -154,7 +154,7 @@ def check_side(frame: pl.DataFrame, side: SideName, schema: Schema, notes: list[
         raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
     _features(frame, side, what, schema, None, notes)
     if schema.title and side == "item":
-        need(frame, [schema.title], what, schema)
+        need(frame, [schema.title], what)
     return frame.select(side_columns(side, schema))
 
 
@@ -174,7 +174,7 @@ def _features(
             continue
         if isinstance(f, Numeric) and f.statistic:
             if f.statistic_column and actions is not None:
-                need(actions, [f.statistic_column], "interactions", schema)
+                need(actions, [f.statistic_column], "interactions")
                 if not (
                     actions[f.statistic_column].dtype.is_numeric() or actions[f.statistic_column].dtype == pl.Boolean
                 ):
@@ -187,7 +187,7 @@ def _features(
                         f"interactions: {n} of {actions.height} values of '{f.statistic_column}' are missing; left out"
                     )
             continue
-        need(frame, [f.source], what, schema)
+        need(frame, [f.source], what)
         if n := missing_count(frame[f.source]):
             if f.missing == "error":
                 raise DataError(

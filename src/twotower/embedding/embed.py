@@ -251,7 +251,7 @@ class _RowEncoder:
 
     def check(self, names: abc.Sequence[str]) -> None:
         """Raise DataError if a column is missing."""
-        need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s", self.schema)
+        need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s")
 
     def __call__(self, frame: pl.DataFrame) -> tuple[pl.Series, dict[str, Column]]:
         frame = with_ids(frame, self.key, self.side + "s")

@@ -35,6 +35,7 @@ from twotower.features.schema import (
     SideName,
     Text,
     Vector,
+    other_side,
 )
 from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.text import TextEncoder
@@ -78,7 +79,7 @@ class Encoders:
             by_side[side] = {
                 f.name: _fit(f, frame[f.source], n) for f in schema.side(side) if not isinstance(f, Sequence | Text)
             }
-            other = _other(side)
+            other = other_side(side)
             for text in schema.texts(side):
                 if not text.share_with:
                     borrowers = [f for f in schema.texts(other) if f.share_with == text.name]
@@ -107,7 +108,7 @@ class Encoders:
 
     def _sequence_encoder(self, feature: Sequence) -> tuple[CategoricalEncoder, str]:
         """Return the encoder of a sequence's values, and the feature of the other side that has this encoder, '' for none."""
-        other = _other(feature.side)
+        other = other_side(feature.side)
         shared = self.schema.id_feature(other) if feature.share_embedding else None
         if shared is None:
             return self.ids[other], ""
@@ -229,10 +230,6 @@ def _restored(feature: Feature, state: JsonValue, vocabularies: dict[str, pl.Ser
     return _WITH_VOCABULARY[feature.kind].restore(state, vocabularies[f"{feature.side}.{feature.name}"])
 
 
-def _other(side: SideName) -> SideName:
-    return "item" if side == "user" else "user"
-
-
 def _own_features(schema: Schema) -> Iterator[tuple[SideName, Feature]]:
     """Yield side and feature of each feature that has an encoder of its own, which is written to disk."""
     for side in SIDES:
@@ -248,7 +245,7 @@ def _with_shared_texts(
     for side in SIDES:
         for f in schema.texts(side):
             if f.share_with:
-                owner = _text_encoder(by_side[_other(side)], f.share_with)
+                owner = _text_encoder(by_side[other_side(side)], f.share_with)
                 by_side[side][f.name] = TextEncoder(owner.values, owner.n, f.max_length)
     return by_side
 

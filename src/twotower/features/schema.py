@@ -241,16 +241,16 @@ class Schema(Section):
                 raise ValueError(
                     f"sequence {f.name!r} is made of interactions; it takes neither 'column' nor 'missing'"
                 )
-            if isinstance(f, Sequence) and f.share_embedding and self.id_feature(_other(f.side)) is None:
+            if isinstance(f, Sequence) and f.share_embedding and self.id_feature(other_side(f.side)) is None:
                 raise ValueError(
-                    f"sequence {f.name!r} shares the {_other(f.side)} id embedding, but no categorical feature "
-                    f"reads the {_other(f.side)} id column; add one or set share_embedding = false"
+                    f"sequence {f.name!r} shares the {other_side(f.side)} id embedding, but no categorical feature "
+                    f"reads the {other_side(f.side)} id column; add one or set share_embedding = false"
                 )
-            if isinstance(f, Text) and f.share_with and self.text(_other(f.side), f.share_with) is None:
-                own = [t.name for t in self.texts(_other(f.side)) if not t.share_with]
+            if isinstance(f, Text) and f.share_with and self.text(other_side(f.side), f.share_with) is None:
+                own = [t.name for t in self.texts(other_side(f.side)) if not t.share_with]
                 raise ValueError(
                     f"text {f.name!r} shares the grams of {f.share_with!r}, which is no text feature of the "
-                    f"{_other(f.side)} side with grams of its own (allowed: {', '.join(own) or 'none'})"
+                    f"{other_side(f.side)} side with grams of its own (allowed: {', '.join(own) or 'none'})"
                 )
         return self
 
@@ -304,7 +304,8 @@ class Schema(Section):
         return None
 
 
-def _other(side: SideName) -> SideName:
+def other_side(side: SideName) -> SideName:
+    """Return the other of the two sides."""
     return "item" if side == "user" else "user"
 
 

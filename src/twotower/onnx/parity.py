@@ -64,10 +64,10 @@ def _parity_rows(side: Side, fields: tuple[InputField, ...]) -> Ints:
     return np.unique(np.r_[np.array(extreme, np.int64), others])
 
 
-def random_side(fields: tuple[InputField, ...], n: int = 96) -> Side:
-    """Return `n` rows of random features: first and last code of every table, empty bags, bags of one code and long
+def random_side(fields: tuple[InputField, ...]) -> Side:
+    """Return 96 rows of random features: first and last code of every table, empty bags, bags of one code and long
     bags."""
-    rng = np.random.default_rng(0)
+    rng, n = np.random.default_rng(0), 96
     columns: dict[str, Column] = {}
     for f in fields:
         if f.kind == "dense":

@@ -33,7 +33,7 @@ DECISION_RULE = (
 )
 
 
-def compare_runs(a: Run, b: Run, *, resamples: int = 1000, seed: int = 0) -> list[Comparison]:
+def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> list[Comparison]:
     """Compare two runs by AUC, GAUC and the ranking metrics at every cut-off in both evaluation.k.
 
     Users and items are matched by id. Both runs rank the items that both know, without the items that a user has seen
@@ -43,7 +43,7 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000, seed: int = 0) -> lis
         raise RunError(f"resamples = {resamples}: expected at least 1")
     data, factors_a, factors_b = _align_runs(a, b)
     k = [n for n in a.config.evaluation.k if n in b.config.evaluation.k]
-    comparisons = compare_factors(factors_a, factors_b, data, k, resamples, seed)
+    comparisons = compare_factors(factors_a, factors_b, data, k, resamples)
     if not comparisons:
         raise RunError(
             f"nothing to compare: no user has test pairs of both classes, and evaluation.k has no cut-off in common "
