@@ -790,7 +790,7 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
         maintenance.rollback(store, connect_timeout=0.5)
     assert Store(store).current().id == first.id
     server.start()
-    assert run_command(["gc", "--store", str(store)]) == 0
+    maintenance.gc(store)
     assert alias(MilvusClient(server.uri), prefix) == collection(first)
     assert replace(second).id in [b.id for b in Store(store).bundles()]
 

@@ -89,11 +89,5 @@ def gc(
 ) -> None:
     """Remove old bundles, the files of killed publishers, and their Milvus collections."""
     from twotower.store import maintenance
-    from twotower.store.milvus_collections import MilvusCollections
-    from twotower.store.store import Store
 
-    removed, dropped = maintenance.gc(store, keep)
-    print_line(f"removed: {', '.join(removed) or 'nothing'}")
-    if dropped:
-        print_line(f"dropped: {', '.join(dropped)}")
-    MilvusCollections(Store(store)).update_alias()  # a publish cannot move it while Milvus is down
+    maintenance.gc(store, keep)

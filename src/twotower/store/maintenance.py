@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from twotower.index.milvus.location import CONNECT_TIMEOUT
 from twotower.store.bundle import Bundle
 from twotower.store.milvus_collections import MilvusCollections
 from twotower.store.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def rollback(
@@ -24,11 +27,15 @@ def rollback(
 
 
 def gc(store: Path | str, keep: int = 2) -> tuple[list[str], list[str]]:
-    """Remove old bundles (`Store.gc`) and drop Milvus collections that no bundle names; return both as names.
+    """Remove old bundles (`Store.gc`) and drop Milvus collections that no bundle names; log and return both as names.
 
-    Raises ConfigError, RunError.
+    Moves the Milvus alias at the end: a publish cannot while Milvus is down. Raises ConfigError, RunError.
     """
     opened = Store(store)
     collections, dropped = MilvusCollections(opened), []
     removed = opened.gc(keep, lambda: dropped.extend(collections.drop_unreferenced()))
+    log.info(f"removed: {', '.join(removed) or 'nothing'}")
+    if dropped:
+        log.info(f"dropped: {', '.join(dropped)}")
+    collections.update_alias()
     return removed, dropped
