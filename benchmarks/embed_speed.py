@@ -22,7 +22,7 @@ from measure import finish, options, product_rate, result, timed
 from twotower.config.toml import parse_config
 from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
-from twotower.embedding.embed import embed
+from twotower.embedding.bulk import embed
 from twotower.features.schema import Categorical, MultiHot, Schema
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run

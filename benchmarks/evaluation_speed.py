@@ -34,7 +34,7 @@ from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.part import evaluate_part
+from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.index.faiss.setup import faiss_settings
 from twotower.train.factors import factors_before
 

@@ -21,7 +21,7 @@ from train_speed import FLOPS_PER_ROW, prepare_movielens, twotower_trainer
 
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
-from twotower.evaluation.part import evaluate_part
+from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.train.factors import factors_before
 
 TOLERANCE = 1e-4

@@ -22,16 +22,16 @@ from twotower.data.source import read
 from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext, choose_device
-from twotower.embedding.embed import embed
+from twotower.embedding.bulk import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError
 from twotower.escaping import python_literal
 from twotower.evaluation.metrics import Metrics
-from twotower.evaluation.part import evaluate_model
+from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index import build_index
 from twotower.machine import peak_memory_mb
-from twotower.publishing.evaluation import evaluate_bundle
+from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.publishing.publisher import publish
 from twotower.reports import html
 from twotower.retrieval.request import Answer, check_k, list_items

@@ -1,4 +1,4 @@
-"""The ranks of one job, as torchrun starts them, and the machine of a rank: its device, cores and memory.
+"""The ranks of one job, as torchrun starts them, and the device of a rank.
 
 With one rank every collective returns its argument. With several, all ranks call the same collectives in the same order.
 """

@@ -19,12 +19,12 @@ import pytest
 import torch
 from worlds import EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-from twotower.arrays import growing
+from twotower.arrays import npy_writer
 from twotower.arrays.ragged import Ragged
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
-from twotower.embedding.embed import embed
+from twotower.embedding.bulk import embed
 from twotower.errors import DataError, RunError
 from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
@@ -761,9 +761,9 @@ def test_text_tables_are_read_with_the_types_of_all_their_rows(ending: str, tmp_
 def test_the_vectors_of_a_large_table_can_be_mapped_and_the_count_has_many_digits(tmp_path: Path) -> None:
     for n in (0, 9, 10**6, 10**12):
         with (tmp_path / "x.npy").open("w+b") as f:
-            growing.write_npy_header(f, np.zeros(66, np.float32), 0)
+            npy_writer.write_npy_header(f, np.zeros(66, np.float32), 0)
             size = f.tell()
-            growing.write_npy_header(f, np.zeros(66, np.float32), n)
+            npy_writer.write_npy_header(f, np.zeros(66, np.float32), n)
             assert f.tell() == size
 
 

@@ -20,7 +20,7 @@ from twotower.errors import RunError
 from twotower.evaluation.bootstrap import bootstrap, bootstrap_counts, paired_bootstrap
 from twotower.evaluation.comparison import Comparison, compare_factors, comparison_data
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.part import PartEvaluation
+from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.model.two_tower import TwoTower
 from twotower.reports.compare import DECISION_RULE, compare_runs, describe_comparisons, summarize
 from twotower.runs import Run

@@ -7,7 +7,7 @@ import pytest
 
 from twotower import api
 from twotower.data.splits import TEST, VALIDATION
-from twotower.evaluation.part import evaluate_part
+from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.retrieval.evaluation import rank_items, seen_before
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever

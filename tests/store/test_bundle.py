@@ -23,7 +23,7 @@ from twotower.cli.app import run_command
 from twotower.data import prepare
 from twotower.data.source import DataConfig
 from twotower.errors import BundleError, TwoTowerError
-from twotower.publishing.evaluation import evaluate_bundle
+from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.bundles import check_answers

@@ -23,7 +23,6 @@ TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mappin
 CONFIG_FORMAT = 2
 """Value of `format` in a written config. Optional in a file written by hand. Format 1 has the former keys of `RENAMED`."""
 
-
 RENAMED: dict[str, str] = {
     "data.source": "data.archive",
     "schema.features.numeric.of": "schema.features.numeric.statistic_column",

@@ -268,7 +268,7 @@ def save(dataset: Dataset, folder: Path) -> None:
 
 
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """Read the files of `save`; only the sides in `encode` get columns. Raises RunError as `load_dataset` does."""
+    """Read the files of `save`; only the sides in `encode` get columns. Raises RunError as `load_tables` does."""
     if (folder / layout.PREPARED).is_dir():
         return MemmapDataset.open(folder / layout.PREPARED, encode)
     return load_tables(folder, schema, split, encode)

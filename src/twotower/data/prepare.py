@@ -24,7 +24,7 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower import files
-from twotower.arrays.growing import ArrayWriter
+from twotower.arrays.npy_writer import ArrayWriter
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Doubles, Ints
 from twotower.data import splits

@@ -37,7 +37,7 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
 
 
 def load_tables(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """Read the files of `save_dataset`; only the sides in `encode` get columns.
+    """Read the files of `save_tables`; only the sides in `encode` get columns.
 
     Raises RunError if a file is missing, damaged or does not fit the schema."""
     encoders = Encoders.load(schema, folder)

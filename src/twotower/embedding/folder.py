@@ -1,4 +1,4 @@
-"""Reader of a folder of embeddings that `twotower embed` has written. StoredVectors are memory-mapped and read in blocks.
+"""Reader of a folder of embeddings that `twotower embed` has written. Vectors are memory-mapped and read in blocks.
 
 embedding.json          side, model and precision, and the list of shards; written when all shards are complete
 part-00000.npy          vectors of a shard (rows, D), float32 or float16
@@ -13,16 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from twotower.errors import RunError, first_line
 from twotower.files.readers import read_array, read_json
-
-if TYPE_CHECKING:
-    import polars as pl
 
 VECTORS_FILE, IDS_FILE = "vectors.npy", "ids.parquet"
 LIST_FILE, WORK_FOLDER = "embedding.json", "work"
@@ -125,8 +123,6 @@ class EmbeddingsFolder:
 
     def blocks(self, rows: int = 65_536) -> Iterator[tuple[pl.Series, StoredVectors]]:
         """Yield ids (n,) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises RunError."""
-        import polars as pl  # imported late: an index imports this module for `read_array` only
-
         for part in self.parts:
             vectors, at, step = part.open(), 0, max(rows, 1 << 20)
             for first in range(0, part.rows, step):

@@ -5,7 +5,7 @@ work/done-00000.json    record of a finished shard, written after its files
 work/shard-00000/       temporary files of a shard in progress
 work/lock               kernel locks: each shard has one byte
 
-All are in the folder of embeddings (embeddings_folder.py). Kernel locks are released when a process dies.
+All are in the folder of embeddings (folder.py). Kernel locks are released when a process dies.
 """
 
 from __future__ import annotations

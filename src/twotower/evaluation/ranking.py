@@ -21,7 +21,6 @@ from twotower.section import Positive, Section
 MAX_SCORES = 2**25
 """Scores (users x items) that one block of a ranking holds."""
 
-
 TIED_ROWS = 64
 """Rows of equal scores that are ranked again at a time."""
 

@@ -103,8 +103,6 @@ class Vector(_Feature):
 
 
 Rate = Annotated[float, Field(ge=0, le=1)]
-
-
 Pooling = Literal["mean", "sqrt", "sum", "decay", "attention", "transformer"]
 
 

@@ -19,7 +19,6 @@ from twotower.features.values import UNKNOWN, canonical_ids, is_long, one_row
 # An ideograph, or a run of letters, digits and combining marks, such as vowel signs.
 _WORD = r"\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+"
 
-
 _IDEOGRAPH = r"^\p{Han}$"
 
 

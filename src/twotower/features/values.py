@@ -13,7 +13,6 @@ from twotower.errors import DataError
 UNKNOWN = 0
 """Embedding row of values below the frequency cut and values never seen in training."""
 
-
 SINGLE_ROW_MAX_VALUES = 400
 """Values of a list, or characters of a text, up to which a single row is encoded without data frames, which is faster."""
 

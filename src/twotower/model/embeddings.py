@@ -11,8 +11,8 @@ from torch.autograd.function import BackwardCFunction
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.attention import HistoryConfig, HistoryEncoder
+from twotower.model.decayed_means import decayed_means, decayed_sums, inverse_weight_sum
 from twotower.model.field_tables import FieldTables
-from twotower.model.history import decayed_means, decayed_sums, inverse_weight_sum
 from twotower.model.inputs.carriers import Bag, HistoryWindows, Inputs, Padded, Prefixes
 from twotower.model.layers import gather
 from twotower.model.tables import Table

@@ -49,7 +49,7 @@ class RowCache:
         return rows
 
 
-class ItemFilters:
+class CatalogueFilters:
     """Finds the item rows that requests allow and exclude."""
 
     def __init__(self, items: pl.DataFrame, ids: IdColumn, schema: Schema, seen: Ragged) -> None:

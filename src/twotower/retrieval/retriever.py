@@ -23,7 +23,7 @@ from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM
 from twotower.onnx.inspection import INSPECT_SECONDS, InspectionLimits
-from twotower.retrieval.filters import ItemFilters
+from twotower.retrieval.filters import CatalogueFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
 from twotower.retrieval.neighbours import Neighbours
 from twotower.retrieval.popularity import Popularity
@@ -69,7 +69,7 @@ class Retriever:
                 self.bundle, self.dataset, self.index = bundle, loaded.dataset, loaded.index
                 self.user_ids, self.item_ids, self.titles = loaded.user_ids, loaded.item_ids, loaded.titles
                 self.user_inputs = UserInputs(self.dataset, loaded.columns)
-                self.filters = ItemFilters(
+                self.filters = CatalogueFilters(
                     self.dataset.items.frame, self.item_ids, self.schema, self.dataset.interacted_items
                 )
                 self.popularity = Popularity(self.dataset.item_positive_counts)

@@ -1,4 +1,4 @@
-"""Applications of a service: for clients, and of its admin port. service.py answers, schemas.py defines bodies and replies."""
+"""Applications of a service: one for clients, one for its admin port."""
 
 from __future__ import annotations
 

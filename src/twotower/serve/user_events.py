@@ -1,4 +1,4 @@
-"""Event stores: what users did since the bundle was published, in this process (here) or in Redis (redis_events.py).
+"""Event stores: the recent events of users and the vectors computed with them, kept in this process or in Redis.
 
 Keys carry the bundle's id: `BUNDLE:events:USER`, `BUNDLE:vector:USER`. Events are written under the current bundle and read
 under it and those that were current lately, in the order of their times, so swaps and rollbacks lose no events. A user

@@ -121,7 +121,7 @@ class ModelOptimizer:
         return tensors
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue from a state; parameters without tensors in it begin anew."""
+        """Continue from a state; parameters without tensors in it start with none."""
         if self._torchrec and self._torchrec.updates_sparsely:
             self._torchrec.restore_optimizer(state)
         self._steps = int(max((float(value) for key, value in state.items() if key.startswith("step/")), default=0))

@@ -20,7 +20,7 @@ from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext, choose_device
 from twotower.errors import Interrupted, TrainingError
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.part import evaluate_part
+from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.machine import peak_memory_mb
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoints, Stateful

@@ -35,7 +35,6 @@ Name = Literal["ml-1m", "ml-100k"]
 TITLES_SUFFIX = "-titles"  # after an archive's name: queries made of its films' titles
 SOURCE_VARIABLE = "TWOTOWER_DATA"
 
-
 ARCHIVES: dict[Name, Archive] = {
     "ml-1m": Archive(
         "https://files.grouplens.org/datasets/movielens/ml-1m.zip",

@@ -1,1 +1,1 @@
-"""Item vectors in Milvus: the index, its connection, and the collections of a store."""
+"""Item vectors in Milvus: the index, its connection, and its location."""

@@ -44,7 +44,6 @@ class Bag(Generic[A]):
 CONTEXT_DIVISOR = 8
 """A row of `HistoryWindows` begins with the last 1 / CONTEXT_DIVISOR of the preceding row, as context."""
 
-
 SCAN_CHUNK = 32
 """Number of interactions in a row of `Prefixes.codes`."""
 

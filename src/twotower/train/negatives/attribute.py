@@ -12,10 +12,8 @@ from twotower.features.values import UNKNOWN
 
 
 class AttributeNegatives:
-    """Draws from the items that share a value of an item feature with the positive, such as its city.
-
-    Where users choose within it.
-    """
+    """Draws from the items that share a value of an item feature, such as a city within which users choose, with the
+    positive."""
 
     def __init__(self, dataset: Dataset, name: str, n: int) -> None:
         """Prepare draws of `n` items for each positive. Raises ConfigError if `name` is no item feature with codes."""

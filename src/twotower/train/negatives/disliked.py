@@ -11,7 +11,7 @@ from twotower.data.splits import TRAIN
 
 
 class DislikedNegatives:
-    """Draws from the training interactions of a user that are no positives. Where dislikes are observed."""
+    """Draws from the observed dislikes of a user: the training interactions that are no positives."""
 
     def __init__(self, dataset: Dataset, n: int, seed: int) -> None:
         """Prepare draws of `n` interactions for each positive."""

@@ -1,4 +1,4 @@
-"""Evaluation: metrics as pure functions of arrays, and the metrics of a model on a dataset.
+"""Metrics of a model on a part of a dataset.
 
 Pair metrics (AUC, GAUC, log loss) measure whether a user likes an item that was shown. Ranking metrics rank the whole
 catalogue by exact search, without the items that the user has seen; no negatives are sampled.

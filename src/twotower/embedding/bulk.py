@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower import files
-from twotower.arrays.growing import write_npy_header
+from twotower.arrays.npy_writer import write_npy_header
 from twotower.arrays.ragged import Column, Ragged
 from twotower.data.readers import (
     Reading,
@@ -79,7 +79,7 @@ def embed(
 
     `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet", of any size. A shard
     is up to `shard_rows` rows of a Parquet file, or a whole text file. A single shard is written as vectors.npy (n, D) and
-    ids.parquet, several as `embeddings_folder` describes; `EmbeddingsFolder` reads both. A later call continues with shards
+    ids.parquet, several as folder.py describes; `EmbeddingsFolder` reads both. A later call continues with shards
     that are missing or damaged. The ranks of `context` share the shards without a barrier: a rank that is done takes
     remaining shards, and the last rank writes the list.
 

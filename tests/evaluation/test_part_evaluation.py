@@ -15,7 +15,7 @@ from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import metric_names, ranking_metrics
-from twotower.evaluation.part import PartEvaluation, evaluate_model, evaluate_part
+from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_model, evaluate_part
 from twotower.evaluation.ranking import EvaluationConfig
 
 

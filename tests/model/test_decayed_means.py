@@ -25,8 +25,8 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
+from twotower.model.decayed_means import inverse_weight_sum
 from twotower.model.embeddings import pool
-from twotower.model.history import inverse_weight_sum
 from twotower.model.inputs.carriers import SCAN_CHUNK, Bag, Inputs, Padded, Prefixes
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import ModelConfig, TwoTower

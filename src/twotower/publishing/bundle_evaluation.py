@@ -11,7 +11,7 @@ from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import Metrics
-from twotower.evaluation.part import PartEvaluation
+from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.evaluation.ranking import EvaluationConfig
 from twotower.features.schema import SideName
 from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
