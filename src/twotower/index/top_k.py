@@ -170,7 +170,7 @@ def _score_all(store: VectorStore, query: Vectors, k: int, only: Rows | None, ba
     return best(store.rows[positions], scores[0] if len(scores) == 1 else np.concatenate(scores), k)
 
 
-def kth_largest(values: Vectors, k: int) -> float:
+def kth_largest(values: Vectors | Rows, k: int) -> float:
     """Return the k-th largest value, -inf if there are no more than k."""
     return float(np.partition(values, len(values) - k)[len(values) - k]) if len(values) > k else -np.inf
 

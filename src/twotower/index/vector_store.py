@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from twotower.arrays.sets import sorted_unique
+from twotower.arrays.sets import find_in_sorted, sorted_unique
 from twotower.arrays.types import Doubles, Rows, Vectors
 from twotower.errors import DataError
 from twotower.files.readers import read_array, read_checked
@@ -121,8 +121,8 @@ class VectorStore:
             return np.where(rows < len(self.rows), rows, -1)
         if not len(self.sorted_rows):
             return np.full(len(rows), -1, np.int64)
-        at = np.minimum(np.searchsorted(self.sorted_rows, rows), len(self.sorted_rows) - 1)
-        return np.where(self.sorted_rows[at] == rows, self.sorted_positions[at], -1)
+        at, found = find_in_sorted(self.sorted_rows, rows)
+        return np.where(found, self.sorted_positions[at], -1)
 
     def known(self, rows: Rows) -> Rows:
         """Return the positions of rows. Rejected rows are skipped; raises DataError for other rows outside the store."""

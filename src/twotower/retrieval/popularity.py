@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from twotower.arrays.types import Floats, Ints
+from twotower.index.top_k import kth_largest
 
 
 class Popularity:
@@ -25,6 +26,6 @@ class Popularity:
             rows = self.rows[:n]
         else:
             rank = self._rank[allowed]
-            rows = self.rows[np.sort(np.partition(rank, n)[:n] if n < len(rank) else rank)]
+            rows = self.rows[np.sort(rank[-rank >= kth_largest(-rank, n)])]
         rows = rows[~np.isin(rows, excluded)][:k]
         return rows, np.zeros(len(rows), np.float32)
