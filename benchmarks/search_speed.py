@@ -308,7 +308,7 @@ def approximate(kind: str, items: Vectors, users: Vectors, chosen: argparse.Name
     print(f"{kind}: built in {seconds:.0f} s", file=sys.stderr)
     half = len(users) // 2
     index.threads = chosen.threads
-    found = tune_index(index, users[:half], chosen.k, chosen.recall)
+    tune_index(index, users[:half], chosen.k, chosen.recall)
     index.threads = 1
     rates: dict[str, list[float]] = {"batch": [], "single": []}
     for _ in range(chosen.rounds):
@@ -320,7 +320,7 @@ def approximate(kind: str, items: Vectors, users: Vectors, chosen: argparse.Name
 
             rates[name].append(half / timed(ask))
     met = measure_recall(index, users[half:], chosen.k)
-    shared = shared_facts(items, chosen) | {"threads": 1, "setting": str(found.search_params), "recall": round(met, 4)}
+    shared = shared_facts(items, chosen) | {"threads": 1, "setting": str(index.search_params), "recall": round(met, 4)}
     name = f"search_speed: {kind}, {len(items):,} x {items.shape[1]}, one thread"
     return [
         result(f"{name}, one query", [1e3 / rate for rate in rates["single"]], "ms", more=False, **shared),

@@ -31,10 +31,9 @@ from twotower.index.choose import IndexConfig
 from twotower.index.deadline import deadline
 from twotower.index.milvus.client import CollectionError, MilvusConnection
 from twotower.index.milvus.milvus_index import MilvusIndex, MilvusLimits
-from twotower.retrieval.explanation import explain
+from twotower.retrieval.explanation import explain, stored_items
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.stored_users import stored_items
 from twotower.runs import Run
 from twotower.serve import schemas
 from twotower.serve.app import create_admin_app

@@ -18,7 +18,7 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.data.splits import TEST
 from twotower.errors import BundleError, RunError
-from twotower.index import Index, TuneResult, load_index, tune_index
+from twotower.index import Index, load_index, tune_index
 from twotower.index.choose import IndexConfig
 from twotower.publishing import item_index
 from twotower.publishing.publisher import _probe, _write
@@ -240,7 +240,7 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
 ) -> None:
     asked: list[float] = []
 
-    def tune(index: Index, queries: np.ndarray, k: int, target: float) -> TuneResult:
+    def tune(index: Index, queries: np.ndarray, k: int, target: float) -> float:
         asked.append(target)
         return tune_index(index, queries, k, target)
 

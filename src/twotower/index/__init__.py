@@ -14,7 +14,7 @@ from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, did_you_mean
 from twotower.files import layout
 from twotower.files.readers import read_json
-from twotower.index.choose import TuneResult, choose_index, choose_milvus_type, measure_recall, tune_index
+from twotower.index.choose import choose_index, choose_milvus_type, measure_recall, tune_index
 from twotower.index.description import INDEX_FORMAT
 from twotower.index.exact import ExactIndex
 from twotower.index.milvus.location import MilvusLocation
@@ -26,14 +26,12 @@ __all__ = [
     "Index",
     "Metric",
     "MilvusLocation",
-    "TuneResult",
     "build_index",
     "choose_index",
     "choose_milvus_type",
     "load_index",
     "measure_recall",
     "tune_index",
-    "verify_file",
 ]
 
 KINDS = {
@@ -76,15 +74,6 @@ def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
     if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT or str(facts.get("kind")) not in KINDS:
         raise RunError(f"{folder}: not an index of format {INDEX_FORMAT}; publish the run again")
     return _engine(facts["kind"]).restore(folder, facts, mmap, verify)
-
-
-def verify_file(path: Path, *, timeout: float = 120.0, memory: int | None = None) -> None:
-    """Load and search a FAISS file in a child process. Raises RunError if that process fails, dies or exceeds a limit.
-
-    `timeout` in seconds, `memory` in bytes of address space.
-    """
-    module = _module("twotower.index.faiss.engine_file")
-    module.verify_file(path, timeout=timeout, memory=memory)
 
 
 def _engine(kind: str) -> type[ExactIndex]:

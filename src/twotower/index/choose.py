@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -77,18 +75,6 @@ class IndexConfig(Section):
         return self
 
 
-@dataclass(frozen=True)
-class TuneResult:
-    """Outcome of `tune_index`."""
-
-    search_params: dict[str, int]
-    """Search parameters that the index has now."""
-    recall: float
-    """Recall with these parameters, 0 to 1."""
-    trials: list[dict[str, float]]
-    """All search parameters that were tried, each with its `recall` and `seconds` a query."""
-
-
 def choose_index(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str]:
     """Return the index kind and build parameters for a catalogue of `n_items`, and the reason as a sentence."""
     if n_items <= EXACT_MAX_ITEMS:
@@ -128,46 +114,36 @@ def measure_recall(index: Index, queries: Vectors, k: int) -> float:
     return _recall(index, queries, k, _kth_exact_score(index, queries, k))
 
 
-def tune_index(index: Index, queries: Vectors, k: int, target: float) -> TuneResult:
+def tune_index(index: Index, queries: Vectors, k: int, target: float) -> float:
     """Set each search parameter of the index to the smallest value, to a sixteenth, with recall@k of at least `target`.
 
     Parameters are tuned in the order of `search_limits`, while later ones are at their limits. If the limits themselves
-    miss the target, they stay. Raises ConfigError for a target outside (0, 1], DataError.
+    miss the target, they stay. Returns the recall. Raises ConfigError for a target outside (0, 1], DataError.
     """
     if not 0 < target <= 1:
         raise ConfigError(f"the target recall must be above 0 and at most 1, not {target}")
     floor = _kth_exact_score(index, queries, k)
-    trials: list[dict[str, float]] = []
-
-    def try_params() -> float:
-        started = time.perf_counter()
-        found = _recall(index, queries, k, floor)
-        trials.append(
-            index.search_params | {"recall": found, "seconds": (time.perf_counter() - started) / len(queries)}
-        )
-        return found
-
     limits = index.search_limits()
     index.search_params |= limits
-    recall = try_params()
+    recall = _recall(index, queries, k, floor)
     if recall >= target:
         for name, limit in limits.items():
             low, high = 0, 1  # low misses the target
             while high < limit:
                 index.search_params[name] = high
-                if (found := try_params()) >= target:
+                if (found := _recall(index, queries, k, floor)) >= target:
                     recall = found
                     break
                 low, high = high, high * 2
             high = min(high, limit)
             while high - low > max(1, high // 16):
                 index.search_params[name] = (low + high) // 2
-                if (found := try_params()) >= target:
+                if (found := _recall(index, queries, k, floor)) >= target:
                     high, recall = index.search_params[name], found
                 else:
                     low = index.search_params[name]
             index.search_params[name] = high
-    return TuneResult(dict(index.search_params), recall, trials)
+    return recall
 
 
 def _kth_exact_score(index: Index, queries: Vectors, k: int) -> Vectors:

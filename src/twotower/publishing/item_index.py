@@ -68,11 +68,11 @@ def tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> Recall
     half = len(queries) // 2
     # Recall of users outside the tuning is slightly lower, so tuning aims a fifth of the way from the threshold to 1.
     aim = config.min_recall + (1 - config.min_recall) / 5
-    tuned = tune_index(index, queries[:half], config.k, aim)
+    tune_index(index, queries[:half], config.k, aim)
     found = measure_recall(index, queries[half:], config.k)
-    if tuned.search_params:
+    if index.search_params:
         log.info(
-            f"index: {', '.join(f'{k} {v}' for k, v in tuned.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"
+            f"index: {', '.join(f'{k} {v}' for k, v in index.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"
         )
     log.info(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
     return RecallCheck(recall=found, threshold=config.min_recall, k=config.k, queries=len(queries) - half)

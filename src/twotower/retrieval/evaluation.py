@@ -11,20 +11,20 @@ from twotower.model.inputs.feed import feed
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 
+BLOCK_USERS = 256
+"""Users whose items are searched at a time."""
 ATTENTION_MAX_CELLS = 2**21
 """Attention weights that one call of the tower may hold for each head: users times squared history length."""
 
 
-def rank_items(
-    retriever: Retriever, users: Ints, k: int, method: Method, seen: Ragged, exact: bool = False, block: int = 256
-) -> Ints:
+def rank_items(retriever: Retriever, users: Ints, k: int, method: Method, seen: Ragged, exact: bool = False) -> Ints:
     """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, padded with -1."""
     best = np.full((len(users), k), -1, np.int64)
-    for start in range(0, len(users), block):
-        rows = users[start : start + block]
+    for start in range(0, len(users), BLOCK_USERS):
+        rows = users[start : start + BLOCK_USERS]
         vectors = embed_users(retriever, rows, method)
         banned = [np.unique(seen.row(int(r))).astype(np.int64) for r in rows]
-        best[start : start + block] = retriever.index.search(vectors, k, banned=banned, exact=exact)[0]
+        best[start : start + BLOCK_USERS] = retriever.index.search(vectors, k, banned=banned, exact=exact)[0]
     return best
 
 
