@@ -34,11 +34,11 @@ from twotower.machine import peak_memory_mb
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.publishing.publisher import publish
 from twotower.reports import html
-from twotower.retrieval.request import Answer, check_k, list_items
-from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.catalogue import Catalogue
+from twotower.retrieval.request import Answer, checked_k
+from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
-from twotower.store.store import Store
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.trainer import Trainer
 
@@ -48,17 +48,12 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
-load = runs.load
+load, retriever = runs.load, current_retriever
 
 
 def is_store(path: Path) -> bool:
     """Return True if a folder holds published bundles."""
     return (path / layout.BUNDLES).is_dir()
-
-
-def retriever(store: Path | str) -> Retriever:
-    """Return a retriever of the current bundle of a store. Raises RunError if there is none or it is damaged."""
-    return Retriever(Store(store).current())
 
 
 def prepare_folder(config: Config, schema: Schema | None, out: Path | str) -> Dataset:
@@ -219,17 +214,16 @@ def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
     if the run does not know the user.
     """
     started = time.perf_counter()
-    check_k(k)
+    k = checked_k(k)
     dataset, row = trained.dataset, _user_row(trained.dataset, user_id)
     factors = trained.factors()
     index = build_index(
         "exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.config.metric
     )
-    seen = dataset.pairs.item[dataset.pairs.user == row].astype(np.int64)
-    rows, scores = index.search(factors.users[row : row + 1].cpu().numpy(), k, banned=[seen])
-    items = list_items(rows[0], scores[0], TextColumn(dataset.items.ids), TextColumn(dataset.title_column()))
-    spent = (time.perf_counter() - started) * 1e3
-    return Answer(items, "", 1, "model", round(spent, 3), len(items) < k)
+    catalogue = Catalogue(index, TextColumn(dataset.items.ids), TextColumn(dataset.title_column()))
+    seen = dataset.interacted_items.row(row).astype(np.int64)
+    vector = factors.users[row : row + 1].cpu().numpy()
+    return catalogue.answer(catalogue.rank(vector, k, seen), k, started)
 
 
 def _user_row(dataset: Dataset, user_id: str | int) -> int:

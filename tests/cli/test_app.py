@@ -657,7 +657,7 @@ def test_what_a_verb_answers_is_free_of_messages(
         logging.getLogger("twotower.data.somewhere").warning("a message")
         raise DataError("the end")
 
-    monkeypatch.setattr("twotower.cli.answers._retriever", logs)
+    monkeypatch.setattr("twotower.retrieval.retriever.current_retriever", logs)
     monkeypatch.setattr("twotower.store.maintenance.gc", logs)
     arguments = ["gc", "--store", "s"] if verb == "gc" else ["similar", "--store", "s", "--item", "1"]
     assert run_command(arguments) == 2

@@ -30,9 +30,9 @@ from twotower.data.tables import check, check_side
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.schema import SIDES, Schema, Sequence
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.retrieval.explanation import stored_history, stored_items
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.stored_users import stored_history, stored_items
 from twotower.store.store import Store
 from twotower.train.progress import Callback
 

@@ -31,7 +31,7 @@ from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.features.schema import Schema, Sequence
-from twotower.retrieval.stored_users import stored_history
+from twotower.retrieval.explanation import stored_history
 from twotower.store.bundle import Bundle
 
 LAST, TIME = SplitConfig(kind="last"), SplitConfig(kind="time", test=0.25, validation=0.34)

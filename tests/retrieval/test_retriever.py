@@ -140,6 +140,12 @@ def test_arguments_out_of_range_are_refused(retriever: Retriever, change: dict[s
         retriever.recommend(Request("u1"), **({"k": 5} | change))  # type: ignore[arg-type]
 
 
+def test_k_may_be_a_numpy_integer(retriever: Retriever) -> None:
+    k: Any = np.uint8(255)
+    assert len(retriever.recommend(Request("nobody"), k, ban=["i1", "i2", "i3"]).items) == 37
+    assert retriever.similar("i1", k).items == retriever.similar("i1", 255).items
+
+
 @pytest.mark.parametrize(
     ("features", "said"),
     [

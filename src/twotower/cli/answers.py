@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from twotower.cli.flags import AsJson, Conditions, ItemCount, StoreFolder
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
-
-if TYPE_CHECKING:
-    from twotower.retrieval.retriever import Retriever
 
 
 def recommend(
@@ -37,6 +34,7 @@ def recommend(
     """Print the best items for a user, from the current bundle."""
     from twotower.files.readers import read_json
     from twotower.retrieval.request import Request
+    from twotower.retrieval.retriever import current_retriever
 
     if not user and features is None:
         raise ConfigError("name a user with --user ID, or describe one with --features FILE.json")
@@ -45,7 +43,7 @@ def recommend(
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
             raise ConfigError(f"--user {user} and the user_id in {features} differ; give one of them")
         body["user_id"] = user
-    answer = _retriever(store).recommend(
+    answer = current_retriever(store).recommend(
         Request.parse(body), k, method, ban=ban or (), where=_filters(where), keep_seen=keep_seen,  # type: ignore[arg-type]
     )  # fmt: skip
     print_answer(answer, as_json)
@@ -62,7 +60,9 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Print the best items for a text, by the online user tower. The model needs a text feature on the user side."""
-    print_answer(_retriever(store).search(text, k, feature, where=_filters(where)), as_json)
+    from twotower.retrieval.retriever import current_retriever
+
+    print_answer(current_retriever(store).search(text, k, feature, where=_filters(where)), as_json)
 
 
 def similar(
@@ -72,15 +72,9 @@ def similar(
     as_json: AsJson = False,
 ) -> None:
     """Print the items with the most similar vectors."""
-    print_answer(_retriever(store).similar(item, k), as_json)
+    from twotower.retrieval.retriever import current_retriever
 
-
-def _retriever(store: Path) -> Retriever:
-    """Return the retriever of the current bundle, without loading torch."""
-    from twotower.retrieval.retriever import Retriever
-    from twotower.store.store import Store
-
-    return Retriever(Store(store).current())
+    print_answer(current_retriever(store).similar(item, k), as_json)
 
 
 def _filters(conditions: list[str] | None) -> dict[str, str] | None:

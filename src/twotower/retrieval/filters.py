@@ -17,7 +17,7 @@ from twotower.data.ids import IdColumn
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import MultiHot, Schema
 from twotower.features.values import canonical_ids
-from twotower.retrieval.request_rows import RequestRows
+from twotower.retrieval.request import RequestRows
 
 Condition = tuple[str, str]
 """Column of the items, and the value that it equals or, a column of lists, holds."""

@@ -11,8 +11,7 @@ from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Codes
 from twotower.features.schema import Sequence
 from twotower.features.values import UNKNOWN
-from twotower.retrieval.request import Event, Request
-from twotower.retrieval.request_rows import RequestRows
+from twotower.retrieval.request import Event, Request, RequestRows
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ import json
 from collections import abc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from twotower.arrays.types import Floats, Ints
+from twotower.arrays.types import Ints
+from twotower.data.ids import IdColumn
 from twotower.errors import DataError, did_you_mean
-
-if TYPE_CHECKING:
-    from twotower.data.ids import TextColumn
 
 Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
 """Parsed JSON. The value of a feature is text, a number, or a list of them."""
@@ -122,16 +120,30 @@ class Answer:
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
 
-def list_items(rows: Ints, scores: Floats, ids: TextColumn, titles: TextColumn) -> list[Item]:
-    """Return the items of rows (n,) with their scores (n,); rows of -1 are padding."""
-    found = zip(rows.tolist(), scores.tolist(), strict=True)
-    return [Item(ids.column[row], score, titles.column[row]) for row, score in found if row >= 0]
+class RequestRows(NamedTuple):
+    """Row of a request's user, None for an unknown one, and of each item in history and events, -1 for unknown ones."""
+
+    user: int | None
+    items: dict[str, int]
+
+    @classmethod
+    def of(cls, request: Request, users: IdColumn, items: IdColumn) -> RequestRows:
+        """Look up the ids of a request."""
+        named = [i for i, _ in (*(request.history or ()), *request.events)]
+        user = None if request.user_id is None else users.row(request.user_id)
+        return cls(user, dict(zip(named, items.rows([str(i) for i in named]), strict=True)))
+
+    @property
+    def known_items(self) -> Ints:
+        """Rows of the items in the bundle."""
+        return np.array([row for row in self.items.values() if row >= 0], np.int64)
 
 
-def check_k(k: int) -> None:
-    """Raise DataError unless `k` is a whole number from 1 to `MAX_K`."""
+def checked_k(k: int) -> int:
+    """Return `k` as an int. Raises DataError unless it is a whole number from 1 to `MAX_K`."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
         raise DataError(f"k is {k!r}, expected 1 to {MAX_K:,}")
+    return int(k)  # a numpy integer could overflow
 
 
 def check_method(method: int) -> None:

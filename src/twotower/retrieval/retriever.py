@@ -13,6 +13,7 @@ from collections import abc
 from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,15 +24,16 @@ from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM
 from twotower.onnx.inspection import INSPECT_SECONDS, InspectionLimits
+from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.filters import CatalogueFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
 from twotower.retrieval.neighbours import Neighbours
 from twotower.retrieval.popularity import Popularity
-from twotower.retrieval.request import Answer, Method, Request, Source, UnknownId, check_k, check_method, list_items
-from twotower.retrieval.request_rows import RequestRows
+from twotower.retrieval.request import Answer, Method, Request, RequestRows, Source, UnknownId, check_method, checked_k
 from twotower.retrieval.text_query import TextQuery
 from twotower.retrieval.user_inputs import UserInputs
 from twotower.store.bundle import Bundle
+from twotower.store.store import Store
 
 
 class UserVector(NamedTuple):
@@ -68,6 +70,7 @@ class Retriever:
                 self.loaded = loaded = LoadedBundle.load(bundle, threads, verified_indexes, limits)
                 self.bundle, self.dataset, self.index = bundle, loaded.dataset, loaded.index
                 self.user_ids, self.item_ids, self.titles = loaded.user_ids, loaded.item_ids, loaded.titles
+                self.catalogue = Catalogue(self.index, self.item_ids, self.titles, bundle.id)
                 self.user_inputs = UserInputs(self.dataset, loaded.columns)
                 self.filters = CatalogueFilters(
                     self.dataset.items.frame, self.item_ids, self.schema, self.dataset.interacted_items
@@ -116,7 +119,6 @@ class Retriever:
         ban: abc.Sequence[str] = (),
         where: Mapping[str, str] | None = None,
         keep_seen: bool = False,
-        exact: bool = False,
         vector: Floats | None = None,
         fallback: bool = False,
     ) -> Answer:
@@ -125,28 +127,25 @@ class Retriever:
         `allow` and `ban` are item ids; `where` requires an item column to equal a value, or to hold it (a column of lists).
         An unknown user gets the tower's vector of what the request gives ("cold_start"), or the most popular items if it
         gives nothing ("popular"). `vector` (1, D) replaces the one of `embed_request`. `fallback` answers with the most
-        popular items without a search ("fallback"). `exact` scores all items. Raises DataError for an invalid argument,
-        Unavailable if the server of the index does not answer.
+        popular items without a search ("fallback"). Raises DataError for an invalid argument, Unavailable if the server of the
+        index does not answer.
         """
         started = time.perf_counter()
-        check_k(k)
+        k = checked_k(k)
         check_method(method)
         user = self.rows_of(request)
         excluded, allowed = self.filters.excluded(ban, user, keep_seen), self.filters.allowed(allow, where)
         source: Source = "fallback" if fallback else _source(request, user)
         unknown: list[str] = []
         if fallback or (vector is None and source == "popular"):
-            rows, scores = self.popularity.top(k, excluded, allowed)
+            ranked = self.popularity.top(k, excluded, allowed)
         else:
             if vector is None:
                 vector, _, unknown = self._embed(request, user, method)
             elif source == "popular":
                 source = "cold_start"
-            found, values = self.index.search(vector, k, allowed=allowed, banned=[excluded], exact=exact)
-            rows, scores = found[0], values[0]
-        items = list_items(rows, scores, self.item_ids, self.titles)
-        spent = (time.perf_counter() - started) * 1e3
-        return Answer(items, self.bundle.id, method, source, round(spent, 3), len(items) < k, unknown)
+            ranked = self.catalogue.rank(vector, k, excluded, allowed)
+        return self.catalogue.answer(ranked, k, started, method, source, unknown)
 
     def embed_request(self, request: Request, method: Method = 2) -> UserVector:
         """Return the vector that `recommend` searches with.
@@ -180,7 +179,6 @@ class Retriever:
         allow: abc.Sequence[str] | None = None,
         ban: abc.Sequence[str] = (),
         where: Mapping[str, str] | None = None,
-        exact: bool = False,
     ) -> Answer:
         """Return the `k` items with the highest scores for a text, by the user tower with that text as its only input.
 
@@ -190,7 +188,7 @@ class Retriever:
         word.
         """
         query = TextQuery.of(text, self.schema, feature)
-        answer = self.recommend(query.request, k, 2, allow=allow, ban=ban, where=where, exact=exact)
+        answer = self.recommend(query.request, k, 2, allow=allow, ban=ban, where=where)
         if len(answer.unknown) < query.features:
             return replace(answer, source="model")
         popular = self.recommend(Request(), k, 2, allow=allow, ban=ban, where=where)
@@ -202,16 +200,19 @@ class Retriever:
         Raises UnknownId for an unknown item, DataError for one without a vector, Unavailable.
         """
         started = time.perf_counter()
-        check_k(k)
+        k = checked_k(k)
         row = self.item_ids.row(str(item_id))
         if row is None:
             raise UnknownId(f"item '{item_id}' is not among the {len(self.item_ids):,} items of this bundle")
         nearest = self.neighbours.nearest(row, k)
         if nearest is None:
             raise DataError(f"item '{item_id}' has no vector (the index rejected it: not finite, or of norm 0)")
-        items = list_items(*nearest, self.item_ids, self.titles)
-        spent = (time.perf_counter() - started) * 1e3
-        return Answer(items, self.bundle.id, 1, "model", round(spent, 3), len(items) < k)
+        return self.catalogue.answer(nearest, k, started)
+
+
+def current_retriever(store: Path | str) -> Retriever:
+    """Return a retriever of the current bundle of a store. Raises RunError if there is none or it is damaged."""
+    return Retriever(Store(store).current())
 
 
 def check_vector(vector: Floats) -> None:

@@ -11,8 +11,7 @@ from twotower.model.inputs.feed import Feed, FeedFields
 from twotower.model.inputs.gather import OneRow
 from twotower.retrieval.feature_values import FeatureValues, is_unknown
 from twotower.retrieval.history_codes import HistoryCodes
-from twotower.retrieval.request import Request
-from twotower.retrieval.request_rows import RequestRows
+from twotower.retrieval.request import Request, RequestRows
 
 
 class UserInput(NamedTuple):

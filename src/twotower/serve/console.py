@@ -12,10 +12,9 @@ import polars as pl
 
 from twotower.arrays.types import Floats, Ints
 from twotower.data.ids import IdColumn
-from twotower.retrieval.explanation import explain
+from twotower.retrieval.explanation import explain, stored_features, stored_history, stored_items
 from twotower.retrieval.request import MAX_K, Answer, Event, Request
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.stored_users import stored_features, stored_history, stored_items
 from twotower.serve import schemas
 from twotower.serve.admission import release_current_permit
 from twotower.serve.client_limits import ClientSlots

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from twotower.data.splits import TEST
+from twotower.retrieval.explanation import stored_history, stored_items
 from twotower.retrieval.request import UnknownId
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.stored_users import stored_history, stored_items
 from twotower.runs import Run
 
 
