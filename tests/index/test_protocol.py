@@ -30,7 +30,7 @@ from twotower.index import (
     measure_recall,
     tune_index,
 )
-from twotower.index.milvus.index_types import MilvusType
+from twotower.index.milvus.location import MilvusType
 
 HERE = [kind for kind in KINDS if kind != "milvus"]
 MILVUS: dict[str, MilvusType] = {f"milvus {name}": name for name in get_args(MilvusType)}

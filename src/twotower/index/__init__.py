@@ -14,10 +14,10 @@ from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, did_you_mean
 from twotower.files import layout
 from twotower.files.readers import read_json
-from twotower.index.choose import choose_index, choose_milvus_type, measure_recall, tune_index
+from twotower.index.choose import choose_index, measure_recall, tune_index
 from twotower.index.description import INDEX_FORMAT
 from twotower.index.exact import ExactIndex
-from twotower.index.milvus.location import MilvusLocation
+from twotower.index.milvus.location import MilvusLocation, choose_milvus_type
 from twotower.index.protocol import Index
 from twotower.index.vector_store import Metric
 
@@ -36,10 +36,10 @@ __all__ = [
 
 KINDS = {
     "exact": "twotower.index.exact:ExactIndex",
-    "flat": "twotower.index.faiss.flat:FlatIndex",
-    "ivf": "twotower.index.faiss.ivf:IvfIndex",
-    "hnsw": "twotower.index.faiss.hnsw:HnswIndex",
-    "ivfpq": "twotower.index.faiss.ivf:IvfPqIndex",
+    "flat": "twotower.index.faiss.kinds:FlatIndex",
+    "ivf": "twotower.index.faiss.kinds:IvfIndex",
+    "hnsw": "twotower.index.faiss.kinds:HnswIndex",
+    "ivfpq": "twotower.index.faiss.kinds:IvfPqIndex",
     "milvus": "twotower.index.milvus.milvus_index:MilvusIndex",
 }
 """Module and class of each kind of index."""

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from twotower.arrays.types import Vectors
 from twotower.errors import ConfigError, DataError
-from twotower.index.milvus.index_types import MilvusType
 from twotower.index.protocol import Index
 from twotower.index.vector_store import Metric
 from twotower.section import Section
@@ -90,18 +89,6 @@ def choose_index(n_items: int, metric: Metric) -> tuple[str, dict[str, int], str
         "ivf",
         {"nlist": nlist},
         f"{nlist:,} lists of whole vectors: fast to search and to build for {n_items:,} {items}",
-    )
-
-
-def choose_milvus_type(n_items: int) -> tuple[MilvusType, str]:
-    """Return the Milvus index type for a catalogue of `n_items`, and the reason as a sentence."""
-    if n_items <= EXACT_MAX_ITEMS:
-        return "FLAT", f"all {n_items:,} items are scored"
-    if n_items <= UNCOMPRESSED_MAX_ITEMS:
-        return "IVF_FLAT", f"lists of whole vectors: fast to search and to build for {n_items:,} items"
-    return (
-        "IVF_SQ8",
-        f"lists of scalar-quantised vectors, then exact scores: {n_items:,} whole vectors need much memory",
     )
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from twotower.index.milvus.index_types import MilvusType
 from twotower.index.vector_store import MAX_NORM, Metric
 from twotower.section import first_problem
 
@@ -36,17 +35,6 @@ class AugmentedDescription(IndexDescription):
     """Description of an index that may augment its vectors."""
 
     norm_bound: float = Field(ge=0, le=2 * MAX_NORM)
-
-
-class MilvusDescription(AugmentedDescription):
-    """Description of an index in Milvus, with the location of its collection."""
-
-    type: MilvusType
-    uri: str
-    alias: str
-    collection: str
-    model: str
-    nlist: int
 
 
 Description = TypeVar("Description", bound=IndexDescription)

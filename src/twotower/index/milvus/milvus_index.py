@@ -26,15 +26,25 @@ from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Vectors
 from twotower.errors import ConfigError, RunError, TwoTowerError
 from twotower.index.approximate import ApproximateIndex, Effort
-from twotower.index.description import MilvusDescription, parse_description
+from twotower.index.description import AugmentedDescription, parse_description
 from twotower.index.exact import ExactIndex, complete_params
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
-from twotower.index.milvus.index_types import BUILD_PARAMS, SEARCH_PARAMS, MilvusType
-from twotower.index.milvus.location import MilvusLocation
+from twotower.index.milvus.location import BUILD_PARAMS, SEARCH_PARAMS, MilvusLocation, MilvusType
 from twotower.index.top_k import SearchScope, TopK, best, exact_scores
 from twotower.index.vector_store import Metric
 
 INSERT_ROWS = 4096
+
+
+class MilvusDescription(AugmentedDescription):
+    """Description of an index in Milvus, with the location of its collection."""
+
+    type: MilvusType
+    uri: str
+    alias: str
+    collection: str
+    model: str
+    nlist: int
 
 
 @dataclass(frozen=True)
