@@ -146,12 +146,16 @@ def test_both_methods_give_what_an_exact_index_gives(
     request = Request("u3", events=[("i5", True)])
     ways: list[dict[str, Any]] = [
         {}, {"ban": many}, {"allow": many}, {"allow": many[:6]}, {"allow": []}, {"where": {"brand": "brand2"}},
-        {"keep_seen": True}, {"exact": True}, {"ban": [f"i{n}" for n in range(298)]},
+        {"keep_seen": True}, {"ban": [f"i{n}" for n in range(298)]},
     ]  # fmt: skip
     for way in ways:
         for who, method in ((Request("u3"), 1), (request, 2)):
             got, wanted = (r.recommend(who, K, method, **way) for r in (ours, exact))  # type: ignore[arg-type]
             assert (got.items, got.source, got.truncated) == (wanted.items, wanted.source, wanted.truncated), way
+    for who, method in ((Request("u3"), 1), (request, 2)):
+        vector = ours.embed_request(who, method).vector  # type: ignore[arg-type]
+        for scored, told in zip(*(r.index.search(vector, K, exact=True) for r in (ours, exact)), strict=True):
+            np.testing.assert_array_equal(scored, told)
     assert explain(ours, request).vector.tolist() == explain(exact, request).vector.tolist()
     for item in ("i7", "i8"):
         got, wanted = ours.similar(item, K), exact.similar(item, K)
