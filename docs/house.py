@@ -61,6 +61,10 @@ def _imported(tree: ast.AST) -> list[str]:
         node = left.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
+        if isinstance(node, ast.Import):
+            found += [
+                alias.name.removeprefix("twotower.") for alias in node.names if alias.name.startswith("twotower.")
+            ]
         if isinstance(node, ast.ImportFrom) and node.module == "twotower":
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("twotower."):
