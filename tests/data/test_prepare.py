@@ -379,7 +379,7 @@ import json, logging, re, sys
 from pathlib import Path
 import numpy as np, polars as pl, torch
 torch.set_num_threads(1)
-from twotower.config.experiment import load_config
+from twotower.config.toml import load_config
 from twotower.data.prepare import PrepareSizes, write_prepared
 from twotower.data.memmap import MemmapDataset
 from twotower.train.trainer import Trainer
