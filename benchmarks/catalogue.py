@@ -29,10 +29,11 @@ from twotower import runs
 from twotower.arrays.types import Floats
 from twotower.errors import TwoTowerError
 from twotower.index import KINDS, Index, build_index, choose_index, measure_recall, tune_index
+from twotower.publishing.item_index import index_facts
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.store.bundle import Bundle
-from twotower.store.manifest import BundleFacts, Counts, IndexFacts, RecallCheck
+from twotower.store.manifest import BundleFacts, Counts, RecallCheck
 from twotower.store.store import Store
 
 MADE_HERE = {"items.parquet", "README.md"}  # and index/; the rest is copied
@@ -88,7 +89,7 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, ki
         )
         (folder / "README.md").write_text(f"# A made catalogue\n\n{about}\n", encoding="utf-8")
         counts = Counts(users=len(source.user_ids), items=n)
-        return old.manifest.model_copy(update={"counts": counts, "recall_check": check, "index": IndexFacts.of(index)})
+        return old.manifest.model_copy(update={"counts": counts, "recall_check": check, "index": index_facts(index)})
 
     return store.publish(write, answers, reason=f"{n:,} items, seed {seed}")
 

@@ -25,9 +25,8 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 from twotower.config.experiment import Config
 from twotower.data import prepare
+from twotower.data.config import DataConfig, SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.source import DataConfig
-from twotower.data.splits import SplitConfig
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.features.schema import Schema, Sequence

@@ -15,7 +15,7 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 import twotower
 from twotower import api
 from twotower.config.experiment import Config
-from twotower.data.source import DataConfig
+from twotower.data.config import DataConfig
 from twotower.errors import ConfigError, DataError
 from twotower.features.schema import Numeric
 

@@ -13,7 +13,7 @@ import torch
 from worlds import EVERYTHING_SCHEMA
 
 from twotower import index
-from twotower.data import splits
+from twotower.data import config
 from twotower.features import schema
 from twotower.model import branches, two_tower
 from twotower.train import losses, recipe
@@ -35,11 +35,11 @@ def test_numbers_are_what_they_were(case: str) -> None:
 
 def test_every_kind_has_a_case() -> None:
     names = " ".join(golden.TRAININGS)
-    fields = losses.LossConfig.model_fields | recipe.TrainConfig.model_fields | splits.SplitConfig.model_fields
+    fields = losses.LossConfig.model_fields | recipe.TrainConfig.model_fields | config.SplitConfig.model_fields
     for group, found in (
         ("loss", get_args(losses.LossConfig.model_fields["kind"].annotation)),
         ("optimizer", get_args(fields["optimizer"].annotation)),
-        ("split", get_args(splits.SplitConfig.model_fields["kind"].annotation)),
+        ("split", get_args(config.SplitConfig.model_fields["kind"].annotation)),
         ("similarity", get_args(two_tower.ModelConfig.model_fields["similarity"].annotation)),
         ("branch", tuple(branches.BRANCH_KINDS)),
         ("pooling", get_args(schema.Pooling)),

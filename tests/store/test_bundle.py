@@ -21,7 +21,7 @@ import twotower
 from twotower import api
 from twotower.cli.app import run_command
 from twotower.data import prepare
-from twotower.data.source import DataConfig
+from twotower.data.config import DataConfig
 from twotower.errors import BundleError, TwoTowerError
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.retrieval.request import Request

@@ -33,7 +33,7 @@ from worlds import CHECKERBOARD_SCHEMA
 
 import twotower.store.bundle
 from twotower import files
-from twotower.data.splits import SplitConfig
+from twotower.data.config import SplitConfig
 from twotower.errors import BundleError, ConfigError, Interrupted, RunError
 from twotower.files.layout import MANIFEST
 from twotower.store.bundle import Bundle
@@ -212,7 +212,7 @@ def test_a_folder_that_is_not_a_store_is_refused_with_what_to_do(tmp_path: Path)
 
 
 def test_the_module_is_light_and_its_error_crosses_processes() -> None:
-    code = "import sys, twotower.store.store; assert not {'torch', 'polars', 'onnxruntime'} & set(sys.modules)"
+    code = "import sys, twotower.store.store; assert not {'torch', 'polars', 'numpy', 'onnxruntime'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     copy = pickle.loads(pickle.dumps(BundleError("damaged", "size")))
     assert (str(copy), copy.reason, copy.exit_code) == ("damaged", "size", 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twotower.data.source import DatasetConfig
+from twotower.data.config import DatasetConfig
 from twotower.index.choose import IndexConfig
 from twotower.train.recipe import Recipe
 

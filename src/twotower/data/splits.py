@@ -5,35 +5,17 @@ The model is trained on TRAIN, epochs and settings are chosen on VALIDATION, met
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from twotower.arrays.types import Ints
+from twotower.data.config import SplitConfig
 from twotower.errors import DataError
-from twotower.section import Section
 
 Parts = npt.NDArray[np.int8]
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PART_NAMES = ("train", "validation", "test")
-
-
-class SplitConfig(Section):
-    """Split of the interactions into train, validation and test part."""
-
-    kind: Literal["random", "last", "time"] = Field(
-        "random",
-        description="Rule of the split. random: random rows. last: each user's last row tests and the one before "
-        "validates. time: the latest rows.",
-    )
-    test: float = Field(0.2, gt=0, lt=1, description="Share of all rows in the test part (kinds random and time).")
-    validation: float = Field(
-        0.1, gt=0, lt=1, description="Share of the remaining rows in the validation part (kinds random and time)."
-    )
-    seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random split.")
 
 
 def split_interactions(users: npt.NDArray[np.int32], times: Ints | None, config: SplitConfig) -> Parts:

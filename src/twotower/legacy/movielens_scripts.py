@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from twotower.data.config import SplitConfig
 from twotower.data.datasets import movielens
 from twotower.data.readers import as_frame
-from twotower.data.splits import TEST, TRAIN, VALIDATION, SplitConfig, split_interactions
+from twotower.data.splits import TEST, TRAIN, VALIDATION, split_interactions
 from twotower.data.tables import POSITIVE, check
 from twotower.data.times import TIME
 from twotower.errors import DataError, TwoTowerError

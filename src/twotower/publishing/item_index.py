@@ -20,7 +20,7 @@ from twotower.index import (
     tune_index,
 )
 from twotower.index.choose import IndexConfig
-from twotower.store.manifest import RecallCheck
+from twotower.store.manifest import IndexFacts, RecallCheck
 from twotower.store.milvus_collections import MilvusCollections
 
 log = logging.getLogger(__name__)
@@ -76,3 +76,8 @@ def tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> Recall
         )
     log.info(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
     return RecallCheck(recall=found, threshold=config.min_recall, k=config.k, queries=len(queries) - half)
+
+
+def index_facts(index: Index) -> IndexFacts:
+    """Return the facts of an index that a manifest has."""
+    return IndexFacts.model_validate(index.describe().model_dump() | {"rejected": len(index.rejected)})

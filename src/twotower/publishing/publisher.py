@@ -29,7 +29,7 @@ from twotower.files import layout
 from twotower.files.readers import read_json, read_text
 from twotower.index.choose import IndexConfig
 from twotower.onnx.export import export_tower
-from twotower.publishing.item_index import build_item_index, tune_and_check
+from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
 from twotower.reports.model_card import model_card
 from twotower.retrieval.evaluation import embed_users
 from twotower.retrieval.request import Request
@@ -37,7 +37,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.runs.folder import reading_folder, run_stamp
 from twotower.store.bundle import Bundle
-from twotower.store.manifest import BundleFacts, Counts, IndexFacts
+from twotower.store.manifest import BundleFacts, Counts
 from twotower.store.milvus_collections import MilvusCollections
 from twotower.store.store import Store
 from twotower.version import __version__
@@ -123,7 +123,7 @@ def _write(
         similarity=run.config.model.similarity,
         bias=run.config.model.bias,
         recall_check=recall_check,
-        index=IndexFacts.of(index),
+        index=index_facts(index),
         parity=parity,
         schema_hash=_digest(run.dataset.schema.model_dump_json()),
         vocab_hash=_digest(read_text(folder / layout.ENCODERS)),

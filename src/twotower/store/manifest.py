@@ -16,13 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, Strict
 from pydantic.types import Strict
 
 from twotower import files
-from twotower.data.splits import SplitConfig
+from twotower.data.config import SplitConfig
 from twotower.errors import BundleError
 from twotower.features.schema import Schema, SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
-from twotower.index.protocol import Index
-from twotower.index.vector_store import Metric
 
 SCHEMA_VERSION = 4
 """Version of the manifest that is written, and the only one that is read."""
@@ -77,11 +75,6 @@ class IndexFacts(_Facts):
     uri: StrictStr = ""
     collection: StrictStr = ""
 
-    @classmethod
-    def of(cls, index: Index) -> IndexFacts:
-        """Return the facts of an index."""
-        return cls.model_validate(index.describe().model_dump() | {"rejected": len(index.rejected)})
-
 
 class FileEntry(_Facts):
     """A file of the bundle. `size` in bytes."""
@@ -97,7 +90,7 @@ class BundleFacts(_Facts):
     model: StrictStr
     """SHA-256 of model.safetensors."""
     dims: Count
-    metric: Metric
+    metric: Literal["cosine", "dot"]
     counts: Counts
     table_schema: Schema = Field(alias="schema")
     split: SplitConfig
