@@ -23,7 +23,7 @@ from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
-from twotower.errors import ConfigError, DataError, Interrupted, RunError
+from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
 from twotower.escaping import python_literal
 from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part_evaluation import evaluate_model
@@ -134,9 +134,8 @@ def _train(
             elif resume:
                 log.info("no checkpoint to resume from; starting")
             here = (trainer.checkpoints.fingerprint, trainer.progress.step)
-            if context.all_reduce_sum(float(here != context.broadcast(here)))[
-                0
-            ]:  # no rank writes before all have compared
+            differing = context.all_reduce_sum(float(here != context.broadcast(here)))[0]
+            if differing:  # no rank writes before all have compared
                 raise RunError(
                     f"{folder}: the ranks see other settings, data or checkpoints; all need the same files at the same path"
                 )
@@ -166,7 +165,7 @@ def _train(
         try:
             html.write_report(folder / layout.REPORT, done, done.factors())
         except Exception as e:  # the run is complete without it
-            log.warning(f"no report.html ({(str(e).splitlines() or [''])[0] or type(e).__name__})")
+            log.warning(f"no report.html ({first_line(e)})")
     return done
 
 
