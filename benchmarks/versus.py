@@ -1,7 +1,7 @@
 """Compare the speed of this tree with that of a commit: `python benchmarks/versus.py --base main`.
 
-Training, evaluation, search and serving are measured in pairs, one tree after the other in processes of their own, and in
-the other order in every second pair. The result of a part is the geometric mean of the ratios of its speeds, this tree's
+Evaluation, search and serving are measured in pairs, one tree after the other in processes of their own, and in the other
+order in every second pair. The trainings of both trees take turns of some steps, and each pair of turns is a pair. The result of a part is the geometric mean of the ratios of its speeds, this tree's
 divided by the commit's, with the bounds of a 95 % interval (Student's t over the logarithms of the pairs).
 
 Both trees are used through the public functions, the command line and HTTP, on made data.
@@ -27,9 +27,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[1]
+TURNS = {"train": (3, 30), "contrastive": (2, 6)}
+"""Epochs of the trainings, and steps of a turn."""
 PARTS = ("train", "contrastive", "evaluate", "search", "tower", "serve")
-"""Rows a second of training with bce, and with a softmax over histories; evaluations, requests of method 1, of method 2,
-and HTTP requests a second."""
+"""Training with bce and with a softmax over histories (turns a second), evaluations, requests of method 1 and of method 2, and
+HTTP requests a second."""
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 """Two-sided 95 % quantiles of Student's t, from 1 degree of freedom."""
 USERS, ITEMS, ROWS = 20_000, 20_000, 600_000
@@ -51,7 +53,23 @@ def made_tables() -> tuple[object, object, object]:
     return users, items, actions
 
 
-def fit(contrastive: bool, epochs: int, folder: Path | None = None) -> object:
+class TurnTaker:
+    """Callback of a training that writes the seconds of some steps, and then waits for a line before it goes on."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._last = steps, 0.0
+
+    def on_step_end(self, done: int, total: int, loss: float) -> None:
+        if done == 1 or done % self._steps == 0:
+            print(time.perf_counter() - self._last, flush=True)
+            sys.stdin.readline()
+            self._last = time.perf_counter()
+
+    def on_epoch_end(self, history: object) -> None:
+        """Ignore the end of an epoch."""
+
+
+def fit(contrastive: bool, epochs: int, folder: Path | None = None, callback: TurnTaker | None = None) -> object:
     """Train on the made tables and return the run."""
     import twotower
     from twotower import Categorical, Config, Numeric, Schema, Sequence
@@ -78,7 +96,8 @@ def fit(contrastive: bool, epochs: int, folder: Path | None = None) -> object:
     }
     if contrastive:
         settings |= {"loss": {"kind": "softmax"}, "negatives": {"in_batch": True, "uniform": 1000}}
-    return twotower.fit(made_tables(), schema, Config.model_validate(settings), folder=folder)
+    config = Config.model_validate(settings)
+    return twotower.fit(made_tables(), schema, config, folder=folder, callback=callback)  # type: ignore[arg-type]
 
 
 def measure(part: str, folder: Path) -> float:
@@ -88,10 +107,6 @@ def measure(part: str, folder: Path) -> float:
     torch.set_num_threads(2)
     import twotower
 
-    if part in ("train", "contrastive"):
-        epochs = 1 if part == "contrastive" else 3
-        runs = [fit(part == "contrastive", epochs) for _ in range(2)]
-        return max(float(run.metrics["train.rows_per_second"]) for run in runs)  # type: ignore[attr-defined]
     if part == "evaluate":
         loaded = twotower.load(folder / "run")
         return 1 / min(seconds(lambda: twotower.evaluate(loaded)) for _ in range(8))
@@ -155,6 +170,48 @@ def serving_speed(store: Path, environment: dict[str, str]) -> float:
         return 1 / min(statistics.median(taken[start : start + 300]) for start in range(200, 2000, 300))
 
 
+def training_turns(trees: dict[str, Path], part: str) -> dict[str, list[float]]:
+    """Train in both trees at once, in turns of some steps, and return the turns a second of each tree, turn by turn.
+
+    Speeds of two processes that run one after the other differ by the machine's mood; neighbouring turns share it."""
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, str(HERE), "--measure", part, "-"], env=environment_of(tree), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        for name, tree in trees.items()
+    }  # fmt: skip
+
+    def turn(name: str) -> float | None:
+        process = processes[name]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        return float(line) if line else None
+
+    for process in processes.values():  # each has done its first step
+        assert process.stdout is not None
+        process.stdout.readline()
+    speeds: dict[str, list[float]] = {name: [] for name in trees}
+    number = 0
+    while True:
+        order = list(trees)[:: 1 if number % 2 else -1]
+        found = {name: turn(name) for name in order}
+        seconds_of = {name: value for name, value in found.items() if value is not None}
+        if len(seconds_of) < len(trees):
+            break
+        number += 1
+        if number > 2:  # the first turns fill caches
+            for name, value in seconds_of.items():
+                speeds[name].append(1 / value)
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+    return speeds
+
+
 def child(tree: Path, *arguments: str) -> str:
     """Run this script with the package of another tree; return what it prints last."""
     command = [sys.executable, str(HERE), *arguments]
@@ -187,7 +244,12 @@ def main() -> None:
     parser.add_argument("--make", metavar="FOLDER", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        print(measure(given.measure[0], Path(given.measure[1])))
+        part = given.measure[0]
+        if part in TURNS:
+            epochs, steps = TURNS[part]
+            fit(part == "contrastive", epochs, callback=TurnTaker(steps))
+        else:
+            print(measure(part, Path(given.measure[1])))
         return
     if given.make:
         import twotower
@@ -208,8 +270,11 @@ def compare(trees: dict[str, Path], temporary: Path, parts: list[str], pairs: in
     for name, tree in trees.items():
         child(tree, "--make", str(temporary / f"made-{name}"))
     speeds: dict[str, dict[str, list[float]]] = {part: {name: [] for name in trees} for part in parts}
+    for part in TURNS:
+        if part in parts:
+            speeds[part] = training_turns(trees, part)
     for pair in range(pairs):
-        for part in parts:
+        for part in [part for part in parts if part not in TURNS]:
             for name in list(trees)[:: 1 if pair % 2 else -1]:
                 folder = temporary / f"made-{name}"
                 if part == "serve":
