@@ -8,6 +8,7 @@ from pathlib import Path
 
 import preloaded
 import pytest
+import shapes  # noqa: F401  before twotower
 import torch
 from messages import collected_messages
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything

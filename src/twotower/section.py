@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from twotower.errors import did_you_mean
 
 T = TypeVar("T")
 
@@ -25,6 +28,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
     _bound = field_validator("*")(_check_whole_numbers)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        for key in data if isinstance(data, dict) else ():
+            if key not in (known := list(cls.model_fields)):
+                hint, allowed = did_you_mean(str(key), known), ", ".join(known)
+                raise PydanticCustomError(
+                    "unknown_key",
+                    "unknown key '{key}'{hint} (allowed: {allowed})",
+                    {"key": key, "hint": hint, "allowed": allowed},
+                )
+        return data
 
 
 Positive = Annotated[int, Field(ge=1)]

@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.types import Bools, Doubles, Ints
+from twotower.arrays.types import Bools, Doubles, Ints, Shaped
 
 Metrics = dict[str, float]
 Scores = npt.NDArray[np.floating | np.integer]
@@ -128,7 +128,7 @@ def log_loss(logits: Scores, positive: Bools) -> float:
     return float(np.logaddexp(0.0, x).mean()) if len(x) else float("nan")
 
 
-def recall(hit: Bools, n_targets: Ints) -> Doubles:
+def recall(hit: Shaped[Bools, "Q k"], n_targets: Shaped[Ints, Q]) -> Shaped[Doubles, Q]:
     """Return hits / targets (Q,)."""
     n_hits: Ints = hit.sum(1)
     return n_hits / n_targets

@@ -1,0 +1,170 @@
+"""Kinds: the variants of a protocol, each with the options of its own, and the explicit list that registers them.
+
+A kind is one class in one file. A config names it by the word it is registered under, or, if it is defined elsewhere, by its
+import path, `kind = "mypackage.losses:Focal"`; in Python an instance is passed. Code of elsewhere is imported only for who
+says so (`trust`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from importlib import import_module
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import (
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from twotower.errors import ConfigError, did_you_mean
+from twotower.section import Section
+
+Operators = Mapping[str, Collection[str]]
+"""Operators of the default ONNX domain, each with the attributes that are written."""
+
+
+class Kind(Section):
+    """Section whose class is one of several kinds, with the options of that kind alone."""
+
+    kind: ClassVar[str]
+    """Name in a config. Of a class that sets none: its import path, `module:Class`."""
+    operators: ClassVar[Operators] = {}
+    """ONNX operators that the kind writes into a tower, for the allow-list of towers."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" not in cls.__dict__:
+            cls.kind = f"{cls.__module__}:{cls.__qualname__}"
+
+    @model_serializer(mode="wrap")
+    def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        options: dict[str, Any] = handler(self)
+        return {"kind": self.kind} | options
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_kind(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "kind" not in data:
+            return data
+        if data["kind"] != cls.kind:
+            raise ValueError(f"kind is {data['kind']!r}, expected {cls.kind!r}")
+        return {key: value for key, value in data.items() if key != "kind"}
+
+
+K = TypeVar("K", bound=Kind)
+
+
+class Kinds(Generic[K]):
+    """The kinds of one protocol, and the pydantic annotation of a field that holds one of them.
+
+    LOSSES = Kinds("loss", Loss, Bce, Softmax)
+    class Recipe(Section):
+        loss: Annotated[Loss, LOSSES] = Bce()
+
+    Such a field takes an instance, the name of a kind without options, or a mapping of `kind` and options.
+    """
+
+    def __init__(self, noun: str, protocol: type[K], *kinds: type[K], default: type[K] | None = None) -> None:
+        """Register `kinds` of the `protocol`. `noun` stands in messages; `default` is the kind of a mapping without one."""
+        self.noun, self.protocol, self.default = noun, protocol, default
+        self._by_name = {kind.kind: kind for kind in kinds}
+
+    def __iter__(self) -> Iterator[type[K]]:
+        return iter(self._by_name.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the registered kinds."""
+        return tuple(self._by_name)
+
+    def find(self, name: str, trust: bool = False) -> type[K]:
+        """Return the kind of a registered name or an import path. With `trust` the module of a path is imported, else it must
+        be loaded already. Raises ConfigError."""
+        if name in self._by_name:
+            return self._by_name[name]
+        if ":" not in name:
+            hint = did_you_mean(name, self.names)
+            raise ConfigError(f"no {self.noun} of kind '{name}'{hint} (allowed: {', '.join(self.names)})")
+        module = name.partition(":")[0]
+        if module not in sys.modules and not trust:
+            raise ConfigError(
+                f"kind '{name}' is code outside twotower, which is run only with `trust`; import {module} first, or trust it"
+            )
+        return self._checked(name, load_object(name))
+
+    def _checked(self, name: str, found: object) -> type[K]:
+        if not isinstance(found, type) or not issubclass(found, self.protocol):
+            base = f"{self.protocol.__module__}.{self.protocol.__qualname__}"
+            raise ConfigError(f"'{name}' is no {self.noun}; make it a subclass of {base}")
+        return found
+
+    def parse(self, value: object, trust: bool = False) -> K:
+        """Return the kind that a value stands for: an instance, a name, or a mapping of `kind` and options.
+
+        Raises pydantic's ValidationError."""
+        if isinstance(value, self.protocol):
+            return value
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, Mapping):
+            raise self._error("kind_type", f"expected a kind of {self.noun} or a section, got {value!r:.60}", value)
+        name = value.get("kind", "" if self.default is None else self.default.kind)
+        if not isinstance(name, str) or not name:
+            raise self._error("kind", f"missing (allowed: {', '.join(self.names)})", value, "kind")
+        try:
+            found = self.find(name, trust)
+        except ConfigError as e:
+            raise self._error("kind", str(e), value, "kind") from None
+        return found.model_validate({**value, "kind": name}, context={"trust": trust})
+
+    def _error(self, type_: Any, message: str, value: object, *where: str) -> ValidationError:
+        problem = PydanticCustomError(type_, "{message}", {"message": message})
+        return ValidationError.from_exception_data(self.noun, [{"type": problem, "loc": where, "input": value}])
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(value: object, info: ValidationInfo) -> K:
+            return self.parse(value, trusts(info))
+
+        def serialize(value: K, info: core_schema.SerializationInfo) -> dict[str, Any]:
+            return value.model_dump(mode=info.mode)
+
+        return core_schema.with_info_plain_validator_function(
+            validate, serialization=core_schema.plain_serializer_function_ser_schema(serialize, info_arg=True)
+        )
+
+
+def trusts(info: ValidationInfo) -> bool:
+    """Return True if a validation may import code of elsewhere: its context is {"trust": True}."""
+    return bool((info.context or {}).get("trust"))
+
+
+def load_object(path: str) -> object:
+    """Return the object of an import path `module:name`. Raises ConfigError if there is none."""
+    module, _, name = path.partition(":")
+    try:
+        found: object = import_module(module)
+        for step in name.split("."):
+            found = getattr(found, step)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ConfigError(f"cannot import '{path}': {e}; expected module:Class of an installed package") from None
+    return found
+
+
+def outside_operators(kinds: type[Kind] = Kind) -> dict[str, set[str]]:
+    """Return the ONNX operators of all loaded kinds that twotower does not define, each with its attributes."""
+    found: dict[str, set[str]] = {}
+    for kind in kinds.__subclasses__():
+        own = {} if kind.__module__.partition(".")[0] == "twotower" else kind.operators
+        for declared in (own, outside_operators(kind)):
+            for operator, attributes in declared.items():
+                found.setdefault(operator, set()).update(attributes)
+    return found

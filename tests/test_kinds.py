@@ -1,0 +1,129 @@
+"""Kinds: found by name or import path, with their own options alone; code of elsewhere runs only where it is trusted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import Field, ValidationError
+
+from twotower.errors import ConfigError
+from twotower.kinds import Kind, Kinds, outside_operators
+from twotower.section import Section
+
+
+class Shape(Kind):
+    """A protocol."""
+
+    scale: float = 1.0
+
+
+class Circle(Shape):
+    """A kind."""
+
+    kind = "circle"
+
+
+class Box(Shape):
+    """A kind with options of its own."""
+
+    kind = "box"
+    sides: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2)
+
+
+class Star(Shape):
+    """A kind that is not registered."""
+
+    points: int = 5
+    operators = {"Mod": {"fmod"}}
+
+
+SHAPES = Kinds("shape", Shape, Circle, Box, default=Circle)
+
+
+class Drawing(Section):
+    """A section with kinds."""
+
+    ground: Annotated[Shape, SHAPES] = Circle()
+    shapes: tuple[Annotated[Shape, SHAPES], ...] = ()
+
+
+MODULE = """
+from test_kinds import Shape
+
+class Ring(Shape):
+    hole: float = 0.5
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module that is installed and not loaded."""
+    name = "kinds_of_elsewhere"
+    (tmp_path / f"{name}.py").write_text(MODULE.replace("test_kinds", __name__), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[Shape.__module__])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
+
+
+def problem(value: object, trust: bool = False) -> str:
+    with pytest.raises(ValidationError) as caught:
+        Drawing.model_validate({"ground": value}, context={"trust": trust})
+    error = caught.value.errors()[0]
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+
+
+def test_a_field_takes_an_instance_a_name_and_a_section() -> None:
+    drawing = Drawing.model_validate({"shapes": ["box", {"kind": "box", "sides": [3]}, Star(points=6), {"scale": 2}]})
+    assert drawing.shapes == (Box(), Box(sides=(3,)), Star(points=6), Circle(scale=2))
+
+
+def test_a_dump_names_the_kind_and_is_read_back() -> None:
+    drawing = Drawing(ground=Box(scale=3), shapes=(Circle(), Star(points=7)))
+    dumped = drawing.model_dump(mode="json")
+    assert dumped["ground"] == {"kind": "box", "scale": 3.0, "sides": [1, 2]}
+    assert dumped["shapes"][1] == {"kind": f"{__name__}:Star", "scale": 1.0, "points": 7}
+    assert Drawing.model_validate(dumped | {"shapes": dumped["shapes"][:1]}).ground == drawing.ground
+    assert Drawing.model_validate_json(Drawing(ground=Box()).model_dump_json()) == Drawing(ground=Box())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("circel", "ground.kind: no shape of kind 'circel'; did you mean 'circle'? (allowed: circle, box)"),
+        ({"kind": "circle", "sides": [1]}, "ground: unknown key 'sides' (allowed: scale)"),
+        ({"kind": "box", "sides": [0]}, "ground.sides.0: Input should be greater than or equal to 1"),
+        ({"kind": 3}, "ground.kind: missing (allowed: circle, box)"),
+        (3, "ground: expected a kind of shape or a section, got 3"),
+        ("os:system", f"ground.kind: 'os:system' is no shape; make it a subclass of {__name__}.Shape"),
+        ("pathlib:Nothing", "ground.kind: cannot import 'pathlib:Nothing'"),
+    ],
+)
+def test_a_wrong_kind_is_refused_with_what_is_allowed(value: object, message: str) -> None:
+    assert problem(value).startswith(message)
+
+
+def test_a_kind_of_elsewhere_is_imported_only_if_it_is_trusted(elsewhere: str) -> None:
+    value = {"kind": f"{elsewhere}:Ring", "hole": 0.2}
+    assert "code outside twotower" in problem(value)
+    assert elsewhere not in sys.modules
+    found = Drawing.model_validate({"ground": value}, context={"trust": True})
+    assert found.model_dump()["ground"] == {"kind": f"{elsewhere}:Ring", "scale": 1.0, "hole": 0.2}
+    assert Drawing.model_validate({"ground": value}) == found, "a loaded module needs no trust"
+    assert "is no shape" in problem({"kind": f"{elsewhere}:Other"})
+    assert "cannot import" in problem({"kind": "no_such_module_anywhere:Ring"}, trust=True)
+
+
+def test_find_raises_the_error_of_a_config() -> None:
+    with pytest.raises(ConfigError, match="no shape of kind 'x'"):
+        SHAPES.find("x")
+
+
+def test_the_operators_of_kinds_of_elsewhere_are_collected() -> None:
+    assert outside_operators(Shape) == {"Mod": {"fmod"}}
