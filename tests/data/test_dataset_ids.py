@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from twotower.data.ids import IdColumn, TextColumn, _hashes
+from twotower.arrays.types import UserId, UserRow
+from twotower.data.ids import TextColumn, UserIds, _hashes
 
 ID_COLUMNS = [
     pl.Series("id", ["7", "007", "", "漢", "7.0", "\\udcff", "a" * 300]),
@@ -20,11 +21,11 @@ ID_COLUMNS = [
 @pytest.mark.parametrize("bits", [64, 1, 0])
 @pytest.mark.parametrize("column", ID_COLUMNS)
 def test_ids_have_their_rows_also_where_hashes_collide(column: pl.Series, bits: int) -> None:
-    known = [str(i) for i in column]
+    known = [UserId(str(i)) for i in column]
     second: Any = np.int64(1)  # an index of numpy
     row = {i: r for r, i in enumerate(known)}
-    found = IdColumn(column, lambda c: _hashes(c) & np.uint64(2**bits - 1))
-    asked = [*known[::-1], "nobody", "07", "7 ", "\udcff", "漢漢", known[0]]
+    found = UserIds(column, UserRow, lambda c: _hashes(c) & np.uint64(2**bits - 1))
+    asked = [*known[::-1], *map(UserId, ("nobody", "07", "7 ", "\udcff", "漢漢")), known[0]]
     assert found.rows(asked) == [row.get(i, -1) for i in asked]
     assert [found.row(i) for i in asked * 2] == [row.get(i) for i in asked * 2]
     assert found.rows([]) == []
@@ -32,14 +33,14 @@ def test_ids_have_their_rows_also_where_hashes_collide(column: pl.Series, bits: 
     assert (len(found), found[-1], found[second], found[1:3]) == (len(known), known[-1], known[1], known[1:3])
     assert known[1] in found
     assert "nobody" not in found
-    assert IdColumn(column.clear()).rows(["7"]) == [-1]
+    assert UserIds(column.clear(), UserRow).rows([UserId("7")]) == [-1]
     assert list(TextColumn(column)) == known
     with pytest.raises(IndexError):
         found[len(known)]
 
 
 def test_the_ids_asked_last_are_few() -> None:
-    many = IdColumn(pl.Series("id", np.arange(20_000)))
-    assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))
+    many = UserIds(pl.Series("id", np.arange(20_000)), UserRow)
+    assert [many.row(UserId(str(i))) for i in range(20_000)] == list(range(20_000))
     assert len(many._cached_rows) <= 16_384
-    assert [many.row(str(i)) for i in range(20_000)] == list(range(20_000))
+    assert [many.row(UserId(str(i))) for i in range(20_000)] == list(range(20_000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from twotower.arrays.types import ItemRow
 from twotower.index import build_index
 from twotower.retrieval.neighbours import Neighbours
 from twotower.retrieval.request import Answer, UnknownId
@@ -34,10 +35,10 @@ def test_equal_cosines_are_ordered_by_row() -> None:
     vectors = np.tile(np.eye(3, dtype=np.float32), (4, 1))
     neighbours = Neighbours(build_index("exact", vectors, np.arange(12), "dot"), bias=False, similarity="dot")
     for k, wanted in ((2, [0, 3]), (3, [0, 3, 9]), (5, [0, 3, 9, 1, 2]), (50, [0, 3, 9, 1, 2, 4, 5, 7, 8, 10, 11])):
-        nearest = neighbours.nearest(6, k)
+        nearest = neighbours.nearest(ItemRow(6), k)
         assert nearest is not None
         assert nearest[0].tolist() == wanted
     zero = Neighbours(
         build_index("exact", np.r_[vectors, np.zeros((1, 3), np.float32)], np.arange(13), "cosine"), False, ""
     )
-    assert zero.nearest(12, 3) is None
+    assert zero.nearest(ItemRow(12), 3) is None

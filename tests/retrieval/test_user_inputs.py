@@ -18,6 +18,7 @@ from worlds import settings
 import twotower
 from twotower import api
 from twotower.arrays.ragged import Ragged
+from twotower.arrays.types import UserId
 from twotower.errors import DataError
 from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 from twotower.features.values import canonical_ids
@@ -102,7 +103,7 @@ def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> 
     """What the tower reads, by putting the request into a row of the users table and encoding two of it (one value
     goes another way)."""
     schema, users = retriever.schema, retriever.dataset.users.frame
-    row = retriever.user_ids.row(request.user_id) if request.user_id is not None else None
+    row = retriever.user_ids.row(UserId(request.user_id)) if request.user_id is not None else None
     frame = users[row] if row is not None else users.clear(1).with_columns(pl.lit(0.0).alias("__count:bought"))
     texts = [f.source for f in schema.texts("user")]
     numbers = {f.source for f in schema.side("user") if isinstance(f, Numeric | Vector)}

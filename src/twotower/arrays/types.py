@@ -17,10 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "F32", "F64", "I32", "I64", "Array", "Bool", "Bools", "Codes", "Doubles", "Float", "Floats", "Int", "Ints", "ItemRow",
-    "Rows", "Shaped", "UserRow", "Vectors",
+    "F32", "F64", "I32", "I64", "Array", "Bool", "Bools", "Codes", "Doubles", "Float", "Floats", "Int", "Ints", "ItemId", "ItemRow",
+    "Rows", "Shaped", "UserId", "UserRow", "Vectors",
 ]  # fmt: skip
 
+UserId = NewType("UserId", str)
+"""Id of a user as text, as the tables have it."""
+ItemId = NewType("ItemId", str)
+"""Id of an item as text, as the tables have it."""
 UserRow = NewType("UserRow", int)
 """Place of a user in the tables of a dataset, from 0."""
 ItemRow = NewType("ItemRow", int)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Callable, Iterator
 from operator import index
-from typing import SupportsIndex, overload
+from typing import Generic, SupportsIndex, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
+
+Text = TypeVar("Text", bound=str)
+Row = TypeVar("Row", bound=int)
 
 
-class TextColumn(abc.Sequence[str]):
-    """A text column as a sequence of str, converted on access: a million Python strings take a second to make."""
+class TextColumn(abc.Sequence[Text]):
+    """A text column as a sequence of texts, converted on access: a million Python strings take a second to make."""
 
     def __init__(self, column: pl.Series) -> None:
         self.column = column.cast(pl.String)
@@ -23,45 +26,49 @@ class TextColumn(abc.Sequence[str]):
     def __len__(self) -> int:
         return len(self.column)
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Text]:
         return iter(self.column)
 
     @overload
-    def __getitem__(self, row: SupportsIndex) -> str: ...
+    def __getitem__(self, row: SupportsIndex) -> Text: ...
     @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: SupportsIndex | slice) -> str | list[str]:
+    def __getitem__(self, row: slice) -> list[Text]: ...
+    def __getitem__(self, row: SupportsIndex | slice) -> Text | list[Text]:
         if isinstance(row, slice):
             return self.column[row].to_list()
-        text: str = self.column[index(row)]
+        text: Text = self.column[index(row)]
         return text
 
 
-class IdColumn(TextColumn):
+class IdColumn(TextColumn[Text], Generic[Text, Row]):
     """The external ids of one side as text by row, and the row of an id.
 
     Sorted hashes replace a dict: numpy and polars create and free them as arrays, without the interpreter's lock.
     """
 
     def __init__(
-        self, column: pl.Series, hash_ids: Callable[[pl.Series], npt.NDArray[np.uint64]] | None = None
+        self,
+        column: pl.Series,
+        row_type: Callable[[int], Row],
+        hash_ids: Callable[[pl.Series], npt.NDArray[np.uint64]] | None = None,
     ) -> None:
-        """Index the ids of a column. `hash_ids` maps texts (n,) to hashes (n,); None: polars' hashes."""
+        """Index the ids of a column, in rows of `row_type`. `hash_ids` maps texts (n,) to hashes (n,); None: polars' hashes."""
         super().__init__(column)
+        self._unknown = row_type(-1)
         self._hash_ids = hash_ids or _hashes
         hashes = self._hash_ids(self.column)
         self._order: Ints = np.argsort(hashes)
         self._hashes = hashes[self._order]
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        self._cached_rows: dict[str, int] = {}
+        self._cached_rows: dict[Text, Row] = {}
         # Rows of ids that share a hash. A million ids have such a pair with a chance of one in thirty million.
         shared = np.sort(self._order[np.union1d(same, same + 1)])
-        self._rows_of_shared_hashes = {self[row]: int(row) for row in shared}
+        self._rows_of_shared_hashes: dict[Text, Row] = {self[row]: row for row in shared.tolist()}
 
-    def row(self, external_id: str) -> int | None:
+    def row(self, external_id: Text) -> Row | None:
         """Return the row of an id, None for an unknown one. The latest results are cached."""
-        row = self._cached_rows.get(external_id, -1)
-        if row < 0:
+        row = self._cached_rows.get(external_id)
+        if row is None:
             row = self.rows([external_id])[0]
             if row < 0:
                 return None
@@ -70,19 +77,24 @@ class IdColumn(TextColumn):
             self._cached_rows[external_id] = row
         return row
 
-    def rows(self, ids: abc.Sequence[str]) -> list[int]:
+    def rows(self, ids: abc.Sequence[Text]) -> list[Row]:
         """Return the row of each id, -1 for unknown ones."""
         if not len(ids) or not len(self):
-            return [-1] * len(ids)
+            return [self._unknown] * len(ids)
         try:
             texts = pl.Series(ids, dtype=pl.String)
         except ValueError:  # a lone surrogate, which no id has
             texts = pl.Series([i.encode(errors="replace").decode() for i in ids])
         at = np.minimum(np.searchsorted(self._hashes, self._hash_ids(texts)), len(self) - 1)
-        rows = [row if self.column[row] == i else -1 for i, row in zip(ids, self._order[at].tolist(), strict=True)]
+        found: list[Row] = self._order[at].tolist()
+        rows = [row if self.column[row] == i else self._unknown for i, row in zip(ids, found, strict=True)]
         if not self._rows_of_shared_hashes:
             return rows
         return [self._rows_of_shared_hashes.get(i, row) for i, row in zip(ids, rows, strict=True)]
+
+
+UserIds = IdColumn[UserId, UserRow]
+ItemIds = IdColumn[ItemId, ItemRow]
 
 
 def _hashes(column: pl.Series) -> npt.NDArray[np.uint64]:

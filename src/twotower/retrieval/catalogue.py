@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from twotower.arrays.types import Floats, Ints
+from twotower.arrays.types import Floats, Ints, ItemId
 from twotower.data.ids import TextColumn
 from twotower.index import Index
 from twotower.retrieval.request import Answer, Item, Method, Source
@@ -16,8 +16,8 @@ class Catalogue:
     """The items of a bundle or of a run. Ranks them for a vector, and lists ranked rows in an answer."""
 
     index: Index
-    ids: TextColumn
-    titles: TextColumn
+    ids: TextColumn[ItemId]
+    titles: TextColumn[str]
     bundle_id: str = ""
     """Empty for the items of a run."""
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower.arrays.types import Floats
+from twotower.arrays.types import Floats, ItemId, UserId, UserRow
 from twotower.data.splits import TEST, TRAIN
 from twotower.onnx.tower import GateInfo
 from twotower.retrieval.request import Json, Method, Request, UnknownId, check_method
@@ -38,7 +38,7 @@ def explain(retriever: Retriever, request: Request, method: Method = 2) -> Expla
 class HistoryItem(NamedTuple):
     """An interaction of a user."""
 
-    id: str
+    id: ItemId
     title: str
     liked: bool
 
@@ -64,15 +64,15 @@ def stored_features(retriever: Retriever, user_id: str) -> dict[str, Json]:
     return {name: row[name] for name in retriever.user_columns}
 
 
-def stored_items(retriever: Retriever, user_id: str) -> list[str]:
+def stored_items(retriever: Retriever, user_id: str) -> list[ItemId]:
     """Return the ids of the items that a user has seen, which answers exclude. Raises UnknownId."""
     rows = retriever.dataset.interacted_items.row(_row(retriever, user_id))
-    items: list[str] = retriever.item_ids.column.gather(rows).to_list()
+    items: list[ItemId] = retriever.item_ids.column.gather(rows).to_list()
     return items
 
 
-def _row(retriever: Retriever, user_id: str) -> int:
-    row = retriever.user_ids.row(str(user_id))
+def _row(retriever: Retriever, user_id: str) -> UserRow:
+    row = retriever.user_ids.row(UserId(str(user_id)))
     if row is None:
         raise UnknownId(f"user '{user_id}' is not among the {len(retriever.user_ids):,} users of this bundle")
     return row

@@ -12,8 +12,8 @@ import polars as pl
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.sets import is_in_sorted
-from twotower.arrays.types import Ints
-from twotower.data.ids import IdColumn
+from twotower.arrays.types import Ints, ItemId
+from twotower.data.ids import ItemIds
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import MultiHot, Schema
 from twotower.features.values import canonical_ids
@@ -52,7 +52,7 @@ class RowCache:
 class CatalogueFilters:
     """Finds the item rows that requests allow and exclude."""
 
-    def __init__(self, items: pl.DataFrame, ids: IdColumn, schema: Schema, seen: Ragged) -> None:
+    def __init__(self, items: pl.DataFrame, ids: ItemIds, schema: Schema, seen: Ragged) -> None:
         """`items` has a row for each of `ids`; `seen` holds the item rows of each user's interactions."""
         self._items, self._ids, self._seen = items, ids, seen
         self._names = [c for c in items.columns if not c.startswith("__")]  # without computed statistics
@@ -90,7 +90,7 @@ class CatalogueFilters:
 
     def _known(self, ids: abc.Sequence[str]) -> Ints:
         """Return the rows of those item ids that are in the bundle."""
-        return np.array([r for r in self._ids.rows([str(i) for i in ids]) if r >= 0], np.int64)
+        return np.array([r for r in self._ids.rows([ItemId(str(i)) for i in ids]) if r >= 0], np.int64)
 
     def _matching(self, conditions: tuple[Condition, ...]) -> Ints:
         """Return the item rows, ascending, that meet all conditions."""

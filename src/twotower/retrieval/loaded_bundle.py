@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Column
-from twotower.arrays.types import Floats
+from twotower.arrays.types import Floats, ItemRow, UserRow
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
-from twotower.data.ids import IdColumn, TextColumn
+from twotower.data.ids import ItemIds, TextColumn, UserIds
 from twotower.data.splits import TEST
 from twotower.errors import RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
@@ -45,9 +45,9 @@ class LoadedBundle:
     tower: OnnxTower
     user_vectors: Floats  # (users, D), precomputed
     index: Index
-    user_ids: IdColumn
-    item_ids: IdColumn
-    titles: TextColumn
+    user_ids: UserIds
+    item_ids: ItemIds
+    titles: TextColumn[str]
 
     @classmethod
     def load(
@@ -63,12 +63,15 @@ class LoadedBundle:
             inspected = pool.submit(inspection.inspect_towers, towers, limits=limits)
             dataset = memmap.load(folder, manifest.table_schema, manifest.split, encode=("user",))
             columns = dataset.side_before("user", TEST).columns
-            texts = IdColumn(dataset.users.ids), IdColumn(dataset.items.ids), TextColumn(dataset.title_column())
+            user_ids, item_ids = UserIds(dataset.users.ids, UserRow), ItemIds(dataset.items.ids, ItemRow)
+            titles: TextColumn[str] = TextColumn(dataset.title_column())
             vectors = read_checked(folder / layout.USER_VECTORS, _matrix)
             inspected.result()
             user_tower = OnnxTower(folder / layout.tower("user"), threads)
             fields = dataset.encoders.fields("user")
-            loaded = cls(bundle, dataset, columns, fields, user_tower, vectors, index.result(), *texts)
+            loaded = cls(
+                bundle, dataset, columns, fields, user_tower, vectors, index.result(), user_ids, item_ids, titles
+            )
         loaded.index.threads = threads
         loaded._compare_with_manifest()
         loaded._compare_rows()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from twotower.arrays.types import Floats, Ints
+from twotower.arrays.types import Floats, Ints, ItemRow
 from twotower.index import Index
 from twotower.index.top_k import TopK, best, kth_largest
 
@@ -25,12 +25,12 @@ class Neighbours:
             self._norms[part] = _norms(self._without_bias(self._rows[part]))
 
     @property
-    def broken_row(self) -> int | None:
+    def broken_row(self) -> ItemRow | None:
         """Row of a local index whose vector is not finite, None if all are."""
         broken = self._rows[~np.isfinite(self._norms)]
-        return int(broken[0]) if len(broken) else None
+        return ItemRow(broken[0]) if len(broken) else None
 
-    def nearest(self, row: int, k: int) -> TopK | None:
+    def nearest(self, row: ItemRow, k: int) -> TopK | None:
         """Return the other rows (n,) of highest cosine to a row, at most `k`, and the cosines (n,), in descending order.
 
         Equal cosines are ordered by row. None if the row is not in the index. Raises Unavailable.

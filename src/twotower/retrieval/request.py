@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from twotower.arrays.types import Ints
-from twotower.data.ids import IdColumn
+from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
+from twotower.data.ids import ItemIds, UserIds
 from twotower.errors import DataError, did_you_mean
 
 Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
@@ -95,7 +95,7 @@ def _event(event: Json) -> Event:
 class Item:
     """A recommended item: external id, score (the logit; a cosine in `similar`) and title."""
 
-    id: str
+    id: ItemId
     score: float
     title: str
 
@@ -123,15 +123,15 @@ class Answer:
 class RequestRows(NamedTuple):
     """Row of a request's user, None for an unknown one, and of each item in history and events, -1 for unknown ones."""
 
-    user: int | None
-    items: dict[str, int]
+    user: UserRow | None
+    items: dict[str, ItemRow]
 
     @classmethod
-    def of(cls, request: Request, users: IdColumn, items: IdColumn) -> RequestRows:
+    def of(cls, request: Request, users: UserIds, items: ItemIds) -> RequestRows:
         """Look up the ids of a request."""
         named = [i for i, _ in (*(request.history or ()), *request.events)]
-        user = None if request.user_id is None else users.row(request.user_id)
-        return cls(user, dict(zip(named, items.rows([str(i) for i in named]), strict=True)))
+        user = None if request.user_id is None else users.row(UserId(request.user_id))
+        return cls(user, dict(zip(named, items.rows([ItemId(str(i)) for i in named]), strict=True)))
 
     @property
     def known_items(self) -> Ints:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower.arrays.types import Floats
+from twotower.arrays.types import Floats, ItemId, UserId
 from twotower.errors import DataError, RunError
 from twotower.features.schema import Schema
 from twotower.files import layout
@@ -98,11 +98,11 @@ class Retriever:
 
     def has_user(self, user_id: str) -> bool:
         """Return True if the user is in the bundle."""
-        return self.user_ids.row(user_id) is not None
+        return self.user_ids.row(UserId(user_id)) is not None
 
     def unknown_items(self, items: Iterable[str]) -> list[str]:
         """Return the distinct item ids that are not in the bundle."""
-        distinct = list(dict.fromkeys(items))
+        distinct = [ItemId(i) for i in dict.fromkeys(items)]
         return [i for i, row in zip(distinct, self.item_ids.rows(distinct), strict=True) if row < 0]
 
     def rows_of(self, request: Request) -> RequestRows:
@@ -201,7 +201,7 @@ class Retriever:
         """
         started = time.perf_counter()
         k = checked_k(k)
-        row = self.item_ids.row(str(item_id))
+        row = self.item_ids.row(ItemId(str(item_id)))
         if row is None:
             raise UnknownId(f"item '{item_id}' is not among the {len(self.item_ids):,} items of this bundle")
         nearest = self.neighbours.nearest(row, k)

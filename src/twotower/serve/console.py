@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import polars as pl
 
-from twotower.arrays.types import Floats, Ints
-from twotower.data.ids import IdColumn
+from twotower.arrays.types import Floats, Ints, ItemId
+from twotower.data.ids import UserIds
 from twotower.retrieval.explanation import explain, stored_features, stored_history, stored_items
 from twotower.retrieval.request import MAX_K, Answer, Event, Request
 from twotower.retrieval.retriever import Retriever
@@ -89,7 +89,7 @@ class Console:
         found = await asyncio.to_thread(_titles_containing, titles, query)
         rows = found.head(limit).to_numpy()
         total = len(found)
-        if (row := retriever.item_ids.rows([query])[0]) >= 0:
+        if (row := retriever.item_ids.row(ItemId(query))) is not None:
             total += int(not (found == row).any())
             rows = np.r_[row, rows[rows != row]][:limit]
         ids, names = retriever.item_ids.column.gather(rows).to_list(), titles.gather(rows).to_list()
@@ -131,7 +131,7 @@ class Console:
             )
         allowed = retriever.filters.allowed(body.allow, body.where or None)
         filtered = FilteredReply(
-            seen=0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows(list(seen))),
+            seen=0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows([ItemId(i) for i in seen])),
             banned=len(set(body.ban)) - len(retriever.unknown_items(body.ban)),
             where=None if allowed is None else len(allowed),
             items=excluded,
@@ -182,7 +182,7 @@ class Console:
 
 def _titled(events: Sequence[Event], retriever: Retriever) -> list[TitledEvent]:
     """Return events with the titles of their items; of an unknown item, its id."""
-    rows = retriever.item_ids.rows([i for i, _ in events])
+    rows = retriever.item_ids.rows([ItemId(i) for i, _ in events])
     return [
         TitledEvent(item, retriever.titles[row] if row >= 0 else item, liked)
         for row, (item, liked) in zip(rows, events, strict=True)
@@ -216,7 +216,7 @@ def _titles_containing(titles: pl.Series, query: str) -> pl.Series:
     return titles.str.to_lowercase().str.contains(query.lower(), literal=True).fill_null(False).arg_true()
 
 
-def _matching_ids(ids: IdColumn, query: str, limit: int) -> tuple[Ints, int]:
+def _matching_ids(ids: UserIds, query: str, limit: int) -> tuple[Ints, int]:
     """Return the rows of ids that begin with the text, shortest first, then of those that contain it; and their number."""
     if not query:
         return np.arange(min(limit, len(ids))), len(ids)
