@@ -20,25 +20,41 @@ app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend
 data_app = typer.Typer(help="Download MovieLens, describe tables.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-VERBS: tuple[Callable[..., None], ...] = (
-    training.prepare, training.train, training.evaluate, training.doctor, training.compare, embedding.embed,
-    store.publish, store.rollback, store.bundles, store.gc, answers.recommend, answers.search, answers.similar,
-    serving.serve, serving.key, training.config, demo.demo,
-)  # fmt: skip
+ANSWERS, WORKS = True, False
+VERBS: dict[Callable[..., None], bool] = {
+    training.prepare: WORKS,
+    training.train: WORKS,
+    training.evaluate: ANSWERS,
+    training.doctor: ANSWERS,
+    training.compare: ANSWERS,
+    embedding.embed: WORKS,
+    store.publish: WORKS,
+    store.rollback: WORKS,
+    store.bundles: ANSWERS,
+    store.gc: WORKS,
+    answers.recommend: ANSWERS,
+    answers.search: ANSWERS,
+    answers.similar: ANSWERS,
+    serving.serve: WORKS,
+    serving.key: ANSWERS,
+    training.config: ANSWERS,
+    demo.demo: WORKS,
+}
+"""Each verb, and whether its result is its output (ANSWERS) or the files that it writes and what it serves (WORKS)."""
+DATA_VERBS: dict[Callable[..., None], bool] = {data.fetch: WORKS, data.stats: ANSWERS}
 for verb in VERBS:
     app.command()(verb)
-for data_verb in (data.fetch, data.stats):
+for data_verb in DATA_VERBS:
     data_app.command()(data_verb)
-
-_WORKING_VERBS = ("prepare", "train", "embed", "publish", "rollback", "gc", "fetch", "demo", "serve")
-"""Verbs that write files or serve. The result of the others is their output."""
 
 # Click's base class, wherever the installed typer keeps its click.
 _UsageError: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def _prints_its_result(words: Sequence[str]) -> bool:
-    return not any(word in _WORKING_VERBS for word in words[: 2 if words[:1] == ["data"] else 1])
+    of_data = words[:1] == ["data"]
+    verbs = DATA_VERBS if of_data else VERBS
+    return all(answers for verb, answers in verbs.items() if verb.__name__ in words[of_data : of_data + 1])
 
 
 def main() -> None:
