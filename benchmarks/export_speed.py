@@ -26,7 +26,7 @@ from peers import is_importable, quiet, rechub_trainer, tool_label
 from train_speed import prepare_movielens, twotower_trainer
 
 from twotower.data.dataset import Dataset
-from twotower.features.schema import SIDES
+from twotower.features.side import SIDES
 from twotower.onnx.export import export_tower
 
 Export = Callable[[Dataset, Path], float]

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 
 from twotower.data.dataset import Dataset
-from twotower.features.schema import SideName
+from twotower.features.side import SideName
 from twotower.model.inputs.carriers import Bag, Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 

@@ -30,7 +30,8 @@ from twotower.errors import DataError
 from twotower.escaping import escape_controls, shell_command
 from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.ranking import EvaluationConfig
-from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Text
+from twotower.features.schema import Categorical, MultiHot, Schema, Text
+from twotower.features.side import SIDES
 from twotower.retrieval.retriever import Retriever
 
 

@@ -12,7 +12,8 @@ import twotower
 from twotower.config.experiment import Config
 from twotower.config.reference import branch_options, options
 from twotower.config.toml import parse_config
-from twotower.features.schema import SIDES, Feature, Sequence, SideName, Text
+from twotower.features.schema import Feature, Sequence, Text
+from twotower.features.side import SIDES, SideName
 from twotower.model.branches import BRANCH_KINDS
 
 TABLES = everything()

@@ -26,7 +26,8 @@ from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
 from twotower.embedding.bulk import embed
 from twotower.errors import DataError, RunError
-from twotower.features.schema import SIDES, Categorical, MultiHot, Schema, Sequence, SideName, Text
+from twotower.features.schema import Categorical, MultiHot, Schema, Sequence, Text
+from twotower.features.side import SIDES, SideName
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
 from twotower.model.inputs.feed import feed
 from twotower.model.inputs.gather import padded

@@ -14,7 +14,8 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check
-from twotower.features.schema import Schema, Sequence, SideName
+from twotower.features.schema import Schema, Sequence
+from twotower.features.side import SideName
 from twotower.model.inputs.carriers import Inputs
 from twotower.train.batches import Batcher
 from twotower.train.negatives.config import NegativesConfig

@@ -21,7 +21,8 @@ from twotower.data.tables import POSITIVE, Tables, mean_by_row, with_statistics
 from twotower.data.times import TIME
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import SIDES, Schema, Sequence, SideName
+from twotower.features.schema import Schema, Sequence
+from twotower.features.side import SIDES, SideName
 from twotower.features.text import Grams, TextEncoder
 
 

@@ -31,7 +31,8 @@ from twotower.data.run_tables import load_tables, read_side, save_tables
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import SIDES, Schema, Sequence, SideName
+from twotower.features.schema import Schema, Sequence
+from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_array, read_checked, read_json
 from twotower.section import first_problem

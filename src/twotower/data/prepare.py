@@ -36,7 +36,8 @@ from twotower.data.tables import POSITIVE, check_side, labelled, need, side_colu
 from twotower.data.times import TIME, Times
 from twotower.errors import ConfigError, DataError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import SIDES, Numeric, Schema, Sequence, SideName
+from twotower.features.schema import Numeric, Schema, Sequence
+from twotower.features.side import SIDES, SideName
 from twotower.files import layout, locks
 from twotower.files.readers import file_digest
 from twotower.version import __version__

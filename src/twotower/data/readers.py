@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from twotower.errors import DataError, first_line
-from twotower.features.schema import MultiHot, Numeric, Schema, SideName, Text, Vector
+from twotower.features.schema import MultiHot, Numeric, Schema, Text, Vector
+from twotower.features.side import SideName
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,8 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import PART_NAMES
 from twotower.errors import DataError, RunError, first_line
 from twotower.features.encoders import Encoders
-from twotower.features.schema import SIDES, Schema, Sequence, SideName
+from twotower.features.schema import Schema, Sequence
+from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_parquet
 

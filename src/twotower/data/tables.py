@@ -17,7 +17,8 @@ from twotower.arrays.types import Codes, Doubles, Ints
 from twotower.data.readers import Reading, TableLike, as_frame, is_text, table_files
 from twotower.data.times import TIME, Times
 from twotower.errors import DataError, did_you_mean
-from twotower.features.schema import Numeric, Schema, Sequence, SideName
+from twotower.features.schema import Numeric, Schema, Sequence
+from twotower.features.side import SideName
 from twotower.features.values import canonical_ids, missing_count
 
 POSITIVE = "__positive"

@@ -16,7 +16,7 @@ from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
-from twotower.features.schema import SIDES, SideName
+from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run

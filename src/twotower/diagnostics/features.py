@@ -15,7 +15,8 @@ from twotower.arrays.types import Bools
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
 from twotower.evaluation.metrics import auc
-from twotower.features.schema import SIDES, Categorical, Numeric, Sequence, SideName
+from twotower.features.schema import Categorical, Numeric, Sequence
+from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.inputs.carriers import Inputs

@@ -16,7 +16,7 @@ from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors, comparison_data
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import is_pair_metric
-from twotower.features.schema import SIDES
+from twotower.features.side import SIDES
 
 
 def collapse(context: DiagnosisContext) -> Iterator[Finding]:

@@ -45,7 +45,8 @@ from twotower.embedding.shards import (
 )
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.schema import Numeric, Sequence, SideName
+from twotower.features.schema import Numeric, Sequence
+from twotower.features.side import SideName
 from twotower.model.inputs.gather import ColumnRows, TowerFields
 from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode

@@ -24,19 +24,8 @@ from twotower.features.categorical import CategoricalEncoder
 from twotower.features.field import InputField
 from twotower.features.multi_hot import MultiHotEncoder
 from twotower.features.numeric import NumericEncoder
-from twotower.features.schema import (
-    SIDES,
-    Categorical,
-    Feature,
-    MultiHot,
-    Numeric,
-    Schema,
-    Sequence,
-    SideName,
-    Text,
-    Vector,
-    other_side,
-)
+from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.features.side import SIDES, SideName, other_side
 from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.text import TextEncoder
 from twotower.features.values import missing_count

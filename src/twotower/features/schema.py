@@ -6,12 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from twotower.features.side import ROW_IDS, SideName, other_side
 from twotower.section import Section
-
-SideName = Literal["user", "item"]
-SIDES: tuple[SideName, SideName] = ("user", "item")
-ROW_IDS: dict[SideName, str] = {"user": "__user", "item": "__item"}
-"""Id columns of tables without ids."""
 
 
 class _Feature(Section):
@@ -300,11 +296,6 @@ class Schema(Section):
             if isinstance(f, Categorical) and f.side == side and f.source == self.id_column(side):
                 return None if f.hash_buckets else f
         return None
-
-
-def other_side(side: SideName) -> SideName:
-    """Return the other of the two sides."""
-    return "item" if side == "user" else "user"
 
 
 FEATURE_KINDS: dict[str, type[BaseModel]] = {

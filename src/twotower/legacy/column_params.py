@@ -9,7 +9,8 @@ import polars as pl
 from pydantic import ValidationError
 
 from twotower.errors import ConfigError, DataError, did_you_mean
-from twotower.features.schema import ROW_IDS, SIDES, Categorical, Feature, MultiHot, Numeric, Schema, SideName, Vector
+from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Schema, Vector
+from twotower.features.side import ROW_IDS, SIDES, SideName
 
 SEED_USER_COLUMNS = ("UserID", "Gender", "Age", "JobID", "ZipCode")
 SEED_ITEM_COLUMNS = ("MovieID", "Title", "Genres", "Year", "ratings_count", "ratings_mean")

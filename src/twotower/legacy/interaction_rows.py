@@ -14,7 +14,8 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN, VALIDATION, Parts
 from twotower.errors import DataError, did_you_mean
 from twotower.features.encoders import Encoders
-from twotower.features.schema import SIDES, Schema
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES
 
 
 class LabelledRows(NamedTuple):

@@ -18,7 +18,7 @@ from torch.autograd.function import BackwardCFunction
 
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
-from twotower.features.schema import SIDES, SideName
+from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.carriers import Inputs

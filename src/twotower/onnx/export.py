@@ -14,7 +14,7 @@ from twotower import files
 from twotower.data.dataset import Side
 from twotower.errors import RunError
 from twotower.features.field import InputField
-from twotower.features.schema import SideName
+from twotower.features.side import SideName
 from twotower.model.two_tower import TwoTower
 from twotower.onnx.inspection import trust_tower
 from twotower.onnx.model_graph import build_graph

@@ -8,7 +8,7 @@ import numpy as np
 
 from twotower.errors import RunError
 from twotower.features.field import InputField
-from twotower.features.schema import SideName
+from twotower.features.side import SideName
 from twotower.model.attention import HistoryEncoder
 from twotower.model.branches import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings

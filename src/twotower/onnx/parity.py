@@ -11,7 +11,7 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Side
 from twotower.features.field import InputField
-from twotower.features.schema import SideName
+from twotower.features.side import SideName
 from twotower.model.inputs.feed import feed
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode

@@ -13,7 +13,7 @@ from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.evaluation.ranking import EvaluationConfig
-from twotower.features.schema import SideName
+from twotower.features.side import SideName
 from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever

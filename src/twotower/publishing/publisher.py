@@ -24,7 +24,7 @@ from twotower.data.memmap import MemmapDataset
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import SIDES, SideName
+from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_json, read_text
 from twotower.index.choose import IndexConfig

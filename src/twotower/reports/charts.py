@@ -12,7 +12,7 @@ import torch
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import Prominence, is_pair_metric, metric_names
-from twotower.features.schema import SIDES
+from twotower.features.side import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors
 from twotower.evaluation.factors import Factors
-from twotower.features.schema import SideName
+from twotower.features.side import SideName
 from twotower.features.values import canonical_ids
 
 if TYPE_CHECKING:

@@ -38,7 +38,8 @@ from twotower.escaping import python_literal
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import Metrics
 from twotower.features.encoders import Encoders
-from twotower.features.schema import SIDES, Schema
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_json, read_text
 from twotower.model.two_tower import TwoTower

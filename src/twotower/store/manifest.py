@@ -18,7 +18,8 @@ from pydantic.types import Strict
 from twotower import files
 from twotower.data.config import SplitConfig
 from twotower.errors import BundleError
-from twotower.features.schema import Schema, SideName
+from twotower.features.schema import Schema
+from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
 

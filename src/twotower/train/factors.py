@@ -11,7 +11,7 @@ from torch import Tensor
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
-from twotower.features.schema import SIDES, SideName
+from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings

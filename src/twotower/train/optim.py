@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from twotower.distributed import DistributedContext
-from twotower.features.schema import SIDES
+from twotower.features.side import SIDES
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.train.recipe import TrainConfig
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings

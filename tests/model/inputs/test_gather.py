@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from twotower.arrays.ragged import Ragged, row_of
 from twotower.data.dataset import Dataset
-from twotower.features.schema import SideName
+from twotower.features.side import SideName
 from twotower.model.inputs.gather import ColumnRows, OneRow, TowerFields, gather, padded
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

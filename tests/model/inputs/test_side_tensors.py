@@ -15,7 +15,7 @@ from taken import equal, rows_of, tensors
 from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
-from twotower.features.schema import SideName
+from twotower.features.side import SideName
 from twotower.model.inputs.carriers import Bag
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
