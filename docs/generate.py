@@ -11,9 +11,7 @@ from typing import Any
 import typer
 
 from twotower.cli.app import app
-from twotower.config.reference import branch_options, options
-from twotower.features.schema import FEATURE_KINDS, Schema
-from twotower.model.branches import BRANCH_KINDS
+from twotower.config.reference import OptionTable, config_tables, schema_tables
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- written by `make docs` from the code; do not edit -->\n"
@@ -28,43 +26,26 @@ def configuration() -> str:
         "The command line changes any value: `--set train.epochs=3`, "
         "`--set model.pairs.0.user.dropout=0.2`.\n",
     ]
-    section = ""
-    for name, key, default, meaning in options():
-        if name != section:
-            lines += [f"\n## [{name}]\n", "| key | default | meaning |", "|---|---|---|"]
-            section = name
-        lines.append(_row(key, default, meaning))
-    lines.append(
-        "\n## [[model.pairs.user.branches]]\n\nThe item side has the same keys. Every branch has a `kind`, a section `senet` "
-        "(its gate, with the keys of `[model.pairs.user.senet]`), and the keys of its kind."
-    )
-    for kind, model in BRANCH_KINDS.items():
-        text = " ".join((model.__doc__ or "").split())
-        lines.append(f'\n### branch kind = "{kind}"\n\n{text}')
-        if own := [_row(*rest) for k, *rest in branch_options() if k == kind]:
-            lines += ["", "| key | default | meaning |", "|---|---|---|", *own]
-    lines += ["\n## [schema]\n", "| key | default | meaning |", "|---|---|---|", *_fields(Schema, skip=("features",))]
-    lines.append(
-        "\n## [[schema.features]]\n\nEvery feature has a `kind`, a `name`, a `side` (`user` or `item`), and the keys "
-        "of its kind."
-    )
-    for kind, model in FEATURE_KINDS.items():
-        text = " ".join((model.__doc__ or "").split())
-        lines += [f'\n### kind = "{kind}"\n\n{text}\n', "| key | default | meaning |", "|---|---|---|"]
-        lines += _fields(model, skip=("kind", "name", "side"))
+    for table in (*config_tables(), *schema_tables()):
+        lines += _table(table)
     return "\n".join(lines) + "\n"
 
 
-def _row(key: str, default: str, meaning: str) -> str:
-    return f"| `{key}` | `{default}` | {_cell(meaning)} |"
+def _table(table: OptionTable) -> list[str]:
+    """Return the lines of a table of a config: its heading, meaning and options."""
+    heading = f"[[{table.name}]]" if table.listed else f"[{table.name}]"
+    if table.same_as:
+        return [f"\n## {heading}\n", f"As `[{table.same_as}]`."]
+    if not (table.options or table.listed or table.kind):
+        return []
+    title = f'### [{table.name}] kind = "{table.kind}"' if table.kind else f"## {heading}"
+    rows = [f"| `{o.key}` | {_code(o.default)} | {_cell(o.meaning)} |" for o in table.options]
+    head = ["", "| key | default | meaning |", "|---|---|---|"] if rows else []
+    return [f"\n{title}\n", table.about, *head, *rows]
 
 
-def _fields(model: Any, skip: tuple[str, ...]) -> list[str]:
-    return [
-        f"| `{name}` | `{info.default!r}` | {_cell(info.description or '')} |"
-        for name, info in model.model_fields.items()
-        if name not in skip
-    ]
+def _code(default: str) -> str:
+    return f"`{default}`" if default else "required"
 
 
 def _cell(text: str) -> str:

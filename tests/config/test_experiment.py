@@ -14,8 +14,8 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
 
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
-from twotower.config.reference import branch_options, config_template, feature_options, options
-from twotower.config.toml import RENAMED, dump_config, load_config, parse_config
+from twotower.config.reference import config_tables, config_template, options, schema_tables
+from twotower.config.toml import RENAMED, dump_config, load_config, parse_config, refuse_renamed
 from twotower.data.datasets import movielens
 from twotower.errors import ConfigError, did_you_mean
 from twotower.evaluation.metrics import metric_names
@@ -114,12 +114,12 @@ def test_a_file_may_be_empty_or_leave_out_the_schema(tmp_path: Path) -> None:
 
 def test_a_written_config_carries_its_format_and_one_of_another_format_is_refused(tmp_path: Path) -> None:
     text = dump_config(CHECKERBOARD_SCHEMA, Config())
-    assert text.startswith("format = 2\n")
-    assert load_config(written(tmp_path, "format = 2"))[1] == Config()
-    for form in ("1", "99", "'2'", "true", "[]"):
-        path = written(tmp_path, text.replace("format = 2", f"format = {form}"))
-        refused(path, [], f"{path}: format ", "this version reads 2; begin with the keys of `config_template()`")
-    refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 2")
+    assert text.startswith("format = 3\n")
+    assert load_config(written(tmp_path, "format = 3"))[1] == Config()
+    for form in ("2", "99", "'2'", "true", "[]"):
+        path = written(tmp_path, text.replace("format = 3", f"format = {form}"))
+        refused(path, [], f"{path}: format ", "this version reads 3; begin with the keys of `config_template()`")
+    refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 3")
 
 
 def test_the_template_is_the_default_config(tmp_path: Path) -> None:
@@ -131,44 +131,51 @@ def test_the_template_is_the_default_config(tmp_path: Path) -> None:
 def test_the_template_names_every_option() -> None:
     text = config_template()
     lines = set(text.splitlines())
-    for _, key, default, meaning in options():
-        assert f"{key} = {default}" in lines
-        assert f"# {meaning}" in lines
-    for _, key, default, meaning in feature_options():
-        assert f"#   {key} = {default}  # {meaning}" in lines
-    for kind in FEATURE_KINDS:
-        assert f'# options of kind = "{kind}":' in lines
-    for kind, key, default, meaning in branch_options():
-        assert f"#   {key} = {default}  # {meaning}" in lines
-        assert len(meaning) > 5, (kind, key)
-    for kind, branch in BRANCH_KINDS.items():
-        assert f'\n# "{kind}": {" ".join((branch.__doc__ or "").split())}\n' in text
+    for table in config_tables():
+        assert table.about or table.same_as
+        for option in table.options:
+            active = {f"{option.key} = {option.default}", f"# {option.meaning}"}
+            commented = f"#   {option.key} = {option.default or '…'}  # {option.meaning}"
+            assert active <= lines or commented in lines, (table.name, option)
+        if table.kind:
+            assert f'# kind = "{table.kind}": {table.about}' in lines
+    for table in schema_tables()[1:]:
+        for option in table.options:
+            assert f"#   {option.key} = {option.default or '…'}  # {option.meaning}" in lines
+    assert {t.kind for t in schema_tables()} == {"", *FEATURE_KINDS}
+    assert {t.kind for t in config_tables()} >= {"", *BRANCH_KINDS}
     for key in Schema.model_fields:
         assert key in text
 
 
-def leaves(prefix: str, model: type[BaseModel]) -> set[tuple[str, str]]:
-    """Every (section, key) below a section, found without the code under test."""
-    found = set()
+def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> set[tuple[str, str]]:
+    """Every (section, key) below a section, found without the code under test. A section's second place is left out."""
+    found: set[tuple[str, str]] = set()
+    if model in seen:
+        return found
+    seen.add(model)
     for key, info in model.model_fields.items():
+        path = f"{prefix}.{key}".strip(".")
         if key == "pairs":
-            found |= leaves("model.pairs.user", TowerConfig) | leaves("model.pairs.item", TowerConfig)
+            found |= leaves("model.pairs.user", TowerConfig, seen)
+        elif key == "branches":
+            found.add((path, "kind"))
         elif isinstance(info.default, BaseModel):
-            found |= leaves(f"{prefix}.{key}".strip("."), type(info.default))
+            found |= leaves(path, type(info.default), seen)
         else:
             found.add((prefix, key))
     return found
 
 
 def test_options_are_every_key_with_its_default_and_meaning() -> None:
-    found = list(options())
-    assert {(section, key) for section, key, _, _ in found} == leaves("", Config)
-    assert len(found) == len(leaves("", Config))
+    found, known = list(options()), leaves("", Config, set())
+    assert {(section, key) for section, key, _, _ in found} == known
+    assert len(found) == len(known)
     for section, key, default, meaning in found:
         assert len(meaning) > 5, (section, key)
-        tomllib.loads(f"{key} = {default}")
-    assert {k for k, *_ in feature_options()} == set(FEATURE_KINDS)
-    assert ("categorical", "hash_buckets", "0", "Number of hash buckets. 0: a vocabulary.") in list(feature_options())
+        tomllib.loads(f"{key} = {default or 0}")
+    hashing = next(o for t in schema_tables() if t.kind == "categorical" for o in t.options if o.key == "hash_buckets")
+    assert (hashing.default, hashing.meaning) == ("0", "Number of hash buckets. 0: a vocabulary.")
 
 
 def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,18 +312,55 @@ def test_a_former_key_or_value_is_answered_with_the_present_one(tmp_path: Path, 
 
 @pytest.mark.parametrize("new", RENAMED.values())
 def test_a_present_key_is_known(new: str) -> None:
-    key, _, value = new.partition(" = ")
-    known = {f"{section}.{key}" for section, key, *_ in options()} | {
-        "model.pairs.user.branches.kind",
-        "model.pairs.item.branches.kind",
-    }
-    known |= {f"schema.features.{kind}.{key}" for kind, key, *_ in feature_options()}
+    key, _, value = new.replace("model.pairs.item", "model.pairs.user").partition(" = ")
+    known: dict[str, set[str]] = {}
+    for table in (*config_tables(), *schema_tables()):
+        of_feature = table.name == "schema.features" and table.kind
+        for option in table.options:
+            name = f"{table.name}.{table.kind}.{option.key}" if of_feature else f"{table.name}.{option.key}"
+            known.setdefault(name, set()).update([*re.findall(r"[\w-]+", option.meaning)])
     assert key in known
-    assert not value or value.strip("'") in {
-        *BRANCH_KINDS,
-        *(m for *_, m in options() for m in re.findall(r"'(\w+)'", m)),
-    }
+    assert not value or value.strip("'") in known[key]
     assert new not in RENAMED
+
+
+def test_a_key_that_moved_to_another_section_is_answered_with_its_path() -> None:
+    moved = {
+        "negatives.far_ranks": "negatives.far.ranks",
+        "train.far": "loss.near",
+        "model.pairs.user.far.heads": "schema.features.sequence.pooling.heads",
+        "model.pairs.user.senet.far": "model.pairs.user.branches.near",
+        "schema.features.sequence.far": "schema.features.sequence.pooling.near",
+        "train.far_rule = 'x'": "loss.near.rule = 'y'",
+    }
+    feature = {"kind": "sequence", "name": "f", "side": "user"}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"negatives": {"far_ranks": [1]}}, "negatives.far_ranks is renamed to negatives.far.ranks"),
+        ({"train": {"far": 1}}, "train.far is renamed to loss.near"),
+        ({"train": {"far_rule": "x"}}, "train.far_rule = 'x' is renamed to loss.near.rule = 'y'"),
+        (
+            {"model": {"pairs": [{}, {"user": {"far": {"heads": 2}}}]}},
+            "model.pairs.1.user.far.heads is renamed to schema.features.sequence.pooling.heads",
+        ),
+        (
+            {"model": {"pairs": [{"user": {"senet": {"far": 2}}}]}},
+            "model.pairs.0.user.senet.far is renamed to model.pairs.0.user.branches.near",
+        ),
+        (
+            {"schema": {"features": [feature, feature | {"far": 2}]}},
+            "schema.features.1.far is renamed to schema.features.1.pooling.near",
+        ),
+    ]
+    for data, told in cases:
+        with pytest.raises(ConfigError, match=re.escape(f"c.toml: {told}") + "$"):
+            refuse_renamed(data, "c.toml", moved)
+
+
+def test_a_written_config_of_an_earlier_format_is_answered_with_its_former_keys_first(tmp_path: Path) -> None:
+    text = dump_config(CHECKERBOARD_SCHEMA, Config()).replace("format = 3", "format = 2")
+    path = written(tmp_path, text.replace("ema_decay", "average"))
+    refused(path, [], f"{path}: train.average is renamed to train.ema_decay")
+    refused(written(tmp_path, text), [], f"{path}: format 2, this version reads 3")
 
 
 def test_a_former_key_with_a_former_value_is_answered_with_both(tmp_path: Path) -> None:

@@ -2,62 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, TypeAlias, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from twotower.config.experiment import Config
-from twotower.features.schema import FEATURE_KINDS
-from twotower.model.branches import BRANCH_KINDS
-from twotower.model.towers import TowerConfig
+from twotower.features.schema import Schema
+from twotower.kinds import Kinds
+
+SectionType: TypeAlias = type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option: its key, default as TOML, and meaning."""
+
+    key: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class OptionTable:
+    """A table of TOML: the options of a section, or those of one kind alone."""
+
+    name: str
+    options: tuple[Option, ...]
+    about: str
+    listed: bool = False
+    """True if a config holds any number of them, `[[name]]`."""
+    kind: str = ""
+    of_kinds: bool = False
+    """True if its `kind` says which options it takes."""
+    same_as: str = ""
+    """Name of an earlier table with the same options."""
+
+
+def config_tables() -> tuple[OptionTable, ...]:
+    """Return all tables of a config but the schema, in TOML's order."""
+    return tuple(_section_tables("", _Content(Config), {}))
+
+
+def schema_tables() -> tuple[OptionTable, ...]:
+    """Return the tables of a schema."""
+    return tuple(_section_tables("schema", _Content(Schema), {}))
 
 
 def options() -> Iterator[tuple[str, str, str, str]]:
-    """Yield every option as (section, key, default as TOML, meaning), in the order of the template."""
-    for name, info in Config.model_fields.items():
-        if section := section_of(info):
-            yield from _section_options(name, section)
+    """Yield every option of a config but the schema, those of one kind alone excepted, as (section, key, default, meaning)."""
+    for table in config_tables():
+        yield from ((table.name, o.key, o.default, o.meaning) for o in table.options if not table.kind)
 
 
-def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the section that a field, or an element of it, holds; None for any other value."""
-    annotation = field.annotation
-    while get_origin(annotation) is tuple:
-        annotation = get_args(annotation)[0]
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+@dataclass(frozen=True)
+class _Content:
+    """Sections that a field holds."""
+
+    section: SectionType
+    """The section, or the protocol of its kinds."""
+    kinds: Mapping[str, SectionType] = field(default_factory=dict)
+    listed: bool = False
 
 
-def _section_options(name: str, section: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the section's own options, then those of its sub-sections, in TOML's order."""
-    inner: list[tuple[str, type[BaseModel]]] = []
+def _content(info: FieldInfo) -> _Content | None:
+    """Return the sections that a field holds, one or a tuple of them; None for any other value."""
+    held, *marks = (info.annotation, *info.metadata)
+    if listed := get_origin(held) is tuple:
+        element = get_args(held)[0]
+        held, *marks = get_args(element) if get_origin(element) is Annotated else (element,)
+    if registry := next((m for m in marks if isinstance(m, Kinds)), None):
+        return _Content(registry.protocol, {kind.kind: kind for kind in registry}, listed)
+    if members := [m for m in get_args(held) if isinstance(m, type) and issubclass(m, BaseModel)]:
+        return _Content(members[0].__mro__[1], {m.model_fields["kind"].default: m for m in members}, listed)
+    return _Content(held, listed=listed) if isinstance(held, type) and issubclass(held, BaseModel) else None
+
+
+def _section_tables(
+    name: str, content: _Content, seen: dict[SectionType, str], default: str = "", about: str = ""
+) -> Iterator[OptionTable]:
+    """Yield the table of a section, those of its kinds, and those of the sections in it."""
+    section, kinds = content.section, content.kinds
+    if (first := seen.setdefault(section, name)) != name:
+        yield OptionTable(name, (), about, content.listed, same_as=first)
+        return
+    options = list(_own_options(section))
+    if kinds:
+        meaning = f"{', '.join(kinds)}, or the import path of another kind, `module:Class`."
+        options.insert(0, Option("kind", _toml(default) if default else "", meaning))
+    yield OptionTable(name, tuple(options), about or _documentation(section), content.listed, of_kinds=bool(kinds))
+    for kind, found in kinds.items():
+        yield OptionTable(name, tuple(_own_options(found, section)), _documentation(found), content.listed, kind)
     for key, info in section.model_fields.items():
-        if key == "pairs":
-            inner += [(f"model.pairs.{side}", TowerConfig) for side in ("user", "item")]
-        elif found := section_of(info):
-            inner.append((f"{name}.{key}", found))
-        else:
-            yield name, key, _toml(info.default), _meaning(info)
-    for inner_name, inner_section in inner:
-        yield from _section_options(inner_name, inner_section)
+        if inner := _content(info):
+            path, default = f"{name}.{key}".strip("."), str(getattr(info.default, "kind", ""))
+            yield from _section_tables(path, inner, seen, default, info.description or "")
 
 
-def feature_options() -> Iterator[tuple[str, str, str, str]]:
-    """Yield every option of a feature, without name, side and kind, as (kind, key, default as TOML, meaning)."""
-    for kind, model in FEATURE_KINDS.items():
-        for key, info in model.model_fields.items():
-            if key not in ("name", "side", "kind"):
-                yield kind, key, _toml(info.default), _meaning(info)
+def _own_options(section: SectionType, protocol: SectionType | None = None) -> Iterator[Option]:
+    """Yield the options of a section that are values. Of a kind: those that its protocol lacks or has with another default,
+    with those of the sections in it."""
+    shared = {} if protocol is None else protocol.model_fields
+    for key, info in section.model_fields.items():
+        if protocol is not None and (key == "kind" or repr(shared.get(key)) == repr(info)):
+            continue
+        if (inner := _content(info)) is None:
+            yield Option(key, "" if info.is_required() else _toml(info.default), _meaning(info))
+        elif protocol is not None:
+            yield from (replace(o, key=f"{key}.{o.key}") for o in _own_options(inner.section))
 
 
-def branch_options() -> Iterator[tuple[str, str, str, str]]:
-    """Yield every option of a branch, without kind and senet, as (kind, key, default as TOML, meaning)."""
-    for kind, model in BRANCH_KINDS.items():
-        for key, info in model.model_fields.items():
-            if key not in ("kind", "senet"):
-                yield kind, key, _toml(info.default), _meaning(info)
+def _documentation(section: SectionType) -> str:
+    return " ".join((section.__doc__ or "").split())
 
 
 def _meaning(info: FieldInfo) -> str:
@@ -75,31 +134,25 @@ def _toml(value: str | float | tuple[str | float, ...]) -> str:
 def config_template() -> str:
     """Return a complete config file: a schema to adapt, and every option with its default and meaning."""
     lines = [_SCHEMA_TEMPLATE]
-    section = ""
-    for kind, key, default, meaning in feature_options():
-        if kind != section:
-            lines.append(f"# options of kind = {_toml(kind)}:")
-            section = kind
-        lines.append(f"#   {key} = {default}  # {meaning}")
-    for name, key, default, meaning in options():
-        if name != section:
-            if name == "model.pairs.user.senet":
-                lines.append(_branch_lines())
-            if name == "model.pairs.user":
-                lines.append("\n[[model.pairs]]  # repeat the block for parallel pairs")
-            lines.append(f"\n[{name}]")
-            section = name
-        lines.append(f"# {meaning}\n{key} = {default}")
+    for table in (*schema_tables()[1:], *config_tables()):
+        lines += _template_lines(table)
     return "\n".join(lines) + "\n"
 
 
-def _branch_lines() -> str:
-    """Return the options of every kind of branch as comments."""
-    lines = ['\n# branches = [{ kind = "mlp" }, { kind = "fm", senet = { enabled = true } }]; by kind:']
-    for kind, model in BRANCH_KINDS.items():
-        lines.append(f"# {_toml(kind)}: {' '.join((model.__doc__ or '').split())}")
-        lines += [f"#   {key} = {default}  # {meaning}" for k, key, default, meaning in branch_options() if k == kind]
-    return "\n".join(lines)
+def _template_lines(table: OptionTable) -> Iterator[str]:
+    """Yield the lines of a table. Options of a kind, and of elements of a list of kinds, are comments."""
+    heading = f"[[{table.name}]]" if table.listed else f"[{table.name}]"
+    if table.kind:
+        yield f"# kind = {_toml(table.kind)}: {table.about}"
+        yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
+    elif table.same_as:
+        yield f"\n# {heading}: as [{table.same_as}]"
+    elif table.of_kinds and table.listed:
+        yield f"\n# {heading}: {table.about}"
+        yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
+    elif table.options or table.listed:
+        yield f"\n{heading}  # {table.about}"
+        yield from (f"# {o.meaning}\n{o.key} = {o.default}" for o in table.options)
 
 
 _SCHEMA_TEMPLATE = """\

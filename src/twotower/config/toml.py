@@ -20,8 +20,11 @@ from twotower.features.schema import Schema
 TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
 """Value of a key in TOML."""
 
-CONFIG_FORMAT = 2
-"""Value of `format` in a written config. Optional in a file written by hand. Format 1 has the former keys of `RENAMED`."""
+KeyPath: TypeAlias = "tuple[tuple[str, str], ...]"
+"""Steps to a key: each as the user writes it, and its name in `RENAMED`, which is empty for an index."""
+
+CONFIG_FORMAT = 3
+"""Value of `format` in a written config. Optional in a file written by hand. Earlier formats have former keys of `RENAMED`."""
 
 RENAMED: dict[str, str] = {
     "data.source": "data.archive",
@@ -51,7 +54,7 @@ RENAMED: dict[str, str] = {
     "evaluation.users": "evaluation.max_users",
     "index.recall": "index.min_recall",
 }
-"""Former key, or `key = 'value'`, to the present one. Keys of lists have no index; a feature's have its kind."""
+"""Former key, or `key = 'value'`, to the present one, in any section. Keys of lists have no index; a feature's have its kind."""
 
 
 def parse_config(data: Mapping[str, TomlValue], where: str = "config") -> tuple[Schema | None, Config]:
@@ -109,28 +112,43 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     return parse_config(data)[1]
 
 
-def refuse_renamed(data: Mapping[str, TomlValue], where: str) -> None:
-    """Raise ConfigError for the first key or value of `RENAMED` in a mapping as TOML gives it."""
-    for shown, name, value in _settings(data):
-        key = RENAMED.get(name, name)
-        entry = RENAMED.get(f"{key} = {value!r}", "") if isinstance(value, str) else ""
-        if not entry and key == name:
-            continue
-        new = ".".join([*shown.split(".")[:-1], (entry or key).rpartition(".")[2]])
-        old = f"{shown} = {value!r}" if entry else shown
-        raise ConfigError(f"{where}: {old} is renamed to {new}")
+def refuse_renamed(data: Mapping[str, TomlValue], where: str, renamed: Mapping[str, str] = RENAMED) -> None:
+    """Raise ConfigError for the first former key or value in a mapping as TOML gives it."""
+    for path, value in _settings(data):
+        shown, name = (".".join(part for part in parts if part) for parts in zip(*path, strict=True))
+        key = renamed.get(name, name)
+        entry = renamed.get(f"{key} = {value!r}", "") if isinstance(value, str) else ""
+        if entry or key != name:
+            old = f"{shown} = {value!r}" if entry else shown
+            raise ConfigError(f"{where}: {old} is renamed to {_located(entry or key, path)}")
 
 
-def _settings(node: TomlValue, shown: str = "", name: str = "") -> Iterator[tuple[str, str, TomlValue]]:
-    """Yield each key with its path, its name in `RENAMED`, and its value, outermost first."""
+def _located(new: str, path: KeyPath) -> str:
+    """Return a present key of `RENAMED` with the indices of the former key at `path`, as far as both stand in the same
+    section."""
+    key, equals, value = new.partition(" = ")
+    rest = key.split(".")
+    shown = []
+    for part, name in path:
+        if name and (len(rest) == 1 or rest[0] != name):
+            break
+        shown.append(part)
+        rest = rest[bool(name) :]
+    return ".".join([*shown, *rest]) + equals + value
+
+
+def _settings(node: TomlValue, path: KeyPath = ()) -> Iterator[tuple[KeyPath, TomlValue]]:
+    """Yield each key with its path and value, outermost first."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            yield f"{shown}{key}", f"{name}{key}", value
-            yield from _settings(value, f"{shown}{key}.", f"{name}{key}.")
+            here = (*path, (key, key))
+            yield here, value
+            yield from _settings(value, here)
     elif isinstance(node, list):
+        of_features = [name for _, name in path] == ["schema", "features"]
         for i, value in enumerate(node):
-            kind = value.get("kind") if name == "schema.features." and isinstance(value, Mapping) else None
-            yield from _settings(value, f"{shown}{i}.", f"{name}{kind}." if isinstance(kind, str) else name)
+            kind = value.get("kind") if of_features and isinstance(value, Mapping) else None
+            yield from _settings(value, (*path, (str(i), kind if isinstance(kind, str) else "")))
 
 
 def dump_config(schema: Schema, config: Config) -> str:
