@@ -15,7 +15,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.features.field import InputField
 from twotower.features.schema import Schema
-from twotower.model.branches import TowerBranch
+from twotower.model.branches.branch import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.carriers import Bag, Inputs, Padded, Prefixes

@@ -41,7 +41,7 @@ def test_every_kind_has_a_case() -> None:
         ("optimizer", get_args(fields["optimizer"].annotation)),
         ("split", get_args(config.SplitConfig.model_fields["kind"].annotation)),
         ("similarity", get_args(two_tower.ModelConfig.model_fields["similarity"].annotation)),
-        ("branch", tuple(branches.BRANCH_KINDS)),
+        ("branch", branches.BRANCHES.names),
         ("pooling", get_args(schema.Pooling)),
         (
             "negatives",

@@ -20,7 +20,7 @@ from twotower.data.datasets import movielens
 from twotower.errors import ConfigError, did_you_mean
 from twotower.evaluation.metrics import metric_names
 from twotower.features.schema import FEATURE_KINDS, Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
-from twotower.model.branches import BRANCH_KINDS
+from twotower.model.branches import BRANCHES
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
 
@@ -143,7 +143,7 @@ def test_the_template_names_every_option() -> None:
         for option in table.options:
             assert f"#   {option.key} = {option.default or '…'}  # {option.meaning}" in lines
     assert {t.kind for t in schema_tables()} == {"", *FEATURE_KINDS}
-    assert {t.kind for t in config_tables()} >= {"", *BRANCH_KINDS}
+    assert {t.kind for t in config_tables()} >= {"", *BRANCHES.names}
     for key in Schema.model_fields:
         assert key in text
 

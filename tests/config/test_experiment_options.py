@@ -14,7 +14,7 @@ from twotower.config.reference import config_tables, options
 from twotower.config.toml import parse_config
 from twotower.features.schema import Feature, Sequence, Text
 from twotower.features.side import SIDES, SideName
-from twotower.model.branches import BRANCH_KINDS
+from twotower.model import branches
 
 TABLES = everything()
 BASE: dict[str, Any] = {
@@ -242,7 +242,8 @@ def test_every_option_of_a_branch_is_covered() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "option", "value"),
-    [(*of, value) for of, value in BRANCHES.items()] + [(kind, "senet", {"enabled": True}) for kind in BRANCH_KINDS],
+    [(*of, value) for of, value in BRANCHES.items()]
+    + [(kind, "senet", {"enabled": True}) for kind in branches.BRANCHES.names],
 )
 def test_changing_an_option_of_a_branch_changes_an_output(kind: str, option: str, value: Any) -> None:
     key = "model.pairs.user.branches"

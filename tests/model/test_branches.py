@@ -38,7 +38,11 @@ from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError
 from twotower.features.schema import Categorical, Sequence
-from twotower.model.branches import Bilinear, BilinearBranch, Cin, CinBranch, Cross, CrossBranch, Fm, Mlp, MlpBranch
+from twotower.model.branches.bilinear import Bilinear, BilinearBranch
+from twotower.model.branches.cin import Cin, CinBranch
+from twotower.model.branches.cross import Cross, CrossBranch
+from twotower.model.branches.fm import Fm
+from twotower.model.branches.mlp import Mlp, MlpBranch
 from twotower.model.head import TowerHead
 from twotower.model.two_tower import TwoTower
 from twotower.reports import charts
@@ -314,7 +318,7 @@ def test_an_option_of_another_kind_is_refused(kind: str) -> None:
         if option in OPTIONS[kind]:
             parse_config(body)
             continue
-        allowed = ", ".join(["senet", "kind", *sorted(OPTIONS[kind], key=list(VALUES).index)])
+        allowed = ", ".join(["senet", *sorted(OPTIONS[kind], key=list(VALUES).index)])
         with pytest.raises(ConfigError) as caught:
             parse_config(body)
         assert f"unknown key 'model.pairs.0.user.branches.1.{option}'" in str(caught.value)
@@ -324,7 +328,10 @@ def test_an_option_of_another_kind_is_refused(kind: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "crossed"}, r"branches.0.kind: no kind 'crossed'; did you mean 'cross'\? \(allowed: mlp, cross, fm"),
+        (
+            {"kind": "crossed"},
+            r"branches.0.kind: no branch of kind 'crossed'; did you mean 'cross'\? \(allowed: mlp, cross, fm",
+        ),
         ({}, r"branches.0.kind: missing \(allowed: mlp"),
         ({"kind": "cross", "depth": 0}, r"model.pairs.0.user.branches.0.depth: .* greater than or equal to 1, got 0"),
         ({"kind": "mlp", "layers": []}, r"branches.0.layers: .* at least 1"),

@@ -37,7 +37,8 @@ from twotower.model.embeddings import FieldEmbeddings, pool
 from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.carriers import Bag, Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.layers import Dropout, SenetConfig, SenetGate, gather
+from twotower.model.layers import Dropout, gather
+from twotower.model.senet import SenetConfig, SenetGate
 from twotower.model.towers import Tower, TowerConfig
 from twotower.model.two_tower import TwoTower
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from twotower.model.layers import ACTIVATIONS, Activation
+from twotower.arrays.types import Float
+from twotower.model.activations import Activation, activation_module
+from twotower.model.lowering import lower
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
 
 
 class TowerHead(nn.Module):
@@ -33,11 +40,13 @@ class TowerHead(nn.Module):
         outputs = self.width + self.has_bias
         self.layer = nn.Linear(hidden, outputs) if width else None
         self.residual = nn.Linear(joined, outputs, bias=False) if residual else None
-        self.activation = ACTIVATIONS[activation]() if activation else None
+        self.activation = activation_module(activation) if activation else None
         self.norm = nn.LayerNorm(self.width) if norm else None
 
-    def forward(self, hidden: Tensor, joined: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the vectors (U, D) and the biases (U, 1), None without."""
+    def forward(
+        self, hidden: Float[Tensor, "U H"], joined: Float[Tensor, "U N"]
+    ) -> tuple[Float[Tensor, "U D"], Float[Tensor, "U 1"] | None]:
+        """Return the vectors and the biases, None without."""
         out: Tensor = hidden if self.layer is None else self.layer(hidden)
         if self.residual is not None:
             out = out + self.residual(joined)
@@ -46,4 +55,14 @@ class TowerHead(nn.Module):
             vector = self.activation(vector)
         if self.norm is not None:
             vector = self.norm(vector)
+        return vector, bias
+
+    def lower(self, g: GraphBuilder, hidden: str, joined: str) -> tuple[str, str]:
+        """Build `forward`; the biases are "" without."""
+        out = hidden if self.layer is None else lower(self.layer, g, hidden)
+        if self.residual is not None:
+            out = g("Add", out, lower(self.residual, g, joined))
+        vector, bias = g.split(out, [self.width, 1]) if self.has_bias else (out, "")
+        for module in (self.activation, self.norm):
+            vector = vector if module is None else lower(module, g, vector)
         return vector, bias

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
+from twotower.model.activations import Activation
 from twotower.model.attention import HistoryConfig
-from twotower.model.branches import Branch, TowerBranch
+from twotower.model.branches import BRANCHES
+from twotower.model.branches.branch import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.field_tables import FieldTables
 from twotower.model.head import TowerHead
 from twotower.model.inputs.carriers import Inputs
-from twotower.model.layers import Activation, Dropout, SenetConfig, SenetGate, norm_activation_dropout, normalize_pieces
+from twotower.model.layers import Dropout, norm_activation_dropout, normalize_pieces
+from twotower.model.senet import SenetConfig, SenetGate
 from twotower.model.tables import Table
 from twotower.section import Positive, Section
 
@@ -36,7 +39,7 @@ class TowerConfig(Section):
     )
     senet: SenetConfig = SenetConfig()
     history: HistoryConfig = HistoryConfig()
-    branches: tuple[Branch, ...] = Field(
+    branches: tuple[Annotated[Branch, BRANCHES], ...] = Field(
         (), description="Parallel branches between the joined fields and the layers, each with its `kind`. Empty: none."
     )
     augment: bool = Field(

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock, rotary_cos_sin
+from twotower.model.lowering import lower, lower_linear
 from twotower.onnx.builder import GraphBuilder
-from twotower.onnx.layers import layer_nodes, linear_nodes
 
 
 def _keep_latest(g: GraphBuilder, codes: str, n: str, limit: int) -> tuple[str, str]:
@@ -36,7 +36,7 @@ def history_nodes(g: GraphBuilder, encoder: HistoryEncoder, table: str, codes: s
     n = g.reduce("Sum", g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT), 1)
     codes, n = _keep_latest(g, codes, n, encoder.limit)
     rows = g("Gather", table, codes, axis=0)  # -1 takes a row that the mask hides
-    x = layer_nodes(g, encoder.input_norm, g("Flatten", rows, axis=2))  # (U T, E)
+    x = lower(encoder.input_norm, g, g("Flatten", rows, axis=2))  # (U T, E)
     every, last = _queries(g, encoder, codes, n)
     *before, last_block = encoder.blocks
     for block in before:
@@ -47,7 +47,7 @@ def history_nodes(g: GraphBuilder, encoder: HistoryEncoder, table: str, codes: s
     else:
         assert isinstance(last_block, AttentionPool)
         x = _attention_pool(g, last_block, x, last, every)
-    return g("Mul", layer_nodes(g, encoder.norm, x), g("Min", n, g.constant(1.0)))
+    return g("Mul", lower(encoder.norm, g, x), g("Min", n, g.constant(1.0)))
 
 
 def _queries(g: GraphBuilder, encoder: HistoryEncoder, codes: str, n: str) -> tuple[_Queries, _Queries]:
@@ -105,32 +105,32 @@ def _attended(g: GraphBuilder, query: str, key: str, value: str, mask: str, widt
 def _block(g: GraphBuilder, block: TransformerBlock, x: str, queries: _Queries, every: _Queries) -> str:
     """Build `TransformerBlock.forward` over (U T, E) at the queries: (U Q, E)."""
     heads, width = block.heads, block.out.in_features // block.heads
-    normed = layer_nodes(g, block.attend_norm, x)
+    normed = lower(block.attend_norm, g, x)
     query_rows = normed
     if queries.rows:
         x, query_rows = (g("Gather", items, queries.rows, axis=0) for items in (x, normed))
     weights, biases = block.query_key_value.weight.chunk(3), block.query_key_value.bias.chunk(3)
-    query = _heads(g, linear_nodes(g, query_rows, weights[0], biases[0]), queries.shape, heads, width)
-    key = _heads(g, linear_nodes(g, normed, weights[1], biases[1]), every.shape, heads, width)
-    value = _heads(g, linear_nodes(g, normed, weights[2], biases[2]), every.shape, heads, width)
+    query = _heads(g, lower_linear(g, query_rows, weights[0], biases[0]), queries.shape, heads, width)
+    key = _heads(g, lower_linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
+    value = _heads(g, lower_linear(g, normed, weights[2], biases[2]), every.shape, heads, width)
     query, key = _rotated(g, query, queries.angles), _rotated(g, key, every.angles)
-    change = layer_nodes(g, block.out, _attended(g, query, key, value, queries.mask, width))
+    change = lower(block.out, g, _attended(g, query, key, value, queries.mask, width))
     if block.attend_gate is not None:
-        change = g("Mul", change, g("Sigmoid", layer_nodes(g, block.attend_gate, x)))
+        change = g("Mul", change, g("Sigmoid", lower(block.attend_gate, g, x)))
     x = g("Add", x, change)
-    inner = layer_nodes(g, block.first, layer_nodes(g, block.layer_norm, x))
-    change = layer_nodes(g, block.second, g("Mul", inner, g("Sigmoid", inner)))
+    inner = lower(block.first, g, lower(block.layer_norm, g, x))
+    change = lower(block.second, g, g("Mul", inner, g("Sigmoid", inner)))
     if block.layer_gate is not None:
-        change = g("Mul", change, g("Sigmoid", layer_nodes(g, block.layer_gate, x)))
+        change = g("Mul", change, g("Sigmoid", lower(block.layer_gate, g, x)))
     return g("Add", x, change)
 
 
 def _attention_pool(g: GraphBuilder, pool: AttentionPool, x: str, queries: _Queries, every: _Queries) -> str:
     """Build `AttentionPool.forward` over (U T, E) at the queries: (U Q, E)."""
     heads, width = pool.heads, pool.out.in_features // pool.heads
-    normed = layer_nodes(g, pool.norm, x)
+    normed = lower(pool.norm, g, x)
     weights, biases = pool.key_value.weight.chunk(2), pool.key_value.bias.chunk(2)
-    key = _heads(g, linear_nodes(g, normed, weights[0], biases[0]), every.shape, heads, width)
-    value = _heads(g, linear_nodes(g, normed, weights[1], biases[1]), every.shape, heads, width)
+    key = _heads(g, lower_linear(g, normed, weights[0], biases[0]), every.shape, heads, width)
+    value = _heads(g, lower_linear(g, normed, weights[1], biases[1]), every.shape, heads, width)
     query = _rotated(g, g.constant(pool.query[None]), queries.angles)  # (U, heads, Q, width)
-    return layer_nodes(g, pool.out, _attended(g, query, _rotated(g, key, every.angles), value, queries.mask, width))
+    return lower(pool.out, g, _attended(g, query, _rotated(g, key, every.angles), value, queries.mask, width))

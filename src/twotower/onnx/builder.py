@@ -45,6 +45,10 @@ class GraphBuilder:
         self.inputs.append(self.onnx.helper.make_tensor_value_info(name, elements, shape))
         return name
 
+    def add_gate(self, name: str, fields: Sequence[str], weights: str) -> None:
+        """Make the weights (U, fields) of a SENet gate a part of the second output."""
+        self.gates[GateInfo(name, tuple(fields))] = weights
+
     def constant(
         self, value: Tensor | npt.NDArray[Any] | Sequence[int] | int | float, key: Hashable | None = None
     ) -> str:

@@ -10,16 +10,15 @@ from twotower.errors import RunError
 from twotower.features.field import InputField
 from twotower.features.side import SideName
 from twotower.model.attention import HistoryEncoder
-from twotower.model.branches import TowerBranch
+from twotower.model.branches.branch import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.head import TowerHead
+from twotower.model.layers import lower_normalized_pieces
+from twotower.model.lowering import lower
 from twotower.model.towers import Tower
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.onnx.attention import history_nodes
 from twotower.onnx.builder import MAX_TABLE_BYTES, GraphBuilder
-from twotower.onnx.layers import branch_nodes, gate_nodes, layer_nodes, normalization_nodes
 from twotower.onnx.pooling import pooling_nodes
-from twotower.onnx.tower import GateInfo
 
 _TOWER_MODULES = {"embeddings", "senet", "field_dropout", "branches", "augmented", "layers", "head"}
 """Modules of a tower that the exporter knows."""
@@ -66,21 +65,21 @@ def build_graph(
 
 def _tower(g: GraphBuilder, tower: Tower, names: dict[str, str], number: int) -> tuple[str, str]:
     """Build `Tower.forward` of the pair with index `number`: vectors and biases, "" without."""
-    pair, fields = f"pair {number + 1}", tuple(tower.field_names)
+    pair, fields = f"pair {number + 1}", tower.field_names
     if unknown := {name for name, _ in tower.named_children()} - _TOWER_MODULES:
         raise RunError(
             f"a tower with the module '{min(unknown)}' cannot be exported; the model is newer than the exporter"
         )
     joined = _fields(g, tower.embeddings, names, number)
     if tower.pieces:
-        joined = normalization_nodes(g, joined, tower.pieces)
+        joined = lower_normalized_pieces(g, joined, tower.pieces)
     if tower.senet is not None:
-        joined = gate_nodes(g, joined, tower.senet, GateInfo(pair, fields))
+        joined = tower.senet.lower(g, joined, pair, fields)
     if tower.shift is not None:
         joined = g.reshape(joined, len(tower.field_names), len(tower.shift))
         joined = g("Add", g.reduce("Sum", joined, 1, keep=False), g.constant(tower.shift))
     parts = [
-        branch_nodes(g, branch, joined, GateInfo(f"{pair}, branch {i} ({branch.kind})", fields))
+        branch.lower(g, joined, f"{pair}, branch {i} ({branch.kind})", fields)
         for i, branch in enumerate(tower.branches, 1)
         if isinstance(branch, TowerBranch)
     ] or [joined]
@@ -88,18 +87,7 @@ def _tower(g: GraphBuilder, tower: Tower, names: dict[str, str], number: int) ->
         codes = g("Gather", "lookup", g.constant([tower.augmented.column]), axis=1)
         rows = g("Gather", g.constant(tower.augmented.table.weight, (number, "augmented")), codes, axis=0)
         parts.append(g.reshape(rows, tower.augmented.width))
-    return _head(g, tower.head, layer_nodes(g, tower.layers, g.concat(parts)), joined)
-
-
-def _head(g: GraphBuilder, head: TowerHead, hidden: str, joined: str) -> tuple[str, str]:
-    """Build `TowerHead.forward`."""
-    out = hidden if head.layer is None else layer_nodes(g, head.layer, hidden)
-    if head.residual is not None:
-        out = g("Add", out, layer_nodes(g, head.residual, joined))
-    vector, bias = g.split(out, [head.width, 1]) if head.has_bias else (out, "")
-    for module in (head.activation, head.norm):
-        vector = vector if module is None else layer_nodes(g, module, vector)
-    return vector, bias
+    return tower.head.lower(g, lower(tower.layers, g, g.concat(parts)), joined)
 
 
 def _fields(g: GraphBuilder, embeddings: FieldEmbeddings, names: dict[str, str], key: Hashable) -> str:
@@ -112,7 +100,7 @@ def _fields(g: GraphBuilder, embeddings: FieldEmbeddings, names: dict[str, str],
         parts.append(g.reshape(rows, len(first_rows) * table.embedding_dim))
     for name, f in embeddings.others.items():
         if f.kind == "dense":
-            parts.append(layer_nodes(g, embeddings.projections[name], names[f.name]))
+            parts.append(lower(embeddings.projections[name], g, names[f.name]))
             continue
         table_rows = g.constant(embeddings.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))
         if f.limit:
