@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from twotower.errors import ConfigError
-from twotower.kinds import Kind, Kinds, outside_operators
+from twotower.kinds import Kind, Kinds, import_modules, outside_operators
 from twotower.section import Section
 
 
@@ -118,6 +118,15 @@ def test_a_kind_of_elsewhere_is_imported_only_if_it_is_trusted(elsewhere: str) -
     assert Drawing.model_validate({"ground": value}) == found, "a loaded module needs no trust"
     assert "is no shape" in problem({"kind": f"{elsewhere}:Other"})
     assert "cannot import" in problem({"kind": "no_such_module_anywhere:Ring"}, trust=True)
+
+
+def test_modules_are_imported_by_name(elsewhere: str) -> None:
+    import_modules([elsewhere])
+    value = {"kind": f"{elsewhere}:Ring"}
+    assert Drawing.model_validate({"ground": value}).model_dump()["ground"]["kind"] == value["kind"]
+    for wrong in ("no_such_module_anywhere", "no_such_package.losses", ".losses", ""):
+        with pytest.raises(ConfigError, match=f"`kinds='{wrong}'`.*; name an installed module"):
+            import_modules([wrong])
 
 
 def test_find_raises_the_error_of_a_config() -> None:

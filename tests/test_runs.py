@@ -29,7 +29,7 @@ from twotower.data import prepare
 from twotower.data.config import DataConfig, SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
-from twotower.errors import Interrupted, RunError, TwoTowerError
+from twotower.errors import ConfigError, Interrupted, RunError, TwoTowerError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Sequence
@@ -690,6 +690,32 @@ def test_fault_G18_a_damaged_file_of_a_prepared_run_is_a_line_that_names_it(
         with pytest.raises(RunError) as error:
             api.evaluate(runs.load(copy))
         assert path.name in str(error.value), (kind, error.value)
+
+
+def test_fault_G26_a_run_folder_that_names_code_imports_nothing_unless_it_is_trusted(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, ran = "code_of_a_stranger", tmp_path / "ran"
+    (tmp_path / f"{module}.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Mine: pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(
+        config.replace("branches = []", f'branches = [{{ kind = "{module}:Mine" }}]', 1), encoding="utf-8"
+    )
+    where = f"{copy / 'config.toml'}: model.pairs.0.user.branches.0.kind: kind '{module}:Mine' is code outside twotower"
+    with pytest.raises(ConfigError, match=f"^{re.escape(where)}.*pass `trust=True`$"):
+        runs.load(copy)
+    table, out = str(tmp_path / "items.csv"), str(tmp_path / "out")
+    for verb, *more in (
+        ["evaluate"], ["doctor"], ["compare", str(copy)], ["embed", table, "--out", out], ["publish", "--store", out],
+    ):  # fmt: skip
+        assert run_command([verb, str(copy), *more]) == 2
+        assert capsys.readouterr().err == f"error: {where}, and {module} is not imported; import it, or pass --trust\n"
+        assert not ran.exists()
+    assert run_command(["evaluate", str(copy), "--trust"]) == 2
+    assert f"'{module}:Mine' is no " in capsys.readouterr().err
+    assert ran.exists()
+    sys.modules.pop(module)
 
 
 @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])

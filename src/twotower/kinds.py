@@ -8,7 +8,7 @@ says so (`trust`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -57,6 +57,17 @@ class Kind(Section):
         return {key: value for key, value in data.items() if key != "kind"}
 
 
+class UntrustedKind(ConfigError):
+    """A kind of elsewhere, whose module is neither imported nor trusted."""
+
+    def __init__(self, name: str) -> None:
+        self.name, module = name, name.partition(":")[0]
+        given = f"kind '{name}' is code outside twotower, and {module} is not imported; import it, or pass "
+        self.in_data = f"{given}`kinds={module!r}`"
+        """Message for a name in a file that no trust makes a program import."""
+        super().__init__(f"{given}`trust=True`")
+
+
 K = TypeVar("K", bound=Kind)
 
 
@@ -96,9 +107,7 @@ class Kinds(Generic[K]):
             raise ConfigError(f"no {self.noun} of kind '{name}'{hint} (allowed: {', '.join(self.names)})")
         module = name.partition(":")[0]
         if module not in sys.modules and not trust:
-            raise ConfigError(
-                f"kind '{name}' is code outside twotower, which is run only with `trust`; import {module} first, or trust it"
-            )
+            raise UntrustedKind(name)
         return self._checked(name, load_object(name))
 
     def _checked(self, name: str, found: object) -> type[K]:
@@ -122,12 +131,14 @@ class Kinds(Generic[K]):
             raise self._error("kind", f"missing (allowed: {', '.join(self.names)})", value, "kind")
         try:
             found = self.find(name, trust)
+        except UntrustedKind as e:
+            raise self._error("untrusted_kind", str(e), value, "kind", name=e.name) from None
         except ConfigError as e:
             raise self._error("kind", str(e), value, "kind") from None
         return found.model_validate({**value, "kind": name}, context={"trust": trust})
 
-    def _error(self, type_: Any, message: str, value: object, *where: str) -> ValidationError:
-        problem = PydanticCustomError(type_, "{message}", {"message": message})
+    def _error(self, type_: Any, message: str, value: object, *where: str, name: str = "") -> ValidationError:
+        problem = PydanticCustomError(type_, "{message}", {"message": message, "name": name})
         return ValidationError.from_exception_data(self.noun, [{"type": problem, "loc": where, "input": value}])
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -145,6 +156,21 @@ class Kinds(Generic[K]):
 def trusts(info: ValidationInfo) -> bool:
     """Return True if a validation may import code of elsewhere: its context is {"trust": True}."""
     return bool((info.context or {}).get("trust"))
+
+
+def untrusted_kind(error: ValidationError) -> UntrustedKind | None:
+    """Return the first kind of elsewhere that a validation does not trust; None if other problems made it fail."""
+    names = [problem["ctx"]["name"] for problem in error.errors() if problem["type"] == "untrusted_kind"]
+    return UntrustedKind(names[0]) if names else None
+
+
+def import_modules(modules: Iterable[str]) -> None:
+    """Import modules that hold kinds of one's own, so that files may name these. Raises ConfigError."""
+    for name in modules:
+        try:
+            import_module(name)
+        except (ImportError, TypeError, ValueError) as e:
+            raise ConfigError(f"`kinds={name!r}`: {e}; name an installed module, such as mypackage.losses") from None
 
 
 def load_object(path: str) -> object:

@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from twotower.errors import TwoTowerError
 from twotower.machine import memory_in_use
@@ -31,9 +34,15 @@ class WorkResult:
 
 
 def run_limited(
-    function: str, paths: Sequence[Path], *, timeout: float, memory: int, cpu_seconds: float | None = None
+    function: str,
+    paths: Sequence[Path],
+    *,
+    timeout: float,
+    memory: int,
+    cpu_seconds: float | None = None,
+    options: Mapping[str, JsonValue] | None = None,
 ) -> dict[Path, WorkResult]:
-    """Run `function` ("module:name", Path -> str) on each file in a child process.
+    """Run `function` ("module:name", Path -> str) on each file in a child process, with `options` as keyword arguments.
 
     When a child dies, its file gets an error and another child takes the rest. A child has `timeout` seconds of wall
     time, `cpu_seconds` of CPU time (None: `timeout`), and `memory` bytes of address space beyond its imports.
@@ -42,7 +51,9 @@ def run_limited(
     results: dict[Path, WorkResult] = {}
     while rest := [path for path in paths if path not in results]:
         limits = map(str, (math.ceil(timeout) + 1, cpu_seconds, memory))
-        command = [sys.executable, "-P", "-c", _BOOTSTRAP, function, *limits, *map(str, rest)]
+        command = [
+            sys.executable, "-P", "-c", _BOOTSTRAP, function, *limits, json.dumps(options or {}), *map(str, rest),
+        ]  # fmt: skip
         source = str(Path(__file__).parents[1])
         python_path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
         environment = os.environ | {
@@ -71,10 +82,10 @@ def run_limited(
 
 def main() -> None:
     """Run the child process: print one line of JSON per file."""
-    name, timeout, cpu_seconds, memory, *paths = sys.argv[1:]
+    name, timeout, cpu_seconds, memory, options, *paths = sys.argv[1:]
     os.nice(max(0, 9 - os.nice(0)))  # a low priority, but not the lowest: the parent may hold a lock while it waits
     module, attribute = name.split(":")
-    function = getattr(import_module(module), attribute)
+    function = partial(getattr(import_module(module), attribute), **json.loads(options))
     _limit_process(int(timeout), int(cpu_seconds), int(memory))
     for path in paths:
         result = WorkResult()

@@ -39,13 +39,15 @@ def test_every_option_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.M
     values: dict[str, Any] = {
         "store": tmp_path, "host": "127.0.0.2", "keys": tmp_path / "keys", "event_store": "redis://h:1/2",
         "trusted_proxies": "10.0.0.0/8", "unknown_user": "404", "index_down": "503", "workers": 2, "threads": 3,
-        "target_wait": 6.0, "max_wait": 7.0, "max_k": 9,
+        "kinds": ("json", "csv"), "target_wait": 6.0, "max_wait": 7.0, "max_k": 9,
     }  # fmt: skip
     for place, field in enumerate(fields(ServeSettings)):
         flag, value = f"--{field.name.replace('_', '-')}", values.get(field.name, place + 1)
         if isinstance(field.default, bool):
             value = not field.default
             words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, tuple):
+            words += [word for element in value for word in (flag, element)]
         else:
             words += [flag, str(value)]
         want[field.name] = value

@@ -13,16 +13,20 @@ import hostile_towers
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api, limited_process
 from twotower.cli.app import run_command
 from twotower.errors import BundleError, RunError
+from twotower.kinds import Kind
 from twotower.onnx import inspection
+from twotower.onnx.allow_list import disallowed_content
 from twotower.onnx.export import export_tower
 from twotower.onnx.inspection import InspectionLimits
 from twotower.onnx.model_graph import build_graph
+from twotower.onnx.session import TowerError
 from twotower.onnx.tower import OnnxTower
 from twotower.publishing import publisher
 from twotower.retrieval.retriever import Retriever
@@ -113,6 +117,30 @@ def test_fault_G1_a_foreign_tower_is_refused_as_a_file_and_as_bytes(beside: Path
     for source, name in ((data, "tower"), ("tower.onnx", "tower.onnx")):
         with pytest.raises(RunError, match=rf"^{name}: not a tower: .*publish the model again$"):
             OnnxTower(source)
+
+
+def test_fault_G27_an_operator_is_allowed_only_if_an_imported_kind_declares_it(beside: Path) -> None:
+    model = hostile_towers.plus(
+        hostile_towers.plain(), "shift", helper.make_node("ReduceLogSum", ["rows", "axes"], ["shift"], keepdims=0)
+    )
+    data = model.SerializeToString()
+    (beside / "tower.onnx").write_bytes(data)
+    with pytest.raises(
+        TowerError, match="the operator 'ReduceLogSum', which .* no kind of the modules `kinds` declares"
+    ):
+        OnnxTower(beside / "tower.onnx")
+
+    class Outside(Kind):
+        operators = {"ReduceLogSum": {"axes"}}
+
+    with pytest.raises(TowerError, match="the attribute 'keepdims' of ReduceLogSum"):
+        OnnxTower(beside / "tower.onnx")
+    Outside.operators = {"ReduceLogSum": {"keepdims"}}
+    assert np.isfinite(OnnxTower(beside / "tower.onnx")(LOOKUP)).all()
+    Outside.operators = {}
+    branches = {"If": {"then_branch", "else_branch"}}
+    reads_a_file = hostile_towers.subgraph(hostile_towers.plain()).SerializeToString()
+    assert "AttributeProto.g" in disallowed_content(reads_a_file, branches)
 
 
 def test_fault_G1_a_file_is_read_as_what_was_looked_at() -> None:

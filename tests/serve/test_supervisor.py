@@ -153,6 +153,16 @@ def open_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_fault_G28_a_module_of_kinds_that_does_not_exist_ends_the_service_before_it_listens(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "error: --kinds no_such_kinds: No module named 'no_such_kinds'; name an installed module, such as mypackage.losses\n"
+    for words in (["serve"], ["recommend", "--user", "1"], ["evaluate"], ["search", "x"]):
+        at = [str(store)] if words[0] == "evaluate" else ["--store", str(store)]
+        assert run_command([*words, *at, "--kinds", "json", "--kinds", "no_such_kinds"]) == 2
+        assert capsys.readouterr().err == said
+
+
 def test_no_store_and_a_taken_port_are_told_at_once(store: Path, tmp_path: Path) -> None:
     with pytest.raises(twotower.TwoTowerError, match="not a store"):
         supervisor.run_service(ServeSettings(store=tmp_path))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import AsJson, Conditions, ItemCount, StoreFolder
+from twotower.cli.flags import AsJson, Conditions, ItemCount, KindModules, StoreFolder
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
 
@@ -30,6 +30,7 @@ def recommend(
         bool, typer.Option("--keep-seen", help="Keep items that the user has interacted with.")
     ] = False,
     as_json: AsJson = False,
+    kinds: KindModules = None,
 ) -> None:
     """Print the best items for a user, from the current bundle."""
     from twotower.files.readers import read_json
@@ -58,6 +59,7 @@ def search(
     ] = "",
     where: Conditions = None,
     as_json: AsJson = False,
+    kinds: KindModules = None,
 ) -> None:
     """Print the best items for a text, by the online user tower. The model needs a text feature on the user side."""
     from twotower.retrieval.retriever import current_retriever
@@ -70,6 +72,7 @@ def similar(
     item: Annotated[str, typer.Option("--item", help="Id of the item.")],
     k: ItemCount = 10,
     as_json: AsJson = False,
+    kinds: KindModules = None,
 ) -> None:
     """Print the items with the most similar vectors."""
     from twotower.retrieval.retriever import current_retriever

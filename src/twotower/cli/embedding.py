@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import RunFolder
+from twotower.cli.flags import RunFolder, Trust
 from twotower.errors import ConfigError
 from twotower.machine import available_cores
 from twotower.reports.terminal import print_line
@@ -38,6 +38,7 @@ def embed(
         int,
         typer.Option("--threads", min=0, max=1024, help="Threads of a rank. 0: an equal share of the machine's cores."),
     ] = 0,
+    trust: Trust = False,
 ) -> None:
     """Write the vectors of all rows of a table, in bounded memory. The ranks of torchrun share the work; a second call resumes it."""
     from twotower.distributed import DistributedContext
@@ -59,7 +60,7 @@ def embed(
     if context.world_size > 1 and context.is_main:
         print_line(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     api.embed(
-        api.load(run), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
+        api.load(run, trust), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
         overwrite=overwrite, context=context,
     )  # fmt: skip
 

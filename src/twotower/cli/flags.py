@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from twotower.escaping import shell_command
+from twotower.kinds import import_modules
 
 VERB_OF_FUNCTION = {
     "config_template": "config",
@@ -53,6 +54,19 @@ ItemCount = Annotated[int, typer.Option("-k", help="Number of items.")]
 Conditions = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="COLUMN=VALUE", help="Condition on the items, such as genres=Comedy. Repeatable."),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import the code outside twotower that the config of the run names.")
+]
+KindModules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kinds",
+        metavar="MODULE",
+        callback=lambda modules: import_modules(modules or ()),
+        is_eager=True,
+        help="Module to import, whose kinds the bundle or the prepared data name. Repeatable.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

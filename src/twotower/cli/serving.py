@@ -16,11 +16,12 @@ from twotower.errors import ConfigError
 from twotower.serve.settings import HINTS, ServeSettings
 
 
-def serve(**settings: Any) -> None:
+def serve(**given: Any) -> None:
     """Serve the current bundle of a store over HTTP, with a console at /."""
     need_packages()
     from twotower.serve import supervisor
 
+    settings: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
     if code := supervisor.run_service(ServeSettings(**settings)):
         raise typer.Exit(code)
 
@@ -41,7 +42,7 @@ def _options() -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=str if get_origin(kind) is Literal else kind,
+            annotation={Literal: str, tuple: list[str]}.get(get_origin(kind), kind),
             default=typer.Option(
                 ... if field.default is MISSING else field.default,
                 f"{flag}/--no-{flag[2:]}" if field.default is True else flag,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twotower.cli.flags import Overrides, RunFolder, StoreFolder
+from twotower.cli.flags import KindModules, Overrides, RunFolder, StoreFolder, Trust
 from twotower.errors import ConfigError
 from twotower.escaping import shell_command
 from twotower.reports.terminal import print_line
@@ -24,16 +24,18 @@ def publish(
         bool, typer.Option("--force", help="Publish below the recall threshold. The history records it.")
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
+    trust: Trust = False,
+    kinds: KindModules = None,
 ) -> None:
     """Build a bundle of a run (towers, vectors, index), check it, and make it the current bundle of the store."""
     from twotower import api
     from twotower.config.toml import override_config
 
-    loaded = api.load(run)
+    loaded = api.load(run, trust)
     for text in overrides or []:
         if not text.startswith("index."):
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
-    config = override_config(loaded.config, overrides or []).index
+    config = override_config(loaded.config, overrides or [], trust=True).index
     api.publish(loaded, store, config, force=force, reason=reason)
     if texts := loaded.dataset.schema.texts("user"):
         which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []

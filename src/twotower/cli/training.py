@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import Overrides, RunFolder
+from twotower.cli.flags import KindModules, Overrides, RunFolder, Trust
 from twotower.escaping import shell_command
 from twotower.files import layout
 from twotower.reports.terminal import print_line, silenced_messages
@@ -23,7 +23,7 @@ def prepare(
     from twotower import api
     from twotower.config.toml import load_config
 
-    schema, resolved = load_config(config, overrides or [])
+    schema, resolved = load_config(config, overrides or [], trust=True)
     api.prepare_folder(resolved, schema, out)
     print_line(f"next: {shell_command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 
@@ -37,6 +37,7 @@ def train(
     override: Annotated[
         bool, typer.Option("--override", help="Resume although settings or data have changed.")
     ] = False,
+    kinds: KindModules = None,
 ) -> None:
     """Train on the tables that a config names, evaluate, and write a run folder. Under torchrun, all ranks take part."""
     from twotower import api
@@ -45,7 +46,7 @@ def train(
     from twotower.reports.metric_tables import print_metrics
     from twotower.reports.progress import Progress
 
-    schema, resolved = load_config(config, overrides or [])
+    schema, resolved = load_config(config, overrides or [], trust=True)
     is_main = DistributedContext.from_environment().is_main
     with Progress() if is_main else silenced_messages() as callback:
         tables, schema = api.read(resolved, schema)
@@ -60,6 +61,8 @@ def train(
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="Run folder, or store with a published bundle.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+    trust: Trust = False,
+    kinds: KindModules = None,
 ) -> None:
     """Measure a run on its test part, or the current bundle of a store through the retriever that serves it."""
     from twotower import api, runs
@@ -69,7 +72,7 @@ def evaluate(
 
     if api.is_store(path):
         with Store(path).current().lease() as bundle:
-            retriever, settings = Retriever(bundle), runs.read_config(bundle.folder)[1].evaluation
+            retriever, settings = Retriever(bundle), runs.read_evaluation(bundle.folder)
         found = api.evaluate_bundle(retriever, settings)
         if as_json:
             known = {way: {m: v for m, v in metrics.items() if v == v} for way, metrics in found.items()}
@@ -79,7 +82,7 @@ def evaluate(
             print(retriever.dataset.describe())
             print_served(found, settings.k)
         return
-    loaded = api.load(path)
+    loaded = api.load(path, trust)
     metrics = api.evaluate(loaded)
     if as_json:
         print(json.dumps(metrics, indent=1))
@@ -88,12 +91,12 @@ def evaluate(
         print_metrics(metrics, loaded.config.evaluation.k[0])
 
 
-def doctor(run: RunFolder) -> None:
+def doctor(run: RunFolder, trust: Trust = False) -> None:
     """Report whether the model learned and what prevents it. Exit code 1 if a finding is an error."""
     from twotower import api
     from twotower.diagnostics import describe_findings, diagnose
 
-    findings = diagnose(api.load(run))
+    findings = diagnose(api.load(run, trust))
     for line in describe_findings(findings):
         print_line(line)
     if any(f.severity == "error" for f in findings):
@@ -109,12 +112,13 @@ def compare(
             "--resamples", min=100, max=1_000_000, help="Bootstrap resamples of the test users. 100 to 1,000,000."
         ),
     ] = 1000,
+    trust: Trust = False,
 ) -> None:
     """Compare run B with run A: a paired bootstrap over the test users for each metric."""
     from twotower import api
     from twotower.reports.compare import compare_runs, describe_comparisons
 
-    for line in describe_comparisons(compare_runs(api.load(a), api.load(b), resamples=resamples)):
+    for line in describe_comparisons(compare_runs(api.load(a, trust), api.load(b, trust), resamples=resamples)):
         print_line(line)
 
 

@@ -24,7 +24,7 @@ def explain(error: ValidationError) -> str:
         given = f"no kind '{kind}'{did_you_mean(kind, kinds)}" if kind else "missing"
         return f"{where}.kind: {given} (allowed: {', '.join(kinds)})"
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("value_error", "kind", "kind_type"):
+    if first["type"] in ("value_error", "kind", "kind_type", "untrusted_kind"):
         return f"{where}: {message}" if where else message
     if first["type"] == "missing":
         return f"'{where}' is missing"

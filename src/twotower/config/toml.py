@@ -57,8 +57,11 @@ RENAMED: dict[str, str] = {
 """Former key, or `key = 'value'`, to the present one, in any section. Keys of lists have no index; a feature's have its kind."""
 
 
-def parse_config(data: Mapping[str, TomlValue], where: str = "config") -> tuple[Schema | None, Config]:
-    """Return (schema or None, config) of a mapping as TOML gives it. Raises ConfigError with one line."""
+def parse_config(
+    data: Mapping[str, TomlValue], where: str = "config", trust: bool = False
+) -> tuple[Schema | None, Config]:
+    """Return (schema or None, config) of a mapping as TOML gives it. With `trust` the kinds of elsewhere that it names are
+    imported. Raises ConfigError with one line."""
     rest = dict(data)
     if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
         raise ConfigError(
@@ -73,14 +76,15 @@ def parse_config(data: Mapping[str, TomlValue], where: str = "config") -> tuple[
                 f"{where}: unknown section '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})"
             )
     try:
-        config = Config.model_validate(rest)
-        return (Schema.model_validate(schema) if schema is not None else None), config
+        config = Config.model_validate(rest, context={"trust": trust})
+        return (Schema.model_validate(schema, context={"trust": trust}) if schema is not None else None), config
     except ValidationError as e:
         raise ConfigError(f"{where}: {explain(e)}") from None
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | None, Config]:
-    """Read a TOML file and apply `key=value` overrides; data paths become relative to the file's folder."""
+def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) -> tuple[Schema | None, Config]:
+    """Read a TOML file and apply `key=value` overrides; data paths become relative to the file's folder. With `trust` the
+    kinds of elsewhere that they name are imported."""
     try:
         data: Mapping[str, TomlValue] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -94,7 +98,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | Non
     refuse_renamed(data, str(path))
     for text in overrides:
         data = _override(data, text)
-    schema, config = parse_config(data, str(path))
+    schema, config = parse_config(data, str(path), trust)
     files.check_name(path)
     folder, located = path.resolve().parent, {}
     for name in ("users", "items", "interactions", "prepared", "archive"):
@@ -104,12 +108,13 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Schema | Non
     return schema, config.model_copy(update={"data": config.data.model_copy(update=located)})
 
 
-def override_config(config: Config, overrides: Iterable[str]) -> Config:
-    """Return the config with `key=value` overrides applied. Raises ConfigError."""
+def override_config(config: Config, overrides: Iterable[str], trust: bool = False) -> Config:
+    """Return the config with `key=value` overrides applied. With `trust` the kinds of elsewhere that they name are
+    imported. Raises ConfigError."""
     data: Mapping[str, TomlValue] = config.model_dump(mode="json")
     for text in overrides:
         data = _override(data, text)
-    return parse_config(data)[1]
+    return parse_config(data, trust=trust)[1]
 
 
 def refuse_renamed(data: Mapping[str, TomlValue], where: str, renamed: Mapping[str, str] = RENAMED) -> None:

@@ -35,6 +35,7 @@ from twotower.features.schema import Schema, Sequence
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_array, read_checked, read_json
+from twotower.kinds import untrusted_kind
 from twotower.section import first_problem
 
 MEMMAP_FORMAT = 4
@@ -76,6 +77,8 @@ def read_facts(folder: Path) -> PreparedFacts:
     try:
         return PreparedFacts.model_validate(facts)
     except ValidationError as e:
+        if foreign := untrusted_kind(e):
+            raise RunError(f"{path}: {foreign.in_data}") from None
         raise RunError(
             f"{path}: damaged, or of another version ({first_problem(e)}); prepare the tables again"
         ) from None

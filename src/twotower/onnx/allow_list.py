@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from twotower.errors import ConfigError
+from twotower.kinds import Operators, outside_operators
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -79,8 +80,18 @@ METADATA_KEYS = {"side", "model", "gates"}
 """Allowed metadata keys."""
 
 
-def disallowed_content(data: bytes) -> str:
-    """Describe the first content of an ONNX file that the allow-list lacks; return an empty string if all is allowed.
+def allowed_operators(declared: Operators | None = None) -> dict[str, set[str]]:
+    """Return the operators of the allow-list and the `declared` ones, by default those of the kinds of elsewhere that this
+    process has imported."""
+    found = {operator: set(attributes) for operator, attributes in OPERATORS.items()}
+    for operator, attributes in (outside_operators() if declared is None else declared).items():
+        found.setdefault(operator, set()).update(attributes)
+    return found
+
+
+def disallowed_content(data: bytes, declared: Operators | None = None) -> str:
+    """Describe the first content of an ONNX file that the allow-list and the `declared` operators lack; return an empty
+    string if all is allowed.
 
     Raises ConfigError if onnx is not installed.
     """
@@ -97,11 +108,14 @@ def disallowed_content(data: bytes) -> str:
         return "damaged, or not an ONNX file"
     if not model.HasField("graph"):
         return "damaged, or not an ONNX file"
-    part = next(_disallowed_parts(model), "")
-    return part and f"not a tower: it holds {part}, which no exported tower holds; publish the model again"
+    part = next(_disallowed_parts(model, allowed_operators(declared)), "")
+    return part and (
+        f"not a tower: it holds {part}, which no exported tower holds and no kind of the modules `kinds` declares; "
+        "publish the model again"
+    )
 
 
-def _disallowed_parts(message: Message) -> Iterator[str]:
+def _disallowed_parts(message: Message, operators: Operators) -> Iterator[str]:
     """Yield a description of every part of a message, on every level, that the allow-list lacks."""
     from google.protobuf.message import Message
     from google.protobuf.unknown_fields import UnknownFieldSet
@@ -122,9 +136,9 @@ def _disallowed_parts(message: Message) -> Iterator[str]:
     elif kind == "StringStringEntryProto" and message.key not in METADATA_KEYS:
         yield f"the metadata {message.key!r:.60}"
     elif kind == "NodeProto":
-        if message.domain or message.op_type not in OPERATORS:
+        if message.domain or message.op_type not in operators:
             yield f"the operator {message.domain + ' ' * bool(message.domain) + message.op_type!r:.80}"
-        elif unknown := {a.name for a in message.attribute} - OPERATORS[message.op_type]:
+        elif unknown := {a.name for a in message.attribute} - {*operators[message.op_type]}:
             yield f"the attribute {min(unknown)!r:.60} of {message.op_type}"
     if len(UnknownFieldSet(message)):
         yield f"unknown parts of {kind}"
@@ -133,4 +147,4 @@ def _disallowed_parts(message: Message) -> Iterator[str]:
             yield f"{kind}.{field.name}"
         if field.message_type is not None:
             for part in [value] if isinstance(value, Message) else value:
-                yield from _disallowed_parts(part)
+                yield from _disallowed_parts(part, operators)

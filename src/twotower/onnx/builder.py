@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from twotower.errors import ConfigError, RunError
-from twotower.onnx.allow_list import IR_VERSION, OPERATORS, OPSET
+from twotower.onnx.allow_list import IR_VERSION, OPSET, allowed_operators
 from twotower.onnx.tower import GATES_OUTPUT, VECTOR_OUTPUT, GateInfo
 from twotower.version import __version__
 
@@ -37,6 +37,7 @@ class GraphBuilder:
         self.constants: list[TensorProto] = []
         self.gates: dict[GateInfo, str] = {}  # each with the name of its weights (U, fields)
         self.size, self.max_table_bytes = 0, max_table_bytes
+        self._operators = allowed_operators()
         self._known: dict[Hashable, str] = {}
 
     def input(self, name: str, kind: type[np.generic], shape: Sequence[str | int]) -> str:
@@ -81,8 +82,11 @@ class GraphBuilder:
         self, kind: str, inputs: Sequence[str], outputs: int, attributes: dict[str, int | float | Sequence[int] | TensorProto]
     ) -> list[str]:  # fmt: skip
         """Add a node and return the names of its outputs."""
-        if not attributes.keys() <= OPERATORS[kind]:
-            raise KeyError(f"{kind} {[*attributes]}: the operator or an attribute is not in allow_list.OPERATORS")
+        if kind not in self._operators or not attributes.keys() <= self._operators[kind]:
+            raise ConfigError(
+                f"the ONNX operator {kind} or an attribute of it ({', '.join(attributes)}) is not declared; add it to the operators "
+                "of the kind that writes it"
+            )
         names = [f"v{len(self.nodes)}"] if outputs == 1 else [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
         node = self.onnx.helper.make_node(kind, inputs, names)
         node.attribute.extend(

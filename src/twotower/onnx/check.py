@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
 
 from twotower.errors import first_line
+from twotower.kinds import Operators
 from twotower.onnx.allow_list import disallowed_content
 from twotower.onnx.session import TowerError, create_session, read_tower
 
 PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
 """(rows, codes per bag) of the inputs on which an inspected tower is run."""
+NOTHING_DECLARED: Operators = MappingProxyType({})
 
 
-def inspect_tower(path: Path) -> str:
-    """Read a tower, check its content, load it and run it on zeros of `PROBE_SHAPES`; return its SHA-256.
+def inspect_tower(path: Path, declared: Operators = NOTHING_DECLARED) -> str:
+    """Read a tower, check its content, load it and run it on zeros of `PROBE_SHAPES`; return its SHA-256. `declared` are the
+    operators of kinds of elsewhere that the caller has imported.
 
     Raises TowerError if it is not a tower or fails, MemoryError if it exceeds the memory limit.
     """
     data = read_tower(path)
-    if reason := disallowed_content(data):
+    if reason := disallowed_content(data, declared):
         raise TowerError(reason)
     try:
         tower = create_session(data, 1)

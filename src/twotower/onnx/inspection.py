@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pydantic import JsonValue
+
 from twotower import limited_process
 from twotower.errors import RunError
+from twotower.kinds import outside_operators
 from twotower.onnx.allow_list import disallowed_content
 from twotower.onnx.session import TowerError
 
@@ -54,9 +57,10 @@ def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INS
     memory = limits.memory + 4 * largest
     if limits.max_memory is not None:
         memory = max(0, min(memory, limits.max_memory))
+    declared: dict[str, JsonValue] = {name: [*sorted(names)] for name, names in outside_operators().items()}
     seconds = limits.cpu_seconds + largest / limits.bytes_per_cpu_second
     results = limited_process.run_limited(
-        INSPECT_FUNCTION, new, timeout=4 * seconds, cpu_seconds=seconds, memory=memory
+        INSPECT_FUNCTION, new, timeout=4 * seconds, cpu_seconds=seconds, memory=memory, options={"declared": declared}
     )
     for path, result in results.items():
         if result.error:

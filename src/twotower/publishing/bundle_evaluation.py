@@ -25,7 +25,7 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     "index" and "exact" are method 1 (precomputed user vectors), "live" is method 2 (online user tower), and "intervals"
     has the bootstrap intervals of "index". Raises RunError without a test part.
     """
-    dataset, config = retriever.dataset, config or runs.read_config(retriever.bundle.folder)[1].evaluation
+    dataset, config = retriever.dataset, config or runs.read_evaluation(retriever.bundle.folder)
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}

@@ -29,7 +29,7 @@ from safetensors.torch import save as save_tensors
 
 from twotower import files
 from twotower.config.experiment import Config
-from twotower.config.toml import CONFIG_FORMAT, dump_config, parse_config
+from twotower.config.toml import CONFIG_FORMAT, TomlValue, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
@@ -37,6 +37,7 @@ from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.escaping import python_literal
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import Metrics
+from twotower.evaluation.ranking import EvaluationConfig
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
@@ -139,13 +140,15 @@ def save_run(folder: Path, run: Run) -> str:
     return digest
 
 
-def load(folder: Path | str) -> Run:
-    """Read a run folder. Raises RunError if a file is missing, damaged or of another run."""
+def load(folder: Path | str, trust: bool = False) -> Run:
+    """Read a run folder. With `trust` the kinds of elsewhere that its config names are imported; pass it for a folder that
+    you trust as you trust code. Raises RunError if a file is missing, damaged or of another run, ConfigError for a kind
+    that is neither imported nor trusted."""
     folder = Path(folder)
     while True:
         before = run_stamp(folder)
         try:
-            found = _load(folder)
+            found = _load(folder, trust)
         except RunError:
             if run_stamp(folder) == before:
                 raise
@@ -154,7 +157,7 @@ def load(folder: Path | str) -> Run:
                 return found
 
 
-def _load(folder: Path) -> Run:
+def _load(folder: Path, trust: bool) -> Run:
     if not is_complete(folder):
         if not (folder / layout.CONFIG).exists():
             what = "a store of bundles, not a run" if (folder / layout.BUNDLES).is_dir() else "holds no run"
@@ -164,7 +167,7 @@ def _load(folder: Path) -> Run:
             f"train it with `fit(config, folder={python_literal(folder)}, resume=True)`"
         )
     place = reading_folder(folder)
-    schema, config = read_config(place)
+    schema, config = read_config(place, trust)
     digest = weights_digest(place)  # first: files of another format would be called damaged
     try:
         dataset = memmap.load(place, schema, config.split)
@@ -198,21 +201,33 @@ def _is_metrics(value: JsonValue) -> TypeGuard[Metrics]:
     return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
 
 
-def read_config(folder: Path) -> tuple[Schema, Config]:
-    """Read schema and settings of a run folder. Raises RunError."""
+def read_config(folder: Path, trust: bool = False) -> tuple[Schema, Config]:
+    """Read schema and settings of a run folder. Raises RunError, ConfigError."""
+    schema, config = parse_config(_read_settings(folder), str(folder / layout.CONFIG), trust)
+    if schema is None:
+        raise RunError(f"{folder / layout.CONFIG}: the schema is missing")
+    return schema, config
+
+
+def read_evaluation(folder: Path) -> EvaluationConfig:
+    """Read the settings of the evaluation of a run folder or bundle; kinds of the other sections stay unread. Raises
+    RunError, ConfigError."""
+    settings = {"evaluation": _read_settings(folder).get("evaluation", {})}
+    return parse_config(settings, str(folder / layout.CONFIG))[1].evaluation
+
+
+def _read_settings(folder: Path) -> dict[str, TomlValue]:
+    """Return the content of config.toml. Raises RunError."""
     path = folder / layout.CONFIG
     if not path.exists():
         raise RunError(f"{folder}: holds no run (config.toml is missing)")
     try:
-        data = tomllib.loads(read_checked(path, read_text))
+        data: dict[str, TomlValue] = tomllib.loads(read_checked(path, read_text))
     except tomllib.TOMLDecodeError as e:
         raise RunError(f"{path}: damaged ({e})") from None
     if (form := data.get("format", 1)) != CONFIG_FORMAT:
         raise RunError(f"{path}: format {form!r}, this version reads {CONFIG_FORMAT}; train the run again")
-    schema, config = parse_config(data, str(path))
-    if schema is None:
-        raise RunError(f"{path}: the schema is missing")
-    return schema, config
+    return data
 
 
 def weights_digest(folder: Path) -> str:

@@ -27,7 +27,7 @@ class Setting:
     above: int | None = None
     at_most: int | None = None
 
-    def check(self, name: str, value: Path | str | float | None, choices: tuple[str, ...]) -> None:
+    def check(self, name: str, value: Path | str | float | tuple[str, ...] | None, choices: tuple[str, ...]) -> None:
         """Raise ConfigError unless the value is in the range, finite, and one of the choices, if there are any."""
         if choices and value not in choices:
             raise ConfigError(f"`{name}` is '{value}' (allowed: {', '.join(choices)})")
@@ -52,6 +52,12 @@ class ServeSettings:
     port: Annotated[int, Setting("Port. 0: a free one.", at_least=0, at_most=65_535)] = 8000
     workers: Annotated[int, Setting("Worker processes. One uses one core.", at_least=1)] = 1
     threads: Annotated[int, Setting("Threads of one search.", at_least=1)] = 1
+    kinds: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Module to import, whose kinds the bundle names. Repeatable. No other code outside twotower is imported."
+        ),
+    ] = ()
     keys: Annotated[Path | None, Setting("File of API keys, as `make_key()` prints them.")] = None
     insecure: Annotated[bool, Setting("Listen beyond this machine without keys.")] = False
     admin_port: Annotated[

@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from twotower.errors import ConfigError
+from twotower.kinds import import_modules
 from twotower.serve.connection_limits import connection_limits
 from twotower.serve.json_log import log_as_json
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
@@ -42,6 +43,7 @@ def run_service(settings: ServeSettings) -> int:
     from twotower.serve.api_keys import read_keys
     from twotower.store.store import Store
 
+    import_modules(settings.kinds)
     Store(settings.store)
     if settings.keys is not None:
         keys = read_keys(settings.keys)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from twotower.kinds import import_modules
 from twotower.serve.connections import Connections
 from twotower.serve.http_protocol import HttpProtocol
 from twotower.serve.json_log import log_as_json
@@ -31,6 +32,7 @@ log = logging.getLogger("twotower.process")
 def run_worker(settings: ServeSettings, sockets: list[socket.socket]) -> int:
     """Serve in this process until a signal; return the exit code."""
     log_as_json()
+    import_modules(settings.kinds)
     if settings.workers == 1:
         os.environ.pop(METRICS_FOLDER, None)  # one process needs no files to sum its metrics
     sys.setswitchinterval(THREAD_SWITCH_INTERVAL)
