@@ -20,6 +20,7 @@ from twotower.data.datasets import movielens
 from twotower.errors import ConfigError, did_you_mean
 from twotower.evaluation.metrics import metric_names
 from twotower.features.schema import FEATURE_KINDS, Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.kinds import Kind, Kinds
 from twotower.model.branches import BRANCHES
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
@@ -160,6 +161,9 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
             found |= leaves("model.pairs.user", TowerConfig, seen)
         elif key == "branches":
             found.add((path, "kind"))
+        elif isinstance(info.default, Kind):
+            (registry,) = (m for m in info.metadata if isinstance(m, Kinds))
+            found |= {(path, name) for name in ("kind", *registry.protocol.model_fields)}
         elif isinstance(info.default, BaseModel):
             found |= leaves(path, type(info.default), seen)
         else:
@@ -497,7 +501,7 @@ def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_wh
     path, one = written(tmp_path, ""), f"negatives.{source}={SOURCES[source]}"
     contrastive = "loss.kind=gbce"
     assert load_config(path, [contrastive, one])[1].negatives.drawn() == [source]
-    words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; set loss.kind = 'softmax', 'gbce'"
+    words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; set loss.kind to one of softmax, gbce, bpr"
     refused(path, [one], words)
     words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
     refused(path, [contrastive, one, "negatives.full=true"], words)
@@ -525,7 +529,7 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
     refused(
         path,
         ["train.history_scope=causal"],
-        "train.history_scope = 'causal' needs candidates; set loss.kind = 'softmax'",
+        "train.history_scope = 'causal' needs candidates; set loss.kind to one of softmax, gbce, bpr",
     )
     refused(path, ["negatives.full=true"], "negatives.full gives candidates, and loss.kind = 'bce' takes pairs")
 
@@ -533,8 +537,9 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("loss.kind=hinge", "loss.kind: input should be 'bce', 'softmax', 'gbce' or 'bpr', got 'hinge'"),
-        ("loss.calibration=1.5", "loss.calibration: input should be less than or equal to 1, got 1.5"),
+        ("loss.kind=hinge", "loss.kind: no loss of kind 'hinge' (allowed: bce, softmax, gbce, bpr)"),
+        ("loss.calibration=0.5", "unknown key 'loss.calibration' (allowed: mimic, log_q)"),
+        ('loss={kind="gbce", calibration=1.5}', "loss.calibration: input should be less than or equal to 1, got 1.5"),
         ("negatives.hard_ranks=[9, 3]", "negatives.hard_ranks [9, 3] ends before it begins"),
         ("negatives.hard_ranks=[0, 3]", "negatives.hard_ranks.0: input should be greater than or equal to 1, got 0"),
         ("negatives.hard_ranks=[3]", "negatives.hard_ranks.1"),

@@ -81,8 +81,6 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.pairs.user.history.dropout": (0.5, TRANSFORMER),
     "model.pairs.user.history.input_dropout": (0.5, TRANSFORMER),
     "loss.kind": ("softmax", {"negatives.random": 0}),
-    "loss.log_q": (False, CANDIDATES),
-    "loss.calibration": (0.1, FEW | {"loss.kind": "gbce"}),
     "loss.mimic": (0.1, {"model.pairs.user.augment": True}),
     "negatives.full": (True, CANDIDATES),
     "negatives.in_batch": (True, FEW),
@@ -129,6 +127,11 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "evaluation.head_share": (0.5, {}),
     "evaluation.new_user_below": (15, {}),
     "evaluation.new_item_below": (25, {}),
+}
+# Section, kind and option -> a value that is not the default, and what else must be set for it to matter.
+OF_KINDS: dict[tuple[str, str, str], tuple[Any, dict[str, Any]]] = {
+    ("loss", "softmax", "log_q"): (False, {"negatives.random": 0}),
+    ("loss", "gbce", "calibration"): (0.1, FEW),
 }
 # Kind of a branch and option -> a value that is not the default.
 BRANCHES: dict[tuple[str, str], Any] = {
@@ -235,9 +238,16 @@ def test_changing_an_option_changes_an_output(key: str) -> None:
         assert outcome({**_mirrored(also), key.replace("user", "item"): _mirror(value)}) != before
 
 
-def test_every_option_of_a_branch_is_covered() -> None:
-    tables = [t for t in config_tables() if t.kind and t.name == "model.pairs.user.branches"]
-    assert {(t.kind, option.key) for t in tables for option in t.options} == BRANCHES.keys()
+@pytest.mark.parametrize("of", sorted(OF_KINDS), ids=".".join)
+def test_changing_an_option_of_a_kind_changes_an_output(of: tuple[str, str, str]) -> None:
+    (section, kind, option), (value, also) = of, OF_KINDS[of]
+    base = also | {f"{section}.kind": kind}
+    assert outcome(base) != outcome(base | {f"{section}.{option}": value})
+
+
+def test_every_option_of_a_kind_is_covered() -> None:
+    known = {(t.name, t.kind, option.key) for t in config_tables() if t.kind for option in t.options}
+    assert known == OF_KINDS.keys() | {("model.pairs.user.branches", *of) for of in BRANCHES}
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ from twotower.reports import charts
 from twotower.retrieval.request import Request
 from twotower.runs import Run
 from twotower.train.contrastive_objective import ContrastiveObjective
-from twotower.train.losses import mimic
+from twotower.train.losses.mimic import mimic
 from twotower.train.pointwise_objective import PointwiseObjective
 from twotower.train.trainer import Trainer
 

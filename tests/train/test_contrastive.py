@@ -15,7 +15,10 @@ from torch.nn.functional import cross_entropy
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.train import contrastive
-from twotower.train.losses import LossConfig
+from twotower.train.losses.bpr import Bpr
+from twotower.train.losses.gbce import Gbce
+from twotower.train.losses.loss import ContrastiveLoss
+from twotower.train.losses.softmax import Softmax
 from twotower.train.negatives.candidates import Candidates, Exclusions
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.mixture import CandidateSampler
@@ -87,7 +90,9 @@ def contrastive_case(
     )
 
 
-def naive(of: ContrastiveCase, users: Tensor, items: Tensor, config: LossConfig, n_items: int, margin: float) -> Tensor:
+def naive(
+    of: ContrastiveCase, users: Tensor, items: Tensor, loss: ContrastiveLoss, n_items: int, margin: float
+) -> Tensor:
     """The mean loss in float64, a candidate at a time.
 
     softmax: -log of the positive's share of exp(logit - log q) over everything drawn (Bengio and Senecal 2008).
@@ -107,16 +112,17 @@ def naive(of: ContrastiveCase, users: Tensor, items: Tensor, config: LossConfig,
                 continue
             negatives.append((logit, 1.0, float(c.log_q[c.positive[row]])))  # as sure to be there as the positive
         k = sum(times for _, times, _ in negatives)
-        if config.kind == "softmax":
-            q = float(c.log_q[c.positive[row]]) if config.log_q else 0.0
+        if isinstance(loss, Softmax):
+            q = float(c.log_q[c.positive[row]]) if loss.log_q else 0.0
             share = torch.exp(positive - q)
-            z = share + sum(times * torch.exp(s - (q if config.log_q else 0.0)) for s, times, q in negatives)
+            z = share + sum(times * torch.exp(s - (q if loss.log_q else 0.0)) for s, times, q in negatives)
             total = total - torch.log(share / z)
-        elif config.kind == "bpr":
+        elif isinstance(loss, Bpr):
             for s, times, _ in negatives:
                 total = total - times / k * torch.log(torch.sigmoid(positive - s))
         else:
-            t = config.calibration
+            assert isinstance(loss, Gbce)
+            t = loss.calibration
             # The rate is the sampler's: the items it drew for the batch, over the other items.
             alpha = min(1.0, (float((c.counts > 0).sum()) + c.per_positive.shape[1]) / (n_items - 1))
             beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
@@ -131,19 +137,15 @@ def value_and_gradients(loss: Tensor, *inputs: Tensor) -> tuple[float, list[Tens
     return loss.item(), [g.float() for g in torch.autograd.grad(loss, inputs)]
 
 
-LOSSES = [
-    LossConfig(kind="softmax"),
-    LossConfig(kind="softmax", log_q=False),
-    LossConfig(kind="bpr"),
-    *(LossConfig(kind="gbce", calibration=t) for t in (0.0, 0.4, 0.75, 1.0)),
+CONTRASTIVE: list[ContrastiveLoss] = [
+    Softmax(),
+    Softmax(log_q=False),
+    Bpr(),
+    *(Gbce(calibration=t) for t in (0.0, 0.4, 0.75, 1.0)),
 ]
 
 
-def name_of(config: LossConfig) -> str:
-    return f"{config.kind}-{config.log_q}-{config.calibration}"
-
-
-@pytest.mark.parametrize("config", LOSSES, ids=name_of)
+@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
 @pytest.mark.parametrize(
     ("block", "margin", "shape"),
     [
@@ -157,14 +159,14 @@ def name_of(config: LossConfig) -> str:
     ids=["blocks", "margin", "no per-positive", "no memory", "no exclusions, none hard", "one row"],
 )
 def test_a_contrastive_loss_equals_a_double_loop_in_value_and_gradients(
-    config: LossConfig, block: int, margin: float, shape: dict[str, Any]
+    loss: ContrastiveLoss, block: int, margin: float, shape: dict[str, Any]
 ) -> None:
     of = contrastive_case(len(shape) + block % 97, **shape)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
-    loss = contrastive.contrastive_loss(users, items, of.candidates, config, 60, margin, max_block_logits=block)
-    found = value_and_gradients(loss, users, items)
+    mean = contrastive.contrastive_loss(users, items, of.candidates, loss, 60, margin, max_block_logits=block)
+    found = value_and_gradients(mean, users, items)
     u, v = users.detach().double().requires_grad_(), items.detach().double().requires_grad_()
-    expected = value_and_gradients(naive(of, u, v, config, 60, margin), u, v)
+    expected = value_and_gradients(naive(of, u, v, loss, 60, margin), u, v)
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     for a, b in zip(found[1], expected[1], strict=True):
         assert torch.allclose(a, b, atol=1e-6, rtol=1e-4), (a - b).abs().max()
@@ -179,57 +181,52 @@ def test_the_cases_have_all_that_makes_a_loop_differ() -> None:
     assert any(int(p) in row for p, row in zip(c.positive, of.excluded, strict=True))
     assert any(column >= c.shared for row in of.excluded for column in row)
     # The margin leaves out some hard negatives and keeps some, and changes nothing else.
-    plain, guarded = (naive(of, of.users, of.items, LOSSES[0], 60, m).item() for m in (0.0, 0.7))
+    plain, guarded = (naive(of, of.users, of.items, Softmax(), 60, m).item() for m in (0.0, 0.7))
     none = replace(c, per_positive=torch.cat([c.per_positive[:, :1], torch.full_like(c.per_positive[:, 1:], -1)], 1))
-    without = naive(replace(of, candidates=none), of.users, of.items, LOSSES[0], 60, 0.0).item()
+    without = naive(replace(of, candidates=none), of.users, of.items, Softmax(), 60, 0.0).item()
     assert without < guarded < plain
 
 
-@pytest.mark.parametrize("config", LOSSES, ids=name_of)
-def test_the_gradient_is_scaled_by_what_stands_after_the_loss(config: LossConfig) -> None:
+@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
+def test_the_gradient_is_scaled_by_what_stands_after_the_loss(loss: ContrastiveLoss) -> None:
     of = contrastive_case(3)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     once, thrice = (
-        torch.autograd.grad(
-            scale * contrastive.contrastive_loss(users, items, of.candidates, config, 60), (users, items)
-        )
+        torch.autograd.grad(scale * contrastive.contrastive_loss(users, items, of.candidates, loss, 60), (users, items))
         for scale in (1.0, 3.0)
     )
     for a, b in zip(once, thrice, strict=True):
         torch.testing.assert_close(3 * a, b)
 
 
-@pytest.mark.parametrize("config", LOSSES, ids=name_of)
-def test_a_contrastive_loss_in_bf16_is_near_the_one_in_fp32_and_huge_logits_stay_finite(config: LossConfig) -> None:
+@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
+def test_a_contrastive_loss_in_bf16_is_near_the_one_in_fp32_and_huge_logits_stay_finite(loss: ContrastiveLoss) -> None:
     of = contrastive_case(4)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     exact, rough = (
-        value_and_gradients(
-            contrastive.contrastive_loss(users, items, of.candidates, config, 60, dtype=d), users, items
-        )
+        value_and_gradients(contrastive.contrastive_loss(users, items, of.candidates, loss, 60, dtype=d), users, items)
         for d in (torch.float32, torch.bfloat16)
     )
     assert rough[0] == pytest.approx(exact[0], rel=0.02)
     assert all(torch.allclose(a, b, atol=0.02) for a, b in zip(exact[1], rough[1], strict=True))
     huge, gradients = value_and_gradients(
-        contrastive.contrastive_loss(300 * users, items, of.candidates, config, 60), users, items
+        contrastive.contrastive_loss(300 * users, items, of.candidates, loss, 60), users, items
     )
     assert math.isfinite(huge)
     assert all(bool(g.isfinite().all()) for g in gradients)
 
 
-@pytest.mark.parametrize("config", LOSSES, ids=name_of)
-def test_a_row_without_candidates_is_no_nan(config: LossConfig) -> None:
+@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
+def test_a_row_without_candidates_is_no_nan(loss: ContrastiveLoss) -> None:
     of = contrastive_case(5, rows=3, per_positive=0, memory=0, excluded=False)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     alone = replace(of.candidates, counts=torch.zeros(9))
-    loss, gradients = value_and_gradients(contrastive.contrastive_loss(users, items, alone, config, 60), users, items)
-    expected = naive(replace(of, candidates=alone), users.double(), items.double(), config, 60, 0.0).item() \
-        if config.kind != "gbce" else None  # fmt: skip
-    if expected is not None:
-        assert loss == pytest.approx(expected, abs=1e-6) == 0
+    mean, gradients = value_and_gradients(contrastive.contrastive_loss(users, items, alone, loss, 60), users, items)
+    if not isinstance(loss, Gbce):
+        expected = naive(replace(of, candidates=alone), users.double(), items.double(), loss, 60, 0.0).item()
+        assert mean == pytest.approx(expected, abs=1e-6) == 0
         assert not any(bool(g.any()) for g in gradients)
-    assert math.isfinite(loss)
+    assert math.isfinite(mean)
     assert all(bool(g.isfinite().all()) for g in gradients)
 
 
@@ -255,7 +252,7 @@ def test_a_softmax_over_every_item_once_is_the_cross_entropy_over_the_catalogue(
     positive = torch.randint(0, 50, (33,), generator=rng)
     expected = value_and_gradients(cross_entropy(users @ items.T, positive), users, items)
     found = value_and_gradients(
-        contrastive.contrastive_loss(users, items, all_items(users, items, positive), LossConfig(kind="softmax"), 50),
+        contrastive.contrastive_loss(users, items, all_items(users, items, positive), Softmax(), 50),
         users,
         items,
     )
@@ -264,7 +261,7 @@ def test_a_softmax_over_every_item_once_is_the_cross_entropy_over_the_catalogue(
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-4)
     # Every item drawn five times and expected five times is the same again, but for the positive, which counts once.
     five = all_items(users, items, positive, counts=torch.full((50,), 5.0), log_q=torch.full((50,), math.log(5)))
-    again = contrastive.contrastive_loss(users, items, five, LossConfig(kind="softmax"), 50)
+    again = contrastive.contrastive_loss(users, items, five, Softmax(), 50)
     logits = (users @ items.T).double()
     share = (logits.gather(1, positive[:, None])[:, 0] - math.log(5)).exp()
     rest = logits.exp().sum(1) - logits.gather(1, positive[:, None])[:, 0].exp()
@@ -290,7 +287,7 @@ def test_the_full_sampler_gives_the_cross_entropy_over_the_catalogue(everything_
             for i in mine[int(user[b])] - {int(item[b])}:
                 logits[b, i] = -torch.inf
     expected = cross_entropy(logits, torch.from_numpy(item.astype(np.int64))).item()
-    for config in (LossConfig(kind="softmax"), LossConfig(kind="softmax", log_q=False)):
+    for config in (Softmax(), Softmax(log_q=False)):
         assert contrastive.contrastive_loss(users, items, drawn, config, 40).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -334,7 +331,7 @@ def test_with_the_correction_the_mean_gradient_is_that_of_the_full_softmax_and_w
         full = cross_entropy(rows @ items.T, torch.from_numpy(item).long())
         wanted += torch.autograd.grad(full, users, retain_graph=True)[0]
         for log_q, mean in means.items():
-            config = LossConfig(kind="softmax", log_q=log_q)
+            config = Softmax(log_q=log_q)
             loss = contrastive.contrastive_loss(rows, items[torch.from_numpy(drawn.items)], drawn, config, 30)
             mean += torch.autograd.grad(loss, users, retain_graph=True)[0]
     off = {log_q: ((mean - wanted).norm() / wanted.norm()).item() for log_q, mean in means.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +20,7 @@ from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
 from twotower.train.contrastive import contrastive_loss
+from twotower.train.losses.loss import PointwiseLoss
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.order import Epoch
@@ -86,7 +86,7 @@ class DiagnosisContext:
 
     @cached_property
     def epoch(self) -> Epoch:
-        """Pairs of the first epoch of the loss 'bce'."""
+        """Pairs of the first epoch of a pointwise loss."""
         train = self.config.train
         return PairSampler(self.data, self.config.negatives, train.seed, train.shuffle).epoch(0)
 
@@ -115,8 +115,10 @@ class DiagnosisContext:
         return float(self.run.model.temperature.detach())
 
     def loss_at_cosine(self, cosine: float) -> float:
-        """Return the loss of the batch if every positive had the logit `cosine` / T and every other candidate its
-        negative."""
+        """Return the loss if every positive had the logit `cosine` / T, and every other candidate or pair its negative."""
+        loss = self.config.loss
+        if loss.pointwise:
+            return self._loss_of_pairs(loss, cosine / self.temperature, -cosine / self.temperature)
         pairs, drawn = self.batch
         distinct, which = np.unique(pairs.item, return_inverse=True)
         # Each distinct positive has a direction of its own; the last direction is common to all items.
@@ -129,22 +131,28 @@ class DiagnosisContext:
         users[torch.arange(len(pairs)), torch.from_numpy(which)] = 2
         users[:, -1] = -1
         users *= cosine / self.temperature if cosine else 0.0
-        return float(contrastive_loss(users, items, drawn, self.config.loss, len(self.data.items)))
+        return float(contrastive_loss(users, items, drawn, loss, len(self.data.items)))
+
+    def _loss_of_pairs(self, loss: PointwiseLoss, positive: float, negative: float) -> float:
+        """Return the loss of the first epoch's pairs if all positives had one logit, and all negatives another."""
+        share = float(np.average(self.epoch.label, weights=self.epoch.weight))
+        pairs = torch.tensor([[positive, negative], [1.0, 0.0], [share, 1 - share]], dtype=torch.float64)
+        return float(loss(*pairs))
 
     @cached_property
     def constant_loss(self) -> float:
         """Loss of a model with the same logit for every pair."""
-        if self.config.loss.kind != "bce":
-            return self.loss_at_cosine(0.0)
-        p = float(np.average(self.epoch.label, weights=self.epoch.weight))
-        return -p * math.log(p) - (1 - p) * math.log(1 - p) if 0 < p < 1 else 0.0
+        loss = self.config.loss
+        if loss.pointwise:
+            return min(self._loss_of_pairs(loss, logit, logit) for logit in np.linspace(-15, 15, 601).tolist())
+        return self.loss_at_cosine(0.0)
 
     @cached_property
     def losses(self) -> list[float]:
         """Mean training loss of the epochs with comparable candidates. With a memory or hard negatives the first epoch
         is left out, because the memory fills and hard negatives start in it."""
         losses = [float(h["train.loss"]) for h in self.run.history if "train.loss" in h]
-        changes = self.config.loss.kind != "bce" and bool(
+        changes = not self.config.loss.pointwise and bool(
             self.config.negatives.cross_batch_memory or self.config.negatives.hard
         )
         return losses[1:] if changes else losses

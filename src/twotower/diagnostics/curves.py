@@ -85,11 +85,11 @@ def _validation_curve(context: DiagnosisContext) -> Iterator[Finding]:
 
 def loss_floor(context: DiagnosisContext) -> Iterator[Finding]:
     """Check that the temperature allows a loss below the present one: a cosine bounds the logits by 1 / T."""
-    model, kind = context.config.model, context.config.loss.kind
+    model = context.config.model
     if model.similarity != "cosine" or model.bias or not context.losses:
         return
     temperature = context.temperature
-    floor = math.log1p(math.exp(-1 / temperature)) if kind == "bce" else context.loss_at_cosine(1.0)
+    floor = context.loss_at_cosine(1.0)
     loss = context.losses[-1]
     evidence = {"floor": floor, "loss": loss, "temperature": temperature, "constant_loss": context.constant_loss}
     share = floor / max(loss, 1e-12)

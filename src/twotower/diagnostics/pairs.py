@@ -65,7 +65,7 @@ def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
     data, n = context.data, context.config.negatives
     later_positives = _distinct_keys(data, (data.parts != TRAIN) & data.pairs.positive)
     train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.positive)
-    if context.config.loss.kind == "bce":
+    if context.config.loss.pointwise:
         drawn = context.epoch.source < 0
         if not drawn.any():
             return

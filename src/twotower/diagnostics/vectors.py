@@ -105,18 +105,18 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
     if len(users) < 2:
         return
     test_data = comparison_data(data, users)
-    retrieves = config.loss.kind != "bce" or config.negatives.random > 0
+    retrieves = not config.loss.pointwise or config.negatives.random > 0
     ranked = not is_pair_metric(config.train.monitor)
     n_users, n_items = len(data.users), len(data.items)
     k = config.evaluation.k[0]
     if retrieves or ranked:
-        pairs = config.loss.kind == "bce"
+        pairs = config.loss.pointwise
         other = ", or set loss.kind = 'softmax' with negatives.uniform" if pairs else ""
         remedy = f"See the other findings, and raise train.epochs or train.lr{other}."
         counts = popularity_baseline(data.train, n_users, n_items)
         for c in _compare_with_baseline(context, counts, users, test_data, [k], f"ndcg@{k}"):
             yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
-    if config.loss.kind == "bce":
+    if config.loss.pointwise:
         severity: Severity = "warning" if config.negatives.random else "error"
         remedy = (
             "Random negatives train the ranking of the catalogue at the cost of the AUC of shown items: for the latter "

@@ -46,7 +46,7 @@ def curves(run: Run) -> list[go.Figure]:
     k = run.config.evaluation.k[0]
     validated = [h for h in run.history if "validation.auc" in h or "validation.log_loss" in h]
     validated_epochs = [h["epoch"] for h in validated]
-    if run.config.loss.kind == "bce":  # the other losses are not comparable with a log loss
+    if run.config.loss.pointwise:  # a contrastive loss is not comparable with a log loss
         log_loss = [h.get("validation.log_loss") for h in validated]
         loss.add_scatter(x=validated_epochs, y=log_loss, name="validation log loss",
                          line_color=ORANGE, mode="lines+markers")  # fmt: skip

@@ -12,6 +12,7 @@ from twotower.arrays.types import Ints
 from twotower.evaluation.factors import Factors
 from twotower.features.schema import Sequence
 from twotower.train.contrastive import contrastive_loss
+from twotower.train.losses.loss import ContrastiveLoss
 from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.objective import BatchLoss, Objective
@@ -19,7 +20,7 @@ from twotower.train.order import Epoch
 from twotower.train.positive_sampler import PositiveSampler
 
 
-class ContrastiveObjective(Objective):
+class ContrastiveObjective(Objective[ContrastiveLoss]):
     """Batches of training positives, each against candidates from a mixture of sources, and their contrastive loss."""
 
     def make_sampler(self) -> PositiveSampler:
@@ -69,7 +70,7 @@ class ContrastiveObjective(Objective):
 
         items = gather(items)
         mimic_loss = torch.zeros((), device=self.device)
-        if config.loss.mimic:
+        if self.loss.mimic:
             user = torch.arange(len(embedded), device=users.device) if positives.user is None else positives.user
             mimic_loss = self.mimic_loss(
                 positives.users, positives.items, users, items, user[: len(own)], drawn.positive, len(whole), gather
@@ -78,7 +79,7 @@ class ContrastiveObjective(Objective):
             users = users.index_select(0, positives.user)
         columns = items if memory.vectors is None else torch.cat([items, memory.vectors])
         loss = contrastive_loss(
-            users[: len(own)], columns, drawn, config.loss, len(self.dataset.items), config.negatives.hard_margin,
+            users[: len(own)], columns, drawn, self.loss, len(self.dataset.items), config.negatives.hard_margin,
             torch.bfloat16 if config.train.precision == "bf16" else torch.float32, len(whole),
         )  # fmt: skip
         if memory.size:

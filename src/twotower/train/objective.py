@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.batches import Batcher
 from twotower.train.checkpoint import Stateful, join_states, load_states
-from twotower.train.losses import mimic
+from twotower.train.losses.loss import Loss
+from twotower.train.losses.mimic import mimic
 from twotower.train.order import Epoch, Examples
 from twotower.train.preconditions import check_recipe
 from twotower.train.recipe import Recipe
@@ -51,13 +52,17 @@ class BatchLoss(NamedTuple):
     mimic: Tensor
 
 
-class Objective(ABC):
+L = TypeVar("L", bound=Loss)
+
+
+class Objective(ABC, Generic[L]):
     """The batches of an epoch in their order, and the loss of each. Every draw depends on (seed, epoch, step)."""
 
     sampler: Sampler
 
     def __init__(
         self,
+        loss: L,
         dataset: Dataset,
         recipe: Recipe,
         model: TwoTower,
@@ -67,7 +72,7 @@ class Objective(ABC):
     ) -> None:
         """Check the settings and build the sampler. Raises ConfigError, or DataError if the training part holds nothing to
         learn with these settings."""
-        self.dataset, self.recipe, self.model = dataset, recipe, model
+        self.loss, self.dataset, self.recipe, self.model = loss, dataset, recipe, model
         self.device, self.context, self.torchrec = device, context, torchrec
         self.causal = recipe.train.history_scope == "causal"
         timeline = dataset.timeline if self.causal else None
@@ -142,7 +147,7 @@ class Objective(ABC):
         model = self.model
         terms = [mimic(a[user], v[item], n) for a, v in model.augmented("user", user_inputs, items)]
         terms += [mimic(gather(a)[item], v[user], n) for a, v in model.augmented("item", item_inputs, users)]
-        return self.recipe.loss.mimic * torch.stack(terms).sum()
+        return self.loss.mimic * torch.stack(terms).sum()
 
     def precision(self) -> AbstractContextManager[None]:
         """Return the context of matrix products in `train.precision`."""

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from twotower.evaluation.factors import Factors
-from twotower.train.losses import binary_cross_entropy
+from twotower.train.losses.loss import PointwiseLoss
 from twotower.train.objective import BatchLoss, Objective
 from twotower.train.order import Epoch
 from twotower.train.pair_sampler import PairSampler
 
 
-class PointwiseObjective(Objective):
-    """Batches of labelled pairs, which are training interactions and random negatives, and their log loss."""
+class PointwiseObjective(Objective[PointwiseLoss]):
+    """Batches of labelled pairs, which are training interactions and random negatives, and their pointwise loss."""
 
     def make_sampler(self) -> PairSampler:
         """Return the source of the pairs."""
@@ -36,9 +36,9 @@ class PointwiseObjective(Objective):
         with self.precision():
             logits = (users.index_select(0, pairs.user) * items.index_select(0, pairs.item)).sum(1)
         total = 0.0 if self.context.world_size == 1 else float(whole.weight.sum(dtype=np.float64))
-        loss = binary_cross_entropy(logits, pairs.label, pairs.weight, total)
+        loss = self.loss(logits, pairs.label, pairs.weight, total)
         mimic_loss = torch.zeros((), device=self.device)
-        if self.recipe.loss.mimic:
+        if self.loss.mimic:
             positive = (pairs.label > 0) & (pairs.weight > 0)
             mimic_loss = self.mimic_loss(
                 pairs.users, pairs.items, users, items, pairs.user[positive], pairs.item[positive],

@@ -24,7 +24,7 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
     """Raise DataError or ConfigError, before anything is written, if the training part has one class only and nothing adds
     the other, or if the monitor cannot be measured."""
     only_positives = bool(dataset.train.positive.all())
-    if recipe.loss.kind == "bce" and only_positives and not recipe.negatives.random:
+    if recipe.loss.pointwise and only_positives and not recipe.negatives.random:
         raise DataError(
             "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
             "or loss.kind = 'softmax', or name a label and schema.positive_above"

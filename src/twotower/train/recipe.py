@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,9 @@ from twotower.evaluation.metrics import metric_names
 from twotower.evaluation.ranking import EvaluationConfig
 from twotower.model.two_tower import ModelConfig
 from twotower.section import Section
-from twotower.train.losses import LossConfig
+from twotower.train.losses import LOSSES
+from twotower.train.losses.bce import Bce
+from twotower.train.losses.loss import ContrastiveLoss, PointwiseLoss
 from twotower.train.negatives.config import NegativesConfig
 
 
@@ -96,7 +98,7 @@ class Recipe(Section):
     """All settings that decide the weights of a model on a dataset, and how they are chosen."""
 
     model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    loss: Annotated[PointwiseLoss | ContrastiveLoss, LOSSES] = Bce()
     negatives: NegativesConfig = NegativesConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -104,17 +106,19 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         n = self.negatives
-        others = "set loss.kind = 'softmax', 'gbce' or 'bpr'"
-        if self.loss.kind == "bce":
+        others = f"set loss.kind to one of {', '.join(loss.kind for loss in LOSSES if not loss.pointwise)}"
+        if self.loss.pointwise:
             if asked := [*n.drawn(), *(["full"] if n.full else [])]:
-                raise ValueError(f"negatives.{asked[0]} gives candidates, and loss.kind = 'bce' takes pairs; {others}")
+                raise ValueError(
+                    f"negatives.{asked[0]} gives candidates, and loss.kind = '{self.loss.kind}' takes pairs; {others}"
+                )
             if self.train.history_scope == "causal":
                 raise ValueError(f"train.history_scope = 'causal' needs candidates; {others}")
         elif n.random and n.full:
             raise ValueError(
                 "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two"
             )
-        if self.loss.kind != "bce" and not (n.full or n.in_batch or n.random or n.uniform or n.popularity):
+        if not self.loss.pointwise and not (n.full or n.in_batch or n.random or n.uniform or n.popularity):
             raise ValueError(
                 f"loss.kind = '{self.loss.kind}' has no candidates; set negatives.in_batch = true, or a number for "
                 "negatives.random, negatives.uniform or negatives.popularity, or negatives.full = true"

@@ -26,7 +26,6 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoints, Stateful
 from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.factors import gathered_factors
-from twotower.train.objective import Objective
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
 from twotower.train.placement import build_model
@@ -71,19 +70,21 @@ class Trainer:
         self.device = device or choose_device(recipe.train.device, self.context.local_rank)
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
-        kind = PointwiseObjective if recipe.loss.kind == "bce" else ContrastiveObjective
-        self.objective: Objective = kind(dataset, recipe, self.model, self.device, self.context, self.torchrec)
+        loss, parts = recipe.loss, (dataset, recipe, self.model, self.device, self.context, self.torchrec)
+        self.objective: PointwiseObjective | ContrastiveObjective = (
+            PointwiseObjective(loss, *parts) if loss.pointwise else ContrastiveObjective(loss, *parts)
+        )
         steps = self.objective.steps_per_epoch
         self.optimizer = ModelOptimizer(self.model, config, steps, self.device, self.context, self.torchrec)
         self.weights = Weights(self.model, self.context, sharded=self.torchrec is not None)
         self.ema = MovingAverage(self.weights, config.ema_decay)
         self.best = BestWeights(config.monitor, config.patience)
         self.progress = TrainingProgress()
-        parts: dict[str, Stateful] = {
+        stateful: dict[str, Stateful] = {
             "model": self.weights, "ema": self.ema, "best": self.best,
             "objective": self.objective, "optimizer": self.optimizer,
         }  # fmt: skip
-        self.checkpoints = Checkpoints(folder, fingerprint or {}, parts, self.torchrec)
+        self.checkpoints = Checkpoints(folder, fingerprint or {}, stateful, self.torchrec)
         self._signals = StopSignals()
         self._stop = self._save_due = False  # of all ranks, since their last agreement
         self._last_saved = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,10 @@ from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.train.contrastive import contrastive_loss
-from twotower.train.losses import LossConfig
+from twotower.train.losses.bpr import Bpr
+from twotower.train.losses.gbce import Gbce
+from twotower.train.losses.loss import ContrastiveLoss
+from twotower.train.losses.softmax import Softmax
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.random import RandomNegatives
@@ -122,9 +124,9 @@ def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_st
     )
 
 
-@pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
+@pytest.mark.parametrize("loss", [Softmax(), Gbce(calibration=0), Bpr()], ids=repr)
 def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_nothing_else(
-    everything_data: Dataset, kind: Any
+    everything_data: Dataset, loss: ContrastiveLoss
 ) -> None:
     """The softmax of the 2013 DSSM: one clicked and some random ones, by a loop; nothing to correct."""
     data, config = everything_data, NegativesConfig(random=4, in_batch=False)
@@ -134,13 +136,13 @@ def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_not
     assert not c.counts.any()
     rng = torch.Generator().manual_seed(0)
     u, everything = torch.randn(60, 5, generator=rng), torch.randn(40, 5, generator=rng)
-    found = contrastive_loss(u[user.astype(int)], everything[c.items], c, LossConfig(kind=kind, calibration=0), 40)
+    found = contrastive_loss(u[user.astype(int)], everything[c.items], c, loss, 40)
     expected = 0.0
     for who, what, others in zip(user.tolist(), item.tolist(), own_items(c), strict=True):
         chosen, scores = float(u[who] @ everything[what]), [float(u[who] @ everything[o]) for o in others]
-        if kind == "softmax":
+        if loss.kind == "softmax":
             expected += math.log(sum(math.exp(s) for s in (chosen, *scores))) - chosen
-        elif kind == "bpr":
+        elif loss.kind == "bpr":
             expected += sum(math.log1p(math.exp(s - chosen)) for s in scores) / len(scores)
         else:
             pairs = math.log1p(math.exp(-chosen)) + sum(math.log1p(math.exp(s)) for s in scores)

@@ -1,4 +1,4 @@
-"""The pointwise loss equals a loop over its pairs, gradient included, and gbce has its paper's beta."""
+"""Binary cross-entropy equals a loop over its pairs, gradient included."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.train import losses
-from twotower.train.losses import binary_cross_entropy
+from twotower.train.losses.bce import Bce
 
 PAIR = st.tuples(st.floats(-15, 15, allow_nan=False), st.sampled_from([0.0, 1.0]), st.sampled_from([0.25, 1.0, 3.0]))
 
@@ -20,7 +19,7 @@ PAIR = st.tuples(st.floats(-15, 15, allow_nan=False), st.sampled_from([0.0, 1.0]
 def test_loss_and_gradient_equal_a_loop_over_the_pairs(pairs: list[tuple[float, float, float]]) -> None:
     logits, labels, weights = (torch.tensor(x, dtype=torch.float64) for x in zip(*pairs, strict=True))
     logits.requires_grad_()
-    loss = binary_cross_entropy(logits, labels, weights)
+    loss = Bce()(logits, labels, weights)
     torch.autograd.backward(loss)
     total = sum(w for _, _, w in pairs)
     expected = 0.0
@@ -35,25 +34,17 @@ def test_loss_and_gradient_equal_a_loop_over_the_pairs(pairs: list[tuple[float, 
 
 def test_a_logit_of_zero_costs_log_2_and_the_scale_of_the_weights_does_not_matter() -> None:
     labels, weights = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 5.0])
-    assert binary_cross_entropy(torch.zeros(3), labels, weights).item() == pytest.approx(math.log(2))
+    assert Bce()(torch.zeros(3), labels, weights).item() == pytest.approx(math.log(2))
     logits = torch.tensor([0.3, -1.0, 2.0])
-    once, scaled = (binary_cross_entropy(logits, labels, weights * c).item() for c in (1, 7))
+    once, scaled = (Bce()(logits, labels, weights * c).item() for c in (1, 7))
     assert once == pytest.approx(scaled)
-    assert once != pytest.approx(binary_cross_entropy(logits, labels, torch.ones(3)).item())
+    assert once != pytest.approx(Bce()(logits, labels, torch.ones(3)).item())
 
 
 def test_huge_logits_give_a_finite_loss_and_gradient() -> None:
     logits = torch.tensor([500.0, -500.0], requires_grad=True)
-    loss = binary_cross_entropy(logits, torch.tensor([0.0, 1.0]), torch.ones(2))
+    loss = Bce()(logits, torch.tensor([0.0, 1.0]), torch.ones(2))
     torch.autograd.backward(loss)
     assert loss.item() == pytest.approx(500.0)
     assert logits.grad is not None
     assert logits.grad.tolist() == pytest.approx([0.5, -0.5])
-
-
-def test_the_beta_of_gbce_is_the_one_of_the_paper() -> None:
-    # gSASRec, section 5: beta(t = 0) = 1 is BCE, beta(t = 1) = alpha; everything sampled needs no correction.
-    assert losses.gbce_beta(0.0, 10, 101) == 1
-    assert losses.gbce_beta(1.0, 10, 101) == pytest.approx(0.1)
-    assert losses.gbce_beta(0.75, 10, 101) == pytest.approx(1 - 0.75 * 0.9)
-    assert losses.gbce_beta(1.0, 100, 101) == losses.gbce_beta(0.5, 1000, 101) == 1

@@ -1,0 +1,13 @@
+"""Losses: logits to a scalar, in two families, pointwise over labelled pairs and contrastive over candidates. One file a kind."""
+
+from __future__ import annotations
+
+from twotower.kinds import Kinds
+from twotower.train.losses.bce import Bce
+from twotower.train.losses.bpr import Bpr
+from twotower.train.losses.gbce import Gbce
+from twotower.train.losses.loss import Loss
+from twotower.train.losses.softmax import Softmax
+
+LOSSES: Kinds[Loss] = Kinds("loss", Loss, Bce, Softmax, Gbce, Bpr, default=Bce)
+"""Losses by the values of `loss.kind`."""
