@@ -11,37 +11,47 @@ from typing import Any
 import typer
 
 from twotower.cli.app import app
-from twotower.config.reference import OptionTable, config_tables, schema_tables
+from twotower.config.reference import Option, OptionTable, config_tables, of_tier, schema_tables
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- written by `make docs` from the code; do not edit -->\n"
 
 
 def configuration() -> str:
-    """Return configuration.md: every key of a config file."""
+    """Return configuration.md: every key of a config file, in three tiers."""
+    tables = (*config_tables(), *schema_tables())
     lines = [
         "# Configuration",
         NOTE,
-        "A config is a TOML file; `twotower config` prints one with every option. An unknown key is an error. "
-        "The command line changes any value: `--set train.epochs=3`, "
-        "`--set model.pairs.0.user.dropout=0.2`.\n",
+        "A config is a TOML file; `twotower config` prints one with the options to start with, `twotower config --all` one with every "
+        "option. An unknown key is an error. The command line changes any value: `--set train.epochs=3`, "
+        "`--set model.pairs.0.user.dropout=0.2`.",
+        "\n## Start here\n",
+        *_rows([(f"{t.name}.{o.key}", o) for t in of_tier(tables, "start here") for o in t.options]),
+        "\n## Tune\n\nOptions that decide how good and how fast a model is, by section.",
     ]
-    for table in (*config_tables(), *schema_tables()):
-        lines += _table(table)
+    for table in of_tier(tables, "tune"):
+        lines += [*_heading(table), *_documentation(table), *_rows([(o.key, o) for o in table.options])]
+    lines.append("\n## Research\n\nOptions whose defaults are right for nearly everybody, by section.")
+    for table in of_tier(tables, "research"):
+        lines += [*_heading(table), *_rows([(o.key, o) for o in table.options])]
     return "\n".join(lines) + "\n"
 
 
-def _table(table: OptionTable) -> list[str]:
-    """Return the lines of a table of a config: its heading, meaning and options."""
-    heading = f"[[{table.name}]]" if table.listed else f"[{table.name}]"
-    if table.same_as:
-        return [f"\n## {heading}\n", f"As `[{table.same_as}]`."]
-    if not (table.options or table.listed or table.kind):
-        return []
-    title = f'### [{table.name}] kind = "{table.kind}"' if table.kind else f"## {heading}"
-    rows = [f"| `{o.key}` | {_code(o.default)} | {_cell(o.meaning)} |" for o in table.options]
-    head = ["", "| key | default | meaning |", "|---|---|---|"] if rows else []
-    return [f"\n{title}\n", table.about, *head, *rows]
+def _heading(table: OptionTable) -> list[str]:
+    name = f"[[{table.name}]]" if table.listed else f"[{table.name}]"
+    same = ["", f"As `[{table.same_as}]`."] if table.same_as else []
+    return [f'\n#### {name} kind = "{table.kind}"' if table.kind else f"\n### {name}", *same, ""]
+
+
+def _documentation(table: OptionTable) -> list[str]:
+    return [table.about, ""] if table.about and not table.same_as else []
+
+
+def _rows(options: list[tuple[str, Option]]) -> list[str]:
+    """Return a table of options by key; nothing without options."""
+    rows = [f"| `{key}` | {_code(o.default)} | {_cell(o.meaning)} |" for key, o in options]
+    return ["| key | default | meaning |", "|---|---|---|", *rows] if rows else []
 
 
 def _code(default: str) -> str:

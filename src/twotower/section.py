@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from twotower.errors import did_you_mean
 
 T = TypeVar("T")
+Tier: TypeAlias = Literal["start here", "tune", "research"]
 
 MAX_WHOLE_NUMBER = 2**32 - 1
 """Largest whole number allowed in a schema or a config."""
@@ -26,6 +27,11 @@ def _check_whole_numbers(value: T) -> T:
 class Section(BaseModel):
     """A section of a schema or a config: frozen, without unknown keys, whole numbers up to MAX_WHOLE_NUMBER."""
 
+    start_here: ClassVar[tuple[str, ...]] = ()
+    """Options to set first. All that neither this nor `research` names are to tune."""
+    research: ClassVar[tuple[str, ...]] = ()
+    """Options whose defaults are right for nearly everybody."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
     _bound = field_validator("*")(_check_whole_numbers)
 
@@ -41,6 +47,16 @@ class Section(BaseModel):
                     {"key": key, "hint": hint, "allowed": allowed},
                 )
         return data
+
+    @classmethod
+    def tier(cls, key: str) -> Tier:
+        """Return the tier of an option in the reference."""
+        for base in cls.__mro__:
+            if key in base.__dict__.get("start_here", ()):
+                return "start here"
+            if key in base.__dict__.get("research", ()):
+                return "research"
+        return "tune"
 
 
 Positive = Annotated[int, Field(ge=1)]

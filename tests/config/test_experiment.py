@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import tomli_w
@@ -14,7 +15,7 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
 
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
-from twotower.config.reference import config_tables, config_template, options, schema_tables
+from twotower.config.reference import config_tables, config_template, of_tier, options, schema_tables
 from twotower.config.toml import RENAMED, dump_config, load_config, parse_config, refuse_renamed
 from twotower.data.datasets import movielens
 from twotower.errors import ConfigError, did_you_mean
@@ -24,6 +25,7 @@ from twotower.kinds import Kind, Kinds
 from twotower.model.branches import BRANCHES
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
+from twotower.section import Section, Tier
 
 IDS_TOML = """
 [schema]
@@ -119,27 +121,64 @@ def test_a_written_config_carries_its_format_and_one_of_another_format_is_refuse
     assert load_config(written(tmp_path, "format = 3"))[1] == Config()
     for form in ("2", "99", "'2'", "true", "[]"):
         path = written(tmp_path, text.replace("format = 3", f"format = {form}"))
-        refused(path, [], f"{path}: format ", "this version reads 3; begin with the keys of `config_template()`")
+        refused(
+            path,
+            [],
+            f"{path}: format ",
+            "this version reads 3; begin with the keys of `config_template(everything=True)`",
+        )
     refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 3")
 
 
-def test_the_template_is_the_default_config(tmp_path: Path) -> None:
-    schema, config = load_config(written(tmp_path, config_template()))
+@pytest.mark.parametrize("everything", [False, True])
+def test_the_template_is_the_default_config(tmp_path: Path, everything: bool) -> None:
+    schema, config = load_config(written(tmp_path, config_template(everything)))
     assert config == Config()
     assert schema == Schema(features=ID_FEATURES)
 
 
+def sections(base: type[Section] = Section) -> Iterator[type[Section]]:
+    """All sections of the package that are loaded."""
+    for section in base.__subclasses__():
+        if section.__module__.startswith("twotower."):
+            yield section
+        yield from sections(section)
+
+
+def test_every_option_has_exactly_one_tier() -> None:
+    for section in sections():
+        for base in section.__mro__:
+            named = [*base.__dict__.get("start_here", ()), *base.__dict__.get("research", ())]
+            assert sorted({*named} & section.model_fields.keys()) == sorted(named), section
+    tables = (*config_tables(), *schema_tables())
+    tiers = {
+        tier: {(t.name, t.kind, o.key) for t in of_tier(tables, tier) for o in t.options} for tier in get_args(Tier)
+    }
+    every = [(t.name, t.kind, o.key) for t in tables for o in t.options]
+    assert sorted(every) == sorted(option for options in tiers.values() for option in options)
+    assert 10 <= len(tiers["start here"]) <= 18
+    assert len(tiers["tune"]) > len(tiers["research"]) > 10
+
+
+def test_the_short_template_has_the_options_to_start_with() -> None:
+    shown = tomllib.loads(config_template())
+    assert shown["train"] == {"epochs": 10, "batch_size": 2048, "lr": 0.001}
+    assert "negatives" not in shown
+    assert len(config_template().splitlines()) < 80 < 200 < len(config_template(everything=True).splitlines())
+
+
 def test_the_template_names_every_option() -> None:
-    text = config_template()
+    text = config_template(everything=True)
     lines = set(text.splitlines())
     for table in config_tables():
-        assert table.about or table.same_as
+        assert table.about or table.same_as or not table.name
         for option in table.options:
             active = {f"{option.key} = {option.default}", f"# {option.meaning}"}
             commented = f"#   {option.key} = {option.default or '…'}  # {option.meaning}"
             assert active <= lines or commented in lines, (table.name, option)
         if table.kind:
-            assert f'# kind = "{table.kind}": {table.about}' in lines
+            about = " ".join(table.about.partition("\n\n")[0].split())
+            assert f'# kind = "{table.kind}": {about}' in lines
     for table in schema_tables()[1:]:
         for option in table.options:
             assert f"#   {option.key} = {option.default or '…'}  # {option.meaning}" in lines

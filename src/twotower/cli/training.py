@@ -122,8 +122,12 @@ def compare(
         print_line(line)
 
 
-def config() -> None:
-    """Print a config file with every option, its default and its meaning."""
+def config(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every option, not only those to start with.")
+    ] = False,
+) -> None:
+    """Print a config file with the options to start with, their defaults and meanings."""
     from twotower.config.reference import config_template
 
-    print(config_template(), end="")
+    print(config_template(everything), end="")

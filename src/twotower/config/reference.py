@@ -1,29 +1,32 @@
-"""Options of a config with their meanings, and the commented template."""
+"""Options of a config with their meanings, in three tiers, and the commented template."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, TypeAlias, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from twotower.config.experiment import Config
 from twotower.features.schema import Schema
 from twotower.kinds import Kinds
+from twotower.section import Section, Tier
 
-SectionType: TypeAlias = type[BaseModel]
+SectionType: TypeAlias = type[Section]
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option: its key, default as TOML, and meaning."""
+    """An option: its key, default as TOML, meaning, and tier."""
 
     key: str
     default: str
+    """Empty if the option is required."""
     meaning: str
+    tier: Tier
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,20 @@ def schema_tables() -> tuple[OptionTable, ...]:
     return tuple(_section_tables("schema", _Content(Schema), {}))
 
 
+def of_tier(tables: Iterable[OptionTable], tier: Tier) -> list[OptionTable]:
+    """Return the tables that have options of a tier, with these alone. The documentation of a kind is part of "tune"."""
+    narrowed = [replace(table, options=tuple(o for o in table.options if o.tier == tier)) for table in tables]
+    names = {table.name for table in narrowed if table.options}
+    return [
+        table
+        for table in narrowed
+        if table.options
+        or table.same_as in names
+        or (table.kind and tier == "tune")
+        or (table.listed and any(name.startswith(f"{table.name}.") for name in names))
+    ]
+
+
 def options() -> Iterator[tuple[str, str, str, str]]:
     """Yield every option of a config but the schema, those of one kind alone excepted, as (section, key, default, meaning)."""
     for table in config_tables():
@@ -76,30 +93,30 @@ def _content(info: FieldInfo) -> _Content | None:
         held, *marks = get_args(element) if get_origin(element) is Annotated else (element,)
     if registry := next((m for m in marks if isinstance(m, Kinds)), None):
         return _Content(registry.protocol, {kind.kind: kind for kind in registry}, listed)
-    if members := [m for m in get_args(held) if isinstance(m, type) and issubclass(m, BaseModel)]:
+    if members := [m for m in get_args(held) if isinstance(m, type) and issubclass(m, Section)]:
         return _Content(members[0].__mro__[1], {m.model_fields["kind"].default: m for m in members}, listed)
-    return _Content(held, listed=listed) if isinstance(held, type) and issubclass(held, BaseModel) else None
+    return _Content(held, listed=listed) if isinstance(held, type) and issubclass(held, Section) else None
 
 
 def _section_tables(
-    name: str, content: _Content, seen: dict[SectionType, str], default: str = "", about: str = ""
+    name: str, content: _Content, seen: dict[SectionType, str], kind: Option | None = None, about: str = ""
 ) -> Iterator[OptionTable]:
-    """Yield the table of a section, those of its kinds, and those of the sections in it."""
+    """Yield the table of a section, those of its kinds, and those of the sections in it. `kind` is the option that names a
+    kind."""
     section, kinds = content.section, content.kinds
     if (first := seen.setdefault(section, name)) != name:
         yield OptionTable(name, (), about, content.listed, same_as=first)
         return
-    options = list(_own_options(section))
-    if kinds:
-        meaning = f"{', '.join(kinds)}, or the import path of another kind, `module:Class`."
-        options.insert(0, Option("kind", _toml(default) if default else "", meaning))
-    yield OptionTable(name, tuple(options), about or _documentation(section), content.listed, of_kinds=bool(kinds))
-    for kind, found in kinds.items():
-        yield OptionTable(name, tuple(_own_options(found, section)), _documentation(found), content.listed, kind)
+    options = (*([kind] if kind and kinds else []), *_own_options(section))
+    yield OptionTable(name, options, about or _documentation(section), content.listed, of_kinds=bool(kinds))
+    for word, found in kinds.items():
+        yield OptionTable(name, tuple(_own_options(found, section)), _documentation(found), content.listed, word)
     for key, info in section.model_fields.items():
         if inner := _content(info):
-            path, default = f"{name}.{key}".strip("."), str(getattr(info.default, "kind", ""))
-            yield from _section_tables(path, inner, seen, default, info.description or "")
+            default = str(getattr(info.default, "kind", ""))
+            meaning = f"{', '.join(inner.kinds)}, or the import path of another kind, `module:Class`."
+            kind = Option("kind", _toml(default) if default else "", meaning, section.tier(key))
+            yield from _section_tables(f"{name}.{key}".strip("."), inner, seen, kind, info.description or "")
 
 
 def _own_options(section: SectionType, protocol: SectionType | None = None) -> Iterator[Option]:
@@ -110,13 +127,14 @@ def _own_options(section: SectionType, protocol: SectionType | None = None) -> I
         if protocol is not None and (key == "kind" or repr(shared.get(key)) == repr(info)):
             continue
         if (inner := _content(info)) is None:
-            yield Option(key, "" if info.is_required() else _toml(info.default), _meaning(info))
+            default = "" if info.is_required() else _toml(info.default)
+            yield Option(key, default, _meaning(info), section.tier(key))
         elif protocol is not None:
             yield from (replace(o, key=f"{key}.{o.key}") for o in _own_options(inner.section))
 
 
 def _documentation(section: SectionType) -> str:
-    return " ".join((section.__doc__ or "").split())
+    return inspect.cleandoc(section.__doc__ or "")
 
 
 def _meaning(info: FieldInfo) -> str:
@@ -131,45 +149,34 @@ def _toml(value: str | float | tuple[str | float, ...]) -> str:
     return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip()
 
 
-def config_template() -> str:
-    """Return a complete config file: a schema to adapt, and every option with its default and meaning."""
-    lines = [_SCHEMA_TEMPLATE]
-    for table in (*schema_tables()[1:], *config_tables()):
-        lines += _template_lines(table)
+def config_template(everything: bool = False) -> str:
+    """Return a config file with the defaults and meanings of the options to start with, or of all options."""
+    which = "every option" if everything else "the options to start with"
+    schema, config = (
+        tables if everything else of_tier(tables, "start here") for tables in (schema_tables(), config_tables())
+    )
+    lines = [f"# A twotower config: {which}, with the defaults. Delete what you do not change."]
+    lines += [line for table in schema for line in _template_lines(table)]
+    lines.append(_FEATURES.rstrip())
+    lines += [line for table in config for line in _template_lines(table)]
     return "\n".join(lines) + "\n"
 
 
 def _template_lines(table: OptionTable) -> Iterator[str]:
     """Yield the lines of a table. Options of a kind, and of elements of a list of kinds, are comments."""
     heading = f"[[{table.name}]]" if table.listed else f"[{table.name}]"
-    if table.kind:
-        yield f"# kind = {_toml(table.kind)}: {table.about}"
-        yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
-    elif table.same_as:
+    about = " ".join(table.about.partition("\n\n")[0].split())
+    if table.same_as:
         yield f"\n# {heading}: as [{table.same_as}]"
-    elif table.of_kinds and table.listed:
-        yield f"\n# {heading}: {table.about}"
+    elif table.kind or (table.of_kinds and table.listed):
+        yield f"# kind = {_toml(table.kind)}: {about}" if table.kind else f"\n# {heading}: {about}"
         yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
     elif table.options or table.listed:
-        yield f"\n{heading}  # {table.about}"
+        yield f"\n{heading}  # {about}"
         yield from (f"# {o.meaning}\n{o.key} = {o.default}" for o in table.options)
 
 
-_SCHEMA_TEMPLATE = """\
-# A twotower config: every option with its default. Delete what you do not change.
-
-[schema]
-user_id = "user_id"
-item_id = "item_id"
-label = ""            # outcome column of the interactions. Empty: every row is a positive.
-positive_above = 0.0  # label above which a row is a positive
-time = ""             # time column of the interactions (needed for split.kind = "last" or "time")
-time_unit = "s"       # 's', 'ms', 'us' since 1970, or 'order'
-time_format = ""      # strptime format of times in text, such as '%d/%m/%Y %H:%M'. Empty: detected.
-title = ""            # title column of the items, shown to people
-duplicates = "last"   # repeated ids and pairs: 'last' keeps the last row, 'error' refuses the table
-
-# kind: categorical, numeric, multi_hot, vector, sequence or text; side: user or item
+_FEATURES = """
 [[schema.features]]
 name = "user_id"
 side = "user"

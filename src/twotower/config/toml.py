@@ -65,7 +65,7 @@ def parse_config(
     rest = dict(data)
     if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
         raise ConfigError(
-            f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}; begin with the keys of `config_template()`"
+            f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}; begin with the keys of `config_template(everything=True)`"
         )
     refuse_renamed(rest, where)
     schema = rest.pop("schema", None)

@@ -12,6 +12,9 @@ from twotower.section import Section
 class SplitConfig(Section):
     """Split of the interactions into train, validation and test part."""
 
+    start_here = ("kind",)
+    research = ("seed",)
+
     kind: Literal["random", "last", "time"] = Field(
         "random",
         description="Rule of the split. random: random rows. last: each user's last row tests and the one before "
@@ -26,6 +29,8 @@ class SplitConfig(Section):
 
 class DataConfig(Section):
     """Source of the data: tables, a prepared dataset, or a MovieLens by name."""
+
+    start_here = ("users", "items", "interactions")
 
     dataset: Literal["", "ml-1m", "ml-100k", "ml-1m-titles", "ml-100k-titles"] = Field(
         "",

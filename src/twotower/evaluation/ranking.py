@@ -80,6 +80,9 @@ def rank_catalogue(
 class EvaluationConfig(Section):
     """Metrics and slices of the report."""
 
+    start_here = ("k",)
+    research = ("head_share", "new_user_below", "new_item_below")
+
     k: tuple[Positive, ...] = Field(
         (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
     )

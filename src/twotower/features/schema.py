@@ -11,6 +11,8 @@ from twotower.section import Section
 
 
 class _Feature(Section):
+    start_here = ("name", "side")
+
     name: str = Field(min_length=1, description="Name, unique within its side.")
     side: SideName = Field(description="Tower that reads the feature.")
     column: str = Field("", description="Column of the side's table. Empty: the feature's name.")
@@ -188,6 +190,8 @@ Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence | Text,
 
 class Schema(Section):
     """Columns of the three tables, and features. Ids are external values; rows 0..n-1 are internal."""
+
+    start_here = ("label", "time", "features")
 
     user_id: str = Field("user_id", description="Id column of users and interactions.")
     item_id: str = Field("item_id", description="Id column of items and interactions.")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class SenetConfig(Section):
     """SENet gate: squeeze each field to one number, excite, multiply (FiBiNET, Huang et al. 2019, section 3.2)."""
 
+    research = ("squeeze", "reduction")
+
     enabled: bool = Field(False, description="SENet gate between the embeddings and the next layer.")
     squeeze: Literal["mean", "sum", "max"] = Field("mean", description="Pooling of a field to one number.")
     reduction: float = Field(

@@ -28,6 +28,9 @@ from twotower.section import Positive, Section
 class TowerConfig(Section):
     """One tower of a pair: fields -> SENet -> branches -> layers -> vector."""
 
+    start_here = ("layers",)
+    research = ("join", "augment", "activate_last", "weight_decay_scale")
+
     fields: tuple[str, ...] = Field(
         (), description="Names of the features that the tower reads. Empty: all features of its side."
     )

@@ -37,6 +37,9 @@ class PairConfig(Section):
 class ModelConfig(Section):
     """The model: pairs of towers and the similarity of their vectors."""
 
+    start_here = ("width",)
+    research = ("learn_temperature", "unknown_rate", "embedding_std")
+
     width: int = Field(16, ge=1, description="Embedding width of a field.")
     pairs: tuple[PairConfig, ...] = Field(
         (PairConfig(),),

@@ -20,6 +20,18 @@ from twotower.train.negatives.config import NegativesConfig
 class TrainConfig(Section):
     """Optimisation, checkpoints and devices."""
 
+    start_here = ("epochs", "batch_size", "lr")
+    research = (
+        "data_shards",
+        "embedding_placement",
+        "embedding_sharding",
+        "shuffle",
+        "bias_weight_decay",
+        "timeout",
+        "checkpoint_seconds",
+        "checkpoint_steps",
+    )
+
     epochs: int = Field(10, ge=1, description="Passes over the training interactions.")
     batch_size: int = Field(2048, ge=1, description="Training pairs per step, over all ranks together.")
     data_shards: int = Field(
@@ -96,6 +108,8 @@ class TrainConfig(Section):
 
 class Recipe(Section):
     """All settings that decide the weights of a model on a dataset, and how they are chosen."""
+
+    start_here = ("loss",)
 
     model: ModelConfig = ModelConfig()
     loss: Annotated[PointwiseLoss | ContrastiveLoss, LOSSES] = Bce()
