@@ -26,6 +26,7 @@ from twotower.model.branches import BRANCHES
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
 from twotower.section import Section, Tier
+from twotower.train.optimizers.sgd import Sgd
 
 IDS_TOML = """
 [schema]
@@ -242,8 +243,7 @@ def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
         ("train.epochs=3", 3),
         ("train.lr=1e-2", 0.01),
         ("train.shuffle=false", False),
-        ("train.optimizer=SGD", "SGD"),
-        ('train.optimizer="SGD"', "SGD"),
+        ("train.optimizer.beta2=0.9", 0.9),
         ("train.monitor=validation.recall@10", "validation.recall@10"),
         ("evaluation.k=[5, 10]", (5, 10)),
         ("data.interactions=/data/a=b.csv", "/data/a=b.csv"),
@@ -267,6 +267,13 @@ def test_an_override_sets_one_option(tmp_path: Path, text: str, value: Any) -> N
     node[last] = value
     if last != "k":  # the monitor must be one of the cut-offs, so all else is the default
         assert config.model_dump() == changed
+
+
+@pytest.mark.parametrize("value", ["SGD", '"SGD"', '{kind = "SGD"}'])
+def test_the_name_of_a_kind_stands_for_its_section(tmp_path: Path, value: str) -> None:
+    config = load_config(written(tmp_path, ""), [f"train.optimizer={value}"])[1]
+    assert config.train.optimizer == Sgd()
+    assert config == Config.model_validate({"train": {"optimizer": {"kind": "SGD"}}})
 
 
 def test_overrides_apply_in_order_to_pairs_features_and_schema(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
         ],
     },
     "negatives": {"random": 2},
-    "train": {"epochs": 3, "batch_size": 200, "lr": 0.02, "device": "cpu", "optimizer": "AdamW"},
+    "train": {"epochs": 3, "batch_size": 200, "lr": 0.02, "device": "cpu", "optimizer": {"kind": "AdamW"}},
     "evaluation": {"k": [5], "bootstrap": 10},
 }
 
@@ -104,9 +104,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.data_shards": (4, {}),
     "train.history_scope": ("causal", CANDIDATES | {"causal_schema": True}),
     "train.shuffle": (False, {}),
-    "train.optimizer": ("SGD", {}),
+    "train.optimizer.kind": ("SGD", {}),
     "train.lr": (0.1, {}),
-    "train.beta2": (0.9, {}),
     "train.weight_decay": (1.0, {}),
     "train.embedding_weight_decay": (1.0, {}),
     "train.bias_weight_decay": (1.0, {}),
@@ -132,6 +131,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
 OF_KINDS: dict[tuple[str, str, str], tuple[Any, dict[str, Any]]] = {
     ("loss", "softmax", "log_q"): (False, {"negatives.random": 0}),
     ("loss", "gbce", "calibration"): (0.1, FEW),
+    ("train.optimizer", "Adam", "beta2"): (0.9, {}),
+    ("train.optimizer", "AdamW", "beta2"): (0.9, {}),
 }
 # Kind of a branch and option -> a value that is not the default.
 BRANCHES: dict[tuple[str, str], Any] = {

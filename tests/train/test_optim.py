@@ -11,7 +11,8 @@ from worlds import settings
 
 from twotower.data.dataset import Dataset
 from twotower.model.two_tower import TwoTower
-from twotower.train.optim import OPTIMIZERS, ModelOptimizer, learning_rate, parameter_groups
+from twotower.train.optim import ModelOptimizer, learning_rate, parameter_groups
+from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.recipe import TrainConfig
 from twotower.train.weights import Weights
 
@@ -58,7 +59,7 @@ def test_gradients_are_scaled_to_the_norm(board: Dataset) -> None:
     assert float(moved.norm()) == pytest.approx(0.1 * 0.5, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_an_optimizer_continues_from_its_state(board: Dataset, name: str) -> None:
     model, config = small_model(board, optimizer=name)
 

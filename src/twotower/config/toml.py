@@ -51,6 +51,7 @@ RENAMED: dict[str, str] = {
     "train.decay_rate": "train.lr_decay_rate",
     "train.decay_epochs": "train.lr_decay_epochs",
     "train.average": "train.ema_decay",
+    "train.beta2": "train.optimizer.beta2",
     "evaluation.users": "evaluation.max_users",
     "index.recall": "index.min_recall",
 }

@@ -1,27 +1,17 @@
-"""Updates of the weights: optimizers by name, groups of parameters, the schedule of the learning rate, clipping."""
+"""Updates of the weights: groups of parameters, the schedule of the learning rate, clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import ParamsT
 
 from twotower.distributed import DistributedContext
 from twotower.features.side import SIDES
 from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.train.recipe import TrainConfig
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
-
-OPTIMIZERS: dict[str, Callable[[ParamsT, TrainConfig, bool], torch.optim.Optimizer]] = {
-    "Adam": lambda groups, c, fused: torch.optim.Adam(groups, c.lr, betas=(0.9, c.beta2), fused=fused),
-    "AdamW": lambda groups, c, fused: torch.optim.AdamW(groups, c.lr, betas=(0.9, c.beta2), fused=fused),
-    "SGD": lambda groups, c, fused: torch.optim.SGD(groups, c.lr, fused=fused),
-    "Adagrad": lambda groups, c, fused: torch.optim.Adagrad(groups, c.lr, fused=fused),
-}
-"""Makers of torch's optimizers by the values of `train.optimizer`."""
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -69,8 +59,8 @@ class ModelOptimizer:
         self._model, self._config, self._steps_per_epoch = model, config, steps_per_epoch
         self._context, self._torchrec = context or DistributedContext(), torchrec
         groups = [{"params": params, "weight_decay": d} for d, params in parameter_groups(model, config).items()]
-        # Every optimizer has a fused CPU kernel; elsewhere torch chooses.
-        self.optimizer = OPTIMIZERS[config.optimizer](groups, config, device.type == "cpu")
+        # torch's optimizers have a fused kernel for a CPU; elsewhere torch chooses.
+        self.optimizer = config.optimizer.build(groups, config.lr, fused=device.type == "cpu")
         self._steps = 0
 
     def learning_rate(self, step: int) -> float:

@@ -15,6 +15,9 @@ from twotower.train.losses import LOSSES
 from twotower.train.losses.bce import Bce
 from twotower.train.losses.loss import ContrastiveLoss, PointwiseLoss
 from twotower.train.negatives.config import NegativesConfig
+from twotower.train.optimizers import OPTIMIZERS
+from twotower.train.optimizers.adam import Adam
+from twotower.train.optimizers.optimizer import Optimizer
 
 
 class TrainConfig(Section):
@@ -60,9 +63,8 @@ class TrainConfig(Section):
         description="New order of the training pairs every epoch (history_scope causal: of the users). false: the "
         "table's order, random negatives last.",
     )
-    optimizer: Literal["Adam", "AdamW", "SGD", "Adagrad"] = Field("Adam", description="Optimizer.")
+    optimizer: Annotated[Optimizer, OPTIMIZERS] = Adam()
     lr: float = Field(1e-3, gt=0, description="Learning rate.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Adam/AdamW beta2: decay of the second moment.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of the layers. 0: off.")
     embedding_weight_decay: float = Field(0.0, ge=0, description="Weight decay of the embeddings. 0: off.")
     bias_weight_decay: float = Field(0.0, ge=0, description="Weight decay of the biases and the temperature. 0: off.")

@@ -22,6 +22,7 @@ class Gbce(ContrastiveLoss):
     """
 
     kind = "gbce"
+    research = ("calibration",)
     calibration: float = Field(
         0.75, ge=0, le=1, description="Calibration t (gSASRec). 0: plain BCE over candidates. 1: fully calibrated."
     )

@@ -20,6 +20,7 @@ class Loss(Kind):
 
     pointwise: ClassVar[bool]
     """True: of labelled pairs. False: of positives against candidates."""
+    research = ("mimic",)
 
     mimic: float = Field(
         0.0,

@@ -4,9 +4,9 @@ A step names the distinct rows of each table that its batch reads; TorchRec fetc
 small matrix per table, and the towers read that matrix (`shard.EmbeddingShard`). After the backward pass the gradients of the
 matrices go back the same way and are added up over the ranks. The result is that of replicated tables:
 
-- sparse updates: by SGD and Adagrad a row without a gradient does not change. The rank that holds a row updates it when the
-  gradient arrives, by fbgemm's exact update rules, and touches no other row.
-- dense updates: Adam, AdamW and weight decay change every row in every step, and gradient clipping needs the norm of all
+- sparse updates: by some optimizers a row without a gradient does not change. The rank that holds a row updates it when the
+  gradient arrives, by the exact update rule of fbgemm that the optimizer names, and touches no other row.
+- dense updates: other optimizers and weight decay change every row in every step, and gradient clipping needs the norm of all
   gradients first. Gradients are added up in a second table, sharded like the weights, and torch's optimizer updates this
   rank's piece.
 """
@@ -32,6 +32,8 @@ from twotower.train.torchrec.shard import EmbeddingShard
 if TYPE_CHECKING:
     from twotower.train.torchrec.table_group import TableGroup
 
+ADD = "EXACT_SGD"
+"""fbgemm's rule that adds gradients, times a learning rate, to rows."""
 MAX_BLOCK_NUMBERS = 2**22
 """Numbers of a table that are sent to rank 0 at a time: 16 MiB of float32."""
 
@@ -58,13 +60,17 @@ class TorchRecEmbeddings:
         for t, (_, width) in enumerate(sizes):
             by_width.setdefault(padded_width(width), {})[t] = ranks_of_table[t]
         self.updates_sparsely = _updates_sparsely(recipe)
-        rules = {"SGD": "EXACT_SGD", "Adagrad": "EXACT_ADAGRAD"}
-        rule = rules[recipe.train.optimizer] if self.updates_sparsely else "EXACT_SGD"
+        optimizer = recipe.train.optimizer
+        rule, self._state = (optimizer.sparse_rule, optimizer.sparse_state) if self.updates_sparsely else (ADD, "")
         row_cut = recipe.train.embedding_sharding == "row_wise"
-        self._groups = [TableGroup(sizes, g, rule, recipe.train.lr, row_cut, device) for g in by_width.values()]
+        self._groups = [
+            TableGroup(sizes, g, rule, bool(self._state), recipe.train.lr, row_cut, device) for g in by_width.values()
+        ]
         # For dense updates: tables of zeros, which an update with a learning rate of -1 turns into the sum of gradients.
         self._gradient_groups = [
-            TableGroup(sizes, g, rule, -1.0, row_cut, device) for g in by_width.values() if not self.updates_sparsely
+            TableGroup(sizes, g, ADD, False, -1.0, row_cut, device)
+            for g in by_width.values()
+            if not self.updates_sparsely
         ]
         self._shards = [self._shard(t, table) for t, table in enumerate(tables.values())]
         self._fetched: dict[EmbeddingShard, Tensor] = {}
@@ -204,14 +210,14 @@ class TorchRecEmbeddings:
         tensors: dict[str, Tensor] = {}
         if step:
             for name, local in self._states().items():
-                tensors |= {f"step/{name}": torch.tensor(float(step)), f"sum/{name}": local}
+                tensors |= {f"step/{name}": torch.tensor(float(step)), f"{self._state}/{name}": local}
         return tensors
 
     @torch.no_grad()
     def restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         """Load the pieces of the tensors of `optimizer_tensors`."""
         for name, local in self._states().items():
-            if (key := f"sum/{name}") in tensors:
+            if (key := f"{self._state}/{name}") in tensors:
                 local.copy_(tensors[key])
 
     def _states(self) -> dict[str, Tensor]:
@@ -222,7 +228,8 @@ class TorchRecEmbeddings:
 
 
 def _updates_sparsely(recipe: Recipe) -> bool:
-    """Return True if no step changes a row without a gradient: SGD or Adagrad, without weight decay or clipping."""
+    """Return True if no step changes a row without a gradient: the optimizer updates single rows, without weight decay or
+    clipping."""
     train, scales = recipe.train, [t.weight_decay_scale for p in recipe.model.pairs for t in (p.user, p.item)]
     decays = (train.embedding_weight_decay and any(scales)) or (train.bias_weight_decay and recipe.model.bias)
-    return train.optimizer in ("SGD", "Adagrad") and not decays and not train.clip_norm
+    return bool(train.optimizer.sparse_rule) and not decays and not train.clip_norm

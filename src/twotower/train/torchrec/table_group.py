@@ -29,11 +29,12 @@ class TableGroup:
     """
 
     def __init__(
-        self, sizes: list[tuple[int, int]], ranks_of_table: dict[int, list[int]], rule: str, lr: float, row_cut: bool,
-        device: torch.device,
+        self, sizes: list[tuple[int, int]], ranks_of_table: dict[int, list[int]], rule: str, keeps_state: bool,
+        lr: float, row_cut: bool, device: torch.device,
     ) -> None:  # fmt: skip
         """Shard the tables of `ranks_of_table`, of the (rows, width) in `sizes`: over the ranks that share their columns, or
-        with `row_cut` by rows over all ranks. `rule` is a name of fbgemm's `EmbOptimType`."""
+        with `row_cut` by rows over all ranks. `rule` is a name of fbgemm's `EmbOptimType`; if it `keeps_state`, it has a number for each
+        weight."""
         self.device, world_size = device, distributed.get_world_size()
         width = padded_width(sizes[next(iter(ranks_of_table))][1])
         configs = [
@@ -78,11 +79,11 @@ class TableGroup:
             for i, table in enumerate(kernel.config.embedding_tables):
                 t, weight = int(table.name[1:]), weights[i].detach()
                 self.weights[t] = weight.zero_()
-                if rule == "EXACT_ADAGRAD":
+                if keeps_state:
                     self.states[t] = states[i][0].detach().view(weight.shape).zero_()
         for t in ranks_of_table:  # empty pieces of tables that other ranks hold
             self.weights.setdefault(t, torch.zeros(0, width, device=device))
-            if rule == "EXACT_ADAGRAD":
+            if keeps_state:
                 self.states.setdefault(t, torch.zeros(0, width, device=device))
 
     def look_up(self, codes: list[Tensor]) -> Mapping[str, JaggedTensor]:

@@ -1,0 +1,13 @@
+"""Optimizers: updates of the weights by their gradients. One file a kind."""
+
+from __future__ import annotations
+
+from twotower.kinds import Kinds
+from twotower.train.optimizers.adagrad import Adagrad
+from twotower.train.optimizers.adam import Adam
+from twotower.train.optimizers.adamw import AdamW
+from twotower.train.optimizers.optimizer import Optimizer
+from twotower.train.optimizers.sgd import Sgd
+
+OPTIMIZERS: Kinds[Optimizer] = Kinds("optimizer", Optimizer, Adam, AdamW, Sgd, Adagrad, default=Adam)
+"""Optimizers by the values of `train.optimizer`."""

@@ -1,0 +1,23 @@
+"""AdamW."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch.optim.optimizer import ParamsT
+
+from twotower.train.optimizers.optimizer import Optimizer
+
+
+class AdamW(Optimizer):
+    """Adam whose weight decay shrinks the weights, and is not divided by the second moment.
+
+    Use it with weight decay (Loshchilov and Hutter 2019, algorithm 2).
+    """
+
+    kind = "AdamW"
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+
+    def build(self, groups: ParamsT, lr: float, fused: bool) -> torch.optim.Optimizer:
+        """Return torch's AdamW."""
+        return torch.optim.AdamW(groups, lr, betas=(0.9, self.beta2), fused=fused)
