@@ -36,7 +36,7 @@ from twotower.files.readers import parse_json, read_regular
 from twotower.kinds import untrusted_kind
 from twotower.section import Section
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the manifest that is written, and the only one that is read."""
 
 _MAX_BYTES = 16 << 20
@@ -137,7 +137,7 @@ class BundleFacts(_Facts):
 class Manifest(BundleFacts):
     """A validated manifest."""
 
-    schema_version: Literal[4]
+    schema_version: Literal[5]
     bundle: StrictStr
     created: StrictStr
     forced: StrictBool
