@@ -28,7 +28,7 @@ import polars as pl
 from twotower import runs
 from twotower.arrays.types import Floats
 from twotower.errors import TwoTowerError
-from twotower.index import KINDS, Index, build_index, choose_index, measure_recall, tune_index
+from twotower.index import INDEXES, Index, build_index, measure_recall, tune_index
 from twotower.publishing.item_index import index_facts
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
@@ -51,7 +51,7 @@ def main() -> None:
         "--noise", type=float, default=0.3, help="noise of a copy, in standard deviations of each number"
     )
     options.add_argument(
-        "--kind", choices=sorted(KINDS), help="kind of the index; default: by the size of the catalogue"
+        "--kind", choices=sorted(INDEXES.names), help="kind of the index; default: by the size of the catalogue"
     )
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
@@ -132,8 +132,7 @@ def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
 def search(source: Retriever, vectors: Floats, kind: str | None) -> tuple[Index, RecallCheck]:
     """Return the index of the vectors and its recall check: tuned with one half of the users, judged with the other."""
     config, metric = runs.read_config(source.bundle.folder)[1].index, source.index.metric
-    chosen, params, _ = choose_index(len(vectors), metric)
-    index = build_index(kind or chosen, vectors, np.arange(len(vectors)), metric, params if not kind else None)
+    index = build_index(kind or "auto", vectors, np.arange(len(vectors)), metric)
     users = np.unique(source.dataset.test.user).astype(np.int64)
     users = np.random.default_rng(0).permutation(users if len(users) > 1 else len(source.user_ids))[: config.queries]
     queries = np.asarray(source.loaded.user_vectors[users], np.float32)

@@ -22,7 +22,10 @@ from typing import Any
 import numpy as np
 from measure import Numbers, finish, options, result
 
-from twotower.index import MilvusLocation, build_index, load_index, measure_recall, tune_index
+from twotower.index import load_index, measure_recall, tune_index
+from twotower.index.faiss.ivf import Ivf
+from twotower.index.milvus.milvus import Milvus
+from twotower.index.protocol import IndexConfig
 
 WIDTH, K, RECALL, CENTRES, NOISE = 64, 10, 0.95, 1_000, 1.5
 
@@ -35,10 +38,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CENTRES, WIDTH))
     items, queries = (points(rng, centres, n) for n in (chosen.items, 1_000))
-    found = measured("FAISS ivf, in process", items, queries, None)
+    found = measured("FAISS ivf, in process", items, queries, Ivf())
     with tempfile.TemporaryDirectory() as folder, milvus(Path(folder), chosen.uri) as uri:
-        for kind in ("IVF_FLAT", "HNSW"):
-            found += measured(f"Milvus {kind}", items, queries, MilvusLocation(uri, "speed", kind))
+        for place in (Milvus(uri=uri, prefix="speed", type="IVF_FLAT"), Milvus(uri=uri, prefix="speed", type="HNSW")):
+            found += measured(f"Milvus {place.type}", items, queries, place)
     finish(found, chosen)
 
 
@@ -71,12 +74,11 @@ def milvus(folder: Path, uri: str) -> Iterator[str]:
         server.wait()
 
 
-def measured(name: str, items: Any, queries: Any, place: MilvusLocation | None) -> list[Numbers]:
+def measured(name: str, items: Any, queries: Any, config: IndexConfig) -> list[Numbers]:
     half = len(queries) // 2
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        kind = "ivf" if place is None else "milvus"
-        index = build_index(kind, items, np.arange(len(items)), "cosine", None, place)
+        index = config.build(items, np.arange(len(items)), "cosine")
         index.save(Path(folder) / "index")
         built = time.perf_counter() - started
         tune_index(index, queries[:half], K, RECALL)

@@ -116,9 +116,9 @@ def search(name: str, threads: int, items: int) -> None:
         del vectors
         index.search(queries, K)
         return
-    from twotower.index.exact import ExactIndex
+    from twotower.index.exact import Exact
 
-    ours = ExactIndex.build(vectors, np.arange(items), "dot")
+    ours = Exact().build(vectors, np.arange(items), "dot")
     del vectors
     ours.threads = threads
     ours.search(queries, K)

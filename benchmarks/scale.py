@@ -275,7 +275,8 @@ def index_items(items: int) -> Numbers:
     """Build, tune and search the index that is chosen for `n` items."""
     import tempfile
 
-    from twotower.index import build_index, choose_index, measure_recall, tune_index
+    from twotower.index import measure_recall, tune_index
+    from twotower.index.auto import Auto
 
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((TOPICS, WIDTH)).astype(np.float32)
@@ -288,8 +289,7 @@ def index_items(items: int) -> Numbers:
 
     vectors, queries = some(items, 1), some(1000, 2)
     started = time.perf_counter()
-    kind, params, _ = choose_index(items, "cosine")
-    index = build_index(kind, vectors, np.arange(items), "cosine", params)
+    index = Auto().build(vectors, np.arange(items), "cosine")
     k = min(K, items)
     tune_index(index, queries[:500], k, RECALL + (1 - RECALL) / 5)
     build = time.perf_counter() - started
@@ -303,7 +303,7 @@ def index_items(items: int) -> Numbers:
     with tempfile.TemporaryDirectory() as folder:
         index.save(Path(folder) / "index")
         size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
-    return {"kind": kind, "build": build, "recall": recall, "search": float(np.median(times)), "bytes": size}
+    return {"kind": index.kind, "build": build, "recall": recall, "search": float(np.median(times)), "bytes": size}
 
 
 # ---- tables

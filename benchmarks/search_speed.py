@@ -36,7 +36,7 @@ from measure import Numbers, blas, finish, options, result, timed, tool
 from twotower.arrays.types import Vectors
 from twotower.index import build_index, measure_recall, tune_index
 from twotower.index.blas_threads import one_blas_thread
-from twotower.index.exact import ExactIndex
+from twotower.index.exact import Exact
 from twotower.index.vector_store import Metric
 
 SHIPPED, OURS = "as shipped", "ours"
@@ -219,7 +219,7 @@ def work_for(way: str, folder: Path, threads: int, k: int, metric: Metric) -> No
     about: Numbers = {"threshold": None}
     works: dict[str, Callable[[], Any]] = {}
     if way == OURS:
-        ours = ExactIndex.build(items, np.arange(n), metric)
+        ours = Exact().build(items, np.arange(n), metric)
         ours.threads = threads
         del items
         works = {"batch search": lambda: ours.search(queries, k)[0], "single search": lambda: ours.search(one, k)[0]}

@@ -15,8 +15,8 @@ from worlds import EVERYTHING_SCHEMA
 from twotower import index
 from twotower.data import config
 from twotower.features import schema
+from twotower.index.protocol import IndexConfig
 from twotower.model import branches, two_tower
-from twotower.model.pooling import POOLINGS
 from twotower.train.losses import LOSSES
 from twotower.train.optimizers import OPTIMIZERS
 
@@ -43,7 +43,7 @@ def test_every_kind_has_a_case() -> None:
         ("split", get_args(config.SplitConfig.model_fields["kind"].annotation)),
         ("similarity", get_args(two_tower.ModelConfig.model_fields["similarity"].annotation)),
         ("branch", branches.BRANCHES.names),
-        ("pooling", POOLINGS.names),
+        ("pooling", get_args(schema.Pooling)),
         (
             "negatives",
             ("random", "full", "uniform", "popularity", "cross_batch_memory", "disliked", "hard", "attribute"),
@@ -52,7 +52,9 @@ def test_every_kind_has_a_case() -> None:
         for kind in found:
             assert f"{group} {kind}" in names, f"{group} {kind}"
     assert set(schema.FEATURE_KINDS) == {f.kind for f in EVERYTHING_SCHEMA.features}
-    assert {case.split()[1] for case in golden.CASES if case.startswith("index")} == set(index.KINDS) - {"milvus"}
+    assert {case.split()[1] for case in golden.CASES if case.startswith("index")} == {
+        kind.kind for kind in index.INDEXES if not kind.remote and kind.choose is IndexConfig.choose
+    }
 
 
 def test_a_bit_that_differs_is_named() -> None:

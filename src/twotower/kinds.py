@@ -146,7 +146,7 @@ class Kinds(Generic[K]):
             return self.parse(value, trusts(info))
 
         def serialize(value: K, info: core_schema.SerializationInfo) -> dict[str, Any]:
-            return value.model_dump(mode=info.mode)
+            return value.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults)
 
         return core_schema.with_info_plain_validator_function(
             validate, serialization=core_schema.plain_serializer_function_ser_schema(serialize, info_arg=True)

@@ -38,7 +38,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
-        for key in data if isinstance(data, dict) and cls.model_config["extra"] == "forbid" else ():
+        for key in data if isinstance(data, dict) else ():
             if key not in (known := list(cls.model_fields)):
                 hint, allowed = did_you_mean(str(key), known), ", ".join(known)
                 raise PydanticCustomError(
@@ -65,4 +65,5 @@ Positive = Annotated[int, Field(ge=1)]
 def first_problem(error: ValidationError) -> str:
     """Return the first problem in one line: the field and the message."""
     first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].splitlines()[0]}"
+    where, message = ".".join(map(str, first["loc"])), first["msg"].splitlines()[0]
+    return f"{where}: {message}" if where else message

@@ -87,7 +87,7 @@ def test_a_command_can_be_typed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_kernels_of_every_openblas_in_the_process_are_told() -> None:
     from twotower.index.faiss import setup
 
-    assert setup.faiss
+    setup.faiss()
     assert set(measure.blas()) >= {"faiss", "numpy"}
     assert measure.machine()["blas"] == measure.blas()
 

@@ -6,10 +6,10 @@ import threading
 
 import numpy as np
 import pytest
-from vector_worlds import WIDTH, naive, same, users, world
+from vector_worlds import naive, same, users, world
 
 from twotower.index.blas_threads import one_blas_thread
-from twotower.index.exact import ExactIndex
+from twotower.index.exact import Exact
 
 
 @pytest.mark.parametrize(("n", "b", "k"), [(5000, 3, 10), (70_001, 1, 100), (40_000, 300, 5), (9000, 2, 5000)])
@@ -19,7 +19,7 @@ def test_blocks_groups_and_threads_miss_nothing(n: int, b: int, k: int, threads:
     vectors, queries = rng.standard_normal((n, 6)).astype(np.float32), users(b, width=6)
     vectors[rng.integers(0, n, n // 3)] = vectors[rng.integers(0, n, n // 3)]
     rows = rng.permutation(n)
-    index = ExactIndex.build(vectors, rows, "dot")
+    index = Exact().build(vectors, rows, "dot")
     index.threads = threads
     banned = [rng.integers(0, n, 40) for _ in range(b)]
     index.remove(np.arange(0, n, 9))
@@ -43,7 +43,7 @@ def test_near_ties_beyond_the_nominees_miss_nothing(b: int) -> None:
     vectors[:, 20] -= rng.integers(0, 4, 20_000).astype(np.float32) * np.float32(6e-8)
     rows, queries = rng.permutation(20_000), rng.uniform(0.5, 1, (b, 24)).astype(np.float32)
     banned = [rng.integers(0, 20_000, 30) for _ in range(b)]
-    found, scores = ExactIndex.build(vectors, rows, "dot").search(queries, 10, banned=banned)
+    found, scores = Exact().build(vectors, rows, "dot").search(queries, 10, banned=banned)
     for number in range(0, b, 21):
         right = (vectors * queries[number].astype(np.float64)).sum(axis=1).astype(np.float32)
         right[np.isin(rows, banned[number])] = -np.inf
@@ -54,7 +54,7 @@ def test_near_ties_beyond_the_nominees_miss_nothing(b: int) -> None:
 
 def test_a_score_does_not_depend_on_company() -> None:
     vectors, rows = world("dot", 50_000)
-    index = ExactIndex.build(vectors, rows, "dot")
+    index = Exact().build(vectors, rows, "dot")
     together = index.search(users(64), 20)
     for number in (0, 63):
         alone = index.search(users(64)[number : number + 1], 20)
@@ -64,14 +64,14 @@ def test_a_score_does_not_depend_on_company() -> None:
 
 def test_many_small_additions() -> None:
     vectors, rows = world("dot")
-    index = ExactIndex(WIDTH, "dot")
+    index = Exact().build(vectors[:0], rows[:0], "dot")
     for row, vector in zip(rows, vectors, strict=True):
         index.add(np.array([row]), vector[None])
     same(index.search(users(3), 20), naive(vectors, rows, users(3), 20), True)
 
 
 def test_searches_side_by_side() -> None:
-    index = ExactIndex.build(*world("dot", 20_000), "dot")
+    index = Exact().build(*world("dot", 20_000), "dot")
     wanted, wrong = index.search(users(40), 10)[0], []
 
     def ask(number: int) -> None:

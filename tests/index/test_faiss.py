@@ -18,10 +18,11 @@ from vector_worlds import WIDTH, N, users, world
 import twotower
 from twotower import limited_process
 from twotower.errors import RunError, TwoTowerError
-from twotower.index import KINDS, Index, Metric, build_index, load_index
+from twotower.index import INDEXES, Index, Metric, build_index, load_index
 from twotower.index.faiss import setup
 from twotower.index.faiss.engine_file import read_faiss, verify_file, verify_files
 from twotower.index.faiss.setup import BLAS_MIN_QUERIES, choose_coretype, faiss
+from twotower.index.protocol import IndexConfig
 
 
 def made(kind: str, metric: Metric, n: int) -> Index:
@@ -63,6 +64,7 @@ import numpy
 {first}
 from twotower.index.faiss import setup
 from twotower.index.faiss.setup import BLAS_MIN_QUERIES, choose_coretype, faiss
+faiss()
 found = {{}}
 for path in set(re.findall(r"/\\S*openblas\\S*", Path("/proc/self/maps").read_text())):
     library = ctypes.CDLL(path)
@@ -109,14 +111,14 @@ def test_kernels_with_wrong_products_are_not_used(
     class Wrong:
         """FAISS whose products of matrices are off by a percent."""
 
-        METRIC_INNER_PRODUCT = setup.faiss.METRIC_INNER_PRODUCT
+        METRIC_INNER_PRODUCT = setup.faiss().METRIC_INNER_PRODUCT
         cvar = SimpleNamespace(distance_compute_blas_threshold=128_000)
 
         def knn(self, queries: np.ndarray, items: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
-            found, at = setup.faiss.knn(queries, items, k, metric=metric)
+            found, at = setup.faiss().knn(queries, items, k, metric=metric)
             return found * 1.01 if self.cvar.distance_compute_blas_threshold < queries.size else found, at
 
-    assert setup.blas_is_correct(setup.faiss)
+    assert setup.blas_is_correct(setup.faiss())
     for name in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE"):
         monkeypatch.delenv(name, raising=False)
     wrong: Any = Wrong()
@@ -130,20 +132,22 @@ def test_kernels_with_wrong_products_are_not_used(
     assert "OPENBLAS_CORETYPE=HASWELL" in caplog.text
     assert "OPENBLAS_CORETYPE" not in os.environ
     with setup.faiss_settings(1, 64, use_blas=False):
-        assert setup.faiss.cvar.distance_compute_blas_threshold > 10**9
+        assert setup.faiss().cvar.distance_compute_blas_threshold > 10**9
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "milvus"])
+@pytest.mark.parametrize(
+    "kind", [kind.kind for kind in INDEXES if not kind.remote and kind.choose is IndexConfig.choose]
+)
 def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> None:
     """The wheel's own number leaves batches of up to 128,000 / width queries without BLAS."""
     index = made(kind, "cosine", 4000)
     tenfold = BLAS_MIN_QUERIES * (WIDTH + (kind == "ivfpq"))  # which makes an odd width even
-    faiss.cvar.distance_compute_blas_threshold = 128_000
+    faiss().cvar.distance_compute_blas_threshold = 128_000
     index.search(users(64), 5)
-    assert faiss.cvar.distance_compute_blas_threshold == tenfold
-    faiss.cvar.distance_compute_blas_threshold = 128_000
+    assert faiss().cvar.distance_compute_blas_threshold == tenfold
+    faiss().cvar.distance_compute_blas_threshold = 128_000
     index.add(np.arange(50_000, 50_300), users(300))
-    assert faiss.cvar.distance_compute_blas_threshold == (128_000 if kind == "exact" else tenfold)
+    assert faiss().cvar.distance_compute_blas_threshold == (128_000 if kind == "exact" else tenfold)
 
 
 def test_faiss_is_imported_in_one_place() -> None:

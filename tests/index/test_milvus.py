@@ -26,10 +26,11 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.toml import parse_config
 from twotower.errors import BundleError, ConfigError, DataError, RunError, Unavailable
-from twotower.index import MilvusLocation, build_index, load_index
-from twotower.index.choose import IndexConfig
+from twotower.index import build_index, load_index
 from twotower.index.deadline import deadline
+from twotower.index.exact import Exact
 from twotower.index.milvus.client import CollectionError, MilvusConnection
+from twotower.index.milvus.milvus import Milvus
 from twotower.index.milvus.milvus_index import MilvusIndex, MilvusLimits
 from twotower.retrieval.explanation import explain, stored_items
 from twotower.retrieval.request import Request
@@ -45,7 +46,7 @@ from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
 from twotower.store import maintenance
 from twotower.store.bundle import Bundle
-from twotower.store.milvus_collections import MilvusCollections
+from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 
 K = 5
@@ -97,8 +98,12 @@ def client(shared: Server) -> Any:
     return MilvusClient(shared.uri)
 
 
-def there(uri: str, prefix: str, **more: Any) -> IndexConfig:
-    return IndexConfig(kind="milvus", uri=uri, prefix=prefix, k=K, **more)
+def there(uri: str, prefix: str, **more: Any) -> Milvus:
+    return Milvus(uri=uri, prefix=prefix, k=K, **more)
+
+
+def flat(server: Server, prefix: str) -> Milvus:
+    return Milvus(uri=server.uri, prefix=prefix, type="FLAT")
 
 
 def collection(bundle: Bundle) -> str:
@@ -133,7 +138,7 @@ def test_both_methods_give_what_an_exact_index_gives(
     kind = "IVF_FLAT" if where == "server" else "HNSW"
     config = there(uri, f"{prefix}_{where}", type=kind, min_recall=0.9)
     bundle = api.publish(runs[0], tmp_path / "store", config)
-    api.publish(runs[0], tmp_path / "exact", IndexConfig(kind="exact", k=K))
+    api.publish(runs[0], tmp_path / "exact", Exact(k=K))
     assert any(f"index: milvus {kind} (set by index.type)" in line for line in messages)
     assert any(line.startswith("recall check: ") for line in messages)
     assert bundle.manifest.index.kind == "milvus"
@@ -141,7 +146,7 @@ def test_both_methods_give_what_an_exact_index_gives(
     ours, exact = api.retriever(tmp_path / "store"), api.retriever(tmp_path / "exact")
     ours.index.search_params |= ours.index.search_limits()
     assert isinstance(ours.index, MilvusIndex)
-    ours.index.limits = MilvusLimits(exact_max_rows=8)
+    ours.index.exact_max_rows = 8
     many = [f"i{n}" for n in range(0, 300, 2)]
     request = Request("u3", events=[("i5", True)])
     ways: list[dict[str, Any]] = [
@@ -182,11 +187,11 @@ def test_large_filters_are_answered_whatever_it_takes(shared: Server, prefix: st
     """Neither few enough to fetch nor to name, and all of the best are banned: more is asked for, then every page."""
     rng = np.random.default_rng(0)
     vectors, queries = rng.standard_normal((3000, 6)).astype(np.float32), rng.standard_normal((2, 6)).astype(np.float32)
-    index = build_index("milvus", vectors, np.arange(3000), "dot", None, MilvusLocation(shared.uri, prefix, "FLAT"))
+    index = flat(shared, prefix).build(vectors, np.arange(3000), "dot")
     index.save(tmp_path / "index")
     away, exact = load_index(tmp_path / "index"), build_index("exact", vectors, np.arange(3000), "dot")
     assert isinstance(away, MilvusIndex)
-    away.limits = MilvusLimits(exact_max_rows=10, named_max_rows=20, max_hits=400)
+    away.exact_max_rows, away.limits = 10, MilvusLimits(named_max_rows=20, max_hits=400)
     best = exact.search(queries, 1000)[0]
     for allowed, banned in (
         (np.arange(0, 3000, 2), None),
@@ -295,7 +300,7 @@ def test_a_collection_goes_with_its_bundle_and_not_before(
     old = api.publish(runs[0], store.path, there(shared.uri, prefix))
     reader = Retriever(old)
     for _ in range(3):
-        api.publish(runs[0], store.path, IndexConfig(kind="exact", k=K))
+        api.publish(runs[0], store.path, Exact(k=K))
     assert old.id not in maintenance.gc(store.path)[0]
     assert len(reader.recommend(Request("u3"), K).items) == K  # it is still there
     del reader
@@ -314,7 +319,7 @@ def test_collections_of_others_and_unreadable_bundles_are_left_alone(
     (mine.folder / "index" / "index.json").unlink()
     for bundle in (mine, other):
         assert client.has_collection(collection(bundle))
-    assert MilvusCollections(Store(tmp_path / "a")).drop_unreferenced() == []
+    assert RemoteCollections(Store(tmp_path / "a")).drop_unreferenced() == []
     (tmp_path / "b" / "COLLECTIONS.json").write_text("[3]")
     with pytest.raises(RunError, match="not a list of collections"):
         maintenance.gc(tmp_path / "b")
@@ -333,10 +338,14 @@ def test_collections_of_others_and_unreadable_bundles_are_left_alone(
         ({"kind": "milvus", "uri": "a.db", "prefix": "1x"}, "prefix"),
         ({"kind": "milvus", "uri": "a.db", "type": "IVF_PQ"}, "IVF_SQ8"),
         ({"kind": "milvus", "uri": "a.db", "timeout": 0}, "timeout"),
-        ({"kind": "ivf", "uri": "a.db"}, "uri is an option of kind = 'milvus', not of 'ivf'"),
-        ({"prefix": "mine"}, "prefix is an option"),
-        ({"kind": "hnsw", "type": "HNSW"}, "type is an option"),
-        ({"kind": "exact", "timeout": 5}, "timeout is an option"),
+        ({"kind": "milvus", "uri": "a.db", "type": "FLAT", "m": 8}, "m is an option of type = 'HNSW', not of 'FLAT'"),
+        (
+            {"kind": "ivf", "uri": "a.db"},
+            "unknown key 'index.uri'; did you mean 'queries'? (allowed: min_recall, k, queries, nlist)",
+        ),
+        ({"prefix": "mine"}, "unknown key 'index.prefix'"),
+        ({"kind": "hnsw", "type": "HNSW"}, "unknown key 'index.type'"),
+        ({"kind": "exact", "timeout": 5}, "unknown key 'index.timeout'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
@@ -348,25 +357,23 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) 
 
 def test_locations_that_cannot_be_are_refused(tmp_path: Path) -> None:
     vectors, rows = np.eye(3, dtype=np.float32), np.arange(3)
-    with pytest.raises(ConfigError, match="needs a location"):
+    with pytest.raises(ConfigError, match=r"needs index\.uri"):
         build_index("milvus", vectors, rows, "dot")
-    with pytest.raises(ConfigError, match="takes no location"):
-        build_index("ivf", vectors, rows, "dot", None, MilvusLocation("a.db"))
-    with pytest.raises(ConfigError, match="no parameter of milvus HNSW"):
-        build_index("milvus", vectors, rows, "dot", {"nlist": 3}, MilvusLocation("a.db", type="HNSW"))
-    with pytest.raises(ConfigError, match="allowed: FLAT"):
-        build_index("milvus", vectors, rows, "dot", None, MilvusLocation("a.db", type="IVF_PQ"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown key 'uri'"):
+        build_index("ivf", vectors, rows, "dot", {"uri": "a.db"})
+    with pytest.raises(ConfigError, match="nlist is an option of type = 'IVF_FLAT' or 'IVF_SQ8', not of 'HNSW'"):
+        build_index("milvus", vectors, rows, "dot", {"uri": "a.db", "type": "HNSW", "nlist": 3})
+    with pytest.raises(ConfigError, match="type: Input should be 'auto', 'FLAT'"):
+        build_index("milvus", vectors, rows, "dot", {"uri": "a.db", "type": "IVF_PQ"})
     with pytest.raises(ConfigError, match="does not exist; create it"):
-        build_index("milvus", vectors, rows, "dot", None, MilvusLocation(str(tmp_path / "no" / "a.db"))).save(
-            tmp_path / "x"
-        )
-    nowhere = MilvusLocation("http://127.0.0.1:1", connect_timeout=0.3)
+        Milvus(uri=str(tmp_path / "no" / "a.db")).build(vectors, rows, "dot").save(tmp_path / "x")
+    nowhere = Milvus(uri="http://127.0.0.1:1").build(vectors, rows, "dot")
+    assert isinstance(nowhere, MilvusIndex)
+    nowhere.connect_timeout = 0.3
     with pytest.raises(Unavailable, match="no Milvus server answers"):
-        build_index("milvus", vectors, rows, "dot", None, nowhere).save(tmp_path / "x")
+        nowhere.save(tmp_path / "x")
     with pytest.raises(Unavailable, match="has another process opened it"):
-        build_index("milvus", vectors, rows, "dot", None, MilvusLocation(_opened_elsewhere(tmp_path))).save(
-            tmp_path / "x"
-        )
+        Milvus(uri=_opened_elsewhere(tmp_path)).build(vectors, rows, "dot").save(tmp_path / "x")
 
 
 def _opened_elsewhere(folder: Path) -> str:
@@ -402,9 +409,9 @@ def test_without_the_client_one_line_says_what_to_install() -> None:
     code = """
 import sys, numpy as np
 sys.modules["pymilvus"] = None
-from twotower.index import MilvusLocation, build_index
+from twotower.index import build_index
 try:
-    build_index("milvus", np.ones((3, 2), np.float32), np.arange(3), "dot", None, MilvusLocation("a.db"))
+    build_index("milvus", np.ones((3, 2), np.float32), np.arange(3), "dot", {"uri": "a.db"})
 except Exception as e:
     assert "pip install -e '.[milvus]'" in str(e) and type(e).__name__ == "ConfigError", e
 else:
@@ -415,7 +422,7 @@ else:
 
 def test_index_folders_that_say_something_else_are_refused(shared: Server, prefix: str, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
-    index = build_index("milvus", vectors, np.arange(40), "dot", None, MilvusLocation(shared.uri, prefix, "FLAT"))
+    index = flat(shared, prefix).build(vectors, np.arange(40), "dot")
     index.save(tmp_path / "index")
     file = tmp_path / "index" / "index.json"
     good = json.loads(file.read_text())
@@ -602,7 +609,7 @@ def test_fault_F1_what_only_reads_is_tried_again_while_there_is_time(
     from pymilvus.exceptions import MilvusException
 
     vectors = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
-    index = build_index("milvus", vectors, np.arange(300), "dot", None, MilvusLocation(shared.uri, prefix, "FLAT"))
+    index = flat(shared, prefix).build(vectors, np.arange(300), "dot")
     wanted = index.search(vectors[:2], 3)[0]
     real, fails = MilvusClient.search, 1
 
@@ -745,15 +752,15 @@ def test_fault_F2_an_alias_that_moves_mixes_no_versions(
 _DIES = """
 import os, signal, sys
 from twotower import api
-from twotower.config.experiment import IndexConfig
 from twotower.index.milvus import client
+from twotower.index.milvus.milvus import Milvus
 real = client.MilvusConnection.insert
 def insert(self, name, rows, vectors):
     real(self, name, rows[:180], vectors[:180])
     os.kill(os.getpid(), signal.SIGKILL)
 client.MilvusConnection.insert = insert
 run, store, uri, prefix = sys.argv[1:]
-api.publish(api.load(run), store, IndexConfig(kind="milvus", uri=uri, prefix=prefix, type="IVF_FLAT", k=5))
+api.publish(api.load(run), store, Milvus(uri=uri, prefix=prefix, type="IVF_FLAT", k=5))
 """
 
 
@@ -800,9 +807,8 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
 
 def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -> None:
     vectors = np.random.default_rng(0).standard_normal((60_000, 8)).astype(np.float32)
-    index = MilvusIndex.build(
-        vectors, np.arange(60_000), "cosine", None, MilvusLocation("http://nowhere", type="IVF_FLAT")
-    )
+    index = Milvus(uri="http://nowhere", type="IVF_FLAT").build(vectors, np.arange(60_000), "cosine")
+    assert isinstance(index, MilvusIndex)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     best = np.argsort(-(unit @ unit[0]), kind="stable")
     asked: list[int] = []

@@ -6,39 +6,35 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mykinds.indexes import Lsh
 from vector_worlds import WIDTH, N, checked, in_order, naive, same, users, world
 
 from twotower.arrays.sets import sorted_unique
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.index import (
-    KINDS,
-    Index,
-    Metric,
-    MilvusLocation,
-    build_index,
-    choose_index,
-    choose_milvus_type,
-    load_index,
-    measure_recall,
-    tune_index,
-)
-from twotower.index.milvus.location import MilvusType
+from twotower.index import INDEXES, Index, Metric, build_index, load_index, measure_recall, tune_index
+from twotower.index.approximate import ApproximateIndex
+from twotower.index.auto import Auto
+from twotower.index.milvus.milvus import MilvusType, choose_milvus_type
 
-HERE = [kind for kind in KINDS if kind != "milvus"]
-MILVUS: dict[str, MilvusType] = {f"milvus {name}": name for name in get_args(MilvusType)}
-CASES = [(kind, metric) for kind in (*HERE, *MILVUS) for metric in ("cosine", "dot")]
+SETTINGS: dict[str, list[dict[str, Any]]] = {"milvus": [{"type": name} for name in get_args(MilvusType)]}
+"""Options of the kinds to be tested with others than their defaults."""
+KINDS = {
+    " ".join([kind.kind.rpartition(":")[2], *options.values()]): (kind, options)
+    for kind in (*INDEXES, Lsh)
+    for options in SETTINGS.get(kind.kind, [{}])
+}
+EXACT = ("auto", "exact", "flat", "milvus FLAT")
+CASES = [(kind, metric) for kind in KINDS for metric in ("cosine", "dot")]
 # Every type of Milvus and both metrics, but not every pair.
 CASES = [case for case in CASES if case not in (("milvus FLAT", "dot"), ("milvus IVF_SQ8", "cosine"))]
 each = pytest.mark.parametrize(("kind", "metric"), CASES)
-EXACT = ("exact", "flat", "milvus FLAT")
 each_approximate = pytest.mark.parametrize(("kind", "metric"), [c for c in CASES if c[0] not in EXACT])
 URI = ""
 
@@ -55,12 +51,14 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def build(
-    kind: str, vectors: np.ndarray, rows: np.ndarray, metric: Metric, params: dict[str, int] | None = None
+    kind: str, vectors: np.ndarray, rows: np.ndarray, metric: Metric, params: dict[str, Any] | None = None
 ) -> Index:
-    """As of twotower.index, with a location for "milvus TYPE"."""
-    if kind in MILVUS:
-        return build_index("milvus", vectors, rows, metric, params, MilvusLocation(URI, "test", MILVUS[kind]))
-    return build_index(kind, vectors, rows, metric, params)
+    """The index of a kind, in the server of this test if it needs one."""
+    if kind not in KINDS:
+        return build_index(kind, vectors, rows, metric, params)
+    found, options = KINDS[kind]
+    place = {"uri": URI, "prefix": "test"} if found.remote else {}
+    return build_index(found.kind, vectors, rows, metric, options | place | (params or {}))
 
 
 def made(kind: str, metric: str, n: int = N, seed: int = 0) -> tuple[Index, np.ndarray, np.ndarray]:
@@ -69,12 +67,15 @@ def made(kind: str, metric: str, n: int = N, seed: int = 0) -> tuple[Index, np.n
 
 
 def never_exact(index: Index) -> Index:
-    """The index, which asks FAISS or Milvus also where few rows are allowed."""
-    if hasattr(index, "exact_max_rows"):
+    """The index, which asks its engine also where few rows are allowed."""
+    if isinstance(index, ApproximateIndex):
         index.exact_max_rows = 1
-    elif hasattr(index, "limits"):
-        index.limits = replace(index.limits, exact_max_rows=1)
     return index
+
+
+def ordered(kind: str) -> bool:
+    """Whether equal scores are in the order of rows beyond the last place, too."""
+    return kind in ("auto", "exact")
 
 
 def full(index: Index) -> Index:
@@ -94,7 +95,7 @@ def test_the_best_k_as_a_loop_finds_them(kind: str, metric: str, k: int) -> None
     for queries in (users(1), users(5)):
         got = index.search(queries, k)
         in_order(*got)
-        same(got, naive(vectors, rows, queries, k), kind == "exact")
+        same(got, naive(vectors, rows, queries, k), ordered(kind))
         same(index.search(queries, k, exact=True), naive(vectors, rows, queries, k), True)
 
 
@@ -109,7 +110,7 @@ def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
     for some, none in ((allowed, None), (None, banned), (allowed, banned)):
         got = index.search(queries, 20, allowed=some, banned=none)
         in_order(*got)
-        same(got, naive(vectors, rows, queries, 20, some, none), kind == "exact")
+        same(got, naive(vectors, rows, queries, 20, some, none), ordered(kind))
 
 
 @each_approximate
@@ -140,29 +141,29 @@ def test_rows_come_change_and_go(kind: str, metric: str) -> None:
     new = np.arange(40) + 10 * N
     index.add(new, 3 * more if metric == "dot" else more)
     vectors, rows = np.concatenate([vectors, 3 * more if metric == "dot" else more]), np.concatenate([rows, new])
-    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), ordered(kind))
 
     changed = rows[::7]
     other = world(metric, len(changed), seed=6)[0]
     index.update(changed, other)
     vectors[::7] = other
-    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), ordered(kind))
 
     index.remove(rows[100:200])
     vectors, rows = np.delete(vectors, range(100, 200), 0), np.delete(rows, range(100, 200))
-    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), ordered(kind))
     assert len(index) == len(rows)
     np.testing.assert_array_equal(index.rows, np.sort(rows))
 
     index.remove(rows[150:])  # most: the store clears up
-    same(full(index).search(queries, 30), naive(vectors[:150], rows[:150], queries, 30), kind == "exact")
+    same(full(index).search(queries, 30), naive(vectors[:150], rows[:150], queries, 30), ordered(kind))
     index.remove(rows[:150])
     assert len(index) == 0
     found, scores = index.search(queries, 5)
     assert (found == -1).all()
     assert np.isneginf(scores).all()
     index.add(rows, vectors)
-    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), kind == "exact")
+    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), ordered(kind))
 
 
 @each
@@ -173,21 +174,27 @@ def test_a_saved_index_gives_the_same_and_goes_on(kind: str, metric: str, mmap: 
     full(index).save(folder)
     queries = users(4)
     again = load_index(folder, mmap, verify=mmap and metric == "dot")  # another process, for each kind once
-    assert (again.kind, again.metric, again.search_params) == (kind.split()[0], metric, index.search_params)
+    assert (again.options.params, again.metric, again.search_params) == (
+        index.options.params,
+        metric,
+        index.search_params,
+    )
+    assert type(again) is type(index)
+    assert type(again.options) is type(index.options)
     assert len(again) == N - 20
     for got, wanted in zip(again.search(queries, 25), index.search(queries, 25), strict=True):
         np.testing.assert_array_equal(got, wanted)
     again.add(rows[:20], vectors[:20])
-    same(full(again).search(queries, 25), naive(vectors, rows, queries, 25), kind == "exact")
+    same(full(again).search(queries, 25), naive(vectors, rows, queries, 25), ordered(kind))
     again.save(folder)  # onto the files that are mapped
-    same(load_index(folder, mmap, verify=False).search(queries, 25), naive(vectors, rows, queries, 25), kind == "exact")
+    same(load_index(folder, mmap, verify=False).search(queries, 25), naive(vectors, rows, queries, 25), ordered(kind))
 
 
 @each
 def test_few_or_no_vectors(kind: str, metric: str) -> None:
     vectors, rows = world(metric, 3)
     index = build(kind, vectors, rows, checked(metric))
-    same(index.search(users(2), 5), naive(vectors, rows, users(2), 5), kind == "exact")
+    same(index.search(users(2), 5), naive(vectors, rows, users(2), 5), ordered(kind))
     empty = build(kind, vectors[:0], rows[:0], checked(metric))
     assert (empty.search(users(2), 5)[0] == -1).all()
     assert empty.search(users(0), 5)[0].shape == (0, 5)
@@ -268,11 +275,11 @@ def test_fault_C10_a_constant_catalogue(kind: str, metric: str) -> None:
         found, scores = index.search(users(3), 10)
         in_order(found, scores)
         assert (scores == scores[:, :1]).all()
-        if kind == "exact":
+        if ordered(kind):
             assert (found == np.arange(10)).all()
 
 
-@given(data=st.data(), kind=st.sampled_from([*HERE, *MILVUS]), metric=st.sampled_from(["cosine", "dot"]))
+@given(data=st.data(), kind=st.sampled_from([*KINDS]), metric=st.sampled_from(["cosine", "dot"]))
 @settings(max_examples=60, deadline=None)
 def test_masking_is_deleting(data: st.DataObject, kind: str, metric: str) -> None:
     n = data.draw(st.sampled_from([1, 20, 300, 400]))
@@ -287,7 +294,7 @@ def test_masking_is_deleting(data: st.DataObject, kind: str, metric: str) -> Non
         whole.search(queries, k, banned=[gone] * len(queries)),
         whole.search(queries, k, allowed=np.setdiff1d(rows, gone)),
     ):
-        same(masked, deleted, kind == "exact")
+        same(masked, deleted, ordered(kind))
 
 
 # Choosing and tuning
@@ -355,12 +362,15 @@ def test_tune_and_recall_say_what_they_need() -> None:
 
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
 def test_the_choice_follows_the_size(metric: str) -> None:
-    kinds = [choose_index(n, checked(metric)) for n in (0, 10, 50_000, 50_001, 1_000_000, 2_000_001, 10**8)]
-    assert [kind for kind, _, _ in kinds] == ["exact", "exact", "exact", "ivf", "ivf", "ivfpq", "ivfpq"]
-    for kind, params, reason in kinds:
+    sizes = (0, 10, 50_000, 50_001, 1_000_000, 2_000_001, 10**8)
+    chosen = [Auto(k=7).choose(n, checked(metric)) for n in sizes]
+    assert [options.kind for options, _ in chosen] == ["exact", "exact", "exact", "ivf", "ivf", "ivfpq", "ivfpq"]
+    assert chosen[4][0].params == {"nlist": 4000}
+    for options, reason in chosen:
+        assert options.k == 7
         assert reason.isprintable()
         assert len(reason) < 160
-        build(kind, users(0), np.arange(0), checked(metric), params)
+        options.build(users(0), np.arange(0), checked(metric))
 
 
 def test_the_type_in_milvus_follows_the_size() -> None:
@@ -381,8 +391,8 @@ def test_names_that_are_not_known() -> None:
         ("exact", {"nlist": 3}),
         ("ivf", {"nlist": True}),
     ):
-        with pytest.raises(ConfigError, match="nlist|m is"):
-            build(kind, vectors, rows, "dot", params)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"nlist|: m: "):
+            build(kind, vectors, rows, "dot", params)
     with pytest.raises(DataError, match="allowed: cosine, dot"):
         build("exact", vectors, rows, "l2")  # type: ignore[arg-type]
 
@@ -471,10 +481,10 @@ def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path
     def check(index: Index, rows: np.ndarray) -> None:
         for only, ban in ((None, None), (allowed, None), (np.sort(allowed), banned), (None, banned)):
             wanted = naive(vectors[rows], rows, queries, 20, only, ban)
-            same(index.search(queries, 20, allowed=only, banned=ban), wanted, kind == "exact")
+            same(index.search(queries, 20, allowed=only, banned=ban), wanted, ordered(kind))
             for query, b, *best in zip(queries, ban or [np.empty(0, np.int64)] * 4, *wanted, strict=True):
                 alone = index.search(query[None], 20, allowed=only, banned=None if ban is None else [b])
-                same(alone, (best[0][None], best[1][None]), kind == "exact")
+                same(alone, (best[0][None], best[1][None]), ordered(kind))
         np.testing.assert_allclose(index.scores(queries[:1]), vectors[rows] @ queries[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(index.vectors(rows[::3]), vectors[rows[::3]])
 

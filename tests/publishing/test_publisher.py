@@ -19,7 +19,8 @@ from twotower.cli.app import run_command
 from twotower.data.splits import TEST
 from twotower.errors import BundleError, RunError
 from twotower.index import Index, load_index, tune_index
-from twotower.index.choose import IndexConfig
+from twotower.index.faiss.hnsw import Hnsw
+from twotower.index.faiss.ivf import Ivf
 from twotower.publishing import item_index
 from twotower.publishing.publisher import _probe, _write
 from twotower.retrieval import loaded_bundle
@@ -111,11 +112,11 @@ def test_fault_A7_dims_metric_or_counts_that_differ_are_refused(
 def test_fault_A4_a_hostile_index_is_refused_at_publish_and_the_old_bundle_answers(
     runs: tuple[Run, Run], tmp_path: Path
 ) -> None:
-    old = api.publish(runs[0], tmp_path / "store", IndexConfig(kind="hnsw", k=5))
+    old = api.publish(runs[0], tmp_path / "store", Hnsw(k=5))
     store = Store(tmp_path / "store")
 
     def write(folder: Path) -> BundleFacts:
-        facts = _write(runs[0], IndexConfig(kind="hnsw", k=5), folder)
+        facts = _write(runs[0], Hnsw(k=5), folder)
         file = folder / "index" / "index.faiss"
         data = bytearray(file.read_bytes())
         data[40:200] = b"\xff" * 160
@@ -245,7 +246,7 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
         return tune_index(index, queries, k, target)
 
     monkeypatch.setattr(item_index, "tune_index", tune)
-    api.publish(runs[0], tmp_path / "store", IndexConfig(kind="ivf", k=5, min_recall=0.9))
+    api.publish(runs[0], tmp_path / "store", Ivf(k=5, min_recall=0.9))
     assert asked == [pytest.approx(0.92)]
 
 

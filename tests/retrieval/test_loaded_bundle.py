@@ -10,7 +10,7 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower import api
-from twotower.index.choose import IndexConfig
+from twotower.index.faiss.ivf import Ivf
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.store.store import Store
@@ -22,7 +22,7 @@ def test_an_index_file_that_is_known_to_be_sound_is_not_looked_at_again(
     from twotower.index.faiss import faiss_index
 
     run = twotower.fit(everything(60, 300, 3000), EVERYTHING_SCHEMA, settings(), folder=tmp_path / "run")
-    api.publish(run, tmp_path / "store", IndexConfig(kind="ivf", min_recall=0.1))
+    api.publish(run, tmp_path / "store", Ivf(min_recall=0.1))
     bundle = Store(tmp_path / "store").current()
     looked: list[Path] = []
     monkeypatch.setattr(faiss_index, "verify_file", looked.append)

@@ -16,7 +16,7 @@ import pytest
 from twotower import api
 from twotower.data.splits import TEST
 from twotower.errors import DataError
-from twotower.index.choose import IndexConfig
+from twotower.index import INDEXES
 from twotower.retrieval.request import Json, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -199,7 +199,7 @@ def test_a_retriever_needs_no_torch(store: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq"])
 def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind: str, messages: list[str]) -> None:
-    bundle = api.publish(run, tmp_path / "store", IndexConfig(kind=kind, min_recall=0.9, k=5))
+    bundle = api.publish(run, tmp_path / "store", INDEXES.parse({"kind": kind, "min_recall": 0.9, "k": 5}))
     assert bundle.manifest.recall_check.recall >= 0.9
     assert bundle.manifest.index.kind == kind
     found = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))

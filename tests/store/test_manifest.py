@@ -32,7 +32,7 @@ FACTS: dict[str, Any] = {
         ({"recall_check": {"recall": 0.5}}, "recall_check.threshold is missing"),
         ({"recall_check": FACTS["recall_check"] | {"recall": float("nan")}}, "recall_check.recall is nan, expected a number"),
         ({"index": ["exact"]}, "index is ['exact'], expected dict"),
-        ({"index": FACTS["index"] | {"params": {"m": 0.5}}}, "index.params.m is 0.5, expected int"),
+        ({"index": FACTS["index"] | {"search_params": {"ef": 0.5}}}, "index.search_params.ef is 0.5, expected int"),
         ({"metric": "l2"}, "metric is 'l2', Input should be 'cosine' or 'dot'"),
         ({"schema": {"features": []}}, "schema.features is [], Tuple should have at least 2 items after validation, not 0"),
         ({"split": {"kind": "odd\nend"}}, "split.kind is 'odd\\nend', Input should be 'random', 'last' or 'time'"),

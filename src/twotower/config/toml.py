@@ -16,7 +16,6 @@ from twotower.config.experiment import Config
 from twotower.config.problems import explain
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
-from twotower.model.pooling import check_poolings
 
 TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
 """Value of a key in TOML."""
@@ -32,12 +31,9 @@ RENAMED: dict[str, str] = {
     "schema.features.numeric.of": "schema.features.numeric.statistic_column",
     "schema.features.sequence.of": "schema.features.sequence.interactions",
     "schema.features.sequence.share": "schema.features.sequence.share_embedding",
-    "schema.features.sequence.rates": "schema.features.sequence.pooling.rates",
     "schema.features.text.shares": "schema.features.text.share_with",
     "model.pairs.user.decay_scale": "model.pairs.user.weight_decay_scale",
     "model.pairs.item.decay_scale": "model.pairs.item.weight_decay_scale",
-    "model.pairs.user.history": "schema.features.sequence.pooling",
-    "model.pairs.item.history": "schema.features.sequence.pooling",
     "model.pairs.user.branches.kind = 'plain'": "model.pairs.user.branches.kind = 'identity'",
     "model.pairs.item.branches.kind = 'plain'": "model.pairs.item.branches.kind = 'identity'",
     "negatives.alpha": "negatives.popularity_alpha",
@@ -82,12 +78,9 @@ def parse_config(
             )
     try:
         config = Config.model_validate(rest, context={"trust": trust})
-        parsed = Schema.model_validate(schema, context={"trust": trust}) if schema is not None else None
+        return (Schema.model_validate(schema, context={"trust": trust}) if schema is not None else None), config
     except ValidationError as e:
         raise ConfigError(f"{where}: {explain(e)}") from None
-    if parsed is not None:
-        check_poolings(parsed, trust, f"{where}: ")
-    return parsed, config
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) -> tuple[Schema | None, Config]:
@@ -119,7 +112,8 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
 def override_config(config: Config, overrides: Iterable[str], trust: bool = False) -> Config:
     """Return the config with `key=value` overrides applied. With `trust` the kinds of elsewhere that they name are
     imported. Raises ConfigError."""
-    data: Mapping[str, TomlValue] = config.model_dump(mode="json")
+    # Without defaults, so that another kind of a section meets no options of the former one.
+    data: Mapping[str, TomlValue] = config.model_dump(mode="json", exclude_defaults=True)
     for text in overrides:
         data = _override(data, text)
     return parse_config(data, trust=trust)[1]

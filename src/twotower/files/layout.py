@@ -6,7 +6,7 @@ A store holds bundles, a bundle copies most files of its run, and a run or bundl
 from __future__ import annotations
 
 # Store: a bundle for each version, the id of the served one, a line for each change, the lock of whoever changes it, and
-# the Milvus collections that its publishers have created.
+# the collections of remote indexes that its publishers have created.
 BUNDLES, CURRENT, HISTORY, STORE_LOCK, COLLECTIONS = "bundles", "CURRENT", "HISTORY.jsonl", "LOCK", "COLLECTIONS.json"
 STORE_FILES = frozenset({BUNDLES, CURRENT, HISTORY, STORE_LOCK})
 """Files that a store has from its beginning, or soon after."""

@@ -6,90 +6,75 @@ rows, scores = index.search(queries, 100)
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
-from twotower.arrays.types import Rows, Vectors
-from twotower.errors import ConfigError, RunError, did_you_mean
+from pydantic import JsonValue, ValidationError
+
+from twotower.arrays.types import Rows, Shaped, Vectors
+from twotower.errors import ConfigError, RunError
 from twotower.files import layout
 from twotower.files.readers import read_json
-from twotower.index.choose import choose_index, measure_recall, tune_index
+from twotower.index.auto import Auto
 from twotower.index.description import INDEX_FORMAT
-from twotower.index.exact import ExactIndex
-from twotower.index.milvus.location import MilvusLocation, choose_milvus_type
-from twotower.index.protocol import Index
+from twotower.index.exact import Exact
+from twotower.index.faiss.flat import Flat
+from twotower.index.faiss.hnsw import Hnsw
+from twotower.index.faiss.ivf import Ivf
+from twotower.index.faiss.ivfpq import IvfPq
+from twotower.index.milvus.milvus import Milvus
+from twotower.index.protocol import Index, IndexConfig
+from twotower.index.recall import measure_recall, tune_index
 from twotower.index.vector_store import Metric
+from twotower.kinds import Kinds
+from twotower.section import first_problem
 
-__all__ = [
-    "KINDS",
-    "Index",
-    "Metric",
-    "MilvusLocation",
-    "build_index",
-    "choose_index",
-    "choose_milvus_type",
-    "load_index",
-    "measure_recall",
-    "tune_index",
-]
+__all__ = ["INDEXES", "Index", "Metric", "build_index", "load_index", "measure_recall", "tune_index"]
 
-KINDS = {
-    "exact": "twotower.index.exact:ExactIndex",
-    "flat": "twotower.index.faiss.kinds:FlatIndex",
-    "ivf": "twotower.index.faiss.kinds:IvfIndex",
-    "hnsw": "twotower.index.faiss.kinds:HnswIndex",
-    "ivfpq": "twotower.index.faiss.kinds:IvfPqIndex",
-    "milvus": "twotower.index.milvus.milvus_index:MilvusIndex",
-}
-"""Module and class of each kind of index."""
+INDEXES = Kinds(
+    "index",
+    IndexConfig,
+    Auto,
+    Exact,
+    Flat,
+    Ivf,
+    Hnsw,
+    IvfPq,
+    Milvus,
+    default=Auto,
+)
 
 
 def build_index(
-    kind: str,
-    vectors: Vectors,
-    rows: Rows,
+    kind: str | IndexConfig,
+    vectors: Shaped[Vectors, "*_"],
+    rows: Shaped[Rows, "*_"],
     metric: Metric,
-    params: dict[str, int] | None = None,
-    location: MilvusLocation | None = None,
+    params: Mapping[str, JsonValue] | None = None,
 ) -> Index:
     """Build an index of item vectors (N, D) under rows (N,); rows of unusable vectors are in `index.rejected`.
 
-    `location` is required for kind "milvus" and allowed for no other. Raises ConfigError for an unknown kind or
-    parameter, DataError for arrays of wrong shape or type.
+    `kind` is the options of a kind, or a name and its options in `params`. Raises ConfigError for an unknown kind or option,
+    DataError for arrays of wrong shape or type.
     """
-    engine = _engine(kind)
-    if engine.remote != (location is not None):
-        need = "needs a location, such as MilvusLocation('./milvus.db')" if engine.remote else "takes no location"
-        raise ConfigError(f"index kind {kind!r} {need}")
-    return engine.build(vectors, rows, metric, params, location)
+    try:
+        options = INDEXES.parse({"kind": kind} | dict(params or {}) if isinstance(kind, str) else kind)
+    except ValidationError as e:
+        raise ConfigError(f"index {kind}: {first_problem(e)}") from None
+    return options.build(vectors, rows, metric)
 
 
 def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
     """Load the index of a folder, with memory-mapped vectors if `mmap`. Raises RunError.
 
-    `verify` loads a FAISS file in a child process first, because a malicious file can crash the process that reads it.
+    `verify` loads a FAISS file in a child process first, because a malicious file can crash the process that reads it. A kind
+    of elsewhere must be imported already.
     """
     facts = read_json(folder / layout.INDEX_FACTS)
-    if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT or str(facts.get("kind")) not in KINDS:
+    if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT:
         raise RunError(f"{folder}: not an index of format {INDEX_FORMAT}; publish the run again")
-    return _engine(facts["kind"]).restore(folder, facts, mmap, verify)
-
-
-def _engine(kind: str) -> type[ExactIndex]:
-    if kind not in KINDS:
-        raise ConfigError(f"kind is {kind!r} (allowed: {', '.join(KINDS)}){did_you_mean(kind, KINDS)}")
-    module, name = KINDS[kind].split(":")
-    found: type[ExactIndex] = getattr(_module(module), name)
-    return found
-
-
-def _module(name: str) -> ModuleType:
     try:
-        return import_module(name)
-    except ModuleNotFoundError as e:
-        if e.name == "faiss":
-            raise ConfigError("this index needs FAISS; pip install faiss-cpu") from None
-        if e.name in ("pymilvus", "grpc"):
-            raise ConfigError("this index needs pymilvus; pip install -e '.[milvus]'") from None
-        raise
+        kind = INDEXES.find(str(facts.get("kind")))
+    except ConfigError as e:
+        raise RunError(f"{folder}: {e}") from None
+    return kind.load(folder, facts, mmap, verify)

@@ -1,4 +1,4 @@
-"""The base of indexes whose engine proposes candidates: FAISS and Milvus. Candidates are re-scored exactly.
+"""The base of indexes whose engine proposes candidates, such as FAISS and Milvus. Candidates are re-scored exactly.
 
 If the engine returns too few candidates, because few rows are allowed or the probed lists are empty, it is asked for more,
 and at last exact search completes the answer, so no answer is short.
@@ -13,16 +13,21 @@ fifth of the answer even with `ef` = 1000; the recall check at publishing refuse
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from twotower.arrays.types import Rows, Vectors
-from twotower.index.description import AugmentedDescription, IndexDescription
+from twotower.arrays.sets import is_in_sorted
+from twotower.arrays.types import Rows, Shaped, Vectors
+from twotower.index.description import IndexDescription
 from twotower.index.exact import ExactIndex
-from twotower.index.top_k import SearchScope, TopK
+from twotower.index.protocol import IndexConfig
+from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK, rescore
 from twotower.index.vector_store import Metric
+
+EXACT_MAX_ROWS = 8192
+"""Default of `exact_max_rows`: few rows pass a filter, and a graph search loses its connections."""
 
 
 class Effort(NamedTuple):
@@ -37,18 +42,41 @@ class Effort(NamedTuple):
 
 
 class ApproximateIndex(ExactIndex):
-    """A vector store with an engine that proposes candidates; implements `protocol.Index` approximately."""
+    """A vector store with an engine that proposes candidates; implements `protocol.Index` approximately.
+
+    A subclass defines `rebuild` and `propose`, or, if it does more at a time, `_changed` and `_search_candidates`.
+    """
 
     default_search_params: ClassVar[dict[str, int]] = {}
-    """Search parameters of a new index."""
-    description_type: ClassVar[type[IndexDescription]] = AugmentedDescription
+    """Search parameters of a new index. `refine` is the number of candidates for one of the answer."""
     efforts: ClassVar[tuple[Effort, ...]] = (Effort(1, 1), Effort(4, 4), Effort(16, 16))
 
-    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
-        super().__init__(width, metric, params)
+    def __init__(self, options: IndexConfig, width: int, metric: Metric) -> None:
+        super().__init__(options, width, metric)
         self.search_params = dict(self.default_search_params)
+        self.exact_max_rows = EXACT_MAX_ROWS
+        """Number of allowed rows up to which a search is exact."""
         self._norm_bound = 0.0
         """M, the norm of every augmented vector."""
+
+    # The engine of a subclass
+
+    def rebuild(self, vectors: Shaped[Vectors, "P W"]) -> None:
+        """Build the engine of the vectors at all positions of the store."""
+        raise NotImplementedError
+
+    def propose(self, queries: Shaped[Vectors, "b W"], n: int, factor: int) -> Shaped[Rows, "b _"]:
+        """Return up to `n` positions near each query, in any order, -1 where fewer. A search with `search_params` times
+        `factor` looks at more."""
+        raise NotImplementedError
+
+    def _changed(self, kept: int | None) -> None:
+        if kept is not None:
+            self._norm_bound = 1.05 * self._store.max_norm
+            self.rebuild(self._engine_vectors(self._store.vectors))
+
+    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
+        self.rebuild(self._engine_vectors(self._store.vectors))
 
     @property
     def _augmented(self) -> bool:
@@ -60,33 +88,27 @@ class ApproximateIndex(ExactIndex):
         """Dimension of the vectors in the engine."""
         return self.width + self._augmented
 
-    def _engine_vectors(self, vectors: Vectors) -> Vectors:
-        """Return vectors (n, D) as the engine stores them, (n, `_engine_width`)."""
+    def _engine_vectors(self, vectors: Shaped[Vectors, "n D"]) -> Shaped[Vectors, "n W"]:
+        """Return vectors as the engine stores them, of dimension `_engine_width`."""
         wide = self._engine_queries(vectors)
         if self._augmented:
             squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
             wide[:, self.width] = np.sqrt(np.maximum(self._norm_bound**2 - squares, 0.0))
         return wide
 
-    def _engine_queries(self, queries: Vectors) -> Vectors:
-        """Return queries (n, D) with zeros up to `_engine_width`."""
+    def _engine_queries(self, queries: Shaped[Vectors, "n D"]) -> Shaped[Vectors, "n W"]:
+        """Return queries with zeros up to `_engine_width`."""
         if self._engine_width == self.width:
             return queries
         wide = np.zeros((len(queries), self._engine_width), np.float32)
         wide[:, : self.width] = queries
         return wide
 
-    @abstractmethod
     def _prefers_exact(self, k: int, scope: SearchScope) -> bool:
         """Return True if exact search is less work."""
+        return scope.only is not None and len(scope.only) <= self.exact_max_rows
 
-    @abstractmethod
-    def _search_candidates(
-        self, queries: Vectors, k: int, scope: SearchScope, effort: Effort, todo: Rows, top: TopK
-    ) -> Rows:
-        """Fill `top` for the queries `todo` with re-scored candidates; return the queries with too few."""
-
-    def _search(self, queries: Vectors, k: int, scope: SearchScope, exact: bool) -> TopK:
+    def _search(self, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, exact: bool) -> TopK:
         if exact or 4 * k > scope.remaining.max(initial=0) or self._prefers_exact(k, scope):
             return self._search_exactly(queries, k, scope)
         top, todo = TopK.empty(len(queries), k), np.arange(len(queries))
@@ -97,15 +119,55 @@ class ApproximateIndex(ExactIndex):
         top.rows[todo], top.scores[todo] = self._search_exactly(queries[todo], k, scope.of(todo))
         return top
 
+    def _search_candidates(
+        self,
+        queries: Shaped[Vectors, "B D"],
+        k: int,
+        scope: SearchScope,
+        effort: Effort,
+        todo: Shaped[Rows, "b"],
+        top: TopK,
+    ) -> Shaped[Rows, "_"]:
+        """Fill `top` for the queries `todo` with re-scored candidates; return the queries with too few."""
+        hidden = len(self._store.rows) - len(self) + max(map(len, scope.banned or []), default=0)
+        fetch = min(len(self._store.rows), self._candidates(k, hidden) * effort.more)
+        step, short = max(1, RESCORED_NUMBERS // (fetch * self.width)), []
+        for start in range(0, len(todo), step):
+            some = todo[start : start + step]
+            at = self.propose(self._engine_queries(queries[some]), fetch, effort.factor)
+            short.append(self._rescore(queries, k, scope, some, at, top))
+        return np.concatenate(short)
+
+    def _rescore(
+        self,
+        queries: Shaped[Vectors, "B D"],
+        k: int,
+        scope: SearchScope,
+        some: Shaped[Rows, "b"],
+        at: Shaped[Rows, "b n"],
+        top: TopK,
+    ) -> Shaped[Rows, "_"]:
+        """Fill `top` for the queries `some` with the best of the positions `at`; return the queries with too few."""
+        rows = self._store.rows
+        good = (at >= 0) & (at < len(rows))
+        at[~good] = 0
+        good &= rows[at] >= 0
+        if scope.only is not None:
+            good &= is_in_sorted(scope.only, at)
+        if scope.banned is not None:
+            for line, number in enumerate(some.tolist()):
+                good[line] &= ~is_in_sorted(scope.banned[number], at[line])
+        top.rows[some], top.scores[some] = rescore(self._store, queries[some], at, k, good)
+        return np.compress(good.sum(axis=1) < np.minimum(k, scope.remaining[some]), some)
+
     def _candidates(self, k: int, banned: int = 0) -> int:
         """Return the number of candidates to ask for, with room for the `banned` rows of a query."""
         # An eighth more: float32 rounding in the engine may exchange candidates near the k-th.
         return (k + max(8, k // 8) + banned) * self.search_params.get("refine", 1)
 
-    def describe(self) -> AugmentedDescription:
-        return AugmentedDescription(**super().describe().model_dump(), norm_bound=self._norm_bound)
+    def describe(self) -> IndexDescription:
+        return super().describe().model_copy(update={"norm_bound": self._norm_bound})
 
     def _set_description(self, facts: IndexDescription) -> None:
         super()._set_description(facts)
-        if isinstance(facts, AugmentedDescription):
-            self._norm_bound = facts.norm_bound
+        self._norm_bound = facts.norm_bound

@@ -9,6 +9,8 @@ from contextvars import ContextVar
 
 from twotower.errors import Unavailable
 
+CONNECT_TIMEOUT = 3.0
+"""Default limit of a connection to the server of a remote index. Seconds."""
 _until: ContextVar[float | None] = ContextVar("until", default=None)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from twotower.index.vector_store import MAX_NORM, Metric
-from twotower.section import first_problem
 
 INDEX_FORMAT = 2
 Row = Annotated[int, Field(ge=0, le=np.iinfo(np.int64).max)]
@@ -25,24 +24,22 @@ class IndexDescription(BaseModel):
     n: int
     """Number of rows in the index."""
     width: int
-    params: dict[str, int]
+    params: dict[str, JsonValue]
+    """Options of the kind alone."""
     search_params: dict[str, int]
     max_norm: float = Field(ge=0, le=MAX_NORM)
     rejected: list[Row]
+    norm_bound: float = Field(0.0, ge=0, le=2 * MAX_NORM)
+    """Norm of every augmented vector; 0 if vectors are not augmented."""
 
 
-class AugmentedDescription(IndexDescription):
-    """Description of an index that may augment its vectors."""
+class RemoteDescription(IndexDescription):
+    """Description of an index whose vectors are in a collection of a server."""
 
-    norm_bound: float = Field(ge=0, le=2 * MAX_NORM)
-
-
-Description = TypeVar("Description", bound=IndexDescription)
-
-
-def parse_description(kind: type[Description], facts: dict[str, JsonValue]) -> Description:
-    """Return the facts in the content of an `index.json`. Raises ValueError with one line that names the field."""
-    try:
-        return kind.model_validate(facts)
-    except ValidationError as e:
-        raise ValueError(first_problem(e)) from None
+    uri: str
+    """The server."""
+    alias: str
+    """Name that the server gives to the collection of the current bundle."""
+    collection: str
+    model: str
+    """SHA-256 of the model that made the vectors."""

@@ -1,14 +1,27 @@
-"""The protocol of all indexes. Rows are distinct integers from 0; a score is the inner product of query and vector, higher is better."""
+"""The protocol of all indexes, and the options of each kind.
+
+Rows are distinct integers from 0; a score is the inner product of query and vector, higher is better.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, NamedTuple, Protocol, Self
 
-from twotower.arrays.types import Rows, Vectors
+import numpy as np
+from pydantic import Field, JsonValue, ValidationError
+
+from twotower.arrays.types import Rows, Shaped, Vectors
+from twotower.errors import DataError, RunError
 from twotower.index.description import IndexDescription
 from twotower.index.vector_store import Metric
+from twotower.kinds import Kind
+from twotower.section import first_problem
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 24)]
+"""Whole number of lists, neighbours and the like."""
 
 
 class Index(Protocol):
@@ -17,23 +30,30 @@ class Index(Protocol):
     Any number of threads may search at once, but none while another thread changes the index.
     """
 
-    kind: ClassVar[str]
-    remote: ClassVar[bool]
-    """True if another process holds the vectors: then a search raises Unavailable if that process does not answer."""
     metric: Metric
-    params: dict[str, int]
-    """Parameters of the build, such as `nlist`, `m`."""
     search_params: dict[str, int]
     """Parameters of a search: `nprobe`, `ef`, `refine`. Larger values find more and take longer. Empty for an exact index."""
     threads: int
     """Threads of one search; 1 in a server with several workers."""
 
     @property
-    def rows(self) -> Rows:
-        """Rows (N,) in the index, ascending."""
+    def options(self) -> IndexConfig:
+        """Options that the index is built with."""
 
     @property
-    def rejected(self) -> Rows:
+    def kind(self) -> str:
+        """Kind of `options`."""
+
+    @property
+    def remote(self) -> bool:
+        """True if another process holds the vectors: then a search raises Unavailable if that process does not answer."""
+
+    @property
+    def rows(self) -> Shaped[Rows, "N"]:
+        """Rows in the index, ascending."""
+
+    @property
+    def rejected(self) -> Shaped[Rows, "_"]:
         """Rows of rejected vectors, ascending: not finite, too long, or of norm 0 with metric "cosine"."""
 
     @property
@@ -46,36 +66,37 @@ class Index(Protocol):
 
     def __len__(self) -> int: ...
 
-    def vectors(self, rows: Rows) -> Vectors:
-        """Return the vectors (n, D) of rows (n,). Raises DataError for unknown rows."""
+    def vectors(self, rows: Shaped[Rows, "n"]) -> Shaped[Vectors, "m D"]:
+        """Return the vectors of rows, without those that are rejected. Raises DataError for unknown rows."""
 
     def search(
         self,
-        queries: Vectors,
+        queries: Shaped[Vectors, "B D"],
         k: int,
         *,
-        allowed: Rows | None = None,
-        banned: Sequence[Rows] | None = None,
+        allowed: Shaped[Rows, "_"] | None = None,
+        banned: Sequence[Shaped[Rows, "_"]] | None = None,
         exact: bool = False,
-    ) -> tuple[Rows, Vectors]:
-        """Return the `k` rows (B, k) with the highest scores (B, k) for each query (B, D), in descending order.
+    ) -> tuple[Shaped[Rows, "B k"], Shaped[Vectors, "B k"]]:
+        """Return the `k` rows with the highest scores for each query, in descending order, and the scores.
 
         Equal scores are ordered by row. `allowed` applies to all queries, `banned[i]` to query i; rows that are not in
         the index are ignored in both. If fewer than `k` rows remain, all of them are returned, padded with row -1 and
         score -inf. `exact` scores every vector. Raises DataError.
         """
 
-    def scores(self, query: Vectors) -> Vectors:
-        """Return the scores (N,) of a query (1, D) for all `rows`, summed in float32. Raises DataError."""
+    def scores(self, query: Shaped[Vectors, "1 D"]) -> Shaped[Vectors, "N"]:
+        """Return the scores of a query for all `rows`, summed in float32. Raises DataError."""
 
-    def add(self, rows: Rows, vectors: Vectors) -> None:
+    def add(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
         """Add rows (n,) with vectors (n, D). Raises DataError if a row exists."""
 
-    def update(self, rows: Rows, vectors: Vectors) -> None:
-        """Replace the vectors of rows; a row with a rejected vector leaves the index. Raises DataError for unknown rows."""
+    def update(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
+        """Replace the vectors (n, D) of rows (n,); a row with a rejected vector leaves the index. Raises DataError for
+        unknown rows."""
 
-    def remove(self, rows: Rows) -> None:
-        """Remove rows. Raises DataError for unknown rows."""
+    def remove(self, rows: Shaped[Rows, "*_"]) -> None:
+        """Remove rows (n,). Raises DataError for unknown rows."""
 
     def search_limits(self) -> dict[str, int]:
         """Return the largest useful value of each of `search_params`, in the order in which to tune them."""
@@ -83,5 +104,116 @@ class Index(Protocol):
     def save(self, folder: Path) -> None:
         """Write the index into a folder. Raises RunError."""
 
+    def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
+        """Take over the rows and vectors of a folder, whose description is `known`. Raises ValueError, DataError, RunError."""
+
+    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
+        """Read the rest of the folder after `restore`, untrusted files in a child process if `verify`. Raises RunError."""
+
     def describe(self) -> IndexDescription:
         """Return the content of `index.json`."""
+
+
+class CollectionServer(Protocol):
+    """A server that holds the vectors of remote indexes, each in a collection of its own."""
+
+    def drop(self, name: str) -> None:
+        """Drop a collection, if it exists. Raises Unavailable."""
+
+    def set_alias(self, alias: str, name: str) -> None:
+        """Create the alias for the collection, or move it there. Raises RunError, Unavailable."""
+
+
+class Publication(NamedTuple):
+    """The bundle that an index is built for."""
+
+    model: str = ""
+    """SHA-256 of the model that made the vectors."""
+    register: Callable[[str, str, str], None] | None = None
+    """Called with kind, server and name of a collection before a remote index creates it."""
+
+
+class IndexConfig(Kind):
+    """Index over the item vectors of a published model."""
+
+    min_recall: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Minimum recall against exact search, over held-out users, that publishing accepts. Search "
+        "parameters are tuned to it.",
+    )
+    k: int = Field(100, ge=1, description="Cut-off of min_recall.")
+    queries: int = Field(
+        1000,
+        ge=20,
+        description="Number of held-out users in the recall check: one half tunes the index, the other half measures "
+        "it.",
+    )
+
+    remote: ClassVar[bool] = False
+    """True if another process holds the vectors."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose versions a bundle notes, beyond those of every bundle."""
+    description_type: ClassVar[type[IndexDescription]] = IndexDescription
+    """Content of `index.json`."""
+
+    @abstractmethod
+    def empty(self, width: int, metric: Metric, publication: Publication) -> Index:
+        """Return an index without vectors, for vectors of dimension `width`. Raises ConfigError, DataError."""
+
+    def choose(self, n_items: int, metric: Metric) -> tuple[IndexConfig, str]:
+        """Return the options with all that depends on the number of items decided, and the reason as a sentence."""
+        return self, "set by index.kind"
+
+    @property
+    def label(self) -> str:
+        """The kind in words of a log."""
+        return self.kind
+
+    @property
+    def params(self) -> dict[str, JsonValue]:
+        """Options of this kind alone, as `index.json` and the manifest have them."""
+        found: dict[str, JsonValue] = self.model_dump(mode="json", exclude=set(IndexConfig.model_fields))
+        del found["kind"]
+        return found
+
+    @classmethod
+    def from_description(cls, known: IndexDescription) -> Self:
+        """Return the options of a saved index. Raises ValueError."""
+        return cls.model_validate(known.params)
+
+    @classmethod
+    def connect(cls, uri: str, timeout: float) -> CollectionServer:
+        """Connect within `timeout` seconds to the server of a remote index. Raises Unavailable."""
+        raise RunError(f"{uri}: index kind '{cls.kind}' has no server")
+
+    def build(
+        self,
+        vectors: Shaped[Vectors, "*_"],
+        rows: Shaped[Rows, "*_"],
+        metric: Metric,
+        publication: Publication = Publication(),
+    ) -> Index:
+        """Build an index of vectors (N, D) under rows (N,); rows of unusable vectors are in `rejected`.
+
+        Raises ConfigError, DataError."""
+        if np.ndim(vectors) != 2:
+            raise DataError(f"vectors have shape {np.shape(vectors)}, expected (N, D)")
+        index = self.choose(len(vectors), metric)[0].empty(vectors.shape[1], metric, publication)
+        index.add(rows, vectors)
+        return index
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, JsonValue], mmap: bool, verify: bool) -> Index:
+        """Load the index of a folder; `facts` is the content of its `index.json`. Raises RunError, Unavailable."""
+        try:
+            known = cls.description_type.model_validate(facts)
+            index = cls.from_description(known).empty(known.width, known.metric, Publication())
+            index.restore(folder, known, mmap)
+        except ValidationError as e:
+            raise RunError(f"{folder}: not a usable index ({first_problem(e)})") from None
+        except (ValueError, KeyError, OverflowError, DataError) as e:
+            raise RunError(f"{folder}: not a usable index ({e})") from e
+        index.load_engine(folder, mmap, verify)
+        return index

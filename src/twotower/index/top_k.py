@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twotower.arrays.sets import is_in_sorted
-from twotower.arrays.types import Bools, Rows, Vectors
+from twotower.arrays.types import Bool, Bools, Rows, Shaped, Vectors
 from twotower.index.blas_threads import one_blas_thread
 from twotower.index.vector_store import VectorStore, norms
 
@@ -33,14 +33,14 @@ _NO_ROWS: Rows = np.empty(0, np.int64)
 class SearchScope(NamedTuple):
     """Positions of the vector store that one search covers."""
 
-    only: Rows | None
+    only: Shaped[Rows, "_"] | None
     """Allowed positions, ascending; None for all that hold a row."""
-    banned: list[Rows] | None
+    banned: list[Shaped[Rows, "_"]] | None
     """Banned positions of each query, ascending, within `only`."""
-    remaining: Rows
-    """Number of allowed positions of each query (B,)."""
+    remaining: Shaped[Rows, "B"]
+    """Number of allowed positions of each query."""
 
-    def of(self, queries: Rows) -> SearchScope:
+    def of(self, queries: Shaped[Rows, "b"]) -> SearchScope:
         """Return the scope of some of the queries, given by their numbers."""
         banned = None if self.banned is None else [self.banned[number] for number in queries]
         return SearchScope(self.only, banned, self.remaining[queries])
@@ -49,32 +49,38 @@ class SearchScope(NamedTuple):
 class TopK(NamedTuple):
     """The best rows of each query in descending order of score; equal scores are ordered by row."""
 
-    rows: Rows
-    """Rows (B, k), -1 where fewer remain, or (k,)."""
-    scores: Vectors
-    """Scores (B, k), -inf where fewer remain, or (k,)."""
+    rows: Shaped[Rows, "*B k"]
+    """Rows, -1 where fewer remain."""
+    scores: Shaped[Vectors, "*B k"]
+    """Scores, -inf where fewer remain."""
 
     @classmethod
     def empty(cls, n_queries: int, k: int) -> TopK:
         """Return the answer without rows."""
         return cls(np.full((n_queries, k), -1, np.int64), np.full((n_queries, k), -np.inf, np.float32))
 
-    def put(self, query: int, rows: Rows, scores: Vectors) -> None:
-        """Set the rows (n,) and scores (n,) of one query, n at most k."""
+    def put(self, query: int, rows: Shaped[Rows, "n"], scores: Shaped[Vectors, "n"]) -> None:
+        """Set the rows and scores of one query, n at most k."""
         self.rows[query, : len(rows)], self.scores[query, : len(rows)] = rows, scores
         self.rows[query, len(rows) :], self.scores[query, len(rows) :] = -1, -np.inf
 
 
-def best(rows: Rows, scores: Vectors, k: int) -> TopK:
-    """Return the `k` best of rows (B, n) or (n,) by their scores: the rule for ties of every search."""
+def best(rows: Shaped[Rows, "*B n"], scores: Shaped[Vectors, "*B n"], k: int) -> TopK:
+    """Return the `k` best of rows by their scores: the rule for ties of every search."""
     order = np.lexsort((rows, -scores))[..., :k]
     if rows.ndim == 1:
         return TopK(rows[order], scores[order])
     return TopK(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
 
-def rescore(store: VectorStore, queries: Vectors, at: Rows, k: int, good: Bools | None = None) -> TopK:
-    """Return the `k` best of the positions (B, n), `good` ones only, by exact scores."""
+def rescore(
+    store: VectorStore,
+    queries: Shaped[Vectors, "B D"],
+    at: Shaped[Rows, "B n"],
+    k: int,
+    good: Bool[Bools, "B n"] | None = None,
+) -> TopK:
+    """Return the `k` best of the positions, `good` ones only, by exact scores."""
     scores = (store.vectors[at] * queries[:, None].astype(np.float64)).sum(axis=2).astype(np.float32)
     rows = store.rows[at]
     if good is not None:
@@ -82,14 +88,14 @@ def rescore(store: VectorStore, queries: Vectors, at: Rows, k: int, good: Bools 
     return best(rows, scores, k)
 
 
-def exact_scores(vectors: Vectors, query: Vectors) -> Vectors:
-    """Return the scores (n,) of vectors (n, D) for a query (D,): products and sums in float64, rounded to float32."""
+def exact_scores(vectors: Shaped[Vectors, "n D"], query: Shaped[Vectors, "D"]) -> Shaped[Vectors, "n"]:
+    """Return the scores of vectors for a query: products and sums in float64, rounded to float32."""
     scores: Vectors = (vectors * query.astype(np.float64)).sum(axis=1).astype(np.float32)
     return scores
 
 
-def exact_top_k(store: VectorStore, queries: Vectors, k: int, scope: SearchScope, threads: int) -> TopK:
-    """Return the `k` best rows for each query (B, D) among the positions of `scope`, by at most `threads` threads."""
+def exact_top_k(store: VectorStore, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, threads: int) -> TopK:
+    """Return the `k` best rows for each query among the positions of `scope`, by at most `threads` threads."""
     only = scope.only
     if only is None and len(store) < len(store.rows):
         only = np.flatnonzero(store.rows >= 0)
@@ -116,9 +122,15 @@ def exact_top_k(store: VectorStore, queries: Vectors, k: int, scope: SearchScope
 
 
 def _nominate(
-    store: VectorStore, queries: Vectors, n: int, only: Rows | None, banned: list[Rows], keep: int, threads: int
-) -> tuple[Rows, Vectors]:
-    """Return the positions (B, keep) with the largest float32 sums, and the sums (B, keep), in descending order.
+    store: VectorStore,
+    queries: Shaped[Vectors, "B D"],
+    n: int,
+    only: Shaped[Rows, "_"] | None,
+    banned: list[Shaped[Rows, "_"]],
+    keep: int,
+    threads: int,
+) -> tuple[Shaped[Rows, "B keep"], Shaped[Vectors, "B keep"]]:
+    """Return the positions with the `keep` largest float32 sums, and the sums, in descending order.
 
     They are taken from the `n` largest, without banned positions.
     """
@@ -129,12 +141,12 @@ def _nominate(
     threads = min(threads, total // n) if total * len(queries) * width > 1 << 22 else 1
     bounds = [total * t // threads for t in range(threads + 1)]
 
-    def search_block(start: int, stop: int) -> tuple[Rows, Vectors]:
+    def search_block(start: int, stop: int) -> tuple[Shaped[Rows, "B n"], Shaped[Vectors, "B n"]]:
         items = vectors[start:stop] if only is None else vectors[only[start:stop]]
-        found, at = faiss.knn(queries, items, min(n, stop - start), metric=faiss.METRIC_INNER_PRODUCT)
+        found, at = faiss().knn(queries, items, min(n, stop - start), metric=faiss().METRIC_INNER_PRODUCT)
         return (at + start if only is None else only[at + start]), found
 
-    def search_share(start: int, stop: int) -> tuple[Rows, Vectors]:
+    def search_share(start: int, stop: int) -> tuple[Shaped[Rows, "B n"], Shaped[Vectors, "B n"]]:
         with faiss_settings(1, width):
             step = stop - start if only is None else max(1, GATHER_NUMBERS // width)
             return _merge_largest([search_block(low, min(low + step, stop)) for low in range(start, stop, step)], n)
@@ -151,8 +163,15 @@ def _nominate(
     return at, rough
 
 
-def _score_all(store: VectorStore, query: Vectors, k: int, only: Rows | None, banned: Rows, slack: float) -> TopK:
-    """Return the rows (k,) and scores (k,) of one query from the float32 sums of all items, in descending order of score."""
+def _score_all(
+    store: VectorStore,
+    query: Shaped[Vectors, "D"],
+    k: int,
+    only: Shaped[Rows, "_"] | None,
+    banned: Shaped[Rows, "_"],
+    slack: float,
+) -> TopK:
+    """Return the rows and scores of one query from the float32 sums of all items, in descending order of score."""
     vectors = store.vectors
     if only is None:
         rough = vectors @ query
@@ -170,13 +189,15 @@ def _score_all(store: VectorStore, query: Vectors, k: int, only: Rows | None, ba
     return best(store.rows[positions], scores[0] if len(scores) == 1 else np.concatenate(scores), k)
 
 
-def kth_largest(values: Vectors | Rows, k: int) -> float:
+def kth_largest(values: Shaped[Vectors, "n"] | Shaped[Rows, "n"], k: int) -> float:
     """Return the k-th largest value, -inf if there are no more than k."""
     return float(np.partition(values, len(values) - k)[len(values) - k]) if len(values) > k else -np.inf
 
 
-def _merge_largest(parts: list[tuple[Rows, Vectors]], n: int) -> tuple[Rows, Vectors]:
-    """Merge positions and sums (B, ...) of several parts into the `n` largest, in descending order."""
+def _merge_largest(
+    parts: list[tuple[Shaped[Rows, "B _"], Shaped[Vectors, "B _"]]], n: int
+) -> tuple[Shaped[Rows, "B m"], Shaped[Vectors, "B m"]]:
+    """Merge positions and sums of several parts into the `n` largest, in descending order."""
     if len(parts) == 1:
         return parts[0]
     at, found = (np.concatenate(side, axis=1) for side in zip(*parts, strict=True))

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from twotower.arrays.sets import find_in_sorted, sorted_unique
-from twotower.arrays.types import Doubles, Rows, Vectors
+from twotower.arrays.types import F32, F64, I64, Doubles, Rows, Shaped, Vectors
 from twotower.errors import DataError
 from twotower.files.readers import read_array, read_checked
 
@@ -32,8 +32,8 @@ class VectorStore:
         if width < 1:
             raise DataError(f"vectors have {width} columns, expected at least 1")
         self.width, self._min_norm = width, MIN_NORM if metric == "cosine" else 0.0
-        self._capacity: Vectors = np.empty((0, width), np.float32)
-        self.rejected: Rows = np.empty(0, np.int64)
+        self._capacity: Shaped[Vectors, "C D"] = np.empty((0, width), np.float32)
+        self.rejected: Shaped[Rows, "_"] = np.empty(0, np.int64)
         """Rows of rejected vectors, ascending."""
         self.max_norm = 0.0
         """Norm that no vector exceeds."""
@@ -43,39 +43,41 @@ class VectorStore:
         return len(self.sorted_rows)
 
     @property
-    def vectors(self) -> Vectors:
-        """Vectors (P, D) at the positions 0..P-1."""
+    def vectors(self) -> Shaped[Vectors, "P D"]:
+        """Vectors at the positions 0..P-1."""
         return self._capacity[: len(self.rows)]
 
     @vectors.setter
-    def vectors(self, vectors: Vectors) -> None:
+    def vectors(self, vectors: Shaped[Vectors, "P D"]) -> None:
         self._capacity = vectors
 
-    def _set_rows(self, rows: Rows) -> None:
-        """Set the rows (P,) of all positions. Raises ValueError for repeated rows."""
+    def _set_rows(self, rows: Shaped[Rows, "P"]) -> None:
+        """Set the rows of all positions. Raises ValueError for repeated rows."""
         order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
         if (np.diff(rows[order]) == 0).any():
             raise ValueError("rows are repeated")
-        self.rows: Rows = rows
+        self.rows: Shaped[Rows, "P"] = rows
         """Row of each position, -1 for a removed one."""
-        self.sorted_rows: Rows = rows[order]
+        self.sorted_rows: Shaped[Rows, "N"] = rows[order]
         """Rows of the store, ascending."""
-        self.sorted_positions: Rows = order
+        self.sorted_positions: Shaped[Rows, "N"] = order
         """Position of each of `sorted_rows`."""
         self.identity = _is_identity(rows)
         """True if row r is at position r for all positions."""
 
     # Changes
 
-    def checked(self, rows: Rows, vectors: Vectors) -> tuple[Rows, Vectors]:
-        """Return distinct rows (n,) as int64 and their vectors (n, D) as float32. Raises DataError."""
+    def checked(
+        self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]
+    ) -> tuple[Shaped[Rows, "n"], Shaped[Vectors, "n D"]]:
+        """Return distinct rows as int64 and their vectors as float32. Raises DataError."""
         rows, vectors = checked_rows(rows), checked_vectors(vectors, self.width, "vectors")
         if len(rows) != len(vectors):
             raise DataError(f"{len(rows)} rows for {len(vectors)} vectors")
         return rows, vectors
 
-    def append(self, rows: Rows, vectors: Vectors) -> int | None:
-        """Add the vectors (n, D) that are usable under rows (n,), which are not in the store; the others are rejected.
+    def append(self, rows: Shaped[Rows, "n"], vectors: Shaped[Vectors, "n D"]) -> int | None:
+        """Add the vectors that are usable under rows, which are not in the store; the others are rejected.
 
         Returns the position of the first, None if there is none.
         """
@@ -97,7 +99,7 @@ class VectorStore:
         self.identity = _is_identity(self.rows)
         return size
 
-    def delete(self, positions: Rows) -> int | None:
+    def delete(self, positions: Shaped[Rows, "_"]) -> int | None:
         """Remove the rows at positions. Returns the number of positions that stay as they are, None if none changes."""
         if not len(positions):
             return None
@@ -115,7 +117,7 @@ class VectorStore:
 
     # Rows
 
-    def find(self, rows: Rows) -> Rows:
+    def find(self, rows: Shaped[Rows, "n"]) -> Shaped[Rows, "n"]:
         """Return the position of each row, -1 for rows that are not in the store."""
         if self.identity:
             return np.where(rows < len(self.rows), rows, -1)
@@ -124,7 +126,7 @@ class VectorStore:
         at, found = find_in_sorted(self.sorted_rows, rows)
         return np.where(found, self.sorted_positions[at], -1)
 
-    def known(self, rows: Rows) -> Rows:
+    def known(self, rows: Shaped[Rows, "_"]) -> Shaped[Rows, "_"]:
         """Return the positions of rows. Rejected rows are skipped; raises DataError for other rows outside the store."""
         found = self.find(rows)
         if (found >= 0).all():
@@ -135,7 +137,7 @@ class VectorStore:
             raise DataError(f"row {unknown[0]} is not in the index")
         return found[found >= 0]
 
-    def positions(self, rows: Rows) -> Rows:
+    def positions(self, rows: Shaped[Rows, "_"]) -> Shaped[Rows, "_"]:
         """Return the positions, ascending, of those rows that are in the store."""
         found = sorted_unique(self.find(checked_rows(rows, unique=False)))
         return found[np.searchsorted(found, 0) :]
@@ -170,14 +172,14 @@ class VectorStore:
         self._capacity = vectors
 
 
-def norms(vectors: Vectors) -> Doubles:
-    """Return the norms (n,) of vectors (n, D), summed in float64."""
+def norms(vectors: Shaped[Vectors, "n D"]) -> F64[Doubles, "n"]:
+    """Return the norms of vectors, summed in float64."""
     length: Doubles = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     return length
 
 
-def checked_rows(rows: Rows, unique: bool = True) -> Rows:
-    """Return rows (n,) as int64. Raises DataError if they are negative, no whole numbers, or, with `unique`, repeated."""
+def checked_rows(rows: Shaped[Rows, "*_"], unique: bool = True) -> I64[Rows, "n"]:
+    """Return rows as int64. Raises DataError if they are negative, no whole numbers, or, with `unique`, repeated."""
     array = np.asarray(rows)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise DataError(f"rows are {array.dtype} of shape {array.shape}, expected whole numbers of shape (N,)")
@@ -192,8 +194,8 @@ def checked_rows(rows: Rows, unique: bool = True) -> Rows:
     return array
 
 
-def checked_vectors(values: Vectors, width: int, name: str) -> Vectors:
-    """Return values (n, `width`) as contiguous float32. Raises DataError for another shape or type."""
+def checked_vectors(values: Shaped[Vectors, "*_"], width: int, name: str) -> F32[Vectors, "n D"]:
+    """Return values of dimension `width` as contiguous float32. Raises DataError for another shape or type."""
     array = np.asarray(values)
     if array.ndim != 2 or array.shape[1] != width:
         raise DataError(f"{name} have shape {array.shape}, expected (n, {width})")
@@ -203,7 +205,7 @@ def checked_vectors(values: Vectors, width: int, name: str) -> Vectors:
         return np.ascontiguousarray(array, np.float32)
 
 
-def _append_vectors(vectors: Vectors, size: int, more: Vectors) -> Vectors:
+def _append_vectors(vectors: Shaped[Vectors, "C D"], size: int, more: Shaped[Vectors, "n D"]) -> Shaped[Vectors, "_ D"]:
     """Return `vectors[:size]` and `more` in one array; spare capacity at its end makes small additions cheap."""
     total = size + len(more)
     if total > len(vectors) or not vectors.flags.writeable:
@@ -214,5 +216,5 @@ def _append_vectors(vectors: Vectors, size: int, more: Vectors) -> Vectors:
     return vectors
 
 
-def _is_identity(rows: Rows) -> bool:
+def _is_identity(rows: Shaped[Rows, "P"]) -> bool:
     return bool((rows == np.arange(len(rows))).all())

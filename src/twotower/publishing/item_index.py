@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
 from twotower.arrays.types import Floats
 from twotower.errors import RunError
-from twotower.index import (
-    Index,
-    Metric,
-    MilvusLocation,
-    build_index,
-    choose_index,
-    choose_milvus_type,
-    measure_recall,
-    tune_index,
-)
-from twotower.index.choose import IndexConfig
+from twotower.index import Index, Metric, measure_recall, tune_index
+from twotower.index.protocol import IndexConfig, Publication
 from twotower.store.manifest import IndexFacts, RecallCheck
-from twotower.store.milvus_collections import MilvusCollections
 
 log = logging.getLogger(__name__)
 
 
-def build_item_index(
-    items: Floats, metric: Metric, config: IndexConfig, model: str, collections: MilvusCollections | None
-) -> Index:
+def build_item_index(items: Floats, metric: Metric, config: IndexConfig, publication: Publication) -> Index:
     """Return the index of the item vectors (I, D) under their rows, of the kind that the config names or that suits them.
 
-    A new collection in Milvus is registered before it is created. Raises RunError if no vector can be indexed."""
-    location = None
-    if config.kind == "milvus":
-        type_, why = (config.type, "set by index.type")
-        if config.type == "auto":
-            type_, why = choose_milvus_type(len(items))
-        assert type_ != "auto"
-        kind, params = "milvus", None
-
-        def on_create(name: str) -> None:
-            if collections is not None:
-                collections.register(uri, name)
-            log.info(f"index: collection {name} at {uri}")
-
-        # An absolute path: the service may run in another folder.
-        uri = config.uri if "://" in config.uri else str(Path(config.uri).absolute())
-        location = MilvusLocation(uri, config.prefix, type_, config.timeout, model, on_create)
-        log.info(f"index: milvus {type_} ({why})")
-    elif config.kind == "auto":
-        kind, params, why = choose_index(len(items), metric)
-        log.info(f"index: {kind} ({why})")
-    else:
-        kind, params = config.kind, None
-        log.info(f"index: {kind} (set by index.kind)")
-    index = build_index(kind, items, np.arange(len(items)), metric, params, location)
+    Raises RunError if no vector can be indexed."""
+    chosen, why = config.choose(len(items), metric)
+    log.info(f"index: {chosen.label} ({why})")
+    index = chosen.build(items, np.arange(len(items)), metric, publication)
     if len(index.rejected):
         log.warning(f"{len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
     if not len(index):

@@ -27,7 +27,7 @@ from twotower.features.encoders import Encoders
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_json, read_text
-from twotower.index.choose import IndexConfig
+from twotower.index.protocol import IndexConfig, Publication
 from twotower.onnx.export import export_tower
 from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
 from twotower.reports.model_card import model_card
@@ -38,11 +38,14 @@ from twotower.runs import Run
 from twotower.runs.folder import reading_folder, run_stamp
 from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts, Counts
-from twotower.store.milvus_collections import MilvusCollections
+from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")
+"""Distributions whose versions a manifest notes."""
 
 COPIED_FILES = (layout.CONFIG, layout.ENCODERS, layout.VOCABULARIES, layout.WEIGHTS, layout.MODEL, layout.METRICS)
 
@@ -58,14 +61,14 @@ def publish(
     """Publish a run as the current bundle of a store, which is created if it does not exist.
 
     The index is tuned to `config.min_recall` with one half of a sample of users and checked with the other half; a bundle
-    below it is refused, unless `force`, which the history records. An index in Milvus is a new collection, to which the
-    alias moves once the bundle is current. Raises RunError, with the store unchanged.
+    below it is refused, unless `force`, which the history records. A remote index is a new collection, to which the alias
+    moves once the bundle is current. Raises RunError, with the store unchanged.
     """
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
     config = config or run.config.index
     opened = Store.create(store)
-    collections = MilvusCollections(opened)
+    collections = RemoteCollections(opened)
     try:
         bundle = opened.publish(
             lambda folder: _write(run, config, folder, collections), _probe, reason=reason, force=force
@@ -83,7 +86,7 @@ def _write(
     run: Run,
     config: IndexConfig,
     folder: Path,
-    collections: MilvusCollections | None = None,
+    collections: RemoteCollections | None = None,
 ) -> BundleFacts:
     """Write the files of a bundle into a folder, and return the facts of its manifest."""
     assert run.folder is not None
@@ -101,7 +104,8 @@ def _write(
     factors = run.factors(TEST)
     items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
     _check_users(users)
-    index = build_item_index(items, run.model.config.metric, config, model, collections)
+    register = None if collections is None else collections.register
+    index = build_item_index(items, run.model.config.metric, config, Publication(model, register))
     recall_check = tune_and_check(index, users[_query_users(run, config.queries)], config)
     index.save(folder / layout.INDEX)
     np.save(folder / layout.USER_VECTORS, users)
@@ -128,8 +132,7 @@ def _write(
         schema_hash=_digest(run.dataset.schema.model_dump_json()),
         vocab_hash=_digest(read_text(folder / layout.ENCODERS)),
         versions={"twotower": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")}
-        | ({"pymilvus": version("pymilvus")} if index.remote else {}),
+        | {name: version(name) for name in (*PACKAGES, *index.options.packages)},
     )
 
 

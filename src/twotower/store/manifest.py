@@ -12,18 +12,7 @@ import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    StrictBool,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, StrictStr, ValidationError
 from pydantic.types import Strict
 
 from twotower import files
@@ -33,10 +22,8 @@ from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
-from twotower.kinds import untrusted_kind
-from twotower.section import Section
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 4
 """Version of the manifest that is written, and the only one that is read."""
 
 _MAX_BYTES = 16 << 20
@@ -80,10 +67,10 @@ class RecallCheck(_Facts):
 
 
 class IndexFacts(_Facts):
-    """Kind and parameters of the index, the number of rejected vectors, and the collection of an index in Milvus."""
+    """Kind and parameters of the index, the number of rejected vectors, and the collection of a remote index."""
 
     kind: StrictStr
-    params: dict[str, StrictInt]
+    params: JsonObject
     search_params: dict[str, StrictInt]
     rejected: Count
     uri: StrictStr = ""
@@ -106,8 +93,8 @@ class BundleFacts(_Facts):
     dims: Count
     metric: Literal["cosine", "dot"]
     counts: Counts
-    table_schema: JsonObject = Field(alias="schema")
-    split: JsonObject
+    table_schema: Schema = Field(alias="schema")
+    split: SplitConfig
     similarity: Literal["cosine", "dot"]
     bias: StrictBool
     recall_check: RecallCheck
@@ -118,26 +105,11 @@ class BundleFacts(_Facts):
     vocab_hash: StrictStr
     versions: dict[str, StrictStr]
 
-    @field_validator("table_schema", "split", mode="before")
-    @classmethod
-    def _dumped(cls, value: JsonValue | Section) -> JsonValue:
-        return value.model_dump(mode="json") if isinstance(value, Section) else value
-
-    @field_validator("table_schema", "split")
-    @classmethod
-    def _valid(cls, value: JsonObject, info: ValidationInfo) -> JsonObject:
-        try:
-            (Schema if info.field_name == "table_schema" else SplitConfig).model_validate(value)
-        except ValidationError as e:
-            if untrusted_kind(e) is None:
-                raise
-        return value
-
 
 class Manifest(BundleFacts):
     """A validated manifest."""
 
-    schema_version: Literal[5]
+    schema_version: Literal[4]
     bundle: StrictStr
     created: StrictStr
     forced: StrictBool
@@ -148,15 +120,6 @@ class Manifest(BundleFacts):
     def sha256(self) -> dict[str, str]:
         """SHA-256 of each file by path."""
         return {entry.path: entry.sha256 for entry in self.files}
-
-    def read_sections(self) -> tuple[Schema, SplitConfig]:
-        """Return the schema and the split. Raises BundleError if they name a kind of elsewhere that is not imported; a
-        bundle makes nobody import it."""
-        try:
-            return Schema.model_validate(self.table_schema), SplitConfig.model_validate(self.split)
-        except ValidationError as e:
-            foreign = untrusted_kind(e)
-            raise BundleError(f"bundle {self.bundle}: {foreign.in_data if foreign else problem(e)}", "kinds") from None
 
 
 def manifest_digest(body: JsonObject) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from twotower.arrays.types import Rows, Vectors
+from twotower.arrays.types import Rows, Shaped, Vectors
 
 
 class Selector(Protocol):
@@ -24,14 +24,16 @@ class FaissEngine(Protocol):
     ntotal: int
     is_trained: bool
 
-    def add(self, x: Vectors) -> None:
-        """Add vectors (n, d) at the next positions."""
+    def add(self, x: Shaped[Vectors, "n W"]) -> None:
+        """Add vectors at the next positions."""
 
-    def train(self, x: Vectors) -> None:
-        """Learn centroids from vectors (n, d)."""
+    def train(self, x: Shaped[Vectors, "n W"]) -> None:
+        """Learn centroids from vectors."""
 
-    def search(self, x: Vectors, k: int, *, params: SearchParameters | None = None) -> tuple[Vectors, Rows]:
-        """Return distances or scores (B, k) and positions (B, k), -1 where fewer are found."""
+    def search(
+        self, x: Shaped[Vectors, "B W"], k: int, *, params: SearchParameters | None = None
+    ) -> tuple[Shaped[Vectors, "B k"], Shaped[Rows, "B k"]]:
+        """Return distances or scores, and positions, -1 where fewer are found."""
 
 
 class ClusteringParameters(Protocol):

@@ -24,9 +24,9 @@ def read_faiss(path: Path, mmap: bool = True) -> FaissEngine:
     """
     try:
         size = path.stat().st_size
-        faiss.set_deserialization_vector_byte_limit(min(FILE_ARRAY_MAX_BYTES, 2 * size + (1 << 20)))
-        faiss.set_deserialization_loop_limit(min(FILE_LOOP_MAX_ITEMS, size + (1 << 20)))
-        engine: FaissEngine = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        faiss().set_deserialization_vector_byte_limit(min(FILE_ARRAY_MAX_BYTES, 2 * size + (1 << 20)))
+        faiss().set_deserialization_loop_limit(min(FILE_LOOP_MAX_ITEMS, size + (1 << 20)))
+        engine: FaissEngine = faiss().read_index(str(path), faiss().IO_FLAG_MMAP_IFC if mmap else 0)
         damage = find_damage(engine)
     except (OSError, RuntimeError, ValueError, MemoryError, AttributeError, OverflowError) as e:
         lines = str(e).strip().splitlines() or [type(e).__name__]

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
 
-from twotower.arrays.sets import is_in_sorted
-from twotower.arrays.types import Rows, Vectors
+from twotower.arrays.types import Array, Rows, Shaped, Vectors
 from twotower.errors import RunError
 from twotower.files import layout
 from twotower.index.approximate import ApproximateIndex, Effort
 from twotower.index.faiss.engine import FaissEngine, SearchParameters, Selector
 from twotower.index.faiss.engine_file import read_faiss, verify_file
 from twotower.index.faiss.setup import faiss, faiss_settings
-from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK, rescore
+from twotower.index.protocol import IndexConfig
+from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK
 from twotower.index.vector_store import Metric
 
 FAISS_MIN_VECTORS = 256
 """Smallest index that FAISS searches; with fewer vectors search is exact, since centroids cannot be learned."""
-EXACT_MAX_ROWS = 8192
-"""Default of `exact_max_rows`: few rows pass a selector, and a graph search loses its connections."""
-Bitmap = npt.NDArray[np.uint8]
 
 
 class FaissIndex(ApproximateIndex):
@@ -38,19 +34,17 @@ class FaissIndex(ApproximateIndex):
     types: ClassVar[tuple[str, ...]] = ()
     """FAISS classes of the engine."""
 
-    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None = None) -> None:
-        super().__init__(width, metric, params)
+    def __init__(self, options: IndexConfig, width: int, metric: Metric) -> None:
+        super().__init__(options, width, metric)
         self._engine: FaissEngine | None = None
         self._mapped = False
-        self._alive_bits: Bitmap | None = None
-        self.exact_max_rows = EXACT_MAX_ROWS
-        """Number of allowed rows up to which a search is exact; at least a 32nd of all rows."""
+        self._alive_bits: npt.NDArray[np.uint8] | None = None
 
     # The FAISS engine of a subclass
 
     @abstractmethod
-    def _new_engine(self, vectors: Vectors) -> FaissEngine:
-        """Return an empty FAISS index trained on a sample of vectors (N, D)."""
+    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> FaissEngine:
+        """Return an empty FAISS index trained on a sample of the vectors."""
 
     @abstractmethod
     def _faiss_params(self, factor: int, fetch: int, selector: Selector | None) -> SearchParameters | None:
@@ -74,44 +68,43 @@ class FaissIndex(ApproximateIndex):
                 self._mapped = False
             elif self._mapped and kept < size:
                 # FAISS aborts the process where a mapped index is added to.
-                self._engine, self._mapped = faiss.deserialize_index(faiss.serialize_index(self._engine)), False
+                self._engine, self._mapped = faiss().deserialize_index(faiss().serialize_index(self._engine)), False
             for start in range(kept, size, 1 << 18):
                 self._engine.add(self._engine_vectors(vectors[start : start + (1 << 18)]))
 
     # Search
 
     def _prefers_exact(self, k: int, scope: SearchScope) -> bool:
-        few = max(self.exact_max_rows, len(self._store.rows) // 32)
-        return self._engine is None or (scope.only is not None and len(scope.only) <= few)
+        few = scope.only is not None and len(scope.only) <= len(self._store.rows) // 32
+        return self._engine is None or few or super()._prefers_exact(k, scope)
 
     def _search_candidates(
-        self, queries: Vectors, k: int, scope: SearchScope, effort: Effort, todo: Rows, top: TopK
-    ) -> Rows:
+        self,
+        queries: Shaped[Vectors, "B D"],
+        k: int,
+        scope: SearchScope,
+        effort: Effort,
+        todo: Shaped[Rows, "b"],
+        top: TopK,
+    ) -> Shaped[Rows, "_"]:
         assert self._engine is not None
-        rows, short = self._store.rows, []
-        banned = scope.of(todo).banned
-        only_ban = banned[0] if banned is not None and len(todo) == 1 else None
-        selector, _alive_bits = self._selector(scope.only, only_ban)
-        extra = 0 if banned is None or only_ban is not None else max(map(len, banned))
-        fetch = min(len(rows), self._candidates(k, extra) * effort.more)
+        banned, single = scope.banned, len(todo) == 1
+        bits = self._permitted(scope.only, banned[todo[0]] if banned is not None and single else None)
+        selector = None if bits is None else faiss().IDSelectorBitmap(bits)  # which reads `bits`
+        rest = SearchScope(None, None if single else banned, scope.remaining)
+        hidden = 0 if rest.banned is None else max(len(rest.banned[number]) for number in todo)
+        fetch = min(len(self._store.rows), self._candidates(k, hidden) * effort.more)
         params = self._faiss_params(effort.factor, fetch, selector)
-        step = max(1, RESCORED_NUMBERS // (fetch * self.width))
+        step, short = max(1, RESCORED_NUMBERS // (fetch * self.width)), []
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
             with faiss_settings(self.threads, self._engine_width):
                 _, at = self._engine.search(self._engine_queries(queries[some]), fetch, params=params)
-            good = (at >= 0) & (at < len(rows))
-            at[~good] = 0
-            good &= rows[at] >= 0
-            if extra and banned is not None:
-                for line, ban in enumerate(banned[start : start + step]):
-                    good[line] &= ~is_in_sorted(ban, at[line])
-            top.rows[some], top.scores[some] = rescore(self._store, queries[some], at, k, good)
-            short.append(some[good.sum(axis=1) < np.minimum(k, scope.remaining[some])])
+            short.append(self._rescore(queries, k, rest, some, at, top))
         return np.concatenate(short)
 
-    def _selector(self, only: Rows | None, banned: Rows | None) -> tuple[Selector | None, Bitmap | None]:
-        """Return a FAISS selector, None for all positions, and the bit array that it reads, which must stay alive."""
+    def _permitted(self, only: Shaped[Rows, "_"] | None, banned: Shaped[Rows, "_"] | None) -> Shaped[Array, "_"] | None:
+        """Return a bit for each position, set where a search may find it; None for all positions."""
         rows = self._store.rows
         if self._alive_bits is None:
             self._alive_bits = np.packbits(rows >= 0, bitorder="little")
@@ -122,12 +115,12 @@ class FaissIndex(ApproximateIndex):
         elif banned is not None and len(banned):
             bits = self._alive_bits.copy()
         elif len(self) == len(rows):
-            return None, None
+            return None
         else:
             bits = self._alive_bits
         if banned is not None and len(banned):
             np.bitwise_and.at(bits, banned >> 3, ~np.left_shift(1, banned & 7).astype(np.uint8))
-        return faiss.IDSelectorBitmap(bits), bits
+        return bits
 
     # Files
 
@@ -135,22 +128,18 @@ class FaissIndex(ApproximateIndex):
         super()._save_engine(folder)
         if self._engine is not None:
             try:
-                faiss.write_index(self._engine, str(folder / layout.INDEX_FAISS))
+                faiss().write_index(self._engine, str(folder / layout.INDEX_FAISS))
             except RuntimeError as e:
                 raise RunError(f"{folder}: cannot be written ({str(e).splitlines()[-1]})") from e
 
-    @classmethod
-    def restore(cls, folder: Path, facts: dict[str, JsonValue], mmap: bool, verify: bool) -> Self:
-        index = super().restore(folder, facts, mmap, verify)
-        if len(index._store.rows) < FAISS_MIN_VECTORS:
-            return index
+    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
+        size = len(self._store.rows)
+        if size < FAISS_MIN_VECTORS:
+            return
         path = folder / layout.INDEX_FAISS
         if verify:
             verify_file(path)
         engine = read_faiss(path, mmap)
-        if type(engine).__name__ not in cls.types or (engine.ntotal, engine.d) != (
-            len(index._store.rows), index._engine_width,
-        ):  # fmt: skip
-            raise RunError(f"{path}: not the {cls.kind} index of this folder ({type(engine).__name__})")
-        index._engine, index._mapped = engine, mmap
-        return index
+        if type(engine).__name__ not in self.types or (engine.ntotal, engine.d) != (size, self._engine_width):
+            raise RunError(f"{path}: not the {self.kind} index of this folder ({type(engine).__name__})")
+        self._engine, self._mapped = engine, mmap

@@ -16,12 +16,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np  # before FAISS, so that numpy's OpenBLAS chooses for itself
+
+from twotower.errors import ConfigError
 
 CORETYPE_VARIABLE = "OPENBLAS_CORETYPE"
 BLAS_MIN_QUERIES = 10
@@ -94,20 +98,36 @@ def _cpuinfo() -> str:
     return path.read_text(encoding="utf-8", errors="replace") if "faiss" not in sys.modules and path.is_file() else ""
 
 
-faiss, _use_blas = load_faiss(_cpuinfo())
+_load = cache(lambda: load_faiss(_cpuinfo()))
+_load_lock = threading.Lock()
+
+
+def _loaded() -> tuple[ModuleType, bool]:
+    """Return FAISS, imported at the first call, and True if its BLAS is correct. Raises ConfigError if FAISS is missing."""
+    try:
+        with _load_lock:
+            return _load()
+    except ModuleNotFoundError:
+        raise ConfigError("this index needs FAISS; pip install faiss-cpu") from None
+
+
+def faiss() -> ModuleType:
+    """Return FAISS. Raises ConfigError if it is missing."""
+    return _loaded()[0]
 
 
 @contextmanager
-def faiss_settings(threads: int, width: int, use_blas: bool = _use_blas) -> Iterator[None]:
+def faiss_settings(threads: int, width: int, use_blas: bool = True) -> Iterator[None]:
     """Set the OpenMP threads of FAISS calls of this thread within the block, and the size from which on FAISS uses BLAS.
 
     `width` is the dimension of the vectors.
     """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
+    library, correct = _loaded()
+    before = library.omp_get_max_threads()
+    library.omp_set_num_threads(threads)
     # The threshold is global to the process: concurrent calls with another dimension may be slower, never wrong.
-    faiss.cvar.distance_compute_blas_threshold = BLAS_MIN_QUERIES * width if use_blas else BLAS_OFF
+    library.cvar.distance_compute_blas_threshold = BLAS_MIN_QUERIES * width if use_blas and correct else BLAS_OFF
     try:
         yield
     finally:
-        faiss.omp_set_num_threads(before)
+        library.omp_set_num_threads(before)

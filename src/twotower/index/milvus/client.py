@@ -20,10 +20,9 @@ import numpy as np
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from twotower.arrays.types import Rows, Vectors
+from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import ConfigError, RunError, Unavailable
-from twotower.index.deadline import remaining_seconds
-from twotower.index.milvus.location import CONNECT_TIMEOUT
+from twotower.index.deadline import CONNECT_TIMEOUT, remaining_seconds
 
 TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
 READ_SECONDS = 10.0
@@ -105,8 +104,8 @@ class MilvusConnection:
             )
         )
 
-    def insert(self, name: str, rows: Rows, vectors: Vectors) -> None:
-        """Insert rows (n,) with vectors (n, width). Raises RunError."""
+    def insert(self, name: str, rows: Shaped[Rows, "n"], vectors: Shaped[Vectors, "n W"]) -> None:
+        """Insert rows with vectors. Raises RunError."""
         batch = [{"row": row, "vector": vector} for row, vector in zip(rows.tolist(), vectors, strict=True)]
         self._write(lambda t: self._milvus.insert(name, batch, timeout=t))
 
@@ -161,15 +160,15 @@ class MilvusConnection:
     def search(
         self,
         name: str,
-        queries: Vectors,
+        queries: Shaped[Vectors, "B W"],
         k: int,
         params: dict[str, int],
         metric: str,
-        allowed: Rows | None,
-        banned: Rows | None,
+        allowed: Shaped[Rows, "_"] | None,
+        banned: Shaped[Rows, "_"] | None,
         with_vectors: bool,
     ) -> list[list[Hit]]:
-        """Return up to `k` hits of each query (B, width), in descending order of score.
+        """Return up to `k` hits of each query, in descending order of score.
 
         Hits are among the ascending rows `allowed` and not among `banned`; `with_vectors` adds their vectors. Raises
         CollectionError, Unavailable.
@@ -188,8 +187,8 @@ class MilvusConnection:
         )  # fmt: skip
         return list(found)
 
-    def fetch(self, name: str, rows: Rows, width: int) -> Vectors:
-        """Return the vectors (n, width) of distinct rows (n,). Raises CollectionError if rows are missing, Unavailable."""
+    def fetch(self, name: str, rows: Shaped[Rows, "n"], width: int) -> Shaped[Vectors, "n W"]:
+        """Return the vectors of distinct rows, of dimension `width`. Raises CollectionError if rows are missing, Unavailable."""
         out = np.empty((len(rows), width), np.float32)
         step = page_rows(width)
         for start in range(0, len(rows), step):
@@ -305,7 +304,7 @@ def page_rows(width: int) -> int:
     return max(1, min(4096, MESSAGE_MAX_BYTES // (4 * width)))
 
 
-def _row_condition(rows: Rows) -> str:
+def _row_condition(rows: Shaped[Rows, "_"]) -> str:
     """Return the filter expression for ascending rows."""
     if len(rows) and int(rows[-1]) - int(rows[0]) + 1 == len(rows):
         return f"row >= {rows[0]} and row <= {rows[-1]}"

@@ -16,43 +16,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self, get_args
 
 import numpy as np
-from pydantic import JsonValue
 
 from twotower import files
 from twotower.arrays.sets import is_in_sorted
-from twotower.arrays.types import Rows, Vectors
-from twotower.errors import ConfigError, RunError, TwoTowerError
+from twotower.arrays.types import Rows, Shaped, Vectors
+from twotower.errors import RunError
 from twotower.index.approximate import ApproximateIndex, Effort
-from twotower.index.description import AugmentedDescription, parse_description
-from twotower.index.exact import ExactIndex, complete_params
+from twotower.index.deadline import CONNECT_TIMEOUT
+from twotower.index.description import IndexDescription
+from twotower.index.exact import Exact
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
-from twotower.index.milvus.location import BUILD_PARAMS, SEARCH_PARAMS, MilvusLocation, MilvusType
+from twotower.index.milvus.milvus import Milvus, MilvusDescription
+from twotower.index.protocol import Publication
 from twotower.index.top_k import SearchScope, TopK, best, exact_scores
 from twotower.index.vector_store import Metric
 
 INSERT_ROWS = 4096
+EXACT_MAX_ROWS = 1024
+"""Default of `exact_max_rows`: so many vectors are fetched with one call."""
 
 
-class MilvusDescription(AugmentedDescription):
-    """Description of an index in Milvus, with the location of its collection."""
-
-    type: MilvusType
-    uri: str
-    alias: str
-    collection: str
-    model: str
-    nlist: int
+SEARCH_PARAMS: dict[str, dict[str, int]] = {
+    "FLAT": {}, "IVF_FLAT": {"nprobe": 16}, "IVF_SQ8": {"nprobe": 16, "refine": 2}, "HNSW": {"ef": 64},
+}  # fmt: skip
+"""Search parameters of each index type of Milvus, with their defaults."""
 
 
 @dataclass(frozen=True)
 class MilvusLimits:
     """Limits that decide how a search is made."""
 
-    exact_max_rows: int = 1024
-    """Number of allowed rows up to which their vectors are fetched and scored exactly."""
     named_max_rows: int = 16_384
     """Largest number of rows in a filter expression; with more allowed rows, hits outside them are dropped after the search."""
     max_hits: int = 16_384
@@ -62,51 +57,40 @@ class MilvusLimits:
 class MilvusIndex(ApproximateIndex):
     """Index whose vectors are in a Milvus collection."""
 
-    kind = "milvus"
-    remote = True
-    description_type = MilvusDescription
+    options: Milvus
     efforts = (*ApproximateIndex.efforts, Effort(16, 16, True), Effort(16, sys.maxsize, True))
 
-    def __init__(self, width: int, metric: Metric, params: dict[str, int] | None, location: MilvusLocation) -> None:
-        """Create an empty index. Raises ConfigError, DataError."""
-        super().__init__(width, metric)
-        if location.type not in BUILD_PARAMS:
-            raise ConfigError(f"index.type is {location.type!r} (allowed: {', '.join(get_args(MilvusType))})")
-        self.params = complete_params(f"milvus {location.type}", BUILD_PARAMS[location.type], params)
-        self.search_params = dict(SEARCH_PARAMS[location.type])
-        self.location = location
+    def __init__(self, options: Milvus, width: int, metric: Metric, publication: Publication) -> None:
+        """Create an empty index. Raises DataError."""
+        super().__init__(options, width, metric)
+        self.search_params = dict(SEARCH_PARAMS[options.type])
+        self.exact_max_rows = EXACT_MAX_ROWS
         self.collection = ""
         """Name of the collection; an empty string until it is created."""
         self.limits = MilvusLimits()
+        self.connect_timeout = CONNECT_TIMEOUT
+        self._publication = publication
         self._nlist = 1
         self._is_remote = self._saved = False
         self._creation_lock = threading.Lock()
         self._cached_connection: MilvusConnection | None = None
 
-    @classmethod
-    def _empty(cls, width: int, metric: Metric, params: dict[str, int] | None, location: MilvusLocation | None) -> Self:
-        if location is None:
-            raise ConfigError("index kind 'milvus' needs a location")
-        return cls(width, metric, params, location)
-
     @property
     def model(self) -> str:
-        """SHA-256 of the model that made the vectors."""
-        return self.location.model
+        return self._publication.model
 
     @property
     def _connection(self) -> MilvusConnection:
         if self._cached_connection is None:
-            self._cached_connection = client = MilvusConnection(
-                self.location.uri, self.location.timeout, self.location.connect_timeout
-            )
+            options = self.options
+            self._cached_connection = client = MilvusConnection(options.uri, options.timeout, self.connect_timeout)
             weakref.finalize(self, client.close)
         return self._cached_connection
 
     @property
     def _description(self) -> str:
         """Description stored with a collection, to tell it from others."""
-        return f"model {self.location.model or '-'}, {len(self)} vectors, {self.metric}"
+        return f"model {self.model or '-'}, {len(self)} vectors, {self.metric}"
 
     @property
     def _milvus_metric(self) -> str:
@@ -119,24 +103,24 @@ class MilvusIndex(ApproximateIndex):
 
     # Changes
 
-    def vectors(self, rows: Rows) -> Vectors:
+    def vectors(self, rows: Shaped[Rows, "n"]) -> Shaped[Vectors, "m D"]:
         return self._fetch(self._store.known(rows))
 
-    def scores(self, query: Vectors) -> Vectors:
+    def scores(self, query: Shaped[Vectors, "1 D"]) -> Shaped[Vectors, "N"]:
         query = self._checked_queries(query, 1)[0]
         parts = [self._fetch(at) @ query for at in self._pages(self._store.sorted_positions)]
         found: Vectors = np.concatenate(parts) if parts else np.empty(0, np.float32)
         return found
 
-    def add(self, rows: Rows, vectors: Vectors) -> None:
+    def add(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
         self._download()
         super().add(rows, vectors)
 
-    def update(self, rows: Rows, vectors: Vectors) -> None:
+    def update(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
         self._download()
         super().update(rows, vectors)
 
-    def remove(self, rows: Rows) -> None:
+    def remove(self, rows: Shaped[Rows, "*_"]) -> None:
         self._download()
         super().remove(rows)
 
@@ -154,8 +138,8 @@ class MilvusIndex(ApproximateIndex):
         self._count_lists()
 
     def _count_lists(self) -> None:
-        if "nlist" in self.params and not self._is_remote:
-            wanted = self.params["nlist"] or round(4 * len(self) ** 0.5)
+        if "nlist" in self.options.params and not self._is_remote:
+            wanted = self.options.nlist or round(4 * len(self) ** 0.5)
             self._nlist = max(1, min(wanted, len(self) // 8, 65_536))
 
     def _create_collection(self) -> None:
@@ -163,8 +147,10 @@ class MilvusIndex(ApproximateIndex):
         with self._creation_lock:
             if self.collection:
                 return
-            name = f"{self.location.prefix}_{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"
-            self.location.on_create(name)
+            options, params = self.options, self.options.params
+            name = f"{options.prefix}_{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"
+            if self._publication.register is not None:
+                self._publication.register(self.kind, options.uri, name)
             self._norm_bound = 1.05 * self._store.max_norm
             self._connection.create_collection(name, self._engine_width, self._description)
             step = min(INSERT_ROWS, page_rows(self.width + 1))
@@ -172,12 +158,12 @@ class MilvusIndex(ApproximateIndex):
                 at = self._store.sorted_positions[start : start + step]
                 self._connection.insert(name, self._store.rows[at], self._engine_vectors(self._store.vectors[at]))
                 files.point("milvus.inserted")
-            params = {"nlist": self._nlist} if "nlist" in self.params else {}
-            if "m" in self.params:
-                params = {"M": max(2, self.params["m"]), "efConstruction": max(1, self.params["ef_construction"])}
-            self._connection.build_index(name, self.location.type, self._milvus_metric, params)
+            wanted = {"nlist": self._nlist} if "nlist" in params else {}
+            if "m" in params:
+                wanted = {"M": options.m, "efConstruction": options.ef_construction}
+            self._connection.build_index(name, options.type, self._milvus_metric, wanted)
             if (n := self._connection.count(name)) != len(self):
-                raise RunError(f"{self.location.uri}: {name} holds {n:,} rows, {len(self):,} were inserted")
+                raise RunError(f"{options.uri}: {name} holds {n:,} rows, {len(self):,} were inserted")
             self.collection = name
 
     # Search
@@ -188,13 +174,18 @@ class MilvusIndex(ApproximateIndex):
         return min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
 
     def _prefers_exact(self, k: int, scope: SearchScope) -> bool:
-        few = scope.only is not None and len(scope.only) <= self.limits.exact_max_rows
         exhaustive = self.search_params.get("ef", 0) >= len(self) > 0
-        return few or exhaustive or k + max(8, k // 8) > self._max_hits
+        return super()._prefers_exact(k, scope) or exhaustive or k + max(8, k // 8) > self._max_hits
 
     def _search_candidates(
-        self, queries: Vectors, k: int, scope: SearchScope, effort: Effort, todo: Rows, top: TopK
-    ) -> Rows:
+        self,
+        queries: Shaped[Vectors, "B D"],
+        k: int,
+        scope: SearchScope,
+        effort: Effort,
+        todo: Shaped[Rows, "b"],
+        top: TopK,
+    ) -> Shaped[Rows, "_"]:
         """Fill `top` for the queries `todo` with re-scored candidates; return the queries with too few.
 
         Up to `named_max_rows` allowed rows are named in the filter, and as many banned rows of one query.
@@ -239,26 +230,26 @@ class MilvusIndex(ApproximateIndex):
                     short.append(number)
         return np.asarray(short, np.int64)
 
-    def _search_exactly(self, queries: Vectors, k: int, scope: SearchScope) -> TopK:
+    def _search_exactly(self, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope) -> TopK:
         """Search exactly, with vectors fetched page by page if they are only in the collection."""
         if not self._is_remote:
             return super()._search_exactly(queries, k, scope)
         banned = None if scope.banned is None else [self._store.rows[b] for b in scope.banned]
         top = TopK.empty(len(queries), 0)
         for at in self._pages(self._store.sorted_positions if scope.only is None else scope.only):
-            page = ExactIndex.build(self._fetch(at), self._store.rows[at], self.metric)
+            page = Exact().build(self._fetch(at), self._store.rows[at], self.metric)
             page.threads = self.threads
             found, scores = page.search(queries, k, banned=banned)
             top = best(np.column_stack([top.rows, found]), np.column_stack([top.scores, scores]), k)
         return top
 
-    def _pages(self, positions: Rows) -> Iterator[Rows]:
+    def _pages(self, positions: Shaped[Rows, "_"]) -> Iterator[Shaped[Rows, "_"]]:
         step = page_rows(self.width + 1)
         for start in range(0, len(positions), step):
             yield positions[start : start + step]
 
-    def _fetch(self, positions: Rows) -> Vectors:
-        """Return the vectors (n, D) at positions (n,), from this process or from the collection."""
+    def _fetch(self, positions: Shaped[Rows, "n"]) -> Shaped[Vectors, "n D"]:
+        """Return the vectors at positions, from this process or from the collection."""
         if not self._is_remote:
             return self._store.vectors[positions]
         rows, back = np.unique(self._store.rows[positions], return_inverse=True)
@@ -268,10 +259,10 @@ class MilvusIndex(ApproximateIndex):
     # Files
 
     def describe(self) -> MilvusDescription:
-        location = self.location
+        options = self.options
         return MilvusDescription(
-            **super().describe().model_dump(), type=location.type, uri=location.uri, alias=location.prefix,
-            collection=self.collection, model=location.model, nlist=self._nlist,
+            **super().describe().model_dump(), type=options.type, uri=options.uri, alias=options.prefix,
+            collection=self.collection, model=self.model, nlist=self._nlist,
         )  # fmt: skip
 
     def save(self, folder: Path) -> None:
@@ -284,33 +275,25 @@ class MilvusIndex(ApproximateIndex):
     def _save_engine(self, folder: Path) -> None:
         np.save(folder / "rows.npy", self._store.sorted_rows)
 
-    @classmethod
-    def restore(cls, folder: Path, facts: dict[str, JsonValue], mmap: bool, verify: bool) -> Self:
-        """Load the index of a folder; `facts` is the content of its `index.json`.
+    def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
+        self._store.load_rows(folder)
+        rows = self._store.rows
+        if (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
+            raise ValueError("rows are repeated or of the wrong kind")
+        self._set_description(known)
 
-        Raises RunError, CollectionError if the collection does not match, Unavailable if Milvus does not answer.
-        """
-        try:
-            known = parse_description(MilvusDescription, facts)
-            if not known.collection:
-                raise ValueError("collection is empty")
-            location = MilvusLocation(known.uri, known.alias, known.type, model=known.model)
-            index = cls(known.width, known.metric, known.params, location)
-            index._store.load_rows(folder)
-            rows = index._store.rows
-            if (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
-                raise ValueError("rows are repeated or of the wrong kind")
-            index._set_description(known)
-        except (ValueError, KeyError, OverflowError, TwoTowerError) as e:
-            raise RunError(f"{folder}: not a usable index ({e})") from e
-        index._nlist, index.collection = max(1, known.nlist), known.collection
-        index._is_remote = index._saved = True
-        index._check()
-        return index
+    def _set_description(self, facts: IndexDescription) -> None:
+        assert isinstance(facts, MilvusDescription)
+        super()._set_description(facts)
+        if not facts.collection:
+            raise ValueError("collection is empty")
+        self._nlist, self.collection = max(1, facts.nlist), facts.collection
+        self._publication = Publication(facts.model)
+        self._is_remote = self._saved = True
 
-    def _check(self) -> None:
+    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
         """Raise CollectionError if the collection does not match the folder, Unavailable if Milvus does not answer."""
-        name, client = f"{self.location.uri}: {self.collection}", self._connection
+        name, client = f"{self.options.uri}: {self.collection}", self._connection
         width, descriptions = client.describe(self.collection)
         if width != self._engine_width:
             raise CollectionError(f"{name} has vectors of dimension {width}, expected {self._engine_width}", "mismatch")

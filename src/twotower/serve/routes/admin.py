@@ -15,7 +15,7 @@ from twotower.serve.console import Console
 from twotower.serve.problems import Problem
 from twotower.serve.routes.requests import json_response
 from twotower.serve.service import Service
-from twotower.store.milvus_collections import MilvusCollections
+from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 
 log = logging.getLogger("twotower.app")
@@ -46,9 +46,9 @@ def add_admin_routes(app: FastAPI, service: Service) -> None:
                 raise
             raise Problem("conflict", service.bundles.public_message(e)) from None
         try:
-            await service.bundles.with_store(lambda store: MilvusCollections(store).update_alias())
+            await service.bundles.with_store(lambda store: RemoteCollections(store).update_alias())
         except RunError as e:
-            log.warning("the Milvus alias was not updated", extra={"fields": {"detail": str(e)}})
+            log.warning("the alias of the index was not updated", extra={"fields": {"detail": str(e)}})
         await service.bundles.refresh()
         return json_response({"current": bundle.id, "serving": service.bundles.current_id})
 

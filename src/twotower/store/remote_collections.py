@@ -1,4 +1,4 @@
-"""The Milvus collections of a store: the alias of the current one, and the removal of unreferenced ones.
+"""The collections of remote indexes of a store: the alias of the current one, and the removal of unreferenced ones.
 
 COLLECTIONS.json    all collections that a publisher has begun to create and that have not been dropped
 
@@ -9,8 +9,8 @@ lock. A server may hold collections of other stores and programs: only listed co
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -19,18 +19,20 @@ from twotower.errors import RunError, TwoTowerError
 from twotower.escaping import python_literal
 from twotower.files import layout
 from twotower.files.readers import read_json
-from twotower.index.milvus.location import CONNECT_TIMEOUT
+from twotower.index import INDEXES
+from twotower.index.deadline import CONNECT_TIMEOUT
+from twotower.index.protocol import CollectionServer
 from twotower.store.store import Store
 
-if TYPE_CHECKING:
-    from twotower.index.milvus.client import MilvusConnection
+log = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES = 16 << 20
 
 
 class Collection(BaseModel):
-    """A collection at a server."""
+    """A collection at a server, made by an index of a kind."""
 
+    kind: str = "milvus"  # entries of earlier versions name none
     uri: str
     collection: str
 
@@ -39,15 +41,16 @@ _COLLECTIONS = TypeAdapter(list[Collection])
 
 
 class _IndexLocation(BaseModel):
-    """Location of an index in Milvus, all empty for other kinds."""
+    """Location of a remote index; all but the kind is empty for other indexes."""
 
+    kind: str = ""
     uri: str = ""
     alias: str = ""
     collection: str = ""
 
 
-class MilvusCollections:
-    """The Milvus collections of one store."""
+class RemoteCollections:
+    """The collections of the remote indexes of one store."""
 
     def __init__(self, store: Store, connect_timeout: float = CONNECT_TIMEOUT) -> None:
         """Read and change the collections of `store`. `connect_timeout` in seconds."""
@@ -56,11 +59,12 @@ class MilvusCollections:
         self._path = store.path / layout.COLLECTIONS
         self._registered: list[Collection] = []
 
-    def register(self, uri: str, name: str) -> None:
+    def register(self, kind: str, uri: str, name: str) -> None:
         """List a collection before it is created. The caller holds the store's lock. Raises RunError."""
-        made = Collection(uri=uri, collection=name)
+        made = Collection(kind=kind, uri=uri, collection=name)
         self._write([*self._listed(), made])
         self._registered.append(made)
+        log.info(f"index: collection {name} at {uri}")
 
     def drop_registered(self) -> None:
         """Drop the collections registered by this object that no bundle names; failures are left to `drop_unreferenced`."""
@@ -93,19 +97,17 @@ class MilvusCollections:
             if not found or not found.collection:
                 return ""
             try:
-                self._connect(found.uri).set_alias(found.alias, found.collection)
+                self._connect(found.kind, found.uri).set_alias(found.alias, found.collection)
             except TwoTowerError as e:
                 raise RunError(
                     f"{current} is current, but alias {found.alias} is not on its collection yet ({e}); "
-                    f"`gc(store={python_literal(self._store.path)})` moves it when Milvus answers"
+                    f"`gc(store={python_literal(self._store.path)})` moves it when the server answers"
                 ) from e
             if self._store.current_stamp()[0] == current:  # another process may have changed it meanwhile
                 return f"alias {found.alias}: {found.collection}"
 
-    def _connect(self, uri: str) -> MilvusConnection:
-        from twotower.index.milvus.client import MilvusConnection
-
-        return MilvusConnection(uri, connect_timeout=self._connect_timeout)
+    def _connect(self, kind: str, uri: str) -> CollectionServer:
+        return INDEXES.find(kind).connect(uri, self._connect_timeout)
 
     def _named(self) -> set[str] | None:
         """Return the collections that bundles name, None if the index of a bundle cannot be read."""
@@ -127,7 +129,7 @@ class MilvusCollections:
 
     def _drop(self, made: Collection) -> bool:
         try:
-            self._connect(made.uri).drop(made.collection)
+            self._connect(made.kind, made.uri).drop(made.collection)
         except TwoTowerError:
             return False
         return True

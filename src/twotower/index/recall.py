@@ -1,0 +1,60 @@
+"""Recall of an index against exact search, and the tuning of search parameters to a recall."""
+
+from __future__ import annotations
+
+from twotower.arrays.types import Shaped, Vectors
+from twotower.errors import ConfigError, DataError
+from twotower.index.protocol import Index
+
+
+def measure_recall(index: Index, queries: Shaped[Vectors, "B D"], k: int) -> float:
+    """Return recall@k against exact search, averaged over queries. Equal scores count as found.
+
+    Queries are vectors of users. Item vectors as queries overestimate recall: each finds itself. Raises DataError for an
+    empty index or no queries.
+    """
+    return _recall(index, queries, k, _kth_exact_score(index, queries, k))
+
+
+def tune_index(index: Index, queries: Shaped[Vectors, "B D"], k: int, target: float) -> float:
+    """Set each search parameter of the index to the smallest value, to a sixteenth, with recall@k of at least `target`.
+
+    Parameters are tuned in the order of `search_limits`, while later ones are at their limits. If the limits themselves
+    miss the target, they stay. Returns the recall. Raises ConfigError for a target outside (0, 1], DataError.
+    """
+    if not 0 < target <= 1:
+        raise ConfigError(f"the target recall must be above 0 and at most 1, not {target}")
+    floor = _kth_exact_score(index, queries, k)
+    limits = index.search_limits()
+    index.search_params |= limits
+    recall = _recall(index, queries, k, floor)
+    if recall >= target:
+        for name, limit in limits.items():
+            low, high = 0, 1  # low misses the target
+            while high < limit:
+                index.search_params[name] = high
+                if (found := _recall(index, queries, k, floor)) >= target:
+                    recall = found
+                    break
+                low, high = high, high * 2
+            high = min(high, limit)
+            while high - low > max(1, high // 16):
+                index.search_params[name] = (low + high) // 2
+                if (found := _recall(index, queries, k, floor)) >= target:
+                    high, recall = index.search_params[name], found
+                else:
+                    low = index.search_params[name]
+            index.search_params[name] = high
+    return recall
+
+
+def _kth_exact_score(index: Index, queries: Shaped[Vectors, "B D"], k: int) -> Shaped[Vectors, "B 1"]:
+    """Return the k-th highest exact score of each query."""
+    if not len(index) or not len(queries):
+        raise DataError("recall needs an index with items and at least one query")
+    return index.search(queries, min(k, len(index)), exact=True)[1][:, -1:]
+
+
+def _recall(index: Index, queries: Shaped[Vectors, "B D"], k: int, floor: Shaped[Vectors, "B 1"]) -> float:
+    _, scores = index.search(queries, k)
+    return float((scores >= floor).sum() / (len(queries) * min(k, len(index))))
