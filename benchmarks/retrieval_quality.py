@@ -41,8 +41,11 @@ ROWS = [
 _ORDER = "model.pairs.0.user.fields=['order']"
 HISTORIES = {  # what --histories tries instead: file and settings, five epochs each
     "six decaying means": ("movielens-retrieve.toml", []),
-    "attention of a learned query": ("movielens-sequence.toml", [_ORDER, "schema.features.1.pooling='attention'"]),
-    "transformer, plain blocks": ("movielens-sequence.toml", [_ORDER, "model.pairs.0.user.history.block='plain'"]),
+    "attention of a learned query": (
+        "movielens-sequence.toml",
+        [_ORDER, "schema.features.1.pooling={kind='attention', window=128, heads=2, input_dropout=0.2}"],
+    ),
+    "transformer, plain blocks": ("movielens-sequence.toml", [_ORDER, "schema.features.1.pooling.block='plain'"]),
     "transformer, gated blocks": ("movielens-sequence.toml", [_ORDER]),
     "means beside gated blocks": ("movielens-sequence.toml", []),
 }

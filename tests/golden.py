@@ -78,9 +78,12 @@ def pair(**tower: Any) -> dict[str, Any]:
     return {"pairs": [{"user": {"layers": [8]} | tower, "item": {"layers": [8]} | tower}]}
 
 
-def reading(**history: Any) -> dict[str, Any]:
-    """A user tower that reads histories by attention."""
-    return {"pairs": [{"user": {"layers": [8], "history": {"heads": 2} | history}, "item": {"layers": [8]}}]}
+POOLINGS: dict[str, dict[str, Any]] = {
+    "attention": {"window": 128, "heads": 2},
+    "transformer": {"window": 128, "heads": 2},
+    "transformer, plain blocks": {"window": 128, "heads": 2, "block": "plain", "blocks": 1},
+}
+READING = pair(layers=[8])
 
 
 def branch(kind: str, **options: Any) -> dict[str, Any]:
@@ -107,14 +110,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "negatives full": ("everything", {"loss": SOFTMAX, "negatives": {"full": True}}),
     "negatives unmasked": ("everything", {"loss": SOFTMAX, "negatives": {"mask_positives": False}}),
     **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX}) for p in ("mean", "sqrt", "sum")},
-    **{
-        f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX, "train": EARLIER, "model": reading()})
-        for p in ("attention", "transformer")
-    },
-    "pooling transformer, plain blocks": (
-        "pooling transformer",
-        {"loss": SOFTMAX, "train": EARLIER, "model": reading(block="plain", blocks=1)},
-    ),
+    **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX, "train": EARLIER, "model": READING}) for p in POOLINGS},
     "pooling decay": ("pooling decay", {"loss": SOFTMAX, "train": EARLIER}),
     "branch mlp": ("even", branch("mlp", layers=[9, 7], layer_norm=True)),
     "branch cross": ("even", branch("cross")),
@@ -162,8 +158,7 @@ def world(name: str) -> Dataset:
         split = SplitConfig(kind=what)
         return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, split)
     if kind == "pooling":
-        limit = {"max_length": 128} if what in ("attention", "transformer") else {}
-        met = Sequence(name="met", side="user", width=8, **limit, pooling=what)
+        met = Sequence(name="met", side="user", width=8, pooling={"kind": what.split(",")[0]} | POOLINGS.get(what, {}))
         schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, met)})
         return build_dataset(check(*checkerboard(), schema), schema, Config().split)
     schema = EVEN if kind == "even" else EVERYTHING_SCHEMA

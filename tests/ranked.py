@@ -30,6 +30,8 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.features.schema import Schema, Sequence
+from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.transformer import Transformer
 from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
 
@@ -143,11 +145,11 @@ def world(name: str) -> Dataset:
     if name == "earlier":
         extra = (
             Sequence(
-                name="met", side="user", pooling="decay", share_embedding=False, rates=(0.5, 0.9), interactions="all"
+                name="met", side="user", pooling=Decay(rates=(0.5, 0.9)), share_embedding=False, interactions="all"
             ),
         )
     if name == "attention":
-        extra = (Sequence(name="met", side="user", pooling="transformer", max_length=128, width=8),)
+        extra = (Sequence(name="met", side="user", pooling=Transformer(window=128), width=8),)
     schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, *extra)})
     return build_dataset(check(*checkerboard(), schema), schema, Config().split)
 

@@ -17,6 +17,7 @@ from twotower.data import config
 from twotower.features import schema
 from twotower.index.protocol import IndexConfig
 from twotower.model import branches, two_tower
+from twotower.model.pooling import POOLINGS
 from twotower.train.losses import LOSSES
 from twotower.train.optimizers import OPTIMIZERS
 
@@ -43,7 +44,7 @@ def test_every_kind_has_a_case() -> None:
         ("split", get_args(config.SplitConfig.model_fields["kind"].annotation)),
         ("similarity", get_args(two_tower.ModelConfig.model_fields["similarity"].annotation)),
         ("branch", branches.BRANCHES.names),
-        ("pooling", get_args(schema.Pooling)),
+        ("pooling", POOLINGS.names),
         (
             "negatives",
             ("random", "full", "uniform", "popularity", "cross_batch_memory", "disliked", "hard", "attribute"),

@@ -38,7 +38,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
-        for key in data if isinstance(data, dict) else ():
+        for key in data if isinstance(data, dict) and cls.model_config["extra"] == "forbid" else ():
             if key not in (known := list(cls.model_fields)):
                 hint, allowed = did_you_mean(str(key), known), ", ".join(known)
                 raise PydanticCustomError(

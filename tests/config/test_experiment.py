@@ -23,6 +23,8 @@ from twotower.evaluation.metrics import metric_names
 from twotower.features.schema import FEATURE_KINDS, Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 from twotower.kinds import Kind, Kinds
 from twotower.model.branches import BRANCHES
+from twotower.model.pooling import POOLINGS
+from twotower.model.pooling.decay import Decay
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
 from twotower.section import Section, Tier
@@ -52,7 +54,7 @@ EVERY_OPTION = Schema(
         MultiHot(name="g", side="item", separator="\\n|\"'", min_count=2, min_rate=0.5),
         Vector(name="v", side="item", length=4),
         Sequence(name="s", side="item", interactions="negative", max_length=9, pooling="sum", share_embedding=True),
-        Sequence(name="d", side="user", pooling="decay", rates=(0.0, 0.25, 1.0), share_embedding=False),
+        Sequence(name="d", side="user", pooling=Decay(rates=(0.0, 0.25, 1.0)), share_embedding=False),
         Text(name="x", side="item", n=4, max_grams=70, min_count=2, hash_buckets=5, pooling="sqrt", max_length=0),
         Text(name="y", side="user", column="z", share_with="x"),
     ),
@@ -183,7 +185,7 @@ def test_the_template_names_every_option() -> None:
     for table in schema_tables()[1:]:
         for option in table.options:
             assert f"#   {option.key} = {option.default or '…'}  # {option.meaning}" in lines
-    assert {t.kind for t in schema_tables()} == {"", *FEATURE_KINDS}
+    assert {t.kind for t in schema_tables()} == {"", *FEATURE_KINDS, *POOLINGS.names}
     assert {t.kind for t in config_tables()} >= {"", *BRANCHES.names}
     for key in Schema.model_fields:
         assert key in text
@@ -350,7 +352,7 @@ def test_a_former_key_or_value_is_answered_with_the_present_one(tmp_path: Path, 
     key, _, value = old.partition(" = ")
     new = RENAMED[old]
     data = nested(key, value.strip("'") or 1)
-    told = f"{at(old)} is renamed to {at(new)}"
+    told = f"{at(old)} is renamed to {at(new) if new.startswith(old.split('.')[0]) else new}"
     path = written(tmp_path, tomli_w.dumps(data))
     with pytest.raises(ConfigError, match=re.escape(f"{path}: {told}") + "$"):
         load_config(path)
@@ -370,6 +372,7 @@ def test_a_former_key_or_value_is_answered_with_the_present_one(tmp_path: Path, 
 @pytest.mark.parametrize("new", RENAMED.values())
 def test_a_present_key_is_known(new: str) -> None:
     key, _, value = new.replace("model.pairs.item", "model.pairs.user").partition(" = ")
+    key = re.sub(r"features\.\w+\.pooling\.", "features.pooling.", key)
     known: dict[str, set[str]] = {}
     for table in (*config_tables(), *schema_tables()):
         of_feature = table.name == "schema.features" and table.kind
@@ -607,18 +610,34 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
         ),
         (
             "schema.features.2.pooling=max",
-            "pooling: input should be 'mean', 'sqrt', 'sum', 'decay', 'attention' or 'transformer', got 'max'",
+            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, decay, attention, transformer)",
         ),
-        ("schema.features.2.rates=[]", "features.2.rates: tuple should have at least 1 item"),
-        ("schema.features.2.rates=[0.5, 1.5]", "features.2.rates.1: input should be less than or equal to 1, got 1.5"),
+        ("schema.features.2.pooling.rates=[]", "features.2.pooling.rates: Tuple should have at least 1 item"),
+        (
+            "schema.features.2.pooling.rates=[0.5, 1.5]",
+            "features.2.pooling.rates.1: Input should be less than or equal to 1",
+        ),
+        ("schema.features.2.pooling.rate=1", "features.2.pooling: unknown key 'rate'; did you mean 'rates'?"),
+        (
+            "schema.features.2.pooling.window=9",
+            "features.2.pooling: pooling 'decay' reads the whole history; leave out",
+        ),
+        (
+            "schema.features.2.pooling=3",
+            "features.2.pooling: expected the name of a pooling or a section with its kind",
+        ),
+        ("schema.features.2.rates=[0.5]", "schema.features.2.rates is renamed to"),
+        ("model.pairs=[{user={history={heads=2}}}]", "model.pairs.0.user.history is renamed to"),
     ],
 )
 def test_a_setting_of_candidates_and_histories_out_of_range_is_refused(
     tmp_path: Path, override: str, words: str
 ) -> None:
-    feature = '[[schema.features]]\nname = "f"\nside = "user"\nkind = "sequence"\npooling = "decay"\n'
+    feature = '[[schema.features]]\nname = "f"\nside = "user"\nkind = "sequence"\npooling = { kind = "decay" }\n'
     path = written(tmp_path, IDS_TOML + feature + '[loss]\nkind = "softmax"\n')
-    assert load_config(path, ["negatives.hard_ranks=[3, 3]", "schema.features.2.rates=[0.0, 1.0]"])[0] is not None
+    assert (
+        load_config(path, ["negatives.hard_ranks=[3, 3]", "schema.features.2.pooling.rates=[0.0, 1.0]"])[0] is not None
+    )
     refused(path, [override], words)
 
 

@@ -10,11 +10,13 @@ from worlds import EVERYTHING_SCHEMA, everything
 
 import twotower
 from twotower.config.experiment import Config
-from twotower.config.reference import config_tables, options
+from twotower.config.reference import config_tables, options, schema_tables
 from twotower.config.toml import parse_config
 from twotower.features.schema import Feature, Sequence, Text
-from twotower.features.side import SIDES, SideName
 from twotower.model import branches
+from twotower.model.pooling import POOLINGS
+from twotower.model.pooling.attention import Attention
+from twotower.model.pooling.transformer import Transformer
 
 TABLES = everything()
 BASE: dict[str, Any] = {
@@ -40,8 +42,6 @@ HARD = CANDIDATES | {
     "negatives.hard_ratio": 10,
     "train.epochs": 5,
 }
-
-TRANSFORMER: dict[str, Any] = {"history": {"pooling": "transformer", "max_length": 6}}
 
 # Option -> a value that is not the base's, and what else must be set for it to matter.
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -74,12 +74,6 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.pairs.user.senet.enabled": (False, {}),
     "model.pairs.user.senet.squeeze": ("max", {}),
     "model.pairs.user.senet.reduction": (1.0, {}),
-    "model.pairs.user.history.block": ("plain", TRANSFORMER),
-    "model.pairs.user.history.blocks": (1, TRANSFORMER),
-    "model.pairs.user.history.heads": (2, TRANSFORMER),
-    "model.pairs.user.history.feed_forward": (1, TRANSFORMER),
-    "model.pairs.user.history.dropout": (0.5, TRANSFORMER),
-    "model.pairs.user.history.input_dropout": (0.5, TRANSFORMER),
     "loss.kind": ("softmax", {"negatives.random": 0}),
     "loss.mimic": (0.1, {"model.pairs.user.augment": True}),
     "negatives.full": (True, CANDIDATES),
@@ -206,9 +200,7 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
         schema = schema.model_copy(update={"features": features})
     if feature := changes.pop("history", None):
         features = tuple(f for f in schema.features if not isinstance(f, Sequence))
-        causal = changes.get("train.history_scope") == "causal"  # allows no sequence on the item side
-        sides: tuple[SideName, ...] = SIDES if feature.get("max_length") and not causal else ("user",)
-        features = (*features, *(Sequence(name="history", side=side, **feature) for side in sides))
+        features = (*features, Sequence(name="history", side="user", **feature))
         schema = schema.model_copy(update={"features": features})
     for key, value in changes.items():
         put(body, key, value)
@@ -265,10 +257,8 @@ def test_changing_an_option_of_a_branch_changes_an_output(kind: str, option: str
         ({}, {"pooling": "sum"}),
         ({}, {"pooling": "decay"}),
         ({}, {"share_embedding": False}),
-        ({}, {"pooling": "attention", "max_length": 9}),
-        ({"pooling": "attention", "max_length": 9}, {"pooling": "transformer", "max_length": 9}),
-        ({"pooling": "transformer", "max_length": 9}, {"pooling": "transformer", "max_length": 2}),
-        ({"pooling": "decay"}, {"pooling": "decay", "rates": (0.0, 0.5, 0.8, 0.93, 0.98, 0.99)}),
+        ({}, {"pooling": Attention(window=9)}),
+        ({"pooling": Attention(window=9)}, {"pooling": Transformer(window=9)}),
         ({"pooling": "decay", "interactions": "positive"}, {"pooling": "decay", "interactions": "negative"}),
     ],
 )
@@ -278,6 +268,40 @@ def test_changing_an_option_of_a_sequence_that_is_had_at_every_moment_changes_an
     base = CANDIDATES | {"train.history_scope": "causal"}
     assert outcome(base | {"history": {"interactions": "all"} | options}) != outcome(
         base | {"history": {"interactions": "all"} | other}
+    )
+
+
+# Option of a pooling -> a value that is not the default.
+POOLED: dict[tuple[str, str], Any] = {
+    ("decay", "rates"): [0.0, 0.5, 0.8, 0.93, 0.98, 0.99],
+    ("attention", "window"): 2,
+    ("attention", "heads"): 2,
+    ("attention", "input_dropout"): 0.5,
+    ("transformer", "window"): 2,
+    ("transformer", "block"): "plain",
+    ("transformer", "blocks"): 1,
+    ("transformer", "heads"): 2,
+    ("transformer", "feed_forward"): 1,
+    ("transformer", "dropout"): 0.5,
+    ("transformer", "input_dropout"): 0.5,
+}
+
+
+def test_every_option_of_a_pooling_is_covered() -> None:
+    assert {
+        (table.kind, option.key)
+        for table in schema_tables()
+        if table.name == "schema.features.pooling" and table.kind
+        for option in table.options
+    } | {(kind.kind, "window") for kind in POOLINGS if kind.reads_windows} == POOLED.keys()
+
+
+@pytest.mark.parametrize(("kind", "option", "value"), [(*of, value) for of, value in POOLED.items()])
+def test_changing_an_option_of_a_pooling_changes_an_output(kind: str, option: str, value: Any) -> None:
+    options = {"kind": kind} | ({"window": 9} if POOLINGS.find(kind).reads_windows else {})
+    base = CANDIDATES | {"train.history_scope": "causal"}
+    assert outcome(base | {"history": {"pooling": options}}) != outcome(
+        base | {"history": {"pooling": options | {option: value}}}
     )
 
 

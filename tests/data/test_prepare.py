@@ -31,6 +31,7 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.schema import Schema, Sequence
 from twotower.features.side import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.pooling.decay import Decay
 from twotower.retrieval.explanation import stored_history, stored_items
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
@@ -42,7 +43,7 @@ SCHEMA = EVERYTHING_SCHEMA.model_copy(
         "features": (
             *(f for f in EVERYTHING_SCHEMA.features if f.name != "fans"),
             Sequence(
-                name="met", side="user", interactions="all", pooling="decay", rates=(0.5, 0.9), share_embedding=False
+                name="met", side="user", interactions="all", pooling=Decay(rates=(0.5, 0.9)), share_embedding=False
             ),
         )
     }

@@ -267,7 +267,7 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
     api.publish(run, tmp_path / "store", config.index)
     bundle = tmp_path / "store" / "bundles" / (tmp_path / "store" / "CURRENT").read_text().strip()
     rewrite(bundle / "MANIFEST.json", schema_version=2)
-    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 4"):
+    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 5"):
         Bundle.open(bundle)
     text = (folder / "config.toml").read_text()
     for form in (1, 99):
@@ -276,21 +276,21 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
         with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 2; train the run again"):
             twotower.load(folder)
     (folder / "config.toml").write_text(text)
-    for form in (3, 2, 1, 5):
+    for form in (4, 3, 2, 1, 6):
         if prepared:
             rewrite(folder / "prepared" / "prepared.json", format=form, twotower="0.1.0")
-            words = rf"format {form}, made by twotower 0\.1\.0, this version reads 4; prepare the tables again"
+            words = rf"format {form}, made by twotower 0\.1\.0, this version reads 5; prepare the tables again"
             with pytest.raises(RunError, match=rf"prepared\.json: {words}"):
                 twotower.load(folder)
-            rewrite(folder / "prepared" / "prepared.json", format=4)
+            rewrite(folder / "prepared" / "prepared.json", format=5)
         rewrite(folder / "model.json", format=form)
-        with pytest.raises(RunError, match=rf"model\.json: format {form}, this version reads 4; train the run again"):
+        with pytest.raises(RunError, match=rf"model\.json: format {form}, this version reads 5; train the run again"):
             twotower.load(folder)
-        rewrite(folder / "model.json", format=4)
+        rewrite(folder / "model.json", format=5)
     assert facts(twotower.load(folder).dataset) == facts(run.dataset)
 
 
-@pytest.mark.parametrize("form", [3, 2, 1])
+@pytest.mark.parametrize("form", [4, 3, 2, 1])
 def test_fault_G9_a_prepared_folder_of_a_former_format_is_refused_by_name(tmp_path: Path, form: int) -> None:
     on_a_disk(log([BASE + n for n in range(12)]), schema(), LAST, tmp_path)
     rewrite(tmp_path / "out" / "prepared.json", format=form, twotower="0.1.0")

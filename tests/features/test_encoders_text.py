@@ -270,7 +270,7 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table(tmp_
     assert mine.values is theirs.values
     assert {"#mo", "mor", "#it", "ite"} <= set(mine.values.vocabulary.to_list())
     (field,), (other,) = data.encoders.fields("user"), data.encoders.fields("item")
-    assert (field.share_with, field.rows, field.pooling, other.share_with, other.pooling) == (
+    assert (field.share_with, field.rows, field.pooling.kind, other.share_with, other.pooling.kind) == (
         "label",
         other.rows,
         "sqrt",
@@ -301,7 +301,7 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table(tmp_
         ([{"n": 1}], "greater than or equal to 2, got 1"),
         ([{"n": 9}], "less than or equal to 8, got 9"),
         ([{"max_length": 2**31}], "less than 2147483648, got 2147483648"),
-        ([{"pooling": "decay"}], "input should be 'sum', 'mean' or 'sqrt', got 'decay'"),
+        ([{"pooling": "decay"}], r"pooling: 'q' is no history, and the pooling 'decay' needs the order of time \(allowed: mean, sqrt, sum\)"),
         ([{"max_gram": 9}], "unknown key.*did you mean 'max_grams'"),
     ],
 )  # fmt: skip

@@ -19,20 +19,25 @@ from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.evaluation.ranking import rank_catalogue
 from twotower.features.field import InputField
+from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Categorical, Schema, Sequence
-from twotower.model.attention import HistoryConfig, HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
+from twotower.model.attention import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
 from twotower.model.inputs.carriers import CONTEXT_DIVISOR, HistoryWindows, Padded
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.pooling import POOLINGS
+from twotower.model.pooling.attention import Attention
+from twotower.model.pooling.transformer import Transformer
 from twotower.train.trainer import Trainer
 
 WIDTH, ROWS = 8, 300
-POOLINGS = ("attention", "transformer")
+ATTENDING = ("attention", "transformer")
 
 
 def encoder(pooling: str = "transformer", limit: int = 1000, max_tokens: int = 2**14, **config: Any) -> HistoryEncoder:
     torch.manual_seed(0)
-    settings = HistoryConfig.model_validate({"heads": 2} | config)
-    made = HistoryEncoder(WIDTH, pooling, limit, settings, "history", max_tokens)
+    options = POOLINGS.parse({"kind": pooling, "window": limit, "heads": 2} | config)
+    assert isinstance(options, Attention | Transformer)
+    made = HistoryEncoder(WIDTH, options, "history", max_tokens)
     for p in made.parameters():  # no gate half open, no norm of ones
         p.data.add_(torch.randn_like(p) * 0.2)
     return made.eval()
@@ -49,7 +54,9 @@ def tensors(lengths: list[int], limit: int, seed: int = 0) -> tuple[SideTensors,
     # The numbers of the interactions say nothing about their order.
     history = Ragged(rng.integers(0, ROWS, n).astype(np.int32), offsets, rng.permutation(n))
     timeline = Ragged(history.source, offsets)  # type: ignore[arg-type]
-    field = InputField("history", "bag", rows=ROWS, pooling="transformer", limit=limit, sequence=True)
+    field = InputField(
+        "history", "bag", rows=ROWS, pooling=PoolingSpec(kind="transformer", window=limit), sequence=True
+    )
     side = Side(pl.DataFrame({"row": np.arange(len(lengths))}), {"history": history}, "row")
     return SideTensors(side, [field], "cpu", timeline), history
 
@@ -67,8 +74,16 @@ def one(model: HistoryEncoder, codes: list[int]) -> Tensor:
     return vectors[0]
 
 
-@pytest.mark.parametrize("config", [{}, {"block": "plain", "blocks": 1}, {"blocks": 3, "heads": 4}])
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    ("pooling", "config"),
+    [
+        ("attention", {}),
+        ("attention", {"heads": 4}),
+        ("transformer", {}),
+        ("transformer", {"block": "plain", "blocks": 1}),
+        ("transformer", {"blocks": 3, "heads": 4}),
+    ],
+)
 def test_a_moment_is_what_it_is_where_nothing_came_after(pooling: str, config: dict[str, Any]) -> None:
     model = encoder(pooling, **config)
     side, history = tensors([3, 0, 1, 17, 40, 2], limit=1000)
@@ -137,7 +152,7 @@ def test_a_batch_of_a_long_history_reads_only_what_its_moments_see() -> None:
     assert last == [known[i][-1] for i in some]
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", ATTENDING)
 def test_no_vector_changes_with_its_target_or_with_what_comes_later(pooling: str) -> None:
     model = encoder(pooling, limit=16)
     side, history = tensors([40, 7], limit=16)
@@ -170,7 +185,7 @@ def test_whole_histories_are_read_up_to_the_limit_without_what_is_left_out() -> 
     assert [[c for c in row if c >= 0] for row in bag.codes.tolist()] == wanted
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", ATTENDING)
 def test_many_histories_at_once_are_what_they_are_one_by_one(pooling: str) -> None:
     model = encoder(pooling, limit=20, max_tokens=50)  # several passes
     rng = np.random.default_rng(0)
@@ -202,7 +217,7 @@ def test_rotated_products_know_distances_only() -> None:
 
 
 def test_the_order_of_a_history_matters_to_a_transformer_and_to_attention() -> None:
-    for pooling in POOLINGS:
+    for pooling in ATTENDING:
         model = encoder(pooling)
         with torch.no_grad():
             assert not torch.allclose(one(model, [1, 2, 3, 4, 5]), one(model, [4, 2, 3, 1, 5]), atol=1e-3)
@@ -211,7 +226,7 @@ def test_the_order_of_a_history_matters_to_a_transformer_and_to_attention() -> N
 # ---- training
 
 
-def interleaved_world(n_users: int = 120, ring: int = 20, length: int = 18) -> Dataset:
+def interleaved_world(n_users: int = 120, ring: int = 20, length: int = 18, **options: Any) -> Dataset:
     """A user goes round two rings by turns, so that the next item follows the last but one."""
     rng = np.random.default_rng(0)
     rows = []
@@ -219,10 +234,11 @@ def interleaved_world(n_users: int = 120, ring: int = 20, length: int = 18) -> D
         starts = rng.integers(0, ring, 2)
         rows += [(u, int(t % 2 * ring + (starts[t % 2] + t // 2) % ring), t) for t in range(length)]
     user, item, time = zip(*rows, strict=True)
+    pooling = {"kind": "transformer", "window": 16, "heads": 2, "dropout": 0.0, "input_dropout": 0.0} | options
     schema = Schema(
         user_id="u", item_id="i", time="t", time_unit="order", duplicates="last",
         features=(
-            Sequence(name="order", side="user", pooling="transformer", max_length=16),
+            Sequence(name="order", side="user", pooling=pooling),
             Categorical(name="item", column="i", side="item"),
         ),
     )  # fmt: skip
@@ -230,15 +246,12 @@ def interleaved_world(n_users: int = 120, ring: int = 20, length: int = 18) -> D
     return build_dataset(check(None, None, actions, schema), schema, parse_config({"split": {"kind": "last"}})[1].split)
 
 
-HISTORY = {"heads": 2, "blocks": 2, "dropout": 0.0, "input_dropout": 0.0}
-
-
-def trainer(data: Dataset, tower: dict[str, Any] | None = None, **train: Any) -> Trainer:
+def trainer(data: Dataset, **train: Any) -> Trainer:
     config = settings(
         model={
             "width": 32, "similarity": "dot", "temperature": 1.0, "bias": False, "unknown_rate": 0.0,
             "pairs": [{
-                "user": {"layers": [32], "output_norm": True, "history": HISTORY} | (tower or {}),
+                "user": {"layers": [32], "output_norm": True},
                 "item": {"layers": []},
             }],
         },
@@ -252,8 +265,8 @@ def trainer(data: Dataset, tower: dict[str, Any] | None = None, **train: Any) ->
 
 @pytest.mark.parametrize("block", ["gated", "plain"])
 def test_a_world_whose_next_item_follows_the_last_but_one_is_learnt_by_a_transformer(block: str) -> None:
-    data = interleaved_world()
-    done = trainer(data, {"history": HISTORY | {"block": block}}, epochs=20, precision="bf16")
+    data = interleaved_world(block=block)
+    done = trainer(data, epochs=20, precision="bf16")
     done.run()
     factors = done.factors()
     _, _, hit = rank_catalogue(factors.users, factors.items, data.validation, [data.train], 1)
@@ -277,7 +290,7 @@ def test_a_resumed_transformer_ends_in_the_same_weights(tmp_path: Any) -> None:
 
 
 def test_pairs_with_other_interactions_as_history_train_attention_too() -> None:
-    data = interleaved_world(30)
+    data = interleaved_world(30, heads=4, dropout=0.2, input_dropout=0.2)
     config = settings(
         model={"width": 8, "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]},
         train={"epochs": 1, "monitor": "validation.recall@5"}, negatives={"random": 1}, split={"kind": "last"},
@@ -298,7 +311,7 @@ def test_pairs_with_other_interactions_as_history_train_attention_too() -> None:
 
 
 def test_attention_needs_a_limit() -> None:
-    with pytest.raises(ConfigError, match=r"reads a limited history; set max_length, such as 200"):
+    with pytest.raises(ConfigError, match=r"reads a limited history; set window, such as 200"):
         parse_config(
             {
                 "schema": {
@@ -313,21 +326,4 @@ def test_attention_needs_a_limit() -> None:
 
 def test_heads_must_share_the_width_in_pairs_of_numbers() -> None:
     with pytest.raises(ConfigError, match=r"width 8, which 3 heads cannot share.*multiple of 6"):
-        HistoryEncoder(8, "transformer", 5, HistoryConfig(heads=3), "history")
-
-
-def test_settings_of_attention_need_a_sequence_that_it_reads() -> None:
-    data = interleaved_world(30)
-    with pytest.raises(ConfigError, match="this tower reads none"):
-        Trainer(
-            data,
-            settings(
-                model={
-                    "width": 8,
-                    "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8], "history": {"heads": 2}}}],
-                },
-                split={"kind": "last"},
-                negatives={"random": 1},
-                train={"monitor": "validation.recall@5"},
-            ),
-        )
+        HistoryEncoder(8, Transformer(window=5, heads=3), "history")

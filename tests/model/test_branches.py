@@ -44,6 +44,7 @@ from twotower.model.branches.cross import Cross, CrossBranch
 from twotower.model.branches.fm import Fm
 from twotower.model.branches.mlp import Mlp, MlpBranch
 from twotower.model.head import TowerHead
+from twotower.model.pooling.decay import Decay
 from twotower.model.two_tower import TwoTower
 from twotower.reports import charts
 from twotower.retrieval.request import Request
@@ -257,7 +258,7 @@ def test_no_branch_is_dead_or_drowns_the_fields_at_the_start(kind: str, field_no
 
 
 def test_a_decaying_mean_counts_as_a_piece_for_each_of_its_rates() -> None:
-    history = Sequence(name="liked", side="user", interactions="positive", pooling="decay", rates=(0.0, 0.5, 1.0))
+    history = Sequence(name="liked", side="user", interactions="positive", pooling=Decay(rates=(0.0, 0.5, 1.0)))
     features = tuple(f for f in EVERYTHING_SCHEMA.features if f.name not in ("liked", "disliked"))
     of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": (*features, history)}))
     user = tower(fields=["uid", "liked"], branches=[branch("fm", senet=GATE), branch("bilinear")])

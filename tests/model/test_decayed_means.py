@@ -29,6 +29,9 @@ from twotower.model.decayed_means import inverse_weight_sum
 from twotower.model.embeddings import pool
 from twotower.model.inputs.carriers import SCAN_CHUNK, Bag, Inputs, Padded, Prefixes
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.pooling import POOLINGS
+from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.mean import Mean
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.train.batches import Batcher
 
@@ -43,7 +46,7 @@ SCHEMA: Schema = CHECKERBOARD_SCHEMA.model_copy(
             MultiHot(name="hobbies", side="user"),
             *(
                 Sequence(
-                    name=name, side="user", interactions=of, pooling="decay", rates=RATES, share_embedding=of == "all"
+                    name=name, side="user", interactions=of, pooling=Decay(rates=RATES), share_embedding=of == "all"
                 )
                 for of, name in KINDS.items()
             ),
@@ -142,7 +145,7 @@ def assert_pools_like_a_loop(
 ) -> None:
     """Values and the gradient of the table."""
     table = table_for(base()).requires_grad_()
-    found = pool(table, bag, pooling, rates if pooling == "decay" else ())
+    found = pool(table, bag, Decay(rates=rates) if pooling == "decay" else POOLINGS.parse(pooling))
     upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
     expected, gradient = pooled(table.detach(), rows, pooling, rates, upstream)
     torch.testing.assert_close(found.detach(), expected, atol=2e-5, rtol=1e-4)
@@ -206,10 +209,10 @@ def test_an_empty_batch_of_histories_is_zeros_everywhere() -> None:
     data = world([(u, 3, True, 0, TRAIN) for u in range(USERS)])
     inputs = before(data, np.arange(USERS))
     for name in KINDS.values():
-        assert not pool(table_for(data), bag_of(inputs, name), "decay", RATES).any()
-        assert not pool(table_for(data), bag_of(inputs, name), "mean").any()
+        assert not pool(table_for(data), bag_of(inputs, name), Decay(rates=RATES)).any()
+        assert not pool(table_for(data), bag_of(inputs, name), Mean()).any()
     empty = Padded(torch.full((2, 0), -1))
-    assert pool(table_for(data), empty, "decay", RATES).tolist() == [[0.0] * 12] * 2
+    assert pool(table_for(data), empty, Decay(rates=RATES)).tolist() == [[0.0] * 12] * 2
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.98, 0.9999, 1.0])
@@ -241,7 +244,7 @@ def test_memory_grows_with_the_interactions_of_a_batch_not_with_their_square(chu
     )
     table = torch.ones(2, width, requires_grad=True)
     with Largest() as largest:  # type: ignore[no-untyped-call]
-        found = pool(table, known, "decay", (0.5, 1.0))
+        found = pool(table, known, Decay(rates=(0.5, 1.0)))
         torch.autograd.backward(found.sum())
     torch.testing.assert_close(found, torch.ones(len(last), 2 * width))
     assert largest.n <= n * SCAN_CHUNK * 2 * width < n * n
@@ -252,8 +255,8 @@ def test_the_latest_interaction_alone_is_rate_zero_and_the_plain_mean_is_rate_on
     picked = np.flatnonzero((data.parts == TRAIN) & (data.pairs.user == 0))
     bag, table = before(data, picked).bags["seen"], table_for(data)
     assert isinstance(bag, Prefixes)
-    both = pool(table, bag, "decay", (0.0, 1.0)).view(len(picked), 2, 3)
-    torch.testing.assert_close(both[:, 1], pool(table, bag, "mean"), atol=1e-5, rtol=1e-4)
+    both = pool(table, bag, Decay(rates=(0.0, 1.0))).view(len(picked), 2, 3)
+    torch.testing.assert_close(both[:, 1], pool(table, bag, Mean()), atol=1e-5, rtol=1e-4)
     for row, codes in zip(both[:, 0], known(data, sequences(data)[0], picked.tolist()), strict=True):
         torch.testing.assert_close(row, table[codes[-1]] if codes else torch.zeros(3))
 
@@ -281,7 +284,7 @@ def test_what_comes_later_or_is_held_out_changes_no_state_and_what_came_before_d
 
     def states(changed: list[Row]) -> dict[str, Tensor]:
         inputs = before(world(changed), np.array([target]))
-        return {name: pool(table_for(base()), bag_of(inputs, name), "decay", RATES) for name in KINDS.values()}
+        return {name: pool(table_for(base()), bag_of(inputs, name), Decay(rates=RATES)) for name in KINDS.values()}
 
     def other(row: Row) -> Row:
         return (row[0], (row[1] + 1) % ITEMS, not row[2], row[3], row[4])

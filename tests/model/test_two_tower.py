@@ -38,6 +38,7 @@ from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.carriers import Bag, Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.layers import Dropout, gather
+from twotower.model.pooling import POOLINGS, resolve
 from twotower.model.senet import SenetConfig, SenetGate
 from twotower.model.towers import Tower, TowerConfig
 from twotower.model.two_tower import TwoTower
@@ -64,7 +65,7 @@ def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows:
     rng = torch.Generator().manual_seed(len(rows))
     table = torch.randn(5, 3, generator=rng, dtype=torch.float64).requires_grad_()
     upstream = torch.randn(len(rows), 3, generator=rng, dtype=torch.float64)
-    pooled = pool(table, bag_of(rows, 5), pooling)
+    pooled = pool(table, bag_of(rows, 5), POOLINGS.parse(pooling))
     expected, gradient = (
         torch.zeros(len(rows), 3, dtype=torch.float64),
         torch.zeros(5, 3, dtype=torch.float64),
@@ -331,7 +332,7 @@ def field_by_hand(embeddings: FieldEmbeddings, field: InputField, of: SideTensor
     table = other.rows_of(field.share_with) if field.share_with else embeddings.rows_of(field.name)
     bag = inputs.bags[field.name]
     assert isinstance(bag, Bag)
-    return pool(table, bag, field.pooling)
+    return pool(table, bag, resolve(field.pooling))
 
 
 @pytest.mark.parametrize(

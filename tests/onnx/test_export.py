@@ -26,6 +26,7 @@ from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
 from twotower.embedding.bulk import embed
 from twotower.errors import DataError, RunError
+from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Categorical, MultiHot, Schema, Sequence, Text
 from twotower.features.side import SIDES, SideName
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
@@ -84,25 +85,34 @@ SHARED = EVERYTHING_SCHEMA.model_copy(
 DECAY = EVERYTHING_SCHEMA.model_copy(
     update={
         "features": tuple(
-            f.model_copy(update={"pooling": {"liked": "decay", "disliked": "sum", "fans": "decay"}[f.name]})
+            f.model_copy(update={"pooling": PoolingSpec(kind="sum" if f.name == "disliked" else "decay")})
             if isinstance(f, Sequence) else f for f in EVERYTHING_SCHEMA.features
         )
     }
 )  # fmt: skip
-ATTENTION = EVERYTHING_SCHEMA.model_copy(
-    update={
-        "features": tuple(
-            f.model_copy(
-                update={
-                    "liked": {"pooling": "transformer", "max_length": 5},
-                    "disliked": {"pooling": "attention", "max_length": 40},
-                    "fans": {"pooling": "transformer", "max_length": 40, "share_embedding": False},
-                }[f.name]
-            )
-            if isinstance(f, Sequence) else f for f in EVERYTHING_SCHEMA.features
-        )
+
+
+def attending(**options: Any) -> Schema:
+    """All sequences are read by attention, the transformers with these options."""
+    liked, fans = ({"kind": "transformer", "window": n} | options for n in (5, 40))
+    changed: dict[str, dict[str, Any]] = {
+        "liked": {"pooling": PoolingSpec.model_validate(liked)},
+        "disliked": {"pooling": PoolingSpec(kind="attention", window=40)},
+        "fans": {"pooling": PoolingSpec.model_validate(fans), "share_embedding": False},
     }
-)  # fmt: skip
+    features = (f.model_copy(update=changed.get(f.name, {})) for f in EVERYTHING_SCHEMA.features)
+    return EVERYTHING_SCHEMA.model_copy(update={"features": tuple(features)})
+
+
+WORLDS = {
+    "even": EVERYTHING_SCHEMA,
+    "uneven": UNEVEN,
+    "decay": DECAY,
+    "shared": SHARED,
+    "attention": attending(),
+    "plain block": attending(block="plain", blocks=1, heads=2, dropout=0.5),
+    "three blocks": attending(blocks=3, heads=1, dropout=0.5),
+}
 PRODUCTS: dict[str, dict[str, Any]] = {
     "fm": {"kind": "fm"},
     "cin": {"kind": "cin", "widths": [5, 4, 3]},
@@ -170,10 +180,6 @@ MODELS: dict[str, dict[str, Any]] = {
             pair({"fields": ["liked", "age"], "layers": [12, 8]}, {"fields": ["brand", "iid"], "residual": True}),
         ],
     },
-    **{
-        f"history {b}": {"pairs": both(history={"block": b, "blocks": n, "heads": h, "dropout": 0.5})}
-        for b, n, h in (("plain", 1, 2), ("gated", 3, 1))
-    },
     "one field": {"pairs": [pair({"fields": ["disliked"]}, {"fields": ["picture"]})]},
     "all of it": {
         "bias": True,
@@ -188,23 +194,15 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def worlds() -> dict[str, Dataset]:
     return {
-        name: build_dataset(check(*everything(), schema), schema, Config().split)
-        for name, schema in (
-            ("even", EVERYTHING_SCHEMA),
-            ("uneven", UNEVEN),
-            ("decay", DECAY),
-            ("shared", SHARED),
-            ("attention", ATTENTION),
-        )
+        name: build_dataset(check(*everything(), schema), schema, Config().split) for name, schema in WORLDS.items()
     }
 
 
 def _refused(name: str, world: str) -> bool:
-    """Whether the model is none for the world: it adds or multiplies fields of several widths, or reads a history by
-    attention where there is none."""
+    """Whether the model is none for the world: it adds or multiplies fields of several widths."""
     tower = MODELS[name].get("pairs", [{}])[0].get("user", {})
-    if "history" in tower and world != "attention":
-        return True
+    if "block" in world:
+        return name != "cosine"
     if world == "even":
         return False
     products = any(b["kind"] in ("fm", "cin", "bilinear") for b in tower.get("branches", []))
@@ -213,13 +211,16 @@ def _refused(name: str, world: str) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "world"),
-    [(n, w) for n in MODELS for w in ("even", "uneven", "decay", "shared", "attention") if not _refused(n, w)],
+    [(n, w) for n in MODELS for w in WORLDS if not _refused(n, w)],
 )
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
 ) -> None:
     # Blocks and crosses multiply what each parameter is moved by; 0.3 of all is far from where any training ends.
-    data, model = worlds[world], trained(worlds[world], 0.1 if world == "attention" else 0.3, **MODELS[name])
+    data, model = (
+        worlds[world],
+        trained(worlds[world], 0.3 if world in ("even", "uneven", "decay", "shared") else 0.1, **MODELS[name]),
+    )
     for side in SIDES:
         fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
         found = export_tower(model, side, fields, path, data.side(side), "digest")
@@ -266,7 +267,7 @@ def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(wor
                     count(inner)
 
     for name, settings_ in MODELS.items():
-        for world in ("even", "decay", "attention") if name == "cosine" else ("attention",):
+        for world in ("even", "decay", "attention", "plain block") if name == "cosine" else ("attention",):
             if _refused(name, world):
                 continue
             data = worlds[world]
@@ -469,8 +470,8 @@ def test_metadata_that_does_not_fit_the_gates_is_a_run_error(worlds: dict[str, D
 
 def test_in_the_last_block_only_the_last_item_reads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     """The rows of each dense layer's output: those of all items (3 x 5), or the last items' alone (3)."""
-    data, path = worlds["attention"], tmp_path / "x.onnx"
-    model, fields = trained(data, 0.1, **MODELS["history gated"]), data.encoders.fields("user")
+    data, path = worlds["three blocks"], tmp_path / "x.onnx"
+    model, fields = trained(data, 0.1), data.encoders.fields("user")
     export_tower(model, "user", fields, path)
     graph = onnx.load(path)
     values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}

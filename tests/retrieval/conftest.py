@@ -11,17 +11,20 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 import twotower
 from twotower import api
 from twotower.features.schema import Numeric, Sequence
+from twotower.model.pooling.attention import Attention
+from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.transformer import Transformer
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 
-DECAY = Sequence(name="latest", side="user", pooling="decay", rates=(0.0, 0.7, 1.0))
+DECAY = Sequence(name="latest", side="user", pooling=Decay(rates=(0.0, 0.7, 1.0)))
 SCHEMA = EVERYTHING_SCHEMA.model_copy(
     update={
         "features": (
             *(f for f in EVERYTHING_SCHEMA.features if f.name not in ("fans", "disliked")),
             DECAY,
-            Sequence(name="order", side="user", pooling="transformer", max_length=12),
-            Sequence(name="gist", side="user", interactions="positive", pooling="attention", max_length=50),
+            Sequence(name="order", side="user", pooling=Transformer(window=12)),
+            Sequence(name="gist", side="user", interactions="positive", pooling=Attention(window=50)),
             Numeric(name="bought", side="user", statistic="count"),
             Numeric(name="mildness", side="user", statistic="mean"),
         )

@@ -24,6 +24,7 @@ from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.features.schema import Categorical, Sequence
 from twotower.model.inputs.carriers import Bag, Prefixes
+from twotower.model.pooling.decay import Decay
 from twotower.train.batches import ContrastiveBatch
 from twotower.train.checkpoint import Checkpoint
 from twotower.train.negatives.candidates import Candidates
@@ -113,7 +114,7 @@ def parity_world(n_users: int = 60, n_items: int = 24) -> Dataset:
         update={
             "features": (
                 Categorical(name="item_id", side="item"),
-                Sequence(name="liked", side="user", interactions="positive", pooling="decay", rates=(0.0, 0.8, 1.0)),
+                Sequence(name="liked", side="user", interactions="positive", pooling=Decay(rates=(0.0, 0.8, 1.0))),
             )
         }
     )

@@ -11,8 +11,11 @@ import tomli_w
 from pydantic.fields import FieldInfo
 
 from twotower.config.experiment import Config
+from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
-from twotower.kinds import Kinds
+from twotower.kinds import Kind, Kinds
+from twotower.model.pooling import POOLINGS
+from twotower.model.pooling.pooling import Pooling
 from twotower.section import Section, Tier
 
 SectionType: TypeAlias = type[Section]
@@ -93,6 +96,8 @@ def _content(info: FieldInfo) -> _Content | None:
         held, *marks = get_args(element) if get_origin(element) is Annotated else (element,)
     if registry := next((m for m in marks if isinstance(m, Kinds)), None):
         return _Content(registry.protocol, {kind.kind: kind for kind in registry}, listed)
+    if held is PoolingSpec:  # the schema stands below the poolings
+        return _Content(Pooling, {kind.kind: kind for kind in POOLINGS}, listed)
     if members := [m for m in get_args(held) if isinstance(m, type) and issubclass(m, Section)]:
         return _Content(members[0].__mro__[1], {m.model_fields["kind"].default: m for m in members}, listed)
     return _Content(held, listed=listed) if isinstance(held, type) and issubclass(held, Section) else None
@@ -111,12 +116,15 @@ def _section_tables(
     yield OptionTable(name, options, about or _documentation(section), content.listed, of_kinds=bool(kinds))
     for word, found in kinds.items():
         yield OptionTable(name, tuple(_own_options(found, section)), _documentation(found), content.listed, word)
-    for key, info in section.model_fields.items():
-        if inner := _content(info):
+    own = ((key, info) for kind in kinds.values() for key, info in kind.model_fields.items())
+    nested = [(key, info) for key, info in own if key not in section.model_fields and (c := _content(info)) and c.kinds]
+    for key, info in [*section.model_fields.items(), *nested]:
+        path, inner = f"{name}.{key}".strip("."), _content(info)
+        if inner and seen.get(inner.section) != path:
             default = str(getattr(info.default, "kind", ""))
             meaning = f"{', '.join(inner.kinds)}, or the import path of another kind, `module:Class`."
             kind = Option("kind", _toml(default) if default else "", meaning, section.tier(key))
-            yield from _section_tables(f"{name}.{key}".strip("."), inner, seen, kind, info.description or "")
+            yield from _section_tables(path, inner, seen, kind, info.description or "")
 
 
 def _own_options(section: SectionType, protocol: SectionType | None = None) -> Iterator[Option]:
@@ -126,9 +134,10 @@ def _own_options(section: SectionType, protocol: SectionType | None = None) -> I
     for key, info in section.model_fields.items():
         if protocol is not None and (key == "kind" or repr(shared.get(key)) == repr(info)):
             continue
-        if (inner := _content(info)) is None:
-            default = "" if info.is_required() else _toml(info.default)
-            yield Option(key, default, _meaning(info), section.tier(key))
+        inner = _content(info)
+        if inner is None or (protocol is not None and inner.kinds):
+            default = info.default.kind if isinstance(info.default, PoolingSpec | Kind) else info.default
+            yield Option(key, "" if info.is_required() else _toml(default), _meaning(info), section.tier(key))
         elif protocol is not None:
             yield from (replace(o, key=f"{key}.{o.key}") for o in _own_options(inner.section))
 
@@ -168,7 +177,7 @@ def _template_lines(table: OptionTable) -> Iterator[str]:
     about = " ".join(table.about.partition("\n\n")[0].split())
     if table.same_as:
         yield f"\n# {heading}: as [{table.same_as}]"
-    elif table.kind or (table.of_kinds and table.listed):
+    elif table.kind or (table.of_kinds and (table.listed or table.name.startswith("schema.features."))):
         yield f"# kind = {_toml(table.kind)}: {about}" if table.kind else f"\n# {heading}: {about}"
         yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
     elif table.options or table.listed:

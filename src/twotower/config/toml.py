@@ -16,6 +16,7 @@ from twotower.config.experiment import Config
 from twotower.config.problems import explain
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
+from twotower.model.pooling import check_poolings
 
 TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
 """Value of a key in TOML."""
@@ -31,9 +32,12 @@ RENAMED: dict[str, str] = {
     "schema.features.numeric.of": "schema.features.numeric.statistic_column",
     "schema.features.sequence.of": "schema.features.sequence.interactions",
     "schema.features.sequence.share": "schema.features.sequence.share_embedding",
+    "schema.features.sequence.rates": "schema.features.sequence.pooling.rates",
     "schema.features.text.shares": "schema.features.text.share_with",
     "model.pairs.user.decay_scale": "model.pairs.user.weight_decay_scale",
     "model.pairs.item.decay_scale": "model.pairs.item.weight_decay_scale",
+    "model.pairs.user.history": "schema.features.sequence.pooling",
+    "model.pairs.item.history": "schema.features.sequence.pooling",
     "model.pairs.user.branches.kind = 'plain'": "model.pairs.user.branches.kind = 'identity'",
     "model.pairs.item.branches.kind = 'plain'": "model.pairs.item.branches.kind = 'identity'",
     "negatives.alpha": "negatives.popularity_alpha",
@@ -78,9 +82,12 @@ def parse_config(
             )
     try:
         config = Config.model_validate(rest, context={"trust": trust})
-        return (Schema.model_validate(schema, context={"trust": trust}) if schema is not None else None), config
+        parsed = Schema.model_validate(schema, context={"trust": trust}) if schema is not None else None
     except ValidationError as e:
         raise ConfigError(f"{where}: {explain(e)}") from None
+    if parsed is not None:
+        check_poolings(parsed, trust, f"{where}: ")
+    return parsed, config
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) -> tuple[Schema | None, Config]:

@@ -97,9 +97,7 @@ class Dataset:
         )
         codes = self.encoders.sequence_codes(feature, (self.items if feature.side == "user" else self.users).ids)
         n = len(self.side(feature.side))
-        found = Ragged.from_pairs(own[keep], codes[other[keep]], n, keep)
-        # Attention trains on windows of the whole history, and cuts it to its last `max_length` items itself.
-        return found if feature.attends else found.keep_last(feature.max_length)
+        return Ragged.from_pairs(own[keep], codes[other[keep]], n, keep).keep_last(feature.max_length)
 
     def sort_by_time(self, among: Bools) -> Ints:
         """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's order."""

@@ -11,6 +11,7 @@ A ragged column is two files, values and offsets, or three with the source inter
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -38,8 +39,8 @@ from twotower.files.readers import read_array, read_checked, read_json
 from twotower.kinds import untrusted_kind
 from twotower.section import first_problem
 
-MEMMAP_FORMAT = 4
-"""Format of a prepared dataset, in prepared.json. Format 3 has vocabularies in encoders.json; 2 also former names of
+MEMMAP_FORMAT = 5
+"""Format of a prepared dataset, in prepared.json. Format 4 has poolings without sections; 3 also vocabularies in encoders.json; 2 also former names of
 features' options and of arrays; 1 also times in whole seconds."""
 
 
@@ -160,13 +161,16 @@ class MemmapDataset(Dataset):
             arrays=arrays,
         )
 
-    def check(self, schema: Schema | None, split: SplitConfig) -> None:
-        """Raise ConfigError if the dataset was prepared with another schema or split."""
-        for what, then, now in (
-            ("[schema]", self.facts.table_schema, schema or self.facts.table_schema),
-            ("[split]", self.facts.split, split),
+    def with_schema(self, schema: Schema) -> MemmapDataset:
+        """Return the dataset with another schema of the same data."""
+        return replace(self, schema=schema, encoders=self.encoders.with_schema(schema))
+
+    def check(self, schema: Schema, split: SplitConfig) -> None:
+        """Raise ConfigError if the dataset was prepared with another split, or a schema that makes other data."""
+        for what, before, after in (
+            ("[schema]", self.facts.table_schema.of_data(), schema.of_data()),
+            ("[split]", self.facts.split.model_dump(mode="json"), split.model_dump(mode="json")),
         ):
-            before, after = then.model_dump(mode="json"), now.model_dump(mode="json")
             if before != after:
                 differs = ", ".join(sorted(k for k in before if before[k] != after.get(k)))
                 raise ConfigError(
@@ -176,7 +180,8 @@ class MemmapDataset(Dataset):
 
     @property
     def digest(self) -> str:
-        return self.facts.digest
+        """Digest of the prepared files and of the schema: 16 hexadecimal digits."""
+        return hashlib.sha256(f"{self.facts.digest} {self.schema.model_dump_json()}".encode()).hexdigest()[:16]
 
     def link(self, folder: Path) -> None:
         """Hard-link the dataset's files into `folder`, or copy them on a file system without hard links.
@@ -275,7 +280,7 @@ def save(dataset: Dataset, folder: Path) -> None:
 def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
     """Read the files of `save`; only the sides in `encode` get columns. Raises RunError as `load_tables` does."""
     if (folder / layout.PREPARED).is_dir():
-        return MemmapDataset.open(folder / layout.PREPARED, encode)
+        return MemmapDataset.open(folder / layout.PREPARED, encode).with_schema(schema)
     return load_tables(folder, schema, split, encode)
 
 

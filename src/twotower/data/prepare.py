@@ -377,8 +377,7 @@ class _Preparation:
                         else positive == (f.interactions == "positive")
                     )
                     for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
-                        max_values = 0 if f.attends else f.max_length
-                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], indices[keep], max_values)
+                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], indices[keep], f.max_length)
                 b.unlink()
         if not positives_per_item.any():
             raise DataError("no positive interaction in the train part; there is nothing to learn from")

@@ -22,8 +22,9 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
     data = config.data
     if data.prepared:
         dataset = MemmapDataset.open(data.prepared)
+        schema = schema or dataset.schema
         dataset.check(schema, config.split)
-        return dataset, dataset.schema
+        return dataset.with_schema(schema), schema
     if data.dataset:
         schema = schema or movielens.SCHEMAS[data.dataset]
         raw = movielens.load(data.dataset, data.archive or None)

@@ -77,6 +77,10 @@ class Encoders:
             ids[side] = CategoricalEncoder.fit(frame[schema.id_column(side)], n)
         return cls(schema, _with_shared_texts(schema, by_side), ids)
 
+    def with_schema(self, schema: Schema) -> Encoders:
+        """Return the encoders with another schema of the same data."""
+        return Encoders(schema, self.by_side, self.ids)
+
     def transform(self, side: SideName, frame: pl.DataFrame) -> dict[str, Column]:
         """Return the encoded columns of one side by feature name, without the sequences."""
         features = [f for f in self.schema.side(side) if not isinstance(f, Sequence)]
@@ -113,11 +117,9 @@ class Encoders:
         name, width = feature.name, feature.width
         if isinstance(feature, Sequence):
             encoder_of_values, shares = self._sequence_encoder(feature)
-            decays = feature.pooling == "decay"
-            limit = feature.max_length if feature.attends else 0
             return InputField(
                 name, "bag", rows=encoder_of_values.rows, width=width, pooling=feature.pooling,
-                rates=feature.rates if decays else (), limit=limit, sequence=True, share_with=shares,
+                sequence=True, share_with=shares,
             )  # fmt: skip
         encoder = self.by_side[feature.side][name]
         if isinstance(encoder, CategoricalEncoder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from twotower.features.schema import Pooling
+from twotower.features.pooling_spec import MEAN, PoolingSpec
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,12 @@ class InputField:
     rows: int = 0  # embedding rows of a lookup or bag
     length: int = 0  # numbers per row of a dense field
     width: int = 0  # embedding width; 0: the width of the tower
-    pooling: Pooling = "mean"
-    rates: tuple[float, ...] = ()  # rates of the pooling "decay", one mean per rate
-    limit: int = 0  # maximum length with the poolings "attention" and "transformer"
+    pooling: PoolingSpec = MEAN  # of many codes
     sequence: bool = False  # True for a history, which must not contain the target
     share_with: str = ""  # field of the other side whose embedding it uses
     identifies: bool = False  # True for a lookup of the side's ids
+
+    @property
+    def limit(self) -> int:
+        """Number of latest codes that the pooling reads at once. 0: all."""
+        return self.pooling.window

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
+from twotower.features.pooling_spec import MEAN, PoolingSpec
 from twotower.features.side import ROW_IDS, SideName, other_side
 from twotower.section import Section
 
@@ -23,10 +24,18 @@ class _Feature(Section):
         "zeros. error: refuse the table.",
     )
 
+    is_history: ClassVar[bool] = False
+    """True for codes of interactions, in the order of time."""
+
     @property
     def source(self) -> str:
         """The column the values are read from."""
         return self.column or self.name
+
+    @property
+    def pools(self) -> PoolingSpec | None:
+        """Pooling of the codes, if a row has many."""
+        return None
 
 
 class Categorical(_Feature):
@@ -100,10 +109,6 @@ class Vector(_Feature):
     length: int = Field(0, ge=0, description="Length of the vectors. 0: that of the data.")
 
 
-Rate = Annotated[float, Field(ge=0, le=1)]
-Pooling = Literal["mean", "sqrt", "sum", "decay", "attention", "transformer"]
-
-
 class Sequence(_Feature):
     """The row's own training interactions: for a user the items, for an item the users.
 
@@ -114,39 +119,18 @@ class Sequence(_Feature):
     interactions: Literal["all", "positive", "negative"] = Field(
         "all", description="Interactions in the sequence, by label."
     )
-    max_length: int = Field(
-        0,
-        ge=0,
-        description="Maximum length, from the latest interaction. 0: unlimited. With pooling attention or "
-        "transformer: length of a window, at least 2; training cuts longer histories into windows.",
-    )
-    pooling: Pooling = Field(
-        "mean",
-        description="Pooling. sum, mean, sqrt: sum divided by 1, n, sqrt(n). decay: exponentially decayed means at "
-        "several rates. attention: a learned query. transformer: the tower's `history`.",
-    )
-    rates: tuple[Rate, ...] = Field(
-        (0.0, 0.5, 0.8, 0.93, 0.98, 1.0),
-        min_length=1,
-        description="Rates of the pooling decay: at rate r the n-th latest interaction weighs r^n. One mean per rate,"
-        " concatenated.",
-    )
+    max_length: int = Field(0, ge=0, description="Maximum length, from the latest interaction. 0: unlimited.")
+    pooling: PoolingSpec = Field(MEAN, description="Pooling of the embeddings, by name or section.")
     share_embedding: bool = Field(
         True, description="Sharing of the other side's id embedding. false: a table of its own."
     )
 
-    @property
-    def attends(self) -> bool:
-        """True for the poolings attention and transformer."""
-        return self.pooling in ("attention", "transformer")
+    is_history: ClassVar[bool] = True
 
-    @model_validator(mode="after")
-    def _check(self) -> Sequence:
-        if self.attends and self.max_length < 2:
-            raise ValueError(
-                f"pooling = '{self.pooling}' reads a limited history; set max_length, such as 200 (at least 2)"
-            )
-        return self
+    @property
+    def pools(self) -> PoolingSpec:
+        """Pooling of the interactions."""
+        return self.pooling
 
 
 class Text(_Feature):
@@ -165,8 +149,8 @@ class Text(_Feature):
     )
     min_count: int = Field(1, ge=1, description="Minimum number of occurrences of a gram in training interactions.")
     hash_buckets: int = Field(0, ge=0, lt=2**31, description="Number of hash buckets. 0: a vocabulary.")
-    pooling: Literal["sum", "mean", "sqrt"] = Field(
-        "sum", description="Pooling of the grams' embeddings. sum, mean, sqrt: sum divided by 1, n, sqrt(n)."
+    pooling: PoolingSpec = Field(
+        PoolingSpec(kind="sum"), description="Pooling of the grams' embeddings, of a kind that ignores their order."
     )
     max_length: int = Field(
         1_000, ge=0, lt=2**31, description="Maximum number of grams of a text, from its beginning. 0: unlimited."
@@ -183,6 +167,11 @@ class Text(_Feature):
         if self.share_with and (set_ := [k for k in own if getattr(self, k) != type(self).model_fields[k].default]):
             raise ValueError(f"'{set_[0]}' is that of '{self.share_with}', whose grams it shares; set it there")
         return self
+
+    @property
+    def pools(self) -> PoolingSpec:
+        """Pooling of the grams."""
+        return self.pooling
 
 
 Feature = Annotated[Categorical | Numeric | MultiHot | Vector | Sequence | Text, Field(discriminator="kind")]
@@ -278,6 +267,10 @@ class Schema(Section):
             named += [] if made else [(f"{'column' if f.column else 'name'} of feature {f.name!r}", f.source)]
             named += [(f"statistic_column of feature {f.name!r}", f.statistic_column)] if isinstance(f, Numeric) else []
         return named
+
+    def of_data(self) -> dict[str, JsonValue]:
+        """Return the options that the data depend on: all but poolings and widths."""
+        return self.model_dump(mode="json", exclude={"features": {"__all__": {"pooling", "width"}}})
 
     def side(self, side: SideName) -> tuple[Feature, ...]:
         """Return the features of one side, in the order given."""

@@ -7,42 +7,17 @@ cut anywhere.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from twotower.errors import ConfigError
 from twotower.model.inputs.carriers import HistoryWindows, Padded
 from twotower.model.layers import Dropout, gather
-from twotower.section import Section
+from twotower.model.pooling.attention import Attention
+from twotower.model.pooling.transformer import Transformer
 
 MAX_TOKENS_PER_PASS = 2**14
 """Items that one forward pass over padded histories reads."""
-
-
-class HistoryConfig(Section):
-    """Encoder of sequences with pooling = 'attention' or 'transformer'."""
-
-    block: Literal["plain", "gated"] = Field(
-        "gated",
-        description="Transformer block. plain: x + f(norm(x)) (SASRec). gated: each change is multiplied by a sigmoid"
-        " gate of its input (LiGR).",
-    )
-    blocks: int = Field(2, ge=1, description="Number of transformer blocks.")
-    heads: int = Field(4, ge=1, description="Number of attention heads. Divides the width of the sequence.")
-    feed_forward: int = Field(
-        2,
-        ge=1,
-        description="Hidden width of a transformer block's feed-forward layers, as a multiple of the sequence's width.",
-    )
-    dropout: float = Field(
-        0.2, ge=0, lt=1, description="Dropout rate of the output of each sub-layer of a transformer block."
-    )
-    input_dropout: float = Field(
-        0.2, ge=0, lt=1, description="Dropout rate of the item embeddings that attention reads."
-    )
 
 
 def rotary_cos_sin(length: int, width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -66,7 +41,7 @@ class TransformerBlock(nn.Module):
     Gated (LiGR, Hertel et al. 2025, "From Features to Transformers", section 3.2): x + f(norm(x)) * sigmoid(W x).
     """
 
-    def __init__(self, width: int, config: HistoryConfig) -> None:
+    def __init__(self, width: int, config: Transformer) -> None:
         super().__init__()
         self.heads = config.heads
         inner = config.feed_forward * width
@@ -101,7 +76,7 @@ class AttentionPool(nn.Module):
     """Attention pooling with one learned query q per head: softmax(q K^T / sqrt(d)) V, keys with positions
     (Lin et al. 2017, "A Structured Self-attentive Sentence Embedding", section 2.1, as dot-product attention)."""
 
-    def __init__(self, width: int, config: HistoryConfig) -> None:
+    def __init__(self, width: int, config: Attention) -> None:
         super().__init__()
         self.heads = config.heads
         self.query = nn.Parameter(torch.randn(self.heads, 1, width // self.heads))
@@ -127,25 +102,26 @@ class HistoryEncoder(nn.Module):
     def __init__(
         self,
         width: int,
-        pooling: str,
-        limit: int,
-        config: HistoryConfig,
+        config: Attention | Transformer,
         name: str,
         max_tokens: int = MAX_TOKENS_PER_PASS,
     ) -> None:
-        """Build the encoder. `limit` is the number of latest items read; `max_tokens` is the number of items in one pass
+        """Build the encoder. `max_tokens` is the number of items in one pass
         over padded histories. Raises ConfigError if 2 x heads does not divide `width`."""
         super().__init__()
         if width % (2 * config.heads):
             raise ConfigError(
                 f"sequence '{name}' has width {width}, which {config.heads} heads cannot share in pairs of numbers; "
-                f"make it a multiple of {2 * config.heads} or change history.heads"
+                f"make it a multiple of {2 * config.heads} or change pooling.heads"
             )
-        self.limit, self.head_width, self.max_tokens = limit, width // config.heads, max_tokens
+        self.limit, self.head_width, self.max_tokens = config.window, width // config.heads, max_tokens
         self.input_dropout = Dropout(config.input_dropout)
         self.input_norm = nn.LayerNorm(width)
-        kinds = [TransformerBlock] * config.blocks if pooling == "transformer" else [AttentionPool]
-        self.blocks = nn.ModuleList(kind(width, config) for kind in kinds)
+        self.blocks = nn.ModuleList(
+            [TransformerBlock(width, config) for _ in range(config.blocks)]
+            if isinstance(config, Transformer)
+            else [AttentionPool(width, config)]
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, table: Tensor, history: HistoryWindows | Padded) -> Tensor:

@@ -10,11 +10,16 @@ from torch.autograd.function import BackwardCFunction
 
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
-from twotower.model.attention import HistoryConfig, HistoryEncoder
+from twotower.model.attention import HistoryEncoder
 from twotower.model.decayed_means import decayed_means, decayed_sums, inverse_weight_sum
 from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.carriers import Bag, HistoryWindows, Inputs, Padded, Prefixes
 from twotower.model.layers import gather
+from twotower.model.pooling import resolve
+from twotower.model.pooling.attention import Attention
+from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.pooling import Pooling
+from twotower.model.pooling.transformer import Transformer
 from twotower.model.tables import Table
 
 
@@ -37,13 +42,14 @@ def _bag_sum(table: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
     return nn.functional.embedding_bag(values, table, offsets, mode="sum", include_last_offset=True)
 
 
-def pool(table: Tensor, bag: Bag | Prefixes | Padded, pooling: str, rates: tuple[float, ...] = ()) -> Tensor:
+def pool(table: Tensor, bag: Bag | Prefixes | Padded, options: Pooling) -> Tensor:
     """Pool the rows of a table (rows, E) per bag of n codes: (U, E), sum / n ("mean"), sum / sqrt(n) ("sqrt") or the
     sum ("sum").
 
     Pooling "decay" returns (U, R E): for each of R `rates` the weighted mean sum_a rate^a x_a / sum_a rate^a, x_a the
     row of the code a steps before the last. An empty bag gives zeros.
     """
+    pooling, rates = options.kind, options.rates if isinstance(options, Decay) else ()
     if isinstance(bag, Prefixes):
         if pooling == "decay":
             return decayed_means(table, bag, rates)
@@ -99,7 +105,6 @@ class FieldEmbeddings(nn.Module):
         shared: FieldTables,
         side_fields: tuple[InputField, ...],
         std: float,
-        history: HistoryConfig | None = None,
     ) -> None:
         """Create `tables`, those of the tower's fields. `shared` are those of the other tower, read by fields that share an
         embedding. `side_fields` are in the order of the lookup columns; `std` is the standard deviation of fresh rows.
@@ -108,6 +113,7 @@ class FieldEmbeddings(nn.Module):
         self.fields, self.others, self.tables = tables.fields, tables.others, tables
         self.projections = nn.ModuleDict()
         self.encoders = nn.ModuleDict()
+        self.poolings: dict[str, Pooling] = {f.name: resolve(f.pooling) for f in tables.fields}
         self._lookup_columns: dict[str, list[int] | None] = {}  # by table; None: all
         columns = [f.name for f in side_fields if f.kind == "lookup"]
         for table, group in tables.lookups.items():
@@ -120,8 +126,8 @@ class FieldEmbeddings(nn.Module):
             if f.kind == "dense":
                 self.projections[name] = nn.Linear(f.length, f.width)
                 continue
-            if f.limit:
-                self.encoders[name] = HistoryEncoder(f.width, f.pooling, f.limit, history or HistoryConfig(), f.name)
+            if isinstance(pooling := self.poolings[f.name], Attention | Transformer):
+                self.encoders[name] = HistoryEncoder(f.width, pooling, f.name)
             if f.share_with:
                 shared.check_shared(f)
             else:
@@ -131,12 +137,12 @@ class FieldEmbeddings(nn.Module):
 
     @property
     def widths(self) -> list[int]:
-        return [f.width * max(1, len(f.rates)) for f in self.fields]
+        return [f.width * self.poolings[f.name].pieces for f in self.fields]
 
     @property
     def pieces(self) -> list[int]:
         """Widths of the pieces: a decayed mean at R rates is R pieces, any other field one."""
-        return [f.width for f in self.fields for _ in range(max(1, len(f.rates)))]
+        return [f.width for f in self.fields for _ in range(self.poolings[f.name].pieces)]
 
     def lookups(self) -> Iterator[tuple[Table, list[int] | None, Tensor]]:
         """Yield the tables of lookup fields with their columns of `Inputs.lookup` (None: all), and the first row of each."""
@@ -176,9 +182,9 @@ class FieldEmbeddings(nn.Module):
                 parts.append(self.projections[name](inputs.dense[f.name]))
                 continue
             weights, bag = self._bag_tables[f.name].for_bag(f.share_with or f.name, inputs.bags[f.name])
-            if f.limit:
+            if name in self.encoders:
                 parts.append(self.encoders[name](weights, bag))
             else:
                 assert not isinstance(bag, HistoryWindows)
-                parts.append(pool(weights, bag, f.pooling, f.rates))
+                parts.append(pool(weights, bag, self.poolings[f.name]))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]

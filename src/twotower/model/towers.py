@@ -12,7 +12,6 @@ from twotower.errors import ConfigError, did_you_mean
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.activations import Activation
-from twotower.model.attention import HistoryConfig
 from twotower.model.branches import BRANCHES
 from twotower.model.branches.branch import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
@@ -41,7 +40,6 @@ class TowerConfig(Section):
         " one-hot inputs.",
     )
     senet: SenetConfig = SenetConfig()
-    history: HistoryConfig = HistoryConfig()
     branches: tuple[Annotated[Branch, BRANCHES], ...] = Field(
         (), description="Parallel branches between the joined fields and the layers, each with its `kind`. Empty: none."
     )
@@ -104,12 +102,7 @@ class Tower(nn.Module):
         super().__init__()
         self.unknown_rate = unknown_rate
         self.weight_decay_scale = config.weight_decay_scale
-        self.embeddings = FieldEmbeddings(tables, shared, side_fields, std, config.history)
-        if config.history != HistoryConfig() and not any(f.limit for f in tables.fields):
-            raise ConfigError(
-                "model.pairs: `history` applies to sequences with pooling = 'transformer' or 'attention', and this "
-                "tower reads none; remove `history`, or set the pooling of a sequence"
-            )
+        self.embeddings = FieldEmbeddings(tables, shared, side_fields, std)
         widths = self.embeddings.widths
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
         self.field_dropout = Dropout(config.field_dropout)

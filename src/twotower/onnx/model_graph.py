@@ -103,12 +103,12 @@ def _fields(g: GraphBuilder, embeddings: FieldEmbeddings, names: dict[str, str],
             parts.append(lower(embeddings.projections[name], g, names[f.name]))
             continue
         table_rows = g.constant(embeddings.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))
-        if f.limit:
+        if name in embeddings.encoders:
             encoder = embeddings.encoders[name]
             assert isinstance(encoder, HistoryEncoder)
             parts.append(history_nodes(g, encoder, table_rows, names[f.name]))
         else:
-            parts.append(pooling_nodes(g, table_rows, names[f.name], f))
+            parts.append(pooling_nodes(g, table_rows, names[f.name], f, embeddings.poolings[f.name]))
     return g.concat(parts)
 
 

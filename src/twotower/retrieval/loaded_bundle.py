@@ -55,13 +55,13 @@ class LoadedBundle:
     ) -> LoadedBundle:
         """Load and compare the files. Raises RunError or BundleError if they are damaged or inconsistent, Unavailable."""
         folder, manifest = bundle.folder, bundle.manifest
-        digests = manifest.sha256
+        digests, (schema, split) = manifest.sha256, manifest.read_sections()
         verify = digests.get(INDEX_FILE, "") not in verified_indexes
         with ThreadPoolExecutor(2) as pool:  # both calls wait for child processes that verify files
             index = pool.submit(load_index, folder / layout.INDEX, verify=verify)
             towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
             inspected = pool.submit(inspection.inspect_towers, towers, limits=limits)
-            dataset = memmap.load(folder, manifest.table_schema, manifest.split, encode=("user",))
+            dataset = memmap.load(folder, schema, split, encode=("user",))
             columns = dataset.side_before("user", TEST).columns
             user_ids, item_ids = UserIds(dataset.users.ids, UserRow), ItemIds(dataset.items.ids, ItemRow)
             titles: TextColumn[str] = TextColumn(dataset.title_column())

@@ -23,6 +23,7 @@ from typing import TypeGuard
 
 import torch
 from pydantic import JsonValue
+from pydantic_core import to_jsonable_python
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -48,8 +49,8 @@ from twotower.runs.folder import is_complete, reading_folder, run_stamp
 from twotower.train.factors import factors_before
 from twotower.version import __version__
 
-RUN_FORMAT = 4
-"""Format of a run folder, in model.json. Format 3 has vocabularies in encoders.json; 2 also config keys of former names; 1
+RUN_FORMAT = 5
+"""Format of a run folder, in model.json. Format 4 has poolings without sections; 3 also vocabularies in encoders.json; 2 also config keys of former names; 1
 also times in whole seconds."""
 
 
@@ -132,7 +133,7 @@ def save_run(folder: Path, run: Run) -> str:
             "sha256": digest,
             "metric": run.model.config.metric,
             "model": run.config.model.model_dump(mode="json"),
-            "fields": {s: [vars(f) for f in run.dataset.encoders.fields(s)] for s in SIDES},
+            "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
         },
     )
     save_history(folder, run.history)

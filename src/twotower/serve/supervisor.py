@@ -23,12 +23,15 @@ from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
-from twotower.errors import ConfigError
+from twotower.errors import BundleError, ConfigError
+from twotower.files import layout
 from twotower.kinds import import_modules
 from twotower.serve.connection_limits import connection_limits
 from twotower.serve.json_log import log_as_json
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, run_worker
+from twotower.store.manifest import read_manifest
+from twotower.store.store import Store
 
 SHORT_LIFE_SECONDS, MAX_SHORT_LIVES = 5.0, 5
 """The service gives up when every worker has died within SHORT_LIFE_SECONDS of its start MAX_SHORT_LIVES times in a row."""
@@ -41,10 +44,9 @@ log = logging.getLogger("twotower.process")
 def run_service(settings: ServeSettings) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code. Raises ConfigError, BundleError before a socket listens."""
     from twotower.serve.api_keys import read_keys
-    from twotower.store.store import Store
 
     import_modules(settings.kinds)
-    Store(settings.store)
+    refuse_unknown_kinds(Store(settings.store))
     if settings.keys is not None:
         keys = read_keys(settings.keys)
         if settings.admin_port is not None and not any(key.admin for key in keys):
@@ -69,6 +71,16 @@ def run_service(settings: ServeSettings) -> int:
             return run_worker(settings, sockets)
         log_as_json()
         return supervise_workers(settings, sockets)
+
+
+def refuse_unknown_kinds(store: Store) -> None:
+    """Raise BundleError if the current bundle names a kind of elsewhere that is not imported: no later bundle of it would
+    load. Anything else that is wrong with it is left to the worker, which loads the next bundle."""
+    try:
+        read_manifest(store.path / layout.BUNDLES / store.current_stamp()[0]).read_sections()
+    except (BundleError, OSError) as e:
+        if isinstance(e, BundleError) and e.reason == "kinds":
+            raise
 
 
 @dataclass

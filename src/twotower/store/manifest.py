@@ -12,7 +12,18 @@ import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.types import Strict
 
 from twotower import files
@@ -22,8 +33,10 @@ from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
+from twotower.kinds import untrusted_kind
+from twotower.section import Section
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the manifest that is written, and the only one that is read."""
 
 _MAX_BYTES = 16 << 20
@@ -93,8 +106,8 @@ class BundleFacts(_Facts):
     dims: Count
     metric: Literal["cosine", "dot"]
     counts: Counts
-    table_schema: Schema = Field(alias="schema")
-    split: SplitConfig
+    table_schema: JsonObject = Field(alias="schema")
+    split: JsonObject
     similarity: Literal["cosine", "dot"]
     bias: StrictBool
     recall_check: RecallCheck
@@ -105,11 +118,26 @@ class BundleFacts(_Facts):
     vocab_hash: StrictStr
     versions: dict[str, StrictStr]
 
+    @field_validator("table_schema", "split", mode="before")
+    @classmethod
+    def _dumped(cls, value: JsonValue | Section) -> JsonValue:
+        return value.model_dump(mode="json") if isinstance(value, Section) else value
+
+    @field_validator("table_schema", "split")
+    @classmethod
+    def _valid(cls, value: JsonObject, info: ValidationInfo) -> JsonObject:
+        try:
+            (Schema if info.field_name == "table_schema" else SplitConfig).model_validate(value)
+        except ValidationError as e:
+            if untrusted_kind(e) is None:
+                raise
+        return value
+
 
 class Manifest(BundleFacts):
     """A validated manifest."""
 
-    schema_version: Literal[4]
+    schema_version: Literal[5]
     bundle: StrictStr
     created: StrictStr
     forced: StrictBool
@@ -120,6 +148,15 @@ class Manifest(BundleFacts):
     def sha256(self) -> dict[str, str]:
         """SHA-256 of each file by path."""
         return {entry.path: entry.sha256 for entry in self.files}
+
+    def read_sections(self) -> tuple[Schema, SplitConfig]:
+        """Return the schema and the split. Raises BundleError if they name a kind of elsewhere that is not imported; a
+        bundle makes nobody import it."""
+        try:
+            return Schema.model_validate(self.table_schema), SplitConfig.model_validate(self.split)
+        except ValidationError as e:
+            foreign = untrusted_kind(e)
+            raise BundleError(f"bundle {self.bundle}: {foreign.in_data if foreign else problem(e)}", "kinds") from None
 
 
 def manifest_digest(body: JsonObject) -> str:

@@ -8,6 +8,7 @@ from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
 from twotower.features.schema import Sequence
+from twotower.model.pooling import check_poolings, resolve
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -45,15 +46,17 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
 
 def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
     """Raise ConfigError if a sequence does not go with `train.history_scope`."""
+    check_poolings(dataset.schema)
     causal = recipe.train.history_scope == "causal"
     for f in dataset.schema.features:
         if not isinstance(f, Sequence):
             continue
-        if not causal and f.pooling == "decay":
+        if not causal and resolve(f.pooling).needs_time_order:
             raise ConfigError(
-                f"feature '{f.name}': pooling = 'decay' needs the order of time; set train.history_scope = 'causal'"
+                f"feature '{f.name}': pooling = '{f.pooling.kind}' needs the order of time; set train.history_scope = "
+                "'causal'"
             )
-        if causal and (f.side == "item" or (f.max_length and not f.attends)):
+        if causal and (f.side == "item" or f.max_length):
             what = "on the item side" if f.side == "item" else "with max_length"
             raise ConfigError(
                 f"feature '{f.name}': a sequence {what} does not go with train.history_scope = 'causal'; drop it or "

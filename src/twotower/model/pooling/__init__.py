@@ -1,0 +1,47 @@
+"""Poolings: each maps the embeddings of a field of many codes to one vector, or several. One file a kind."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from twotower.errors import ConfigError
+from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.schema import Schema
+from twotower.kinds import Kinds
+from twotower.model.pooling.attention import Attention
+from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.mean import Mean
+from twotower.model.pooling.pooling import Pooling
+from twotower.model.pooling.sqrt import Sqrt
+from twotower.model.pooling.sum import Sum
+from twotower.model.pooling.transformer import Transformer
+
+POOLINGS = Kinds("pooling", Pooling, Mean, Sqrt, Sum, Decay, Attention, Transformer)
+"""Kinds of poolings, by their names in a config."""
+
+
+def resolve(spec: PoolingSpec, trust: bool = False) -> Pooling:
+    """Return the pooling of a choice. With `trust` the module of an import path is imported. Raises pydantic's
+    ValidationError."""
+    return POOLINGS.parse(spec.model_dump(), trust)
+
+
+def check_poolings(schema: Schema, trust: bool = False, before: str = "") -> None:
+    """Raise ConfigError, its message after `before`, for a pooling that does not exist, has wrong options, or needs an order
+    that its feature lacks."""
+    for i, f in enumerate(schema.features):
+        if f.pools is None:
+            continue
+        where = f"{before}schema.features.{i}.pooling"
+        try:
+            pooling = resolve(f.pools, trust)
+        except ValidationError as e:
+            first = e.errors(include_url=False, include_input=False)[0]
+            path = ".".join([where, *map(str, first["loc"])])
+            raise ConfigError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
+        if pooling.in_order and not f.is_history:
+            free = [kind.kind for kind in POOLINGS if not kind.needs_time_order and not kind.reads_windows]
+            raise ConfigError(
+                f"{where}: '{f.name}' is no history, and the pooling '{pooling.kind}' needs the order of time "
+                f"(allowed: {', '.join(free)})"
+            )
