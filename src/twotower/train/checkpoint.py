@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from twotower import files
+from twotower.arrays.types import Shaped
 from twotower.errors import RunError
 from twotower.files.readers import file_digest, read_json
 from twotower.train.progress import TrainingProgress
@@ -42,7 +43,7 @@ class Checkpoint:
 
     path: Path
     step: int
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Shaped[Tensor, "*_"]]
     fingerprint: dict[str, JsonValue]
     progress: dict[str, JsonValue]
 
@@ -113,7 +114,7 @@ class Checkpoints:
     def save(self, progress: TrainingProgress) -> None:
         """Write a checkpoint and remove all but the newest `CHECKPOINTS_KEPT`, or on another rank than 0 send the pieces
         for it. Raises RunError if it cannot be written."""
-        tensors: dict[str, Tensor | TensorBlocks] = {**join_states(self._parts)}
+        tensors: dict[str, Shaped[Tensor, "*_"] | TensorBlocks] = {**join_states(self._parts)}
         if self._torchrec:
             for name, value in tensors.items():
                 if isinstance(value, Tensor) and (shard := self._shard(name, value)):
@@ -167,7 +168,7 @@ class Checkpoints:
         self._restore(found.tensors)
         return folder, TrainingProgress.restore(found.progress, found.path)
 
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
+    def _restore(self, tensors: dict[str, Shaped[Tensor, "*_"]]) -> None:
         shapes = {f"model/{name}": tuple(weight.shape) for name, weight in self._parts["model"].state().items()}
         for name in shapes:
             if self._torchrec and (shard := self._torchrec.shards_by_parameter.get(name.removeprefix("model/"))):
@@ -181,7 +182,7 @@ class Checkpoints:
             }
         load_states(self._parts, tensors)
 
-    def _shard(self, key: str, value: Tensor) -> EmbeddingShard | None:
+    def _shard(self, key: str, value: Shaped[Tensor, "*_"]) -> EmbeddingShard | None:
         """Return the sharded table that a tensor "<part>/…/<parameter>" belongs to; None if it is replicated."""
         return self._torchrec.shards_by_parameter.get(key.rpartition("/")[2]) if self._torchrec and value.ndim else None
 
@@ -189,21 +190,21 @@ class Checkpoints:
 class Stateful(Protocol):
     """Part of a training whose state checkpoints hold."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the tensors that determine the part's further course, by name."""
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Continue from a state, which other settings may have made."""
 
 
-def join_states(parts: Mapping[str, Stateful]) -> dict[str, Tensor]:
+def join_states(parts: Mapping[str, Stateful]) -> dict[str, Shaped[Tensor, "*_"]]:
     """Return the states of all parts in one, as "<part>/<name>"."""
     return {f"{part}/{name}": tensor for part, of in parts.items() for name, tensor in of.state().items()}
 
 
-def load_states(parts: Mapping[str, Stateful], state: Mapping[str, Tensor]) -> None:
+def load_states(parts: Mapping[str, Stateful], state: Mapping[str, Shaped[Tensor, "*_"]]) -> None:
     """Let each part continue from its own tensors of a joined state; those of other parts are left out."""
-    states: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    states: dict[str, dict[str, Shaped[Tensor, "*_"]]] = {part: {} for part in parts}
     for key, tensor in state.items():
         part, _, name = key.partition("/")
         if part in states:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Float, Ints, Shaped
 from twotower.evaluation.factors import Factors
 from twotower.features.schema import Sequence
 from twotower.train.contrastive import contrastive_loss
@@ -62,8 +62,8 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         users, items = self.vectors(positives.users, positives.items)
         n = part.stop - part.start
 
-        def gather(local: Tensor) -> Tensor:
-            """Return the rows (I, …) of all `drawn.items`, from those of this rank's `rows`."""
+        def gather(local: Float[Tensor, "r d"]) -> Float[Tensor, "I d"]:
+            """Return the rows of all `drawn.items`, from those of this rank's `rows`."""
             if context.world_size == 1:
                 return local
             return torch.cat([context.all_gather(local[:n], sizes), local[n : len(rows)]])
@@ -87,7 +87,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
             memory.enqueue(latest, items.index_select(0, drawn.batch_positive))
         return BatchLoss(len(whole), loss, mimic_loss)
 
-    def _left_out(self, source: Ints, disliked: Ints) -> Ints:
+    def _left_out(self, source: Shaped[Ints, "B"], disliked: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:
         """Return the interactions that no history of the batch may hold: the batch's, and those of disliked negatives."""
         # A rank without a row of the batch has drawn nothing, and leaves out what the others drew.
         drawn_apart = self.recipe.train.data_shards > 1 or len(source) < self.context.world_size

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twotower.arrays.types import Float
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
 from twotower.features.side import SIDES, SideName
+from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
@@ -46,7 +48,10 @@ def gathered_factors(
         )
 
 
-def _all_vectors(tower: Callable[..., Tensor], side: SideTensors, block: int) -> Tensor:
+def _all_vectors(
+    tower: Callable[[Inputs], Float[Tensor, "b D"]], side: SideTensors, block: int
+) -> Float[Tensor, "n D"]:
+    """Return the vectors of all rows of a side, `block` rows at a time."""
     out: Tensor | None = None
     for start in range(0, side.n, block):
         rows = np.arange(start, min(start + block, side.n))
@@ -61,8 +66,8 @@ def _all_vectors(tower: Callable[..., Tensor], side: SideTensors, block: int) ->
 def _gathered_vectors(
     name: SideName, model: TwoTower, side: SideTensors, context: DistributedContext,
     torchrec: TorchRecEmbeddings | None,
-) -> Tensor:  # fmt: skip
-    """Return the vectors (n, D) of all rows of a side. All ranks call their tower equally often."""
+) -> Float[Tensor, "n D"]:  # fmt: skip
+    """Return the vectors of all rows of a side. All ranks call their tower equally often."""
     tower = model.user_vectors if name == "user" else model.item_vectors
     block = 4096 if torchrec else 32_768  # with torchrec a block's rows of the tables are fetched and held
     blocks = []

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twotower.arrays.types import Ints
+from twotower.arrays.types import I64, Float, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
@@ -45,11 +45,11 @@ class Sampler(Protocol):
 
 
 class BatchLoss(NamedTuple):
-    """A rank's part of the loss of a batch, scalars, and the number of rows of the batch on all ranks."""
+    """A rank's part of the loss of a batch, and the number of rows of the batch on all ranks."""
 
     rows: int
-    loss: Tensor
-    mimic: Tensor
+    loss: Float[Tensor, ""]
+    mimic: Float[Tensor, ""]
 
 
 L = TypeVar("L", bound=Loss)
@@ -103,11 +103,11 @@ class Objective(ABC, Generic[L]):
     def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
         """Prepare epoch `epoch` (0, 1, …) with the vectors of the present model."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the tensors of earlier batches and epochs that later ones depend on."""
         return join_states(self.parts)
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Continue from a state; what the settings no longer use is left out."""
         load_states(self.parts, state)
 
@@ -115,7 +115,7 @@ class Objective(ABC, Generic[L]):
         """Drop the wrapper that averages gradients, which holds the process group."""
         self._towers = BothTowers(self.model)
 
-    def examples(self, epoch: Epoch, batch: int) -> tuple[Examples, Ints, slice]:
+    def examples(self, epoch: Epoch, batch: int) -> tuple[Examples, Shaped[Ints, "s"], slice]:
         """Return the examples of a batch, the end of each shard's part of it, and the slice that is this rank's."""
         parts, context = epoch.batch_slices(batch, self.recipe.train.batch_size), self.context
         ends = np.cumsum([p.stop - p.start for p in parts])
@@ -129,17 +129,24 @@ class Objective(ABC, Generic[L]):
         first = sum(counts[: context.rank])
         return whole, ends, slice(first, first + len(read))
 
-    def vectors(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
-        """Return the vectors (U, D) and (I, D) of some users and items."""
+    def vectors(self, users: Inputs, items: Inputs) -> tuple[Float[Tensor, "U D"], Float[Tensor, "I D"]]:
+        """Return the vectors of some users and items."""
         if self.torchrec:
             self.torchrec.fetch(users, items)
         with self.precision():
             return self._towers(users, items)
 
     def mimic_loss(
-        self, user_inputs: Inputs, item_inputs: Inputs, users: Tensor, items: Tensor, user: Tensor, item: Tensor,
-        n: int, gather: Callable[[Tensor], Tensor] = lambda local: local,
-    ) -> Tensor:  # fmt: skip
+        self,
+        user_inputs: Inputs,
+        item_inputs: Inputs,
+        users: Float[Tensor, "U D"],
+        items: Float[Tensor, "I D"],
+        user: I64[Tensor, "P"],
+        item: I64[Tensor, "P"],
+        n: int,
+        gather: Callable[[Float[Tensor, "r d"]], Float[Tensor, "I d"]] = lambda local: local,
+    ) -> Float[Tensor, ""]:
         """Return the weighted mimic losses of P positives (user[p], item[p]), indices into `users` and `items`.
 
         The P positives are a part of `n`. `gather` turns rows of `item_inputs` into rows of `items`.
@@ -162,7 +169,7 @@ class BothTowers(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, users: Inputs, items: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, users: Inputs, items: Inputs) -> tuple[Float[Tensor, "U D"], Float[Tensor, "I D"]]:
         return self.model.user_vectors(users), self.model.item_vectors(items)
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from twotower.arrays.types import Shaped
 from twotower.distributed import DistributedContext
 from twotower.features.side import SIDES
 from twotower.model.two_tower import FirstOrder, TwoTower
@@ -98,7 +99,7 @@ class ModelOptimizer:
             for gradient in gradients[True] + gradients[False]:
                 gradient.mul_(norm / (total + 1e-6))  # as torch does
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the optimizer's tensors as "<slot>/<parameter>"."""
         tensors = {
             f"{slot}/{name}": value
@@ -110,12 +111,12 @@ class ModelOptimizer:
             tensors |= self._torchrec.optimizer_tensors(self._steps)
         return tensors
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Continue from a state; parameters without tensors in it start with none."""
         if self._torchrec and self._torchrec.updates_sparsely:
             self._torchrec.restore_optimizer(state)
         self._steps = int(max((float(value) for key, value in state.items() if key.startswith("step/")), default=0))
-        slots: dict[str, dict[str, Tensor]] = {}
+        slots: dict[str, dict[str, Shaped[Tensor, "*_"]]] = {}
         for key, value in state.items():
             slot, _, name = key.partition("/")
             slots.setdefault(name, {})[slot] = value

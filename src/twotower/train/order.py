@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.types import Codes, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
 
@@ -37,28 +35,28 @@ class ShuffleSizes:
 
 @dataclass(frozen=True)
 class Examples:
-    """Pairs in training order; aligned (n,) arrays."""
+    """Pairs in training order."""
 
-    user: Codes
-    item: Codes
-    label: npt.NDArray[np.float32]
-    weight: npt.NDArray[np.float32]
-    source: Ints  # number of the interaction, -1 for a random negative
+    user: Shaped[Codes, "n"]
+    item: Shaped[Codes, "n"]
+    label: Shaped[Floats, "n"]
+    weight: Shaped[Floats, "n"]
+    source: Shaped[Ints, "n"]  # number of the interaction, -1 for a random negative
 
     def __len__(self) -> int:
         return len(self.user)
 
-    def __getitem__(self, part: slice | Ints) -> Examples:
+    def __getitem__(self, part: slice | Shaped[Ints, "m"]) -> Examples:
         return Examples(*(getattr(self, f.name)[part] for f in fields(self)))
 
-    def pack(self) -> Ints:
-        """Return all columns as one int64 array (n, 5), to send to other ranks; floats by their bits."""
+    def pack(self) -> Shaped[Ints, "n 5"]:
+        """Return all columns as one array, to send to other ranks; floats by their bits."""
         columns = (self.user, self.item, self.label.view(np.int32), self.weight.view(np.int32), self.source)
         return np.stack([c.astype(np.int64) for c in columns], 1)
 
     @classmethod
-    def unpack(cls, packed: Ints) -> Examples:
-        """Return the examples that `pack` made (n, 5)."""
+    def unpack(cls, packed: Shaped[Ints, "n 5"]) -> Examples:
+        """Return the examples that `pack` made."""
         user, item, label, weight = packed[:, :4].T.astype(np.int32, order="C")
         return cls(user, item, label.view(np.float32), weight.view(np.float32), packed[:, 4].copy())
 
@@ -73,8 +71,8 @@ class Examples:
 class Shards:
     """Numbers of interactions, cut into ranges of users with about as many interactions each."""
 
-    def __init__(self, dataset: Dataset, numbers: npt.NDArray[Any], count: int, by_user: bool = False) -> None:
-        """Cut `numbers` (n,), which rise, or with `by_user` are one user's after another's. Raises ConfigError if `count`
+    def __init__(self, dataset: Dataset, numbers: Shaped[Codes | Ints, "n"], count: int, by_user: bool = False) -> None:
+        """Cut `numbers`, which rise, or with `by_user` are one user's after another's. Raises ConfigError if `count`
         is larger than n."""
         if count > len(numbers):
             raise ConfigError(
@@ -97,13 +95,12 @@ class Shards:
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def __getitem__(self, shard: int) -> npt.NDArray[Any]:
+    def __getitem__(self, shard: int) -> Shaped[Codes | Ints, "n"]:
         """Return the interaction numbers of a shard."""
-        numbers: npt.NDArray[Any] = self.numbers[self.bounds[shard] : self.bounds[shard + 1]]
-        return numbers
+        return self.numbers[self.bounds[shard] : self.bounds[shard + 1]]
 
 
-def _shard_ends(users: Codes, numbers: npt.NDArray[Any], count: int) -> list[int]:
+def _shard_ends(users: Shaped[Codes, "pairs"], numbers: Shaped[Codes | Ints, "n"], count: int) -> list[int]:
     """Return the end of each shard but the last, moved to the end of its last user, so that no user is in two shards."""
     ends = []
     for shard in range(1, count):
@@ -138,13 +135,13 @@ class ShuffleWindows:
             whole = n // self.block  # an incomplete block stays the last
             self._blocks[:whole] = rng(-1).permutation(whole)
 
-    def blocks(self, window: int) -> Ints:
+    def blocks(self, window: int) -> Shaped[Ints, "b"]:
         """Return the block numbers of a window."""
         each = self._blocks_per_window
         return self._blocks[window * each : (window + 1) * each]
 
-    def places(self, window: int) -> Ints:
-        """Return the places (m,) in the shard of a window's rows, block after block, not shuffled yet."""
+    def places(self, window: int) -> Shaped[Ints, "n"]:
+        """Return the places in the shard of a window's rows, block after block, not shuffled yet."""
         if self.count == 1:
             return np.arange(self.n)
         starts = self.blocks(window) * self.block
@@ -206,23 +203,23 @@ class Epoch:
         return Examples.concatenate([self.take(s, slice(0, n)) for s, n in enumerate(self.lengths)])
 
     @property
-    def user(self) -> Codes:
+    def user(self) -> Shaped[Codes, "n"]:
         return self._all.user
 
     @property
-    def item(self) -> Codes:
+    def item(self) -> Shaped[Codes, "n"]:
         return self._all.item
 
     @property
-    def label(self) -> npt.NDArray[np.float32]:
+    def label(self) -> Shaped[Floats, "n"]:
         return self._all.label
 
     @property
-    def weight(self) -> npt.NDArray[np.float32]:
+    def weight(self) -> Shaped[Floats, "n"]:
         return self._all.weight
 
     @property
-    def source(self) -> Ints:
+    def source(self) -> Shaped[Ints, "n"]:
         return self._all.source
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from twotower.arrays.types import Shaped
 from twotower.errors import ConfigError
 from twotower.evaluation.metrics import find_metric
 from twotower.train.weights import Weights
@@ -23,7 +24,7 @@ class BestWeights:
         """Watch the metric `monitor`, such as "validation.auc"; `patience` 0 never runs out."""
         self._monitor, self._patience = monitor, patience
         self._sign = 1 if find_metric(monitor).higher_is_better else -1
-        self.weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Shaped[Tensor, "*_"]] = {}
         self.score, self.epoch, self._validations_since = -math.inf, 0, 0
 
     @property
@@ -46,7 +47,7 @@ class BestWeights:
         else:
             self._validations_since += 1
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the best weights, their score and epoch, and the number of validations since; {} before the first."""
         if not self.weights:
             return {}
@@ -57,7 +58,7 @@ class BestWeights:
             **{f"weights/{name}": tensor for name, tensor in self.weights.items()},
         }
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Continue from a state."""
         if state:
             self.score, self.epoch = float(state["score"]), int(state["epoch"])

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from twotower.arrays.types import F32, Shaped
+
 _TYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32"}
 """Names of the types in a safetensors file, in the order of the file."""
 
@@ -21,16 +23,16 @@ class TensorBlocks:
     """A float32 tensor (rows, width) as a stream of blocks of rows, for tables that no rank holds whole."""
 
     shape: tuple[int, int]
-    rows: Iterable[Tensor]
+    rows: Iterable[F32[Tensor, "_ _"]]
 
 
-def file_order(tensors: Mapping[str, Tensor | TensorBlocks]) -> list[str]:
+def file_order(tensors: Mapping[str, Shaped[Tensor, "*_"] | TensorBlocks]) -> list[str]:
     """Return the names in the order of the safetensors file: by type, then by name."""
     places = {kind: place for place, kind in enumerate(_TYPES)}
     return sorted(tensors, key=lambda name: (places[_dtype(tensors[name])], name))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorBlocks]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Shaped[Tensor, "*_"] | TensorBlocks]) -> str:
     """Write the bytes of `safetensors.torch.save`, one tensor after another, and return the file's SHA-256."""
     header, end = {}, 0
     for name in file_order(tensors):
@@ -55,5 +57,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorBlocks]) -> s
     return digest.hexdigest()
 
 
-def _dtype(tensor: Tensor | TensorBlocks) -> torch.dtype:
+def _dtype(tensor: Shaped[Tensor, "*_"] | TensorBlocks) -> torch.dtype:
     return torch.float32 if isinstance(tensor, TensorBlocks) else tensor.dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from twotower.arrays.types import Shaped
 from twotower.distributed import DistributedContext
 
 
@@ -15,17 +16,17 @@ class Weights:
         """Name the parameters of `model`; `sharded` if each rank of `context` holds other numbers."""
         self._model, self._context, self._sharded = model, context or DistributedContext(), sharded
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the parameters themselves."""
         return dict(self._model.named_parameters())
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Overwrite the parameters in place."""
         for name, parameter in self._model.named_parameters():
             parameter.copy_(state[name])
 
-    def copy(self) -> dict[str, Tensor]:
+    def copy(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return copies of the parameters, without gradient."""
         return {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
 
@@ -56,11 +57,11 @@ class MovingAverage:
             for name, parameter in self._model_weights.state().items():
                 self.weights[name].lerp_(parameter.detach(), 1 - decay)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the averaged weights."""
         return self.weights
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Overwrite the average, if one is kept and the state holds one."""
         if state:
             for name, average in self.weights.items():

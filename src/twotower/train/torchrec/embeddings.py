@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, distributed, nn
 
+from twotower.arrays.types import F32, Shaped
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
 from twotower.model.inputs.carriers import Inputs
@@ -134,7 +135,7 @@ class TorchRecEmbeddings:
                 self._shards[t].weight.grad = gradient
         self._fetched = {}
 
-    def _backward(self, rows: dict[int, Tensor]) -> None:
+    def _backward(self, rows: dict[int, F32[Tensor, "_ _"]]) -> None:
         """Run the backward pass of TorchRec from the fetched `rows` of each table, with the gradients of `batch_rows`."""
         gradients = []
         for t, fetched in rows.items():
@@ -154,8 +155,10 @@ class TorchRecEmbeddings:
 
     # ---- whole tables
 
-    def stream_rows(self, shard: EmbeddingShard, local: Tensor) -> Iterator[Tensor]:
-        """Yield the rows of a table, or of an optimizer's state of it, in blocks (b, width) on rank 0, and empty ones elsewhere.
+    def stream_rows(
+        self, shard: EmbeddingShard, local: F32[Tensor, "rows columns"]
+    ) -> Iterator[F32[Tensor, "b width"]]:
+        """Yield the rows of a table, or of an optimizer's state of it, in blocks on rank 0, and empty ones elsewhere.
 
         `local` is this rank's piece, shaped like `shard.weight`.
         """
@@ -180,8 +183,8 @@ class TorchRecEmbeddings:
             yield block[:, :width]
 
     @torch.no_grad()
-    def local_piece(self, shard: EmbeddingShard, whole: Tensor) -> Tensor:
-        """Return this rank's piece of a whole table (rows, width), shaped like `shard.weight`."""
+    def local_piece(self, shard: EmbeddingShard, whole: F32[Tensor, "rows width"]) -> F32[Tensor, "r c"]:
+        """Return this rank's piece of a whole table, shaped like `shard.weight`."""
         local = torch.zeros_like(shard.weight)
         shard.copy_rows(local, slice(0, shard.num_embeddings), whole)
         return local
@@ -205,22 +208,22 @@ class TorchRecEmbeddings:
                 first += len(block)
             self.model.set_submodule(parameter.removesuffix(".weight"), table)
 
-    def optimizer_tensors(self, step: int) -> dict[str, Tensor]:
+    def optimizer_tensors(self, step: int) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the state of sparse updates after `step` steps, named as by `ModelOptimizer.state`."""
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Shaped[Tensor, "*_"]] = {}
         if step:
             for name, local in self._states().items():
                 tensors |= {f"step/{name}": torch.tensor(float(step)), f"{self._state}/{name}": local}
         return tensors
 
     @torch.no_grad()
-    def restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+    def restore_optimizer(self, tensors: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Load the pieces of the tensors of `optimizer_tensors`."""
         for name, local in self._states().items():
             if (key := f"{self._state}/{name}") in tensors:
                 local.copy_(tensors[key])
 
-    def _states(self) -> dict[str, Tensor]:
+    def _states(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return this rank's piece of the update rule's state, by parameter; empty for a rule without state."""
         by_table = {t: state for group in self._groups for t, state in group.states.items()}
         index = {shard: t for t, shard in enumerate(self._shards)}

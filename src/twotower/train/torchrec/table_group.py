@@ -17,6 +17,7 @@ from torchrec.distributed.sharding_plan import (
 )
 from torchrec.distributed.types import ShardingEnv
 
+from twotower.arrays.types import F32, I64
 from twotower.train.torchrec.plan import ShardPlacement, padded_width
 
 
@@ -86,7 +87,7 @@ class TableGroup:
             if keeps_state:
                 self.states.setdefault(t, torch.zeros(0, width, device=device))
 
-    def look_up(self, codes: list[Tensor]) -> Mapping[str, JaggedTensor]:
+    def look_up(self, codes: list[I64[Tensor, "_"]]) -> Mapping[str, JaggedTensor]:
         """Request the rows of each table's codes, by name "t<table>"; the first access waits for them."""
         wanted = {f"t{t}": codes[t] for t in self.weights}
         lengths = torch.tensor([len(c) for c in wanted.values()], device=self.device)
@@ -101,5 +102,5 @@ class TableGroup:
             kernel.set_learning_rate(lr)
 
 
-def _no_init(weight: Tensor) -> None:
+def _no_init(weight: F32[Tensor, "rows width"]) -> None:
     """Keep a table as it is, in place of TorchRec's initialization."""
