@@ -41,7 +41,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets import movielens
 from twotower.data.splits import TEST
 from twotower.data.tables import check
-from twotower.evaluation.metrics import auc
+from twotower.evaluation.metrics.auc import auc
 from twotower.features.schema import Categorical
 from twotower.train.trainer import Trainer
 

@@ -25,7 +25,7 @@ from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
 from twotower.escaping import python_literal
-from twotower.evaluation.metrics import Metrics
+from twotower.evaluation.config import Metrics
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.files import layout

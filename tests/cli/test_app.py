@@ -28,8 +28,7 @@ from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, load_config, parse_config
 from twotower.errors import DataError
 from twotower.escaping import escape_controls, shell_command
-from twotower.evaluation.metrics import Metrics
-from twotower.evaluation.ranking import EvaluationConfig
+from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.features.schema import Categorical, MultiHot, Schema, Text
 from twotower.features.side import SIDES
 from twotower.retrieval.retriever import Retriever

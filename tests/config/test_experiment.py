@@ -19,7 +19,7 @@ from twotower.config.reference import config_tables, config_template, of_tier, o
 from twotower.config.toml import RENAMED, dump_config, load_config, override_config, parse_config, refuse_renamed
 from twotower.data.datasets import movielens
 from twotower.errors import ConfigError, did_you_mean
-from twotower.evaluation.metrics import metric_names
+from twotower.evaluation.config import MetricSet
 from twotower.features.schema import FEATURE_KINDS, Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
 from twotower.kinds import Kind, Kinds
 from twotower.model.branches import BRANCHES
@@ -201,7 +201,7 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
         path = f"{prefix}.{key}".strip(".")
         if key == "pairs":
             found |= leaves("model.pairs.user", TowerConfig, seen)
-        elif key == "branches":
+        elif key in ("branches", "metrics"):
             found.add((path, "kind"))
         elif isinstance(info.default, Kind):
             (registry,) = (m for m in info.metadata if isinstance(m, Kinds))
@@ -455,7 +455,7 @@ def test_a_former_key_ends_a_command_with_code_2(
             "[[model.pairs]]\n[[model.pairs]]\n[model.pairs.item.senet]\nreductoin = 1",
             ["unknown key 'model.pairs.1.item.senet.reductoin'; did you mean 'reduction'? (allowed: enabled, squ"],
         ),
-        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, max_users, bootstrap"]),
+        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, metrics, max_users, bootstrap"]),
         ("[schema]\nuserid = 'u'\nfeatures = []", ["unknown key 'schema.userid'; did you mean 'user_id'?"]),
         ("[schema]\nfeature = []", ["unknown key 'schema.feature'; did you mean 'features'?"]),
     ],
@@ -678,7 +678,16 @@ def test_settings_and_schema_cannot_be_changed_in_place() -> None:
 
 
 def test_metrics_are_named_for_every_cut_off() -> None:
-    assert metric_names([3]) == ["auc", "gauc", "log_loss", "recall@3", "ndcg@3", "mrr@3", "hit_rate@3", "coverage@3"]
+    assert MetricSet().names([3]) == [
+        "auc",
+        "gauc",
+        "log_loss",
+        "recall@3",
+        "ndcg@3",
+        "mrr@3",
+        "hit_rate@3",
+        "coverage@3",
+    ]
 
 
 @pytest.mark.parametrize(("name", "hint"), [("epoch", "; did you mean 'epochs'?"), ("zzz", ""), ("", "")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import mykinds.metrics  # noqa: F401
 import pytest
 from worlds import EVERYTHING_SCHEMA, everything
 
@@ -56,6 +57,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.bias": (False, {}),
     "model.unknown_rate": (0.3, {}),
     "model.embedding_std": (0.2, {}),
+    "evaluation.metrics": (["mykinds.metrics:Novelty"], {}),
     "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
     "model.pairs.user.augment": (True, {}),
     "model.pairs.user.fields": (["uid", "city"], {}),
@@ -213,7 +215,10 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_option_is_covered() -> None:
-    known = {f"{section}.{key}".replace("branches.kind", "branches") for section, key, _, _ in options()}
+    known = {
+        f"{section}.{key}".replace("branches.kind", "branches").replace("metrics.kind", "metrics")
+        for section, key, _, _ in options()
+    }
     assert known == CHANGES.keys() | ELSEWHERE
 
 

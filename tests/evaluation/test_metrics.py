@@ -13,17 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import naive_auc
 
-from twotower.evaluation.metrics import (
-    Prominence,
-    auc,
-    auc_by_group,
-    find_metric,
-    gauc,
-    is_pair_metric,
-    log_loss,
-    metric_names,
-    ranking_metrics,
-)
+from twotower.arrays.types import Bools, Codes, Doubles, Ints, Numbers
+from twotower.evaluation.config import MetricSet
+from twotower.evaluation.metrics.auc import auc, auc_by_group
+from twotower.evaluation.metrics.gauc import Gauc
+from twotower.evaluation.metrics.log_loss import LogLoss
+from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
+from twotower.evaluation.metrics.metric import Prominence
 
 quick = settings(deadline=None, max_examples=80)
 
@@ -37,6 +33,20 @@ def arrays(rows: list[tuple[int, bool, int]]) -> tuple[npt.NDArray[Any], npt.NDA
         np.array([p for _, p, _ in rows], bool),
         np.array([g for _, _, g in rows], np.int32),
     )
+
+
+def gauc(scores: Numbers, positive: Bools, users: Codes) -> float:
+    return Gauc().value(ScoredPairs(scores, positive, users))
+
+
+def log_loss(logits: Numbers, positive: Bools) -> float:
+    return LogLoss().value(ScoredPairs(logits, positive, np.zeros(len(logits), np.int32)))
+
+
+def ranking_metrics(hit: Bools, n_targets: Ints, k: int) -> dict[str, Doubles]:
+    """The metrics of single users at a cut-off, by name."""
+    rankings = Rankings(np.zeros(hit.shape, np.int64), hit, n_targets, RankedItems(1, np.zeros(0, np.int32))).at(k)
+    return {m.name: m.values(rankings) for m in MetricSet().of_users}
 
 
 @quick
@@ -183,23 +193,27 @@ def test_recall_mrr_and_hit_rate_grow_with_k(users: list[tuple[list[bool], int]]
     assert before["recall"].tolist() == pytest.approx((hit.sum(1) / wanted).tolist())
 
 
-# ---- registry
+# ---- the set of metrics
 
 
 def test_the_names_of_a_part_are_those_of_the_registry_by_prominence() -> None:
-    assert metric_names([2, 7], Prominence.EPOCH) == ["auc", "gauc", "recall@2", "ndcg@2", "recall@7", "ndcg@7"]
-    assert metric_names([2], Prominence.SERVED) == ["auc", "gauc", "recall@2", "ndcg@2", "hit_rate@2"]
-    assert metric_names([2], Prominence.REPORT) == ["auc", "gauc", *(f"{m}@2" for m in RANKED)]
-    assert metric_names([2]) == ["auc", "gauc", "log_loss", *(f"{m}@2" for m in RANKED)]
+    assert MetricSet().names([2, 7], Prominence.EPOCH) == ["auc", "gauc", "recall@2", "ndcg@2", "recall@7", "ndcg@7"]
+    assert MetricSet().names([2], Prominence.SERVED) == ["auc", "gauc", "recall@2", "ndcg@2", "hit_rate@2"]
+    assert MetricSet().names([2], Prominence.REPORT) == ["auc", "gauc", *(f"{m}@2" for m in RANKED)]
+    assert MetricSet().names([2]) == ["auc", "gauc", "log_loss", *(f"{m}@2" for m in RANKED)]
 
 
 RANKED = ("recall", "ndcg", "mrr", "hit_rate", "coverage")
 
 
 def test_only_a_loss_is_better_when_lower() -> None:
-    assert {name for name in metric_names([3]) if not find_metric(name).higher_is_better} == {"log_loss"}
-    assert not find_metric("validation.log_loss").higher_is_better
-    assert find_metric("test.ndcg@10").name == "ndcg"
-    assert [name for name in metric_names([3]) if is_pair_metric(name)] == ["auc", "gauc", "log_loss"]
+    assert {name for name in MetricSet().names([3]) if not MetricSet().find(name).higher_is_better} == {"log_loss"}
+    assert not MetricSet().find("validation.log_loss").higher_is_better
+    assert MetricSet().find("test.ndcg@10").name == "ndcg"
+    assert [name for name in MetricSet().names([3]) if not MetricSet().find(name).at_cut_offs] == [
+        "auc",
+        "gauc",
+        "log_loss",
+    ]
     with pytest.raises(KeyError):
-        find_metric("validation.recal@10")
+        MetricSet().find("validation.recal@10")

@@ -13,10 +13,10 @@ from scored import naive_auc, pairs_of, random_factors
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
+from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import metric_names, ranking_metrics
+from twotower.evaluation.metrics.ndcg import Ndcg
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_model, evaluate_part
-from twotower.evaluation.ranking import EvaluationConfig
 
 
 def oracle(data: Dataset, part: int) -> Factors:
@@ -53,7 +53,7 @@ def test_a_ranking_leaves_out_what_was_seen_before_its_part_and_nothing_else(
     data = everything_data
     report = PartEvaluation.from_factors(random_factors(data), data, part, EvaluationConfig(k=(len(data.items),)))
     seen = {(u, i) for p in seen_parts for u, i in zip(data.part(p).user, data.part(p).item, strict=True)}
-    for u, row in zip(report.users.tolist(), report.best.tolist(), strict=True):
+    for u, row in zip(report.users.tolist(), report.rankings.best.tolist(), strict=True):
         assert {i for i in row if i >= 0} == {i for i in range(len(data.items)) if (u, i) not in seen}
 
 
@@ -97,7 +97,7 @@ def test_slices_equal_loops_over_their_users_and_items(everything_data: Dataset)
     }  # fmt: skip
     new_users = {u for u, n in enumerate(user_n) if n < 13}
     test = list(zip(data.test.user.tolist(), data.test.item.tolist(), data.test.positive.tolist(), strict=True))
-    rows = [(float(s), p, u, i) for s, (u, i, p) in zip(report.scores, test, strict=True)]
+    rows = [(float(s), p, u, i) for s, (u, i, p) in zip(report.scored.scores, test, strict=True)]
 
     def auc_of(chosen: list[tuple[float, bool, int, int]]) -> float:
         return naive_auc([(s, p, 0) for s, p, _, _ in chosen])
@@ -105,7 +105,7 @@ def test_slices_equal_loops_over_their_users_and_items(everything_data: Dataset)
     mine = [r for r in rows if r[2] in new_users]
     assert found["rows.new_user"] == len(mine) > 0
     assert found["auc.new_user"] == pytest.approx(auc_of(mine))
-    shown = {u: row[:k] for u, row in zip(report.users.tolist(), report.best.tolist(), strict=True)}
+    shown = {u: row[:k] for u, row in zip(report.users.tolist(), report.rankings.best.tolist(), strict=True)}
 
     def recall(users: set[int], items: set[int]) -> float:
         each = []
@@ -122,7 +122,7 @@ def test_slices_equal_loops_over_their_users_and_items(everything_data: Dataset)
         assert found[f"rows.{name}"] == len(mine) > 0
         assert found[f"auc.{name}"] == pytest.approx(auc_of(mine))
         assert found[f"recall@{k}.{name}"] == pytest.approx(recall(everyone, items))
-    per_user = ranking_metrics(report.hit, report.n_targets, k)["ndcg"]
+    per_user = Ndcg().values(report.rankings.at(k))
     assert found[f"ndcg@{k}.new_user"] == pytest.approx(per_user[np.isin(report.users, list(new_users))].mean())
 
 
@@ -146,7 +146,7 @@ def test_an_empty_slice_is_left_out(everything_data: Dataset) -> None:
 
 
 def test_evaluate_gives_every_promised_number_and_no_nan(everything_data: Dataset) -> None:
-    names = metric_names(SLICED.k)
+    names = SLICED.metric_set.names(SLICED.k)
     assert len(names) == 13
     spread = [n for n in names if n not in ("auc", "log_loss") and not n.startswith("coverage")]
     expected = {f"{part}.{n}" for part in ("validation", "test") for n in names}

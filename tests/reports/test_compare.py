@@ -20,6 +20,8 @@ from twotower.errors import RunError
 from twotower.evaluation.bootstrap import bootstrap, bootstrap_counts, paired_bootstrap
 from twotower.evaluation.comparison import Comparison, compare_factors, comparison_data
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics.auc import Auc, auc
+from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.model.two_tower import TwoTower
 from twotower.reports.compare import DECISION_RULE, compare_runs, describe_comparisons, summarize
@@ -206,13 +208,12 @@ def test_the_paired_interval_is_narrower_than_the_unpaired() -> None:
 
 def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None:
     """Against a loop that copies the rows of each drawn user."""
-    from twotower.evaluation.comparison import _bootstrap_auc
-    from twotower.evaluation.metrics import auc
-
     q = comparison_data(board, np.unique(board.test.user).astype(np.int64))
     scores = np.round(noise(board).scores(board.test), 1)  # with ties
     counts = next(iter(bootstrap_counts(q.n_users, 20, 4)))
-    for found, drawn in zip(_bootstrap_auc(scores, q, 20, 4), counts, strict=True):
+    resampled = Auc().resampled(ScoredPairs(scores, q.pairs.positive, q.pairs.user), [counts[:7], counts[7:]])
+    assert resampled is not None
+    for found, drawn in zip(resampled, counts, strict=True):
         rows = np.repeat(np.arange(len(scores)), drawn[q.pairs.user].astype(int))
         assert found == pytest.approx(auc(scores[rows], q.pairs.positive[rows]))
 

@@ -9,10 +9,13 @@ import pytest
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api
-from twotower.evaluation.metrics import Prominence, metric_names
+from twotower.evaluation.config import EvaluationConfig, MetricSet
+from twotower.evaluation.metrics.metric import Prominence
 from twotower.reports.html import write_report
 from twotower.reports.metric_tables import ROWS, cell, columns, metric_rows, print_metrics, print_served
 from twotower.reports.progress import Progress
+
+AT_FIVE = EvaluationConfig(k=(5, 9))
 
 
 def test_a_cell_is_a_dash_for_what_is_undefined() -> None:
@@ -27,19 +30,20 @@ def test_rows_are_the_model_and_its_baselines() -> None:
 
 def test_the_terminal_shows_every_column_and_row(capsys: pytest.CaptureFixture[str]) -> None:
     number = count(1)
-    metrics = {f"{prefix}.{name}": next(number) / 100 for prefix in ROWS.values() for name in columns(5)}
-    print_metrics(metrics, 5)
+    metrics = {f"{prefix}.{name}": next(number) / 100 for prefix in ROWS.values() for name in columns(AT_FIVE)}
+    print_metrics(metrics, AT_FIVE)
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["test", *columns(5)]
+    assert head.split() == ["test", *columns(AT_FIVE)]
     shown = [line[18:].split() for line in lines]
     assert [line[:18].rstrip() for line in lines] == list(ROWS)
-    assert shown == [[f"{metrics[f'{prefix}.{name}']:.4f}" for name in columns(5)] for prefix in ROWS.values()]
+    assert shown == [[f"{metrics[f'{prefix}.{name}']:.4f}" for name in columns(AT_FIVE)] for prefix in ROWS.values()]
 
 
 def test_a_bundles_table_has_the_served_metrics_at_every_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
-    print_served({"exact": {"auc": 0.75}, "index": {"recall@7": 0.5}, "live": {"ndcg@2": float("nan")}}, [2, 7])
+    config = EvaluationConfig(k=(2, 7))
+    print_served({"exact": {"auc": 0.75}, "index": {"recall@7": 0.5}, "live": {"ndcg@2": float("nan")}}, config)
     head, exact, index, live = capsys.readouterr().out.splitlines()
-    names = metric_names([2, 7], Prominence.SERVED)
+    names = MetricSet().names([2, 7], Prominence.SERVED)
     assert head.split() == ["test", *names]
     for line, way, found in (
         (exact, "method 1, exact search", {"auc": "0.7500"}),
@@ -51,24 +55,24 @@ def test_a_bundles_table_has_the_served_metrics_at_every_cut_off(capsys: pytest.
 
 
 def test_the_line_of_an_epoch_has_the_most_prominent_metrics(capsys: pytest.CaptureFixture[str]) -> None:
-    measured = {f"validation.{name}": 0.5 for name in metric_names([3])}
+    measured = {f"validation.{name}": 0.5 for name in MetricSet().names([3])}
     Progress().on_epoch_end([{"epoch": 2, "train.loss": 0.25, "train.seconds": 1.5, **measured}])
-    shown = "  ".join(f"{name} 0.5000" for name in metric_names([3], Prominence.EPOCH))
+    shown = "  ".join(f"{name} 0.5000" for name in MetricSet().names([3], Prominence.EPOCH))
     assert capsys.readouterr().out == f"epoch   2  loss 0.2500  {shown}  1.5 s\n"
 
 
 def test_the_page_and_the_card_show_the_same_numbers(tmp_path: Path) -> None:
     run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
     bundle = api.publish(run, tmp_path / "store", force=True)
-    k = run.config.evaluation.k[0]
+    config = run.config.evaluation
     write_report(tmp_path / "report.html", run, run.factors())
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for label, prefix in ROWS.items():
         row = page.partition(f"<tr><td>{label}</td>")[2].partition("</tr>")[0]
         assert [c.partition(">")[2].removesuffix("</td>") for c in row.split("<td")[1:]] == [
-            cell(run.metrics.get(f"{prefix}.{name}")) for name in columns(k)
+            cell(run.metrics.get(f"{prefix}.{name}")) for name in columns(config)
         ]
     card = (bundle.folder / "README.md").read_text(encoding="utf-8")
-    for name in metric_names(run.config.evaluation.k):
+    for name in config.metric_set.names(config.k):
         values = (cell(run.metrics.get(f"{prefix}.{name}")) for prefix in ("test", "baseline.popularity"))
         assert f"\n| {name} | {' | '.join(values)} |\n" in card

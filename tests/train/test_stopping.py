@@ -31,7 +31,7 @@ def observed(best: BestWeights, values: list[float], first: int = 1) -> BestWeig
     ],
 )
 def test_the_first_of_the_best_epochs_is_kept(monitor: str, values: list[float], epoch: int) -> None:
-    best = observed(BestWeights(monitor, patience=0), values)
+    best = observed(BestWeights(monitor, 0, higher_is_better=monitor != "validation.log_loss"), values)
     assert best.epoch == epoch
     assert best.weights["weight"].tolist() == [[epoch]]
     assert not best.out_of_patience

@@ -290,7 +290,7 @@ def test_the_best_weights_are_kept_not_the_last(board: Dataset) -> None:
     aucs = [h["validation.auc"] for h in trained.history]
     assert trained.metrics["train.best_epoch"] == 1 + int(np.argmax(aucs))
     pairs = board.validation
-    from twotower.evaluation.metrics import auc
+    from twotower.evaluation.metrics.auc import auc
 
     assert auc(trainer.factors().scores(pairs), pairs.positive) == pytest.approx(max(aucs), abs=1e-12)
 

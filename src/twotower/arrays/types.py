@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 __all__ = [
     "F32", "F64", "I32", "I64", "Array", "Bool", "Bools", "Codes", "Doubles", "Float", "Floats", "Int", "Ints", "ItemId", "ItemRow",
-    "Rows", "Shaped", "UserId", "UserRow", "Vectors",
+    "Numbers", "Rows", "Shaped", "UserId", "UserRow", "Vectors", "WholeNumbers",
 ]  # fmt: skip
 
 UserId = NewType("UserId", str)
@@ -58,6 +58,8 @@ if TYPE_CHECKING or "jaxtyping" not in sys.modules:
     Doubles = npt.NDArray[np.float64]
     Vectors = npt.NDArray[np.float32]
     Rows = npt.NDArray[np.int64]
+    WholeNumbers = npt.NDArray[np.integer]
+    Numbers = npt.NDArray[np.floating | np.integer]
     Array = npt.NDArray[np.generic]
 else:  # jaxtyping takes classes; mypy checks the element types
-    Ints = Codes = Floats = Bools = Doubles = Vectors = Rows = Array = np.ndarray
+    Ints = Codes = Floats = Bools = Doubles = Vectors = Rows = WholeNumbers = Numbers = Array = np.ndarray

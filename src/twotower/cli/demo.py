@@ -57,10 +57,9 @@ def demo(
 
     with Progress() as progress:
         run = _train(source, folder, progress)
-    k = run.config.evaluation.k[0]
     print()
-    print_metrics(run.metrics, k)
-    for line in _recommendation_lines(run, k):
+    print_metrics(run.metrics, run.config.evaluation)
+    for line in _recommendation_lines(run, run.config.evaluation.k[0]):
         print_line(line)
     store = folder.with_name(f"{folder.name}-store")
     print()

@@ -48,12 +48,12 @@ def train(
 
     schema, resolved = load_config(config, overrides or [], trust=True)
     is_main = DistributedContext.from_environment().is_main
-    with Progress() if is_main else silenced_messages() as callback:
+    with Progress(resolved.evaluation.metric_set) if is_main else silenced_messages() as callback:
         tables, schema = api.read(resolved, schema)
         done = api.fit(tables, schema, resolved, folder=folder, resume=resume, override=override, callback=callback)
     if not is_main:
         return
-    print_metrics(done.metrics, resolved.evaluation.k[0])
+    print_metrics(done.metrics, resolved.evaluation)
     print_line(f"run: {folder}" + (f"   report: {folder / layout.REPORT}" if (folder / layout.REPORT).exists() else ""))
     print_line(f"next: {shell_command('evaluate', folder)}")
 
@@ -80,7 +80,7 @@ def evaluate(
         else:
             print_line(f"bundle {retriever.bundle.id}")
             print(retriever.dataset.describe())
-            print_served(found, settings.k)
+            print_served(found, settings)
         return
     loaded = api.load(path, trust)
     metrics = api.evaluate(loaded)
@@ -88,7 +88,7 @@ def evaluate(
         print(json.dumps(metrics, indent=1))
     else:
         print(loaded.dataset.describe())
-        print_metrics(metrics, loaded.config.evaluation.k[0])
+        print_metrics(metrics, loaded.config.evaluation)
 
 
 def doctor(run: RunFolder, trust: Trust = False) -> None:

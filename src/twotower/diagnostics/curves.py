@@ -9,7 +9,6 @@ import numpy as np
 
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, or_ok
-from twotower.evaluation.metrics import find_metric
 
 
 def history(context: DiagnosisContext) -> Iterator[Finding]:
@@ -61,7 +60,7 @@ def _validation_curve(context: DiagnosisContext) -> Iterator[Finding]:
     curve, train = context.monitored, context.config.train
     if len(curve) < 2:
         return
-    sign = 1 if find_metric(train.monitor).higher_is_better else -1
+    sign = 1 if context.config.evaluation.metric_set.find(train.monitor).higher_is_better else -1
     value = [sign * v for _, v in curve]
     best = int(np.argmax(value))
     spread = max(value) - min(value)

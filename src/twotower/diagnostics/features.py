@@ -14,7 +14,7 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Bools
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
-from twotower.evaluation.metrics import auc
+from twotower.evaluation.metrics.auc import auc
 from twotower.features.schema import Categorical, Numeric, Sequence
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN

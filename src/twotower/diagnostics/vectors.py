@@ -15,7 +15,6 @@ from twotower.diagnostics.findings import Finding, Severity
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors, comparison_data
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import is_pair_metric
 from twotower.features.side import SIDES
 
 
@@ -106,7 +105,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         return
     test_data = comparison_data(data, users)
     retrieves = not config.loss.pointwise or config.negatives.random > 0
-    ranked = not is_pair_metric(config.train.monitor)
+    ranked = config.evaluation.metric_set.find(config.train.monitor).at_cut_offs
     n_users, n_items = len(data.users), len(data.items)
     k = config.evaluation.k[0]
     if retrieves or ranked:

@@ -1,7 +1,7 @@
 """Metrics of a model on a part of a dataset.
 
-Pair metrics (AUC, GAUC, log loss) measure whether a user likes an item that was shown. Ranking metrics rank the whole
-catalogue by exact search, without the items that the user has seen; no negatives are sampled.
+Metrics of pairs measure whether a user likes an item that was shown. Metrics of rankings rank the whole catalogue
+by exact search, without the items that the user has seen; no negatives are sampled.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from twotower.arrays.types import Bools, Ints
+from twotower.arrays.types import Bools, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs, counts
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.bootstrap import bootstrap
+from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import CATALOGUE_METRICS, PAIR_METRICS, Metrics, auc, auc_by_group, ranking_metrics
-from twotower.evaluation.ranking import EvaluationConfig, EvaluationQueries, evaluation_queries, pairs_of_part
+from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
+from twotower.evaluation.metrics.metric import RankingMetric
+from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries, pairs_of_part
+from twotower.features.side import SideName
 
 
 def evaluate_part(factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
@@ -30,16 +32,15 @@ def evaluate_part(factors: Factors, dataset: Dataset, part: int, config: Evaluat
 
 @dataclass(frozen=True)
 class PartEvaluation:
-    """Scores and rankings of one part, from which metrics, slices and intervals are computed."""
+    """Scored pairs and rankings of one part, from which metrics, slices and intervals are computed."""
 
     dataset: Dataset
     config: EvaluationConfig
     pairs: Pairs
-    scores: npt.NDArray[np.float32]
-    users: Ints  # (Q,) user rows
-    best: Ints  # (Q, max k) item rows, -1: none
-    hit: Bools
-    n_targets: Ints
+    scored: ScoredPairs
+    users: Shaped[Ints, "Q"]
+    """User rows of the rankings."""
+    rankings: Rankings
 
     @classmethod
     def from_factors(
@@ -57,7 +58,7 @@ class PartEvaluation:
 
     @classmethod
     def from_search(
-        cls, search: Callable[[Ints, int], Ints], scores: npt.NDArray[np.float32], dataset: Dataset, part: int,
+        cls, search: Callable[[Ints, int], Ints], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
         """Evaluate any search: `search(users (Q,), k)` returns item rows (Q, k); `scores` are those of the part's
@@ -68,65 +69,74 @@ class PartEvaluation:
 
     @classmethod
     def _of(
-        cls, queries: EvaluationQueries, best: Ints, scores: npt.NDArray[np.float32], dataset: Dataset, part: int,
+        cls, queries: EvaluationQueries, best: Shaped[Ints, "Q K"], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
         pairs = pairs_of_part(dataset, part)
-        n = np.bincount(pairs.user[pairs.positive], minlength=len(dataset.users))
-        return cls(dataset, config, pairs, scores, queries.users, best, queries.hits(best), n[queries.users])
+        n_targets = np.bincount(pairs.user[pairs.positive], minlength=len(dataset.users))[queries.users]
+        items = RankedItems(len(dataset.items), dataset.train.item)
+        rankings = Rankings(best, queries.hits(best), n_targets, items)
+        return cls(dataset, config, pairs, ScoredPairs(scores, pairs.positive, pairs.user), queries.users, rankings)
 
     def metrics(self) -> Metrics:
-        """Return pair metrics over all rows, ranking metrics as means over users, and coverage of the catalogue."""
-        out = {m.name: m.function(self.scores, self.pairs.positive, self.pairs.user) for m in PAIR_METRICS}
+        """Return all metrics of the config: of pairs over all rows, of rankings as means over users, of the catalogue."""
+        measured = self.config.metric_set
+        out = {m.name: m.value(self.scored) for m in measured.of_pairs}
         for k in self.config.k:
-            for name, values in ranking_metrics(self.hit, self.n_targets, k).items():
-                out[f"{name}@{k}"] = float(values.mean()) if len(values) else float("nan")
-            for m in CATALOGUE_METRICS:
-                out[f"{m.name}@{k}"] = m.function(self.best[:, :k], len(self.dataset.items))
+            rankings = self.rankings.at(k)
+            for m in measured.of_users:
+                values = m.values(rankings)
+                out[f"{m.name}@{k}"] = float(values.mean()) if len(values) else float("nan")
+            out |= {f"{m.name}@{k}": m.value(rankings) for m in measured.of_catalogue}
         return out
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Return 95 % bootstrap intervals over users of GAUC and of the ranking metrics."""
-        _, values, sizes = auc_by_group(self.scores, self.pairs.positive, self.pairs.user)
-        low, high = bootstrap(values, sizes.astype(float), self.config.bootstrap)
-        out = {"gauc": (float(low), float(high))}
-        per_user = {
-            f"{name}@{k}": values
-            for k in self.config.k
-            for name, values in ranking_metrics(self.hit, self.n_targets, k).items()
-        }
-        bounds = bootstrap(np.stack([*per_user.values()], 1), np.ones(len(self.users)), self.config.bootstrap)
+        """Return 95 % bootstrap intervals over users of every metric that is a mean over users."""
+        measured, resamples = self.config.metric_set, self.config.bootstrap
+        out = {}
+        for m in measured.of_pairs:
+            if by_user := m.by_user(self.scored):
+                low, high = bootstrap(by_user.values, by_user.weights, resamples)
+                out[m.name] = (float(low), float(high))
+        per_user = {f"{m.name}@{k}": m.values(self.rankings.at(k)) for k in self.config.k for m in measured.of_users}
+        bounds = bootstrap(np.stack([*per_user.values()], 1), np.ones(len(self.users)), resamples)
         out |= {name: (float(low), float(high)) for name, low, high in zip(per_user, *bounds, strict=True)}
         return {name: interval for name, interval in out.items() if np.isfinite(interval).all()}
 
     def slices(self) -> Metrics:
         """Return `auc.new_user`, `recall@10.tail`, … for the slices on which the metric is defined."""
         data, config = self.dataset, self.config
-        user_n, item_n = counts(data.train.user, len(data.users)), counts(data.train.item, len(data.items))
+        user_n, item_n = counts(data.train.user, len(data.users)), self.rankings.items.popularity
         head = np.zeros(len(data.items), bool)
         head[np.argsort(-item_n, kind="stable")[: max(1, int(config.head_share * len(data.items)))]] = True
-        k = config.k[0]
         out: Metrics = {}
         by_user = {"new_user": user_n < config.new_user_below}
         by_item = {"new_item": item_n < config.new_item_below, "head": head, "tail": ~head}
-        per_user = ranking_metrics(self.hit, self.n_targets, k)
+        k = config.k[0]
+        rankings = self.rankings.at(k)
         for name, rows in by_user.items():
-            keep = rows[self.pairs.user]
-            out[f"rows.{name}"] = int(keep.sum())
-            out[f"auc.{name}"] = auc(self.scores[keep], self.pairs.positive[keep])
+            out |= self._pair_slice("user", name, rows[self.pairs.user])
             selected = rows[self.users]
             if selected.any():
-                out |= {f"{m}@{k}.{name}": float(per_user[m][selected].mean()) for m in ("recall", "ndcg")}
+                for m in self._sliced_rankings("user"):
+                    out[f"{m.name}@{k}.{name}"] = float(m.values(rankings)[selected].mean())
         for name, rows in by_item.items():
             keep = rows[self.pairs.item]
-            out[f"rows.{name}"] = int(keep.sum())
-            out[f"auc.{name}"] = auc(self.scores[keep], self.pairs.positive[keep])
+            out |= self._pair_slice("item", name, keep)
             targets = np.bincount(self.pairs.user[keep & self.pairs.positive], minlength=len(data.users))[self.users]
-            hits = (self.hit[:, :k] & rows[self.best[:, :k]]).sum(1)
-            defined = targets > 0
-            if defined.any():
-                out[f"recall@{k}.{name}"] = float((hits[defined] / targets[defined]).mean())
+            if targets.any():
+                for m in self._sliced_rankings("item"):
+                    out[f"{m.name}@{k}.{name}"] = float(m.values(rankings.with_targets(rows, targets)).mean())
         return {name: value for name, value in out.items() if value == value}
+
+    def _sliced_rankings(self, side: SideName) -> list[RankingMetric]:
+        return [m for m in self.config.metric_set.of_users if side in m.slices]
+
+    def _pair_slice(self, side: SideName, name: str, keep: Shaped[Bools, "n"]) -> Metrics:
+        """Return the number of rows of a slice, and its metrics of pairs."""
+        scored = self.scored.where(keep)
+        sliced = [m for m in self.config.metric_set.of_pairs if side in m.slices]
+        return {f"rows.{name}": int(keep.sum())} | {f"{m.name}.{name}": m.value(scored) for m in sliced}
 
 
 def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, config: EvaluationConfig) -> Metrics:
@@ -147,11 +157,11 @@ def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, confi
                 out[f"test.{m}.low"], out[f"test.{m}.high"] = low, high
             out |= {f"test.{m}": v for m, v in evaluation.slices().items()}
     n_users, n_items = len(dataset.users), len(dataset.items)
+    of_logits = {m.name for m in config.metric_set.of_pairs if m.of_logits}
     for name, baseline in (
         ("popularity", popularity_baseline(dataset.train, n_users, n_items)),
         ("bias", bias_baseline(dataset.train, n_users, n_items)),
     ):
         metrics = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries).metrics()
-        del metrics["log_loss"]  # the scores of the baselines are no logits
-        out |= {f"baseline.{name}.{m}": v for m, v in metrics.items()}
+        out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_logits}
     return {m: v for m, v in out.items() if v == v}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from twotower.arrays.sets import is_in_sorted, pair_keys
@@ -15,8 +14,8 @@ from twotower.arrays.types import Bools, Floats, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
-from twotower.evaluation.metrics import ordered_codes
-from twotower.section import Positive, Section
+from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.metrics.auc import ordered_codes
 
 MAX_SCORES = 2**25
 """Scores (users x items) that one block of a ranking holds."""
@@ -75,30 +74,6 @@ def rank_catalogue(
     queries = EvaluationQueries.build(pairs, seen, len(user_vectors), len(item_vectors), block, max_scores)
     best = queries.top_k(user_vectors, item_vectors, k)
     return queries.users, best, queries.hits(best)
-
-
-class EvaluationConfig(Section):
-    """Metrics and slices of the report."""
-
-    start_here = ("k",)
-    research = ("head_share", "new_user_below", "new_item_below")
-
-    k: tuple[Positive, ...] = Field(
-        (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
-    )
-    max_users: int = Field(
-        0, ge=0, description="Maximum number of users in the ranking metrics, drawn once. 0: all users."
-    )
-    bootstrap: int = Field(
-        200, ge=0, le=1_000_000, description="Bootstrap resamples of the users for 95 % intervals. 0: no intervals."
-    )
-    head_share: float = Field(0.2, gt=0, lt=1, description="Share of items, the most popular ones, in the head slice.")
-    new_user_below: int = Field(
-        5, ge=1, description="Number of training interactions below which a user counts as new."
-    )
-    new_item_below: int = Field(
-        5, ge=1, description="Number of training interactions below which an item counts as new."
-    )
 
 
 @dataclass(frozen=True)

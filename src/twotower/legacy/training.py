@@ -12,7 +12,7 @@ from twotower import runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, DataError, did_you_mean
-from twotower.evaluation.metrics import auc
+from twotower.evaluation.metrics.auc import auc
 from twotower.legacy.interaction_rows import LabelledRows, assemble_rows
 from twotower.reports.terminal import printed_messages
 from twotower.runs import Run

@@ -9,10 +9,9 @@ from twotower import runs
 from twotower.arrays.types import Codes, Floats, Ints
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import Metrics
 from twotower.evaluation.part_evaluation import PartEvaluation
-from twotower.evaluation.ranking import EvaluationConfig
 from twotower.features.side import SideName
 from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
 from twotower.retrieval.request import Method

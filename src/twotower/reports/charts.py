@@ -11,7 +11,7 @@ import torch
 
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import Prominence, is_pair_metric, metric_names
+from twotower.evaluation.metrics.metric import Prominence
 from twotower.features.side import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
 
@@ -43,16 +43,17 @@ def curves(run: Run) -> list[go.Figure]:
     loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train loss (weighted)", line_color=BLUE,
                      mode="lines+markers")  # fmt: skip
     figures = [loss]
-    k = run.config.evaluation.k[0]
-    validated = [h for h in run.history if "validation.auc" in h or "validation.log_loss" in h]
+    config = run.config.evaluation
+    measured = config.metric_set
+    validated = [h for h in run.history if any(name.startswith("validation.") for name in h)]
     validated_epochs = [h["epoch"] for h in validated]
     if run.config.loss.pointwise:  # a contrastive loss is not comparable with a log loss
         log_loss = [h.get("validation.log_loss") for h in validated]
         loss.add_scatter(x=validated_epochs, y=log_loss, name="validation log loss",
                          line_color=ORANGE, mode="lines+markers")  # fmt: skip
-    shown = metric_names([k], Prominence.EPOCH)
-    for title, of_pairs in (("AUC", True), ("Ranking", False)):
-        names = [name for name in shown if is_pair_metric(name) == of_pairs]
+    shown = measured.names(config.k[:1], Prominence.EPOCH)
+    for title, at_cut_offs in (("AUC", False), ("Ranking", True)):
+        names = [name for name in shown if measured.find(name).at_cut_offs == at_cut_offs]
         if not any(f"validation.{name}" in h for h in validated for name in names):
             continue  # AUC is undefined for pairs of one class
         figure = _figure(f"{title} on validation", "epoch", "")

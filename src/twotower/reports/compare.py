@@ -20,7 +20,9 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors
+from twotower.evaluation.config import MetricSet
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics.measured import RankedItems
 from twotower.features.side import SideName
 from twotower.features.values import canonical_ids
 
@@ -34,7 +36,7 @@ DECISION_RULE = (
 
 
 def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> list[Comparison]:
-    """Compare two runs by AUC, GAUC and the ranking metrics at every cut-off in both evaluation.k.
+    """Compare two runs by AUC, GAUC and the ranking metrics that both measure, at every cut-off in both evaluation.k.
 
     Users and items are matched by id. Both runs rank the items that both know, without the items that a user has seen
     in the train or validation part of either. Raises RunError unless the test pairs and their labels are equal.
@@ -43,7 +45,8 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> list[Comparison]:
         raise RunError(f"resamples = {resamples}: expected at least 1")
     data, factors_a, factors_b = _align_runs(a, b)
     k = [n for n in a.config.evaluation.k if n in b.config.evaluation.k]
-    comparisons = compare_factors(factors_a, factors_b, data, k, resamples)
+    metrics = MetricSet(m for m in a.config.evaluation.metrics if m in b.config.evaluation.metrics)
+    comparisons = compare_factors(factors_a, factors_b, data, k, resamples, metrics=metrics)
     if not comparisons:
         raise RunError(
             f"nothing to compare: no user has test pairs of both classes, and evaluation.k has no cut-off in common "
@@ -102,7 +105,9 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
         if not (bool(torch.isfinite(aligned.users).all()) and bool(torch.isfinite(aligned.items).all())):
             raise RunError(f"{name}: its vectors are not finite; `diagnose(run)` says why")
         factors.append(aligned)
-    return ComparisonData(tests[0], Pairs.concatenated(seen), len(users[0])), factors[0], factors[1]
+    train_items = places_of_rows(items[0], len(a.dataset.items))[a.dataset.train.item]
+    ranked = RankedItems(len(items[0]), train_items[train_items >= 0].astype(np.int32))
+    return ComparisonData(tests[0], Pairs.concatenated(seen), len(users[0]), ranked), factors[0], factors[1]
 
 
 def _check_same(a: Dataset, b: Dataset, names: Sequence[str]) -> None:

@@ -84,9 +84,12 @@ def _scores_text(run: Run) -> str:
 
 def _summary(run: Run) -> str:
     """Return the table of test metrics: the model and the baselines."""
-    names = columns(run.config.evaluation.k[0])
+    names, measured = columns(run.config.evaluation), run.config.evaluation.metric_set
     rows = metric_rows(run.metrics, names)
-    best = [max((v for v in column if v is not None), default=None) for column in zip(*rows.values(), strict=True)]
+    best = []
+    for name, column in zip(names, zip(*rows.values(), strict=True), strict=True):
+        choose = max if measured.find(name).higher_is_better else min
+        best.append(choose((v for v in column if v is not None), default=None))
     lines = "".join(
         f"<tr><td>{name}</td>"
         + "".join(

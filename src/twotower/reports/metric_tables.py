@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from twotower.evaluation.metrics import Metrics, Prominence, metric_names
+from twotower.evaluation.config import EvaluationConfig, Metrics, MetricSet
+from twotower.evaluation.metrics.metric import Prominence
 from twotower.train.progress import EpochRecord
 
 ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
 """Label of a row -> prefix of its metrics."""
 
 
-def print_metrics(metrics: Metrics, k: int) -> None:
+def print_metrics(metrics: Metrics, config: EvaluationConfig) -> None:
     """Print a table of test metrics: a row for the model and each baseline."""
-    names = columns(k)
+    names = columns(config)
     _print_table(names, metric_rows(metrics, names), 18)
     if "train.seconds" in metrics:
         print(
@@ -23,9 +24,9 @@ def print_metrics(metrics: Metrics, k: int) -> None:
         )
 
 
-def print_served(found: Mapping[str, Metrics], cut_offs: Sequence[int]) -> None:
+def print_served(found: Mapping[str, Metrics], config: EvaluationConfig) -> None:
     """Print a table of a bundle's test metrics: a row for each way of search."""
-    names = metric_names(cut_offs, Prominence.SERVED)
+    names = config.metric_set.names(config.k, Prominence.SERVED)
     ways = {"method 1, exact search": "exact", "method 1, index": "index", "method 2, index": "live"}
     _print_table(names, {label: [found[way].get(name) for name in names] for label, way in ways.items()}, 24)
 
@@ -36,14 +37,14 @@ def _print_table(names: Sequence[str], rows: Mapping[str, Sequence[float | None]
         print(f"{label:<{width}}" + "".join(f"{cell(value):>13}" for value in values))
 
 
-def columns(k: int) -> list[str]:
-    """Return the metrics of a run that a table shows, at the cut-off `k`."""
-    return metric_names([k], Prominence.REPORT)
+def columns(config: EvaluationConfig) -> list[str]:
+    """Return the metrics of a run that a table shows, at the first cut-off."""
+    return config.metric_set.names(config.k[:1], Prominence.REPORT)
 
 
-def epoch_metrics(record: EpochRecord) -> dict[str, float]:
+def epoch_metrics(record: EpochRecord, measured: MetricSet) -> dict[str, float]:
     """Return the validation metrics that the line of an epoch shows, by name."""
-    shown = {name.partition("@")[0] for name in metric_names([1], Prominence.EPOCH)}
+    shown = {name.partition("@")[0] for name in measured.names([1], Prominence.EPOCH)}
     names = {name: name.removeprefix("validation.") for name in record if name.startswith("validation.")}
     return {metric: record[name] for name, metric in names.items() if metric.partition("@")[0] in shown}
 

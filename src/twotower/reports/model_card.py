@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twotower.evaluation.metrics import metric_names
 from twotower.index import Index
 from twotower.reports.metric_tables import cell, metric_rows
 from twotower.store.manifest import RecallCheck
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
 
 def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
     """Return the model card: the model, its training data and its metrics."""
-    names = [name for name in metric_names(run.config.evaluation.k) if f"test.{name}" in run.metrics]
+    config = run.config.evaluation
+    names = [name for name in config.metric_set.names(config.k) if f"test.{name}" in run.metrics]
     values = metric_rows(run.metrics, names)
     table = zip(names, values["model"], values["popularity"], strict=True)
     rows = "\n".join(f"| {name} | {cell(model)} | {cell(popularity)} |" for name, model, popularity in table)

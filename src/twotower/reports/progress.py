@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from twotower.evaluation.config import MetricSet
 from twotower.reports.metric_tables import epoch_metrics
 from twotower.reports.terminal import MessageHandler, log
 from twotower.train.progress import Callback, EpochRecord
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 class Progress(Callback):
     """Progress of a training: a bar on a terminal, and one line an epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, measured: MetricSet | None = None) -> None:
+        """Show the metrics of a training, by default the registered ones."""
+        self._measured = measured or MetricSet()
         self._bar: tuple[bars.Progress, bars.TaskID] | None = None
         self._live = sys.stdout.isatty()
         self._last = 0.0
@@ -66,7 +69,7 @@ class Progress(Callback):
     def on_epoch_end(self, history: list[EpochRecord]) -> None:
         self.close()
         entry = history[-1]
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in epoch_metrics(entry).items())
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in epoch_metrics(entry, self._measured).items())
         print(
             f"epoch {entry['epoch']:>3}  loss {entry['train.loss']:.4f}  {shown}  {entry['train.seconds']:.1f} s",
             flush=True,

@@ -36,9 +36,8 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.escaping import python_literal
+from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import Metrics
-from twotower.evaluation.ranking import EvaluationConfig
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES

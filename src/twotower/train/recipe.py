@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from twotower.errors import did_you_mean
-from twotower.evaluation.metrics import metric_names
-from twotower.evaluation.ranking import EvaluationConfig
+from twotower.evaluation.config import EvaluationConfig
 from twotower.model.two_tower import ModelConfig
 from twotower.section import Section
 from twotower.train.losses import LOSSES
@@ -143,7 +142,7 @@ class Recipe(Section):
             raise ValueError(
                 "loss.mimic trains augmented vectors, and no tower has them; set augment = true in a tower of model.pairs"
             )
-        known = metric_names(self.evaluation.k)
+        known = self.evaluation.metric_set.names(self.evaluation.k)
         part, _, metric = self.train.monitor.partition(".")
         if part != "validation" or metric not in known:
             raise ValueError(

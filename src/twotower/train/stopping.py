@@ -13,17 +13,16 @@ from torch import Tensor
 
 from twotower.arrays.types import Shaped
 from twotower.errors import ConfigError
-from twotower.evaluation.metrics import find_metric
 from twotower.train.weights import Weights
 
 
 class BestWeights:
     """Weights of the epoch with the best monitored metric, and the number of validations since."""
 
-    def __init__(self, monitor: str, patience: int) -> None:
+    def __init__(self, monitor: str, patience: int, higher_is_better: bool = True) -> None:
         """Watch the metric `monitor`, such as "validation.auc"; `patience` 0 never runs out."""
         self._monitor, self._patience = monitor, patience
-        self._sign = 1 if find_metric(monitor).higher_is_better else -1
+        self._sign = 1 if higher_is_better else -1
         self.weights: dict[str, Shaped[Tensor, "*_"]] = {}
         self.score, self.epoch, self._validations_since = -math.inf, 0, 0
 

@@ -78,7 +78,8 @@ class Trainer:
         self.optimizer = ModelOptimizer(self.model, config, steps, self.device, self.context, self.torchrec)
         self.weights = Weights(self.model, self.context, sharded=self.torchrec is not None)
         self.ema = MovingAverage(self.weights, config.ema_decay)
-        self.best = BestWeights(config.monitor, config.patience)
+        monitored = self.recipe.evaluation.metric_set.find(config.monitor)
+        self.best = BestWeights(config.monitor, config.patience, monitored.higher_is_better)
         self.progress = TrainingProgress()
         stateful: dict[str, Stateful] = {
             "model": self.weights, "ema": self.ema, "best": self.best,

@@ -1,0 +1,76 @@
+"""Options of an evaluation, and the metrics that it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from twotower.evaluation.metrics import METRICS
+from twotower.evaluation.metrics.metric import CatalogueMetric, Metric, PairMetric, Prominence, RankingMetric
+from twotower.section import Positive, Section
+
+Metrics = dict[str, float]
+"""Values by name: auc, recall@10, test.recall@10, …"""
+
+
+class MetricSet:
+    """Metrics that are measured together: all registered ones, and added ones."""
+
+    def __init__(self, added: Iterable[Metric] = ()) -> None:
+        measured = [*(kind() for kind in METRICS), *added]
+        self.of_pairs = [m for m in measured if isinstance(m, PairMetric)]
+        self.of_users = [m for m in measured if isinstance(m, RankingMetric)]
+        self.of_catalogue = [m for m in measured if isinstance(m, CatalogueMetric)]
+        self._all: list[Metric] = [*self.of_pairs, *self.of_users, *self.of_catalogue]
+
+    def names(self, k: Iterable[int], prominence: Prominence = Prominence.FILE) -> list[str]:
+        """Return the names down to a level of prominence, without the part's name: auc, …, recall@10, …"""
+        shown = [m for m in self._all if m.prominence <= prominence]
+        at_once = [m.name for m in shown if not m.at_cut_offs]
+        return at_once + [f"{m.name}@{n}" for n in k for m in shown if m.at_cut_offs]
+
+    def find(self, name: str) -> Metric:
+        """Return a metric by a name such as recall@10 or validation.recall@10. Raises KeyError if it is unknown."""
+        return {m.name: m for m in self._all}[name.rpartition(".")[2].partition("@")[0]]
+
+
+class EvaluationConfig(Section):
+    """Metrics and slices of the report."""
+
+    start_here = ("k",)
+    research = ("head_share", "new_user_below", "new_item_below")
+
+    k: tuple[Positive, ...] = Field(
+        (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
+    )
+    metrics: tuple[Annotated[Metric, METRICS], ...] = Field(
+        (), description="Metrics in addition to the registered ones, which are always measured."
+    )
+    max_users: int = Field(
+        0, ge=0, description="Maximum number of users in the ranking metrics, drawn once. 0: all users."
+    )
+    bootstrap: int = Field(
+        200, ge=0, le=1_000_000, description="Bootstrap resamples of the users for 95 % intervals. 0: no intervals."
+    )
+    head_share: float = Field(0.2, gt=0, lt=1, description="Share of items, the most popular ones, in the head slice.")
+    new_user_below: int = Field(
+        5, ge=1, description="Number of training interactions below which a user counts as new."
+    )
+    new_item_below: int = Field(
+        5, ge=1, description="Number of training interactions below which an item counts as new."
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _measured_once(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        names = [*(kind.name for kind in METRICS), *(m.name for m in metrics)]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise ValueError(f"'{twice}' is measured already; leave it out, or give the class another `name`")
+        return metrics
+
+    @property
+    def metric_set(self) -> MetricSet:
+        """All metrics that are measured."""
+        return MetricSet(self.metrics)

@@ -1,0 +1,23 @@
+"""Metric `log_loss`: the calibration of logits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from twotower.evaluation.metrics.measured import ScoredPairs
+from twotower.evaluation.metrics.metric import PairMetric, Prominence
+
+
+class LogLoss(PairMetric):
+    """Mean of -log p(label) over the pairs, p = sigmoid(logit). Comparable between models whose scores are logits of liking,
+    as those of loss.kind = "bce" without random negatives."""
+
+    kind = "log_loss"
+    prominence = Prominence.FILE
+    higher_is_better = False
+    of_logits = True
+
+    def value(self, pairs: ScoredPairs) -> float:
+        """Return the mean; NaN without pairs."""
+        x = np.where(pairs.positive, -pairs.scores, pairs.scores).astype(np.float64)
+        return float(np.logaddexp(0.0, x).mean()) if len(x) else float("nan")

@@ -1,0 +1,143 @@
+"""Every registered metric, and two of elsewhere, keeps the promises of its family."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from mykinds.metrics import Gini, Novelty
+
+from twotower.arrays.types import Bools, Ints
+from twotower.evaluation.config import EvaluationConfig, MetricSet
+from twotower.evaluation.metrics import METRICS
+from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
+from twotower.evaluation.metrics.metric import CatalogueMetric, Metric, PairMetric, RankingMetric
+
+ALL: list[Metric] = [*(kind() for kind in METRICS), Novelty(), Gini()]
+PAIRS = [m for m in ALL if isinstance(m, PairMetric)]
+USERS = [m for m in ALL if isinstance(m, RankingMetric)]
+CATALOGUE = [m for m in ALL if isinstance(m, CatalogueMetric)]
+N_ITEMS = 12
+
+
+def name_of(metric: Metric) -> str:
+    return metric.name
+
+
+def scored(seed: int = 0) -> ScoredPairs:
+    rng = np.random.default_rng(seed)
+    return ScoredPairs(rng.standard_normal(300).astype(np.float32), rng.random(300) < 0.4, rng.integers(0, 9, 300))
+
+
+def rankings(hit: Bools, n_targets: Ints | None = None, seed: int = 0) -> Rankings:
+    rng = np.random.default_rng(seed)
+    best = rng.permuted(np.tile(np.arange(N_ITEMS), (len(hit), 1)), axis=1)[:, : hit.shape[1]]
+    items = RankedItems(N_ITEMS, rng.integers(0, N_ITEMS, 200).astype(np.int32))
+    return Rankings(best, hit, np.full(len(hit), hit.shape[1]) if n_targets is None else n_targets, items)
+
+
+def sign(metric: Metric) -> int:
+    """-1 if lower is better."""
+    return 1 if metric.higher_is_better else -1
+
+
+@pytest.mark.parametrize("metric", ALL, ids=name_of)
+def test_a_metric_has_a_family_a_name_and_a_documentation(metric: Metric) -> None:
+    assert sum(metric in family for family in (PAIRS, USERS, CATALOGUE)) == 1
+    assert metric.at_cut_offs == (metric not in PAIRS)
+    assert metric.name == metric.name.lower()
+    assert not set(metric.name) & set(".@:")
+    assert len(type(metric).__doc__ or "") > 20
+
+
+@pytest.mark.parametrize("metric", PAIRS, ids=name_of)
+def test_pairs_in_order_are_better_than_pairs_in_the_wrong_order(metric: PairMetric) -> None:
+    some = scored()
+    right, wrong = (
+        ScoredPairs(s.astype(np.float32), some.positive, some.users) for s in (some.positive, ~some.positive)
+    )
+    values = [sign(metric) * metric.value(pairs) for pairs in (wrong, some, right)]
+    assert values == sorted(values)
+    assert values[0] < values[2]
+
+
+@pytest.mark.parametrize("metric", PAIRS, ids=name_of)
+def test_no_pairs_have_no_value_and_their_order_does_not_matter(metric: PairMetric) -> None:
+    some, order = scored(), np.random.default_rng(1).permutation(300)
+    mixed = ScoredPairs(some.scores[order], some.positive[order], some.users[order])
+    assert metric.value(mixed) == pytest.approx(metric.value(some))
+    assert math.isnan(metric.value(some.where(np.zeros(300, bool))))
+
+
+@pytest.mark.parametrize("metric", PAIRS, ids=name_of)
+def test_values_by_user_and_of_resamples_are_the_metric(metric: PairMetric) -> None:
+    some, once = scored(), np.ones((1, 9))
+    if by_user := metric.by_user(some):
+        assert np.average(by_user.values, weights=by_user.weights) == pytest.approx(metric.value(some))
+        assert by_user.users.tolist() == sorted(set(by_user.users.tolist()))
+    resampled = metric.resampled(some, [once, 2 * once])
+    if resampled is not None:
+        assert resampled.tolist() == pytest.approx([metric.value(some)] * 2)
+
+
+@pytest.mark.parametrize("metric", USERS, ids=name_of)
+def test_one_more_hit_makes_no_ranking_worse(metric: RankingMetric) -> None:
+    none = np.zeros((4, 5), bool)
+    for rank in range(5):
+        one, two = none.copy(), none.copy()
+        one[:, 2] = two[:, 2] = two[:, rank] = True
+        values = [sign(metric) * metric.values(rankings(hit)) for hit in (none, one, two)]
+        assert (values[0] <= values[1]).all()
+        assert (values[1] <= values[2]).all()
+
+
+@pytest.mark.parametrize("metric", USERS, ids=name_of)
+def test_a_user_has_one_finite_value_whoever_stands_beside(metric: RankingMetric) -> None:
+    hit = np.random.default_rng(2).random((6, 5)) < 0.3
+    all_of_them = rankings(hit)
+    values = metric.values(all_of_them)
+    assert values.shape == (6,)
+    assert np.isfinite(values).all()
+    alone = Rankings(all_of_them.best[2:3], hit[2:3], all_of_them.n_targets[2:3], all_of_them.items)
+    assert metric.values(alone).tolist() == pytest.approx([values[2]])
+    assert metric.values(all_of_them.at(3)).tolist() == metric.values(rankings(hit).at(3).at(4)).tolist()
+    assert metric.values(rankings(hit[:0])).shape == (0,)
+
+
+@pytest.mark.parametrize("metric", CATALOGUE, ids=name_of)
+def test_rankings_of_many_items_and_of_one_lie_between_0_and_1(metric: CatalogueMetric) -> None:
+    each = np.arange(N_ITEMS)[:, None]
+    items, hit, one = (
+        RankedItems(N_ITEMS, np.zeros(0, np.int32)),
+        np.zeros((N_ITEMS, 1), bool),
+        np.ones(N_ITEMS, np.int64),
+    )
+    spread, single = (Rankings(best, hit, one, items) for best in (each, np.zeros_like(each)))
+    low, high = sorted([metric.value(spread), metric.value(single)])
+    assert 0 <= low < high <= 1
+    assert sign(metric) * metric.value(spread) > sign(metric) * metric.value(single)
+    padded = Rankings(np.concatenate([each, np.full_like(each, -1)], 1), np.zeros((N_ITEMS, 2), bool), one, items)
+    assert metric.value(padded) == metric.value(spread)
+
+
+def test_metrics_of_elsewhere_by_hand() -> None:
+    best = np.array([[0, 1], [2, -1]])
+    shown = Rankings(best, best < 0, np.array([1, 1]), RankedItems(4, np.array([0, 0, 0, 1], np.int32)))
+    # With one interaction more each, the items have 4, 2, 1 and 1 of 8: 1, 2, 3 and 3 bits.
+    assert Novelty().values(shown).tolist() == pytest.approx([(1 + 2) / 2, 3])
+    # Items shown 0, 1, 1, 1 times: (-3*0 - 1*1 + 1*1 + 3*1) / (4 * 3).
+    assert Gini().value(shown) == pytest.approx(3 / 12)
+
+
+def test_metrics_of_elsewhere_stand_behind_those_of_their_family() -> None:
+    config = EvaluationConfig.model_validate({"k": [3], "metrics": ["mykinds.metrics:Gini", Novelty()]})
+    names = config.metric_set.names(config.k)
+    assert names == [*(n for n in MetricSet().names([3]) if n != "coverage@3"), "novelty@3", "coverage@3", "gini@3"]
+    assert not config.metric_set.find("test.gini@3").higher_is_better
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    for metrics in (["recall"], [Novelty(), Novelty(smoothing=2)]):
+        with pytest.raises(ValueError, match="is measured already; leave it out"):
+            EvaluationConfig.model_validate({"metrics": metrics})
