@@ -23,7 +23,9 @@ from twotower.config.toml import parse_config
 from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
 from twotower.embedding.bulk import embed
-from twotower.features.schema import Categorical, MultiHot, Schema
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.schema import Schema
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
 

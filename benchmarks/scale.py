@@ -337,7 +337,8 @@ def table_steps(way: str) -> None:
     from twotower.data.dataset import build_dataset
     from twotower.data.tables import check
     from twotower.distributed import DistributedContext
-    from twotower.features.schema import Categorical, Schema
+    from twotower.features.categorical import Categorical
+    from twotower.features.schema import Schema
     from twotower.machine import peak_memory_mb
     from twotower.train.trainer import Trainer
 

@@ -42,7 +42,7 @@ from twotower.data.datasets import movielens
 from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.evaluation.metrics.auc import auc
-from twotower.features.schema import Categorical
+from twotower.features.categorical import Categorical
 from twotower.train.trainer import Trainer
 
 # Multiply-adds of both towers and the dot product, forward and backward (3 x forward), two flops each.

@@ -36,7 +36,8 @@ from twotower.config.experiment import Config
 from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
-from twotower.features.schema import Schema, Sequence
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
 from twotower.index import build_index
 from twotower.model.inputs.feed import feed

@@ -29,7 +29,8 @@ from twotower.data.config import DataConfig, SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
-from twotower.features.schema import Schema, Sequence
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.transformer import Transformer
 from twotower.train.order import Epoch

@@ -17,7 +17,7 @@ from twotower import api
 from twotower.config.experiment import Config
 from twotower.data.config import DataConfig
 from twotower.errors import ConfigError, DataError
-from twotower.features.schema import Numeric
+from twotower.features.numeric import Numeric
 
 
 def arrow(frame: pl.DataFrame) -> pa.Table:

@@ -27,7 +27,12 @@ from twotower.diagnostics import Finding, context, describe_findings, diagnose
 from twotower.diagnostics.features import _gate_findings
 from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine
 from twotower.evaluation.comparison import Comparison
-from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence
+from twotower.features.categorical import Categorical
+from twotower.features.feature import Feature
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run

@@ -52,7 +52,7 @@ def test_every_kind_has_a_case() -> None:
     ):
         for kind in found:
             assert f"{group} {kind}" in names, f"{group} {kind}"
-    assert set(schema.FEATURE_KINDS) == {f.kind for f in EVERYTHING_SCHEMA.features}
+    assert set(schema.FEATURES.names) == {f.kind for f in EVERYTHING_SCHEMA.features}
     assert {case.split()[1] for case in golden.CASES if case.startswith("index")} == {
         kind.kind for kind in index.INDEXES if not kind.remote and kind.choose is IndexConfig.choose
     }

@@ -32,7 +32,7 @@ from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, RunError, TwoTowerError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.encoders import Encoders
-from twotower.features.schema import Sequence
+from twotower.features.sequence import Sequence
 from twotower.files.readers import read_json
 from twotower.legacy import training
 from twotower.reports import charts
@@ -145,7 +145,9 @@ def test_a_file_of_another_run_is_refused(copy: Path, tmp_path: Path) -> None:
 def test_encoders_that_do_not_fit_the_weights_are_refused(copy: Path) -> None:
     schema = runs.read_config(copy)[0]
     encoders = Encoders.load(schema, copy)
-    more = encoders.by_side["user"]["uid"].vocabulary.append(pl.Series(["u999"]))  # type: ignore[union-attr]
+    known = encoders.by_side["user"]["uid"].stored_vocabulary()
+    assert known is not None
+    more = known.append(pl.Series(["u999"]))
     encoders.by_side["user"]["uid"] = CategoricalEncoder(more)
     encoders.save(copy)
     with pytest.raises(RunError, match="weights do not fit"):

@@ -9,7 +9,13 @@ import polars as pl
 
 from twotower.config.experiment import Config
 from twotower.config.toml import parse_config
-from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.features.text import Text
+from twotower.features.vector import Vector
 
 ID_FEATURES = (
     Categorical(name="user_id", side="user"),

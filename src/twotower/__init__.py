@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from twotower.api import evaluate, fit, load, publish, recommend, retriever
     from twotower.config.experiment import Config
     from twotower.errors import TwoTowerError
-    from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+    from twotower.features.categorical import Categorical
+    from twotower.features.multi_hot import MultiHot
+    from twotower.features.numeric import Numeric
+    from twotower.features.schema import Schema
+    from twotower.features.sequence import Sequence
+    from twotower.features.text import Text
+    from twotower.features.vector import Vector
     from twotower.legacy.dssm_trainable import DSSMTrainable
     from twotower.retrieval.request import Request
 
@@ -35,12 +41,12 @@ _HOME = {
     "Request": "retrieval.request",
     "Config": "config.experiment",
     "Schema": "features.schema",
-    "Categorical": "features.schema",
-    "Numeric": "features.schema",
-    "MultiHot": "features.schema",
-    "Vector": "features.schema",
-    "Sequence": "features.schema",
-    "Text": "features.schema",
+    "Categorical": "features.categorical",
+    "Numeric": "features.numeric",
+    "MultiHot": "features.multi_hot",
+    "Vector": "features.vector",
+    "Sequence": "features.sequence",
+    "Text": "features.text",
     "DSSMTrainable": "legacy.dssm_trainable",
     "TwoTowerError": "errors",
 }

@@ -103,7 +103,7 @@ def fit(
             )
         del tables
         log.info(dataset.describe())
-        for line in dataset.describe_texts():
+        for line in dataset.describe_features():
             log.info(line)
         return _train(dataset, config, context, folder, callback, resume, override)
 

@@ -29,8 +29,11 @@ from twotower.config.toml import dump_config, load_config, parse_config
 from twotower.errors import DataError
 from twotower.escaping import escape_controls, shell_command
 from twotower.evaluation.config import EvaluationConfig, Metrics
-from twotower.features.schema import Categorical, MultiHot, Schema, Text
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.schema import Schema
 from twotower.features.side import SIDES
+from twotower.features.text import Text
 from twotower.retrieval.retriever import Retriever
 
 

@@ -20,7 +20,13 @@ from twotower.config.toml import RENAMED, dump_config, load_config, override_con
 from twotower.data.datasets import movielens
 from twotower.errors import ConfigError, did_you_mean
 from twotower.evaluation.config import MetricSet
-from twotower.features.schema import FEATURE_KINDS, Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
+from twotower.features.schema import FEATURES, Schema
+from twotower.features.sequence import Sequence
+from twotower.features.text import Text
+from twotower.features.vector import Vector
 from twotower.kinds import Kind, Kinds
 from twotower.model.branches import BRANCHES
 from twotower.model.pooling import POOLINGS
@@ -185,7 +191,7 @@ def test_the_template_names_every_option() -> None:
     for table in schema_tables()[1:]:
         for option in table.options:
             assert f"#   {option.key} = {option.default or '…'}  # {option.meaning}" in lines
-    assert {t.kind for t in schema_tables()} == {"", *FEATURE_KINDS, *POOLINGS.names}
+    assert {t.kind for t in schema_tables()} == {"", *FEATURES.names, *POOLINGS.names}
     assert {t.kind for t in config_tables()} >= {"", *BRANCHES.names}
     for key in Schema.model_fields:
         assert key in text
@@ -472,14 +478,14 @@ def test_an_unknown_section_or_key_is_named_with_the_nearest(tmp_path: Path, tex
         ("multi_hot", "seperator", "separator"),
         ("vector", "lenght", "length"),
         ("sequence", "max_len", "max_length"),
-        ("sequence", "colunm", "column"),
+        ("text", "colunm", "column"),
     ],
 )
 def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
     tmp_path: Path, kind: str, wrong: str, right: str
 ) -> None:
     feature = f'[[schema.features]]\nname = "f"\nside = "item"\nkind = "{kind}"\n{wrong} = 1\n'
-    allowed = f"(allowed: {', '.join(FEATURE_KINDS[kind].model_fields)})"
+    allowed = f"(allowed: {', '.join(FEATURES.find(kind).model_fields)})"
     words = f"unknown key 'schema.features.2.{wrong}'; did you mean '{right}'? {allowed}"
     refused(written(tmp_path, IDS_TOML + feature), [], words)
 
@@ -515,7 +521,9 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("schema.features.0.name=", ["schema.features.0.name: string should have at least 1 character"]),
         (
             "schema.features.0.kind=numerc",
-            ["schema.features.0.kind: no kind 'numerc'; did you mean 'numeric'? (allowed: categorical, numeric"],
+            [
+                "schema.features.0.kind: no feature of kind 'numerc'; did you mean 'numeric'? (allowed: categorical, numeric"
+            ],
         ),
     ],
 )

@@ -13,7 +13,9 @@ import twotower
 from twotower.config.experiment import Config
 from twotower.config.reference import config_tables, options, schema_tables
 from twotower.config.toml import parse_config
-from twotower.features.schema import Feature, Sequence, Text
+from twotower.features.feature import Feature
+from twotower.features.sequence import Sequence
+from twotower.features.text import Text
 from twotower.model import branches
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.attention import Attention

@@ -18,7 +18,9 @@ from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import Numeric, Schema, Sequence
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 
 SPLITS = [SplitConfig(), SplitConfig(kind="last"), SplitConfig(kind="time")]
 SIDES: list[Literal["user", "item"]] = ["user", "item"]

@@ -28,7 +28,8 @@ from twotower.data.prepare import PrepareSizes
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check, check_side
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.features.schema import Schema, Sequence
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling.decay import Decay

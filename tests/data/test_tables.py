@@ -25,8 +25,13 @@ from twotower.data.readers import Reading, as_frame, read_file
 from twotower.data.summary import describe
 from twotower.data.tables import Tables, check
 from twotower.errors import DataError
-from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Text, Vector
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
+from twotower.features.text import Text
 from twotower.features.values import canonical_ids
+from twotower.features.vector import Vector
 
 PLAIN = Schema(features=ID_FEATURES)
 RATED = Schema(label="stars", positive_above=3, time="at", time_unit="order", features=ID_FEATURES)

@@ -29,7 +29,8 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.tables import check
 from twotower.errors import BundleError, ConfigError, DataError, RunError
-from twotower.features.schema import Schema, Sequence
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.retrieval.explanation import stored_history
 from twotower.store.bundle import Bundle
 

@@ -30,7 +30,10 @@ from twotower.distributed import DistributedContext
 from twotower.embedding.folder import EmbeddingsFolder, part_names
 from twotower.embedding.shards import ShardedWork
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.features.schema import Categorical, MultiHot, Numeric, Schema
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
 from twotower.runs import Run
 
 SCHEMA = Schema(

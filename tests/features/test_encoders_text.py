@@ -25,9 +25,10 @@ from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
+from twotower.features.categorical import Categorical
 from twotower.features.encoders import Encoders
-from twotower.features.schema import Categorical, Schema, Text
-from twotower.features.text import Grams, TextEncoder, grams, words
+from twotower.features.schema import Schema
+from twotower.features.text import Grams, Text, TextEncoder, grams, words
 from twotower.features.values import UNKNOWN
 
 FEW = examples(max_examples=60, deadline=None)
@@ -40,7 +41,7 @@ def feature(**options: object) -> Text:
 
 def fitted(texts: list[str] | list[str | None], counts: list[int] | None = None, **options: object) -> TextEncoder:
     weights = np.array(counts or [1] * len(texts), np.int64)
-    return TextEncoder.fit([(pl.Series("t", texts, dtype=pl.String), weights)], feature(**options))
+    return feature(**options).fit(pl.Series("t", texts, dtype=pl.String), weights)
 
 
 def split(text: str) -> list[str]:
@@ -160,7 +161,7 @@ def test_a_long_text_is_cut_and_zero_keeps_all() -> None:
 )
 def test_the_bags_are_those_of_a_loop_also_after_json(texts: list[str | None], keep: int) -> None:
     encoder = fitted(texts, max_length=keep)
-    again = TextEncoder.restore(json.loads(encoder.state().model_dump_json()), encoder.vocabulary)
+    again = TextEncoder.restore(json.loads(encoder.state().model_dump_json()), encoder.stored_vocabulary())
     code = {gram: number for number, gram in enumerate(encoder.values.vocabulary.to_list(), 1)}
     looped = [[code[g] for word in split(t or "") for g in cut(word)][: keep or None] for t in texts]
     assert rows(encoder, texts) == rows(again, texts) == looped
@@ -266,7 +267,9 @@ def shared() -> Dataset:
 
 def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table(tmp_path: Path) -> None:
     data = shared()
-    mine, theirs = data.encoders.text("user", "motto"), data.encoders.text("item", "label")
+    mine, theirs = data.encoders.by_side["user"]["motto"], data.encoders.by_side["item"]["label"]
+    assert isinstance(mine, TextEncoder)
+    assert isinstance(theirs, TextEncoder)
     assert mine.values is theirs.values
     assert {"#mo", "mor", "#it", "ite"} <= set(mine.values.vocabulary.to_list())
     (field,), (other,) = data.encoders.fields("user"), data.encoders.fields("item")

@@ -11,7 +11,10 @@ from worlds import EVERYTHING_SCHEMA, ID_FEATURES
 
 from twotower.config.toml import parse_config
 from twotower.errors import ConfigError
-from twotower.features.schema import Categorical, Numeric, Schema, Sequence
+from twotower.features.categorical import Categorical
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 
 
 @pytest.mark.parametrize(

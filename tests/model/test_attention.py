@@ -18,9 +18,11 @@ from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.evaluation.ranking import rank_catalogue
+from twotower.features.categorical import Categorical
 from twotower.features.field import InputField
 from twotower.features.pooling_spec import PoolingSpec
-from twotower.features.schema import Categorical, Schema, Sequence
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.model.attention import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
 from twotower.model.inputs.carriers import CONTEXT_DIVISOR, HistoryWindows, Padded
 from twotower.model.inputs.side_tensors import SideTensors

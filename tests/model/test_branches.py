@@ -37,7 +37,8 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError
-from twotower.features.schema import Categorical, Sequence
+from twotower.features.categorical import Categorical
+from twotower.features.sequence import Sequence
 from twotower.model.branches.bilinear import Bilinear, BilinearBranch
 from twotower.model.branches.cin import Cin, CinBranch
 from twotower.model.branches.cross import Cross, CrossBranch

@@ -24,7 +24,10 @@ from twotower.data.dataset import Dataset, assemble_dataset, build_dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
-from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.model.decayed_means import inverse_weight_sum
 from twotower.model.embeddings import pool
 from twotower.model.inputs.carriers import SCAN_CHUNK, Bag, Inputs, Padded, Prefixes
@@ -92,7 +95,7 @@ def known(data: Dataset, feature: Sequence, interactions: Iterable[int]) -> list
     """For each interaction the codes of its user's earlier training interactions of the right kind, oldest first."""
     assert data.times is not None
     seconds, user = data.times.tolist(), data.pairs.user.tolist()
-    codes = data.encoders.sequence_codes(feature, data.items.ids)[data.pairs.item].tolist()
+    codes = data.encoders.history_codes(feature.history, data.items.ids)[data.pairs.item].tolist()
     right = [
         feature.interactions == "all" or p == (feature.interactions == "positive") for p in data.pairs.positive.tolist()
     ]
@@ -351,7 +354,9 @@ def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(o
                 data.encoders, data.users.frame, data.items.frame, past.pairs,
                 np.where((order == i) | kept, past.parts, TEST).astype(np.int8), data.times,
             )  # fmt: skip
-            past.users.columns.update({f.name: past.sequence(f, kept & (data.parts == TRAIN)) for f in sequences(data)})
+            past.users.columns.update(
+                {f.name: past.history(f.history, kept & (data.parts == TRAIN)) for f in sequences(data)}
+            )
             then = SideTensors(past.users, past.encoders.fields("user")).take(data.pairs.user[[i]].astype(np.int64))
             torch.testing.assert_close(model.user_vectors(then)[0], vector, atol=2e-5, rtol=1e-4)
 
@@ -387,7 +392,7 @@ def test_a_contrastive_batch_is_the_users_of_the_positives_and_the_items_asked_f
         assert found.user is not None
         assert found.users.rows == len(np.unique(user))
         assert torch.equal(found.users.lookup[found.user], users.take(user).lookup)
-        gone = {(int(u), int(data.encoders.sequence_codes(sequences(data)[0], data.items.ids)[data.pairs.item[i]]))
+        gone = {(int(u), int(data.encoders.history_codes(sequences(data)[0].history, data.items.ids)[data.pairs.item[i]]))
                 for u, i in zip(user, source, strict=True)}  # fmt: skip
         bag = found.users.bags["seen"]
         assert isinstance(bag, Bag)

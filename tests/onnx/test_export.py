@@ -26,9 +26,13 @@ from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
 from twotower.embedding.bulk import embed
 from twotower.errors import DataError, RunError
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
 from twotower.features.pooling_spec import PoolingSpec
-from twotower.features.schema import Categorical, MultiHot, Schema, Sequence, Text
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES, SideName
+from twotower.features.text import Text
 from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
 from twotower.model.inputs.feed import feed
 from twotower.model.inputs.gather import padded

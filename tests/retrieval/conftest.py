@@ -10,7 +10,8 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower import api
-from twotower.features.schema import Numeric, Sequence
+from twotower.features.numeric import Numeric
+from twotower.features.sequence import Sequence
 from twotower.model.pooling.attention import Attention
 from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.transformer import Transformer

@@ -20,8 +20,14 @@ from twotower import api
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import UserId
 from twotower.errors import DataError
-from twotower.features.schema import Categorical, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.features.text import Text
 from twotower.features.values import canonical_ids
+from twotower.features.vector import Vector
 from twotower.model.inputs.feed import feed
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
@@ -105,7 +111,7 @@ def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> 
     schema, users = retriever.schema, retriever.dataset.users.frame
     row = retriever.user_ids.row(UserId(request.user_id)) if request.user_id is not None else None
     frame = users[row] if row is not None else users.clear(1).with_columns(pl.lit(0.0).alias("__count:bought"))
-    texts = [f.source for f in schema.texts("user")]
+    texts = [f.source for f in schema.side("user") if isinstance(f, Text)]
     numbers = {f.source for f in schema.side("user") if isinstance(f, Numeric | Vector)}
     categories = {f.source for f in schema.side("user") if isinstance(f, Categorical | MultiHot)} - numbers
     frame = frame.with_columns(canonical_ids(frame[name]).cast(pl.String).alias(name) for name in texts)

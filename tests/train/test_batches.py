@@ -14,7 +14,8 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check
-from twotower.features.schema import Schema, Sequence
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.features.side import SideName
 from twotower.model.inputs.carriers import Inputs
 from twotower.train.batches import Batcher
@@ -25,9 +26,8 @@ from twotower.train.pair_sampler import PairSampler
 def histories(data: Dataset, side: SideName, name: str, inputs: Inputs) -> list[list[int]]:
     """A sequence's codes as internal rows of the other side."""
     other: SideName = "item" if side == "user" else "user"
-    feature = next(f for f in data.schema.side(side) if f.name == name)
-    assert isinstance(feature, Sequence)
-    codes = data.encoders.sequence_codes(feature, data.side(other).ids).tolist()
+    history = next(h for h in data.schema.histories(side) if h.name == name)
+    codes = data.encoders.history_codes(history, data.side(other).ids).tolist()
     decode = {code: row for row, code in enumerate(codes) if code}
     return [[decode[c] for c in row if c] for row in rows_of(inputs.bags[name])]
 

@@ -23,7 +23,7 @@ from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.errors import RunError
-from twotower.features.schema import Sequence
+from twotower.features.sequence import Sequence
 from twotower.train import checkpoint
 from twotower.train.checkpoint import Checkpoint
 from twotower.train.progress import Callback

@@ -9,7 +9,7 @@ from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
-from twotower.features.schema import Sequence
+from twotower.features.sequence import Sequence
 from twotower.train.trainer import Trainer
 
 

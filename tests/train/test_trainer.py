@@ -22,7 +22,8 @@ from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, TrainingError
-from twotower.features.schema import Categorical, Sequence
+from twotower.features.categorical import Categorical
+from twotower.features.sequence import Sequence
 from twotower.model.inputs.carriers import Bag, Prefixes
 from twotower.model.pooling.decay import Decay
 from twotower.train.batches import ContrastiveBatch
@@ -153,7 +154,7 @@ def test_no_history_holds_an_observed_candidate_of_its_user(history_scope: str) 
         loss={"kind": "softmax"}, negatives={"disliked": 2}, train={"history_scope": history_scope, "batch_size": 64}
     )
     trainer = Trainer(data, config)
-    codes = data.encoders.sequence_codes(schema.features[2], data.items.ids)  # type: ignore[arg-type]
+    codes = data.encoders.history_codes(schema.histories("user")[0], data.items.ids)
     batches: list[Candidates] = []
     asked: list[list[set[int]]] = []
 

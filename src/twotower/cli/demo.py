@@ -91,7 +91,7 @@ def _train(archive: str, folder: Path, callback: Callback) -> Run:
     from twotower.config.toml import parse_config
     from twotower.data.datasets import movielens
     from twotower.data.tables import check
-    from twotower.features.schema import Sequence
+    from twotower.features.sequence import Sequence
 
     archive = archive or os.environ.get(movielens.SOURCE_VARIABLE, "")
     archive = str(Path(archive).resolve()) if archive else ""

@@ -37,7 +37,7 @@ def publish(
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = override_config(loaded.config, overrides or [], trust=True).index
     api.publish(loaded, store, config, force=force, reason=reason)
-    if texts := loaded.dataset.schema.texts("user"):
+    if texts := loaded.dataset.schema.searchable():
         which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
         example = _example_text(loaded.dataset.users.frame[texts[0].source])
         print_line(f"next: {shell_command('search', '--store', store, *which, *_positional_words(example))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.config import SplitConfig
 from twotower.data.pairs import Pairs, counts
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, split_interactions
-from twotower.data.tables import POSITIVE, Tables, mean_by_row, with_statistics
+from twotower.data.tables import POSITIVE, Tables, averaged_columns, sums_by_row, with_statistics
 from twotower.data.times import TIME
 from twotower.errors import DataError
+from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
-from twotower.features.schema import Schema, Sequence
-from twotower.features.side import SIDES, SideName
-from twotower.features.text import Grams, TextEncoder
+from twotower.features.feature import HistorySpec
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES, SideName, other_side
 
 
 @dataclass(frozen=True)
@@ -81,23 +82,18 @@ class Dataset:
         known = self.side(side)
         if part != TEST or not self.time_ordered:
             return known
-        sequences = {
-            f.name: self.sequence(f, self.parts != TEST) for f in self.schema.side(side) if isinstance(f, Sequence)
-        }
-        return replace(known, columns=known.columns | sequences) if sequences else known
+        histories = {h.name: self.history(h, self.parts != TEST) for h in self.schema.histories(side)}
+        return replace(known, columns=known.columns | histories) if histories else known
 
-    def sequence(self, feature: Sequence, among: Bools) -> Ragged:
-        """Return the sequence of each row of the feature's side, oldest first, from the interactions in the mask
-        `among` (n,)."""
-        if feature.interactions != "all":
-            among = among & (self.pairs.positive == (feature.interactions == "positive"))
-        keep = self.sort_by_time(among)
-        own, other = (
-            (self.pairs.user, self.pairs.item) if feature.side == "user" else (self.pairs.item, self.pairs.user)
-        )
-        codes = self.encoders.sequence_codes(feature, (self.items if feature.side == "user" else self.users).ids)
-        n = len(self.side(feature.side))
-        return Ragged.from_pairs(own[keep], codes[other[keep]], n, keep).keep_last(feature.max_length)
+    def history(self, history: HistorySpec, among: Bools) -> Ragged:
+        """Return the history of each row of its side, oldest first, from the interactions in the mask `among` (n,)."""
+        keep = self.sort_by_time(among & history.holds(self.pairs.positive))
+        own, other = self.pairs.user, self.pairs.item
+        if history.side == "item":
+            own, other = other, own
+        codes = self.encoders.history_codes(history, self.side(other_side(history.side)).ids)
+        n = len(self.side(history.side))
+        return Ragged.from_pairs(own[keep], codes[other[keep]], n, keep).keep_last(history.max_length)
 
     def sort_by_time(self, among: Bools) -> Ints:
         """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's order."""
@@ -195,19 +191,21 @@ class Dataset:
         sizes = ", ".join(f"{count:,} {name}" for name, count in zip(PART_NAMES, n, strict=True))
         return f"{len(self.users):,} users, {len(self.items):,} items, {len(self.parts):,} interactions ({sizes})"
 
-    def texts(self, side: SideName) -> dict[str, Grams]:
-        """Return the counts of words and grams of each text feature of a side, over the rows with training
-        interactions, by feature name."""
-        if not self.schema.texts(side):
-            return {}
-        rows = np.flatnonzero(counts(self.train.user if side == "user" else self.train.item, len(self.side(side))))
-        frame, encoders = self.side(side).frame, self.encoders.by_side[side]
-        found = {f.name: (encoders[f.name], frame[f.source][rows]) for f in self.schema.texts(side)}
-        return {name: e.report(column) for name, (e, column) in found.items() if isinstance(e, TextEncoder)}
+    def reports(self, side: SideName) -> dict[str, Report]:
+        """Return the reports of the features of a side whose encoders make one, over the rows with training interactions,
+        by feature name."""
+        rows = self.train.user if side == "user" else self.train.item
+        trained = np.flatnonzero(counts(rows, len(self.side(side))))
+        return self.encoders.reports(side, self.side(side).frame, trained)
 
-    def describe_texts(self) -> list[str]:
-        """Return a line for each text feature with its counts of words, grams, collisions and unknown grams."""
-        return [f"{side} text '{name}': {grams}" for side in SIDES for name, grams in self.texts(side).items()]
+    def describe_features(self) -> list[str]:
+        """Return a line for each report of a feature."""
+        kinds = {(f.side, f.name): f.kind for f in self.schema.features}
+        return [
+            f"{side} {kinds[side, name]} '{name}': {report}"
+            for side in SIDES
+            for name, report in self.reports(side).items()
+        ]
 
 
 def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
@@ -223,11 +221,11 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
     counts: dict[SideName, Ints] = {}
+    averaged = {a: tables.interactions[a].cast(pl.Float64).to_numpy()[train] for a in averaged_columns(schema)}
     for name, rows, frame in (("user", user, tables.users), ("item", item, tables.items)):
         counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
-        actions = tables.interactions.filter(train)
-        mean = partial(mean_by_row, schema=schema, n=frame.height, rows=rows[train], actions=actions)
-        frames[name] = with_statistics(frame, schema, name, counts[name], mean)  # type: ignore[index,arg-type]
+        sums = {a: sums_by_row(values, rows[train], frame.height) for a, values in averaged.items()}
+        frames[name] = with_statistics(frame, schema, name, counts[name], sums)  # type: ignore[index,arg-type]
     encoders = Encoders.fit(schema, frames, counts)
     return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, times, config.kind != "random")
 
@@ -258,9 +256,8 @@ def assemble_dataset(
         times,
         time_ordered,
     )
-    for feature in schema.features:
-        if isinstance(feature, Sequence) and feature.side in encode:
-            dataset.side(feature.side).columns[feature.name] = dataset.sequence(feature, train)
+    for history in schema.histories(*encode):
+        dataset.side(history.side).columns[history.name] = dataset.history(history, train)
     return dataset
 
 

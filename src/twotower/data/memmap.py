@@ -32,7 +32,7 @@ from twotower.data.run_tables import load_tables, read_side, save_tables
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import Schema, Sequence
+from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_array, read_checked, read_json
@@ -211,7 +211,7 @@ class MemmapDataset(Dataset):
         known = self.side(side)
         if part != TEST or side == "item" or not known.columns:
             return known
-        names = [f.name for f in self.schema.side(side) if isinstance(f, Sequence)]
+        names = [h.name for h in self.schema.histories(side)]
         later = {n: self.arrays.ragged(f"user.{list(known.columns).index(n)}.test") for n in names}
         return replace(known, columns=known.columns | later)
 

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,17 +25,27 @@ import polars as pl
 from twotower import files
 from twotower.arrays.npy_writer import ArrayWriter
 from twotower.arrays.ragged import Column, Ragged
-from twotower.arrays.types import Doubles, Ints
+from twotower.arrays.types import Ints
 from twotower.data import splits
 from twotower.data.config import DataConfig, SplitConfig
 from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
 from twotower.data.readers import Reading, read_file, table_errors, table_files
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
-from twotower.data.tables import POSITIVE, check_side, labelled, need, side_columns, with_ids, with_statistics
+from twotower.data.tables import (
+    POSITIVE,
+    averaged_columns,
+    check_side,
+    labelled,
+    need,
+    side_columns,
+    sums_by_row,
+    with_ids,
+    with_statistics,
+)
 from twotower.data.times import TIME, Times
 from twotower.errors import ConfigError, DataError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import Numeric, Schema, Sequence
+from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout, locks
 from twotower.files.readers import file_digest
@@ -103,9 +112,8 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> N
         raise DataError(f"split.kind = '{split.kind}' needs a time; name its column in schema.time")
     if not data.interactions:
         raise ConfigError("data.interactions is missing; name Parquet files, a folder of them or a pattern")
-    for f in schema.features:
-        if isinstance(f, Sequence) and f.side == "item":
-            raise ConfigError(f"feature '{f.name}': sequences of items' users cannot be prepared; drop it")
+    for history in schema.histories("item"):
+        raise ConfigError(f"feature '{history.name}': sequences of items' users cannot be prepared; drop it")
     if out.exists():
         names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
         ours = (
@@ -123,7 +131,7 @@ class _Preparation:
     def __init__(self, data: DataConfig, schema: Schema, split: SplitConfig, folder: Path, sizes: PrepareSizes) -> None:
         self.data, self.schema, self.split, self.folder, self.sizes = data, schema, split, folder, sizes
         self.files = table_files(data.interactions, (".parquet", ".pq"))
-        self.averaged = sorted({_averaged_column(f, schema) for f in schema.features if _is_mean(f)})
+        self.averaged = averaged_columns(schema)
         self.sums = {a: f"of.{a}" for a in self.averaged}  # field names in a record
         keys = [schema.user_id, schema.item_id, schema.time, *([schema.label] if schema.label else [])]
         self.columns = list(dict.fromkeys([*keys, *(a for a in self.averaged if a != POSITIVE)]))
@@ -149,10 +157,7 @@ class _Preparation:
                 side_rows = train[side].to_numpy()
                 counts[side] += np.bincount(side_rows, minlength=len(counts[side]))
                 for a in self.averaged:
-                    values = train[self.sums[a]].cast(pl.Float64).to_numpy()
-                    known = np.isfinite(values)
-                    sums[side, a][0] += np.bincount(side_rows[known], values[known], len(counts[side]))
-                    sums[side, a][1] += np.bincount(side_rows[known], minlength=len(counts[side]))
+                    sums[side, a] += sums_by_row(train[self.sums[a]].to_numpy(), side_rows, len(counts[side]))
         for part, name in enumerate(PART_NAMES):
             if not sizes[part]:
                 raise DataError(
@@ -160,15 +165,8 @@ class _Preparation:
                     "give more data or other shares"
                 )
         for side in SIDES:
-            with np.errstate(invalid="ignore"):
-                means = {a: sums[side, a][0] / sums[side, a][1] for a in self.averaged}
-            frames[side] = with_statistics(
-                frames[side],
-                self.schema,
-                side,
-                counts[side],
-                partial(_average_of, schema=self.schema, averages=means),
-            )
+            of_side = {a: sums[side, a] for a in self.averaged}
+            frames[side] = with_statistics(frames[side], self.schema, side, counts[side], of_side)
         encoders = Encoders.fit(self.schema, frames, counts)
         self._write_interactions(buckets, sizes, encoders, frames)
         columns: dict[str, files.JsonData] = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
@@ -342,9 +340,8 @@ class _Preparation:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, file.seek(0, 2))
         cursor = np.r_[0, np.cumsum(sizes)[:2]]
-        features = list(self.schema.side("user"))
-        sequences = [(i, f) for i, f in enumerate(features) if isinstance(f, Sequence)]
-        codes = {i: encoders.sequence_codes(f, frames["item"][self.schema.item_id]) for i, f in sequences}
+        histories = [(i, f.history) for i, f in enumerate(self.schema.side("user")) if f.history]
+        codes = {i: encoders.history_codes(h, frames["item"][self.schema.item_id]) for i, h in histories}
         positives_per_item = np.zeros(frames["item"].height, np.int64)
         with ArrayWriter(arrays, n_users) as arrays_out:
             for b in buckets:
@@ -370,14 +367,10 @@ class _Preparation:
                 for name, keep in (("seen_items", train), ("positive_items", liked)):
                     arrays_out.append(name, item[keep][np.lexsort((item[keep], user[keep]))])
                 arrays_out.ragged("interacted_items", user, item, indices)
-                for i, f in sequences:
-                    among = (
-                        np.ones(len(user), bool)
-                        if f.interactions == "all"
-                        else positive == (f.interactions == "positive")
-                    )
+                for i, h in histories:
+                    among = h.holds(positive)
                     for name, keep in ((f"user.{i}", among & train), (f"user.{i}.test", among & (parts != TEST))):
-                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], indices[keep], f.max_length)
+                        arrays_out.ragged(name, user[keep], codes[i][item[keep]], indices[keep], h.max_length)
                 b.unlink()
         if not positives_per_item.any():
             raise DataError("no positive interaction in the train part; there is nothing to learn from")
@@ -395,7 +388,7 @@ class _Preparation:
                 some = frame.slice(start, self.sizes.side_block_rows)
                 rows = np.arange(start, start + some.height)
                 for i, f in enumerate(features):
-                    if isinstance(f, Sequence):
+                    if f.history:
                         continue
                     column: Column = encoders.encode(f, some[f.source])
                     if isinstance(column, Ragged):
@@ -488,18 +481,3 @@ def _rows_of_ids(piece: pl.DataFrame, frame: pl.DataFrame, rows: pl.DataFrame, k
             f"add them to {side}s or drop their rows"
         )
     return found.to_numpy().astype(np.int64)
-
-
-def _is_mean(feature: Any) -> bool:
-    return isinstance(feature, Numeric) and feature.statistic == "mean"
-
-
-def _average_of(feature: Numeric, schema: Schema, averages: dict[str, Doubles]) -> Doubles:
-    """Return the averages of the column that a feature is the average of."""
-    return averages[_averaged_column(feature, schema)]
-
-
-def _averaged_column(feature: Any, schema: Schema) -> str:
-    """Return the column of the interactions that the statistic "mean" averages."""
-    name: str = feature.statistic_column or schema.label or POSITIVE
-    return name

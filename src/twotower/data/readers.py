@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from twotower.errors import DataError, first_line
-from twotower.features.schema import MultiHot, Numeric, Schema, Text, Vector
+from twotower.features.schema import Schema
 from twotower.features.side import SideName
 
 if TYPE_CHECKING:
@@ -52,11 +52,10 @@ class Reading:
         """Return the types that a schema requires for the table of a side, or for the interactions."""
         ids = {schema.user_id, schema.item_id}
         if side is None:
-            averaged = {f.statistic_column for f in schema.features if isinstance(f, Numeric)}
+            averaged = {s.column for s in schema.statistics() if s.column}
             return cls(frozenset({schema.label, *averaged} - ids - {schema.time}))  # `Times` reads the time
-        numbers = {f.source for f in schema.side(side) if isinstance(f, Numeric | Vector)}
-        words = {f.source for f in schema.side(side) if isinstance(f, MultiHot | Text)}
-        return cls(frozenset(numbers - ids), frozenset(words - numbers - ids))
+        of_type = {t: {f.source for f in schema.columns(side) if f.column_type == t} for t in ("numbers", "text")}
+        return cls(frozenset(of_type["numbers"] - ids), frozenset(of_type["text"] - of_type["numbers"] - ids))
 
 
 def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:

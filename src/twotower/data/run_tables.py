@@ -15,7 +15,7 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import PART_NAMES
 from twotower.errors import DataError, RunError, first_line
 from twotower.features.encoders import Encoders
-from twotower.features.schema import Schema, Sequence
+from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_parquet
@@ -63,7 +63,7 @@ def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
     """Read the table of a side. Raises ValueError if a column that the schema names is missing, or the ids are incomplete.
     A reader for `read_checked`."""
     frame, key = read_parquet(path), schema.id_column(side)
-    features = [f.source for f in schema.side(side) if not isinstance(f, Sequence)]
+    features = [f.source for f in schema.columns(side)]
     for column in [key, *features, *([schema.title] if schema.title and side == "item" else [])]:
         if column not in frame.columns:
             raise ValueError(f"column '{column}' is missing")

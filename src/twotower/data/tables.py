@@ -6,18 +6,19 @@ line: what was found, what is allowed and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from twotower.arrays.types import Codes, Doubles, Ints
+from twotower.arrays.types import Doubles, Ints
 from twotower.data.readers import Reading, TableLike, as_frame, is_text, table_files
 from twotower.data.times import TIME, Times
 from twotower.errors import DataError, did_you_mean
-from twotower.features.schema import Numeric, Schema, Sequence
+from twotower.features.feature import Statistic
+from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.features.values import canonical_ids, missing_count
 
@@ -161,8 +162,7 @@ def check_side(frame: pl.DataFrame, side: SideName, schema: Schema, notes: list[
 
 def side_columns(side: SideName, schema: Schema) -> list[str]:
     """Return the columns of a side's table that the schema names, the id first."""
-    made = {f.name for f in schema.side(side) if isinstance(f, Sequence) or (isinstance(f, Numeric) and f.statistic)}
-    named = [f.source for f in schema.side(side) if f.name not in made]
+    named = [f.source for f in schema.columns(side) if not f.computes]
     title = [schema.title] if schema.title and side == "item" else []
     return list(dict.fromkeys([schema.id_column(side), *named, *title]))
 
@@ -170,32 +170,32 @@ def side_columns(side: SideName, schema: Schema) -> list[str]:
 def _features(
     frame: pl.DataFrame, side: SideName, what: str, schema: Schema, actions: pl.DataFrame | None, notes: list[str]
 ) -> None:
-    for f in schema.side(side):
-        if isinstance(f, Sequence):
-            continue
-        if isinstance(f, Numeric) and f.statistic:
-            if f.statistic_column and actions is not None:
-                need(actions, [f.statistic_column], "interactions")
-                if not (
-                    actions[f.statistic_column].dtype.is_numeric() or actions[f.statistic_column].dtype == pl.Boolean
-                ):
-                    raise DataError(
-                        f"interactions: column '{f.statistic_column}' holds {actions[f.statistic_column].dtype}, expected numbers for feature "
-                        f"'{f.name}' to average; cast it"
-                    )
-                if n := missing_count(actions[f.statistic_column]):
-                    notes.append(
-                        f"interactions: {n} of {actions.height} values of '{f.statistic_column}' are missing; left out"
-                    )
+    for f in schema.columns(side):
+        if f.computes:
+            if f.computes.column and actions is not None:
+                _check_averaged(actions, f.computes.column, f.name, notes)
             continue
         need(frame, [f.source], what)
         if n := missing_count(frame[f.source]):
-            if f.missing == "error":
+            if f.refuses_missing:
                 raise DataError(
                     f"{what}: column '{f.source}' has {n} missing values and feature '{f.name}' has "
                     "missing = 'error'; fill them or set missing = 'impute'"
                 )
             notes.append(f"{what}: {n} of {frame.height} values of '{f.source}' are missing or not finite; imputed")
+
+
+def _check_averaged(actions: pl.DataFrame, column: str, feature: str, notes: list[str]) -> None:
+    """Raise DataError if a feature cannot average a column of the interactions, and note missing values."""
+    need(actions, [column], "interactions")
+    series = actions[column]
+    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
+        raise DataError(
+            f"interactions: column '{column}' holds {series.dtype}, expected numbers for feature '{feature}' to average; "
+            "cast it"
+        )
+    if n := missing_count(series):
+        notes.append(f"interactions: {n} of {actions.height} values of '{column}' are missing; left out")
 
 
 def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.DataFrame:
@@ -245,23 +245,30 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
     return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW_COLUMN).drop(_ROW_COLUMN)
 
 
-def with_statistics(
-    frame: pl.DataFrame, schema: Schema, side: SideName, counts: Ints, mean: Callable[[Numeric], Doubles]
-) -> pl.DataFrame:
-    """Add a column for each numeric feature that is a statistic of the training interactions.
-
-    `counts` (n,) are the interactions of each row; `mean(feature)` returns the means (n,), NaN without interactions."""
-    for f in schema.side(side):
-        if isinstance(f, Numeric) and f.statistic:
-            values = np.log1p(counts.astype(np.float64)) if f.statistic == "count" else mean(f)
-            frame = frame.with_columns(pl.Series(f.source, values))
-    return frame
+def averaged_column(statistic: Statistic, schema: Schema) -> str:
+    """Return the column of the interactions that a statistic averages."""
+    return statistic.column or schema.label or POSITIVE
 
 
-def mean_by_row(feature: Numeric, schema: Schema, n: int, rows: Codes, actions: pl.DataFrame) -> Doubles:
-    """Return the mean (n,) of a column of the interactions for each of n rows, NaN without finite values."""
-    values = actions[feature.statistic_column or schema.label or POSITIVE].cast(pl.Float64).to_numpy()
+def averaged_columns(schema: Schema) -> list[str]:
+    """Return the distinct columns of the interactions that statistics average, ascending."""
+    return sorted({averaged_column(s, schema) for s in schema.statistics() if s.column is not None})
+
+
+def sums_by_row(values: Doubles, rows: Ints, n: int) -> Doubles:
+    """Return the sums and the numbers (2, n) of the finite values (k,) of interactions, by their rows (k,) of n."""
     known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        means: Doubles = np.bincount(rows[known], values[known], n) / np.bincount(rows[known], minlength=n)
-    return means
+    return np.stack([np.bincount(rows[known], values[known], n), np.bincount(rows[known], minlength=n)])
+
+
+def with_statistics(
+    frame: pl.DataFrame, schema: Schema, side: SideName, counts: Ints, sums: Mapping[str, Doubles]
+) -> pl.DataFrame:
+    """Add a column for each feature that is a statistic of the training interactions.
+
+    `counts` (n,) are the interactions of each row, `sums[column]` (2, n) the `sums_by_row` of an averaged column."""
+    for s in schema.statistics(side):
+        total, known = sums[averaged_column(s, schema)] if s.column is not None else np.zeros((2, len(counts)))
+        with np.errstate(invalid="ignore"):
+            frame = frame.with_columns(pl.Series(s.source, s.value(counts, total / known)))
+    return frame

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from twotower.diagnostics.context import MAX_SAMPLE_ROWS, DiagnosisContext
 from twotower.diagnostics.curves import history, loss_floor
-from twotower.diagnostics.features import gates, leaking_features, statistics, texts, unused_features
+from twotower.diagnostics.features import encodings, gates, leaking_features, statistics, unused_features
 from twotower.diagnostics.findings import Finding, describe_findings
 from twotower.diagnostics.pairs import false_negatives, split
 from twotower.diagnostics.vectors import baselines, collapse
@@ -21,7 +21,7 @@ from twotower.runs import Run
 __all__ = ["Finding", "describe_findings", "diagnose"]
 
 Diagnosis = Callable[[DiagnosisContext], Iterator[Finding]]
-UNCONDITIONAL: tuple[Diagnosis, ...] = (history, split, statistics, leaking_features, texts, false_negatives)
+UNCONDITIONAL: tuple[Diagnosis, ...] = (history, split, statistics, leaking_features, encodings, false_negatives)
 FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
 """Diagnoses that need finite vectors."""
 

@@ -1,4 +1,4 @@
-"""Diagnoses of single features: label leakage, statistics, texts, features without effect, and SENet gates."""
+"""Diagnoses of single features: label leakage, statistics, encodings, features without effect, and SENet gates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from twotower.arrays.types import Bools
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
 from twotower.evaluation.metrics.auc import auc
-from twotower.features.schema import Categorical, Numeric, Sequence
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
@@ -25,8 +24,8 @@ from twotower.model.inputs.carriers import Inputs
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:
     """Warn of a statistic beside a sequence: together they reveal the training pair."""
     schema = context.data.schema
-    statistics = [f.name for f in schema.features if isinstance(f, Numeric) and f.statistic]
-    sequences = [f.name for f in schema.features if isinstance(f, Sequence)]
+    statistics = [s.name for s in schema.statistics()]
+    sequences = [h.name for h in schema.histories()]
     if statistics and sequences:
         yield Finding(
             "warning", "statistic_beside_sequence",
@@ -46,8 +45,8 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
     found: list[tuple[SideName, str, float]] = []
     for side in SIDES:
         rows, train_rows = (pairs.user if side == "user" else pairs.item for pairs in (test, data.train))
-        for feature in data.schema.side(side):
-            if isinstance(feature, Sequence) or feature.source == data.schema.id_column(side):
+        for feature in data.schema.columns(side):
+            if feature.source == data.schema.id_column(side):
                 continue
             column = data.side(side).columns[feature.name]
             score = _single_feature_score(column, train_rows, data.train.positive, len(data.side(side)))
@@ -71,39 +70,20 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def texts(context: DiagnosisContext) -> Iterator[Finding]:
-    """Measure what letter n-grams lose: words with equal codes, and test grams that are unknown."""
-    found = []
-    names = [(side, name, grams) for side in SIDES for name, grams in context.data.texts(side).items()]
-    for side, name, trained in names:
-        test = context.data.test.user if side == "user" else context.data.test.item
-        known = context.data.encoders.text(side, name)
-        column = next(f.source for f in context.data.schema.texts(side) if f.name == name)
-        test_report = known.report(context.data.side(side).frame[column][np.unique(test)])
-        merged = trained.code_collisions / max(1, trained.words)
-        unknown = test_report.unknown / max(1, test_report.occurrences)
-        evidence = {"words": float(trained.words), "merged": merged, "unknown": unknown}
-        if merged >= 0.01:
-            found.append(
-                Finding(
-                    "warning", "text",
-                    f"{merged:.1%} of the {trained.words:,} words of the {side} text '{name}' have the same codes as "
-                    f"another word ({trained.collisions:,} the same grams): the tower cannot distinguish them. Raise its "
-                    "max_grams, hash_buckets or n, or lower its min_count.",
-                    evidence,
-                )
-            )  # fmt: skip
-        if unknown >= 0.1:
-            found.append(
-                Finding(
-                    "warning", "text",
-                    f"{unknown:.1%} of the grams of the {side} text '{name}' are unknown in the test rows, and all "
-                    "unknown grams share one row. Raise its max_grams, lower its min_count or n, or set hash_buckets.",
-                    evidence,
-                )
-            )  # fmt: skip
-    text = "The words of texts have distinct codes, and few grams of the test rows are unknown."
-    return or_ok(found, "text", text) if names else iter(())
+def encodings(context: DiagnosisContext) -> Iterator[Finding]:
+    """Measure what encoders lose, such as words with equal codes and unknown grams of test rows, by kind of feature."""
+    data, found, fine = context.data, dict[str, list[Finding]](), dict[str, str]()
+    for side in SIDES:
+        trained = data.reports(side)
+        rows = np.unique(data.test.user if side == "user" else data.test.item).astype(np.int64)
+        tested = data.encoders.reports(side, data.side(side).frame, rows)
+        for f in data.schema.side(side):
+            if report := trained.get(f.name):
+                doubts = report.doubts(f"{side} {f.kind} '{f.name}'", tested[f.name])
+                found.setdefault(f.kind, []).extend(Finding("warning", f.kind, d.text, d.evidence) for d in doubts)
+                fine[f.kind] = report.fine
+    for kind, findings in found.items():
+        yield from or_ok(findings, kind, fine[kind])
 
 
 def _single_feature_score(
@@ -199,7 +179,7 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
             return "is empty in every row. Check its column, or lower its min_count."
     elif (column[rows] == column[rows[0]]).all():
         if column.ndim == 1 and column[rows[0]] == UNKNOWN:
-            remedy = " Lower its min_count or min_rate, or check" if isinstance(feature, Categorical) else " Check"
+            remedy = f" Lower its {' or '.join(feature.cuts)}, or check" if feature.cuts else " Check"
             return f"is unknown in every row, so it has no effect.{remedy} the column '{feature.source}'."
         return (
             f"has the same value in every row, so it has no effect. Remove it, or check the column '{feature.source}'."

@@ -45,7 +45,6 @@ from twotower.embedding.shards import (
 )
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.schema import Numeric, Sequence
 from twotower.features.side import SideName
 from twotower.model.inputs.gather import ColumnRows, TowerFields
 from twotower.model.inputs.side_tensors import carry_forward, tensors
@@ -238,11 +237,9 @@ class _RowEncoder:
         self.side, self.schema, self.encoders = side, run.dataset.schema, run.dataset.encoders
         self.key = self.schema.id_column(side)
         self.fields = TowerFields(self.encoders.fields(side))
-        features = self.schema.side(side)
-        self.statistics = [f for f in features if isinstance(f, Numeric) and f.statistic]
-        self.sequences = [f for f in features if isinstance(f, Sequence)]
-        made = {f.name for f in (*self.statistics, *self.sequences)}
-        self.columns = list(dict.fromkeys([self.key, *(f.source for f in features if f.name not in made)]))
+        self.statistics, self.histories = self.schema.statistics(side), self.schema.histories(side)
+        given = [f.source for f in self.schema.columns(side) if not f.computes]
+        self.columns = list(dict.fromkeys([self.key, *given]))
         self.known = run.dataset.side_before(side, TEST)
         self.reading = Reading.of(self.schema, side)
         # A CSV has no types: ids and columns that were boolean in training are parsed from text.
@@ -258,17 +255,17 @@ class _RowEncoder:
         frame = with_ids(frame, self.key, self.side + "s")
         if self.known.ids.dtype == pl.String:
             frame = frame.with_columns(pl.col(self.key).cast(pl.String))
-        if self.statistics or self.sequences:
+        if self.statistics or self.histories:
             known_rows = self._row_encoder.transform(frame[self.key])  # 0 for a new id, else 1 + its row in the run
-        for f in self.statistics:
-            values = self.known.frame[f.source]
-            new = pl.Series([0.0 if f.statistic == "count" else None], dtype=values.dtype)
-            frame = frame.with_columns(pl.concat([new, values]).gather(known_rows).alias(f.source))
+        for s in self.statistics:
+            values = self.known.frame[s.source]
+            new = pl.Series([s.unseen], dtype=values.dtype)
+            frame = frame.with_columns(pl.concat([new, values]).gather(known_rows).alias(s.source))
         columns = self.encoders.transform(self.side, frame)
-        for s in self.sequences:
-            known = self.known.columns[s.name]
+        for h in self.histories:
+            known = self.known.columns[h.name]
             assert isinstance(known, Ragged)
-            columns[s.name] = _take_known(known, known_rows)
+            columns[h.name] = _take_known(known, known_rows)
         return frame[self.key].rename("id"), columns
 
 

@@ -1,4 +1,4 @@
-"""Encoder of values of a vocabulary, or of hash buckets."""
+"""Categorical feature: values of a vocabulary, or hash buckets."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from bisect import bisect_left
 
 import numpy as np
 import polars as pl
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from twotower.arrays.types import Codes, Ints
+from twotower.features.encoder import Encoder
+from twotower.features.feature import ColumnFeature
+from twotower.features.field import InputField
 from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, canonical_ids
 
@@ -20,7 +23,7 @@ class CategoricalState(EncoderState):
     hash_buckets: Count
 
 
-class CategoricalEncoder:
+class CategoricalEncoder(Encoder):
     """Encoder of values as codes: 0 for unknown values, 1..n for the vocabulary in ascending order."""
 
     def __init__(self, vocabulary: pl.Series, hash_buckets: int = 0) -> None:
@@ -90,12 +93,46 @@ class CategoricalEncoder:
         place = bisect_left(self.vocabulary, value)
         return place + 1 if place < len(self.vocabulary) and self.vocabulary[place] == value else UNKNOWN
 
+    def field(self, name: str, width: int) -> InputField:
+        return InputField(name, "lookup", rows=self.rows, width=width)
+
     def state(self) -> CategoricalState:
         return CategoricalState(hash_buckets=self.hash_buckets)
 
+    def stored_vocabulary(self) -> pl.Series:
+        return self.vocabulary
+
     @classmethod
-    def restore(cls, state: JsonValue, vocabulary: pl.Series) -> CategoricalEncoder:
+    def restore(cls, state: JsonValue, vocabulary: pl.Series | None) -> CategoricalEncoder:
+        if vocabulary is None:
+            raise KeyError("no vocabulary")
         return cls(vocabulary, CategoricalState.model_validate(state).hash_buckets)
+
+
+class Categorical(ColumnFeature):
+    """One value of a vocabulary, or one of a fixed number of hash buckets.
+
+    Row 0 of the embedding is the *unknown* row: values below the frequency cut and values never seen in
+    training. It is trained, because a share of the known values is replaced by it (`model.unknown_rate`).
+    """
+
+    kind = "categorical"
+    encoder = CategoricalEncoder
+    groups = True
+    cuts = ("min_count", "min_rate")
+
+    min_count: int = Field(1, ge=1, description="Minimum number of training interactions of a value in the vocabulary.")
+    min_rate: float = Field(
+        0.0, ge=0, lt=1, description="Minimum share of training interactions of a value in the vocabulary. 0: off."
+    )
+    hash_buckets: int = Field(0, ge=0, lt=2**31, description="Number of hash buckets. 0: a vocabulary.")
+
+    @property
+    def identifies(self) -> bool:
+        return not self.hash_buckets
+
+    def fit(self, series: pl.Series, counts: Ints) -> CategoricalEncoder:
+        return CategoricalEncoder.fit(series, counts, self.min_count, self.min_rate, self.hash_buckets)
 
 
 def _bucket(value: str | int | None, buckets: int) -> int:

@@ -10,40 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from twotower import files
-from twotower.arrays.ragged import Column
+from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Codes, Ints
 from twotower.errors import DataError, RunError, first_line
 from twotower.features.categorical import CategoricalEncoder
+from twotower.features.encoder import Encoder, Report
+from twotower.features.feature import Feature, HistorySpec
 from twotower.features.field import InputField
-from twotower.features.multi_hot import MultiHotEncoder
-from twotower.features.numeric import NumericEncoder
-from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Schema, Sequence, Text, Vector
+from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName, other_side
 from twotower.features.state import read_vocabularies, write_vocabularies
-from twotower.features.text import TextEncoder
-from twotower.features.values import missing_count
-from twotower.features.vector import VectorEncoder
+from twotower.features.values import canonical_ids, missing_count
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_text
 from twotower.section import first_problem
-
-Encoder = CategoricalEncoder | NumericEncoder | MultiHotEncoder | VectorEncoder | TextEncoder
-_WITHOUT_VOCABULARY: dict[str, type[NumericEncoder | VectorEncoder]] = {
-    "numeric": NumericEncoder,
-    "vector": VectorEncoder,
-}
-_WITH_VOCABULARY: dict[str, type[CategoricalEncoder | MultiHotEncoder | TextEncoder]] = {
-    "categorical": CategoricalEncoder,
-    "multi_hot": MultiHotEncoder,
-    "text": TextEncoder,
-}
 
 
 class Encoders:
@@ -61,82 +50,63 @@ class Encoders:
     def fit(cls, schema: Schema, frames: Mapping[SideName, pl.DataFrame], counts: Mapping[SideName, Ints]) -> Encoders:
         """Fit all encoders. `counts[side]` (rows,) are the training interactions of each row; rows without any are not
         used."""
-        by_side: dict[SideName, dict[str, Encoder]] = {}
-        ids: dict[SideName, CategoricalEncoder] = {}
-        for side in SIDES:
-            frame, n = frames[side], counts[side]
-            by_side[side] = {
-                f.name: _fit(f, frame[f.source], n) for f in schema.side(side) if not isinstance(f, Sequence | Text)
-            }
-            other = other_side(side)
-            for text in schema.texts(side):
-                if not text.share_with:
-                    borrowers = [f for f in schema.texts(other) if f.share_with == text.name]
-                    columns = [(frame[text.source], n), *((frames[other][f.source], counts[other]) for f in borrowers)]
-                    by_side[side][text.name] = TextEncoder.fit(columns, text)
-            ids[side] = CategoricalEncoder.fit(frame[schema.id_column(side)], n)
-        return cls(schema, _with_shared_texts(schema, by_side), ids)
+        by_side: dict[SideName, dict[str, Encoder]] = {"user": {}, "item": {}}
+        for f in _encoded(schema):
+            frame, n, other = frames[f.side], counts[f.side], other_side(f.side)
+            series, borrowers = frame[f.source], [b for b in schema.columns(other) if b.shares == f.name]
+            if borrowers:
+                columns = [series, *(frames[other][b.source] for b in borrowers)]
+                series = pl.concat([canonical_ids(c).cast(pl.String).rename(series.name) for c in columns])
+                n = np.concatenate([n, *(counts[other] for _ in borrowers)])
+            by_side[f.side][f.name] = f.fit(series, n)
+        ids = {side: CategoricalEncoder.fit(frames[side][schema.id_column(side)], counts[side]) for side in SIDES}
+        return cls(schema, _with_borrowed(schema, by_side), ids)
 
     def with_schema(self, schema: Schema) -> Encoders:
         """Return the encoders with another schema of the same data."""
         return Encoders(schema, self.by_side, self.ids)
 
     def transform(self, side: SideName, frame: pl.DataFrame) -> dict[str, Column]:
-        """Return the encoded columns of one side by feature name, without the sequences."""
-        features = [f for f in self.schema.side(side) if not isinstance(f, Sequence)]
-        return {f.name: self.encode(f, frame[f.source]) for f in features}
+        """Return the encoded columns of one side by feature name, without the histories."""
+        return {f.name: self.encode(f, frame[f.source]) for f in self.schema.columns(side)}
 
     def encode(self, feature: Feature, series: pl.Series) -> Column:
-        """Encode the column of a feature that is no sequence. Raises DataError for values that it cannot read."""
-        if feature.missing == "error" and missing_count(series):
+        """Encode the column of a feature that is no history. Raises DataError for values that it cannot read."""
+        if feature.refuses_missing and missing_count(series):
             raise DataError(
                 f"column '{feature.source}': {missing_count(series)} of {len(series)} values are missing, "
                 f"and feature '{feature.name}' has missing = 'error'; fill them or set missing = 'impute'"
             )
         return self.by_side[feature.side][feature.name].transform(series)
 
-    def sequence_codes(self, feature: Sequence, other_ids: pl.Series) -> Codes:
-        """Return the code of every row of the other side in the sequence's embedding table."""
-        return self._sequence_encoder(feature)[0].transform(other_ids)
+    def history_codes(self, history: HistorySpec, other_ids: pl.Series) -> Codes:
+        """Return the code of every row of the other side in the history's embedding table."""
+        codes = self._id_encoder(history)[0].transform(other_ids)
+        assert not isinstance(codes, Ragged)
+        return codes.astype(np.int32, copy=False)
 
-    def _sequence_encoder(self, feature: Sequence) -> tuple[CategoricalEncoder, str]:
-        """Return the encoder of a sequence's values, and the feature of the other side that has this encoder, '' for none."""
-        other = other_side(feature.side)
-        shared = self.schema.id_feature(other) if feature.share_embedding else None
-        if shared is None:
-            return self.ids[other], ""
-        encoder = self.by_side[other][shared.name]
-        assert isinstance(encoder, CategoricalEncoder)
-        return encoder, shared.name
+    def _id_encoder(self, history: HistorySpec) -> tuple[Encoder, str]:
+        """Return the encoder of a history's values, and the feature of the other side that has this encoder, '' for none."""
+        other = other_side(history.side)
+        shared = self.schema.id_feature(other) if history.share_embedding else None
+        return (self.by_side[other][shared.name], shared.name) if shared else (self.ids[other], "")
 
     def fields(self, side: SideName) -> tuple[InputField, ...]:
         """Return the fields that the tower of `side` embeds, in the schema's order."""
         return tuple(self._field(f) for f in self.schema.side(side))
 
     def _field(self, feature: Feature) -> InputField:
-        name, width = feature.name, feature.width
-        if isinstance(feature, Sequence):
-            encoder_of_values, shares = self._sequence_encoder(feature)
-            return InputField(
-                name, "bag", rows=encoder_of_values.rows, width=width, pooling=feature.pooling,
-                sequence=True, share_with=shares,
-            )  # fmt: skip
-        encoder = self.by_side[feature.side][name]
-        if isinstance(encoder, CategoricalEncoder):
-            identifies = feature == self.schema.id_feature(feature.side)
-            return InputField(name, "lookup", rows=encoder.rows, width=width, identifies=identifies)
-        if isinstance(encoder, MultiHotEncoder):
-            return InputField(name, "bag", rows=encoder.rows, width=width)
-        if isinstance(encoder, TextEncoder):
-            assert isinstance(feature, Text)
-            return InputField(
-                name, "bag", rows=encoder.rows, width=width, pooling=feature.pooling, share_with=feature.share_with
-            )
-        if isinstance(encoder, NumericEncoder):
-            if encoder.buckets:
-                return InputField(name, "lookup", rows=len(encoder.edges) + 2, width=width)
-            return InputField(name, "dense", length=1, width=width)
-        return InputField(name, "dense", length=encoder.length, width=width)
+        if feature.history:
+            encoder, shares = self._id_encoder(feature.history)
+        else:
+            encoder, shares = self.by_side[feature.side][feature.name], feature.shares
+        identifies = feature == self.schema.id_feature(feature.side)
+        return replace(feature.field(encoder), share_with=shares, identifies=identifies)
+
+    def reports(self, side: SideName, frame: pl.DataFrame, rows: Ints) -> dict[str, Report]:
+        """Return the reports of the encoders of one side that make one, over some rows of its table, by feature name."""
+        reporting = [(f, e) for f in self.schema.columns(side) if (e := self.by_side[side][f.name]).reports]
+        return {f.name: report for f, e in reporting if (report := e.report(frame[f.source][rows]))}
 
     # Files
 
@@ -157,12 +127,13 @@ class Encoders:
         vocabularies = read_checked(folder / layout.VOCABULARIES, lambda path: read_vocabularies(data))
         by_side: dict[SideName, dict[str, Encoder]] = {"user": {}, "item": {}}
         try:
-            for side, f in _own_features(schema):
-                by_side[side][f.name] = _restored(f, states.sides[side][f.name], vocabularies)
+            for f in _encoded(schema):
+                state, vocabulary = states.sides[f.side][f.name], vocabularies.get(f"{f.side}.{f.name}")
+                by_side[f.side][f.name] = f.encoder.restore(state, vocabulary)
             ids = {side: CategoricalEncoder(vocabularies[f"ids.{side}"]) for side in SIDES}
         except (KeyError, ValidationError) as e:
             raise RunError(f"{folder / layout.ENCODERS}: {_misfit(e)}") from e
-        return cls(schema, _with_shared_texts(schema, by_side), ids)
+        return cls(schema, _with_borrowed(schema, by_side), ids)
 
     @property
     def digest(self) -> str:
@@ -178,19 +149,16 @@ class Encoders:
     def _states(self) -> dict[str, dict[str, JsonValue]]:
         """Return the states of the encoders by side and feature."""
         states: dict[str, dict[str, JsonValue]] = {side: {} for side in SIDES}
-        for side, f in _own_features(self.schema):
-            states[side][f.name] = self.by_side[side][f.name].state().model_dump()
+        for f in _encoded(self.schema):
+            states[f.side][f.name] = self.by_side[f.side][f.name].state().model_dump()
         return states
 
     def _vocabularies(self) -> dict[str, pl.Series]:
         """Return the vocabularies by the name of their column in the file."""
-        own = ((f"{side}.{f.name}", self.by_side[side][f.name]) for side, f in _own_features(self.schema))
-        found = {name: e.vocabulary for name, e in own if not isinstance(e, NumericEncoder | VectorEncoder)}
-        return found | {f"ids.{side}": encoder.vocabulary for side, encoder in self.ids.items()}
-
-    def text(self, side: SideName, name: str) -> TextEncoder:
-        """Return the encoder of a text feature."""
-        return _text_encoder(self.by_side[side], name)
+        own = {f"{f.side}.{f.name}": self.by_side[f.side][f.name] for f in _encoded(self.schema)}
+        every = own | {f"ids.{side}": encoder for side, encoder in self.ids.items()}
+        stored = {name: encoder.stored_vocabulary() for name, encoder in every.items()}
+        return {name: vocabulary for name, vocabulary in stored.items() if vocabulary is not None}
 
 
 class _EncoderStates(BaseModel):
@@ -215,44 +183,15 @@ def _misfit(error: Exception) -> str:
     return f"the encoders do not fit the schema of this run ({what})"
 
 
-def _restored(feature: Feature, state: JsonValue, vocabularies: dict[str, pl.Series]) -> Encoder:
-    if feature.kind in _WITHOUT_VOCABULARY:
-        return _WITHOUT_VOCABULARY[feature.kind].restore(state)
-    return _WITH_VOCABULARY[feature.kind].restore(state, vocabularies[f"{feature.side}.{feature.name}"])
+def _encoded(schema: Schema) -> tuple[Feature, ...]:
+    """Return the features that have an encoder of their own, which is written to disk."""
+    return tuple(f for side in SIDES for f in schema.columns(side) if not f.shares)
 
 
-def _own_features(schema: Schema) -> Iterator[tuple[SideName, Feature]]:
-    """Yield side and feature of each feature that has an encoder of its own, which is written to disk."""
+def _with_borrowed(schema: Schema, by_side: dict[SideName, dict[str, Encoder]]) -> dict[SideName, dict[str, Encoder]]:
+    """Add the encoders of features that share one of the other side, and return `by_side`."""
     for side in SIDES:
-        for f in schema.side(side):
-            if not isinstance(f, Sequence) and not (isinstance(f, Text) and f.share_with):
-                yield side, f
-
-
-def _with_shared_texts(
-    schema: Schema, by_side: dict[SideName, dict[str, Encoder]]
-) -> dict[SideName, dict[str, Encoder]]:
-    """Add the encoders of text features that share the grams of the other side, and return `by_side`."""
-    for side in SIDES:
-        for f in schema.texts(side):
-            if f.share_with:
-                owner = _text_encoder(by_side[other_side(side)], f.share_with)
-                by_side[side][f.name] = TextEncoder(owner.values, owner.n, f.max_length)
+        for f in schema.columns(side):
+            if f.shares:
+                by_side[side][f.name] = f.borrow(by_side[other_side(side)][f.shares])
     return by_side
-
-
-def _text_encoder(encoders: Mapping[str, Encoder], name: str) -> TextEncoder:
-    found = encoders[name]
-    assert isinstance(found, TextEncoder)
-    return found
-
-
-def _fit(feature: Feature, series: pl.Series, counts: Ints) -> Encoder:
-    if isinstance(feature, Categorical):
-        return CategoricalEncoder.fit(series, counts, feature.min_count, feature.min_rate, feature.hash_buckets)
-    if isinstance(feature, Numeric):
-        return NumericEncoder.fit(series, counts > 0, feature.buckets)
-    if isinstance(feature, MultiHot):
-        return MultiHotEncoder.fit(series, counts, feature)
-    assert isinstance(feature, Vector)
-    return VectorEncoder.fit(series, counts > 0, feature.length)

@@ -1,14 +1,16 @@
-"""Encoder of lists of values."""
+"""Multi-hot feature: several values of one vocabulary."""
 
 from __future__ import annotations
 
 import polars as pl
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Ints
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.schema import MultiHot
+from twotower.features.encoder import Encoder
+from twotower.features.feature import ColumnFeature
+from twotower.features.field import InputField
 from twotower.features.state import EncoderState
 from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, explode, lists, one_row, present
 
@@ -19,17 +21,11 @@ class MultiHotState(EncoderState):
     separator: str
 
 
-class MultiHotEncoder:
+class MultiHotEncoder(Encoder):
     """Encoder of lists, or separated text, as rows of codes without unknown values."""
 
     def __init__(self, values: CategoricalEncoder, separator: str) -> None:
         self.values, self.separator = values, separator
-
-    @classmethod
-    def fit(cls, series: pl.Series, counts: Ints, feature: MultiHot) -> MultiHotEncoder:
-        rows, flat = explode(series, feature.separator)
-        inner = CategoricalEncoder.fit(flat, counts[rows], feature.min_count, feature.min_rate, total=int(counts.sum()))
-        return cls(inner, feature.separator)
 
     @property
     def rows(self) -> int:
@@ -46,13 +42,41 @@ class MultiHotEncoder:
         known = codes != UNKNOWN
         return Ragged.from_pairs(rows[known], codes[known], len(series))
 
-    @property
-    def vocabulary(self) -> pl.Series:
-        return self.values.vocabulary
+    def field(self, name: str, width: int) -> InputField:
+        return InputField(name, "bag", rows=self.rows, width=width)
 
     def state(self) -> MultiHotState:
         return MultiHotState(separator=self.separator)
 
+    def stored_vocabulary(self) -> pl.Series:
+        return self.values.vocabulary
+
     @classmethod
-    def restore(cls, state: JsonValue, vocabulary: pl.Series) -> MultiHotEncoder:
-        return cls(CategoricalEncoder(vocabulary), MultiHotState.model_validate(state).separator)
+    def restore(cls, state: JsonValue, vocabulary: pl.Series | None) -> MultiHotEncoder:
+        return cls(
+            CategoricalEncoder.restore({"hash_buckets": 0}, vocabulary), MultiHotState.model_validate(state).separator
+        )
+
+
+class MultiHot(ColumnFeature):
+    """Values of one vocabulary, averaged: a list column, or text split at `separator`."""
+
+    kind = "multi_hot"
+    encoder = MultiHotEncoder
+    column_type = "text"
+    groups = True
+    cuts = ("min_count", "min_rate")
+
+    separator: str = Field("", description="Separator of a text column, such as '|'. Empty: a list column.")
+    min_count: int = Field(1, ge=1, description="Minimum number of training interactions of a value in the vocabulary.")
+    min_rate: float = Field(
+        0.0, ge=0, lt=1, description="Minimum share of training interactions of a value in the vocabulary. 0: off."
+    )
+
+    def fit(self, series: pl.Series, counts: Ints) -> MultiHotEncoder:
+        rows, flat = explode(series, self.separator)
+        inner = CategoricalEncoder.fit(flat, counts[rows], self.min_count, self.min_rate, total=int(counts.sum()))
+        return MultiHotEncoder(inner, self.separator)
+
+    def values(self, series: pl.Series) -> pl.Series:
+        return series.str.split(self.separator) if series.dtype == pl.String and self.separator else series

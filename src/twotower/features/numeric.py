@@ -1,41 +1,30 @@
-"""Encoder of numbers."""
+"""Numeric feature: a number of a column, or a statistic of the training interactions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-from pydantic import JsonValue
+from pydantic import Field, model_validator
 
 from twotower.arrays.ragged import Column
-from twotower.features.state import Count, EncoderState
+from twotower.arrays.types import Doubles, Ints
+from twotower.features.encoder import StateEncoder
+from twotower.features.feature import ColumnFeature, Statistic
+from twotower.features.field import InputField
+from twotower.features.state import Count
 from twotower.features.values import UNKNOWN, numbers
 
 
-class NumericState(EncoderState):
-    """State of a `NumericEncoder`."""
+class NumericEncoder(StateEncoder):
+    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 for missing values."""
 
     mean: float
     deviation: float
     edges: list[float]
     buckets: Count
-
-
-class NumericEncoder:
-    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 for missing values."""
-
-    def __init__(self, mean: float, deviation: float, edges: list[float], buckets: int) -> None:
-        self.mean, self.deviation, self.edges, self.buckets = mean, deviation, edges, buckets
-
-    @classmethod
-    def fit(cls, series: pl.Series, used: npt.NDArray[np.bool_], buckets: int) -> NumericEncoder:
-        x = numbers(series)[used]
-        x = x[np.isfinite(x)]
-        if not len(x):
-            return cls(0.0, 1.0, [], buckets)
-        edges = np.unique(np.quantile(x, np.arange(1, buckets) / buckets)).tolist() if buckets else []
-        deviation = float(x.std())
-        return cls(float(x.mean()), deviation if deviation > 1e-12 else 1.0, edges, buckets)
 
     def transform(self, series: pl.Series) -> Column:
         x = numbers(series)
@@ -48,10 +37,79 @@ class NumericEncoder:
         with np.errstate(over="ignore"):  # callers check that the tower's vector is finite
             return ((x - self.mean) / self.deviation).astype(np.float32)[:, None]
 
-    def state(self) -> NumericState:
-        return NumericState(mean=self.mean, deviation=self.deviation, edges=self.edges, buckets=self.buckets)
+    def field(self, name: str, width: int) -> InputField:
+        if self.buckets:
+            return InputField(name, "lookup", rows=len(self.edges) + 2, width=width)
+        return InputField(name, "dense", length=1, width=width)
 
-    @classmethod
-    def restore(cls, state: JsonValue) -> NumericEncoder:
-        found = NumericState.model_validate(state)
-        return cls(found.mean, found.deviation, found.edges, found.buckets)
+
+class Numeric(ColumnFeature):
+    """A number, standardised or cut into quantile buckets; or a statistic of the training interactions.
+
+    `statistic = "count"` counts the row's training interactions (as log(1 + n)), `"mean"` averages the
+    column named by `statistic_column`. Both see the train part only.
+    """
+
+    kind = "numeric"
+    encoder = NumericEncoder
+    column_type = "numbers"
+
+    buckets: int = Field(
+        0, ge=0, le=1_000_000, description="Number of quantile buckets, each with an embedding. 0: standardise."
+    )
+    statistic: Literal["", "count", "mean"] = Field(
+        "",
+        description="Statistic of the row's training interactions that replaces a column. count: log(1 + n). mean: of"
+        " statistic_column. Empty: none.",
+    )
+    statistic_column: str = Field(
+        "", description="Column of the interactions that statistic = 'mean' averages. Empty: the label."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Numeric:
+        if self.buckets == 1:
+            raise ValueError("buckets must be 0 (standardise) or at least 2")
+        if self.statistic_column and self.statistic != "mean":
+            raise ValueError("'statistic_column' only goes with statistic = 'mean'")
+        if self.statistic and self.column:
+            raise ValueError(
+                "'column' does not go with a statistic; 'statistic_column' names the column that is averaged"
+            )
+        return self
+
+    @property
+    def source(self) -> str:
+        """The column the values are read from. A statistic has a column of its own."""
+        return f"__{self.statistic}:{self.name}" if self.statistic else super().source
+
+    @property
+    def computes(self) -> Statistic | None:
+        if self.statistic == "count":
+            return Statistic(self.name, self.source, _log_count, unseen=0.0)
+        return Statistic(self.name, self.source, _mean, self.statistic_column) if self.statistic else None
+
+    def named_columns(self) -> Iterator[tuple[str, str]]:
+        yield from super().named_columns()
+        yield "statistic_column", self.statistic_column
+
+    def fit(self, series: pl.Series, counts: Ints) -> NumericEncoder:
+        x = numbers(series)[counts > 0]
+        x = x[np.isfinite(x)]
+        if not len(x):
+            return NumericEncoder(mean=0.0, deviation=1.0, edges=[], buckets=self.buckets)
+        deviation = float(x.std())
+        return NumericEncoder(
+            mean=float(x.mean()),
+            deviation=deviation if deviation > 1e-12 else 1.0,
+            edges=np.unique(np.quantile(x, np.arange(1, self.buckets) / self.buckets)).tolist() if self.buckets else [],
+            buckets=self.buckets,
+        )
+
+
+def _log_count(counts: Ints, means: Doubles) -> Doubles:
+    return np.log1p(counts.astype(np.float64))
+
+
+def _mean(counts: Ints, means: Doubles) -> Doubles:
+    return means

@@ -1,20 +1,29 @@
-"""Encoder of texts as letter n-grams."""
+"""Text feature: words as letter n-grams."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import polars as pl
-from pydantic import JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.types import Ints
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.schema import Text
+from twotower.features.encoder import Doubt, Encoder, Report
+from twotower.features.feature import ColumnFeature
+from twotower.features.field import InputField
+from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.side import other_side
 from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, canonical_ids, is_long, one_row
+
+if TYPE_CHECKING:
+    from twotower.features.schema import Schema
 
 # An ideograph, or a run of letters, digits and combining marks, such as vowel signs.
 _WORD = r"\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+"
@@ -55,7 +64,7 @@ def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:
 
 
 @dataclass(frozen=True)
-class Grams:
+class Grams(Report):
     """Counts of words, grams and collisions of some texts under an encoder (table 1 of Huang et al. 2013)."""
 
     words: int  # distinct words
@@ -65,6 +74,7 @@ class Grams:
     code_collisions: int  # words with the same codes as another word, after hashing or cutting the vocabulary
     occurrences: int  # occurrences of grams in all texts
     unknown: int  # occurrences of grams that read the unknown row
+    fine = "The words of texts have distinct codes, and few grams of the test rows are unknown."
 
     def __str__(self) -> str:
         share = self.unknown / max(1, self.occurrences)
@@ -72,6 +82,24 @@ class Grams:
             f"{self.words:,} words, {self.grams:,} grams in {self.rows:,} rows, {share:.2%} of their occurrences "
             f"unknown; {self.collisions:,} words have the grams of another word, {self.code_collisions:,} its codes"
         )
+
+    def doubts(self, name: str, test: Self) -> Iterator[Doubt]:
+        merged = self.code_collisions / max(1, self.words)
+        unknown = test.unknown / max(1, test.occurrences)
+        evidence = {"words": float(self.words), "merged": merged, "unknown": unknown}
+        if merged >= 0.01:
+            yield Doubt(
+                f"{merged:.1%} of the {self.words:,} words of the {name} have the same codes as another word "
+                f"({self.collisions:,} the same grams): the tower cannot distinguish them. Raise its max_grams, "
+                "hash_buckets or n, or lower its min_count.",
+                evidence,
+            )
+        if unknown >= 0.1:
+            yield Doubt(
+                f"{unknown:.1%} of the grams of the {name} are unknown in the test rows, and all unknown grams share "
+                "one row. Raise its max_grams, lower its min_count or n, or set hash_buckets.",
+                evidence,
+            )
 
 
 class TextState(EncoderState):
@@ -82,34 +110,13 @@ class TextState(EncoderState):
     hash_buckets: Count
 
 
-class TextEncoder:
+class TextEncoder(Encoder):
     """Encoder of texts as rows of gram codes, with repeats; `UNKNOWN` for grams outside the vocabulary."""
+
+    reports = True
 
     def __init__(self, values: CategoricalEncoder, n: int, max_length: int) -> None:
         self.values, self.n, self.max_length = values, n, max_length
-
-    @classmethod
-    def fit(cls, columns: list[tuple[pl.Series, Ints]], feature: Text) -> TextEncoder:
-        """Fit the vocabulary on `columns` of texts, each with the number of training interactions of its rows. There are
-        several if features share grams."""
-        if feature.hash_buckets:
-            nothing = pl.Series("gram", [], dtype=pl.String)
-            return cls(CategoricalEncoder(nothing, feature.hash_buckets), feature.n, feature.max_length)
-        found = []
-        for series, counts in columns:
-            rows, flat = words(series)
-            weights = pl.DataFrame({"word": flat, "n": counts[rows]}).group_by("word").agg(pl.col("n").sum())
-            which, gram = grams(weights["word"], feature.n)
-            found.append(pl.DataFrame({"gram": gram, "n": weights["n"].to_numpy()[which]}))
-        kept = (
-            pl.concat(found)
-            .group_by("gram")
-            .agg(pl.col("n").sum())
-            .filter(pl.col("n") >= feature.min_count)
-            .sort("n", "gram", descending=[True, False])
-            .head(feature.max_grams)
-        )
-        return cls(CategoricalEncoder(kept["gram"].sort()), feature.n, feature.max_length)
 
     @property
     def rows(self) -> int:
@@ -165,17 +172,106 @@ class TextEncoder:
             unknown=int((spread == UNKNOWN).sum()),
         )
 
-    @property
-    def vocabulary(self) -> pl.Series:
-        return self.values.vocabulary
+    def field(self, name: str, width: int) -> InputField:
+        return InputField(name, "bag", rows=self.rows, width=width)
 
     def state(self) -> TextState:
         return TextState(n=self.n, max_length=self.max_length, hash_buckets=self.values.hash_buckets)
 
+    def stored_vocabulary(self) -> pl.Series:
+        return self.values.vocabulary
+
     @classmethod
-    def restore(cls, state: JsonValue, vocabulary: pl.Series) -> TextEncoder:
+    def restore(cls, state: JsonValue, vocabulary: pl.Series | None) -> TextEncoder:
         found = TextState.model_validate(state)
-        return cls(CategoricalEncoder(vocabulary, found.hash_buckets), found.n, found.max_length)
+        values = CategoricalEncoder.restore({"hash_buckets": found.hash_buckets}, vocabulary)
+        return cls(values, found.n, found.max_length)
+
+
+class Text(ColumnFeature):
+    """Words as letter n-grams: a bag of the grams of a text, each as often as it occurs (the word hashing of Huang et
+    al. 2013, "Learning Deep Structured Semantic Models for Web Search using Clickthrough Data", section 3.2).
+
+    The text is normalised (NFKC, lower case) and split into words, runs of letters and digits of any script; `good`
+    gives `#go`, `goo`, `ood` and `od#`. An ideograph is a gram of its own. Row 0 is the *unknown* row, of the grams
+    that have none of their own. It is trained on grams that `min_count` and `max_grams` leave out.
+    """
+
+    kind = "text"
+    encoder = TextEncoder
+    column_type = "text"
+    searchable = True
+    cuts = ("min_count", "max_grams")
+
+    n: int = Field(3, ge=2, le=8, description="Letters of a gram, with the word boundaries '#'.")
+    max_grams: int = Field(
+        30_000, ge=1, description="Maximum size of the vocabulary: the most frequent grams of training."
+    )
+    min_count: int = Field(1, ge=1, description="Minimum number of occurrences of a gram in training interactions.")
+    hash_buckets: int = Field(0, ge=0, lt=2**31, description="Number of hash buckets. 0: a vocabulary.")
+    pooling: PoolingSpec = Field(
+        PoolingSpec(kind="sum"), description="Pooling of the grams' embeddings, of a kind that ignores their order."
+    )
+    max_length: int = Field(
+        1_000, ge=0, lt=2**31, description="Maximum number of grams of a text, from its beginning. 0: unlimited."
+    )
+    share_with: str = Field(
+        "",
+        description="Text feature of the other side whose grams and embeddings this one uses. Both columns make the "
+        "vocabulary. Empty: none.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Text:
+        own = ("n", "max_grams", "min_count", "hash_buckets")
+        if self.share_with and (set_ := [k for k in own if getattr(self, k) != type(self).model_fields[k].default]):
+            raise ValueError(f"'{set_[0]}' is that of '{self.share_with}', whose grams it shares; set it there")
+        return self
+
+    @property
+    def shares(self) -> str:
+        return self.share_with
+
+    @property
+    def pools(self) -> PoolingSpec:
+        return self.pooling
+
+    def check(self, schema: Schema) -> None:
+        other = other_side(self.side)
+        own = [f.name for f in schema.side(other) if isinstance(f, Text) and not f.share_with]
+        if self.share_with and self.share_with not in own:
+            raise ValueError(
+                f"text {self.name!r} shares the grams of {self.share_with!r}, which is no text feature of the "
+                f"{other} side with grams of its own (allowed: {', '.join(own) or 'none'})"
+            )
+
+    def fit(self, series: pl.Series, counts: Ints) -> TextEncoder:
+        if self.hash_buckets:
+            nothing = pl.Series("gram", [], dtype=pl.String)
+            return TextEncoder(CategoricalEncoder(nothing, self.hash_buckets), self.n, self.max_length)
+        rows, flat = words(series)
+        weights = pl.DataFrame({"word": flat, "n": counts[rows]}).group_by("word").agg(pl.col("n").sum())
+        which, gram = grams(weights["word"], self.n)
+        kept = (
+            pl.DataFrame({"gram": gram, "n": weights["n"].to_numpy()[which]})
+            .group_by("gram")
+            .agg(pl.col("n").sum())
+            .filter(pl.col("n") >= self.min_count)
+            .sort("n", "gram", descending=[True, False])
+            .head(self.max_grams)
+        )
+        return TextEncoder(CategoricalEncoder(kept["gram"].sort()), self.n, self.max_length)
+
+    def borrow(self, encoder: Encoder) -> TextEncoder:
+        assert isinstance(encoder, TextEncoder)
+        return TextEncoder(encoder.values, encoder.n, self.max_length)
+
+    def field(self, encoder: Encoder) -> InputField:
+        return replace(super().field(encoder), pooling=self.pooling)
+
+    def request_type(self, dtype: pl.DataType) -> pl.DataType:
+        """Return text: a column of digits was read as numbers, and a request may give any text."""
+        return pl.String()
 
 
 def _collisions(rows: Ints, values: pl.Series) -> int:

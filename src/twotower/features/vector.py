@@ -1,42 +1,26 @@
-"""Encoder of precomputed vectors."""
+"""Vector feature: a precomputed vector."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-from pydantic import JsonValue
+from pydantic import Field
 
-from twotower.arrays.types import Floats
+from twotower.arrays.types import Floats, Ints
 from twotower.errors import DataError
-from twotower.features.state import Count, EncoderState
+from twotower.features.encoder import StateEncoder
+from twotower.features.feature import ColumnFeature
+from twotower.features.field import InputField
+from twotower.features.state import Count
 
 
-class VectorState(EncoderState):
-    """State of a `VectorEncoder`."""
-
-    length: Count
-    scale: float
-
-
-class VectorEncoder:
+class VectorEncoder(StateEncoder):
     """Encoder of vectors as floats (n, length), divided by the root mean square of the training vectors' entries.
 
     Missing vectors and non-finite numbers become zeros."""
 
-    def __init__(self, length: int, scale: float) -> None:
-        self.length, self.scale = length, scale
-
-    @classmethod
-    def fit(cls, series: pl.Series, used: npt.NDArray[np.bool_], length: int) -> VectorEncoder:
-        if not length:
-            length = int(_as_lists(series).list.len().drop_nulls().max() or 0)  # type: ignore[arg-type]
-        if not length:
-            raise DataError(f"column '{series.name}': every vector is missing or empty; drop the feature")
-        numbers = cls(length, 1.0).transform(series)[used]
-        present = numbers[(numbers != 0).any(1)].astype(np.float64)
-        scale = float(np.sqrt((present**2).mean())) if len(present) else 1.0
-        return cls(length, scale)
+    length: Count
+    scale: float
 
     def transform(self, series: pl.Series) -> Floats:
         lists = _as_lists(series)
@@ -54,13 +38,27 @@ class VectorEncoder:
         out[~np.isfinite(out)] = 0.0
         return out / np.float32(self.scale)
 
-    def state(self) -> VectorState:
-        return VectorState(length=self.length, scale=self.scale)
+    def field(self, name: str, width: int) -> InputField:
+        return InputField(name, "dense", length=self.length, width=width)
 
-    @classmethod
-    def restore(cls, state: JsonValue) -> VectorEncoder:
-        found = VectorState.model_validate(state)
-        return cls(found.length, found.scale)
+
+class Vector(ColumnFeature):
+    """A precomputed vector, such as an embedding of a text or an image, projected to the field's width."""
+
+    kind = "vector"
+    encoder = VectorEncoder
+    column_type = "numbers"
+
+    length: int = Field(0, ge=0, description="Length of the vectors. 0: that of the data.")
+
+    def fit(self, series: pl.Series, counts: Ints) -> VectorEncoder:
+        length = self.length or int(_as_lists(series).list.len().drop_nulls().max() or 0)  # type: ignore[arg-type]
+        if not length:
+            raise DataError(f"column '{series.name}': every vector is missing or empty; drop the feature")
+        numbers = VectorEncoder(length=length, scale=1.0).transform(series)[counts > 0]
+        present = numbers[(numbers != 0).any(1)].astype(np.float64)
+        scale = float(np.sqrt((present**2).mean())) if len(present) else 1.0
+        return VectorEncoder(length=length, scale=scale)
 
 
 def _as_lists(series: pl.Series) -> pl.Series:

@@ -9,8 +9,13 @@ import polars as pl
 from pydantic import ValidationError
 
 from twotower.errors import ConfigError, DataError, did_you_mean
-from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Schema, Vector
+from twotower.features.categorical import Categorical
+from twotower.features.feature import Feature
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
 from twotower.features.side import ROW_IDS, SIDES, SideName
+from twotower.features.vector import Vector
 
 SEED_USER_COLUMNS = ("UserID", "Gender", "Age", "JobID", "ZipCode")
 SEED_ITEM_COLUMNS = ("MovieID", "Title", "Genres", "Year", "ratings_count", "ratings_mean")

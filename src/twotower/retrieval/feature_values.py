@@ -8,7 +8,7 @@ import polars as pl
 from twotower.arrays.ragged import Values, row_of
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError, did_you_mean
-from twotower.features.schema import Categorical, Feature, MultiHot, Numeric, Sequence, Vector
+from twotower.features.feature import Feature
 from twotower.retrieval.request import Json, Request
 
 
@@ -19,23 +19,21 @@ class FeatureValues:
         """Read the types of the users' columns, and encode a missing value of each feature."""
         self._encoders, self._key = dataset.encoders, dataset.schema.user_id
         frame = dataset.users.frame
-        features = [f for f in dataset.schema.side("user") if not isinstance(f, Sequence)]
-        # Statistics are computed, not given. A text column of digits only was read as numbers; a request may give any text.
-        self._dtypes: dict[str, pl.DataType] = {
-            f.source: frame.schema[f.source] for f in features if not (isinstance(f, Numeric) and f.statistic)
-        } | {f.source: pl.String() for f in dataset.schema.texts("user")}
+        features = dataset.schema.columns("user")
+        self._dtypes: dict[str, pl.DataType] = {}
+        for f in features:
+            if not f.computes:  # statistics are not given
+                self._dtypes[f.source] = f.request_type(self._dtypes.get(f.source, frame.schema[f.source]))
         # Columns that are read as values of a vocabulary, not as numbers.
-        self._categories = {f.source for f in features if isinstance(f, Categorical | MultiHot)} - {
-            f.source for f in features if isinstance(f, Numeric | Vector)
-        }
+        self._categories = {f.source for f in features} - {f.source for f in features if f.column_type == "numbers"}
         self._missing: dict[str, Values] = {}
         self._required: dict[str, str] = {}
         """Error message for each feature that has no value for a missing one."""
         empty = frame.clear(1)
         for f in features:
             series = empty[f.source].cast(self._dtypes.get(f.source, empty.schema[f.source]))
-            if isinstance(f, Numeric) and f.statistic == "count":
-                series = series.fill_null(0.0)
+            if f.computes and f.computes.unseen is not None:
+                series = series.fill_null(f.computes.unseen)
             try:
                 self._missing[f.name] = row_of(self._encoders.encode(f, series), 0)
             except DataError as e:

@@ -15,7 +15,7 @@ from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Ints, ItemId
 from twotower.data.ids import ItemIds
 from twotower.errors import DataError, did_you_mean
-from twotower.features.schema import MultiHot, Schema
+from twotower.features.schema import Schema
 from twotower.features.values import canonical_ids
 from twotower.retrieval.request import RequestRows
 
@@ -56,9 +56,7 @@ class CatalogueFilters:
         """`items` has a row for each of `ids`; `seen` holds the item rows of each user's interactions."""
         self._items, self._ids, self._seen = items, ids, seen
         self._names = [c for c in items.columns if not c.startswith("__")]  # without computed statistics
-        self._separators = {
-            f.source: f.separator for f in reversed(schema.side("item")) if isinstance(f, MultiHot) and f.separator
-        }
+        self._features = schema.columns("item")
         self._cache = RowCache()
 
     @property
@@ -110,8 +108,8 @@ class CatalogueFilters:
             )
         series = self._items[column]
         value = value.encode(errors="backslashreplace").decode()  # a lone surrogate, which no column holds
-        if column in self._separators and series.dtype == pl.String:
-            series = series.str.split(self._separators[column])
+        for f in self._features:
+            series = f.values(series) if f.source == column else series
         if isinstance(series.dtype, pl.List):
             found = series.cast(pl.List(pl.String)).list.contains(value)
         elif series.dtype.is_nested():

@@ -9,16 +9,16 @@ import numpy as np
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Codes
-from twotower.features.schema import Sequence
+from twotower.features.feature import HistorySpec
 from twotower.features.values import UNKNOWN
 from twotower.retrieval.request import Event, Request, RequestRows
 
 
 @dataclass(frozen=True)
 class HistoryCodes:
-    """Reads the codes of one sequence feature of the users."""
+    """Reads the codes of one history of the users."""
 
-    feature: Sequence
+    history: HistorySpec
     stored: Ragged
     """Codes of each user row."""
     item_codes: Codes
@@ -44,16 +44,16 @@ class HistoryCodes:
                 events = list(last.items())
             more, unknown_events = self._events(events, rows)
             codes, unknown = np.concatenate([codes, more]), unknown + unknown_events
-        return codes[-self.feature.max_length :], unknown  # 0: all
+        return codes[-self.history.max_length :], unknown  # 0: all
 
     def _events(self, events: abc.Sequence[Event], rows: RequestRows) -> tuple[Codes, list[str]]:
-        """Return the codes of those events that belong to the sequence, and the ids of unknown items."""
-        kept, unknown, row_of_item, kind = [], [], rows.items, self.feature.interactions
+        """Return the codes of those events that belong to the history, and the ids of unknown items."""
+        kept, unknown, row_of_item = [], [], rows.items
         for item, liked in events:
             row = row_of_item[item]
             if row < 0:
                 unknown.append(item)
-            elif kind == "all" or (kind == "positive") == liked:
+            elif self.history.holds(liked):
                 kept.append(row)
         return self.item_codes[np.array(kept, np.int64)], unknown
 

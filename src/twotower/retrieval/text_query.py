@@ -30,7 +30,7 @@ class TextQuery:
             raise DataError(f"search: the text is {text!r}, expected text")
         column = _column_of(feature, schema)
         for f in schema.side("user"):
-            if f.missing == "error" and f.source != column:
+            if f.refuses_missing and f.source != column:
                 raise DataError(
                     f"search: feature '{f.name}' of the users has missing = 'error', so a text alone does not suffice; use "
                     "recommend, with features"
@@ -43,7 +43,7 @@ class TextQuery:
 
 def _column_of(name: str, schema: Schema) -> str:
     """Return the column of the text feature `name` of the users, or the column that all text features read."""
-    columns = {f.name: f.source for f in schema.texts("user")}
+    columns = {f.name: f.source for f in schema.searchable()}
     if not columns:
         raise DataError(
             "search: the users of this bundle have no text feature; train with a feature of kind = 'text', side = 'user'"

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from twotower.arrays.ragged import Column, Ragged, Values, row_of
 from twotower.data.dataset import Dataset
-from twotower.features.schema import Sequence
 from twotower.model.inputs.feed import Feed, FeedFields
 from twotower.model.inputs.gather import OneRow
 from twotower.retrieval.feature_values import FeatureValues, is_unknown
@@ -33,9 +32,9 @@ class UserInputs:
         self._columns = columns
         self._values = FeatureValues(dataset)
         self._histories = {
-            f.name: HistoryCodes(f, column, encoders.sequence_codes(f, dataset.items.ids), schema.duplicates == "last")
-            for f in self._features
-            if isinstance(f, Sequence) and isinstance(column := columns[f.name], Ragged)
+            h.name: HistoryCodes(h, column, encoders.history_codes(h, dataset.items.ids), schema.duplicates == "last")
+            for h in schema.histories("user")
+            if isinstance(column := columns[h.name], Ragged)
         }
 
     @property
@@ -49,7 +48,7 @@ class UserInputs:
         values: dict[str, Values] = {}
         unknown: dict[str, None] = {}
         for f in self._features:
-            if isinstance(f, Sequence):
+            if f.history:
                 values[f.name], items = self._histories[f.name].read(request, rows)
                 unknown |= dict.fromkeys(items)
                 continue

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Doubles, Floats, Ints
-from twotower.features.schema import Categorical, MultiHot
+from twotower.features.feature import Feature
 from twotower.features.values import canonical_ids
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.problems import Problem
@@ -57,15 +57,15 @@ class ItemMap:
         return rounded((vectors - self._mean) @ self._plane * self._scale)
 
 
-def colour_columns(retriever: Retriever) -> dict[str, MultiHot | Categorical]:
+def colour_columns(retriever: Retriever) -> dict[str, Feature]:
     """Return the columns of the items that can colour the map, by name."""
-    features = [f for f in retriever.schema.side("item") if isinstance(f, MultiHot | Categorical)]
+    features = [f for f in retriever.schema.side("item") if f.groups]
     return {
         f.source: f for f in features if f.source in retriever.item_columns and f.source != retriever.schema.item_id
     }
 
 
-def colour_feature(retriever: Retriever, column: str) -> MultiHot | Categorical | None:
+def colour_feature(retriever: Retriever, column: str) -> Feature | None:
     """Return the feature of a column, by default of the first one; None if the items have none. Raises Problem."""
     columns = colour_columns(retriever)
     if column and column not in columns:
@@ -73,16 +73,14 @@ def colour_feature(retriever: Retriever, column: str) -> MultiHot | Categorical 
     return columns[column] if column else next(iter(columns.values()), None)
 
 
-def colour_groups(
-    retriever: Retriever, feature: MultiHot | Categorical | None, rows: Ints
-) -> tuple[list[str], list[int]]:
+def colour_groups(retriever: Retriever, feature: Feature | None, rows: Ints) -> tuple[list[str], list[int]]:
     """Return the names of the largest groups, and the group of each row; an item with several values is in its first."""
     if feature is None:
         return [], [-1] * len(rows)
     series = retriever.dataset.items.frame[feature.source].gather(rows)
-    if isinstance(feature, MultiHot):
-        lists = series.str.split(feature.separator) if series.dtype == pl.String and feature.separator else series
-        series = lists.list.first() if isinstance(lists.dtype, pl.List) else lists
+    series = feature.values(series)
+    if isinstance(series.dtype, pl.List):
+        series = series.list.first()
     values = canonical_ids(series).cast(pl.String).fill_null("").alias("value")  # spelled as in `where`
     counts = (
         values.value_counts(sort=True).filter(pl.col("value") != "").sort("count", "value", descending=[True, False])

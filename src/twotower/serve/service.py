@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from twotower.errors import DataError, Unavailable
-from twotower.features.schema import Sequence
 from twotower.retrieval.request import Answer, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import replies, schemas
@@ -136,7 +135,7 @@ class Service:
     async def search(self, body: schemas.SearchRequest) -> replies.ItemsReply:
         """Recommend items for a text."""
         retriever = self.bundles.current
-        if not retriever.schema.texts("user"):
+        if not retriever.schema.searchable():
             raise Problem("no-text-feature")
         self.limits.check(body)
 
@@ -191,8 +190,8 @@ class Service:
             recall_check=manifest.recall_check.model_dump(),
             index=manifest.index.model_dump(include={"kind", "params", "search_params"}),
             features={"user": list(retriever.user_columns), "item": list(retriever.item_columns)},
-            history=any(isinstance(f, Sequence) for f in retriever.schema.side("user")),
-            search=[f.name for f in retriever.schema.texts("user")],
+            history=bool(retriever.schema.histories("user")),
+            search=[f.name for f in retriever.schema.searchable()],
             limits={"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
         )
 

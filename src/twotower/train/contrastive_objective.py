@@ -10,7 +10,6 @@ from torch import Tensor
 
 from twotower.arrays.types import Float, Ints, Shaped
 from twotower.evaluation.factors import Factors
-from twotower.features.schema import Sequence
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import ContrastiveLoss
 from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
@@ -32,8 +31,8 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         self.parts["memory"] = self.memory
         if self.candidates.hard:
             self.parts["hard_negatives"] = self.candidates.hard
-        sequences = [f for f in self.dataset.schema.features if isinstance(f, Sequence)]
-        self._histories_hold_dislikes = any(f.interactions != "positive" for f in sequences)
+        histories = self.dataset.schema.histories()
+        self._histories_hold_dislikes = any(h.interactions != "positive" for h in histories)
         return sampler
 
     def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:

@@ -7,7 +7,6 @@ import logging
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
-from twotower.features.schema import Sequence
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.recipe import Recipe
 
@@ -49,14 +48,14 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
     check_poolings(dataset.schema)
     causal = recipe.train.history_scope == "causal"
     for f in dataset.schema.features:
-        if not isinstance(f, Sequence):
+        if not f.history:
             continue
-        if not causal and resolve(f.pooling).needs_time_order:
+        if not causal and f.pools and resolve(f.pools).needs_time_order:
             raise ConfigError(
-                f"feature '{f.name}': pooling = '{f.pooling.kind}' needs the order of time; set train.history_scope = "
+                f"feature '{f.name}': pooling = '{f.pools.kind}' needs the order of time; set train.history_scope = "
                 "'causal'"
             )
-        if causal and (f.side == "item" or f.max_length):
+        if causal and (f.side == "item" or f.history.max_length):
             what = "on the item side" if f.side == "item" else "with max_length"
             raise ConfigError(
                 f"feature '{f.name}': a sequence {what} does not go with train.history_scope = 'causal'; drop it or "

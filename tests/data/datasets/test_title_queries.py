@@ -27,7 +27,8 @@ from twotower.data.datasets.title_queries import title_words
 from twotower.data.splits import TEST
 from twotower.data.tables import Tables, check
 from twotower.errors import DataError
-from twotower.features.schema import Schema, Text
+from twotower.features.schema import Schema
+from twotower.features.text import Text
 from twotower.retrieval.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -299,6 +300,6 @@ def test_a_killed_search_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatc
 def test_the_test_part_is_not_learnt_from(world: Path) -> None:
     data = api.load(world / "run").dataset
     assert len(data.part(TEST)) > 100
-    lines = data.describe_texts()
+    lines = data.describe_features()
     assert lines[0].startswith("user text 'query': ")
     assert "0 words have the grams of another word" in lines[0]

@@ -14,7 +14,10 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.errors import ConfigError
-from twotower.features.schema import Categorical, MultiHot, Schema, Sequence
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.mixture import CandidateSampler
 

@@ -27,7 +27,10 @@ from twotower.data.datasets import title_queries
 from twotower.data.datasets.archive import MAX_MEMBER_BYTES, Archive, download, open_zip, read_member
 from twotower.data.tables import Tables
 from twotower.errors import DataError
-from twotower.features.schema import Categorical, MultiHot, Schema, Text
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.schema import Schema
+from twotower.features.text import Text
 
 log = logging.getLogger(__name__)
 

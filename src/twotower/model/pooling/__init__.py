@@ -39,7 +39,7 @@ def check_poolings(schema: Schema, trust: bool = False, before: str = "") -> Non
             first = e.errors(include_url=False, include_input=False)[0]
             path = ".".join([where, *map(str, first["loc"])])
             raise ConfigError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
-        if pooling.in_order and not f.is_history:
+        if pooling.in_order and not f.history:
             free = [kind.kind for kind in POOLINGS if not kind.needs_time_order and not kind.reads_windows]
             raise ConfigError(
                 f"{where}: '{f.name}' is no history, and the pooling '{pooling.kind}' needs the order of time "

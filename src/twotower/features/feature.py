@@ -1,0 +1,165 @@
+"""Protocol of features: columns of a side's table, statistics of the training interactions, and histories.
+
+A kind of one's own derives from `ColumnFeature`: it sets `encoder` and says how one is fitted. What else the package asks
+of a feature has a default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+
+import polars as pl
+from pydantic import Field
+
+from twotower.arrays.types import Bools, Doubles, Ints
+from twotower.features.encoder import Encoder
+from twotower.features.field import InputField
+from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.side import SideName
+from twotower.kinds import Kind
+
+if TYPE_CHECKING:
+    from twotower.features.schema import Schema
+
+Labels = TypeVar("Labels", bool, Bools)
+Interactions = Literal["all", "positive", "negative"]
+
+
+@dataclass(frozen=True)
+class HistorySpec:
+    """Interactions of a row, by label, that make a feature: the codes of their users or items, oldest first."""
+
+    name: str
+    side: SideName
+    interactions: Interactions
+    max_length: int
+    """Latest interactions that are kept. 0: all."""
+    share_embedding: bool
+    """True for the codes and embedding of the other side's id feature."""
+
+    def holds(self, positive: Labels) -> Labels:
+        """Return True for the labels of interactions that belong to the history."""
+        return positive | True if self.interactions == "all" else positive == (self.interactions == "positive")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Number of a row, computed from its training interactions, that makes a feature."""
+
+    name: str
+    source: str
+    """Column that it adds to the side's table."""
+    value: Callable[[Ints, Doubles], Doubles]
+    """Numbers (n,) of the counts (n,) of training interactions and the means (n,) of the averaged column, NaN for none."""
+    column: str | None = None
+    """Column of the interactions that is averaged. Empty: the label. None: none is."""
+    unseen: float | None = None
+    """Number of a row that training did not know. None: missing."""
+
+
+class Feature(Kind):
+    """Feature of a user or an item that a tower reads."""
+
+    start_here = ("name", "side")
+
+    name: str = Field(min_length=1, description="Name, unique within its side.")
+    side: SideName = Field(description="Tower that reads the feature.")
+    width: int = Field(0, ge=0, description="Embedding width. 0: that of the tower.")
+
+    encoder: ClassVar[type[Encoder]]
+    """Class of the fitted encoder."""
+    column_type: ClassVar[Literal["values", "numbers", "text"]] = "values"
+    """Type of the column in a CSV or a request: values of a vocabulary ("007" is not 7), numbers, or text."""
+    groups: ClassVar[bool] = False
+    """True if the column's values group items, such as by colours on a map."""
+    searchable: ClassVar[bool] = False
+    """True if a search text can be the value."""
+    cuts: ClassVar[tuple[str, ...]] = ()
+    """Options that leave rare values out of the vocabulary."""
+
+    @property
+    def source(self) -> str:
+        """Column of the side's table that the values are read from. Empty: none, a history."""
+        return ""
+
+    @property
+    def history(self) -> HistorySpec | None:
+        """Interactions that make the feature, None for a column."""
+        return None
+
+    @property
+    def computes(self) -> Statistic | None:
+        """Statistic that fills the column, None for a column of the table."""
+        return None
+
+    @property
+    def shares(self) -> str:
+        """Feature of the other side whose encoder and embedding this one uses. Empty: none."""
+        return ""
+
+    @property
+    def pools(self) -> PoolingSpec | None:
+        """Pooling of the codes, if a row has many."""
+        return None
+
+    @property
+    def identifies(self) -> bool:
+        """True if every known value of the column has a code of its own."""
+        return False
+
+    @property
+    def refuses_missing(self) -> bool:
+        """True if a missing value is an error."""
+        return False
+
+    def check(self, schema: Schema) -> None:
+        """Raise ValueError if the feature does not fit the schema."""
+
+    def named_columns(self) -> Iterator[tuple[str, str]]:
+        """Yield option and column for each column of a table that the options name."""
+        yield from ()
+
+    def fit(self, series: pl.Series, counts: Ints) -> Encoder:
+        """Return the encoder of a column, learnt from the rows with training interactions, whose `counts` (n,) are above 0."""
+        raise NotImplementedError(f"{type(self).__name__} has no encoder of its own")
+
+    def borrow(self, encoder: Encoder) -> Encoder:
+        """Return the encoder of this feature, from that of the feature that it `shares`."""
+        return encoder
+
+    def field(self, encoder: Encoder) -> InputField:
+        """Return the description of the column that the feature's encoder, for a history that of the ids, makes."""
+        return encoder.field(self.name, self.width)
+
+    def values(self, series: pl.Series) -> pl.Series:
+        """Return the column with a list in the rows that hold several values, as filters compare them."""
+        return series
+
+    def request_type(self, dtype: pl.DataType) -> pl.DataType:
+        """Return the type of a value in a request, for a column of a type."""
+        return dtype
+
+
+class ColumnFeature(Feature):
+    """Feature of one column of the side's table."""
+
+    column: str = Field("", description="Column of the side's table. Empty: the feature's name.")
+    missing: Literal["impute", "error"] = Field(
+        "impute",
+        description="Treatment of nulls. impute: unknown value, training mean, missing-value bucket, empty list or "
+        "zeros. error: refuse the table.",
+    )
+
+    @property
+    def source(self) -> str:
+        return self.column or self.name
+
+    @property
+    def refuses_missing(self) -> bool:
+        return self.missing == "error"
+
+    def named_columns(self) -> Iterator[tuple[str, str]]:
+        if not self.computes:
+            yield "column" if self.column else "name", self.source
