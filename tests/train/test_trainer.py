@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mykinds.losses import Focal
+from mykinds.optimizers import RmsProp
 from torch import nn
 from trainers import contrastive, weights
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
@@ -28,9 +30,11 @@ from twotower.model.inputs.carriers import Bag, Prefixes
 from twotower.model.pooling.decay import Decay
 from twotower.train.batches import ContrastiveBatch
 from twotower.train.checkpoint import Checkpoint
+from twotower.train.losses import LOSSES
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.mixture import CandidateSampler
+from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer
 
@@ -275,11 +279,18 @@ def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_posi
         torch.testing.assert_close(remembered, torch.cat(vectors)[-90:])
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD", "Adagrad"])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS.names, RmsProp.kind])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_optimizer_and_precision_lowers_the_loss(board: Dataset, optimizer: str, precision: str) -> None:
     lr = {"SGD": 1.0, "Adagrad": 0.1}.get(optimizer, 0.02)
     config = settings(train={"epochs": 8, "batch_size": 64, "lr": lr, "optimizer": optimizer, "precision": precision})
+    losses = [h["train.loss"] for h in Trainer(board, config).run().history]
+    assert losses[-1] < losses[0] - 0.02
+
+
+@pytest.mark.parametrize("loss", [*LOSSES.names, Focal.kind])
+def test_every_loss_falls(board: Dataset, loss: str) -> None:
+    config = settings(loss={"kind": loss}, train={"epochs": 4, "batch_size": 64})
     losses = [h["train.loss"] for h in Trainer(board, config).run().history]
     assert losses[-1] < losses[0] - 0.02
 
