@@ -26,7 +26,7 @@ class Auto(IndexConfig):
             why = f"product-quantised vectors in {nlist:,} lists, then exact scores: whole vectors of {n_items:,} items need too much memory"
             return IvfPq(nlist=nlist, **common), why
         # On synthetic clusters HNSW was no faster than IVF at recall 0.95, and took five times as long to build for a
-        # million vectors (benchmarks/search_speed.py --kinds ivf,hnsw).
+        # million vectors (benchmarks/speed/search.py --kinds ivf,hnsw).
         items = "items of equal norm" if metric == "cosine" else "items, augmented to equal norm"
         why = f"{nlist:,} lists of whole vectors: fast to search and to build for {n_items:,} {items}"
         return Ivf(nlist=nlist, **common), why

@@ -1,0 +1,137 @@
+"""The page of all measurements, and table.json, from the results in a run folder.
+
+The page after the line `<!-- measurements -->` becomes the list of all results: range, other tools, limit of the machine, command. Text
+between the markers of tables.py becomes its table, all other text stays. An expected result that is missing reads "not run"; with `keep`,
+tables and sections without any result stay as they are, with their dates.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.machine import Numbers
+from benchmarks.lib.report import cell, number, times
+from benchmarks.lib.tables import DECLARED, DOUBTFUL, EXPECTED, NOT_RUN, rewrite, table, translate
+
+MEASUREMENTS = "<!-- measurements -->\n"
+"""The line of the page after which the list of all results stands."""
+
+
+def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], list[str]]:
+    """Read the files of a run folder. Returns results by name, the machine, its limits, and doubts about the results."""
+    results: dict[str, Numbers] = {}
+    machines: list[Numbers] = []
+    bounds: list[Numbers] = []
+    doubts: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "table.json" or not isinstance(found, dict) or "results" not in found:
+            continue
+        # Not the cores: a script may have been given one of them.
+        if machines and any(found["machine"][of] != machines[0][of] for of in ("cpu", "memory_gb")):
+            doubts.append(f"{path.name} is of another machine: {found['machine']['cpu']}")
+        machines.append(found["machine"])
+        bounds.append(found["limits"])
+        doubts += [f"{path.name}: {r['name']} is measured twice" for r in found["results"] if r["name"] in results]
+        doubts += dict.fromkeys(f"{path.name}: {r['doubt']}" for r in found["results"] if r.get("doubt"))
+        results |= {r["name"]: r for r in found["results"]}
+    versions = {name: given for m in machines for name, given in m["versions"].items()}
+    machine = max(machines, key=lambda m: int(m["cores"])) | {"versions": versions} if machines else {}
+    return results, machine, bounds, doubts
+
+
+def page(
+    results: Mapping[str, Numbers],
+    machine: Numbers,
+    bounds: list[Numbers],
+    doubts: list[str],
+    date: str,
+    before: str = "",
+) -> str:
+    """Return the list of measurements; sections without a result are copied from the list `before`, where it has them."""
+    out = [DECLARED["introduction"]]
+    if machine:
+        about = [f"{machine['cpu']}, {machine['cores']} cores", f"{machine['memory_gb']} GB", machine["system"]]
+        out.append(f"On {date}: {', '.join(about)}, Python {machine['python']}.")
+        out.append("; ".join(f"{name} {given}" for name, given in machine["versions"].items()) + ".")
+        if given := ", ".join(f"`{k}={v}`" for k, v in machine["environment"].items()):
+            out.append(f"Set in the environment: {given}.")
+    for threads in sorted({bound["threads"] for bound in bounds}):
+        of = [bound for bound in bounds if bound["threads"] == threads]
+        best = {name: max(bound[name] for bound in of) for name in ("fp32_gflops", "bf16_gflops", "read_gb_per_s")}
+        out.append(
+            f"Limits with {threads} thread{'s' * (threads > 1)}, the best of {len(of)} scripts: {best['fp32_gflops']:,.0f} GFLOP/s in fp32 and "
+            f"{best['bf16_gflops']:,.0f} in bf16 (products of 2,048 x 2,048), reading {best['read_gb_per_s']:.1f} GB/s."
+        )
+    out += [f"**{doubt}**" for doubt in doubts]
+    names = list(dict.fromkeys([*EXPECTED, *sorted(results)]))
+    old = _sections(before)
+    for group in dict.fromkeys([*(name.partition(":")[0] for name in names), *old]):
+        own = [name for name in names if name.partition(":")[0] == group]
+        kept = group in old and not any(name in results for name in own)
+        out.append(old[group] if kept else _section(group, own, results, date))
+    return "\n\n".join(part.strip() for part in [*out, DECLARED["other_tools"]]) + "\n"
+
+
+def _sections(page: str) -> dict[str, str]:
+    """Return the sections of a list of measurements by name, each with the date of its run."""
+    found = dict(re.findall(r"^## (\w+)\n([\s\S]*?)(?=^## |\Z)", page, re.MULTILINE))
+    whole = re.search(r"^Made by .* on (\d{4}-\d\d-\d\d); do not edit", page, re.MULTILINE)
+    before = f"\nRun on {whole[1]}.\n" if whole else ""
+    dated = {name: text if text.startswith("\nRun on ") else before + text for name, text in found.items()}
+    return {name: f"## {name}\n{text}" for name, text in dated.items()}
+
+
+def _section(group: str, names: list[str], results: Mapping[str, Numbers], date: str) -> str:
+    lines = [["what", "value", "unit", "rounds", "other tools", "times as good", "limit", "times the limit", "command"]]
+    commands: list[str] = []
+    for name in names:
+        label = name.partition(": ")[2]
+        found = results.get(name)
+        if found is None:
+            lines.append([label, translate(NOT_RUN, "en"), *[""] * 7])
+            continue
+        if found["command"] not in commands:
+            commands.append(found["command"])
+        value = cell(found)
+        if found.get("interval"):
+            value += " [" + ", ".join(number(end) for end in found["interval"]) + "]"
+        if found.get("doubt"):
+            value += translate(DOUBTFUL, "en")
+        settings = {peer: f" ({setting})" for peer, setting in found.get("settings", {}).items()}
+        others = "; ".join(f"{peer}{settings.get(peer, '')}: {cell(given)}" for peer, given in found["peer"].items())
+        ratios = "; ".join(times(given["ratio"]) for given in found["peer"].values())
+        floor = [number(found["floor"]), times(found["ratio_to_floor"])] if found["floor"] is not None else ["", ""]
+        which = str(commands.index(found["command"]) + 1)
+        lines.append([label, value, found["unit"], str(found["rounds"]), others, ratios, *floor, which])
+    numbered = [f"{i}. `{command}`" for i, command in enumerate(commands, 1)]
+    return "\n".join([f"## {group}", "", f"Run on {date}.", "", table(lines), *([""] if numbered else []), *numbered])
+
+
+def write(folder: Path, date: str, to: Path | None, readmes: Sequence[Path] = (), keep: bool = False) -> None:
+    """Write table.json, the page `to` and the tables of the READMEs. Raises ValueError for a wrong marker, and writes none of the texts then."""
+    results, machine, bounds, doubts = collect(folder)
+    missing = [name for name in EXPECTED if name not in results]
+    facts = {"date": date, "machine": machine, "limits": bounds, "results": list(results.values())}
+    told = json.dumps(facts | {"not_run": missing, "doubts": doubts}, indent=1, ensure_ascii=False)
+    (folder / "table.json").write_text(told + "\n", encoding="utf-8")
+    texts = {
+        path: rewrite(path.read_text(encoding="utf-8"), results, "zh" if ".zh" in path.name else "en", keep)
+        for path in readmes
+    }
+    if to:
+        written = to.read_text(encoding="utf-8") if to.exists() else ""
+        head, mark, before = written.rpartition(MEASUREMENTS)
+        head = rewrite(head if mark else "# Benchmarks\n\n", results, "en", keep)
+        texts[to] = f"{head}{MEASUREMENTS}\n" + page(results, machine, bounds, doubts, date, before if keep else "")
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    for doubt in doubts:
+        print(f"!! {doubt}")
+    print(f"{len(results)} results; {len(missing)} not run{':' if missing else ''}")
+    for name in missing:
+        print(f"   {name}")

@@ -1,0 +1,227 @@
+"""Processes of the measurements: commands with their time and memory, conversations with a worker, and the service."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PYTHON = (sys.executable, "-m")
+TWOTOWER = (*PYTHON, "twotower")
+TORCHRUN = (*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node")
+Words = Sequence[str | int | float | Path]
+
+
+class Ran(NamedTuple):
+    """A finished command: seconds, the peak of private memory of all its processes together and of its resident memory in MB, and output."""
+
+    seconds: float
+    memory: float
+    peak: float
+    said: str
+
+
+def run(words: Words, log: IO[str] | None = None) -> Ran:
+    """Run a command in the repository; its output goes to `log`, if given. Raises ChildProcessError if it fails."""
+    started = time.perf_counter()
+    with log or tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(
+            [str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+        )
+        with Watch(process.pid) as watch:
+            _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - started
+        out.seek(0)
+        said = "" if log else out.read()
+    if process.returncode:
+        raise ChildProcessError(f"{' '.join(map(str, words))} ended with {process.returncode}:\n{said[-3000:]}")
+    return Ran(seconds, watch.most, used.ru_maxrss * 1024 / 1e6, said)
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> tuple[Ran, Any]:
+    """Run a function of a module in a new process. Returns what it cost and the JSON of its result."""
+    module = sys.modules[function.__module__]
+    name = module.__spec__.name if module.__spec__ else function.__module__
+    code = f"import json; from {name} import {function.__name__} as f; print(json.dumps(f(*{arguments!r})))"
+    ran = run([sys.executable, "-c", code])
+    return ran, json.loads(ran.said.splitlines()[-1])
+
+
+class Watch(threading.Thread):
+    """Samples the private memory of a process and its children within a block; `most` is the peak in MB."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.most, self.over = pid, 0.0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.1):
+            self.most = max(self.most, usage(self.pid, memory_alone=True)["anonymous_mb"])
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+
+def family(pid: int) -> Iterator[int]:
+    """Yield a process and all its descendants."""
+    yield pid
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
+
+
+def usage(pid: int, memory_alone: bool = False) -> dict[str, float]:
+    """Return what a process and its descendants use: resident memory in MB (total, and private), CPU seconds, numbers of open
+    files and sockets, and of mapped files of bundles."""
+    out = dict.fromkeys(("rss_mb", "anonymous_mb", "cpu_s", "files", "sockets", "mapped"), 0.0)
+    for member in family(pid):
+        with suppress(OSError):
+            folder = Path(f"/proc/{member}")
+            status = (folder / "status").read_text()
+            for name, label in (("rss_mb", "VmRSS"), ("anonymous_mb", "RssAnon")):
+                found = re.search(rf"{label}:\s+(\d+)", status)
+                out[name] += int(found[1]) / 1024 if found else 0.0
+            if memory_alone:
+                continue
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            out["cpu_s"] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            out["mapped"] += len(set(re.findall(r"\S*/bundles/.*", (folder / "maps").read_text())))
+            for handle in (folder / "fd").iterdir():
+                with suppress(OSError):
+                    out["sockets" if handle.readlink().name.startswith("socket:") else "files"] += 1
+    return out
+
+
+# ---- conversations -----------------------------------------------------------------------------------------------
+
+
+class Conversation:
+    """A process that answers each line with a line of JSON, within a block."""
+
+    def __init__(self, words: Words, environment: Mapping[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [str(word) for word in words],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(self) -> Any:
+        """Return its next line; None at its end."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def ask(self, line: str) -> Any:
+        """Send a line and return the answer; None at its end."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        return self.hear()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+# ---- the service -------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A ready service."""
+
+    pid: int
+    port: int
+    seconds: float  # from its start to ready
+
+    def get(self, path: str, body: Any = None, key: str = "") -> Any:
+        """Return the JSON of a reply."""
+        data = None if body is None else json.dumps(body).encode()
+        ask = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)
+        ask.add_header("Content-Type", "application/json")
+        if key:
+            ask.add_header("Authorization", f"Bearer {key}")
+        with urllib.request.urlopen(ask, timeout=60) as reply:
+            return json.loads(reply.read() or b"null")
+
+
+def ready(port: int) -> bool:
+    """Return True if a service answers that it is ready."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+@contextmanager
+def serving(
+    store: Path, flags: Words = (), environment: Mapping[str, str] | None = None, cores: set[int] | None = None
+) -> Iterator[Server]:
+    """Run `twotower serve` within the block, on its cores. Exits with its log if it does not start."""
+    port = free_port()
+    words = [*TWOTOWER, "serve", "--store", str(store), "--port", str(port), *map(str, flags)]
+    with tempfile.NamedTemporaryFile(suffix=".log") as log:
+        started = time.perf_counter()
+        # The child begins where its parent runs: it has its cores before it has threads.
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores or allowed)
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        os.sched_setaffinity(0, allowed)
+        try:
+            while not ready(port):
+                if process.poll() is not None or time.perf_counter() > started + 600:
+                    tail = Path(log.name).read_text(errors="replace")[-2000:]
+                    sys.exit(f"error: `{' '.join(words)}` is not ready:\n{tail}")
+                time.sleep(0.005)
+            yield Server(process.pid, port, time.perf_counter() - started)
+            if process.poll() is not None:
+                print(f"!! the server ended unexpectedly, status {process.returncode}")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                print("!! the server did not end within 30 s of SIGTERM; killed")
+                for pid in reversed(list(family(process.pid))):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait()
+            told = Path(log.name).read_text(errors="replace").splitlines()
+            if errors := [line for line in told if '"level":"error"' in line.replace(" ", "")]:
+                print(f"!! the server logged {len(errors):,} errors, the first: {errors[0][:500]}")

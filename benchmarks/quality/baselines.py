@@ -1,0 +1,133 @@
+"""Baselines of next-film retrieval on MovieLens 1M (protocol P-DSSM), each tuned on validation.
+
+    TWOTOWER_DATA=path/to/ml-1m.zip python -m benchmarks.quality.baselines --sequences path/to/ml-1m-sequences.zip --out rows.json
+
+Per user the last film is the test, the one before it validation, the rest train; every rating counts; all 3,416 films
+with five or more ratings are ranked, the user's history removed; equal scores count against the model (the target
+comes after them). Rows that --out has are kept. Without --sequences the order is that of the
+timestamps, equal ones in the archive's order, which is not the tie order of the published tables.
+Rows `als`, `dssm`, `youtubednn` and `recbole-` need the tools that `make bench-env` installs. Of RecBole only its models
+that have one vector a side are here; its sequence models take hours on a CPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.lib.report import Report, declared, options
+from benchmarks.quality.candidates import Candidate, Part, add, best
+from benchmarks.quality.films import Films, Scored
+from twotower.evaluation.factors import Factors
+
+Candidates = Iterator[tuple[dict[str, Any], Callable[[Part], Scored]]]
+ROWS: dict[str, dict[str, Any]] = declared(__file__)["rows"]
+
+
+def popularity(films: Films) -> Candidates:
+    """Yield popularity: the number of interactions in the train part."""
+    counts = torch.from_numpy(films.popularity()).float()[:, None]
+    yield {}, lambda _: Factors(torch.ones(len(films.user_ids), 1), counts)
+
+
+def transitions(films: Films, span: int, lags: list[float], columns: list[float], recent: list[float]) -> Candidates:
+    """Yield transition counts: how often b follows a, weighted gap^-p, each row scaled to sum 1 and each column divided by its sum^q;
+    scored by the rows of the user's recent items, the n-th latest weighted n^-r."""
+    user, item = films.history("validation")
+    n, users = len(films.item_ids), np.arange(len(films.user_ids))
+    lag = np.arange(1, span + 1)
+    for p in lags:
+        flat = np.zeros(n * n, np.float32)
+        for gap in lag:
+            same = user[gap:] == user[:-gap]
+            counts = np.bincount(item[:-gap][same] * n + item[gap:][same], minlength=n * n)
+            flat += np.float32(gap**-p) * counts.astype(np.float32)
+        counted = torch.from_numpy(flat).view(n, n)
+        shares = counted / counted.sum(1, keepdim=True).clamp(min=1e-9)
+        for q, r in itertools.product(columns, recent):
+            weights = torch.from_numpy(lag[::-1] ** -r).float()
+            table = shares / counted.sum(0).clamp(min=1e-9) ** q
+
+            def scores(part: Part, weights: Tensor = weights, table: Tensor = table) -> Tensor:
+                latest = torch.from_numpy(films.recent(films.ends(part), users, span)) + 1
+                query = torch.zeros(len(users), n + 1).scatter_add_(1, latest, weights.expand(latest.shape))
+                return query[:, 1:] @ table
+
+            yield {"span": span, "p": p, "q": q, "r": r}, scores
+
+
+def ease(films: Films, ridges: list[float]) -> Candidates:
+    """Ridge regression of each item on all others, the diagonal zero (Steck 2019, "Embarrassingly Shallow
+    Autoencoders for Sparse Data")."""
+    seen = films.matrix("validation")
+    gram = (seen.T @ seen).double()
+    for ridge in ridges:
+        inverse = torch.linalg.inv(gram + ridge * torch.eye(len(films.item_ids), dtype=torch.float64))
+        weights = (-inverse / inverse.diagonal()).fill_diagonal_(0).float()
+        yield {"lambda": ridge}, lambda part, weights=weights: films.matrix(part) @ weights  # type: ignore[misc]
+
+
+def als(
+    films: Films, factors: list[int], regularization: list[float], alpha: list[float], iterations: int
+) -> Candidates:
+    """implicit's AlternatingLeastSquares on the train part; users are folded in from their history."""
+    library, sparse = need("implicit.als"), need("scipy.sparse")
+    one_thread = need("threadpoolctl").threadpool_limits
+    everyone, threads = np.arange(len(films.user_ids)), torch.get_num_threads()
+    train = sparse.csr_matrix(films.matrix("validation").numpy())
+    for size, penalty, weight in itertools.product(factors, regularization, alpha):
+        given = {"factors": size, "regularization": penalty, "alpha": weight, "iterations": iterations}
+        with one_thread(limits=1, user_api="blas"):  # as it asks for: its own threads go before those of BLAS
+            model = library.AlternatingLeastSquares(**given, num_threads=threads, random_state=1)
+            model.fit(train, show_progress=False)
+
+        def vectors(part: Part, model: Any = model) -> Factors:
+            users = model.recalculate_user(everyone, sparse.csr_matrix(films.matrix(part).numpy()))
+            return Factors(torch.from_numpy(users), torch.from_numpy(model.item_factors))
+
+        yield given, vectors
+
+
+def need(module: str) -> Any:
+    """Import a tool. Exits if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise SystemExit(f"this row needs {module} ({e}): make bench-env") from None
+
+
+def candidates(name: str, films: Films) -> Iterator[Candidate]:
+    """Yield the candidates of a row."""
+    from benchmarks.quality.trained import recbole, rechub
+
+    rows: dict[str, Callable[..., Candidates]] = {
+        "popularity": popularity, "transitions": transitions, "ease": ease, "als": als,
+        "dssm": rechub, "youtubednn": rechub, "recbole-bpr": recbole, "recbole-dssm": recbole,
+    }  # fmt: skip
+    for settings, score in rows[name](films, **ROWS[name]):
+        yield settings, lambda part, score=score: films.ranks(score(part), part)  # type: ignore[misc]
+
+
+def main() -> None:
+    chosen = options(__doc__, __file__)
+    torch.set_num_threads(chosen.threads)
+    films = Films.read(chosen.sequences)
+    print(f"{len(films.user_ids)} users, {len(films.item_ids)} items, {len(films.values)} interactions")
+    with Report(chosen, "baselines") as report:
+        for name in chosen.only:
+            row = report.rows().get(f"baselines: {name}")
+            row = row or best(itertools.islice(candidates(name, films), chosen.tries), "NDCG@10")
+            facts = {"settings": {}, "chosen": row["settings"], "tried": row["tried"]}
+            add(report, name, [np.array(row["ranks"])], ["HR@10", "NDCG@10", "HR@100"], **facts)
+            report.add(f"{name}, seconds of all settings", row["seconds"], "s", more=False, **facts)
+            report.write({f"baselines: {name}": row})
+
+
+if __name__ == "__main__":
+    main()

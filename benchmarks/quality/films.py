@@ -1,0 +1,115 @@
+"""The next film of each user of MovieLens 1M: the split by sequence, and ranks in the whole catalogue."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from benchmarks.quality.candidates import Part
+from twotower.arrays.types import Ints
+from twotower.data.datasets import movielens
+from twotower.evaluation.factors import Factors
+
+HELD: dict[Part, int] = {"validation": 2, "test": 1}
+Scored = Factors | Tensor
+"""Scores of all users and items: as vectors, or as a block (n_users, n_items)."""
+
+
+@dataclass(frozen=True)
+class Films:
+    """Sequences of item rows, users one after another: the last of each is the test, the one before validation, the rest train."""
+
+    values: Ints  # (n,) item rows in time order
+    offsets: Ints  # (n_users + 1,) where each user begins
+    user_ids: Ints  # ids behind the user rows
+    item_ids: Ints  # ids behind the item rows
+
+    @classmethod
+    def of(cls, users: Ints, items: Ints) -> Films:
+        """Build the split from the ids of all interactions, ordered by user, then by time."""
+        begin = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        item_ids, values = np.unique(items, return_inverse=True)
+        return cls(values.astype(np.int64), np.r_[begin, len(users)].astype(np.int64), users[begin], item_ids)
+
+    @classmethod
+    def read(cls, sequences: str) -> Films:
+        """Read the order of a zip with sequences.txt (a user a line, the id, then item ids in time order); "": that of the archive.
+
+        The archive's are items with five or more interactions; equal timestamps keep the order of its table."""
+        if not sequences:
+            ratings = movielens.load("ml-1m").interactions
+            kept = ratings.filter(pl.len().over("item_id") >= 5).sort("user_id", "timestamp", maintain_order=True)
+            return cls.of(kept["user_id"].to_numpy(), kept["item_id"].to_numpy())
+        with zipfile.ZipFile(sequences) as archive:
+            lines = [np.array(line.split(), np.int64) for line in archive.read("sequences.txt").splitlines()]
+        users = np.repeat([line[0] for line in lines], [len(line) - 1 for line in lines])
+        return cls.of(users, np.concatenate([line[1:] for line in lines]))
+
+    def tables(self) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """Return users, films and interactions whose time is their position in the user's sequence."""
+        raw, user = movielens.load("ml-1m"), np.repeat(self.user_ids, np.diff(self.offsets))
+        interactions = pl.DataFrame({"user_id": user, "item_id": self.item_ids[self.values]}).with_columns(
+            timestamp=pl.int_range(pl.len()).over("user_id")
+        )
+        known = pl.Series("item_id", self.item_ids)
+        return raw.users, raw.items.filter(pl.col("item_id").is_in(known.implode())), interactions
+
+    def ends(self, part: Part) -> Ints:
+        """Return (n_users,) the end of each user's history: train before validation, train and validation before test."""
+        return self.offsets[1:] - HELD[part]
+
+    def target(self, part: Part) -> Ints:
+        """Return (n_users,) the target, the first item after the history."""
+        return self.values[self.ends(part)]
+
+    def positions(self, part: Part) -> tuple[Ints, Ints]:
+        """Return (user rows, positions in `values`) of all histories before `part`."""
+        user = np.repeat(np.arange(len(self.user_ids)), np.diff(self.offsets))
+        at = np.flatnonzero(np.arange(len(user)) < self.ends(part)[user])
+        return user[at], at
+
+    def history(self, part: Part) -> tuple[Ints, Ints]:
+        """Return (user rows, item rows) of all histories before `part`; before validation that is the train part."""
+        user, at = self.positions(part)
+        return user, self.values[at]
+
+    def recent(self, at: Ints, user: Ints, n: int) -> Ints:
+        """Return (len(at), n) the user's items before position `at`, the oldest first, -1 where there are fewer."""
+        back = at[:, None] - np.arange(n, 0, -1)
+        return np.where(back >= self.offsets[user][:, None], self.values[np.maximum(back, 0)], -1)
+
+    def popularity(self) -> Ints:
+        """Return (n_items,) the number of interactions of each item in the train part."""
+        return np.bincount(self.history("validation")[1], minlength=len(self.item_ids))
+
+    def matrix(self, part: Part) -> Tensor:
+        """Return (n_users, n_items) ones where the history before `part` has the item."""
+        out = torch.zeros(len(self.user_ids), len(self.item_ids))
+        out[tuple(map(torch.from_numpy, self.history(part)))] = 1
+        return out
+
+    def ranks(self, scored: Scored, part: Part, block: int = 1024) -> Ints:
+        """Return (n_users,) the rank of each target, from 1, in the whole catalogue without the user's history.
+
+        Ties: the target comes after every item of an equal score.
+        """
+        user, item = self.history(part)
+        target = torch.from_numpy(self.target(part))
+        out = np.empty(len(self.user_ids), np.int64)
+        for start in range(0, len(self.user_ids), block):
+            rows = slice(start, start + block)
+            scores = scored.users[rows] @ scored.items.T if isinstance(scored, Factors) else scored[rows].clone()
+            line, aim = torch.arange(len(scores)), target[rows]
+            wanted = scores[line, aim].clone()
+            if not wanted.isfinite().all():
+                raise ValueError("scores that are not finite")
+            low, high = np.searchsorted(user, [start, start + len(scores)])
+            scores[torch.from_numpy(user[low:high] - start), torch.from_numpy(item[low:high])] = -torch.inf
+            scores[line, aim] = wanted
+            out[rows] = (scores >= wanted[:, None]).sum(1).cpu().numpy()
+        return out

@@ -1,0 +1,60 @@
+"""The requests of the load tests, of users and items of a store."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import polars as pl
+
+from twotower.store.bundle import Bundle
+from twotower.store.store import Store
+
+POOL, HISTORY = 20_000, 50
+"""Different requests of a scenario, and items of a history."""
+
+
+def request(method: str, path: str, body: Any = None, key: str = "") -> bytes:
+    """Return the bytes of an HTTP/1.1 request."""
+    data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
+    if key:
+        lines.append(f"Authorization: Bearer {key}")
+    if body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + data
+
+
+def pool(shares: Mapping[str, float], store: Path, seed: int, key: str) -> list[bytes]:
+    """Return POOL requests of the kinds of `shares`: method1, method2, similar, events."""
+    rng, bundle = np.random.default_rng(seed), Store(store).current()
+    schema = tomllib.loads((bundle.folder / "config.toml").read_text(encoding="utf-8"))["schema"]
+    users = ids(bundle, "users", schema["user_id"])
+    met = pl.read_parquet(bundle.folder / "interactions.parquet", columns=["item"])["item"].unique().sort()
+    items = np.array(ids(bundle, "items", schema["item_id"]), object)[met.to_numpy()].tolist()
+    asked = rng.permutation(np.resize(np.array(users, object), POOL)).tolist()
+    kinds = rng.choice(list(shares), len(asked), p=list(shares.values())).tolist()
+
+    def one(kind: str, user: str) -> bytes:
+        if kind == "method1":
+            return request("POST", "/v1/recommend", {"user_id": user, "k": 10}, key)
+        some = [items[i] for i in rng.integers(0, len(items), HISTORY)]
+        if kind == "method2":
+            body = {"user_id": user, "history": some, "k": 10, "method": 2}
+            return request("POST", "/v1/recommend", body, key)
+        if kind == "similar":
+            return request("GET", f"/v1/items/{quote(some[0], safe='')}/similar?k=10", None, key)
+        return request("POST", "/v1/events", {"user_id": user, "events": some[:1]}, key)
+
+    return [one(kind, user) for kind, user in zip(kinds, asked, strict=True)]
+
+
+def ids(bundle: Bundle, table: str, column: str) -> list[str]:
+    """Return the ids of a table of a bundle as text."""
+    series = pl.read_parquet(bundle.folder / f"{table}.parquet", columns=[column])[column]
+    return series.cast(pl.String).to_list()

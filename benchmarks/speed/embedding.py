@@ -1,0 +1,107 @@
+"""Measure bulk embedding: rows per second and memory of `embed.embed` over a Parquet table of items.
+
+    python -m benchmarks.speed.embedding --rows 1000000 --threads 2
+
+An item tower over an id (a vocabulary of 200,000 items, or hashed), genres (several of 18, as text) and a year, layers
+128 and 64, with the weights of a fresh model: speed does not depend on them. The table is written first, block by block,
+into a temporary folder. Memory is the growth of resident memory during embedding; its peak counts torch, polars and the run. The
+floor is the time of the tower's matrix products alone, at the rate of a large one with the same threads.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from benchmarks.lib.machine import product_rate, read, timed
+from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.worlds import dataset
+from twotower import Categorical, MultiHot, Schema
+from twotower.config.toml import parse_config
+from twotower.embedding.bulk import embed
+from twotower.model.two_tower import TwoTower
+from twotower.runs import Run
+
+TOWER: dict[str, Any] = declared(__file__)["tower"]
+KNOWN: int = TOWER["known"]
+
+
+def main() -> None:
+    chosen = options(__doc__, __file__)
+    torch.set_num_threads(chosen.threads)
+    with tempfile.TemporaryDirectory() as name, Report(chosen, "embed_speed", table_rows=chosen.rows) as report:
+        folder = Path(name)
+        table = write_items(folder, chosen.rows)
+        for ids in chosen.ids:
+            run = fresh_run(ids)
+            embed(run, "item", write_items(folder, 10_000, "few"), folder / "warm")
+            before = resident(reset=True)
+            seconds = timed(lambda run=run: embed(run, "item", table, folder / "vectors"))  # type: ignore[misc]
+            peak = resident()
+            model = run.config.model
+            wide, deep = model.pairs[0].item.layers
+            floor = product_rate() / (2 * (3 * model.width * wide + wide * deep))
+            name = f"{chosen.rows:,} rows, {chosen.threads} thread{'s' * (chosen.threads > 1)}, {ids} ids"
+            report.add(name, chosen.rows / seconds, "rows/s", floor=floor)
+            report.add(f"{name}, memory beside the process", (peak - before) / 1024, "MB", more=False)
+            report.add(f"{name}, peak of the process", peak / 1024, "MB", more=False)
+
+
+def items(first: int, n: int) -> pl.DataFrame:
+    """Return the items `first` to `first + n`, with one to three genres each."""
+    rng = np.random.default_rng(first)
+    names = pl.Series([f"genre {g}" for g in range(TOWER["genres"])])
+    drawn = [names.gather(rng.integers(0, len(names), n)).alias(str(i)) for i in range(3)]
+    frame = pl.DataFrame(
+        {"item_id": np.arange(first, first + n), "year": rng.integers(1930, 2025, n), "some": rng.integers(1, 4, n)}
+    )
+    genres = pl.concat_list([pl.col(str(i)) for i in range(3)]).list.head(pl.col("some")).list.join("|")
+    return frame.with_columns(drawn).select("item_id", genres.alias("genres"), "year")
+
+
+def write_items(folder: Path, n: int, name: str = "items", piece: int = 1_000_000) -> Path:
+    parts = []
+    for first in range(0, n, piece):
+        parts.append(folder / f"{name}.{first}.parquet")
+        items(first, min(piece, n - first)).write_parquet(parts[-1])
+    path = folder / f"{name}.parquet"
+    pl.scan_parquet(parts).sink_parquet(path)
+    for part in parts:
+        part.unlink()
+    return path
+
+
+def fresh_run(ids: str) -> Run:
+    """Return an untrained run over the first items, each with one interaction."""
+    schema = Schema(
+        features=(
+            Categorical(name="user_id", side="user"),
+            Categorical(name="item_id", side="item", hash_buckets=KNOWN if ids == "hash" else 0),
+            MultiHot(name="genres", side="item", separator="|"),
+            Categorical(name="year", side="item"),
+        )
+    )
+    actions = pl.DataFrame({"user_id": np.arange(KNOWN) % 1000, "item_id": np.arange(KNOWN)})
+    config = parse_config(TOWER["config"])[1]
+    data = dataset(None, items(0, KNOWN), actions, schema, config)
+    model = TwoTower(config.model, data.encoders.fields("user"), data.encoders.fields("item"))
+    return Run(None, config, data, model, {}, [])
+
+
+def resident(reset: bool = False) -> int:
+    """Return the peak of resident memory in KiB; with `reset`, the present memory, where the peak starts again."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    found = re.search(r"VmHWM:\s+(\d+)", read("/proc/self/status"))
+    assert found is not None
+    return int(found[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""RecBole on the rows of peers.py: its DSSM, Trainer and data loaders.
+
+Its towers are fixed: batch normalisation and tanh after every layer, the last included, and BCE on the cosine itself; dropout is set to 0, as
+ours, and everything else to its defaults (`recbole.properties`, recbole.toml). Evaluation: `Trainer.evaluate` in its mode "full", where what was seen
+is left out; recall, MRR, NDCG, hit rate. DSSM has no vectors there: all pairs go through both towers. `eval_batch_size` is 2^18, not its
+4096, which is slower. It exports no model.
+
+It is from 2023 and uses names that numpy 2 removed, and ray, only for tuning; `shim` provides both and changes nothing else. pandas must be older
+than 3.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.lib.machine import timed
+from benchmarks.lib.report import declared
+from benchmarks.lib.worlds import FIELDS
+from benchmarks.speed.rechub import codes
+from benchmarks.speed.tools import quiet
+from twotower.data.dataset import Dataset
+from twotower.data.pairs import Pairs
+from twotower.data.splits import TEST
+from twotower.features.side import SIDES
+
+SETTINGS: dict[str, dict[str, Any]] = declared(__file__)
+
+
+def epoch(dataset: Dataset, folder: Path) -> float:
+    with dssm(dataset) as (trainer, train), quiet():
+        started = time.perf_counter()
+        trainer._train_epoch(train, 0)
+        return time.perf_counter() - started
+
+
+def evaluation(dataset: Dataset, folder: Path) -> float:
+    with dssm(dataset, ranked=True) as (trainer, test), quiet():
+        return timed(lambda: trainer.evaluate(test, load_best_model=False))
+
+
+@contextmanager
+def dssm(dataset: Dataset, ranked: bool = False) -> Iterator[tuple[Any, Any]]:
+    """Yield a trainer of DSSM and its training rows, or, `ranked`, its rows of the test positives."""
+    test, validation = dataset.part(TEST), dataset.validation
+    liked = Pairs(test.user[test.positive], test.item[test.positive], test.positive[test.positive])
+    parts = {"train": dataset.train, "validation": validation, "test": liked if ranked else test}
+    tables = {name: interactions(pairs, not ranked) for name, pairs in parts.items()}
+    columns = codes(dataset)
+    sides: dict[str, pl.DataFrame] = {
+        side: pl.DataFrame({n: np.arange(len(columns[n])) if n == f"{side}_id" else columns[n] for n in FIELDS[side]})
+        for side in SIDES
+    }
+    labelled = SETTINGS["labelled"] | {"train_neg_sample_args": None}
+    labelled["eval_args"] = labelled["eval_args"] | {"group_by": None}
+    settings = SETTINGS["dssm"] | (SETTINGS["ranked"] | {"eval_batch_size": 2**18} if ranked else labelled)
+    with trained("DSSM", tables, sides, **settings) as (trainer, train, rows):
+        yield trainer, rows if ranked else train
+
+
+def interactions(pairs: Pairs, label: bool) -> pl.DataFrame:
+    """Return pairs of rows in its columns."""
+    frame = pl.DataFrame({"user_id": pairs.user, "item_id": pairs.item})
+    return frame.with_columns(label=pl.Series(pairs.positive.astype(np.float32))) if label else frame
+
+
+@contextmanager
+def trained(
+    model: str, parts: Mapping[str, pl.DataFrame], sides: Mapping[str, pl.DataFrame], **settings: Any
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield (trainer, train, test) of a model on tables in its format, in a temporary folder.
+
+    `parts` are train, validation and test with user_id, item_id and, for a labelled one, label; `sides` are user and item.
+    """
+    shim()
+    where, arguments = Path.cwd(), sys.argv
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "films"
+        base.mkdir()
+        for name, frame in ({f"{part}.inter": frame for part, frame in parts.items()} | dict(sides)).items():
+            # Its format: tabs, and the type of each column in its name.
+            typed = {column: f"{column}:{'float' if column == 'label' else 'token'}" for column in frame.columns}
+            frame.rename(typed).write_csv(base / f"films.{name}", separator="\t")
+        columns = {"inter": next(iter(parts.values())).columns} | {side: f.columns for side, f in sides.items()}
+        given: dict[str, Any] = {"data_path": folder, "checkpoint_dir": folder, "benchmark_filename": list(parts)}
+        given |= {"load_col": columns, "use_gpu": False, "show_progress": False, "state": "ERROR"} | settings
+        os.chdir(folder)  # it writes logs where it runs
+        sys.argv = arguments[:1]  # which it reads, too
+        try:
+            with quiet():
+                config = importlib.import_module("recbole.config").Config(
+                    model=model, dataset="films", config_dict=given
+                )
+                logging.getLogger().setLevel(logging.ERROR)
+                helpers, data = importlib.import_module("recbole.utils"), importlib.import_module("recbole.data")
+                helpers.init_seed(config["seed"], True)
+                train, _, test = data.data_preparation(config, data.create_dataset(config))
+                made = helpers.get_model(config["model"])(config, train._dataset)
+                trainer = helpers.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
+            yield trainer, train, test
+        finally:
+            os.chdir(where)
+            sys.argv = arguments
+
+
+def shim() -> None:
+    """Provide the names that RecBole 1.2 needs and numpy 2 lacks, and an empty ray module."""
+    old = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_, "float": float, "bool": np.bool_}
+    for name, new in old.items():
+        if name not in vars(np):
+            setattr(np, name, new)
+    if "ray" not in sys.modules:
+        ray, tune = types.ModuleType("ray"), types.ModuleType("ray.tune")
+        ray.tune = tune  # type: ignore[attr-defined]
+        sys.modules |= {"ray": ray, "ray.tune": tune}

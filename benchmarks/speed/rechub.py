@@ -1,0 +1,119 @@
+"""torch-rechub on the rows of peers.py: its DSSM (temperature 0.1), MatchTrainer and DataGenerator, as its examples use them.
+
+Its loader makes a batch row by row, half of its time, so it is measured as shipped and with a loader process. Adam with `fused` or `foreach` made
+it no faster (docs/log.md). Evaluation: `inference_embedding` of both towers through its loader, its FAISS flat index as this package sets it up, with
+kernels for the processor, `topk_metrics`; what was seen stays in, as in its examples, which is less work. Then `MatchTrainer.evaluate`, its
+AUC of the test pairs, read in this process (as shipped) or by another; without it: "ten best alone". Export: `MatchTrainer.export_onnx`, which traces
+with `torch.onnx.export` (opset 18, any batch size) and compares nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.lib.machine import timed
+from benchmarks.lib.worlds import FIELDS
+from benchmarks.speed.tools import BATCH, LAYERS, WIDTH, quiet
+from twotower.data.dataset import Dataset
+from twotower.data.splits import TEST, TRAIN
+from twotower.features.side import SIDES
+from twotower.index.faiss.setup import faiss_settings
+
+
+def epoch(dataset: Dataset, folder: Path, workers: int = 0) -> float:
+    made, rows = trainer(dataset), loader(dataset, workers=workers)
+    with quiet():
+        started = time.perf_counter()
+        made.train_one_epoch(rows)
+        return time.perf_counter() - started
+
+
+def evaluation(dataset: Dataset, folder: Path, pairs: bool = True, workers: int = 0) -> float:
+    from torch_rechub.basic.metric import topk_metrics
+    from torch_rechub.utils.data import MatchDataGenerator
+    from torch_rechub.utils.match import Faiss
+
+    made, columns, test = trainer(dataset), codes(dataset), dataset.part(TEST)
+    wanted: dict[int, list[int]] = {}
+    for user, item in zip(test.user[test.positive].tolist(), test.item[test.positive].tolist(), strict=True):
+        wanted.setdefault(user, []).append(item)
+    tables: dict[str, dict[str, Any]] = {s: {n: columns[n] for n in FIELDS[s]} for s in SIDES}
+    users = np.array(sorted(wanted))
+
+    def work() -> None:
+        # Its first loader is of training rows, which nobody asks for here.
+        generator = MatchDataGenerator(tables["user"], np.zeros(len(columns["user_id"])))
+        _, *loaders = generator.generate_dataloader(tables["user"], tables["item"], batch_size=4096, num_workers=0)
+        user, item = (
+            made.inference_embedding(made.model, side, rows, str(folder))
+            for side, rows in zip(SIDES, loaders, strict=True)
+        )
+        index = Faiss(item.shape[1], "flat", metric="ip")
+        index.fit(item.numpy())
+        with faiss_settings(torch.get_num_threads(), item.shape[1]):
+            found, _ = index.query(user[users], 10)
+        topk_metrics(wanted, dict(zip(users.tolist(), found, strict=True)), [10])
+        if pairs:
+            made.model.mode = None
+            made.evaluate(made.model, loader(dataset, TEST, workers))
+
+    with quiet():
+        torch.save(made.model.state_dict(), folder / "model.pth")
+        return timed(work)
+
+
+def export(dataset: Dataset, folder: Path, **settings: Any) -> float:
+    """Measure the export of both towers, by the exporter it takes by default, or by the older one (`dynamo=False`)."""
+    made = trainer(dataset)
+    importlib.import_module("onnx")  # as ours has it by now
+
+    def work() -> None:
+        for side in SIDES:
+            to, given = str(folder / f"{side}.onnx"), settings or None
+            if not made.export_onnx(to, mode=side, opset_version=18, onnx_export_kwargs=given):
+                raise RuntimeError(f"it wrote no {side} tower")
+
+    with quiet():
+        return timed(work)
+
+
+def codes(dataset: Dataset) -> dict[str, Any]:
+    """Return the codes of each of FIELDS by the row of its side."""
+    sides = {"user": dataset.users, "item": dataset.items}
+    return {name: sides[side].columns[name] for side, names in FIELDS.items() for name in names}
+
+
+def trainer(dataset: Dataset) -> Any:
+    """Return a MatchTrainer with a fresh DSSM."""
+    from torch_rechub.basic.features import SparseFeature
+    from torch_rechub.models.matching import DSSM
+    from torch_rechub.trainers import MatchTrainer
+
+    columns = codes(dataset)
+    features = {
+        side: [SparseFeature(n, vocab_size=int(columns[n].max()) + 1, embed_dim=WIDTH) for n in FIELDS[side]]
+        for side in SIDES
+    }
+    params = {"dims": list(LAYERS), "activation": "relu"}
+    model = DSSM(features["user"], features["item"], user_params=params, item_params=params, temperature=0.1)
+    return MatchTrainer(model, mode=0, optimizer_params={"lr": 1e-3}, n_epoch=1, device="cpu")
+
+
+def loader(dataset: Dataset, part: int = TRAIN, workers: int = 0) -> Any:
+    """Return the loader of a part with `workers` processes; the train part is shuffled."""
+    from torch_rechub.utils.data import DataGenerator
+
+    pairs, columns = dataset.part(part), codes(dataset)
+    x = {name: columns[name][pairs.user] for name in FIELDS["user"]}
+    x |= {name: columns[name][pairs.item] for name in FIELDS["item"]}
+    y = pairs.positive.astype("float32")
+    shuffled, ordered, _ = DataGenerator(x, y).generate_dataloader(
+        x_val=x, y_val=y, x_test=x, y_test=y, batch_size=BATCH, num_workers=workers
+    )
+    return shuffled if part == TRAIN else ordered

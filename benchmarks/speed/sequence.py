@@ -1,0 +1,83 @@
+"""Measure the training speed of a transformer over histories, beside the limit of matrix products alone.
+
+    python -m benchmarks.speed.sequence --threads 2
+
+The settings are those of examples/movielens-sequence.toml; the data are made, with the numbers of users, items and
+interactions of MovieLens 1M and similar lengths of histories. A step's floating-point operations are counted as it runs; the limit is the rate
+of a product of two 2,048 x 2,048 matrices in the precision of the training, measured before and after in the same
+process. A profile then shows the share of each operation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.lib.machine import product_rate, timed
+from benchmarks.lib.processes import ROOT
+from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.worlds import dataset
+from twotower.config.toml import load_config
+from twotower.train.trainer import Trainer
+
+DECLARED: dict[str, Any] = declared(__file__)
+
+
+def main() -> None:
+    chosen = options(__doc__, __file__)
+    torch.set_num_threads(chosen.threads)
+    changed = [*filter(None, [chosen.set]), "train.device='cpu'"]
+    schema, config = load_config(ROOT / "examples" / "movielens-sequence.toml", changed)
+    assert schema is not None
+    schema = schema.model_copy(update={"time_unit": "order", "title": ""})
+    trainer = Trainer(dataset(None, None, drawn(**DECLARED["world"]), schema, config), config)
+    epoch = trainer.objective.sampler.epoch(0)
+    size, precision = config.train.batch_size, config.train.precision
+
+    def step() -> None:
+        trainer.step(epoch, trainer.progress.batch)
+
+    for _ in range(3):
+        step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flops = counter.get_total_flops()
+    dtype = "bfloat16" if precision == "bf16" else "float32"
+    rates = [product_rate(dtype)]
+    times = [timed(step) for _ in range(chosen.steps)]
+    rates.append(product_rate(dtype))
+    print(f"{precision}, batches of {size:,} positions, {flops / size / 1e6:.1f} MFLOP a position in products")
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(5):
+            step()
+    spent: dict[str, float] = defaultdict(float)
+    for event in profiled.key_averages():
+        part = next((p for p, names in DECLARED["parts"].items() if any(n in event.key for n in names)), "other")
+        spent[part] += event.self_cpu_time_total
+    shares = {part: micro / sum(spent.values()) for part, micro in sorted(spent.items(), key=lambda e: -e[1])}
+    for part, share in shares.items():
+        print(f"{share:6.1%}  {part}")
+    with Report(chosen, "sequence_speed", precision=precision, shares=shares) as report:
+        name = f"training, {chosen.threads} thread{'s' * (chosen.threads > 1)}"
+        report.add(name, [size / seconds for seconds in times], "positions/s", floor=size * max(rates) / flops)
+
+
+def drawn(users: int, items: int, longest: int) -> pl.DataFrame:
+    """Return interactions of users with log-normal lengths and items with a long tail, no pair twice."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(4.6, 1.0, users)).astype(int), 20, longest)
+    taste = np.log(1 / np.arange(1, items + 1) ** 0.7)
+    liked = [np.argpartition(-(taste + rng.gumbel(size=items)), n)[:n] for n in lengths]
+    user = np.repeat(np.arange(users), lengths)
+    time = np.concatenate([rng.permutation(n) for n in lengths])
+    return pl.DataFrame({"user_id": user, "item_id": np.concatenate(liked), "timestamp": time})
+
+
+if __name__ == "__main__":
+    main()

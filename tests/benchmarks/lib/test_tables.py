@@ -1,0 +1,79 @@
+"""Tables that show what is missing."""
+
+from __future__ import annotations
+
+import pytest
+from measured import SPEED, results, speed
+
+from benchmarks.lib import tables
+
+
+def test_what_was_not_run_can_be_seen() -> None:
+    english = tables.BLOCKS["rank"].markdown(results(), "en").splitlines()
+    assert english[0] == "| model | test AUC | test GAUC | validation AUC | seconds |"
+    assert len(english) == 2 + len(tables.BLOCKS["rank"].rows)
+    assert english[2] == "| popularity | not run | not run |  |  |"
+    assert "| **0.8270 ± 0.0010** | not run |" in english[-1], "the best of a column is bold"
+    assert "| 0.8100 |" in english[4]
+    chinese = tables.BLOCKS["summary"].markdown(results(), "zh").splitlines()
+    assert chinese[2] == "| 流行度 | 未运行 | 未运行 | – | – |"
+
+
+def test_the_summary_has_popularity_the_best_peer_and_the_package() -> None:
+    lines = tables.BLOCKS["summary"].markdown(results(), "en").splitlines()
+    assert lines[0] == "|  | AUC | HR@10 | rows/s | p99 |"
+    assert lines[3] == "| best peer | – | 0.3159 | 110 | – |"
+    assert lines[4] == "| twotower | 0.8270 ± 0.0010 | not run | 1,000 | not run |"
+
+
+def test_a_row_of_speed_has_its_peers_ratio_and_limit() -> None:
+    row = tables.BLOCKS["speed"].markdown(results(), "en").splitlines()[2]
+    expected = "| rows per second of training | 1,000 (900–1,200) | 110 (100–120) | 50.0 | 9.1 | 4,000 |"
+    assert row == expected
+    alone = {SPEED: speed(peers={}, floor=None)}
+    row = tables.BLOCKS["speed"].markdown(alone, "en").splitlines()[2]
+    assert row == "| rows per second of training | 1,000 (900–1,200) | not run | not run | not run | not run |"
+
+
+@pytest.mark.parametrize("name", list(tables.BLOCKS))
+def test_every_row_is_as_wide_as_its_table_in_both_languages(name: str) -> None:
+    block = tables.BLOCKS[name]
+    for language in tables.LANGUAGES:
+        lines = block.markdown({}, language).splitlines()
+        assert {line.count("|") for line in lines} == {len(block.columns) + 1}
+    assert set(block.names()) <= set(tables.EXPECTED)
+
+
+def test_markers_are_rewritten_and_nothing_else() -> None:
+    text = "before\n<!-- bench:speed -->\nold | table\n<!-- /bench -->\nbetween\n<!-- bench:demo -->\n<!-- /bench -->\nafter\n"
+    new = tables.rewrite(text, results(), "en")
+    assert new.startswith("before\n<!-- bench:speed -->\n|  | twotower |")
+    assert "old | table" not in new
+    assert "|\n<!-- /bench -->\nbetween\n<!-- bench:demo -->\n|" in new
+    assert new.endswith("|\n<!-- /bench -->\nafter\n")
+    assert tables.rewrite(new, results(), "en") == new
+    assert tables.rewrite("no marker\n", results(), "en") == "no marker\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<!-- bench:sped -->\n<!-- /bench -->\n", "no such table"),
+        ("<!-- bench:speed -->\n", "needed"),
+        ("<!-- bench:speed -->\n<!-- bench:rank -->\n<!-- /bench -->\n", "needed"),
+        ("a <!-- bench:speed --> b\n<!-- /bench -->\n", "needed"),
+    ],
+)
+def test_a_marker_that_is_wrong_is_an_error(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tables.rewrite(text, {}, "en")
+
+
+def test_a_partial_run_keeps_the_cells_that_it_did_not_measure() -> None:
+    name = "train_speed: training"
+    summary = tables.BLOCKS["summary"]
+    before = f"<!-- bench:summary -->\n{summary.markdown(results(), 'en')}\n<!-- /bench -->\n"
+    after = tables.rewrite(before, {name: speed(peers={"RecBole 1.2.1": [70.0]})}, "en", keep=True)
+    assert "| twotower | 0.8270 ± 0.0010 | not run | 1,000 | not run |" in after
+    assert "| best peer | – | 0.3159 | 70.0 | – |" in after
+    assert "| twotower | not run |" in tables.rewrite(before, {name: speed()}, "en")
