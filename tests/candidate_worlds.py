@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 from hypothesis import strategies as st
 
 from twotower.arrays.types import Codes
@@ -14,8 +13,6 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN
 from twotower.train.negatives.candidates import Candidates
 
-CPU = torch.device("cpu")
-NONE = torch.zeros(0, dtype=torch.int64)
 ROW = st.tuples(st.integers(0, 7), st.integers(0, 29), st.booleans())
 """A training interaction (user, item, liked)."""
 

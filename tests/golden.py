@@ -105,9 +105,9 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "negatives disliked": ("everything", {"loss": SOFTMAX, "negatives": {"disliked": 2}}),
     "negatives hard": (
         "everything",
-        {"loss": SOFTMAX, "negatives": {"hard": 1, "hard_ranks": [1, 9], "hard_ratio": 5}, "train": {"epochs": 2}},
+        {"loss": SOFTMAX, "negatives": {"hard": {"n": 1, "ranks": [1, 9], "ratio": 5}}, "train": {"epochs": 2}},
     ),
-    "negatives attribute": ("everything", {"loss": SOFTMAX, "negatives": {"attribute": "brand", "attribute_items": 2}}),
+    "negatives attribute": ("everything", {"loss": SOFTMAX, "negatives": {"attribute": {"feature": "brand", "n": 2}}}),
     "negatives full": ("everything", {"loss": SOFTMAX, "negatives": {"full": True}}),
     "negatives unmasked": ("everything", {"loss": SOFTMAX, "negatives": {"mask_positives": False}}),
     **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX}) for p in ("mean", "sqrt", "sum")},

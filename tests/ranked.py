@@ -62,8 +62,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "negatives": {
                 "random": 3,
                 "disliked": 2,
-                "attribute": "brand",
-                "attribute_items": 2,
+                "attribute": {"feature": "brand", "n": 2},
                 "cross_batch_memory": 30,
             },
         },
@@ -72,7 +71,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "everything",
         {
             "loss": {"kind": "gbce"},
-            "negatives": {"random": 3, "disliked": 2, "hard": 1, "hard_ranks": [1, 9], "hard_ratio": 5},
+            "negatives": {"random": 3, "disliked": 2, "hard": {"n": 1, "ranks": [1, 9], "ratio": 5}},
             "train": {"data_shards": 6},
         },
     ),

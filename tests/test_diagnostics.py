@@ -122,7 +122,7 @@ def test_a_sound_run_has_no_errors(sound: Run) -> None:
             "loss": {"kind": "softmax"},
             "negatives": {"cross_batch_memory": 64, "disliked": 2, "popularity": 8},
         },
-        {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"hard": 1, "hard_ranks": [10, 20]}},
+        {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"hard": {"n": 1, "ranks": [10, 20]}}},
     ],
 )
 def test_nor_have_other_sound_settings(data: Dataset, sections: dict[str, dict[str, object]]) -> None:
@@ -285,7 +285,7 @@ def test_words_for_what_chance_could_have_made() -> None:
 def test_random_negatives_that_cost_auc_are_a_choice_and_no_illness(data: Dataset) -> None:
     finding = named(diagnose(with_weights(trained(data, negatives={"random": 1}), _contrary)), "baseline_pairs")
     assert finding.severity == "warning"
-    assert "negatives.random_share" in finding.text
+    assert "negatives.random.share" in finding.text
 
 
 # ---- d: false negatives

@@ -153,6 +153,10 @@ class Kinds(Generic[K]):
         )
 
 
+class ByName:
+    """Mark of a field of several kinds: in a config each stands under its name, in the section that has the field."""
+
+
 def trusts(info: ValidationInfo) -> bool:
     """Return True if a validation may import code of elsewhere: its context is {"trust": True}."""
     return bool((info.context or {}).get("trust"))

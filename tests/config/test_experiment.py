@@ -34,6 +34,7 @@ from twotower.model.pooling.decay import Decay
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
 from twotower.section import Section, Tier
+from twotower.train.negatives.config import SOURCES
 from twotower.train.optimizers.sgd import Sgd
 
 IDS_TOML = """
@@ -81,9 +82,9 @@ EVERY_SETTING = parse_config(
         },
         "loss": {"kind": "gbce", "calibration": 0.5},
         "negatives": {
-            "in_batch": False, "uniform": 4, "popularity": 3, "popularity_alpha": 0.5, "cross_batch_memory": 9, "disliked": 1, "hard": 2,
-            "hard_ranks": [7, 9], "hard_ratio": 8.5, "hard_every": 3, "hard_margin": 0.5, "attribute": "g",
-            "attribute_items": 2, "mask_positives": False, "random_share": 0.75,
+            "in_batch": False, "uniform": 4, "popularity": {"n": 3, "alpha": 0.5}, "cross_batch_memory": 9, "disliked": 1,
+            "hard": {"n": 2, "ranks": [7, 9], "ratio": 8.5, "every": 3, "margin": 0.5},
+            "attribute": {"feature": "g", "n": 2}, "mask_positives": False, "random": {"n": 2, "share": 0.75},
         },
         "train": {"history_scope": "causal", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16", "device": "cuda"},
         "evaluation": {"k": [7, 3], "bootstrap": 0},
@@ -209,6 +210,9 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
             found |= leaves("model.pairs.user", TowerConfig, seen)
         elif key in ("branches", "metrics"):
             found.add((path, "kind"))
+        elif key == "sources":
+            for kind in SOURCES:
+                found |= {(prefix, kind.kind), *((f"{prefix}.{kind.kind}", option) for option in kind.model_fields)}
         elif isinstance(info.default, Kind):
             (registry,) = (m for m in info.metadata if isinstance(m, Kinds))
             found |= {(path, name) for name in ("kind", *registry.protocol.model_fields)}
@@ -555,16 +559,16 @@ def test_a_setting_that_is_missing_or_does_not_go_with_another_is_refused(
     refused(written(tmp_path, text), [], words)
 
 
-SOURCES = {"uniform": 5, "popularity": 5, "cross_batch_memory": 5, "disliked": 1, "hard": 1, "attribute": "genre"}
+CANDIDATES = {"uniform": 5, "popularity": 5, "cross_batch_memory": 5, "disliked": 1, "hard": 1, "attribute": "genre"}
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", CANDIDATES)
 def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_whole_catalogue(
     tmp_path: Path, source: str
 ) -> None:
-    path, one = written(tmp_path, ""), f"negatives.{source}={SOURCES[source]}"
+    path, one = written(tmp_path, ""), f"negatives.{source}={CANDIDATES[source]}"
     contrastive = "loss.kind=gbce"
-    assert load_config(path, [contrastive, one])[1].negatives.drawn() == [source]
+    assert [s.kind for s in load_config(path, [contrastive, one])[1].negatives.sources] == ["in_batch", source]
     words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; set loss.kind to one of softmax, gbce, bpr"
     refused(path, [one], words)
     words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
@@ -574,7 +578,7 @@ def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_wh
     if source in ("uniform", "popularity"):
         load_config(path, alone)
     else:
-        refused(path, alone, "loss.kind = 'gbce' has no candidates; set negatives.in_batch = true, or a number for")
+        refused(path, alone, "loss.kind = 'gbce' has no candidates; switch on one of the sources negatives.in_batch, ")
         load_config(path, [*alone, "negatives.uniform=1"])
 
 
@@ -604,14 +608,21 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
         ("loss.kind=hinge", "loss.kind: no loss of kind 'hinge' (allowed: bce, softmax, gbce, bpr)"),
         ("loss.calibration=0.5", "unknown key 'loss.calibration' (allowed: mimic, log_q)"),
         ('loss={kind="gbce", calibration=1.5}', "loss.calibration: input should be less than or equal to 1, got 1.5"),
-        ("negatives.hard_ranks=[9, 3]", "negatives.hard_ranks [9, 3] ends before it begins"),
-        ("negatives.hard_ranks=[0, 3]", "negatives.hard_ranks.0: input should be greater than or equal to 1, got 0"),
-        ("negatives.hard_ranks=[3]", "negatives.hard_ranks.1"),
-        ("negatives.hard=17", "negatives.hard: input should be less than or equal to 16, got 17"),
-        ("negatives.hard_ratio=0", "negatives.hard_ratio: input should be greater than 0, got 0"),
-        ("negatives.popularity_alpha=1.1", "negatives.popularity_alpha: input should be less than or equal to 1"),
-        ("negatives.attribute_items=0", "negatives.attribute_items: input should be greater than or equal to 1"),
+        ("negatives.hard.ranks=[9, 3]", "negatives.hard: ranks [9, 3] ends before it begins"),
+        ("negatives.hard.ranks=[0, 3]", "negatives.hard.ranks.0: input should be greater than or equal to 1, got 0"),
+        ("negatives.hard.ranks=[3]", "negatives.hard.ranks.1"),
+        ("negatives.hard=17", "negatives.hard.n: input should be less than or equal to 16, got 17"),
+        ("negatives.hard.ratio=0", "negatives.hard.ratio: input should be greater than 0, got 0"),
+        ("negatives.popularity.alpha=1.1", "negatives.popularity.alpha: input should be less than or equal to 1"),
+        (
+            "negatives.attribute={feature = 'g', n = 0}",
+            "negatives.attribute.n: input should be greater than or equal to 1",
+        ),
         ("negatives.unifrom=3", "unknown key 'negatives.unifrom'; did you mean 'uniform'?"),
+        ("negatives.hard.rank=[1, 3]", "unknown key 'negatives.hard.rank'; did you mean 'ranks'?"),
+        ("negatives.in_batch=3", "negatives.in_batch: 3 is no option; set true or false"),
+        ("negatives.attribute=true", "'negatives.attribute.feature' is missing"),
+        ("negatives.uniform=-1", "negatives.uniform.n: input should be greater than or equal to 1, got -1"),
         (
             "train.history_scope=later",
             "train.history_scope: input should be 'leave_batch_out' or 'causal', got 'later'",
@@ -644,7 +655,7 @@ def test_a_setting_of_candidates_and_histories_out_of_range_is_refused(
     feature = '[[schema.features]]\nname = "f"\nside = "user"\nkind = "sequence"\npooling = { kind = "decay" }\n'
     path = written(tmp_path, IDS_TOML + feature + '[loss]\nkind = "softmax"\n')
     assert (
-        load_config(path, ["negatives.hard_ranks=[3, 3]", "schema.features.2.pooling.rates=[0.0, 1.0]"])[0] is not None
+        load_config(path, ["negatives.hard.ranks=[3, 3]", "schema.features.2.pooling.rates=[0.0, 1.0]"])[0] is not None
     )
     refused(path, [override], words)
 
@@ -669,7 +680,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ("train.batch_size=1000000000000", "train.batch_size: at most 4,294,967,295"),
         ("evaluation.k=[1000000000000]", "evaluation.k: at most 4,294,967,295"),
         ("evaluation.bootstrap=1000000001", "bootstrap: input should be less than or equal to 1000000"),
-        ("negatives.random=1000000000", "negatives.random: input should be less than or equal to 100000"),
+        ("negatives.random=1000000000", "negatives.random.n: input should be less than or equal to 100000"),
     ],
 )
 def test_fault_G19_an_absurd_size_is_refused_with_what_is_allowed(tmp_path: Path, override: str, words: str) -> None:

@@ -178,7 +178,7 @@ def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path) -
     [
         {
             "loss": {"kind": "softmax"},
-            "negatives": {"uniform": 20, "hard": 1, "hard_ranks": [1, 9]},
+            "negatives": {"uniform": 20, "hard": {"n": 1, "ranks": [1, 9]}},
             "train": {"history_scope": "causal"},
         },
         {"loss": {"kind": "softmax"}, "negatives": {"random": 3}},

@@ -478,7 +478,7 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
     found = []
     for t in (plain, dat):
         if (
-            isinstance(t.objective, ContrastiveObjective) and t.objective.memory.size
+            isinstance(t.objective, ContrastiveObjective) and t.recipe.negatives.remembered
         ):  # a batch before, so that there are remembered vectors
             t.step(t.objective.sampler.epoch(0), 1)
             t.model.load_state_dict(plain.model.state_dict())

@@ -26,6 +26,8 @@ from twotower.errors import RunError
 from twotower.features.sequence import Sequence
 from twotower.train import checkpoint
 from twotower.train.checkpoint import Checkpoint
+from twotower.train.negatives.cross_batch_memory import VectorQueue
+from twotower.train.negatives.hard import HardSampler
 from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer
 
@@ -81,19 +83,18 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
         loss={"kind": "softmax"},
         train={"epochs": 3, "batch_size": 100, "checkpoint_steps": 1, "ema_decay": 0.9, "history_scope": history_scope},
         negatives={
-            "uniform": 20, "popularity": 20, "cross_batch_memory": 150, "disliked": 1, "hard": 2, "hard_ranks": [2, 9],
-            "hard_ratio": 30, "hard_every": 3, "attribute": "brand",
+            "uniform": 20, "popularity": 20, "cross_batch_memory": 150, "disliked": 1, "hard": {"n": 2, "ranks": [2, 9], "ratio": 30, "every": 3}, "attribute": "brand",
         },
     )  # fmt: skip
     whole = Trainer(data, config)
     expected = whole.run()
-    assert whole.objective.state().keys() == {"memory/items", "memory/vectors", "hard_negatives/windows"}
+    assert whole.objective.state().keys() == {"cross_batch_memory/items", "cross_batch_memory/vectors", "hard/windows"}
     assert whole.objective.steps_per_epoch in (4, 5)
     with pytest.raises(KeyboardInterrupt):
         Trainer(data, config, folder, StopAt(stop)).run()
     again = Trainer(data, config, folder)
     assert again.resume()
-    assert len(contrastive(again).memory.items) == min(150, 100 * again.progress.step)
+    assert len(again.objective.state()["cross_batch_memory/items"]) == min(150, 100 * again.progress.step)
     got = again.run()
     assert same(weights(whole), weights(again))
     assert drop_times(got.history) == drop_times(expected.history)
@@ -101,23 +102,22 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
 
 
 def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything_data: Dataset, folder: Path) -> None:
-    negatives = {"cross_batch_memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10}
+    negatives = {"cross_batch_memory": 150, "hard": {"n": 2, "ranks": [1, 3], "ratio": 10}}
     options = {"loss": {"kind": "softmax"}, "train": {"epochs": 2, "batch_size": 100}}
     Trainer(everything_data, settings(negatives=negatives, **options), folder).run()  # type: ignore[arg-type]
     again = Trainer(everything_data, settings(**options), folder)  # type: ignore[arg-type]
     assert again.resume(override=True)
     assert not again.objective.state()
-    assert not len(contrastive(again).memory.items)
 
 
-@pytest.mark.parametrize("forgotten", ["memory", "mined"])
+@pytest.mark.parametrize("forgotten", ["cross_batch_memory", "hard"])
 def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
     board: Dataset, folder: Path, forgotten: str
 ) -> None:
     config = settings(
         loss={"kind": "softmax"},
         train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1},
-        negatives={"cross_batch_memory": 150, "hard": 2, "hard_ranks": [1, 3], "hard_ratio": 10},
+        negatives={"cross_batch_memory": 150, "hard": {"n": 2, "ranks": [1, 3], "ratio": 10}},
     )
     whole = Trainer(board, config)
     whole.run()
@@ -127,12 +127,12 @@ def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
     again.resume()
     assert again.progress.epoch == 1
     assert again.progress.batch > 0
-    memory, hard = contrastive(again).memory, contrastive(again).candidates.hard
-    if forgotten == "memory":
-        memory.vectors, memory.items = None, memory.items[:0]
+    sampler = contrastive(again).candidates.samplers[forgotten]
+    if isinstance(sampler, VectorQueue):
+        sampler.memory = None
     else:
-        assert hard is not None
-        hard.windows = None
+        assert isinstance(sampler, HardSampler)
+        sampler.windows = None
     again.run()
     assert not same(weights(whole), weights(again))
 
@@ -262,7 +262,7 @@ def test_a_checkpoint_of_another_format_is_refused_by_its_number(
     state = json.loads(path.read_text())
     assert state.pop("format") == checkpoint.FORMAT
     path.write_text(json.dumps(state if written == 1 else state | {"format": written}))  # format 1 had no number
-    with pytest.raises(RunError, match=rf"step-000000002 has format {written!r}, and this version reads format 3"):
+    with pytest.raises(RunError, match=rf"step-000000002 has format {written!r}, and this version reads format 4"):
         Trainer(board, config, folder).resume()
 
 

@@ -32,6 +32,13 @@ class ContrastiveCase:
     items: Tensor  # (I + M, D)
     candidates: Candidates
     excluded: list[set[int]]  # columns of each row
+    hard: int  # the last of the per-positive negatives, which keep a margin
+
+    def guarded(self, margin: float) -> Candidates:
+        """The candidates with a margin of the hard negatives; 0: none."""
+        n = self.candidates.per_positive.shape[1]
+        margins = torch.tensor([-torch.inf] * (n - self.hard) + [margin] * self.hard)
+        return replace(self.candidates, margins=margins) if margin else self.candidates
 
     def columns(self, row: int) -> list[tuple[int, float, float, int]]:
         """(place in items, count of draws, log q, column) of each shared negative of a row."""
@@ -48,7 +55,7 @@ class ContrastiveCase:
         """(place in items, is hard) of each per-positive negative of a row."""
         c = self.candidates
         places = c.per_positive[row].tolist()
-        return [(p, h >= len(places) - c.hard) for h, p in enumerate(places) if p >= 0]
+        return [(p, h >= len(places) - self.hard) for h, p in enumerate(places) if p >= 0]
 
 
 def contrastive_case(
@@ -72,7 +79,6 @@ def contrastive_case(
         counts=torch.from_numpy(counts),
         log_q=torch.from_numpy(rng.normal(0, 1, n).astype(np.float32)),
         per_positive=torch.from_numpy(rng.integers(-1, shared + extra, (rows, per_positive))),
-        hard=min(hard, per_positive),
         exclusions=Exclusions(
             torch.from_numpy(group),
             torch.tensor([c for row in exclusions for c in row], dtype=torch.int64),
@@ -87,6 +93,7 @@ def contrastive_case(
         torch.randn(shared + extra + memory, 5, generator=vectors),
         candidates,
         [set(exclusions[g]) for g in group],
+        min(hard, per_positive),
     )
 
 
@@ -163,7 +170,7 @@ def test_a_contrastive_loss_equals_a_double_loop_in_value_and_gradients(
 ) -> None:
     of = contrastive_case(len(shape) + block % 97, **shape)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
-    mean = contrastive.contrastive_loss(users, items, of.candidates, loss, 60, margin, max_block_logits=block)
+    mean = contrastive.contrastive_loss(users, items, of.guarded(margin), loss, 60, max_block_logits=block)
     found = value_and_gradients(mean, users, items)
     u, v = users.detach().double().requires_grad_(), items.detach().double().requires_grad_()
     expected = value_and_gradients(naive(of, u, v, loss, 60, margin), u, v)
@@ -237,7 +244,7 @@ def all_items(users: Tensor, items: Tensor, positive: Tensor, **changes: Any) ->
     n = len(items)
     whole = Candidates(
         items=np.arange(n), shared=n, memory_items=torch.zeros(0, dtype=torch.int64), positive=positive,
-        counts=torch.ones(n), log_q=torch.zeros(n), per_positive=torch.zeros(len(users), 0, dtype=torch.int64), hard=0,
+        counts=torch.ones(n), log_q=torch.zeros(n), per_positive=torch.zeros(len(users), 0, dtype=torch.int64),
         exclusions=None,
     )  # fmt: skip
     return replace(whole, **changes)
@@ -276,7 +283,7 @@ def test_the_full_sampler_gives_the_cross_entropy_over_the_catalogue(everything_
     user, item = data.train.user[liked], data.train.item[liked]
     rng = torch.Generator().manual_seed(0)
     users, items = torch.randn(50, 6, generator=rng), torch.randn(len(data.items), 6, generator=rng)
-    drawn = sampler(user, item, 3, torch.zeros(0, dtype=torch.int64), torch.device("cpu"))
+    drawn = sampler(user, item, 3)
     assert drawn.items.tolist() == list(range(40))
     logits = users @ items.T
     if mask:
@@ -305,7 +312,7 @@ def skewed(board: Dataset) -> Dataset:
 @pytest.mark.parametrize(
     "negatives",
     [
-        NegativesConfig(in_batch=False, popularity=300, popularity_alpha=1.0, mask_positives=False),
+        NegativesConfig(in_batch=False, popularity={"n": 300, "alpha": 1.0}, mask_positives=False),
         NegativesConfig(in_batch=False, popularity=200, uniform=200, mask_positives=False),
         NegativesConfig(in_batch=True, uniform=100, popularity=100, mask_positives=False),
     ],
@@ -325,7 +332,7 @@ def test_with_the_correction_the_mean_gradient_is_that_of_the_full_softmax_and_w
         # A batch of the training positives, so that in-batch candidates come by popularity.
         batch = shuffled.choice(len(data.train), 60, replace=False)
         user, item = data.train.user[batch], data.train.item[batch]
-        drawn = sampler(user, item, step, torch.zeros(0, dtype=torch.int64), torch.device("cpu"))
+        drawn = sampler(user, item, step)
         users = vectors[0].clone().requires_grad_()
         rows, items = users[torch.from_numpy(user).long()], vectors[1]
         full = cross_entropy(rows @ items.T, torch.from_numpy(item).long())

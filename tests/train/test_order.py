@@ -16,7 +16,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.random import RandomNegatives
+from twotower.train.negatives.random import UnseenItems
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes
 from twotower.train.pair_sampler import PairSampler
 from twotower.train.positive_sampler import PositiveSampler
@@ -149,7 +149,7 @@ def test_what_is_held_at_a_time_does_not_grow_with_the_shards(everything_data: D
 def test_keys_made_for_a_call_draw_what_cached_keys_draw(everything_data: Dataset) -> None:
     def draws(max_cached_pairs: int) -> list[npt.NDArray[Any]]:
         n_items = len(everything_data.items)
-        random = RandomNegatives(everything_data.seen_items, n_items, max_cached_pairs)
+        random = UnseenItems(everything_data.seen_items, n_items, max_cached_pairs)
         positives = PairSet(everything_data.positive_items, n_items, max_cached_pairs)
         users = np.array([3, 3, 9, 20, 59, 4])
         rng = np.random.default_rng(0)

@@ -123,7 +123,7 @@ def test_shuffling_is_a_new_order_every_epoch_without_random_negatives_too(every
 def test_random_negatives_carry_their_share_of_the_weight_of_all_negatives(
     everything_data: Dataset, random: int, share: float
 ) -> None:
-    epoch = PairSampler(everything_data, NegativesConfig(random=random, random_share=share), seed=1).epoch(0)
+    epoch = PairSampler(everything_data, NegativesConfig(random={"n": random, "share": share}), seed=1).epoch(0)
     sampled, negative = epoch.source < 0, epoch.label == 0
     weight = epoch.weight.astype(np.float64)
     assert weight[sampled].sum() / weight[negative].sum() == pytest.approx(share, rel=1e-5)
@@ -132,7 +132,9 @@ def test_random_negatives_carry_their_share_of_the_weight_of_all_negatives(
 
 
 def test_without_observed_negatives_every_random_one_weighs_one(everything_data: Dataset) -> None:
-    epoch = PairSampler(only_positives(everything_data), NegativesConfig(random=3, random_share=0.9), seed=1).epoch(0)
+    epoch = PairSampler(only_positives(everything_data), NegativesConfig(random={"n": 3, "share": 0.9}), seed=1).epoch(
+        0
+    )
     assert (epoch.source < 0).sum() == 3 * (epoch.source >= 0).sum()
     assert (epoch.weight == 1).all()
 
@@ -146,7 +148,7 @@ def test_a_user_who_likes_the_whole_catalogue_gets_no_random_negative_and_the_ot
     n_items = len(board.items)
     rows = [(0, i, True) for i in range(n_items)] + [(1, i, True) for i in range(n_items - 1)] + [(2, 4, False)]
     data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
-    sampler = PairSampler(data, NegativesConfig(random=2, random_share=0.25), seed=1)
+    sampler = PairSampler(data, NegativesConfig(random={"n": 2, "share": 0.25}), seed=1)
     epoch = sampler.epoch(0)
     sampled = epoch.source < 0
     assert len(epoch) == len(sampler) == len(rows) + 2 * (n_items - 1)

@@ -37,7 +37,7 @@ def test_ranks_beyond_the_catalogue_and_an_attribute_that_is_not_there_are_refus
     board: Dataset,
 ) -> None:
     cases: list[tuple[dict[str, object], str]] = [
-        ({"hard": 1}, r"negatives.hard_ranks starts at 101, and the catalogue has 30 items; lower it"),
+        ({"hard": 1}, r"negatives.hard.ranks starts at 101, and the catalogue has 30 items; lower it"),
         ({"attribute": "item_ids"}, r"no item feature 'item_ids' .*did you mean 'item_id'"),
     ]
     for negatives, words in cases:

@@ -32,7 +32,7 @@ from twotower.train.batches import ContrastiveBatch
 from twotower.train.checkpoint import Checkpoint
 from twotower.train.losses import LOSSES
 from twotower.train.negatives.candidates import Candidates
-from twotower.train.negatives.hard import HardNegatives
+from twotower.train.negatives.hard import HardSampler
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.progress import Callback
@@ -81,8 +81,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "popularity": {"in_batch": False, "popularity": 20},
     "full": {"full": True},
     "all": {
-        "uniform": 10, "popularity": 10, "cross_batch_memory": 64, "disliked": 1, "hard": 1, "hard_ranks": [2, 6], "hard_ratio": 20,
-        "hard_margin": 0.1, "attribute": "item_id",
+        "uniform": 10, "popularity": 10, "cross_batch_memory": 64, "disliked": 1, "hard": {"n": 1, "ranks": [2, 6], "ratio": 20, "margin": 0.1}, "attribute": "item_id",
     },
 }  # fmt: skip
 
@@ -206,7 +205,7 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
     epoch = trainer.objective.sampler.epoch(0)
     _, loss, _ = trainer.objective(epoch, 0, 0)
     user, item = epoch.user[:50], epoch.item[:50]
-    c = contrastive(trainer).candidates(user, item, 0, contrastive(trainer).memory.items, trainer.device)
+    c = contrastive(trainer).candidates(user, item, 0)
     factors = trainer.factors()
     u, v = (nn.functional.normalize(x.double()) for x in (factors.users[user], factors.items[c.items]))
     liked = set(zip(*(x[board.train.positive].tolist() for x in (board.train.user, board.train.item)), strict=True))
@@ -226,13 +225,13 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
 def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_but_the_first(
     board: Dataset, monkeypatch: pytest.MonkeyPatch, every: int, epochs: list[int]
 ) -> None:
-    negatives = {"hard": 1, "hard_ranks": [1, 3], "hard_ratio": 1, "hard_every": every}
+    negatives = {"hard": {"n": 1, "ranks": [1, 3], "ratio": 1, "every": every}}
     trainer = Trainer(board, settings(loss={"kind": "bpr"}, negatives=negatives, train={"epochs": 6}))
     mined: list[int] = []
     widths: dict[int, set[int]] = {}
-    mine, draw = HardNegatives.refresh, CandidateSampler.__call__
+    mine, draw = HardSampler.refresh, CandidateSampler.__call__
 
-    def watch(self: HardNegatives, users: torch.Tensor, items: torch.Tensor, epoch: int) -> None:
+    def watch(self: HardSampler, users: torch.Tensor, items: torch.Tensor, epoch: int) -> None:
         now = trainer.factors()
         assert torch.equal(now.users, users)
         assert torch.equal(now.items, items)
@@ -245,7 +244,7 @@ def test_hard_candidates_are_mined_from_the_present_model_every_so_many_epochs_b
         widths.setdefault(trainer.progress.epoch, set()).add(found.per_positive.shape[1])
         return found
 
-    monkeypatch.setattr(HardNegatives, "refresh", watch)
+    monkeypatch.setattr(HardSampler, "refresh", watch)
     monkeypatch.setattr(CandidateSampler, "__call__", drawn)
     trainer.run()
     assert mined == epochs
@@ -260,19 +259,16 @@ def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_posi
     vectors: list[torch.Tensor] = []
     for number in range(4):
         part = slice(40 * number, 40 * (number + 1))
-        before = objective.memory.items.tolist()
-        assert before == epoch.item[: 40 * number][-90:].tolist()
         with torch.no_grad():
             trainer.model.train()
             trainer._seed(trainer.progress.step)
-            drawn = objective.candidates(
-                epoch.user[part], epoch.item[part], number, objective.memory.items, trainer.device
-            )
+            drawn = objective.candidates(epoch.user[part], epoch.item[part], number)
+            assert drawn.memory_items.tolist() == epoch.item[: 40 * number][-90:].tolist()
             batch = objective.batcher.contrastive_batch(epoch.user[part], epoch.source[part], drawn.items, False)
             trainer.model.user_vectors(batch.users)  # draws the unknown values that come first
             vectors.append(trainer.model.item_vectors(batch.items)[drawn.positive])
         trainer.step(epoch, number)
-        remembered = objective.memory.vectors
+        remembered = objective.candidates(epoch.user[part], epoch.item[part], number).memory_vectors
         assert remembered is not None
         assert not remembered.requires_grad
         # As the model was then: nothing is embedded again.
@@ -341,13 +337,13 @@ def test_the_average_of_the_weights_is_what_is_evaluated(board: Dataset) -> None
 
 
 def test_mining_is_training_time(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(self: HardNegatives, *args: Any) -> None:
+    def slow(self: HardSampler, *args: Any) -> None:
         mined.append(time.perf_counter())
         time.sleep(0.5)
 
     mined: list[float] = []
-    monkeypatch.setattr(HardNegatives, "refresh", slow)
-    config = settings(loss={"kind": "softmax"}, negatives={"hard": 1, "hard_ranks": [1, 3]})
+    monkeypatch.setattr(HardSampler, "refresh", slow)
+    config = settings(loss={"kind": "softmax"}, negatives={"hard": {"n": 1, "ranks": [1, 3]}})
     found = Trainer(board, config).run()
     first, second = (h["train.seconds"] for h in found.history)
     assert len(mined) == 1

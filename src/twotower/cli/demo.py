@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _TOWER: TomlValue = {"layers": [128, 64], "senet": {"enabled": True}}
 SETTINGS: dict[str, TomlValue] = {
     "model": {"width": 32, "pairs": [{"user": _TOWER, "item": _TOWER}]},
-    "negatives": {"random": 5, "random_share": 0.7},
+    "negatives": {"random": {"n": 5, "share": 0.7}},
     "train": {
         "epochs": 8,
         "batch_size": 8192,

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from twotower.config.experiment import Config
 from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
-from twotower.kinds import Kind, Kinds
+from twotower.kinds import ByName, Kind, Kinds
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.pooling import Pooling
 from twotower.section import Section, Tier
@@ -46,6 +46,8 @@ class OptionTable:
     """True if its `kind` says which options it takes."""
     same_as: str = ""
     """Name of an earlier table with the same options."""
+    optional: bool = False
+    """True if the table switches on what it names."""
 
 
 def config_tables() -> tuple[OptionTable, ...]:
@@ -67,7 +69,7 @@ def of_tier(tables: Iterable[OptionTable], tier: Tier) -> list[OptionTable]:
         for table in narrowed
         if table.options
         or table.same_as in names
-        or (table.kind and tier == "tune")
+        or ((table.kind or table.optional) and tier == "tune")
         or (table.listed and any(name.startswith(f"{table.name}.") for name in names))
     ]
 
@@ -86,6 +88,8 @@ class _Content:
     """The section, or the protocol of its kinds."""
     kinds: Mapping[str, SectionType] = field(default_factory=dict)
     listed: bool = False
+    by_name: frozenset[str] | None = None
+    """Kinds that are on by default, if each stands under its name; else None."""
 
 
 def _content(info: FieldInfo) -> _Content | None:
@@ -95,7 +99,8 @@ def _content(info: FieldInfo) -> _Content | None:
         element = get_args(held)[0]
         held, *marks = get_args(element) if get_origin(element) is Annotated else (element,)
     if registry := next((m for m in marks if isinstance(m, Kinds)), None):
-        return _Content(registry.protocol, {kind.kind: kind for kind in registry}, listed)
+        by_name = frozenset(kind.kind for kind in info.default) if ByName in info.metadata else None
+        return _Content(registry.protocol, {kind.kind: kind for kind in registry}, listed, by_name)
     if held is PoolingSpec:  # the schema stands below the poolings
         return _Content(Pooling, {kind.kind: kind for kind in POOLINGS}, listed)
     if members := [m for m in get_args(held) if isinstance(m, type) and issubclass(m, Section)]:
@@ -120,7 +125,11 @@ def _section_tables(
     nested = [(key, info) for key, info in own if key not in section.model_fields and (c := _content(info)) and c.kinds]
     for key, info in [*section.model_fields.items(), *nested]:
         path, inner = f"{name}.{key}".strip("."), _content(info)
-        if inner and seen.get(inner.section) != path:
+        if inner and inner.by_name is not None:
+            for word, found in inner.kinds.items():
+                options = tuple(_own_options(found, inner.section))
+                yield OptionTable(f"{name}.{word}", options, _documentation(found), optional=True)
+        elif inner and seen.get(inner.section) != path:
             default = str(getattr(info.default, "kind", ""))
             meaning = f"{', '.join(inner.kinds)}, or the import path of another kind, `module:Class`."
             kind = Option("kind", _toml(default) if default else "", meaning, section.tier(key))
@@ -135,7 +144,11 @@ def _own_options(section: SectionType, protocol: SectionType | None = None) -> I
         if protocol is not None and (key == "kind" or repr(shared.get(key)) == repr(info)):
             continue
         inner = _content(info)
-        if inner is None or (protocol is not None and inner.kinds):
+        if inner and inner.by_name is not None:
+            for word, found in inner.kinds.items():
+                about = " ".join(_documentation(found).split()).partition(". ")[0].rstrip(".")
+                yield Option(word, _toml(word in inner.by_name), f"{about}.", section.tier(word))
+        elif inner is None or (protocol is not None and inner.kinds):
             default = info.default.kind if isinstance(info.default, PoolingSpec | Kind) else info.default
             yield Option(key, "" if info.is_required() else _toml(default), _meaning(info), section.tier(key))
         elif protocol is not None:
@@ -177,7 +190,9 @@ def _template_lines(table: OptionTable) -> Iterator[str]:
     about = " ".join(table.about.partition("\n\n")[0].split())
     if table.same_as:
         yield f"\n# {heading}: as [{table.same_as}]"
-    elif table.kind or (table.of_kinds and (table.listed or table.name.startswith("schema.features."))):
+    elif (
+        table.kind or table.optional or (table.of_kinds and (table.listed or table.name.startswith("schema.features.")))
+    ):
         yield f"# kind = {_toml(table.kind)}: {about}" if table.kind else f"\n# {heading}: {about}"
         yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
     elif table.options or table.listed:

@@ -40,7 +40,14 @@ RENAMED: dict[str, str] = {
     "model.pairs.item.history": "schema.features.sequence.pooling",
     "model.pairs.user.branches.kind = 'plain'": "model.pairs.user.branches.kind = 'identity'",
     "model.pairs.item.branches.kind = 'plain'": "model.pairs.item.branches.kind = 'identity'",
-    "negatives.alpha": "negatives.popularity_alpha",
+    "negatives.alpha": "negatives.popularity.alpha",
+    "negatives.popularity_alpha": "negatives.popularity.alpha",
+    "negatives.random_share": "negatives.random.share",
+    "negatives.hard_ranks": "negatives.hard.ranks",
+    "negatives.hard_ratio": "negatives.hard.ratio",
+    "negatives.hard_every": "negatives.hard.every",
+    "negatives.hard_margin": "negatives.hard.margin",
+    "negatives.attribute_items": "negatives.attribute.n",
     "negatives.memory": "negatives.cross_batch_memory",
     "negatives.observed": "negatives.disliked",
     "train.shards": "train.data_shards",
@@ -192,6 +199,8 @@ def _replace_key(
     step, *rest = path
     if rest:
         inner = node.get(step, [{}] if rest[0].isdigit() else {})
+        if isinstance(inner, bool):  # a switch takes the options of what it switches
+            inner = {}
         value = _replace(inner, [*above, step], rest, value, text)
     return {**node, step: value}
 

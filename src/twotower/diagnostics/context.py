@@ -97,13 +97,15 @@ class DiagnosisContext:
         by_user = config.train.history_scope == "causal"
         size = config.train.batch_size
         epoch = PositiveSampler(self.data, config.train.seed, config.train.shuffle, by_user).epoch(0)
-        some = epoch.take(0, slice(0, size + config.negatives.cross_batch_memory))
+        some = epoch.take(0, slice(0, size + config.negatives.remembered))
         user, item = some.user[:size], some.item[:size]
         sampler = CandidateSampler(self.data, config.negatives, config.train.seed)
-        if sampler.hard and self.finite:
-            sampler.hard.refresh(self.factors.users, self.factors.items, 1)
-        memory = torch.from_numpy(some.item[size:].astype(np.int64))
-        drawn = sampler(user, item, 0, memory, torch.device("cpu"))
+        if self.finite:
+            sampler.begin_epoch(lambda: self.factors, 1)
+        earlier = torch.from_numpy(some.item[size:].astype(np.int64))
+        if len(earlier):
+            sampler.remember(earlier, torch.zeros(len(earlier), 1))
+        drawn = sampler(user, item, 0)
         columns = max(1, len(drawn.log_q) + drawn.per_positive.shape[1])
         rows = sample(np.arange(len(user)), max(1, min(MAX_BATCH_POSITIVES, MAX_BATCH_CELLS // columns)))
         drawn = drawn.take(torch.from_numpy(rows))
@@ -149,12 +151,10 @@ class DiagnosisContext:
 
     @cached_property
     def losses(self) -> list[float]:
-        """Mean training loss of the epochs with comparable candidates. With a memory or hard negatives the first epoch
-        is left out, because the memory fills and hard negatives start in it."""
+        """Mean training loss of the epochs with comparable candidates. With a source that warms up, such as
+        a memory that fills, the first epoch is left out."""
         losses = [float(h["train.loss"]) for h in self.run.history if "train.loss" in h]
-        changes = not self.config.loss.pointwise and bool(
-            self.config.negatives.cross_batch_memory or self.config.negatives.hard
-        )
+        changes = not self.config.loss.pointwise and any(s.warms_up for s in self.config.negatives.sources)
         return losses[1:] if changes else losses
 
     @cached_property

@@ -104,7 +104,8 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
     if len(users) < 2:
         return
     test_data = comparison_data(data, users)
-    retrieves = not config.loss.pointwise or config.negatives.random > 0
+    drawn_pairs = config.negatives.pairs
+    retrieves = not config.loss.pointwise or bool(drawn_pairs)
     ranked = config.evaluation.metric_set.find(config.train.monitor).at_cut_offs
     n_users, n_items = len(data.users), len(data.items)
     k = config.evaluation.k[0]
@@ -116,11 +117,11 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         for c in _compare_with_baseline(context, counts, users, test_data, [k], f"ndcg@{k}"):
             yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
     if config.loss.pointwise:
-        severity: Severity = "warning" if config.negatives.random else "error"
+        severity: Severity = "warning" if drawn_pairs else "error"
         remedy = (
-            "Random negatives train the ranking of the catalogue at the cost of the AUC of shown items: for the latter "
-            "lower negatives.random_share."
-            if config.negatives.random
+            "Drawn pairs train the ranking of the catalogue at the cost of the AUC of shown items: for the latter "
+            f"lower negatives.{drawn_pairs[0].kind}.share."
+            if drawn_pairs
             else "Raise train.epochs, set model.bias = true, and see the other findings."
         )
         fitted = bias_baseline(data.train, n_users, n_items)

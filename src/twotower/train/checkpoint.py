@@ -31,7 +31,7 @@ from twotower.train.torchrec.shard import EmbeddingShard
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Number of the present format, in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
 """The newest, and the one before it in case the newest is damaged."""

@@ -22,7 +22,6 @@ def contrastive_loss(
     candidates: Candidates,
     loss: ContrastiveLoss,
     n_items: int,
-    margin: float = 0.0,
     dtype: torch.dtype = torch.float32,
     batch_size: int = 0,
     max_block_logits: int = MAX_BLOCK_LOGITS,
@@ -30,8 +29,7 @@ def contrastive_loss(
     """Return the mean loss of B positives against their candidates.
 
     `users` are the vectors of the positives' users; `items` those of `candidates.items` and, after them, of the cross-batch
-    memory. `n_items` is the size of the catalogue. A hard negative that scores within `margin` of the positive is left out,
-    if `margin` > 0. `dtype` is that of the matrix products. With `batch_size` the B positives are a part of a batch of that
+    memory. `n_items` is the size of the catalogue. `dtype` is that of the matrix products. With `batch_size` the B positives are a part of a batch of that
     size, and the result is their part of its mean. At most `max_block_logits` logits, but at least those of 16 rows, are held
     at a time.
     """
@@ -52,8 +50,8 @@ def contrastive_loss(
         if shifts:
             logits += shifts.candidates
         c.mask_excluded(logits, rows)
-        if own is not None and margin and c.hard:
-            own[:, -c.hard :].masked_fill_(own[:, -c.hard :] > chosen - margin, -torch.inf)
+        if own is not None and c.margins is not None:
+            own.masked_fill_(own > chosen - c.margins, -torch.inf)
         if shifts:
             chosen = chosen + shifts.positives[positive]
             own = None if own is None else own.add_(shifts.positives[positive])

@@ -12,7 +12,6 @@ from twotower.arrays.types import Float, Ints, Shaped
 from twotower.evaluation.factors import Factors
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import ContrastiveLoss
-from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.objective import BatchLoss, Objective
 from twotower.train.order import Epoch
@@ -26,33 +25,28 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         """Return the source of the positives, and prepare that of their candidates."""
         config, negatives = self.recipe.train, self.recipe.negatives
         sampler = PositiveSampler(self.dataset, config.seed, config.shuffle, self.causal, config.data_shards)
-        self.candidates = CandidateSampler(self.dataset, negatives, config.seed)
-        self.memory = CrossBatchMemory(negatives.cross_batch_memory, self.device)
-        self.parts["memory"] = self.memory
-        if self.candidates.hard:
-            self.parts["hard_negatives"] = self.candidates.hard
+        self.candidates = CandidateSampler(self.dataset, negatives, config.seed, self.device)
+        self.parts |= self.candidates.samplers
         histories = self.dataset.schema.histories()
         self._histories_hold_dislikes = any(h.interactions != "positive" for h in histories)
         return sampler
 
     def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
-        """Rank hard negatives with the present model, at the start of every `hard_every`-th epoch but the first."""
-        if (hard := self.candidates.hard) and hard.is_due(epoch):
-            current = factors()
-            hard.refresh(current.users, current.items, epoch)
+        """Prepare the sources of the candidates."""
+        self.candidates.begin_epoch(factors, epoch)
 
     def __call__(self, epoch: Epoch, batch: int, step: int) -> BatchLoss:
         """Return the loss of a batch."""
-        config, memory, context = self.recipe, self.memory, self.context
+        config, context = self.recipe, self.context
         whole, ends, own_part = self.examples(epoch, batch)
         own = whole[own_part]
-        # A disliked negative must not be in the positive's history; a causal history holds the earlier interactions.
-        source = whole.source if self.causal and self._histories_hold_dislikes else None
-        drawn = self.candidates(whole.user, whole.item, step, memory.items, self.device, source, ends, own_part)
+        # A negative must not be in the positive's history; a causal history holds the earlier interactions.
+        rows_in_time = whole.source if self.causal and self._histories_hold_dislikes else None
+        drawn = self.candidates(whole.user, whole.item, step, rows_in_time, ends, own_part)
         part = context.partition(drawn.shared)
         sizes = context.partition_sizes(drawn.shared)
         rows = np.concatenate([drawn.items[part], drawn.items[drawn.shared :]])
-        left_out = self._left_out(whole.source, drawn.disliked)
+        left_out = self._left_out(whole.source, drawn.interactions)
         # All ranks take part in every collective: a rank without a row embeds one, and drops it.
         embedded, embedded_items = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
         positives = self.batcher.contrastive_batch(
@@ -76,21 +70,21 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
             )
         if positives.user is not None:
             users = users.index_select(0, positives.user)
-        columns = items if memory.vectors is None else torch.cat([items, memory.vectors])
+        columns = items if drawn.memory_vectors is None else torch.cat([items, drawn.memory_vectors])
         loss = contrastive_loss(
-            users[: len(own)], columns, drawn, self.loss, len(self.dataset.items), config.negatives.hard_margin,
+            users[: len(own)], columns, drawn, self.loss, len(self.dataset.items),
             torch.bfloat16 if config.train.precision == "bf16" else torch.float32, len(whole),
         )  # fmt: skip
-        if memory.size:
+        if config.negatives.remembered:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
-            memory.enqueue(latest, items.index_select(0, drawn.batch_positive))
+            self.candidates.remember(latest, items.index_select(0, drawn.batch_positive))
         return BatchLoss(len(whole), loss, mimic_loss)
 
-    def _left_out(self, source: Shaped[Ints, "B"], disliked: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:
-        """Return the interactions that no history of the batch may hold: the batch's, and those of disliked negatives."""
+    def _left_out(self, source: Shaped[Ints, "B"], drawn: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:
+        """Return the interactions that no history of the batch may hold: the batch's, and those `drawn` as negatives."""
         # A rank without a row of the batch has drawn nothing, and leaves out what the others drew.
         drawn_apart = self.recipe.train.data_shards > 1 or len(source) < self.context.world_size
-        if self.context.world_size > 1 and drawn_apart and self.recipe.negatives.disliked:
-            counts = self.context.all_gather_array(np.array([len(disliked)]), [1] * self.context.world_size)
-            disliked = self.context.all_gather_array(disliked, [int(n) for n in counts])
-        return np.concatenate([source, disliked]) if len(disliked) else source
+        if self.context.world_size > 1 and drawn_apart and self.candidates.gives_interactions:
+            counts = self.context.all_gather_array(np.array([len(drawn)]), [1] * self.context.world_size)
+            drawn = self.context.all_gather_array(drawn, [int(n) for n in counts])
+        return np.concatenate([source, drawn]) if len(drawn) else source

@@ -24,16 +24,13 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
     """Raise DataError or ConfigError, before anything is written, if the training part has one class only and nothing adds
     the other, or if the monitor cannot be measured."""
     only_positives = bool(dataset.train.positive.all())
-    if recipe.loss.pointwise and only_positives and not recipe.negatives.random:
+    if recipe.loss.pointwise and only_positives and not recipe.negatives.pairs:
         raise DataError(
-            "every training interaction is a positive, and negatives.random is 0; set negatives.random = 5, "
+            "every training interaction is a positive, and no source of negatives gives pairs; set negatives.random = 5, "
             "or loss.kind = 'softmax', or name a label and schema.positive_above"
         )
-    if recipe.negatives.disliked and only_positives:
-        raise ConfigError(
-            "negatives.disliked draws interactions that the user did not like, and every training interaction is a "
-            "positive; drop it, or name a label and schema.positive_above"
-        )
+    for source in recipe.negatives.sources:
+        source.check(dataset)
     positive, monitor = dataset.validation.positive, recipe.train.monitor
     k = recipe.evaluation.k[0]
     if monitor in ("validation.auc", "validation.gauc") and (positive.all() or not positive.any()):
@@ -61,8 +58,7 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
                 f"feature '{f.name}': a sequence {what} does not go with train.history_scope = 'causal'; drop it or "
                 "set train.history_scope = 'leave_batch_out'"
             )
-    n = recipe.negatives
-    if causal and not (n.full or n.random or n.uniform or n.popularity or n.cross_batch_memory):
+    if causal and not any(s.beyond_batch for s in recipe.negatives.sources):
         log.warning(
             "with train.history_scope = 'causal' a batch holds few users, so the batch alone gives few "
             "candidates; add negatives.uniform, or negatives.full = true"

@@ -13,7 +13,7 @@ from twotower.section import Section
 from twotower.train.losses import LOSSES
 from twotower.train.losses.bce import Bce
 from twotower.train.losses.loss import ContrastiveLoss, PointwiseLoss
-from twotower.train.negatives.config import NegativesConfig
+from twotower.train.negatives.config import SOURCES, NegativesConfig
 from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.optimizers.adam import Adam
 from twotower.train.optimizers.optimizer import Optimizer
@@ -123,20 +123,16 @@ class Recipe(Section):
         n = self.negatives
         others = f"set loss.kind to one of {', '.join(loss.kind for loss in LOSSES if not loss.pointwise)}"
         if self.loss.pointwise:
-            if asked := [*n.drawn(), *(["full"] if n.full else [])]:
+            if asked := [s.kind for s in n.sources if s.draws and not s.gives_pairs]:
                 raise ValueError(
                     f"negatives.{asked[0]} gives candidates, and loss.kind = '{self.loss.kind}' takes pairs; {others}"
                 )
             if self.train.history_scope == "causal":
                 raise ValueError(f"train.history_scope = 'causal' needs candidates; {others}")
-        elif n.random and n.full:
+        elif not any(s.certain for s in n.sources):
             raise ValueError(
-                "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two"
-            )
-        if not self.loss.pointwise and not (n.full or n.in_batch or n.random or n.uniform or n.popularity):
-            raise ValueError(
-                f"loss.kind = '{self.loss.kind}' has no candidates; set negatives.in_batch = true, or a number for "
-                "negatives.random, negatives.uniform or negatives.popularity, or negatives.full = true"
+                f"loss.kind = '{self.loss.kind}' has no candidates; switch on one of the sources "
+                f"{', '.join(f'negatives.{s.kind}' for s in SOURCES if s.certain)}"
             )
         if self.loss.mimic and not any(t.augment for p in self.model.pairs for t in (p.user, p.item)):
             raise ValueError(

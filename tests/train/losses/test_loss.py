@@ -136,7 +136,7 @@ def candidates(positive: list[int], counts: list[float], own: Tensor | None = No
     return Candidates(
         items=np.arange(n), shared=n, memory_items=torch.zeros(0, dtype=torch.int64), positive=torch.tensor(positive),
         counts=torch.tensor(counts, dtype=torch.float32), log_q=torch.zeros(n),
-        per_positive=torch.zeros(len(positive), 0, dtype=torch.int64) if own is None else own, hard=0, exclusions=None,
+        per_positive=torch.zeros(len(positive), 0, dtype=torch.int64) if own is None else own, exclusions=None,
     )  # fmt: skip
 
 

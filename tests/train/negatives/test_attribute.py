@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from candidate_worlds import CPU, NONE, liked_of, own_items, positives
+from candidate_worlds import liked_of, own_items, positives
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 
 from twotower.config.experiment import Config
@@ -51,11 +51,11 @@ def test_a_candidate_by_attribute_shares_a_known_value_with_the_positive(name: s
         frame = data.items.frame[name].to_list()
         values = [set(v) if isinstance(v, list) else {v} - {None, "rare"} for v in frame]
         assert set() in values
-    sampler = CandidateSampler(data, NegativesConfig(attribute=name, attribute_items=3, mask_positives=False), seed=2)
+    sampler = CandidateSampler(data, NegativesConfig(attribute={"feature": name, "n": 3}, mask_positives=False), seed=2)
     user, item = positives(data)
     seen: dict[int, set[int]] = {i: set() for i in range(30)}
     for step in range(40):
-        for i, row in zip(item.tolist(), own_items(sampler(user, item, step, NONE, CPU)), strict=True):
+        for i, row in zip(item.tolist(), own_items(sampler(user, item, step)), strict=True):
             assert len(set(row)) == len(row) <= 3
             assert i not in row
             assert all(values[i] & values[other] for other in row)
@@ -68,12 +68,12 @@ def test_a_candidate_by_attribute_shares_a_known_value_with_the_positive(name: s
 def test_a_candidate_by_attribute_may_be_another_positive_of_the_user_only_without_the_mask(mask: bool) -> None:
     data = towns()
     liked = liked_of(data)
-    config = NegativesConfig(attribute="tags", attribute_items=3, mask_positives=mask)
+    config = NegativesConfig(attribute={"feature": "tags", "n": 3}, mask_positives=mask)
     sampler = CandidateSampler(data, config, seed=2)
     user, item = positives(data)
     liked_ones = 0
     for step in range(10):
-        for u, row in zip(user.tolist(), own_items(sampler(user, item, step, NONE, CPU)), strict=True):
+        for u, row in zip(user.tolist(), own_items(sampler(user, item, step)), strict=True):
             liked_ones += len(set(row) & liked[u])
     assert (liked_ones == 0) is mask
 

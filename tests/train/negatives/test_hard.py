@@ -15,12 +15,13 @@ from torch import Tensor
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.hard import HARD_NEGATIVES_PER_USER, HardNegatives
+from twotower.train.negatives.hard import HARD_NEGATIVES_PER_USER, HardNegatives, HardSampler
 from twotower.train.negatives.mixture import CandidateSampler
+from twotower.train.negatives.source import Positives
 
 
-def hard_negatives(data: Dataset, ranks: tuple[int, int]) -> HardNegatives:
-    return HardNegatives(data.positive_items, len(data.items), NegativesConfig(hard=2, hard_ranks=ranks), seed=1)
+def hard_negatives(data: Dataset, ranks: tuple[int, int]) -> HardSampler:
+    return HardSampler(HardNegatives(n=2, ranks=ranks), data.positive_items, len(data.items), seed=1)
 
 
 def ranked(data: Dataset, users: Tensor, items: Tensor) -> list[list[int]]:
@@ -95,7 +96,7 @@ def test_of_a_wide_window_a_random_part_is_kept_and_another_at_the_next_mining(b
 
 def test_a_window_that_starts_beyond_the_catalogue_is_refused_before_training(board: Dataset) -> None:
     with pytest.raises(
-        ConfigError, match="negatives.hard_ranks starts at 31, and the catalogue has 30 items; lower it"
+        ConfigError, match="negatives.hard.ranks starts at 31, and the catalogue has 30 items; lower it"
     ):
         hard_negatives(board, (31, 40))
     assert hard_negatives(board, (30, 40))
@@ -110,6 +111,7 @@ def test_windows_continue_from_their_state_and_draw_the_same(board: Dataset) -> 
     whole.refresh(torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
     again.load_state(whole.state())
     users = np.arange(40, dtype=np.int32)
-    one, other = (hard.draw(users, 1e6, np.random.default_rng(0)) for hard in (whole, again))
+    asked = Positives(users, users, None, others=1e6)
+    one, other = (hard.draw(asked, np.random.default_rng(0)) for hard in (whole, again))
     assert one.shape == (40, 2)
     assert np.array_equal(one, other)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from candidate_worlds import CPU, NONE, ROW, columns_of, liked_of, own_items, positives, world
+from candidate_worlds import ROW, columns_of, liked_of, own_items, positives, world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,16 +16,15 @@ from torch import Tensor
 from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, TRAIN
+from twotower.evaluation.factors import Factors
 from twotower.train.negatives.candidates import Candidates, Exclusions
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.positive_sampler import PositiveSampler
 
 
 def refreshed(sampler: CandidateSampler, users: Tensor, items: Tensor, epoch: int) -> None:
-    assert sampler.hard is not None
-    sampler.hard.refresh(users, items, epoch)
+    sampler.begin_epoch(lambda: Factors(users, items), epoch)
 
 
 def same(a: Candidates | Exclusions | None, b: Candidates | Exclusions | None) -> bool:
@@ -53,42 +52,43 @@ def zipf(board: Dataset) -> Dataset:
 MIXTURES: dict[str, dict[str, Any]] = {
     "in batch": {},
     "uniform": {"in_batch": False, "uniform": 25},
-    "popularity": {"in_batch": False, "popularity": 25, "popularity_alpha": 1.0},
-    "popularity^0.5": {"in_batch": False, "popularity": 25, "popularity_alpha": 0.5},
-    "popularity^0": {"in_batch": False, "popularity": 25, "popularity_alpha": 0.0},
+    "popularity": {"in_batch": False, "popularity": {"n": 25, "alpha": 1.0}},
+    "popularity^0.5": {"in_batch": False, "popularity": {"n": 25, "alpha": 0.5}},
+    "popularity^0": {"in_batch": False, "popularity": {"n": 25, "alpha": 0.0}},
     "uniform and memory": {"in_batch": False, "uniform": 10, "cross_batch_memory": 70},
     "all": {"uniform": 10, "popularity": 15, "cross_batch_memory": 70},
 }
+
+DRAWN = {"in batch": 0, "uniform and memory": 10} | dict.fromkeys(
+    ("uniform", "popularity", "popularity^0.5", "popularity^0", "all"), 25
+)
+"""Items that the sources of each mixture draw for a batch."""
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Dataset, name: str) -> None:
     data, config = zipf(board), NegativesConfig(**MIXTURES[name])
-    sampler, source, memory = (
-        CandidateSampler(data, config, seed=3),
-        PositiveSampler(data, seed=5),
-        CrossBatchMemory(config.cross_batch_memory),
-    )
+    sampler, source = CandidateSampler(data, config, seed=3), PositiveSampler(data, seed=5)
     n, batch, step = len(data.items), 20, 0
     seen, expected = np.zeros(n), np.zeros(n)
     for number in range(80):
         epoch = source.epoch(number)
         for start in range(0, len(epoch), batch):
             user, item = epoch.user[start : start + batch], epoch.item[start : start + batch]
-            c = sampler(user, item, step, memory.items, CPU)
+            c = sampler(user, item, step)
             step += 1
             columns = columns_of(c)
             np.add.at(seen, columns, c.counts.numpy())
             # Expected of every item, also of those that were not drawn.
-            expected += np.exp(sampler.log_q(np.arange(n), len(user), len(memory.items)).astype(np.float64))
+            expected += np.exp(sampler.log_q(np.arange(n), len(user)).astype(np.float64))
             told = dict(zip(columns, c.log_q.tolist(), strict=True))
-            for i, q in zip(range(n), sampler.log_q(np.arange(n), len(user), len(memory.items)).tolist(), strict=True):
+            for i, q in zip(range(n), sampler.log_q(np.arange(n), len(user)).tolist(), strict=True):
                 assert told.get(i, q) == pytest.approx(q)
-            assert c.counts[: c.shared].sum() == config.in_batch * len(user) + config.uniform + config.popularity
-            memory.enqueue(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 1))
-    assert memory.items.tolist() == [] if not config.cross_batch_memory else len(memory.items) == 70
+            assert c.counts[: c.shared].sum() == DRAWN[name] + MIXTURES[name].get("in_batch", True) * len(user)
+            sampler.remember(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 1))
+    assert len(c.memory_items) == config.remembered
     # A count is a sum of draws, each in the memory up to 70 / 20 + 1 times: its variance is at most so many means.
-    times = 5 if config.cross_batch_memory else 1
+    times = 5 if config.remembered else 1
     off = (seen - expected) / np.sqrt(times * np.maximum(expected, 0.2))
     assert np.abs(off).max() < 4.5, off
     assert seen.sum() == pytest.approx(expected.sum(), rel=1e-3)
@@ -103,11 +103,13 @@ def test_popularity_counts_what_was_liked_in_training_and_nothing_else(board: Da
     rows = [(u, 1, True) for u in range(8)] + [(u, 2, True) for u in range(2)] + [(u, 3, False) for u in range(9)]
     data = world(board, [*rows, *((u, 4, True) for u in range(9))])
     data = replace(data, parts=np.array([TRAIN] * len(rows) + [TEST] * 9, np.int8))
-    config = NegativesConfig(in_batch=False, popularity=1, popularity_alpha=1.0)
-    told = np.exp(CandidateSampler(data, config, 1).log_q(np.arange(6), 0, 0))
+    config = NegativesConfig(in_batch=False, popularity={"n": 1, "alpha": 1.0})
+    told = np.exp(CandidateSampler(data, config, 1).log_q(np.arange(6), 0))
     assert told.tolist() == pytest.approx([0, 0.8, 0.2, 0, 0, 0])
     rooted = np.exp(
-        CandidateSampler(data, config.model_copy(update={"popularity_alpha": 0.5}), 1).log_q(np.arange(6), 0, 0)
+        CandidateSampler(data, NegativesConfig(in_batch=False, popularity={"n": 1, "alpha": 0.5}), 1).log_q(
+            np.arange(6), 0
+        )
     )
     assert rooted.tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0, 0, 0])
 
@@ -115,7 +117,7 @@ def test_popularity_counts_what_was_liked_in_training_and_nothing_else(board: Da
 def test_without_the_batchs_own_positives_a_column_counts_only_what_was_drawn(board: Dataset) -> None:
     data = zipf(board)
     user, item = positives(data, 30)
-    c = CandidateSampler(data, NegativesConfig(in_batch=False, uniform=4), 1)(user, item, 0, NONE, CPU)
+    c = CandidateSampler(data, NegativesConfig(in_batch=False, uniform=4), 1)(user, item, 0)
     assert c.counts.sum() == 4
     assert set(item.tolist()) <= set(columns_of(c))
     assert (c.counts == 0).any()
@@ -138,14 +140,16 @@ def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
 ) -> None:
     data = world(board, [*rows, (39, 3, True)])
     config = NegativesConfig(
-        in_batch=in_batch, uniform=9, popularity=4, cross_batch_memory=12, disliked=2, hard=2, hard_ranks=(1, 20), hard_ratio=1,
+        in_batch=in_batch, uniform=9, popularity=4, cross_batch_memory=12, disliked=2, hard={"n": 2, "ranks": [1, 20], "ratio": 1},
         mask_positives=mask,
     )  # fmt: skip
     sampler = CandidateSampler(data, config, seed=4)
     rng = torch.Generator().manual_seed(step)
     refreshed(sampler, torch.randn(40, 3, generator=rng), torch.randn(30, 3, generator=rng), 1)
     user, item = positives(data, 20, step)
-    c = sampler(user, item, step, torch.tensor(memory, dtype=torch.int64), CPU)
+    if memory:
+        sampler.remember(torch.tensor(memory), torch.zeros(len(memory), 1))
+    c = sampler(user, item, step)
     liked, columns = liked_of(data), columns_of(c)
     assert len(set(c.items.tolist())) == len(c.items)
     assert columns[len(columns) - len(memory) :] == memory
@@ -176,16 +180,15 @@ def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_mor
     board: Dataset, ranks: tuple[int, int], kept: int, ratio: float, each: float
 ) -> None:
     """60 others a positive: at least `ratio` of them for each mined one, on average, at most two mined ones."""
-    config = NegativesConfig(in_batch=False, uniform=60, hard=2, hard_ranks=ranks, hard_ratio=ratio)
+    config = NegativesConfig(in_batch=False, uniform=60, hard={"n": 2, "ranks": [*ranks], "ratio": ratio})
     sampler = CandidateSampler(board, config, seed=1)
     user, item = positives(board, 300)
-    assert sampler(user, item, 0, NONE, CPU).per_positive.shape[1] == 0  # nothing is mined yet
+    assert sampler(user, item, 0).per_positive.shape[1] == 0  # nothing is mined yet
     rng = torch.Generator().manual_seed(0)
     refreshed(sampler, torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
     counts, seen = [], set()
     for step in range(20):
-        c = sampler(user, item, step, NONE, CPU)
-        assert c.hard == 2
+        c = sampler(user, item, step)
         found = own_items(c)
         counts += [len(row) for row in found]
         assert all(len(set(row)) == len(row) for row in found)
@@ -201,8 +204,7 @@ def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_mor
 # ---- the same again
 
 EVERY_SOURCE = NegativesConfig(
-    uniform=20, popularity=20, random=3, disliked=2, hard=2, hard_ranks=(1, 20), hard_ratio=7, attribute="brand",
-    attribute_items=2, cross_batch_memory=30,
+    uniform=20, popularity=20, random=3, disliked=2, hard={"n": 2, "ranks": [1, 20], "ratio": 7}, attribute={"feature": "brand", "n": 2}, cross_batch_memory=30,
 )  # fmt: skip
 
 
@@ -216,7 +218,7 @@ def test_a_draw_looks_at_the_rows_of_its_batch_alone(everything_data: Dataset, m
 
     monkeypatch.setattr(Ragged, "lengths", property(of_all_rows))
     refreshed(sampler, torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
-    assert sampler(*positives(everything_data, 20), 0, torch.arange(30), CPU).per_positive.shape[1] == 9
+    assert sampler(*positives(everything_data, 20), 0).per_positive.shape[1] == 9
 
 
 def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
@@ -227,29 +229,29 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
     def sampler(seed: int) -> CandidateSampler:
         made = CandidateSampler(data, EVERY_SOURCE, seed)
         refreshed(made, *vectors, 1)
+        made.remember(torch.arange(30), torch.zeros(30, 1))
         return made
 
     user, item = positives(data, 64)
-    memory = torch.arange(30)
     first = sampler(1)
-    drawn = [first(user, item, step, memory, CPU) for step in range(4)]
+    drawn = [first(user, item, step) for step in range(4)]
     again = sampler(1)
     for step in (2, 0, 3, 1):
-        assert same(again(user, item, step, memory, CPU), drawn[step])
+        assert same(again(user, item, step), drawn[step])
     assert not same(drawn[0], drawn[1])
-    assert not same(sampler(2)(user, item, 0, memory, CPU), drawn[0])
+    assert not same(sampler(2)(user, item, 0), drawn[0])
     # Neither does the state of the global generators matter, nor is it touched.
     np.random.seed(3)
     torch.manual_seed(3)
     before = torch.random.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
-    assert same(again(user, item, 1, memory, CPU), drawn[1])
+    assert same(again(user, item, 1), drawn[1])
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
 
 
 def test_the_whole_catalogue_needs_no_draw(everything_data: Dataset) -> None:
     user, item = positives(everything_data, 20)
-    c = CandidateSampler(everything_data, NegativesConfig(full=True), 1)(user, item, 0, NONE, CPU)
+    c = CandidateSampler(everything_data, NegativesConfig(full=True), 1)(user, item, 0)
     assert columns_of(c) == list(range(40))
     assert c.positive.tolist() == item.tolist()
     assert (c.counts == 1).all()
@@ -263,10 +265,10 @@ def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_b
     user, item = positives(board, 300)
     means = []
     for random in (0, 10):
-        config = NegativesConfig(in_batch=False, uniform=10, random=random, hard=2, hard_ranks=(1, 10), hard_ratio=20)
+        config = NegativesConfig(
+            in_batch=False, uniform=10, random=random, hard={"n": 2, "ranks": [1, 10], "ratio": 20}
+        )
         sampler = CandidateSampler(board, config, seed=1)
         refreshed(sampler, *vectors, 1)
-        means.append(
-            np.mean([int((sampler(user, item, s, NONE, CPU).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)])
-        )
+        means.append(np.mean([int((sampler(user, item, s).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)]))
     assert means == pytest.approx([0.5, 1.0], abs=0.05)

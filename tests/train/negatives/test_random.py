@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from candidate_worlds import CPU, NONE, ROW, own_items, positives, world
+from candidate_worlds import ROW, own_items, positives, world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ from twotower.train.losses.loss import ContrastiveLoss
 from twotower.train.losses.softmax import Softmax
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.mixture import CandidateSampler
-from twotower.train.negatives.random import RandomNegatives
+from twotower.train.negatives.random import UnseenItems
 
 
 def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
@@ -58,7 +58,7 @@ def test_a_draw_is_an_item_the_user_has_not_met_and_every_such_item_is_drawn(
     world: tuple[int, list[tuple[int, int, bool]], int],
 ) -> None:
     n_items, rows, seed = world
-    negatives = RandomNegatives(items_of(rows, 5), n_items)
+    negatives = UnseenItems(items_of(rows, 5), n_items)
     allowed = {u: set(range(n_items)) - {i for v, i, _ in rows if v == u} for u in range(5)}
     assert negatives.unseen_counts.tolist() == [len(allowed[u]) for u in range(5)]
     users = np.repeat([u for u in range(5) if allowed[u]], 300).astype(np.int64)
@@ -71,7 +71,7 @@ def test_a_draw_is_an_item_the_user_has_not_met_and_every_such_item_is_drawn(
 def test_draws_are_uniform_over_the_items_not_met() -> None:
     met = {0: [0, 1, 2, 17], 1: [19], 2: [], 3: [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]}
     rows = [(u, i, i % 2 == 0) for u, items in met.items() for i in items]
-    negatives = RandomNegatives(items_of(rows, 4), 20)
+    negatives = UnseenItems(items_of(rows, 4), 20)
     n = 20_000
     users = np.repeat(np.arange(4), n)
     drawn = negatives.draw(users, np.random.default_rng(3))
@@ -97,7 +97,7 @@ def test_random_candidates_are_distinct_items_the_user_has_not_met_as_many_as_th
         met.setdefault(u, set()).add(i)
     sampler = CandidateSampler(data, NegativesConfig(random=n, in_batch=False), seed=4)
     user, item = positives(data)
-    c = sampler(user, item, 0, NONE, CPU)
+    c = sampler(user, item, 0)
     for u, row in zip(user.tolist(), own_items(c), strict=True):
         free = set(range(30)) - met.get(u, {3})
         assert len(row) == len(set(row)) == min(n, len(free))
@@ -110,18 +110,16 @@ def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_st
     user, item = np.array([0, 1], np.int32), np.array([0, 0], np.int32)
     counts = np.zeros((2, 30))
     for step in range(3000):
-        for row, found in enumerate(own_items(sampler(user, item, step, NONE, CPU))):
+        for row, found in enumerate(own_items(sampler(user, item, step))):
             counts[row, found] += 1
     for row, free in ((0, [i for i in range(30) if i % 3]), (1, list(range(1, 30)))):
         expected = 3000 * 4 / len(free)
         assert np.abs(counts[row, free] - expected).max() < 5 * np.sqrt(expected)
         assert counts[row].sum() == 3000 * 4
     again = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
-    draws = [own_items(again(user, item, step, NONE, CPU)) for step in (7, 8, 7)]
+    draws = [own_items(again(user, item, step)) for step in (7, 8, 7)]
     assert draws[0] == draws[2] != draws[1]
-    assert draws[0] != own_items(
-        CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(user, item, 7, NONE, CPU)
-    )
+    assert draws[0] != own_items(CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(user, item, 7))
 
 
 @pytest.mark.parametrize("loss", [Softmax(), Gbce(calibration=0), Bpr()], ids=repr)
@@ -131,7 +129,7 @@ def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_not
     """The softmax of the 2013 DSSM: one clicked and some random ones, by a loop; nothing to correct."""
     data, config = everything_data, NegativesConfig(random=4, in_batch=False)
     user, item = positives(data, 50)
-    c = CandidateSampler(data, config, seed=1)(user, item, 3, NONE, CPU)
+    c = CandidateSampler(data, config, seed=1)(user, item, 3)
     assert not c.log_q.any()
     assert not c.counts.any()
     rng = torch.Generator().manual_seed(0)

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from pydantic import Field
 
 from twotower.arrays.ragged import Ragged
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.types import Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.values import UNKNOWN
+from twotower.train.negatives.source import PerPositiveSampler, PerPositiveSource, Positives
 
 
-class AttributeNegatives:
-    """Draws from the items that share a value of an item feature, such as a city within which users choose, with the
-    positive."""
+class AttributeNegatives(PerPositiveSource):
+    """Items that share a random value of an item feature with the positive. Use it where users choose within a value,
+    such as a city: `negatives.attribute = "city"`."""
 
-    def __init__(self, dataset: Dataset, name: str, n: int) -> None:
-        """Prepare draws of `n` items for each positive. Raises ConfigError if `name` is no item feature with codes."""
-        self._n = n
-        self._values, self._by_value = _attribute_maps(dataset, name)
+    kind = "attribute"
+    shorthand = "feature"
 
-    def draw(self, item: Codes, rng: np.random.Generator) -> Ints:
-        """Draw item rows (B, n) that share one random value with each positive `item` (B,); -1 for none."""
-        value = self._values.draw_neighbours(item, 1, rng)[:, 0]
+    feature: str = Field(
+        min_length=1,
+        description="Item feature, such as a genre or a city, whose values candidates share with the positive.",
+    )
+    n: int = Field(1, ge=1, le=100_000, description="Number of items per positive.")
+
+    def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
+        return _AttributeSampler(*_attribute_maps(dataset, self.feature), self.n)
+
+
+class _AttributeSampler(PerPositiveSampler):
+    def __init__(self, values: Ragged, by_value: Ragged, n: int) -> None:
+        self._values, self._by_value, self._n = values, by_value, n
+
+    def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
+        value = self._values.draw_neighbours(positives.item, 1, rng)[:, 0]
         drawn = self._by_value.draw_neighbours(np.maximum(value, 0), self._n, rng)
         return np.where(value[:, None] >= 0, drawn, -1)
 

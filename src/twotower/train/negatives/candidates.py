@@ -10,33 +10,35 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
-from twotower.arrays.types import Ints
+from twotower.arrays.types import F32, I64, Float, Ints, Shaped
 
 
 @dataclass(frozen=True)
 class Candidates:
     """The candidates of B positives: C shared columns, the last M of them from memory, and H negatives of each positive."""
 
-    items: Ints  # (I,) distinct item rows whose vectors are needed; the first `shared` of them are columns
+    items: Shaped[Ints, "I"]  # distinct item rows whose vectors are needed; the first `shared` of them are columns
     shared: int
-    memory_items: Tensor  # (M,) int64 item rows of remembered vectors, columns after the shared ones
-    positive: Tensor  # (B,) int64 column of each row's positive
-    counts: Tensor  # (C,) float32 number of draws of the column; 0: present for its positive only
-    log_q: Tensor  # (C,) float32 log of the expected number of draws of the column's item
-    per_positive: Tensor  # (B, H) int64 into `items`, -1 for none; the last `hard` of them are hard negatives
-    hard: int
+    memory_items: I64[Tensor, "M"]  # item rows of remembered vectors, columns after the shared ones
+    positive: I64[Tensor, "B"]  # column of each row's positive
+    counts: F32[Tensor, "C"]  # number of draws of the column; 0: present for its positive only
+    log_q: F32[Tensor, "C"]  # log of the expected number of draws of the column's item
+    per_positive: I64[Tensor, "B H"]  # into `items`, -1 for none
     exclusions: Exclusions | None
-    # row numbers of the interactions that disliked negatives come from: no history of the batch may hold them
-    disliked: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    # int64 columns of the positives of the whole batch, of which the B may be one rank's part
-    batch_positive: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    memory_vectors: Float[Tensor, "M D"] | None = None
+    # a per-positive negative that scores within this margin of its positive is left out; None: none is
+    margins: F32[Tensor, "H"] | None = None
+    # row numbers of the interactions that per-positive negatives come from: no history of the batch may hold them
+    interactions: Shaped[Ints, "_"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    # columns of the positives of the whole batch, of which the B may be one rank's part
+    batch_positive: I64[Tensor, "_"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
-    def mask_excluded(self, logits: Tensor, rows: slice) -> None:
-        """Write -inf into the excluded columns of the logits (b, C) of some rows, in place."""
+    def mask_excluded(self, logits: F32[Tensor, "b C"], rows: slice) -> None:
+        """Write -inf into the excluded columns of the logits of some rows, in place."""
         if self.exclusions is not None:
             self.exclusions.mask(logits, rows)
 
-    def take(self, rows: Tensor) -> Candidates:
+    def take(self, rows: I64[Tensor, "b"]) -> Candidates:
         """Return the candidates of some of the positives."""
         exclusions = None if self.exclusions is None else self.exclusions.take(rows)
         return replace(self, positive=self.positive[rows], per_positive=self.per_positive[rows], exclusions=exclusions)
@@ -46,16 +48,16 @@ class Candidates:
 class Exclusions:
     """Columns that B rows leave out; the rows of a group leave out the same."""
 
-    group: Tensor  # (B,) int64
-    columns: Tensor  # (n,) int64, group after group
-    offsets: Tensor  # (groups + 1,) int64, where the columns of each group begin
+    group: I64[Tensor, "B"]
+    columns: I64[Tensor, "n"]  # group after group
+    offsets: I64[Tensor, "_"]  # (groups + 1,), where the columns of each group begin
 
-    def take(self, rows: Tensor) -> Exclusions:
+    def take(self, rows: I64[Tensor, "b"]) -> Exclusions:
         """Return the exclusions of some rows."""
         return replace(self, group=self.group[rows])
 
-    def mask(self, logits: Tensor, rows: slice) -> None:
-        """Write -inf into the excluded columns of the logits (b, C) of some rows, in place."""
+    def mask(self, logits: F32[Tensor, "b C"], rows: slice) -> None:
+        """Write -inf into the excluded columns of the logits of some rows, in place."""
         if not len(self.columns):
             return
         group = self.group[rows]
@@ -72,10 +74,10 @@ class ColumnFinder:
     def __init__(self, n_items: int) -> None:
         self._slot = np.zeros(n_items, np.int64)
 
-    def __call__(self, columns: Ints, wanted: Ints, lengths: Ints) -> Ragged:
-        """Return for each of G groups the places in `columns`, item rows (C,), that hold one of its wanted items.
+    def __call__(self, columns: Shaped[Ints, "C"], wanted: Shaped[Ints, "n"], lengths: Shaped[Ints, "G"]) -> Ragged:
+        """Return for each of G groups the places in `columns`, item rows, that hold one of its wanted items.
 
-        `wanted` are the items of the groups, one group after another, `lengths` (G,) their numbers.
+        `wanted` are the items of the groups, one group after another, `lengths` their numbers.
         """
         order = np.argsort(columns, kind="stable")
         ordered = columns[order]

@@ -1,102 +1,159 @@
-"""Section of the negatives."""
+"""Section of the negatives, and the registry of their sources."""
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from twotower.section import Positive, Section
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from twotower.errors import did_you_mean
+from twotower.kinds import ByName, Kinds
+from twotower.section import Section
+from twotower.train.negatives.attribute import AttributeNegatives
+from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
+from twotower.train.negatives.disliked import DislikedNegatives
+from twotower.train.negatives.full import FullCatalogue
+from twotower.train.negatives.hard import HardNegatives
+from twotower.train.negatives.in_batch import InBatchNegatives
+from twotower.train.negatives.popularity import PopularityNegatives
+from twotower.train.negatives.random import RandomNegatives
+from twotower.train.negatives.source import (
+    BARE_VALUE,
+    NegativeSource,
+    PairSource,
+    PerPositiveSource,
+    SharedSource,
+)
+from twotower.train.negatives.uniform import UniformNegatives
+
+SOURCES = Kinds(
+    "source of negatives", NegativeSource,
+    InBatchNegatives, UniformNegatives, PopularityNegatives, CrossBatchMemory, FullCatalogue,
+    RandomNegatives, DislikedNegatives, AttributeNegatives, HardNegatives,
+)  # fmt: skip
+"""Registry. Sources draw in its order, and those of elsewhere after them, so the order decides the numbers drawn."""
+
+SourceOptions: TypeAlias = "NegativeSource | Mapping[str, JsonValue] | JsonValue"
+"""Value of a source: its options, that of its `shorthand`, or True for its defaults; False, 0 and "" switch it off."""
+Value: TypeAlias = "SourceOptions | tuple[SourceOptions, ...]"
+_BY_NAME = TypeAdapter(dict[str, Annotated[NegativeSource, SOURCES]])
 
 
 class NegativesConfig(Section):
-    """Negatives: labelled pairs for the loss 'bce', candidates for contrastive losses."""
+    """Negatives: labelled pairs for pointwise losses, candidates for contrastive losses.
 
-    random: int = Field(
-        0,
-        ge=0,
-        le=100_000,
-        description="Random unseen items per positive. bce: negative pairs, redrawn every epoch. Other losses: "
-        "per-positive candidates without repeats, redrawn every batch. 0: off.",
-    )
-    random_share: float = Field(
-        0.2,
-        gt=0,
-        lt=1,
-        description="Share of random negatives in the total weight of negatives, beside disliked ones (bce).",
-    )
-    full: bool = Field(
-        False, description="All items of the catalogue as candidates. Excludes other sources of candidates."
-    )
-    in_batch: bool = Field(True, description="Positives of the batch as shared candidates.")
-    uniform: int = Field(
-        0,
-        ge=0,
-        le=10_000_000,
-        description="Number of items drawn uniformly from the catalogue for each batch, as shared candidates. 0: off.",
-    )
-    popularity: int = Field(
-        0,
-        ge=0,
-        le=10_000_000,
-        description="Number of items drawn by popularity^popularity_alpha for each batch, as shared candidates. 0: "
-        "off.",
-    )
-    popularity_alpha: float = Field(
-        0.75, ge=0, le=1, description="Exponent of the popularity draw. 0: uniform. 1: proportional to popularity."
-    )
-    cross_batch_memory: int = Field(
-        0, ge=0, description="Number of positives of earlier batches whose item vectors are shared candidates. 0: off."
-    )
-    disliked: int = Field(
-        0,
-        ge=0,
-        le=100_000,
-        description="Number of items per positive drawn from the user's training interactions that are no positives. "
-        "0: off.",
-    )
-    hard: int = Field(
-        0, ge=0, le=16, description="Maximum number of hard negatives per positive. Values above 2 seldom help. 0: off."
-    )
-    hard_ranks: tuple[Positive, Positive] = Field(
-        (101, 500),
-        description="First and last rank, from 1, of the catalogue as the current model ranks it, from which hard "
-        "negatives are drawn.",
-    )
-    hard_ratio: float = Field(100.0, gt=0, description="Minimum number of other candidates per hard negative.")
-    hard_every: int = Field(
-        1, ge=1, description="Epochs between refreshes of the hard negatives. The first epoch has none."
-    )
-    hard_margin: float = Field(
-        0.0, ge=0, description="Drop hard negatives that score within this margin of the positive. 0: off."
-    )
-    attribute: str = Field(
-        "",
-        description="Item feature, such as a genre or a city, whose values candidates share with the positive. Empty:"
-        " off.",
-    )
-    attribute_items: int = Field(
-        1,
-        ge=1,
-        le=100_000,
-        description="Number of items per positive that share a value of `attribute` with it.",
-    )
+    A key is the name of a source, or its import path; several add up. Its value holds the options of the source, or one of
+    them alone: `negatives.uniform = 512`, `negatives.hard = { n = 2, ranks = [101, 500] }`, `negatives.in_batch = false`.
+    """
+
+    sources: Annotated[tuple[Annotated[NegativeSource, SOURCES], ...], ByName] = (InBatchNegatives(),)
     mask_positives: bool = Field(
         True, description="Exclusion of a user's other training positives from the candidates."
     )
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, *, sources: tuple[NegativeSource, ...] = ..., mask_positives: bool = ..., **named: SourceOptions
+        ) -> None: ...
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_names(
+        cls, data: Mapping[str, Value] | NegativesConfig, info: ValidationInfo
+    ) -> Mapping[str, Value] | NegativesConfig:
+        """Turn the keys that name sources into `sources`."""
+        if not isinstance(data, Mapping):
+            return data
+        named = {key: value for key, value in data.items() if key not in cls.model_fields}
+        known = (*SOURCES.names, "mask_positives")
+        for name in named:
+            if name not in SOURCES and ":" not in str(name):
+                hint, allowed = did_you_mean(str(name), known), ", ".join(known)
+                raise PydanticCustomError(
+                    "unknown_key",
+                    "unknown key '{key}'{hint} (allowed: {allowed})",
+                    {"key": name, "hint": hint, "allowed": allowed},
+                )
+        listed = data.get("sources", ())
+        if "sources" not in data:
+            named = {source.kind: source for source in cls.model_fields["sources"].default} | named
+        on = {name: _with_kind(name, value) for name, value in named.items() if value not in (False, "")}
+        found = _BY_NAME.validate_python(on, context=info.context)
+        sources = (*(listed if isinstance(listed, tuple | list) else (listed,)), *found.values())
+        return {key: value for key, value in data.items() if key not in named} | {"sources": sources}
+
+    @field_validator("sources")
+    @classmethod
+    def _in_order(cls, sources: tuple[NegativeSource, ...]) -> tuple[NegativeSource, ...]:
+        """Put the sources into the order of the registry."""
+        if repeated := [kind for kind, n in Counter(s.kind for s in sources).items() if n > 1]:
+            raise ValueError(f"negatives.{repeated[0]} stands there twice; drop one of the two")
+        order = SOURCES.names
+        return tuple(sorted(sources, key=lambda s: order.index(s.kind) if s.kind in order else len(order)))
+
     @model_validator(mode="after")
     def _check(self) -> NegativesConfig:
-        if self.hard_ranks[0] > self.hard_ranks[1]:
-            raise ValueError(f"negatives.hard_ranks {list(self.hard_ranks)} ends before it begins")
-        if self.full and (drawn := self.drawn()):
+        exclusive = [s for s in self.sources if s.exclusive]
+        if exclusive and (others := [s for s in self.sources if s.draws and s != exclusive[0]]):
             raise ValueError(
-                f"negatives.full makes every item a candidate, so negatives.{drawn[0]} adds none; drop one of the two"
+                f"negatives.{exclusive[0].kind} makes every item a candidate, so negatives.{others[0].kind} adds none; "
+                "drop one of the two"
             )
+        shares = {f"negatives.{s.kind}.share": s.share for s in self.pairs}
+        if sum(shares.values()) >= 1:
+            raise ValueError(f"{' and '.join(shares)} add up to {sum(shares.values()):g}; lower them to less than 1")
         return self
 
-    def drawn(self) -> list[str]:
-        """Return the names of the sources of candidates that are on, without `full` and `in_batch`."""
-        return [
-            s
-            for s in ("uniform", "popularity", "cross_batch_memory", "disliked", "hard", "attribute")
-            if getattr(self, s)
-        ]
+    @model_serializer(mode="wrap")
+    def _by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        dumped = handler(self)
+        sources: list[dict[str, JsonValue]] = dumped.pop("sources")
+        on: dict[str, JsonValue] = dict.fromkeys(SOURCES.names, False)
+        on |= {str(source.pop("kind")): source or True for source in sources}
+        return {**on, **dumped}
+
+    @property
+    def active(self) -> tuple[NegativeSource, ...]:
+        """Sources that have an effect with a contrastive loss."""
+        exclusive = tuple(s for s in self.sources if s.exclusive)
+        return exclusive or self.sources
+
+    @property
+    def remembered(self) -> int:
+        """Number of positives of earlier batches that are candidates."""
+        return max((s.remembered for s in self.sources), default=0)
+
+    @property
+    def shared(self) -> tuple[SharedSource, ...]:
+        """Active sources of shared candidates."""
+        return tuple(s for s in self.active if isinstance(s, SharedSource))
+
+    @property
+    def per_positive(self) -> tuple[PerPositiveSource, ...]:
+        """Active sources of per-positive candidates."""
+        return tuple(s for s in self.active if isinstance(s, PerPositiveSource))
+
+    @property
+    def pairs(self) -> tuple[PairSource, ...]:
+        """Sources of negative pairs."""
+        return tuple(s for s in self.active if isinstance(s, PairSource))
+
+
+def _with_kind(name: str, value: Value) -> NegativeSource | dict[str, Value]:
+    if isinstance(value, NegativeSource):
+        return value
+    options = value if isinstance(value, Mapping) else {} if value is True else {BARE_VALUE: value}
+    return {**options, "kind": name}

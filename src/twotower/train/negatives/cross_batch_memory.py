@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from twotower.arrays.types import I64, Codes, Doubles, Float, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.train.negatives.source import Memory, SharedSampler, SharedSource
+from twotower.train.negatives.weighted import positive_shares
 
-class CrossBatchMemory:
-    """A queue of the item vectors of the latest `size` positives of earlier batches, without gradient.
 
-    They are shared negatives that cost no tower run, as vectors change slowly from step to step. Use it where the batch is
+class CrossBatchMemory(SharedSource):
+    """Item vectors of the latest positives of earlier batches, as shared candidates.
+
+    They cost no tower run, as vectors change slowly from step to step, and have no gradient. Use it where the batch is
     small beside the catalogue (Wang et al. 2020, "Cross-Batch Memory for Embedding Learning", section 3; for two towers
-    Wang et al. 2021, "Cross-Batch Negative Sampling").
+    Wang et al. 2021, "Cross-Batch Negative Sampling"). With M vectors, an item with k of the N training positives is
+    expected M k / N times.
     """
 
-    def __init__(self, size: int, device: torch.device | None = None) -> None:
-        """Make an empty queue of vectors on `device`; size 0 keeps nothing."""
-        self.size, self._device = size, device
-        self.items = torch.zeros(0, dtype=torch.int64)
-        self.vectors: Tensor | None = None
+    kind = "cross_batch_memory"
+    beyond_batch = True
+    warms_up = True
 
-    def enqueue(self, items: Tensor, vectors: Tensor) -> None:
-        """Add a batch's positives (B,) and their vectors (B, D), and drop the oldest beyond `size`."""
-        if not self.size:
-            return
+    n: int = Field(
+        10_000, ge=1, description="Number of positives of earlier batches whose item vectors are candidates."
+    )
+
+    @property
+    def remembered(self) -> int:
+        return self.n
+
+    def build(self, dataset: Dataset, seed: int, device: torch.device) -> VectorQueue:
+        return VectorQueue(self.n, positive_shares(dataset), device)
+
+
+class VectorQueue(SharedSampler):
+    """A queue of the item vectors of the latest `size` positives, without gradient."""
+
+    def __init__(self, size: int, shares: Shaped[Doubles, "items"], device: torch.device | None = None) -> None:
+        """Make an empty queue of vectors on `device`; `shares` are those of the items in the training positives."""
+        self.size, self._shares, self._device = size, shares, device
+
+    def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, 0]:
+        """Draw nothing: the candidates are in `memory`."""
+        return np.zeros(0, np.int64)
+
+    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
+        """Return the expected number of vectors of each item in the queue."""
+        return self._shares[items] * (0 if self.memory is None else len(self.memory.items))
+
+    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"]) -> None:
+        """Add the positives of a batch, and drop the oldest beyond `size`."""
         vectors = vectors.detach()
-        if self.vectors is not None:
-            items, vectors = torch.cat([self.items, items]), torch.cat([self.vectors, vectors])
-        self.items, self.vectors = items[-self.size :], vectors[-self.size :]
+        if self.memory is not None:
+            items, vectors = torch.cat([self.memory.items, items]), torch.cat([self.memory.vectors, vectors])
+        self.memory = Memory(items[-self.size :], vectors[-self.size :])
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the items and vectors of the queue."""
-        return {} if self.vectors is None else {"items": self.items, "vectors": self.vectors}
+        return {} if self.memory is None else self.memory._asdict()
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue from a state, if a queue is kept and the state holds one."""
-        if self.size and state:
-            self.items, self.vectors = (state[name].to(self._device) for name in ("items", "vectors"))
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
+        """Continue from a state, if it holds a queue."""
+        if state:
+            self.memory = Memory(*(state[name].to(self._device) for name in Memory._fields))

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from pydantic import Field
 
 from twotower.arrays.ragged import Ragged
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.types import Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
+from twotower.errors import ConfigError
+from twotower.train.negatives.source import PerPositiveSampler, PerPositiveSource, Positives
 
 
-class DislikedNegatives:
-    """Draws from the observed dislikes of a user: the training interactions that are no positives."""
+class DislikedNegatives(PerPositiveSource):
+    """Training interactions of the user that are no positives, for each positive. Use it where dislikes are observed."""
+
+    kind = "disliked"
+
+    n: int = Field(1, ge=1, le=100_000, description="Number of interactions per positive.")
+
+    def check(self, dataset: Dataset) -> None:
+        if dataset.train.positive.all():
+            raise ConfigError(
+                "negatives.disliked draws interactions that the user did not like, and every training interaction is a "
+                "positive; drop it, or name a label and schema.positive_above"
+            )
+
+    def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
+        return DislikedSampler(dataset, self.n, seed)
+
+
+class DislikedSampler(PerPositiveSampler):
+    """Draws from the observed dislikes of a user."""
+
+    gives_interactions = True
 
     def __init__(self, dataset: Dataset, n: int, seed: int) -> None:
         """Prepare draws of `n` interactions for each positive."""
-        self._n, self._item_of = n, dataset.pairs.item
+        self._n = n
         disliked = np.flatnonzero((dataset.parts == TRAIN) & ~dataset.pairs.positive)
         order = np.random.default_rng(seed).permutation(disliked)
         # Row numbers of each user's dislikes, in a random order; and the place in time of every interaction.
@@ -26,15 +50,14 @@ class DislikedNegatives:
             self._place_in_time = np.zeros(len(dataset.parts), np.int64)
             self._place_in_time[in_order] = np.arange(len(in_order))
 
-    def draw(self, user: Codes, source: Ints | None, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        """Draw item rows (B, n) and the row numbers (B, n) of their interactions; -1 where a user has fewer.
+    def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
+        """Draw row numbers of interactions; -1 where a user has fewer.
 
-        With `source` (B,), the row numbers of the positives, only interactions after the positive's, as a causal history
-        holds the earlier ones.
+        With `positives.rows` only interactions after the positive's, as a causal history holds the earlier ones.
         """
-        drawn = self._disliked.draw_neighbours(user, self._n, rng)
-        if source is not None:
+        drawn = self._disliked.draw_neighbours(positives.user, self._n, rng)
+        if positives.rows is not None:
             place = self._place_in_time
-            when, positive_when = (drawn, source) if place is None else (place[drawn], place[source])
-            drawn[when < positive_when[:, None]] = -1
-        return np.where(drawn >= 0, self._item_of[drawn], -1).astype(np.int64), drawn
+            when, after = (drawn, positives.rows) if place is None else (place[drawn], place[positives.rows])
+            drawn[when < after[:, None]] = -1
+        return drawn

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.sets import pair_keys
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.types import F32, Codes, Ints, Shaped
+from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
+from twotower.evaluation.factors import Factors
 from twotower.evaluation.ranking import top_items
-from twotower.train.negatives.config import NegativesConfig
+from twotower.section import Positive
+from twotower.train.negatives.source import PerPositiveSampler, PerPositiveSource, Positives
 
 HARD_NEGATIVES_PER_USER = 64
 """Items of a user's rank window that are kept from one refresh of the hard negatives to the next."""
@@ -19,36 +25,70 @@ MAX_BLOCK_SCORES = 2**25
 """Scores that a refresh of the hard negatives holds at a time, by default: 128 MiB of float32."""
 
 
-class HardNegatives:
-    """Draws from the items that the present model ranks between `hard_ranks` for a user, without the user's positives.
+class HardNegatives(PerPositiveSource):
+    """Items that the present model ranks in a window of the catalogue, without the user's positives.
 
-    To refine a trained ranking (Huang et al. 2020, section 6.1).
+    Use it to refine a trained ranking (Huang et al. 2020, "Embedding-based Retrieval in Facebook Search", section 6.1).
     """
 
-    def __init__(self, positives: Ragged, n_items: int, config: NegativesConfig, seed: int) -> None:
+    kind = "hard"
+    warms_up = True
+    research = ("ratio", "every", "margin")
+
+    n: int = Field(1, ge=1, le=16, description="Maximum number of items per positive. Values above 2 seldom help.")
+    ranks: tuple[Positive, Positive] = Field(
+        (101, 500),
+        description="First and last rank, from 1, of the catalogue as the current model ranks it, from which items are drawn.",
+    )
+    ratio: float = Field(100.0, gt=0, description="Minimum number of other candidates per hard negative.")
+    every: int = Field(1, ge=1, description="Epochs between refreshes of the windows. The first epoch has none.")
+    margin: float = Field(0.0, ge=0, description="Drop items that score within this margin of the positive. 0: off.")
+
+    @model_validator(mode="after")
+    def _check(self) -> HardNegatives:
+        if self.ranks[0] > self.ranks[1]:
+            raise ValueError(f"ranks {list(self.ranks)} ends before it begins")
+        return self
+
+    def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
+        return HardSampler(self, dataset.positive_items, len(dataset.items), seed)
+
+
+class HardSampler(PerPositiveSampler):
+    """Draws from a random part of each user's rank window, which is refreshed at the start of epochs."""
+
+    def __init__(self, options: HardNegatives, positives: Ragged, n_items: int, seed: int) -> None:
         """Take the `positives` of each user. Raises ConfigError if the ranks start beyond the catalogue."""
-        if config.hard_ranks[0] > n_items:
+        if options.ranks[0] > n_items:
             raise ConfigError(
-                f"negatives.hard_ranks starts at {config.hard_ranks[0]}, and the catalogue has {n_items} items; lower it"
+                f"negatives.hard.ranks starts at {options.ranks[0]}, and the catalogue has {n_items} items; lower it"
             )
-        self._positives, self._n_items, self._config, self._seed = positives, n_items, config, seed
+        self._options, self._positives, self._n_items, self._seed = options, positives, n_items, seed
+        if options.margin:
+            self.margin = options.margin
         self.windows: Codes | None = None
-        """(n_users, HARD_NEGATIVES_PER_USER) item rows of each user's rank window, filled up with -1; None before the first
+        """Up to HARD_NEGATIVES_PER_USER item rows of each user's rank window, filled up with -1; None before the first
         refresh."""
 
-    def is_due(self, epoch: int) -> bool:
-        """Return True if epoch `epoch` (0, 1, …) begins with a refresh: every `hard_every`-th but the first."""
-        return epoch > 0 and (epoch - 1) % self._config.hard_every == 0
+    def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
+        """Refresh the windows at every `every`-th epoch but the first."""
+        if epoch > 0 and (epoch - 1) % self._options.every == 0:
+            current = factors()
+            self.refresh(current.users, current.items, epoch)
 
     def refresh(
-        self, users: Tensor, items: Tensor, epoch: int, block: int = 1024, max_block_scores: int = MAX_BLOCK_SCORES
+        self,
+        users: F32[Tensor, "U D"],
+        items: F32[Tensor, "I D"],
+        epoch: int,
+        block: int = 1024,
+        max_block_scores: int = MAX_BLOCK_SCORES,
     ) -> None:
-        """Rank the catalogue for every user by `users` (n_users, D) . `items` (N, D), without the user's positives, and keep
-        a random part of the window `hard_ranks`.
+        """Rank the catalogue for every user, without the user's positives, and keep a random part of the window `ranks`.
 
         At most `block` users are ranked at a time, and at most `max_block_scores` scores, but at least one user.
         """
-        first, last = self._config.hard_ranks
+        first, last = self._options.ranks
         block = max(1, min(block, max_block_scores // self._n_items))
         rng = np.random.Generator(np.random.Philox(key=[self._seed, 0x6D69], counter=[0, 0, 0, epoch]))
         windows = np.full((len(users), HARD_NEGATIVES_PER_USER), -1, np.int32)
@@ -62,28 +102,27 @@ class HardNegatives:
             windows[rows, : order.shape[1]] = np.take_along_axis(window, order, 1)
         self.windows = windows
 
-    def draw(self, user: Codes, others: float, rng: np.random.Generator) -> Ints:
-        """Draw item rows (B, hard) of each user's rank window; -1 where the window, or `hard_ratio`, allows fewer.
+    def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
+        """Draw items of each user's rank window; -1 where the window, or `ratio`, allows fewer.
 
-        On average min(hard, others / hard_ratio) for `others` other candidates of a positive: the fraction is rounded at
-        random (Huang et al. 2020, section 6.1, blend 100 easy negatives with each hard one). Nothing before the first
-        refresh: (B, 0).
+        On average min(n, others / ratio) for `others` other candidates of a positive: the fraction is rounded at random
+        (Huang et al. 2020, section 6.1, blend 100 easy negatives with each hard one). None before the first refresh.
         """
+        user, most = positives.user, self._options.n
         if self.windows is None:
             return np.zeros((len(user), 0), np.int64)
-        c = self._config
         windows = self.windows[user]
         n = (windows >= 0).sum(1)[:, None]
-        place = ((rng.random((len(user), 1)) * n).astype(np.int64) + np.arange(c.hard)) % np.maximum(n, 1)
-        drawn = np.where(np.arange(c.hard) < n, np.take_along_axis(windows, place, 1), -1).astype(np.int64)
-        limit = np.floor(min(c.hard, others / c.hard_ratio) + rng.random(len(user)))
-        return np.where(np.arange(c.hard) < limit[:, None], drawn, -1)
+        place = ((rng.random((len(user), 1)) * n).astype(np.int64) + np.arange(most)) % np.maximum(n, 1)
+        drawn = np.where(np.arange(most) < n, np.take_along_axis(windows, place, 1), -1).astype(np.int64)
+        limit = np.floor(min(most, positives.others / self._options.ratio) + rng.random(len(user)))
+        return np.where(np.arange(most) < limit[:, None], drawn, -1)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the windows."""
         return {} if self.windows is None else {"windows": torch.from_numpy(self.windows)}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Continue from a state, if it holds windows."""
         if state:
             self.windows = state["windows"].numpy()

@@ -1,15 +1,44 @@
-"""Items of the catalogue that the user has not seen, drawn in this one place: as pairs, and as per-positive negatives."""
+"""Items of the catalogue that the user has not seen: as pairs, and as per-positive negatives."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.sets import MAX_CACHED_PAIRS
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.types import Bools, Codes, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.train.negatives.source import PairDraws, PairSource, PerPositiveSampler, Positives
 
 
-class RandomNegatives:
+class RandomNegatives(PairSource):
+    """Items that the user has not seen in training, drawn uniformly for each positive.
+
+    As in DSSM (Huang et al. 2013, section 3.3). Pointwise losses: negative pairs, redrawn every epoch. Contrastive losses: per-positive candidates without repeats,
+    redrawn every batch.
+    """
+
+    kind = "random"
+    certain = True
+    beyond_batch = True
+
+    def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
+        return _UnseenSampler(self.build_pairs(dataset), self.n)
+
+    def build_pairs(self, dataset: Dataset) -> UnseenItems:
+        return UnseenItems(dataset.seen_items, len(dataset.items))
+
+
+class _UnseenSampler(PerPositiveSampler):
+    def __init__(self, unseen: UnseenItems, n: int) -> None:
+        self._unseen, self.easy = unseen, n
+
+    def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
+        return self._unseen.draw_distinct(positives.user.astype(np.int64), self.easy, rng)
+
+
+class UnseenItems(PairDraws):
     """Uniform draws from the items that a user has not seen, exact and without rejection.
 
     The r-th unseen item of a user is r plus the number of seen items before it; with the seen ones p_0 < p_1 < … that is
@@ -23,18 +52,23 @@ class RandomNegatives:
         """(n_users,) number of items that the user has not seen."""
         self._cached = self._keys(np.arange(len(seen_items))) if len(seen_items.values) <= max_cached_pairs else None
 
-    def _keys(self, users: Ints) -> tuple[Ints, Ints]:
+    def _keys(self, users: Shaped[Ints, "n"]) -> tuple[Shaped[Ints, "k"], Shaped[Ints, "_"]]:
         """Return rising keys of distinct rising users, and the place where each user's keys begin."""
         seen = self._seen.take(users)
         rank = np.arange(len(seen.values)) - np.repeat(seen.offsets[:-1], seen.lengths)
         return np.repeat(users, seen.lengths) * (self._n_items + 1) + seen.values - rank, seen.offsets
 
-    def draw(self, users: Ints, rng: np.random.Generator) -> Codes:
-        """Draw one item row for each of `users` (n,), best sorted, each with at least one unseen item."""
+    def can_draw(self, users: Shaped[Codes, "n"]) -> Shaped[Bools, "n"]:
+        """Return a mask of the users with an unseen item."""
+        mask: Bools = self.unseen_counts[users] > 0
+        return mask
+
+    def draw(self, users: Shaped[Ints, "n"], rng: np.random.Generator) -> Shaped[Codes, "n"]:
+        """Draw one item row for each of `users`, best sorted, each with at least one unseen item."""
         return self._unseen_item(users, (rng.random(len(users)) * self.unseen_counts[users]).astype(np.int64))
 
-    def draw_distinct(self, users: Ints, n: int, rng: np.random.Generator) -> Ints:
-        """Draw item rows (len(users), n), distinct in each row; -1 where a user has fewer than n unseen items.
+    def draw_distinct(self, users: Shaped[Ints, "U"], n: int, rng: np.random.Generator) -> Shaped[Ints, "U n"]:
+        """Draw n item rows for each user, distinct; -1 where a user has fewer than n unseen items.
 
         Floyd's sampling without replacement (Bentley and Floyd 1987), with one column for each of its rounds.
         """
@@ -46,8 +80,8 @@ class RandomNegatives:
         drawn = self._unseen_item(np.repeat(users, n), ranks.ravel()).reshape(ranks.shape)
         return np.where(top >= 0, drawn, -1).astype(np.int64)
 
-    def _unseen_item(self, users: Ints, r: Ints) -> Codes:
-        """Return the `r`-th unseen item (n,) of each of `users` (n,)."""
+    def _unseen_item(self, users: Shaped[Ints, "n"], r: Shaped[Ints, "n"]) -> Shaped[Codes, "n"]:
+        """Return the `r`-th unseen item of each user."""
         if self._cached is not None:
             (keys, first), index = self._cached, users
         else:

@@ -1,0 +1,37 @@
+"""The whole catalogue as negatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from twotower.arrays.types import Codes, Doubles, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.train.negatives.source import SharedSampler, SharedSource
+
+
+class FullCatalogue(SharedSource):
+    """All items of the catalogue as candidates. Makes the softmax exact. For catalogues of up to some 10^5 items.
+
+    Excludes other sources: `in_batch` has no effect beside it, any other is refused.
+    """
+
+    kind = "full"
+    shorthand = ""
+    certain = True
+    beyond_batch = True
+    exclusive = True
+
+    def build(self, dataset: Dataset, seed: int, device: torch.device) -> SharedSampler:
+        return _AllItems(len(dataset.items))
+
+
+class _AllItems(SharedSampler):
+    def __init__(self, n_items: int) -> None:
+        self._items = np.arange(n_items)
+
+    def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "n"]:
+        return self._items
+
+    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
+        return np.ones(len(items))

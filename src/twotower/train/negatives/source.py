@@ -1,0 +1,185 @@
+"""Sources of negatives: the protocol of a kind, and that of what it builds for a training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, JsonValue, model_validator
+from torch import Tensor
+
+from twotower.arrays.types import I64, Bools, Codes, Doubles, Float, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.evaluation.factors import Factors
+from twotower.kinds import Kind
+
+BARE_VALUE = ""
+"""Key of the value that stands for a source's `shorthand`."""
+
+
+class NegativeSource(Kind):
+    """A source of negatives: options, and what the sampler and the checks of a recipe ask of them.
+
+    A kind is a `SharedSource`, a `PerPositiveSource` or a `PairSource`.
+    """
+
+    shorthand: ClassVar[str] = "n"
+    """Option that a bare value sets: `negatives.uniform = 512` is `[negatives.uniform] n = 512`. Empty: none."""
+    draws: ClassVar[bool] = True
+    """False for a source that holds only what a batch holds anyway. It stays on, without effect, where candidates are not
+    drawn: beside an exclusive source, and with a pointwise loss."""
+    certain: ClassVar[bool] = False
+    """True if every positive has a candidate of this source, so that it needs no other beside it."""
+    beyond_batch: ClassVar[bool] = False
+    """True if its candidates come from more of the catalogue than the users of a batch have seen."""
+    exclusive: ClassVar[bool] = False
+    """True if every item is a candidate, so that no other source adds one."""
+    gives_pairs: ClassVar[bool] = False
+    """True for a `PairSource`."""
+    warms_up: ClassVar[bool] = False
+    """True if the first epoch has fewer candidates than later ones, so that its loss does not compare with theirs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_shorthand(
+        cls, data: Mapping[str, JsonValue] | NegativeSource
+    ) -> Mapping[str, JsonValue] | NegativeSource:
+        if not isinstance(data, Mapping) or BARE_VALUE not in data:
+            return data
+        if not cls.shorthand:
+            raise ValueError(f"{data[BARE_VALUE]!r} is no option; set true or false")
+        return {cls.shorthand if key == BARE_VALUE else key: value for key, value in data.items()}
+
+    @property
+    def remembered(self) -> int:
+        """Number of positives of earlier batches that are candidates."""
+        return 0
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise ConfigError if the source has nothing to draw from the dataset. Called before a training is prepared."""
+
+
+class SharedSource(NegativeSource):
+    """A source of items that are candidates of every positive of a batch."""
+
+    @abstractmethod
+    def build(self, dataset: Dataset, seed: int, device: torch.device) -> SharedSampler:
+        """Return the sampler of a training. Raises ConfigError if the dataset does not allow it."""
+
+
+class PerPositiveSource(NegativeSource):
+    """A source of items that are candidates of one positive alone."""
+
+    @abstractmethod
+    def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
+        """Return the sampler of a training. Raises ConfigError if the dataset does not allow it."""
+
+
+class PairSource(PerPositiveSource):
+    """A per-positive source that also gives negative pairs to a pointwise loss."""
+
+    gives_pairs = True
+    n: int = Field(5, ge=1, le=100_000, description="Number of items per positive.")
+    share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of these pairs in the total weight of negatives, beside disliked ones (pointwise losses).",
+    )
+
+    @abstractmethod
+    def build_pairs(self, dataset: Dataset) -> PairDraws:
+        """Return the draws of pairs. Raises ConfigError if the dataset does not allow them."""
+
+
+class PairDraws(ABC):
+    """Draws of items for negative pairs."""
+
+    @abstractmethod
+    def can_draw(self, users: Shaped[Codes, "n"]) -> Shaped[Bools, "n"]:
+        """Return a mask of the users that there is an item for."""
+
+    @abstractmethod
+    def draw(self, users: Shaped[Ints, "n"], rng: np.random.Generator) -> Shaped[Codes, "n"]:
+        """Draw one item row for each of some users, rising, that there is an item for."""
+
+
+class NegativeSampler:
+    """A source at work in one training. A sampler without state leaves these methods alone."""
+
+    def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
+        """Prepare epoch `epoch` (0, 1, …). `factors` gives the vectors of the present model, at the cost of a pass over all
+        users and items."""
+
+    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
+        """Return the tensors that later draws depend on, by name."""
+        return {}
+
+    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
+        """Continue from a state, which is empty if the checkpoint has none of this source."""
+
+
+class Memory(NamedTuple):
+    """M vectors of items of earlier batches, without gradient, each of which is a candidate."""
+
+    items: I64[Tensor, "M"]
+    vectors: Float[Tensor, "M D"]
+
+
+class SharedSampler(NegativeSampler, ABC):
+    """Draws items that are candidates of every positive of a batch."""
+
+    memory: Memory | None = None
+    """Vectors that are candidates beside the items drawn."""
+
+    @abstractmethod
+    def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "n"]:
+        """Draw item rows for a batch with the positives `item`; an item that is drawn k times counts k times."""
+
+    @abstractmethod
+    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
+        """Return the expected number of draws of each of `items` for a batch of `positives` positives.
+
+        The sum over all sources is that of the log-q correction.
+        """
+
+    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"]) -> None:
+        """Take the positives of a batch, after its loss. A source that does has `remembered` above 0."""
+
+
+class Positives(NamedTuple):
+    """B positives that per-positive negatives are drawn for."""
+
+    user: Shaped[Codes, "B"]
+    item: Shaped[Codes, "B"]
+    rows: Shaped[Ints, "B"] | None
+    """Row numbers of their interactions if histories are causal and hold dislikes: a negative that is an interaction must
+    come after the positive's then. Else None."""
+    others: float
+    """Number of other candidates of each: shared ones, and those of per-positive sources that are `easy`."""
+
+    def take(self, part: slice) -> Positives:
+        """Return some of the positives."""
+        rows = None if self.rows is None else self.rows[part]
+        return Positives(self.user[part], self.item[part], rows, self.others)
+
+
+class PerPositiveSampler(NegativeSampler, ABC):
+    """Draws items that are candidates of one positive alone."""
+
+    gives_interactions: ClassVar[bool] = False
+    """True if `draw` gives row numbers of interactions, whose items are the negatives; no history of the batch holds them."""
+    easy: int = 0
+    """Number of negatives of a positive that count as easy ones for sources that keep to a ratio."""
+    margin: float = -np.inf
+    """A negative that scores within this margin of its positive is left out. -inf: none is."""
+
+    @abstractmethod
+    def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
+        """Draw n item rows for each positive, -1 for none. n may change between epochs.
+
+        The positive itself, and with `mask_positives` the user's others, are left out afterwards.
+        """
