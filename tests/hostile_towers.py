@@ -351,12 +351,12 @@ def years(model: Model) -> Model:
 GREEDY: list[Callable[[Model], Model]] = [bomb_at_load, bomb_at_a_call]
 
 
-def forged(store: Path, files: dict[str, Callable[[bytes], bytes]], minute: int = 1) -> str:
-    """A copy of the current bundle with other files, whose manifest and id are right; its id. CURRENT stays."""
+def forged(store: Path, files: dict[str, Callable[[bytes], bytes]], minute: int = 1, **facts: Any) -> str:
+    """A copy of the current bundle with other files or facts, whose manifest and id are right; its id. CURRENT stays."""
     source = store / "bundles" / (store / "CURRENT").read_text().strip()
     made = source.with_name("forged")
     shutil.copytree(source, made)
-    manifest = json.loads((made / MANIFEST).read_text())
+    manifest = json.loads((made / MANIFEST).read_text()) | facts
     for entry in manifest["files"]:
         if entry["path"] in files:
             path = made / entry["path"]

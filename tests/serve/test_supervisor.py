@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -13,6 +15,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import hostile_towers
 import httpx
 import pytest
 from server_process import Start, wait_until
@@ -161,6 +164,34 @@ def test_fault_G28_a_module_of_kinds_that_does_not_exist_ends_the_service_before
         at = [str(store)] if words[0] == "evaluate" else ["--store", str(store)]
         assert run_command([*words, *at, "--kinds", "json", "--kinds", "no_such_kinds"]) == 2
         assert capsys.readouterr().err == said
+
+
+def test_fault_G29_a_bundle_that_names_code_imports_nothing(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, ran = "code_of_a_bundle", tmp_path / "ran"
+    (tmp_path / f"{module}.py").write_text(f"open({str(ran)!r}, 'w').close()\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = Path(shutil.copytree(store, tmp_path / "store"))
+    facts = json.loads((mine / "bundles" / (mine / "CURRENT").read_text().strip() / "MANIFEST.json").read_text())
+    schema, index = facts["schema"], facts["index"]
+    strange = {"kind": f"{module}:Mine", "name": "strange", "side": "user"}
+    for minute, changed in enumerate(
+        (
+            {"index": index | {"kind": f"{module}:Mine"}},
+            {"schema": schema | {"features": [*schema["features"], strange]}},
+        )
+    ):
+        name = hostile_towers.forged(mine, {}, minute, **changed)
+        (mine / "CURRENT").write_text(name + "\n")
+        said = f"kind '{module}:Mine' is code outside twotower, and {module} is not imported; import it, or pass --kinds {module}"
+        for words in (["serve"], ["recommend", "--user", "u1"]):
+            assert run_command([*words, "--store", str(mine)]) == 2
+            assert capsys.readouterr().err == f"error: bundle {name}: {said}\n"
+        assert run_command(["bundles", "--store", str(mine)]) == 0
+        assert re.search(rf"^{name} .* current$", capsys.readouterr().out, re.M)
+        (mine / "CURRENT").write_text(facts["bundle"] + "\n")
+    assert not ran.exists()
 
 
 def test_no_store_and_a_taken_port_are_told_at_once(store: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from twotower.arrays.types import Rows, Shaped, Vectors
-from twotower.errors import ConfigError, RunError
+from twotower.errors import BundleError, ConfigError, RunError
 from twotower.files import layout
 from twotower.files.readers import read_json
 from twotower.index.auto import Auto
@@ -26,7 +26,7 @@ from twotower.index.milvus.milvus import Milvus
 from twotower.index.protocol import Index, IndexConfig
 from twotower.index.recall import measure_recall, tune_index
 from twotower.index.vector_store import Metric
-from twotower.kinds import Kinds
+from twotower.kinds import Kinds, UntrustedKind
 from twotower.section import first_problem
 
 __all__ = ["INDEXES", "Index", "Metric", "build_index", "load_index", "measure_recall", "tune_index"]
@@ -75,6 +75,8 @@ def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
         raise RunError(f"{folder}: not an index of format {INDEX_FORMAT}; publish the run again")
     try:
         kind = INDEXES.find(str(facts.get("kind")))
+    except UntrustedKind as e:
+        raise BundleError(f"{folder}: {e.in_data}", "kinds") from None
     except ConfigError as e:
         raise RunError(f"{folder}: {e}") from None
     return kind.load(folder, facts, mmap, verify)

@@ -33,7 +33,8 @@ from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
-from twotower.kinds import untrusted_kind
+from twotower.index import INDEXES
+from twotower.kinds import UntrustedKind, untrusted_kind
 from twotower.section import Section
 
 SCHEMA_VERSION = 5
@@ -150,10 +151,13 @@ class Manifest(BundleFacts):
         return {entry.path: entry.sha256 for entry in self.files}
 
     def read_sections(self) -> tuple[Schema, SplitConfig]:
-        """Return the schema and the split. Raises BundleError if they name a kind of elsewhere that is not imported; a
-        bundle makes nobody import it."""
+        """Return the schema and the split. Raises BundleError if these or the index are of a kind of elsewhere that is not
+        imported; a bundle makes nobody import it."""
         try:
+            INDEXES.find(self.index.kind)
             return Schema.model_validate(self.table_schema), SplitConfig.model_validate(self.split)
+        except UntrustedKind as e:
+            raise BundleError(f"bundle {self.bundle}: {e.in_data}", "kinds") from None
         except ValidationError as e:
             foreign = untrusted_kind(e)
             raise BundleError(f"bundle {self.bundle}: {foreign.in_data if foreign else problem(e)}", "kinds") from None
