@@ -40,7 +40,6 @@ SOFTMAX: dict[str, Any] = {"kind": "softmax"}
 EARLIER: dict[str, Any] = {"history_scope": "causal"}
 Array = npt.NDArray[Any]
 
-PLAIN: dict[str, Any] = {"history": {"dropout": 0.0, "input_dropout": 0.0, "heads": 2}, "layers": [8]}
 AUGMENTED: dict[str, Any] = {"layers": [8], "augment": True}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -98,7 +97,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "loss": SOFTMAX,
             "negatives": {"full": True},
             "train": EARLIER | {"lr": 0.1},  # a larger one makes rounding grow
-            "model": {"width": 8, "pairs": [{"user": PLAIN, "item": {"layers": [8]}}]},
+            "model": {"width": 8, "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]},
         },
     ),
     "a last batch of one": ("board", {"loss": SOFTMAX, "train": {"batch_size": 0}}),
@@ -149,7 +148,14 @@ def world(name: str) -> Dataset:
             ),
         )
     if name == "attention":
-        extra = (Sequence(name="met", side="user", pooling=Transformer(window=128), width=8),)
+        extra = (
+            Sequence(
+                name="met",
+                side="user",
+                pooling=Transformer(window=128, heads=2, dropout=0.0, input_dropout=0.0),
+                width=8,
+            ),
+        )
     schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, *extra)})
     return build_dataset(check(*checkerboard(), schema), schema, Config().split)
 
