@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,14 @@ class Star(Shape):
 
     points: int = 5
     operators = {"Mod": {"fmod"}}
+
+
+class Sketch(Shape):
+    """A kind that lacks a method."""
+
+    @abstractmethod
+    def area(self) -> float:
+        """Return the area."""
 
 
 SHAPES = Kinds("shape", Shape, Circle, Box, default=Circle)
@@ -102,6 +111,7 @@ def test_a_dump_names_the_kind_and_is_read_back() -> None:
         ({"kind": 3}, "ground.kind: missing (allowed: circle, box)"),
         (3, "ground: expected a kind of shape or a section, got 3"),
         ("os:system", f"ground.kind: 'os:system' is no shape; make it a subclass of {__name__}.Shape"),
+        (f"{__name__}:Sketch", f"ground.kind: '{__name__}:Sketch' is no complete shape; give it area"),
         ("pathlib:Nothing", "ground.kind: cannot import 'pathlib:Nothing'"),
     ],
 )
@@ -127,6 +137,14 @@ def test_modules_are_imported_by_name(elsewhere: str) -> None:
     for wrong in ("no_such_module_anywhere", "no_such_package.losses", ".losses", ""):
         with pytest.raises(ConfigError, match=f"`kinds='{wrong}'`.*; name an installed module"):
             import_modules([wrong])
+
+
+def test_a_kind_that_is_imported_from_where_it_is_not_defined_is_written_as_where_it_is(
+    elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[Shape.__module__], "Ring", Star, raising=False)
+    found = Drawing.model_validate({"ground": {"kind": f"{__name__}:Ring", "points": 3}})
+    assert found.model_dump()["ground"] == {"kind": f"{__name__}:Star", "scale": 1.0, "points": 3}
 
 
 def test_find_raises_the_error_of_a_config() -> None:

@@ -114,6 +114,8 @@ class Kinds(Generic[K]):
         if not isinstance(found, type) or not issubclass(found, self.protocol):
             base = f"{self.protocol.__module__}.{self.protocol.__qualname__}"
             raise ConfigError(f"'{name}' is no {self.noun}; make it a subclass of {base}")
+        if missing := sorted(found.__abstractmethods__):
+            raise ConfigError(f"'{name}' is no complete {self.noun}; give it {', '.join(missing)}")
         return found
 
     def parse(self, value: object, trust: bool = False) -> K:
@@ -135,7 +137,7 @@ class Kinds(Generic[K]):
             raise self._error("untrusted_kind", str(e), value, "kind", name=e.name) from None
         except ConfigError as e:
             raise self._error("kind", str(e), value, "kind") from None
-        return found.model_validate({**value, "kind": name}, context={"trust": trust})
+        return found.model_validate({**value, "kind": found.kind}, context={"trust": trust})
 
     def _error(self, type_: Any, message: str, value: object, *where: str, name: str = "") -> ValidationError:
         problem = PydanticCustomError(type_, "{message}", {"message": message, "name": name})

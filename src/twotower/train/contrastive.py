@@ -29,9 +29,9 @@ def contrastive_loss(
     """Return the mean loss of B positives against their candidates.
 
     `users` are the vectors of the positives' users; `items` those of `candidates.items` and, after them, of the cross-batch
-    memory. `n_items` is the size of the catalogue. `dtype` is that of the matrix products. With `batch_size` the B positives are a part of a batch of that
-    size, and the result is their part of its mean. At most `max_block_logits` logits, but at least those of 16 rows, are held
-    at a time.
+    memory. `n_items` is the size of the catalogue. `dtype` is that of the matrix products. With `batch_size` the B positives
+    are a part of a batch of that size, and the result is their part of its mean. At most `max_block_logits` logits, but at
+    least those of 16 rows, are held at a time.
     """
     c = candidates
     shared = items[: len(c.log_q)] if not len(c.memory_items) else torch.cat([items[: c.shared], items[len(c.items) :]])

@@ -8,6 +8,7 @@ import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor, distributed
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.sharding_plan import (
     column_wise,
@@ -73,7 +74,9 @@ class TableGroup:
         self.weights: dict[int, Tensor] = {}
         self.states: dict[int, Tensor] = {}
         self._kernels = []
-        for kernel in [m for lookup in self._module._lookups for m in lookup.modules() if hasattr(m, "emb_module")]:
+        for kernel in [
+            m for lookup in self._module._lookups for m in lookup.modules() if isinstance(m, BaseBatchedEmbedding)
+        ]:
             self._kernels.append(kernel.emb_module)
             states = kernel.emb_module.split_optimizer_states()
             weights = kernel.emb_module.split_embedding_weights()
