@@ -29,7 +29,7 @@ def test_an_interval_is_that_of_the_means_over_drawn_users_for_every_column_as_i
     for i, column in enumerate(values.T):
         means = [np.average(column[pick], weights=weights[pick]) for pick in picks]
         assert [low[i], high[i]] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), rel=1e-12)
-        assert [low[i], high[i]] == pytest.approx(bootstrap(column, weights, 30, seed=7), rel=1e-12)
+        assert [low[i], high[i]] == pytest.approx([float(b) for b in bootstrap(column, weights, 30, seed=7)], rel=1e-12)
 
 
 def test_an_interval_is_as_wide_as_the_normal_one_for_many_users() -> None:

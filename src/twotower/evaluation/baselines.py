@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from twotower.arrays.types import Doubles, Ints
+from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.data.pairs import COUNT_BLOCK_ROWS, Pairs, counts
 from twotower.evaluation.factors import Factors
 
@@ -26,7 +26,7 @@ def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10
     by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section 2.1)."""
     mean = float(train.positive.mean())
 
-    def pieces() -> Iterator[tuple[Ints, Ints, Doubles]]:
+    def pieces() -> Iterator[tuple[Shaped[Ints, "n"], Shaped[Ints, "n"], Shaped[Doubles, "n"]]]:
         for start in range(0, len(train), COUNT_BLOCK_ROWS):
             part = slice(start, start + COUNT_BLOCK_ROWS)
             user, item, label = train.user[part], train.item[part], train.positive[part]

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from twotower.arrays.types import Doubles
+from twotower.arrays.types import Doubles, Shaped
 
 COUNTS_PER_BLOCK = 2**23
 """Counts (resamples x users) that one block of the bootstrap holds."""
 
 
-def bootstrap(values: Doubles, weights: Doubles, resamples: int, seed: int = 0) -> tuple[Doubles, Doubles]:
+def bootstrap(
+    values: Shaped[Doubles, "n *M"], weights: Shaped[Doubles, "n"], resamples: int, seed: int = 0
+) -> tuple[Shaped[Doubles, "*M"], Shaped[Doubles, "*M"]]:
     """Return the bounds of the 95 % percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3) of the
-    weighted mean of per-user values (n,) or (n, M), resampling users: two scalars, or two (M,). NaN without resamples.
+    weighted mean of the values of n users, resampling users. NaN without resamples.
     """
     if not resamples or not len(values):
         nothing = np.full(values.shape[1:], np.nan)
@@ -25,17 +27,21 @@ def bootstrap(values: Doubles, weights: Doubles, resamples: int, seed: int = 0) 
     for _ in range(resamples):
         counts = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
         means.append(counts @ weighted / (counts @ weights))
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    return low, high
+    bounds = np.quantile(means, [0.025, 0.975], axis=0)
+    return bounds[0, ...], bounds[1, ...]
 
 
 def paired_bootstrap(
-    a: Doubles, b: Doubles, weights: Doubles, resamples: int = 1000, seed: int = 0
-) -> tuple[Doubles, Doubles, Doubles]:
-    """Return (low, high, p), each (M,): the 95 % percentile interval of mean(b) - mean(a) over resampled users, and the
+    a: Shaped[Doubles, "n M"],
+    b: Shaped[Doubles, "n M"],
+    weights: Shaped[Doubles, "n M"],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[Shaped[Doubles, "M"], Shaped[Doubles, "M"], Shaped[Doubles, "M"]]:
+    """Return low, high and p: the 95 % percentile interval of mean(b) - mean(a) over resampled users, and the
     two-sided p-value, twice the share of resamples at or beyond zero.
 
-    `a`, `b` and `weights` are (n, M): n users, M metrics. The means are weighted; a user with weight 0 has no value.
+    Of n users and M metrics. The means are weighted; a user with weight 0 has no value.
     """
     difference = (b - a) * weights
     out = []
@@ -46,8 +52,8 @@ def paired_bootstrap(
     return percentile_interval(np.concatenate(out))
 
 
-def bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[Doubles]:
-    """Yield blocks (r, n) of how often each resample draws each of n users, `resamples` rows in all."""
+def bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[Shaped[Doubles, "r U"]]:
+    """Yield blocks of how often each resample draws each of n users, `resamples` rows in all."""
     rng = np.random.default_rng(seed)
     step = max(1, COUNTS_PER_BLOCK // n)
     for start in range(0, resamples, step):
@@ -56,8 +62,10 @@ def bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[Doubles]:
         yield np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
 
 
-def percentile_interval(differences: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """Return (low, high, p), each (M,), of the differences (resamples, M)."""
+def percentile_interval(
+    differences: Shaped[Doubles, "R M"],
+) -> tuple[Shaped[Doubles, "M"], Shaped[Doubles, "M"], Shaped[Doubles, "M"]]:
+    """Return low, high and p of the differences in R resamples."""
     low, high = np.quantile(differences, [0.025, 0.975], axis=0)
     # The observed difference counts as one resample, so that no p-value is 0 (Davison and Hinkley 1997, section 4.2.3).
     p = 2 * (np.minimum((differences <= 0).sum(0), (differences >= 0).sum(0)) + 1) / (len(differences) + 1)

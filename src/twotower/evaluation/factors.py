@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from twotower.arrays.types import Float, Floats, Shaped
 from twotower.data.pairs import Pairs
 
 
@@ -16,11 +16,11 @@ from twotower.data.pairs import Pairs
 class Factors:
     """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i]."""
 
-    users: Tensor  # (n_users, D)
-    items: Tensor  # (n_items, D)
+    users: Float[Tensor, "U D"]
+    items: Float[Tensor, "I D"]
 
-    def scores(self, pairs: Pairs, block: int = 16_384) -> npt.NDArray[np.float32]:
-        """Return the scores (n,) of the pairs, `block` pairs at a time."""
+    def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
+        """Return the scores of the pairs, `block` pairs at a time."""
         out = np.empty(len(pairs), np.float32)
         # Two small buffers are reused: allocating memory for all rows costs ten times the products.
         user_rows, item_rows = self.users.new_empty(2, min(block, len(pairs)), self.users.shape[1])

@@ -58,10 +58,10 @@ class PartEvaluation:
 
     @classmethod
     def from_search(
-        cls, search: Callable[[Ints, int], Ints], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
+        cls, search: Callable[[Shaped[Ints, "Q"], int], Shaped[Ints, "Q K"]], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
-        """Evaluate any search: `search(users (Q,), k)` returns item rows (Q, k); `scores` are those of the part's
+        """Evaluate any search: `search(users, k)` returns the best item rows; `scores` are those of the part's
         pairs."""
         queries = evaluation_queries(dataset, part, config)
         best = search(queries.users, min(max(config.k), queries.n_items))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.sets import is_in_sorted, pair_keys
-from twotower.arrays.types import Bools, Floats, Ints
+from twotower.arrays.types import Bools, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
@@ -24,8 +24,8 @@ TIED_ROWS = 64
 """Rows of equal scores that are ranked again at a time."""
 
 
-def top_items(scores: Tensor, excluded: Ints, k: int) -> Ints:
-    """Return the best item rows (B, k) by scores (B, N): the highest first, equal scores by row; -1 after the last
+def top_items(scores: Float[Tensor, "B I"], excluded: Shaped[Ints, "n"], k: int) -> Shaped[Ints, "B K"]:
+    """Return the best item rows by scores: the highest first, equal scores by row; -1 after the last
     item that may be ranked.
 
     `excluded` are places in the flat scores, which are set to -inf."""
@@ -49,23 +49,23 @@ def top_items(scores: Tensor, excluded: Ints, k: int) -> Ints:
     return best
 
 
-def _in_order(scores: Floats, rows: Ints, k: int) -> Ints:
-    """Return the first k of `rows` (B, C) by scores (B, C), the highest first, equal ones by row; -1 for a score of -inf."""
+def _in_order(scores: Shaped[Floats, "B C"], rows: Shaped[Ints, "B C"], k: int) -> Shaped[Ints, "B K"]:
+    """Return the first k of `rows` by scores, the highest first, equal ones by row; -1 for a score of -inf."""
     keys = ((0xFFFFFFFF - ordered_codes(scores)).astype(np.int64) << 32) | rows
     ordered = np.sort(keys.view(np.uint64), axis=1)[:, :k].view(np.int64) & 0xFFFFFFFF
     return np.where(np.arange(ordered.shape[1]) < (scores > -np.inf).sum(1)[:, None], ordered, -1)
 
 
 def rank_catalogue(
-    user_vectors: Tensor,
-    item_vectors: Tensor,
+    user_vectors: Float[Tensor, "U D"],
+    item_vectors: Float[Tensor, "I D"],
     pairs: Pairs,
     seen: Iterable[Pairs],
     k: int,
     block: int = 512,
     max_scores: int = MAX_SCORES,
-) -> tuple[Ints, Ints, Bools]:
-    """Return (users (Q,), best item rows (Q, k), hits (Q, k)) by exact dot product over all N items.
+) -> tuple[Shaped[Ints, "Q"], Shaped[Ints, "Q K"], Shaped[Bools, "Q K"]]:
+    """Return users, best item rows and hits by exact dot product over all items.
 
     The targets are the positives of `pairs`. The items of `seen` are excluded, also as targets; equal scores are ordered by
     item row. Users without a positive in `pairs` are left out. A block holds at most `block` users and
@@ -83,9 +83,9 @@ class EvaluationQueries:
     A key is q N + item, q the position of the user among the Q.
     """
 
-    users: Ints  # (Q,) user rows, rising
-    targets: Ints  # keys of the held-out positives, rising
-    excluded: Ints  # keys of the items that are not ranked, rising
+    users: Shaped[Ints, "Q"]  # user rows, rising
+    targets: Shaped[Ints, "n"]  # keys of the held-out positives, rising
+    excluded: Shaped[Ints, "m"]  # keys of the items that are not ranked, rising
     n_items: int
     block: int  # users per block
 
@@ -120,8 +120,10 @@ class EvaluationQueries:
             max(8, min(block, max_scores // n_items)),  # smaller blocks read all item vectors too often
         )
 
-    def top_k(self, user_vectors: Tensor, item_vectors: Tensor, k: int) -> Ints:
-        """Return the best item rows (Q, k), -1 after the last item that may be ranked."""
+    def top_k(
+        self, user_vectors: Float[Tensor, "U D"], item_vectors: Float[Tensor, "I D"], k: int
+    ) -> Shaped[Ints, "Q K"]:
+        """Return the best item rows, -1 after the last item that may be ranked."""
         device = item_vectors.device
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
         for part, excluded in self._blocks(self.excluded):
@@ -129,8 +131,8 @@ class EvaluationQueries:
             best[part] = top_items(scores, excluded, best.shape[1])
         return best
 
-    def hits(self, best: Ints) -> Bools:
-        """Return a mask (Q, k): true where an item of `best` is a target of its user."""
+    def hits(self, best: Shaped[Ints, "Q K"]) -> Shaped[Bools, "Q K"]:
+        """Return a mask: true where an item of `best` is a target of its user."""
         hit = np.zeros(best.shape, bool)
         is_target = np.zeros((self.block, self.n_items), bool)
         for part, targets in self._blocks(self.targets):
@@ -140,7 +142,7 @@ class EvaluationQueries:
             is_target.flat[targets] = False
         return hit
 
-    def _blocks(self, keys: Ints) -> Iterator[tuple[slice, Ints]]:
+    def _blocks(self, keys: Shaped[Ints, "n"]) -> Iterator[tuple[slice, Shaped[Ints, "m"]]]:
         """Yield each block of users as a slice, and the `keys` of the block relative to its first user."""
         for start in range(0, len(self.users), self.block):
             first = start * self.n_items

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from twotower.arrays.types import Float, Int
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
@@ -140,8 +141,8 @@ class Tower(nn.Module):
         )
         self.size = self.head.width
 
-    def gates(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Return the weights (U, F) of every SENet gate, in the order of `field_names`, by its section below the tower:
+    def gates(self, inputs: Inputs) -> dict[str, Float[Tensor, "U F"]]:
+        """Return the weights of every SENet gate, in the order of `field_names`, by its section below the tower:
         "senet", "branches.0.senet", …; empty without a gate."""
         fields = self.joined_fields(inputs)
         found = {} if self.senet is None else {"senet": self.senet(fields)}
@@ -156,13 +157,13 @@ class Tower(nn.Module):
     def field_names(self) -> list[str]:
         return [f.name for f in self.embeddings.fields]
 
-    def joined_fields(self, inputs: Inputs) -> Tensor:
-        """Return the concatenated fields, normalised if `field_norm` is set: (U, sum of widths)."""
+    def joined_fields(self, inputs: Inputs) -> Float[Tensor, "U N"]:
+        """Return the concatenated fields, normalised if `field_norm` is set."""
         fields: Tensor = self.embeddings(inputs, self.unknown_rate)
         return normalize_pieces(fields, self.pieces) if self.pieces else fields
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """Return the vectors (U, D) and the biases (U, 1), None without."""
+    def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "U D"], Float[Tensor, "U 1"] | None]:
+        """Return the vectors and the biases, None without."""
         joined = self.joined_fields(inputs)
         if self.senet is not None:
             joined = self.senet.reweight(joined)
@@ -199,15 +200,15 @@ class AugmentedVectors(nn.Module):
         self.table: Table = Table(lookups[own[0]].rows, width)
         self.table.initialize(0)
 
-    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
-        """Return (U, D); in training a share `unknown_rate` of the rows reads row 0."""
+    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U D"]:
+        """Return the vectors; in training a share `unknown_rate` of the rows reads row 0."""
         codes = inputs.lookup[:, self.column]
         if self.training and unknown_rate:
             codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
         out: Tensor = self.table(codes)
         return out
 
-    def codes(self, inputs: Inputs) -> Tensor:
+    def codes(self, inputs: Inputs) -> Int[Tensor, "n"]:
         """Return the table rows that `forward` may read."""
         codes = inputs.lookup[:, self.column]
         return torch.cat([codes, codes.new_tensor([UNKNOWN])])

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
+from twotower.arrays.types import F32, Float, Int
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
@@ -70,22 +71,22 @@ class _Normalize(torch.autograd.Function):
     """Row normalisation y = x / |x| with the closed-form gradient (g - y (y . g)) / |x|."""
 
     @staticmethod
-    def forward(ctx: BackwardCFunction, x: Tensor) -> Tensor:
+    def forward(ctx: BackwardCFunction, x: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
         inverse = x.square().sum(1, keepdim=True).clamp_(min=1e-12).rsqrt_()
         y = x * inverse
         ctx.save_for_backward(y, inverse)
         return y
 
     @staticmethod
-    def backward(ctx: BackwardCFunction, *grads: Tensor) -> Tensor:
+    def backward(ctx: BackwardCFunction, *grads: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         y, inverse = saved
         g = grads[0]
         return torch.addcmul(g, y, (y * g).sum(1, keepdim=True), value=-1).mul_(inverse)
 
 
-def normalize(x: Tensor) -> Tensor:
-    """Scale the rows of (U, D) to length 1; a row of zeros stays zero."""
+def normalize(x: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
+    """Scale the rows to length 1; a row of zeros stays zero."""
     out: Tensor = _Normalize.apply(x)  # type: ignore[no-untyped-call]
     return out
 
@@ -123,15 +124,15 @@ class FirstOrder(nn.Module):
         self.table: Table = Table(max(1, sum(rows)), 1)
         self.table.initialize(0)
 
-    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Tensor:
-        """Return (U, 1); in training a share `unknown_rate` of the codes is replaced by the unknown code."""
+    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U 1"]:
+        """Return the sums; in training a share `unknown_rate` of the codes is replaced by the unknown code."""
         codes = inputs.lookup
         if self.training and unknown_rate:
             codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
         out: Tensor = self.table(codes + self.first_rows.long()).sum(1)
         return out
 
-    def codes(self, inputs: Inputs) -> Tensor:
+    def codes(self, inputs: Inputs) -> Int[Tensor, "n"]:
         """Return the table rows that `forward` may read."""
         first_rows = self.first_rows.long()
         return torch.cat([(inputs.lookup + first_rows).flatten(), first_rows + UNKNOWN])
@@ -172,7 +173,7 @@ class TwoTower(nn.Module):
             requires_grad=config.learn_temperature and config.similarity == "cosine",
         )
 
-    def codes(self, users: Inputs | None, items: Inputs | None) -> Iterator[tuple[Table, Tensor]]:
+    def codes(self, users: Inputs | None, items: Inputs | None) -> Iterator[tuple[Table, Int[Tensor, "n"]]]:
         """Yield (table, rows) for every table row that the vectors of these inputs may read; a table may occur
         repeatedly."""
         for side, inputs in zip(SIDES, (users, items), strict=True):
@@ -195,33 +196,35 @@ class TwoTower(nn.Module):
         return self.user_bias if side == "user" else self.item_bias
 
     @property
-    def temperature(self) -> Tensor:
-        """Temperature T > 0 (scalar): logits are cosines divided by T."""
+    def temperature(self) -> F32[Tensor, ""]:
+        """Temperature T > 0: logits are cosines divided by T."""
         return self.log_temperature.exp()
 
-    def user_vectors(self, inputs: Inputs) -> Tensor:
-        """Return (U, D) float32: v / T, with biases [v / T, b_u + b, 1]."""
+    def user_vectors(self, inputs: Inputs) -> F32[Tensor, "U D"]:
+        """Return v / T, with biases [v / T, b_u + b, 1]."""
         vectors, bias = self._side(inputs, "user")
         vectors = vectors / self.temperature
         if bias is None:
             return vectors
         return torch.cat([vectors, bias + self.global_bias, torch.ones_like(bias)], 1)
 
-    def item_vectors(self, inputs: Inputs) -> Tensor:
-        """Return (I, D) float32: w, with biases [w, 1, b_i]."""
+    def item_vectors(self, inputs: Inputs) -> F32[Tensor, "I D"]:
+        """Return w, with biases [w, 1, b_i]."""
         vectors, bias = self._side(inputs, "item")
         if bias is None:
             return vectors
         return torch.cat([vectors, torch.ones_like(bias), bias], 1)
 
-    def forward(self, users: Inputs, items: Inputs, user: Tensor, item: Tensor) -> Tensor:
-        """Return the logits (B,) of the pairs (user[b], item[b]), indices into the U users and I items."""
+    def forward(self, users: Inputs, items: Inputs, user: Int[Tensor, "B"], item: Int[Tensor, "B"]) -> F32[Tensor, "B"]:
+        """Return the logits of the pairs (user[b], item[b]), indices into the U users and I items."""
         u, v = self.user_vectors(users), self.item_vectors(items)
         return (u.index_select(0, user) * v.index_select(0, item)).sum(1)
 
-    def augmented(self, side: SideName, inputs: Inputs, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return for each tower of `side` with augmented vectors those of the rows (U, D), and the part (V, D) of the
-        other side's `vectors` (V, …) that its pair produced: detached, before temperature, of length 1 with a cosine.
+    def augmented(
+        self, side: SideName, inputs: Inputs, vectors: F32[Tensor, "V N"]
+    ) -> list[tuple[Float[Tensor, "U _"], F32[Tensor, "V _"]]]:
+        """Return for each tower of `side` with augmented vectors those of the rows, and the part of the
+        other side's `vectors` that its pair produced: detached, before temperature, of length 1 with a cosine.
         """
         found, first = [], 0
         for tower in self.towers(side):
@@ -232,8 +235,8 @@ class TwoTower(nn.Module):
             first += tower.size
         return found
 
-    def _side(self, inputs: Inputs, side: SideName) -> tuple[Tensor, Tensor | None]:
-        """Return the concatenated vectors of the pairs (U, D), and the sum of the biases (U, 1) or None."""
+    def _side(self, inputs: Inputs, side: SideName) -> tuple[F32[Tensor, "U D"], F32[Tensor, "U 1"] | None]:
+        """Return the concatenated vectors of the pairs, and the sum of the biases or None."""
         vectors, bias = [], None
         if self.config.bias:
             bias = self.first_order(side)(inputs, self.config.unknown_rate)
