@@ -110,10 +110,12 @@ class CategoricalEncoder(Encoder):
 
 
 class Categorical(ColumnFeature):
-    """One value of a vocabulary, or one of a fixed number of hash buckets.
+    """One value of a vocabulary, or one of a fixed number of hash buckets: an embedding row for each.
 
-    Row 0 of the embedding is the *unknown* row: values below the frequency cut and values never seen in
-    training. It is trained, because a share of the known values is replaced by it (`model.unknown_rate`).
+    Use it for ids, cities, brands, and numbers that are names. Row 0 of the embedding is the *unknown* row: values below
+    the frequency cut and values never seen in training. It is trained, because a share of the known values is replaced by
+    it (`model.unknown_rate`). Hash buckets (Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning")
+    hold values that are too many for a vocabulary; those of one bucket share an embedding.
     """
 
     kind = "categorical"

@@ -59,7 +59,9 @@ class MultiHotEncoder(Encoder):
 
 
 class MultiHot(ColumnFeature):
-    """Values of one vocabulary, averaged: a list column, or text split at `separator`."""
+    """Values of one vocabulary, their embeddings averaged: a list column, or text split at `separator`.
+
+    Use it for genres, tags and categories. Values outside the vocabulary are left out, and no value gives zeros."""
 
     kind = "multi_hot"
     encoder = MultiHotEncoder

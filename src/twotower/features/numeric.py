@@ -44,10 +44,12 @@ class NumericEncoder(StateEncoder):
 
 
 class Numeric(ColumnFeature):
-    """A number, standardised or cut into quantile buckets; or a statistic of the training interactions.
+    """A number x, standardised as (x - mean) / deviation or cut into quantile buckets; or a statistic of the training
+    interactions.
 
-    `statistic = "count"` counts the row's training interactions (as log(1 + n)), `"mean"` averages the
-    column named by `statistic_column`. Both see the train part only.
+    Use buckets where the effect of a number is no straight line, as that of an age. A missing number is the mean, with
+    buckets a row of its own. `statistic = "count"` counts the row's training interactions (as log(1 + n)), `"mean"` averages
+    the column named by `statistic_column`. Both see the train part only.
     """
 
     kind = "numeric"

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 class Sequence(Feature):
-    """The row's own training interactions: for a user the items, for an item the users.
+    """The row's own training interactions, a history: for a user the items, for an item the users.
 
+    Use it to recommend by what users did: a request may give a history of its own, and events after the stored one.
     In training a history never contains its target: see `train.history_scope`.
     """
 

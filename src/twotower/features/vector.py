@@ -43,7 +43,10 @@ class VectorEncoder(StateEncoder):
 
 
 class Vector(ColumnFeature):
-    """A precomputed vector, such as an embedding of a text or an image, projected to the field's width."""
+    """A precomputed vector, such as an embedding of a text or an image, projected to the field's width.
+
+    The vectors are divided by the root mean square of the entries of the training vectors; a missing one is zeros. All
+    have one length."""
 
     kind = "vector"
     encoder = VectorEncoder
